@@ -1,0 +1,414 @@
+//! The contract between the BPF programs and user space: one `repr(C)` struct a record kind, the counters of
+//! what was lost, the value types of the shared maps, and [`KernelLayout`], the offsets that user space
+//! resolves from the running kernel's BTF.
+//!
+//! Owns the layout of every byte that crosses the border. Never interprets one: decoding is
+//! `kwitness_core::decode`, resolving offsets is `kwitness::probe`.
+//!
+//! Rules: integers only, padding spelled out, no enum in a record (an unknown tag must not be undefined
+//! behaviour), sizes and alignments asserted below. [`LAYOUT_VERSION`] changes with any of it.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+/// Changes whenever a record, a map value or the meaning of either changes. Part of the pin path, so that two
+/// versions of the daemon never read each other's records.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Bytes of a cgroup path that a record carries, the terminating NUL included.
+pub const PATH_CAP: usize = 512;
+/// Bytes of an executed file's name that a record carries, the terminating NUL included.
+pub const FILENAME_CAP: usize = 256;
+/// `TASK_COMM_LEN` of `include/linux/sched.h`.
+pub const COMM_LEN: usize = 16;
+/// Bytes of a root pattern, the terminating NUL included.
+pub const PATTERN_CAP: usize = 128;
+
+/// The kinds of record, the value of [`Header::kind`].
+///
+/// Never stored in a record as this type: a record carries the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum RecordKind {
+    /// A tracked cgroup was made: [`CgroupMkdir`].
+    CgroupMkdir = 1,
+    /// A tracked cgroup was removed; dying tasks may still be in it: [`CgroupRemoved`].
+    CgroupRmdir = 2,
+    /// The last reference to a tracked cgroup went: [`CgroupRemoved`].
+    CgroupRelease = 3,
+    /// A process was moved into a tracked cgroup: [`CgroupAttach`].
+    CgroupAttach = 4,
+    /// A tracked cgroup's subtree got its first process or lost its last: [`CgroupPopulated`].
+    CgroupPopulated = 5,
+    /// A process (never a thread) was made in a tracked cgroup: [`TaskFork`].
+    TaskFork = 6,
+    /// A process in a tracked cgroup executed a program: [`TaskExec`].
+    TaskExec = 7,
+    /// A process in a tracked cgroup is gone, its last thread included: [`TaskExit`].
+    TaskExit = 8,
+}
+
+impl RecordKind {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 8] = [
+        Self::CgroupMkdir,
+        Self::CgroupRmdir,
+        Self::CgroupRelease,
+        Self::CgroupAttach,
+        Self::CgroupPopulated,
+        Self::TaskFork,
+        Self::TaskExec,
+        Self::TaskExit,
+    ];
+
+    /// The kind of that number, if there is one.
+    pub const fn from_u16(raw: u16) -> Option<Self> {
+        if raw == 0 || raw as usize > Self::ALL.len() {
+            return None;
+        }
+        Some(Self::ALL[raw as usize - 1])
+    }
+
+    /// The kind's place in [`Counters::lost`].
+    pub const fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    /// The kind's name in logs, metrics and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CgroupMkdir => "cgroup_mkdir",
+            Self::CgroupRmdir => "cgroup_rmdir",
+            Self::CgroupRelease => "cgroup_release",
+            Self::CgroupAttach => "cgroup_attach",
+            Self::CgroupPopulated => "cgroup_populated",
+            Self::TaskFork => "task_fork",
+            Self::TaskExec => "task_exec",
+            Self::TaskExit => "task_exit",
+        }
+    }
+
+    /// The size of the kind's record in bytes, its header included.
+    pub const fn record_size(self) -> usize {
+        match self {
+            Self::CgroupMkdir => size_of::<CgroupMkdir>(),
+            Self::CgroupRmdir | Self::CgroupRelease => size_of::<CgroupRemoved>(),
+            Self::CgroupAttach => size_of::<CgroupAttach>(),
+            Self::CgroupPopulated => size_of::<CgroupPopulated>(),
+            Self::TaskFork => size_of::<TaskFork>(),
+            Self::TaskExec => size_of::<TaskExec>(),
+            Self::TaskExit => size_of::<TaskExit>(),
+        }
+    }
+}
+
+/// [`Header::flags`] of a [`CgroupMkdir`]: the cgroup is a root of the tracked set (its parent is not tracked).
+pub const FLAG_ROOT: u16 = 1 << 0;
+/// [`Header::flags`] of a [`CgroupMkdir`]: the path did not fit, [`CgroupMkdir::path`] holds the last
+/// component alone.
+pub const FLAG_NAME_ONLY: u16 = 1 << 1;
+/// [`Header::flags`] of a [`TaskExec`]: the first program that is not the runtime's own in this cgroup
+/// (the process's mount namespace differs from its parent's). Travels on the lifecycle ring.
+pub const FLAG_FIRST: u16 = 1 << 2;
+/// [`Header::flags`] of a [`TaskFork`]: the child was made straight into the cgroup from outside
+/// (`CLONE_INTO_CGROUP`). Travels on the lifecycle ring.
+pub const FLAG_ENTERED: u16 = 1 << 3;
+/// [`Header::flags`] of a [`TaskExit`]: the process is one whose [`TaskExec`] had [`FLAG_FIRST`]. Travels on
+/// the lifecycle ring.
+pub const FLAG_FIRST_EXIT: u16 = 1 << 4;
+
+/// What every record begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// `CLOCK_BOOTTIME` at the hook, in nanoseconds.
+    pub ktime: u64,
+    /// The cgroup v2 id (the kernfs inode number) that the record is about.
+    pub cgroup_id: u64,
+    /// A [`RecordKind`] as a number.
+    pub kind: u16,
+    /// `FLAG_*`, by kind.
+    pub flags: u16,
+    /// The CPU that the hook ran on.
+    pub cpu: u32,
+}
+
+/// Who ran the code that the hook is in: the writer of `cgroup.procs`, the caller of mkdir(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Actor {
+    /// Its process id (thread-group id) in the initial pid namespace; 0 is the idle task or an interrupt.
+    pub pid: u32,
+    /// Its thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Its `comm`, NUL-padded.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A process that the record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Process {
+    /// `task_struct.start_boottime` of the thread-group leader, in nanoseconds: with the pid, it names a process
+    /// for good.
+    pub start_boottime: u64,
+    /// Its process id (thread-group id) in the initial pid namespace.
+    pub pid: u32,
+    /// The process id of its real parent in the initial pid namespace.
+    pub ppid: u32,
+    /// The inode number of its mount namespace; 0 if it has none any more.
+    pub mnt_ns: u32,
+    /// The inode number of its real parent's mount namespace; 0 if that has none any more.
+    pub parent_mnt_ns: u32,
+    /// Its `comm`, NUL-padded.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A tracked cgroup was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CgroupMkdir {
+    /// With [`FLAG_ROOT`] and [`FLAG_NAME_ONLY`] where they hold.
+    pub header: Header,
+    /// The parent's cgroup v2 id.
+    pub parent_id: u64,
+    /// Who made it.
+    pub actor: Actor,
+    /// `cgroup.level`: 0 is the root of the hierarchy.
+    pub level: u32,
+    /// Bytes used in `path`, the NUL excluded.
+    pub path_len: u32,
+    /// The path from the root of the hierarchy, or the last component alone ([`FLAG_NAME_ONLY`]).
+    pub path: [u8; PATH_CAP],
+}
+
+/// A tracked cgroup was removed (`CgroupRmdir`), or its last reference went (`CgroupRelease`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CgroupRemoved {
+    /// No flags.
+    pub header: Header,
+    /// Who removed it; for a release this is whoever dropped the last reference, most often a kernel worker.
+    pub actor: Actor,
+}
+
+/// A process was moved into a tracked cgroup, or within the tracked set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CgroupAttach {
+    /// The destination's id; no flags.
+    pub header: Header,
+    /// Who was moved.
+    pub process: Process,
+    /// Who moved it.
+    pub actor: Actor,
+}
+
+/// A tracked cgroup's subtree got its first process or lost its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CgroupPopulated {
+    /// No flags.
+    pub header: Header,
+    /// 1: it has a process, 0: it has none.
+    pub populated: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A process was made in a tracked cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TaskFork {
+    /// With [`FLAG_ENTERED`] where it holds.
+    pub header: Header,
+    /// The child.
+    pub child: Process,
+}
+
+/// A process in a tracked cgroup executed a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TaskExec {
+    /// With [`FLAG_FIRST`] where it holds.
+    pub header: Header,
+    /// The process, after the exec.
+    pub process: Process,
+    /// Bytes used in `filename`, the NUL excluded; `FILENAME_CAP - 1` may mean cut off.
+    pub filename_len: u32,
+    /// Zero.
+    pub pad: u32,
+    /// `linux_binprm.filename`, as the caller of execve(2) gave it.
+    pub filename: [u8; FILENAME_CAP],
+}
+
+/// A process in a tracked cgroup is gone, its last thread included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TaskExit {
+    /// With [`FLAG_FIRST_EXIT`] where it holds.
+    pub header: Header,
+    /// The process.
+    pub process: Process,
+    /// The status that wait(2) gives its parent: `code << 8`, or the signal, with bit 7 for a core dump.
+    pub wait_status: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What the kernel side could not deliver; the value of a per-CPU array of one element.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// Records that found their ring full, by [`RecordKind::index`].
+    pub lost: [u64; RecordKind::ALL.len()],
+    /// Cgroups that could not be tracked because the tracked set was full: they and all below them are unseen.
+    pub untracked: u64,
+}
+
+/// The value of the tracked set; its key is the cgroup v2 id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tracked {
+    /// `TRACKED_*`.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// [`Tracked::flags`]: a program that is not the runtime's own has run in this cgroup, see [`FLAG_FIRST`].
+pub const TRACKED_STARTED: u32 = 1 << 0;
+
+/// A configured root of the tracked set: the key of a longest-prefix-match map.
+///
+/// `text` is either the beginning of a cgroup's name (`docker-`) or, if it starts with `/`, of its path from
+/// the root of the hierarchy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pattern {
+    /// Bits of `text` that count.
+    pub prefix_len: u32,
+    /// The text, NUL-padded.
+    pub text: [u8; PATTERN_CAP],
+}
+
+/// An offset that the running kernel's BTF does not have.
+pub const NO_OFFSET: u32 = u32::MAX;
+
+/// Offsets, in bytes, of the kernel's fields that the programs read; user space fills them in from BTF.
+///
+/// A program whose needs include a [`NO_OFFSET`] is not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct KernelLayout {
+    /// `task_struct.cgroups`
+    pub task_cgroups: u32,
+    /// `task_struct.tgid`
+    pub task_tgid: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `task_struct.real_parent`
+    pub task_real_parent: u32,
+    /// `task_struct.group_leader`
+    pub task_group_leader: u32,
+    /// `task_struct.start_boottime`
+    pub task_start_boottime: u32,
+    /// `task_struct.nsproxy`
+    pub task_nsproxy: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `task_struct.exit_code`
+    pub task_exit_code: u32,
+    /// `task_struct.comm`
+    pub task_comm: u32,
+    /// `signal_struct.live`
+    pub signal_live: u32,
+    /// `signal_struct.flags`
+    pub signal_flags: u32,
+    /// `signal_struct.group_exit_code`
+    pub signal_group_exit_code: u32,
+    /// `nsproxy.mnt_ns`
+    pub nsproxy_mnt_ns: u32,
+    /// `mnt_namespace.ns.inum`
+    pub mnt_namespace_inum: u32,
+    /// `css_set.dfl_cgrp`
+    pub css_set_dfl_cgrp: u32,
+    /// `cgroup.kn`
+    pub cgroup_kn: u32,
+    /// `cgroup.root`
+    pub cgroup_root: u32,
+    /// `cgroup.level`
+    pub cgroup_level: u32,
+    /// `cgroup.self.parent`, a `cgroup_subsys_state`; the css is the first member of `cgroup`
+    pub cgroup_self_parent: u32,
+    /// `cgroup_root.hierarchy_id`; 0 is the default (v2) hierarchy
+    pub cgroup_root_hierarchy_id: u32,
+    /// `kernfs_node.id`
+    pub kernfs_node_id: u32,
+    /// `kernfs_node.name`
+    pub kernfs_node_name: u32,
+    /// `linux_binprm.filename`
+    pub binprm_filename: u32,
+}
+
+impl KernelLayout {
+    /// A layout of which nothing is known.
+    pub const UNKNOWN: Self = Self {
+        task_cgroups: NO_OFFSET,
+        task_tgid: NO_OFFSET,
+        task_pid: NO_OFFSET,
+        task_real_parent: NO_OFFSET,
+        task_group_leader: NO_OFFSET,
+        task_start_boottime: NO_OFFSET,
+        task_nsproxy: NO_OFFSET,
+        task_signal: NO_OFFSET,
+        task_exit_code: NO_OFFSET,
+        task_comm: NO_OFFSET,
+        signal_live: NO_OFFSET,
+        signal_flags: NO_OFFSET,
+        signal_group_exit_code: NO_OFFSET,
+        nsproxy_mnt_ns: NO_OFFSET,
+        mnt_namespace_inum: NO_OFFSET,
+        css_set_dfl_cgrp: NO_OFFSET,
+        cgroup_kn: NO_OFFSET,
+        cgroup_root: NO_OFFSET,
+        cgroup_level: NO_OFFSET,
+        cgroup_self_parent: NO_OFFSET,
+        cgroup_root_hierarchy_id: NO_OFFSET,
+        kernfs_node_id: NO_OFFSET,
+        kernfs_node_name: NO_OFFSET,
+        binprm_filename: NO_OFFSET,
+    };
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 24 && align_of::<Header>() == 8);
+    assert!(size_of::<Actor>() == 24);
+    assert!(size_of::<Process>() == 40);
+    assert!(size_of::<CgroupMkdir>() == 24 + 8 + 24 + 8 + PATH_CAP);
+    assert!(size_of::<CgroupRemoved>() == 24 + 24);
+    assert!(size_of::<CgroupAttach>() == 24 + 40 + 24);
+    assert!(size_of::<CgroupPopulated>() == 24 + 8);
+    assert!(size_of::<TaskFork>() == 24 + 40);
+    assert!(size_of::<TaskExec>() == 24 + 40 + 8 + FILENAME_CAP);
+    assert!(size_of::<TaskExit>() == 24 + 40 + 8);
+    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 1));
+    assert!(size_of::<Tracked>() == 8);
+    assert!(size_of::<Pattern>() == 4 + PATTERN_CAP);
+    assert!(size_of::<KernelLayout>() == 24 * 4);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_round_trip_by_number() {
+        for (index, kind) in RecordKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind.index(), index);
+            assert_eq!(RecordKind::from_u16(kind as u16), Some(kind));
+        }
+        assert_eq!(RecordKind::from_u16(0), None);
+        assert_eq!(RecordKind::from_u16(RecordKind::ALL.len() as u16 + 1), None);
+    }
+}

@@ -1,0 +1,2 @@
+//! The `kwitness` program.
+fn main() {}
