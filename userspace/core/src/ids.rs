@@ -1,0 +1,80 @@
+//! Names for things: newtypes, so that a cgroup id is never taken for a pid, nor the kernel's time for the wall
+//! clock's.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A cgroup v2 id: the inode number of the cgroup's directory, which the kernel does not use again while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CgroupId(pub u64);
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KernelTime(pub u64);
+
+/// A process for good: a pid is used again, a pid with its start time is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProcKey {
+    /// The thread-group id in the initial pid namespace.
+    pub pid: u32,
+    /// When its thread-group leader was started.
+    pub start: KernelTime,
+}
+
+/// The runtime's id of a container: 64 hexadecimal digits with every runtime that Kubernetes uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContainerId(pub Arc<str>);
+
+/// A pod's UID as the API server writes it (with dashes); a static pod's has none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PodUid(pub Arc<str>);
+
+/// A pod's quality-of-service class, read off its cgroup's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QosClass {
+    /// Directly below the `kubepods` cgroup.
+    Guaranteed,
+    /// Below `burstable`.
+    Burstable,
+    /// Below `besteffort`.
+    BestEffort,
+}
+
+/// A container runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// containerd's CRI plugin.
+    Containerd,
+    /// CRI-O.
+    Crio,
+    /// Docker, by itself or behind cri-dockerd.
+    Docker,
+    /// podman.
+    Podman,
+}
+
+impl fmt::Display for CgroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

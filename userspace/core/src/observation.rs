@@ -1,0 +1,199 @@
+//! What comes in, and what is to be done about it: the only two doors of the core.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
+use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
+
+/// Something that was seen, told or asked; the whole input of the core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Observation {
+    /// A record of the kernel.
+    Kernel(KernelEvent),
+    /// Records were lost.
+    Lost(Loss),
+    /// The cgroup tree was walked, and every record that the kernel had made until then has been observed.
+    Scan(Scan),
+    /// The container runtime answered a [`Action::Resolve`], or told by itself.
+    Runtime {
+        /// When the answer came.
+        at: KernelTime,
+        /// Of whom.
+        container: ContainerId,
+        /// What; none: the runtime does not know it, and will not be asked again.
+        facts: Option<Arc<RuntimeFacts>>,
+    },
+    /// Time passed: what was kept for a while may go.
+    Tick {
+        /// Now.
+        at: KernelTime,
+    },
+}
+
+/// A decoded record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelEvent {
+    /// `CLOCK_BOOTTIME` at the hook.
+    pub at: KernelTime,
+    /// The cgroup that the record is about.
+    pub cgroup: CgroupId,
+    /// What it says.
+    pub fact: Fact,
+}
+
+/// What a record says; see `kwitness_abi` for each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// A tracked cgroup was made.
+    Mkdir {
+        /// Its parent.
+        parent: CgroupId,
+        /// Its path, or only its name when the path was too long.
+        path: PathText,
+        /// Its parent is not tracked.
+        root: bool,
+        /// Who made it.
+        actor: Actor,
+    },
+    /// A tracked cgroup was removed.
+    Rmdir {
+        /// Who removed it.
+        actor: Actor,
+    },
+    /// The last reference to it went.
+    Release,
+    /// A process was moved in.
+    Attach {
+        /// Who was moved.
+        process: TaskInfo,
+        /// Who moved it.
+        actor: Actor,
+    },
+    /// The subtree has, or has no longer, a process.
+    Populated(bool),
+    /// A process was made.
+    Fork {
+        /// The child.
+        child: TaskInfo,
+        /// Its parent is in another cgroup.
+        entered: bool,
+    },
+    /// A program was executed.
+    Exec {
+        /// The process.
+        process: TaskInfo,
+        /// As given to execve(2).
+        program: Arc<str>,
+        /// The first that is not the runtime's own, in this cgroup.
+        first: bool,
+    },
+    /// A process is gone.
+    Exit {
+        /// The process.
+        process: TaskInfo,
+        /// How.
+        status: ExitStatus,
+        /// Its exec was `first`.
+        first: bool,
+    },
+}
+
+/// A cgroup's path as a record carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathText {
+    /// From the root of the hierarchy.
+    Full(Arc<str>),
+    /// The last component: the rest is the parent's.
+    Name(Arc<str>),
+}
+
+/// A process as a record carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskInfo {
+    /// Which.
+    pub key: ProcKey,
+    /// Its real parent's pid.
+    pub ppid: u32,
+    /// Its mount namespace's inode number; none if it has none any more.
+    pub mnt_ns: Option<u32>,
+    /// Its real parent's.
+    pub parent_mnt_ns: Option<u32>,
+    /// Its `comm`.
+    pub comm: Arc<str>,
+}
+
+/// Records were lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Not before.
+    pub from: KernelTime,
+    /// Not after.
+    pub to: KernelTime,
+    /// Why.
+    pub cause: GapCause,
+    /// How many, by record kind's name.
+    pub lost: BTreeMap<String, u64>,
+}
+
+/// A walk of the cgroup tree below all tracked roots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// Why it was made.
+    pub reason: ScanReason,
+    /// When it began: younger records weigh more than what it found.
+    pub began: KernelTime,
+    /// When it ended.
+    pub ended: KernelTime,
+    /// Parents before their children.
+    pub cgroups: Vec<ScannedCgroup>,
+}
+
+/// Why a scan is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScanReason {
+    /// The daemon started.
+    Initial,
+    /// Records were lost.
+    Repair,
+}
+
+/// A cgroup that a scan found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScannedCgroup {
+    /// Its id.
+    pub id: CgroupId,
+    /// Its parent's.
+    pub parent: CgroupId,
+    /// Its path from the root of the hierarchy.
+    pub path: Arc<str>,
+    /// `cgroup.events`' `populated`; none if the file could not be read.
+    pub populated: Option<bool>,
+    /// The processes in the cgroup itself, by age; those that went away while being read are left out.
+    pub processes: Vec<ScannedProcess>,
+}
+
+/// A process that a scan found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScannedProcess {
+    /// Who.
+    pub task: TaskInfo,
+    /// The program that it runs (`/proc/PID/exe`); none if that could not be read.
+    pub program: Option<Arc<str>>,
+}
+
+/// What the core wants done; the engine does it and observes the outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Ask the container runtime; answer with [`Observation::Runtime`].
+    Resolve(ContainerId),
+    /// Walk the cgroup tree; answer with [`Observation::Scan`].
+    Rescan,
+}
