@@ -1,1 +1,3 @@
-//! The user side of kwitness.
+//! The user side of kwitness: the daemon (probes, engine, journal, API) and the command line.
+
+pub mod proto;

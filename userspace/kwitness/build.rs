@@ -1,0 +1,77 @@
+//! Generates the API's types, its JSON, its server and client, and the client of the container runtime from the
+//! files below `proto/`; no `protoc` is needed.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::Context as _;
+use prost::Message as _;
+
+/// Methods whose answers go out as bytes that were encoded before, and the codec that does it.
+const PRE_ENCODED: &[(&str, &str, &str)] =
+    &[("/kwitness.v1.Kwitness/Watch", "crate::proto::v1::WatchResponse", "tonic_prost::ProstCodec")];
+
+fn main() -> anyhow::Result<()> {
+    let proto = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    println!("cargo::rerun-if-changed={}", proto.display());
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let files = compile(&proto, "kwitness/v1/kwitness.proto")?;
+    let descriptors = files.encode_to_vec();
+    fs::write(out.join("kwitness.v1.bin"), &descriptors)?;
+    builder()
+        .build_server(false)
+        .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
+        .compile_fds(files.clone())?;
+    server(&files);
+    pbjson_build::Builder::new()
+        .register_descriptors(&descriptors)?
+        .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
+        .btree_map(["."])
+        .ignore_unknown_fields()
+        .build(&[".kwitness.v1"])?;
+
+    builder().compile_fds(compile(&proto.join("cri"), "runtime/v1/api.proto")?)?;
+    Ok(())
+}
+
+fn builder() -> tonic_prost_build::Builder {
+    tonic_prost_build::configure().build_transport(false).btree_map(".")
+}
+
+fn compile(root: &Path, file: &str) -> anyhow::Result<prost_types::FileDescriptorSet> {
+    protox::compile([file], [root]).with_context(|| format!("cannot compile {file} below {}", root.display()))
+}
+
+/// The server's side: as the protobuf files say, but for the answers in [`PRE_ENCODED`].
+fn server(files: &prost_types::FileDescriptorSet) {
+    for file in &files.file {
+        for service in &file.service {
+            let mut built =
+                tonic_build::manual::Service::builder().name(service.name()).package(file.package());
+            for method in &service.method {
+                let route = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                let message = |path: &str| {
+                    let name = path.rsplit('.').next().unwrap_or(path);
+                    format!("crate::proto::v1::{name}")
+                };
+                let (output, codec) = PRE_ENCODED
+                    .iter()
+                    .find(|(of, ..)| *of == route)
+                    .map(|(_, output, codec)| ((*output).to_owned(), *codec))
+                    .unwrap_or_else(|| (message(method.output_type()), "tonic_prost::ProstCodec"));
+                let mut one = tonic_build::manual::Method::builder()
+                    .name(method.name().to_lowercase())
+                    .route_name(method.name())
+                    .input_type(message(method.input_type()))
+                    .output_type(output)
+                    .codec_path(codec);
+                if method.server_streaming() {
+                    one = one.server_streaming();
+                }
+                built = built.method(one.build());
+            }
+            tonic_build::manual::Builder::new().build_client(false).compile(&[built.build()]);
+        }
+    }
+}
