@@ -1,1 +1,22 @@
-//! Test support.
+//! Test support: a node's worth of real parts under the tests' control.
+//!
+//! | Module | Knows |
+//! |---|---|
+//! | [`environment`] | where the tests run and what that place offers |
+//! | [`suite`] | how a table of tests is run and reported |
+//! | [`process`] | child processes with their logs, and what procfs says of any process |
+//! | [`cgroup`] | cgroup trees, made and removed in every hierarchy |
+//! | [`cri`] | the container runtime's API, as a kubelet calls it |
+//! | [`pod`] | what a test wants to run, as CRI requests |
+//! | [`node`] | a real containerd with images, started and stopped, and pods on it |
+//!
+//! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
+//! there, by name.
+
+pub mod cgroup;
+pub mod cri;
+pub mod environment;
+pub mod node;
+pub mod pod;
+pub mod process;
+pub mod suite;

@@ -1,0 +1,119 @@
+//! Cgroup trees: made, entered and removed, in every mounted hierarchy that a runtime puts containers into.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How long a cgroup may take to become empty once its processes are killed.
+const EMPTY_LIMIT: Duration = Duration::from_secs(10);
+
+/// A cgroup that a test made in the v2 hierarchy; removed, with all below it, when dropped.
+#[derive(Debug)]
+pub struct TestCgroup {
+    directory: PathBuf,
+}
+
+impl TestCgroup {
+    /// Makes the cgroup `path` (from the root of the hierarchy mounted at `mount`), and its missing ancestors.
+    pub fn make(mount: &Path, path: &str) -> Result<Self> {
+        let directory = mount.join(path.trim_start_matches('/'));
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(Self { directory })
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its cgroup v2 id.
+    pub fn id(&self) -> Result<u64> {
+        id(&self.directory)
+    }
+
+    /// Moves a process in.
+    pub fn enter(&self, pid: u32) -> Result<()> {
+        enter(&self.directory, pid)
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        // A test that has failed already must not fail a second time for what it left behind.
+        if let Err(error) = remove_tree(&self.directory) {
+            eprintln!("leaving {} behind: {error:#}", self.directory.display());
+        }
+    }
+}
+
+/// The cgroup v2 id of a cgroup's directory: its inode number.
+pub fn id(directory: &Path) -> Result<u64> {
+    Ok(fs::metadata(directory).with_context(|| format!("stat {}", directory.display()))?.ino())
+}
+
+/// Moves a process into the cgroup of that directory.
+pub fn enter(directory: &Path, pid: u32) -> Result<()> {
+    let procs = directory.join("cgroup.procs");
+    fs::write(&procs, pid.to_string()).with_context(|| format!("write {pid} to {}", procs.display()))
+}
+
+/// The mount points of all hierarchies, v1 and v2.
+pub fn hierarchies() -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let fields = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    Ok(fields
+        .filter(|(_, kind)| matches!(*kind, "cgroup" | "cgroup2"))
+        .map(|(target, _)| target.into())
+        .collect())
+}
+
+/// Removes the cgroup `path` with all below it from every hierarchy; kills what still runs there.
+pub fn remove_everywhere(path: &str) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        remove_tree(&hierarchy.join(path.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
+
+/// Removes a cgroup's directory with all below it; kills what still runs there.
+pub fn remove_tree(directory: &Path) -> Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("read {}", directory.display()))?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("read {}", directory.display()))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    let deadline = Instant::now() + EMPTY_LIMIT;
+    loop {
+        kill_members(directory)?;
+        match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error).with_context(|| format!("remove {}", directory.display())),
+        }
+    }
+}
+
+/// Kills the processes of a cgroup itself.
+fn kill_members(directory: &Path) -> Result<()> {
+    // Gone meanwhile: nothing to kill.
+    let Ok(members) = fs::read_to_string(directory.join("cgroup.procs")) else { return Ok(()) };
+    for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != std::process::id()) {
+        crate::process::kill_pid(pid)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The container runtime's API, as a kubelet calls it.
+//!
+//! Each method is one call; what a failed one says names the call and the runtime's own words.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+/// The generated messages and clients of `proto/cri.proto`.
+#[expect(missing_docs, clippy::doc_markdown, reason = "generated code; the proto is documented")]
+pub mod v1 {
+    tonic::include_proto!("runtime.v1");
+}
+
+use v1::image_service_client::ImageServiceClient;
+use v1::runtime_service_client::RuntimeServiceClient;
+
+/// The kubelet's own limit for a message.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// A connection to a container runtime.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+}
+
+/// Defines unary methods that take the request and give what matters of the answer.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)*) => {
+        $(
+            $(#[$doc])*
+            pub async fn $name(&self, request: v1::$request) -> Result<v1::$answer> {
+                let answer = self.runtime.clone().$name(request).await;
+                Ok(answer.map_err(words).context(concat!("CRI call ", stringify!($name)))?.into_inner())
+            }
+        )*
+    };
+}
+
+impl Cri {
+    /// Connects to the runtime at `socket`.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
+            .with_context(|| format!("{} as an endpoint", socket.display()))?
+            .connect_timeout(Duration::from_secs(5));
+        let channel = endpoint.connect().await.with_context(|| format!("connect to {}", socket.display()))?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+        })
+    }
+
+    calls! {
+        /// What the runtime is; the first call that a kubelet makes.
+        version(VersionRequest) -> VersionResponse;
+        /// Makes and starts a pod's sandbox.
+        run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse;
+        /// Stops a sandbox and the containers in it.
+        stop_pod_sandbox(StopPodSandboxRequest) -> StopPodSandboxResponse;
+        /// Removes a sandbox and the containers in it.
+        remove_pod_sandbox(RemovePodSandboxRequest) -> RemovePodSandboxResponse;
+        /// All sandboxes.
+        list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse;
+        /// Makes a container.
+        create_container(CreateContainerRequest) -> CreateContainerResponse;
+        /// Starts a container.
+        start_container(StartContainerRequest) -> StartContainerResponse;
+        /// Stops a container.
+        stop_container(StopContainerRequest) -> StopContainerResponse;
+        /// Removes a container.
+        remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
+        /// All containers, sandboxes not included.
+        list_containers(ListContainersRequest) -> ListContainersResponse;
+        /// What the runtime knows of a container.
+        container_status(ContainerStatusRequest) -> ContainerStatusResponse;
+        /// Changes a container's limits in place.
+        update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+        /// Runs a program in a running container and waits for its end.
+        exec_sync(ExecSyncRequest) -> ExecSyncResponse;
+    }
+
+    /// The runtime's own events from now on.
+    pub async fn get_container_events(&self) -> Result<Streaming<v1::ContainerEventResponse>> {
+        let answer = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
+        Ok(answer.map_err(words).context("CRI call get_container_events")?.into_inner())
+    }
+
+    /// Whether the runtime has an image.
+    pub async fn has_image(&self, name: &str) -> Result<bool> {
+        let image = Some(v1::ImageSpec { image: name.to_owned() });
+        let answer = self.images.clone().image_status(v1::ImageStatusRequest { image }).await;
+        Ok(answer.map_err(words).context("CRI call image_status")?.into_inner().image.is_some())
+    }
+}
+
+/// What the runtime said, without the transport's decoration.
+fn words(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{:?}: {}", status.code(), status.message())
+}

@@ -1,0 +1,156 @@
+//! Where the tests run, and what that place offers. The one table from which a test that cannot apply is chosen.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+/// What kind of machine the tests run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The machine's own kernel, in private namespaces.
+    Host,
+    /// A guest: the kernel and all of its cgroups are ours.
+    Vm,
+}
+
+/// How the cgroup hierarchies are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupLayout {
+    /// cgroup v2 alone.
+    Unified,
+    /// The controllers are in v1 hierarchies; a v2 hierarchy without controllers stands beside them.
+    Hybrid,
+}
+
+/// An OCI runtime, by the name of its handler in containerd's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Handler {
+    /// runc.
+    Runc,
+    /// crun.
+    Crun,
+}
+
+/// Who makes the containers' cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CgroupDriver {
+    /// The OCI runtime itself, with mkdir(2).
+    Cgroupfs,
+    /// systemd, asked over D-Bus.
+    Systemd,
+}
+
+/// A pair that this place can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Combination {
+    /// The OCI runtime.
+    pub handler: Handler,
+    /// The cgroup driver.
+    pub driver: CgroupDriver,
+}
+
+impl Handler {
+    /// Its name as a handler and as a program.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+        }
+    }
+}
+
+impl CgroupDriver {
+    /// Its name in the kubelet's configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
+impl Combination {
+    /// Every combination there is.
+    pub const ALL: [Self; 4] = [
+        Self { handler: Handler::Runc, driver: CgroupDriver::Cgroupfs },
+        Self { handler: Handler::Crun, driver: CgroupDriver::Cgroupfs },
+        Self { handler: Handler::Runc, driver: CgroupDriver::Systemd },
+        Self { handler: Handler::Crun, driver: CgroupDriver::Systemd },
+    ];
+
+    /// The beginning of the names of its tests.
+    pub fn name(self) -> String {
+        format!("{}_{}", self.handler.name(), self.driver.name())
+    }
+}
+
+/// The place, as found.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// What kind of machine it is.
+    pub tier: Tier,
+    /// The folder with the program under test, the images and the tests.
+    pub job: PathBuf,
+    /// How the cgroup hierarchies are mounted.
+    pub layout: CgroupLayout,
+    /// Where cgroup v2 is mounted.
+    pub cgroup2: PathBuf,
+    /// PID 1 is systemd.
+    pub systemd: bool,
+}
+
+impl Environment {
+    /// Looks at the place. Fails with what is missing, for without the environment there is nothing to test.
+    pub fn find() -> Result<Self> {
+        let job = PathBuf::from(env::var_os("KWITNESS_JOB").context(
+            "KWITNESS_JOB is not set: these programs run in the environment that `cargo xtask test` and \
+             `cargo xtask demo` make",
+        )?);
+        let tier = match env::var("KWITNESS_TIER").context("read KWITNESS_TIER")?.as_str() {
+            "host" => Tier::Host,
+            "vm" => Tier::Vm,
+            other => bail!("KWITNESS_TIER is `{other}`; it must be `host` or `vm`"),
+        };
+        let (cgroup2, layout) = find_cgroup2()?;
+        let systemd = fs::read_to_string("/proc/1/comm").context("read /proc/1/comm")?.trim() == "systemd"
+            && fs::exists("/run/systemd/system").context("look for /run/systemd/system")?;
+        Ok(Self { tier, job, layout, cgroup2, systemd })
+    }
+
+    /// The `kwitness` program under test.
+    pub fn kwitness(&self) -> PathBuf {
+        self.job.join("bin/kwitness")
+    }
+
+    /// Why a combination cannot run here; none if it can.
+    pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
+        match (combination.handler, combination.driver) {
+            (_, CgroupDriver::Systemd) if !self.systemd => Some("PID 1 is not systemd"),
+            // Of a systemd guest only the systemd driver is asked: its kubelet would use no other.
+            (_, CgroupDriver::Cgroupfs) if self.systemd => Some("PID 1 is systemd"),
+            (Handler::Crun, _) if self.layout == CgroupLayout::Hybrid => Some("crun refuses hybrid cgroups"),
+            _ => None,
+        }
+    }
+}
+
+/// The mount point of cgroup v2, and whether it is the only hierarchy.
+fn find_cgroup2() -> Result<(PathBuf, CgroupLayout)> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let mut cgroup2 = None;
+    let mut layout = CgroupLayout::Unified;
+    for line in mounts.lines() {
+        let mut fields = line.split(' ');
+        let (Some(_), Some(target), Some(kind)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        match kind {
+            "cgroup2" if cgroup2.is_none() => cgroup2 = Some(PathBuf::from(target)),
+            "cgroup" => layout = CgroupLayout::Hybrid,
+            _ => {}
+        }
+    }
+    let cgroup2 = cgroup2.context("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")?;
+    Ok((cgroup2, layout))
+}

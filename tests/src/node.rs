@@ -1,0 +1,355 @@
+//! A node: a real containerd with the images that the tests need, and pods on it. Plays the kubelet.
+//!
+//! Owns the containerd process, its state on a tmpfs, the shims it leaves when it ends, and the cgroups below its
+//! root. One node at a time in a mount namespace, for containerd's socket is at the place where a node agent
+//! looks for it. Never touches a containerd that it did not start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cgroup;
+use crate::cri::{Cri, v1};
+use crate::environment::{CgroupDriver, Environment, Handler, Tier};
+use crate::pod::{APP_IMAGE, ContainerSpec, PAUSE_IMAGE, Pod, PodSpec};
+use crate::process::{self, Managed, wait_for};
+
+/// Where a node agent looks for containerd first.
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// `CAP_SYS_RESOURCE` of `linux/capability.h`: without it, no process may lower its own OOM score.
+const CAP_SYS_RESOURCE: u32 = 24;
+/// A guest without hardware virtualization needs six seconds for what the machine itself does in a tenth of one.
+const START_LIMIT: Duration = Duration::from_secs(90);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const EXIT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A containerd and what runs on it.
+#[derive(Debug)]
+pub struct Node {
+    driver: CgroupDriver,
+    tier: Tier,
+    cgroup2: PathBuf,
+    /// Components of the cgroup below which the pods' are.
+    root: Vec<String>,
+    directory: tempfile::TempDir,
+    containerd: Option<Managed>,
+    cri: Cri,
+}
+
+impl Node {
+    /// Starts containerd with both OCI runtimes as handlers, and waits until it has its images.
+    pub async fn start(environment: &Environment, driver: CgroupDriver) -> Result<Self> {
+        ensure!(
+            tokio::net::UnixStream::connect(CONTAINERD_SOCKET).await.is_err(),
+            "a containerd answers at {CONTAINERD_SOCKET} already: this needs a mount namespace of its own"
+        );
+        require_overlay()?;
+        // containerd keeps its layers below: on a tmpfs they are quick, and overlayfs does not stack on all else.
+        let directory = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
+        let directory = directory.context("make containerd's directory in /run")?;
+        let root = match (environment.tier, driver) {
+            // On a machine that is not ours, everything goes below one cgroup that nobody else can have.
+            (Tier::Host, _) => vec![format!("kwitness-test-{}", std::process::id()), "kubepods".to_owned()],
+            (Tier::Vm, _) => vec!["kubepods".to_owned()],
+        };
+        fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver)?)
+            .context("write containerd's configuration")?;
+        let mut containerd = spawn(directory.path())?;
+        let cri = connect(&mut containerd).await?;
+        import_images(&environment.job.join("images.tar"), &cri)
+            .await
+            .with_context(|| containerd.log_tail())?;
+        Ok(Self {
+            driver,
+            tier: environment.tier,
+            cgroup2: environment.cgroup2.clone(),
+            root,
+            directory,
+            containerd: Some(containerd),
+            cri,
+        })
+    }
+
+    /// The runtime's API.
+    pub fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// Who makes the containers' cgroups.
+    pub fn driver(&self) -> CgroupDriver {
+        self.driver
+    }
+
+    /// The end of containerd's log.
+    pub fn log_tail(&self) -> String {
+        self.containerd.as_ref().map_or_else(|| "containerd is stopped".to_owned(), Managed::log_tail)
+    }
+
+    /// Stops containerd; pods and their shims run on.
+    pub fn stop_containerd(&mut self) -> Result<()> {
+        let mut containerd = self.containerd.take().context("containerd is stopped already")?;
+        containerd.terminate(STOP_LIMIT)?;
+        Ok(())
+    }
+
+    /// Starts containerd again, which finds its pods.
+    pub async fn start_containerd(&mut self) -> Result<()> {
+        ensure!(self.containerd.is_none(), "containerd runs already");
+        let mut containerd = spawn(self.directory.path())?;
+        self.cri = connect(&mut containerd).await?;
+        self.containerd = Some(containerd);
+        Ok(())
+    }
+
+    /// Starts a pod.
+    pub async fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
+        let root: Vec<_> = self.root.iter().map(String::as_str).collect();
+        let cgroup = spec.cgroup(&root, self.driver);
+        let config = spec.config(&cgroup);
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: spec.handler.name().to_owned(),
+        };
+        let answer = self.cri.run_pod_sandbox(request).await.with_context(|| self.log_tail())?;
+        Ok(Pod { spec: spec.clone(), sandbox: answer.pod_sandbox_id, cgroup, config })
+    }
+
+    /// Makes a container and gives its id.
+    pub async fn create(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+            config: Some(spec.config(&pod.spec)),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let answer = self.cri.create_container(request).await;
+        Ok(answer.with_context(|| format!("create container {}", spec.name))?.container_id)
+    }
+
+    /// Starts a container.
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        self.cri.start_container(v1::StartContainerRequest { container_id: id.to_owned() }).await?;
+        Ok(())
+    }
+
+    /// Makes and starts a container and gives its id.
+    pub async fn run(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
+        let id = self.create(pod, spec).await?;
+        self.start_container(&id).await.with_context(|| format!("start container {}", spec.name))?;
+        Ok(id)
+    }
+
+    /// Runs a program in a running container, as `kubectl exec` does, and gives its exit code.
+    pub async fn exec(&self, id: &str, command: &[&str]) -> Result<i32> {
+        let request = v1::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: command.iter().map(|&word| word.to_owned()).collect(),
+            timeout: 30,
+        };
+        Ok(self.cri.exec_sync(request).await?.exit_code)
+    }
+
+    /// Stops a container: SIGTERM, and after `grace` seconds SIGKILL.
+    pub async fn stop_container(&self, id: &str, grace: i64) -> Result<()> {
+        let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
+        self.cri.stop_container(request).await?;
+        Ok(())
+    }
+
+    /// Removes a container.
+    pub async fn remove_container(&self, id: &str) -> Result<()> {
+        self.cri.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await?;
+        Ok(())
+    }
+
+    /// What the runtime knows of a container.
+    pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.cri.container_status(request).await?.status.context("the runtime gave no status")
+    }
+
+    /// Waits until the runtime says that the container has ended.
+    pub async fn wait_exited(&self, id: &str) -> Result<v1::ContainerStatus> {
+        wait_for(&format!("the end of container {id}"), EXIT_LIMIT, async || {
+            let status = self.status(id).await?;
+            Ok((status.state() == v1::ContainerState::ContainerExited).then_some(status))
+        })
+        .await
+    }
+
+    /// The pid of a container's main process, on the node.
+    pub async fn pid(&self, id: &str) -> Result<u32> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let answer = self.cri.container_status(request).await?;
+        let info = answer.info.get("info").context("the runtime's verbose status has no `info`")?;
+        let info: serde_json::Value = serde_json::from_str(info).context("parse the runtime's `info`")?;
+        let pid = info["pid"].as_u64().context("the runtime's `info` has no `pid`")?;
+        u32::try_from(pid).context("the runtime's `pid`")
+    }
+
+    /// The directory of a cgroup in the v2 hierarchy.
+    pub fn cgroup_directory(&self, path: &str) -> PathBuf {
+        self.cgroup2.join(path.trim_start_matches('/'))
+    }
+
+    /// Stops and removes a pod, its containers and, as the kubelet does, its cgroup.
+    pub async fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        self.remove_sandbox(&pod.sandbox).await?;
+        match self.driver {
+            CgroupDriver::Cgroupfs => cgroup::remove_everywhere(&pod.cgroup),
+            CgroupDriver::Systemd => {
+                let slice = pod.cgroup.rsplit('/').next().unwrap_or_default();
+                process::run(Command::new("systemctl").args(["stop", slice])).map(drop)
+            }
+        }
+        .with_context(|| format!("remove the cgroup of pod {}", pod.spec.name))
+    }
+
+    /// Removes all pods, stops containerd and what it left running, and removes the cgroups.
+    pub async fn shutdown(mut self) -> Result<()> {
+        if self.containerd.is_none() {
+            self.start_containerd().await?;
+        }
+        for sandbox in self.cri.list_pod_sandbox(v1::ListPodSandboxRequest {}).await?.items {
+            self.remove_sandbox(&sandbox.id).await?;
+        }
+        self.stop_containerd()
+        // What is left, Drop removes.
+    }
+
+    async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        let pod_sandbox_id = id.to_owned();
+        self.cri.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await?;
+        let pod_sandbox_id = id.to_owned();
+        self.cri.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await?;
+        Ok(())
+    }
+
+    /// Kills shims, and what runs in the cgroups; unmounts what containerd mounted.
+    fn sweep(&mut self) -> Result<()> {
+        drop(self.containerd.take());
+        let is_shim = |words: &[&str]| {
+            words.first().is_some_and(|program| program.contains("containerd-shim"))
+                && words.contains(&CONTAINERD_SOCKET)
+        };
+        for pid in process::find(is_shim)? {
+            process::kill_pid(pid)?;
+        }
+        if self.tier == Tier::Host {
+            cgroup::remove_everywhere(&self.root[0])?;
+        }
+        for target in mounts_below(&[self.directory.path(), Path::new("/run/containerd")])? {
+            nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH)
+                .with_context(|| format!("unmount {}", target.display()))?;
+        }
+        fs::remove_dir_all("/run/containerd").context("remove /run/containerd")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = self.sweep() {
+            eprintln!("the node leaves something behind: {error:#}");
+        }
+    }
+}
+
+/// containerd, with its output in `directory`.
+fn spawn(directory: &Path) -> Result<Managed> {
+    let mut command = Command::new("containerd");
+    command.arg("--config").arg(directory.join("config.toml"));
+    Managed::spawn("containerd", command, &directory.join("containerd.log"))
+}
+
+/// Waits until the CRI answers.
+async fn connect(containerd: &mut Managed) -> Result<Cri> {
+    let ready = wait_for("containerd to answer", START_LIMIT, async || {
+        containerd.check_running()?;
+        let Ok(cri) = Cri::connect(Path::new(CONTAINERD_SOCKET)).await else { return Ok(None) };
+        Ok(cri.version(v1::VersionRequest { version: "v1".to_owned() }).await.is_ok().then_some(cri))
+    });
+    let ready = ready.await;
+    ready.with_context(|| containerd.log_tail())
+}
+
+/// Hands containerd the images, and waits until its CRI side has taken notice of them.
+async fn import_images(archive: &Path, cri: &Cri) -> Result<()> {
+    let mut command = Command::new("ctr");
+    command.args(["--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import"]);
+    process::run(command.arg(archive))?;
+    for image in [PAUSE_IMAGE, APP_IMAGE] {
+        wait_for(&format!("image {image}"), START_LIMIT, async || {
+            Ok(cri.has_image(image).await?.then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// overlayfs is a module on some kernels, and nobody else would load it.
+fn require_overlay() -> Result<()> {
+    let known = || -> Result<bool> {
+        let text = fs::read_to_string("/proc/filesystems").context("read /proc/filesystems")?;
+        Ok(text.lines().any(|line| line.trim_end().ends_with("\toverlay")))
+    };
+    if !known()? {
+        process::run(Command::new("modprobe").arg("overlay"))
+            .context("overlayfs, for containerd's snapshots")?;
+        ensure!(known()?, "this kernel has no overlayfs even after `modprobe overlay`");
+    }
+    Ok(())
+}
+
+/// containerd's configuration, in the format of its major version.
+fn configuration(directory: &Path, driver: CgroupDriver) -> Result<String> {
+    let said = process::run(Command::new("containerd").arg("--version"))?;
+    // "containerd github.com/containerd/containerd/v2 2.1.9 ..."
+    let version = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+    let (format, runtime, images) = match version.split('.').next() {
+        Some("1") => (2, "io.containerd.grpc.v1.cri", format!("sandbox_image = '{PAUSE_IMAGE}'\n")),
+        Some("2") => (
+            3,
+            "io.containerd.cri.v1.runtime",
+            format!("[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{PAUSE_IMAGE}'\n"),
+        ),
+        _ => bail!("cannot tell containerd's version from `{}`", said.trim()),
+    };
+    let runtime_first = format == 2;
+    let mut text = format!("version = {format}\nroot = '{}'\n", directory.join("root").display());
+    if !runtime_first {
+        text.push_str(&images);
+    }
+    text.push_str(&format!("[plugins.'{runtime}']\n"));
+    if runtime_first {
+        text.push_str(&images);
+    }
+    if !process::has_capability(CAP_SYS_RESOURCE)? {
+        text.push_str("restrict_oom_score_adj = true\n");
+    }
+    let systemd = driver == CgroupDriver::Systemd;
+    for handler in [Handler::Runc, Handler::Crun] {
+        let name = handler.name();
+        text.push_str(&format!(
+            "[plugins.'{runtime}'.containerd.runtimes.{name}]\nruntime_type = 'io.containerd.runc.v2'\n\
+             [plugins.'{runtime}'.containerd.runtimes.{name}.options]\nBinaryName = '{name}'\n\
+             SystemdCgroup = {systemd}\n"
+        ));
+    }
+    Ok(text)
+}
+
+/// The mount points below the directories, the inner ones first.
+fn mounts_below(directories: &[&Path]) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    let mut found: Vec<_> = targets
+        .filter(|target| {
+            directories.iter().any(|directory| target != directory && target.starts_with(directory))
+        })
+        .collect();
+    found.reverse();
+    Ok(found)
+}

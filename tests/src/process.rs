@@ -1,0 +1,185 @@
+//! Processes: children with a log of their own, waiting with a limit, and what procfs says of any process.
+//!
+//! A [`Managed`] child never outlives its owner, and what goes wrong with one is told with the end of its log.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How much of a log is told with a failure.
+const LOG_TAIL_LINES: usize = 60;
+
+/// A child process whose output goes to a file.
+#[derive(Debug)]
+pub struct Managed {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Managed {
+    /// Starts `command` with its output appended to `log`.
+    pub fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().context("duplicate the log's descriptor")?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("start {name} ({command:?})"))?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let text = text.unwrap_or_else(|error| format!("({}: {error})", self.log.display()));
+        let lines: Vec<_> = text.lines().collect();
+        let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
+        format!("--- the last lines of {}'s log ---\n{}\n---", self.name, lines[skipped..].join("\n"))
+    }
+
+    /// Its whole log.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
+    }
+
+    /// Fails if it has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.name))? {
+            bail!("{} ended by itself: {status}\n{}", self.name, self.log_tail());
+        }
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
+    }
+
+    /// Waits until it has ended, at most for `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.name))? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} has not ended within {limit:?}\n{}", self.name, self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(limit)
+    }
+
+    fn nix_pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?))
+    }
+}
+
+impl Drop for Managed {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended and was waited for: there is nothing left to stop then.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks `probe` again and again until it has an answer, at most for `limit`.
+pub async fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(answer) = probe().await.with_context(|| format!("while waiting for {what}"))? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {limit:?} in vain for {what}");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Runs `command` to its end and fails with what it said if it failed.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The path of the process's cgroup in the v2 hierarchy, from its root.
+pub fn cgroup_path(pid: u32) -> Result<String> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
+}
+
+/// Whether this process has a capability, by its number.
+pub fn has_capability(number: u32) -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.context("/proc/self/status has no CapEff line")?.trim();
+    let mask = u64::from_str_radix(effective, 16).with_context(|| format!("CapEff `{effective}`"))?;
+    Ok(mask & (1 << number) != 0)
+}
+
+/// The processes in this mount namespace whose command line passes.
+pub fn find(accept: impl Fn(&[&str]) -> bool) -> Result<Vec<u32>> {
+    let own = fs::read_link("/proc/self/ns/mnt").context("read /proc/self/ns/mnt")?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("read /proc")? {
+        let entry = entry.context("read /proc")?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process may go while it is being looked at.
+        if fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|namespace| namespace == own)
+            && let Ok(line) = fs::read(entry.path().join("cmdline"))
+        {
+            let line = String::from_utf8_lossy(&line);
+            let words: Vec<_> = line.split_terminator('\0').collect();
+            if accept(&words) {
+                found.push(pid);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Kills a process that is not our child; one that is gone already is fine.
+pub fn kill_pid(pid: u32) -> Result<()> {
+    match kill(Pid::from_raw(i32::try_from(pid).context("a pid that is no pid_t")?), Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("kill {pid}")),
+    }
+}
