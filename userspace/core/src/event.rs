@@ -161,10 +161,10 @@ pub enum Kind {
     },
     /// The container's own first program runs.
     Started {
-        /// The process.
-        process: Process,
-        /// The program, as given to execve(2).
-        program: Arc<str>,
+        /// The process; unknown when a scan found the container running, but not which process is its own first.
+        process: Option<Process>,
+        /// The program, as given to execve(2), or as a scan found it; unknown where the process is.
+        program: Option<Arc<str>>,
     },
     /// A later program was executed.
     Exec {

@@ -7,6 +7,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cgroup_path;
+pub mod decode;
 pub mod event;
 pub mod ids;
+mod intern;
+pub mod journal;
+pub mod lifecycle;
 pub mod observation;
+pub mod order;

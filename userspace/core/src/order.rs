@@ -1,0 +1,37 @@
+//! Records of two rings put into the order of their times.
+//!
+//! A process's exec travels on one ring, the making of its cgroup on another. Each drain ends at another moment,
+//! so that the records of one ring may run ahead of the other's. [`Merge`] holds back what is younger than the
+//! moment at which the drain began: everything older has been read from both rings by then.
+//!
+//! What is left is a record whose hook ran before that moment and which was committed after it (the few hundred
+//! nanoseconds between reading the clock and the commit). It comes late; `lifecycle` has an outcome for it.
+
+use crate::ids::KernelTime;
+use crate::observation::KernelEvent;
+
+/// Records on their way from the rings to the machines.
+#[derive(Debug, Default)]
+pub struct Merge {
+    held: Vec<KernelEvent>,
+}
+
+impl Merge {
+    /// Takes a record of any ring.
+    pub fn push(&mut self, event: KernelEvent) {
+        self.held.push(event);
+    }
+
+    /// Gives back, in the order of their times, all records that are not younger than `until`: the moment at
+    /// which the drain that delivered them began.
+    pub fn release(&mut self, until: KernelTime) -> impl Iterator<Item = KernelEvent> + '_ {
+        self.held.sort_by_key(|event| event.at);
+        let ready = self.held.partition_point(|event| event.at <= until);
+        self.held.drain(..ready)
+    }
+
+    /// How many records are held back: if any, drain again without waiting for a wake-up.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+}
