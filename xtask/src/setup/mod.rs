@@ -1,0 +1,142 @@
+//! Makes what the other tasks need, once: packages, tools, guest kernels, roots.
+//!
+//! Every task calls [`ensure`] with its own [`Needs`]; where all is there already, that takes milliseconds. Owns the
+//! order of steps and the checks that come before them.
+
+pub mod apt;
+pub mod disk;
+pub mod kernel;
+pub mod programs;
+pub mod root;
+pub mod tools;
+mod vmlinux;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::place::Cache;
+use crate::versions::{
+    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
+};
+use crate::{run, step};
+
+/// What a task needs to be there.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// The compiler, clippy and linker of the BPF programs.
+    pub bpf: bool,
+    /// cargo-deny.
+    pub lint: bool,
+    /// Roots as trees, by name.
+    pub trees: BTreeSet<&'static str>,
+    /// Roots as disks, by name; a disk needs its tree.
+    pub disks: BTreeSet<&'static str>,
+    /// Kernels, by series.
+    pub kernels: BTreeSet<&'static str>,
+}
+
+impl Needs {
+    /// Everything there is.
+    pub fn all() -> Self {
+        let roots: BTreeSet<_> = ROOTS.iter().map(|root| root.name).collect();
+        Self {
+            bpf: true,
+            lint: true,
+            trees: roots.clone(),
+            disks: roots,
+            kernels: KERNELS.iter().map(|kernel| kernel.name).collect(),
+        }
+    }
+}
+
+/// Makes what is not there yet.
+pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
+    let _lock = cache.lock()?;
+    check_host(cache)?;
+    let roots: BTreeSet<_> = needs.trees.union(&needs.disks).copied().collect();
+    let guests = !needs.disks.is_empty() || !needs.kernels.is_empty();
+
+    let mut packages = Vec::new();
+    for (needed, list) in
+        [(needs.bpf, BPF_PACKAGES), (!roots.is_empty(), ROOT_PACKAGES), (guests, GUEST_PACKAGES)]
+    {
+        if needed {
+            packages.extend_from_slice(list);
+        }
+    }
+    apt::install(cache, "packages", &packages)?;
+
+    // Downloads wait for the network and builds for the processor, so they run side by side.
+    std::thread::scope(|scope| {
+        let tools = scope.spawn(|| -> Result<()> {
+            if needs.bpf {
+                tools::bpf_linker(cache)?;
+            }
+            if needs.lint {
+                tools::cargo_deny(cache)?;
+            }
+            Ok(())
+        });
+        let made = make(cache, needs, &roots);
+        match tools.join() {
+            Ok(tools) => made.and(tools),
+            Err(_) => bail!("the thread that builds tools died"),
+        }
+    })
+}
+
+fn make(cache: &Cache, needs: &Needs, roots: &BTreeSet<&'static str>) -> Result<()> {
+    for name in &needs.kernels {
+        KernelSeries::find(name)?.ensure(cache)?;
+    }
+    if !roots.is_empty() {
+        programs::ensure(cache)?;
+    }
+    for name in roots {
+        let root = RootSpec::find(name)?;
+        root.ensure_tree(cache)?;
+        if needs.disks.contains(name) {
+            root.ensure_image(cache)?;
+        }
+    }
+    Ok(())
+}
+
+/// The `setup` task: [`ensure`], with a beginning and an end to read.
+pub fn task(cache: &Cache, needs: &Needs) -> Result<()> {
+    let start = Instant::now();
+    step::say("  ..", "setup", &format!("into {}", cache.root().display()));
+    ensure(cache, needs)?;
+    step::say("  ok", "setup", &format!("{}  all is there", step::seconds(start.elapsed())));
+    Ok(())
+}
+
+/// What no step can mend.
+fn check_host(cache: &Cache) -> Result<()> {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let debian = release.lines().any(|line| line == "ID=debian");
+    ensure!(
+        debian && cfg!(target_arch = "x86_64"),
+        "this machine is no Debian on x86-64. Tests, demo and BPF builds need Debian 12 or later there (a container or \
+         a virtual machine will do); to build kwitness itself, `cargo build` is enough"
+    );
+    // A cache that has been filled once needs little more.
+    if cache.root().join("stamps").exists() {
+        return Ok(());
+    }
+    let text = run::output(Command::new("df").args(["--output=avail", "-B1", "--"]).arg(cache.root()))?;
+    let free: u64 =
+        text.lines().last().unwrap_or_default().trim().parse().context("read the output of df")?;
+    ensure!(
+        free >= CACHE_BYTES,
+        "{} has {:.1} GB free, a complete setup needs {:.1}: make room, or set KWITNESS_CACHE to a directory on a \
+         larger disk",
+        cache.root().display(),
+        free as f64 / 1e9,
+        CACHE_BYTES as f64 / 1e9
+    );
+    Ok(())
+}

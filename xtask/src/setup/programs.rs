@@ -1,0 +1,46 @@
+//! The two static C programs: `pause`, which every pod runs, and `qexit`, by which a guest ends.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::place::Cache;
+use crate::run;
+use crate::step::Step;
+
+/// The source of `qexit`.
+pub const QEXIT_SOURCE: &str = include_str!("../../guest/qexit.c");
+const PAUSE_SOURCE: &str = include_str!("../../guest/pause.c");
+
+/// Compiles both, unless they are there.
+pub fn ensure(cache: &Cache) -> Result<()> {
+    for (name, source) in [("qexit", QEXIT_SOURCE), ("pause", PAUSE_SOURCE)] {
+        let program = path(cache, name)?;
+        Step { name: &format!("program {name}"), inputs: &[source], outputs: &[&program] }.run(
+            cache,
+            || {
+                let file = program.with_extension("c");
+                fs::write(&file, source).with_context(|| format!("write {}", file.display()))?;
+                let mut command = Command::new("cc");
+                command.args(["-static", "-Os", "-s", "-Wall", "-o"]).arg(&program).arg(&file);
+                run::logged(&mut command, &cache.log(name)?)
+                    .context("compile it with the C library's static archive")?;
+                Ok(String::new())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Where a program is.
+pub fn path(cache: &Cache, name: &str) -> Result<PathBuf> {
+    Ok(cache.dir("programs")?.join(name))
+}
+
+/// A program's bytes.
+pub fn read(cache: &Cache, name: &str) -> Result<Vec<u8>> {
+    let path = path(cache, name)?;
+    fs::read(&path).with_context(|| format!("read {}", path.display()))
+}

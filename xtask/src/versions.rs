@@ -1,0 +1,88 @@
+//! Every version, suite and package name that the tasks depend on: the one place to change when one moves.
+//!
+//! Owns names and numbers only. Never a host name: where packages come from is asked of apt at run time.
+
+/// The linker of BPF objects, from crates.io.
+pub const BPF_LINKER: &str = "0.13.0";
+/// The major version of LLVM that both Debian's `rustc-web` and the linker must use: bitcode of one is not
+/// readable by an older other.
+pub const LLVM_MAJOR: u32 = 22;
+/// The checker of licences, advisories and sources, from crates.io.
+pub const CARGO_DENY: &str = "0.20.2";
+
+/// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
+pub const BPF_PACKAGES: &[&str] =
+    &["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy", "llvm-22-dev", "zlib1g-dev"];
+/// What makes the roots in which containerd runs, and the static programs in them.
+pub const ROOT_PACKAGES: &[&str] =
+    &["mmdebstrap", "debian-archive-keyring", "busybox-static", "gcc", "libc6-dev", "iproute2"];
+/// What makes and boots guests, beyond [`ROOT_PACKAGES`].
+pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
+
+/// A kernel to boot guests with: the newest cloud build of a series that the suites have.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KernelSeries {
+    /// As asked for on the command line.
+    pub name: &'static str,
+    /// Where Debian keeps it. Old builds are dropped from there, so no exact version is written down.
+    pub suites: &'static [&'static str],
+    /// The packages that together are the kernel; `@` stands for the build.
+    pub packages: &'static [&'static str],
+}
+
+/// The kernels that guests boot, oldest first.
+pub const KERNELS: &[KernelSeries] = &[
+    KernelSeries { name: "5.10", suites: &["bullseye", "bullseye-security"], packages: &["linux-image-@"] },
+    KernelSeries { name: "6.1", suites: &["bookworm", "bookworm-security"], packages: &["linux-image-@"] },
+    KernelSeries { name: "6.12", suites: &["trixie", "trixie-security"], packages: &["linux-image-@"] },
+    KernelSeries {
+        name: "7.2",
+        suites: &["trixie-backports"],
+        packages: &["linux-binary-@", "linux-modules-@"],
+    },
+];
+
+/// Who is process 1 of a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// A script of our own that mounts and runs the job: fast, one owner of the cgroup tree (the job).
+    Script,
+    /// systemd, which owns the cgroup tree: for the systemd cgroup driver.
+    Systemd,
+}
+
+/// A Debian tree with a container runtime: the root of guests, and of nodes on this machine's own kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RootSpec {
+    /// As asked for on the command line.
+    pub name: &'static str,
+    /// The suite it is made of.
+    pub suite: &'static str,
+    /// Its packages beyond those that every root has.
+    pub packages: &'static [&'static str],
+    /// Who is process 1 in a guest.
+    pub init: Init,
+}
+
+/// What every root has.
+pub const EVERY_ROOT: &[&str] = &["containerd", "runc", "crun", "busybox-static", "kmod", "iproute2"];
+
+/// The roots. containerd 1.7 is in trixie; 2.x only in sid so far.
+pub const ROOTS: &[RootSpec] = &[
+    RootSpec { name: "trixie", suite: "trixie", packages: &[], init: Init::Script },
+    RootSpec { name: "sid", suite: "sid", packages: &[], init: Init::Script },
+    RootSpec {
+        name: "trixie-systemd",
+        suite: "trixie",
+        packages: &["systemd", "systemd-sysv", "dbus"],
+        init: Init::Systemd,
+    },
+];
+
+/// The kernel and the root that `vm` boots unless told otherwise.
+pub const DEFAULT_KERNEL: &str = "6.12";
+/// See [`DEFAULT_KERNEL`].
+pub const DEFAULT_ROOT: &str = "trixie";
+
+/// Free bytes that a complete setup needs in the cache.
+pub const CACHE_BYTES: u64 = 6 << 30;
