@@ -1,5 +1,5 @@
 //! Generates the API's types, its JSON, its server and client, and the client of the container runtime from the
-//! files below `proto/`; no `protoc` is needed.
+//! files below `proto/`; no `protoc` is needed. Puts the compiled probes where the daemon embeds them from.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -12,6 +12,7 @@ const PRE_ENCODED: &[(&str, &str, &str)] =
     &[("/kwitness.v1.Kwitness/Watch", "crate::proto::v1::WatchResponse", "tonic_prost::ProstCodec")];
 
 fn main() -> anyhow::Result<()> {
+    probes_object()?;
     let proto = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo::rerun-if-changed={}", proto.display());
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -74,4 +75,19 @@ fn server(files: &prost_types::FileDescriptorSet) {
             tonic_build::manual::Builder::new().build_client(false).compile(&[built.build()]);
         }
     }
+}
+
+/// The compiled probes: those of the repository, or what `KWITNESS_PROBES_OBJECT` names.
+fn probes_object() -> anyhow::Result<()> {
+    const OVERRIDE: &str = "KWITNESS_PROBES_OBJECT";
+    println!("cargo::rerun-if-env-changed={OVERRIDE}");
+    let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let object = env::var_os(OVERRIDE)
+        .map_or_else(|| manifest_dir.join("../../ebpf/prebuilt/kwitness-probes.o"), PathBuf::from);
+    println!("cargo::rerun-if-changed={}", object.display());
+    let target = PathBuf::from(env::var("OUT_DIR")?).join("kwitness-probes.o");
+    fs::copy(&object, &target).with_context(|| {
+        format!("copying the compiled probes from {} (`cargo xtask ebpf` builds them)", object.display())
+    })?;
+    Ok(())
 }

@@ -21,8 +21,15 @@ pub const PATH_CAP: usize = 512;
 pub const FILENAME_CAP: usize = 256;
 /// `TASK_COMM_LEN` of `include/linux/sched.h`.
 pub const COMM_LEN: usize = 16;
-/// Bytes of a root pattern, the terminating NUL included.
+/// Bytes of a [`Pattern`], the terminating NUL included.
 pub const PATTERN_CAP: usize = 128;
+
+/// A configured root of the tracked set, NUL-padded: the data of a key of the longest-prefix-match map `ROOTS`,
+/// whose `prefix_len` counts the bits of the text without its NUL.
+///
+/// The text is either the beginning of a cgroup's name (`docker-`) or, if it starts with `/`, of its path from
+/// the root of the hierarchy.
+pub type Pattern = [u8; PATTERN_CAP];
 
 /// The kinds of record, the value of [`Header::kind`].
 ///
@@ -107,8 +114,12 @@ pub const FLAG_ROOT: u16 = 1 << 0;
 /// [`Header::flags`] of a [`CgroupMkdir`]: the path did not fit, [`CgroupMkdir::path`] holds the last
 /// component alone.
 pub const FLAG_NAME_ONLY: u16 = 1 << 1;
-/// [`Header::flags`] of a [`TaskExec`]: the first program that is not the runtime's own in this cgroup
-/// (the process's mount namespace differs from its parent's). Travels on the lifecycle ring.
+/// [`Header::flags`] of a [`TaskExec`]: the first program that is not the runtime's own in this cgroup since it
+/// was made or last had no process (the process's mount namespace differs from its parent's). Travels on the
+/// lifecycle ring.
+///
+/// It is decided for each cgroup by itself: where a runtime spreads one container over sibling groups (crun's
+/// `container`, CRI-O's `exec`), the container's own first program is the first of them.
 pub const FLAG_FIRST: u16 = 1 << 2;
 /// [`Header::flags`] of a [`TaskFork`]: the child was made straight into the cgroup from outside
 /// (`CLONE_INTO_CGROUP`). Travels on the lifecycle ring.
@@ -277,27 +288,30 @@ pub struct Tracked {
 }
 
 /// [`Tracked::flags`]: a program that is not the runtime's own has run in this cgroup, see [`FLAG_FIRST`].
+///
+/// A cgroup made below inherits it: what a container's own init starts in groups of its own is no container's
+/// first program. It ends when the cgroup loses its last process, unless it came by inheritance: a cgroup that is
+/// filled again starts again.
 pub const TRACKED_STARTED: u32 = 1 << 0;
 
-/// A configured root of the tracked set: the key of a longest-prefix-match map.
-///
-/// `text` is either the beginning of a cgroup's name (`docker-`) or, if it starts with `/`, of its path from
-/// the root of the hierarchy.
+/// Names a process for good: a key of the kernel side's own maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Pattern {
-    /// Bits of `text` that count.
-    pub prefix_len: u32,
-    /// The text, NUL-padded.
-    pub text: [u8; PATTERN_CAP],
+pub struct ProcessKey {
+    /// [`Process::start_boottime`].
+    pub start_boottime: u64,
+    /// [`Process::pid`].
+    pub pid: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// An offset that the running kernel's BTF does not have.
-pub const NO_OFFSET: u32 = u32::MAX;
+pub const ABSENT: u32 = u32::MAX;
 
 /// Offsets, in bytes, of the kernel's fields that the programs read; user space fills them in from BTF.
 ///
-/// A program whose needs include a [`NO_OFFSET`] is not loaded.
+/// A program whose needs include an [`ABSENT`] offset is not loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct KernelLayout {
@@ -339,45 +353,49 @@ pub struct KernelLayout {
     pub cgroup_root: u32,
     /// `cgroup.level`
     pub cgroup_level: u32,
-    /// `cgroup.self.parent`, a `cgroup_subsys_state`; the css is the first member of `cgroup`
-    pub cgroup_self_parent: u32,
     /// `cgroup_root.hierarchy_id`; 0 is the default (v2) hierarchy
     pub cgroup_root_hierarchy_id: u32,
     /// `kernfs_node.id`
     pub kernfs_node_id: u32,
     /// `kernfs_node.name`
     pub kernfs_node_name: u32,
+    /// `kernfs_node.__parent`, `parent` before 6.15
+    pub kernfs_node_parent: u32,
     /// `linux_binprm.filename`
     pub binprm_filename: u32,
+    /// Not an offset: 1 if the second argument of `sched_process_exit` is `bool group_dead`, as since 6.16, otherwise 0.
+    /// Without it, "the last thread" is found out from `signal_struct.live`.
+    pub exit_has_group_dead: u32,
 }
 
 impl KernelLayout {
     /// A layout of which nothing is known.
     pub const UNKNOWN: Self = Self {
-        task_cgroups: NO_OFFSET,
-        task_tgid: NO_OFFSET,
-        task_pid: NO_OFFSET,
-        task_real_parent: NO_OFFSET,
-        task_group_leader: NO_OFFSET,
-        task_start_boottime: NO_OFFSET,
-        task_nsproxy: NO_OFFSET,
-        task_signal: NO_OFFSET,
-        task_exit_code: NO_OFFSET,
-        task_comm: NO_OFFSET,
-        signal_live: NO_OFFSET,
-        signal_flags: NO_OFFSET,
-        signal_group_exit_code: NO_OFFSET,
-        nsproxy_mnt_ns: NO_OFFSET,
-        mnt_namespace_inum: NO_OFFSET,
-        css_set_dfl_cgrp: NO_OFFSET,
-        cgroup_kn: NO_OFFSET,
-        cgroup_root: NO_OFFSET,
-        cgroup_level: NO_OFFSET,
-        cgroup_self_parent: NO_OFFSET,
-        cgroup_root_hierarchy_id: NO_OFFSET,
-        kernfs_node_id: NO_OFFSET,
-        kernfs_node_name: NO_OFFSET,
-        binprm_filename: NO_OFFSET,
+        task_cgroups: ABSENT,
+        task_tgid: ABSENT,
+        task_pid: ABSENT,
+        task_real_parent: ABSENT,
+        task_group_leader: ABSENT,
+        task_start_boottime: ABSENT,
+        task_nsproxy: ABSENT,
+        task_signal: ABSENT,
+        task_exit_code: ABSENT,
+        task_comm: ABSENT,
+        signal_live: ABSENT,
+        signal_flags: ABSENT,
+        signal_group_exit_code: ABSENT,
+        nsproxy_mnt_ns: ABSENT,
+        mnt_namespace_inum: ABSENT,
+        css_set_dfl_cgrp: ABSENT,
+        cgroup_kn: ABSENT,
+        cgroup_root: ABSENT,
+        cgroup_level: ABSENT,
+        cgroup_root_hierarchy_id: ABSENT,
+        kernfs_node_id: ABSENT,
+        kernfs_node_name: ABSENT,
+        kernfs_node_parent: ABSENT,
+        binprm_filename: ABSENT,
+        exit_has_group_dead: 0,
     };
 }
 
@@ -394,8 +412,8 @@ const _: () = {
     assert!(size_of::<TaskExit>() == 24 + 40 + 8);
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 1));
     assert!(size_of::<Tracked>() == 8);
-    assert!(size_of::<Pattern>() == 4 + PATTERN_CAP);
-    assert!(size_of::<KernelLayout>() == 24 * 4);
+    assert!(size_of::<ProcessKey>() == 16);
+    assert!(size_of::<KernelLayout>() == 25 * 4);
 };
 
 #[cfg(test)]

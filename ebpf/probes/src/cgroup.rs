@@ -1,0 +1,183 @@
+//! The life of cgroups, and the tracked set.
+//!
+//! A cgroup becomes tracked here, before anything can enter it: in [`mkdir`], because its parent is tracked or because it
+//! is a root (see [`is_root`]). It stops being tracked in [`release`], when the last reference to it is gone: between
+//! rmdir(2) and that, dying processes may still be in it.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use kwitness_abi::{
+    CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_NAME_ONLY, FLAG_ROOT, PATH_CAP,
+    PATTERN_CAP, RecordKind, TRACKED_STARTED, Tracked,
+};
+
+use crate::{
+    emit::{actor, copy_string, header},
+    kernel::{Address, Cgroup, Hook, KernfsNode, Task},
+    maps::{LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
+};
+
+/// What the kubelet calls the cgroup that its pods are in; with another `cgroupRoot`, `<root>-kubepods.slice`.
+const KUBEPODS: u64 = u64::from_be_bytes(*b"kubepods");
+
+/// `cgroup_mkdir(cgroup, path)`: the cgroup exists, nothing is in it yet.
+#[inline(always)]
+pub fn mkdir(hook: &impl Hook) {
+    let cgroup = cgroup(hook);
+    if !cgroup.is_v2() {
+        return;
+    }
+    let path: Address = hook.arg(1);
+    let node = cgroup.node();
+    let parent_id = node.parent_id();
+    let (flags, inherited) = match TRACKED.get_ptr(parent_id) {
+        // SAFETY: a live map element.
+        Some(parent) => (0, unsafe { (*parent).flags } & TRACKED_STARTED),
+        None if is_root(&node, path) => (FLAG_ROOT, 0),
+        None => return,
+    };
+    let id = node.id();
+    if TRACKED.insert(id, Tracked { flags: inherited, pad: 0 }, 0).is_err() {
+        return count_untracked();
+    }
+    let Some(mut entry) = reserve::<CgroupMkdir>(&LIFECYCLE, RecordKind::CgroupMkdir) else { return };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to the reserved memory; every field is written, `path` up to its NUL.
+    unsafe {
+        (*record).header = header(RecordKind::CgroupMkdir, id, flags);
+        (*record).parent_id = parent_id;
+        (*record).actor = actor();
+        (*record).level = cgroup.level();
+        let target = (&raw mut (*record).path).cast::<u8>();
+        let mut length = copy_string::<PATH_CAP>(path, target);
+        if length == 0 || length as usize >= PATH_CAP - 1 {
+            (*record).header.flags = flags | FLAG_NAME_ONLY;
+            length = copy_string::<PATH_CAP>(node.name(), target);
+        }
+        (*record).path_len = length;
+    }
+    entry.submit(0);
+}
+
+/// `cgroup_rmdir(cgroup, path)`: its directory is gone.
+#[inline(always)]
+pub fn rmdir(hook: &impl Hook) {
+    let cgroup = cgroup(hook);
+    if !cgroup.is_v2() {
+        return;
+    }
+    let id = cgroup.node().id();
+    if TRACKED.get_ptr(id).is_some() {
+        removed(RecordKind::CgroupRmdir, id);
+    }
+}
+
+/// `cgroup_release(cgroup, path)`: nothing refers to it any more.
+#[inline(always)]
+pub fn release(hook: &impl Hook) {
+    let cgroup = cgroup(hook);
+    if !cgroup.is_v2() {
+        return;
+    }
+    let id = cgroup.node().id();
+    if TRACKED.remove(id).is_ok() {
+        removed(RecordKind::CgroupRelease, id);
+    }
+}
+
+#[inline(always)]
+fn removed(kind: RecordKind, id: u64) {
+    let Some(mut entry) = reserve::<CgroupRemoved>(&LIFECYCLE, kind) else { return };
+    entry.write(CgroupRemoved { header: header(kind, id, 0), actor: actor() });
+    entry.submit(0);
+}
+
+/// `cgroup_attach_task(destination, path, task, threadgroup)`: the task is in the destination.
+#[inline(always)]
+pub fn attach<H: Hook>(hook: &H) {
+    let destination = cgroup(hook);
+    if !destination.is_v2() {
+        return;
+    }
+    let id = destination.node().id();
+    let task = Task::<H>::at(hook.arg(2));
+    if TRACKED.get_ptr(id).is_none() || !task.is_leader() {
+        return;
+    }
+    let Some(mut entry) = reserve::<CgroupAttach>(&LIFECYCLE, RecordKind::CgroupAttach) else { return };
+    entry.write(CgroupAttach {
+        header: header(RecordKind::CgroupAttach, id, 0),
+        process: task.process(),
+        actor: actor(),
+    });
+    entry.submit(0);
+}
+
+/// `cgroup_notify_populated(cgroup, path, populated)`: told for the cgroup and for each ancestor that changed with it,
+/// the innermost first.
+#[inline(always)]
+pub fn populated(hook: &impl Hook) {
+    let cgroup = cgroup(hook);
+    if !cgroup.is_v2() {
+        return;
+    }
+    let node = cgroup.node();
+    let id = node.id();
+    let Some(tracked) = TRACKED.get_ptr_mut(id) else { return };
+    let populated = u32::from(hook.arg::<i32>(2) != 0);
+    // SAFETY: a live map element.
+    if populated == 0 && unsafe { (*tracked).flags } & TRACKED_STARTED != 0 && !has_started(node.parent_id())
+    {
+        // SAFETY: a live map element; nothing runs in the cgroup that could write to it at the same time.
+        unsafe { (*tracked).flags &= !TRACKED_STARTED };
+    }
+    let Some(mut entry) = reserve::<CgroupPopulated>(&LIFECYCLE, RecordKind::CgroupPopulated) else { return };
+    entry.write(CgroupPopulated { header: header(RecordKind::CgroupPopulated, id, 0), populated, pad: 0 });
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn has_started(id: u64) -> bool {
+    // SAFETY: a live map element.
+    TRACKED.get_ptr(id).is_some_and(|tracked| unsafe { (*tracked).flags } & TRACKED_STARTED != 0)
+}
+
+#[inline(always)]
+fn cgroup<H: Hook>(hook: &H) -> Cgroup<H> {
+    Cgroup::at(hook.arg(0))
+}
+
+/// Whether a cgroup whose parent is not tracked is a root of the tracked set: its name begins with `kubepods` or
+/// contains `-kubepods`, or its name or path begins with one of [`ROOTS`].
+#[inline(always)]
+fn is_root(node: &KernfsNode<impl Hook>, path: Address) -> bool {
+    let mut key = Key::new(0, [0; PATTERN_CAP]);
+    let text = (&raw mut key.data).cast::<u8>();
+    // SAFETY: `text` points to `PATTERN_CAP` bytes.
+    key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(node.name(), text) };
+    if is_kubepods(&key.data) || ROOTS.get(&key).is_some() {
+        return true;
+    }
+    // SAFETY: as above.
+    key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(path, text) };
+    ROOTS.get(&key).is_some()
+}
+
+#[inline(always)]
+fn is_kubepods(name: &[u8; PATTERN_CAP]) -> bool {
+    let mut window = 0_u64;
+    let mut before = b'-';
+    for &byte in name {
+        if byte == 0 {
+            break;
+        }
+        let leaving = (window >> 56) as u8;
+        window = window << 8 | u64::from(byte);
+        if leaving != 0 {
+            before = leaving;
+        }
+        if window == KUBEPODS && before == b'-' {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,42 @@
+//! The parts that records of all kinds have in common.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
+    generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str},
+};
+use kwitness_abi::{Actor, COMM_LEN, Header, RecordKind};
+
+use crate::kernel::Address;
+
+/// A header that says "now" and "here".
+#[inline(always)]
+pub fn header(kind: RecordKind, cgroup_id: u64, flags: u16) -> Header {
+    // SAFETY: a helper without arguments.
+    let ktime = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    Header { ktime, cgroup_id, kind: kind as u16, flags, cpu }
+}
+
+/// Whose system call (or whose exit) the hook is in.
+#[inline(always)]
+pub fn actor() -> Actor {
+    let ids = bpf_get_current_pid_tgid();
+    Actor { pid: (ids >> 32) as u32, tid: ids as u32, comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]) }
+}
+
+/// Copies the string at `source` to the `CAP` bytes at `target`; its length without the NUL, 0 if it cannot be read.
+///
+/// # Safety
+/// `CAP` bytes at `target` may be written.
+#[inline(always)]
+pub unsafe fn copy_string<const CAP: usize>(source: Address, target: *mut u8) -> u32 {
+    // SAFETY: the helper checks `source`; `target` by this function's contract.
+    let written = unsafe { bpf_probe_read_kernel_str(target.cast(), CAP as u32, source.cast()) };
+    if written <= 0 {
+        // SAFETY: by this function's contract.
+        unsafe { target.write(0) };
+        return 0;
+    }
+    (written - 1) as u32
+}

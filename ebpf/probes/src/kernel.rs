@@ -1,0 +1,268 @@
+//! Reading the kernel's own structures, at offsets that user space resolved from the running kernel's BTF.
+//!
+//! Owns [`LAYOUT`] and every access by offset. No offset is ever written here. The programs are bodies over a
+//! [`Hook`], the context of the tracepoint that they are attached to, which decides how memory is read:
+//!
+//! - a BTF tracepoint's pointers keep their types in the verifier, so a field is a plain load;
+//! - a raw tracepoint's pointers are numbers, so a field is a `bpf_probe_read_kernel`.
+//!
+//! A field that cannot be read is zero, a null pointer's fields are zero.
+
+use core::{marker::PhantomData, mem::MaybeUninit, ptr};
+
+use aya_ebpf::{
+    Argument, EbpfContext,
+    helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+use kwitness_abi::{COMM_LEN, KernelLayout, Process, ProcessKey};
+
+/// Filled in by the loader. Read-only and frozen for the kernel: the verifier takes its fields for constants and cuts
+/// off branches that they rule out.
+#[unsafe(no_mangle)]
+static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
+
+/// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`, the same since long before 5.8.
+const SIGNAL_GROUP_EXIT: u32 = 0x4;
+
+/// Memory address in the kernel.
+pub type Address = *const u8;
+
+/// The context of a tracepoint.
+pub trait Hook: EbpfContext {
+    /// The tracepoint's argument `n`.
+    fn arg<T: Argument>(&self, n: usize) -> T;
+
+    /// What is at `address`; zero if it cannot be read.
+    ///
+    /// # Safety
+    /// `address` is an argument of this hook, or a field read from one, plus an offset of [`LAYOUT`]; any bit pattern
+    /// is a valid `T`.
+    unsafe fn read<T: Copy>(address: *const T) -> T;
+}
+
+impl Hook for BtfTracePointContext {
+    #[inline(always)]
+    fn arg<T: Argument>(&self, n: usize) -> T {
+        self.arg(n)
+    }
+
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: a load through a typed pointer, which the verifier has checked against BTF and which the kernel
+        // makes yield zero instead of a fault.
+        unsafe { ptr::read_volatile(address) }
+    }
+}
+
+impl Hook for RawTracePointContext {
+    #[inline(always)]
+    fn arg<T: Argument>(&self, n: usize) -> T {
+        self.arg(n)
+    }
+
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: the helper checks the address; zero is a valid `T` by this function's contract.
+        unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
+    }
+}
+
+/// An entry of [`LAYOUT`], as the constant that it is to the verifier.
+macro_rules! layout {
+    ($field:ident) => {
+        // SAFETY: a static's own field; volatile, so that the compiler does not take the initial value for the final one.
+        unsafe { ptr::read_volatile(&raw const LAYOUT.$field) }
+    };
+}
+
+/// The field at an offset of [`LAYOUT`] of the object at an address.
+macro_rules! field {
+    ($hook:ident, $base:expr, $field:ident) => {{
+        let address = $base.wrapping_add(layout!($field) as usize).cast();
+        // SAFETY: `$base` comes from the hook, and the offset is that of the field of its type.
+        unsafe { $hook::read(address) }
+    }};
+}
+
+/// Declares a kernel object known by its address.
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        pub struct $name<H>(Address, PhantomData<H>);
+
+        impl<H: Hook> $name<H> {
+            /// The object at that address.
+            #[inline(always)]
+            pub fn at(address: Address) -> Self {
+                Self(address, PhantomData)
+            }
+        }
+    };
+}
+
+object! {
+    /// A `struct cgroup`.
+    Cgroup
+}
+object! {
+    /// A `struct kernfs_node`.
+    KernfsNode
+}
+object! {
+    /// A `struct task_struct`: a thread.
+    Task
+}
+
+impl<H: Hook> Cgroup<H> {
+    /// Whether it is in the default (v2) hierarchy. Ids are unique within one hierarchy only, and the v1 hierarchies that
+    /// may exist beside it are none of our business.
+    #[inline(always)]
+    pub fn is_v2(&self) -> bool {
+        let root: Address = field!(H, self.0, cgroup_root);
+        let hierarchy: i32 = field!(H, root, cgroup_root_hierarchy_id);
+        hierarchy == 0
+    }
+
+    /// Its directory.
+    #[inline(always)]
+    pub fn node(&self) -> KernfsNode<H> {
+        KernfsNode::at(field!(H, self.0, cgroup_kn))
+    }
+
+    /// Its depth; the hierarchy's root is 0.
+    #[inline(always)]
+    pub fn level(&self) -> u32 {
+        field!(H, self.0, cgroup_level)
+    }
+}
+
+impl<H: Hook> KernfsNode<H> {
+    /// The inode number, which is the cgroup id.
+    #[inline(always)]
+    pub fn id(&self) -> u64 {
+        field!(H, self.0, kernfs_node_id)
+    }
+
+    /// The directory that it is in; the hierarchy's root has none, and an id of 0.
+    #[inline(always)]
+    pub fn parent_id(&self) -> u64 {
+        let parent: Address = field!(H, self.0, kernfs_node_parent);
+        if parent.is_null() { 0 } else { Self::at(parent).id() }
+    }
+
+    /// The directory's name, a string.
+    #[inline(always)]
+    pub fn name(&self) -> Address {
+        field!(H, self.0, kernfs_node_name)
+    }
+}
+
+impl<H: Hook> Task<H> {
+    /// Its process's id in the initial pid namespace.
+    #[inline(always)]
+    pub fn tgid(&self) -> u32 {
+        field!(H, self.0, task_tgid)
+    }
+
+    /// Whether it is its process's first thread, the one that names it.
+    #[inline(always)]
+    pub fn is_leader(&self) -> bool {
+        let pid: u32 = field!(H, self.0, task_pid);
+        pid == self.tgid()
+    }
+
+    #[inline(always)]
+    fn leader(&self) -> Self {
+        Self::at(field!(H, self.0, task_group_leader))
+    }
+
+    /// The id of the v2 cgroup that it is in.
+    #[inline(always)]
+    pub fn cgroup_id(&self) -> u64 {
+        let set: Address = field!(H, self.0, task_cgroups);
+        let cgroup: Address = field!(H, set, css_set_dfl_cgrp);
+        Cgroup::<H>::at(cgroup).node().id()
+    }
+
+    /// The inode number of its mount namespace; 0 once it has given up its namespaces.
+    #[inline(always)]
+    fn mnt_ns(&self) -> u32 {
+        let proxy: Address = field!(H, self.0, task_nsproxy);
+        if proxy.is_null() {
+            return 0;
+        }
+        let namespace: Address = field!(H, proxy, nsproxy_mnt_ns);
+        if namespace.is_null() {
+            return 0;
+        }
+        field!(H, namespace, mnt_namespace_inum)
+    }
+
+    /// What names its process for good.
+    #[inline(always)]
+    pub fn key(&self) -> ProcessKey {
+        ProcessKey {
+            start_boottime: field!(H, self.leader().0, task_start_boottime),
+            pid: self.tgid(),
+            pad: 0,
+        }
+    }
+
+    /// The process that it is a thread of.
+    #[inline(always)]
+    pub fn process(&self) -> Process {
+        let ProcessKey { start_boottime, pid, pad: _ } = self.key();
+        let parent = Self::at(field!(H, self.0, task_real_parent));
+        Process {
+            start_boottime,
+            pid,
+            ppid: parent.tgid(),
+            mnt_ns: self.mnt_ns(),
+            parent_mnt_ns: parent.mnt_ns(),
+            comm: self.leader().comm(),
+        }
+    }
+
+    #[inline(always)]
+    fn comm(&self) -> [u8; COMM_LEN] {
+        let mut comm = [0; COMM_LEN];
+        let address = self.0.wrapping_add(layout!(task_comm) as usize);
+        // A string that cannot be read stays empty.
+        // SAFETY: the helper checks the address.
+        let _ = unsafe { bpf_probe_read_kernel_buf(address, &mut comm) };
+        comm
+    }
+
+    /// How many threads of its process have not begun to exit.
+    #[inline(always)]
+    pub fn live_threads(&self) -> i32 {
+        let signal: Address = field!(H, self.0, task_signal);
+        field!(H, signal, signal_live)
+    }
+
+    /// The status that wait(2) gives, by the rule of the kernel's `wait_task_zombie`.
+    #[inline(always)]
+    pub fn wait_status(&self) -> u32 {
+        let signal: Address = field!(H, self.0, task_signal);
+        let flags: u32 = field!(H, signal, signal_flags);
+        if flags & SIGNAL_GROUP_EXIT != 0 {
+            field!(H, signal, signal_group_exit_code)
+        } else {
+            field!(H, self.leader().0, task_exit_code)
+        }
+    }
+}
+
+/// What `sched_process_exit` says about "the last thread", where it says it.
+#[inline(always)]
+pub fn group_dead(hook: &impl Hook) -> Option<bool> {
+    // The verifier drops the branch that the layout rules out, and with it the load of an argument that is not there.
+    if layout!(exit_has_group_dead) == 0 { None } else { Some(hook.arg::<u8>(1) != 0) }
+}
+
+/// The name of the file that a `struct linux_binprm` is about, a string.
+#[inline(always)]
+pub fn binprm_filename<H: Hook>(binprm: Address) -> Address {
+    field!(H, binprm, binprm_filename)
+}

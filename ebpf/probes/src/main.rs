@@ -1,0 +1,67 @@
+//! The BPF programs of kwitness: every entry point, and nothing else.
+//!
+//! Each hook has two entry points with one body: a BTF tracepoint (`_btf`), the cheaper one, and a raw tracepoint
+//! (`_raw`) for kernels that refuse the first. The loader picks one of the two.
+//!
+//! - [`cgroup`]: the life of cgroups, and the tracked set
+//! - [`task`]: the life of processes in tracked cgroups
+//! - [`kernel`]: reading the kernel's structures
+//! - [`maps`]: every map, and the rings' rules
+//!
+//! What a record means is written in `kwitness_abi`. The programs change nothing and decide nothing: outside tracked
+//! cgroups they cost one hash lookup, inside a bounded amount of work.
+
+#![no_std]
+#![no_main]
+
+mod cgroup;
+mod emit;
+mod kernel;
+mod maps;
+mod task;
+
+use aya_ebpf::{
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+
+/// Two entry points of one body at one tracepoint.
+macro_rules! entry_points {
+    ($($tracepoint:literal => $body:path: $btf:ident, $raw:ident;)*) => {$(
+        #[doc = concat!("`", $tracepoint, "` as a BTF tracepoint.")]
+        #[btf_tracepoint(function = $tracepoint)]
+        pub fn $btf(hook: BtfTracePointContext) -> i32 {
+            $body(&hook);
+            0
+        }
+
+        #[doc = concat!("`", $tracepoint, "` as a raw tracepoint.")]
+        #[raw_tracepoint(tracepoint = $tracepoint)]
+        pub fn $raw(hook: RawTracePointContext) -> i32 {
+            $body(&hook);
+            0
+        }
+    )*};
+}
+
+entry_points! {
+    "cgroup_mkdir" => cgroup::mkdir: cgroup_mkdir_btf, cgroup_mkdir_raw;
+    "cgroup_rmdir" => cgroup::rmdir: cgroup_rmdir_btf, cgroup_rmdir_raw;
+    "cgroup_release" => cgroup::release: cgroup_release_btf, cgroup_release_raw;
+    "cgroup_attach_task" => cgroup::attach: cgroup_attach_btf, cgroup_attach_raw;
+    "cgroup_notify_populated" => cgroup::populated: cgroup_populated_btf, cgroup_populated_raw;
+    "sched_process_fork" => task::fork: task_fork_btf, task_fork_raw;
+    "sched_process_exec" => task::exec: task_exec_btf, task_exec_raw;
+    "sched_process_exit" => task::exit: task_exit_btf, task_exit_raw;
+}
+
+/// Some helpers are reserved for programs that may be used under the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // SAFETY: no path of any program leads here; if one did, the verifier would refuse the program.
+    unsafe { core::hint::unreachable_unchecked() }
+}

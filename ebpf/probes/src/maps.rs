@@ -1,0 +1,97 @@
+//! Every map of the programs, and the only functions that write to a ring or to the counters.
+//!
+//! | Map | Holds | User space |
+//! |---|---|---|
+//! | [`TRACKED`] | the tracked cgroups | adds what exists at its scan |
+//! | [`ROOTS`] | configured roots of the tracked set | fills it before attaching |
+//! | [`LIFECYCLE`] | rare, precious records | reads, is woken |
+//! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken |
+//! | [`FORKS`] | their forks | reads, is not woken |
+//! | [`COUNTERS`] | what was lost | reads |
+//! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
+//! | [`EXITED`] | processes whose exit is told already | nothing |
+//!
+//! Sizes are what a program loaded by hand would get; the loader sets its own.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    macros::map,
+    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
+};
+use kwitness_abi::{Counters, Pattern, ProcessKey, RecordKind, Tracked};
+
+/// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
+/// memory while there is room.
+#[map]
+pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(65_536, 0);
+
+/// Beginnings of names or paths that make a cgroup a root of the tracked set; the value means nothing.
+#[map]
+pub static ROOTS: LpmTrie<Pattern, u8> = LpmTrie::with_max_entries(64, 0);
+
+/// What a container's life cannot be told without: cgroups, first programs, entries, exits of first programs.
+#[map]
+pub static LIFECYCLE: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Exec and exit of the other processes: a storm of them cannot evict a lifecycle record.
+#[map]
+pub static TASKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Forks inside a container. A ring of their own because nobody waits for them: a record that was committed without a
+/// wake-up would keep the records behind it from waking the reader, too, as the kernel wakes only for the record at the
+/// consumer's position.
+#[map]
+pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// What could not be delivered; one element.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Processes whose exec had `FLAG_FIRST`, so that their exit is recognised in whatever tracked cgroup they end. Least
+/// recently used: an entry whose exit is never seen (moved out of the tracked set) gives way.
+#[map]
+pub static FIRST_PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Processes whose exit has been claimed by one of their threads, see `task::is_last_thread`. Needed for the moment
+/// between two threads' exits only, hence small and least recently used.
+#[map]
+pub static EXITED: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Room for a record in `ring`; without room the loss is counted.
+#[inline(always)]
+pub fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEntry<T>> {
+    let entry = ring.reserve::<T>(0);
+    if entry.is_none() {
+        count(|counters| {
+            // SAFETY: `counters` points to the element of this CPU; the index is a constant below the array's length.
+            unsafe { (&raw mut (*counters).lost).cast::<u64>().add(kind.index()) }
+        });
+    }
+    entry
+}
+
+/// A cgroup could not be tracked.
+#[inline(always)]
+pub fn count_untracked() {
+    // SAFETY: `counters` points to the element of this CPU.
+    count(|counters| unsafe { &raw mut (*counters).untracked });
+}
+
+/// A plain increment is exact: the element is this CPU's, each counter has one program that writes to it, and the kernel
+/// does not enter a program again on a CPU where it has not returned (it counts that as a recursion miss).
+#[inline(always)]
+fn count(which: impl FnOnce(*mut Counters) -> *mut u64) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: a pointer into a live map element, and aligned.
+        unsafe { *which(counters) += 1 };
+    }
+}
+
+/// How to commit a record to [`FORKS`]: silently, until the ring is a quarter full; then the reader is far behind, and
+/// every record calls it.
+#[inline(always)]
+pub fn fork_wakeup() -> u64 {
+    let quarter = FORKS.query(u64::from(BPF_RB_RING_SIZE)) / 4;
+    let filled = FORKS.query(u64::from(BPF_RB_AVAIL_DATA));
+    u64::from(if filled >= quarter { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+}

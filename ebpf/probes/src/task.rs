@@ -1,0 +1,129 @@
+//! The life of processes in tracked cgroups. Threads produce nothing.
+//!
+//! # Which program is the container's own
+//!
+//! (filled in after measuring)
+
+use aya_ebpf::maps::RingBuf;
+use kwitness_abi::{
+    FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
+    TaskExit, TaskFork, Tracked,
+};
+
+use crate::{
+    emit::{copy_string, header},
+    kernel::{Address, Hook, Task, binprm_filename, group_dead},
+    maps::{EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, fork_wakeup, reserve},
+};
+
+/// The flag of the kernel's `bpf_map_update_elem` that refuses to replace an element.
+const BPF_NOEXIST: u64 = aya_ebpf::bindings::BPF_NOEXIST as u64;
+
+/// `sched_process_fork(parent, child)`: the child is in its cgroup, which is not the parent's if it was made with
+/// `CLONE_INTO_CGROUP`.
+#[inline(always)]
+pub fn fork<H: Hook>(hook: &H) {
+    let child = Task::<H>::at(hook.arg(1));
+    let id = child.cgroup_id();
+    if TRACKED.get_ptr(id).is_none() || !child.is_leader() {
+        return;
+    }
+    let parent = Task::<H>::at(hook.arg(0));
+    if parent.cgroup_id() == id {
+        emit_fork(&FORKS, id, 0, &child);
+    } else {
+        emit_fork(&LIFECYCLE, id, FLAG_ENTERED, &child);
+    }
+}
+
+#[inline(always)]
+fn emit_fork<H: Hook>(ring: &RingBuf, id: u64, flags: u16, child: &Task<H>) {
+    let Some(mut entry) = reserve::<TaskFork>(ring, RecordKind::TaskFork) else { return };
+    entry.write(TaskFork { header: header(RecordKind::TaskFork, id, flags), child: child.process() });
+    entry.submit(if flags == 0 { fork_wakeup() } else { 0 });
+}
+
+/// `sched_process_exec(task, old_pid, binprm)`: the task runs the new program.
+#[inline(always)]
+pub fn exec<H: Hook>(hook: &H) {
+    let task = Task::<H>::at(hook.arg(0));
+    let id = task.cgroup_id();
+    let Some(tracked) = TRACKED.get_ptr_mut(id) else { return };
+    let process = task.process();
+    let filename = binprm_filename::<H>(hook.arg(2));
+    if starts(tracked, &process) {
+        // A full map costs the flag of the exit, not the record.
+        let _ = FIRST_PROCESSES.insert(task.key(), 0, 0);
+        emit_exec(&LIFECYCLE, id, FLAG_FIRST, process, filename);
+    } else {
+        emit_exec(&TASKS, id, 0, process, filename);
+    }
+}
+
+/// Whether this exec is the first of a program that is not the runtime's, see the module's description.
+#[inline(always)]
+fn starts(tracked: *mut Tracked, process: &Process) -> bool {
+    // SAFETY: a live map element.
+    let flags = unsafe { &raw mut (*tracked).flags };
+    // SAFETY: as above.
+    if process.mnt_ns == process.parent_mnt_ns || unsafe { *flags } & TRACKED_STARTED != 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { *flags |= TRACKED_STARTED };
+    true
+}
+
+#[inline(always)]
+fn emit_exec(ring: &RingBuf, id: u64, flags: u16, process: Process, filename: Address) {
+    let Some(mut entry) = reserve::<TaskExec>(ring, RecordKind::TaskExec) else { return };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to the reserved memory; every field is written, `filename` up to its NUL.
+    unsafe {
+        (*record).header = header(RecordKind::TaskExec, id, flags);
+        (*record).process = process;
+        (*record).filename_len = copy_string::<FILENAME_CAP>(filename, (&raw mut (*record).filename).cast());
+        (*record).pad = 0;
+    }
+    entry.submit(0);
+}
+
+/// `sched_process_exit(task)`, with `bool group_dead` on newer kernels: the task is still in its cgroup, and its exit
+/// code is set.
+#[inline(always)]
+pub fn exit<H: Hook>(hook: &H) {
+    let task = Task::<H>::at(hook.arg(0));
+    let id = task.cgroup_id();
+    if TRACKED.get_ptr(id).is_none() || !is_last_thread(hook, &task) {
+        return;
+    }
+    if FIRST_PROCESSES.remove(task.key()).is_ok() {
+        emit_exit(&LIFECYCLE, id, FLAG_FIRST_EXIT, &task);
+    } else {
+        emit_exit(&TASKS, id, 0, &task);
+    }
+}
+
+/// Whether the process ends with this thread.
+///
+/// Where the tracepoint does not say so, `signal->live` does, but not only to one: two threads may both have counted it
+/// down before either arrives here, so they have to settle who tells.
+#[inline(always)]
+fn is_last_thread<H: Hook>(hook: &H, task: &Task<H>) -> bool {
+    match group_dead(hook) {
+        Some(dead) => dead,
+        None => task.live_threads() == 0 && EXITED.insert(task.key(), 0, BPF_NOEXIST).is_ok(),
+    }
+}
+
+#[inline(always)]
+fn emit_exit<H: Hook>(ring: &RingBuf, id: u64, flags: u16, task: &Task<H>) {
+    let Some(mut entry) = reserve::<TaskExit>(ring, RecordKind::TaskExit) else { return };
+    entry.write(TaskExit {
+        header: header(RecordKind::TaskExit, id, flags),
+        process: task.process(),
+        wait_status: task.wait_status(),
+        pad: 0,
+    });
+    entry.submit(0);
+}

@@ -1,0 +1,118 @@
+//! Why the probes cannot be used, each with what to do next.
+
+use std::{io, path::PathBuf};
+
+use super::{
+    btf::BtfError,
+    capability::Refusal,
+    environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY},
+    need::Need,
+};
+
+/// The result of a step of the loader.
+pub type Result<T> = std::result::Result<T, ProbeError>;
+
+/// Why the probes cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The process may not use bpf(2) as it must.
+    #[error("loading the probes takes privileges: missing {}. Remedy: {PRIVILEGES_REMEDY}", missing.join(", "))]
+    Unprivileged {
+        /// What is missing.
+        missing: Vec<&'static str>,
+    },
+
+    /// The kernel does not publish its type information.
+    #[error("the kernel's type information cannot be read from {BTF_PATH}. Remedy: {BTF_REMEDY}")]
+    NoBtf(#[source] io::Error),
+
+    /// The kernel's type information makes no sense.
+    #[error(
+        "the kernel's type information in {BTF_PATH} cannot be understood. Remedy: report it with the kernel's version"
+    )]
+    Btf(#[from] BtfError),
+
+    /// The kernel is locked down too far.
+    #[error(
+        "the kernel is locked down for confidentiality, no program may read its memory. Remedy: {LOCKDOWN_REMEDY}"
+    )]
+    Lockdown,
+
+    /// Another daemon holds the lock.
+    #[error(
+        "another instance is running ({}): it holds the lock {}. Remedy: stop it, or give this one another run directory",
+        holder.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}")),
+        path.display()
+    )]
+    AlreadyRunning {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that wrote its id into the lock file.
+        holder: Option<u32>,
+    },
+
+    /// The lock file cannot be used.
+    #[error("the lock file {} cannot be opened and locked. Remedy: make its directory exist and writable", path.display())]
+    LockFile {
+        /// The lock file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
+    /// A map cannot be made for want of memory, or of the right to lock it.
+    #[error(
+        "the kernel does not give the memory for map {map} (RLIMIT_MEMLOCK is {memlock}). Remedy: raise the limit (systemd: \
+         LimitMEMLOCK=infinity), configure smaller rings, or give the process's cgroup more memory"
+    )]
+    Memory {
+        /// The map.
+        map: String,
+        /// The limit in force.
+        memlock: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
+    /// A map cannot be made or used.
+    #[error("map {map} cannot be set up")]
+    Map {
+        /// The map.
+        map: String,
+        /// What went wrong.
+        source: aya::maps::MapError,
+    },
+
+    /// The compiled programs cannot be read. They are part of this executable, so this is a defect.
+    #[error(
+        "the compiled probes in this executable cannot be loaded. Remedy: report it with the kernel's version"
+    )]
+    Object(#[source] aya::EbpfError),
+
+    /// No hook serves a need that the daemon cannot do without.
+    #[error("{}", describe_unmet(need, refused))]
+    UnmetNeed {
+        /// The need.
+        need: &'static Need,
+        /// Its hooks, each with what spoke against it.
+        refused: Vec<Refusal>,
+    },
+
+    /// The rings cannot be waited for.
+    #[error("the rings cannot be registered with the I/O driver: is this a tokio runtime with I/O enabled?")]
+    Register(#[source] io::Error),
+}
+
+fn describe_unmet(need: &Need, refused: &[Refusal]) -> String {
+    let mut text = format!(
+        "without {} there is no telling {}, and no hook at tracepoint {} can be used",
+        need.name, need.cost_of_missing, need.tracepoint
+    );
+    for refusal in refused {
+        text += &format!("; {refusal}");
+    }
+    if let Some(last) = refused.last() {
+        text += &format!(". Remedy: {}", last.reason.remedy());
+    }
+    text
+}

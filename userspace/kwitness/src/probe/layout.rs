@@ -1,0 +1,85 @@
+//! Which fields of the kernel's structures the programs read, under which names kernels have them, and finding their
+//! offsets in the running kernel's [`Btf`].
+//!
+//! Owns the table of names. An offset that is not found stays [`ABSENT`]; what follows from that is decided where the
+//! needs are (`need`).
+
+use kwitness_abi::{ABSENT, KernelLayout};
+
+use super::btf::Btf;
+
+/// A field of a structure of the kernel that programs read.
+#[derive(Debug)]
+pub struct Field {
+    structure: &'static str,
+    /// Its names, the newest kernel's first.
+    names: &'static [&'static str],
+    slot: fn(&mut KernelLayout) -> &mut u32,
+}
+
+impl Field {
+    /// `structure.name` as the newest kernels have it.
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.structure, self.names[0])
+    }
+}
+
+macro_rules! fields {
+    ($($constant:ident $slot:ident $structure:literal: $($name:literal)|+;)*) => {
+        $(
+            #[doc = concat!("[`KernelLayout::", stringify!($slot), "`]")]
+            pub static $constant: Field = Field {
+                structure: $structure,
+                names: &[$($name),+],
+                slot: |layout| &mut layout.$slot,
+            };
+        )*
+        static FIELDS: &[&Field] = &[$(&$constant),*];
+    };
+}
+
+fields! {
+    TASK_CGROUPS task_cgroups "task_struct": "cgroups";
+    TASK_TGID task_tgid "task_struct": "tgid";
+    TASK_PID task_pid "task_struct": "pid";
+    TASK_REAL_PARENT task_real_parent "task_struct": "real_parent";
+    TASK_GROUP_LEADER task_group_leader "task_struct": "group_leader";
+    TASK_START_BOOTTIME task_start_boottime "task_struct": "start_boottime";
+    TASK_NSPROXY task_nsproxy "task_struct": "nsproxy";
+    TASK_SIGNAL task_signal "task_struct": "signal";
+    TASK_EXIT_CODE task_exit_code "task_struct": "exit_code";
+    TASK_COMM task_comm "task_struct": "comm";
+    SIGNAL_LIVE signal_live "signal_struct": "live";
+    SIGNAL_FLAGS signal_flags "signal_struct": "flags";
+    SIGNAL_GROUP_EXIT_CODE signal_group_exit_code "signal_struct": "group_exit_code";
+    NSPROXY_MNT_NS nsproxy_mnt_ns "nsproxy": "mnt_ns";
+    MNT_NAMESPACE_INUM mnt_namespace_inum "mnt_namespace": "ns.inum";
+    CSS_SET_DFL_CGRP css_set_dfl_cgrp "css_set": "dfl_cgrp";
+    CGROUP_KN cgroup_kn "cgroup": "kn";
+    CGROUP_ROOT cgroup_root "cgroup": "root";
+    CGROUP_LEVEL cgroup_level "cgroup": "level";
+    CGROUP_ROOT_HIERARCHY_ID cgroup_root_hierarchy_id "cgroup_root": "hierarchy_id";
+    KERNFS_NODE_ID kernfs_node_id "kernfs_node": "id";
+    KERNFS_NODE_NAME kernfs_node_name "kernfs_node": "name";
+    KERNFS_NODE_PARENT kernfs_node_parent "kernfs_node": "__parent" | "parent";
+    BINPRM_FILENAME binprm_filename "linux_binprm": "filename";
+}
+
+/// Finds every field's offset, and which tracepoint passes what.
+pub fn resolve(btf: &Btf<'_>) -> KernelLayout {
+    let mut layout = KernelLayout::UNKNOWN;
+    for field in FIELDS {
+        let offset = field.names.iter().find_map(|name| btf.member_offset(field.structure, name));
+        *(field.slot)(&mut layout) = offset.unwrap_or(ABSENT);
+    }
+    // `sched_process_exit(task)` became `(task, group_dead)` in 6.16.
+    layout.exit_has_group_dead =
+        u32::from(btf.tracepoint_args("sched_process_exit").is_some_and(|args| args >= 2));
+    layout
+}
+
+/// Those of `fields` that the kernel does not have under any known name.
+pub fn missing(layout: &KernelLayout, fields: &[&Field]) -> Vec<String> {
+    let mut layout = *layout;
+    fields.iter().filter(|field| *(field.slot)(&mut layout) == ABSENT).map(|field| field.name()).collect()
+}

@@ -1,0 +1,64 @@
+//! One instance at a time: a lock on a file, which the kernel gives up with the process.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use super::error::{ProbeError, Result};
+
+/// The lock, held until dropped.
+#[derive(Debug)]
+pub struct InstanceLock(#[expect(dead_code, reason = "holds the lock")] Flock<File>);
+
+impl InstanceLock {
+    /// Takes the lock or says who has it.
+    pub fn acquire(path: &Path) -> Result<Self> {
+        let failed = |source| ProbeError::LockFile { path: path.to_owned(), source };
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+        match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                // The process id is for the reader of the next one's error; the lock itself does not need it.
+                let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+                Ok(Self(file))
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut text = String::new();
+                let holder = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+                Err(ProbeError::AlreadyRunning { path: path.to_owned(), holder })
+            }
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_the_first_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let first = InstanceLock::acquire(&path).unwrap();
+        let refusal = InstanceLock::acquire(&path).unwrap_err();
+        assert!(
+            matches!(&refusal, ProbeError::AlreadyRunning { holder: Some(pid), .. } if *pid == std::process::id()),
+            "{refusal:?}"
+        );
+        drop(first);
+        InstanceLock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let error = InstanceLock::acquire(Path::new("/nonexistent/run/lock")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/run/lock"), "{error}");
+    }
+}

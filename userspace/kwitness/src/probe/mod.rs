@@ -1,0 +1,33 @@
+//! The probes' user side: what this kernel offers, loading and attaching the best of it, and reading what comes.
+//!
+//! ```text
+//!  need ─────── what must be seen, by which hooks, at what cost if not
+//!  btf, layout  where the running kernel has the fields that the programs read
+//!  loader ───── Settings → Loaded → Attached → ring::Running
+//!  capability, environment, error ── what was found, and what it means, in words
+//! ```
+//!
+//! Hands out records as bytes, in the layout of `kwitness_abi`; decoding them is `kwitness_core::decode`. Knows no
+//! container, scans no file system. All `unsafe` of the user side is here.
+
+pub mod btf;
+pub mod capability;
+pub mod environment;
+mod error;
+mod layout;
+mod loader;
+mod lock;
+pub mod need;
+mod object;
+mod ring;
+mod settings;
+mod stats;
+
+pub use self::{
+    capability::{Capabilities, NeedReport, Reason, Refusal},
+    error::{ProbeError, Result},
+    loader::{Attached, Loaded, survey},
+    ring::{Drained, Life, REST_MAX, REST_MIN, Running},
+    settings::{RootPattern, RootPatternError, Settings},
+    stats::ProgramStats,
+};

@@ -1,0 +1,231 @@
+//! What kwitness needs to see, and from which hooks it can: the table behind every decision of the loader.
+//!
+//! Owns which need is vital, the order of its hooks, the fields that they read, and what missing it costs. Knows nothing
+//! of the running kernel.
+
+use std::{fmt, str::FromStr};
+
+use super::layout::{self, Field};
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HookKind {
+    /// A BTF tracepoint: the program reads the kernel's structures with plain loads.
+    BtfTracepoint,
+    /// A raw tracepoint: the same arguments, read with a helper; about four times the cost of a program run.
+    RawTracepoint,
+}
+
+impl HookKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::BtfTracepoint, Self::RawTracepoint];
+
+    /// The usual short name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "tp_btf",
+            Self::RawTracepoint => "raw_tp",
+        }
+    }
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A program that can serve a need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Hook {
+    /// How it is attached.
+    pub kind: HookKind,
+    /// The program's name in the object.
+    pub program: &'static str,
+}
+
+/// What becomes of the daemon without a need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importance {
+    /// It does not start.
+    Vital,
+    /// It runs, and says what it lacks.
+    Optional,
+}
+
+/// Something that kwitness needs to see.
+#[derive(Debug)]
+pub struct Need {
+    /// Its name in reports, that of the record kind that it brings.
+    pub name: &'static str,
+    /// Whether the daemon can do without.
+    pub importance: Importance,
+    /// What is not seen without it.
+    pub cost_of_missing: &'static str,
+    /// The tracepoint that its hooks attach to.
+    pub tracepoint: &'static str,
+    /// Its hooks, the preferred one first.
+    pub hooks: [Hook; 2],
+    /// The fields that its programs read.
+    pub fields: &'static [&'static Field],
+}
+
+impl PartialEq for Need {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Need {}
+
+macro_rules! hooks {
+    ($btf:literal, $raw:literal) => {
+        [
+            Hook { kind: HookKind::BtfTracepoint, program: $btf },
+            Hook { kind: HookKind::RawTracepoint, program: $raw },
+        ]
+    };
+}
+
+/// Fields behind "which cgroup is this, and is it of the v2 hierarchy".
+macro_rules! cgroup_fields {
+    ($($more:ident),*) => {
+        &[
+            &layout::CGROUP_ROOT, &layout::CGROUP_ROOT_HIERARCHY_ID, &layout::CGROUP_KN, &layout::KERNFS_NODE_ID,
+            $(&layout::$more),*
+        ]
+    };
+}
+
+/// Fields behind "which process is this".
+macro_rules! process_fields {
+    ($($more:ident),*) => {
+        &[
+            &layout::TASK_CGROUPS, &layout::CSS_SET_DFL_CGRP, &layout::CGROUP_KN, &layout::KERNFS_NODE_ID,
+            &layout::TASK_PID, &layout::TASK_TGID, &layout::TASK_REAL_PARENT, &layout::TASK_GROUP_LEADER,
+            &layout::TASK_START_BOOTTIME, &layout::TASK_NSPROXY, &layout::NSPROXY_MNT_NS,
+            &layout::MNT_NAMESPACE_INUM, &layout::TASK_COMM,
+            $(&layout::$more),*
+        ]
+    };
+}
+
+/// Every need, in the order of attaching. The one that makes a cgroup tracked comes last: of a cgroup that the kernel side
+/// took up by itself, everything that follows is seen.
+pub static NEEDS: [Need; 8] = [
+    Need {
+        name: "task_exit",
+        importance: Importance::Vital,
+        cost_of_missing: "exit codes and signals of processes",
+        tracepoint: "sched_process_exit",
+        hooks: hooks!("task_exit_btf", "task_exit_raw"),
+        fields: process_fields!(
+            TASK_SIGNAL,
+            TASK_EXIT_CODE,
+            SIGNAL_LIVE,
+            SIGNAL_FLAGS,
+            SIGNAL_GROUP_EXIT_CODE
+        ),
+    },
+    Need {
+        name: "task_exec",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container's own program starts, and what is executed in it",
+        tracepoint: "sched_process_exec",
+        hooks: hooks!("task_exec_btf", "task_exec_raw"),
+        fields: process_fields!(BINPRM_FILENAME),
+    },
+    Need {
+        name: "task_fork",
+        importance: Importance::Optional,
+        cost_of_missing: "processes that a container makes, and entries by CLONE_INTO_CGROUP before they exec",
+        tracepoint: "sched_process_fork",
+        hooks: hooks!("task_fork_btf", "task_fork_raw"),
+        fields: process_fields!(),
+    },
+    Need {
+        name: "cgroup_attach",
+        importance: Importance::Optional,
+        cost_of_missing: "who moves a process into a container, and when",
+        tracepoint: "cgroup_attach_task",
+        hooks: hooks!("cgroup_attach_btf", "cgroup_attach_raw"),
+        fields: process_fields!(CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID),
+    },
+    Need {
+        name: "cgroup_populated",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container stops",
+        tracepoint: "cgroup_notify_populated",
+        hooks: hooks!("cgroup_populated_btf", "cgroup_populated_raw"),
+        fields: cgroup_fields!(KERNFS_NODE_PARENT),
+    },
+    Need {
+        name: "cgroup_release",
+        importance: Importance::Vital,
+        cost_of_missing: "when a removed cgroup may be forgotten: the set of tracked cgroups would fill up",
+        tracepoint: "cgroup_release",
+        hooks: hooks!("cgroup_release_btf", "cgroup_release_raw"),
+        fields: cgroup_fields!(),
+    },
+    Need {
+        name: "cgroup_rmdir",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container is deleted, and by whom",
+        tracepoint: "cgroup_rmdir",
+        hooks: hooks!("cgroup_rmdir_btf", "cgroup_rmdir_raw"),
+        fields: cgroup_fields!(),
+    },
+    Need {
+        name: "cgroup_mkdir",
+        importance: Importance::Vital,
+        cost_of_missing: "that a container exists",
+        tracepoint: "cgroup_mkdir",
+        hooks: hooks!("cgroup_mkdir_btf", "cgroup_mkdir_raw"),
+        fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT),
+    },
+];
+
+/// Hooks that are not to be used: a diagnostic aid, and how the tests reach each alternative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exclusion {
+    /// All hooks of a kind.
+    Kind(HookKind),
+    /// One program.
+    Program(&'static str),
+}
+
+impl Exclusion {
+    /// Whether it rules that hook out.
+    pub fn covers(&self, hook: &Hook) -> bool {
+        match self {
+            Self::Kind(kind) => *kind == hook.kind,
+            Self::Program(program) => *program == hook.program,
+        }
+    }
+}
+
+/// Not a kind of hook and not a program.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{given}` is neither a kind of hook ({}) nor a program ({})", kinds(), programs())]
+pub struct UnknownHook {
+    given: String,
+}
+
+fn kinds() -> String {
+    HookKind::ALL.map(HookKind::name).join(", ")
+}
+
+fn programs() -> String {
+    NEEDS.iter().flat_map(|need| need.hooks).map(|hook| hook.program).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for Exclusion {
+    type Err = UnknownHook;
+
+    fn from_str(given: &str) -> Result<Self, UnknownHook> {
+        let kind = HookKind::ALL.into_iter().find(|kind| kind.name() == given).map(Self::Kind);
+        let program = || NEEDS.iter().flat_map(|need| need.hooks).find(|hook| hook.program == given);
+        kind.or_else(|| program().map(|hook| Self::Program(hook.program)))
+            .ok_or_else(|| UnknownHook { given: given.to_owned() })
+    }
+}

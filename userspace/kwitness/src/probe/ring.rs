@@ -1,0 +1,324 @@
+//! Reading the rings: waiting, draining in batches, resting.
+//!
+//! Owns the rings' read side, the tracked set's and the counters' user side, and the policy of waking up. Never interprets
+//! a record beyond the time in its header.
+//!
+//! # When the reader wakes
+//!
+//! The price of an event is the wake-up of its reader (some 20 µs for the process that caused it), not the program (under
+//! 1 µs). The kernel wakes the reader only for the record at the reader's own position. So after a drain that found
+//! something, the reader rests before it waits again: a burst costs one wake-up for each rest, a lone event after a quiet
+//! time is delivered at once. The rest is [`REST_MIN`] at first and doubles, up to [`REST_MAX`], while each rest ends with
+//! records already there. [`Running::readable`] does all of this; the caller only alternates it with [`Running::drain`].
+
+use std::{
+    io, mem,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    task::Poll,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+};
+use kwitness_abi::{Counters, Header, TRACKED_STARTED, Tracked};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::Instant,
+};
+
+use super::{
+    capability::Capabilities,
+    error::{ProbeError, Result},
+    loader::Attached,
+    lock::InstanceLock,
+    stats::{self, ProgramStats},
+};
+
+/// The first rest after a quiet time.
+pub const REST_MIN: Duration = Duration::from_micros(200);
+/// The longest rest, and so the most that resting adds to an event's latency.
+pub const REST_MAX: Duration = Duration::from_millis(1);
+
+/// The rings' names; a record of an earlier ring wins a tie of times.
+const RINGS: [&str; 3] = ["LIFECYCLE", "FORKS", "TASKS"];
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = nix::libc::EEXIST;
+
+/// [`Tracked`] as the value of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct TrackedValue(Tracked);
+
+// SAFETY: `repr(C)`, integers only, padding spelled out.
+unsafe impl aya::Pod for TrackedValue {}
+
+/// [`Counters`] as the value of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct CountersValue(Counters);
+
+// SAFETY: `repr(C)`, integers only, without padding.
+unsafe impl aya::Pod for CountersValue {}
+
+/// Whether a cgroup's own first program has been started, for [`Running::track`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Not yet: the next program that is not the runtime's will be the first.
+    Unstarted,
+    /// It has: what is executed from now on is not the first.
+    Started,
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Records handed out.
+    pub records: usize,
+    /// Whether the budget ended before the rings did.
+    pub more: bool,
+}
+
+/// The programs run and their records are read. Dropping it detaches and unloads everything.
+pub struct Running {
+    rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
+    pace: Pace,
+    tracked: HashMap<MapData, u64, TrackedValue>,
+    counters: PerCpuArray<MapData, CountersValue>,
+    capabilities: Capabilities,
+    ebpf: Ebpf,
+    _lock: Option<InstanceLock>,
+}
+
+impl Running {
+    pub(super) fn new(attached: Attached) -> Result<Self> {
+        let Attached { mut ebpf, capabilities, lock } = attached;
+        let [first, second, third] = RINGS.map(|name| {
+            let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
+            // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
+            unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+                .map_err(|error| ProbeError::Register(error.into()))
+        });
+        let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
+        let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?);
+        Ok(Self {
+            rings: [first?, second?, third?],
+            pace: Pace::new().map_err(ProbeError::Register)?,
+            tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
+            counters: counters.map_err(|source| map_error("COUNTERS", source))?,
+            capabilities,
+            ebpf,
+            _lock: lock,
+        })
+    }
+
+    /// Waits until there is something to drain, resting first if it must (see the module's description). Cancelling it
+    /// loses nothing.
+    pub async fn readable(&mut self) -> io::Result<()> {
+        match self.pace.next {
+            Next::Drain => {
+                tokio::task::yield_now().await;
+                return Ok(());
+            }
+            Next::Rest { until } => self.pace.rest(until).await?,
+            Next::Wait => {}
+        }
+        let rings = &mut self.rings;
+        std::future::poll_fn(|context| {
+            let mut any = Poll::Pending;
+            for ring in rings.iter_mut() {
+                // Readiness is cleared before the drain: a record that comes in between sets it again.
+                if let Poll::Ready(ready) = ring.poll_read_ready(context) {
+                    ready?.clear_ready();
+                    any = Poll::Ready(Ok(()));
+                }
+            }
+            any
+        })
+        .await
+    }
+
+    /// Hands out at most `budget` records, merged by their time as far as each ring's next record is known: of two that are
+    /// there, the earlier comes first. A record that is still being written holds back its own ring only.
+    pub fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
+        let [first, second, third] = &mut self.rings;
+        let mut heads =
+            [Merging::new(first.get_mut()), Merging::new(second.get_mut()), Merging::new(third.get_mut())];
+        let mut drained = Drained { records: 0, more: false };
+        loop {
+            let times = heads.each_mut().map(Merging::head_time);
+            let next =
+                times.iter().enumerate().filter_map(|(index, time)| Some((time.as_ref()?, index))).min();
+            let Some((_, index)) = next else { break };
+            if drained.records == budget {
+                drained.more = true;
+                break;
+            }
+            heads[index].take(&mut take);
+            drained.records += 1;
+        }
+        self.pace.drained(drained);
+        drained
+    }
+
+    /// What the kernel side could not deliver since it was loaded, summed over all CPUs.
+    pub fn counters(&self) -> io::Result<Counters> {
+        let values = self.counters.get(&0, 0).map_err(io::Error::other)?;
+        let mut sum = Counters::default();
+        for CountersValue(Counters { lost, untracked }) in values.iter() {
+            for (total, lost) in sum.lost.iter_mut().zip(lost) {
+                *total += lost;
+            }
+            sum.untracked += untracked;
+        }
+        Ok(sum)
+    }
+
+    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
+    /// as it is.
+    ///
+    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and taken up
+    /// by the kernel side, or both.
+    pub fn track(&mut self, id: u64, life: Life) -> io::Result<()> {
+        let flags = match life {
+            Life::Unstarted => 0,
+            Life::Started => TRACKED_STARTED,
+        };
+        match self.tracked.insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(()),
+            other => other.map_err(io::Error::other),
+        }
+    }
+
+    /// Takes a cgroup out of the tracked set: one that a scan added and that was gone by then, so that the kernel will never
+    /// report its release.
+    pub fn untrack(&mut self, id: u64) -> io::Result<()> {
+        match self.tracked.remove(&id) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(io::Error::other),
+        }
+    }
+
+    /// What serves each need.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// How often each attached program ran, and what the kernel says about it.
+    pub fn program_stats(&self) -> Vec<ProgramStats> {
+        let chosen = self.capabilities.needs.iter().filter_map(|report| report.chosen);
+        chosen.filter_map(|hook| Some(stats::read(hook, self.ebpf.program(hook.program)?))).collect()
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| map_error(name, MapError::ElementNotFound))
+}
+
+fn map_error(name: &str, source: MapError) -> ProbeError {
+    ProbeError::Map { map: name.to_owned(), source }
+}
+
+/// A ring, with the time of its next record once that was looked at.
+struct Merging<'a> {
+    ring: &'a mut RingBuf<MapData>,
+    head: Option<u64>,
+}
+
+impl<'a> Merging<'a> {
+    fn new(ring: &'a mut RingBuf<MapData>) -> Self {
+        Self { ring, head: None }
+    }
+
+    /// The time of the next record, if there is one.
+    fn head_time(&mut self) -> Option<u64> {
+        if self.head.is_none() {
+            let item = self.ring.next()?;
+            self.head = Some(ktime(&item));
+            // A record is consumed when its item is dropped: not yet.
+            mem::forget(item);
+        }
+        self.head
+    }
+
+    /// Hands out the next record and consumes it.
+    fn take(&mut self, take: &mut impl FnMut(&[u8])) {
+        self.head = None;
+        if let Some(item) = self.ring.next() {
+            take(&item);
+        }
+    }
+}
+
+/// The time in a record's header; a record too short for one goes first, to be rejected by the decoder.
+fn ktime(record: &[u8]) -> u64 {
+    const { assert!(mem::offset_of!(Header, ktime) == 0) };
+    record.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}
+
+/// When to wait and when to rest, see the module's description.
+struct Pace {
+    /// tokio's own timers are too coarse: they count milliseconds.
+    timer: AsyncFd<Timer>,
+    rest: Duration,
+    next: Next,
+    /// When the last rest ended.
+    rested: Option<Instant>,
+}
+
+/// A timer that an [`AsyncFd`] takes.
+struct Timer(TimerFd);
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// What [`Running::readable`] does next.
+#[derive(Clone, Copy)]
+enum Next {
+    /// Nothing: the last drain left records behind.
+    Drain,
+    /// Rest, then wait.
+    Rest { until: Instant },
+    /// Wait.
+    Wait,
+}
+
+impl Pace {
+    fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = Timer(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
+        // SAFETY: the timer owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
+        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;
+        Ok(Self { timer, rest: REST_MIN, next: Next::Wait, rested: None })
+    }
+
+    fn drained(&mut self, Drained { records, more }: Drained) {
+        if more {
+            self.next = Next::Drain;
+        } else if records > 0 {
+            let now = Instant::now();
+            // Records that were there as soon as the last rest ended: the time is not quiet.
+            let busy = self.rested.is_some_and(|end| now.duration_since(end) < REST_MIN);
+            self.rest = if busy { REST_MAX.min(self.rest * 2) } else { REST_MIN };
+            self.next = Next::Rest { until: now + self.rest };
+        }
+    }
+
+    async fn rest(&mut self, until: Instant) -> io::Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            self.timer.get_ref().0.set(Expiration::OneShot(left.into()), TimerSetTimeFlags::empty())?;
+            self.timer.readable().await?.clear_ready();
+        }
+        self.rested = Some(Instant::now());
+        self.next = Next::Wait;
+        Ok(())
+    }
+}
