@@ -9,7 +9,7 @@ use prost::Message as _;
 
 /// Methods whose answers go out as bytes that were encoded before, and the codec that does it.
 const PRE_ENCODED: &[(&str, &str, &str)] =
-    &[("/kwitness.v1.Kwitness/Watch", "crate::proto::v1::WatchResponse", "tonic_prost::ProstCodec")];
+    &[("/kwitness.v1.Kwitness/Watch", "crate::hub::Batch", "crate::hub::BatchCodec")];
 
 fn main() -> anyhow::Result<()> {
     probes_object()?;

@@ -27,7 +27,7 @@ pub use self::{
     capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
-    ring::{Drained, Life, REST_MAX, REST_MIN, Running},
-    settings::{RootPattern, RootPatternError, Settings},
+    ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
+    settings::{MAX_ROOTS, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

@@ -14,6 +14,7 @@
 use std::{
     io, mem,
     os::fd::{AsFd, AsRawFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -64,7 +65,7 @@ struct CountersValue(Counters);
 // SAFETY: `repr(C)`, integers only, without padding.
 unsafe impl aya::Pod for CountersValue {}
 
-/// Whether a cgroup's own first program has been started, for [`Running::track`].
+/// Whether a cgroup's own first program has been started, for [`Tracker::track`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// Not yet: the next program that is not the runtime's will be the first.
@@ -86,7 +87,7 @@ pub struct Drained {
 pub struct Running {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     pace: Pace,
-    tracked: HashMap<MapData, u64, TrackedValue>,
+    tracker: Tracker,
     counters: PerCpuArray<MapData, CountersValue>,
     capabilities: Capabilities,
     ebpf: Ebpf,
@@ -107,7 +108,7 @@ impl Running {
         Ok(Self {
             rings: [first?, second?, third?],
             pace: Pace::new().map_err(ProbeError::Register)?,
-            tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
+            tracker: Tracker(Arc::new(Mutex::new(tracked.map_err(|source| map_error("TRACKED", source))?))),
             counters: counters.map_err(|source| map_error("COUNTERS", source))?,
             capabilities,
             ebpf,
@@ -177,30 +178,9 @@ impl Running {
         Ok(sum)
     }
 
-    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
-    /// as it is.
-    ///
-    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and taken up
-    /// by the kernel side, or both.
-    pub fn track(&mut self, id: u64, life: Life) -> io::Result<()> {
-        let flags = match life {
-            Life::Unstarted => 0,
-            Life::Started => TRACKED_STARTED,
-        };
-        match self.tracked.insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(()),
-            other => other.map_err(io::Error::other),
-        }
-    }
-
-    /// Takes a cgroup out of the tracked set: one that a scan added and that was gone by then, so that the kernel will never
-    /// report its release.
-    pub fn untrack(&mut self, id: u64) -> io::Result<()> {
-        match self.tracked.remove(&id) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(io::Error::other),
-        }
+    /// The tracked set, for whoever scans.
+    pub fn tracker(&self) -> Tracker {
+        self.tracker.clone()
     }
 
     /// What serves each need.
@@ -212,6 +192,43 @@ impl Running {
     pub fn program_stats(&self) -> Vec<ProgramStats> {
         let chosen = self.capabilities.needs.iter().filter_map(|report| report.chosen);
         chosen.filter_map(|hook| Some(stats::read(hook, self.ebpf.program(hook.program)?))).collect()
+    }
+}
+
+/// The tracked set of the running programs. Clones share it: a scan adds to it while the rings are being read.
+#[derive(Clone)]
+pub struct Tracker(Arc<Mutex<HashMap<MapData, u64, TrackedValue>>>);
+
+impl Tracker {
+    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
+    /// as it is.
+    ///
+    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and taken up
+    /// by the kernel side, or both.
+    pub fn track(&self, id: u64, life: Life) -> io::Result<()> {
+        let flags = match life {
+            Life::Unstarted => 0,
+            Life::Started => TRACKED_STARTED,
+        };
+        match self.lock().insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(()),
+            other => other.map_err(io::Error::other),
+        }
+    }
+
+    /// Takes a cgroup out of the tracked set: one that a scan added and that was gone by then, so that the kernel will never
+    /// report its release.
+    pub fn untrack(&self, id: u64) -> io::Result<()> {
+        match self.lock().remove(&id) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(io::Error::other),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, u64, TrackedValue>> {
+        // What it guards is the kernel's: a panic elsewhere leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,6 +4,8 @@
 //! Owns nothing but the one message that is written by hand, [`Timestamp`]: the canonical JSON wants it as
 //! RFC 3339 with a `Z`.
 
+pub mod convert;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -54,7 +56,12 @@ impl<'de> Deserialize<'de> for Timestamp {
 }
 
 /// The public API.
-#[expect(missing_docs, clippy::allow_attributes, reason = "generated; the protobuf files document it")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::default_constructed_unit_structs,
+    reason = "generated; the protobuf files document it"
+)]
 pub mod v1 {
     tonic::include_proto!("kwitness.v1");
     include!(concat!(env!("OUT_DIR"), "/kwitness.v1.serde.rs"));

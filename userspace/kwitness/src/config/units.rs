@@ -1,0 +1,68 @@
+//! Values with units: sizes, and whole numbers within a range. Never a setting's meaning.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use toml::Value;
+
+/// A whole number of the range.
+pub(super) fn count(value: &Value, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let number = value.as_integer().ok_or_else(|| format!("it is a {}", value.type_str()))?;
+    within(u64::try_from(number).map_err(|_| "it is negative".to_owned())?, range)
+}
+
+/// A size in bytes: a whole number, alone or with `KiB`, `MiB` or `GiB`.
+pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<u64, String> {
+    let Some(text) = value.as_str() else { return count(value, range) };
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        other => return Err(format!("\"{other}\" is none of the units B, KiB, MiB, GiB")),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| format!("\"{digits}\" is not a whole number"))?;
+    within(number.checked_mul(unit).ok_or("it is too large")?, range)
+}
+
+fn within(number: u64, range: RangeInclusive<u64>) -> Result<u64, String> {
+    if range.contains(&number) {
+        Ok(number)
+    } else {
+        Err(format!("it is not between {} and {}", range.start(), range.end()))
+    }
+}
+
+/// A string that is not empty.
+pub(super) fn text(value: &Value) -> Result<&str, String> {
+    match value.as_str() {
+        Some("") => Err("it is empty".to_owned()),
+        Some(text) => Ok(text),
+        None => Err(format!("it is a {}", value.type_str())),
+    }
+}
+
+/// A list of strings that each read as a `T`.
+pub(super) fn parsed<T: FromStr<Err: Display>>(value: &Value) -> Result<Vec<T>, String> {
+    let Some(items) = value.as_array() else { return Err(format!("it is a {}", value.type_str())) };
+    items.iter().map(|item| text(item)?.parse().map_err(|wrong: T::Err| wrong.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let size = |text: &str| size(&Value::from(text), 1..=1 << 40);
+        assert_eq!(size("4MiB"), Ok(4 << 20));
+        assert_eq!(size("64 KiB"), Ok(64 << 10));
+        assert_eq!(size("17"), Ok(17));
+        assert_eq!(size("4MB"), Err("\"MB\" is none of the units B, KiB, MiB, GiB".to_owned()));
+        assert_eq!(size("1.5MiB"), Err("\"1.5\" is not a whole number".to_owned()));
+        assert_eq!(size("99999999999GiB"), Err("it is too large".to_owned()));
+        assert_eq!(size("0"), Err("it is not between 1 and 1099511627776".to_owned()));
+    }
+}

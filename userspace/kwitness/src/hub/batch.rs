@@ -1,0 +1,100 @@
+//! What goes to a watcher in one message, and how it becomes bytes: events are not encoded again, their pieces are
+//! put together. Never decides what a watcher gets.
+
+use bytes::BufMut;
+use kwitness_core::journal::Epoch;
+use prost::Message as _;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::Entry;
+use crate::proto::v1;
+
+/// One `kwitness.v1.WatchResponse` in the making.
+#[derive(Debug)]
+pub struct Batch {
+    pub(super) snapshot: Option<v1::Snapshot>,
+    pub(super) epoch: Epoch,
+    pub(super) items: Vec<Item>,
+}
+
+#[derive(Debug)]
+pub(super) enum Item {
+    /// From the journal, with its number.
+    Recorded(u64, Entry),
+    /// For this watcher alone: a gap.
+    Own(Box<v1::Event>),
+}
+
+/// The tag of `WatchResponse.events`: field 2, length-delimited.
+const EVENTS_TAG: u8 = 2 << 3 | 2;
+
+impl Batch {
+    /// Puts a snapshot into the batch.
+    pub fn with_snapshot(mut self, snapshot: v1::Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
+        self
+    }
+
+    pub(super) fn encode(&self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {
+        if let Some(snapshot) = &self.snapshot {
+            v1::WatchResponse { snapshot: Some(snapshot.clone()), events: Vec::new() }.encode(buf)?;
+        }
+        let mut position = v1::Position { epoch: self.epoch.0.to_string(), seq: 0 };
+        for item in &self.items {
+            buf.put_u8(EVENTS_TAG);
+            match item {
+                Item::Recorded(seq, entry) => {
+                    position.seq = *seq;
+                    let head = v1::Event { position: Some(position), ..Default::default() };
+                    let subject = entry.subject.as_ref().map_or(&[][..], |subject| &subject.bytes);
+                    let length = head.encoded_len() + subject.len() + entry.body.len();
+                    prost::encode_length_delimiter(length, buf)?;
+                    head.encode(buf)?;
+                    buf.put_slice(subject);
+                    buf.put_slice(&entry.body);
+                    position = head.position.unwrap_or_default();
+                }
+                Item::Own(event) => event.encode_length_delimited(buf)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The codec of `Watch`: batches out, requests in.
+#[derive(Debug, Default)]
+pub struct BatchCodec;
+
+impl Codec for BatchCodec {
+    type Encode = Batch;
+    type Decode = v1::WatchRequest;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for BatchCodec {
+    type Item = Batch;
+    type Error = Status;
+
+    fn encode(&mut self, batch: Batch, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        batch.encode(buf).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl Decoder for BatchCodec {
+    type Item = v1::WatchRequest;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<v1::WatchRequest>, Status> {
+        v1::WatchRequest::decode(buf).map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}

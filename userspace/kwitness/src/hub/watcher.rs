@@ -1,0 +1,240 @@
+//! One who reads the journal: a cursor, a filter, and what is said when the journal no longer has what comes next.
+//!
+//! ```text
+//!            ┌──────────── read ≤ 512 ◀──────────────┐
+//!  Start ──▶ │ nothing wanted, more there ── yield ──┤
+//!            │ nothing there ── follow? ── wait ─────┤
+//!            │                    └── no ──▶ end     │
+//!            └ a batch, a gap first if any was missed┘
+//! ```
+//!
+//! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late,
+//! just before the `updated` event that made the container one it asked for; see [`Watcher::belated`].
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use kwitness_core::event::Subject;
+use kwitness_core::ids::KernelTime;
+use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
+use tokio::sync::watch;
+
+use super::batch::{Batch, Item};
+use super::{Entry, Filter, Hub, KindId};
+use crate::clock::Clock;
+use crate::proto::v1;
+
+/// Events in one message at most.
+const BATCH_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+
+/// Where a watcher begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// With what happens from now on.
+    Now,
+    /// After that place.
+    After(Position),
+    /// With the first event at or after that time.
+    Since(KernelTime),
+}
+
+/// One who reads the journal.
+#[derive(Debug)]
+pub struct Watcher {
+    hub: Arc<Hub>,
+    changed: watch::Receiver<u64>,
+    filter: Filter,
+    cursor: Cursor,
+    /// No event before is delivered, not even late.
+    first_seq: u64,
+    /// The number of the last event to deliver; none: follow.
+    until: Option<u64>,
+    /// Said before anything else.
+    opening: Option<v1::Event>,
+    /// What is missed now was expired before the watcher came.
+    resuming: bool,
+    /// The time of the last event read.
+    last_at: Option<KernelTime>,
+}
+
+impl Hub {
+    /// A reader of the journal.
+    ///
+    /// # Errors
+    /// A place that this journal has not come to yet. A place in another epoch is none: a gap says so.
+    pub fn watch(
+        self: &Arc<Self>,
+        start: Start,
+        follow: bool,
+        filter: Filter,
+    ) -> Result<Watcher, ResumeError> {
+        let journal = self.read();
+        let mut opening = None;
+        let cursor = match &start {
+            Start::Now => journal.end(),
+            Start::After(position) => match journal.resume(position) {
+                Ok(cursor) => cursor,
+                Err(ResumeError::OtherEpoch { .. }) => {
+                    let gap = v1::Gap { cause: v1::GapCause::ReplayExpired.into(), ..Default::default() };
+                    opening = Some(own_event(&journal, journal.start().seq(), gap));
+                    journal.start()
+                }
+                Err(not_yet) => return Err(not_yet),
+            },
+            Start::Since(time) => {
+                let cursor = journal.since(|entry| entry.at >= *time);
+                if cursor == journal.start() && cursor.seq() > 0 {
+                    // Whether the events that are no longer there were younger than that, nobody knows.
+                    let gap = v1::Gap {
+                        cause: v1::GapCause::ReplayExpired.into(),
+                        last_seq: Some(cursor.seq()),
+                        ..Default::default()
+                    };
+                    opening = Some(own_event(&journal, cursor.seq(), gap));
+                }
+                cursor
+            }
+        };
+        Ok(Watcher {
+            hub: self.clone(),
+            changed: self.last.subscribe(),
+            filter,
+            cursor,
+            first_seq: cursor.seq() + 1,
+            until: (!follow).then(|| journal.last_seq()),
+            opening,
+            resuming: true,
+            last_at: None,
+        })
+    }
+}
+
+impl Watcher {
+    /// A batch with nothing in it but what must be said first, if anything.
+    pub fn opening(&mut self) -> Batch {
+        let items = self.opening.take().into_iter().map(|event| Item::Own(Box::new(event))).collect();
+        Batch { snapshot: None, epoch: self.hub.read().epoch().clone(), items }
+    }
+
+    /// The next events; none when everything that was asked for has been delivered.
+    ///
+    /// Nothing is lost when the future is dropped before it is ready.
+    pub async fn next(&mut self) -> Option<Batch> {
+        if self.opening.is_some() {
+            return Some(self.opening());
+        }
+        loop {
+            let last = *self.changed.borrow_and_update();
+            let batch = self.read();
+            if !batch.items.is_empty() {
+                return Some(batch);
+            }
+            if self.until.is_some_and(|until| self.cursor.seq() >= until) {
+                return None;
+            }
+            if self.cursor.seq() < last {
+                // A filter that lets little through must not keep others from running.
+                tokio::task::yield_now().await;
+            } else {
+                self.changed.changed().await.ok()?;
+            }
+        }
+    }
+
+    fn read(&mut self) -> Batch {
+        let hub = self.hub.clone();
+        let journal = hub.read();
+        let read = journal.read(self.cursor, BATCH_MAX);
+        let mut items = Vec::with_capacity(read.items.len() + usize::from(read.missed.is_some()));
+        if let Some(missed) = read.missed {
+            let gap = self.gap(missed, read.items.clone().next().map(|entry| entry.at));
+            items.push(Item::Own(Box::new(own_event(&journal, missed.last, gap))));
+        }
+        self.resuming = false;
+        for (seq, entry) in (read.first_seq..).zip(read.items) {
+            if self.until.is_some_and(|until| seq > until) {
+                break;
+            }
+            self.last_at = Some(entry.at);
+            let wanted = entry.subject.as_ref().is_none_or(|of| self.filter.wants_container(&of.subject));
+            if !wanted {
+                continue;
+            }
+            if entry.kind == KindId::UPDATED
+                && let Some(of) = &entry.subject
+            {
+                self.belated(&journal, seq, &of.subject, &mut items);
+            }
+            if entry.subject.is_none() || self.filter.wants_kind(entry.kind) {
+                items.push(Item::Recorded(seq, entry.clone()));
+            }
+        }
+        self.cursor = read.next;
+        Batch { snapshot: None, epoch: journal.epoch().clone(), items }
+    }
+
+    /// The events of a container, before the number `before`, whose subject was not yet known to be one that the
+    /// watcher asks for.
+    fn belated(&self, journal: &Journal<Entry>, before: u64, subject: &Subject, items: &mut Vec<Item>) {
+        if !self.filter.asks_for_names() {
+            return;
+        }
+        let mut found = VecDeque::new();
+        let mut end = before;
+        let oldest = self.first_seq.max(journal.first_seq());
+        'back: while end > oldest {
+            let from = end.saturating_sub(BATCH_MAX.get() as u64).max(oldest);
+            let place = Position { epoch: journal.epoch().clone(), seq: from - 1 };
+            let (Ok(cursor), Some(count)) =
+                (journal.resume(&place), NonZeroUsize::new((end - from) as usize))
+            else {
+                break;
+            };
+            let newest_first = journal.read(cursor, count).items.rev();
+            for (seq, entry) in (from..end).rev().zip(newest_first) {
+                let Some(of) = entry.subject.as_ref().filter(|of| of.subject.cgroup_id == subject.cgroup_id)
+                else {
+                    continue;
+                };
+                if self.filter.wants_container(&of.subject) {
+                    break 'back;
+                }
+                if self.filter.wants_kind(entry.kind) {
+                    found.push_front(Item::Recorded(seq, entry.clone()));
+                }
+                if entry.kind == KindId::CREATED {
+                    break 'back;
+                }
+            }
+            end = from;
+        }
+        items.extend(found);
+    }
+
+    fn gap(&self, missed: Missed, next_at: Option<KernelTime>) -> v1::Gap {
+        let clock = Clock::read();
+        let cause = if self.resuming { v1::GapCause::ReplayExpired } else { v1::GapCause::WatcherLagged };
+        v1::Gap {
+            cause: cause.into(),
+            lost: [("event".to_owned(), missed.last - missed.first + 1)].into(),
+            from: self.last_at.map(|at| clock.wall(at)),
+            to: next_at.map(|at| clock.wall(at)),
+            first_seq: Some(missed.first),
+            last_seq: Some(missed.last),
+        }
+    }
+}
+
+/// An event that the journal does not have: whoever resumes after it goes on with what the journal does have.
+fn own_event(journal: &Journal<Entry>, seq: u64, gap: v1::Gap) -> v1::Event {
+    let clock = Clock::read();
+    v1::Event {
+        position: Some(v1::Position { epoch: journal.epoch().0.to_string(), seq }),
+        time: Some(clock.wall(clock.now())),
+        kernel_time: clock.now().0,
+        container: None,
+        basis: v1::Basis::Daemon.into(),
+        kind: Some(v1::event::Kind::Gap(gap)),
+    }
+}

@@ -1,0 +1,215 @@
+//! The domain's types in the API's shape. What the domain does not know stays absent. Never the other way: the
+//! API is read-only.
+
+use kwitness_core::event as core;
+use kwitness_core::ids;
+use kwitness_core::lifecycle;
+use nix::sys::signal::Signal;
+
+use super::v1;
+use crate::clock::Clock;
+
+/// An event without its position and its container, which the journal adds.
+pub fn event(event: &core::Event, clock: Clock) -> v1::Event {
+    v1::Event {
+        position: None,
+        time: Some(clock.wall(event.at)),
+        kernel_time: event.at.0,
+        container: None,
+        basis: basis(event.basis).into(),
+        kind: Some(kind(&event.kind, clock)),
+    }
+}
+
+fn kind(kind: &core::Kind, clock: Clock) -> v1::event::Kind {
+    use v1::event::Kind;
+    match kind {
+        core::Kind::Created { actor } => {
+            Kind::Created(v1::Created { actor: actor.as_ref().map(self::actor) })
+        }
+        core::Kind::Started { process, program } => Kind::Started(v1::Started {
+            process: process.as_ref().map(self::process),
+            program: program.as_deref().map(str::to_owned),
+        }),
+        core::Kind::Exec { process, program } => {
+            Kind::Exec(v1::Exec { process: Some(self::process(process)), program: program.to_string() })
+        }
+        core::Kind::Exited { process, status, before_exec } => Kind::Exited(v1::Exited {
+            process: Some(self::process(process)),
+            status: Some(exit_status(*status)),
+            before_exec: *before_exec,
+        }),
+        core::Kind::Stopped { main_status, never_started } => Kind::Stopped(v1::Stopped {
+            main_status: main_status.map(exit_status),
+            never_started: *never_started,
+        }),
+        core::Kind::Deleted { actor } => {
+            Kind::Deleted(v1::Deleted { actor: actor.as_ref().map(self::actor) })
+        }
+        core::Kind::Updated { fields } => Kind::Updated(v1::Updated { fields: fields.clone() }),
+        core::Kind::Gap(gap) => Kind::Gap(v1::Gap {
+            cause: gap_cause(gap.cause).into(),
+            lost: gap.lost.clone(),
+            from: Some(clock.wall(gap.from)),
+            to: Some(clock.wall(gap.to)),
+            first_seq: None,
+            last_seq: None,
+        }),
+        core::Kind::Resynced { found, gone, corrected } => {
+            Kind::Resynced(v1::Resynced { found: *found, gone: *gone, corrected: *corrected })
+        }
+    }
+}
+
+/// The subject of an event.
+pub fn container(subject: &core::Subject) -> v1::Container {
+    let facts = subject.facts.as_deref();
+    let text = |text: &std::sync::Arc<str>| text.to_string();
+    let uid = subject.pod.as_ref().map(|pod| &pod.uid).or(facts.and_then(|facts| facts.pod_uid.as_ref()));
+    v1::Container {
+        id: subject.container_id.to_string(),
+        cgroup_id: subject.cgroup_id.0,
+        cgroup_path: subject.cgroup_path.to_string(),
+        runtime: subject.runtime.map_or(v1::Runtime::Unspecified, runtime).into(),
+        pod: uid.map(|uid| v1::Pod {
+            uid: uid.to_string(),
+            namespace: facts.and_then(|facts| facts.pod_namespace.as_ref()).map(text),
+            name: facts.and_then(|facts| facts.pod_name.as_ref()).map(text),
+            qos_class: subject
+                .pod
+                .as_ref()
+                .map_or(v1::QosClass::Unspecified, |pod| qos_class(pod.qos))
+                .into(),
+        }),
+        name: facts.and_then(|facts| facts.name.as_ref()).map(text),
+        image: facts.and_then(|facts| facts.image.as_ref()).map(text),
+        labels: facts.map(|facts| facts.labels.clone()).unwrap_or_default(),
+        r#type: facts
+            .map_or(v1::ContainerType::Unspecified, |facts| match facts.container_type {
+                core::ContainerType::Sandbox => v1::ContainerType::Sandbox,
+                core::ContainerType::App => v1::ContainerType::App,
+            })
+            .into(),
+    }
+}
+
+/// A container as it is now.
+pub fn container_state(state: &lifecycle::ContainerState, clock: Clock) -> v1::ContainerState {
+    v1::ContainerState {
+        container: Some(container(&state.subject)),
+        state: match state.state {
+            lifecycle::State::Created => v1::State::Created,
+            lifecycle::State::Running => v1::State::Running,
+            lifecycle::State::Stopped => v1::State::Stopped,
+        }
+        .into(),
+        created_at: state.created_at.map(|at| clock.wall(at)),
+        started_at: state.started_at.map(|at| clock.wall(at)),
+        stopped_at: state.stopped_at.map(|at| clock.wall(at)),
+        main: state.main.as_ref().map(process),
+        program: state.program.as_deref().map(str::to_owned),
+        main_status: state.main_status.map(exit_status),
+        forks: state.forks,
+        execs: state.execs,
+        exits: state.exits,
+    }
+}
+
+fn process(process: &core::Process) -> v1::Process {
+    v1::Process {
+        pid: process.key.pid,
+        start_time: process.key.start.0,
+        parent_pid: process.ppid,
+        comm: process.comm.to_string(),
+        role: match process.role {
+            core::Role::Main => v1::ProcessRole::Main,
+            core::Role::Entered => v1::ProcessRole::Entered,
+            core::Role::Child => v1::ProcessRole::Child,
+        }
+        .into(),
+    }
+}
+
+fn actor(actor: &core::Actor) -> v1::Actor {
+    v1::Actor { pid: actor.pid, comm: actor.comm.to_string() }
+}
+
+fn exit_status(status: core::ExitStatus) -> v1::ExitStatus {
+    use v1::exit_status::Status;
+    match status {
+        core::ExitStatus::Code(code) => {
+            v1::ExitStatus { status: Some(Status::Code(code.into())), ..Default::default() }
+        }
+        core::ExitStatus::Signal { signal, core_dumped } => v1::ExitStatus {
+            status: Some(Status::Signal(signal.into())),
+            core_dumped,
+            signal_name: signal_name(signal),
+        },
+    }
+}
+
+/// As signal(7) calls it.
+fn signal_name(signal: u8) -> String {
+    /// The C library keeps the two real-time signals below this to itself.
+    const SIGRTMIN: u8 = 34;
+    match Signal::try_from(i32::from(signal)) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) if signal == SIGRTMIN => "SIGRTMIN".to_owned(),
+        Err(_) if signal > SIGRTMIN => format!("SIGRTMIN+{}", signal - SIGRTMIN),
+        Err(_) => format!("SIG{signal}"),
+    }
+}
+
+fn basis(basis: core::Basis) -> v1::Basis {
+    match basis {
+        core::Basis::CgroupMkdir => v1::Basis::CgroupMkdir,
+        core::Basis::CgroupRmdir => v1::Basis::CgroupRmdir,
+        core::Basis::CgroupRelease => v1::Basis::CgroupRelease,
+        core::Basis::CgroupPopulated => v1::Basis::CgroupPopulated,
+        core::Basis::TaskExec => v1::Basis::TaskExec,
+        core::Basis::TaskExit => v1::Basis::TaskExit,
+        core::Basis::InitialScan => v1::Basis::InitialScan,
+        core::Basis::RepairScan => v1::Basis::RepairScan,
+        core::Basis::Runtime => v1::Basis::Runtime,
+        core::Basis::Daemon => v1::Basis::Daemon,
+    }
+}
+
+fn gap_cause(cause: core::GapCause) -> v1::GapCause {
+    match cause {
+        core::GapCause::RingFull => v1::GapCause::RingFull,
+        core::GapCause::TrackedSetFull => v1::GapCause::TrackedSetFull,
+        core::GapCause::MalformedRecord => v1::GapCause::MalformedRecord,
+    }
+}
+
+fn runtime(runtime: ids::Runtime) -> v1::Runtime {
+    match runtime {
+        ids::Runtime::Containerd => v1::Runtime::Containerd,
+        ids::Runtime::Crio => v1::Runtime::Crio,
+        ids::Runtime::Docker => v1::Runtime::Docker,
+        ids::Runtime::Podman => v1::Runtime::Podman,
+    }
+}
+
+fn qos_class(class: ids::QosClass) -> v1::QosClass {
+    match class {
+        ids::QosClass::Guaranteed => v1::QosClass::Guaranteed,
+        ids::QosClass::Burstable => v1::QosClass::Burstable,
+        ids::QosClass::BestEffort => v1::QosClass::BestEffort,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_the_names_of_the_manual() {
+        for (signal, name) in
+            [(9, "SIGKILL"), (15, "SIGTERM"), (33, "SIG33"), (34, "SIGRTMIN"), (40, "SIGRTMIN+6")]
+        {
+            assert_eq!(signal_name(signal), name);
+        }
+    }
+}
