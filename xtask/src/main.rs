@@ -2,13 +2,18 @@
 //!
 //! Reads the command line and calls the task; each task is a module.
 
+mod artifacts;
 mod ebpf;
+mod host;
+mod images;
 mod job;
 mod place;
 mod run;
 mod setup;
 mod signals;
 mod step;
+mod tally;
+mod test;
 mod versions;
 mod vm;
 
@@ -41,8 +46,12 @@ enum Task {
     Ebpf(Ebpf),
     /// Run clippy over the BPF programs
     ClippyEbpf,
+    /// Run the tests: unit, on this machine's own kernel, and in guests
+    Test(test::Test),
     /// Boot a guest and run a command in it, or a shell
     Vm(Vm),
+    #[command(hide = true)]
+    HostNode(host::node::Node),
 }
 
 #[derive(Args)]
@@ -96,27 +105,35 @@ fn main() -> ExitCode {
 }
 
 fn perform(task: Task) -> Result<ExitCode> {
-    let workspace = Workspace::find()?;
-    let cache = Cache::open()?;
+    let with_bpf = || -> Result<(Workspace, Cache)> {
+        let cache = Cache::open()?;
+        setup::ensure(&cache, &Needs { bpf: true, ..Needs::default() })?;
+        Ok((Workspace::find()?, cache))
+    };
     match task {
-        Task::Setup => setup::task(&cache, &Needs::all())?,
+        Task::Setup => setup::task(&Cache::open()?, &Needs::all())?,
         Task::Ebpf(Ebpf { check: true, .. }) => {
-            ebpf::check(&workspace)?;
+            ebpf::check(&Workspace::find()?)?;
             println!("the prebuilt object is that of the sources");
         }
-        Task::Ebpf(Ebpf { build_only, .. }) => {
-            setup::ensure(&cache, &Needs { bpf: true, ..Needs::default() })?;
-            if build_only {
-                println!("{}", ebpf::build(&workspace, &cache)?.display());
-            } else {
-                ebpf::update(&workspace, &cache)?;
-            }
+        Task::Ebpf(Ebpf { build_only: true, .. }) => {
+            let (workspace, cache) = with_bpf()?;
+            println!("{}", ebpf::build(&workspace, &cache)?.display());
+        }
+        Task::Ebpf(_) => {
+            let (workspace, cache) = with_bpf()?;
+            ebpf::update(&workspace, &cache)?;
         }
         Task::ClippyEbpf => {
-            setup::ensure(&cache, &Needs { bpf: true, ..Needs::default() })?;
+            let (workspace, cache) = with_bpf()?;
             ebpf::clippy(&workspace, &cache)?;
         }
-        Task::Vm(vm) => return boot(&workspace, &cache, vm),
+        Task::Test(test) => {
+            let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;
+            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Task::Vm(vm) => return boot(&Workspace::find()?, &Cache::open()?, vm),
+        Task::HostNode(node) => host::node::run(&node)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -50,6 +50,15 @@ impl Needs {
             kernels: KERNELS.iter().map(|kernel| kernel.name).collect(),
         }
     }
+    /// These and those.
+    pub fn extend(&mut self, other: Self) {
+        let Self { bpf, lint, trees, disks, kernels } = other;
+        self.bpf |= bpf;
+        self.lint |= lint;
+        self.trees.extend(trees);
+        self.disks.extend(disks);
+        self.kernels.extend(kernels);
+    }
 }
 
 /// Makes what is not there yet.

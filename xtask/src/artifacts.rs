@@ -1,0 +1,148 @@
+//! What a job carries: the programs and test executables, built statically so that they run in any root and guest,
+//! with the probes built from the sources as they are.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::place::{Cache, Workspace};
+use crate::{ebpf, run};
+
+/// The user side's machine: the host's own, named so that build scripts and macros are not built statically too.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The environment variable by which the user side is built with another object than the prebuilt one.
+const OBJECT_VARIABLE: &str = "KWITNESS_PROBES_OBJECT";
+/// The package with the integration tests, the demo and the bench.
+pub const TESTS_PACKAGE: &str = "kwitness-tests";
+
+/// An executable that was built.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// The name of its target.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// A cargo for the user side, with the probes built for it.
+pub struct Builder<'a> {
+    workspace: &'a Workspace,
+    probes: PathBuf,
+}
+
+impl<'a> Builder<'a> {
+    /// Builds the probes.
+    pub fn new(workspace: &'a Workspace, cache: &Cache) -> Result<Self> {
+        Ok(Self { workspace, probes: ebpf::build(workspace, cache)? })
+    }
+
+    /// `cargo SUBCOMMAND` for static executables.
+    pub fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = run::cargo();
+        command
+            .args([subcommand, "--locked", "--target", TARGET])
+            .current_dir(&self.workspace.root)
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env(OBJECT_VARIABLE, &self.probes);
+        command
+    }
+
+    /// The `kwitness` program, as it is released.
+    pub fn kwitness(&self) -> Result<PathBuf> {
+        self.program("kwitness", "kwitness")
+    }
+
+    /// A program of a package, built as for a release.
+    pub fn program(&self, package: &str, name: &str) -> Result<PathBuf> {
+        let mut command = self.cargo("build");
+        command.args(["--release", "--package", package, "--bin", name]);
+        let built = executables(&mut command)?;
+        let program = built.into_iter().find(|built| built.name == name);
+        Ok(program.with_context(|| format!("cargo built no program {name} of package {package}"))?.path)
+    }
+
+    /// The executables of the integration tests.
+    pub fn tests(&self) -> Result<Vec<Executable>> {
+        let mut command = self.cargo("test");
+        command.args(["--no-run", "--package", TESTS_PACKAGE, "--test", "*"]);
+        let tests = executables(&mut command)?;
+        if tests.is_empty() {
+            bail!("package {TESTS_PACKAGE} has no integration tests");
+        }
+        Ok(tests)
+    }
+}
+
+/// Runs a build, whose diagnostics are shown, and returns the executables that it names.
+fn executables(command: &mut Command) -> Result<Vec<Executable>> {
+    command.args(["--quiet", "--message-format", "json-render-diagnostics"]);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("start cargo")?;
+    if !output.status.success() {
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        bail!("`cargo {}` ended with {}", words.join(" "), output.status);
+    }
+    parse(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn parse(messages: &str) -> Result<Vec<Executable>> {
+    #[derive(Deserialize)]
+    struct Message {
+        reason: String,
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let mut found = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Message = serde_json::from_str(line).context("read a message of cargo")?;
+        let (Some(path), Some(target)) = (message.executable, message.target) else { continue };
+        // Programs that tests use are named too when tests are built.
+        let wanted = target.kind.iter().any(|kind| kind == "bin" || kind == "test");
+        if message.reason == "compiler-artifact" && wanted {
+            found.push(Executable { name: target.name, path });
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// The file's name under which a job has a program.
+pub fn in_job(name: &str) -> PathBuf {
+    Path::new("bin").join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_taken_from_cargos_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"core"},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["custom-build"],"name":"build"},"executable":"/b"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"storm"},"executable":"/t/storm-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"node"},"executable":"/t/node-2"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+            "\n",
+        );
+        let names: Vec<_> =
+            parse(messages).unwrap().into_iter().map(|found| (found.name, found.path)).collect();
+        assert_eq!(
+            names,
+            [("node".into(), "/t/node-2".into()), ("storm".into(), "/t/storm-1".into())]
+                as [(String, PathBuf); 2]
+        );
+        assert!(parse("{broken").is_err());
+    }
+}

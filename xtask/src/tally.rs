@@ -1,0 +1,141 @@
+//! Counts tests from what their runners print.
+//!
+//! A target that ended without saying how many passed and failed is itself a failure, with its reason.
+
+use std::ops::AddAssign;
+
+/// How many tests passed and failed, and what failed without a test to name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed, each of `reasons` counted as one.
+    pub failed: u64,
+    /// What failed beside the tests.
+    pub reasons: Vec<String>,
+}
+
+impl Tally {
+    /// A failure that is not one of a test.
+    pub fn failure(reason: impl Into<String>) -> Self {
+        Self { passed: 0, failed: 1, reasons: vec![reason.into()] }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.reasons.extend(other.reasons);
+    }
+}
+
+/// What a job prints before it starts a target.
+pub const BEGIN: &str = "== begin ";
+/// What a job prints when a target ended, with its exit status.
+pub const END: &str = "== end ";
+
+/// Counts the output of a job that ran `targets`, each between its lines [`BEGIN`] and [`END`].
+pub fn job(output: &str, targets: &[String]) -> Tally {
+    let mut total = Tally::default();
+    for target in targets {
+        let begin = format!("{BEGIN}{target}");
+        let mut lines = output.lines().skip_while(|line| line.trim_end() != begin).skip(1).peekable();
+        if lines.peek().is_none() {
+            total += Tally::failure(format!("{target} did not run"));
+            continue;
+        }
+        let mut text = Vec::new();
+        let mut status = None;
+        for line in lines {
+            if let Some(end) = line.strip_prefix(END) {
+                status = end.trim().parse().ok();
+                break;
+            }
+            text.push(line);
+        }
+        total += this(target, &text.join("\n"), status);
+    }
+    total
+}
+
+/// Counts the output of one runner that ended with `status`, or never ended.
+pub fn this(name: &str, output: &str, status: Option<i32>) -> Tally {
+    let mut tally = Tally::default();
+    let mut results = 0;
+    for (passed, failed) in output.lines().filter_map(result) {
+        results += 1;
+        tally.passed += passed;
+        tally.failed += failed;
+    }
+    match status {
+        None => tally += Tally::failure(format!("{name} did not end")),
+        Some(0) if results == 0 => tally += Tally::failure(format!("{name} ran no tests")),
+        Some(status) if status != 0 && tally.failed == 0 => {
+            tally += Tally::failure(format!("{name} ended with {status}, though no test failed"));
+        }
+        Some(_) => {}
+    }
+    tally
+}
+
+/// The counts in a line `test result: ok. 3 passed; 0 failed; …`.
+fn result(line: &str) -> Option<(u64, u64)> {
+    // A test may have printed something without ending its line.
+    let (_, rest) = line.split_once("test result: ")?;
+    let (_, counts) = rest.split_once(". ")?;
+    let count = |what: &str| -> Option<u64> {
+        let part = counts.split(';').find_map(|part| part.trim().strip_suffix(what))?;
+        part.trim().parse().ok()
+    };
+    Some((count("passed")?, count("failed")?))
+}
+
+/// The line that ends a test run.
+pub fn closing(total: &Tally) -> String {
+    format!("{} passed, {} failed", total.passed, total.failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OK: &str = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+    const FAILED: &str =
+        "oops test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+
+    fn targets(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn results_of_all_targets_are_summed() {
+        let output = format!("{BEGIN}a\n{OK}\n{END}0\n{BEGIN}b\n{FAILED}\n{END}101\n");
+        let tally = job(&output, &targets(&["a", "b"]));
+        assert_eq!(tally, Tally { passed: 4, failed: 2, reasons: Vec::new() });
+        assert_eq!(closing(&tally), "4 passed, 2 failed");
+    }
+
+    #[test]
+    fn a_target_without_a_result_is_a_failure() {
+        for (output, reason) in [
+            (String::new(), "did not run"),
+            (format!("{BEGIN}a\n"), "did not run"),
+            (format!("{BEGIN}a\nrunning 3 tests\n"), "did not end"),
+            (format!("{BEGIN}a\n{OK}\n"), "did not end"),
+            (format!("{BEGIN}a\nrunning 3 tests\n{END}0\n"), "ran no tests"),
+            (format!("{BEGIN}a\nSegmentation fault\n{END}139\n"), "ended with 139"),
+            (format!("{BEGIN}a\n{OK}\n{END}1\n"), "ended with 1"),
+        ] {
+            let tally = job(&output, &targets(&["a"]));
+            assert_eq!((tally.failed, tally.reasons.len()), (1, 1), "{output}");
+            assert!(tally.reasons[0].contains(reason), "{:?}", tally.reasons);
+        }
+    }
+
+    #[test]
+    fn runners_within_one_output_are_all_counted() {
+        let tally = this("unit", &format!("{OK}\n{OK}\n{OK}"), Some(0));
+        assert_eq!(tally, Tally { passed: 9, failed: 0, reasons: Vec::new() });
+    }
+}
