@@ -1,9 +1,29 @@
-//! What a cgroup is, read off its path.
+//! What a cgroup is, read off its path: the only place that knows how kubelets and container runtimes name cgroups.
+//!
+//! A path is read from the root to the leaf, one name after the other, and no absolute prefix is assumed: a kubelet's
+//! `cgroupRoot`, kind's node inside a Docker container and k3s differ only in what comes before `kubepods`.
+//!
+//! | Cgroup | systemd driver | cgroupfs driver |
+//! |---|---|---|
+//! | all pods | `[ROOT-]kubepods.slice` | `kubepods` |
+//! | a class | `[ROOT-]kubepods-burstable.slice` | `kubepods/burstable` |
+//! | a pod | `[ROOT-]kubepods[-CLASS]-podUID.slice`, `-` in UID as `_` | `kubepods[/CLASS]/podUID` |
+//! | containerd | `cri-containerd-ID.scope` | `ID` |
+//! | CRI-O | `crio-ID.scope`, a sandbox without process `crio-ID` | `crio-ID` |
+//! | cri-dockerd, Docker | `docker-ID.scope` | `ID` |
+//! | podman | `libpod-ID.scope`, split mode `libpod-payload-ID` | `libpod-ID` |
+//! | kubelet and runtime disagree on the driver | `SLICE:cri-containerd:ID`, a literal directory name | |
+//!
+//! An ID has 64 hexadecimal digits. `crio-conmon-ID.scope` and its like hold the runtimes' monitors: no containers.
+//!
+//! **Which container, when several lie around a cgroup?** The first one of a pod, from the root on: what is made in
+//! it (by crun, systemd, Docker, a whole kind cluster in a CI pod) is its own. If there is none, the first one
+//! outside pods. So kind's node is a plain Docker container, but the pods in it are pods.
 
 use std::sync::Arc;
 
 use crate::event::PodRef;
-use crate::ids::{ContainerId, QosClass, Runtime};
+use crate::ids::{ContainerId, PodUid, QosClass, Runtime};
 
 /// What a cgroup is to Kubernetes and the container runtimes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +60,123 @@ pub struct ContainerPath {
 
 /// Classifies the cgroup of that path from the root of the hierarchy.
 pub fn classify(path: &str) -> Placement {
-    let _ = path;
-    Placement::Other
+    let mut place = Placement::Other;
+    let mut parent = "";
+    let mut pod = None;
+    // A container outside pods, and where its path ends.
+    let mut plain: Option<(ContainerPath, usize)> = None;
+    for (name, end) in names(path) {
+        place = if let Some(of_pods) = of_pods(name, &place) {
+            pod = match &of_pods {
+                Placement::Pod(pod) => Some(pod.clone()),
+                _ => None,
+            };
+            of_pods
+        } else if let Some(mut container) =
+            container(name, parent).filter(|_| plain.is_none() || pod.is_some())
+        {
+            container.pod = container.pod.or_else(|| pod.clone());
+            if container.pod.is_some() {
+                let inside = names(&path[end..]).next().is_some();
+                return if inside { inner(container, &path[..end]) } else { Placement::Container(container) };
+            }
+            plain = Some((container.clone(), end));
+            Placement::Container(container)
+        } else if let Some((container, end)) = &plain {
+            inner(container.clone(), &path[..*end])
+        } else {
+            Placement::Other
+        };
+        parent = name;
+    }
+    place
+}
+
+fn inner(container: ContainerPath, container_path: &str) -> Placement {
+    Placement::Inner { container, container_path: Arc::from(container_path) }
+}
+
+/// The names of a path, each with the offset at which it ends.
+fn names(path: &str) -> impl Iterator<Item = (&str, usize)> {
+    let mut next = 0;
+    path.split('/').filter_map(move |name| {
+        let end = next + name.len();
+        next = end + 1;
+        (!name.is_empty()).then_some((name, end))
+    })
+}
+
+/// A cgroup that holds pods, or a pod's: by its name alone with systemd, by its parent's place with cgroupfs.
+fn of_pods(name: &str, parent: &Placement) -> Option<Placement> {
+    if let Some(slice) = name.strip_suffix(".slice") {
+        return slice_of_pods(slice);
+    }
+    match (parent, name) {
+        (_, "kubepods") => Some(Placement::Kubepods),
+        (Placement::Kubepods, "burstable") => Some(Placement::Qos(QosClass::Burstable)),
+        (Placement::Kubepods, "besteffort") => Some(Placement::Qos(QosClass::BestEffort)),
+        (Placement::Kubepods, _) => pod(name, QosClass::Guaranteed),
+        (Placement::Qos(qos), _) => pod(name, *qos),
+        _ => None,
+    }
+}
+
+/// systemd spells a slice's ancestors out in its name: `a-b-c.slice` lies in `a-b.slice` lies in `a.slice`.
+fn slice_of_pods(slice: &str) -> Option<Placement> {
+    let mut levels = slice.split('-').skip_while(|&level| level != "kubepods").skip(1);
+    let first = levels.next();
+    let qos = match first {
+        // An iterator that is used up for want of `kubepods` ends here, too.
+        None => return (slice.rsplit('-').next() == Some("kubepods")).then_some(Placement::Kubepods),
+        Some("burstable") => QosClass::Burstable,
+        Some("besteffort") => QosClass::BestEffort,
+        Some(_) => QosClass::Guaranteed,
+    };
+    let last = if qos == QosClass::Guaranteed { first } else { levels.next() };
+    match (last, levels.next()) {
+        (None, _) => Some(Placement::Qos(qos)),
+        (Some(level), None) => pod(&level.replace('_', "-"), qos),
+        // A slice below the pod's.
+        (Some(_), Some(_)) => None,
+    }
+}
+
+fn pod(name: &str, qos: QosClass) -> Option<Placement> {
+    let uid = name.strip_prefix("pod").filter(|uid| !uid.is_empty())?;
+    Some(Placement::Pod(PodRef { uid: PodUid(Arc::from(uid)), qos }))
+}
+
+/// A container's own cgroup, by its name; its pod only where the name itself tells.
+fn container(name: &str, parent: &str) -> Option<ContainerPath> {
+    if let Some((slice, unit)) = name.split_once(':') {
+        let (prefix, id) = unit.split_once(':')?;
+        let pod = match slice.strip_suffix(".slice").and_then(slice_of_pods) {
+            Some(Placement::Pod(pod)) => Some(pod),
+            _ => None,
+        };
+        return Some(ContainerPath { id: container_id(id)?, runtime: runtime(prefix), pod });
+    }
+    let stem = name.strip_suffix(".scope").unwrap_or(name);
+    let (id, runtime) = match stem.rsplit_once('-') {
+        Some((prefix, id)) => (id, Some(runtime(prefix)?)),
+        None if parent == "docker" => (stem, Some(Runtime::Docker)),
+        None => (stem, None),
+    };
+    Some(ContainerPath { id: container_id(id)?, runtime, pod: None })
+}
+
+/// The runtime that puts this before a container's id.
+fn runtime(prefix: &str) -> Option<Runtime> {
+    match prefix {
+        "cri-containerd" => Some(Runtime::Containerd),
+        "crio" => Some(Runtime::Crio),
+        "docker" => Some(Runtime::Docker),
+        "libpod" | "libpod-payload" => Some(Runtime::Podman),
+        _ => None,
+    }
+}
+
+fn container_id(text: &str) -> Option<ContainerId> {
+    let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (text.len() == 64 && text.bytes().all(hexadecimal)).then(|| ContainerId(Arc::from(text)))
 }

@@ -1,0 +1,281 @@
+//! Every cgroup layout that kubelets and container runtimes are known to make, and properties that hold of any path.
+
+use std::sync::Arc;
+
+use kwitness_core::cgroup_path::{ContainerPath, Placement, classify};
+use kwitness_core::event::PodRef;
+use kwitness_core::ids::{ContainerId, PodUid, QosClass, Runtime};
+use proptest::prelude::*;
+
+const ID: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9";
+const ID2: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff";
+const UID: &str = "1b4f2a3c-0d5e-4f6a-8b7c-9d0e1f2a3b4c";
+const UID_: &str = "1b4f2a3c_0d5e_4f6a_8b7c_9d0e1f2a3b4c";
+const HASH: &str = "d2c1a7b09e8f4c3b2a1908f7e6d5c4b3";
+
+use QosClass::{BestEffort, Burstable, Guaranteed};
+use Runtime::{Containerd, Crio, Docker, Podman};
+
+/// Fills in what a row abbreviates.
+fn path(row: &str) -> String {
+    row.replace("$ID2", ID2)
+        .replace("$ID", ID)
+        .replace("$UID_", UID_)
+        .replace("$UID", UID)
+        .replace("$HASH", HASH)
+}
+
+fn pod(uid: &str, qos: QosClass) -> PodRef {
+    PodRef { uid: PodUid(Arc::from(path(uid))), qos }
+}
+
+fn of(id: &str, runtime: Option<Runtime>, pod: Option<PodRef>) -> ContainerPath {
+    ContainerPath { id: ContainerId(Arc::from(path(id))), runtime, pod }
+}
+
+#[test]
+fn containers() {
+    let rows: &[(&str, ContainerPath)] = &[
+        // systemd driver, each class, each runtime.
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        (
+            "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod$UID_.slice/crio-$ID.scope",
+            of("$ID", Some(Crio), Some(pod("$UID", BestEffort))),
+        ),
+        (
+            "/kubepods.slice/kubepods-pod$UID_.slice/docker-$ID.scope",
+            of("$ID", Some(Docker), Some(pod("$UID", Guaranteed))),
+        ),
+        // CRI-O's sandbox without a process: no scope, even with systemd.
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID",
+            of("$ID", Some(Crio), Some(pod("$UID", Burstable))),
+        ),
+        // cgroupfs driver, each class, each runtime.
+        ("/kubepods/burstable/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Burstable)))),
+        ("/kubepods/besteffort/pod$UID/crio-$ID", of("$ID", Some(Crio), Some(pod("$UID", BestEffort)))),
+        ("/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
+        // A static pod's UID is a hash without dashes.
+        ("/kubepods/burstable/pod$HASH/$ID", of("$ID", None, Some(pod("$HASH", Burstable)))),
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID.scope",
+            of("$ID", Some(Containerd), Some(pod("$HASH", Burstable))),
+        ),
+        // A kubelet with a cgroupRoot of its own, both drivers.
+        (
+            "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod$UID_.slice/cri-containerd-$ID.scope",
+            of("$ID", Some(Containerd), Some(pod("$UID", Guaranteed))),
+        ),
+        ("/kubelet/kubepods/besteffort/pod$UID/$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
+        // kind: the node is a Docker container; the pod's container wins over it.
+        (
+            "/system.slice/docker-$ID2.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
+             kubelet-kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        ("/docker/$ID2/kubelet/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
+        // k3s keeps kubepods below the root, whatever its own services are called.
+        ("/k3s/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
+        // The kubelet says systemd, the runtime does cgroupfs: the unit becomes a directory's name.
+        (
+            "/system.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        (
+            "/kubepods.slice/kubepods-pod$UID_.slice/kubepods-pod$UID_.slice:crio:$ID",
+            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
+        ),
+        ("/system.slice:docker:$ID", of("$ID", Some(Docker), None)),
+        // Outside pods.
+        ("/docker/$ID", of("$ID", Some(Docker), None)),
+        ("/system.slice/docker-$ID.scope", of("$ID", Some(Docker), None)),
+        ("/machine.slice/libpod-$ID.scope", of("$ID", Some(Podman), None)),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID.scope",
+            of("$ID", Some(Podman), None),
+        ),
+        ("/libpod_parent/libpod-$ID", of("$ID", Some(Podman), None)),
+        ("/system.slice/web.service/libpod-payload-$ID", of("$ID", Some(Podman), None)),
+        ("/system.slice/containerd.service/$ID", of("$ID", None, None)),
+        // Written oddly, meant the same.
+        ("kubepods//pod$UID/$ID/", of("$ID", None, Some(pod("$UID", Guaranteed)))),
+    ];
+    for (row, expected) in rows {
+        assert_eq!(classify(&path(row)), Placement::Container(expected.clone()), "{row}");
+    }
+}
+
+#[test]
+fn inner_groups_belong_to_their_container() {
+    let rows: &[(&str, &str, ContainerPath)] = &[
+        // crun's subgroup, CRI-O's exec group.
+        (
+            "/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope",
+            "/container",
+            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
+        ),
+        (
+            "/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope",
+            "/exec",
+            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
+        ),
+        ("/machine.slice/libpod-$ID.scope", "/container", of("$ID", Some(Podman), None)),
+        // systemd in a container.
+        (
+            "/kubepods/burstable/pod$UID/$ID",
+            "/system.slice/dbus.service",
+            of("$ID", None, Some(pod("$UID", Burstable))),
+        ),
+        // Docker, and a whole kind cluster, in a pod.
+        ("/kubepods/burstable/pod$UID/$ID", "/docker/$ID2", of("$ID", None, Some(pod("$UID", Burstable)))),
+        (
+            "/kubepods/burstable/pod$UID/$ID",
+            "/docker/$ID2/kubelet/kubepods/pod$HASH/$ID2",
+            of("$ID", None, Some(pod("$UID", Burstable))),
+        ),
+        // Docker in Docker.
+        ("/docker/$ID", "/docker/$ID2", of("$ID", Some(Docker), None)),
+        // What runs in kind's node beside the pods.
+        ("/system.slice/docker-$ID.scope", "/system.slice/containerd.service", of("$ID", Some(Docker), None)),
+    ];
+    for (own, below, container) in rows {
+        let expected =
+            Placement::Inner { container: container.clone(), container_path: Arc::from(path(own)) };
+        assert_eq!(classify(&(path(own) + &path(below))), expected, "{own}{below}");
+    }
+}
+
+#[test]
+fn pods_and_what_holds_them() {
+    let rows: &[(&str, Placement)] = &[
+        ("/kubepods.slice", Placement::Kubepods),
+        ("/kubepods", Placement::Kubepods),
+        ("/kubelet.slice/kubelet-kubepods.slice", Placement::Kubepods),
+        ("/docker/$ID/kubelet/kubepods", Placement::Kubepods),
+        ("/kubepods.slice/kubepods-besteffort.slice", Placement::Qos(BestEffort)),
+        ("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice", Placement::Qos(Burstable)),
+        ("/kubepods/burstable", Placement::Qos(Burstable)),
+        ("/kubepods/besteffort", Placement::Qos(BestEffort)),
+        ("/kubepods.slice/kubepods-pod$UID_.slice", Placement::Pod(pod("$UID", Guaranteed))),
+        ("/kubepods/pod$HASH", Placement::Pod(pod("$HASH", Guaranteed))),
+        ("/kubepods/burstable/pod$UID", Placement::Pod(pod("$UID", Burstable))),
+    ];
+    for (row, expected) in rows {
+        assert_eq!(classify(&path(row)), *expected, "{row}");
+    }
+}
+
+#[test]
+fn neither_pod_nor_container() {
+    for row in [
+        "",
+        "/",
+        "/system.slice",
+        "/system.slice/containerd.service",
+        "/kubelet",
+        "/kubelet.slice",
+        "/k3s",
+        "/docker",
+        "/machine.slice",
+        "/libpod_parent",
+        "/libpod_parent/conmon",
+        "/machine.slice/libpod-conmon-$ID.scope",
+        "/machine.slice/machine-libpod_pod_$ID.slice",
+        "/system.slice/crio-conmon-$ID.scope",
+        "/kubepods.slice/kubepods-pod$UID_.slice/crio-conmon-$ID.scope",
+        "/kubepods/burstable/pod$UID/crio-conmon-$ID",
+        "/system.slice/docker-$ID.mount",
+        // Not under kubepods, so not a pod.
+        "/burstable/pod$UID",
+        "/system.slice/pod$UID.slice",
+        "/kubepods/pod",
+        "/kubepods.slice/kubepods-pod.slice",
+        "/kubepods.slice/kubepods-pod$UID_-more.slice",
+        "/notkubepods",
+        "/kubepodsx.slice",
+        // Not ids.
+        "/docker/0a1b2c3d4e5f",
+        "/kubepods/pod$UID/${ID}0",
+        "/kubepods/pod$UID/web",
+        "/system.slice/web-$ID.scope",
+    ] {
+        assert_eq!(classify(&path(row)), Placement::Other, "{row}");
+    }
+}
+
+/// Names that mean something somewhere, and some that never do.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("kubepods"),
+        Just("kubepods.slice"),
+        Just("kubelet-kubepods.slice"),
+        Just("burstable"),
+        Just("kubepods-besteffort.slice"),
+        Just("kubepods-pod$UID_.slice"),
+        Just("pod$UID"),
+        Just("pod$HASH"),
+        Just("docker"),
+        Just("docker-$ID2.scope"),
+        Just("cri-containerd-$ID.scope"),
+        Just("kubepods-pod$UID_.slice:cri-containerd:$ID"),
+        Just("crio-$ID"),
+        Just("$ID"),
+        Just("container"),
+        Just("system.slice"),
+        Just(":"),
+        Just("-.slice"),
+        Just(""),
+    ]
+    .prop_map(path)
+}
+
+proptest! {
+    #[test]
+    fn any_text_has_a_placement(text in "\\PC*") {
+        classify(&text);
+    }
+
+    #[test]
+    fn what_lies_in_a_pods_container_is_that_containers(
+        names in prop::collection::vec(name(), 0..8),
+        below in prop::collection::vec(name(), 1..5),
+    ) {
+        let own = format!("/{}", names.join("/"));
+        let inside = format!("{own}/{}", below.join("/"));
+        match classify(&own) {
+            Placement::Container(container) if container.pod.is_some() => match classify(&inside) {
+                Placement::Inner { container: found, container_path } => {
+                    prop_assert_eq!(&found, &container);
+                    prop_assert!(own.starts_with(&*container_path));
+                }
+                other => {
+                    // Nothing but empty names was added.
+                    prop_assert_eq!(other, Placement::Container(container));
+                    prop_assert!(below.iter().all(String::is_empty));
+                }
+            },
+            Placement::Inner { container, container_path } if container.pod.is_some() => {
+                prop_assert_eq!(classify(&inside), Placement::Inner { container, container_path });
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_path_of_the_container_around_is_a_containers(names in prop::collection::vec(name(), 0..10)) {
+        if let Placement::Inner { container, container_path } = classify(&format!("/{}", names.join("/"))) {
+            prop_assert_eq!(classify(&container_path), Placement::Container(container));
+        }
+    }
+
+    #[test]
+    fn plain_groups_in_a_plain_container_are_that_containers(below in prop::collection::vec("[a-z]{1,9}", 1..5)) {
+        prop_assume!(!below.iter().any(|name| name == "kubepods"));
+        let own = path("/system.slice/docker-$ID.scope");
+        let expected = Placement::Inner { container: of("$ID", Some(Docker), None), container_path: own.as_str().into() };
+        prop_assert_eq!(classify(&format!("{own}/{}", below.join("/"))), expected);
+    }
+}
