@@ -1,40 +1,58 @@
-//! The machine of a container's life.
+//! The machine that makes containers' lives out of kernel records, scans and the runtime's answers.
+//!
+//! ```text
+//!  Mkdir ─▶ Created            Exec of its own ─▶ Started          Exec ─▶ Exec
+//!             │                        │                           Exit ─▶ Exited
+//!           Empty ──▶ Preparing ──▶ Running ──▶ Stopped ──▶ removed ──▶ forgotten
+//!                                                  │           │
+//!                            Populated(false) ─▶ Stopped     Rmdir ─▶ Deleted
+//! ```
+//!
+//! The happy path; the private module `container` draws all of it. The events of one container come in the order `created`,
+//! `started`, `stopped`, `deleted`; one that was emptied and filled again starts and stops again; one that never had
+//! a process is not stopped.
+//!
+//! | What happens | What comes out |
+//! |---|---|
+//! | exec by `kubectl exec` or a probe | `exec`, role `entered`: it came from outside into the container's mount namespace |
+//! | a thread | nothing: the kernel side makes no record of one |
+//! | a pid used again | another process: it is named by pid and start time |
+//! | the first process dies before it executes anything | `exited` with `before_exec`, `stopped` with `never_started` |
+//! | groups made in the container | theirs are the container's; its own cgroup's `populated` counts them in |
+//! | crun's inner `container` group | the start happens there, and is the container's |
+//! | an exit that comes late through the other ring, after `stopped` or `deleted` | `exited` goes out all the same: its time tells the order |
+//! | removed while thought to run | `stopped` on the same fact, then `deleted` |
+//! | a cgroup that nobody told of | the record is parked, a scan asked for, then the record replayed |
+//! | the runtime answers after the end | `updated` goes out for as long as removed cgroups are remembered |
+//!
+//! **Loss.** A [`Loss`] goes out as `gap` at once and asks for a scan, one at a time. The scan's corrections carry
+//! the basis `repair_scan`, and `resynced` says that nothing is outstanding. A scan that began before the last loss
+//! ended corrects what it can, and another is asked for. The private module
+//! `scan` says what weighs more than a scan.
+//!
+//! Every memory is bounded by [`Limits`]; what they drop is in [`Counters`]. Never reads a clock: time is what the
+//! observations say.
+
+mod cgroups;
+mod container;
+mod facts;
+mod limits;
+mod processes;
+mod scan;
+mod state;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::event::{Event, ExitStatus, Process, Subject};
-use crate::ids::KernelTime;
-use crate::observation::{Action, Observation};
+pub use limits::{Counters, Limits};
+pub use state::{ContainerState, State};
 
-/// How much is remembered. Each bound says what is lost when it is reached; [`Counters`] says how often it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Cgroups that exist. One more is not followed: its container is not reported.
-    pub cgroups: usize,
-    /// Processes of all containers together. One more is not remembered: its role is said to be `child`, and
-    /// `before_exec` is not claimed of it.
-    pub processes: usize,
-    /// Removed cgroups remembered for late records and late answers of the runtime. The oldest goes first: what
-    /// comes later about it is counted, and a late answer of the runtime is not reported.
-    pub removed: usize,
-    /// For how long.
-    pub removed_for: Duration,
-    /// Records about cgroups that are not known yet, kept until a scan tells. One more is dropped.
-    pub parked: usize,
-}
+use crate::event::{Actor, Basis, Event, Gap, Kind, RuntimeFacts, Subject};
+use crate::ids::{CgroupId, ContainerId, KernelTime};
+use crate::observation::{Action, Fact, KernelEvent, Loss, Observation};
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            cgroups: 65_536,
-            processes: 131_072,
-            removed: 8_192,
-            removed_for: Duration::from_secs(30),
-            parked: 16_384,
-        }
-    }
-}
+use cgroups::{Added, Cgroups, Owner};
+use processes::Budget;
+use scan::Repair;
 
 /// What follows from an observation. Reused: whoever takes the contents leaves the capacity.
 #[derive(Debug, Default)]
@@ -45,82 +63,14 @@ pub struct Output {
     pub actions: Vec<Action>,
 }
 
-/// What was dropped or could not be placed, since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Cgroups not followed: [`Limits::cgroups`].
-    pub cgroups_full: u64,
-    /// Processes not remembered: [`Limits::processes`].
-    pub processes_full: u64,
-    /// Removed cgroups forgotten early: [`Limits::removed`].
-    pub removed_forgotten: u64,
-    /// Records about cgroups that were not known.
-    pub unknown_cgroup: u64,
-    /// Of these, records not kept: [`Limits::parked`], or still nobody's after a scan.
-    pub parked_dropped: u64,
-    /// Answers of the runtime about containers that are not known, or no longer.
-    pub runtime_unmatched: u64,
-}
-
-impl Counters {
-    /// Every counter with its name.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let Self {
-            cgroups_full,
-            processes_full,
-            removed_forgotten,
-            unknown_cgroup,
-            parked_dropped,
-            runtime_unmatched,
-        } = *self;
-        [
-            ("cgroups_full", cgroups_full),
-            ("processes_full", processes_full),
-            ("removed_forgotten", removed_forgotten),
-            ("unknown_cgroup", unknown_cgroup),
-            ("parked_dropped", parked_dropped),
-            ("runtime_unmatched", runtime_unmatched),
-        ]
-        .into_iter()
+impl Output {
+    fn emit(&mut self, at: KernelTime, basis: Basis, subject: &Arc<Subject>, kind: Kind) {
+        self.events.push(Event { at, basis, subject: Some(Arc::clone(subject)), kind });
     }
-}
 
-/// Where a container is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// The cgroup exists; the container's own program does not run yet.
-    Created,
-    /// It runs.
-    Running,
-    /// No process is left.
-    Stopped,
-}
-
-/// A container as it is now; the same shape as `kwitness.v1.ContainerState`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContainerState {
-    /// Which.
-    pub subject: Arc<Subject>,
-    /// Where it is in its life.
-    pub state: State,
-    /// When its cgroup was made, if that was seen.
-    pub created_at: Option<KernelTime>,
-    /// When its own first program was executed, if that was seen.
-    pub started_at: Option<KernelTime>,
-    /// When its last process went, if that was seen.
-    pub stopped_at: Option<KernelTime>,
-    /// The process of its own first program, if known.
-    pub main: Option<Process>,
-    /// That program, if known.
-    pub program: Option<Arc<str>>,
-    /// How the main process ended, if that was seen.
-    pub main_status: Option<ExitStatus>,
-    /// Processes made in it, as far as seen.
-    pub forks: u64,
-    /// Programs executed in it, as far as seen.
-    pub execs: u64,
-    /// Processes gone from it, as far as seen.
-    pub exits: u64,
+    fn emit_own(&mut self, at: KernelTime, kind: Kind) {
+        self.events.push(Event { at, basis: Basis::Daemon, subject: None, kind });
+    }
 }
 
 /// The machine: all containers of the node.
@@ -128,22 +78,53 @@ pub struct ContainerState {
 pub struct Lifecycle {
     limits: Limits,
     counters: Counters,
+    budget: Budget,
+    cgroups: Cgroups,
+    /// Records about cgroups that are not known, in the order in which they came.
+    parked: Vec<KernelEvent>,
+    start_up: StartUp,
+    repair: Option<Repair>,
+    /// The end of the last loss: what must rest on unbroken records rests on younger ones.
+    unbroken_since: KernelTime,
+}
+
+/// Whether the first scan is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StartUp {
+    /// Cgroups that are not known may be older than the probes.
+    Scanning,
+    Done,
 }
 
 impl Lifecycle {
     /// A machine that knows no container yet, and expects the observation of an initial scan.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, counters: Counters::default() }
+        Self {
+            budget: Budget::new(limits.processes),
+            limits,
+            counters: Counters::default(),
+            cgroups: Cgroups::default(),
+            parked: Vec::new(),
+            start_up: StartUp::Scanning,
+            repair: None,
+            unbroken_since: KernelTime(0),
+        }
     }
 
     /// Takes one observation; appends what follows from it.
     pub fn observe(&mut self, observation: Observation, output: &mut Output) {
-        let _ = (observation, output);
+        match observation {
+            Observation::Kernel(event) => self.kernel(event, output),
+            Observation::Lost(loss) => self.lost(loss, output),
+            Observation::Scan(scan) => self.scan(&scan, output),
+            Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
+            Observation::Tick { at } => self.cgroups.expire(at, &self.limits, &mut self.budget),
+        }
     }
 
     /// The containers whose cgroup exists, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = ContainerState> + '_ {
-        std::iter::empty()
+        self.cgroups.containers().map(container::Container::state)
     }
 
     /// How much is remembered at most.
@@ -152,7 +133,153 @@ impl Lifecycle {
     }
 
     /// What was dropped or could not be placed.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        Counters { processes_full: self.budget.refused, ..self.counters }
+    }
+
+    fn kernel(&mut self, event: KernelEvent, output: &mut Output) {
+        let (at, cgroup) = (event.at, event.cgroup);
+        match &event.fact {
+            Fact::Mkdir { parent, path, root: _, actor } => {
+                match self.cgroups.add(cgroup, *parent, path, at, Some(at), &self.limits) {
+                    Added::Container => self.introduce(at, cgroup, actor.clone(), output),
+                    Added::Group | Added::Known => {}
+                    Added::Full => self.counters.cgroups_full += 1,
+                    Added::Unplaced => self.unknown(event, output),
+                }
+            }
+            Fact::Rmdir { actor } if self.cgroups.owner(cgroup) != Owner::Unknown => {
+                self.removed(at, cgroup, Some(actor.clone()), Basis::CgroupRmdir, output);
+            }
+            Fact::Release => {
+                // The removal was lost if this is news.
+                self.removed(at, cgroup, None, Basis::CgroupRelease, output);
+                // A scan on its way may have met the cgroup.
+                let keep_all = self.scan_is_expected();
+                self.cgroups.release(cgroup, keep_all, &mut self.budget);
+            }
+            Fact::Rmdir { .. }
+            | Fact::Attach { .. }
+            | Fact::Populated(_)
+            | Fact::Fork { .. }
+            | Fact::Exec { .. }
+            | Fact::Exit { .. } => match self.cgroups.owner(cgroup) {
+                Owner::Container(container) => self.in_container(event, container, output),
+                Owner::Nobody => {}
+                Owner::Unknown => self.unknown(event, output),
+            },
+        }
+    }
+
+    fn introduce(&mut self, at: KernelTime, cgroup: CgroupId, actor: Actor, output: &mut Output) {
+        if let Some(container) = self.cgroups.container_mut(cgroup) {
+            output.emit(at, Basis::CgroupMkdir, &container.subject, Kind::Created { actor: Some(actor) });
+            output.actions.push(Action::Resolve(container.subject.container_id.clone()));
+        }
+    }
+
+    fn removed(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        actor: Option<Actor>,
+        basis: Basis,
+        output: &mut Output,
+    ) {
+        if !self.cgroups.exists(cgroup) {
+            return;
+        }
+        let seen_at = match basis {
+            Basis::InitialScan | Basis::RepairScan => None,
+            _ => Some(at),
+        };
+        if let Some(container) = self.cgroups.container_mut(cgroup) {
+            if let Some(stopped) = container.removed(seen_at) {
+                output.emit(at, basis, &container.subject, stopped);
+            }
+            output.emit(at, basis, &container.subject, Kind::Deleted { actor });
+        }
+        self.cgroups.remove(cgroup, at, &self.limits, &mut self.budget, &mut self.counters);
+    }
+
+    fn in_container(&mut self, event: KernelEvent, id: CgroupId, output: &mut Output) {
+        let KernelEvent { at, cgroup, fact } = event;
+        let Some(container) = self.cgroups.container_mut(id) else { return };
+        let budget = &mut self.budget;
+        let (basis, kind) = match fact {
+            Fact::Attach { process, actor: _ } => return container.attach(at, &process, budget),
+            Fact::Fork { child, entered } => return container.fork(at, &child, entered, budget),
+            // An inner group's.
+            Fact::Populated(_) if cgroup != id => return,
+            Fact::Populated(true) => return container.populated(at),
+            Fact::Populated(false) => match container.emptied(at) {
+                Some(stopped) => (Basis::CgroupPopulated, stopped),
+                None => return,
+            },
+            Fact::Exec { process, program, first } => {
+                (Basis::TaskExec, container.exec(at, process, program, first, budget))
+            }
+            Fact::Exit { process, status, first } => {
+                (Basis::TaskExit, container.exit(process, status, first, self.unbroken_since, budget))
+            }
+            Fact::Mkdir { .. } | Fact::Rmdir { .. } | Fact::Release => return,
+        };
+        output.emit(at, basis, &container.subject, kind);
+    }
+
+    /// A record about a cgroup that nobody told of: either a scan on its way tells, or one is asked for, provided
+    /// that it can still find the cgroup.
+    fn unknown(&mut self, event: KernelEvent, output: &mut Output) {
+        self.counters.unknown_cgroup += 1;
+        let hopeless = self.cgroups.is_full(&self.limits)
+            || (!self.scan_is_expected() && !shows_living_cgroup(&event.fact))
+            || self.parked.len() >= self.limits.parked;
+        if hopeless {
+            self.counters.unknown_dropped += 1;
+            return;
+        }
+        if !self.scan_is_expected() {
+            self.ask_for_repair(event.at, output);
+        }
+        self.parked.push(event);
+    }
+
+    fn lost(&mut self, loss: Loss, output: &mut Output) {
+        let Loss { from, to, cause, lost } = loss;
+        self.unbroken_since = self.unbroken_since.max(to);
+        output.emit_own(to, Kind::Gap(Gap { cause, lost, from, to }));
+        self.ask_for_repair(to, output).after_gap();
+    }
+
+    fn told(
+        &mut self,
+        at: KernelTime,
+        id: &ContainerId,
+        facts: Option<Arc<RuntimeFacts>>,
+        output: &mut Output,
+    ) {
+        let known = self.cgroups.by_container(id);
+        let (Some(facts), Some(container)) = (facts, known.and_then(|id| self.cgroups.container_mut(id)))
+        else {
+            self.counters.runtime_unmatched += 1;
+            return;
+        };
+        let fields = facts::changed_fields(&container.subject, &facts);
+        if !fields.is_empty() {
+            container.subject = Arc::new(Subject { facts: Some(facts), ..(*container.subject).clone() });
+            output.emit(at, Basis::Runtime, &container.subject, Kind::Updated { fields });
+        }
+    }
+}
+
+/// Only a cgroup that exists can be the place of this.
+fn shows_living_cgroup(fact: &Fact) -> bool {
+    match fact {
+        Fact::Mkdir { .. }
+        | Fact::Attach { .. }
+        | Fact::Populated(true)
+        | Fact::Fork { .. }
+        | Fact::Exec { .. } => true,
+        Fact::Rmdir { .. } | Fact::Release | Fact::Populated(false) | Fact::Exit { .. } => false,
     }
 }

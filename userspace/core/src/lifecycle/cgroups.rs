@@ -1,0 +1,261 @@
+//! The cgroups below the tracked roots: which container each belongs to, and those that are no more.
+//!
+//! What was removed is remembered for a while: records of its processes may come late through the other ring, the
+//! runtime may answer late, and a scan that began before must not bring it back. Bounded by count and time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::cgroup_path::{ContainerPath, Placement, classify};
+use crate::event::Subject;
+use crate::ids::{CgroupId, ContainerId, KernelTime};
+use crate::observation::PathText;
+
+use super::container::Container;
+use super::limits::{Counters, Limits};
+use super::processes::Budget;
+
+#[derive(Debug)]
+struct Cgroup {
+    /// A scan that began later must have met it.
+    made: KernelTime,
+    presence: Presence,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Exists,
+    Removed,
+}
+
+#[derive(Debug)]
+enum What {
+    Container(Box<Container>),
+    /// In that container.
+    Inner {
+        container: CgroupId,
+        /// Kept only where a container may still lie below, see [`crate::cgroup_path`].
+        path: Option<Arc<str>>,
+    },
+    /// Pods, their parents, the runtimes' helpers.
+    Other {
+        path: Arc<str>,
+    },
+}
+
+/// Whose a cgroup is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Container(CgroupId),
+    /// No container's.
+    Nobody,
+    /// The cgroup is not known.
+    Unknown,
+}
+
+/// What a new cgroup turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    Container,
+    /// Of a container that is known already, or of none.
+    Group,
+    /// It is known already, or was removed.
+    Known,
+    /// There is no place for it.
+    Full,
+    /// Its parent is not known, and nothing else tells.
+    Unplaced,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Cgroups {
+    all: FxHashMap<CgroupId, Cgroup>,
+    /// How many of `all` exist.
+    existing: usize,
+    /// The newest cgroup of each container.
+    by_container: FxHashMap<ContainerId, CgroupId>,
+    /// Those of `all` that were removed, the oldest first, and when. Some may be forgotten by now.
+    removed: VecDeque<(KernelTime, CgroupId)>,
+}
+
+impl Cgroups {
+    pub(super) fn owner(&self, id: CgroupId) -> Owner {
+        match self.all.get(&id).map(|cgroup| &cgroup.what) {
+            Some(What::Container(_)) => Owner::Container(id),
+            Some(What::Inner { container, .. }) => Owner::Container(*container),
+            Some(What::Other { .. }) => Owner::Nobody,
+            None => Owner::Unknown,
+        }
+    }
+
+    pub(super) fn exists(&self, id: CgroupId) -> bool {
+        self.all.get(&id).is_some_and(|cgroup| cgroup.presence == Presence::Exists)
+    }
+
+    pub(super) fn is_full(&self, limits: &Limits) -> bool {
+        self.existing >= limits.cgroups
+    }
+
+    pub(super) fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
+        match self.all.get_mut(&id).map(|cgroup| &mut cgroup.what) {
+            Some(What::Container(container)) => Some(container),
+            Some(What::Inner { .. } | What::Other { .. }) | None => None,
+        }
+    }
+
+    /// The newest cgroup of that container, also one that was removed.
+    pub(super) fn by_container(&self, id: &ContainerId) -> Option<CgroupId> {
+        self.by_container.get(id).copied()
+    }
+
+    /// The containers whose cgroup exists.
+    pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.all.values().filter(|cgroup| cgroup.presence == Presence::Exists).filter_map(|cgroup| {
+            match &cgroup.what {
+                What::Container(container) => Some(&**container),
+                What::Inner { .. } | What::Other { .. } => None,
+            }
+        })
+    }
+
+    /// Those that a scan that began at `began` should have met, in the order of their ids.
+    pub(super) fn existing_before(&self, began: KernelTime) -> Vec<CgroupId> {
+        let before = |cgroup: &Cgroup| cgroup.presence == Presence::Exists && cgroup.made < began;
+        let mut ids: Vec<_> =
+            self.all.iter().filter(|(_, cgroup)| before(cgroup)).map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Adds a cgroup that exists. `seen`: its making was seen, at `made`; otherwise it is not older than that.
+    pub(super) fn add(
+        &mut self,
+        id: CgroupId,
+        parent: CgroupId,
+        path: &PathText,
+        made: KernelTime,
+        created_at: Option<KernelTime>,
+        limits: &Limits,
+    ) -> Added {
+        if self.all.contains_key(&id) {
+            return Added::Known;
+        }
+        if self.is_full(limits) {
+            return Added::Full;
+        }
+        let Some(what) = self.place(id, parent, path, made, created_at) else { return Added::Unplaced };
+        let added = match &what {
+            What::Container(container) => {
+                self.by_container.insert(container.subject.container_id.clone(), id);
+                Added::Container
+            }
+            What::Inner { .. } | What::Other { .. } => Added::Group,
+        };
+        self.all.insert(id, Cgroup { made, presence: Presence::Exists, what });
+        self.existing += 1;
+        added
+    }
+
+    fn place(
+        &self,
+        id: CgroupId,
+        parent: CgroupId,
+        path: &PathText,
+        made: KernelTime,
+        created_at: Option<KernelTime>,
+    ) -> Option<What> {
+        // The container around, and the parent's path if it matters.
+        let (around, parent_path) = match self.all.get(&parent).map(|parent| &parent.what) {
+            Some(What::Container(container)) if container.subject.pod.is_some() => {
+                return Some(What::Inner { container: parent, path: None });
+            }
+            Some(What::Inner { container, path: None }) => {
+                return Some(What::Inner { container: *container, path: None });
+            }
+            Some(What::Container(container)) => (Some(parent), Some(&container.subject.cgroup_path)),
+            Some(What::Inner { container, path: Some(path) }) => (Some(*container), Some(path)),
+            Some(What::Other { path }) => (None, Some(path)),
+            None => (None, None),
+        };
+        let path = match path {
+            PathText::Full(path) => Arc::clone(path),
+            PathText::Name(name) => Arc::from(format!("{}/{name}", parent_path?)),
+        };
+        match (classify(&path), around) {
+            (Placement::Container(ContainerPath { id: container_id, runtime, pod }), _) => {
+                let subject =
+                    Subject { cgroup_id: id, cgroup_path: path, container_id, runtime, pod, facts: None };
+                Some(What::Container(Box::new(Container::new(Arc::new(subject), made, created_at))))
+            }
+            (_, Some(container)) => Some(What::Inner { container, path: Some(path) }),
+            // Its container is one that nobody told of.
+            (Placement::Inner { .. }, None) => None,
+            (Placement::Kubepods | Placement::Qos(_) | Placement::Pod(_) | Placement::Other, None) => {
+                Some(What::Other { path })
+            }
+        }
+    }
+
+    /// The cgroup is no more, but remembered for a while. False: it was not known to exist.
+    pub(super) fn remove(
+        &mut self,
+        id: CgroupId,
+        at: KernelTime,
+        limits: &Limits,
+        budget: &mut Budget,
+        counters: &mut Counters,
+    ) -> bool {
+        match self.all.get_mut(&id) {
+            Some(cgroup) if cgroup.presence == Presence::Exists => cgroup.presence = Presence::Removed,
+            Some(_) | None => return false,
+        }
+        self.existing -= 1;
+        self.removed.push_back((at, id));
+        if self.removed.len() > limits.removed
+            && let Some((_, oldest)) = self.removed.pop_front()
+            && self.forget(oldest, budget)
+        {
+            counters.removed_forgotten += 1;
+        }
+        true
+    }
+
+    /// Nothing more will be told of a removed cgroup. `keep_all`: a scan is on its way that may have met it.
+    pub(super) fn release(&mut self, id: CgroupId, keep_all: bool, budget: &mut Budget) {
+        match self.all.get_mut(&id) {
+            Some(Cgroup { presence: Presence::Removed, what: What::Container(container), .. }) => {
+                container.forget_processes(budget);
+            }
+            Some(Cgroup { presence: Presence::Removed, .. }) if !keep_all => {
+                self.all.remove(&id);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// Forgets what was removed long enough ago.
+    pub(super) fn expire(&mut self, now: KernelTime, limits: &Limits, budget: &mut Budget) {
+        let keep_for = u64::try_from(limits.removed_for.as_nanos()).unwrap_or(u64::MAX);
+        while let Some(&(at, id)) = self.removed.front()
+            && at.0.saturating_add(keep_for) <= now.0
+        {
+            self.removed.pop_front();
+            self.forget(id, budget);
+        }
+    }
+
+    fn forget(&mut self, id: CgroupId, budget: &mut Budget) -> bool {
+        let Some(mut cgroup) = self.all.remove(&id) else { return false };
+        if let What::Container(container) = &mut cgroup.what {
+            container.forget_processes(budget);
+            let name = &container.subject.container_id;
+            if self.by_container.get(name) == Some(&id) {
+                self.by_container.remove(name);
+            }
+        }
+        true
+    }
+}

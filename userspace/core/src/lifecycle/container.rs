@@ -1,0 +1,349 @@
+//! One container: its phase, and what each record does to it.
+//!
+//! ```text
+//!   made ──▶ Empty ──populated──▶ Preparing ──start──▶ Running
+//!              │                   │     ▲                │
+//!              │           emptied │     │ populated      │ emptied
+//!              │                   ▼     │                ▼
+//!              │                  Stopped ◀───────────────┘
+//!              ▼                     │
+//!            removed ◀───────────────┘     (removed while Preparing or Running: emptied first)
+//! ```
+//!
+//! `populated` and `emptied` are the kernel's `cgroup.events` of the container's own cgroup, which count the whole
+//! subtree: processes that live in inner groups alone keep a container running. A cgroup that is emptied and filled
+//! again begins another life in `Preparing`.
+//!
+//! **The start** is what tells a container's own first program from the runtime's helper (`runc init`), which is
+//! in the same cgroup before it. The kernel side marks it `first`: the cgroup's first exec by a process whose
+//! mount namespace is not its parent's. The mark is given once a cgroup, so it is waited for ([`Start::Marked`])
+//! only from the making on, as long as nothing was lost. In any other case ([`Start::ByNamespace`]) every
+//! exec by such a process will do.
+//!
+//! Owns the container's processes; never knows of other containers, scans or the runtime.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::event::{ExitStatus, Kind, Process, Role, Subject};
+use crate::ids::{KernelTime, ProcKey};
+use crate::observation::TaskInfo;
+
+use super::processes::{Budget, Executed, Known, Processes};
+use super::state::{ContainerState, State};
+
+/// A container whose cgroup exists, or did until a while ago.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) subject: Arc<Subject>,
+    created_at: Option<KernelTime>,
+    phase: Phase,
+    /// When the last record came that `phase` rests on: a scan that began later knows better.
+    phase_at: KernelTime,
+    processes: Processes,
+    forks: u64,
+    execs: u64,
+    exits: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// No process yet.
+    Empty(Start),
+    /// Processes, but none that runs a program of the container's own.
+    Preparing(Start),
+    /// The container's own program was started, and a process is left.
+    Running(Life),
+    /// No process is left.
+    Stopped {
+        at: Option<KernelTime>,
+        /// None: it was never started.
+        life: Option<Life>,
+    },
+}
+
+/// How the start will be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// By the kernel side's mark.
+    Marked,
+    /// By the process's mount namespace, for the mark may have been spent.
+    ByNamespace,
+}
+
+/// From a start on.
+#[derive(Debug, Default)]
+struct Life {
+    started_at: Option<KernelTime>,
+    main: Option<Main>,
+    main_status: Option<ExitStatus>,
+}
+
+/// The process of the container's own first program.
+#[derive(Clone, Debug)]
+pub(super) struct Main {
+    pub(super) process: Process,
+    pub(super) program: Option<Arc<str>>,
+    pub(super) mnt_ns: Option<u32>,
+}
+
+/// What a scan makes of a container.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    /// No process.
+    Empty,
+    /// Nothing but the runtime's helper.
+    Preparing,
+    /// Processes of its own, and which is the first, if that can be told.
+    Running(Option<Main>),
+}
+
+impl Container {
+    pub(super) fn new(subject: Arc<Subject>, made: KernelTime, created_at: Option<KernelTime>) -> Self {
+        let start = if created_at.is_some() { Start::Marked } else { Start::ByNamespace };
+        Self {
+            subject,
+            created_at,
+            phase: Phase::Empty(start),
+            phase_at: made,
+            processes: Processes::default(),
+            forks: 0,
+            execs: 0,
+            exits: 0,
+        }
+    }
+
+    /// A process was moved in, or from one of the container's groups to another.
+    pub(super) fn attach(&mut self, at: KernelTime, process: &TaskInfo, budget: &mut Budget) {
+        self.fill();
+        let known = Known { role: Role::Entered, executed: Executed::NotSeen, since: at };
+        self.processes.insert_new(process.key, known, budget);
+    }
+
+    pub(super) fn fork(&mut self, at: KernelTime, child: &TaskInfo, entered: bool, budget: &mut Budget) {
+        self.fill();
+        self.forks += 1;
+        let role = if entered { Role::Entered } else { Role::Child };
+        let known = Known { role, executed: Executed::NotSeen, since: at };
+        self.processes.insert_new(child.key, known, budget);
+    }
+
+    /// A process in an empty cgroup: the record that it is populated is late or lost.
+    fn fill(&mut self) {
+        if let Phase::Empty(start) = self.phase {
+            self.phase = Phase::Preparing(start);
+        }
+    }
+
+    pub(super) fn populated(&mut self, at: KernelTime) {
+        if at < self.phase_at {
+            return;
+        }
+        self.phase_at = at;
+        match self.phase {
+            Phase::Empty(start) => self.phase = Phase::Preparing(start),
+            Phase::Stopped { .. } => self.phase = Phase::Preparing(Start::ByNamespace),
+            Phase::Preparing(_) | Phase::Running(_) => {}
+        }
+    }
+
+    /// The last process went. Stops the container at once, with what is known then: its main process's exit is
+    /// older, and has come before.
+    pub(super) fn emptied(&mut self, at: KernelTime) -> Option<Kind> {
+        self.phase_at = self.phase_at.max(at);
+        self.stop(Some(at))
+    }
+
+    /// The cgroup was removed, so no process is left in it.
+    pub(super) fn removed(&mut self, seen_at: Option<KernelTime>) -> Option<Kind> {
+        match self.phase {
+            Phase::Empty(_) => None,
+            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => self.stop(seen_at),
+        }
+    }
+
+    fn stop(&mut self, at: Option<KernelTime>) -> Option<Kind> {
+        let life = match std::mem::replace(&mut self.phase, Phase::Stopped { at, life: None }) {
+            Phase::Empty(_) | Phase::Preparing(_) => None,
+            Phase::Running(life) => Some(life),
+            stopped @ Phase::Stopped { .. } => {
+                self.phase = stopped;
+                return None;
+            }
+        };
+        let kind = Kind::Stopped {
+            main_status: life.as_ref().and_then(|life| life.main_status),
+            never_started: life.is_none(),
+        };
+        self.phase = Phase::Stopped { at, life };
+        Some(kind)
+    }
+
+    pub(super) fn exec(
+        &mut self,
+        at: KernelTime,
+        process: TaskInfo,
+        program: Arc<str>,
+        first: bool,
+        budget: &mut Budget,
+    ) -> Kind {
+        self.execs += 1;
+        let starts = match self.phase {
+            Phase::Empty(Start::Marked) | Phase::Preparing(Start::Marked) => first,
+            Phase::Empty(Start::ByNamespace) | Phase::Preparing(Start::ByNamespace) => {
+                first || leaves_parents_namespace(&process)
+            }
+            // A late record of the life that ended.
+            Phase::Stopped { .. } => false,
+            Phase::Running(_) => false,
+        };
+        let role = if starts { Role::Main } else { self.role_of_executing(&process) };
+        match self.processes.get_mut(process.key) {
+            Some(known) => (known.role, known.executed) = (role, Executed::Yes),
+            None => {
+                let known = Known { role, executed: Executed::Yes, since: at };
+                self.processes.insert_new(process.key, known, budget);
+            }
+        }
+        let mnt_ns = process.mnt_ns;
+        let process = with_role(process, role);
+        if !starts {
+            return Kind::Exec { process, program };
+        }
+        self.phase_at = at;
+        self.start(Some(at), Some(Main { process, program: Some(program), mnt_ns }))
+    }
+
+    fn start(&mut self, started_at: Option<KernelTime>, main: Option<Main>) -> Kind {
+        let kind = Kind::Started {
+            process: main.as_ref().map(|main| main.process.clone()),
+            program: main.as_ref().and_then(|main| main.program.clone()),
+        };
+        self.phase = Phase::Running(Life { started_at, main, main_status: None });
+        kind
+    }
+
+    /// A process that executes a program in the container's mount namespace, and whose parent is in another one, was
+    /// put there. (Its parent in the same one: a child. Itself in a third one: it made that itself.)
+    fn role_of_executing(&mut self, process: &TaskInfo) -> Role {
+        let main = self.main();
+        if main.is_some_and(|main| main.process.key == process.key) {
+            return Role::Main;
+        }
+        let own_namespace = main.and_then(|main| main.mnt_ns);
+        if own_namespace.is_some() && own_namespace == process.mnt_ns && leaves_parents_namespace(process) {
+            return Role::Entered;
+        }
+        self.processes.get_mut(process.key).map_or(Role::Child, |known| known.role)
+    }
+
+    /// `unbroken_since`: no record was lost after that time.
+    pub(super) fn exit(
+        &mut self,
+        process: TaskInfo,
+        status: ExitStatus,
+        first: bool,
+        unbroken_since: KernelTime,
+        budget: &mut Budget,
+    ) -> Kind {
+        self.exits += 1;
+        let known = self.processes.remove(process.key, budget);
+        let mut role = known.map_or(Role::Child, |known| known.role);
+        if let Phase::Running(life) | Phase::Stopped { life: Some(life), .. } = &mut self.phase {
+            let is_main = match &life.main {
+                Some(main) => main.process.key == process.key,
+                // The start was found by a scan that could not tell which process it was.
+                None => first && life.main_status.is_none(),
+            };
+            if is_main {
+                role = Role::Main;
+                life.main_status = Some(status);
+            }
+        }
+        let before_exec =
+            known.is_some_and(|known| known.executed == Executed::NotSeen && known.since > unbroken_since);
+        Kind::Exited { process: with_role(process, role), status, before_exec }
+    }
+
+    /// Whether no record of that time or a younger one tells the phase.
+    pub(super) fn rests_on_older_than(&self, time: KernelTime) -> bool {
+        self.phase_at < time
+    }
+
+    /// Takes over what a scan found; what that changes is an event.
+    pub(super) fn correct(&mut self, found: Found, at: KernelTime) -> Option<Kind> {
+        self.phase_at = at;
+        match (&self.phase, found) {
+            (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Running(main)) => {
+                Some(self.start(None, main))
+            }
+            (Phase::Preparing(_) | Phase::Running(_), Found::Empty) => self.stop(None),
+            (Phase::Empty(_), Found::Empty) => {
+                self.phase = Phase::Empty(Start::ByNamespace);
+                None
+            }
+            (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Preparing) => {
+                self.phase = Phase::Preparing(Start::ByNamespace);
+                None
+            }
+            (Phase::Running(_), Found::Running(_) | Found::Preparing)
+            | (Phase::Stopped { .. }, Found::Empty) => None,
+        }
+    }
+
+    /// Replaces what is remembered of the processes with those that a scan found, but for what is younger.
+    pub(super) fn reconcile(
+        &mut self,
+        found: &FxHashMap<ProcKey, Known>,
+        began: KernelTime,
+        budget: &mut Budget,
+    ) {
+        self.processes.retain(|key, known| known.since >= began || found.contains_key(&key), budget);
+        for (&key, &known) in found {
+            self.processes.insert_new(key, known, budget);
+        }
+    }
+
+    /// Forgets the processes: no record of one comes any more.
+    pub(super) fn forget_processes(&mut self, budget: &mut Budget) {
+        self.processes.clear(budget);
+    }
+
+    pub(super) fn main(&self) -> Option<&Main> {
+        match &self.phase {
+            Phase::Running(life) | Phase::Stopped { life: Some(life), .. } => life.main.as_ref(),
+            Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { life: None, .. } => None,
+        }
+    }
+
+    pub(super) fn state(&self) -> ContainerState {
+        let (state, life, stopped_at) = match &self.phase {
+            Phase::Empty(_) | Phase::Preparing(_) => (State::Created, None, None),
+            Phase::Running(life) => (State::Running, Some(life), None),
+            Phase::Stopped { at, life } => (State::Stopped, life.as_ref(), *at),
+        };
+        let main = life.and_then(|life| life.main.as_ref());
+        ContainerState {
+            subject: Arc::clone(&self.subject),
+            state,
+            created_at: self.created_at,
+            started_at: life.and_then(|life| life.started_at),
+            stopped_at,
+            main: main.map(|main| main.process.clone()),
+            program: main.and_then(|main| main.program.clone()),
+            main_status: life.and_then(|life| life.main_status),
+            forks: self.forks,
+            execs: self.execs,
+            exits: self.exits,
+        }
+    }
+}
+
+pub(super) fn with_role(task: TaskInfo, role: Role) -> Process {
+    Process { key: task.key, ppid: task.ppid, comm: task.comm, role }
+}
+
+pub(super) fn leaves_parents_namespace(process: &TaskInfo) -> bool {
+    matches!((process.mnt_ns, process.parent_mnt_ns), (Some(own), Some(parents)) if own != parents)
+}

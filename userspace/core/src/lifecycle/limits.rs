@@ -1,0 +1,73 @@
+//! How much the machine remembers, and what it counts when that is not enough.
+
+use std::time::Duration;
+
+/// How much is remembered. Each bound says what is lost when it is reached; [`Counters`] says how often it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Cgroups that exist. One more is not followed: if it is a container's, that is not reported.
+    pub cgroups: usize,
+    /// Processes of all containers together. One more is not remembered: its role is said to be `child`, and
+    /// `before_exec` is not claimed of it.
+    pub processes: usize,
+    /// Removed cgroups remembered for late records and late answers of the runtime. The oldest goes first: what
+    /// comes later about it is counted, and not reported.
+    pub removed: usize,
+    /// For how long.
+    pub removed_for: Duration,
+    /// Records about cgroups that are not known yet, kept until a scan tells. One more is dropped: the scan still
+    /// tells the state, but not what happened on the way there.
+    pub parked: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cgroups: 65_536,
+            processes: 131_072,
+            removed: 8_192,
+            removed_for: Duration::from_secs(30),
+            parked: 16_384,
+        }
+    }
+}
+
+/// What was dropped or could not be placed, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Cgroups not followed: [`Limits::cgroups`].
+    pub cgroups_full: u64,
+    /// Processes not remembered: [`Limits::processes`].
+    pub processes_full: u64,
+    /// Removed cgroups forgotten early: [`Limits::removed`].
+    pub removed_forgotten: u64,
+    /// Records about cgroups that were not known when they came.
+    pub unknown_cgroup: u64,
+    /// Of these, records given up: [`Limits::parked`], or nobody's even after a scan.
+    pub unknown_dropped: u64,
+    /// Answers of the runtime about containers that are not known, or no longer.
+    pub runtime_unmatched: u64,
+}
+
+impl Counters {
+    /// Every counter with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self {
+            cgroups_full,
+            processes_full,
+            removed_forgotten,
+            unknown_cgroup,
+            unknown_dropped,
+            runtime_unmatched,
+        } = *self;
+        [
+            ("cgroups_full", cgroups_full),
+            ("processes_full", processes_full),
+            ("removed_forgotten", removed_forgotten),
+            ("unknown_cgroup", unknown_cgroup),
+            ("unknown_dropped", unknown_dropped),
+            ("runtime_unmatched", runtime_unmatched),
+        ]
+        .into_iter()
+    }
+}

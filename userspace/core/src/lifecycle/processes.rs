@@ -1,0 +1,83 @@
+//! What is remembered of a container's processes between their first record and their last.
+//!
+//! A table for each container, so that it goes with the container, whatever was lost; one [`Budget`] for all, so
+//! that a fork bomb costs memory only up to a bound.
+
+use rustc_hash::FxHashMap;
+
+use crate::event::Role;
+use crate::ids::{KernelTime, ProcKey};
+
+/// How many processes may still be remembered.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left: usize,
+    /// How often there was no place.
+    pub(super) refused: u64,
+}
+
+impl Budget {
+    pub(super) fn new(processes: usize) -> Self {
+        Self { left: processes, refused: 0 }
+    }
+}
+
+/// What is remembered of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) role: Role,
+    pub(super) executed: Executed,
+    /// The time of its first record.
+    pub(super) since: KernelTime,
+}
+
+/// Whether a process has executed a program in the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Executed {
+    Yes,
+    NotSeen,
+}
+
+/// The processes of one container.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    known: FxHashMap<ProcKey, Known>,
+}
+
+impl Processes {
+    pub(super) fn get_mut(&mut self, key: ProcKey) -> Option<&mut Known> {
+        self.known.get_mut(&key)
+    }
+
+    /// Remembers a process, unless it is known or the budget is used up.
+    pub(super) fn insert_new(&mut self, key: ProcKey, known: Known, budget: &mut Budget) {
+        if self.known.contains_key(&key) {
+            return;
+        }
+        match budget.left.checked_sub(1) {
+            Some(left) => {
+                budget.left = left;
+                self.known.insert(key, known);
+            }
+            None => budget.refused += 1,
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: ProcKey, budget: &mut Budget) -> Option<Known> {
+        let known = self.known.remove(&key)?;
+        budget.left += 1;
+        Some(known)
+    }
+
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(ProcKey, Known) -> bool, budget: &mut Budget) {
+        let before = self.known.len();
+        self.known.retain(|key, known| keep(*key, *known));
+        budget.left += before - self.known.len();
+    }
+
+    /// Forgets all, and gives the memory back.
+    pub(super) fn clear(&mut self, budget: &mut Budget) {
+        budget.left += self.known.len();
+        self.known = FxHashMap::default();
+    }
+}

@@ -1,0 +1,335 @@
+//! What a walk of the cgroup tree changes: containers found, gone and corrected.
+//!
+//! Records are attached before a scan begins, and all that were made until it ended have been observed before it. So
+//! a scan is compared with the present state, and three things weigh more than what it found:
+//!
+//! - a removal that was observed: the scan met the cgroup before, and does not bring it back;
+//! - a record on which a container's phase rests and that is not older than the scan's beginning;
+//! - parked records: they are what happened in a cgroup that nobody had told of. The cgroup takes the state in which
+//!   the first of them must have found it, then they are replayed.
+//!
+//! A cgroup that was made before the scan began and that it did not meet is gone.
+
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::event::{Basis, Kind, Role};
+use crate::ids::{CgroupId, KernelTime, ProcKey};
+use crate::observation::{Action, Fact, PathText, Scan, ScanReason, ScannedProcess};
+
+use super::cgroups::{Added, Owner};
+use super::container::{Found, Main, leaves_parents_namespace, with_role};
+use super::processes::{Executed, Known};
+use super::{Lifecycle, Output, StartUp, shows_living_cgroup};
+
+/// A repair that was asked for.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// A scan settles it if it did not begin before.
+    since: KernelTime,
+    /// Watchers were told, and wait for the end.
+    gap_told: bool,
+    /// By scans that did not settle it.
+    tally: Tally,
+}
+
+impl Repair {
+    fn new(since: KernelTime) -> Self {
+        Self { since, gap_told: false, tally: Tally::default() }
+    }
+
+    pub(super) fn after_gap(&mut self) {
+        self.gap_told = true;
+    }
+}
+
+/// What scans changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    found: u32,
+    gone: u32,
+    corrected: u32,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.found += other.found;
+        self.gone += other.gone;
+        self.corrected += other.corrected;
+    }
+}
+
+/// What a scan found of one container, its inner groups included.
+#[derive(Debug)]
+struct View<'a> {
+    container: CgroupId,
+    known: Knowledge,
+    populated: Option<bool>,
+    processes: Vec<&'a ScannedProcess>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    Known,
+    /// Found by this scan.
+    News {
+        made: KernelTime,
+    },
+}
+
+/// What parked records say about the state in which they found a container.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    started_by: Option<ProcKey>,
+    emptied: bool,
+}
+
+impl Lifecycle {
+    pub(super) fn scan_is_expected(&self) -> bool {
+        self.start_up == StartUp::Scanning || self.repair.is_some()
+    }
+
+    /// Asks for a scan that begins now, unless one is on its way; that one may turn out to have begun too early.
+    pub(super) fn ask_for_repair(&mut self, since: KernelTime, output: &mut Output) -> &mut Repair {
+        if self.repair.is_none() {
+            output.actions.push(Action::Rescan);
+        }
+        let repair = self.repair.get_or_insert(Repair::new(since));
+        repair.since = repair.since.max(since);
+        repair
+    }
+
+    pub(super) fn scan(&mut self, scan: &Scan, output: &mut Output) {
+        let basis = match scan.reason {
+            ScanReason::Initial => Basis::InitialScan,
+            ScanReason::Repair => Basis::RepairScan,
+        };
+        let mut tally = Tally { gone: self.remove_missing(scan, basis, output), ..Tally::default() };
+        let views = self.look(scan);
+        let before = self.before_parked();
+        for view in &views {
+            let before = before.get(&view.container).copied().unwrap_or_default();
+            self.take_over(view, before, scan, basis, &mut tally, output);
+        }
+        self.replay_parked(scan.began, output);
+        self.conclude(scan, tally, output);
+    }
+
+    fn remove_missing(&mut self, scan: &Scan, basis: Basis, output: &mut Output) -> u32 {
+        let met: FxHashSet<CgroupId> = scan.cgroups.iter().map(|cgroup| cgroup.id).collect();
+        let mut gone = 0;
+        for id in self.cgroups.existing_before(scan.began) {
+            if !met.contains(&id) {
+                gone += u32::from(self.cgroups.container_mut(id).is_some());
+                self.removed(scan.ended, id, None, basis, output);
+            }
+        }
+        gone
+    }
+
+    /// Adds the cgroups that are news, and sorts all processes by container.
+    fn look<'a>(&mut self, scan: &'a Scan) -> Vec<View<'a>> {
+        let mut first_parked: FxHashMap<CgroupId, KernelTime> = FxHashMap::default();
+        for event in &self.parked {
+            let first = first_parked.entry(event.cgroup).or_insert(event.at);
+            *first = event.at.min(*first);
+        }
+        let mut views: Vec<View<'a>> = Vec::new();
+        let mut places: FxHashMap<CgroupId, usize> = FxHashMap::default();
+        for cgroup in &scan.cgroups {
+            let made = first_parked.get(&cgroup.id).copied().unwrap_or(scan.began).min(scan.began);
+            let path = PathText::Full(Arc::clone(&cgroup.path));
+            let known = match self.cgroups.add(cgroup.id, cgroup.parent, &path, made, None, &self.limits) {
+                Added::Container => Knowledge::News { made },
+                Added::Group | Added::Known => Knowledge::Known,
+                Added::Full => {
+                    self.counters.cgroups_full += 1;
+                    continue;
+                }
+                // In a container that was removed or found no place.
+                Added::Unplaced => continue,
+            };
+            let Owner::Container(container) = self.cgroups.owner(cgroup.id) else { continue };
+            if !self.cgroups.exists(cgroup.id) || !self.cgroups.exists(container) {
+                continue;
+            }
+            let place = *places.entry(container).or_insert_with(|| {
+                views.push(View { container, known, populated: None, processes: Vec::new() });
+                views.len() - 1
+            });
+            let view = &mut views[place];
+            if cgroup.id == container {
+                view.populated = cgroup.populated;
+            }
+            view.processes.extend(&cgroup.processes);
+        }
+        views
+    }
+
+    fn before_parked(&self) -> FxHashMap<CgroupId, Before> {
+        let mut all: FxHashMap<CgroupId, Before> = FxHashMap::default();
+        for event in &self.parked {
+            let Owner::Container(container) = self.cgroups.owner(event.cgroup) else { continue };
+            let before = all.entry(container).or_default();
+            match &event.fact {
+                Fact::Exec { process, first: true, .. } => {
+                    before.started_by.get_or_insert(process.key);
+                }
+                Fact::Populated(false) if event.cgroup == container => before.emptied = true,
+                _ => {}
+            }
+        }
+        all
+    }
+
+    fn take_over(
+        &mut self,
+        view: &View<'_>,
+        before: Before,
+        scan: &Scan,
+        basis: Basis,
+        tally: &mut Tally,
+        output: &mut Output,
+    ) {
+        let Some(container) = self.cgroups.container_mut(view.container) else { return };
+        let found = found(view, before);
+        match view.known {
+            Knowledge::News { made } => {
+                output.emit(made, basis, &container.subject, Kind::Created { actor: None });
+                output.actions.push(Action::Resolve(container.subject.container_id.clone()));
+                if let Some(kind) = container.correct(found, made) {
+                    output.emit(made, basis, &container.subject, kind);
+                }
+                tally.found += 1;
+            }
+            Knowledge::Known if container.rests_on_older_than(scan.began) => {
+                if let Some(kind) = container.correct(found, scan.began) {
+                    output.emit(scan.ended, basis, &container.subject, kind);
+                    tally.corrected += 1;
+                }
+            }
+            Knowledge::Known => {}
+        }
+        let main = container.main().cloned();
+        let processes = view
+            .processes
+            .iter()
+            .map(|process| (process.task.key, remembered(process, main.as_ref(), scan.began)))
+            .collect();
+        container.reconcile(&processes, scan.began, &mut self.budget);
+    }
+
+    /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have told of
+    /// are given up.
+    fn replay_parked(&mut self, began: KernelTime, output: &mut Output) {
+        for event in std::mem::take(&mut self.parked) {
+            let placed = match &event.fact {
+                Fact::Mkdir { parent, .. } => {
+                    self.cgroups.owner(event.cgroup) != Owner::Unknown
+                        || self.cgroups.owner(*parent) != Owner::Unknown
+                }
+                _ => self.cgroups.owner(event.cgroup) != Owner::Unknown,
+            };
+            if placed {
+                self.kernel(event, output);
+            } else if event.at >= began {
+                self.parked.push(event);
+            } else {
+                self.counters.unknown_dropped += 1;
+            }
+        }
+    }
+
+    fn conclude(&mut self, scan: &Scan, tally: Tally, output: &mut Output) {
+        self.start_up = StartUp::Done;
+        let unsettled =
+            self.parked.iter().filter(|event| shows_living_cgroup(&event.fact)).map(|event| event.at).max();
+        match scan.reason {
+            ScanReason::Initial => {
+                if let Some(latest) = unsettled {
+                    self.ask_for_repair(latest, output);
+                }
+            }
+            ScanReason::Repair => {
+                let mut repair = self.repair.take().unwrap_or(Repair::new(scan.began));
+                repair.since = repair.since.max(unsettled.unwrap_or(scan.began));
+                repair.tally.add(tally);
+                if scan.began < repair.since {
+                    output.actions.push(Action::Rescan);
+                    self.repair = Some(repair);
+                } else if repair.gap_told || repair.tally != Tally::default() {
+                    let Tally { found, gone, corrected } = repair.tally;
+                    output.emit_own(scan.ended, Kind::Resynced { found, gone, corrected });
+                }
+            }
+        }
+        if self.repair.is_none() {
+            self.counters.unknown_dropped += self.parked.len() as u64;
+            self.parked.clear();
+        }
+    }
+}
+
+/// The state that a container is in, or was in before its parked records.
+fn found(view: &View<'_>, before: Before) -> Found {
+    let own = || view.processes.iter().filter(|process| !is_runtime_helper(process));
+    let main = own()
+        .filter(|process| leaves_parents_namespace(&process.task))
+        .min_by_key(|process| process.task.key.start)
+        .map(|process| Main {
+            process: with_role(process.task.clone(), Role::Main),
+            program: process.program.clone(),
+            mnt_ns: process.task.mnt_ns,
+        });
+    if let Some(starter) = before.started_by {
+        // The start will be replayed, unless an older process shows that it was one before that.
+        return match main {
+            Some(main) if main.process.key != starter && main.process.key.start < starter.start => {
+                Found::Running(Some(main))
+            }
+            Some(_) | None => Found::Preparing,
+        };
+    }
+    if own().next().is_some() {
+        Found::Running(main)
+    } else if view.processes.is_empty() && before.emptied {
+        // Something ran, and was gone before the scan came by.
+        Found::Running(None)
+    } else if !view.processes.is_empty() || view.populated == Some(true) {
+        Found::Preparing
+    } else {
+        Found::Empty
+    }
+}
+
+/// What is remembered of a process that a scan found: that it has executed a program, for want of proof that not.
+fn remembered(process: &ScannedProcess, main: Option<&Main>, since: KernelTime) -> Known {
+    if is_runtime_helper(process) {
+        return Known { role: Role::Entered, executed: Executed::NotSeen, since };
+    }
+    let entered = main.is_some_and(|main| main.mnt_ns == process.task.mnt_ns)
+        && leaves_parents_namespace(&process.task);
+    let role = match main {
+        Some(main) if main.process.key == process.task.key => Role::Main,
+        _ if entered => Role::Entered,
+        _ => Role::Child,
+    };
+    Known { role, executed: Executed::Yes, since }
+}
+
+/// The runtime's own process (`runc init`, `crun`), which waits in the container's namespaces for the order to execute
+/// the container's program. A record tells it by its exec; a scan, by what it runs and how it calls itself.
+fn is_runtime_helper(process: &ScannedProcess) -> bool {
+    const RUNTIMES: [&str; 3] = ["runc", "crun", "youki"];
+    let comm = &*process.task.comm;
+    let program = process.program.as_deref().unwrap_or_default();
+    let program = program.strip_suffix(" (deleted)").unwrap_or(program);
+    let copied = program.strip_prefix("/memfd:").is_some_and(|name| {
+        RUNTIMES
+            .iter()
+            .any(|runtime| name.strip_prefix(runtime).is_some_and(|rest| rest.starts_with("_cloned")))
+    });
+    let file = program.rsplit('/').next().unwrap_or_default();
+    copied || comm.starts_with("runc:[") || RUNTIMES.contains(&file)
+}

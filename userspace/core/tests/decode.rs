@@ -1,0 +1,259 @@
+//! The decoder against the contract, and against everything that is not it.
+
+use std::mem::offset_of;
+
+use kwitness_abi as abi;
+use kwitness_abi::RecordKind;
+use kwitness_core::decode::{DecodeError, Decoder, decode};
+use kwitness_core::event::{Actor, ExitStatus};
+use kwitness_core::ids::{CgroupId, KernelTime, ProcKey};
+use kwitness_core::observation::{Fact, KernelEvent, PathText, TaskInfo};
+use proptest::prelude::*;
+
+/// A record of a kind, written field by field where the contract says.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn new(kind: RecordKind, flags: u16) -> Self {
+        Self(vec![0; kind.record_size()])
+            .put(offset_of!(abi::Header, ktime), &1_000_u64.to_ne_bytes())
+            .put(offset_of!(abi::Header, cgroup_id), &42_u64.to_ne_bytes())
+            .put(offset_of!(abi::Header, kind), &(kind as u16).to_ne_bytes())
+            .put(offset_of!(abi::Header, flags), &flags.to_ne_bytes())
+            .put(offset_of!(abi::Header, cpu), &3_u32.to_ne_bytes())
+    }
+
+    fn put(mut self, offset: usize, bytes: &[u8]) -> Self {
+        self.0[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    fn actor(self, base: usize) -> Self {
+        self.put(base + offset_of!(abi::Actor, pid), &7_u32.to_ne_bytes())
+            .put(base + offset_of!(abi::Actor, tid), &8_u32.to_ne_bytes())
+            .put(base + offset_of!(abi::Actor, comm), b"runc\0stale")
+    }
+
+    fn process(self, base: usize) -> Self {
+        self.put(base + offset_of!(abi::Process, start_boottime), &900_u64.to_ne_bytes())
+            .put(base + offset_of!(abi::Process, pid), &100_u32.to_ne_bytes())
+            .put(base + offset_of!(abi::Process, ppid), &99_u32.to_ne_bytes())
+            .put(base + offset_of!(abi::Process, mnt_ns), &5_u32.to_ne_bytes())
+            .put(base + offset_of!(abi::Process, comm), b"0123456789abcde\0")
+    }
+
+    fn fact(&self) -> Result<Fact, DecodeError> {
+        decode(&self.0).map(|event| {
+            assert_eq!((event.at, event.cgroup), (KernelTime(1_000), CgroupId(42)));
+            event.fact
+        })
+    }
+}
+
+fn actor() -> Actor {
+    Actor { pid: 7, comm: "runc".into() }
+}
+
+fn process() -> TaskInfo {
+    TaskInfo {
+        key: ProcKey { pid: 100, start: KernelTime(900) },
+        ppid: 99,
+        mnt_ns: Some(5),
+        parent_mnt_ns: None,
+        comm: "0123456789abcde".into(),
+    }
+}
+
+fn mkdir(flags: u16, path: &[u8]) -> Bytes {
+    Bytes::new(RecordKind::CgroupMkdir, flags)
+        .put(offset_of!(abi::CgroupMkdir, parent_id), &41_u64.to_ne_bytes())
+        .actor(offset_of!(abi::CgroupMkdir, actor))
+        .put(offset_of!(abi::CgroupMkdir, path_len), &(path.len() as u32).to_ne_bytes())
+        .put(offset_of!(abi::CgroupMkdir, path), path)
+}
+
+fn exec(flags: u16, filename: &[u8]) -> Bytes {
+    Bytes::new(RecordKind::TaskExec, flags)
+        .process(offset_of!(abi::TaskExec, process))
+        .put(offset_of!(abi::TaskExec, filename_len), &(filename.len() as u32).to_ne_bytes())
+        .put(offset_of!(abi::TaskExec, filename), filename)
+}
+
+fn exit(wait_status: u32) -> Bytes {
+    Bytes::new(RecordKind::TaskExit, 0)
+        .process(offset_of!(abi::TaskExit, process))
+        .put(offset_of!(abi::TaskExit, wait_status), &wait_status.to_ne_bytes())
+}
+
+fn populated(value: u32) -> Bytes {
+    Bytes::new(RecordKind::CgroupPopulated, 0)
+        .put(offset_of!(abi::CgroupPopulated, populated), &value.to_ne_bytes())
+}
+
+fn every_kind() -> Vec<Bytes> {
+    vec![
+        mkdir(abi::FLAG_ROOT, b"/kubepods"),
+        Bytes::new(RecordKind::CgroupRmdir, 0).actor(offset_of!(abi::CgroupRemoved, actor)),
+        Bytes::new(RecordKind::CgroupRelease, 0),
+        Bytes::new(RecordKind::CgroupAttach, 0)
+            .process(offset_of!(abi::CgroupAttach, process))
+            .actor(offset_of!(abi::CgroupAttach, actor)),
+        populated(1),
+        Bytes::new(RecordKind::TaskFork, abi::FLAG_ENTERED).process(offset_of!(abi::TaskFork, child)),
+        exec(abi::FLAG_FIRST, b"/bin/sh"),
+        exit(0x0300),
+    ]
+}
+
+#[test]
+fn every_kind_decodes() {
+    let facts: Vec<_> = every_kind().iter().map(Bytes::fact).collect();
+    assert_eq!(
+        facts,
+        [
+            Ok(Fact::Mkdir {
+                parent: CgroupId(41),
+                path: PathText::Full("/kubepods".into()),
+                root: true,
+                actor: actor()
+            }),
+            Ok(Fact::Rmdir { actor: actor() }),
+            Ok(Fact::Release),
+            Ok(Fact::Attach { process: process(), actor: actor() }),
+            Ok(Fact::Populated(true)),
+            Ok(Fact::Fork { child: process(), entered: true }),
+            Ok(Fact::Exec { process: process(), program: "/bin/sh".into(), first: true }),
+            Ok(Fact::Exit { process: process(), status: ExitStatus::Code(3), first: false }),
+        ]
+    );
+}
+
+#[test]
+fn a_name_alone_is_told_from_a_path() {
+    let Ok(Fact::Mkdir { path, root, .. }) = mkdir(abi::FLAG_NAME_ONLY, b"container").fact() else {
+        panic!("no mkdir")
+    };
+    assert_eq!((path, root), (PathText::Name("container".into()), false));
+}
+
+#[test]
+fn wait_statuses() {
+    let status = |raw| match exit(raw).fact() {
+        Ok(Fact::Exit { status, .. }) => Ok(status),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    assert_eq!(status(0), Ok(ExitStatus::Code(0)));
+    assert_eq!(status(0xff00), Ok(ExitStatus::Code(255)));
+    assert_eq!(status(9), Ok(ExitStatus::Signal { signal: 9, core_dumped: false }));
+    assert_eq!(status(0x80 | 11), Ok(ExitStatus::Signal { signal: 11, core_dumped: true }));
+    assert_eq!(status(64), Ok(ExitStatus::Signal { signal: 64, core_dumped: false }));
+    // Stopped by a signal, a core dump without one, more than 16 bits: no exit has those.
+    for raw in [0x137f, 0x80, 0x1_0000, u32::MAX] {
+        assert_eq!(status(raw), Err(format!("task_exit: wait_status is {raw:#x}")));
+    }
+}
+
+#[test]
+fn text_is_read_up_to_its_first_nul_and_lossily() {
+    let program = |bytes: &[u8]| match exec(0, bytes).fact() {
+        Ok(Fact::Exec { program, .. }) => program.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(program(b""), "");
+    assert_eq!(program(b"/bin/a\0b"), "/bin/a");
+    assert_eq!(program(b"/bin/\xff\xfe"), "/bin/\u{fffd}\u{fffd}");
+    let longest = vec![b'x'; abi::FILENAME_CAP - 1];
+    assert_eq!(program(&longest).len(), abi::FILENAME_CAP - 1);
+
+    // A comm without a NUL is its whole field.
+    let full = exit(0)
+        .put(offset_of!(abi::TaskExit, process) + offset_of!(abi::Process, comm), &[b'c'; abi::COMM_LEN]);
+    let Ok(Fact::Exit { process, .. }) = full.fact() else { panic!("no exit") };
+    assert_eq!(&*process.comm, "c".repeat(abi::COMM_LEN));
+}
+
+#[test]
+fn errors_name_kind_and_field() {
+    let message = |bytes: &[u8]| match decode(bytes) {
+        Err(error) => error.to_string(),
+        Ok(event) => panic!("{event:?}"),
+    };
+    assert_eq!(message(&[0; 5]), "a record of 5 bytes: its header alone has 24");
+    let unknown = exit(0).put(offset_of!(abi::Header, kind), &9_u16.to_ne_bytes());
+    assert_eq!(message(&unknown.0), "unknown record kind 9: probes and daemon are not of the same build");
+    assert_eq!(message(&exit(0).0[..71]), "task_exit: 71 bytes instead of 72");
+    assert_eq!(message(&populated(2).0), "cgroup_populated: populated is 0x2");
+    let too_long =
+        exec(0, b"").put(offset_of!(abi::TaskExec, filename_len), &(abi::FILENAME_CAP as u32).to_ne_bytes());
+    assert_eq!(message(&too_long.0), "task_exec: filename_len is 0x100");
+    let flagged = exit(0).put(offset_of!(abi::Header, flags), &abi::FLAG_ROOT.to_ne_bytes());
+    assert_eq!(message(&flagged.0), "task_exit: flags is 0x1");
+    assert_eq!(decode(&flagged.0).map_err(|error| error.kind()), Err(Some(RecordKind::TaskExit)));
+}
+
+#[test]
+fn no_other_length_will_do() {
+    for bytes in every_kind() {
+        for len in 0..bytes.0.len() {
+            assert!(decode(&bytes.0[..len]).is_err(), "{len} of {bytes:?}", bytes = bytes.0);
+        }
+        let mut longer = bytes.0.clone();
+        longer.push(0);
+        assert!(matches!(decode(&longer), Err(DecodeError::Size { .. })));
+    }
+}
+
+#[test]
+fn alignment_does_not_matter() {
+    for bytes in every_kind() {
+        for shift in 0..8 {
+            let mut shifted = vec![0xaa; shift];
+            shifted.extend(&bytes.0);
+            assert_eq!(decode(&shifted[shift..]), decode(&bytes.0));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_decode_or_say_why(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
+        let _ = decode(&bytes);
+    }
+
+    /// Random bytes that get past the first checks.
+    #[test]
+    fn any_body_decodes_or_says_why(
+        kind in prop::sample::select(RecordKind::ALL.to_vec()),
+        flags in 0_u16..32,
+        body in prop::collection::vec(any::<u8>(), 600),
+        short in prop::bool::weighted(0.2),
+    ) {
+        let mut bytes = Bytes::new(kind, flags).0;
+        let header = size_of::<abi::Header>();
+        let len = bytes.len();
+        bytes[header..].copy_from_slice(&body[..len - header]);
+        if short {
+            bytes.pop();
+        }
+        match decode(&bytes) {
+            Ok(event) => prop_assert!(!short && event.cgroup == CgroupId(42)),
+            Err(error) => prop_assert_eq!(error.kind(), Some(kind)),
+        }
+    }
+
+    /// What a decoder remembers never changes what it says.
+    #[test]
+    fn memory_does_not_show(records in prop::collection::vec((0_usize..8, "[a-c]{0,3}"), 1..50)) {
+        let mut decoder = Decoder::default();
+        for (which, name) in records {
+            let bytes = match which {
+                6 => exec(0, name.as_bytes()),
+                0 => mkdir(0, name.as_bytes()),
+                _ => every_kind().swap_remove(which),
+            };
+            let expected: Result<KernelEvent, _> = decode(&bytes.0);
+            prop_assert_eq!(decoder.decode(&bytes.0), expected);
+        }
+    }
+}
