@@ -123,6 +123,12 @@ impl Environment {
         self.job.join("bin/kwitness")
     }
 
+    /// The first combination that this place can run.
+    pub fn first_combination(&self) -> Result<Combination> {
+        let first = Combination::ALL.into_iter().find(|combination| self.refuses(*combination).is_none());
+        first.context("this place can run no combination of OCI runtime and cgroup driver")
+    }
+
     /// Why a combination cannot run here; none if it can.
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {

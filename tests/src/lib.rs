@@ -3,8 +3,12 @@
 //! | Module | Knows |
 //! |---|---|
 //! | [`environment`] | where the tests run and what that place offers |
+//! | [`bed`] | what the tests of one executable share |
 //! | [`suite`] | how a table of tests is run and reported |
 //! | [`process`] | child processes with their logs, and what procfs says of any process |
+//! | [`agent`] | the `kwitness daemon` under test, and clients that watch it |
+//! | [`events`] | what a watcher has seen, and what a container's life must look like in it |
+//! | [`handmade`] | containers without a runtime, by the hundred |
 //! | [`cgroup`] | cgroup trees, made and removed in every hierarchy |
 //! | [`cri`] | the container runtime's API, as a kubelet calls it |
 //! | [`pod`] | what a test wants to run, as CRI requests |
@@ -13,9 +17,13 @@
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
 //! there, by name.
 
+pub mod agent;
+pub mod bed;
 pub mod cgroup;
 pub mod cri;
 pub mod environment;
+pub mod events;
+pub mod handmade;
 pub mod node;
 pub mod pod;
 pub mod process;

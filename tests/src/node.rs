@@ -210,14 +210,20 @@ impl Node {
 
     /// Removes all pods, stops containerd and what it left running, and removes the cgroups.
     pub async fn shutdown(mut self) -> Result<()> {
+        self.remove_all_pods().await?;
+        self.stop_containerd()
+        // What is left, Drop removes.
+    }
+
+    /// Removes all pods; starts containerd for that if it is stopped.
+    pub async fn remove_all_pods(&mut self) -> Result<()> {
         if self.containerd.is_none() {
             self.start_containerd().await?;
         }
         for sandbox in self.cri.list_pod_sandbox(v1::ListPodSandboxRequest {}).await?.items {
             self.remove_sandbox(&sandbox.id).await?;
         }
-        self.stop_containerd()
-        // What is left, Drop removes.
+        Ok(())
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<()> {

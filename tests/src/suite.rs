@@ -1,44 +1,78 @@
 //! A table of tests, run one after the other against shared parts, reported in the format of `cargo test`.
 //!
 //! Every row appears in the report: one that cannot apply in this place is shown as ignored with the reason in
-//! its name's brackets, never passed over.
+//! brackets before its name, never passed over.
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, ColorSetting, Conclusion, Failed, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Failed, Trial};
 
-use crate::environment::Tier;
+use crate::bed::Bed;
+use crate::environment::{Combination, Tier};
+
+/// What a row does.
+type Body = Box<dyn FnOnce(&Bed) -> Result<()> + Send>;
 
 /// A row of the table.
-#[derive(Debug)]
-pub struct Case<C> {
-    /// What the report calls it.
-    pub name: String,
-    /// Why it cannot apply here.
-    pub refused: Option<&'static str>,
-    /// What it does.
-    pub run: fn(&C) -> Result<()>,
+#[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
+pub struct Case {
+    name: String,
+    refused: Option<&'static str>,
+    body: Body,
 }
 
-/// Runs the rows that the command line chose.
-pub fn run<C: Send + Sync + 'static>(tier: Tier, context: &Arc<C>, cases: Vec<Case<C>>) -> Conclusion {
+impl Case {
+    /// A row that applies everywhere.
+    pub fn new(name: &str, body: impl FnOnce(&Bed) -> Result<()> + Send + 'static) -> Self {
+        Self { name: name.to_owned(), refused: None, body: Box::new(body) }
+    }
+
+    /// A row for each combination of OCI runtime and cgroup driver.
+    pub fn each(
+        bed: &Bed,
+        name: &str,
+        body: impl Fn(&Bed, Combination) -> Result<()> + Copy + Send + 'static,
+    ) -> impl Iterator<Item = Self> {
+        Combination::ALL.into_iter().map(move |combination| Self {
+            name: format!("{}_{name}", combination.name()),
+            refused: bed.environment.refuses(combination),
+            body: Box::new(move |bed| body(bed, combination)),
+        })
+    }
+
+    /// A row for the first combination that this place can run: for what does not depend on it.
+    pub fn once(
+        bed: &Bed,
+        name: &str,
+        body: impl Fn(&Bed, Combination) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let combination = bed.environment.first_combination()?;
+        Ok(Self::new(name, move |bed| body(bed, combination)))
+    }
+}
+
+/// Runs the rows that the command line chose, stops what they shared, and ends the process if any failed.
+pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
     let mut arguments = Arguments::from_args();
-    // One node, one daemon: the rows share them.
+    // One node, one daemon at a time.
     arguments.test_threads = Some(1);
     // A guest's console is a terminal, but its reader is not.
-    if tier == Tier::Vm {
+    if bed.environment.tier == Tier::Vm {
         arguments.color.get_or_insert(ColorSetting::Never);
     }
+    let bed = Arc::new(bed);
     let trials = cases.into_iter().map(|case| {
-        let context = Arc::clone(context);
-        let trial = Trial::test(case.name, move || {
-            (case.run)(&context).map_err(|error| Failed::from(format!("{error:?}")))
-        });
+        let shared = Arc::clone(&bed);
+        let body = move || (case.body)(&shared).map_err(|error| Failed::from(format!("{error:?}")));
+        let trial = Trial::test(case.name, body);
         match case.refused {
             Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
             None => trial,
         }
     });
-    libtest_mimic::run(&arguments, trials.collect())
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    bed.finish()?;
+    conclusion.exit_if_failed();
+    Ok(())
 }

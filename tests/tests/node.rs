@@ -2,36 +2,22 @@
 //! of kwitness. What fails here is not kwitness's fault.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::{Combination, Environment};
 use kwitness_tests::node::Node;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::suite::{self, Case};
 use kwitness_tests::{cgroup, process};
-use tokio::runtime::Runtime;
-
-struct Bed {
-    environment: Environment,
-    runtime: Runtime,
-}
 
 fn main() -> Result<()> {
-    let bed = Arc::new(Bed { environment: Environment::find()?, runtime: Runtime::new()? });
-    /// Gives each combination a function of its own, for a row has no state.
-    macro_rules! rows {
-        ($($index:literal),*) => { vec![$({
-            const COMBINATION: Combination = Combination::ALL[$index];
-            Case {
-                name: format!("{}_a_pods_whole_life", COMBINATION.name()),
-                refused: bed.environment.refuses(COMBINATION),
-                run: |bed: &Bed| bed.runtime.block_on(whole_life(&bed.environment, COMBINATION)),
-            }
-        }),*] };
-    }
-    let cases = rows![0, 1, 2, 3];
-    suite::run(bed.environment.tier, &bed, cases).exit()
+    let bed = Bed::make()?;
+    let cases = Case::each(&bed, "a_pods_whole_life", |bed, combination| {
+        bed.block_on(whole_life(&bed.environment, combination))
+    });
+    let cases = cases.collect();
+    suite::run(bed, cases)
 }
 
 async fn whole_life(environment: &Environment, combination: Combination) -> Result<()> {

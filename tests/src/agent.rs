@@ -1,0 +1,277 @@
+//! The program under test: `kwitness daemon`, started and stopped as a service manager would, and its clients.
+//!
+//! Owns the daemon's process and its files. Knows the public API only: what a test learns of the daemon, any
+//! client can learn.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kwitness::proto::v1;
+use kwitness::proto::v1::kwitness_client::KwitnessClient;
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::environment::Environment;
+use crate::events::{Received, Seen};
+use crate::process::{Managed, wait_for};
+
+/// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
+const EVENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Agent {
+    process: Managed,
+    socket: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+/// A watcher that collects what it is sent.
+#[derive(Debug)]
+pub struct Watcher {
+    collected: Arc<Mutex<Collected>>,
+    changed: watch::Receiver<()>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    snapshot: Option<v1::Snapshot>,
+    events: Vec<Received>,
+    /// How the stream ended, once it has.
+    end: Option<Result<(), tonic::Status>>,
+}
+
+impl Agent {
+    /// Starts the daemon with the settings (`"kernel.lifecycle_ring=1MiB"`) and waits until it says it is ready.
+    pub async fn start(environment: &Environment, settings: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(environment, settings)?;
+        agent.wait_ready().await?;
+        Ok(agent)
+    }
+
+    /// Starts the daemon and does not wait.
+    pub fn spawn(environment: &Environment, settings: &[&str]) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kwitness-agent-").tempdir_in("/run");
+        let directory = directory.context("make the daemon's directory in /run")?;
+        let socket = directory.path().join("api/kwitness.sock");
+        let mut command = Command::new(environment.kwitness());
+        command.arg("daemon").arg("--socket").arg(&socket);
+        command.args(["--set", "log.level=debug"]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let process = Managed::spawn("kwitness daemon", command, &directory.path().join("daemon.log"))?;
+        Ok(Self { process, socket, directory })
+    }
+
+    /// Waits until the daemon's health service says SERVING.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let socket = self.socket.clone();
+        let process = &mut self.process;
+        let ready = wait_for("the daemon to be ready", START_LIMIT, async || {
+            process.check_running()?;
+            let Ok(channel) = connect(&socket).await else { return Ok(None) };
+            let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+            let serving = answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving);
+            Ok(serving.then_some(()))
+        });
+        let ready = ready.await;
+        ready.with_context(|| self.process.log_tail())
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// A folder of its own, gone when it goes.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Managed {
+        &mut self.process
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    /// A client with a connection of its own.
+    pub async fn client(&self) -> Result<KwitnessClient<Channel>> {
+        Ok(KwitnessClient::new(connect(&self.socket).await?))
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> Result<v1::StatusResponse> {
+        let answer = self.client().await?.status(v1::StatusRequest {}).await;
+        Ok(answer.context("call Status")?.into_inner())
+    }
+
+    /// The containers.
+    pub async fn list(&self) -> Result<v1::ListResponse> {
+        let answer = self.client().await?.list(v1::ListRequest { filter: None }).await;
+        Ok(answer.context("call List")?.into_inner())
+    }
+
+    /// Watches, and collects in the background.
+    pub async fn watch(&self, request: v1::WatchRequest) -> Result<Watcher> {
+        Watcher::open(self.client().await?, request).await
+    }
+
+    /// Everything that the replay window holds, up to now.
+    pub async fn replay(&self) -> Result<Seen> {
+        let request = v1::WatchRequest {
+            since: Some(kwitness::proto::Timestamp { seconds: 0, nanos: 0 }),
+            no_follow: true,
+            ..v1::WatchRequest::default()
+        };
+        let mut watcher = self.watch(request).await?;
+        watcher.wait_end().await?;
+        Ok(watcher.seen())
+    }
+
+    /// Asks it to end with SIGTERM; fails if it does not do so well.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(STOP_LIMIT)?;
+        ensure!(status.success(), "the daemon ended badly: {status}\n{}", self.process.log_tail());
+        ensure!(!self.socket.exists(), "the daemon left its socket behind");
+        Ok(())
+    }
+
+    /// Kills it as the OOM killer would: no time to tidy up.
+    pub fn kill(mut self) -> Result<(ExitStatus, tempfile::TempDir)> {
+        self.process.signal(nix::sys::signal::Signal::SIGKILL)?;
+        Ok((self.process.wait(STOP_LIMIT)?, self.directory))
+    }
+}
+
+impl Watcher {
+    /// Opens a stream and collects what comes.
+    pub async fn open(mut client: KwitnessClient<Channel>, request: v1::WatchRequest) -> Result<Self> {
+        let mut stream = client.watch(request).await.context("call Watch")?.into_inner();
+        let collected = Arc::new(Mutex::new(Collected::default()));
+        let (sender, changed) = watch::channel(());
+        let sink = Arc::clone(&collected);
+        let task = tokio::spawn(async move {
+            loop {
+                let message = stream.message().await;
+                let at = boottime();
+                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+                match message {
+                    Ok(Some(message)) => {
+                        sink.snapshot = message.snapshot.or(sink.snapshot.take());
+                        sink.events.extend(message.events.into_iter().map(|event| Received { event, at }));
+                    }
+                    Ok(None) => sink.end = Some(Ok(())),
+                    Err(status) => sink.end = Some(Err(status)),
+                }
+                let ended = sink.end.is_some();
+                drop(sink);
+                // Nobody waits any more: the next lock tells what came.
+                let _ = sender.send(());
+                if ended {
+                    return;
+                }
+            }
+        });
+        Ok(Self { collected, changed, task })
+    }
+
+    /// What it has got so far.
+    pub fn seen(&self) -> Seen {
+        Seen(self.lock().events.clone())
+    }
+
+    /// Waits for the snapshot.
+    pub async fn snapshot(&mut self) -> Result<v1::Snapshot> {
+        self.wait("the snapshot", |collected| collected.snapshot.clone()).await
+    }
+
+    /// Waits until what it has got passes.
+    pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Seen) -> bool) -> Result<Seen> {
+        self.wait(what, |collected| {
+            let seen = Seen(collected.events.clone());
+            accept(&seen).then_some(seen)
+        })
+        .await
+    }
+
+    /// Waits until the server has ended the stream, and fails if it did so with an error.
+    pub async fn wait_end(&mut self) -> Result<()> {
+        let end = self.wait("the end of the stream", |collected| collected.end.clone()).await?;
+        end.context("the stream ended with an error")
+    }
+
+    async fn wait<T>(&mut self, what: &str, probe: impl Fn(&Collected) -> Option<T>) -> Result<T> {
+        let all = async {
+            loop {
+                self.changed.borrow_and_update();
+                let (answer, ended) = {
+                    let collected = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
+                    (probe(&collected), collected.end.is_some())
+                };
+                if let Some(answer) = answer {
+                    return Ok(answer);
+                }
+                if ended || self.changed.changed().await.is_err() {
+                    bail!("the stream ended before {what} came");
+                }
+            }
+        };
+        let answer = tokio::time::timeout(EVENT_LIMIT, all).await;
+        let answer = answer.unwrap_or_else(|_| bail!("waited {EVENT_LIMIT:?} in vain for {what}"));
+        answer.with_context(|| format!("the watcher has seen:\n{}", self.seen()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Collected> {
+        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Everything from now on.
+pub fn from_now() -> v1::WatchRequest {
+    v1::WatchRequest::default()
+}
+
+/// A snapshot, then everything after it.
+pub fn with_snapshot() -> v1::WatchRequest {
+    v1::WatchRequest { snapshot: true, ..v1::WatchRequest::default() }
+}
+
+/// What comes after that place.
+pub fn after(position: &v1::Position) -> v1::WatchRequest {
+    v1::WatchRequest { after: Some(position.clone()), ..v1::WatchRequest::default() }
+}
+
+/// Connects to a daemon's socket.
+pub async fn connect(socket: &Path) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
+        .with_context(|| format!("{} as an endpoint", socket.display()))?;
+    endpoint.connect().await.with_context(|| format!("connect to {}", socket.display()))
+}
+
+/// Now, as the kernel's records count time.
+pub fn boottime() -> u64 {
+    // The clock exists on every kernel since 2.6.39.
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,77 @@
+//! What the tests of one executable share: the place, one asynchronous runtime, one containerd.
+//!
+//! containerd is started by the first test that needs it and stopped by [`Bed::finish`]; between two tests it
+//! is emptied, so that what one leaves behind when it fails does not fail the next.
+
+use std::future::Future;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
+
+use crate::agent::Agent;
+use crate::environment::{CgroupDriver, Environment};
+use crate::node::Node;
+
+/// The shared parts.
+#[derive(Debug)]
+pub struct Bed {
+    /// Where the tests run.
+    pub environment: Environment,
+    runtime: Runtime,
+    node: Mutex<Option<Node>>,
+}
+
+impl Bed {
+    /// Looks at the place; starts nothing yet.
+    pub fn make() -> Result<Self> {
+        let runtime = Runtime::new().context("start tokio")?;
+        Ok(Self { environment: Environment::find()?, runtime, node: Mutex::new(None) })
+    }
+
+    /// Runs a test's future to its end.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Runs `body` with a node that has no pods, of that cgroup driver.
+    pub async fn with_node(
+        &self,
+        driver: CgroupDriver,
+        body: impl AsyncFnOnce(&mut Node) -> Result<()>,
+    ) -> Result<()> {
+        let mut slot = self.node.lock().await;
+        match &mut *slot {
+            Some(node) if node.driver() == driver => node.remove_all_pods().await?,
+            _ => {
+                if let Some(other) = slot.take() {
+                    other.shutdown().await?;
+                }
+                *slot = Some(Node::start(&self.environment, driver).await?);
+            }
+        }
+        let node = slot.as_mut().context("no node")?;
+        body(node).await.with_context(|| node.log_tail())
+    }
+
+    /// Runs `body` with a daemon of its own; a failure is told with the end of the daemon's log.
+    pub async fn with_agent(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&Agent) -> Result<()>,
+    ) -> Result<()> {
+        let agent = Agent::start(&self.environment, settings).await?;
+        match body(&agent).await {
+            Ok(()) => agent.stop(),
+            Err(error) => Err(error.context(agent.log_tail())),
+        }
+    }
+
+    /// Stops what is shared.
+    pub fn finish(&self) -> Result<()> {
+        match self.block_on(self.node.lock()).take() {
+            Some(node) => self.block_on(node.shutdown()),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What the person sees: the narrator's lines, and between them the table of the real `kwitness events` command.
+//!
+//! Owns standard output and the command. A step is over when the command has printed a line for each event that
+//! an API client got: so cause and event stand together, and an event that the command does not show is noticed.
+
+use std::io::{BufRead, BufReader, IsTerminal, stdout};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::{Agent, Watcher};
+use kwitness_tests::cri::v1::VersionRequest;
+use kwitness_tests::environment::Environment;
+use kwitness_tests::events::Seen;
+use kwitness_tests::node::Node;
+use kwitness_tests::process::wait_for;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const NARRATOR: Style = AnsiColor::Cyan.on_default().bold();
+const TITLE: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+
+/// How long the command may be behind an API client.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+
+/// The stage, while the command runs.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    watcher: Watcher,
+    command: Child,
+    printer: JoinHandle<()>,
+    printed: Arc<AtomicUsize>,
+    pause: Duration,
+}
+
+/// One line of the narrator.
+pub(crate) fn say(text: &str) {
+    anstream::println!("\n{NARRATOR}▶ {text}{NARRATOR:#}");
+}
+
+/// What this is.
+pub(crate) fn title(environment: &Environment) -> Result<()> {
+    let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
+    let kernel = kernel.release().to_string_lossy().into_owned();
+    anstream::println!("{TITLE}kwitness, live{TITLE:#} on kernel {kernel}, cgroup {:?}", environment.layout);
+    Ok(())
+}
+
+/// Who takes part.
+pub(crate) async fn introduce(node: &Node, agent: &Agent) -> Result<()> {
+    let runtime = node.cri().version(VersionRequest { version: "v1".to_owned() }).await?;
+    let status = agent.status().await?;
+    let met = status.needs.iter().filter(|need| !need.hook.is_empty()).count();
+    anstream::println!(
+        "  {} {}, {} cgroup driver; kwitness {}, {met} of {} kernel hooks attached",
+        runtime.runtime_name,
+        runtime.runtime_version,
+        node.driver().name(),
+        status.version,
+        status.needs.len()
+    );
+    Ok(())
+}
+
+impl Stage {
+    /// Starts `kwitness events` and shows what it prints.
+    pub(crate) async fn open(
+        environment: &Environment,
+        agent: &Agent,
+        watcher: Watcher,
+        pause: Duration,
+    ) -> Result<Self> {
+        let mut command = Command::new(environment.kwitness());
+        command.arg("events").arg("--socket").arg(agent.socket()).stdin(Stdio::null()).stdout(Stdio::piped());
+        if stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+            // It writes into our pipe, and we write to the terminal.
+            command.env("CLICOLOR_FORCE", "1");
+        }
+        let mut command = command.spawn().context("start `kwitness events`")?;
+        let output = command.stdout.take().context("`kwitness events` has no output")?;
+        let printed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&printed);
+        let printer = std::thread::spawn(move || {
+            // The first line is the table's head.
+            for (number, line) in BufReader::new(output).lines().map_while(Result::ok).enumerate() {
+                anstream::println!("  {line}");
+                count.store(number, Ordering::Release);
+            }
+        });
+        let watching = wait_for("`kwitness events` to watch", COMMAND_LIMIT, async || {
+            Ok((agent.status().await?.watchers >= 2).then_some(()))
+        });
+        watching.await?;
+        Ok(Self { watcher, command, printer, printed, pause })
+    }
+
+    /// Waits until an API client has got what passes, and the command has shown all that the client got.
+    pub(crate) async fn wait_until(&mut self, what: &str, accept: impl Fn(&Seen) -> bool) -> Result<()> {
+        let seen = self.watcher.wait_until(what, accept).await?.0.len();
+        wait_for("`kwitness events` to show it", COMMAND_LIMIT, async || {
+            Ok((self.printed.load(Ordering::Acquire) >= seen).then_some(()))
+        })
+        .await
+        .with_context(|| format!("an API client got {seen} events"))
+    }
+
+    /// Lets the person read.
+    pub(crate) async fn pause(&self) {
+        tokio::time::sleep(self.pause).await;
+    }
+
+    /// Ends the command as a person would, with Ctrl-C, and gives all that the client saw.
+    pub(crate) fn close(mut self) -> Result<Seen> {
+        let pid = i32::try_from(self.command.id()).context("a pid that is no pid_t")?;
+        kill(Pid::from_raw(pid), Signal::SIGINT).context("interrupt `kwitness events`")?;
+        let status = self.command.wait().context("wait for `kwitness events`")?;
+        ensure!(status.success(), "`kwitness events` ended badly after Ctrl-C: {status}");
+        ensure!(self.printer.join().is_ok(), "the printing of `kwitness events` broke off");
+        Ok(self.watcher.seen())
+    }
+}
+
+/// A line of the summary.
+pub(crate) fn item(label: &str, text: &str) {
+    anstream::println!("  {label:<12}{text}");
+}
+
+/// A line that explains.
+pub(crate) fn faint(text: &str) {
+    anstream::println!("  {FAINT}{text}{FAINT:#}");
+}

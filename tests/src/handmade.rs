@@ -1,0 +1,94 @@
+//! Containers as the kernel sees them, made by hand: a cgroup at the place where a kubelet would have it, and in it a
+//! process with a mount namespace of its own. For what needs a thousand of them, or none of the runtime.
+//!
+//! An executable that starts such containers is also their init helper: its `main` calls
+//! [`become_container_if_asked`] before anything else.
+
+use std::env;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::cgroup::{self, TestCgroup};
+use crate::pod::new_uid;
+
+/// The cgroup that the process shall enter before it becomes what its command line says.
+const CGROUP: &str = "KWITNESS_TEST_CGROUP";
+
+/// A cgroup for pods, apart from any other on this machine; removed with all below when dropped.
+#[derive(Debug)]
+pub struct Kubepods {
+    root: TestCgroup,
+    path: String,
+}
+
+/// A container without a runtime.
+#[derive(Debug)]
+pub struct HandMade {
+    /// Its id.
+    pub id: String,
+    /// Its pod's UID.
+    pub pod_uid: String,
+    cgroup: TestCgroup,
+}
+
+impl Kubepods {
+    /// Makes the cgroup in the v2 hierarchy mounted at `mount`.
+    pub fn make(mount: &Path) -> Result<Self> {
+        let path = format!("/kwitness-handmade-{}", std::process::id());
+        let root = TestCgroup::make(mount, &path)?;
+        std::fs::create_dir(root.directory().join("kubepods")).context("make the cgroup `kubepods`")?;
+        Ok(Self { root, path })
+    }
+
+    /// Makes a container's cgroup, in a pod of its own.
+    pub fn container(&self) -> Result<HandMade> {
+        let pod_uid = new_uid()?;
+        let id = format!("{}{}", new_uid()?, new_uid()?).replace('-', "");
+        let path = format!("kubepods/burstable/pod{pod_uid}/{id}");
+        let cgroup = TestCgroup::make(self.root.directory(), &path)?;
+        Ok(HandMade { id, pod_uid, cgroup })
+    }
+
+    /// Its path, from the root of the hierarchy.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl HandMade {
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &TestCgroup {
+        &self.cgroup
+    }
+
+    /// Starts its main process, as an OCI runtime does: a helper enters the cgroup, leaves the node's mount namespace
+    /// and executes the program. What it prints comes by a pipe.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(program).args(arguments).env(CGROUP, self.cgroup.directory());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {program}"))
+    }
+}
+
+/// In a process that [`HandMade::start`] made: becomes the container's program and does not return. In any other:
+/// does nothing.
+pub fn become_container_if_asked() -> Result<()> {
+    let Some(directory) = env::var_os(CGROUP) else { return Ok(()) };
+    cgroup::enter(Path::new(&directory), std::process::id())?;
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
+    let words = env::args_os().skip(1).map(|word| CString::new(word.into_vec()));
+    let words = words.collect::<Result<Vec<_>, _>>().context("a NUL in the command line")?;
+    let program = words.first().context("no program to execute")?;
+    let environment: [&std::ffi::CStr; 0] = [];
+    nix::unistd::execve(program, &words, &environment).with_context(|| format!("execute {program:?}"))?;
+    Ok(())
+}

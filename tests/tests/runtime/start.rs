@@ -1,0 +1,220 @@
+//! What happens around the daemon's start, its end, and the runtime's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kwitness::proto::v1::{ContainerState, GapCause, State, event};
+use kwitness_tests::agent::{Agent, after, with_snapshot};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::environment::{Combination, Tier};
+use kwitness_tests::events::{End, Life, Seen, check_known, kind};
+use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
+use kwitness_tests::process::{self, wait_for};
+
+use crate::life::sandbox;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn find<'a>(containers: &'a [ContainerState], id: &str) -> Result<&'a ContainerState> {
+    let found =
+        containers.iter().find(|state| state.container.as_ref().is_some_and(|container| container.id == id));
+    found.with_context(|| format!("{id} is not among {containers:#?}"))
+}
+
+/// That a snapshot or a list has the pod's sandbox and one container of it, both running, and nothing else.
+fn check_running(containers: &[ContainerState], pod: &Pod, id: &str, pid: u32) -> Result<()> {
+    ensure!(containers.len() == 2, "not two containers: {containers:#?}");
+    find(containers, &pod.sandbox)?;
+    let state = find(containers, id)?;
+    ensure!(state.state() == State::Running, "{:?}", state.state());
+    let main = state.main.as_ref().context("the main process is not known")?;
+    ensure!(main.pid == pid, "main is {}, not {pid}", main.pid);
+    ensure!(
+        state.program.as_deref().is_some_and(|program| program.starts_with("/bin/")),
+        "{:?}",
+        state.program
+    );
+    ensure!(state.main_status.is_none() && state.stopped_at.is_none(), "{state:?}");
+    Ok(())
+}
+
+pub(crate) async fn containers_older_than_the_daemon(bed: &Bed, combination: Combination) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let pod = node.run_pod(&PodSpec::new("older", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        let pid = node.pid(&id).await?;
+        bed.with_agent(&[], async |agent| {
+            let mut watcher = agent.watch(with_snapshot()).await?;
+            let snapshot = watcher.snapshot().await?;
+            check_running(&snapshot.containers, &pod, &id, pid)?;
+            // The runtime's knowledge comes with the snapshot or after it.
+            let life =
+                Life { pod: &pod, id: &id, name: Some("main"), program: None, end: None, entered: &[] };
+            wait_for("the container's name", LIMIT, async || {
+                let list = agent.list().await?;
+                let subject = find(&list.containers, &id)?.container.clone().context("no container")?;
+                Ok(check_known(&subject, &life).is_ok().then_some(()))
+            })
+            .await?;
+
+            ensure!(node.exec(&id, &["/bin/sh", "-c", "exit 4"]).await? == 4, "exec's exit code");
+            process::kill_pid(pid)?;
+            node.wait_exited(&id).await?;
+            node.remove_pod(&pod).await?;
+            let seen = watcher.wait_until("the end", |seen| seen.has(&pod.sandbox, "deleted")).await?;
+            for id in [&id, &pod.sandbox] {
+                ensure!(seen.milestones(id) == ["stopped", "deleted"], "the milestones of {id} in:\n{seen}");
+            }
+            let stopped = seen.of(&id).find_map(|event| match &event.kind {
+                Some(event::Kind::Stopped(stopped)) => Some(stopped),
+                _ => None,
+            });
+            let status =
+                stopped.and_then(|stopped| stopped.main_status.as_ref()).context("no main status")?;
+            ensure!(End::of(status) == Some(End::Signal(9)), "{status:?}");
+            Ok(())
+        })
+        .await
+    })
+    .await
+}
+
+/// A daemon is started again and again while containers come and go: each of them is told of once, whether the
+/// probes or the scan saw it first.
+pub(crate) async fn containers_started_while_the_daemon_starts(
+    bed: &Bed,
+    combination: Combination,
+) -> Result<()> {
+    let rounds = if bed.environment.tier == Tier::Host { 20 } else { 4 };
+    bed.with_node(combination.driver, async |node| {
+        let pod = node.run_pod(&PodSpec::new("meanwhile", combination.handler)?).await?;
+        for round in 0..rounds {
+            let mut agent = Agent::spawn(&bed.environment, &[])?;
+            // Each round's first container meets the daemon at another step of its start.
+            let containers = async {
+                tokio::time::sleep(Duration::from_millis(7 * round)).await;
+                let mut ids = Vec::new();
+                for number in 0..3 {
+                    let spec = ContainerSpec::shell(&format!("c-{round}-{number}"), "exit 6");
+                    ids.push(node.run(&pod, &spec).await?);
+                }
+                for id in &ids {
+                    node.wait_exited(id).await?;
+                }
+                anyhow::Ok(ids)
+            };
+            let (ready, ids) = tokio::join!(agent.wait_ready(), containers);
+            ready?;
+            let told = check_told_once(&agent, &ids?).await;
+            told.with_context(|| format!("round {round}\n{}", agent.log_tail()))?;
+            agent.stop()?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn check_told_once(agent: &Agent, ids: &[String]) -> Result<()> {
+    let replay = wait_for("the containers to be gone", LIMIT, async || {
+        let list = agent.list().await?;
+        let left = list.containers.iter().filter_map(|state| state.container.as_ref());
+        let left = left.filter(|container| ids.contains(&container.id)).count();
+        Ok(if left == 0 { Some(agent.replay().await?) } else { None })
+    });
+    let seen = replay.await?;
+    seen.check_unbroken()?;
+    for id in ids {
+        let milestones = seen.milestones(id);
+        let whole = milestones == ["created", "started", "stopped", "deleted"];
+        // One that was over when the daemon began to look is none of its business; it is told of wholly or not.
+        ensure!(whole || milestones.is_empty(), "the milestones of {id} are {milestones:?} in:\n{seen}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_restart_of_the_daemon(bed: &Bed, combination: Combination) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
+        let gone = node.run(&pod, &ContainerSpec::new("gone", &["/bin/sleep", "1000"])).await?;
+        let first = Agent::start(&bed.environment, &[]).await?;
+        let mut watcher = first.watch(with_snapshot()).await?;
+        let position = watcher.snapshot().await?.position.context("a snapshot without a position")?;
+        first.stop()?;
+        watcher.wait_end().await.context("the stream of a daemon that stops")?;
+
+        // While no daemon looks, one container goes and another comes.
+        node.stop_container(&gone, 0).await?;
+        node.remove_container(&gone).await?;
+        let here = node.run(&pod, &ContainerSpec::new("here", &["/bin/sleep", "1000"])).await?;
+        let pid = node.pid(&here).await?;
+
+        bed.with_agent(&[], async |second| {
+            let list = second.list().await?;
+            check_running(&list.containers, &pod, &here, pid)?;
+            ensure!(
+                list.position.context("no position")?.epoch != position.epoch,
+                "the epoch is the old one"
+            );
+            // The old place cannot be resumed at, which is said and not passed over.
+            let mut watcher = second.watch(after(&position)).await?;
+            let seen = watcher.wait_until("a gap", |seen| !seen.0.is_empty()).await?;
+            match seen.events().next().and_then(|event| event.kind.as_ref()) {
+                Some(event::Kind::Gap(gap)) if gap.cause() == GapCause::ReplayExpired => {}
+                other => bail!("{other:?} and not a gap came first"),
+            }
+            node.remove_pod(&pod).await?;
+            let seen = watcher.wait_until("the end", |seen| seen.has(&pod.sandbox, "deleted")).await?;
+            ensure!(
+                seen.milestones(&here).ends_with(&["stopped", "deleted"]),
+                "the end of `here` in:\n{seen}"
+            );
+            Ok(())
+        })
+        .await
+    })
+    .await
+}
+
+/// The runtime is away when the daemon starts and while containers end; what it knows comes later.
+pub(crate) async fn the_runtime_is_away(bed: &Bed, combination: Combination) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
+        let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
+        let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
+        let pid = node.pid(&ends).await?;
+        node.stop_containerd()?;
+        bed.with_agent(&[], async |agent| {
+            let mut watcher = agent.watch(with_snapshot()).await?;
+            let snapshot = watcher.snapshot().await?;
+            ensure!(snapshot.containers.len() == 3, "{:#?}", snapshot.containers);
+            for state in &snapshot.containers {
+                let container = state.container.as_ref().context("no container")?;
+                ensure!(container.name.is_none() && container.labels.is_empty(), "who told? {container:?}");
+                ensure!(container.pod.as_ref().is_some_and(|told| told.uid == pod.spec.uid), "{container:?}");
+            }
+            process::kill_pid(pid)?;
+            let seen = watcher.wait_until("`stopped`", |seen| seen.has(&ends, "stopped")).await?;
+            ensure!(seen.subject(&ends).is_some_and(|subject| subject.name.is_none()), "who told?\n{seen}");
+
+            node.start_containerd().await?;
+            let known = |seen: &Seen, id: &str| {
+                let updated = seen.of(id).any(|event| kind(event) == "updated");
+                updated && seen.subject(id).is_some_and(|subject| subject.name.is_some())
+            };
+            let seen = watcher.wait_until("`updated` with the name", |seen| known(seen, &stays)).await?;
+            let life =
+                Life { pod: &pod, id: &stays, name: Some("stays"), program: None, end: None, entered: &[] };
+            seen.check_known(&life)?;
+            node.remove_pod(&pod).await?;
+            let seen = watcher.wait_until("the end", |seen| seen.has(&pod.sandbox, "deleted")).await?;
+            seen.check_unbroken()?;
+            seen.check_known(&sandbox(&pod))?;
+            for id in [&ends, &stays, &pod.sandbox] {
+                ensure!(seen.milestones(id) == ["stopped", "deleted"], "the milestones of {id} in:\n{seen}");
+            }
+            Ok(())
+        })
+        .await
+    })
+    .await
+}
