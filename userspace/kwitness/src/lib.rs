@@ -1,7 +1,13 @@
 //! The user side of kwitness: the daemon (probes, engine, journal, API) and the command line.
 
+pub mod api;
+pub mod cgroupfs;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cri;
+pub mod daemon;
+pub mod engine;
 pub mod hub;
 pub mod probe;
 pub mod proto;

@@ -1,6 +1,6 @@
 //! What the daemon is told to do: a TOML file, then `--set KEY=VALUE` and the flags of `kwitness daemon`.
 //!
-//! Owns the reading and the checking; every setting, with its default and its range, stands in [`settings`].
+//! Owns the reading and the checking; every setting, with its default and its range, stands in [`SETTINGS`].
 //! All of it is checked before anything starts, and every mistake is told at once. Never touches the system
 //! beyond reading the one file.
 

@@ -13,6 +13,7 @@ use crate::proto::v1;
 /// One `kwitness.v1.WatchResponse` in the making.
 #[derive(Debug)]
 pub struct Batch {
+    pub(super) begins_after: Option<v1::Position>,
     pub(super) snapshot: Option<v1::Snapshot>,
     pub(super) epoch: Epoch,
     pub(super) items: Vec<Item>,
@@ -36,9 +37,11 @@ impl Batch {
         self
     }
 
-    pub(super) fn encode(&self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {
-        if let Some(snapshot) = &self.snapshot {
-            v1::WatchResponse { snapshot: Some(snapshot.clone()), events: Vec::new() }.encode(buf)?;
+    pub(super) fn encode(mut self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {
+        if self.begins_after.is_some() || self.snapshot.is_some() {
+            let begins_after = self.begins_after.take();
+            let snapshot = self.snapshot.take();
+            v1::WatchResponse { snapshot, events: Vec::new(), begins_after }.encode(buf)?;
         }
         let mut position = v1::Position { epoch: self.epoch.0.to_string(), seq: 0 };
         for item in &self.items {

@@ -119,6 +119,11 @@ const SWEEP_MIN: usize = 1024;
 const BLOCK: usize = 16 << 10;
 
 impl Writer {
+    /// The place of the newest event; nobody else can move it.
+    pub fn position(&self) -> Position {
+        self.hub.position()
+    }
+
     /// Appends the events, and wakes the watchers once.
     pub fn append(&mut self, events: impl IntoIterator<Item = Event>, clock: Clock) {
         for event in events {

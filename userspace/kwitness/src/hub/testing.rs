@@ -67,7 +67,7 @@ pub(super) fn decode(batch: Batch) -> Vec<v1::Event> {
 }
 
 pub(super) async fn rest(watcher: &mut Watcher) -> Vec<v1::Event> {
-    let mut events = Vec::new();
+    let mut events = decode(watcher.opening());
     while let Some(batch) = watcher.next().await {
         events.extend(decode(batch));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌──────────── read ≤ 512 ◀──────────────┐
-//!  Start ──▶ │ nothing wanted, more there ── yield ──┤
+//!  opening ─▶│ nothing wanted, more there ── yield ──┤
 //!            │ nothing there ── follow? ── wait ─────┤
 //!            │                    └── no ──▶ end     │
 //!            └ a batch, a gap first if any was missed┘
@@ -37,6 +37,13 @@ pub enum Start {
     After(Position),
     /// With the first event at or after that time.
     Since(KernelTime),
+    /// With a snapshot, and what happens after it.
+    Snapshot {
+        /// What it is as of.
+        position: Position,
+        /// The place that was asked for, and can no longer be resumed after.
+        instead_of: Option<Position>,
+    },
 }
 
 /// One who reads the journal.
@@ -59,6 +66,12 @@ pub struct Watcher {
 }
 
 impl Hub {
+    /// Whether everything after that place is still there.
+    pub fn can_resume(&self, after: &Position) -> bool {
+        let journal = self.read();
+        journal.resume(after).is_ok_and(|cursor| cursor.seq() + 1 >= journal.first_seq())
+    }
+
     /// A reader of the journal.
     ///
     /// # Errors
@@ -73,6 +86,19 @@ impl Hub {
         let mut opening = None;
         let cursor = match &start {
             Start::Now => journal.end(),
+            Start::Snapshot { position, instead_of } => {
+                opening = instead_of.as_ref().map(|asked| {
+                    let same = asked.epoch == position.epoch;
+                    let gap = v1::Gap {
+                        cause: v1::GapCause::ReplayExpired.into(),
+                        first_seq: same.then_some(asked.seq + 1),
+                        last_seq: same.then_some(position.seq),
+                        ..Default::default()
+                    };
+                    own_event(&journal, position.seq, gap)
+                });
+                journal.resume(position)?
+            }
             Start::After(position) => match journal.resume(position) {
                 Ok(cursor) => cursor,
                 Err(ResumeError::OtherEpoch { .. }) => {
@@ -111,19 +137,23 @@ impl Hub {
 }
 
 impl Watcher {
-    /// A batch with nothing in it but what must be said first, if anything.
+    /// What is said first: where the stream begins, and what it cannot begin with.
     pub fn opening(&mut self) -> Batch {
+        let hub = self.hub.clone();
+        let journal = hub.read();
         let items = self.opening.take().into_iter().map(|event| Item::Own(Box::new(event))).collect();
-        Batch { snapshot: None, epoch: self.hub.read().epoch().clone(), items }
+        Batch {
+            begins_after: Some(v1::Position { epoch: journal.epoch().0.to_string(), seq: self.cursor.seq() }),
+            snapshot: None,
+            epoch: journal.epoch().clone(),
+            items,
+        }
     }
 
-    /// The next events; none when everything that was asked for has been delivered.
+    /// The next events, after the [`Self::opening`]; none when everything that was asked for has been delivered.
     ///
     /// Nothing is lost when the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<Batch> {
-        if self.opening.is_some() {
-            return Some(self.opening());
-        }
         loop {
             let last = *self.changed.borrow_and_update();
             let batch = self.read();
@@ -171,7 +201,7 @@ impl Watcher {
             }
         }
         self.cursor = read.next;
-        Batch { snapshot: None, epoch: journal.epoch().clone(), items }
+        Batch { begins_after: None, snapshot: None, epoch: journal.epoch().clone(), items }
     }
 
     /// The events of a container, before the number `before`, whose subject was not yet known to be one that the

@@ -201,18 +201,18 @@ pub struct Tracker(Arc<Mutex<HashMap<MapData, u64, TrackedValue>>>);
 
 impl Tracker {
     /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
-    /// as it is.
+    /// as it is: false.
     ///
     /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and taken up
     /// by the kernel side, or both.
-    pub fn track(&self, id: u64, life: Life) -> io::Result<()> {
+    pub fn track(&self, id: u64, life: Life) -> io::Result<bool> {
         let flags = match life {
             Life::Unstarted => 0,
             Life::Started => TRACKED_STARTED,
         };
         match self.lock().insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(()),
-            other => other.map_err(io::Error::other),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(false),
+            other => other.map(|()| true).map_err(io::Error::other),
         }
     }
 

@@ -1,0 +1,89 @@
+//! The API: `kwitness.v1`, health and reflection over one Unix socket.
+//!
+//! Owns the socket, the number of watchers, and the answers' shape. Knows events and containers only as the hub and the
+//! engine give them; never changes anything.
+
+mod service;
+mod socket;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use service::{About, Service, need};
+pub use socket::Socket;
+
+use crate::proto::v1;
+use crate::proto::v1::kwitness_server::KwitnessServer;
+
+/// The service's full name, as health and reflection have it.
+pub const SERVICE: &str = "kwitness.v1.Kwitness";
+/// How long clients get to take what they were sent, once the daemon stops.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Tells health checks whether the daemon serves.
+#[derive(Clone, Debug)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// From now on: yes.
+    pub async fn ready(&self) {
+        self.set(ServingStatus::Serving).await;
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        for service in ["", SERVICE] {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Serves until stopped, and not much longer.
+///
+/// # Errors
+/// The socket cannot be served.
+pub async fn serve(
+    mut socket: Socket,
+    service: Service,
+    stop: CancellationToken,
+) -> anyhow::Result<(Health, impl Future<Output = anyhow::Result<()>>)> {
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = Health(reporter);
+    health.set(ServingStatus::NotServing).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("cannot serve reflection")?;
+    let connections = UnixListenerStream::new(socket.listener()?);
+    let server = Server::builder()
+        .add_service(KwitnessServer::new(service))
+        .add_service(health_service)
+        .add_service(reflection);
+    let closing = health.clone();
+    let serving = async move {
+        let server = server.serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        tokio::pin!(server);
+        let served = tokio::select! {
+            served = &mut server => served,
+            () = stop.cancelled() => {
+                closing.set(ServingStatus::NotServing).await;
+                match tokio::time::timeout(GRACE, server).await {
+                    Ok(served) => served,
+                    Err(_) => {
+                        tracing::warn!("some clients did not take what they were sent in time");
+                        Ok(())
+                    }
+                }
+            }
+        };
+        drop(socket);
+        served.context("cannot serve the API")
+    };
+    Ok((health, serving))
+}

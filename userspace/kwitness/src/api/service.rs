@@ -1,0 +1,204 @@
+//! The methods of `kwitness.v1.Kwitness`. Each answer is put together here from what the hub, the engine and the resolver
+//! know; nothing is remembered from one call to the next.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use kwitness_core::journal::{Epoch, Position};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::clock::Clock;
+use crate::cri::Resolver;
+use crate::engine::{Handle, Stopped};
+use crate::hub::{Batch, Filter, Hub, Start, Watcher};
+use crate::probe::{Capabilities, NeedReport, ProgramStats};
+use crate::proto::v1::kwitness_server::Kwitness;
+use crate::proto::{Timestamp, convert, v1};
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// The node's name.
+    pub node_name: String,
+    /// What the kernel offers.
+    pub capabilities: Capabilities,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Service {
+    hub: Arc<Hub>,
+    engine: Handle,
+    resolver: Resolver,
+    about: Arc<About>,
+    watchers: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Service {
+    /// A service that ends its streams when stopped.
+    pub fn new(
+        hub: Arc<Hub>,
+        engine: Handle,
+        resolver: Resolver,
+        about: About,
+        max_watchers: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let watchers = Arc::new(Semaphore::new(max_watchers));
+        Self { hub, engine, resolver, about: Arc::new(about), watchers, stop }
+    }
+
+    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<v1::ContainerState>), Stopped> {
+        let snapshot = self.engine.snapshot().await?;
+        let clock = Clock::read();
+        let wanted = snapshot.containers.iter().filter(|state| filter.wants_container(&state.subject));
+        Ok((snapshot.position, wanted.map(|state| convert::container_state(state, clock)).collect()))
+    }
+
+    async fn start(&self, request: v1::WatchRequest, filter: Filter) -> Result<Watching, Status> {
+        let after = request.after.map(|after| Position { epoch: Epoch(after.epoch.into()), seq: after.seq });
+        let start = match (after, request.since) {
+            (Some(_), Some(_)) => {
+                return Err(Status::invalid_argument("`after` and `since` exclude each other"));
+            }
+            (None, Some(_)) if request.snapshot => {
+                return Err(Status::invalid_argument("`snapshot` and `since` exclude each other"));
+            }
+            (after, None)
+                if request.snapshot && !after.as_ref().is_some_and(|at| self.hub.can_resume(at)) =>
+            {
+                let (position, containers) = self.containers(&filter).await?;
+                let snapshot = v1::Snapshot { position: Some(api_position(&position)), containers };
+                let mut watcher = self
+                    .hub
+                    .watch(Start::Snapshot { position, instead_of: after }, !request.no_follow, filter)
+                    .map_err(|error| Status::out_of_range(error.to_string()))?;
+                let first = watcher.opening().with_snapshot(snapshot);
+                return Ok(Watching { first: Some(first), watcher });
+            }
+            (Some(position), None) => Start::After(position),
+            (None, Some(time)) => Start::Since(Clock::read().kernel(time)),
+            (None, None) => Start::Now,
+        };
+        let mut watcher = self
+            .hub
+            .watch(start, !request.no_follow, filter)
+            .map_err(|error| Status::out_of_range(error.to_string()))?;
+        Ok(Watching { first: Some(watcher.opening()), watcher })
+    }
+}
+
+/// What a `Watch` stream is made of.
+struct Watching {
+    first: Option<Batch>,
+    watcher: Watcher,
+}
+
+impl Watching {
+    fn into_stream(
+        self,
+        permit: OwnedSemaphorePermit,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<Batch, Status>> {
+        futures_util::stream::unfold(Some((self, permit, stop)), async |state| {
+            let (mut watching, permit, stop) = state?;
+            if let Some(first) = watching.first.take() {
+                return Some((Ok(first), Some((watching, permit, stop))));
+            }
+            tokio::select! {
+                biased;
+                batch = watching.watcher.next() => Some((Ok(batch?), Some((watching, permit, stop)))),
+                () = stop.cancelled() => Some((Err(Status::unavailable("the daemon is stopping")), None)),
+            }
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Kwitness for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let Ok(permit) = self.watchers.clone().try_acquire_owned() else {
+            return Err(Status::resource_exhausted("too many watchers; raise api.max_watchers, or end one"));
+        };
+        let mut request = request.into_inner();
+        let filter = filter(request.filter.take())?;
+        let watching = self.start(request, filter).await?;
+        Ok(Response::new(Box::pin(watching.into_stream(permit, self.stop.clone()))))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let filter = filter(request.into_inner().filter)?;
+        let (position, containers) = self.containers(&filter).await?;
+        Ok(Response::new(v1::ListResponse { position: Some(api_position(&position)), containers }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let report = self.engine.report().await?;
+        let About { started_at, node_name, capabilities } = &*self.about;
+        let mut counters = report.counters;
+        counters.extend(self.resolver.counters());
+        Ok(Response::new(v1::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.hub.position().epoch.0.to_string(),
+            started_at: Some(*started_at),
+            kernel_release: capabilities.kernel.clone(),
+            node_name: node_name.clone(),
+            journal: Some(self.hub.extent()),
+            needs: capabilities.needs.iter().map(need).collect(),
+            programs: report.programs.iter().map(program).collect(),
+            lost: report.lost,
+            counters,
+            runtime: Some(self.resolver.status()),
+            containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
+            watchers: u32::try_from(self.hub.watchers()).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+fn filter(filter: Option<v1::Filter>) -> Result<Filter, Status> {
+    filter.unwrap_or_default().try_into().map_err(Status::invalid_argument)
+}
+
+fn api_position(position: &Position) -> v1::Position {
+    v1::Position { epoch: position.epoch.0.to_string(), seq: position.seq }
+}
+
+/// A need in the API's shape; `kwitness doctor` without a daemon says it the same way.
+pub fn need(report: &NeedReport) -> v1::Need {
+    let NeedReport { need, chosen, refused } = report;
+    v1::Need {
+        name: need.name.to_owned(),
+        vital: need.importance == crate::probe::need::Importance::Vital,
+        hook: chosen.map(|hook| format!("{}:{}", hook.kind, need.tracepoint)).unwrap_or_default(),
+        refused: refused.iter().map(ToString::to_string).collect(),
+        cost: need.cost_of_missing.to_owned(),
+        remedy: match (chosen, refused.last()) {
+            (None, Some(refusal)) => refusal.reason.remedy().to_owned(),
+            _ => String::new(),
+        },
+    }
+}
+
+fn program(stats: &ProgramStats) -> v1::ProgramStats {
+    let ProgramStats { hook, runs, run_time, recursion_misses } = stats;
+    v1::ProgramStats {
+        name: hook.program.to_owned(),
+        run_count: *runs,
+        run_time_ns: run_time.and_then(|time| u64::try_from(time.as_nanos()).ok()),
+        recursion_misses: *recursion_misses,
+    }
+}
+
+impl From<Stopped> for Status {
+    fn from(stopped: Stopped) -> Self {
+        Self::unavailable(stopped.to_string())
+    }
+}

@@ -1,0 +1,12 @@
+//! The cgroup v2 file system: where it is mounted, and what is in it below the tracked roots.
+//!
+//! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is told to the probes
+//! by [`scan::scan`], what was found is for the core to judge.
+
+mod mount;
+mod process;
+mod scan;
+
+pub use mount::{CgroupFs, MountError};
+pub use process::in_initial_pid_namespace;
+pub use scan::{Roots, ScanError, Scanned, Track, scan};

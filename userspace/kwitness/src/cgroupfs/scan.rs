@@ -1,0 +1,318 @@
+//! The walk of the cgroup tree: every cgroup below a tracked root, with its processes.
+//!
+//! What exists before the probes is not tracked. The walk adds each cgroup to the tracked set *before* it lists what is
+//! below: a child is then either listed, or made later and taken up by the kernel side. One is neither: a child whose
+//! mkdir(2) was past the probe, but not yet visible, when its parent was added. A second walk, which only adds, finds it.
+
+use std::fs::{self, DirEntry};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kwitness_core::ids::CgroupId;
+use kwitness_core::observation::{Scan, ScanReason, ScannedCgroup};
+
+use super::{CgroupFs, process};
+use crate::clock::Clock;
+use crate::probe::{Life, RootPattern, Tracker};
+
+/// What makes a cgroup a root of the tracked set; the rule of the kernel side (`cgroup.rs` of the probes).
+#[derive(Clone, Debug)]
+pub struct Roots(pub Vec<RootPattern>);
+
+impl Roots {
+    /// Whether the cgroup of that path is one.
+    pub fn contain(&self, path: &str) -> bool {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        name.starts_with("kubepods")
+            || name.contains("-kubepods")
+            || self.0.iter().any(|root| root.matches(path))
+    }
+}
+
+/// Where the walk tells which cgroups are to be tracked.
+pub trait Track {
+    /// Adds a cgroup; whether it was not there before.
+    fn track(&self, id: CgroupId) -> io::Result<bool>;
+    /// Takes out one that was added and is gone.
+    fn untrack(&self, id: CgroupId) -> io::Result<()>;
+}
+
+impl Track for Tracker {
+    fn track(&self, id: CgroupId) -> io::Result<bool> {
+        // Whether it has been started, the core tells by its processes: nothing rests on the kernel side's mark.
+        Tracker::track(self, id.0, Life::Unstarted)
+    }
+
+    fn untrack(&self, id: CgroupId) -> io::Result<()> {
+        Tracker::untrack(self, id.0)
+    }
+}
+
+/// A directory of the tree cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the cgroup {}", path.display())]
+pub struct ScanError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What a walk gives.
+#[derive(Debug)]
+pub struct Scanned {
+    /// What was found.
+    pub scan: Scan,
+    /// Cgroups that were found and cannot be tracked, for the set is full: what happens to them is not seen.
+    pub untracked: usize,
+}
+
+/// Walks the tree.
+///
+/// # Errors
+/// A directory cannot be read. A cgroup that goes away meanwhile is left out.
+pub fn scan(
+    cgroups: &CgroupFs,
+    roots: &Roots,
+    track: &impl Track,
+    reason: ScanReason,
+) -> Result<Scanned, ScanError> {
+    let began = Clock::read().now();
+    let mut walk = Walk { cgroups, roots, track, found: Vec::new(), untracked: 0 };
+    for _ in 0..2 {
+        walk.found.clear();
+        walk.untracked = 0;
+        walk.directory(Level::Outside { id: None, path: "" })?;
+    }
+    let cgroups = walk.found.into_iter().filter_map(Found::read).collect();
+    let scan = Scan { reason, began, ended: Clock::read().now(), cgroups };
+    Ok(Scanned { scan, untracked: walk.untracked })
+}
+
+struct Walk<'a, T> {
+    cgroups: &'a CgroupFs,
+    roots: &'a Roots,
+    track: &'a T,
+    found: Vec<Found>,
+    untracked: usize,
+}
+
+/// A cgroup whose files are still to be read.
+struct Found {
+    id: CgroupId,
+    parent: CgroupId,
+    path: Arc<str>,
+    directory: PathBuf,
+}
+
+/// A directory to be listed.
+#[derive(Clone, Copy)]
+enum Level<'a> {
+    /// Above all tracked roots.
+    Outside { id: Option<CgroupId>, path: &'a str },
+    /// A tracked cgroup.
+    Inside { id: CgroupId, path: &'a str },
+}
+
+impl<T: Track> Walk<'_, T> {
+    fn directory(&mut self, level: Level<'_>) -> Result<(), ScanError> {
+        let (Level::Outside { path, .. } | Level::Inside { path, .. }) = level;
+        let directory = self.on_disk(path);
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if gone(&error) && !path.is_empty() => return Ok(()),
+            Err(source) => return Err(ScanError { path: directory, source }),
+        };
+        // A cgroup that is removed while it is listed ends the list.
+        for entry in entries.map_while(Result::ok) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.child(level, &entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn child(&mut self, parent: Level<'_>, entry: &DirEntry) -> Result<(), ScanError> {
+        use std::os::unix::fs::DirEntryExt as _;
+        let (Level::Outside { path, .. } | Level::Inside { path, .. }) = parent;
+        let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+        let id = CgroupId(entry.ino());
+        let parent = match parent {
+            Level::Inside { id, .. } => id,
+            Level::Outside { id: above, .. } if self.roots.contain(&path) => above.unwrap_or(ROOT),
+            Level::Outside { .. } => return self.directory(Level::Outside { id: Some(id), path: &path }),
+        };
+        let directory = self.on_disk(&path);
+        match self.track.track(id) {
+            // The kernel may have told of its end before it was added: nobody else would ever take it out.
+            Ok(true) if fs::symlink_metadata(&directory).is_err_and(|error| gone(&error)) => {
+                if let Err(error) = self.track.untrack(id) {
+                    tracing::warn!(path, %error, "cannot take a removed cgroup out of the tracked set");
+                }
+                return Ok(());
+            }
+            Ok(_) => {}
+            Err(error) => {
+                if self.untracked == 0 {
+                    tracing::warn!(path, %error, "cannot track a cgroup; if the set is full, raise kernel.tracked_capacity");
+                }
+                self.untracked += 1;
+            }
+        }
+        self.found.push(Found { id, parent, path: path.as_str().into(), directory });
+        self.directory(Level::Inside { id, path: &path })
+    }
+
+    fn on_disk(&self, path: &str) -> PathBuf {
+        self.cgroups.mount_point().join(path.trim_start_matches('/'))
+    }
+}
+
+/// The hierarchy's root.
+const ROOT: CgroupId = CgroupId(1);
+
+impl Found {
+    /// None if the cgroup is gone.
+    fn read(self) -> Option<ScannedCgroup> {
+        let Self { id, parent, path, directory } = self;
+        let populated = match fs::read_to_string(directory.join("cgroup.events")) {
+            Ok(text) => {
+                text.lines().find_map(|line| line.strip_prefix("populated ")).map(|value| value.trim() != "0")
+            }
+            Err(error) if gone(&error) => return None,
+            Err(_) => None,
+        };
+        Some(ScannedCgroup { id, parent, path, populated, processes: processes(&directory) })
+    }
+}
+
+fn processes(directory: &Path) -> Vec<kwitness_core::observation::ScannedProcess> {
+    // A threaded cgroup does not list its processes; they are those of the domain above.
+    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<_> =
+        pids.lines().filter_map(|pid| pid.trim().parse().ok()).filter_map(process::read).collect();
+    found.sort_by_key(|process| (process.task.key.start, process.task.key.pid));
+    found
+}
+
+/// What reading a removed cgroup gives.
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Set(Mutex<BTreeSet<u64>>);
+
+    impl Track for Set {
+        fn track(&self, id: CgroupId) -> io::Result<bool> {
+            Ok(self.0.lock().unwrap().insert(id.0))
+        }
+
+        fn untrack(&self, id: CgroupId) -> io::Result<()> {
+            self.0.lock().unwrap().remove(&id.0);
+            Ok(())
+        }
+    }
+
+    /// A directory tree that looks like cgroupfs.
+    fn tree(paths: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, pids) in paths {
+            let directory = root.path().join(path);
+            fs::create_dir_all(&directory).unwrap();
+            let populated = u8::from(!pids.is_empty());
+            fs::write(directory.join("cgroup.events"), format!("populated {populated}\nfrozen 0\n")).unwrap();
+            fs::write(directory.join("cgroup.procs"), pids).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn all_below_the_roots_is_found_parents_first_and_tracked() {
+        let me = format!("{}\n", std::process::id());
+        let root = tree(&[
+            ("system.slice", ""),
+            ("system.slice/sshd.service", &me),
+            ("system.slice/docker-abc.scope/kubelet.slice/kubelet-kubepods.slice", ""),
+            ("kubepods.slice", ""),
+            ("kubepods.slice/kubepods-pod1.slice", ""),
+            ("kubepods.slice/kubepods-pod1.slice/cri-containerd-x.scope", &me),
+            ("kubepods.slice/kubepods-pod1.slice/cri-containerd-x.scope/container", ""),
+            ("machine.slice/libpod-1.scope", ""),
+        ]);
+        let set = Set::default();
+        let roots = Roots(vec!["/machine.slice/libpod-".parse().unwrap()]);
+        let Scanned { scan, untracked } =
+            scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
+        assert_eq!(untracked, 0);
+        let mut paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
+        for (index, cgroup) in scan.cgroups.iter().enumerate() {
+            let on_disk = root.path().join(&cgroup.path[1..]);
+            assert_eq!(cgroup.id.0, fs::metadata(&on_disk).unwrap().ino());
+            if let Some(parent) = scan.cgroups.iter().position(|other| other.id == cgroup.parent) {
+                assert!(parent < index, "{} before its parent", cgroup.path);
+            } else if on_disk.parent() != Some(root.path()) {
+                assert_eq!(cgroup.parent.0, fs::metadata(on_disk.parent().unwrap()).unwrap().ino());
+            }
+        }
+        paths.sort_unstable();
+        assert_eq!(
+            paths,
+            [
+                "/kubepods.slice",
+                "/kubepods.slice/kubepods-pod1.slice",
+                "/kubepods.slice/kubepods-pod1.slice/cri-containerd-x.scope",
+                "/kubepods.slice/kubepods-pod1.slice/cri-containerd-x.scope/container",
+                "/machine.slice/libpod-1.scope",
+                "/system.slice/docker-abc.scope/kubelet.slice/kubelet-kubepods.slice",
+            ]
+        );
+        assert_eq!(set.0.lock().unwrap().len(), paths.len());
+        let container = scan.cgroups.iter().find(|cgroup| cgroup.path.ends_with("x.scope")).unwrap();
+        assert_eq!(container.populated, Some(true));
+        assert_eq!(container.processes[0].task.key.pid, std::process::id());
+        assert!(scan.began <= scan.ended);
+    }
+
+    #[test]
+    fn a_cgroup_that_goes_away_is_left_out_and_taken_out() {
+        struct Racing<'a>(Set, &'a Path);
+        impl Track for Racing<'_> {
+            fn track(&self, id: CgroupId) -> io::Result<bool> {
+                if self.1.exists() && fs::metadata(self.1).unwrap().ino() == id.0 {
+                    fs::remove_dir_all(self.1).unwrap();
+                }
+                self.0.track(id)
+            }
+            fn untrack(&self, id: CgroupId) -> io::Result<()> {
+                self.0.untrack(id)
+            }
+        }
+        let root = tree(&[("kubepods", ""), ("kubepods/a", ""), ("kubepods/b", "")]);
+        let going = root.path().join("kubepods/a");
+        let track = Racing(Set::default(), &going);
+        let Scanned { scan, .. } =
+            scan(&CgroupFs::at(root.path()), &Roots(Vec::new()), &track, ScanReason::Repair).unwrap();
+        let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
+        assert_eq!(paths, ["/kubepods", "/kubepods/b"]);
+        assert_eq!(track.0.0.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_roots_are_the_kernels() {
+        let roots = Roots(vec!["docker-".parse().unwrap()]);
+        for path in ["/kubepods", "/kubepods.slice", "/x/kubelet-kubepods.slice", "/a/docker-1.scope"] {
+            assert!(roots.contain(path), "{path}");
+        }
+        for path in ["/kubelet", "/system.slice", "/a-docker-1", "/xkubepods"] {
+            assert!(!roots.contain(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The arguments. What each does is said here once: the help, the completion and the manual are made from it.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::text::Moment;
+use crate::hub::KINDS;
+use crate::proto::v1;
+
+/// The kernel's witness: what happens to the containers of this node.
+#[derive(Debug, Parser)]
+#[command(name = "kwitness", version, max_term_width = 100, after_help = after_help(), propagate_version = true)]
+pub struct Args {
+    /// The daemon's Unix socket [default: /run/kwitness/kwitness.sock]
+    #[arg(long, global = true, env = "KWITNESS_SOCKET", value_name = "PATH", hide_env_values = true)]
+    pub socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch the kernel and serve what is seen
+    Daemon(Daemon),
+    /// Show events as they happen
+    Events(Events),
+    /// List the containers
+    Ps(Ps),
+    /// Show what the daemon is and what it counted
+    Status(Status),
+    /// Say what this node offers, what is missing, what that costs and what to do; works without a daemon, too
+    Doctor(Doctor),
+    /// Print the completion script of a shell
+    Completion {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Of that command
+        command: Option<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Daemon {
+    /// The configuration file [default: /etc/kwitness/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A setting, as in the file: kernel.roots='["docker-"]'; wins over the file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The container runtime's socket, or "none"; short for --set runtime.endpoint=
+    #[arg(long, value_name = "PATH")]
+    pub runtime_endpoint: Option<String>,
+    /// What is logged to standard error; short for --set log.level=
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Write every observation to a file, one JSON object a line, to replay it in a test
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Events {
+    #[command(flatten)]
+    pub filter: Filter,
+    /// Only events of that kind
+    #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = PossibleValuesParser::new(KINDS))]
+    pub kind: Vec<String>,
+    /// Begin with what happened since: an age ("5m", "1h30m") or a time (RFC 3339); as far back as the daemon keeps events
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Moment>,
+    /// End when everything recorded so far has been shown; without --since, all that the daemon keeps
+    #[arg(long)]
+    pub no_follow: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Ps {
+    #[command(flatten)]
+    pub filter: Filter,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Doctor {
+    /// The configuration file to judge without a daemon [default: /etc/kwitness/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Which containers. Conditions are ANDed; values of one are ORed, given by comma or by repeating the option.
+#[derive(Debug, clap::Args)]
+pub struct Filter {
+    /// Only of that pod: its name, or its UID
+    #[arg(long, short = 'p', value_delimiter = ',', value_name = "POD")]
+    pub pod: Vec<String>,
+    /// Only of that namespace
+    #[arg(long, short = 'n', value_delimiter = ',', value_name = "NAMESPACE")]
+    pub namespace: Vec<String>,
+    /// Only that container: its name, its id, or the beginning of its id
+    #[arg(long, short = 'c', value_delimiter = ',', value_name = "CONTAINER")]
+    pub container: Vec<String>,
+}
+
+impl Filter {
+    /// In the API's shape.
+    pub fn into_api(self, kinds: Vec<String>) -> v1::Filter {
+        let Self { pod, namespace, container } = self;
+        v1::Filter { pods: pod, namespaces: namespace, containers: container, kinds }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Output {
+    /// How to print; json is one object of the API (canonical protobuf JSON) a line
+    #[arg(long, short = 'o', value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// How things are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// An aligned table
+    Table,
+    /// A table with more columns, and nothing shortened
+    Wide,
+    /// A JSON object a line
+    Json,
+    /// YAML documents
+    Yaml,
+}
+
+fn after_help() -> String {
+    let mut text = String::from("Exit codes:\n");
+    for (code, meaning) in super::exit::CODES {
+        text += &format!("  {code:<4} {meaning}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_hold_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused_with_a_suggestion() {
+        let error = Args::try_parse_from(["kwitness", "events", "--kind", "startd"]).unwrap_err().to_string();
+        assert!(error.contains("'started'"), "{error}");
+        let args =
+            Args::try_parse_from(["kwitness", "events", "--kind=started,exited", "-n", "a,b"]).unwrap();
+        let Command::Events(events) = args.command else { panic!("{args:?}") };
+        assert_eq!(events.kind, ["started", "exited"]);
+        assert_eq!(events.filter.namespace, ["a", "b"]);
+    }
+}

@@ -1,0 +1,200 @@
+//! One connection to one runtime: what it is, and all it knows of containers. Never retries, that is
+//! [`super::resolver`]'s.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kwitness_core::event::{ContainerType, RuntimeFacts};
+use kwitness_core::ids::{ContainerId, PodUid};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
+use crate::proto::cri::{self, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
+
+/// Where the runtimes listen by default: containerd, containerd within k3s, CRI-O, cri-dockerd.
+pub const CANDIDATES: [&str; 4] = [
+    "/run/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/cri-dockerd.sock",
+];
+
+/// The longest that one call may take.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+/// The largest answer that is taken, the kubelet's own limit.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// Why the runtime did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No socket at any of the places.
+    #[error("no socket found at {}; name it with runtime.endpoint", CANDIDATES.join(", "))]
+    NoSocket,
+    /// Nobody listens.
+    #[error("cannot connect to {}: {}", socket.display(), innermost(source))]
+    Connect {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// A call failed.
+    #[error("{method}: {status}")]
+    Call {
+        /// The method.
+        method: &'static str,
+        /// What the runtime answered, or what came in between.
+        status: Box<tonic::Status>,
+    },
+    /// No answer within the deadline.
+    #[error("{method}: no answer within {} s", DEADLINE.as_secs())]
+    Slow {
+        /// The method.
+        method: &'static str,
+    },
+}
+
+/// tonic's own words are "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => innermost(source),
+        None => error.to_string(),
+    }
+}
+
+/// A connection to a runtime that has said what it is.
+#[derive(Debug)]
+pub struct Connection {
+    client: RuntimeServiceClient<Channel>,
+    /// What it calls itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Connection {
+    /// Connects, and asks for the version.
+    ///
+    /// # Errors
+    /// Nobody listens, or whoever does is no runtime.
+    pub async fn open(socket: &Path) -> Result<Self, Error> {
+        let connect = |source| Error::Connect { socket: socket.to_owned(), source };
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
+            .map_err(connect)?
+            .connect_timeout(DEADLINE)
+            // What the kubelet calls itself by; some servers refuse other names.
+            .origin(tonic::codegen::http::Uri::from_static("http://localhost"));
+        let channel = endpoint.connect().await.map_err(connect)?;
+        let mut client = RuntimeServiceClient::new(channel).max_decoding_message_size(ANSWER_MAX);
+        let version = call("Version", client.version(VersionRequest { version: "v1".into() })).await?;
+        Ok(Self { client, name: version.runtime_name, version: version.runtime_version })
+    }
+
+    /// Everything the runtime knows.
+    ///
+    /// # Errors
+    /// A call fails or takes too long.
+    pub async fn list(&mut self) -> Result<HashMap<ContainerId, Arc<RuntimeFacts>>, Error> {
+        // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
+        let containers =
+            call("ListContainers", self.client.list_containers(ListContainersRequest {})).await?;
+        let sandboxes =
+            call("ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {})).await?;
+        Ok(facts(sandboxes.items, containers.containers))
+    }
+}
+
+async fn call<T>(
+    method: &'static str,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(DEADLINE, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Error::Call { method, status: Box::new(status) }),
+        Err(_) => Err(Error::Slow { method }),
+    }
+}
+
+/// Everything by id. What the runtime leaves empty is unknown; an entry without an id is nobody's.
+fn facts(
+    sandboxes: Vec<cri::PodSandbox>,
+    containers: Vec<cri::Container>,
+) -> HashMap<ContainerId, Arc<RuntimeFacts>> {
+    let text = |text: String| (!text.is_empty()).then(|| Arc::from(text));
+    let pods: HashMap<String, cri::PodSandboxMetadata> = sandboxes
+        .iter()
+        .filter_map(|sandbox| Some((sandbox.id.clone(), sandbox.metadata.clone()?)))
+        .collect();
+    let of_pod = |sandbox: &str, container_type, name, image, labels| {
+        let pod = pods.get(sandbox).cloned().unwrap_or_default();
+        Arc::new(RuntimeFacts {
+            container_type,
+            name,
+            pod_name: text(pod.name),
+            pod_namespace: text(pod.namespace),
+            pod_uid: text(pod.uid).map(PodUid),
+            image,
+            labels,
+        })
+    };
+    let mut all = HashMap::with_capacity(sandboxes.len() + containers.len());
+    for sandbox in sandboxes {
+        let facts = of_pod(&sandbox.id, ContainerType::Sandbox, None, None, sandbox.labels);
+        all.insert(ContainerId(sandbox.id.into()), facts);
+    }
+    for container in containers {
+        let name = text(container.metadata.unwrap_or_default().name);
+        let image = container.image.unwrap_or_default();
+        let image = text(image.user_specified_image).or_else(|| text(image.image));
+        let facts = of_pod(&container.pod_sandbox_id, ContainerType::App, name, image, container.labels);
+        all.insert(ContainerId(container.id.into()), facts);
+    }
+    all.remove(&ContainerId("".into()));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_joined_with_its_pod() {
+        let sandbox = cri::PodSandbox {
+            id: "s".into(),
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u".into(),
+                namespace: "prod".into(),
+                attempt: 0,
+            }),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+        };
+        let container = |id: &str, sandbox: &str| cri::Container {
+            id: id.into(),
+            pod_sandbox_id: sandbox.into(),
+            metadata: Some(cri::ContainerMetadata { name: "nginx".into(), attempt: 1 }),
+            image: Some(cri::ImageSpec { image: "sha256:1".into(), user_specified_image: "nginx:1".into() }),
+            labels: Default::default(),
+        };
+        let all =
+            facts(vec![sandbox, cri::PodSandbox::default()], vec![container("c", "s"), container("o", "x")]);
+        let of = |id: &str| &all[&ContainerId(id.into())];
+        assert_eq!(all.len(), 3, "an entry without an id is nobody's");
+        assert_eq!(of("s").container_type, ContainerType::Sandbox);
+        assert_eq!((of("s").name.as_deref(), of("s").pod_name.as_deref()), (None, Some("web")));
+        assert_eq!(of("s").labels["app"], "web");
+        assert_eq!(of("c").container_type, ContainerType::App);
+        assert_eq!(
+            (of("c").name.as_deref(), of("c").pod_namespace.as_deref()),
+            (Some("nginx"), Some("prod"))
+        );
+        assert_eq!(of("c").image.as_deref(), Some("nginx:1"));
+        assert_eq!(
+            (of("o").pod_name.as_deref(), of("o").pod_uid.as_ref()),
+            (None, None),
+            "unknown is not empty"
+        );
+    }
+}

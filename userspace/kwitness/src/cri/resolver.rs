@@ -1,0 +1,291 @@
+//! The questions that are open, and the task that gets them answered.
+//!
+//! ```text
+//!  ask ──▶ open: id ──▶ one list of everything answers all that are due ──▶ found: answered with facts
+//!            ▲                       │
+//!            └── 50 ms, 100 ms, … 2 s┘ not listed yet (a runtime lists a sandbox only once it runs);
+//!                                      30 s after the first list without it: answered with nothing
+//! ```
+//!
+//! While the runtime is away, questions stay open. There is at most one open question a container, and a bound on all of
+//! them: one more is counted and not asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kwitness_core::event::RuntimeFacts;
+use kwitness_core::ids::ContainerId;
+use kwitness_core::observation::Observation;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::client::{CANDIDATES, Connection, Error};
+use crate::clock::Clock;
+use crate::config::RuntimeChoice;
+use crate::proto::v1;
+
+/// Open questions at most.
+const OPEN_MAX: usize = 16_384;
+/// Between two lists at least.
+const LIST_PAUSE: Duration = Duration::from_millis(50);
+/// Between two tries for the same container at most.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// After the first list that lacks a container, it is asked for no longer than that.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// Between two attempts to connect.
+const RECONNECT_MIN: Duration = Duration::from_millis(250);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// Takes questions, and tells how the runtime is. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    open: Mutex<HashMap<ContainerId, Question>>,
+    asked: Notify,
+    status: Mutex<v1::RuntimeStatus>,
+    enabled: bool,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    lists: AtomicU64,
+    failures: AtomicU64,
+    resolved: AtomicU64,
+    unknown: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Question {
+    /// When it is due.
+    at: Instant,
+    /// How long it waits after a list that did not answer it.
+    pause: Duration,
+    /// When a list lacked it first.
+    lacked: Option<Instant>,
+}
+
+/// Makes a resolver, and the task that works for it until the resolver's answers are no longer wanted.
+pub fn start(
+    choice: RuntimeChoice,
+    answers: mpsc::Sender<Observation>,
+) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
+    let shared = Arc::new(Shared {
+        open: Mutex::default(),
+        asked: Notify::new(),
+        status: Mutex::default(),
+        enabled: choice != RuntimeChoice::Never,
+        counts: Counts::default(),
+    });
+    let resolver = Resolver { shared: shared.clone() };
+    let sockets = match choice {
+        RuntimeChoice::Never => Vec::new(),
+        RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
+        RuntimeChoice::Socket(socket) => vec![socket],
+    };
+    let work = async move {
+        if sockets.is_empty() {
+            return;
+        }
+        let worker = Worker { shared, sockets, answers: answers.clone() };
+        tokio::select! {
+            () = worker.run() => {}
+            () = answers.closed() => {}
+        }
+    };
+    (resolver, work)
+}
+
+impl Resolver {
+    /// Asks what a container is. Returns at once.
+    pub fn ask(&self, container: ContainerId) {
+        if !self.shared.enabled {
+            return;
+        }
+        let mut open = self.shared.open();
+        if open.len() >= OPEN_MAX && !open.contains_key(&container) {
+            self.shared.counts.refused.fetch_add(1, Relaxed);
+            return;
+        }
+        open.entry(container).or_insert_with(|| Question {
+            at: Instant::now(),
+            pause: LIST_PAUSE,
+            lacked: None,
+        });
+        drop(open);
+        self.shared.asked.notify_one();
+    }
+
+    /// How the runtime is.
+    pub fn status(&self) -> v1::RuntimeStatus {
+        self.shared.status().clone()
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let Counts { lists, failures, resolved, unknown, refused } = &self.shared.counts;
+        let open = self.shared.open().len() as u64;
+        [
+            ("cri_lists", lists.load(Relaxed)),
+            ("cri_failures", failures.load(Relaxed)),
+            ("cri_resolved", resolved.load(Relaxed)),
+            ("cri_unknown", unknown.load(Relaxed)),
+            ("cri_refused", refused.load(Relaxed)),
+            ("cri_open", open),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, HashMap<ContainerId, Question>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> MutexGuard<'_, v1::RuntimeStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the next question is due; none: none is open.
+    fn due(&self) -> Option<Instant> {
+        self.open().values().map(|question| question.at).min()
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    sockets: Vec<PathBuf>,
+    answers: mpsc::Sender<Observation>,
+}
+
+impl Worker {
+    async fn run(self) {
+        let mut pause = RECONNECT_MIN;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    pause = RECONNECT_MIN;
+                    let error = self.serve(connection).await;
+                    self.failed(&error);
+                }
+                Err(error) => self.failed(&error),
+            }
+            tokio::time::sleep(pause).await;
+            pause = RECONNECT_MAX.min(pause * 2);
+        }
+    }
+
+    /// To the first that is there and answers.
+    async fn connect(&self) -> Result<Connection, Error> {
+        let mut refused = Error::NoSocket;
+        for socket in &self.sockets {
+            if self.sockets.len() > 1 && !socket.exists() {
+                continue;
+            }
+            match Connection::open(socket).await {
+                Ok(connection) => {
+                    self.connected(socket, &connection);
+                    return Ok(connection);
+                }
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn connected(&self, socket: &Path, connection: &Connection) {
+        let Connection { name, version, .. } = connection;
+        tracing::info!(socket = %socket.display(), name, version, "connected to the container runtime");
+        *self.shared.status() = v1::RuntimeStatus {
+            endpoint: format!("unix://{}", socket.display()),
+            name: name.clone(),
+            version: version.clone(),
+            error: String::new(),
+        };
+    }
+
+    fn failed(&self, error: &Error) {
+        self.shared.counts.failures.fetch_add(1, Relaxed);
+        let text = error.to_string();
+        let mut status = self.shared.status();
+        // Once for each trouble, not for each attempt.
+        if status.error != text {
+            tracing::warn!(
+                error = text,
+                "the container runtime does not answer; names stay unknown until it does"
+            );
+            status.error = text;
+        }
+    }
+
+    /// Answers questions until the connection fails.
+    async fn serve(&self, mut connection: Connection) -> Error {
+        let mut listed: Option<Instant> = None;
+        loop {
+            let asked = self.shared.asked.notified();
+            let Some(due) = self.shared.due() else {
+                asked.await;
+                continue;
+            };
+            let due = listed.map_or(due, |listed| due.max(listed + LIST_PAUSE));
+            if due > Instant::now() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    // Someone may be due earlier.
+                    () = asked => continue,
+                }
+            }
+            let began = Instant::now();
+            match connection.list().await {
+                Ok(facts) => {
+                    self.shared.counts.lists.fetch_add(1, Relaxed);
+                    self.shared.status().error.clear();
+                    self.answer(&facts, began).await;
+                }
+                Err(error) => return error,
+            }
+            listed = Some(Instant::now());
+        }
+    }
+
+    /// Answers what a list answers; what it lacks is put off, or given up.
+    async fn answer(&self, facts: &HashMap<ContainerId, Arc<RuntimeFacts>>, began: Instant) {
+        let mut answered = Vec::new();
+        self.shared.open().retain(|container, question| {
+            if let Some(facts) = facts.get(container) {
+                answered.push((container.clone(), Some(facts.clone())));
+                return false;
+            }
+            if question.at > began {
+                return true;
+            }
+            let lacked = *question.lacked.get_or_insert(began);
+            if began.duration_since(lacked) >= GIVE_UP {
+                answered.push((container.clone(), None));
+                return false;
+            }
+            question.at = Instant::now() + question.pause;
+            question.pause = RETRY_MAX.min(question.pause * 2);
+            true
+        });
+        let at = Clock::read().now();
+        for (container, facts) in answered {
+            let count =
+                if facts.is_some() { &self.shared.counts.resolved } else { &self.shared.counts.unknown };
+            count.fetch_add(1, Relaxed);
+            // The engine is gone: nobody is left to be told.
+            if self.answers.send(Observation::Runtime { at, container, facts }).await.is_err() {
+                return;
+            }
+        }
+    }
+}

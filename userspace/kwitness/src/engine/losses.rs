@@ -1,0 +1,114 @@
+//! What was lost: the kernel's counters compared with the last look, and records that could not be decoded. Turns
+//! increments into losses with exact counts; never guesses.
+
+use std::collections::BTreeMap;
+
+use kwitness_abi::{Counters, RecordKind};
+use kwitness_core::decode::DecodeError;
+use kwitness_core::event::GapCause;
+use kwitness_core::ids::KernelTime;
+use kwitness_core::observation::Loss;
+
+use crate::clock::Clock;
+
+/// The memory of what was lost.
+#[derive(Debug)]
+pub(super) struct Losses {
+    seen: Counters,
+    /// When the counters were read last.
+    looked: KernelTime,
+    /// By kind, since the last look.
+    malformed: BTreeMap<String, u64>,
+    /// By cause and kind, since the start.
+    total: BTreeMap<String, u64>,
+}
+
+impl Losses {
+    /// Begins with those counters.
+    pub(super) fn new(seen: Counters) -> Self {
+        Self { seen, looked: Clock::read().now(), malformed: BTreeMap::new(), total: BTreeMap::new() }
+    }
+
+    /// A record could not be decoded.
+    pub(super) fn malformed(&mut self, error: &DecodeError) {
+        let kind = error.kind().map_or("unknown", RecordKind::name);
+        if self.malformed.is_empty() {
+            tracing::error!(%error, "a record could not be decoded");
+        }
+        *self.malformed.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// What was lost since the last look.
+    pub(super) fn since_last(&mut self, counters: Counters, now: KernelTime) -> Vec<Loss> {
+        let Counters { lost, untracked } = counters;
+        let ring_full = RecordKind::ALL
+            .into_iter()
+            .map(|kind| (kind, lost[kind.index()].saturating_sub(self.seen.lost[kind.index()])))
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| (kind.name().to_owned(), count))
+            .collect();
+        let untracked = untracked.saturating_sub(self.seen.untracked);
+        let tracked_set_full = (untracked > 0)
+            .then(|| (RecordKind::CgroupMkdir.name().to_owned(), untracked))
+            .into_iter()
+            .collect();
+        let from = std::mem::replace(&mut self.looked, now);
+        self.seen = counters;
+        [
+            (GapCause::RingFull, "ring_full", ring_full),
+            (GapCause::TrackedSetFull, "tracked_set_full", tracked_set_full),
+            (GapCause::MalformedRecord, "malformed_record", std::mem::take(&mut self.malformed)),
+        ]
+        .into_iter()
+        .filter(|(_, _, lost): &(_, _, BTreeMap<String, u64>)| !lost.is_empty())
+        .map(|(cause, name, lost)| {
+            for (kind, count) in &lost {
+                *self.total.entry(format!("{name}/{kind}")).or_default() += count;
+            }
+            Loss { from, to: now, cause, lost }
+        })
+        .collect()
+    }
+
+    /// Everything that was lost since the start, "ring_full/task_exec".
+    pub(super) fn total(&self) -> &BTreeMap<String, u64> {
+        &self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn increments_become_losses_with_exact_counts() {
+        let mut counters = Counters::default();
+        counters.lost[RecordKind::TaskExec.index()] = 5;
+        let mut losses = Losses::new(counters);
+        let start = losses.looked;
+        assert_eq!(losses.since_last(counters, KernelTime(start.0 + 1)), []);
+
+        counters.lost[RecordKind::TaskExec.index()] += 3;
+        counters.lost[RecordKind::TaskExit.index()] += 1;
+        counters.untracked += 2;
+        losses.malformed(&DecodeError::Size { kind: RecordKind::TaskFork, len: 3 });
+        let (from, to) = (KernelTime(start.0 + 1), KernelTime(start.0 + 2));
+        let kinds =
+            |lost: &[(&str, u64)]| lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        assert_eq!(
+            losses.since_last(counters, to),
+            [
+                Loss {
+                    from,
+                    to,
+                    cause: GapCause::RingFull,
+                    lost: kinds(&[("task_exec", 3), ("task_exit", 1)])
+                },
+                Loss { from, to, cause: GapCause::TrackedSetFull, lost: kinds(&[("cgroup_mkdir", 2)]) },
+                Loss { from, to, cause: GapCause::MalformedRecord, lost: kinds(&[("task_fork", 1)]) },
+            ]
+        );
+        assert_eq!(losses.since_last(counters, to), []);
+        assert_eq!(losses.total()["ring_full/task_exec"], 3);
+    }
+}
