@@ -78,7 +78,7 @@ impl<'a> Builder<'a> {
 
 /// Runs a build, whose diagnostics are shown, and returns the executables that it names.
 fn executables(command: &mut Command) -> Result<Vec<Executable>> {
-    command.args(["--quiet", "--message-format", "json-render-diagnostics"]);
+    command.args(run::cargo_progress()).args(["--message-format", "json-render-diagnostics"]);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("start cargo")?;
     if !output.status.success() {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();

@@ -46,8 +46,16 @@ struct Manifest {
 /// Builds the programs; returns where the object is.
 pub fn build(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     let mut command = bpf_cargo(workspace, cache)?;
-    run::shown(command.args(["build", "--quiet", "--locked", "--release", "--target", TARGET])).with_context(|| {
-        format!("build {CRATE}; if only its Cargo.lock is out of date, run `cargo update --workspace` in {CRATE}")
+    run::shown(command.arg("build").args(run::cargo_progress()).args([
+        "--locked",
+        "--release",
+        "--target",
+        TARGET,
+    ]))
+    .with_context(|| {
+        format!(
+            "build {CRATE}; if only its Cargo.lock is out of date, run `cargo update --workspace` in {CRATE}"
+        )
     })?;
     let linked = target_dir(workspace).join(TARGET).join("release").join(BINARY);
     ensure!(linked.is_file(), "cargo built no {}: does {CRATE} have a binary {BINARY}?", linked.display());
@@ -66,7 +74,7 @@ pub fn clippy(workspace: &Workspace, cache: &Cache) -> Result<()> {
         .env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver")
         .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
         .env("CARGO_TARGET_DIR", workspace.target.join("ebpf-clippy"));
-    run::shown(command.args(["check", "--quiet", "--locked", "--release", "--target", TARGET]))
+    run::shown(command.args(["check", "--locked", "--release", "--target", TARGET]))
         .with_context(|| format!("clippy over {CRATE}"))
 }
 

@@ -3,6 +3,9 @@
 //! Reads the command line and calls the task; each task is a module.
 
 mod artifacts;
+mod command;
+mod demo;
+mod deny;
 mod ebpf;
 mod host;
 mod images;
@@ -17,18 +20,13 @@ mod test;
 mod versions;
 mod vm;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::job::Job;
 use crate::place::{Cache, Workspace};
 use crate::setup::Needs;
-use crate::versions::{DEFAULT_KERNEL, DEFAULT_ROOT, KernelSeries, RootSpec};
-use crate::vm::{Guest, Output};
 
 /// Builds, tests, demos and measures kwitness.
 #[derive(Parser)]
@@ -41,17 +39,32 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Install and make what the other tasks need (they do so themselves, each for its own needs)
-    Setup,
+    Setup(Setup),
     /// Build the BPF programs and update the prebuilt object
     Ebpf(Ebpf),
     /// Run clippy over the BPF programs
     ClippyEbpf,
+    /// Check licences, sources and advisories of what we depend on
+    Deny,
+    /// Watch kwitness at work on real containers
+    Demo(demo::Demo),
+    /// Measure kwitness
+    Bench(demo::Demo),
     /// Run the tests: unit, on this machine's own kernel, and in guests
     Test(test::Test),
     /// Boot a guest and run a command in it, or a shell
-    Vm(Vm),
+    Vm(command::Vm),
+    /// Run a command, or a shell, as on a node, but on this machine's own kernel
+    Host(command::What),
     #[command(hide = true)]
     HostNode(host::node::Node),
+}
+
+#[derive(Args)]
+struct Setup {
+    /// Only what these need [default: all]
+    #[arg(long, value_enum, value_name = "TIER")]
+    tier: Vec<setup::Tier>,
 }
 
 #[derive(Args)]
@@ -62,34 +75,6 @@ struct Ebpf {
     /// Build only, leave the prebuilt object alone, and print where the built one is
     #[arg(long, conflicts_with = "check")]
     build_only: bool,
-}
-
-#[derive(Args)]
-struct Vm {
-    /// The kernel series to boot
-    #[arg(long, default_value = DEFAULT_KERNEL)]
-    kernel: String,
-    /// The root to boot it with
-    #[arg(long, default_value = DEFAULT_ROOT, conflicts_with = "systemd")]
-    root: String,
-    /// Boot the root whose process 1 is systemd
-    #[arg(long)]
-    systemd: bool,
-    /// A file or directory to see at /run/job/NAME in the guest
-    #[arg(long, value_name = "PATH")]
-    payload: Vec<PathBuf>,
-    /// Processors of the guest
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    smp: u32,
-    /// Memory of the guest, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
-    mem: u32,
-    /// Seconds after which the guest is given up [default: 600; none for a shell]
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
-    /// What to run; a shell without it
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -111,7 +96,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Ok((Workspace::find()?, cache))
     };
     match task {
-        Task::Setup => setup::task(&Cache::open()?, &Needs::all())?,
+        Task::Setup(setup) => setup::task(&Cache::open()?, &Needs::of(&setup.tier))?,
         Task::Ebpf(Ebpf { check: true, .. }) => {
             ebpf::check(&Workspace::find()?)?;
             println!("the prebuilt object is that of the sources");
@@ -128,40 +113,30 @@ fn perform(task: Task) -> Result<ExitCode> {
             let (workspace, cache) = with_bpf()?;
             ebpf::clippy(&workspace, &cache)?;
         }
+        Task::Deny => {
+            let cache = Cache::open()?;
+            setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
+            deny::task(&Workspace::find()?, &cache)?;
+        }
+        Task::Demo(demo) => return watch("kwitness-demo", &demo),
+        Task::Bench(bench) => return watch("kwitness-bench", &bench),
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Task::Vm(vm) => return boot(&Workspace::find()?, &Cache::open()?, vm),
+        Task::Vm(vm) => return Ok(exit_code(command::vm(&Workspace::find()?, &Cache::open()?, &vm)?)),
+        Task::Host(what) => {
+            return Ok(exit_code(command::host(&Workspace::find()?, &Cache::open()?, &what)?));
+        }
         Task::HostNode(node) => host::node::run(&node)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn boot(workspace: &Workspace, cache: &Cache, vm: Vm) -> Result<ExitCode> {
-    let kernel = KernelSeries::find(&vm.kernel)?;
-    let root = RootSpec::find(if vm.systemd { "trixie-systemd" } else { &vm.root })?;
-    setup::ensure(
-        cache,
-        &Needs { disks: [root.name].into(), kernels: [kernel.name].into(), ..Needs::default() },
-    )?;
-    // Of its own, so that two may run side by side.
-    let dir = tempfile::tempdir_in(workspace.scratch("vm")?)?;
-    let mut job = Job::new(dir.path().join("job"))?;
-    job.env("KWITNESS_TIER", "vm");
-    job.env("KWITNESS_ROOT", root.name);
-    for path in &vm.payload {
-        job.add(path, path.file_name().map(PathBuf::from).unwrap_or_default().as_path())?;
-    }
-    let (output, timeout) = if vm.command.is_empty() {
-        job.interactive()?;
-        (Output::Terminal, None)
-    } else {
-        job.command(&vm.command)?;
-        (Output::Shown, Some(600))
-    };
-    let timeout = vm.timeout.or(timeout).map(Duration::from_secs);
-    let guest = Guest { kernel, root, processors: vm.smp, memory: vm.mem, timeout };
-    let status = guest.run(cache, &job, output)?;
-    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+fn watch(program: &str, demo: &demo::Demo) -> Result<ExitCode> {
+    Ok(exit_code(demo::task(&Workspace::find()?, &Cache::open()?, program, demo)?))
+}
+
+fn exit_code(status: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX))
 }

@@ -3,6 +3,7 @@
 //! Never decides what to run.
 
 use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -13,7 +14,8 @@ const TAIL: usize = 20;
 
 /// Runs `command` with its output in `log`; a failure quotes the end of the log.
 pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
-    let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    writeln!(file, "$ {}", whole_line(command)).with_context(|| format!("write {}", log.display()))?;
     let copy = file.try_clone().context("duplicate the log's descriptor")?;
     let status = command
         .stdin(Stdio::null())
@@ -64,6 +66,11 @@ pub fn cargo() -> Command {
     command
 }
 
+/// What makes cargo show its progress to a person, and leave it out of a log.
+pub fn cargo_progress() -> &'static [&'static str] {
+    if std::io::stderr().is_terminal() { &[] } else { &["--quiet"] }
+}
+
 /// The last `count` lines of a file, or why they cannot be shown.
 pub fn tail(path: &Path, count: usize) -> String {
     match std::fs::read(path) {
@@ -77,7 +84,17 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
+/// A command as an error names it.
 fn line(command: &Command) -> String {
+    const LONGEST: usize = 120;
+    let whole = whole_line(command);
+    match whole.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} …", &whole[..end]),
+        None => whole,
+    }
+}
+
+fn whole_line(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")

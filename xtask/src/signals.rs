@@ -1,27 +1,24 @@
-//! Ctrl-C: tasks that started something end it first.
+//! Ctrl-C: tasks that started something end it before they end themselves.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Tells whether we were asked to end.
-pub struct Signals(Arc<AtomicBool>);
+static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-impl Signals {
-    /// From here on the signals that ask to end are only noted.
-    pub fn catch() -> Result<Self> {
-        let caught = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            flag::register(signal, Arc::clone(&caught)).context("catch a signal")?;
-        }
-        Ok(Self(caught))
+/// From here on the signals that ask to end are only noted.
+pub fn catch() -> Result<()> {
+    let caught = CAUGHT.get_or_init(Arc::default);
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register(signal, Arc::clone(caught)).context("catch a signal")?;
     }
+    Ok(())
+}
 
-    /// Whether we were asked to end.
-    pub fn caught(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Whether we were asked to end.
+pub fn caught() -> bool {
+    CAUGHT.get().is_some_and(|caught| caught.load(Ordering::Relaxed))
 }

@@ -23,7 +23,7 @@ use crate::setup::{self, Needs};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
-use crate::{host, images, run, step};
+use crate::{host, images, run, signals, step};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
@@ -339,6 +339,9 @@ fn script(targets: &[String], filter: Option<&str>) -> String {
 
 /// Runs one place with its log, and shows the end of that if something failed.
 fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Row {
+    if signals::caught() {
+        return Row { name: name.to_owned(), tally: Tally::failure("interrupted"), time: Duration::ZERO };
+    }
     let log = logs.join(format!("{}.log", name.replace(' ', "-")));
     step::say("  ..", name, &format!("log in {}", log.display()));
     let start = Instant::now();

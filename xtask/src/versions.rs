@@ -72,7 +72,7 @@ pub const ROOTS: &[RootSpec] = &[
     RootSpec { name: "trixie", suite: "trixie", packages: &[], init: Init::Script },
     RootSpec { name: "sid", suite: "sid", packages: &[], init: Init::Script },
     RootSpec {
-        name: "trixie-systemd",
+        name: SYSTEMD_ROOT,
         suite: "trixie",
         packages: &["systemd", "systemd-sysv", "dbus"],
         init: Init::Systemd,
@@ -83,6 +83,8 @@ pub const ROOTS: &[RootSpec] = &[
 pub const DEFAULT_KERNEL: &str = "6.12";
 /// See [`DEFAULT_KERNEL`].
 pub const DEFAULT_ROOT: &str = "trixie";
+/// The root whose process 1 is systemd.
+pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 
 /// Free bytes that a complete setup needs in the cache.
 pub const CACHE_BYTES: u64 = 6 << 30;

@@ -22,9 +22,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::job::Job;
 use crate::place::Cache;
-use crate::run;
 use crate::setup::disk;
-use crate::signals::Signals;
+use crate::signals;
 use crate::versions::{Init, KernelSeries, RootSpec};
 
 /// A guest to boot.
@@ -56,7 +55,7 @@ impl Guest<'_> {
     ///
     /// An error means that the job did not end: the guest died, or took too long.
     pub fn run(&self, cache: &Cache, job: &Job, output: Output) -> Result<i32> {
-        let signals = Signals::catch()?;
+        signals::catch()?;
         let dir = tempfile::tempdir().context("make a temporary directory")?;
         let console = dir.path().join("console");
         let control = dir.path().join("control");
@@ -69,13 +68,16 @@ impl Guest<'_> {
         let mut qemu = command.stderr(Stdio::inherit()).spawn().context("start qemu-system-x86_64")?;
 
         let copier = qemu.stdout.take().map(|from| std::thread::spawn(move || copy(from, output)));
-        let ended = wait(&mut qemu, self.timeout, &signals);
+        let ended = wait(&mut qemu, self.timeout);
         if let Some(copier) = copier {
             // The pipe is closed by now: this ends.
             _ = copier.join();
         }
         let said = fs::read_to_string(&control).unwrap_or_default();
-        let console = || format!("the end of the kernel's console:\n{}", run::tail(&console, 30));
+        let console = || {
+            let text = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            format!("the kernel's console:\n{}", telling(&text.unwrap_or_default()))
+        };
         match ended? {
             Ended::Interrupted => bail!("interrupted"),
             Ended::TimedOut => {
@@ -136,13 +138,13 @@ enum Ended {
     Interrupted,
 }
 
-fn wait(qemu: &mut Child, timeout: Option<Duration>, signals: &Signals) -> Result<Ended> {
+fn wait(qemu: &mut Child, timeout: Option<Duration>) -> Result<Ended> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         if let Some(status) = qemu.try_wait().context("wait for QEMU")? {
             return Ok(Ended::Itself(status));
         }
-        let given_up = if signals.caught() {
+        let given_up = if signals::caught() {
             Ended::Interrupted
         } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             Ended::TimedOut
@@ -167,6 +169,16 @@ fn copy(mut from: impl Read, to: Output) {
         // A reader that went away must not stop the guest half-way.
         _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
     }
+}
+
+/// What of the kernel's console tells why it died: from its first complaint on, or else the end.
+fn telling(console: &str) -> String {
+    const LINES: usize = 40;
+    const COMPLAINTS: &[&str] = &["Oops", "BUG:", "Kernel panic", "double fault", "Out of memory"];
+    let lines: Vec<_> = console.lines().map(str::trim_end).collect();
+    let first = lines.iter().position(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)));
+    let from = first.unwrap_or(lines.len().saturating_sub(LINES));
+    lines[from..].iter().take(LINES).copied().collect::<Vec<_>>().join("\n")
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -196,6 +208,17 @@ fn verdict(said: &str, qemu: Option<i32>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_complaint_of_a_kernel_is_shown() {
+        let mut console: Vec<_> = (0..100).map(|n| format!("line {n}")).collect();
+        assert!(telling(&console.join("\r\n")).ends_with("\nline 99"));
+        console.insert(20, "Kernel panic - not syncing".to_owned());
+        let shown = telling(&console.join("\n"));
+        assert!(shown.starts_with("Kernel panic"), "{shown}");
+        assert!(shown.ends_with("\nline 58"), "{shown}");
+        assert_eq!(telling(""), "");
+    }
 
     #[test]
     fn a_job_has_ended_only_when_both_say_so() {

@@ -21,9 +21,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::job::Job;
 use crate::place::Cache;
-use crate::signals::Signals;
-use crate::step;
 use crate::vm::Output;
+use crate::{signals, step};
 
 /// Runs `job` on a node with the root at `tree` and returns the job's exit status.
 ///
@@ -33,7 +32,7 @@ pub fn run(cache: &Cache, tree: &Path, job: &Job, output: Output, timeout: Optio
         nix::unistd::geteuid().is_root(),
         "running a node needs root, for namespaces, mounts and BPF programs: run this as root, or use `--vm`"
     );
-    let signals = Signals::catch()?;
+    signals::catch()?;
     let _lock = lock(cache)?;
     let dir = tempfile::tempdir().context("make a temporary directory")?;
     let report = dir.path().join("report");
@@ -55,7 +54,7 @@ pub fn run(cache: &Cache, tree: &Path, job: &Job, output: Output, timeout: Optio
             break status;
         }
         if given_up.is_none() {
-            if signals.caught() {
+            if signals::caught() {
                 given_up = Some("interrupted".to_owned());
             } else if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 let limit = timeout.unwrap_or_default().as_secs();

@@ -21,7 +21,7 @@ use nix::unistd::{Pid, chdir, pivot_root, sethostname};
 
 use super::cgroups;
 use crate::job::MOUNT;
-use crate::signals::Signals;
+use crate::signals;
 
 /// How long a job that was asked to end may take, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub struct Node {
 pub fn run(node: &Node) -> Result<()> {
     let mut report =
         File::create(&node.report).with_context(|| format!("create {}", node.report.display()))?;
-    let signals = Signals::catch()?;
+    signals::catch()?;
     // An outer side that is killed cannot ask us to end; the kernel does.
     prctl::set_pdeathsig(SIGTERM).context("ask to be told when xtask ends")?;
     prctl::set_child_subreaper(true).context("become the reaper of the job's processes")?;
@@ -68,7 +68,7 @@ pub fn run(node: &Node) -> Result<()> {
     ensure!(up.success(), "`ip link set lo up` ended with {up}");
 
     let before = cgroups::present()?;
-    let ended = run_job(&signals);
+    let ended = run_job();
     kill_children(&mut report)?;
     for cgroup in cgroups::remove_new(&before)? {
         writeln!(report, "left the cgroup {}", cgroup.display()).context("write the report")?;
@@ -137,7 +137,7 @@ fn mount_at(
     })
 }
 
-fn run_job(signals: &Signals) -> Result<ExitStatus> {
+fn run_job() -> Result<ExitStatus> {
     let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     let mut job = Command::new("/usr/bin/sh")
         .arg(format!("{MOUNT}/run"))
@@ -155,7 +155,7 @@ fn run_job(signals: &Signals) -> Result<ExitStatus> {
             return Ok(status);
         }
         match asked {
-            None if signals.caught() => {
+            None if signals::caught() => {
                 asked = Some(Instant::now());
                 // From a terminal the job has its own Ctrl-C already; a second request to end does no harm.
                 kill(pid, SIGTERM).context("ask the job to end")?;

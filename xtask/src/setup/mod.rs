@@ -16,12 +16,26 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum;
 
 use crate::place::Cache;
 use crate::versions::{
     BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
 };
 use crate::{run, step};
+
+/// What a person may ask setup for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tier {
+    /// To build, and to run the tests inside the crates
+    Unit,
+    /// To run nodes on this machine's own kernel
+    Host,
+    /// To boot guests
+    Vm,
+    /// To check dependencies
+    Lint,
+}
 
 /// What a task needs to be there.
 #[derive(Clone, Debug, Default)]
@@ -39,17 +53,30 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// Everything there is.
-    pub fn all() -> Self {
-        let roots: BTreeSet<_> = ROOTS.iter().map(|root| root.name).collect();
-        Self {
-            bpf: true,
-            lint: true,
-            trees: roots.clone(),
-            disks: roots,
-            kernels: KERNELS.iter().map(|kernel| kernel.name).collect(),
+    /// What these tiers need; all there is for none.
+    pub fn of(tiers: &[Tier]) -> Self {
+        let wanted = |tier| tiers.is_empty() || tiers.contains(&tier);
+        let roots = || ROOTS.iter().map(|root| root.name).collect();
+        let mut needs = Self::default();
+        if wanted(Tier::Unit) {
+            needs.bpf = true;
         }
+        if wanted(Tier::Host) {
+            needs.bpf = true;
+            needs.trees = roots();
+        }
+        if wanted(Tier::Vm) {
+            needs.bpf = true;
+            needs.disks = roots();
+            needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
+        }
+        if wanted(Tier::Lint) {
+            needs.bpf = true;
+            needs.lint = true;
+        }
+        needs
     }
+
     /// These and those.
     pub fn extend(&mut self, other: Self) {
         let Self { bpf, lint, trees, disks, kernels } = other;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::apt::Mirrors;
 use super::{disk, programs};
@@ -94,6 +94,10 @@ impl RootSpec {
 
     /// The packages, unpacked; with systemd also configured, since its units need users and links.
     fn bootstrap(&self, cache: &Cache, tree: &Path) -> Result<()> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "making a root needs root, since its files belong to root: run `cargo xtask setup` once as root"
+        );
         let mirrors = Mirrors::find()?;
         let dir = tree.parent().context("a tree is in its root's directory")?;
         let tar = dir.join("tree.tar");

@@ -1,0 +1,79 @@
+//! The `demo` and `bench` tasks: one program of the tests' package, watched by a person, on a node with a real
+//! container runtime.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
+use crate::job::{Job, MOUNT};
+use crate::place::{Cache, Workspace};
+use crate::setup::{self, Needs};
+use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
+use crate::vm::{Guest, Output};
+use crate::{host, images, step};
+
+/// After this long it is given up.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Where to run it.
+#[derive(Args)]
+pub struct Demo {
+    /// Run in a guest with this kernel instead of on this machine's own
+    #[arg(long, value_name = "SERIES")]
+    vm: Option<String>,
+    /// The root, which decides the version of the container runtime
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_ROOT)]
+    root: String,
+    /// Passed on to the program
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
+}
+
+/// Builds `program`, runs it and returns its exit status.
+pub fn task(workspace: &Workspace, cache: &Cache, program: &str, demo: &Demo) -> Result<i32> {
+    let root = RootSpec::find(&demo.root)?;
+    let kernel = demo.vm.as_deref().map(KernelSeries::find).transpose()?;
+    let mut needs = Needs { bpf: true, ..Needs::default() };
+    match kernel {
+        Some(kernel) => {
+            needs.kernels.insert(kernel.name);
+            needs.disks.insert(root.name);
+        }
+        None => drop(needs.trees.insert(root.name)),
+    }
+    setup::ensure(cache, &needs)?;
+
+    let dir = tempfile::tempdir_in(workspace.scratch("jobs")?)?;
+    let mut job = Job::new(dir.path().join("job"))?;
+    step::timed(&format!("build {program}"), || {
+        let builder = Builder::new(workspace, cache)?;
+        job.add(&builder.kwitness()?, &in_job("kwitness"))?;
+        job.add(&builder.program(TESTS_PACKAGE, program)?, &in_job(program))?;
+        images::write(cache, &job.dir().join("images.tar"))?;
+        Ok(String::new())
+    })?;
+    job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });
+    job.env("KWITNESS_ROOT", root.name);
+    // In a guest the program sees a terminal that is not the one of the person.
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if no_color || !std::io::stdout().is_terminal() {
+        job.env("NO_COLOR", "1");
+    }
+    if let Some(columns) = std::env::var_os("COLUMNS").as_deref().and_then(OsStr::to_str) {
+        job.env("COLUMNS", columns);
+    }
+    let mut words = vec![format!("{MOUNT}/{}", in_job(program).display())];
+    words.extend(demo.arguments.iter().cloned());
+    job.command(&words)?;
+    match kernel {
+        Some(kernel) => {
+            let guest = Guest { kernel, root, processors: 1, memory: 2048, timeout: Some(LIMIT) };
+            guest.run(cache, &job, Output::Shown)
+        }
+        None => host::run(cache, &root.tree(cache)?, &job, Output::Shown, Some(LIMIT)),
+    }
+}
