@@ -175,12 +175,13 @@ impl<'a> Btf<'a> {
             let raw = read_u32(member, 8)?;
             let (bits, width) = if record.has_bitfields { (raw & 0xff_ffff, raw >> 24) } else { (raw, 0) };
             match string(self.strings, member_name) {
-                Some(found) if found == name => return (width == 0).then_some((bits, member_id)),
-                Some(b"") if depth > 0 => {
-                    if let Some((inner, found)) = self.member(member_id, name, depth - 1) {
+                Some(b"") => {
+                    let inner = depth.checked_sub(1).and_then(|depth| self.member(member_id, name, depth));
+                    if let Some((inner, found)) = inner {
                         return Some((bits.checked_add(inner)?, found));
                     }
                 }
+                Some(found) if found == name => return (width == 0).then_some((bits, member_id)),
                 _ => {}
             }
         }

@@ -142,18 +142,15 @@ impl Running {
         .await
     }
 
-    /// Hands out at most `budget` records, merged by their time as far as each ring's next record is known: of two that are
-    /// there, the earlier comes first. A record that is still being written holds back its own ring only.
+    /// Hands out at most `budget` records, merged by their time: of two that are there, the earlier comes first, and so does
+    /// what was recorded before it in another ring. The exception is a record behind one that is still being written on
+    /// another CPU: that holds back its own ring only.
     pub fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
         let [first, second, third] = &mut self.rings;
         let mut heads =
             [Merging::new(first.get_mut()), Merging::new(second.get_mut()), Merging::new(third.get_mut())];
         let mut drained = Drained { records: 0, more: false };
-        loop {
-            let times = heads.each_mut().map(Merging::head_time);
-            let next =
-                times.iter().enumerate().filter_map(|(index, time)| Some((time.as_ref()?, index))).min();
-            let Some((_, index)) = next else { break };
+        while let Some(index) = earliest(&mut heads) {
             if drained.records == budget {
                 drained.more = true;
                 break;
@@ -269,6 +266,16 @@ impl<'a> Merging<'a> {
             take(&item);
         }
     }
+}
+
+/// Which ring's next record is the earliest.
+fn earliest(heads: &mut [Merging<'_>; RINGS.len()]) -> Option<usize> {
+    // A ring that was empty when it was looked at may have got an earlier record by the time that a later one showed up
+    // in another ring: once something was found, the empty ones are looked at again.
+    let found = heads.iter_mut().filter_map(Merging::head_time).count();
+    let times = heads.each_mut().map(|head| (found > 0).then(|| head.head_time()).flatten());
+    let times = times.into_iter().enumerate();
+    times.filter_map(|(index, time)| Some((time?, index))).min().map(|(_, index)| index)
 }
 
 /// The time in a record's header; a record too short for one goes first, to be rejected by the decoder.

@@ -1,0 +1,189 @@
+//! Loaded probes and what they have told, decoded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kwitness::probe::{Loaded, Running, Settings};
+use kwitness_core::decode::Decoder;
+use kwitness_core::observation::{Fact, KernelEvent, PathText};
+use kwitness_tests::cgroup;
+use tokio::runtime::Runtime;
+
+/// How long anything may take that the kernel does by itself.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Running probes, and their records so far.
+pub struct Session {
+    runtime: Runtime,
+    running: Running,
+    decoder: Decoder,
+    events: Vec<KernelEvent>,
+    mount: PathBuf,
+}
+
+impl Session {
+    /// Loads, attaches and starts to read.
+    pub fn start(mount: &Path, settings: &Settings) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let attached = Loaded::load(settings)?.attach()?;
+        let running = {
+            let _guard = runtime.enter();
+            attached.run()?
+        };
+        Ok(Self {
+            runtime,
+            running,
+            decoder: Decoder::default(),
+            events: Vec::new(),
+            mount: mount.to_owned(),
+        })
+    }
+
+    /// The probes.
+    pub fn running(&mut self) -> &mut Running {
+        &mut self.running
+    }
+
+    /// Reads until all that was recorded before this call has been read.
+    pub fn settle(&mut self) -> Result<()> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kubepods-fence-{}-{number}", std::process::id());
+        let directory = self.mount.join(&name);
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let id = cgroup::id(&directory)?;
+        fs::remove_dir(&directory).with_context(|| format!("remove {}", directory.display()))?;
+        self.read_until(|event| event.cgroup.0 == id && matches!(event.fact, Fact::Mkdir { .. }))?;
+        // The fence is in one ring; what is in the others was committed before it.
+        while self.drain()? {}
+        Ok(())
+    }
+
+    /// Reads until an event of that kind has come.
+    pub fn read_until(&mut self, mut wanted: impl FnMut(&KernelEvent) -> bool) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        let mut seen = self.events.len();
+        loop {
+            if self.events[seen..].iter().any(&mut wanted) {
+                return Ok(());
+            }
+            seen = self.events.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "waited {LIMIT:?} in vain");
+            let readable = async { tokio::time::timeout(left, self.running.readable()).await };
+            self.runtime.block_on(readable).context("nothing to read")??;
+            self.drain()?;
+        }
+    }
+
+    /// Reads what is there, a batch of it; whether there is more.
+    pub fn drain(&mut self) -> Result<bool> {
+        let mut failure = None;
+        let Self { running, decoder, events, .. } = self;
+        let drained = running.drain(4096, |bytes| match decoder.decode(bytes) {
+            Ok(event) => events.push(event),
+            Err(error) => failure = Some(error),
+        });
+        failure.map_or(Ok(drained.more), |error| Err(error).context("a malformed record"))
+    }
+
+    /// Everything read so far, in the order of reading.
+    pub fn events(&self) -> &[KernelEvent] {
+        &self.events
+    }
+
+    /// What was told of that cgroup, in the order of the kernel's times.
+    pub fn facts(&self, id: u64) -> Vec<&Fact> {
+        let mut events: Vec<_> = self.events.iter().filter(|event| event.cgroup.0 == id).collect();
+        events.sort_by_key(|event| event.at);
+        events.into_iter().map(|event| &event.fact).collect()
+    }
+
+    /// Reads until the last reference to each of these cgroups is gone: nothing more can come of them.
+    pub fn await_release(&mut self, ids: &[u64]) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.settle()?;
+            let released = |id: &&u64| self.facts(**id).iter().any(|fact| matches!(fact, Fact::Release));
+            let missing = ids.iter().filter(|id| !released(id)).count();
+            if missing == 0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{missing} of {} cgroups were not released", ids.len());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Forgets what was read: a test looks at its own only, and a long one need not keep what came before.
+    pub fn forget(&mut self) {
+        self.events.clear();
+    }
+}
+
+/// A cgroup of a test, removed with all below it when dropped. Its name begins with `kubepods`: a root of the tracked set.
+pub struct Root {
+    directory: PathBuf,
+    path: String,
+}
+
+impl Root {
+    /// Makes `/kubepods-<name>-<pid>`.
+    pub fn make(mount: &Path, name: &str) -> Result<Self> {
+        Self::make_named(mount, &format!("kubepods-{name}-{}", std::process::id()))
+    }
+
+    /// Makes `/<name>`.
+    pub fn make_named(mount: &Path, name: &str) -> Result<Self> {
+        let directory = mount.join(name);
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(Self { directory, path: format!("/{name}") })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Result<u64> {
+        cgroup::id(&self.directory)
+    }
+
+    /// Makes a cgroup below it; its directory.
+    pub fn sub(&self, path: &str) -> Result<PathBuf> {
+        let directory = self.directory.join(path);
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(directory)
+    }
+
+    /// The path from the hierarchy's root of what is below it.
+    pub fn path_of(&self, path: &str) -> PathText {
+        PathText::Full(format!("{}/{path}", self.path).into())
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Err(error) = cgroup::remove_tree(&self.directory) {
+            eprintln!("leaving {} behind: {error:#}", self.directory.display());
+        }
+    }
+}
+
+/// Removes a cgroup that has just lost its last process; some kernels take a moment to see that.
+pub fn rmdir(directory: &Path) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            other => return other.with_context(|| format!("remove {}", directory.display())),
+        }
+    }
+}

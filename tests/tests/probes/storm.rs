@@ -1,0 +1,271 @@
+//! Ten thousand containers that live about a millisecond each, and a reader that is too slow on purpose.
+//!
+//! The producers are processes of their own: they say what they did, and the records have to say the same.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::{Child as Process, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use kwitness_abi::RecordKind;
+use kwitness_core::event::ExitStatus;
+use kwitness_core::observation::{Fact, KernelEvent};
+use kwitness_tests::cgroup;
+use kwitness_tests::suite::Case;
+use nix::sched::CloneFlags;
+
+use crate::child::{Action, Child};
+use crate::producer;
+use crate::session::{Root, Session, rmdir};
+use crate::{Bed, settings};
+use kwitness::probe::Settings;
+
+const CONTAINERS: u32 = 10_000;
+const PRODUCERS: u32 = 2;
+/// Every so many, a container's process executes a program; the others end at once.
+const EXEC_EVERY: u32 = 10;
+const OVERFLOW_CONTAINERS: u32 = 300;
+
+/// The rows.
+pub fn cases() -> Vec<Case<Bed>> {
+    let case = |name: &str, run: fn(&Bed) -> Result<()>| Case { name: name.to_owned(), refused: None, run };
+    vec![
+        case("a_storm_of_containers_loses_nothing", storm),
+        case("what_is_lost_is_counted_exactly", overflow),
+    ]
+}
+
+/// What a producer did in one container.
+#[derive(Debug, PartialEq, Eq)]
+struct Life {
+    pod: u64,
+    pid: u32,
+    executed: bool,
+    status: ExitStatus,
+}
+
+fn storm(bed: &Bed) -> Result<()> {
+    bed.unload();
+    let mut session = Session::start(&bed.environment.cgroup2, &settings(None)?)?;
+    let root = Root::make(&bed.environment.cgroup2, "storm")?;
+    let started = std::time::Instant::now();
+    let lives = session.read_while(produce_all(root.directory(), CONTAINERS)?)?;
+    let took = started.elapsed();
+    ensure!(lives.len() == CONTAINERS as usize, "the producers made {} containers", lives.len());
+    let ids: Vec<_> = lives.iter().flat_map(|(id, life)| [*id, life.pod]).collect();
+    session.await_release(&ids)?;
+
+    let counters = session.running().counters()?;
+    ensure!(counters == Default::default(), "lost: {counters:?}");
+    for stats in session.running().program_stats() {
+        ensure!(stats.recursion_misses.unwrap_or(0) == 0, "{stats:?}");
+    }
+    // What is read is all but in order: behind a record that another CPU is still writing, its ring waits, the others do
+    // not.
+    let late = session.events().windows(2).filter(|pair| pair[0].at > pair[1].at).count();
+    let mut events: Vec<_> = session.events().iter().collect();
+    events.sort_by_key(|event| event.at);
+    let mut told: HashMap<u64, Vec<&Fact>> = HashMap::new();
+    for event in events {
+        told.entry(event.cgroup.0).or_default().push(&event.fact);
+    }
+    let none = Vec::new();
+    let mut wrong = Vec::new();
+    for (id, life) in &lives {
+        let facts = told.get(id).unwrap_or(&none);
+        let pod_facts = told.get(&life.pod).unwrap_or(&none);
+        if !is_life(facts, life) || !is_pod(pod_facts) {
+            wrong.push(format!("{id}: {life:?}\n{facts:#?}\npod: {pod_facts:#?}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{} of {CONTAINERS} wrong, the first: {}", wrong.len(), wrong[0]);
+    println!("{CONTAINERS} containers in {took:.1?}, {} records, {late} read late", session.events().len());
+    Ok(())
+}
+
+/// Whether a container's facts are those of its life, each once and in order.
+fn is_life(facts: &[&Fact], life: &Life) -> bool {
+    let mut facts = facts.iter();
+    let mut next = |wanted: &dyn Fn(&Fact) -> bool| facts.next().is_some_and(|fact| wanted(fact));
+    let pid = life.pid;
+    next(&|fact| matches!(fact, Fact::Mkdir { parent, root: false, .. } if parent.0 == life.pod))
+        && next(&|fact| matches!(fact, Fact::Populated(true)))
+        && next(&|fact| matches!(fact, Fact::Fork { child, entered: true } if child.key.pid == pid))
+        && (!life.executed
+            || next(
+                &|fact| matches!(fact, Fact::Exec { process, first: false, .. } if process.key.pid == pid),
+            ))
+        && next(&|fact| {
+            matches!(fact, Fact::Exit { process, status, first: false }
+                if process.key.pid == pid && *status == life.status)
+        })
+        && next(&|fact| matches!(fact, Fact::Populated(false)))
+        && next(&|fact| matches!(fact, Fact::Rmdir { .. }))
+        && next(&|fact| matches!(fact, Fact::Release))
+        && facts.next().is_none()
+}
+
+fn is_pod(facts: &[&Fact]) -> bool {
+    matches!(
+        facts,
+        [
+            Fact::Mkdir { root: false, .. },
+            Fact::Populated(true),
+            Fact::Populated(false),
+            Fact::Rmdir { .. },
+            Fact::Release
+        ]
+    )
+}
+
+/// With rings of one page that nobody reads, what came and what was lost add up to what was produced, kind by kind.
+fn overflow(bed: &Bed) -> Result<()> {
+    bed.unload();
+    let page = NonZeroU32::MIN;
+    let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
+    let mut session = Session::start(&bed.environment.cgroup2, &tiny)?;
+    let root = Root::make(&bed.environment.cgroup2, "overflow")?;
+    let before = session.running().counters()?;
+    ensure!(before == Default::default(), "lost before it began: {before:?}");
+    let mut lives = HashMap::new();
+    for producer in produce_all(root.directory(), OVERFLOW_CONTAINERS)? {
+        lives.extend(producer.finish()?);
+    }
+    // A container with a process that forks, so that the ring of forks has its share.
+    let container = root.sub("forks")?;
+    let forks = 200;
+    let script = format!("i=0; while [ $i -lt {forks} ]; do (exit 3); i=$((i+1)); done");
+    let status =
+        Child::spawn(Some(&container), CloneFlags::empty(), Action::Exec(&["/bin/sh", "-c", &script]))?
+            .wait()?;
+    ensure!(status == ExitStatus::Code(0), "{status:?}");
+    rmdir(&container)?;
+    await_releases(&root)?;
+
+    while session.drain()? {}
+    let lost = session.running().counters()?;
+    let executed = lives.values().filter(|life| life.executed).count() as u64;
+    let containers = u64::from(OVERFLOW_CONTAINERS);
+    for (kind, produced) in [
+        // Root, pods, their containers, and the one with forks.
+        (RecordKind::CgroupMkdir, 2 * containers + 2),
+        (RecordKind::CgroupRmdir, 2 * containers + 1),
+        (RecordKind::CgroupRelease, 2 * containers + 1),
+        (RecordKind::CgroupAttach, 0),
+        (RecordKind::TaskFork, containers + 1 + forks),
+        (RecordKind::TaskExec, executed + 1),
+        (RecordKind::TaskExit, containers + 1 + forks),
+    ] {
+        let came = session.events().iter().filter(|event| kind_of(event) == kind).count() as u64;
+        let lost = lost.lost[kind.index()];
+        ensure!(came + lost == produced, "{}: {came} came, {lost} lost, {produced} produced", kind.name());
+        ensure!(produced < 300 || lost > 0, "{}: nothing was lost", kind.name());
+    }
+    // The rings are free again.
+    session.forget();
+    let lost = session.running().counters()?;
+    session.settle()?;
+    ensure!(session.running().counters()? == lost, "lost with empty rings");
+    Ok(())
+}
+
+/// Waits until the kernel has let go of every cgroup below the root: the rings are full, so its records cannot tell.
+fn await_releases(root: &Root) -> Result<()> {
+    let stat = root.directory().join("cgroup.stat");
+    for _ in 0..1000 {
+        let text = std::fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
+        if text.lines().any(|line| line == "nr_dying_descendants 0") {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    bail!("cgroups stay dying");
+}
+
+fn kind_of(event: &KernelEvent) -> RecordKind {
+    match event.fact {
+        Fact::Mkdir { .. } => RecordKind::CgroupMkdir,
+        Fact::Rmdir { .. } => RecordKind::CgroupRmdir,
+        Fact::Release => RecordKind::CgroupRelease,
+        Fact::Attach { .. } => RecordKind::CgroupAttach,
+        Fact::Populated(_) => RecordKind::CgroupPopulated,
+        Fact::Fork { .. } => RecordKind::TaskFork,
+        Fact::Exec { .. } => RecordKind::TaskExec,
+        Fact::Exit { .. } => RecordKind::TaskExit,
+    }
+}
+
+/// A process that makes containers.
+struct Producer(Process);
+
+fn produce_all(root: &Path, containers: u32) -> Result<Vec<Producer>> {
+    let produce = |index| {
+        Command::new(std::env::current_exe().context("find this program")?)
+            .args([producer::ROLE, "storm"])
+            .arg(root.join(format!("pod{index}-")))
+            .arg((containers / PRODUCERS).to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map(Producer)
+            .context("start a producer")
+    };
+    (0..PRODUCERS).map(produce).collect()
+}
+
+impl Producer {
+    /// Waits for its end; what it did, by container.
+    fn finish(self) -> Result<HashMap<u64, Life>> {
+        let output = self.0.wait_with_output().context("wait for a producer")?;
+        ensure!(output.status.success(), "a producer failed: {}", output.status);
+        String::from_utf8(output.stdout)?.lines().map(parse).collect()
+    }
+}
+
+fn parse(line: &str) -> Result<(u64, Life)> {
+    let words: Vec<_> = line.split(' ').collect();
+    let [id, pod, pid, executed, code] = words[..] else { bail!("a producer said `{line}`") };
+    let (executed, status) = (executed == "true", ExitStatus::Code(code.parse()?));
+    Ok((id.parse()?, Life { pod: pod.parse()?, pid: pid.parse()?, executed, status }))
+}
+
+/// The producer's side: containers one after the other, told when all is done.
+pub fn produce(arguments: &[&str]) -> Result<()> {
+    let [prefix, count] = arguments else { bail!("the storm takes a prefix and a count") };
+    let count: u32 = count.parse()?;
+    let mut told = String::new();
+    for index in 0..count {
+        let pod = PathBuf::from(format!("{prefix}{index}"));
+        let container = pod.join("ctr");
+        for directory in [&pod, &container] {
+            std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let executed = index % EXEC_EVERY == 0;
+        let action = if executed { Action::Exec(&["/bin/false"]) } else { Action::Exit((index % 256) as u8) };
+        let (id, pod_id) = (cgroup::id(&container)?, cgroup::id(&pod)?);
+        let child = Child::spawn(Some(&container), CloneFlags::empty(), action)?;
+        let pid = child.pid();
+        let ExitStatus::Code(code) = child.wait()? else { bail!("a container was killed") };
+        rmdir(&container)?;
+        rmdir(&pod)?;
+        told += &format!("{id} {pod_id} {pid} {executed} {code}\n");
+    }
+    print!("{told}");
+    Ok(())
+}
+
+impl Session {
+    /// Reads while the producers produce; what they did.
+    fn read_while(&mut self, producers: Vec<Producer>) -> Result<HashMap<u64, Life>> {
+        let waiting = std::thread::spawn(move || {
+            producers.into_iter().map(Producer::finish).collect::<Result<Vec<_>>>()
+        });
+        while !waiting.is_finished() {
+            self.settle()?;
+        }
+        let lives = waiting.join().map_err(|_| anyhow::anyhow!("waiting for the producers failed"))??;
+        self.settle()?;
+        Ok(lives.into_iter().flatten().collect())
+    }
+}
