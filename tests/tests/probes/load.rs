@@ -7,21 +7,18 @@ use kwitness::probe::need::{Exclusion, HookKind, Importance, NEEDS};
 use kwitness::probe::{Loaded, ProbeError, Reason, Settings, survey};
 use kwitness_tests::suite::Case;
 
-use crate::Bed;
-
 /// The rows.
-pub fn cases() -> Vec<Case<Bed>> {
-    let case = |name: &str, run: fn(&Bed) -> Result<()>| Case { name: name.to_owned(), refused: None, run };
+pub fn cases() -> Vec<Case> {
     vec![
-        case("every_hook_of_every_need_is_offered", every_hook),
-        case("a_missing_optional_need_degrades", degrades),
-        case("a_missing_vital_need_is_an_error_in_words", vital),
-        case("one_instance_at_a_time", one_instance),
-        case("rings_too_large_for_the_machine", too_large),
+        Case::new("every_hook_of_every_need_is_offered", |_| every_hook()),
+        Case::new("a_missing_optional_need_degrades", |_| degrades()),
+        Case::new("a_missing_vital_need_is_an_error_in_words", |_| vital()),
+        Case::new("one_instance_at_a_time", |_| one_instance()),
+        Case::new("a_set_too_large_for_the_machine", |_| too_large()),
     ]
 }
 
-fn every_hook(_: &Bed) -> Result<()> {
+fn every_hook() -> Result<()> {
     for kind in HookKind::ALL {
         let exclude = HookKind::ALL.into_iter().filter(|other| *other != kind).map(Exclusion::Kind).collect();
         let capabilities = survey(&Settings { exclude, ..Settings::default() });
@@ -33,7 +30,7 @@ fn every_hook(_: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn degrades(_: &Bed) -> Result<()> {
+fn degrades() -> Result<()> {
     let exclude = vec!["task_fork_btf".parse()?, "task_fork_raw".parse()?, "task_exec_btf".parse()?];
     let attached = Loaded::load(&Settings { exclude, ..Settings::default() })?.attach()?;
     let capabilities = attached.capabilities();
@@ -55,7 +52,7 @@ fn degrades(_: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn vital(_: &Bed) -> Result<()> {
+fn vital() -> Result<()> {
     for need in NEEDS.iter().filter(|need| need.importance == Importance::Vital) {
         let exclude = need.hooks.iter().map(|hook| Exclusion::Program(hook.program)).collect();
         let settings = Settings { exclude, ..Settings::default() };
@@ -71,7 +68,7 @@ fn vital(_: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn one_instance(_: &Bed) -> Result<()> {
+fn one_instance() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let settings = Settings { lock_file: Some(directory.path().join("lock")), ..Settings::default() };
     let first = Loaded::load(&settings)?;
@@ -87,7 +84,7 @@ fn one_instance(_: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn too_large(_: &Bed) -> Result<()> {
+fn too_large() -> Result<()> {
     let tracked_capacity = NonZeroU32::MAX;
     match Loaded::load(&Settings { tracked_capacity, ..Settings::default() }) {
         Err(error @ (ProbeError::Memory { .. } | ProbeError::Map { .. })) => {

@@ -7,64 +7,62 @@ mod producer;
 mod session;
 mod storm;
 
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use kwitness::probe::Settings;
 use kwitness::probe::need::{Exclusion, HookKind};
-use kwitness_tests::environment::Environment;
+use kwitness_tests::bed::Bed;
 use kwitness_tests::suite::{self, Case};
 
 use crate::session::{Root, Session};
-
-/// What the rows share: the place, and the probes of the kind of hook that the last row asked for.
-pub struct Bed {
-    environment: Environment,
-    loaded: Mutex<Option<(HookKind, Session)>>,
-}
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     if let [producer::ROLE, role @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return producer::run(role);
     }
-    let bed = Arc::new(Bed { environment: Environment::find()?, loaded: Mutex::new(None) });
     let mut cases = load::cases();
-    /// Gives each scenario a function of its own for each kind of hook, for a row has no state.
-    macro_rules! rows {
-        ($kind:ident: $($index:literal)*) => {
-            const { assert!([$($index),*].len() == life::SCENARIOS.len()) };
-            $(cases.push(Case {
-                name: format!("{}_{}", HookKind::$kind.name(), life::SCENARIOS[$index].0),
-                refused: None,
-                run: |bed: &Bed| bed.scenario(HookKind::$kind, $index),
-            });)*
-        };
+    let loaded = Arc::new(Loaded::default());
+    for kind in HookKind::ALL {
+        for (name, scenario) in life::SCENARIOS {
+            let loaded = Arc::clone(&loaded);
+            cases.push(Case::new(&format!("{kind}_{name}"), move |bed| {
+                let mount = &bed.environment.cgroup2;
+                loaded.with(kind, mount, |session| scenario(session, &Root::make(mount, name)?))
+            }));
+        }
     }
-    rows!(BtfTracepoint: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-    rows!(RawTracepoint: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-    cases.extend(storm::cases());
-    suite::run(bed.environment.tier, &bed, cases).exit()
+    cases.extend(storm::cases(&loaded));
+    suite::run(Bed::make()?, cases)
 }
 
-impl Bed {
-    fn scenario(&self, kind: HookKind, index: usize) -> Result<()> {
-        let (name, scenario) = life::SCENARIOS[index];
-        let mut loaded = self.loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if loaded.as_ref().is_none_or(|(other, _)| *other != kind) {
+/// Probes with one kind of hook, shared by the scenarios that ask for that kind one after the other.
+#[derive(Default)]
+pub struct Loaded(Mutex<Option<(HookKind, Session)>>);
+
+impl Loaded {
+    fn with(
+        &self,
+        kind: HookKind,
+        mount: &Path,
+        scenario: impl FnOnce(&mut Session) -> Result<()>,
+    ) -> Result<()> {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_none_or(|(other, _)| *other != kind) {
             // The old ones go first.
-            *loaded = None;
-            *loaded = Some((kind, Session::start(&self.environment.cgroup2, &settings(Some(kind))?)?));
+            *slot = None;
+            *slot = Some((kind, Session::start(mount, &settings(Some(kind))?)?));
         }
-        let (_, session) = loaded.as_mut().context("just loaded")?;
+        let (_, session) = slot.as_mut().context("just loaded")?;
         session.forget();
-        let root = Root::make(&self.environment.cgroup2, name)?;
-        scenario(session, &root)
+        scenario(session)
     }
 
-    /// Frees the machine from the shared probes.
+    /// Frees the machine from them.
     fn unload(&self) {
-        *self.loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::RecordKind;
@@ -18,7 +19,7 @@ use nix::sched::CloneFlags;
 use crate::child::{Action, Child};
 use crate::producer;
 use crate::session::{Root, Session, rmdir};
-use crate::{Bed, settings};
+use crate::{Loaded, settings};
 use kwitness::probe::Settings;
 
 const CONTAINERS: u32 = 10_000;
@@ -28,12 +29,15 @@ const EXEC_EVERY: u32 = 10;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
 /// The rows.
-pub fn cases() -> Vec<Case<Bed>> {
-    let case = |name: &str, run: fn(&Bed) -> Result<()>| Case { name: name.to_owned(), refused: None, run };
-    vec![
-        case("a_storm_of_containers_loses_nothing", storm),
-        case("what_is_lost_is_counted_exactly", overflow),
-    ]
+pub fn cases(loaded: &Arc<Loaded>) -> [Case; 2] {
+    let case = |name: &str, body: fn(&Path) -> Result<()>| {
+        let loaded = Arc::clone(loaded);
+        Case::new(name, move |bed| {
+            loaded.unload();
+            body(&bed.environment.cgroup2)
+        })
+    };
+    [case("a_storm_of_containers_loses_nothing", storm), case("what_is_lost_is_counted_exactly", overflow)]
 }
 
 /// What a producer did in one container.
@@ -45,10 +49,9 @@ struct Life {
     status: ExitStatus,
 }
 
-fn storm(bed: &Bed) -> Result<()> {
-    bed.unload();
-    let mut session = Session::start(&bed.environment.cgroup2, &settings(None)?)?;
-    let root = Root::make(&bed.environment.cgroup2, "storm")?;
+fn storm(mount: &Path) -> Result<()> {
+    let mut session = Session::start(mount, &settings(None)?)?;
+    let root = Root::make(mount, "storm")?;
     let started = std::time::Instant::now();
     let lives = session.read_while(produce_all(root.directory(), CONTAINERS)?)?;
     let took = started.elapsed();
@@ -120,12 +123,11 @@ fn is_pod(facts: &[&Fact]) -> bool {
 }
 
 /// With rings of one page that nobody reads, what came and what was lost add up to what was produced, kind by kind.
-fn overflow(bed: &Bed) -> Result<()> {
-    bed.unload();
+fn overflow(mount: &Path) -> Result<()> {
     let page = NonZeroU32::MIN;
     let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
-    let mut session = Session::start(&bed.environment.cgroup2, &tiny)?;
-    let root = Root::make(&bed.environment.cgroup2, "overflow")?;
+    let mut session = Session::start(mount, &tiny)?;
+    let root = Root::make(mount, "overflow")?;
     let before = session.running().counters()?;
     ensure!(before == Default::default(), "lost before it began: {before:?}");
     let mut lives = HashMap::new();
