@@ -41,6 +41,8 @@ pub(super) struct Container {
     phase: Phase,
     /// When the last record came that `phase` rests on: a scan that began later knows better.
     phase_at: KernelTime,
+    /// When a process was last seen to come or to do something: a scan that began before may have met none.
+    alive_at: Option<KernelTime>,
     processes: Processes,
     forks: u64,
     execs: u64,
@@ -99,6 +101,18 @@ pub(super) enum Found {
     Running(Option<Main>),
 }
 
+/// What a scan is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weight {
+    Holds,
+    /// A record that the phase rests on is younger.
+    Outweighed,
+    /// A process was there later, and which phase that makes was lost: another scan will tell.
+    Unclear {
+        since: KernelTime,
+    },
+}
+
 impl Container {
     pub(super) fn new(subject: Arc<Subject>, made: KernelTime, created_at: Option<KernelTime>) -> Self {
         let start = if created_at.is_some() { Start::Marked } else { Start::ByNamespace };
@@ -107,6 +121,7 @@ impl Container {
             created_at,
             phase: Phase::Empty(start),
             phase_at: made,
+            alive_at: None,
             processes: Processes::default(),
             forks: 0,
             execs: 0,
@@ -116,35 +131,38 @@ impl Container {
 
     /// A process was moved in, or from one of the container's groups to another.
     pub(super) fn attach(&mut self, at: KernelTime, process: &TaskInfo, budget: &mut Budget) {
-        self.fill();
+        self.fill(at);
         let known = Known { role: Role::Entered, executed: Executed::NotSeen, since: at };
         self.processes.insert_new(process.key, known, budget);
     }
 
     pub(super) fn fork(&mut self, at: KernelTime, child: &TaskInfo, entered: bool, budget: &mut Budget) {
-        self.fill();
+        self.fill(at);
         self.forks += 1;
         let role = if entered { Role::Entered } else { Role::Child };
         let known = Known { role, executed: Executed::NotSeen, since: at };
         self.processes.insert_new(child.key, known, budget);
     }
 
-    /// A process in an empty cgroup: the record that it is populated is late or lost.
-    fn fill(&mut self) {
-        if let Phase::Empty(start) = self.phase {
-            self.phase = Phase::Preparing(start);
-        }
+    /// The first process came. The kernel tells of changes only, so that a container thought to run was emptied before.
+    pub(super) fn populated(&mut self, at: KernelTime) -> Option<Kind> {
+        let stopped = match self.phase {
+            Phase::Running(_) if self.phase_at < at => self.stop(None),
+            Phase::Empty(_) | Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => None,
+        };
+        self.fill(at);
+        self.phase_at = self.phase_at.max(at);
+        stopped
     }
 
-    pub(super) fn populated(&mut self, at: KernelTime) {
-        if at < self.phase_at {
-            return;
-        }
-        self.phase_at = at;
+    /// There is a process. Told by `populated`, or, if that is late or lost, by what the process does; a late record of
+    /// what happened before the cgroup was emptied tells nothing.
+    fn fill(&mut self, at: KernelTime) {
+        self.alive_at = self.alive_at.max(Some(at));
         match self.phase {
             Phase::Empty(start) => self.phase = Phase::Preparing(start),
-            Phase::Stopped { .. } => self.phase = Phase::Preparing(Start::ByNamespace),
-            Phase::Preparing(_) | Phase::Running(_) => {}
+            Phase::Stopped { .. } if self.phase_at < at => self.phase = Phase::Preparing(Start::ByNamespace),
+            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => {}
         }
     }
 
@@ -156,10 +174,11 @@ impl Container {
     }
 
     /// The cgroup was removed, so no process is left in it.
-    pub(super) fn removed(&mut self, seen_at: Option<KernelTime>) -> Option<Kind> {
+    pub(super) fn removed(&mut self, at: KernelTime) -> Option<Kind> {
+        self.phase_at = self.phase_at.max(at);
         match self.phase {
             Phase::Empty(_) => None,
-            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => self.stop(seen_at),
+            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => self.stop(Some(at)),
         }
     }
 
@@ -189,14 +208,13 @@ impl Container {
         budget: &mut Budget,
     ) -> Kind {
         self.execs += 1;
+        self.fill(at);
         let starts = match self.phase {
-            Phase::Empty(Start::Marked) | Phase::Preparing(Start::Marked) => first,
-            Phase::Empty(Start::ByNamespace) | Phase::Preparing(Start::ByNamespace) => {
-                first || leaves_parents_namespace(&process)
-            }
-            // A late record of the life that ended.
-            Phase::Stopped { .. } => false,
-            Phase::Running(_) => false,
+            // A late record: the life that it started is over.
+            _ if at < self.phase_at => false,
+            Phase::Preparing(Start::Marked) => first,
+            Phase::Preparing(Start::ByNamespace) => first || leaves_parents_namespace(&process),
+            Phase::Empty(_) | Phase::Running(_) | Phase::Stopped { .. } => false,
         };
         let role = if starts { Role::Main } else { self.role_of_executing(&process) };
         match self.processes.get_mut(process.key) {
@@ -266,29 +284,51 @@ impl Container {
         Kind::Exited { process: with_role(process, role), status, before_exec }
     }
 
-    /// Whether no record of that time or a younger one tells the phase.
-    pub(super) fn rests_on_older_than(&self, time: KernelTime) -> bool {
-        self.phase_at < time
+    /// What a scan that began at that time, and found this, is worth against the records.
+    pub(super) fn weigh(&self, found: &Found, began: KernelTime) -> Weight {
+        let contradicts_life = matches!(
+            (&self.phase, found),
+            (Phase::Preparing(_) | Phase::Running(_), Found::Empty) | (Phase::Running(_), Found::Preparing)
+        );
+        match self.alive_at {
+            _ if self.phase_at >= began => Weight::Outweighed,
+            Some(since) if contradicts_life && since >= began => Weight::Unclear { since },
+            Some(_) | None => Weight::Holds,
+        }
     }
 
     /// Takes over what a scan found; what that changes is an event.
     pub(super) fn correct(&mut self, found: Found, at: KernelTime) -> Option<Kind> {
         self.phase_at = at;
-        match (&self.phase, found) {
+        match (&mut self.phase, found) {
             (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Running(main)) => {
                 Some(self.start(None, main))
             }
             (Phase::Preparing(_) | Phase::Running(_), Found::Empty) => self.stop(None),
-            (Phase::Empty(_), Found::Empty) => {
-                self.phase = Phase::Empty(Start::ByNamespace);
-                None
+            (Phase::Running(_), Found::Preparing) => {
+                let stopped = self.stop(None);
+                self.phase = Phase::Preparing(Start::ByNamespace);
+                stopped
             }
             (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Preparing) => {
                 self.phase = Phase::Preparing(Start::ByNamespace);
                 None
             }
-            (Phase::Running(_), Found::Running(_) | Found::Preparing)
-            | (Phase::Stopped { .. }, Found::Empty) => None,
+            (Phase::Empty(_), Found::Empty) => {
+                self.phase = Phase::Empty(Start::ByNamespace);
+                None
+            }
+            // The start was not seen, and a later arrival taken for it.
+            (Phase::Running(life), Found::Running(Some(main)))
+                if life
+                    .main
+                    .as_ref()
+                    .is_none_or(|known| main.process.key.start < known.process.key.start) =>
+            {
+                life.main = Some(main);
+                None
+            }
+            (Phase::Running(_), Found::Running(_)) | (Phase::Stopped { .. }, Found::Empty) => None,
         }
     }
 

@@ -189,12 +189,8 @@ impl Lifecycle {
         if !self.cgroups.exists(cgroup) {
             return;
         }
-        let seen_at = match basis {
-            Basis::InitialScan | Basis::RepairScan => None,
-            _ => Some(at),
-        };
         if let Some(container) = self.cgroups.container_mut(cgroup) {
-            if let Some(stopped) = container.removed(seen_at) {
+            if let Some(stopped) = container.removed(at) {
                 output.emit(at, basis, &container.subject, stopped);
             }
             output.emit(at, basis, &container.subject, Kind::Deleted { actor });
@@ -211,11 +207,13 @@ impl Lifecycle {
             Fact::Fork { child, entered } => return container.fork(at, &child, entered, budget),
             // An inner group's.
             Fact::Populated(_) if cgroup != id => return,
-            Fact::Populated(true) => return container.populated(at),
-            Fact::Populated(false) => match container.emptied(at) {
-                Some(stopped) => (Basis::CgroupPopulated, stopped),
-                None => return,
-            },
+            Fact::Populated(populated) => {
+                let stopped = if populated { container.populated(at) } else { container.emptied(at) };
+                match stopped {
+                    Some(stopped) => (Basis::CgroupPopulated, stopped),
+                    None => return,
+                }
+            }
             Fact::Exec { process, program, first } => {
                 (Basis::TaskExec, container.exec(at, process, program, first, budget))
             }

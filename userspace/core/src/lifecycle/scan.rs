@@ -19,7 +19,7 @@ use crate::ids::{CgroupId, KernelTime, ProcKey};
 use crate::observation::{Action, Fact, PathText, Scan, ScanReason, ScannedProcess};
 
 use super::cgroups::{Added, Owner};
-use super::container::{Found, Main, leaves_parents_namespace, with_role};
+use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role};
 use super::processes::{Executed, Known};
 use super::{Lifecycle, Output, StartUp, shows_living_cgroup};
 
@@ -73,15 +73,27 @@ struct View<'a> {
 enum Knowledge {
     Known,
     /// Found by this scan.
-    News {
-        made: KernelTime,
+    News,
+}
+
+/// What a scan did to a container that was known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Correction {
+    None,
+    Made,
+    /// A scan that does not begin before that time will tell.
+    Unclear {
+        since: KernelTime,
     },
 }
 
 /// What parked records say about the state in which they found a container.
 #[derive(Clone, Copy, Debug, Default)]
 struct Before {
+    /// The first of them.
+    first: Option<KernelTime>,
     started_by: Option<ProcKey>,
+    filled: bool,
     emptied: bool,
 }
 
@@ -105,15 +117,23 @@ impl Lifecycle {
             ScanReason::Initial => Basis::InitialScan,
             ScanReason::Repair => Basis::RepairScan,
         };
-        let mut tally = Tally { gone: self.remove_missing(scan, basis, output), ..Tally::default() };
+        let gone = self.remove_missing(scan, basis, output);
         let views = self.look(scan);
-        let before = self.before_parked();
+        let found = self.introduce_found(&views, scan, basis, output);
         for view in &views {
-            let before = before.get(&view.container).copied().unwrap_or_default();
-            self.take_over(view, before, scan, basis, &mut tally, output);
+            self.remember_processes(view, scan.began);
         }
         self.replay_parked(scan.began, output);
-        self.conclude(scan, tally, output);
+        let mut corrected = 0;
+        let mut unclear = self.unsettled();
+        for view in &views {
+            match self.correct(view, scan, basis, output) {
+                Correction::None => {}
+                Correction::Made => corrected += 1,
+                Correction::Unclear { since } => unclear = unclear.max(Some(since)),
+            }
+        }
+        self.conclude(scan, Tally { found, gone, corrected }, unclear, output);
     }
 
     fn remove_missing(&mut self, scan: &Scan, basis: Basis, output: &mut Output) -> u32 {
@@ -130,18 +150,13 @@ impl Lifecycle {
 
     /// Adds the cgroups that are news, and sorts all processes by container.
     fn look<'a>(&mut self, scan: &'a Scan) -> Vec<View<'a>> {
-        let mut first_parked: FxHashMap<CgroupId, KernelTime> = FxHashMap::default();
-        for event in &self.parked {
-            let first = first_parked.entry(event.cgroup).or_insert(event.at);
-            *first = event.at.min(*first);
-        }
         let mut views: Vec<View<'a>> = Vec::new();
         let mut places: FxHashMap<CgroupId, usize> = FxHashMap::default();
         for cgroup in &scan.cgroups {
-            let made = first_parked.get(&cgroup.id).copied().unwrap_or(scan.began).min(scan.began);
             let path = PathText::Full(Arc::clone(&cgroup.path));
-            let known = match self.cgroups.add(cgroup.id, cgroup.parent, &path, made, None, &self.limits) {
-                Added::Container => Knowledge::News { made },
+            let added = self.cgroups.add(cgroup.id, cgroup.parent, &path, scan.began, None, &self.limits);
+            let known = match added {
+                Added::Container => Knowledge::News,
                 Added::Group | Added::Known => Knowledge::Known,
                 Added::Full => {
                     self.counters.cgroups_full += 1;
@@ -151,7 +166,13 @@ impl Lifecycle {
                 Added::Unplaced => continue,
             };
             let Owner::Container(container) = self.cgroups.owner(cgroup.id) else { continue };
-            if !self.cgroups.exists(cgroup.id) || !self.cgroups.exists(container) {
+            if !self.cgroups.exists(container) {
+                // The scan met it before. What is parked of it is still its container's.
+                let Self { cgroups, limits, budget, counters, .. } = self;
+                cgroups.remove(cgroup.id, scan.ended, limits, budget, counters);
+                continue;
+            }
+            if !self.cgroups.exists(cgroup.id) {
                 continue;
             }
             let place = *places.entry(container).or_insert_with(|| {
@@ -169,13 +190,29 @@ impl Lifecycle {
 
     fn before_parked(&self) -> FxHashMap<CgroupId, Before> {
         let mut all: FxHashMap<CgroupId, Before> = FxHashMap::default();
+        let mut made_within: FxHashMap<CgroupId, CgroupId> = FxHashMap::default();
         for event in &self.parked {
-            let Owner::Container(container) = self.cgroups.owner(event.cgroup) else { continue };
+            // A group that was made and removed while the scan was elsewhere is known by its parked mkdir alone.
+            let place = match &event.fact {
+                Fact::Mkdir { parent, .. } => parent,
+                _ => &event.cgroup,
+            };
+            let owner = match self.cgroups.owner(*place) {
+                Owner::Container(container) => Some(container),
+                Owner::Nobody => None,
+                Owner::Unknown => made_within.get(place).copied(),
+            };
+            let Some(container) = owner else { continue };
+            made_within.insert(event.cgroup, container);
             let before = all.entry(container).or_default();
+            before.first = Some(before.first.map_or(event.at, |first| first.min(event.at)));
             match &event.fact {
-                Fact::Exec { process, first: true, .. } => {
+                Fact::Exec { process, first, .. }
+                    if *first || (before.filled && leaves_parents_namespace(process)) =>
+                {
                     before.started_by.get_or_insert(process.key);
                 }
+                Fact::Populated(true) if event.cgroup == container => before.filled = true,
                 Fact::Populated(false) if event.cgroup == container => before.emptied = true,
                 _ => {}
             }
@@ -183,41 +220,50 @@ impl Lifecycle {
         all
     }
 
-    fn take_over(
-        &mut self,
-        view: &View<'_>,
-        before: Before,
-        scan: &Scan,
-        basis: Basis,
-        tally: &mut Tally,
-        output: &mut Output,
-    ) {
-        let Some(container) = self.cgroups.container_mut(view.container) else { return };
-        let found = found(view, before);
-        match view.known {
-            Knowledge::News { made } => {
-                output.emit(made, basis, &container.subject, Kind::Created { actor: None });
-                output.actions.push(Action::Resolve(container.subject.container_id.clone()));
-                if let Some(kind) = container.correct(found, made) {
-                    output.emit(made, basis, &container.subject, kind);
-                }
-                tally.found += 1;
+    /// Gives the containers that are news the state that they were in before what is parked happened in them.
+    fn introduce_found(&mut self, views: &[View<'_>], scan: &Scan, basis: Basis, output: &mut Output) -> u32 {
+        let before = self.before_parked();
+        let mut found = 0;
+        for view in views.iter().filter(|view| view.known == Knowledge::News) {
+            let Some(container) = self.cgroups.container_mut(view.container) else { continue };
+            let before = before.get(&view.container).copied().unwrap_or_default();
+            let made = before.first.map_or(scan.began, |first| first.min(scan.began));
+            output.emit(made, basis, &container.subject, Kind::Created { actor: None });
+            output.actions.push(Action::Resolve(container.subject.container_id.clone()));
+            if let Some(kind) = container.correct(before.state(view), made) {
+                output.emit(made, basis, &container.subject, kind);
             }
-            Knowledge::Known if container.rests_on_older_than(scan.began) => {
-                if let Some(kind) = container.correct(found, scan.began) {
-                    output.emit(scan.ended, basis, &container.subject, kind);
-                    tally.corrected += 1;
-                }
-            }
-            Knowledge::Known => {}
+            found += 1;
         }
+        found
+    }
+
+    fn remember_processes(&mut self, view: &View<'_>, began: KernelTime) {
+        let Some(container) = self.cgroups.container_mut(view.container) else { return };
         let main = container.main().cloned();
-        let processes = view
-            .processes
-            .iter()
-            .map(|process| (process.task.key, remembered(process, main.as_ref(), scan.began)))
-            .collect();
-        container.reconcile(&processes, scan.began, &mut self.budget);
+        let remember =
+            |process: &&ScannedProcess| (process.task.key, remembered(process, main.as_ref(), began));
+        let processes = view.processes.iter().map(remember).collect();
+        container.reconcile(&processes, began, &mut self.budget);
+    }
+
+    /// Corrects what the records did not tell.
+    fn correct(&mut self, view: &View<'_>, scan: &Scan, basis: Basis, output: &mut Output) -> Correction {
+        let (Some(container), Some(found)) = (self.cgroups.container_mut(view.container), view.found())
+        else {
+            return Correction::None;
+        };
+        match container.weigh(&found, scan.began) {
+            Weight::Outweighed => return Correction::None,
+            Weight::Unclear { since } => return Correction::Unclear { since },
+            Weight::Holds => {}
+        }
+        let Some(kind) = container.correct(found, scan.began) else { return Correction::None };
+        output.emit(scan.ended, basis, &container.subject, kind);
+        match view.known {
+            Knowledge::Known => Correction::Made,
+            Knowledge::News => Correction::None,
+        }
     }
 
     /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have told of
@@ -241,19 +287,33 @@ impl Lifecycle {
         }
     }
 
-    fn conclude(&mut self, scan: &Scan, tally: Tally, output: &mut Output) {
+    /// The latest parked record of a cgroup that a later scan may find.
+    fn unsettled(&self) -> Option<KernelTime> {
+        let ended: FxHashSet<CgroupId> = self
+            .parked
+            .iter()
+            .filter(|event| matches!(event.fact, Fact::Rmdir { .. }))
+            .map(|event| event.cgroup)
+            .collect();
+        self.parked
+            .iter()
+            .filter(|event| shows_living_cgroup(&event.fact) && !ended.contains(&event.cgroup))
+            .map(|event| event.at)
+            .max()
+    }
+
+    /// `unclear`: the time of the latest record that only a later scan can make sense of.
+    fn conclude(&mut self, scan: &Scan, tally: Tally, unclear: Option<KernelTime>, output: &mut Output) {
         self.start_up = StartUp::Done;
-        let unsettled =
-            self.parked.iter().filter(|event| shows_living_cgroup(&event.fact)).map(|event| event.at).max();
         match scan.reason {
             ScanReason::Initial => {
-                if let Some(latest) = unsettled {
+                if let Some(latest) = unclear {
                     self.ask_for_repair(latest, output);
                 }
             }
             ScanReason::Repair => {
                 let mut repair = self.repair.take().unwrap_or(Repair::new(scan.began));
-                repair.since = repair.since.max(unsettled.unwrap_or(scan.began));
+                repair.since = repair.since.max(unclear.unwrap_or(scan.began));
                 repair.tally.add(tally);
                 if scan.began < repair.since {
                     output.actions.push(Action::Rescan);
@@ -271,35 +331,52 @@ impl Lifecycle {
     }
 }
 
-/// The state that a container is in, or was in before its parked records.
-fn found(view: &View<'_>, before: Before) -> Found {
-    let own = || view.processes.iter().filter(|process| !is_runtime_helper(process));
-    let main = own()
-        .filter(|process| leaves_parents_namespace(&process.task))
-        .min_by_key(|process| process.task.key.start)
-        .map(|process| Main {
-            process: with_role(process.task.clone(), Role::Main),
-            program: process.program.clone(),
-            mnt_ns: process.task.mnt_ns,
-        });
-    if let Some(starter) = before.started_by {
-        // The start will be replayed, unless an older process shows that it was one before that.
-        return match main {
-            Some(main) if main.process.key != starter && main.process.key.start < starter.start => {
+impl View<'_> {
+    fn own(&self) -> impl Iterator<Item = &ScannedProcess> {
+        self.processes.iter().copied().filter(|process| !is_runtime_helper(process))
+    }
+
+    /// The oldest process that did not come from one in its own mount namespace.
+    fn main(&self) -> Option<Main> {
+        self.own()
+            .filter(|process| leaves_parents_namespace(&process.task))
+            .min_by_key(|process| process.task.key.start)
+            .map(|process| Main {
+                process: with_role(process.task.clone(), Role::Main),
+                program: process.program.clone(),
+                mnt_ns: process.task.mnt_ns,
+            })
+    }
+
+    /// The state of the container; none if the scan could not tell.
+    fn found(&self) -> Option<Found> {
+        if self.own().next().is_some() {
+            Some(Found::Running(self.main()))
+        } else if !self.processes.is_empty() {
+            Some(Found::Preparing)
+        } else {
+            (self.populated == Some(false)).then_some(Found::Empty)
+        }
+    }
+}
+
+impl Before {
+    /// The state in which the first parked record found the container that the scan met later, or earlier.
+    fn state(self, view: &View<'_>) -> Found {
+        let ran_already = |main: &Main, starter: ProcKey| {
+            main.process.key != starter && main.process.key.start < starter.start
+        };
+        match (self.started_by, view.found()) {
+            // The start will be replayed, unless an older process shows that it was none.
+            (Some(starter), Some(Found::Running(Some(main)))) if ran_already(&main, starter) => {
                 Found::Running(Some(main))
             }
-            Some(_) | None => Found::Preparing,
-        };
-    }
-    if own().next().is_some() {
-        Found::Running(main)
-    } else if view.processes.is_empty() && before.emptied {
-        // Something ran, and was gone before the scan came by.
-        Found::Running(None)
-    } else if !view.processes.is_empty() || view.populated == Some(true) {
-        Found::Preparing
-    } else {
-        Found::Empty
+            (Some(_), _) => Found::Empty,
+            (None, _) if self.filled => Found::Empty,
+            // Something ran, and was gone before the scan came by.
+            (None, Some(Found::Empty) | None) if self.emptied => Found::Running(None),
+            (None, found) => found.unwrap_or(Found::Empty),
+        }
     }
 }
 

@@ -1,8 +1,5 @@
 //! A node in a few words: observations made tersely, events read tersely.
 
-#![expect(clippy::allow_attributes, reason = "each test binary uses a part of this")]
-#![allow(dead_code, reason = "each test binary uses a part of this")]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -253,7 +250,12 @@ pub fn line(event: &Event) -> String {
         Kind::Started { process: None, .. } => "started ?".to_owned(),
         Kind::Exec { process: who, program } => format!("exec {} {program}", process(who)),
         Kind::Exited { process: who, status: how, before_exec } => {
-            format!("exited {} {}{}", process(who), status(how), if *before_exec { " before_exec" } else { "" })
+            format!(
+                "exited {} {}{}",
+                process(who),
+                status(how),
+                if *before_exec { " before_exec" } else { "" }
+            )
         }
         Kind::Stopped { main_status, never_started } => format!(
             "stopped {}{}",

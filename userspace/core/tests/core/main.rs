@@ -1,0 +1,10 @@
+//! Tests of the core through its two doors: bytes and observations in, events, actions and state out.
+
+mod cgroup_path;
+mod common;
+mod decode;
+mod lifecycle;
+mod memory;
+mod model;
+mod repair;
+mod start_up;

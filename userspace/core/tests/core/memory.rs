@@ -1,0 +1,134 @@
+//! What the machine remembers, for how long, and what it does when that is not enough.
+
+use kwitness_core::ids::{CgroupId, KernelTime};
+use kwitness_core::lifecycle::Limits;
+use kwitness_core::observation::Observation;
+
+use crate::common::*;
+
+#[test]
+fn the_runtimes_facts_are_told_once_and_kept() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.tell(7, Some(facts("web")));
+    node.tell(7, Some(facts("web")));
+    node.exit(7, entering(50, 7), 0);
+    let named = node.output.events.last().and_then(|event| event.subject.clone()).expect("an exit");
+    assert_eq!(named.facts, Some(facts("web")));
+    node.tell(7, Some(facts("db")));
+    // The runtime does not know it, or nobody does.
+    node.tell(7, None);
+    node.tell(8, Some(facts("ghost")));
+    assert_eq!(
+        node.events(),
+        [
+            "106 updated name,type,pod.name,pod.namespace (runtime) 7",
+            "108 exited main 50 code 0 (exit) 7",
+            "109 updated name (runtime) 7",
+        ]
+    );
+    assert_eq!(node.machine.counters().runtime_unmatched, 2);
+}
+
+#[test]
+fn facts_that_come_after_the_end_are_told_until_the_end_is_forgotten() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.rmdir(7);
+    node.release(7);
+    node.events();
+    node.tell(7, Some(facts("web")));
+    assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 7"]);
+    let keep = u64::try_from(node.machine.limits().removed_for.as_nanos()).expect("it fits");
+    node.observe(Observation::Tick { at: KernelTime(106 + keep - 1) });
+    node.tell(7, Some(facts("db")));
+    assert_eq!(node.events(), ["109 updated name (runtime) 7"]);
+    node.observe(Observation::Tick { at: KernelTime(106 + keep) });
+    node.tell(7, Some(facts("web")));
+    assert_eq!(node.events(), [""; 0]);
+    assert_eq!(node.machine.counters().runtime_unmatched, 1);
+}
+
+#[test]
+fn facts_go_to_the_newest_cgroup_of_a_container() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.rmdir(7);
+    // The same container, started again in a new cgroup.
+    node.mkdir_at(8, POD, &container_path(7));
+    node.events();
+    node.tell(7, Some(facts("web")));
+    assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 8"]);
+    let keep = u64::try_from(node.machine.limits().removed_for.as_nanos()).expect("it fits");
+    node.observe(Observation::Tick { at: KernelTime(keep + 107) });
+    node.tell(7, Some(facts("db")));
+    assert_eq!(node.events(), ["109 updated name (runtime) 8"]);
+}
+
+#[test]
+fn removed_cgroups_are_remembered_up_to_a_number() {
+    let mut node = Node::with(Limits { removed: 2, ..Limits::default() });
+    for cgroup in 7..10 {
+        node.mkdir(cgroup);
+        node.rmdir(cgroup);
+    }
+    node.events();
+    for cgroup in 7..10 {
+        node.tell(cgroup, Some(facts("web")));
+    }
+    assert_eq!(node.events().len(), 2);
+    let counters = node.machine.counters();
+    assert_eq!((counters.removed_forgotten, counters.runtime_unmatched), (1, 1));
+}
+
+#[test]
+fn a_cgroup_too_many_is_counted_and_asks_for_no_scan() {
+    let mut node = Node::with(Limits { cgroups: 2, ..Limits::default() });
+    node.start(7, 50);
+    node.mkdir(8);
+    node.first_exec(8, entering(51, 8), "/bin/app");
+    assert_eq!(node.events(), [""; 0]);
+    assert_eq!(node.actions(), []);
+    let counters = node.machine.counters();
+    assert_eq!((counters.cgroups_full, counters.unknown_cgroup, counters.unknown_dropped), (1, 1, 1));
+    // A place becomes free.
+    node.rmdir(7);
+    node.events();
+    node.mkdir(9);
+    assert_eq!(node.events(), ["109 created by runc (mkdir) 9"]);
+}
+
+#[test]
+fn a_process_too_many_is_told_but_not_claimed_about() {
+    let mut node = Node::with(Limits { processes: 2, ..Limits::default() });
+    node.start(7, 50);
+    node.fork(7, child(51, 7));
+    node.fork(7, child(52, 7));
+    node.exit(7, child(52, 7), 0);
+    node.exit(7, child(51, 7), 0);
+    assert_eq!(
+        node.events(),
+        ["108 exited child 52 code 0 (exit) 7", "109 exited child 51 code 0 before_exec (exit) 7"]
+    );
+    assert_eq!(node.machine.counters().processes_full, 1);
+    // The place is free again, also after a removal that left processes behind.
+    node.fork(7, child(53, 7));
+    node.rmdir(7);
+    node.release(7);
+    node.start(8, 60);
+    node.fork(8, child(61, 8));
+    assert_eq!(node.machine.counters().processes_full, 1);
+}
+
+#[test]
+fn a_mkdir_told_twice_is_one() {
+    let mut node = Node::new();
+    node.mkdir(7);
+    node.mkdir(7);
+    node.rmdir(7);
+    node.rmdir(7);
+    // Nor does it come back to life.
+    node.mkdir(7);
+    assert_eq!(node.events(), ["102 created by runc (mkdir) 7", "104 deleted by runc (rmdir) 7"]);
+    assert!(node.machine.containers().all(|container| container.subject.cgroup_id != CgroupId(7)));
+}
