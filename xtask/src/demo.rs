@@ -43,7 +43,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, program: &str, demo: &Demo) ->
             needs.kernels.insert(kernel.name);
             needs.disks.insert(root.name);
         }
-        None => drop(needs.trees.insert(root.name)),
+        None => needs.trees.extend([root.name]),
     }
     setup::ensure(cache, &needs)?;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::run;
+use crate::{run, step};
 
 /// The source tree and its build directory.
 pub struct Workspace {
@@ -52,6 +52,7 @@ impl Cache {
             .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("kwitness")))
             .or_else(|| set("HOME").map(|dir| dir.join(".cache/kwitness")))
             .context("no place for the cache: set KWITNESS_CACHE to a directory with 6 GB free")?;
+        let root = std::path::absolute(&root).with_context(|| format!("find {}", root.display()))?;
         Ok(Self { root: make_dir(root)? })
     }
 
@@ -75,13 +76,29 @@ impl Cache {
         self.root.join("tools/bin").join(name)
     }
 
-    /// Waits until no other setup works in this cache, then keeps it so until the file is closed.
-    pub fn lock(&self) -> Result<File> {
-        let path = self.root.join("lock");
+    /// Waits for its turn at what only one process at a time may do, which lasts until the file is closed.
+    pub fn lock(&self, turn: Turn) -> Result<File> {
+        let (name, what) = match turn {
+            Turn::Setup => ("setup.lock", "setup"),
+            Turn::HostNode => ("host-node.lock", "node"),
+        };
+        let path = self.root.join(name);
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        file.lock().with_context(|| format!("lock {}", path.display()))?;
+        if file.try_lock().is_err() {
+            step::say("  ..", "waiting", &format!("for another {what} on this machine to end"));
+            file.lock().with_context(|| format!("lock {}", path.display()))?;
+        }
         Ok(file)
     }
+}
+
+/// What only one process at a time may do.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    /// Change the cache.
+    Setup,
+    /// Run a node on this machine's kernel, whose cgroups are the machine's; or change the tree that it runs on.
+    HostNode,
 }
 
 fn make_dir(path: PathBuf) -> Result<PathBuf> {

@@ -120,7 +120,7 @@ impl Place {
     fn needs(self) -> Needs {
         let mut needs = Needs { bpf: true, ..Needs::default() };
         match self {
-            Self::Host => drop(needs.trees.insert(DEFAULT_ROOT)),
+            Self::Host => needs.trees.extend([DEFAULT_ROOT]),
             Self::Guest { kernel, root } => {
                 needs.kernels.insert(kernel.name);
                 needs.disks.insert(root.name);

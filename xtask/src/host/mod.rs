@@ -1,7 +1,7 @@
 //! A node on this machine's own kernel: a root in private namespaces, that leaves nothing behind.
 //!
 //! ```text
-//! xtask test|demo|bench          holds the lock: one such node at a time on this kernel
+//! xtask test|demo|bench          waits for its turn: one such node at a time on this kernel
 //!   └── xtask host-node          mount, network, IPC and UTS namespaces of its own; adopts orphans
 //!         └── sh /run/job/run    the job; its daemons, containerd, shims, containers
 //! ```
@@ -12,7 +12,7 @@
 pub mod cgroups;
 pub mod node;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::job::Job;
-use crate::place::Cache;
+use crate::place::{Cache, Turn};
+use crate::signals;
 use crate::vm::Output;
-use crate::{signals, step};
 
 /// Runs `job` on a node with the root at `tree` and returns the job's exit status.
 ///
@@ -33,7 +33,7 @@ pub fn run(cache: &Cache, tree: &Path, job: &Job, output: Output, timeout: Optio
         "running a node needs root, for namespaces, mounts and BPF programs: run this as root, or use `--vm`"
     );
     signals::catch()?;
-    let _lock = lock(cache)?;
+    let _turn = cache.lock(Turn::HostNode)?;
     let dir = tempfile::tempdir().context("make a temporary directory")?;
     let report = dir.path().join("report");
     let mut command = Command::new(std::env::current_exe().context("find our own program")?);
@@ -76,15 +76,4 @@ pub fn run(cache: &Cache, tree: &Path, job: &Job, output: Output, timeout: Optio
     }
     let exit = report.lines().find_map(|line| line.strip_prefix("exit ")?.parse().ok());
     exit.with_context(|| format!("the node ended with {status} before its job did"))
-}
-
-/// The cgroups and the daemon's own lock are the machine's, so nodes take turns.
-fn lock(cache: &Cache) -> Result<File> {
-    let path = cache.root().join("host-node.lock");
-    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    if file.try_lock().is_err() {
-        step::say("  ..", "waiting", "for another node on this machine to end");
-        file.lock().with_context(|| format!("lock {}", path.display()))?;
-    }
-    Ok(file)
 }

@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a job finds in its environment, beside what it sets itself; from ours come only these.
-const INHERITED: &[&str] = &["TERM", "COLUMNS", "LINES", "NO_COLOR", "RUST_BACKTRACE", "RUST_LOG"];
+const INHERITED: &[&str] = &["TERM", "COLUMNS", "LINES", "NO_COLOR", "RUST_LOG"];
 
 /// What the outer side tells.
 #[derive(Args)]

@@ -65,31 +65,26 @@ pub struct Mirrors {
 impl Mirrors {
     /// Asks apt.
     pub fn find() -> Result<Self> {
-        let text = run::output(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(CODENAME) $(RELEASE)",
-        ]))?;
-        Self::parse(&text)
+        let format = ["indextargets", "--format", "$(REPO_URI) $(RELEASE)"];
+        let targets = run::output(Command::new("apt-get").args(format))?;
+        let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+        Self::parse(&targets, codename.unwrap_or("stable"))
     }
 
-    fn parse(text: &str) -> Result<Self> {
-        let repositories = || {
-            text.lines().filter_map(|line| {
-                let mut words = line.split_whitespace();
-                Some((words.next()?, words.next_back()?))
-            })
+    fn parse(targets: &str, codename: &str) -> Result<Self> {
+        let repository = |suffix: &str| {
+            let names = [codename, "stable"].map(|name| format!("{name}{suffix}"));
+            let mut pairs = targets.lines().filter_map(|line| line.split_once(' '));
+            Some(pairs.find(|(_, release)| names.iter().any(|name| name == release))?.0.to_owned())
         };
-        let plain = |release: &str| !release.contains('-');
-        let main = repositories().find(|(uri, release)| plain(release) && uri.contains("debian"));
-        let security = repositories().find(|(_, release)| release.ends_with("-security"));
-        let (Some((main, _)), Some((security, _))) = (main, security) else {
-            bail!(
-                "apt knows no Debian repository with its security updates: /etc/apt/sources.list needs the lines \
-                 of Debian 12, with bookworm and bookworm-security"
-            );
-        };
-        Ok(Self { main: main.to_owned(), security: security.to_owned() })
+        match (repository(""), repository("-security")) {
+            (Some(main), Some(security)) => Ok(Self { main, security }),
+            _ => bail!(
+                "apt has no {codename} and {codename}-security of Debian: /etc/apt/sources.list needs both, as a \
+                 fresh Debian has them"
+            ),
+        }
     }
 
     /// The line of a sources list for a suite.
@@ -197,12 +192,12 @@ impl Suites {
 mod tests {
     use super::*;
 
+    const TARGETS: &str = "http://m/debian/ bookworm\nhttp://m/debian/ bookworm-updates\n\
+                           http://m/debian-security/ bookworm-security\nhttp://other/ tools\n";
+
     #[test]
     fn mirrors_are_told_apart_by_suite() {
-        let mirrors = Mirrors::parse(
-            "http://m/other/ stable stable\nhttp://m/debian/ bookworm bookworm\nhttp://m/debian/ bookworm-updates bookworm-updates\nhttp://m/debian-security/ bookworm-security bookworm-security\n",
-        )
-        .unwrap();
+        let mirrors = Mirrors::parse(TARGETS, "bookworm").unwrap();
         let source = mirrors.source("bullseye");
         assert!(source.ends_with(" http://m/debian/ bullseye main"), "{source}");
         let source = mirrors.source("bullseye-security");
@@ -210,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_debian_is_told_what_is_missing() {
-        let error = Mirrors::parse("http://m/other/ stable stable\n").map(drop).unwrap_err();
-        assert!(error.to_string().contains("bookworm-security"), "{error}");
+    fn a_machine_without_its_suites_is_told_what_is_missing() {
+        let error = Mirrors::parse(TARGETS, "trixie").map(drop).unwrap_err();
+        assert!(error.to_string().contains("trixie-security"), "{error}");
     }
 }

@@ -18,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::place::Cache;
+use crate::place::{Cache, Turn};
 use crate::versions::{
     BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
 };
@@ -90,7 +90,7 @@ impl Needs {
 
 /// Makes what is not there yet.
 pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
-    let _lock = cache.lock()?;
+    let _turn = cache.lock(Turn::Setup)?;
     check_host(cache)?;
     let roots: BTreeSet<_> = needs.trees.union(&needs.disks).copied().collect();
     let guests = !needs.disks.is_empty() || !needs.kernels.is_empty();

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::apt::Mirrors;
 use super::{disk, programs};
-use crate::place::Cache;
+use crate::place::{Cache, Turn};
 use crate::run;
 use crate::step::{Step, key};
 use crate::versions::{EVERY_ROOT, Init, ROOTS, RootSpec};
@@ -116,6 +116,7 @@ impl RootSpec {
         ]);
         // The lists of sid expire within days, and a mirror may lag.
         command.args(["--aptopt=Acquire::Check-Valid-Until \"false\"", "--aptopt=Acquire::Retries \"3\""]);
+        command.arg("--dpkgopt=force-unsafe-io");
         command.arg("--aptopt=APT::Install-Recommends \"false\"");
         for unused in ["doc", "man", "locale", "info"] {
             command.arg(format!("--dpkgopt=path-exclude=/usr/share/{unused}/*"));
@@ -124,6 +125,8 @@ impl RootSpec {
         run::logged(&mut command, &log).with_context(|| {
             format!("mmdebstrap cannot make a {} tree: check the network; see {}", self.suite, log.display())
         })?;
+        // A node may run on the old one.
+        let _turn = cache.lock(Turn::HostNode)?;
         if tree.exists() {
             fs::remove_dir_all(tree).with_context(|| format!("remove the old {}", tree.display()))?;
         }
