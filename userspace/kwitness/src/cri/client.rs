@@ -21,8 +21,6 @@ pub const CANDIDATES: [&str; 4] = [
     "/run/cri-dockerd.sock",
 ];
 
-/// The longest that one call may take.
-pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// The largest answer that is taken, the kubelet's own limit.
 const ANSWER_MAX: usize = 16 << 20;
 
@@ -49,10 +47,12 @@ pub enum Error {
         status: Box<tonic::Status>,
     },
     /// No answer within the deadline.
-    #[error("{method}: no answer within {} s", DEADLINE.as_secs())]
+    #[error("{method}: no answer within {deadline:?}")]
     Slow {
         /// The method.
         method: &'static str,
+        /// The longest that a call may take.
+        deadline: Duration,
     },
 }
 
@@ -68,6 +68,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 #[derive(Debug)]
 pub struct Connection {
     client: RuntimeServiceClient<Channel>,
+    deadline: Duration,
     /// What it calls itself.
     pub name: String,
     /// Its version.
@@ -75,21 +76,31 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and asks for the version.
+    /// Connects, and asks for the version. No call takes longer than the deadline.
     ///
     /// # Errors
     /// Nobody listens, or whoever does is no runtime.
-    pub async fn open(socket: &Path) -> Result<Self, Error> {
+    pub async fn open(socket: &Path, deadline: Duration) -> Result<Self, Error> {
         let connect = |source| Error::Connect { socket: socket.to_owned(), source };
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
             .map_err(connect)?
-            .connect_timeout(DEADLINE)
+            .connect_timeout(deadline)
             // What the kubelet calls itself by; some servers refuse other names.
             .origin(tonic::codegen::http::Uri::from_static("http://localhost"));
         let channel = endpoint.connect().await.map_err(connect)?;
         let mut client = RuntimeServiceClient::new(channel).max_decoding_message_size(ANSWER_MAX);
-        let version = call("Version", client.version(VersionRequest { version: "v1".into() })).await?;
-        Ok(Self { client, name: version.runtime_name, version: version.runtime_version })
+        let version =
+            call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
+        Ok(Self { client, deadline, name: version.runtime_name, version: version.runtime_version })
+    }
+
+    /// Whether it is still there.
+    ///
+    /// # Errors
+    /// It is not, or does not say so in time.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let request = VersionRequest { version: "v1".into() };
+        call(self.deadline, "Version", self.client.version(request)).await.map(drop)
     }
 
     /// Everything the runtime knows.
@@ -99,21 +110,24 @@ impl Connection {
     pub async fn list(&mut self) -> Result<HashMap<ContainerId, Arc<RuntimeFacts>>, Error> {
         // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
         let containers =
-            call("ListContainers", self.client.list_containers(ListContainersRequest {})).await?;
+            call(self.deadline, "ListContainers", self.client.list_containers(ListContainersRequest {}))
+                .await?;
         let sandboxes =
-            call("ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {})).await?;
+            call(self.deadline, "ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {}))
+                .await?;
         Ok(facts(sandboxes.items, containers.containers))
     }
 }
 
 async fn call<T>(
+    deadline: Duration,
     method: &'static str,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(DEADLINE, answer).await {
+    match tokio::time::timeout(deadline, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Error::Call { method, status: Box::new(status) }),
-        Err(_) => Err(Error::Slow { method }),
+        Err(_) => Err(Error::Slow { method, deadline }),
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod client;
 mod resolver;
+#[cfg(test)]
+mod tests;
 
 pub use client::{CANDIDATES, Connection, Error};
 pub use resolver::{Resolver, start};

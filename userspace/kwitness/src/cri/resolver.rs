@@ -29,15 +29,36 @@ use crate::proto::v1;
 
 /// Open questions at most.
 const OPEN_MAX: usize = 16_384;
-/// Between two lists at least.
-const LIST_PAUSE: Duration = Duration::from_millis(50);
-/// Between two tries for the same container at most.
-const RETRY_MAX: Duration = Duration::from_secs(2);
-/// After the first list that lacks a container, it is asked for no longer than that.
-const GIVE_UP: Duration = Duration::from_secs(30);
-/// Between two attempts to connect.
-const RECONNECT_MIN: Duration = Duration::from_millis(250);
-const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// How often and how long is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// The longest that a call may take.
+    pub(super) deadline: Duration,
+    /// Between two lists at least.
+    pub(super) list_pause: Duration,
+    /// Between two tries for the same container at most.
+    pub(super) retry_max: Duration,
+    /// After the first list that lacks a container, it is asked for no longer than that.
+    pub(super) give_up: Duration,
+    /// Between two looks whether it is still there, while nothing is asked.
+    pub(super) idle: Duration,
+    /// Between two attempts to connect: at first, and at most.
+    pub(super) reconnect: (Duration, Duration),
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(5),
+            list_pause: Duration::from_millis(50),
+            retry_max: Duration::from_secs(2),
+            give_up: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            reconnect: (Duration::from_millis(250), Duration::from_secs(5)),
+        }
+    }
+}
 
 /// Takes questions, and tells how the runtime is. Clones share it.
 #[derive(Clone, Debug)]
@@ -49,6 +70,7 @@ pub struct Resolver {
 struct Shared {
     open: Mutex<HashMap<ContainerId, Question>>,
     asked: Notify,
+    timing: Timing,
     status: Mutex<v1::RuntimeStatus>,
     enabled: bool,
     counts: Counts,
@@ -78,9 +100,18 @@ pub fn start(
     choice: RuntimeChoice,
     answers: mpsc::Sender<Observation>,
 ) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
+    start_with(Timing::default(), choice, answers)
+}
+
+pub(super) fn start_with(
+    timing: Timing,
+    choice: RuntimeChoice,
+    answers: mpsc::Sender<Observation>,
+) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
     let shared = Arc::new(Shared {
         open: Mutex::default(),
         asked: Notify::new(),
+        timing,
         status: Mutex::default(),
         enabled: choice != RuntimeChoice::Never,
         counts: Counts::default(),
@@ -117,7 +148,7 @@ impl Resolver {
         }
         open.entry(container).or_insert_with(|| Question {
             at: Instant::now(),
-            pause: LIST_PAUSE,
+            pause: self.shared.timing.list_pause,
             lacked: None,
         });
         drop(open);
@@ -169,18 +200,19 @@ struct Worker {
 
 impl Worker {
     async fn run(self) {
-        let mut pause = RECONNECT_MIN;
+        let (first, longest) = self.shared.timing.reconnect;
+        let mut pause = first;
         loop {
-            match self.connect().await {
-                Ok(connection) => {
-                    pause = RECONNECT_MIN;
-                    let error = self.serve(connection).await;
-                    self.failed(&error);
-                }
-                Err(error) => self.failed(&error),
+            let (error, answered) = match self.connect().await {
+                Ok(connection) => self.serve(connection).await,
+                Err(error) => (error, false),
+            };
+            self.failed(&error);
+            if answered {
+                pause = first;
             }
             tokio::time::sleep(pause).await;
-            pause = RECONNECT_MAX.min(pause * 2);
+            pause = longest.min(pause * 2);
         }
     }
 
@@ -191,7 +223,7 @@ impl Worker {
             if self.sockets.len() > 1 && !socket.exists() {
                 continue;
             }
-            match Connection::open(socket).await {
+            match Connection::open(socket, self.shared.timing.deadline).await {
                 Ok(connection) => {
                     self.connected(socket, &connection);
                     return Ok(connection);
@@ -204,13 +236,15 @@ impl Worker {
 
     fn connected(&self, socket: &Path, connection: &Connection) {
         let Connection { name, version, .. } = connection;
-        tracing::info!(socket = %socket.display(), name, version, "connected to the container runtime");
-        *self.shared.status() = v1::RuntimeStatus {
-            endpoint: format!("unix://{}", socket.display()),
-            name: name.clone(),
-            version: version.clone(),
-            error: String::new(),
-        };
+        let mut status = self.shared.status();
+        let endpoint = format!("unix://{}", socket.display());
+        if (&status.endpoint, &status.name, &status.version) != (&endpoint, name, version) {
+            tracing::info!(endpoint, name, version, "connected to the container runtime");
+        }
+        // That it said its name is no answer to what it did not answer before.
+        let error =
+            if self.shared.due().is_some() { std::mem::take(&mut status.error) } else { String::new() };
+        *status = v1::RuntimeStatus { endpoint, name: name.clone(), version: version.clone(), error };
     }
 
     fn failed(&self, error: &Error) {
@@ -227,16 +261,20 @@ impl Worker {
         }
     }
 
-    /// Answers questions until the connection fails.
-    async fn serve(&self, mut connection: Connection) -> Error {
+    /// Answers questions until the connection fails; whether any list came before.
+    async fn serve(&self, mut connection: Connection) -> (Error, bool) {
         let mut listed: Option<Instant> = None;
         loop {
             let asked = self.shared.asked.notified();
             let Some(due) = self.shared.due() else {
-                asked.await;
+                if tokio::time::timeout(self.shared.timing.idle, asked).await.is_err()
+                    && let Err(error) = connection.check().await
+                {
+                    return (error, listed.is_some());
+                }
                 continue;
             };
-            let due = listed.map_or(due, |listed| due.max(listed + LIST_PAUSE));
+            let due = listed.map_or(due, |listed| due.max(listed + self.shared.timing.list_pause));
             if due > Instant::now() {
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
@@ -251,7 +289,7 @@ impl Worker {
                     self.shared.status().error.clear();
                     self.answer(&facts, began).await;
                 }
-                Err(error) => return error,
+                Err(error) => return (error, listed.is_some()),
             }
             listed = Some(Instant::now());
         }
@@ -259,6 +297,7 @@ impl Worker {
 
     /// Answers what a list answers; what it lacks is put off, or given up.
     async fn answer(&self, facts: &HashMap<ContainerId, Arc<RuntimeFacts>>, began: Instant) {
+        let timing = self.shared.timing;
         let mut answered = Vec::new();
         self.shared.open().retain(|container, question| {
             if let Some(facts) = facts.get(container) {
@@ -269,12 +308,12 @@ impl Worker {
                 return true;
             }
             let lacked = *question.lacked.get_or_insert(began);
-            if began.duration_since(lacked) >= GIVE_UP {
+            if began.duration_since(lacked) >= timing.give_up {
                 answered.push((container.clone(), None));
                 return false;
             }
             question.at = Instant::now() + question.pause;
-            question.pause = RETRY_MAX.min(question.pause * 2);
+            question.pause = timing.retry_max.min(question.pause * 2);
             true
         });
         let at = Clock::read().now();
