@@ -15,10 +15,10 @@
 //! again begins another life in `Preparing`.
 //!
 //! **The start** is what tells a container's own first program from the runtime's helper (`runc init`), which is
-//! in the same cgroup before it. The kernel side marks it `first`: the cgroup's first exec by a process whose
-//! mount namespace is not its parent's. The mark is given once a cgroup, so it is waited for ([`Start::Marked`])
-//! only from the making on, as long as nothing was lost. In any other case ([`Start::ByNamespace`]) every
-//! exec by such a process will do.
+//! in the same cgroup before it. The kernel side marks it `first`: since the cgroup was made or emptied, the first
+//! exec by a process whose mount namespace is not its parent's. A mark can be missed: it was given before the probes
+//! were there, or its record was lost. So it is waited for ([`Start::Marked`]) only from the making on, as long as
+//! nothing was lost. In any other case ([`Start::ByNamespace`]) every exec by such a process will do.
 //!
 //! Owns the container's processes; never knows of other containers, scans or the runtime.
 

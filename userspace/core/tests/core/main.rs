@@ -3,8 +3,10 @@
 mod cgroup_path;
 mod common;
 mod decode;
+mod journal;
 mod lifecycle;
 mod memory;
 mod model;
+mod order;
 mod repair;
 mod start_up;

@@ -1,0 +1,57 @@
+//! Records of two rings, drained at different moments, come out as they happened.
+
+use kwitness_core::ids::{CgroupId, KernelTime};
+use kwitness_core::observation::{Fact, KernelEvent};
+use kwitness_core::order::Merge;
+use proptest::prelude::*;
+
+fn record(at: u64) -> KernelEvent {
+    KernelEvent { at: KernelTime(at), cgroup: CgroupId(1), fact: Fact::Release }
+}
+
+fn times(released: impl Iterator<Item = KernelEvent>) -> Vec<u64> {
+    released.map(|event| event.at.0).collect()
+}
+
+#[test]
+fn what_is_younger_than_the_drain_waits() {
+    let mut merge = Merge::default();
+    // The first ring was read before a record of the second was made: 7 may have predecessors there.
+    [1, 4, 2, 7].into_iter().for_each(|at| merge.push(record(at)));
+    assert_eq!(times(merge.release(KernelTime(5))), [1, 2, 4]);
+    assert_eq!(merge.held(), 1);
+    merge.push(record(6));
+    assert_eq!(times(merge.release(KernelTime(10))), [6, 7]);
+    assert_eq!(merge.held(), 0);
+}
+
+proptest! {
+    /// Each drain reads one ring, then the other, while records keep coming.
+    #[test]
+    fn two_rings_come_out_in_order(
+        records in prop::collection::vec(any::<bool>(), 0..200),
+        drains in prop::collection::vec((0_usize..200, 0_usize..20, 0_usize..20), 0..20),
+    ) {
+        let rings: Vec<Vec<u64>> = [true, false]
+            .map(|ring| (0_u64..).zip(&records).filter(|(_, which)| **which == ring).map(|(at, _)| at).collect())
+            .into();
+        let mut read = [0, 0];
+        let mut merge = Merge::default();
+        let mut out = Vec::new();
+        let mut now = 0;
+        for (begins_after, first_takes, second_takes) in drains {
+            let began = now + begins_after;
+            now = began;
+            for (ring, takes) in [(0, first_takes), (1, second_takes)] {
+                now += takes;
+                while let Some(&at) = rings[ring].get(read[ring]).filter(|at| **at <= now as u64) {
+                    merge.push(record(at));
+                    read[ring] += 1;
+                }
+            }
+            out.extend(times(merge.release(KernelTime(began as u64))));
+        }
+        let expected: Vec<u64> = (0..out.len() as u64).collect();
+        prop_assert_eq!(out, expected);
+    }
+}
