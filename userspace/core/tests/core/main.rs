@@ -9,4 +9,5 @@ mod memory;
 mod model;
 mod order;
 mod repair;
+mod replay;
 mod start_up;
