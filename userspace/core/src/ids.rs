@@ -2,6 +2,7 @@
 //! clock's.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,12 +18,38 @@ pub struct CgroupId(pub u64);
 pub struct KernelTime(pub u64);
 
 /// A process for good: a pid is used again, a pid with its start time is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+///
+/// A record of the kernel has the start to the nanosecond, procfs has it cut off to a clock tick: two keys are the same
+/// if pid and tick are. No pid is used twice within one.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ProcKey {
     /// The thread-group id in the initial pid namespace.
     pub pid: u32,
     /// When its thread-group leader was started.
     pub start: KernelTime,
+}
+
+impl ProcKey {
+    /// Nanoseconds in a clock tick of procfs: `USER_HZ` is 100 on every architecture with cgroups.
+    const TICK: u64 = 10_000_000;
+
+    fn identity(self) -> (u32, u64) {
+        (self.pid, self.start.0 / Self::TICK)
+    }
+}
+
+impl PartialEq for ProcKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for ProcKey {}
+
+impl Hash for ProcKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
 }
 
 /// The runtime's id of a container: 64 hexadecimal digits with every runtime that Kubernetes uses.

@@ -101,6 +101,9 @@ fn what_enters_a_running_container_is_told_from_its_children() {
     );
 }
 
+/// A clock tick of procfs, in which no pid is used twice.
+const TICK: u64 = 10_000_000;
+
 #[test]
 fn a_pid_used_again_is_another_process() {
     let mut node = Node::new();
@@ -109,12 +112,12 @@ fn a_pid_used_again_is_another_process() {
     node.exec(7, child(60, 7), "/bin/one");
     node.exit(7, child(60, 7), 0);
     let mut again = child(60, 7);
-    again.key.start = KernelTime(999);
+    again.key.start = KernelTime(999 * TICK);
     node.fork(7, again.clone());
     node.exit(7, again, 5);
     // Even the main process's pid.
     let mut like_main = child(52, 7);
-    like_main.key.start = KernelTime(1000);
+    like_main.key.start = KernelTime(1000 * TICK);
     node.fork(7, like_main.clone());
     node.exit(7, like_main, 6);
     assert_eq!(

@@ -1,9 +1,10 @@
 //! The first scan: what it finds, and what happens while it goes on.
 
 use kwitness_core::event::ExitStatus;
+use kwitness_core::ids::{KernelTime, ProcKey};
 use kwitness_core::lifecycle::{Limits, State};
 use kwitness_core::observation::ScanReason::{Initial, Repair};
-use kwitness_core::observation::{Action, Fact};
+use kwitness_core::observation::{Action, Fact, TaskInfo};
 
 use crate::common::*;
 
@@ -73,6 +74,19 @@ fn what_runs_at_the_start_is_told_as_found() {
             "105 exited main 50 code 1 (exit) 7",
         ]
     );
+}
+
+#[test]
+fn a_process_that_a_scan_found_is_the_one_of_the_records() {
+    // procfs cuts the start off to a clock tick.
+    const TICK: u64 = 10_000_000;
+    let started = |nanos| TaskInfo { key: ProcKey { pid: 50, start: KernelTime(nanos) }, ..entering(50, 7) };
+    let mut node = Node::starting(Limits::default());
+    node.scan(Initial, 100, vec![pod(), container(7, vec![(started(40 * TICK), "/bin/app")])]);
+    node.events();
+    node.exit(7, started(41 * TICK), 1);
+    node.exit(7, started(40 * TICK + 4_567_890), 2);
+    assert_eq!(node.events(), ["102 exited child 50 code 1 (exit) 7", "103 exited main 50 code 2 (exit) 7"]);
 }
 
 #[test]
