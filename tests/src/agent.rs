@@ -4,7 +4,7 @@
 //! client can learn.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ const EVENT_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Agent {
     process: Managed,
+    program: PathBuf,
+    settings: Vec<String>,
     socket: PathBuf,
     directory: tempfile::TempDir,
 }
@@ -66,12 +68,22 @@ impl Agent {
         let directory = tempfile::Builder::new().prefix("kwitness-agent-").tempdir_in("/run");
         let directory = directory.context("make the daemon's directory in /run")?;
         let socket = directory.path().join("api/kwitness.sock");
-        let mut command = Command::new(environment.kwitness());
-        command.arg("daemon").arg("--socket").arg(&socket);
-        command.args(["--set", "log.level=debug"]);
-        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
-        let process = Managed::spawn("kwitness daemon", command, &directory.path().join("daemon.log"))?;
-        Ok(Self { process, socket, directory })
+        let program = environment.kwitness();
+        let settings: Vec<_> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let process = spawn(&program, &settings, &socket, directory.path())?;
+        Ok(Self { process, program, settings, socket, directory })
+    }
+
+    /// Starts it again, after it has ended, at the same socket with the same settings.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.process = spawn(&self.program, &self.settings, &self.socket, self.directory.path())?;
+        self.wait_ready().await
+    }
+
+    /// Ends it with SIGTERM and starts it again.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.terminate(STOP_LIMIT)?;
+        self.start_again().await
     }
 
     /// Waits until the daemon's health service says SERVING.
@@ -92,11 +104,6 @@ impl Agent {
     /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
-    }
-
-    /// A folder of its own, gone when it goes.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
     }
 
     /// Its process.
@@ -139,7 +146,7 @@ impl Agent {
             ..v1::WatchRequest::default()
         };
         let mut watcher = self.watch(request).await?;
-        watcher.wait_end().await?;
+        watcher.wait_end().await?.context("the replay ended with an error")?;
         Ok(watcher.seen())
     }
 
@@ -152,9 +159,15 @@ impl Agent {
     }
 
     /// Kills it as the OOM killer would: no time to tidy up.
-    pub fn kill(mut self) -> Result<(ExitStatus, tempfile::TempDir)> {
+    pub fn kill(&mut self) -> Result<()> {
         self.process.signal(nix::sys::signal::Signal::SIGKILL)?;
-        Ok((self.process.wait(STOP_LIMIT)?, self.directory))
+        self.process.wait(STOP_LIMIT)?;
+        Ok(())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 }
 
@@ -209,10 +222,9 @@ impl Watcher {
         .await
     }
 
-    /// Waits until the server has ended the stream, and fails if it did so with an error.
-    pub async fn wait_end(&mut self) -> Result<()> {
-        let end = self.wait("the end of the stream", |collected| collected.end.clone()).await?;
-        end.context("the stream ended with an error")
+    /// Waits until the server has ended the stream, and tells how.
+    pub async fn wait_end(&mut self) -> Result<Result<(), tonic::Status>> {
+        self.wait("the end of the stream", |collected| collected.end.clone()).await
     }
 
     async fn wait<T>(&mut self, what: &str, probe: impl Fn(&Collected) -> Option<T>) -> Result<T> {
@@ -245,6 +257,15 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Starts the daemon, with its log in `directory`.
+fn spawn(program: &Path, settings: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
+    let mut command = Command::new(program);
+    command.arg("daemon").arg("--socket").arg(socket);
+    command.args(["--set", "log.level=info,kwitness=debug"]);
+    command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+    Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
 }
 
 /// Everything from now on.

@@ -14,6 +14,10 @@ use kwitness::proto::v1::{
 
 use crate::pod::{APP_IMAGE, Pod, Qos};
 
+/// How an OCI runtime executes a copy of itself, which may happen in the container's cgroup already: it came from
+/// outside, and is no program of the container's.
+const RUNTIME_HELPERS: [&str; 2] = ["/dev/fd/", "/proc/self/"];
+
 /// An event, and when its watcher got it (`CLOCK_BOOTTIME`, nanoseconds).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Received {
@@ -187,9 +191,9 @@ impl Seen {
                 }
                 Kind::Exec(exec) => {
                     let process = exec.process.as_ref().context("no process in `exec`")?;
-                    if process.role() == ProcessRole::Entered
-                        && !entered.iter().any(|(_, pid, _)| *pid == process.pid)
-                    {
+                    let helper = RUNTIME_HELPERS.iter().any(|beginning| exec.program.starts_with(beginning));
+                    let known = entered.iter().any(|(_, pid, _)| *pid == process.pid);
+                    if process.role() == ProcessRole::Entered && !helper && !known {
                         entered.push((&exec.program, process.pid, None));
                     }
                 }

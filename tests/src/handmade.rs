@@ -47,7 +47,12 @@ impl Kubepods {
 
     /// Makes a container's cgroup, in a pod of its own.
     pub fn container(&self) -> Result<HandMade> {
-        let pod_uid = new_uid()?;
+        self.container_of(&new_uid()?)
+    }
+
+    /// Makes a container's cgroup in that pod.
+    pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
+        let pod_uid = pod_uid.to_owned();
         let id = format!("{}{}", new_uid()?, new_uid()?).replace('-', "");
         let path = format!("kubepods/burstable/pod{pod_uid}/{id}");
         let cgroup = TestCgroup::make(self.root.directory(), &path)?;

@@ -25,7 +25,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// A guest without hardware virtualization needs six seconds for what the machine itself does in a tenth of one.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-const EXIT_LIMIT: Duration = Duration::from_secs(60);
+const EXIT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A containerd and what runs on it.
 #[derive(Debug)]

@@ -12,7 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How much of a log is told with a failure.
-const LOG_TAIL_LINES: usize = 60;
+const LOG_TAIL_LINES: usize = 40;
+/// What such a telling begins with.
+const LOG_MARK: &str = "---";
 
 /// A child process whose output goes to a file.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Managed {
         let text = text.unwrap_or_else(|error| format!("({}: {error})", self.log.display()));
         let lines: Vec<_> = text.lines().collect();
         let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
-        format!("--- the last lines of {}'s log ---\n{}\n---", self.name, lines[skipped..].join("\n"))
+        format!("{LOG_MARK} {}'s log ends with:\n{}", self.name, lines[skipped..].join("\n"))
     }
 
     /// Its whole log.
@@ -102,6 +104,11 @@ impl Drop for Managed {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a failure's text is the end of a log.
+pub fn is_log(text: &str) -> bool {
+    text.starts_with(LOG_MARK)
 }
 
 /// Asks `probe` again and again until it has an answer, at most for `limit`.

@@ -10,6 +10,7 @@ use libtest_mimic::{Arguments, ColorSetting, Failed, Trial};
 
 use crate::bed::Bed;
 use crate::environment::{Combination, Tier};
+use crate::process;
 
 /// What a row does.
 type Body = Box<dyn FnOnce(&Bed) -> Result<()> + Send>;
@@ -64,7 +65,7 @@ pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
     let bed = Arc::new(bed);
     let trials = cases.into_iter().map(|case| {
         let shared = Arc::clone(&bed);
-        let body = move || (case.body)(&shared).map_err(|error| Failed::from(format!("{error:?}")));
+        let body = move || (case.body)(&shared).map_err(|error| Failed::from(explain(&error)));
         let trial = Trial::test(case.name, body);
         match case.refused {
             Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
@@ -75,4 +76,11 @@ pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
     bed.finish()?;
     conclusion.exit_if_failed();
     Ok(())
+}
+
+/// What went wrong, outermost first, then the logs that were attached on the way.
+fn explain(error: &anyhow::Error) -> String {
+    let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+    let (logs, causes): (Vec<_>, Vec<_>) = causes.into_iter().partition(|cause| process::is_log(cause));
+    format!("{}\n{}", causes.join("\n  because: "), logs.join("\n"))
 }

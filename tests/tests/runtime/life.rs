@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::from_now;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Combination;
-use kwitness_tests::events::{End, Life};
+use kwitness_tests::events::{End, Life, Seen};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec, Qos, new_static_uid};
 use kwitness_tests::{cgroup, process};
 use nix::sys::signal::{Signal, kill};
@@ -34,6 +34,8 @@ pub(crate) async fn a_pod_with_two_containers(bed: &Bed, combination: Combinatio
             ensure!(node.wait_exited(&killed).await?.exit_code == 137, "the runtime's exit code");
             main.attempt = 1;
             let stopped = node.run(&pod, &main).await?;
+            // The runtime says "started" a moment before its helper has become the container's program.
+            watcher.wait_until("the second start", |seen| seen.has(&stopped, "started")).await?;
             node.stop_container(&stopped, 0).await?;
             node.remove_container(&stopped).await?;
 
@@ -68,8 +70,7 @@ pub(crate) async fn a_pod_with_two_containers(bed: &Bed, combination: Combinatio
                     entered: &[],
                 },
             ];
-            let all =
-                |seen: &kwitness_tests::events::Seen| lives.iter().all(|life| seen.has(life.id, "deleted"));
+            let all = |seen: &Seen| lives.iter().all(|life| seen.has(life.id, "deleted"));
             let seen = watcher.wait_until("the four containers' ends", all).await?;
             seen.check_unbroken()?;
             seen.check_complete()?;
@@ -240,6 +241,9 @@ pub(crate) async fn classes_and_static_pods(bed: &Bed, combination: Combination)
                     spec.uid = new_static_uid()?;
                 }
                 let pod = node.run_pod(&spec).await?;
+                // A runtime tells of a sandbox once it runs, and no more once it is removed.
+                let known = |seen: &Seen| seen.check_known(&sandbox(&pod)).is_ok();
+                watcher.wait_until("the runtime's knowledge", known).await?;
                 node.remove_pod(&pod).await?;
                 pods.push(pod);
             }

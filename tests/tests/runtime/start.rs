@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1::{ContainerState, GapCause, State, event};
+use kwitness::proto::v1::{Basis, ContainerState, GapCause, State, event};
 use kwitness_tests::agent::{Agent, after, with_snapshot};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::events::{End, Life, Seen, check_known, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
 use kwitness_tests::process::{self, wait_for};
+
+use tonic::Code;
 
 use crate::life::sandbox;
 
@@ -125,9 +127,15 @@ async fn check_told_once(agent: &Agent, ids: &[String]) -> Result<()> {
     seen.check_unbroken()?;
     for id in ids {
         let milestones = seen.milestones(id);
-        let whole = milestones == ["created", "started", "stopped", "deleted"];
-        // One that was over when the daemon began to look is none of its business; it is told of wholly or not.
-        ensure!(whole || milestones.is_empty(), "the milestones of {id} are {milestones:?} in:\n{seen}");
+        let scanned = seen.of(id).any(|event| event.basis() == Basis::InitialScan);
+        let right = match milestones[..] {
+            ["created", "started", "stopped", "deleted"] => true,
+            // It was over when the daemon began to look, but its cgroup was still there, or was not.
+            ["created", "deleted"] => scanned,
+            [] => true,
+            _ => false,
+        };
+        ensure!(right, "the milestones of {id} are {milestones:?} in:\n{seen}");
     }
     Ok(())
 }
@@ -140,7 +148,11 @@ pub(crate) async fn a_restart_of_the_daemon(bed: &Bed, combination: Combination)
         let mut watcher = first.watch(with_snapshot()).await?;
         let position = watcher.snapshot().await?.position.context("a snapshot without a position")?;
         first.stop()?;
-        watcher.wait_end().await.context("the stream of a daemon that stops")?;
+        let end = watcher.wait_end().await?;
+        ensure!(
+            end.as_ref().is_err_and(|status| status.code() == Code::Unavailable),
+            "the stream ended with {end:?}"
+        );
 
         // While no daemon looks, one container goes and another comes.
         node.stop_container(&gone, 0).await?;

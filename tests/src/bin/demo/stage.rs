@@ -25,6 +25,9 @@ const NARRATOR: Style = AnsiColor::Cyan.on_default().bold();
 const TITLE: Style = Style::new().bold();
 const FAINT: Style = Style::new().dimmed();
 
+/// How the command says that Ctrl-C ended it.
+const INTERRUPTED: i32 = 130;
+
 /// How long the command may be behind an API client.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
@@ -119,7 +122,7 @@ impl Stage {
         let pid = i32::try_from(self.command.id()).context("a pid that is no pid_t")?;
         kill(Pid::from_raw(pid), Signal::SIGINT).context("interrupt `kwitness events`")?;
         let status = self.command.wait().context("wait for `kwitness events`")?;
-        ensure!(status.success(), "`kwitness events` ended badly after Ctrl-C: {status}");
+        ensure!(status.code() == Some(INTERRUPTED), "`kwitness events` ended badly after Ctrl-C: {status}");
         ensure!(self.printer.join().is_ok(), "the printing of `kwitness events` broke off");
         Ok(self.watcher.seen())
     }

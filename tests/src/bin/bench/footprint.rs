@@ -1,0 +1,134 @@
+//! What kwitness takes of a node with a thousand containers: memory, time to start, CPU when nothing happens.
+
+use std::fs;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::Agent;
+use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::handmade::{HandMade, Kubepods};
+
+use crate::report::{Row, Target};
+
+const CONTAINERS: usize = 1000;
+const STARTS: usize = 10;
+const STARTS_IN_A_GUEST: usize = 3;
+const IDLE: Duration = Duration::from_secs(20);
+
+/// A thousand containers, each with a process.
+struct Crowd {
+    containers: Vec<(HandMade, Child)>,
+    _kubepods: Kubepods,
+}
+
+impl Crowd {
+    fn gather(environment: &Environment) -> Result<Self> {
+        let kubepods = Kubepods::make(&environment.cgroup2)?;
+        let sleeper = |_| {
+            let container = kubepods.container()?;
+            let child = container.start("/usr/bin/busybox", &["sleep", "100000"])?;
+            anyhow::Ok((container, child))
+        };
+        let containers = (0..CONTAINERS).map(sleeper).collect::<Result<Vec<_>>>()?;
+        Ok(Self { containers, _kubepods: kubepods })
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.containers {
+            // Fails only for one that has ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
+    let crowd = Crowd::gather(environment)?;
+    let (mut times, mut memory) = (Vec::new(), Vec::new());
+    for _ in 0..starts {
+        let began = Instant::now();
+        let mut agent = Agent::start(environment, &["log.level=warn"]).await?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+        let known = agent.list().await?.containers.len();
+        ensure!(known == crowd.containers.len(), "kwitness knows {known} of {CONTAINERS} containers");
+        memory.push(resident(agent.process().pid())? / 1e6);
+        agent.stop()?;
+    }
+
+    let mut agent = Agent::start(environment, &["log.level=warn"]).await?;
+    let pid = agent.process().pid();
+    // What the start left to do is not idleness.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut shares = Vec::new();
+    for _ in 0..4 {
+        let (before, began) = (cpu_time(pid)?, Instant::now());
+        tokio::time::sleep(IDLE / 4).await;
+        shares.push((cpu_time(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
+    }
+    agent.stop()?;
+    Ok(vec![
+        Row::of(
+            "footprint: start to ready with 1,000 containers",
+            &times,
+            "ms",
+            Target::AtMost(300.0),
+            format!("from execve to SERVING, {starts} starts"),
+        ),
+        Row::of(
+            "footprint: resident with 1,000 containers",
+            &memory,
+            "MB",
+            Target::AtMost(25.0),
+            "all mappings but the kernel's rings; the program's own text included".to_owned(),
+        ),
+        Row::of(
+            "footprint: idle CPU with 1,000 containers",
+            &shares,
+            "%",
+            Target::AtMost(0.1),
+            format!("of one core, over {} s in 4 parts", IDLE.as_secs()),
+        ),
+    ])
+}
+
+/// The bytes of a process that are in memory, without what it maps of the kernel's rings.
+fn resident(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let (mut counted, mut sum) = (true, 0.0);
+    for line in text.lines() {
+        match line.split_once(':') {
+            Some(("Rss", size)) if counted => {
+                let kilobytes = size.trim().trim_end_matches(" kB").parse::<f64>();
+                sum += kilobytes.with_context(|| format!("{path}: `{line}`"))? * 1024.0;
+            }
+            // The head of a mapping: its address range, and the file it maps.
+            _ if line
+                .as_bytes()
+                .first()
+                .is_some_and(|first| first.is_ascii_digit() || (b'a'..=b'f').contains(first)) =>
+            {
+                counted = !line.contains("bpf");
+            }
+            _ => {}
+        }
+    }
+    Ok(sum)
+}
+
+/// The time that all threads of a process have run, in the scheduler's own nanoseconds.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    let tasks = format!("/proc/{pid}/task");
+    for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
+        let path = task.with_context(|| format!("read {tasks}"))?.path().join("schedstat");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let ran = text.split(' ').next().unwrap_or_default();
+        sum += ran.parse::<u64>().with_context(|| format!("{}: `{text}`", path.display()))?;
+    }
+    Ok(Duration::from_nanos(sum))
+}

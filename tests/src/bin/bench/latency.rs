@@ -1,0 +1,106 @@
+//! From the kernel's hook to a gRPC client, on an idle machine: kwitness against the bare loop.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::{Agent, boottime, connect, from_now};
+use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::events::kind;
+use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::process::{Managed, wait_for};
+
+use crate::bare;
+use crate::report::{Row, Target, quantile};
+
+const TICKS: u32 = 200;
+const ROUNDS: usize = 10;
+const TICKS_IN_A_GUEST: u32 = 60;
+const ROUNDS_IN_A_GUEST: usize = 4;
+const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    let (rounds, ticks) = match environment.tier {
+        Tier::Host => (ROUNDS, TICKS),
+        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
+    };
+    let kubepods = Kubepods::make(&environment.cgroup2)?;
+    let (mut bare, mut full) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        bare.push(of_bare(&kubepods, ticks).await.context("of the bare loop")?);
+        full.push(of_kwitness(environment, &kubepods, ticks).await.context("of kwitness")?);
+    }
+    let row = |name: &str, share: f64, target: Target| {
+        let of = |rounds: &[Vec<f64>]| rounds.iter().map(|round| quantile(round, share)).collect::<Vec<_>>();
+        let (bare, full) = (of(&bare), of(&full));
+        let ratios: Vec<_> = full.iter().zip(&bare).map(|(full, bare)| full / bare).collect();
+        let note = format!(
+            "kwitness {:.0} us, bare loop {:.0} us; {rounds} rounds of {ticks} events, 10 ms apart",
+            quantile(&full, 0.5) / 1e3,
+            quantile(&bare, 0.5) / 1e3
+        );
+        Row::of(name, &ratios, "x", target, note)
+    };
+    Ok(vec![
+        row("latency: hook to client, p50, against bare loop", 0.5, Target::AtMost(1.2)),
+        row("latency: hook to client, p99, against bare loop", 0.99, Target::None),
+    ])
+}
+
+/// A container that executes a program every ten milliseconds.
+fn ticking(container: &HandMade, ticks: u32) -> Result<std::process::Child> {
+    container.start("/proc/self/exe", &["ticks", &ticks.to_string()])
+}
+
+async fn of_bare(kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
+    let socket = directory.path().join("bare.sock");
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("bare").arg(&socket).stdin(Stdio::null());
+    let mut server = Managed::spawn("the bare loop", command, &directory.path().join("log"))?;
+    let channel = wait_for("the bare loop", LIMIT, async || {
+        server.check_running()?;
+        Ok(bare::connect(&socket).await.ok())
+    });
+    let mut stream = bare::watch(channel.await?).await?;
+    let container = kubepods.container()?;
+    let mut child = ticking(&container, ticks)?;
+    let mut delays = Vec::new();
+    // The cgroup's own records and the first exec come before the ticks and are not idle.
+    while delays.len() < ticks as usize {
+        let message =
+            tokio::time::timeout(LIMIT, stream.message()).await.context("the bare loop is silent")?;
+        let at = boottime();
+        let times = message.context("the bare loop's stream")?.context("the bare loop's stream ended")?;
+        if let [time] = times[..] {
+            delays.push(at.saturating_sub(time) as f64);
+        }
+    }
+    ensure!(child.wait().context("wait for the container")?.success(), "the container failed");
+    server.terminate(LIMIT)?;
+    Ok(delays)
+}
+
+async fn of_kwitness(environment: &Environment, kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
+    let agent = Agent::start(environment, &["log.level=warn"]).await?;
+    let mut client =
+        kwitness::proto::v1::kwitness_client::KwitnessClient::new(connect(agent.socket()).await?);
+    let mut stream = client.watch(from_now()).await.context("call Watch")?.into_inner();
+    let container = kubepods.container()?;
+    let mut child = ticking(&container, ticks)?;
+    let mut delays = Vec::new();
+    while delays.len() < ticks as usize {
+        let message = tokio::time::timeout(LIMIT, stream.message()).await.context("kwitness is silent")?;
+        let at = boottime();
+        let events = message.context("kwitness's stream")?.context("kwitness's stream ended")?.events;
+        if let [event] = &events[..]
+            && kind(event) == "exec"
+        {
+            delays.push(at.saturating_sub(event.kernel_time) as f64);
+        }
+    }
+    ensure!(child.wait().context("wait for the container")?.success(), "the container failed");
+    drop(stream);
+    agent.stop()?;
+    Ok(delays)
+}

@@ -1,0 +1,111 @@
+//! `kwitness-bench`: what kwitness costs, each figure against a baseline of the same run.
+//!
+//! Rounds of the measured and of the baseline alternate, so that what else the machine does meets both alike; what
+//! is told is the median over the rounds, with its spread. A figure that is not reached is said to be so.
+//!
+//! The executable is also its own helpers, each a process of its own as in the field: the bare loop, the workloads.
+
+mod bare;
+mod footprint;
+mod latency;
+mod overhead;
+mod report;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use kwitness_tests::environment::Environment;
+use kwitness_tests::handmade;
+
+use crate::report::Row;
+
+/// Measures what kwitness costs.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Write the rows as JSON to this file, too.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measure only what has this in its name.
+    #[arg(long)]
+    only: Option<String>,
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+/// What the bench starts itself as.
+#[derive(Debug, Subcommand)]
+enum Helper {
+    /// Reads the rings and streams times, and does nothing else.
+    #[command(hide = true)]
+    Bare {
+        /// Where to serve.
+        socket: PathBuf,
+    },
+    /// Executes itself again and again, resting between.
+    #[command(hide = true)]
+    Ticks {
+        /// How often.
+        left: u32,
+    },
+    /// Forks, executes and waits again and again, and prints how long that took in nanoseconds.
+    #[command(hide = true)]
+    Forks {
+        /// How often.
+        count: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kwitness-bench: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    handmade::become_container_if_asked()?;
+    let arguments = Arguments::parse();
+    match arguments.helper {
+        Some(Helper::Bare { socket }) => current_thread()?.block_on(bare::serve(&socket)),
+        Some(Helper::Ticks { left }) => workload::tick(left),
+        Some(Helper::Forks { count }) => workload::forks(count),
+        None => measure(&arguments),
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<()> {
+    let environment = Environment::find()?;
+    let runtime = current_thread()?;
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let mut rows: Vec<Row> = Vec::new();
+    report::head(&environment)?;
+    let mut add = |new: Vec<Row>| {
+        new.iter().for_each(report::print);
+        rows.extend(new);
+    };
+    if wanted("latency") {
+        add(runtime.block_on(latency::measure(&environment)).context("measure latency")?);
+    }
+    if wanted("overhead") {
+        add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);
+    }
+    if wanted("footprint") {
+        add(runtime.block_on(footprint::measure(&environment)).context("measure footprint")?);
+    }
+    report::foot(&rows);
+    if let Some(path) = &arguments.json {
+        report::write_json(&rows, path)?;
+    }
+    Ok(())
+}
+
+/// The client side of every measurement is the same: one thread, so that its own wake-ups are few.
+fn current_thread() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")
+}

@@ -1,0 +1,38 @@
+//! What containers and their neighbours do while kwitness is measured. Each is this executable, started again.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+/// The rest between two ticks: long enough for everything to fall asleep.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The smallest program there is on every node of ours.
+const TINY: &str = "/usr/bin/busybox";
+
+/// Rests, then executes itself: one exec record a tick, from a machine that is otherwise idle.
+pub(crate) fn tick(left: u32) -> Result<()> {
+    std::thread::sleep(TICK);
+    if left == 0 {
+        return Ok(());
+    }
+    let next = (left - 1).to_string();
+    let words = ["kwitness-bench", "ticks", next.as_str()].map(std::ffi::CString::new);
+    let words = words.into_iter().collect::<Result<Vec<_>, _>>().context("a NUL in the command line")?;
+    nix::unistd::execv(c"/proc/self/exe", &words).context("execute /proc/self/exe")?;
+    Ok(())
+}
+
+/// Forks, executes and waits `count` times; prints the nanoseconds that all took.
+pub(crate) fn forks(count: u32) -> Result<()> {
+    let began = Instant::now();
+    for _ in 0..count {
+        let mut child = Command::new(TINY);
+        child.arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = child.status().with_context(|| format!("run {TINY}"))?;
+        ensure!(status.success(), "{TINY} true: {status}");
+    }
+    println!("{}", began.elapsed().as_nanos());
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Running the program and reading what it prints.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::{Agent, Watcher, from_now};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::handmade::{HandMade, Kubepods};
+
+/// A command that does not end within that time has failed.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Done {
+    /// That it ended with that code.
+    pub(crate) fn check(&self, code: i32) -> Result<&Self> {
+        ensure!(
+            self.code == Some(code),
+            "it ended with {:?}, not {code}:\n{}{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        Ok(self)
+    }
+
+    /// That standard error has all of these words in it.
+    pub(crate) fn check_says(&self, words: &[&str]) -> Result<()> {
+        for word in words {
+            ensure!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);
+        }
+        Ok(())
+    }
+}
+
+/// Prepares the program with those arguments.
+pub(crate) fn kwitness(bed: &Bed, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(bed.environment.kwitness());
+    command.args(arguments).env_remove("KWITNESS_SOCKET").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(mut command: Command) -> Result<Done> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let words = format!("{command:?}");
+    let running = tokio::task::spawn_blocking(move || command.output());
+    let output =
+        tokio::time::timeout(LIMIT, running).await.with_context(|| format!("{words} does not end"))?;
+    let Output { status, stdout, stderr } = output?.with_context(|| format!("run {words}"))?;
+    Ok(Done {
+        code: status.code(),
+        stdout: String::from_utf8(stdout).context("standard output is not UTF-8")?,
+        stderr: String::from_utf8(stderr).context("standard error is not UTF-8")?,
+    })
+}
+
+/// Runs a client of that socket: `client(bed, socket, "ps -o json")`.
+pub(crate) async fn client(bed: &Bed, socket: &Path, line: &str) -> Result<Done> {
+    let mut command = kwitness(bed, line.split_whitespace());
+    command.arg("--socket").arg(socket);
+    run(command).await
+}
+
+/// Lets a container exit with code 7 and go, before everybody's eyes.
+pub(crate) async fn a_short_life(agent: &Agent, kubepods: &Kubepods) -> Result<(Watcher, String, String)> {
+    let mut watcher = agent.watch(from_now()).await?;
+    let container = kubepods.container()?;
+    let (id, pod) = (container.id.clone(), container.pod_uid.clone());
+    let status = container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
+    ensure!(status.code() == Some(7), "the container: {status}");
+    drop(container);
+    watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
+    Ok((watcher, id, pod))
+}
+
+/// A container that runs until its child is killed.
+pub(crate) fn a_long_life(kubepods: &Kubepods) -> Result<(HandMade, std::process::Child)> {
+    let container = kubepods.container()?;
+    let child = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
+    Ok((container, child))
+}

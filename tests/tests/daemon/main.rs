@@ -1,0 +1,43 @@
+//! kwitness as a user meets it: the daemon's manners, and the command line. Needs no container runtime: the
+//! containers are made by hand.
+
+mod command;
+mod manners;
+mod output;
+
+use anyhow::Result;
+use kwitness_tests::bed::Bed;
+use kwitness_tests::handmade;
+use kwitness_tests::suite::{self, Case};
+
+fn main() -> Result<()> {
+    handmade::become_container_if_asked()?;
+    let bed = Bed::make()?;
+    let mut cases = Vec::new();
+    macro_rules! cases {
+        ($($module:ident::$name:ident),* $(,)?) => {
+            $(cases.push(Case::new(stringify!($name), |bed| bed.block_on($module::$name(bed))));)*
+        };
+    }
+    cases![
+        output::events_of_the_past,
+        output::filters,
+        output::the_list_of_containers,
+        output::the_status,
+        output::the_doctor_with_and_without_a_daemon,
+        output::completion_and_manual,
+        output::events_end_with_control_c,
+        output::events_end_quietly_with_a_closed_pipe,
+        output::events_go_on_after_a_restart_of_the_daemon,
+        manners::the_socket_is_for_user_and_group,
+        manners::a_stale_socket_is_taken_over,
+        manners::a_live_socket_is_not,
+        manners::both_signals_end_it_well,
+        manners::every_mistake_in_the_configuration_is_told,
+        manners::without_root,
+        manners::without_a_daemon,
+        manners::too_many_watchers,
+        manners::a_loss_is_told_and_repaired,
+    ];
+    suite::run(bed, cases)
+}

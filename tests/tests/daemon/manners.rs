@@ -1,0 +1,176 @@
+//! How the daemon comes and goes, and what it says when it cannot.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness::proto::v1::{Basis, GapCause, event};
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::pod::new_uid;
+use nix::sys::signal::Signal;
+
+use crate::command::{client, kwitness, run};
+
+const LIMIT: Duration = Duration::from_secs(20);
+/// `nobody`.
+const NOBODY: u32 = 65_534;
+
+pub(crate) async fn the_socket_is_for_user_and_group(bed: &Bed) -> Result<()> {
+    bed.with_agent(&[], async |agent| {
+        let mode = |path: &std::path::Path| -> Result<u32> {
+            let metadata = fs::metadata(path).with_context(|| format!("stat {}", path.display()))?;
+            Ok(metadata.permissions().mode() & 0o7777)
+        };
+        let directory = agent.socket().parent().context("the socket has no directory")?;
+        ensure!(mode(agent.socket())? == 0o660, "the socket: {:o}", mode(agent.socket())?);
+        ensure!(mode(directory)? == 0o750, "its directory: {:o}", mode(directory)?);
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn a_stale_socket_is_taken_over(bed: &Bed) -> Result<()> {
+    let mut agent = Agent::start(&bed.environment, &[]).await?;
+    agent.kill()?;
+    ensure!(agent.socket().exists(), "a killed daemon has removed its socket");
+    agent.start_again().await?;
+    agent.status().await?;
+    agent.stop()
+}
+
+pub(crate) async fn a_live_socket_is_not(bed: &Bed) -> Result<()> {
+    bed.with_agent(&[], async |agent| {
+        let mut second = kwitness(bed, ["daemon", "--socket"]);
+        second.arg(agent.socket());
+        let done = run(second).await?;
+        let first = agent.pid().to_string();
+        done.check(1)?.check_says(&["another instance", &first])?;
+        // The first has not felt it.
+        let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+        crate::command::a_short_life(agent, &kubepods).await?.0.seen().check_complete()
+    })
+    .await
+}
+
+pub(crate) async fn both_signals_end_it_well(bed: &Bed) -> Result<()> {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut agent = Agent::start(&bed.environment, &[]).await?;
+        // One who watches must not keep it from ending.
+        let watcher = agent.watch(from_now()).await?;
+        agent.process().signal(signal)?;
+        let status = agent.process().wait(LIMIT)?;
+        ensure!(status.success(), "{signal}: {status}\n{}", agent.log_tail());
+        ensure!(!agent.socket().exists(), "{signal}: the socket is left behind");
+        drop(watcher);
+    }
+    Ok(())
+}
+
+pub(crate) async fn every_mistake_in_the_configuration_is_told(bed: &Bed) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+    let file = directory.path().join("config.toml");
+    let text = "[api]\nsokcet = \"/run/x.sock\"\n\n[kernel]\nlifecycle_ring = \"three\"\n";
+    fs::write(&file, text).context("write the configuration")?;
+    let mut command = kwitness(bed, ["daemon", "--set", "journal.replay_windw=4096", "--config"]);
+    command.arg(&file);
+    let done = run(command).await?;
+    done.check(78)?.check_says(&[
+        "api.sokcet",
+        "api.socket",
+        "kernel.lifecycle_ring",
+        "journal.replay_windw",
+        "journal.replay_window",
+        "config.toml:2",
+        "config.toml:5",
+    ])?;
+    ensure!(!std::path::Path::new("/run/x.sock").exists(), "something was started nevertheless");
+    let missing = directory.path().join("missing.toml");
+    let mut command = kwitness(bed, ["daemon", "--config"]);
+    command.arg(&missing);
+    run(command).await?.check(1)?.check_says(&["missing.toml"])
+}
+
+pub(crate) async fn without_root(bed: &Bed) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+    chown(directory.path(), Some(NOBODY), Some(NOBODY)).context("give the directory away")?;
+    let mut command = kwitness(bed, ["daemon", "--socket"]);
+    command.arg(directory.path().join("kwitness.sock")).uid(NOBODY).gid(NOBODY);
+    run(command).await?.check(1)?.check_says(&["privileges", "CAP_BPF"])?;
+    // A client that may not enter the socket's directory is told so, and not that there is no daemon.
+    bed.with_agent(&[], async |agent| {
+        let mut command = kwitness(bed, ["ps", "--socket"]);
+        command.arg(agent.socket()).uid(NOBODY).gid(NOBODY);
+        run(command).await?.check(69)?.check_says(&["ermission denied"])
+    })
+    .await
+}
+
+pub(crate) async fn without_a_daemon(bed: &Bed) -> Result<()> {
+    let nowhere = std::path::Path::new("/run/kwitness-is-not-here.sock");
+    for line in ["events", "ps", "status"] {
+        let done = client(bed, nowhere, line).await?;
+        done.check(69)?.check_says(&["/run/kwitness-is-not-here.sock", "kwitness daemon"])?;
+        ensure!(done.stdout.is_empty(), "{line} printed {}", done.stdout);
+    }
+    Ok(())
+}
+
+pub(crate) async fn too_many_watchers(bed: &Bed) -> Result<()> {
+    bed.with_agent(&["api.max_watchers=1"], async |agent| {
+        let first = agent.watch(from_now()).await?;
+        let done = client(bed, agent.socket(), "events").await?;
+        done.check(1)?.check_says(&["api.max_watchers"])?;
+        drop(first);
+        kwitness_tests::process::wait_for("the place to be free again", LIMIT, async || {
+            Ok(agent.watch(from_now()).await.ok().map(drop))
+        })
+        .await
+    })
+    .await
+}
+
+/// More cgroups at once than the smallest ring holds: each is told of or counted as lost, and in the end the daemon knows
+/// them all.
+pub(crate) async fn a_loss_is_told_and_repaired(bed: &Bed) -> Result<()> {
+    const CONTAINERS: usize = 1500;
+    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let pod = new_uid()?;
+    // The pod's own cgroup is there before the daemon, and is not counted.
+    let _first = kubepods.container_of(&pod)?;
+    bed.with_agent(&["kernel.lifecycle_ring=4KiB"], async |agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let containers = (0..CONTAINERS).map(|_| kubepods.container_of(&pod)).collect::<Result<Vec<_>>>()?;
+        let resynced = |seen: &kwitness_tests::events::Seen| {
+            let last = |wanted: &str| {
+                seen.0.iter().rposition(|received| kwitness_tests::events::kind(&received.event) == wanted)
+            };
+            last("resynced") > last("gap") && last("gap").is_some()
+        };
+        let seen = watcher.wait_until("the gap and the repair", resynced).await?;
+        seen.check_unbroken()?;
+        let mut lost = 0;
+        for event in seen.events() {
+            if let Some(event::Kind::Gap(gap)) = &event.kind {
+                ensure!(gap.cause() == GapCause::RingFull, "{gap:?}");
+                lost += gap.lost.get("cgroup_mkdir").context("a gap without a lost cgroup_mkdir")?;
+            }
+        }
+        let of_basis = |wanted: Basis| {
+            let created = seen.events().filter(|event| matches!(event.kind, Some(event::Kind::Created(_))));
+            created.filter(|event| event.basis() == wanted).count()
+        };
+        let (told, repaired) = (of_basis(Basis::CgroupMkdir), of_basis(Basis::RepairScan));
+        ensure!(told as u64 + lost == CONTAINERS as u64, "{told} told and {lost} lost of {CONTAINERS}");
+        ensure!(repaired as u64 == lost, "{repaired} repaired of {lost} lost");
+        let status = agent.status().await?;
+        ensure!(status.lost.get("ring_full/cgroup_mkdir") == Some(&lost), "{:?} is not {lost}", status.lost);
+        ensure!(agent.list().await?.containers.len() == CONTAINERS + 1, "the list is not complete");
+        drop(containers);
+        Ok(())
+    })
+    .await
+}
