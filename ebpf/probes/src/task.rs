@@ -2,7 +2,27 @@
 //!
 //! # Which program is the container's own
 //!
-//! (filled in after measuring)
+//! Before a container's own program runs, its cgroup holds the runtime's helpers. What tells them apart is the **mount
+//! namespace: that of the container's program differs from its parent's**. Seen with runc 1.1 and 1.3, crun 1.8 and 1.28,
+//! on 6.18 and 7.2:
+//!
+//! | Step | runc | crun |
+//! |---|---|---|
+//! | enters the cgroup | `attach` of a stage-0 process (host's mounts) | `fork` by `CLONE_INTO_CGROUP` (already own mounts) |
+//! | helpers | forks `runc:[1:CHILD]`, which forks `runc:[2:INIT]`; both earlier stages exit 0 | none |
+//! | **own program** | **`exec` by stage 2: own mounts, parent has the host's** | **`exec` by that process: likewise** |
+//! | exec into it | `attach` of a process that has joined the mounts, `exec`, parent has the host's | `CLONE_INTO_CGROUP`, likewise |
+//! | entry point missing | stage 2 exits with a code, no `exec` | the process is killed, no `exec` |
+//!
+//! - The runtimes execute themselves again (`runc init`) in the host's mounts, and before they enter the cgroup.
+//! - By the time of the exec the parent is the runtime, or, when that has ended, whoever reaped it (a shim, conmon, pid 1):
+//!   each of them in the host's mounts, or, exiting, in none.
+//! - Hooks that run inside the container are children of stage 2, in their parent's mounts. So are the container's own
+//!   children.
+//! - A shared or a host pid namespace changes nothing, which is why this is not decided by being pid 1.
+//! - An exec into a container looks like its start, hence only the first counts ([`TRACKED_STARTED`]). Into a container that
+//!   is created and not started, it would be taken for the first; the kubelet does not do that.
+//! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
 use aya_ebpf::maps::RingBuf;
 use kwitness_abi::{

@@ -17,7 +17,6 @@ use crate::session::{Root, Session, rmdir};
 
 const OWN_MOUNTS: CloneFlags = CloneFlags::CLONE_NEWNS;
 const NO_NAMESPACES: CloneFlags = CloneFlags::empty();
-const TRUE: &[&str] = &["/bin/true"];
 
 /// A scenario: what it does with running probes, in a root of its own.
 type Scenario = fn(&mut Session, &Root) -> Result<()>;
@@ -70,7 +69,7 @@ fn whole_life(session: &mut Session, root: &Root) -> Result<()> {
     let pod = root.sub("pod")?;
     let container = root.sub("pod/ctr")?;
     let (pod_id, id) = (cgroup::id(&pod)?, cgroup::id(&container)?);
-    let status = Child::spawn(Some(&container), NO_NAMESPACES, Action::Exec(TRUE))?.wait()?;
+    let status = producer::spawn(&container, "end")?.wait()?;
     ensure!(status == ExitStatus::Code(0), "{status:?}");
     rmdir(&container)?;
     rmdir(&pod)?;
@@ -83,7 +82,7 @@ fn whole_life(session: &mut Session, root: &Root) -> Result<()> {
 fn identities(session: &mut Session, root: &Root) -> Result<()> {
     let container = root.sub("ctr")?;
     let id = cgroup::id(&container)?;
-    let child = Child::spawn(Some(&container), NO_NAMESPACES, Action::Exec(TRUE))?;
+    let child = producer::spawn(&container, "end")?;
     let pid = child.pid();
     child.wait()?;
     rmdir(&container)?;
@@ -110,14 +109,14 @@ fn identities(session: &mut Session, root: &Root) -> Result<()> {
         ensure!(key.pid == pid && *ppid == std::process::id(), "{what}: {key:?}, parent {ppid}");
         ensure!(*key == processes[0].1.key, "{what}: {key:?}");
         ensure!(mnt_ns.map(u64::from) == Some(own_mounts) && parent_mnt_ns == mnt_ns, "{what}: {mnt_ns:?}");
-        let expected = if *what == "fork" { own_comm.trim_end() } else { "true" };
-        ensure!(**comm == *expected, "{what}: {comm}");
+        // The program's file name, which is longer than a comm.
+        ensure!(**comm == *own_comm.trim_end(), "{what}: {comm}");
     }
     let program = facts.iter().find_map(|fact| match fact {
         Fact::Exec { program, .. } => Some(program.clone()),
         _ => None,
     });
-    ensure!(program.as_deref() == Some("/bin/true"), "{program:?}");
+    ensure!(program.as_deref() == Some(&producer::program()?), "{program:?}");
     Ok(())
 }
 
@@ -125,12 +124,11 @@ fn first_program(session: &mut Session, root: &Root) -> Result<()> {
     let container = root.sub("ctr")?;
     let id = cgroup::id(&container)?;
     // A runtime's helper: in the container's cgroup, in its parent's mount namespace.
-    Child::spawn(Some(&container), NO_NAMESPACES, Action::Exec(TRUE))?.wait()?;
-    // The container's own program (a shell, which becomes another), then an exec into the container.
-    let main =
-        Child::spawn(Some(&container), OWN_MOUNTS, Action::Exec(&["/bin/sh", "-c", "exec /bin/sleep 1000"]))?;
-    session.read_until(|event| event.cgroup.0 == id && is_exec_of(&event.fact, "/bin/sleep"))?;
-    Child::spawn(Some(&container), OWN_MOUNTS, Action::Exec(TRUE))?.wait()?;
+    producer::spawn(&container, "end")?.wait()?;
+    // The container's own program (which becomes another), then an exec into the container.
+    let main = producer::spawn_in(&container, OWN_MOUNTS, "become-pause")?;
+    await_execs(session, id, 3)?;
+    producer::spawn_in(&container, OWN_MOUNTS, "end")?.wait()?;
     main.signal(Signal::SIGTERM)?;
     main.wait()?;
     session.settle()?;
@@ -139,8 +137,12 @@ fn first_program(session: &mut Session, root: &Root) -> Result<()> {
     expect(session, id, &[&expected.concat()[..], &["first exit", "empty"]].concat())
 }
 
-fn is_exec_of(fact: &Fact, wanted: &str) -> bool {
-    matches!(fact, Fact::Exec { program, .. } if **program == *wanted)
+/// Reads on until that many more programs were executed in the cgroup.
+fn await_execs(session: &mut Session, id: u64, mut count: u32) -> Result<()> {
+    session.read_until(|event| {
+        count -= u32::from(event.cgroup.0 == id && matches!(event.fact, Fact::Exec { .. }));
+        count == 0
+    })
 }
 
 fn dies_before_exec(session: &mut Session, root: &Root) -> Result<()> {
@@ -153,14 +155,14 @@ fn dies_before_exec(session: &mut Session, root: &Root) -> Result<()> {
 
 fn nested_after_start(session: &mut Session, root: &Root) -> Result<()> {
     let container = root.sub("ctr")?;
-    let main = Child::spawn(Some(&container), OWN_MOUNTS, Action::Exec(&["/bin/sleep", "1000"]))?;
+    let main = producer::spawn_in(&container, OWN_MOUNTS, "pause")?;
     let id = cgroup::id(&container)?;
-    session.read_until(|event| event.cgroup.0 == id && is_exec_of(&event.fact, "/bin/sleep"))?;
+    await_execs(session, id, 1)?;
     // A service of an init system in the container, with mounts of its own, twice.
     let service = root.sub("ctr/service")?;
     let service_id = cgroup::id(&service)?;
     for _ in 0..2 {
-        Child::spawn(Some(&service), OWN_MOUNTS, Action::Exec(TRUE))?.wait()?;
+        producer::spawn_in(&service, OWN_MOUNTS, "end")?.wait()?;
     }
     main.signal(Signal::SIGKILL)?;
     main.wait()?;
@@ -175,7 +177,7 @@ fn refilled(session: &mut Session, root: &Root) -> Result<()> {
     let container = root.sub("ctr")?;
     let id = cgroup::id(&container)?;
     for _ in 0..2 {
-        Child::spawn(Some(&container), OWN_MOUNTS, Action::Exec(TRUE))?.wait()?;
+        producer::spawn_in(&container, OWN_MOUNTS, "end")?.wait()?;
     }
     session.settle()?;
     let run = ["populated", "enter", "first exec", "first exit", "empty"];
@@ -185,8 +187,8 @@ fn refilled(session: &mut Session, root: &Root) -> Result<()> {
 fn moved_first(session: &mut Session, root: &Root) -> Result<()> {
     let container = root.sub("ctr")?;
     let id = cgroup::id(&container)?;
-    let main = Child::spawn(Some(&container), OWN_MOUNTS, Action::Exec(&["/bin/sleep", "1000"]))?;
-    session.read_until(|event| event.cgroup.0 == id && is_exec_of(&event.fact, "/bin/sleep"))?;
+    let main = producer::spawn_in(&container, OWN_MOUNTS, "pause")?;
+    await_execs(session, id, 1)?;
     let init = root.sub("ctr/init")?;
     let init_id = cgroup::id(&init)?;
     cgroup::enter(&init, main.pid())?;
@@ -227,7 +229,7 @@ fn statuses(session: &mut Session, root: &Root) -> Result<()> {
         ensure!(status == ExitStatus::Code(code), "{status:?}");
         expected.push((pid, status));
     }
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGQUIT, Signal::SIGABRT, Signal::SIGUSR1] {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGALRM, Signal::SIGABRT, Signal::SIGUSR1] {
         let child = Child::spawn(Some(&container), NO_NAMESPACES, Action::Pause)?;
         let pid = child.pid();
         child.signal(signal)?;
@@ -316,7 +318,7 @@ fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
     // The second time changes nothing.
     session.running().tracker().track(ids[0], Life::Unstarted)?;
     for container in [&started, &unstarted] {
-        Child::spawn(Some(container), OWN_MOUNTS, Action::Exec(TRUE))?.wait()?;
+        producer::spawn_in(container, OWN_MOUNTS, "end")?.wait()?;
     }
     let below = cgroup::id(&plain.sub("unstarted/below")?)?;
     session.settle()?;

@@ -13,6 +13,9 @@ use crate::child::{Action, Child, exec, exit_thread};
 /// The first argument that makes the test program a workload.
 pub const ROLE: &str = "--produce";
 
+/// How often the variant `forks` forks.
+pub const FORKS: u32 = 200;
+
 /// Ends of processes with more than one thread, and what wait(2) may say of each.
 pub const EXITS: &[(&str, &[ExitStatus])] = &[
     ("group-exit-from-main", &[ExitStatus::Code(5)]),
@@ -23,11 +26,20 @@ pub const EXITS: &[(&str, &[ExitStatus])] = &[
     ("killed-with-threads", &[ExitStatus::Signal { signal: 9, core_dumped: false }]),
 ];
 
-/// Starts a variant in a cgroup.
+/// This program's file: what a workload executes, for a guest need not have any other.
+pub fn program() -> Result<String> {
+    let path = std::env::current_exe().context("find this program")?;
+    path.into_os_string().into_string().ok().context("a path that is not UTF-8")
+}
+
+/// Starts a variant in a cgroup, in our namespaces.
 pub fn spawn(cgroup: &Path, variant: &str) -> Result<Child> {
-    let own = std::env::current_exe().context("find this program")?;
-    let own = own.to_str().context("a path that is not UTF-8")?;
-    Child::spawn(Some(cgroup), CloneFlags::empty(), Action::Exec(&[own, ROLE, variant]))
+    spawn_in(cgroup, CloneFlags::empty(), variant)
+}
+
+/// Starts a variant in a cgroup, in namespaces of its own.
+pub fn spawn_in(cgroup: &Path, namespaces: CloneFlags, variant: &str) -> Result<Child> {
+    Child::spawn(Some(cgroup), namespaces, Action::Exec(&[&program()?, ROLE, variant]))
 }
 
 /// What a variant does.
@@ -35,6 +47,17 @@ pub fn run(role: &[&str]) -> Result<()> {
     let long = Duration::from_secs(1000);
     let [variant, arguments @ ..] = role else { bail!("a variant is missing") };
     match *variant {
+        "end" => {}
+        "end-with-1" => std::process::exit(1),
+        "pause" => std::thread::sleep(long),
+        "become-pause" => {
+            exec(&[&program()?, ROLE, "pause"])?;
+        }
+        "forks" => {
+            for _ in 0..FORKS {
+                Child::spawn(None, CloneFlags::empty(), Action::Exit(3))?.wait()?;
+            }
+        }
         "group-exit-from-main" => {
             for _ in 0..3 {
                 std::thread::spawn(move || std::thread::sleep(long));
@@ -79,8 +102,11 @@ pub fn run(role: &[&str]) -> Result<()> {
         }
         "storm" => return crate::storm::produce(arguments),
         "exec-from-thread" => {
-            std::thread::spawn(|| exec(&["/bin/true"]));
-            std::thread::sleep(long);
+            let become_another = || exec(&[&program()?, ROLE, "end"]);
+            match std::thread::spawn(become_another).join() {
+                Ok(Err(error)) => return Err(error),
+                _ => bail!("the thread ended"),
+            }
         }
         other => bail!("no variant `{other}`"),
     }

@@ -136,11 +136,8 @@ fn overflow(mount: &Path) -> Result<()> {
     }
     // A container with a process that forks, so that the ring of forks has its share.
     let container = root.sub("forks")?;
-    let forks = 200;
-    let script = format!("i=0; while [ $i -lt {forks} ]; do (exit 3); i=$((i+1)); done");
-    let status =
-        Child::spawn(Some(&container), CloneFlags::empty(), Action::Exec(&["/bin/sh", "-c", &script]))?
-            .wait()?;
+    let forks = u64::from(producer::FORKS);
+    let status = producer::spawn(&container, "forks")?.wait()?;
     ensure!(status == ExitStatus::Code(0), "{status:?}");
     rmdir(&container)?;
     await_releases(&root)?;
@@ -203,7 +200,7 @@ struct Producer(Process);
 
 fn produce_all(root: &Path, containers: u32) -> Result<Vec<Producer>> {
     let produce = |index| {
-        Command::new(std::env::current_exe().context("find this program")?)
+        Command::new(producer::program()?)
             .args([producer::ROLE, "storm"])
             .arg(root.join(format!("pod{index}-")))
             .arg((containers / PRODUCERS).to_string())
@@ -244,9 +241,12 @@ pub fn produce(arguments: &[&str]) -> Result<()> {
             std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
         }
         let executed = index % EXEC_EVERY == 0;
-        let action = if executed { Action::Exec(&["/bin/false"]) } else { Action::Exit((index % 256) as u8) };
         let (id, pod_id) = (cgroup::id(&container)?, cgroup::id(&pod)?);
-        let child = Child::spawn(Some(&container), CloneFlags::empty(), action)?;
+        let child = if executed {
+            producer::spawn(&container, "end-with-1")?
+        } else {
+            Child::spawn(Some(&container), CloneFlags::empty(), Action::Exit((index % 256) as u8))?
+        };
         let pid = child.pid();
         let ExitStatus::Code(code) = child.wait()? else { bail!("a container was killed") };
         rmdir(&container)?;

@@ -54,7 +54,6 @@ pub enum Importance {
 }
 
 /// Something that kwitness needs to see.
-#[derive(Debug)]
 pub struct Need {
     /// Its name in reports, that of the record kind that it brings.
     pub name: &'static str,
@@ -68,6 +67,12 @@ pub struct Need {
     pub hooks: [Hook; 2],
     /// The fields that its programs read.
     pub fields: &'static [&'static Field],
+}
+
+impl fmt::Debug for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
 }
 
 impl PartialEq for Need {
