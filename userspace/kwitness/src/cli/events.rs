@@ -113,7 +113,7 @@ impl Printer {
                 ("NAMESPACE", 12),
                 ("POD", 36),
                 ("CONTAINER", 16),
-                ("ID", 12),
+                ("ID", 64),
                 ("BASIS", 16),
                 ("DETAIL", 0),
             ])),
