@@ -83,7 +83,7 @@ impl Cri {
         exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     }
 
-    /// The runtime's own events from now on.
+    /// The runtime's own events from now on. containerd answers with the first one, and not before.
     pub async fn get_container_events(&self) -> Result<Streaming<v1::ContainerEventResponse>> {
         let answer = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
         Ok(answer.map_err(words).context("CRI call get_container_events")?.into_inner())

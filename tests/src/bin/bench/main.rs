@@ -10,6 +10,7 @@ mod footprint;
 mod latency;
 mod overhead;
 mod report;
+mod throughput;
 mod workload;
 
 use std::path::PathBuf;
@@ -20,14 +21,14 @@ use clap::{Parser, Subcommand};
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade;
 
-use crate::report::Row;
+use crate::report::{Row, Table};
 
 /// Measures what kwitness costs.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Write the rows as JSON to this file, too.
+    /// Print the rows as JSON; the table goes to standard error.
     #[arg(long)]
-    json: Option<PathBuf>,
+    json: bool,
     /// Measure only what has this in its name.
     #[arg(long)]
     only: Option<String>,
@@ -43,6 +44,14 @@ enum Helper {
     Bare {
         /// Where to serve.
         socket: PathBuf,
+    },
+    /// Feeds recorded records at full speed through everything behind the rings.
+    #[command(hide = true)]
+    Feed {
+        /// Where to serve.
+        socket: PathBuf,
+        /// How many records.
+        records: u64,
     },
     /// Executes itself again and again, resting between.
     #[command(hide = true)]
@@ -73,6 +82,7 @@ fn run() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.helper {
         Some(Helper::Bare { socket }) => current_thread()?.block_on(bare::serve(&socket)),
+        Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Forks { count }) => workload::forks(count),
         None => measure(&arguments),
@@ -84,9 +94,10 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let runtime = current_thread()?;
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let mut rows: Vec<Row> = Vec::new();
-    report::head(&environment)?;
+    let table = Table { json: arguments.json };
+    table.head(&environment)?;
     let mut add = |new: Vec<Row>| {
-        new.iter().for_each(report::print);
+        new.iter().for_each(|row| table.row(row));
         rows.extend(new);
     };
     if wanted("latency") {
@@ -95,12 +106,15 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if wanted("overhead") {
         add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);
     }
+    if wanted("throughput") {
+        add(runtime.block_on(throughput::measure(&environment)).context("measure throughput")?);
+    }
     if wanted("footprint") {
         add(runtime.block_on(footprint::measure(&environment)).context("measure footprint")?);
     }
-    report::foot(&rows);
-    if let Some(path) = &arguments.json {
-        report::write_json(&rows, path)?;
+    table.foot(&rows);
+    if arguments.json {
+        report::print_json(&rows)?;
     }
     Ok(())
 }

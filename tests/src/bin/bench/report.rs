@@ -1,8 +1,5 @@
 //! Rows: a figure with its target, its spread and what it was compared with; as a table and as JSON.
 
-use std::fs;
-use std::path::Path;
-
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, Result};
 use kwitness_tests::environment::Environment;
@@ -71,62 +68,82 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     }
 }
 
-/// Where it is measured, and the table's head.
-pub(crate) fn head(environment: &Environment) -> Result<()> {
-    let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
-    let cpus = std::thread::available_parallelism().context("ask for the number of CPUs")?;
-    let (kernel, layout) = (kernel.release().to_string_lossy(), environment.layout);
-    anstream::println!(
-        "{FAINT}kernel {kernel}, {cpus} CPUs, cgroups {layout:?}, tier {:?}{FAINT:#}",
-        environment.tier
-    );
-    anstream::println!(
-        "{HEAD}{:<50} {:>12} {:>21} {:>10}{HEAD:#}",
-        "MEASURE",
-        "MEDIAN",
-        "QUARTILES",
-        "TARGET"
-    );
-    Ok(())
+/// The table for people.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    /// Standard output is for JSON.
+    pub(crate) json: bool,
 }
 
-/// One line of the table, and one that says what it rests on.
-pub(crate) fn print(row: &Row) {
-    let unit = row.unit;
-    let number = |value: f64| if value.abs() < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") };
-    let target = match row.target {
-        Target::AtMost(limit) => format!("<= {limit}"),
-        Target::AtLeast(limit) => format!(">= {limit}"),
-        Target::None => String::new(),
-    };
-    let (style, verdict) = match row.reached() {
-        Some(true) => (GOOD, "reached"),
-        Some(false) => (BAD, "NOT REACHED"),
-        None => (FAINT, ""),
-    };
-    let (low, high) = row.spread;
-    let value = format!("{} {unit}", number(row.value));
-    let spread = format!("{} .. {}", number(low), number(high));
-    anstream::println!("{:<50} {value:>12} {spread:>21} {target:>10} {style}{verdict}{style:#}", row.name);
-    anstream::println!("  {FAINT}{}{FAINT:#}", row.note);
+impl Table {
+    /// Where it is measured, and the table's head.
+    pub(crate) fn head(self, environment: &Environment) -> Result<()> {
+        let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
+        let cpus = std::thread::available_parallelism().context("ask for the number of CPUs")?;
+        let (kernel, layout, tier) =
+            (kernel.release().to_string_lossy(), environment.layout, environment.tier);
+        self.line(&format!(
+            "{FAINT}kernel {kernel}, {cpus} CPUs, cgroups {layout:?}, tier {tier:?}{FAINT:#}"
+        ));
+        self.line(&format!(
+            "{HEAD}{:<50} {:>12} {:>21} {:>10}{HEAD:#}",
+            "MEASURE", "MEDIAN", "QUARTILES", "TARGET"
+        ));
+        Ok(())
+    }
+
+    /// One line, and one that says what it rests on.
+    pub(crate) fn row(self, row: &Row) {
+        let unit = row.unit;
+        let number =
+            |value: f64| if value.abs() < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") };
+        let target = match row.target {
+            Target::AtMost(limit) => format!("<= {limit}"),
+            Target::AtLeast(limit) => format!(">= {limit}"),
+            Target::None => String::new(),
+        };
+        let (style, verdict) = match row.reached() {
+            Some(true) => (GOOD, "reached"),
+            Some(false) => (BAD, "NOT REACHED"),
+            None => (FAINT, ""),
+        };
+        let (low, high) = row.spread;
+        let value = format!("{} {unit}", number(row.value));
+        let spread = format!("{} .. {}", number(low), number(high));
+        self.line(&format!(
+            "{:<50} {value:>12} {spread:>21} {target:>10} {style}{verdict}{style:#}",
+            row.name
+        ));
+        self.line(&format!("  {FAINT}{}{FAINT:#}", row.note));
+    }
+
+    /// The sum.
+    pub(crate) fn foot(self, rows: &[Row]) {
+        let judged = rows.iter().filter_map(Row::reached).count();
+        let reached = rows.iter().filter_map(Row::reached).filter(|reached| *reached).count();
+        self.line(&format!("{HEAD}{reached} of {judged} targets reached{HEAD:#}"));
+    }
+
+    fn line(self, text: &str) {
+        if self.json {
+            anstream::eprintln!("{text}");
+        } else {
+            anstream::println!("{text}");
+        }
+    }
 }
 
-/// The sum.
-pub(crate) fn foot(rows: &[Row]) {
-    let judged = rows.iter().filter_map(Row::reached).count();
-    let reached = rows.iter().filter_map(Row::reached).filter(|reached| *reached).count();
-    anstream::println!("{HEAD}{reached} of {judged} targets reached{HEAD:#}");
-}
-
-/// The rows for machines.
-pub(crate) fn write_json(rows: &[Row], path: &Path) -> Result<()> {
+/// The rows for machines, one object a line.
+pub(crate) fn print_json(rows: &[Row]) -> Result<()> {
     #[derive(Serialize)]
     struct Judged<'a> {
         #[serde(flatten)]
         row: &'a Row,
         reached: Option<bool>,
     }
-    let judged: Vec<_> = rows.iter().map(|row| Judged { row, reached: row.reached() }).collect();
-    let text = serde_json::to_string_pretty(&judged).context("write the rows as JSON")?;
-    fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    for row in rows {
+        let judged = Judged { row, reached: row.reached() };
+        println!("{}", serde_json::to_string(&judged).context("write a row as JSON")?);
+    }
+    Ok(())
 }

@@ -77,7 +77,7 @@ async fn play_with(
     combination: kwitness_tests::environment::Combination,
     pause: Duration,
 ) -> Result<Verdict> {
-    let runtime_events = RuntimeEvents::collect(node.cri()).await?;
+    let runtime_events = RuntimeEvents::collect(node.cri());
     let watcher = agent.watch(from_now()).await?;
     let stage = Stage::open(environment, agent, watcher, pause).await?;
     let mut script = Script::new(node, combination.handler, stage);

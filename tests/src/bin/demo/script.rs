@@ -11,8 +11,8 @@ use kwitness_tests::process;
 use crate::stage::{self, Stage};
 
 /// Containers of the burst.
-const BURST_PODS: usize = 4;
-const BURST_CONTAINERS: usize = 5;
+const BURST_PODS: usize = 3;
+const BURST_CONTAINERS: usize = 3;
 
 /// What a container did.
 #[derive(Debug)]
@@ -75,7 +75,8 @@ impl<'a> Script<'a> {
 
     async fn a_pod_starts(&mut self) -> Result<Pod> {
         stage::say(
-            "Pod `shop` is started, with a container `web` in it. (A pod's sandbox is a container, too.)",
+            "Pod `shop` is started with a container `web`, and with a sandbox as every pod has one. The kernel \
+             knows ids; names follow as soon as the runtime has told them (`updated`).",
         );
         let pod = self.pod("shop").await?;
         let web = self.node.run(&pod, &ContainerSpec::new("web", &["/bin/sleep", "1000"])).await?;
@@ -97,9 +98,7 @@ impl<'a> Script<'a> {
     }
 
     async fn a_job_fails(&mut self, shop: &Pod) -> Result<()> {
-        stage::say(
-            "A container `job` runs `exit 3`: its exit code is in the event, before the runtime knows it.",
-        );
+        stage::say("A container `job` runs `exit 3`.");
         let job = self.node.run(shop, &ContainerSpec::shell("job", "exit 3")).await?;
         self.record(shop, &job, Some("job"), Some("/bin/sh"), Some(End::Code(3)), &[]);
         self.until_deleted(&job).await
@@ -131,7 +130,9 @@ impl<'a> Script<'a> {
     }
 
     async fn an_entry_point_is_missing(&mut self, shop: &Pod) -> Result<()> {
-        stage::say("A container's entry point does not exist: it is created and never starts.");
+        stage::say(
+            "A container's entry point does not exist: it is created, and stops without having started.",
+        );
         let id = self.node.create(shop, &ContainerSpec::new("typo", &["/bin/srever"])).await?;
         ensure!(self.node.start_container(&id).await.is_err(), "the runtime started /bin/srever");
         self.record(shop, &id, Some("typo"), None, None, &[]);
@@ -139,9 +140,7 @@ impl<'a> Script<'a> {
     }
 
     async fn a_container_is_gone_in_a_moment(&mut self, shop: &Pod) -> Result<()> {
-        stage::say(
-            "A container runs `true`: it lives for about a millisecond, less than anything that polls can see.",
-        );
+        stage::say("A container runs `true`: its program lives for a millisecond or two, and is not missed.");
         let id = self.node.run(shop, &ContainerSpec::new("blink", &["/bin/true"])).await?;
         self.record(shop, &id, Some("blink"), Some("/bin/true"), Some(End::Code(0)), &[]);
         self.until_deleted(&id).await

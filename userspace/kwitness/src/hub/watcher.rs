@@ -150,6 +150,11 @@ impl Watcher {
         }
     }
 
+    /// The number of the last event that has been read.
+    pub fn seq(&self) -> u64 {
+        self.cursor.seq()
+    }
+
     /// The next events, after the [`Self::opening`]; none when everything that was asked for has been delivered.
     ///
     /// Nothing is lost when the future is dropped before it is ready.
