@@ -24,8 +24,6 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
 use crate::event::{ExitStatus, Kind, Process, Role, Subject};
 use crate::ids::{KernelTime, ProcKey};
 use crate::observation::TaskInfo;
@@ -146,8 +144,12 @@ impl Container {
 
     /// The first process came. The kernel tells of changes only, so that a container thought to run was emptied before.
     pub(super) fn populated(&mut self, at: KernelTime) -> Option<Kind> {
-        let stopped = match self.phase {
+        let stopped = match &mut self.phase {
             Phase::Running(_) if self.phase_at < at => self.stop(None),
+            Phase::Preparing(start) if self.phase_at < at => {
+                *start = Start::ByNamespace;
+                None
+            }
             Phase::Empty(_) | Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => None,
         };
         self.fill(at);
@@ -245,15 +247,27 @@ impl Container {
     /// A process that executes a program in the container's mount namespace, and whose parent is in another one, was
     /// put there. (Its parent in the same one: a child. Itself in a third one: it made that itself.)
     fn role_of_executing(&mut self, process: &TaskInfo) -> Role {
-        let main = self.main();
-        if main.is_some_and(|main| main.process.key == process.key) {
+        if self.is_main(process.key) {
             return Role::Main;
         }
-        let own_namespace = main.and_then(|main| main.mnt_ns);
+        let own_namespace = self.main().and_then(|main| main.mnt_ns);
         if own_namespace.is_some() && own_namespace == process.mnt_ns && leaves_parents_namespace(process) {
             return Role::Entered;
         }
         self.processes.get_mut(process.key).map_or(Role::Child, |known| known.role)
+    }
+
+    /// Whether this is the main process; if a scan found that, its key is known to the nanosecond from now on.
+    fn is_main(&mut self, key: ProcKey) -> bool {
+        let (Phase::Running(life) | Phase::Stopped { life: Some(life), .. }) = &mut self.phase else {
+            return false;
+        };
+        let Some(main) = &mut life.main else { return false };
+        let same = main.process.key == key;
+        if same {
+            main.process.key = key;
+        }
+        same
     }
 
     /// `unbroken_since`: no record was lost after that time.
@@ -268,13 +282,11 @@ impl Container {
         self.exits += 1;
         let known = self.processes.remove(process.key, budget);
         let mut role = known.map_or(Role::Child, |known| known.role);
+        let is_main = self.is_main(process.key);
         if let Phase::Running(life) | Phase::Stopped { life: Some(life), .. } = &mut self.phase {
-            let is_main = match &life.main {
-                Some(main) => main.process.key == process.key,
-                // The start was found by a scan that could not tell which process it was.
-                None => first && life.main_status.is_none(),
-            };
-            if is_main {
+            // The mark tells where a scan found the container running, but not which process is its first.
+            let is_unknown_main = first && life.main.is_none() && life.main_status.is_none();
+            if is_main || is_unknown_main {
                 role = Role::Main;
                 life.main_status = Some(status);
             }
@@ -333,16 +345,8 @@ impl Container {
     }
 
     /// Replaces what is remembered of the processes with those that a scan found, but for what is younger.
-    pub(super) fn reconcile(
-        &mut self,
-        found: &FxHashMap<ProcKey, Known>,
-        began: KernelTime,
-        budget: &mut Budget,
-    ) {
-        self.processes.retain(|key, known| known.since >= began || found.contains_key(&key), budget);
-        for (&key, &known) in found {
-            self.processes.insert_new(key, known, budget);
-        }
+    pub(super) fn reconcile(&mut self, found: &[(ProcKey, Known)], began: KernelTime, budget: &mut Budget) {
+        self.processes.reconcile(found, began, budget);
     }
 
     /// Forgets the processes: no record of one comes any more.

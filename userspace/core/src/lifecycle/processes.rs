@@ -3,7 +3,7 @@
 //! A table for each container, so that it goes with the container, whatever was lost; one [`Budget`] for all, so
 //! that a fork bomb costs memory only up to a bound.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::event::Role;
 use crate::ids::{KernelTime, ProcKey};
@@ -69,10 +69,15 @@ impl Processes {
         Some(known)
     }
 
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(ProcKey, Known) -> bool, budget: &mut Budget) {
+    /// Forgets those that are neither younger than `time` nor among `others`, and remembers the others.
+    pub(super) fn reconcile(&mut self, others: &[(ProcKey, Known)], time: KernelTime, budget: &mut Budget) {
+        let kept: FxHashSet<ProcKey> = others.iter().map(|(key, _)| *key).collect();
         let before = self.known.len();
-        self.known.retain(|key, known| keep(*key, *known));
+        self.known.retain(|key, known| known.since >= time || kept.contains(key));
         budget.left += before - self.known.len();
+        for &(key, known) in others {
+            self.insert_new(key, known, budget);
+        }
     }
 
     /// Forgets all, and gives the memory back.

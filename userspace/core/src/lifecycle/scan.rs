@@ -243,7 +243,7 @@ impl Lifecycle {
         let main = container.main().cloned();
         let remember =
             |process: &&ScannedProcess| (process.task.key, remembered(process, main.as_ref(), began));
-        let processes = view.processes.iter().map(remember).collect();
+        let processes: Vec<_> = view.processes.iter().map(remember).collect();
         container.reconcile(&processes, began, &mut self.budget);
     }
 
@@ -399,14 +399,15 @@ fn remembered(process: &ScannedProcess, main: Option<&Main>, since: KernelTime) 
 /// the container's program. A record tells it by its exec; a scan, by what it runs and how it calls itself.
 fn is_runtime_helper(process: &ScannedProcess) -> bool {
     const RUNTIMES: [&str; 3] = ["runc", "crun", "youki"];
-    let comm = &*process.task.comm;
     let program = process.program.as_deref().unwrap_or_default();
     let program = program.strip_suffix(" (deleted)").unwrap_or(program);
-    let copied = program.strip_prefix("/memfd:").is_some_and(|name| {
+    let in_memory = program.strip_prefix("/memfd:").is_some_and(|name| {
         RUNTIMES
             .iter()
             .any(|runtime| name.strip_prefix(runtime).is_some_and(|rest| rest.starts_with("_cloned")))
     });
+    // crun executes itself from a mount of its own that it detached: the path of that is `/`.
+    let detached = program == "/";
     let file = program.rsplit('/').next().unwrap_or_default();
-    copied || comm.starts_with("runc:[") || RUNTIMES.contains(&file)
+    in_memory || detached || process.task.comm.starts_with("runc:[") || RUNTIMES.contains(&file)
 }

@@ -13,6 +13,8 @@ use kwitness_core::observation::{
     TaskInfo,
 };
 
+/// To what a scan knows start times.
+pub const TICK: u64 = 10_000_000;
 /// The mount namespace of the node.
 pub const NODE_NS: u32 = 1;
 /// The cgroup of the one pod of these tests.
@@ -33,7 +35,7 @@ pub fn container_path(cgroup: u64) -> String {
 /// A process of the node, which shares its parent's mount namespace.
 pub fn task(pid: u32) -> TaskInfo {
     TaskInfo {
-        key: ProcKey { pid, start: KernelTime(u64::from(pid)) },
+        key: ProcKey { pid, start: KernelTime(u64::from(pid) * TICK + 1_234_567) },
         ppid: 2,
         mnt_ns: Some(NODE_NS),
         parent_mnt_ns: Some(NODE_NS),
@@ -212,7 +214,10 @@ pub fn scanned(id: u64, parent: u64, path: &str, processes: Vec<(TaskInfo, &str)
     let populated = Some(!processes.is_empty());
     let processes = processes
         .into_iter()
-        .map(|(task, program)| ScannedProcess { task, program: Some(program.into()) })
+        .map(|(mut task, program)| {
+            task.key.start.0 -= task.key.start.0 % TICK;
+            ScannedProcess { task, program: Some(program.into()) }
+        })
         .collect();
     ScannedCgroup { id: CgroupId(id), parent: CgroupId(parent), path: path.into(), populated, processes }
 }

@@ -101,9 +101,6 @@ fn what_enters_a_running_container_is_told_from_its_children() {
     );
 }
 
-/// A clock tick of procfs, in which no pid is used twice.
-const TICK: u64 = 10_000_000;
-
 #[test]
 fn a_pid_used_again_is_another_process() {
     let mut node = Node::new();

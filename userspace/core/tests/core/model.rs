@@ -79,7 +79,7 @@ struct Kernel {
     last_id: u64,
     last_pid: u32,
     containers: BTreeMap<u64, Container>,
-    /// Cgroups whose first exec was marked.
+    /// Cgroups whose first exec was marked, or that were made in such a one; until they are emptied.
     marked: BTreeSet<u64>,
     records: Vec<Record>,
     expected: Vec<String>,
@@ -128,6 +128,9 @@ impl Kernel {
                 self.last_id += 1;
                 let id = self.last_id;
                 self.containers.entry(c).or_default().inner.push(id);
+                if self.marked.contains(&c) {
+                    self.marked.insert(id);
+                }
                 // A long path every other time.
                 let path =
                     if id.is_multiple_of(2) { format!("{}/{id}", container_path(c)) } else { id.to_string() };
@@ -254,6 +257,7 @@ impl Kernel {
         }
         if self.containers[&c].procs.is_empty() {
             let at = self.record(c, Fact::Populated(false));
+            self.marked.remove(&c);
             let started = self.containers.entry(c).or_default().main.take().is_some();
             let what =
                 if started { format!("stopped code {code}") } else { "stopped ? never_started".to_owned() };
@@ -269,6 +273,9 @@ impl Kernel {
         self.expect(at, &format!("exited {} {pid} code {code}{before} (exit)", process.role), c);
         if process.cgroup != c && self.population(c, process.cgroup) == 0 {
             self.record(process.cgroup, Fact::Populated(false));
+            if !self.marked.contains(&c) {
+                self.marked.remove(&process.cgroup);
+            }
         }
     }
 

@@ -79,7 +79,6 @@ fn what_runs_at_the_start_is_told_as_found() {
 #[test]
 fn a_process_that_a_scan_found_is_the_one_of_the_records() {
     // procfs cuts the start off to a clock tick.
-    const TICK: u64 = 10_000_000;
     let started = |nanos| TaskInfo { key: ProcKey { pid: 50, start: KernelTime(nanos) }, ..entering(50, 7) };
     let mut node = Node::starting(Limits::default());
     node.scan(Initial, 100, vec![pod(), container(7, vec![(started(40 * TICK), "/bin/app")])]);
