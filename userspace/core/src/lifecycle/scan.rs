@@ -1,6 +1,6 @@
 //! What a walk of the cgroup tree changes: containers found, gone and corrected.
 //!
-//! Records are attached before a scan begins, and all that were made until it ended have been observed before it. So
+//! The probes are attached before a scan begins, and all records that were made until it ended have been observed before it. So
 //! a scan is compared with the present state, and three things weigh more than what it found:
 //!
 //! - a removal that was observed: the scan met the cgroup before, and does not bring it back;
@@ -8,7 +8,8 @@
 //! - parked records: they are what happened in a cgroup that nobody had told of. The cgroup takes the state in which
 //!   the first of them must have found it, then they are replayed.
 //!
-//! A cgroup that was made before the scan began and that it did not meet is gone.
+//! A cgroup that was made before the scan began and that it did not meet is gone. A scan that met no process where one was
+//! seen since settles nothing: another is asked for.
 
 use std::sync::Arc;
 
