@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::cri;
 use crate::engine::{Engine, Parts};
 use crate::hub::Hub;
-use crate::probe::{Capabilities, Loaded};
+use crate::probe::{Capabilities, Loaded, give_back};
 
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
@@ -77,6 +77,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let starting = async {
         if is_ready.await.is_ok() {
             health.ready().await;
+            give_back();
             let took = Clock::read().now().0.saturating_sub(clock.now().0) / 1_000_000;
             tracing::info!(socket = %config.socket.display(), took_ms = took, "ready");
             notify_ready();

@@ -66,9 +66,15 @@ async fn watch(
     Ok(())
 }
 
-/// A stream that breaks off is a daemon that is gone, whatever tonic calls it.
+/// A stream that breaks off is a daemon that is gone, by whichever of its names tonic calls that.
 fn lost(socket: &Path) -> impl Fn(tonic::Status) -> anyhow::Error {
-    move |status| Unreachable { socket: socket.to_owned(), reason: status.message().to_owned() }.into()
+    use tonic::Code::{Cancelled, Internal, Unavailable, Unknown};
+    move |status| match status.code() {
+        Cancelled | Internal | Unavailable | Unknown => {
+            Unreachable { socket: socket.to_owned(), reason: status.message().to_owned() }.into()
+        }
+        _ => failed(socket, &status),
+    }
 }
 
 async fn reconnect(socket: &Path) -> v1::kwitness_client::KwitnessClient<tonic::transport::Channel> {

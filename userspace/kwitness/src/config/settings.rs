@@ -117,7 +117,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "kernel.excluded_hooks",
-        expects: "a list of programs as `kwitness doctor` names them (\"task_exec_btf\"), or kinds of hook (\"tp_btf\")",
+        expects: "a list of programs (\"task_exec_btf\") or kinds of hook (\"tp_btf\")",
         default: Some("[]"),
         doc: "Hooks not to be used: the next best one takes its place.",
         apply: |config, value| {
@@ -154,7 +154,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "log.level",
         expects: "error, warn, info, debug, trace, or a filter such as \"info,kwitness::cri=debug\"",
         default: Some(r#""info""#),
-        doc: "What is logged to standard error.",
+        doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it tell no more than \
+              warnings, unless a filter names them.",
         apply: |config, value| {
             let filter = text(value)?;
             filter.parse::<tracing_subscriber::filter::Targets>().map_err(|error| error.to_string())?;

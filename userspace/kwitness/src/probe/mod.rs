@@ -17,6 +17,7 @@ mod error;
 mod layout;
 mod loader;
 mod lock;
+mod memory;
 pub mod need;
 mod object;
 mod ring;
@@ -27,6 +28,7 @@ pub use self::{
     capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
+    memory::give_back,
     ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
     settings::{MAX_ROOTS, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
