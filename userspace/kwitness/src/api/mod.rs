@@ -5,6 +5,8 @@
 
 mod service;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -70,7 +70,8 @@ pub struct Report {
     pub containers: usize,
 }
 
-enum Request {
+#[derive(Debug)]
+pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Report(oneshot::Sender<Report>),
 }
@@ -87,6 +88,12 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// A handle, and where its requests come out.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(INBOX);
+        (Self { requests }, receiver)
+    }
+
     /// The containers, and the place in the journal that they are as of.
     ///
     /// # Errors
@@ -150,7 +157,7 @@ impl Engine {
     /// The file cannot be made, or the kernel's counters cannot be read.
     pub fn new(parts: Parts, record: Option<&Path>) -> anyhow::Result<(Self, Handle)> {
         let Parts { probe, cgroups, roots, writer, resolver, answers } = parts;
-        let (sender, requests) = mpsc::channel(INBOX);
+        let (handle, requests) = Handle::new();
         let engine = Self {
             scans: Scans::new(cgroups, roots, probe.tracker()),
             losses: Losses::new(probe.counters().context("cannot read the kernel's counters")?),
@@ -166,7 +173,7 @@ impl Engine {
             recorder: record.map(Recorder::create).transpose()?,
             records: 0,
         };
-        Ok((engine, Handle { requests: sender }))
+        Ok((engine, handle))
     }
 
     /// Runs until cancelled. `ready` is told once the initial scan has been observed; until then nobody is answered.

@@ -1,0 +1,263 @@
+//! The API over its socket, with a real hub behind it and the engine's part played by a task.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kwitness_core::event::{Basis, Event, Kind, Subject};
+use kwitness_core::ids::{CgroupId, ContainerId, KernelTime};
+use kwitness_core::journal::Epoch;
+use kwitness_core::lifecycle::{ContainerState, State};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+use super::*;
+use crate::clock::Clock;
+use crate::config::RuntimeChoice;
+use crate::cri;
+use crate::engine::{Handle, Report, Request, Snapshot};
+use crate::hub::{Hub, Writer};
+use crate::probe::Capabilities;
+use crate::proto::v1::kwitness_client::KwitnessClient;
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct Served {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    writer: Writer,
+    health: Health,
+    stop: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+}
+
+fn subject() -> Arc<Subject> {
+    Arc::new(Subject {
+        cgroup_id: CgroupId(7),
+        cgroup_path: "/kubepods/x".into(),
+        container_id: ContainerId("0123456789".into()),
+        runtime: None,
+        pod: None,
+        facts: None,
+    })
+}
+
+fn created() -> Event {
+    Event {
+        at: KernelTime(1),
+        basis: Basis::CgroupMkdir,
+        subject: Some(subject()),
+        kind: Kind::Created { actor: None },
+    }
+}
+
+/// One container, as of the journal's end.
+async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Snapshot(answer) => {
+                let container = ContainerState {
+                    subject: subject(),
+                    state: State::Created,
+                    created_at: None,
+                    started_at: None,
+                    stopped_at: None,
+                    main: None,
+                    program: None,
+                    main_status: None,
+                    forks: 0,
+                    execs: 0,
+                    exits: 0,
+                };
+                answer.send(Snapshot { position: hub.position(), containers: vec![container] }).unwrap();
+            }
+            Request::Report(answer) => {
+                let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
+                answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
+            }
+        }
+    }
+}
+
+impl Served {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let (hub, writer) = Hub::new(Epoch("now".into()), NonZeroUsize::new(64).unwrap());
+        let (engine, requests) = Handle::new();
+        tokio::spawn(answer(requests, hub.clone()));
+        let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+        let about = About {
+            started_at: Default::default(),
+            node_name: "node-1".into(),
+            capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
+        };
+        let stop = CancellationToken::new();
+        let service = Service::new(hub, engine, resolver, about, 2, stop.clone());
+        let (health, serving) = serve(Socket::listen(&path).unwrap(), service, stop.clone()).await.unwrap();
+        Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
+    }
+
+    async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("unix://{}", self.path.display())).unwrap().connect().await.unwrap()
+    }
+
+    async fn watch(&self, request: v1::WatchRequest) -> Result<Streaming<v1::WatchResponse>, tonic::Status> {
+        Ok(KwitnessClient::new(self.channel().await).watch(request).await?.into_inner())
+    }
+}
+
+async fn next(stream: &mut Streaming<v1::WatchResponse>) -> v1::WatchResponse {
+    timeout(SOON, stream.message()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_then_what_happens_after_it() {
+    let mut served = Served::start().await;
+    served.writer.append([created(), created()], Clock::read());
+    let request = v1::WatchRequest { snapshot: true, ..Default::default() };
+    let mut stream = served.watch(request).await.unwrap();
+    let first = next(&mut stream).await;
+    let snapshot = first.snapshot.unwrap();
+    let position = v1::Position { epoch: "now".into(), seq: 2 };
+    assert_eq!((snapshot.position.as_ref(), first.begins_after.as_ref()), (Some(&position), Some(&position)));
+    assert_eq!(snapshot.containers[0].container.as_ref().unwrap().id, "0123456789");
+    assert_eq!(first.events, []);
+    served.writer.append([created()], Clock::read());
+    let second = next(&mut stream).await;
+    assert_eq!((second.snapshot, second.begins_after), (None, None));
+    assert_eq!(second.events[0].position.as_ref().unwrap().seq, 3);
+}
+
+#[tokio::test]
+async fn a_snapshot_stands_in_for_a_place_that_is_gone() {
+    let mut served = Served::start().await;
+    served.writer.append((0..100).map(|_| created()), Clock::read());
+    let request = |epoch: &str, seq| v1::WatchRequest {
+        snapshot: true,
+        after: Some(v1::Position { epoch: epoch.into(), seq }),
+        ..Default::default()
+    };
+    let mut kept = served.watch(request("now", 50)).await.unwrap();
+    let first = next(&mut kept).await;
+    assert_eq!((first.snapshot, first.begins_after.unwrap().seq), (None, 50), "nothing is missing");
+    drop(kept);
+    for (epoch, from) in [("now", Some(6)), ("before", None)] {
+        let mut stream = served.watch(request(epoch, 5)).await.unwrap();
+        let first = next(&mut stream).await;
+        assert_eq!(first.snapshot.unwrap().position.unwrap().seq, 100);
+        let Some(v1::event::Kind::Gap(gap)) = &first.events[0].kind else {
+            panic!("{first:?}", first = first.events)
+        };
+        assert_eq!((gap.cause(), gap.first_seq), (v1::GapCause::ReplayExpired, from));
+    }
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused() {
+    let served = Served::start().await;
+    let after = Some(v1::Position { epoch: "now".into(), seq: 0 });
+    let since = Some(Default::default());
+    let filter = Some(v1::Filter { kinds: vec!["start".into()], ..Default::default() });
+    for (request, code) in [
+        (v1::WatchRequest { after: after.clone(), since, ..Default::default() }, Code::InvalidArgument),
+        (v1::WatchRequest { snapshot: true, since, ..Default::default() }, Code::InvalidArgument),
+        (v1::WatchRequest { filter, ..Default::default() }, Code::InvalidArgument),
+        (
+            v1::WatchRequest {
+                after: Some(v1::Position { epoch: "now".into(), seq: 9 }),
+                ..Default::default()
+            },
+            Code::OutOfRange,
+        ),
+    ] {
+        assert_eq!(served.watch(request.clone()).await.unwrap_err().code(), code, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_watcher_too_many_is_refused_and_room_is_made_again() {
+    let served = Served::start().await;
+    let first = served.watch(v1::WatchRequest::default()).await.unwrap();
+    let _second = served.watch(v1::WatchRequest::default()).await.unwrap();
+    let refused = served.watch(v1::WatchRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(first);
+    let again = async {
+        while served.watch(v1::WatchRequest::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn list_and_status() {
+    let mut served = Served::start().await;
+    served.writer.append([created()], Clock::read());
+    let mut client = KwitnessClient::new(served.channel().await);
+    let list = client.list(v1::ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!((list.position.unwrap().seq, list.containers.len()), (1, 1));
+    let filter = Some(v1::Filter { containers: vec!["another".into()], ..Default::default() });
+    let list = client.list(v1::ListRequest { filter }).await.unwrap().into_inner();
+    assert_eq!(list.containers, []);
+    let status = client.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((&*status.node_name, &*status.kernel_release, &*status.epoch), ("node-1", "6.18", "now"));
+    assert_eq!((status.containers, status.lost["ring_full/task_exec"]), (1, 3));
+    assert_eq!(status.journal.unwrap(), v1::Journal { first_seq: 1, last_seq: 1, capacity: 64 });
+}
+
+#[tokio::test]
+async fn health_says_serving_once_ready() {
+    let served = Served::start().await;
+    let mut client = HealthClient::new(served.channel().await);
+    let mut status = async |service: &str| {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        client.check(request).await.unwrap().into_inner().status()
+    };
+    assert_eq!(status("").await, ServingStatus::NotServing);
+    served.health.ready().await;
+    assert_eq!((status("").await, status(SERVICE).await), (ServingStatus::Serving, ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn reflection_names_the_services() {
+    let served = Served::start().await;
+    let mut client = ServerReflectionClient::new(served.channel().await);
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<&str> = list.service.iter().map(|service| &*service.name).collect();
+    assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}
+
+#[tokio::test]
+async fn it_stops_soon_with_streams_open_and_leaves_nothing() {
+    let served = Served::start().await;
+    let mut stream = served.watch(v1::WatchRequest::default()).await.unwrap();
+    next(&mut stream).await;
+    // A client that never reads.
+    let _idle = served.watch(v1::WatchRequest::default()).await.unwrap();
+    let began = Instant::now();
+    served.stop.cancel();
+    assert_eq!(timeout(SOON, stream.message()).await.unwrap().unwrap_err().code(), Code::Unavailable);
+    served.serving.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(!served.path.exists());
+}
