@@ -235,6 +235,26 @@ mod tests {
         Config::parse(Some((Path::new("c.toml"), text)), &flags).map_err(|problems| problems.to_string())
     }
 
+    /// `KWITNESS_BLESS=1 cargo test -p kwitness documentation` writes the table anew.
+    #[test]
+    fn the_documentation_has_every_setting() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
+        let text = std::fs::read_to_string(&page).unwrap();
+        let (begin, end) = ("<!-- settings -->\n", "<!-- end of settings -->");
+        let (before, rest) = text.split_once(begin).expect("a mark where the table begins");
+        let (table, after) = rest.split_once(end).expect("a mark where the table ends");
+        let mut expected = "| Setting | Default | Takes | Meaning |\n|---|---|---|---|\n".to_owned();
+        for Setting { key, expects, default, doc, .. } in SETTINGS {
+            let default = default.map_or("not set".to_owned(), |default| format!("`{default}`"));
+            expected += &format!("| `{key}` | {default} | {expects} | {doc} |\n");
+        }
+        if std::env::var_os("KWITNESS_BLESS").is_some() {
+            std::fs::write(&page, format!("{before}{begin}{expected}{end}{after}")).unwrap();
+        } else {
+            assert_eq!(table, expected, "{} is not up to date", page.display());
+        }
+    }
+
     #[test]
     fn every_default_is_accepted_and_documented() {
         for setting in SETTINGS {
