@@ -59,7 +59,7 @@ impl<'a> Builder<'a> {
     pub fn program(&self, package: &str, name: &str) -> Result<PathBuf> {
         let mut command = self.cargo("build");
         command.args(["--release", "--package", package, "--bin", name]);
-        let built = executables(&mut command)?;
+        let built = executables(&mut command, "bin")?;
         let program = built.into_iter().find(|built| built.name == name);
         Ok(program.with_context(|| format!("cargo built no program {name} of package {package}"))?.path)
     }
@@ -68,7 +68,7 @@ impl<'a> Builder<'a> {
     pub fn tests(&self) -> Result<Vec<Executable>> {
         let mut command = self.cargo("test");
         command.args(["--no-run", "--package", TESTS_PACKAGE, "--test", "*"]);
-        let tests = executables(&mut command)?;
+        let tests = executables(&mut command, "test")?;
         if tests.is_empty() {
             bail!("package {TESTS_PACKAGE} has no integration tests");
         }
@@ -76,18 +76,18 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Runs a build, whose diagnostics are shown, and returns the executables that it names.
-fn executables(command: &mut Command) -> Result<Vec<Executable>> {
+/// Runs a build, whose diagnostics are shown, and returns the executables of that kind that it names.
+fn executables(command: &mut Command, kind: &str) -> Result<Vec<Executable>> {
     command.args(run::cargo_progress()).args(["--message-format", "json-render-diagnostics"]);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("start cargo")?;
     if !output.status.success() {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         bail!("`cargo {}` ended with {}", words.join(" "), output.status);
     }
-    parse(&String::from_utf8_lossy(&output.stdout))
+    parse(&String::from_utf8_lossy(&output.stdout), kind)
 }
 
-fn parse(messages: &str) -> Result<Vec<Executable>> {
+fn parse(messages: &str, kind: &str) -> Result<Vec<Executable>> {
     #[derive(Deserialize)]
     struct Message {
         reason: String,
@@ -103,9 +103,8 @@ fn parse(messages: &str) -> Result<Vec<Executable>> {
     for line in messages.lines().filter(|line| line.starts_with('{')) {
         let message: Message = serde_json::from_str(line).context("read a message of cargo")?;
         let (Some(path), Some(target)) = (message.executable, message.target) else { continue };
-        // Programs that tests use are named too when tests are built.
-        let wanted = target.kind.iter().any(|kind| kind == "bin" || kind == "test");
-        if message.reason == "compiler-artifact" && wanted {
+        // The package's programs are built with its tests, and named, too.
+        if message.reason == "compiler-artifact" && target.kind.iter().any(|of| of == kind) {
             found.push(Executable { name: target.name, path });
         }
     }
@@ -129,6 +128,8 @@ mod tests {
             "\n",
             r#"{"reason":"compiler-artifact","target":{"kind":["custom-build"],"name":"build"},"executable":"/b"}"#,
             "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}"#,
+            "\n",
             r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"storm"},"executable":"/t/storm-1"}"#,
             "\n",
             r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"node"},"executable":"/t/node-2"}"#,
@@ -137,12 +138,12 @@ mod tests {
             "\n",
         );
         let names: Vec<_> =
-            parse(messages).unwrap().into_iter().map(|found| (found.name, found.path)).collect();
+            parse(messages, "test").unwrap().into_iter().map(|found| (found.name, found.path)).collect();
         assert_eq!(
             names,
             [("node".into(), "/t/node-2".into()), ("storm".into(), "/t/storm-1".into())]
                 as [(String, PathBuf); 2]
         );
-        assert!(parse("{broken").is_err());
+        assert!(parse("{broken", "test").is_err());
     }
 }
