@@ -28,8 +28,13 @@ use crate::{host, images, run, signals, step};
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
 /// The guests, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
-const GUESTS: &[(&str, &str)] =
-    &[("5.10", "trixie"), ("6.1", "trixie"), ("6.12", "trixie"), ("7.2", "sid"), ("6.12", "trixie-systemd")];
+const GUESTS: &[(&str, &str)] = &[
+    ("5.10", "trixie"),
+    ("6.1", "trixie"),
+    ("6.12", "trixie"),
+    ("7.2", "forky"),
+    ("6.12", "trixie-systemd"),
+];
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
@@ -413,9 +418,9 @@ mod tests {
         assert_eq!(names(&test(&[Tier::Host], &[], &[])), ["host"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
-        assert_eq!(names(&test(&[], &["7.2"], &[])), ["host", "vm 7.2 sid"]);
+        assert_eq!(names(&test(&[], &["7.2"], &[])), ["host", "vm 7.2 forky"]);
         assert!(Place::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
-        assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["sid"])).is_err());
+        assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
     }
 
     #[test]

@@ -67,10 +67,10 @@ pub struct RootSpec {
 /// What every root has.
 pub const EVERY_ROOT: &[&str] = &["containerd", "runc", "crun", "busybox-static", "kmod", "iproute2"];
 
-/// The roots. containerd 1.7 is in trixie; 2.x only in sid so far.
+/// The roots. containerd 1.7 is in trixie, 2.x in the suite of the next release (sid breaks now and then).
 pub const ROOTS: &[RootSpec] = &[
     RootSpec { name: "trixie", suite: "trixie", packages: &[], init: Init::Script },
-    RootSpec { name: "sid", suite: "sid", packages: &[], init: Init::Script },
+    RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
         suite: "trixie",
