@@ -74,8 +74,13 @@ pub fn clippy(workspace: &Workspace, cache: &Cache) -> Result<()> {
         .env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver")
         .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
         .env("CARGO_TARGET_DIR", workspace.target.join("ebpf-clippy"));
-    run::shown(command.args(["check", "--locked", "--release", "--target", TARGET]))
-        .with_context(|| format!("clippy over {CRATE}"))
+    run::shown(command.arg("check").args(run::cargo_progress()).args([
+        "--locked",
+        "--release",
+        "--target",
+        TARGET,
+    ]))
+    .with_context(|| format!("clippy over {CRATE}"))
 }
 
 /// Builds the programs and, when they differ from the prebuilt object, replaces that and its manifest.

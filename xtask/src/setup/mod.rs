@@ -1,6 +1,6 @@
 //! Makes what the other tasks need, once: packages, tools, guest kernels, roots.
 //!
-//! Every task calls [`ensure`] with its own [`Needs`]; where all is there already, that takes milliseconds. Owns the
+//! Every task calls [`ensure()`] with its own [`Needs`]; where all is there already, that takes milliseconds. Owns the
 //! order of steps and the checks that come before them.
 
 pub mod apt;
@@ -141,7 +141,7 @@ fn make(cache: &Cache, needs: &Needs, roots: &BTreeSet<&'static str>) -> Result<
     Ok(())
 }
 
-/// The `setup` task: [`ensure`], with a beginning and an end to read.
+/// The `setup` task: [`ensure()`], with a beginning and an end to read.
 pub fn task(cache: &Cache, needs: &Needs) -> Result<()> {
     let start = Instant::now();
     step::say("  ..", "setup", &format!("into {}", cache.root().display()));
