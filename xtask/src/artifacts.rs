@@ -134,6 +134,8 @@ mod tests {
             "\n",
             r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"node"},"executable":"/t/node-2"}"#,
             "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}"#,
+            "\n",
             r#"{"reason":"build-finished","success":true}"#,
             "\n",
         );

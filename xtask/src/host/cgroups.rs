@@ -1,7 +1,7 @@
 //! The cgroups that a node leaves in this machine's hierarchies, found and removed.
 //!
-//! Touches only top-level cgroups that were not there before the node, by names that container runtimes and our tests
-//! use: whatever else happens on this machine meanwhile is not ours.
+//! Touches only top-level cgroups by names that container runtimes and our tests use, and of the runtimes' only those
+//! that were not there before the node: whatever else happens on this machine meanwhile is not ours.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,20 +11,33 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-/// How the names of a node's top-level cgroups begin.
-const OURS: &[&str] = &["k8s.io", "kubepods", "kwitness-"];
+/// How the names of the top-level cgroups begin that container runtimes make for a node.
+const RUNTIMES: &[&str] = &["k8s.io", "kubepods"];
+/// How the names of those begin that nobody but our tests makes.
+const TESTS: &[&str] = &["kwitness-"];
 /// How long a killed process may keep its cgroup busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Removes what a node left that was killed before it could clean up; only while no other node runs.
+pub fn remove_stale() -> Result<()> {
+    named(TESTS)?.iter().try_for_each(|cgroup| remove(cgroup))
+}
+
 /// The top-level cgroups of such names that are there now, in all hierarchies.
 pub fn present() -> Result<BTreeSet<PathBuf>> {
+    let mut found = named(RUNTIMES)?;
+    found.extend(named(TESTS)?);
+    Ok(found)
+}
+
+fn named(starts: &[&str]) -> Result<BTreeSet<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     let mut found = BTreeSet::new();
     for hierarchy in hierarchies(&mounts) {
         for entry in fs::read_dir(hierarchy).with_context(|| format!("list {hierarchy}"))? {
             let entry = entry.with_context(|| format!("list {hierarchy}"))?;
             let name = entry.file_name();
-            if OURS.iter().any(|start| name.to_string_lossy().starts_with(start)) && entry.path().is_dir() {
+            if starts.iter().any(|start| name.to_string_lossy().starts_with(start)) && entry.path().is_dir() {
                 found.insert(entry.path());
             }
         }

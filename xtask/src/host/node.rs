@@ -67,6 +67,7 @@ pub fn run(node: &Node) -> Result<()> {
     let up = Command::new("/usr/bin/ip").args(["link", "set", "lo", "up"]).status().context("start ip")?;
     ensure!(up.success(), "`ip link set lo up` ended with {up}");
 
+    cgroups::remove_stale()?;
     let before = cgroups::present()?;
     let ended = run_job();
     kill_children(&mut report)?;
