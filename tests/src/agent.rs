@@ -283,10 +283,15 @@ pub fn after(position: &v1::Position) -> v1::WatchRequest {
     v1::WatchRequest { after: Some(position.clone()), ..v1::WatchRequest::default() }
 }
 
+/// What a client takes in without being asked for more, per stream: HTTP/2's own default. tonic's is large enough to
+/// hide for thousands of events that a watcher does not read.
+const STREAM_WINDOW: u32 = 65_535;
+
 /// Connects to a daemon's socket.
 pub async fn connect(socket: &Path) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
-        .with_context(|| format!("{} as an endpoint", socket.display()))?;
+        .with_context(|| format!("{} as an endpoint", socket.display()))?
+        .initial_stream_window_size(STREAM_WINDOW);
     endpoint.connect().await.with_context(|| format!("connect to {}", socket.display()))
 }
 
