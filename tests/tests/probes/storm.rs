@@ -61,9 +61,9 @@ fn storm(mount: &Path) -> Result<()> {
 
     let counters = session.running().counters()?;
     ensure!(counters == Default::default(), "lost: {counters:?}");
-    for stats in session.running().program_stats() {
-        ensure!(stats.recursion_misses.unwrap_or(0) == 0, "{stats:?}");
-    }
+    // Each life without a record that a program skipped is one; on kernels before 7.0 no program may be.
+    let skipped: u64 = session.running().skipped().values().sum();
+    ensure!(skipped == 0 || preempts_tracepoints()?, "skipped: {:?}", session.running().skipped());
     // What is read is all but in order: behind a record that another CPU is still writing, its ring waits, the others do
     // not.
     let late = session.events().windows(2).filter(|pair| pair[0].at > pair[1].at).count();
@@ -82,9 +82,27 @@ fn storm(mount: &Path) -> Result<()> {
             wrong.push(format!("{id}: {life:?}\n{facts:#?}\npod: {pod_facts:#?}"));
         }
     }
-    ensure!(wrong.is_empty(), "{} of {CONTAINERS} wrong, the first: {}", wrong.len(), wrong[0]);
-    println!("{CONTAINERS} containers in {took:.1?}, {} records, {late} read late", session.events().len());
+    ensure!(
+        wrong.len() as u64 <= skipped,
+        "{} of {CONTAINERS} wrong, {skipped} programs skipped, the first: {}",
+        wrong.len(),
+        wrong[0]
+    );
+    println!(
+        "{CONTAINERS} containers in {took:.1?}, {} records, {late} read late, {} lack what {skipped} skipped programs would \
+         have told",
+        session.events().len(),
+        wrong.len()
+    );
     Ok(())
+}
+
+/// Whether a program at a tracepoint can be preempted, and others be skipped meanwhile: kernels since 7.0.
+fn preempts_tracepoints() -> Result<bool> {
+    let name = nix::sys::utsname::uname()?;
+    let release = name.release().to_string_lossy();
+    let major = release.split('.').next().context("a kernel release without a number")?;
+    Ok(major.parse::<u32>().with_context(|| format!("kernel release {release}"))? >= 7)
 }
 
 /// Whether a container's facts are those of its life, each once and in order.
@@ -158,7 +176,12 @@ fn overflow(mount: &Path) -> Result<()> {
     ] {
         let came = session.events().iter().filter(|event| kind_of(event) == kind).count() as u64;
         let lost = lost.lost[kind.index()];
-        ensure!(came + lost == produced, "{}: {came} came, {lost} lost, {produced} produced", kind.name());
+        let skipped = session.running().skipped().get(kind.name()).copied().unwrap_or(0);
+        ensure!(
+            (came + lost..=came + lost + skipped).contains(&produced),
+            "{}: {came} came, {lost} lost, {produced} produced, {skipped} programs skipped",
+            kind.name()
+        );
         ensure!(produced < 300 || lost > 0, "{}: nothing was lost", kind.name());
     }
     // The rings are free again.

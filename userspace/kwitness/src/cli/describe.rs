@@ -141,6 +141,7 @@ fn describe_gap(gap: &v1::Gap) -> String {
         v1::GapCause::RingFull => "a kernel ring was full",
         v1::GapCause::TrackedSetFull => "the set of tracked cgroups was full",
         v1::GapCause::MalformedRecord => "records could not be decoded",
+        v1::GapCause::ProgramSkipped => "the kernel skipped programs, at most as many records",
         v1::GapCause::WatcherLagged => "this client was too slow",
         v1::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
             "the daemon was restarted; what happened meanwhile was not seen"

@@ -17,6 +17,10 @@ pub(super) struct Losses {
     seen: Counters,
     /// When the counters were read last.
     looked: KernelTime,
+    /// Programs that were skipped, by need, since the start.
+    skipped: BTreeMap<&'static str, u64>,
+    /// When they were counted last.
+    skipped_looked: KernelTime,
     /// By kind, since the last look.
     malformed: BTreeMap<String, u64>,
     /// By cause and kind, since the start.
@@ -26,7 +30,15 @@ pub(super) struct Losses {
 impl Losses {
     /// Begins with those counters.
     pub(super) fn new(seen: Counters) -> Self {
-        Self { seen, looked: Clock::read().now(), malformed: BTreeMap::new(), total: BTreeMap::new() }
+        let now = Clock::read().now();
+        Self {
+            seen,
+            looked: now,
+            skipped: BTreeMap::new(),
+            skipped_looked: now,
+            malformed: BTreeMap::new(),
+            total: BTreeMap::new(),
+        }
     }
 
     /// A record could not be decoded.
@@ -70,6 +82,25 @@ impl Losses {
         .collect()
     }
 
+    /// How often programs were skipped since the last such look; none if never.
+    pub(super) fn skipped_since_last(
+        &mut self,
+        skipped: BTreeMap<&'static str, u64>,
+        now: KernelTime,
+    ) -> Option<Loss> {
+        let from = std::mem::replace(&mut self.skipped_looked, now);
+        let before = std::mem::replace(&mut self.skipped, skipped);
+        let mut lost = BTreeMap::new();
+        for (need, count) in &self.skipped {
+            let more = count.saturating_sub(before.get(need).copied().unwrap_or(0));
+            if more > 0 {
+                *self.total.entry(format!("program_skipped/{need}")).or_default() += more;
+                lost.insert((*need).to_owned(), more);
+            }
+        }
+        (!lost.is_empty()).then_some(Loss { from, to: now, cause: GapCause::ProgramSkipped, lost })
+    }
+
     /// Everything that was lost since the start, "ring_full/task_exec".
     pub(super) fn total(&self) -> &BTreeMap<String, u64> {
         &self.total
@@ -110,5 +141,19 @@ mod tests {
         );
         assert_eq!(losses.since_last(counters, to), []);
         assert_eq!(losses.total()["ring_full/task_exec"], 3);
+    }
+
+    #[test]
+    fn a_skipped_program_is_a_loss_once() {
+        let mut losses = Losses::new(Counters::default());
+        let from = losses.skipped_looked;
+        let (first, second) = (KernelTime(from.0 + 1), KernelTime(from.0 + 2));
+        assert_eq!(losses.skipped_since_last(BTreeMap::new(), first), None);
+        let skipped: BTreeMap<_, _> = [("task_exit", 2)].into();
+        let loss = losses.skipped_since_last(skipped.clone(), second).unwrap();
+        assert_eq!((loss.from, loss.to, loss.cause), (first, second, GapCause::ProgramSkipped));
+        assert_eq!(loss.lost["task_exit"], 2);
+        assert_eq!(losses.skipped_since_last(skipped, second), None);
+        assert_eq!(losses.total()["program_skipped/task_exit"], 2);
     }
 }

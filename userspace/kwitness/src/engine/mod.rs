@@ -215,6 +215,7 @@ impl Engine {
                     let clock = Clock::read();
                     self.observe(Observation::Tick { at: clock.now() });
                     self.look_for_losses(clock);
+                    self.look_for_skipped(clock);
                     self.publish(clock);
                     if let Some(recorder) = &mut self.recorder {
                         recorder.flush();
@@ -264,6 +265,13 @@ impl Engine {
                 }
             }
             Err(error) => tracing::error!(%error, "cannot read the kernel's counters of lost records"),
+        }
+    }
+
+    fn look_for_skipped(&mut self, clock: Clock) {
+        if let Some(loss) = self.losses.skipped_since_last(self.probe.skipped(), clock.now()) {
+            tracing::warn!(lost = ?loss.lost, "the kernel skipped programs; a scan follows");
+            self.observe(Observation::Lost(loss));
         }
     }
 

@@ -12,6 +12,7 @@
 //! records already there. [`Running::readable`] does all of this; the caller only alternates it with [`Running::drain`].
 
 use std::{
+    collections::BTreeMap,
     io, mem,
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -173,6 +174,22 @@ impl Running {
             sum.untracked += untracked;
         }
         Ok(sum)
+    }
+
+    /// How often the kernel did not run a need's program because it was already running on that CPU, by the need's name.
+    ///
+    /// Kernels since 7.0 preempt a program at a tracepoint (they protect tracepoints with SRCU); what the preempting
+    /// task does at the same tracepoint meanwhile is skipped. At most so many records were not made: the program might
+    /// have had nothing to tell.
+    pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        let needs = self.capabilities.needs.iter();
+        let hooks = needs.filter_map(|report| Some((report.need.name, report.chosen?)));
+        hooks
+            .filter_map(|(need, hook)| {
+                let stats = stats::read(hook, self.ebpf.program(hook.program)?);
+                Some((need, stats.recursion_misses.filter(|misses| *misses > 0)?))
+            })
+            .collect()
     }
 
     /// The tracked set, for whoever scans.

@@ -180,6 +180,7 @@ fn gap_cause(cause: core::GapCause) -> v1::GapCause {
         core::GapCause::RingFull => v1::GapCause::RingFull,
         core::GapCause::TrackedSetFull => v1::GapCause::TrackedSetFull,
         core::GapCause::MalformedRecord => v1::GapCause::MalformedRecord,
+        core::GapCause::ProgramSkipped => v1::GapCause::ProgramSkipped,
     }
 }
 
