@@ -19,11 +19,13 @@ use crate::pod::new_uid;
 /// The cgroup that the process shall enter before it becomes what its command line says.
 const CGROUP: &str = "KWITNESS_TEST_CGROUP";
 
+/// Where the pods are, all of one class.
+const PODS: &str = "kubepods/burstable";
+
 /// A cgroup for pods, apart from any other on this machine; removed with all below when dropped.
 #[derive(Debug)]
 pub struct Kubepods {
     root: TestCgroup,
-    path: String,
 }
 
 /// A container without a runtime.
@@ -41,8 +43,9 @@ impl Kubepods {
     pub fn make(mount: &Path) -> Result<Self> {
         let path = format!("/kwitness-handmade-{}", std::process::id());
         let root = TestCgroup::make(mount, &path)?;
-        std::fs::create_dir(root.directory().join("kubepods")).context("make the cgroup `kubepods`")?;
-        Ok(Self { root, path })
+        let pods = root.directory().join(PODS);
+        std::fs::create_dir_all(&pods).with_context(|| format!("make {}", pods.display()))?;
+        Ok(Self { root })
     }
 
     /// Makes a container's cgroup, in a pod of its own.
@@ -54,14 +57,14 @@ impl Kubepods {
     pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
         let pod_uid = pod_uid.to_owned();
         let id = format!("{}{}", new_uid()?, new_uid()?).replace('-', "");
-        let path = format!("kubepods/burstable/pod{pod_uid}/{id}");
+        let path = format!("{PODS}/pod{pod_uid}/{id}");
         let cgroup = TestCgroup::make(self.root.directory(), &path)?;
         Ok(HandMade { id, pod_uid, cgroup })
     }
 
-    /// Its path, from the root of the hierarchy.
-    pub fn path(&self) -> &str {
-        &self.path
+    /// The cgroup v2 id of the cgroup in which its pods are.
+    pub fn id(&self) -> Result<u64> {
+        cgroup::id(&self.root.directory().join(PODS))
     }
 }
 

@@ -117,17 +117,17 @@ pub async fn wait_for<T>(
     limit: Duration,
     mut probe: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let deadline = Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
+    let began = Instant::now();
     loop {
         if let Some(answer) = probe().await.with_context(|| format!("while waiting for {what}"))? {
             return Ok(answer);
         }
-        if Instant::now() > deadline {
+        if began.elapsed() > limit {
             bail!("waited {limit:?} in vain for {what}");
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
+        // Finer than what is told by the time that it took, and never a burden.
+        tokio::time::sleep((began.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(50)))
+            .await;
     }
 }
 

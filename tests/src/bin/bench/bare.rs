@@ -1,7 +1,8 @@
 //! The baseline for latency: the same programs in the kernel, their rings read in one thread, and of each record
-//! nothing but its time sent on by the plainest stream that tonic can make. What kwitness adds to this is decoding,
-//! the machine, the journal and the event's own content.
+//! nothing but its time and its cgroup sent on by the plainest stream that tonic can make. What kwitness adds to this
+//! is decoding, the machine, the journal and the event's own content.
 
+use std::mem::offset_of;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::Poll;
@@ -9,7 +10,8 @@ use std::task::Poll;
 use anyhow::{Context, Result};
 use bytes::{Buf, BufMut};
 use hyper_util::rt::TokioIo;
-use kwitness::probe::{Loaded, Settings};
+use kwitness::probe::{Life, Loaded, Settings};
+use kwitness_abi::Header;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::body::Body;
@@ -19,28 +21,44 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The one method.
-const METHOD: &str = "/bench.Bare/Times";
+const METHOD: &str = "/bench.Bare/Records";
 
 /// Records handed out at a time.
 const BUDGET: usize = 512;
 
-/// Loads the programs and serves one stream of times.
-pub(crate) async fn serve(socket: &Path) -> Result<()> {
+/// Of a record, when it was made and whom it is about: the beginning of its header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    pub(crate) time: u64,
+    pub(crate) cgroup: u64,
+}
+
+impl Record {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let field = |place: usize| Some(u64::from_ne_bytes(*bytes.get(place..)?.first_chunk()?));
+        Some(Self { time: field(offset_of!(Header, ktime))?, cgroup: field(offset_of!(Header, cgroup_id))? })
+    }
+}
+
+/// Loads the programs and serves one stream of what their records begin with.
+pub(crate) async fn serve(socket: &Path, cgroup: u64) -> Result<()> {
     let settings = Settings::default();
     let mut running = Loaded::load(&settings)?.attach()?.run()?;
+    // It is older than the programs, and nobody scans for such here.
+    running.tracker().track(cgroup, Life::Unstarted).context("track the cgroup")?;
     let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     let (sender, receiver) = tokio::sync::mpsc::channel(64);
-    let service = Times { receiver: std::sync::Arc::new(std::sync::Mutex::new(Some(receiver))) };
+    let service = Records { receiver: std::sync::Arc::new(std::sync::Mutex::new(Some(receiver))) };
     let server =
         Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
     let pump = async {
         loop {
             running.readable().await.context("wait for records")?;
-            let mut times = Vec::new();
+            let mut records = Vec::new();
             running.drain(BUDGET, |record| {
-                times.extend(record.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)));
+                records.extend(Record::read(record));
             });
-            if !times.is_empty() && sender.send(Ok(times)).await.is_err() {
+            if !records.is_empty() && sender.send(Ok(records)).await.is_err() {
                 return anyhow::Ok(());
             }
         }
@@ -52,32 +70,32 @@ pub(crate) async fn serve(socket: &Path) -> Result<()> {
 }
 
 /// Opens the stream.
-pub(crate) async fn watch(channel: Channel) -> Result<Streaming<Vec<u64>>> {
+pub(crate) async fn watch(channel: Channel) -> Result<Streaming<Vec<Record>>> {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.context("the bare loop's channel")?;
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(METHOD);
-    let answer = client.server_streaming(Request::new(Vec::new()), path, TimesCodec).await;
+    let answer = client.server_streaming(Request::new(Vec::new()), path, RecordsCodec).await;
     Ok(answer.context("call the bare loop")?.into_inner())
 }
 
-type Receiver = tokio::sync::mpsc::Receiver<Result<Vec<u64>, Status>>;
+type Receiver = tokio::sync::mpsc::Receiver<Result<Vec<Record>, Status>>;
 
 /// The service: hands its one receiver to the first who asks.
 #[derive(Clone, Debug)]
-struct Times {
+struct Records {
     receiver: std::sync::Arc<std::sync::Mutex<Option<Receiver>>>,
 }
 
-impl NamedService for Times {
+impl NamedService for Records {
     const NAME: &'static str = "bench.Bare";
 }
 
-impl ServerStreamingService<Vec<u64>> for Times {
-    type Response = Vec<u64>;
-    type ResponseStream = ReceiverStream<Result<Vec<u64>, Status>>;
+impl ServerStreamingService<Vec<Record>> for Records {
+    type Response = Vec<Record>;
+    type ResponseStream = ReceiverStream<Result<Vec<Record>, Status>>;
     type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
 
-    fn call(&mut self, _: Request<Vec<u64>>) -> Self::Future {
+    fn call(&mut self, _: Request<Vec<Record>>) -> Self::Future {
         let receiver = self.receiver.lock().ok().and_then(|mut slot| slot.take());
         std::future::ready(match receiver {
             Some(receiver) => Ok(Response::new(ReceiverStream::new(receiver))),
@@ -86,7 +104,7 @@ impl ServerStreamingService<Vec<u64>> for Times {
     }
 }
 
-impl tower::Service<tonic::codegen::http::Request<Body>> for Times {
+impl tower::Service<tonic::codegen::http::Request<Body>> for Records {
     type Response = tonic::codegen::http::Response<Body>;
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
@@ -97,17 +115,17 @@ impl tower::Service<tonic::codegen::http::Request<Body>> for Times {
 
     fn call(&mut self, request: tonic::codegen::http::Request<Body>) -> Self::Future {
         let service = self.clone();
-        Box::pin(async move { Ok(Grpc::new(TimesCodec).server_streaming(service, request).await) })
+        Box::pin(async move { Ok(Grpc::new(RecordsCodec).server_streaming(service, request).await) })
     }
 }
 
-/// Times as they lie in memory.
+/// Records as two numbers each.
 #[derive(Clone, Copy, Debug, Default)]
-struct TimesCodec;
+struct RecordsCodec;
 
-impl Codec for TimesCodec {
-    type Encode = Vec<u64>;
-    type Decode = Vec<u64>;
+impl Codec for RecordsCodec {
+    type Encode = Vec<Record>;
+    type Decode = Vec<Record>;
     type Encoder = Self;
     type Decoder = Self;
 
@@ -120,26 +138,29 @@ impl Codec for TimesCodec {
     }
 }
 
-impl Encoder for TimesCodec {
-    type Item = Vec<u64>;
+impl Encoder for RecordsCodec {
+    type Item = Vec<Record>;
     type Error = Status;
 
     fn encode(&mut self, item: Self::Item, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.into_iter().for_each(|time| buffer.put_u64_le(time));
+        for Record { time, cgroup } in item {
+            buffer.put_u64_le(time);
+            buffer.put_u64_le(cgroup);
+        }
         Ok(())
     }
 }
 
-impl Decoder for TimesCodec {
-    type Item = Vec<u64>;
+impl Decoder for RecordsCodec {
+    type Item = Vec<Record>;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let mut times = Vec::with_capacity(buffer.remaining() / 8);
-        while buffer.remaining() >= 8 {
-            times.push(buffer.get_u64_le());
+        let mut records = Vec::with_capacity(buffer.remaining() / 16);
+        while buffer.remaining() >= 16 {
+            records.push(Record { time: buffer.get_u64_le(), cgroup: buffer.get_u64_le() });
         }
-        Ok(Some(times))
+        Ok(Some(records))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What kwitness takes of a node with a thousand containers: memory, time to start, CPU when nothing happens.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -65,9 +67,10 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut shares = Vec::new();
     for _ in 0..4 {
-        let (before, began) = (cpu_time(pid)?, Instant::now());
+        let (before, began) = (cpu_times(pid)?, Instant::now());
         tokio::time::sleep(IDLE / 4).await;
-        shares.push((cpu_time(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
+        let busy = ran(&before, &cpu_times(pid)?);
+        shares.push(busy.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
     }
     agent.stop()?;
     Ok(vec![
@@ -120,15 +123,23 @@ fn resident(pid: u32) -> Result<f64> {
     Ok(sum)
 }
 
-/// The time that all threads of a process have run, in the scheduler's own nanoseconds.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut sum = 0;
+/// What each thread of a process has run, in the scheduler's own nanoseconds.
+fn cpu_times(pid: u32) -> Result<HashMap<OsString, u64>> {
     let tasks = format!("/proc/{pid}/task");
+    let mut times = HashMap::new();
     for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
-        let path = task.with_context(|| format!("read {tasks}"))?.path().join("schedstat");
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let ran = text.split(' ').next().unwrap_or_default();
-        sum += ran.parse::<u64>().with_context(|| format!("{}: `{text}`", path.display()))?;
+        let task = task.with_context(|| format!("read {tasks}"))?;
+        let path = task.path().join("schedstat");
+        // A thread may end while the others are looked at.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let ran = text.split(' ').next().unwrap_or_default().parse();
+        times.insert(task.file_name(), ran.with_context(|| format!("{}: `{text}`", path.display()))?);
     }
-    Ok(Duration::from_nanos(sum))
+    Ok(times)
+}
+
+/// What the threads have run in between; of one that has ended, the rest is not known and is nothing for an idle one.
+fn ran(before: &HashMap<OsString, u64>, after: &HashMap<OsString, u64>) -> Duration {
+    let each = after.iter().map(|(thread, ran)| ran - before.get(thread).copied().unwrap_or_default());
+    Duration::from_nanos(each.sum())
 }

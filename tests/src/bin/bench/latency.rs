@@ -1,16 +1,18 @@
 //! From the kernel's hook to a gRPC client, on an idle machine: kwitness against the bare loop.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, boottime, connect, from_now};
+use anyhow::{Context, Result};
+use kwitness::proto::v1::Event;
+use kwitness_tests::agent::{Agent, boottime, from_now};
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::events::kind;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::process::{Managed, wait_for};
+use tokio::time::timeout;
 
-use crate::bare;
+use crate::bare::{self, Record};
 use crate::report::{Row, Target, quantile};
 
 const TICKS: u32 = 200;
@@ -47,60 +49,81 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     ])
 }
 
-/// A container that executes a program every ten milliseconds.
-fn ticking(container: &HandMade, ticks: u32) -> Result<std::process::Child> {
-    container.start("/proc/self/exe", &["ticks", &ticks.to_string()])
+/// The container ticks longer than delays are wanted: a record that comes together with another one, of this container
+/// or of the machine's others, is not one of an idle machine.
+const SPARE: u32 = 1000;
+
+/// A container that executes a program every ten milliseconds; killed when dropped.
+struct Ticking {
+    child: Child,
+    cgroup: u64,
+    _container: HandMade,
+}
+
+impl Ticking {
+    fn start(kubepods: &Kubepods, ticks: u32) -> Result<Self> {
+        let container = kubepods.container()?;
+        let child = container.start("/proc/self/exe", &["ticks", &(ticks + SPARE).to_string()])?;
+        Ok(Self { child, cgroup: container.cgroup().id()?, _container: container })
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        // Fails only for one that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 async fn of_bare(kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("bare.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("bare").arg(&socket).stdin(Stdio::null());
+    command.arg("bare").arg(&socket).arg(kubepods.id()?.to_string()).stdin(Stdio::null());
     let mut server = Managed::spawn("the bare loop", command, &directory.path().join("log"))?;
     let channel = wait_for("the bare loop", LIMIT, async || {
         server.check_running()?;
         Ok(bare::connect(&socket).await.ok())
     });
     let mut stream = bare::watch(channel.await?).await?;
-    let container = kubepods.container()?;
-    let mut child = ticking(&container, ticks)?;
+    let ticking = Ticking::start(kubepods, ticks)?;
     let mut delays = Vec::new();
-    // The cgroup's own records and the first exec come before the ticks and are not idle.
     while delays.len() < ticks as usize {
-        let message =
-            tokio::time::timeout(LIMIT, stream.message()).await.context("the bare loop is silent")?;
+        let message = timeout(LIMIT, stream.message()).await.context("the bare loop is silent")?;
         let at = boottime();
-        let times = message.context("the bare loop's stream")?.context("the bare loop's stream ended")?;
-        if let [time] = times[..] {
+        let records = message.context("the bare loop's stream")?.context("the bare loop's stream ended")?;
+        if let [Record { time, cgroup }] = records[..]
+            && cgroup == ticking.cgroup
+        {
             delays.push(at.saturating_sub(time) as f64);
         }
     }
-    ensure!(child.wait().context("wait for the container")?.success(), "the container failed");
+    drop(ticking);
     server.terminate(LIMIT)?;
     Ok(delays)
 }
 
 async fn of_kwitness(environment: &Environment, kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
     let agent = Agent::start(environment, &["log.level=warn"]).await?;
-    let mut client =
-        kwitness::proto::v1::kwitness_client::KwitnessClient::new(connect(agent.socket()).await?);
-    let mut stream = client.watch(from_now()).await.context("call Watch")?.into_inner();
-    let container = kubepods.container()?;
-    let mut child = ticking(&container, ticks)?;
+    let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
+    let ticking = Ticking::start(kubepods, ticks)?;
+    let own = |event: &Event| {
+        event.container.as_ref().is_some_and(|container| container.cgroup_id == ticking.cgroup)
+    };
     let mut delays = Vec::new();
     while delays.len() < ticks as usize {
-        let message = tokio::time::timeout(LIMIT, stream.message()).await.context("kwitness is silent")?;
+        let message = timeout(LIMIT, stream.message()).await.context("kwitness is silent")?;
         let at = boottime();
         let events = message.context("kwitness's stream")?.context("kwitness's stream ended")?.events;
         if let [event] = &events[..]
+            && own(event)
             && kind(event) == "exec"
         {
             delays.push(at.saturating_sub(event.kernel_time) as f64);
         }
     }
-    ensure!(child.wait().context("wait for the container")?.success(), "the container failed");
-    drop(stream);
+    drop((ticking, stream));
     agent.stop()?;
     Ok(delays)
 }

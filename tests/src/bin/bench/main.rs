@@ -44,6 +44,8 @@ enum Helper {
     Bare {
         /// Where to serve.
         socket: PathBuf,
+        /// The cgroup below which everything is to be seen.
+        cgroup: u64,
     },
     /// Feeds recorded records at full speed through everything behind the rings.
     #[command(hide = true)]
@@ -81,7 +83,7 @@ fn run() -> Result<()> {
     handmade::become_container_if_asked()?;
     let arguments = Arguments::parse();
     match arguments.helper {
-        Some(Helper::Bare { socket }) => current_thread()?.block_on(bare::serve(&socket)),
+        Some(Helper::Bare { socket, cgroup }) => current_thread()?.block_on(bare::serve(&socket, cgroup)),
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Forks { count }) => workload::forks(count),
