@@ -11,9 +11,13 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod limits;
+
+pub use limits::*;
+
 /// Changes whenever a record, a map value or the meaning of either changes. Part of the pin path, so that two
 /// versions of the daemon never read each other's records.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Bytes of a cgroup path that a record carries, the terminating NUL included.
 pub const PATH_CAP: usize = 512;
@@ -53,11 +57,17 @@ pub enum RecordKind {
     TaskExec = 7,
     /// A process in a tracked cgroup is gone, its last thread included: [`TaskExit`].
     TaskExit = 8,
+    /// A write to a limit file begins: [`KnobWrite`].
+    KnobBegan = 9,
+    /// A write to a limit file has returned: [`KnobWrite`].
+    KnobReturned = 10,
+    /// A process in a tracked cgroup was killed for want of memory: [`OomKill`].
+    OomKill = 11,
 }
 
 impl RecordKind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::CgroupMkdir,
         Self::CgroupRmdir,
         Self::CgroupRelease,
@@ -66,6 +76,9 @@ impl RecordKind {
         Self::TaskFork,
         Self::TaskExec,
         Self::TaskExit,
+        Self::KnobBegan,
+        Self::KnobReturned,
+        Self::OomKill,
     ];
 
     /// The kind of that number, if there is one.
@@ -92,6 +105,9 @@ impl RecordKind {
             Self::TaskFork => "task_fork",
             Self::TaskExec => "task_exec",
             Self::TaskExit => "task_exit",
+            Self::KnobBegan => "knob_began",
+            Self::KnobReturned => "knob_returned",
+            Self::OomKill => "oom_kill",
         }
     }
 
@@ -105,6 +121,8 @@ impl RecordKind {
             Self::TaskFork => size_of::<TaskFork>(),
             Self::TaskExec => size_of::<TaskExec>(),
             Self::TaskExit => size_of::<TaskExit>(),
+            Self::KnobBegan | Self::KnobReturned => size_of::<KnobWrite>(),
+            Self::OomKill => size_of::<OomKill>(),
         }
     }
 }
@@ -275,6 +293,8 @@ pub struct Counters {
     pub lost: [u64; RecordKind::ALL.len()],
     /// Cgroups that could not be tracked because the tracked set was full: they and all below them are unseen.
     pub untracked: u64,
+    /// Writes to limit files that were not told, each beyond its cgroup's [`Budget`].
+    pub suppressed: u64,
 }
 
 /// The value of the tracked set; its key is the cgroup v2 id.
@@ -410,7 +430,7 @@ const _: () = {
     assert!(size_of::<TaskFork>() == 24 + 40);
     assert!(size_of::<TaskExec>() == 24 + 40 + 8 + FILENAME_CAP);
     assert!(size_of::<TaskExit>() == 24 + 40 + 8);
-    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 1));
+    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
     assert!(size_of::<KernelLayout>() == 25 * 4);

@@ -55,6 +55,9 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
         Fact::Exec { first: false, .. } => "exec",
         Fact::Exit { first: true, .. } => "first exit",
         Fact::Exit { first: false, .. } => "exit",
+        Fact::KnobWrite(_) => "knob write",
+        Fact::KnobWritesUntold(_) => "knob writes untold",
+        Fact::OomKill(_) => "oom kill",
     };
     facts.iter().map(kind).collect()
 }

@@ -215,6 +215,8 @@ fn kind_of(event: &KernelEvent) -> RecordKind {
         Fact::Fork { .. } => RecordKind::TaskFork,
         Fact::Exec { .. } => RecordKind::TaskExec,
         Fact::Exit { .. } => RecordKind::TaskExit,
+        Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) => RecordKind::KnobReturned,
+        Fact::OomKill(_) => RecordKind::OomKill,
     }
 }
 

@@ -17,7 +17,11 @@ use thiserror::Error;
 use crate::event::{Actor, ExitStatus};
 use crate::ids::{CgroupId, KernelTime, ProcKey};
 use crate::intern::Interner;
-use crate::observation::{Fact, KernelEvent, PathText, TaskInfo};
+use crate::knob::Knob;
+use crate::observation::{
+    Caller, Fact, KernelEvent, KnobWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
+    WriteHook, WritePhase, WriteResult, WrittenValue,
+};
 
 /// Why bytes are not a record.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -152,6 +156,78 @@ impl Decoder {
                 status: record.exit_status(offset_of!(abi::TaskExit, wait_status))?,
                 first: flags & abi::FLAG_FIRST_EXIT != 0,
             },
+            RecordKind::KnobBegan | RecordKind::KnobReturned => {
+                Fact::KnobWrite(Box::new(self.knob_write(record, flags)?))
+            }
+            RecordKind::OomKill => Fact::OomKill(Box::new(self.oom_kill(record, flags)?)),
+        })
+    }
+
+    fn knob_write(&mut self, record: Record<'_>, flags: u16) -> Result<KnobWrite, DecodeError> {
+        let number = record.u32(offset_of!(abi::KnobWrite, knob))?;
+        Ok(KnobWrite {
+            knob: Knob::from_number(number).ok_or(record.field("knob", number))?,
+            phase: match record.kind {
+                RecordKind::KnobReturned => WritePhase::Returned {
+                    result: record.write_result(offset_of!(abi::KnobWrite, result))?,
+                    at: Some(KernelTime(record.u64(offset_of!(abi::Header, ktime))?)),
+                },
+                _ => WritePhase::Began,
+            },
+            value: Some(self.written_value(record)?),
+            writer: self.caller(record, offset_of!(abi::KnobWrite, writer))?,
+            began: Some(KernelTime(record.u64(offset_of!(abi::KnobWrite, began))?)),
+            seen_by: if flags & abi::FLAG_KPROBE == 0 { WriteHook::Fentry } else { WriteHook::Kprobe },
+        })
+    }
+
+    fn written_value(&mut self, record: Record<'_>) -> Result<WrittenValue, DecodeError> {
+        let len = record.u32(offset_of!(abi::KnobWrite, value_len))? as usize;
+        let text = record.text(offset_of!(abi::KnobWrite, value), len.min(abi::VALUE_CAP))?;
+        Ok(WrittenValue { text: self.texts.text(text.trim_ascii()), truncated: len > abi::VALUE_CAP })
+    }
+
+    fn oom_kill(&mut self, record: Record<'_>, flags: u16) -> Result<OomKill, DecodeError> {
+        let is = |flag| flags & flag != 0;
+        let either = |first, second| match (is(first), is(second)) {
+            (true, true) => Err(record.field("flags", flags.into())),
+            (first, second) => Ok((first, second)),
+        };
+        Ok(OomKill {
+            victim: self.task(record, offset_of!(abi::OomKill, victim))?,
+            choice: match either(abi::FLAG_OOM_CHOSEN, abi::FLAG_OOM_MEMBER)? {
+                (true, _) => Some(OomChoice::Chosen),
+                (_, true) => Some(OomChoice::GroupMember),
+                (false, false) => None,
+            },
+            scope: match either(abi::FLAG_OOM_LIMIT, abi::FLAG_OOM_GLOBAL)? {
+                (true, _) => {
+                    Some(OomScope::Limit(CgroupId(record.u64(offset_of!(abi::OomKill, limit_cgroup))?)))
+                }
+                (_, true) => Some(OomScope::Machine),
+                (false, false) => None,
+            },
+            usage: if is(abi::FLAG_OOM_USAGE) {
+                Some(OomUsage {
+                    usage: record.u64(offset_of!(abi::OomKill, usage))?,
+                    limit: record.u64(offset_of!(abi::OomKill, limit))?,
+                })
+            } else {
+                None
+            },
+            trigger: self.caller(record, offset_of!(abi::OomKill, trigger))?,
+        })
+    }
+
+    fn caller(&mut self, record: Record<'_>, base: usize) -> Result<Caller, DecodeError> {
+        let actor = base + offset_of!(abi::Caller, actor);
+        let Actor { pid, comm } = self.actor(record, actor)?;
+        Ok(Caller {
+            pid: Some(pid),
+            tid: Some(record.u32(actor + offset_of!(abi::Actor, tid))?),
+            start: Some(KernelTime(record.u64(base + offset_of!(abi::Caller, start_boottime))?)),
+            comm: Some(comm),
+            cgroup: Some(CgroupId(record.u64(base + offset_of!(abi::Caller, cgroup_id))?)),
         })
     }
 
@@ -214,6 +290,20 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// What write(2) returned: bytes taken, or a negative errno (`MAX_ERRNO` of the kernel's `include/linux/err.h`).
+    fn write_result(self, offset: usize) -> Result<WriteResult, DecodeError> {
+        const LOWEST: i64 = -4095;
+        match self.array(offset).map(i64::from_ne_bytes)? {
+            0.. => Ok(WriteResult::Accepted),
+            result @ LOWEST..0 => {
+                Ok(WriteResult::Refused { errno: i32::try_from(-result).unwrap_or(i32::MAX) })
+            }
+            other => {
+                Err(DecodeError::Field { kind: self.kind, field: "result", value: other.cast_unsigned() })
+            }
+        }
+    }
+
     fn exit_status(self, offset: usize) -> Result<ExitStatus, DecodeError> {
         const CORE_DUMPED: u32 = 0x80;
         const STOPPED: u32 = 0x7f;
@@ -236,6 +326,14 @@ impl<'a> Record<'a> {
             RecordKind::TaskFork => abi::FLAG_ENTERED,
             RecordKind::TaskExec => abi::FLAG_FIRST,
             RecordKind::TaskExit => abi::FLAG_FIRST_EXIT,
+            RecordKind::KnobBegan | RecordKind::KnobReturned => abi::FLAG_KPROBE,
+            RecordKind::OomKill => {
+                abi::FLAG_OOM_USAGE
+                    | abi::FLAG_OOM_LIMIT
+                    | abi::FLAG_OOM_GLOBAL
+                    | abi::FLAG_OOM_CHOSEN
+                    | abi::FLAG_OOM_MEMBER
+            }
             RecordKind::CgroupRmdir
             | RecordKind::CgroupRelease
             | RecordKind::CgroupAttach

@@ -13,6 +13,7 @@ pub mod event;
 pub mod ids;
 mod intern;
 pub mod journal;
+pub mod knob;
 pub mod lifecycle;
 pub mod observation;
 pub mod order;

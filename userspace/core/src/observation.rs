@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
 use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
+use crate::knob::Knob;
 
 /// Something that was seen, told or asked; the whole input of the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +102,139 @@ pub enum Fact {
         /// Its exec was `first`.
         first: bool,
     },
+    /// A limit file of the cgroup, which may be an ancestor of a tracked one, is written to.
+    KnobWrite(Box<KnobWrite>),
+    /// So many writes to limit files of the cgroup were only counted, for they came too fast; what the files hold now tells
+    /// what became of them.
+    KnobWritesUntold(u64),
+    /// A process of the cgroup was killed for want of memory.
+    OomKill(Box<OomKill>),
+}
+
+/// A write to a limit file. A hook that cannot tell something leaves it out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnobWrite {
+    /// Which file.
+    pub knob: Knob,
+    /// Begun, or returned. A hook that sees the beginning tells both, and the second repeats all of the first.
+    pub phase: WritePhase,
+    /// What is written.
+    pub value: Option<WrittenValue>,
+    /// Who writes.
+    pub writer: Caller,
+    /// When it began.
+    pub began: Option<KernelTime>,
+    /// Who saw it.
+    pub seen_by: WriteHook,
+}
+
+/// How far a write has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WritePhase {
+    /// It begins. Until it returns, the kernel may reclaim memory, or kill.
+    Began,
+    /// It has returned.
+    Returned {
+        /// With what.
+        result: WriteResult,
+        /// When; none: by the time of the record at the latest.
+        at: Option<KernelTime>,
+    },
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteResult {
+    /// The kernel took it.
+    Accepted,
+    /// The kernel refused it.
+    Refused {
+        /// The error number, positive.
+        errno: i32,
+    },
+}
+
+/// The text that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenValue {
+    /// As far as it was recorded, without the white space around it, which the kernel strips, too.
+    pub text: Arc<str>,
+    /// There was more.
+    pub truncated: bool,
+}
+
+/// Who made a call, as far as the hook could tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// Its pid.
+    pub pid: Option<u32>,
+    /// Its thread's id.
+    pub tid: Option<u32>,
+    /// When its process was started: with the pid, that names it for good.
+    pub start: Option<KernelTime>,
+    /// Its `comm`.
+    pub comm: Option<Arc<str>>,
+    /// The cgroup that it is in.
+    pub cgroup: Option<CgroupId>,
+}
+
+/// How a write was seen, and so what can be known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteHook {
+    /// fentry and fexit of the kernel's function: everything, of each write.
+    Fentry,
+    /// A kprobe and a kretprobe of it: likewise.
+    Kprobe,
+    /// A fanotify mark: file and pid of accepted writes, after they returned. Writes by one process to one file that follow
+    /// each other fast are told as one.
+    Fanotify,
+}
+
+/// A kill for want of memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomKill {
+    /// Who is killed.
+    pub victim: TaskInfo,
+    /// How it came to be the victim; none: the hook does not tell.
+    pub choice: Option<OomChoice>,
+    /// What was exhausted; none: the hook does not tell.
+    pub scope: Option<OomScope>,
+    /// What was charged and allowed there.
+    pub usage: Option<OomUsage>,
+    /// Whose allocation, or whose write to a limit, led to it.
+    pub trigger: Caller,
+}
+
+/// How a process came to be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomChoice {
+    /// The kernel chose it.
+    Chosen,
+    /// The kernel chose another one of a group that is killed as one (`memory.oom.group`).
+    GroupMember,
+}
+
+/// What was exhausted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomScope {
+    /// The memory limit of this cgroup: the victim's own or an ancestor.
+    Limit(CgroupId),
+    /// The machine's memory.
+    Machine,
+}
+
+/// A cgroup's memory at the moment of a kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OomUsage {
+    /// Pages charged.
+    pub usage: u64,
+    /// Pages allowed; the kernel's largest number where there is no limit.
+    pub limit: u64,
 }
 
 /// A cgroup's path as a record carries it.

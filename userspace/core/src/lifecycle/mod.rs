@@ -158,6 +158,8 @@ impl Lifecycle {
                 let keep_all = self.scan_is_expected();
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
+            // What becomes of a container's limits is no matter of its life.
+            Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) | Fact::OomKill(_) => {}
             Fact::Rmdir { .. }
             | Fact::Attach { .. }
             | Fact::Populated(_)
@@ -220,7 +222,12 @@ impl Lifecycle {
             Fact::Exit { process, status, first } => {
                 (Basis::TaskExit, container.exit(process, status, first, self.unbroken_since, budget))
             }
-            Fact::Mkdir { .. } | Fact::Rmdir { .. } | Fact::Release => return,
+            Fact::Mkdir { .. }
+            | Fact::Rmdir { .. }
+            | Fact::Release
+            | Fact::KnobWrite(_)
+            | Fact::KnobWritesUntold(_)
+            | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
     }
@@ -278,6 +285,12 @@ fn shows_living_cgroup(fact: &Fact) -> bool {
         | Fact::Populated(true)
         | Fact::Fork { .. }
         | Fact::Exec { .. } => true,
-        Fact::Rmdir { .. } | Fact::Release | Fact::Populated(false) | Fact::Exit { .. } => false,
+        Fact::Rmdir { .. }
+        | Fact::Release
+        | Fact::Populated(false)
+        | Fact::Exit { .. }
+        | Fact::KnobWrite(_)
+        | Fact::KnobWritesUntold(_)
+        | Fact::OomKill(_) => false,
     }
 }

@@ -7,7 +7,11 @@ use kwitness_abi::RecordKind;
 use kwitness_core::decode::{DecodeError, Decoder, decode};
 use kwitness_core::event::{Actor, ExitStatus};
 use kwitness_core::ids::{CgroupId, KernelTime, ProcKey};
-use kwitness_core::observation::{Fact, KernelEvent, PathText, TaskInfo};
+use kwitness_core::knob::Knob;
+use kwitness_core::observation::{
+    Caller, Fact, KernelEvent, KnobWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
+    WriteHook, WritePhase, WriteResult, WrittenValue,
+};
 use proptest::prelude::*;
 
 /// A record of a kind, written field by field where the contract says.
@@ -90,6 +94,49 @@ fn populated(value: u32) -> Bytes {
         .put(offset_of!(abi::CgroupPopulated, populated), &value.to_ne_bytes())
 }
 
+impl Bytes {
+    fn caller(self, base: usize) -> Self {
+        self.put(base + offset_of!(abi::Caller, start_boottime), &800_u64.to_ne_bytes())
+            .put(base + offset_of!(abi::Caller, cgroup_id), &77_u64.to_ne_bytes())
+            .actor(base + offset_of!(abi::Caller, actor))
+    }
+}
+
+fn caller() -> Caller {
+    Caller {
+        pid: Some(7),
+        tid: Some(8),
+        start: Some(KernelTime(800)),
+        comm: Some("runc".into()),
+        cgroup: Some(CgroupId(77)),
+    }
+}
+
+/// A write of `len` bytes that begin with `value`.
+fn knob_write(kind: RecordKind, flags: u16, value: &[u8], len: usize) -> Bytes {
+    Bytes::new(kind, flags)
+        .put(offset_of!(abi::KnobWrite, began), &990_u64.to_ne_bytes())
+        .caller(offset_of!(abi::KnobWrite, writer))
+        .put(offset_of!(abi::KnobWrite, knob), &Knob::CpuMax.number().to_ne_bytes())
+        .put(offset_of!(abi::KnobWrite, value_len), &(len as u32).to_ne_bytes())
+        .put(offset_of!(abi::KnobWrite, value), value)
+}
+
+fn returned(result: i64) -> Bytes {
+    let text = b"50000 100000\n";
+    knob_write(RecordKind::KnobReturned, 0, text, text.len())
+        .put(offset_of!(abi::KnobWrite, result), &result.to_ne_bytes())
+}
+
+fn oom_kill(flags: u16) -> Bytes {
+    Bytes::new(RecordKind::OomKill, flags)
+        .process(offset_of!(abi::OomKill, victim))
+        .caller(offset_of!(abi::OomKill, trigger))
+        .put(offset_of!(abi::OomKill, limit_cgroup), &41_u64.to_ne_bytes())
+        .put(offset_of!(abi::OomKill, usage), &16_000_u64.to_ne_bytes())
+        .put(offset_of!(abi::OomKill, limit), &16_384_u64.to_ne_bytes())
+}
+
 fn every_kind() -> Vec<Bytes> {
     vec![
         mkdir(abi::FLAG_ROOT, b"/kubepods"),
@@ -102,6 +149,9 @@ fn every_kind() -> Vec<Bytes> {
         Bytes::new(RecordKind::TaskFork, abi::FLAG_ENTERED).process(offset_of!(abi::TaskFork, child)),
         exec(abi::FLAG_FIRST, b"/bin/sh"),
         exit(0x0300),
+        knob_write(RecordKind::KnobBegan, 0, b"max", 3),
+        returned(13),
+        oom_kill(abi::FLAG_OOM_USAGE | abi::FLAG_OOM_LIMIT | abi::FLAG_OOM_CHOSEN),
     ]
 }
 
@@ -124,6 +174,29 @@ fn every_kind_decodes() {
             Ok(Fact::Fork { child: process(), entered: true }),
             Ok(Fact::Exec { process: process(), program: "/bin/sh".into(), first: true }),
             Ok(Fact::Exit { process: process(), status: ExitStatus::Code(3), first: false }),
+            Ok(Fact::KnobWrite(Box::new(KnobWrite {
+                knob: Knob::CpuMax,
+                phase: WritePhase::Began,
+                value: Some(WrittenValue { text: "max".into(), truncated: false }),
+                writer: caller(),
+                began: Some(KernelTime(990)),
+                seen_by: WriteHook::Fentry,
+            }))),
+            Ok(Fact::KnobWrite(Box::new(KnobWrite {
+                knob: Knob::CpuMax,
+                phase: WritePhase::Returned { result: WriteResult::Accepted, at: Some(KernelTime(1_000)) },
+                value: Some(WrittenValue { text: "50000 100000".into(), truncated: false }),
+                writer: caller(),
+                began: Some(KernelTime(990)),
+                seen_by: WriteHook::Fentry,
+            }))),
+            Ok(Fact::OomKill(Box::new(OomKill {
+                victim: process(),
+                choice: Some(OomChoice::Chosen),
+                scope: Some(OomScope::Limit(CgroupId(41))),
+                usage: Some(OomUsage { usage: 16_000, limit: 16_384 }),
+                trigger: caller(),
+            }))),
         ]
     );
 }
@@ -155,6 +228,63 @@ fn wait_statuses() {
 }
 
 #[test]
+fn what_a_write_to_a_limit_returned() {
+    let result = |raw| match returned(raw).fact() {
+        Ok(Fact::KnobWrite(write)) => Ok(write.phase),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    let phase = |result| Ok(WritePhase::Returned { result, at: Some(KernelTime(1_000)) });
+    assert_eq!(result(0), phase(WriteResult::Accepted));
+    assert_eq!(result(-22), phase(WriteResult::Refused { errno: 22 }));
+    assert_eq!(result(-4095), phase(WriteResult::Refused { errno: 4095 }));
+    assert_eq!(result(-4096), Err("knob_returned: result is 0xfffffffffffff000".to_owned()));
+    let unknown = returned(0).put(offset_of!(abi::KnobWrite, knob), &0x1ff_u32.to_ne_bytes());
+    assert_eq!(
+        unknown.fact().map_err(|error| error.to_string()),
+        Err("knob_returned: knob is 0x1ff".to_owned())
+    );
+}
+
+#[test]
+fn a_written_value_may_be_longer_than_what_is_kept_of_it() {
+    let written =
+        |value: &[u8], len| match knob_write(RecordKind::KnobBegan, abi::FLAG_KPROBE, value, len).fact() {
+            Ok(Fact::KnobWrite(write)) => {
+                assert_eq!(write.seen_by, WriteHook::Kprobe);
+                write.value
+            }
+            other => panic!("{other:?}"),
+        };
+    let value = |text: &str, truncated| Some(WrittenValue { text: text.into(), truncated });
+    assert_eq!(written(b"", 0), value("", false));
+    assert_eq!(written(b" 1G \n", 5), value("1G", false));
+    let full = [b'7'; abi::VALUE_CAP];
+    let text = "7".repeat(abi::VALUE_CAP);
+    assert_eq!(written(&full, abi::VALUE_CAP), value(&text, false));
+    assert_eq!(written(&full, abi::VALUE_CAP + 1), value(&text, true));
+    assert_eq!(written(&full, u32::MAX as usize), value(&text, true));
+}
+
+#[test]
+fn what_is_known_of_an_oom_kill() {
+    let kill = |flags| match oom_kill(flags).fact() {
+        Ok(Fact::OomKill(kill)) => Ok((kill.choice, kill.scope, kill.usage)),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    assert_eq!(kill(0), Ok((None, None, None)));
+    assert_eq!(
+        kill(abi::FLAG_OOM_MEMBER | abi::FLAG_OOM_GLOBAL),
+        Ok((Some(OomChoice::GroupMember), Some(OomScope::Machine), None))
+    );
+    // Chosen and not chosen, a limit's and the machine's: no kill is both.
+    for flags in [abi::FLAG_OOM_MEMBER | abi::FLAG_OOM_CHOSEN, abi::FLAG_OOM_LIMIT | abi::FLAG_OOM_GLOBAL] {
+        assert_eq!(kill(flags), Err(format!("oom_kill: flags is {flags:#x}")));
+    }
+}
+
+#[test]
 fn text_is_read_up_to_its_first_nul_and_lossily() {
     let program = |bytes: &[u8]| match exec(0, bytes).fact() {
         Ok(Fact::Exec { program, .. }) => program.to_string(),
@@ -180,8 +310,8 @@ fn errors_name_kind_and_field() {
         Ok(event) => panic!("{event:?}"),
     };
     assert_eq!(message(&[0; 5]), "a record of 5 bytes: its header alone has 24");
-    let unknown = exit(0).put(offset_of!(abi::Header, kind), &9_u16.to_ne_bytes());
-    assert_eq!(message(&unknown.0), "unknown record kind 9: probes and daemon are not of the same build");
+    let unknown = exit(0).put(offset_of!(abi::Header, kind), &12_u16.to_ne_bytes());
+    assert_eq!(message(&unknown.0), "unknown record kind 12: probes and daemon are not of the same build");
     assert_eq!(message(&exit(0).0[..71]), "task_exit: 71 bytes instead of 72");
     assert_eq!(message(&populated(2).0), "cgroup_populated: populated is 0x2");
     let too_long =
@@ -225,7 +355,7 @@ proptest! {
     #[test]
     fn any_body_decodes_or_says_why(
         kind in prop::sample::select(RecordKind::ALL.to_vec()),
-        flags in 0_u16..32,
+        flags in 0_u16..2048,
         body in prop::collection::vec(any::<u8>(), 600),
         short in prop::bool::weighted(0.2),
     ) {
@@ -244,7 +374,7 @@ proptest! {
 
     /// What a decoder remembers never changes what it says.
     #[test]
-    fn memory_does_not_show(records in prop::collection::vec((0_usize..8, "[a-c]{0,3}"), 1..50)) {
+    fn memory_does_not_show(records in prop::collection::vec((0_usize..11, "[a-c]{0,3}"), 1..50)) {
         let mut decoder = Decoder::default();
         for (which, name) in records {
             let bytes = match which {

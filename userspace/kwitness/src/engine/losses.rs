@@ -52,7 +52,7 @@ impl Losses {
 
     /// What was lost since the last look.
     pub(super) fn since_last(&mut self, counters: Counters, now: KernelTime) -> Vec<Loss> {
-        let Counters { lost, untracked } = counters;
+        let Counters { lost, untracked, suppressed: _ } = counters;
         let ring_full = RecordKind::ALL
             .into_iter()
             .map(|kind| (kind, lost[kind.index()].saturating_sub(self.seen.lost[kind.index()])))

@@ -167,11 +167,12 @@ impl Running {
     pub fn counters(&self) -> io::Result<Counters> {
         let values = self.counters.get(&0, 0).map_err(io::Error::other)?;
         let mut sum = Counters::default();
-        for CountersValue(Counters { lost, untracked }) in values.iter() {
+        for CountersValue(Counters { lost, untracked, suppressed }) in values.iter() {
             for (total, lost) in sum.lost.iter_mut().zip(lost) {
                 *total += lost;
             }
             sum.untracked += untracked;
+            sum.suppressed += suppressed;
         }
         Ok(sum)
     }
