@@ -15,5 +15,7 @@ mod intern;
 pub mod journal;
 pub mod knob;
 pub mod lifecycle;
+pub mod limits;
 pub mod observation;
 pub mod order;
+pub mod resize;

@@ -10,4 +10,5 @@ mod model;
 mod order;
 mod repair;
 mod replay;
+mod resize;
 mod start_up;

@@ -1,0 +1,395 @@
+//! Whether a limit that was asked for is in force: each verdict, and what holds of all of them.
+
+use std::sync::Arc;
+
+use kwitness_core::ids::KernelTime;
+use kwitness_core::limits::{Bound, CpuMax, Reading, Value};
+use kwitness_core::resize::{
+    Attempt, Case, Claim, Judgement, Level, LevelRole, Resource, Source, Standing, Tolerance, Verdict,
+    Wanted, Writer, judge,
+};
+use proptest::prelude::*;
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1 << 20;
+const EINVAL: i32 = 22;
+
+/// A container's memory limit, in force at once at all levels, unless a test says otherwise.
+struct Bed {
+    resource: Resource,
+    claims: Vec<Claim>,
+    levels: Vec<Level>,
+    attempts: Vec<Attempt>,
+    usage: Option<u64>,
+    kills: Option<u64>,
+    deadline: Option<KernelTime>,
+    now: KernelTime,
+    standing: Standing,
+}
+
+fn bytes(bytes: u64) -> Reading {
+    Reading::Is(Value::Bound(Bound::At(bytes)))
+}
+
+fn cpu(quota: u64) -> Reading {
+    Reading::Is(Value::Cpu(CpuMax { quota: Bound::At(quota), period: 100_000 }))
+}
+
+fn claim(source: Source, wanted: Wanted) -> Claim {
+    Claim { source, at: KernelTime(1), wanted }
+}
+
+fn memory(bytes: u64) -> Wanted {
+    Wanted::Memory(Bound::At(bytes))
+}
+
+fn writer(comm: &str) -> Option<Writer> {
+    Some(Writer { pid: 7, comm: comm.into(), cgroup: None })
+}
+
+fn attempt(value: &str, errno: Option<i32>, by: &str) -> Attempt {
+    Attempt {
+        value: Some(value.into()),
+        errno,
+        writer: writer(by),
+        began: Some(KernelTime(1)),
+        returned: Some(KernelTime(2)),
+    }
+}
+
+impl Bed {
+    fn new(resource: Resource, wanted: Wanted, own: Reading, pod: Reading) -> Self {
+        let unlimited = match resource {
+            Resource::Cpu => Value::Cpu(CpuMax { quota: Bound::Unlimited, period: 100_000 }),
+            _ => Value::Bound(Bound::Unlimited),
+        };
+        let level = |path: &str, role, reading| Level { path: path.into(), role, reading };
+        let levels = vec![
+            level("/kubepods/podu/c", LevelRole::Container, own),
+            level("/kubepods/podu", LevelRole::Pod, pod),
+            level("/kubepods", LevelRole::Kubepods, Reading::Is(unlimited)),
+            level("/", LevelRole::Above, Reading::Absent),
+        ];
+        Self {
+            resource,
+            claims: vec![claim(Source::Runtime, wanted)],
+            levels,
+            attempts: Vec::new(),
+            usage: None,
+            kills: None,
+            deadline: None,
+            now: KernelTime(100),
+            standing: Standing::default(),
+        }
+    }
+
+    fn judge(&self) -> Judgement {
+        let case = Case {
+            resource: self.resource,
+            claims: &self.claims,
+            levels: &self.levels,
+            own: 0,
+            attempts: &self.attempts,
+            usage: self.usage,
+            kills: self.kills,
+            deadline: self.deadline,
+            now: self.now,
+            page: PAGE,
+        };
+        judge(&case, &self.standing)
+    }
+
+    fn note(&mut self) -> (Judgement, bool) {
+        let judgement = self.judge();
+        let changed = self.standing.note(&judgement);
+        (judgement, changed)
+    }
+}
+
+fn memory_bed() -> Bed {
+    Bed::new(Resource::Memory, memory(64 * MIB), bytes(64 * MIB), bytes(128 * MIB))
+}
+
+#[test]
+fn in_force_names_the_tolerance_and_the_effective_limit() {
+    let judgement = memory_bed().judge();
+    assert_eq!((judgement.verdict, judgement.tolerance), (Verdict::InForce, Some(Tolerance::Exact)));
+    assert_eq!(judgement.effective, Some((Value::Bound(Bound::At(64 * MIB)), "/kubepods/podu/c".into())));
+
+    let rounded = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000)).judge();
+    assert_eq!(
+        (&rounded.verdict, rounded.tolerance),
+        (&Verdict::InForce, Some(Tolerance::RoundedToTenMilliseconds))
+    );
+    assert!(rounded.reason().contains("rounded up by systemd"), "{}", rounded.reason());
+}
+
+#[test]
+fn a_container_that_was_updated_and_a_pod_that_was_not() {
+    let mut bed = memory_bed();
+    bed.levels[1].reading = bytes(32 * MIB);
+    let judgement = bed.judge();
+    assert_eq!(
+        judgement.verdict,
+        Verdict::Shadowed {
+            role: LevelRole::Pod,
+            path: "/kubepods/podu".into(),
+            limit: Value::Bound(Bound::At(32 * MIB))
+        }
+    );
+    assert_eq!(judgement.effective, Some((Value::Bound(Bound::At(32 * MIB)), "/kubepods/podu".into())));
+    assert!(judgement.reason().contains("the pod's cgroup /kubepods/podu allows only 33554432"));
+}
+
+#[test]
+fn the_tightest_of_several_ancestors_is_named() {
+    let mut bed = memory_bed();
+    bed.levels[1].reading = bytes(32 * MIB);
+    bed.levels[2].reading = bytes(16 * MIB);
+    assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
+}
+
+#[test]
+fn cruns_inner_cgroup_counts() {
+    let mut bed = memory_bed();
+    bed.levels.insert(
+        0,
+        Level { path: "/kubepods/podu/c/container".into(), role: LevelRole::Inner, reading: bytes(MIB) },
+    );
+    let case = Case {
+        resource: Resource::Memory,
+        claims: &bed.claims,
+        levels: &bed.levels,
+        own: 1,
+        attempts: &[],
+        usage: None,
+        kills: None,
+        deadline: None,
+        now: bed.now,
+        page: PAGE,
+    };
+    assert!(matches!(
+        judge(&case, &Standing::default()).verdict,
+        Verdict::Shadowed { role: LevelRole::Inner, .. }
+    ));
+}
+
+#[test]
+fn a_weight_is_no_matter_of_ancestors() {
+    let mut bed = memory_bed();
+    bed.resource = Resource::CpuWeight;
+    bed.claims = vec![claim(Source::Runtime, Wanted::Shares(512))];
+    for (own, tolerance) in [(20, Tolerance::OldWeightFormula), (59, Tolerance::NewWeightFormula)] {
+        bed.levels[0].reading = Reading::Is(Value::Number(own));
+        bed.levels[1].reading = Reading::Is(Value::Number(1));
+        let judgement = bed.judge();
+        assert_eq!((judgement.verdict, judgement.tolerance), (Verdict::InForce, Some(tolerance)));
+    }
+}
+
+#[test]
+fn not_yet_until_the_deadline_then_diverged() {
+    let mut bed = memory_bed();
+    bed.levels[0].reading = bytes(32 * MIB);
+    bed.deadline = Some(KernelTime(200));
+    assert_eq!(bed.judge().verdict, Verdict::Pending { until: KernelTime(200) });
+    bed.now = KernelTime(200);
+    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    bed.deadline = None;
+    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+}
+
+#[test]
+fn a_refused_write_is_told_at_once_with_errno_and_writer() {
+    // Of a child that wants 4096m where systemd rounded its parent: 410000 would not fit.
+    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(4096), cpu(100_000), cpu(409_600));
+    bed.deadline = Some(KernelTime(200));
+    bed.attempts = vec![
+        attempt("100000 100000", None, "runc"),
+        attempt("410000 100000\n", Some(EINVAL), "runc"),
+        attempt("nonsense", Some(EINVAL), "sh"),
+    ];
+    assert_eq!(bed.judge().verdict, Verdict::Rejected { errno: EINVAL, writer: writer("runc") });
+    // Somebody else's nonsense is no attempt at what is wanted.
+    bed.attempts.remove(1);
+    assert!(matches!(bed.judge().verdict, Verdict::Pending { .. }));
+    // A later attempt that succeeds is what counts.
+    bed.attempts.push(attempt("409600 100000", Some(EINVAL), "runc"));
+    bed.attempts.push(attempt("409600 100000", None, "runc"));
+    assert!(matches!(bed.judge().verdict, Verdict::Pending { .. }));
+}
+
+#[test]
+fn what_was_in_force_and_is_undone_is_reverted_by_somebody() {
+    let mut bed = memory_bed();
+    assert_eq!(bed.note().0.verdict, Verdict::InForce);
+    bed.levels[0].reading = Reading::Is(Value::Bound(Bound::Unlimited));
+    bed.attempts = vec![attempt("67108864", None, "runc"), attempt("max", None, "systemd")];
+    let (judgement, changed) = bed.note();
+    assert_eq!(judgement.verdict, Verdict::Reverted { writer: writer("systemd") });
+    assert!(changed && judgement.reason().contains("systemd (7)"), "{}", judgement.reason());
+    assert!(!bed.note().1, "once");
+    // It is put right, and undone by one that nobody saw.
+    bed.levels[0].reading = bytes(64 * MIB);
+    assert_eq!(bed.note().0.verdict, Verdict::InForce);
+    bed.levels[0].reading = bytes(MIB);
+    bed.attempts.clear();
+    assert_eq!(bed.note().0.verdict, Verdict::Reverted { writer: None });
+}
+
+#[test]
+fn another_wish_is_no_reversal() {
+    let mut bed = memory_bed();
+    bed.note();
+    bed.claims = vec![claim(Source::Runtime, memory(96 * MIB))];
+    assert_eq!(bed.note().0.verdict, Verdict::Diverged);
+    bed.claims = vec![claim(Source::Runtime, memory(64 * MIB))];
+    bed.levels[0].reading = bytes(96 * MIB);
+    assert_eq!(bed.note().0.verdict, Verdict::Diverged, "the first wish is long forgotten");
+}
+
+#[test]
+fn memory_below_usage_is_over_limit_or_kills() {
+    let mut bed = memory_bed();
+    bed.usage = Some(70 * MIB);
+    assert_eq!(bed.judge().verdict, Verdict::OverLimit { usage: 70 * MIB });
+    bed.kills = Some(1);
+    assert_eq!(bed.judge().verdict, Verdict::Killed { kills: 1 });
+    bed.kills = Some(0);
+    bed.usage = Some(64 * MIB);
+    assert_eq!(bed.judge().verdict, Verdict::InForce);
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let missing = |bed: &Bed| match bed.judge().verdict {
+        Verdict::Unknown { missing } => missing.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let mut bed = memory_bed();
+    bed.claims.clear();
+    assert_eq!(missing(&bed), "no source says what is wanted");
+    let mut bed = memory_bed();
+    bed.levels[0].reading = Reading::Absent;
+    assert!(missing(&bed).contains("cgroup v1 and hybrid"), "{}", missing(&bed));
+    bed.levels[0].reading = Reading::Gone;
+    assert_eq!(missing(&bed), "the cgroup /kubepods/podu/c is gone");
+    let mut bed = memory_bed();
+    bed.levels[2].reading = Reading::Unknown("Permission denied".into());
+    assert_eq!(missing(&bed), "/kubepods/memory.max: Permission denied");
+    assert_eq!(bed.judge().effective, None);
+}
+
+#[test]
+fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
+    let mut bed = memory_bed();
+    bed.claims.push(claim(Source::KubeletAllocated, memory(96 * MIB)));
+    bed.claims.push(claim(Source::KubeletActuated, memory(96 * MIB)));
+    let judgement = bed.judge();
+    assert_eq!(judgement.claim.map(|claim| claim.source), Some(Source::KubeletAllocated));
+    assert_eq!(judgement.verdict, Verdict::Diverged);
+    assert_eq!(judgement.disagreeing, [Source::Runtime]);
+    assert!(
+        judgement.reason().ends_with("the sources disagree: runtime want otherwise"),
+        "{}",
+        judgement.reason()
+    );
+
+    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000));
+    let quota = CpuMax { quota: Bound::At(41_700), period: 100_000 };
+    bed.claims.push(claim(Source::Client, Wanted::Quota(quota)));
+    assert_eq!(bed.judge().disagreeing, [], "the same, said in other terms");
+}
+
+/// A level's limit: unlimited, a number, or not there.
+fn reading() -> impl Strategy<Value = Reading> {
+    prop_oneof![
+        4 => (0..8_u64).prop_map(|pages| bytes(pages * PAGE)),
+        2 => Just(Reading::Is(Value::Bound(Bound::Unlimited))),
+        1 => Just(Reading::Absent),
+        1 => Just(Reading::Gone),
+        1 => Just(Reading::Unknown("EIO".into())),
+    ]
+}
+
+fn attempts() -> impl Strategy<Value = Vec<Attempt>> {
+    let one = (0..8_u64, prop::option::of(Just(EINVAL)))
+        .prop_map(|(pages, errno)| attempt(&(pages * PAGE).to_string(), errno, "w"));
+    prop::collection::vec(one, 0..4)
+}
+
+proptest! {
+    /// In force is said only when every level is known, the own one says what is wanted, and none allows less.
+    #[test]
+    fn in_force_is_never_said_lightly(
+        wanted in prop::option::of(0..8_u64),
+        readings in prop::collection::vec(reading(), 1..5),
+        own in 0..5_usize,
+        attempts in attempts(),
+        usage in prop::option::of(0..8_u64),
+        kills in prop::option::of(0..2_u64),
+        deadline in prop::option::of(0..200_u64),
+        now in 0..200_u64,
+    ) {
+        let levels: Vec<Level> = readings
+            .iter()
+            .enumerate()
+            .map(|(index, reading)| Level {
+                path: Arc::from(format!("/{index}")),
+                role: LevelRole::Above,
+                reading: reading.clone(),
+            })
+            .collect();
+        let claims: Vec<Claim> =
+            wanted.into_iter().map(|pages| claim(Source::Client, memory(pages * PAGE))).collect();
+        let case = Case {
+            resource: Resource::Memory,
+            claims: &claims,
+            levels: &levels,
+            own,
+            attempts: &attempts,
+            usage: usage.map(|pages| pages * PAGE),
+            kills,
+            deadline: deadline.map(KernelTime),
+            now: KernelTime(now),
+            page: PAGE,
+        };
+        let judgement = judge(&case, &Standing::default());
+        prop_assert!(!judgement.reason().is_empty());
+        let number = |reading: &Reading| match reading {
+            Reading::Is(Value::Bound(Bound::At(bytes))) => Some(*bytes),
+            _ => None,
+        };
+        let known = readings.iter().all(|reading| matches!(reading, Reading::Is(_) | Reading::Absent));
+        let least = readings.iter().filter_map(number).min();
+        let wanted = wanted.map(|pages| pages * PAGE);
+        let own_says = readings.get(own).and_then(number);
+        let holds = wanted.is_some()
+            && own_says == wanted
+            && known
+            && least == wanted
+            && kills.unwrap_or(0) == 0
+            && usage.is_none_or(|pages| pages * PAGE <= wanted.unwrap_or(0));
+        prop_assert_eq!(judgement.verdict == Verdict::InForce, holds, "{:?}", judgement);
+        if let Verdict::Pending { until } = judgement.verdict {
+            prop_assert!(KernelTime(now) < until);
+        }
+        if known && let Some((value, _)) = &judgement.effective {
+            prop_assert_eq!(value, &Value::Bound(least.map_or(Bound::Unlimited, Bound::At)));
+        }
+    }
+
+    /// Whatever was judged before: a change of what is in force while the same is wanted is never called "diverged".
+    #[test]
+    fn what_was_in_force_is_never_merely_diverged(steps in prop::collection::vec(0..3_u64, 1..20)) {
+        let mut bed = memory_bed();
+        let mut was = false;
+        for step in steps {
+            bed.levels[0].reading = bytes((62 + step) * MIB);
+            let (judgement, _) = bed.note();
+            was |= judgement.verdict == Verdict::InForce;
+            prop_assert_eq!(judgement.verdict == Verdict::InForce, step == 2);
+            prop_assert_eq!(matches!(judgement.verdict, Verdict::Reverted { .. }), was && step != 2);
+        }
+    }
+}
