@@ -77,6 +77,7 @@ pub fn kind(event: &Event) -> &'static str {
         Some(Kind::Stopped(_)) => "stopped",
         Some(Kind::Deleted(_)) => "deleted",
         Some(Kind::Updated(_)) => "updated",
+        Some(Kind::LimitChanged(_)) => "limitChanged",
         Some(Kind::Gap(_)) => "gap",
         Some(Kind::Resynced(_)) => "resynced",
         None => "(none)",
@@ -166,8 +167,9 @@ impl Seen {
             let what = kind(event);
             let subject = event.container.as_ref().context("no container")?;
             check_identity(subject, life).with_context(|| format!("the subject of `{what}`"))?;
-            // Knowledge comes from the runtime at its own time; the kernel's facts have the kernel's order.
-            if event.basis() != Basis::Runtime {
+            // Knowledge comes from the runtime at its own time, a limit is told once it has been read back; the kernel's facts
+            // have the kernel's order.
+            if !matches!(event.basis(), Basis::Runtime | Basis::KnobWrite | Basis::KnobRead) {
                 ensure!(event.kernel_time >= before, "`{what}` happened before what precedes it");
                 before = event.kernel_time;
             }
@@ -215,6 +217,9 @@ impl Seen {
                 }
                 Kind::Deleted(_) => check_basis(event, Basis::CgroupRmdir)?,
                 Kind::Updated(updated) => ensure!(!updated.fields.is_empty(), "`updated` names no field"),
+                Kind::LimitChanged(changed) => {
+                    ensure!(changed.old != changed.new || changed.write.is_some(), "no change: {changed:?}");
+                }
                 Kind::Gap(_) | Kind::Resynced(_) => bail!("`{what}` has a container"),
             }
         }

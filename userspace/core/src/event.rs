@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
+use crate::limits::Changed;
 
 /// Something happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,7 +15,7 @@ pub struct Event {
     pub at: KernelTime,
     /// What the event rests on.
     pub basis: Basis,
-    /// Whom it concerns; none for [`Kind::Gap`] and [`Kind::Resynced`].
+    /// Whom it concerns; none for [`Kind::Gap`], [`Kind::Resynced`], and what concerns a pod or the node.
     pub subject: Option<Arc<Subject>>,
     /// What happened.
     pub kind: Kind,
@@ -36,6 +37,10 @@ pub enum Basis {
     TaskExec,
     /// The kernel's record of that name.
     TaskExit,
+    /// The kernel's record of that name.
+    KnobWrite,
+    /// Found by reading a limit file.
+    KnobRead,
     /// Found at start-up: it happened before.
     InitialScan,
     /// Found after a gap: it happened within.
@@ -70,6 +75,34 @@ pub struct PodRef {
     pub uid: PodUid,
     /// The pod's class.
     pub qos: QosClass,
+}
+
+/// A pod, with its names if a container of it has been named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNames {
+    /// As its cgroup path names it.
+    pub pod: PodRef,
+    /// Its namespace.
+    pub namespace: Option<Arc<str>>,
+    /// Its name.
+    pub name: Option<Arc<str>>,
+}
+
+impl PodNames {
+    /// Without names.
+    pub fn unnamed(pod: PodRef) -> Self {
+        Self { pod, namespace: None, name: None }
+    }
+
+    /// The pod of a container, if it is in one.
+    pub fn of(subject: &Subject) -> Option<Self> {
+        let facts = subject.facts.as_deref();
+        Some(Self {
+            pod: subject.pod.clone()?,
+            namespace: facts.and_then(|facts| facts.pod_namespace.clone()),
+            name: facts.and_then(|facts| facts.pod_name.clone()),
+        })
+    }
 }
 
 /// What the container runtime tells of a container.
@@ -199,6 +232,8 @@ pub enum Kind {
         /// Which fields, in the API's JSON spelling.
         fields: Vec<String>,
     },
+    /// A limit was changed, or an attempt to change it refused. The subject is the container that the cgroup is, or is in.
+    LimitChanged(Box<Changed>),
     /// Records were lost.
     Gap(Gap),
     /// The state is right again.

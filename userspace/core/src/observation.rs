@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
 use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
 use crate::knob::Knob;
+use crate::limits::Answer;
 
 /// Something that was seen, told or asked; the whole input of the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub enum Observation {
         /// What; none: the runtime does not know it, and will not be asked again.
         facts: Option<Arc<RuntimeFacts>>,
     },
+    /// Limit files were read: the answer to an [`Action::ReadKnobs`].
+    KnobsRead(Answer),
     /// Time passed: what was kept for a while may go.
     Tick {
         /// Now.
@@ -330,4 +333,19 @@ pub enum Action {
     Resolve(ContainerId),
     /// Walk the cgroup tree; answer with [`Observation::Scan`].
     Rescan,
+    /// Read limit files; answer with [`Observation::KnobsRead`].
+    ReadKnobs(ReadKnobs),
+}
+
+/// Which limit files are to be read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ReadKnobs {
+    /// Whose.
+    pub cgroup: CgroupId,
+    /// Its path; none: it is to be looked for.
+    pub path: Option<Arc<str>>,
+    /// `path` is the container's, and the cgroup lies below.
+    pub inner: bool,
+    /// Which; none: all.
+    pub knob: Option<Knob>,
 }

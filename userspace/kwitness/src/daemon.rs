@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, About, Service, Socket};
-use crate::cgroupfs::{CgroupFs, Roots, in_initial_pid_namespace};
+use crate::cgroupfs::{CgroupFs, KnobReader, Roots, in_initial_pid_namespace};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
@@ -50,6 +50,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (hub, writer) =
         Hub::new(epoch(), NonZeroUsize::new(config.replay_window).context("no replay window")?);
     let (answer, answers) = mpsc::channel(ANSWERS);
+    let reader = KnobReader::start(cgroups.clone(), answer.clone())
+        .context("cannot start the reader of limit files")?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let parts = Parts {
         probe: attached.run()?,
@@ -57,6 +59,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         roots: Roots(settings.roots),
         writer,
         resolver: resolver.clone(),
+        reader,
         answers,
     };
     let (engine, handle) = Engine::new(parts, record)?;

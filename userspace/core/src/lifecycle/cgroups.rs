@@ -9,8 +9,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::cgroup_path::{ContainerPath, Placement, classify};
-use crate::event::Subject;
+use crate::event::{PodNames, PodRef, Subject};
 use crate::ids::{CgroupId, ContainerId, KernelTime};
+use crate::limits::{LevelRole, Place};
 use crate::observation::PathText;
 
 use super::container::Container;
@@ -89,6 +90,44 @@ impl Cgroups {
             Some(What::Other { .. }) => Owner::Nobody,
             None => Owner::Unknown,
         }
+    }
+
+    /// A pod with the names that a container of it has.
+    fn names(&self, pod: PodRef) -> PodNames {
+        let of_pod = |container: &&Container| {
+            container.subject.facts.is_some()
+                && container.subject.pod.as_ref().is_some_and(|of| of.uid == pod.uid)
+        };
+        let named = self.containers().find(of_pod).and_then(|container| PodNames::of(&container.subject));
+        named.unwrap_or_else(|| PodNames::unnamed(pod))
+    }
+
+    /// Where a cgroup stands, also one that was removed a while ago.
+    pub(super) fn place_of(&self, id: CgroupId) -> Option<Place> {
+        let cgroup = self.all.get(&id)?;
+        let of_container = |container: &Container, role| {
+            let subject = Arc::clone(&container.subject);
+            (role, Arc::clone(&subject.cgroup_path), PodNames::of(&subject), Some(subject))
+        };
+        let (role, path, pod, subject) = match &cgroup.what {
+            What::Container(container) => of_container(container, LevelRole::Container),
+            What::Inner { container, .. } => match self.all.get(container).map(|around| &around.what) {
+                Some(What::Container(container)) => of_container(container, LevelRole::Inner),
+                Some(What::Inner { .. } | What::Other { .. }) | None => return None,
+            },
+            What::Other { path } => {
+                let (role, pod) = match classify(path) {
+                    Placement::Kubepods => (LevelRole::Kubepods, None),
+                    Placement::Qos(_) => (LevelRole::Qos, None),
+                    Placement::Pod(pod) => (LevelRole::Pod, Some(self.names(pod))),
+                    Placement::Container(_) | Placement::Inner { .. } | Placement::Other => {
+                        (LevelRole::Other, None)
+                    }
+                };
+                (role, Arc::clone(path), pod, None)
+            }
+        };
+        Some(Place { role, path, subject, pod, exists: cgroup.presence == Presence::Exists })
     }
 
     pub(super) fn exists(&self, id: CgroupId) -> bool {

@@ -48,6 +48,7 @@ pub use state::{ContainerState, State};
 
 use crate::event::{Actor, Basis, Event, Gap, Kind, RuntimeFacts, Subject};
 use crate::ids::{CgroupId, ContainerId, KernelTime};
+use crate::limits::{Place, Places};
 use crate::observation::{Action, Fact, KernelEvent, Loss, Observation};
 
 use cgroups::{Added, Cgroups, Owner};
@@ -119,12 +120,19 @@ impl Lifecycle {
             Observation::Scan(scan) => self.scan(&scan, output),
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
             Observation::Tick { at } => self.cgroups.expire(at, &self.limits, &mut self.budget),
+            // Limits are no part of a life.
+            Observation::KnobsRead(_) => {}
         }
     }
 
     /// The containers whose cgroup exists, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = ContainerState> + '_ {
         self.cgroups.containers().map(container::Container::state)
+    }
+
+    /// The cgroup that stands for that container, also one that was removed a while ago.
+    pub fn cgroup_of(&self, container: &ContainerId) -> Option<CgroupId> {
+        self.cgroups.by_container(container)
     }
 
     /// How much is remembered at most.
@@ -274,6 +282,12 @@ impl Lifecycle {
             container.subject = Arc::new(Subject { facts: Some(facts), ..(*container.subject).clone() });
             output.emit(at, Basis::Runtime, &container.subject, Kind::Updated { fields });
         }
+    }
+}
+
+impl Places for Lifecycle {
+    fn place(&self, cgroup: CgroupId) -> Option<Place> {
+        self.cgroups.place_of(cgroup)
     }
 }
 

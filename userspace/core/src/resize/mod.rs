@@ -32,7 +32,9 @@ use serde::{Deserialize, Serialize};
 pub use convert::{Tolerance, Wanted};
 
 use crate::ids::KernelTime;
-use crate::limits::{Bound, Format, Reading, Value};
+use crate::knob::Knob;
+pub use crate::limits::LevelRole;
+use crate::limits::{Bound, Format, Reading, Value, format};
 
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,22 +55,18 @@ impl Resource {
     pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::Swap];
 
     /// The file that says it.
-    pub const fn file(self) -> &'static str {
+    pub const fn file(self) -> Knob {
         match self {
-            Self::Cpu => "cpu.max",
-            Self::CpuWeight => "cpu.weight",
-            Self::Memory => "memory.max",
-            Self::Swap => "memory.swap.max",
+            Self::Cpu => Knob::CpuMax,
+            Self::CpuWeight => Knob::CpuWeight,
+            Self::Memory => Knob::MemoryMax,
+            Self::Swap => Knob::MemorySwapMax,
         }
     }
 
-    /// How that file is written.
-    pub const fn format(self) -> Format {
-        match self {
-            Self::Cpu => Format::Cpu,
-            Self::CpuWeight => Format::Number,
-            Self::Memory | Self::Swap => Format::Bound,
-        }
+    /// The resource that this file limits, if it is judged.
+    pub fn of(knob: Knob) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.file() == knob)
     }
 
     /// Whether a level's file binds all levels below it. A weight is only a share among siblings.
@@ -102,24 +100,6 @@ pub struct Claim {
     pub at: KernelTime,
     /// What it says.
     pub wanted: Wanted,
-}
-
-/// What a level is to the container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LevelRole {
-    /// Made inside the container by its runtime: crun's `container`.
-    Inner,
-    /// The container's own cgroup.
-    Container,
-    /// The pod's.
-    Pod,
-    /// The class's.
-    Qos,
-    /// The parent of all pods.
-    Kubepods,
-    /// Above that, up to the root.
-    Above,
 }
 
 /// A cgroup on the way from the processes to the root, and what its file says.
@@ -299,7 +279,7 @@ fn unread(resource: Resource, level: &Level) -> String {
 
 /// The file says something else.
 fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
-    let format = case.resource.format();
+    let format = format(case.resource.file());
     let of_claim = |attempt: &&Attempt| {
         let value =
             attempt.value.as_deref().and_then(|text| Value::parse(format, &written(format, text)).ok());
@@ -525,19 +505,6 @@ impl Source {
             Self::CriRequest => "CRI request",
             Self::KubeletActuated => "kubelet (actuated)",
             Self::Runtime => "runtime",
-        }
-    }
-}
-
-impl LevelRole {
-    const fn phrase(self) -> &'static str {
-        match self {
-            Self::Inner => "the inner cgroup",
-            Self::Container => "the container's cgroup",
-            Self::Pod => "the pod's cgroup",
-            Self::Qos => "the class's cgroup",
-            Self::Kubepods => "the cgroup of all pods",
-            Self::Above => "the cgroup",
         }
     }
 }

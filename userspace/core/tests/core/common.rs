@@ -270,6 +270,9 @@ pub fn line(event: &Event) -> String {
         Kind::Deleted { actor: Some(actor) } => format!("deleted by {}", actor.comm),
         Kind::Deleted { actor: None } => "deleted".to_owned(),
         Kind::Updated { fields } => format!("updated {}", fields.join(",")),
+        Kind::LimitChanged(changed) => {
+            format!("limit {} {} -> {}", changed.knob, changed.old, changed.new)
+        }
         Kind::Gap(gap) => format!("gap {:?} {:?}", gap.cause, gap.lost),
         Kind::Resynced { found, gone, corrected } => {
             format!("resynced found {found} gone {gone} corrected {corrected}")
@@ -282,6 +285,8 @@ pub fn line(event: &Event) -> String {
         Basis::CgroupPopulated => "populated",
         Basis::TaskExec => "exec",
         Basis::TaskExit => "exit",
+        Basis::KnobWrite => "knob write",
+        Basis::KnobRead => "knob read",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",

@@ -5,6 +5,7 @@ mod common;
 mod decode;
 mod journal;
 mod lifecycle;
+mod limits;
 mod memory;
 mod model;
 mod order;

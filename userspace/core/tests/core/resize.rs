@@ -68,7 +68,7 @@ impl Bed {
             level("/kubepods/podu/c", LevelRole::Container, own),
             level("/kubepods/podu", LevelRole::Pod, pod),
             level("/kubepods", LevelRole::Kubepods, Reading::Is(unlimited)),
-            level("/", LevelRole::Above, Reading::Absent),
+            level("/", LevelRole::Other, Reading::Absent),
         ];
         Self {
             resource,
@@ -336,7 +336,7 @@ proptest! {
             .enumerate()
             .map(|(index, reading)| Level {
                 path: Arc::from(format!("/{index}")),
-                role: LevelRole::Above,
+                role: LevelRole::Other,
                 reading: reading.clone(),
             })
             .collect();

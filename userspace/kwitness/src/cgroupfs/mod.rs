@@ -3,10 +3,13 @@
 //! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is told to the probes
 //! by [`scan::scan`], what was found is for the core to judge.
 
+pub mod knobs;
 mod mount;
 mod process;
 mod scan;
 
+pub use knobs::KnobReader;
 pub use mount::{CgroupFs, MountError};
 pub use process::in_initial_pid_namespace;
+use scan::gone;
 pub use scan::{Roots, ScanError, Scanned, Track, scan};

@@ -195,7 +195,7 @@ fn processes(directory: &Path) -> Vec<kwitness_core::observation::ScannedProcess
 }
 
 /// What reading a removed cgroup gives.
-fn gone(error: &io::Error) -> bool {
+pub(super) fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
 }
 

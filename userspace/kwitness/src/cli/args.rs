@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::text::Moment;
@@ -68,7 +68,7 @@ pub struct Events {
     #[command(flatten)]
     pub filter: Filter,
     /// Only events of that kind
-    #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = PossibleValuesParser::new(KINDS))]
+    #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds())]
     pub kind: Vec<String>,
     /// Begin with what happened since: an age ("5m", "1h30m") or a time (RFC 3339); as far back as the daemon keeps events
     #[arg(long, value_name = "WHEN")]
@@ -143,6 +143,14 @@ pub enum Format {
     Json,
     /// YAML documents
     Yaml,
+}
+
+/// The kinds of event, with shorter names for long ones.
+fn kinds() -> PossibleValuesParser {
+    PossibleValuesParser::new(KINDS.map(|kind| {
+        let value = PossibleValue::new(kind);
+        if kind == "limitChanged" { value.alias("limit") } else { value }
+    }))
 }
 
 fn after_help() -> String {

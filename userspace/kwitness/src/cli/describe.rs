@@ -25,6 +25,7 @@ pub fn kind(event: &v1::Event) -> Cell {
         }
         Some(Kind::Deleted(_)) => ("deleted", Style::new()),
         Some(Kind::Updated(_)) => ("updated", FAINT),
+        Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
         Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
         None => ("unknown", NOTICE),
@@ -35,6 +36,18 @@ pub fn kind(event: &v1::Event) -> Cell {
 /// Whether a status is that of a failure.
 fn is_bad(status: Option<&v1::ExitStatus>) -> bool {
     !matches!(status.and_then(|status| status.status), None | Some(Status::Code(0)))
+}
+
+fn refused(changed: &v1::LimitChanged) -> bool {
+    changed.write.as_ref().is_some_and(|write| write.errno.is_some())
+}
+
+/// The names of whom an event concerns; a pod's cgroup has no container.
+pub fn names_of(event: &v1::Event, full: bool) -> Names {
+    match (&event.container, &event.kind) {
+        (None, Some(Kind::LimitChanged(changed))) => super::limits::names(changed.cgroup.as_ref(), full),
+        (container, _) => names(container.as_ref(), full),
+    }
 }
 
 /// Names for a table's columns; ids where no name is known.
@@ -87,6 +100,7 @@ pub fn detail(event: &v1::Event) -> String {
         Kind::Stopped(v1::Stopped { never_started: true, .. }) => "never started".to_owned(),
         Kind::Stopped(v1::Stopped { main_status, .. }) => exit_status(main_status.as_ref()),
         Kind::Updated(v1::Updated { fields }) => fields.join(", "),
+        Kind::LimitChanged(changed) => super::limits::change(changed),
         Kind::Gap(gap) => describe_gap(gap),
         Kind::Resynced(v1::Resynced { found, gone, corrected }) => {
             format!("the state is right again: {found} found, {gone} gone, {corrected} corrected")
@@ -264,6 +278,11 @@ pub(super) mod testing {
             (true, v1::Basis::CgroupRmdir, Kind::Deleted(v1::Deleted { actor: None })),
             (
                 true,
+                v1::Basis::KnobWrite,
+                Kind::LimitChanged(Box::new(super::super::limits::testing::refused())),
+            ),
+            (
+                true,
                 v1::Basis::Runtime,
                 Kind::Updated(v1::Updated { fields: vec!["name".into(), "pod.name".into()] }),
             ),
@@ -276,6 +295,10 @@ pub(super) mod testing {
             }),
             Kind::Resynced(v1::Resynced { found: 1, gone: 2, corrected: 3 }),
         ];
+        let of_pod = [
+            (v1::Basis::KnobWrite, Kind::LimitChanged(Box::new(super::super::limits::testing::accepted()))),
+            (v1::Basis::KnobRead, Kind::LimitChanged(Box::new(super::super::limits::testing::found()))),
+        ];
         let event = |container, basis: v1::Basis, kind| v1::Event {
             position: Some(v1::Position { epoch: "e".into(), seq: 7 }),
             time: Some(Timestamp::default()),
@@ -286,7 +309,9 @@ pub(super) mod testing {
         };
         let of_containers =
             kinds.into_iter().map(|(known, basis, kind)| event(Some(container(known)), basis, kind));
-        of_containers.chain(about_node.map(|kind| event(None, v1::Basis::Daemon, kind))).collect()
+        let of_pod = of_pod.into_iter().map(|(basis, kind)| event(None, basis, kind));
+        let about_node = about_node.map(|kind| event(None, v1::Basis::Daemon, kind));
+        of_containers.chain(of_pod).chain(about_node).collect()
     }
 
     pub fn containers() -> Vec<v1::ContainerState> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::args::{Events, Format};
 use super::client::{connect, failed, socket};
-use super::describe::{detail, kind, names};
+use super::describe::{detail, kind, names_of};
 use super::exit::{Code, Unreachable};
 use super::output::Output;
 use super::table::{Cell, Table};
@@ -169,7 +169,7 @@ fn rows<const N: usize>(
 }
 
 fn row(event: &v1::Event) -> [Cell; 6] {
-    let names = names(event.container.as_ref(), false);
+    let names = names_of(event, false);
     [
         time_of_day(event.time).into(),
         kind(event),
@@ -181,7 +181,7 @@ fn row(event: &v1::Event) -> [Cell; 6] {
 }
 
 fn wide_row(event: &v1::Event) -> [Cell; 9] {
-    let names = names(event.container.as_ref(), true);
+    let names = names_of(event, true);
     let seq = event.position.as_ref().map_or_else(|| UNKNOWN.to_owned(), |position| position.seq.to_string());
     [
         full_time(event.time).into(),

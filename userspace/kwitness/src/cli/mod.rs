@@ -10,6 +10,7 @@ mod describe;
 mod doctor;
 mod events;
 mod exit;
+mod limits;
 mod manual;
 mod output;
 mod ps;

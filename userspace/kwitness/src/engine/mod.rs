@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  rings ──drain──▶ decode ──▶ order ──┐
-//!  scans, runtime's answers, losses ───┼──▶ Lifecycle::observe ──▶ events ──▶ hub::Writer
-//!  once a second: Tick, counters ──────┘              └──▶ actions: ask the runtime, scan
+//!  scans, answers, losses ─────────────┼──▶ Lifecycle, Knobs ──▶ events ──▶ hub::Writer
+//!  once a second: Tick, counters ──────┘           └──▶ actions: ask the runtime, scan, read limit files
 //! ```
 //!
 //! Nothing here waits for anyone: there is no channel between a ring and the engine (the ring itself is the bounded one,
@@ -24,13 +24,14 @@ use anyhow::Context as _;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output};
-use kwitness_core::observation::{Action, Observation, ScanReason};
+use kwitness_core::limits::{Knobs, KnobsCounters};
+use kwitness_core::observation::{Action, Fact, KernelEvent, Observation, ScanReason};
 use kwitness_core::order::Merge;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroupfs::{CgroupFs, Roots, Scanned};
+use crate::cgroupfs::{CgroupFs, KnobReader, Roots, Scanned};
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
@@ -123,6 +124,8 @@ pub struct Engine {
     decoder: Decoder,
     order: Merge,
     lifecycle: Lifecycle,
+    knobs: Knobs,
+    reader: KnobReader,
     output: Output,
     writer: Writer,
     resolver: Resolver,
@@ -146,6 +149,8 @@ pub struct Parts {
     pub writer: Writer,
     /// Who is asked for names.
     pub resolver: Resolver,
+    /// Who reads limit files.
+    pub reader: KnobReader,
     /// Where the answers come from.
     pub answers: mpsc::Receiver<Observation>,
 }
@@ -156,7 +161,7 @@ impl Engine {
     /// # Errors
     /// The file cannot be made, or the kernel's counters cannot be read.
     pub fn new(parts: Parts, record: Option<&Path>) -> anyhow::Result<(Self, Handle)> {
-        let Parts { probe, cgroups, roots, writer, resolver, answers } = parts;
+        let Parts { probe, cgroups, roots, writer, resolver, reader, answers } = parts;
         let (handle, requests) = Handle::new();
         let engine = Self {
             scans: Scans::new(cgroups, roots, probe.tracker()),
@@ -165,6 +170,8 @@ impl Engine {
             decoder: Decoder::default(),
             order: Merge::default(),
             lifecycle: Lifecycle::new(Limits::default()),
+            knobs: Knobs::default(),
+            reader,
             output: Output::default(),
             writer,
             resolver,
@@ -207,6 +214,12 @@ impl Engine {
                     }
                 },
                 Some(observation) = self.answers.recv() => {
+                    if matches!(observation, Observation::KnobsRead(_)) {
+                        // What was written before the files were read explains what they say.
+                        while self.drain() {
+                            tokio::task::yield_now().await;
+                        }
+                    }
                     self.observe(observation);
                     self.publish(Clock::read());
                 }
@@ -246,13 +259,13 @@ impl Engine {
 
     /// Observes the records that are not younger than the beginning of the drain that delivered them.
     fn release(&mut self, began: Clock) {
-        let Self { order, lifecycle, output, recorder, .. } = self;
+        let Self { order, lifecycle, knobs, output, recorder, .. } = self;
         for event in order.release(began.now()) {
             let observation = Observation::Kernel(event);
             if let Some(recorder) = recorder {
                 recorder.write(&observation);
             }
-            lifecycle.observe(observation, output);
+            take(lifecycle, knobs, observation, output);
         }
     }
 
@@ -295,7 +308,7 @@ impl Engine {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
-        self.lifecycle.observe(observation, &mut self.output);
+        take(&mut self.lifecycle, &mut self.knobs, observation, &mut self.output);
     }
 
     /// Writes the journal, then does what is to be done.
@@ -305,6 +318,7 @@ impl Engine {
             match action {
                 Action::Resolve(container) => self.resolver.ask(container),
                 Action::Rescan => self.scans.want(ScanReason::Repair),
+                Action::ReadKnobs(request) => self.reader.ask(request),
             }
         }
     }
@@ -330,6 +344,16 @@ impl Engine {
             .iter()
             .map(|(name, count)| (format!("lifecycle_{name}"), count))
             .collect();
+        let KnobsCounters { writes, unchanged, coalesced, found, cgroups_full } = self.knobs.counters();
+        let limits = [
+            ("limits_writes", writes),
+            ("limits_unchanged", unchanged),
+            ("limits_coalesced", coalesced),
+            ("limits_found", found),
+            ("limits_cgroups_full", cgroups_full),
+            ("limits_open", self.reader.open() as u64),
+        ];
+        counters.extend(limits.map(|(name, count)| (name.to_owned(), count)));
         counters.insert("records".to_owned(), self.records);
         counters.insert("scans".to_owned(), self.scans.made());
         Report {
@@ -338,5 +362,24 @@ impl Engine {
             programs: self.probe.program_stats(),
             containers: self.lifecycle.containers().count(),
         }
+    }
+}
+
+/// The lifecycle goes first: what a limit is of, it knows.
+fn take(lifecycle: &mut Lifecycle, knobs: &mut Knobs, observation: Observation, output: &mut Output) {
+    if !Knobs::concerns(&observation) {
+        return lifecycle.observe(observation, output);
+    }
+    // What is still to be told of the limits is told before the removal.
+    let is_removal = matches!(
+        &observation,
+        Observation::Kernel(KernelEvent { fact: Fact::Rmdir { .. } | Fact::Release, .. })
+    );
+    if is_removal {
+        knobs.observe(&observation, lifecycle, output);
+        lifecycle.observe(observation, output);
+    } else {
+        lifecycle.observe(observation.clone(), output);
+        knobs.observe(&observation, lifecycle, output);
     }
 }

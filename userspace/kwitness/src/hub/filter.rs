@@ -1,13 +1,25 @@
 //! Which events a watcher wants: `kwitness.v1.Filter`, checked and made quick to ask. Never which it gets late,
 //! that is [`super::watcher`]'s.
 
-use kwitness_core::event::{Kind, Subject};
+use std::sync::Arc;
+
+use kwitness_core::event::{Kind, PodNames, Subject};
 
 use crate::proto::v1;
 
 /// The kinds of event, in the API's JSON spelling, in the order of [`KindId`]'s numbers.
-pub const KINDS: [&str; 9] =
-    ["created", "started", "exec", "exited", "stopped", "deleted", "updated", "gap", "resynced"];
+pub const KINDS: [&str; 10] = [
+    "created",
+    "started",
+    "exec",
+    "exited",
+    "stopped",
+    "deleted",
+    "updated",
+    "gap",
+    "resynced",
+    "limitChanged",
+];
 
 /// A kind of event without its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +49,7 @@ impl From<&Kind> for KindId {
             Kind::Updated { .. } => 6,
             Kind::Gap(_) => 7,
             Kind::Resynced { .. } => 8,
+            Kind::LimitChanged(_) => 9,
         })
     }
 }
@@ -76,6 +89,17 @@ impl Filter {
             })
     }
 
+    /// Whether what concerns a whole pod, or none, is wanted.
+    pub fn wants_pod(&self, pod: Option<&PodNames>) -> bool {
+        let Self { pods, namespaces, containers, kinds: _ } = self;
+        let Some(pod) = pod else { return !self.asks_for_names() };
+        let is = |value: &Option<Arc<str>>, wanted: &String| value.as_deref() == Some(wanted);
+        containers.is_empty()
+            && (namespaces.is_empty() || namespaces.iter().any(|wanted| is(&pod.namespace, wanted)))
+            && (pods.is_empty()
+                || pods.iter().any(|wanted| *pod.pod.uid.0 == **wanted || is(&pod.name, wanted)))
+    }
+
     /// Whether a kind is wanted.
     pub fn wants_kind(&self, kind: KindId) -> bool {
         self.kinds == 0 || self.kinds & (1 << kind.0) != 0
@@ -105,7 +129,7 @@ impl TryFrom<v1::Filter> for Filter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{facts, subject};
+    use super::super::testing::{facts, pod, subject};
     use super::*;
 
     fn filter(pods: &[&str], namespaces: &[&str], containers: &[&str], kinds: &[&str]) -> Filter {
@@ -136,6 +160,19 @@ mod tests {
         let unknown = subject(1, None);
         assert!(filter(&["uid-1"], &[], &[], &[]).wants_container(&unknown));
         assert!(!filter(&["web"], &[], &[], &[]).wants_container(&unknown));
+    }
+
+    #[test]
+    fn what_concerns_a_pod_is_for_those_who_ask_for_it_or_for_all() {
+        let pod = PodNames { namespace: Some("prod".into()), ..pod("uid-1", Some("web")) };
+        let wants = |pods: &[&str], namespaces: &[&str], containers: &[&str]| {
+            filter(pods, namespaces, containers, &[]).wants_pod(Some(&pod))
+        };
+        assert!(wants(&[], &[], &[]) && wants(&["web"], &[], &[]) && wants(&["uid-1"], &["prod"], &[]));
+        assert!(!wants(&["db"], &[], &[]) && !wants(&["web"], &["dev"], &[]));
+        assert!(!wants(&["web"], &[], &["nginx"]), "a container was asked for");
+        assert!(filter(&[], &[], &[], &[]).wants_pod(None));
+        assert!(!filter(&["web"], &[], &[], &[]).wants_pod(None));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::{Bytes, BytesMut};
-use kwitness_core::event::{Event, Subject};
+use kwitness_core::event::{Event, Kind, PodNames, Subject};
 use kwitness_core::ids::KernelTime;
 use kwitness_core::journal::{Epoch, Journal, Position};
 use prost::Message as _;
@@ -51,6 +51,24 @@ struct Entry {
     /// `kwitness.v1.Event` without position and container, encoded.
     body: Bytes,
     subject: Option<Arc<EncodedSubject>>,
+    /// Without a subject: it concerns more than a container, but is no matter of the stream itself.
+    beyond: Option<Beyond>,
+}
+
+/// More than a container.
+#[derive(Clone, Debug)]
+struct Beyond {
+    /// That pod; none: more than a pod.
+    pod: Option<PodNames>,
+}
+
+impl Beyond {
+    fn of(event: &Event) -> Option<Self> {
+        match &event.kind {
+            Kind::LimitChanged(changed) if event.subject.is_none() => Some(Self { pod: changed.pod.clone() }),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -155,6 +173,7 @@ impl Writer {
             kind: KindId::from(&event.kind),
             body: self.block.split().freeze(),
             subject: event.subject.as_ref().map(|subject| self.subject(subject)),
+            beyond: Beyond::of(event),
         }
     }
 
@@ -179,7 +198,6 @@ impl Writer {
 mod tests {
     use std::time::Duration;
 
-    use kwitness_core::event::Kind;
     use tokio::time::timeout;
 
     use super::testing::*;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kwitness_core::event::{Basis, ContainerType, Gap, GapCause, Kind, PodRef, RuntimeFacts};
+use kwitness_core::event::{Basis, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, RuntimeFacts};
 use kwitness_core::ids::{CgroupId, ContainerId, PodUid, QosClass};
 
 use super::*;
@@ -25,6 +25,11 @@ pub(super) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
         image: None,
         labels: BTreeMap::from([("app".to_owned(), pod.to_owned())]),
     }
+}
+
+pub(super) fn pod(uid: &str, name: Option<&str>) -> PodNames {
+    let pod = PodRef { uid: PodUid(uid.into()), qos: QosClass::Burstable };
+    PodNames { name: name.map(Into::into), ..PodNames::unnamed(pod) }
 }
 
 pub(super) fn subject(id: u64, facts: Option<RuntimeFacts>) -> Arc<Subject> {

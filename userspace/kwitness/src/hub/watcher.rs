@@ -21,7 +21,7 @@ use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
 use tokio::sync::watch;
 
 use super::batch::{Batch, Item};
-use super::{Entry, Filter, Hub, KindId};
+use super::{Beyond, Entry, Filter, Hub, KindId};
 use crate::clock::Clock;
 use crate::proto::v1;
 
@@ -192,7 +192,11 @@ impl Watcher {
                 break;
             }
             self.last_at = Some(entry.at);
-            let wanted = entry.subject.as_ref().is_none_or(|of| self.filter.wants_container(&of.subject));
+            let wanted = match (&entry.subject, &entry.beyond) {
+                (Some(of), _) => self.filter.wants_container(&of.subject),
+                (None, Some(Beyond { pod })) => self.filter.wants_pod(pod.as_ref()),
+                (None, None) => true,
+            };
             if !wanted {
                 continue;
             }
@@ -201,7 +205,8 @@ impl Watcher {
             {
                 self.belated(&journal, seq, &of.subject, &mut items);
             }
-            if entry.subject.is_none() || self.filter.wants_kind(entry.kind) {
+            let is_of_node = entry.subject.is_none() && entry.beyond.is_none();
+            if is_of_node || self.filter.wants_kind(entry.kind) {
                 items.push(Item::Recorded(seq, entry.clone()));
             }
         }

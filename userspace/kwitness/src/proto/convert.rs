@@ -6,7 +6,7 @@ use kwitness_core::ids;
 use kwitness_core::lifecycle;
 use nix::sys::signal::Signal;
 
-use super::v1;
+use super::{limits, v1};
 use crate::clock::Clock;
 
 /// An event without its position and its container, which the journal adds.
@@ -47,6 +47,7 @@ fn kind(kind: &core::Kind, clock: Clock) -> v1::event::Kind {
             Kind::Deleted(v1::Deleted { actor: actor.as_ref().map(self::actor) })
         }
         core::Kind::Updated { fields } => Kind::Updated(v1::Updated { fields: fields.clone() }),
+        core::Kind::LimitChanged(changed) => Kind::LimitChanged(Box::new(limits::changed(changed))),
         core::Kind::Gap(gap) => Kind::Gap(v1::Gap {
             cause: gap_cause(gap.cause).into(),
             lost: gap.lost.clone(),
@@ -168,6 +169,8 @@ fn basis(basis: core::Basis) -> v1::Basis {
         core::Basis::CgroupPopulated => v1::Basis::CgroupPopulated,
         core::Basis::TaskExec => v1::Basis::TaskExec,
         core::Basis::TaskExit => v1::Basis::TaskExit,
+        core::Basis::KnobWrite => v1::Basis::KnobWrite,
+        core::Basis::KnobRead => v1::Basis::KnobRead,
         core::Basis::InitialScan => v1::Basis::InitialScan,
         core::Basis::RepairScan => v1::Basis::RepairScan,
         core::Basis::Runtime => v1::Basis::Runtime,
@@ -193,7 +196,7 @@ fn runtime(runtime: ids::Runtime) -> v1::Runtime {
     }
 }
 
-fn qos_class(class: ids::QosClass) -> v1::QosClass {
+pub(super) fn qos_class(class: ids::QosClass) -> v1::QosClass {
     match class {
         ids::QosClass::Guaranteed => v1::QosClass::Guaranteed,
         ids::QosClass::Burstable => v1::QosClass::Burstable,

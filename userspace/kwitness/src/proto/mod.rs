@@ -5,6 +5,7 @@
 //! RFC 3339 with a `Z`.
 
 pub mod convert;
+mod limits;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::Error as _;

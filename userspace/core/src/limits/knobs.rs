@@ -1,0 +1,534 @@
+//! What each knob says as far as known, the writes that have not been read back yet, and what follows when they are.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Basis, Event, Kind, PodNames};
+use crate::ids::{CgroupId, KernelTime};
+use crate::knob::Knob;
+use crate::lifecycle::Output;
+use crate::observation::{
+    Action, Caller, Fact, KernelEvent, KnobWrite, Observation, ReadKnobs, Scan, WriteHook, WritePhase,
+    WriteResult, WrittenValue,
+};
+use crate::resize::{Attempt, Writer};
+
+use super::{LevelRole, Place, Places, Reading, Value, format, initial, is_reconciled};
+
+/// A limit was changed, or an attempt to change it refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// Whose file it is.
+    pub cgroup: CgroupId,
+    /// Its path; none: the cgroup was gone before anybody looked, and nobody had told of it.
+    pub path: Option<Arc<str>>,
+    /// What it is, if it is known.
+    pub role: Option<LevelRole>,
+    /// The pod that it is, or is in.
+    pub pod: Option<PodNames>,
+    /// Which file.
+    pub knob: Knob,
+    /// What it said before.
+    pub old: Reading,
+    /// What it says now.
+    pub new: Reading,
+    /// `new` was read from the file; otherwise it is what was written, for another write followed before anybody looked.
+    pub read_back: bool,
+    /// The write; none: the change was found, not seen.
+    pub write: Option<SeenWrite>,
+    /// Further writes that this change stands for, of which nothing else is known.
+    pub coalesced: u64,
+}
+
+/// A write as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenWrite {
+    /// What was written.
+    pub value: Option<WrittenValue>,
+    /// By whom.
+    pub writer: Caller,
+    /// The path of the writer's cgroup, if it is known.
+    pub writer_cgroup: Option<Arc<str>>,
+    /// What became of it.
+    pub result: WriteResult,
+    /// When it began.
+    pub began: Option<KernelTime>,
+    /// When it returned; none: by the event's time at the latest.
+    pub returned: Option<KernelTime>,
+    /// How it was seen.
+    pub hook: WriteHook,
+}
+
+/// What reading knobs gave; the answer to [`Action::ReadKnobs`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whose.
+    pub cgroup: CgroupId,
+    /// Its path; none: it was not found.
+    pub path: Option<Arc<str>>,
+    /// When reading began: it tells of every write that had returned by then.
+    pub began: KernelTime,
+    /// When it ended.
+    pub ended: KernelTime,
+    /// There was no such cgroup any more.
+    pub gone: bool,
+    /// All knobs were read, and those that are not listed are absent.
+    pub whole: bool,
+    /// What they say.
+    pub readings: Vec<(Knob, Reading)>,
+}
+
+/// What was dropped or came to nothing, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnobsCounters {
+    /// Writes to limit files that were seen to return.
+    pub writes: u64,
+    /// Of those, the ones that wrote what was there.
+    pub unchanged: u64,
+    /// Writes told as part of another, for more were pending than are kept.
+    pub coalesced: u64,
+    /// Changes that no write explains.
+    pub found: u64,
+    /// Cgroups not followed, for there were too many.
+    pub cgroups_full: u64,
+}
+
+/// All knobs of all cgroups that are followed.
+#[derive(Debug, Default)]
+pub struct Knobs {
+    cgroups: FxHashMap<CgroupId, Cgroup>,
+    counters: KnobsCounters,
+}
+
+#[derive(Debug, Default)]
+struct Cgroup {
+    /// As the last answer had it.
+    path: Option<Arc<str>>,
+    /// What a knob that is not in `knobs` says.
+    others: Others,
+    knobs: Vec<(Knob, State)>,
+    /// All are being read.
+    asked: bool,
+    /// Writes that were only counted, since all were read last.
+    untold: u64,
+}
+
+/// What a knob says that was never read by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Others {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// The cgroup's making was seen: what the kernel begins with.
+    Initial,
+    /// All were read, and it was not there.
+    Absent,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    reading: Option<Reading>,
+    /// Returned, and not read back yet; the oldest first.
+    pending: Vec<Pending>,
+    /// Of the last pending one: so many more.
+    coalesced: u64,
+    /// It is being read.
+    asked: bool,
+    /// Begun and not returned.
+    running: Vec<(KernelTime, KnobWrite)>,
+    /// The last ones that returned, the oldest first.
+    attempts: VecDeque<Attempt>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    at: KernelTime,
+    write: SeenWrite,
+}
+
+impl Knobs {
+    /// Cgroups that are followed at most; changes in one more are told with what was there before unknown.
+    pub const CGROUPS: usize = 65_536;
+    /// Writes to one file that wait to be read back, at most; one more is counted with the last.
+    pub const PENDING: usize = 64;
+    /// Attempts to write a file that are remembered for verdicts.
+    const ATTEMPTS: usize = 4;
+    /// Writes to one file at the same time that are remembered; the kernel takes them one after the other.
+    const RUNNING: usize = 8;
+
+    /// What was counted.
+    pub fn counters(&self) -> KnobsCounters {
+        self.counters
+    }
+
+    /// The attempts to write a file that are remembered, the oldest first; those that have not returned last.
+    pub fn attempts(&self, cgroup: CgroupId, knob: Knob, places: &impl Places) -> Vec<Attempt> {
+        let Some(state) = self.cgroups.get(&cgroup).and_then(|cgroup| cgroup.state(knob)) else {
+            return Vec::new();
+        };
+        let running = state.running.iter().map(|(began, write)| Attempt {
+            value: write.value.as_ref().map(|value| value.text.clone()),
+            errno: None,
+            writer: writer(&write.writer, places),
+            began: Some(write.began.unwrap_or(*began)),
+            returned: None,
+        });
+        state.attempts.iter().cloned().chain(running).collect()
+    }
+
+    /// Whether an observation says anything of limits.
+    pub fn concerns(observation: &Observation) -> bool {
+        match observation {
+            Observation::Kernel(event) => matches!(
+                event.fact,
+                Fact::Mkdir { .. }
+                    | Fact::Rmdir { .. }
+                    | Fact::Release
+                    | Fact::Exec { first: true, .. }
+                    | Fact::KnobWrite(_)
+                    | Fact::KnobWritesUntold(_)
+            ),
+            Observation::Scan(_) | Observation::KnobsRead(_) => true,
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Tick { .. } => false,
+        }
+    }
+
+    /// Takes one observation, after the lifecycle has, a removal before; appends what follows from it.
+    pub fn observe(&mut self, observation: &Observation, places: &impl Places, output: &mut Output) {
+        match observation {
+            Observation::Kernel(event) => self.kernel(event, places, output),
+            Observation::Scan(scan) => self.scan(scan, places, output),
+            Observation::KnobsRead(answer) => self.answered(answer, places, output),
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Tick { .. } => {}
+        }
+    }
+
+    fn kernel(&mut self, event: &KernelEvent, places: &impl Places, output: &mut Output) {
+        let KernelEvent { at, cgroup, fact } = event;
+        match fact {
+            Fact::Mkdir { .. } => {
+                if let Some(entry) = self.entry(*cgroup) {
+                    entry.others = Others::Initial;
+                }
+            }
+            Fact::Rmdir { .. } | Fact::Release => {
+                if let Some(gone) = self.cgroups.remove(cgroup) {
+                    self.vanished(*cgroup, gone, places, output);
+                }
+            }
+            // What was written while the container was made may have come by ways that nobody sees.
+            Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, places, output),
+            Fact::KnobWrite(write) => self.written(*at, *cgroup, write, places, output),
+            Fact::KnobWritesUntold(count) => {
+                if let Some(entry) = self.entry(*cgroup) {
+                    entry.untold += count;
+                }
+                self.ask_whole(*cgroup, places, output);
+            }
+            _ => {}
+        }
+    }
+
+    fn entry(&mut self, cgroup: CgroupId) -> Option<&mut Cgroup> {
+        if self.cgroups.len() >= Self::CGROUPS && !self.cgroups.contains_key(&cgroup) {
+            self.counters.cgroups_full += 1;
+            return None;
+        }
+        Some(self.cgroups.entry(cgroup).or_default())
+    }
+
+    fn written(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        write: &KnobWrite,
+        places: &impl Places,
+        output: &mut Output,
+    ) {
+        let place = places.place(cgroup);
+        let Some(entry) = self.entry(cgroup) else { return };
+        let state = entry.state_mut(write.knob);
+        let (result, returned) = match write.phase {
+            WritePhase::Began => {
+                if state.running.len() < Self::RUNNING {
+                    state.running.push((at, write.clone()));
+                }
+                return;
+            }
+            WritePhase::Returned { result, at } => (result, at),
+        };
+        let same =
+            |running: &KnobWrite| (running.writer.tid, running.began) == (write.writer.tid, write.began);
+        state.running.retain(|(_, running)| !same(running));
+        if state.attempts.len() == Self::ATTEMPTS {
+            state.attempts.pop_front();
+        }
+        state.attempts.push_back(Attempt {
+            value: write.value.as_ref().filter(|value| !value.truncated).map(|value| value.text.clone()),
+            errno: match result {
+                WriteResult::Accepted => None,
+                WriteResult::Refused { errno } => Some(errno),
+            },
+            writer: writer(&write.writer, places),
+            began: write.began,
+            returned: Some(returned.unwrap_or(at)),
+        });
+        if state.pending.len() < Self::PENDING {
+            let write = SeenWrite {
+                value: write.value.clone(),
+                writer: write.writer.clone(),
+                writer_cgroup: path_of(write.writer.cgroup, places),
+                result,
+                began: write.began,
+                returned,
+                hook: write.seen_by,
+            };
+            state.pending.push(Pending { at, write });
+        } else {
+            state.coalesced += 1;
+            if let Some(last) = state.pending.last_mut() {
+                last.at = at;
+            }
+        }
+        if !std::mem::replace(&mut state.asked, true) {
+            output.actions.push(ask(cgroup, place.as_ref(), Some(write.knob)));
+        }
+        self.counters.writes += 1;
+    }
+
+    fn ask_whole(&mut self, cgroup: CgroupId, places: &impl Places, output: &mut Output) {
+        let Some(entry) = self.entry(cgroup) else { return };
+        if !std::mem::replace(&mut entry.asked, true) {
+            output.actions.push(ask(cgroup, places.place(cgroup).as_ref(), None));
+        }
+    }
+
+    fn scan(&mut self, scan: &Scan, places: &impl Places, output: &mut Output) {
+        self.cgroups.retain(|id, _| places.place(*id).is_none_or(|place| place.exists));
+        for found in &scan.cgroups {
+            if places.place(found.id).is_some_and(|place| place.exists) {
+                self.ask_whole(found.id, places, output);
+            }
+        }
+    }
+
+    /// The cgroup is gone, and with it what could have been read.
+    fn vanished(&mut self, id: CgroupId, cgroup: Cgroup, places: &impl Places, output: &mut Output) {
+        let place = places.place(id);
+        let path = cgroup.path.clone();
+        for (knob, mut state) in cgroup.knobs {
+            let old = state.reading.take().unwrap_or_else(|| cgroup.others.reading(knob));
+            let coalesced = state.coalesced;
+            let pending = std::mem::take(&mut state.pending);
+            let about = About { id, path: path.as_ref(), place: place.as_ref(), knob };
+            settle(&about, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
+        }
+    }
+
+    fn answered(&mut self, answer: &Answer, places: &impl Places, output: &mut Output) {
+        let id = answer.cgroup;
+        if answer.gone {
+            if let Some(gone) = self.cgroups.remove(&id) {
+                self.vanished(id, gone, places, output);
+            }
+            return;
+        }
+        let place = places.place(id);
+        let Some(entry) = self.cgroups.get_mut(&id) else { return };
+        entry.path = answer.path.clone().or(entry.path.take());
+        let before = entry.others;
+        let mut knobs: Vec<Knob> = answer.readings.iter().map(|(knob, _)| *knob).collect();
+        if answer.whole {
+            entry.asked = false;
+            let unread = |knob: &Knob| !knobs.contains(knob);
+            let absent: Vec<Knob> = entry.knobs.iter().map(|(knob, _)| *knob).filter(unread).collect();
+            knobs.extend(absent);
+        }
+        let untold = if answer.whole { std::mem::take(&mut entry.untold) } else { 0 };
+        let path = entry.path.clone();
+        let mut again = Vec::new();
+        for knob in knobs {
+            let reading = answer
+                .readings
+                .iter()
+                .find(|(of, _)| *of == knob)
+                .map_or(Reading::Absent, |(_, reading)| reading.clone());
+            let state = entry.state_mut(knob);
+            if !answer.whole {
+                state.asked = false;
+            }
+            let told_of = state.pending.partition_point(|pending| pending.at <= answer.began);
+            let rest = state.pending.split_off(told_of);
+            let settled = std::mem::replace(&mut state.pending, rest);
+            let coalesced = if state.pending.is_empty() { std::mem::take(&mut state.coalesced) } else { 0 };
+            let old = state.reading.take().unwrap_or_else(|| before.reading(knob));
+            let about = About { id, path: path.as_ref(), place: place.as_ref(), knob };
+            let explained = !state.pending.is_empty() || !state.running.is_empty();
+            if settled.is_empty() && explained {
+                // The write that may have changed it is still to be judged.
+                state.reading = Some(old);
+            } else if settled.is_empty() {
+                let is_news = is_reconciled(knob) && differs(&old, &reading, before);
+                if is_news {
+                    self.counters.found += 1;
+                    let changed = about.changed(old, reading.clone(), true, None, untold);
+                    output.events.push(about.event(answer.ended, Basis::KnobRead, changed));
+                }
+                state.reading = Some(reading);
+            } else {
+                settle(&about, settled, coalesced, old, &reading, &mut self.counters, output);
+                state.reading = Some(reading);
+            }
+            if !state.pending.is_empty() && !std::mem::replace(&mut state.asked, true) {
+                again.push(knob);
+            }
+        }
+        if answer.whole {
+            entry.others = Others::Absent;
+        }
+        for knob in again {
+            output.actions.push(ask(id, place.as_ref(), Some(knob)));
+        }
+    }
+}
+
+/// Whether a reading that no write explains is a change.
+fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
+    match (old, new) {
+        // Nobody had looked, or nobody could.
+        (Reading::Unknown(_), _) | (_, Reading::Unknown(_) | Reading::Gone) => false,
+        // Which files there are was assumed, not seen.
+        (_, Reading::Absent) if before == Others::Initial => false,
+        _ => old != new,
+    }
+}
+
+/// Tells of writes that one reading settles.
+fn settle(
+    about: &About<'_>,
+    writes: Vec<Pending>,
+    coalesced: u64,
+    old: Reading,
+    new: &Reading,
+    counters: &mut KnobsCounters,
+    output: &mut Output,
+) {
+    let accepted = |pending: &Pending| pending.write.result == WriteResult::Accepted;
+    let last = writes.iter().rposition(accepted);
+    let mut current = old;
+    // Writes whose text was not seen, told with the next.
+    let mut carried = 0;
+    for (index, Pending { at, write }) in writes.into_iter().enumerate() {
+        let is_last = Some(index) == last;
+        let after = match (write.result, is_last, &write.value) {
+            (WriteResult::Refused { .. }, ..) => current.clone(),
+            (WriteResult::Accepted, true, _) => new.clone(),
+            (WriteResult::Accepted, false, Some(value)) => as_written(about.knob, &value.text),
+            (WriteResult::Accepted, false, None) => {
+                carried += 1;
+                counters.coalesced += 1;
+                continue;
+            }
+        };
+        let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
+        if write.result == WriteResult::Accepted && after == current && more == 0 {
+            counters.unchanged += 1;
+            continue;
+        }
+        let read_back = is_last || write.result != WriteResult::Accepted;
+        let changed = about.changed(current, after.clone(), read_back, Some(write), more);
+        output.events.push(about.event(at, Basis::KnobWrite, changed));
+        current = after;
+    }
+    counters.coalesced += coalesced;
+}
+
+/// What a file would say after that text was written to it, if nothing is rounded.
+fn as_written(knob: Knob, text: &str) -> Reading {
+    match Value::parse(format(knob), text) {
+        Ok(value) => Reading::Is(value),
+        Err(_) => Reading::Is(Value::Text(text.into())),
+    }
+}
+
+fn ask(cgroup: CgroupId, place: Option<&Place>, knob: Option<Knob>) -> Action {
+    Action::ReadKnobs(ReadKnobs {
+        cgroup,
+        path: place.map(|place| place.path.clone()),
+        inner: place.is_some_and(|place| place.role == LevelRole::Inner),
+        knob,
+    })
+}
+
+fn path_of(cgroup: Option<CgroupId>, places: &impl Places) -> Option<Arc<str>> {
+    Some(places.place(cgroup?)?.path)
+}
+
+fn writer(caller: &Caller, places: &impl Places) -> Option<Writer> {
+    Some(Writer { pid: caller.pid?, comm: caller.comm.clone()?, cgroup: path_of(caller.cgroup, places) })
+}
+
+/// What an event is about.
+struct About<'a> {
+    id: CgroupId,
+    path: Option<&'a Arc<str>>,
+    place: Option<&'a Place>,
+    knob: Knob,
+}
+
+impl About<'_> {
+    fn changed(
+        &self,
+        old: Reading,
+        new: Reading,
+        read_back: bool,
+        write: Option<SeenWrite>,
+        coalesced: u64,
+    ) -> Changed {
+        let known = self.place.filter(|place| place.role != LevelRole::Inner).map(|place| &place.path);
+        Changed {
+            cgroup: self.id,
+            path: self.path.or(known).cloned(),
+            role: self.place.map(|place| place.role),
+            pod: self.place.and_then(|place| place.pod.clone()),
+            knob: self.knob,
+            old,
+            new,
+            read_back,
+            write,
+            coalesced,
+        }
+    }
+
+    fn event(&self, at: KernelTime, basis: Basis, changed: Changed) -> Event {
+        let subject = self.place.and_then(|place| place.subject.clone());
+        Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
+    }
+}
+
+impl Others {
+    fn reading(self, knob: Knob) -> Reading {
+        match self {
+            Self::Unknown => Reading::Unknown("not read before".into()),
+            Self::Initial => initial(knob).map_or(Reading::Absent, Reading::Is),
+            Self::Absent => Reading::Absent,
+        }
+    }
+}
+
+impl Cgroup {
+    fn state(&self, knob: Knob) -> Option<&State> {
+        self.knobs.iter().find(|(of, _)| *of == knob).map(|(_, state)| state)
+    }
+
+    fn state_mut(&mut self, knob: Knob) -> &mut State {
+        let index = self.knobs.iter().position(|(of, _)| *of == knob).unwrap_or_else(|| {
+            self.knobs.push((knob, State::default()));
+            self.knobs.len() - 1
+        });
+        &mut self.knobs[index].1
+    }
+}

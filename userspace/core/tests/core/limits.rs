@@ -1,0 +1,347 @@
+//! Writes to limit files and what reading them back makes of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kwitness_core::event::{Actor, Basis, Kind, PodNames, PodRef};
+use kwitness_core::ids::{CgroupId, KernelTime, PodUid, QosClass};
+use kwitness_core::knob::Knob;
+use kwitness_core::lifecycle::Output;
+use kwitness_core::limits::{
+    Answer, Bound, Changed, CpuMax, Knobs, LevelRole, Place, Places, Reading, Value, initial,
+};
+use kwitness_core::observation::{
+    Action, Caller, Fact, KernelEvent, KnobWrite, Observation, PathText, Scan, ScanReason, ScannedCgroup,
+    WriteHook, WritePhase, WriteResult, WrittenValue,
+};
+
+const POD: CgroupId = CgroupId(7);
+const EINVAL: i32 = 22;
+
+#[derive(Default)]
+struct Map(HashMap<CgroupId, Place>);
+
+impl Places for Map {
+    fn place(&self, cgroup: CgroupId) -> Option<Place> {
+        self.0.get(&cgroup).cloned()
+    }
+}
+
+struct Bed {
+    knobs: Knobs,
+    places: Map,
+    output: Output,
+    now: u64,
+}
+
+impl Bed {
+    /// A pod whose making was seen.
+    fn new() -> Self {
+        let mut bed = Self::unseen();
+        bed.kernel(Fact::Mkdir {
+            parent: CgroupId(1),
+            path: PathText::Full("/kubepods/podu".into()),
+            root: false,
+            actor: Actor { pid: 1, comm: "kubelet".into() },
+        });
+        bed
+    }
+
+    /// A pod of which is not known what its files say.
+    fn unseen() -> Self {
+        let place = Place {
+            role: LevelRole::Pod,
+            path: "/kubepods/podu".into(),
+            subject: None,
+            pod: Some(PodNames::unnamed(PodRef { uid: PodUid("u".into()), qos: QosClass::Guaranteed })),
+            exists: true,
+        };
+        let places = Map([(POD, place)].into());
+        Self { knobs: Knobs::default(), places, output: Output::default(), now: 0 }
+    }
+
+    fn observe(&mut self, observation: &Observation) {
+        self.knobs.observe(observation, &self.places, &mut self.output);
+    }
+
+    fn kernel(&mut self, fact: Fact) -> KernelTime {
+        self.now += 10;
+        let at = KernelTime(self.now);
+        self.observe(&Observation::Kernel(KernelEvent { at, cgroup: POD, fact }));
+        at
+    }
+
+    fn phase(&mut self, knob: Knob, value: Option<&str>, phase: WritePhase, began: u64) -> KernelTime {
+        let value = value.map(|text| WrittenValue { text: text.into(), truncated: false });
+        let writer = Caller { pid: Some(5), tid: Some(5), comm: Some("runc".into()), ..Caller::default() };
+        let began = Some(KernelTime(began));
+        self.kernel(Fact::KnobWrite(Box::new(KnobWrite {
+            knob,
+            phase,
+            value,
+            writer,
+            began,
+            seen_by: WriteHook::Fentry,
+        })))
+    }
+
+    fn write(&mut self, knob: Knob, value: &str) -> KernelTime {
+        let began = self.now;
+        let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
+        self.phase(knob, Some(value), phase, began)
+    }
+
+    fn refused(&mut self, knob: Knob, value: &str) {
+        let began = self.now;
+        let phase = WritePhase::Returned { result: WriteResult::Refused { errno: EINVAL }, at: None };
+        self.phase(knob, Some(value), phase, began);
+    }
+
+    /// Reading that began after all that has been observed.
+    fn read(&mut self, whole: bool, readings: &[(Knob, Reading)]) {
+        self.now += 10;
+        self.read_begun_at(self.now, whole, readings);
+    }
+
+    fn read_begun_at(&mut self, began: u64, whole: bool, readings: &[(Knob, Reading)]) {
+        self.observe(&Observation::KnobsRead(Answer {
+            cgroup: POD,
+            path: Some("/kubepods/podu".into()),
+            began: KernelTime(began),
+            ended: KernelTime(began + 1),
+            gone: false,
+            whole,
+            readings: readings.to_vec(),
+        }));
+    }
+
+    fn changes(&mut self) -> Vec<Changed> {
+        self.output
+            .events
+            .drain(..)
+            .map(|event| match event.kind {
+                Kind::LimitChanged(changed) => {
+                    let basis = if changed.write.is_some() { Basis::KnobWrite } else { Basis::KnobRead };
+                    assert_eq!(event.basis, basis);
+                    *changed
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    /// Which files are to be read; none: all.
+    fn asked(&mut self) -> Vec<Option<Knob>> {
+        self.output
+            .actions
+            .drain(..)
+            .map(|action| match action {
+                Action::ReadKnobs(read) => {
+                    assert_eq!((read.cgroup, read.path.as_deref()), (POD, Some("/kubepods/podu")));
+                    read.knob
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+}
+
+fn bytes(bytes: u64) -> Reading {
+    Reading::Is(Value::Bound(Bound::At(bytes)))
+}
+
+fn unlimited() -> Reading {
+    Reading::Is(Value::Bound(Bound::Unlimited))
+}
+
+fn old_and_new(changes: &[Changed]) -> Vec<(Reading, Reading, bool)> {
+    changes.iter().map(|changed| (changed.old.clone(), changed.new.clone(), changed.read_back)).collect()
+}
+
+#[test]
+fn a_write_is_told_with_what_the_file_says_then() {
+    let mut bed = Bed::new();
+    bed.write(Knob::MemoryMax, "5000");
+    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
+    assert_eq!(bed.changes(), [], "not before it was read");
+    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)], "a new cgroup has no limit");
+    let changed = &changes[0];
+    assert_eq!((changed.path.as_deref(), changed.role), (Some("/kubepods/podu"), Some(LevelRole::Pod)));
+    let write = changed.write.as_ref().unwrap();
+    assert_eq!(&*write.value.as_ref().unwrap().text, "5000");
+    assert_eq!((write.writer.pid, write.result), (Some(5), WriteResult::Accepted));
+}
+
+#[test]
+fn a_burst_is_told_write_by_write() {
+    let mut bed = Bed::new();
+    for value in ["1", "2", "2", "3"] {
+        bed.write(Knob::PidsMax, value);
+    }
+    assert_eq!(bed.asked(), [Some(Knob::PidsMax)], "one reading for all");
+    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    assert_eq!(
+        old_and_new(&bed.changes()),
+        [(unlimited(), bytes(1), false), (bytes(1), bytes(2), false), (bytes(2), bytes(3), true)]
+    );
+    assert_eq!(bed.knobs.counters().unchanged, 1);
+}
+
+#[test]
+fn a_write_after_the_reading_began_is_read_again() {
+    let mut bed = Bed::new();
+    let first = bed.write(Knob::PidsMax, "1");
+    bed.asked();
+    bed.write(Knob::PidsMax, "2");
+    assert_eq!(bed.asked(), []);
+    bed.read_begun_at(first.0 + 1, false, &[(Knob::PidsMax, bytes(2))]);
+    assert_eq!(bed.asked(), [Some(Knob::PidsMax)]);
+    bed.read(false, &[(Knob::PidsMax, bytes(2))]);
+    assert_eq!(bed.asked(), []);
+    let changes = bed.changes();
+    assert_eq!(changes.last().unwrap().new, bytes(2));
+    assert!(changes.iter().all(|changed| changed.write.is_some()), "nothing is found that was seen");
+}
+
+#[test]
+fn a_refused_write_is_told_with_its_errno() {
+    let mut bed = Bed::new();
+    bed.refused(Knob::CpuMax, "410000 100000");
+    let before = initial(Knob::CpuMax).map_or(Reading::Absent, Reading::Is);
+    bed.read(false, &[(Knob::CpuMax, before.clone())]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(before.clone(), before, true)]);
+    assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Refused { errno: EINVAL });
+    let attempts = bed.knobs.attempts(POD, Knob::CpuMax, &bed.places);
+    assert_eq!(attempts[0].errno, Some(EINVAL));
+    assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
+}
+
+#[test]
+fn more_writes_than_are_kept_are_counted_with_the_last() {
+    let mut bed = Bed::new();
+    let count = Knobs::PENDING + 10;
+    for value in 1..=count {
+        bed.write(Knob::PidsMax, &value.to_string());
+    }
+    bed.read(false, &[(Knob::PidsMax, bytes(count as u64))]);
+    let changes = bed.changes();
+    assert_eq!(changes.len(), Knobs::PENDING);
+    assert_eq!(
+        (&changes[Knobs::PENDING - 1].new, changes[Knobs::PENDING - 1].coalesced),
+        (&bytes(count as u64), 10)
+    );
+    assert_eq!(bed.knobs.counters().coalesced, 10);
+}
+
+#[test]
+fn a_cgroup_that_vanishes_before_it_is_read_is_named() {
+    let mut bed = Bed::new();
+    bed.write(Knob::MemoryMax, "4096");
+    bed.asked();
+    bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "kubelet".into() } });
+    assert_eq!(old_and_new(&bed.changes()), [(unlimited(), Reading::Gone, true)]);
+    bed.read(false, &[(Knob::MemoryMax, Reading::Gone)]);
+    assert_eq!(bed.changes(), [], "once");
+}
+
+fn scan(reason: ScanReason) -> Observation {
+    let cgroup = ScannedCgroup {
+        id: POD,
+        parent: CgroupId(1),
+        path: "/kubepods/podu".into(),
+        populated: None,
+        processes: Vec::new(),
+    };
+    Observation::Scan(Scan { reason, began: KernelTime(1), ended: KernelTime(2), cgroups: vec![cgroup] })
+}
+
+#[test]
+fn what_nobody_saw_is_found() {
+    let mut bed = Bed::unseen();
+    bed.observe(&scan(ScanReason::Initial));
+    assert_eq!(bed.asked(), [None]);
+    bed.read(true, &[(Knob::MemoryMax, bytes(4096)), (Knob::PidsMax, unlimited())]);
+    assert_eq!(bed.changes(), [], "the first look is no change");
+
+    bed.observe(&scan(ScanReason::Repair));
+    assert_eq!(bed.asked(), [None]);
+    let quota = Reading::Is(Value::Cpu(CpuMax { quota: Bound::At(1000), period: 100_000 }));
+    bed.read(true, &[(Knob::MemoryMax, bytes(8192)), (Knob::CpuMax, quota.clone())]);
+    let changes = bed.changes();
+    assert_eq!(
+        old_and_new(&changes),
+        [
+            (bytes(4096), bytes(8192), true),
+            (Reading::Absent, quota, true),
+            (unlimited(), Reading::Absent, true)
+        ],
+        "a controller was enabled, another disabled"
+    );
+    assert!(changes.iter().all(|changed| changed.write.is_none()));
+    assert_eq!(bed.knobs.counters().found, 3);
+}
+
+#[test]
+fn a_new_cgroup_without_a_controller_has_not_changed() {
+    let mut bed = Bed::new();
+    bed.kernel(Fact::KnobWritesUntold(500));
+    assert_eq!(bed.asked(), [None]);
+    bed.read(true, &[(Knob::PidsMax, bytes(9))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(9), true)]);
+    assert_eq!(changes[0].coalesced, 500, "the writes that it stands for");
+}
+
+#[test]
+fn what_a_write_that_has_not_returned_has_set_is_not_found() {
+    let mut bed = Bed::new();
+    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    let running = bed.knobs.attempts(POD, Knob::MemoryMax, &bed.places);
+    assert_eq!((running.len(), running[0].returned), (1, None));
+    bed.read(true, &[(Knob::MemoryMax, bytes(4096))]);
+    assert_eq!(bed.changes(), []);
+    let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
+    bed.phase(Knob::MemoryMax, Some("4096"), phase, 1);
+    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
+    assert!(changes[0].write.is_some());
+}
+
+#[test]
+fn writes_whose_text_was_not_seen_are_told_as_one() {
+    let mut bed = Bed::new();
+    for _ in 0..3 {
+        let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
+        bed.phase(Knob::PidsMax, None, phase, 1);
+    }
+    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
+    assert_eq!(changes[0].coalesced, 2);
+}
+
+#[test]
+fn a_cgroup_that_nobody_told_of_is_looked_for() {
+    let mut bed = Bed::unseen();
+    bed.places.0.clear();
+    bed.write(Knob::MemoryMax, "4096");
+    let Some(Action::ReadKnobs(read)) = bed.output.actions.pop() else { panic!() };
+    assert_eq!(read.path, None);
+    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    let changes = bed.changes();
+    assert!(matches!(changes[0].old, Reading::Unknown(_)), "{:?}", changes[0].old);
+    assert_eq!(changes[0].path, Some(Arc::from("/kubepods/podu")), "as the reader found it");
+}
+
+#[test]
+fn what_a_new_cgroup_says_can_be_read_by_its_format() {
+    for knob in Knob::all() {
+        let Some(value) = initial(knob) else { continue };
+        let text = value.to_string();
+        assert_eq!(Value::parse(kwitness_core::limits::format(knob), &text), Ok(value), "{knob}");
+    }
+}

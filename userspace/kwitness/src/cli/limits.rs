@@ -1,0 +1,178 @@
+//! Limits in words.
+
+use super::describe::Names;
+use super::text::{UNKNOWN, short_uid};
+use crate::proto::v1;
+use crate::proto::v1::reading::Reading;
+
+/// The names of a cgroup that is no container's.
+pub fn names(cgroup: Option<&v1::Cgroup>, full: bool) -> Names {
+    let unknown = || UNKNOWN.to_owned();
+    let pod = cgroup.and_then(|cgroup| cgroup.pod.as_ref());
+    Names {
+        namespace: pod.and_then(|pod| pod.namespace.clone()).unwrap_or_else(unknown),
+        pod: pod.map_or_else(unknown, |pod| {
+            pod.name.clone().unwrap_or_else(|| if full { &pod.uid } else { short_uid(&pod.uid) }.to_owned())
+        }),
+        container: match cgroup.map(v1::Cgroup::role) {
+            Some(v1::CgroupRole::Pod) => "(pod)".to_owned(),
+            Some(v1::CgroupRole::Qos) => "(class)".to_owned(),
+            Some(v1::CgroupRole::Kubepods) => "(all pods)".to_owned(),
+            _ => unknown(),
+        },
+    }
+}
+
+/// A change, in a line.
+pub fn change(changed: &v1::LimitChanged) -> String {
+    let file = &changed.file;
+    let (old, new) = (reading(changed.old.as_ref()), reading(changed.new.as_ref()));
+    let Some(write) = &changed.write else {
+        return format!("{file} {old} -> {new}, found{}{}", more(changed), at(changed));
+    };
+    let by = write.writer.as_ref().map_or_else(|| "an unknown writer".to_owned(), writer);
+    let took = match (write.began, write.returned) {
+        (Some(began), Some(returned)) => format!(" in {}", duration(returned.saturating_sub(began))),
+        _ => String::new(),
+    };
+    if let Some(errno) = &write.errno_name {
+        let value = write.value.as_deref().unwrap_or(UNKNOWN);
+        return format!("{file} stays {old}: {value} refused with {errno}, by {by}{took}{}", at(changed));
+    }
+    let written = if changed.read_back { "" } else { " (as written)" };
+    format!("{file} {old} -> {new}{written}, by {by}{took}{}{}", more(changed), at(changed))
+}
+
+/// Where, if that is not the container's or the pod's own cgroup.
+fn at(changed: &v1::LimitChanged) -> String {
+    match changed.cgroup.as_ref().map(|cgroup| (cgroup.role(), cgroup.path.as_deref())) {
+        Some((v1::CgroupRole::Container | v1::CgroupRole::Pod, _)) => String::new(),
+        Some((_, Some(path))) => format!(", of {path}"),
+        Some((_, None)) | None => ", of a cgroup that is gone".to_owned(),
+    }
+}
+
+fn more(changed: &v1::LimitChanged) -> String {
+    match changed.coalesced {
+        0 => String::new(),
+        more => format!(", stands for {more} more"),
+    }
+}
+
+fn writer(writer: &v1::Writer) -> String {
+    let pid = writer.pid.map_or_else(|| UNKNOWN.to_owned(), |pid| pid.to_string());
+    format!("{} ({pid})", writer.comm.as_deref().unwrap_or("an unknown process"))
+}
+
+/// What a file says, in words.
+pub fn reading(reading: Option<&v1::Reading>) -> String {
+    match reading.and_then(|reading| reading.reading.as_ref()) {
+        Some(Reading::Value(value)) if value.is_empty() => "\"\"".to_owned(),
+        Some(Reading::Value(value)) => value.clone(),
+        Some(Reading::Absent(_)) => "absent".to_owned(),
+        Some(Reading::Gone(_)) => "gone".to_owned(),
+        Some(Reading::Unknown(_)) => "unknown".to_owned(),
+        None => UNKNOWN.to_owned(),
+    }
+}
+
+/// Nanoseconds, to three digits.
+fn duration(nanos: u64) -> String {
+    match nanos {
+        0..1_000_000 => format!("{} µs", nanos / 1000),
+        1_000_000..1_000_000_000 => format!("{} ms", nanos / 1_000_000),
+        _ => format!("{} s", nanos / 1_000_000_000),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    fn value(text: &str) -> Option<v1::Reading> {
+        Some(v1::Reading { reading: Some(Reading::Value(text.into())) })
+    }
+
+    fn cgroup(role: v1::CgroupRole) -> Option<v1::Cgroup> {
+        Some(v1::Cgroup {
+            id: 7,
+            path: Some("/kubepods.slice/x".into()),
+            role: role.into(),
+            pod: Some(v1::Pod {
+                uid: "1d4e5f60-aaaa-bbbb-cccc-123456789abc".into(),
+                namespace: Some("prod".into()),
+                name: Some("web-5d9c7b8f6d-x2x7p".into()),
+                qos_class: v1::QosClass::Burstable.into(),
+            }),
+        })
+    }
+
+    fn write(value: &str, errno: Option<i32>) -> Option<v1::LimitWrite> {
+        Some(v1::LimitWrite {
+            value: Some(value.into()),
+            writer: Some(v1::Writer { pid: Some(77), comm: Some("runc".into()), ..Default::default() }),
+            errno,
+            errno_name: errno.map(|_| "EINVAL".into()),
+            began: Some(1_000),
+            returned: Some(26_000_000),
+            hook: v1::WriteHook::Fentry.into(),
+            ..Default::default()
+        })
+    }
+
+    pub fn refused() -> v1::LimitChanged {
+        v1::LimitChanged {
+            cgroup: cgroup(v1::CgroupRole::Container),
+            file: "cpu.max".into(),
+            old: value("100000 100000"),
+            new: value("100000 100000"),
+            read_back: true,
+            write: write("410000 100000", Some(22)),
+            coalesced: 0,
+        }
+    }
+
+    pub fn accepted() -> v1::LimitChanged {
+        v1::LimitChanged {
+            cgroup: cgroup(v1::CgroupRole::Pod),
+            file: "memory.max".into(),
+            old: value("max"),
+            new: value("67108864"),
+            read_back: true,
+            write: write("67108864", None),
+            coalesced: 2,
+        }
+    }
+
+    pub fn found() -> v1::LimitChanged {
+        v1::LimitChanged {
+            cgroup: cgroup(v1::CgroupRole::Qos),
+            file: "cpuset.cpus".into(),
+            old: Some(v1::Reading { reading: Some(Reading::Absent(true)) }),
+            new: value(""),
+            read_back: true,
+            write: None,
+            coalesced: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_in_words() {
+        assert_eq!(
+            change(&testing::refused()),
+            "cpu.max stays 100000 100000: 410000 100000 refused with EINVAL, by runc (77) in 25 ms"
+        );
+        assert_eq!(
+            change(&testing::accepted()),
+            "memory.max max -> 67108864, by runc (77) in 25 ms, stands for 2 more"
+        );
+        assert_eq!(change(&testing::found()), "cpuset.cpus absent -> \"\", found, of /kubepods.slice/x");
+        let unread = v1::LimitChanged { read_back: false, coalesced: 0, ..testing::accepted() };
+        assert!(change(&unread).contains("-> 67108864 (as written), by"), "{}", change(&unread));
+    }
+}
