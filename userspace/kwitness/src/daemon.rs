@@ -138,7 +138,7 @@ fn host_name() -> String {
 }
 
 /// Tells systemd, if it started us and wants to know.
-fn notify_ready() {
+pub fn notify_ready() {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::ffi::OsStrExt as _;
     use std::os::unix::net::{SocketAddr, UnixDatagram};

@@ -75,10 +75,7 @@ impl Drop for Socket {
 fn take_over(path: &Path) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
-        Ok(_) => bail!(
-            "{} exists and is not a socket; remove it, or set api.socket to another path",
-            path.display()
-        ),
+        Ok(_) => bail!("{} exists and is not a socket; remove it, or listen on another path", path.display()),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
     }
@@ -87,7 +84,7 @@ fn take_over(path: &Path) -> anyhow::Result<()> {
             let holder = getsockopt(&stream, PeerCredentials)
                 .map_or_else(|_| "a process".to_owned(), |peer| format!("process {}", peer.pid()));
             bail!(
-                "another instance is running: {holder} listens on {}; stop it, or set api.socket to another path",
+                "another instance is running: {holder} listens on {}; stop it, or listen on another path",
                 path.display()
             )
         }

@@ -6,6 +6,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::text::Moment;
+use crate::config::LogFormat;
+use crate::cri_proxy::DEFAULT_SOCKET;
 use crate::hub::KINDS;
 use crate::proto::v1;
 
@@ -30,6 +32,8 @@ pub enum Command {
     Ps(Ps),
     /// Show what the daemon is and what it counted
     Status(Status),
+    /// Stand between a kubelet and its container runtime, and give it the daemon's container events
+    CriProxy(CriProxy),
     /// Say what this node offers, what is missing, what that costs and what to do; works without a daemon, too
     Doctor(Doctor),
     /// Print the completion script of a shell
@@ -61,6 +65,22 @@ pub struct Daemon {
     /// Write every observation to a file, one JSON object a line, to replay it in a test
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CriProxy {
+    /// The Unix socket to serve, unless systemd passes one
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub listen: PathBuf,
+    /// The container runtime's socket; "auto": the first that exists of containerd's, k3s's, CRI-O's and cri-dockerd's
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    pub runtime_endpoint: String,
+    /// What is logged to standard error, as the setting log.level
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, clap::Args)]

@@ -5,12 +5,14 @@
 
 mod args;
 mod client;
+mod cri_proxy;
 mod daemon;
 mod describe;
 mod doctor;
 mod events;
 mod exit;
 mod limits;
+mod log;
 mod manual;
 mod output;
 mod ps;
@@ -30,6 +32,7 @@ pub fn main() -> ExitCode {
     let Args { socket, command } = Args::parse();
     let done = match command {
         Command::Daemon(options) => daemon::run(options, socket),
+        Command::CriProxy(options) => cri_proxy::run(options, socket),
         Command::Events(options) => client::run(events::run(socket, options)),
         Command::Ps(options) => client::run(ps::run(socket, options)),
         Command::Status(options) => client::run(status::run(socket, options)),

@@ -60,7 +60,7 @@ pub enum RuntimeChoice {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people; without a time where journald adds its own.
     Text,
