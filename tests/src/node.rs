@@ -25,6 +25,10 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// A guest without hardware virtualization needs six seconds for what the machine itself does in a tenth of one.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// How often a container is made when the runtime cannot start it for want of its shim.
+const START_ATTEMPTS: u32 = 3;
+/// How containerd begins to tell of that.
+const SHIM_GONE: &str = "failed to start shim";
 const EXIT_LIMIT: Duration = Duration::from_secs(180);
 
 /// A containerd and what runs on it.
@@ -136,10 +140,23 @@ impl Node {
     }
 
     /// Makes and starts a container and gives its id.
+    ///
+    /// On a slow machine containerd 1.7 may find its own shim gone (`failed to start shim`) when a container starts
+    /// while another of the same pod ends. As the kubelet would, this then makes another one in its place, and says so.
     pub async fn run(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
-        let id = self.create(pod, spec).await?;
-        self.start_container(&id).await.with_context(|| format!("start container {}", spec.name))?;
-        Ok(id)
+        let mut attempt = 1;
+        loop {
+            let id = self.create(pod, spec).await?;
+            match self.start_container(&id).await {
+                Ok(()) => return Ok(id),
+                Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains(SHIM_GONE) => {
+                    eprintln!("container {} is made again: {error:#}", spec.name);
+                    self.remove_container(&id).await?;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error.context(format!("start container {}", spec.name))),
+            }
+        }
     }
 
     /// Runs a program in a running container, as `kubectl exec` does, and gives its exit code.
