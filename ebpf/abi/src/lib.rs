@@ -386,6 +386,10 @@ pub struct KernelLayout {
     /// Not an offset: 1 if the second argument of `sched_process_exit` is `bool group_dead`, as since 6.16, otherwise 0.
     /// Without it, "the last thread" is found out from `signal_struct.live`.
     pub exit_has_group_dead: u32,
+    /// `trace_event_raw_sched_process_exec.__data_loc_filename`
+    pub exec_event_filename: u32,
+    /// `trace_event_raw_sched_process_exit.group_dead`, which kernels before 6.16 do not have: then as above
+    pub exit_event_group_dead: u32,
 }
 
 impl KernelLayout {
@@ -416,6 +420,8 @@ impl KernelLayout {
         kernfs_node_parent: ABSENT,
         binprm_filename: ABSENT,
         exit_has_group_dead: 0,
+        exec_event_filename: ABSENT,
+        exit_event_group_dead: ABSENT,
     };
 }
 
@@ -433,7 +439,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 25 * 4);
+    assert!(size_of::<KernelLayout>() == 27 * 4);
 };
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use kwitness_abi::{
 
 use crate::{
     emit::{actor, copy_string, header},
-    kernel::{Address, Cgroup, Hook, KernfsNode, Task},
+    kernel::{Address, Arguments, Cgroup, Hook, KernfsNode, Task},
     maps::{LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
 };
 
@@ -21,7 +21,7 @@ const KUBEPODS: u64 = u64::from_be_bytes(*b"kubepods");
 
 /// `cgroup_mkdir(cgroup, path)`: the cgroup exists, nothing is in it yet.
 #[inline(always)]
-pub fn mkdir(hook: &impl Hook) {
+pub fn mkdir(hook: &impl Arguments) {
     let cgroup = cgroup(hook);
     if !cgroup.is_v2() {
         return;
@@ -60,7 +60,7 @@ pub fn mkdir(hook: &impl Hook) {
 
 /// `cgroup_rmdir(cgroup, path)`: its directory is gone.
 #[inline(always)]
-pub fn rmdir(hook: &impl Hook) {
+pub fn rmdir(hook: &impl Arguments) {
     let cgroup = cgroup(hook);
     if !cgroup.is_v2() {
         return;
@@ -73,7 +73,7 @@ pub fn rmdir(hook: &impl Hook) {
 
 /// `cgroup_release(cgroup, path)`: nothing refers to it any more.
 #[inline(always)]
-pub fn release(hook: &impl Hook) {
+pub fn release(hook: &impl Arguments) {
     let cgroup = cgroup(hook);
     if !cgroup.is_v2() {
         return;
@@ -93,7 +93,7 @@ fn removed(kind: RecordKind, id: u64) {
 
 /// `cgroup_attach_task(destination, path, task, threadgroup)`: the task is in the destination.
 #[inline(always)]
-pub fn attach<H: Hook>(hook: &H) {
+pub fn attach<H: Arguments>(hook: &H) {
     let destination = cgroup(hook);
     if !destination.is_v2() {
         return;
@@ -115,7 +115,7 @@ pub fn attach<H: Hook>(hook: &H) {
 /// `cgroup_notify_populated(cgroup, path, populated)`: told for the cgroup and for each ancestor that changed with it,
 /// the innermost first.
 #[inline(always)]
-pub fn populated(hook: &impl Hook) {
+pub fn populated(hook: &impl Arguments) {
     let cgroup = cgroup(hook);
     if !cgroup.is_v2() {
         return;
@@ -142,7 +142,7 @@ fn has_started(id: u64) -> bool {
 }
 
 #[inline(always)]
-fn cgroup<H: Hook>(hook: &H) -> Cgroup<H> {
+fn cgroup<H: Arguments>(hook: &H) -> Cgroup<H> {
     Cgroup::at(hook.arg(0))
 }
 

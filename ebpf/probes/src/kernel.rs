@@ -4,7 +4,8 @@
 //! [`Hook`], the context of the tracepoint that they are attached to, which decides how memory is read:
 //!
 //! - a BTF tracepoint's pointers keep their types in the verifier, so a field is a plain load;
-//! - a raw tracepoint's pointers are numbers, so a field is a `bpf_probe_read_kernel`.
+//! - a raw tracepoint's pointers are numbers, so a field is a `bpf_probe_read_kernel`;
+//! - a classic tracepoint passes no pointers, only a copied event: what it is about is the current task, read likewise.
 //!
 //! A field that cannot be read is zero, a null pointer's fields are zero.
 
@@ -12,10 +13,10 @@ use core::{marker::PhantomData, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     Argument, EbpfContext,
-    helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
-    programs::{BtfTracePointContext, RawTracePointContext},
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
+    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
-use kwitness_abi::{COMM_LEN, KernelLayout, Process, ProcessKey};
+use kwitness_abi::{ABSENT, COMM_LEN, KernelLayout, Process, ProcessKey};
 
 /// Filled in by the loader. Read-only and frozen for the kernel: the verifier takes its fields for constants and cuts
 /// off branches that they rule out.
@@ -28,11 +29,8 @@ const SIGNAL_GROUP_EXIT: u32 = 0x4;
 /// Memory address in the kernel.
 pub type Address = *const u8;
 
-/// The context of a tracepoint.
-pub trait Hook: EbpfContext {
-    /// The tracepoint's argument `n`.
-    fn arg<T: Argument>(&self, n: usize) -> T;
-
+/// The context of a tracepoint: how the kernel's memory is read from it.
+pub trait Hook {
     /// What is at `address`; zero if it cannot be read.
     ///
     /// # Safety
@@ -41,12 +39,27 @@ pub trait Hook: EbpfContext {
     unsafe fn read<T: Copy>(address: *const T) -> T;
 }
 
-impl Hook for BtfTracePointContext {
+/// The context of a tracepoint that passes the kernel's own arguments.
+pub trait Arguments: Hook {
+    /// The tracepoint's argument `n`.
+    fn arg<T: Argument>(&self, n: usize) -> T;
+}
+
+impl Arguments for BtfTracePointContext {
     #[inline(always)]
     fn arg<T: Argument>(&self, n: usize) -> T {
         self.arg(n)
     }
+}
 
+impl Arguments for RawTracePointContext {
+    #[inline(always)]
+    fn arg<T: Argument>(&self, n: usize) -> T {
+        self.arg(n)
+    }
+}
+
+impl Hook for BtfTracePointContext {
     #[inline(always)]
     unsafe fn read<T: Copy>(address: *const T) -> T {
         // SAFETY: a load through a typed pointer, which the verifier has checked against BTF and which the kernel
@@ -57,15 +70,28 @@ impl Hook for BtfTracePointContext {
 
 impl Hook for RawTracePointContext {
     #[inline(always)]
-    fn arg<T: Argument>(&self, n: usize) -> T {
-        self.arg(n)
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: this function's contract.
+        unsafe { read_checked(address) }
     }
+}
 
+impl Hook for TracePointContext {
     #[inline(always)]
     unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: the helper checks the address; zero is a valid `T` by this function's contract.
-        unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
+        // SAFETY: this function's contract.
+        unsafe { read_checked(address) }
     }
+}
+
+/// What is at `address`, read with the helper that checks it.
+///
+/// # Safety
+/// Any bit pattern is a valid `T`.
+#[inline(always)]
+unsafe fn read_checked<T: Copy>(address: *const T) -> T {
+    // SAFETY: the helper checks the address; zero is a valid `T` by this function's contract.
+    unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
 }
 
 /// An entry of [`LAYOUT`], as the constant that it is to the verifier.
@@ -155,6 +181,15 @@ impl<H: Hook> KernfsNode<H> {
     #[inline(always)]
     pub fn name(&self) -> Address {
         field!(H, self.0, kernfs_node_name)
+    }
+}
+
+impl Task<TracePointContext> {
+    /// The one that the classic tracepoint ran in.
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: the helper has no precondition.
+        Self::at(unsafe { bpf_get_current_task() } as Address)
     }
 }
 
@@ -256,13 +291,37 @@ impl<H: Hook> Task<H> {
 
 /// What `sched_process_exit` says about "the last thread", where it says it.
 #[inline(always)]
-pub fn group_dead(hook: &impl Hook) -> Option<bool> {
+pub fn group_dead(hook: &impl Arguments) -> Option<bool> {
     // The verifier drops the branch that the layout rules out, and with it the load of an argument that is not there.
     if layout!(exit_has_group_dead) == 0 { None } else { Some(hook.arg::<u8>(1) != 0) }
+}
+
+/// The same of the classic tracepoint's event.
+#[inline(always)]
+pub fn group_dead_of_event(hook: &TracePointContext) -> Option<bool> {
+    let offset = layout!(exit_event_group_dead);
+    // SAFETY: the offset is that of the field in the event that the context points to.
+    (offset != ABSENT).then(|| unsafe { read_checked::<u8>(event(hook).wrapping_add(offset as usize)) } != 0)
 }
 
 /// The name of the file that a `struct linux_binprm` is about, a string.
 #[inline(always)]
 pub fn binprm_filename<H: Hook>(binprm: Address) -> Address {
     field!(H, binprm, binprm_filename)
+}
+
+/// The same in the event of the classic tracepoint `sched_process_exec`.
+#[inline(always)]
+pub fn exec_filename_of_event(hook: &TracePointContext) -> Address {
+    let slot = event(hook).wrapping_add(layout!(exec_event_filename) as usize);
+    // A `__data_loc`: the length in the upper half, in the lower the offset from the event's beginning.
+    // SAFETY: the offset is that of the field in the event that the context points to.
+    let location: u32 = unsafe { read_checked(slot.cast()) };
+    event(hook).wrapping_add((location & 0xffff) as usize)
+}
+
+/// The event that a classic tracepoint wrote, a `struct trace_event_raw_*`.
+#[inline(always)]
+fn event(hook: &TracePointContext) -> Address {
+    hook.as_ptr() as Address
 }

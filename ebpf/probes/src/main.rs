@@ -1,7 +1,17 @@
 //! The BPF programs of kwitness: every entry point, and nothing else.
 //!
-//! Each hook has two entry points with one body: a BTF tracepoint (`_btf`), the cheaper one, and a raw tracepoint
-//! (`_raw`) for kernels that refuse the first. The loader picks one of the two.
+//! Each hook has entry points with one body: a BTF tracepoint (`_btf`), the cheapest, and a raw tracepoint (`_raw`) for
+//! kernels that refuse the first. The loader picks one of them.
+//!
+//! # Preemption
+//!
+//! The kernel runs no program again on a CPU where it has not returned; it skips it and counts a miss. Before 7.0 all
+//! tracepoints ran with preemption disabled, so that could not happen to us. Since then they are protected by SRCU, and a
+//! task that is preempted within a program makes others on that CPU go unseen. The cgroup tracepoints fire under a spin
+//! lock with interrupts disabled (`TRACE_CGROUP_PATH` of `kernel/cgroup/cgroup-internal.h`), and so does
+//! `sched_wakeup_new`. `sched_process_exec` and `sched_process_exit` do not: they have a third entry point, a classic
+//! tracepoint (`_event`), for perf disables preemption before it runs a program (`include/trace/perf.h`). Such kernels
+//! get that one.
 //!
 //! - [`cgroup`]: the life of cgroups, and the tracked set
 //! - [`task`]: the life of processes in tracked cgroups
@@ -21,8 +31,8 @@ mod maps;
 mod task;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext},
+    macros::{btf_tracepoint, raw_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
 /// Two entry points of one body at one tracepoint.
@@ -50,10 +60,27 @@ entry_points! {
     "cgroup_release" => cgroup::release: cgroup_release_btf, cgroup_release_raw;
     "cgroup_attach_task" => cgroup::attach: cgroup_attach_btf, cgroup_attach_raw;
     "cgroup_notify_populated" => cgroup::populated: cgroup_populated_btf, cgroup_populated_raw;
-    "sched_process_fork" => task::fork: task_fork_btf, task_fork_raw;
+    "sched_wakeup_new" => task::fork: task_fork_btf, task_fork_raw;
     "sched_process_exec" => task::exec: task_exec_btf, task_exec_raw;
     "sched_process_exit" => task::exit: task_exit_btf, task_exit_raw;
 }
+
+/// `sched:sched_process_exec` as a classic tracepoint.
+#[tracepoint]
+pub fn task_exec_event(hook: TracePointContext) -> u32 {
+    task::exec_event(&hook);
+    NO_SAMPLE
+}
+
+/// `sched:sched_process_exit` as a classic tracepoint.
+#[tracepoint]
+pub fn task_exit_event(hook: TracePointContext) -> u32 {
+    task::exit_event(&hook);
+    NO_SAMPLE
+}
+
+/// What tells perf that no sample is to be written for a classic tracepoint's event.
+const NO_SAMPLE: u32 = 0;
 
 /// Some helpers are reserved for programs that may be used under the GPL.
 #[unsafe(link_section = "license")]

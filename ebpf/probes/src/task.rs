@@ -24,7 +24,9 @@
 //!   is created and not started, it would be taken for the first; the kubelet does not do that.
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
-use aya_ebpf::maps::RingBuf;
+use aya_ebpf::{
+    helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext,
+};
 use kwitness_abi::{
     FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
     TaskExit, TaskFork, Tracked,
@@ -32,24 +34,30 @@ use kwitness_abi::{
 
 use crate::{
     emit::{copy_string, header},
-    kernel::{Address, Hook, Task, binprm_filename, group_dead},
+    kernel::{
+        Address, Arguments, Hook, Task, binprm_filename, exec_filename_of_event, group_dead, group_dead_of_event,
+    },
     maps::{EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, fork_wakeup, reserve},
 };
 
 /// The flag of the kernel's `bpf_map_update_elem` that refuses to replace an element.
 const BPF_NOEXIST: u64 = aya_ebpf::bindings::BPF_NOEXIST as u64;
 
-/// `sched_process_fork(parent, child)`: the child is in its cgroup, which is not the parent's if it was made with
-/// `CLONE_INTO_CGROUP`.
+/// `sched_wakeup_new(child)`: the child may run from now on. It is in its cgroup, which is not the parent's, the current
+/// task's, if it was made with `CLONE_INTO_CGROUP`.
+///
+/// Not `sched_process_fork`, a moment earlier: that runs where it can be preempted (see the crate's description), this
+/// under the lock of a run queue.
 #[inline(always)]
-pub fn fork<H: Hook>(hook: &H) {
-    let child = Task::<H>::at(hook.arg(1));
+pub fn fork<H: Arguments>(hook: &H) {
+    let child = Task::<H>::at(hook.arg(0));
     let id = child.cgroup_id();
     if TRACKED.get_ptr(id).is_none() || !child.is_leader() {
         return;
     }
-    let parent = Task::<H>::at(hook.arg(0));
-    if parent.cgroup_id() == id {
+    // SAFETY: the helper has no precondition.
+    let parents = unsafe { bpf_get_current_cgroup_id() };
+    if parents == id {
         emit_fork(&FORKS, id, 0, &child);
     } else {
         emit_fork(&LIFECYCLE, id, FLAG_ENTERED, &child);
@@ -65,12 +73,22 @@ fn emit_fork<H: Hook>(ring: &RingBuf, id: u64, flags: u16, child: &Task<H>) {
 
 /// `sched_process_exec(task, old_pid, binprm)`: the task runs the new program.
 #[inline(always)]
-pub fn exec<H: Hook>(hook: &H) {
-    let task = Task::<H>::at(hook.arg(0));
+pub fn exec<H: Arguments>(hook: &H) {
+    executed(&Task::<H>::at(hook.arg(0)), || binprm_filename::<H>(hook.arg(2)));
+}
+
+/// The same from the classic tracepoint's event; the task is the current one.
+#[inline(always)]
+pub fn exec_event(hook: &TracePointContext) {
+    executed(&Task::current(), || exec_filename_of_event(hook));
+}
+
+#[inline(always)]
+fn executed<H: Hook>(task: &Task<H>, filename: impl FnOnce() -> Address) {
     let id = task.cgroup_id();
     let Some(tracked) = TRACKED.get_ptr_mut(id) else { return };
     let process = task.process();
-    let filename = binprm_filename::<H>(hook.arg(2));
+    let filename = filename();
     if starts(tracked, &process) {
         // A full map costs the flag of the exit, not the record.
         let _ = FIRST_PROCESSES.insert(task.key(), 0, 0);
@@ -111,16 +129,26 @@ fn emit_exec(ring: &RingBuf, id: u64, flags: u16, process: Process, filename: Ad
 /// `sched_process_exit(task)`, with `bool group_dead` on newer kernels: the task is still in its cgroup, and its exit
 /// code is set.
 #[inline(always)]
-pub fn exit<H: Hook>(hook: &H) {
-    let task = Task::<H>::at(hook.arg(0));
+pub fn exit<H: Arguments>(hook: &H) {
+    exited(&Task::<H>::at(hook.arg(0)), || group_dead(hook));
+}
+
+/// The same from the classic tracepoint's event; the task is the current one.
+#[inline(always)]
+pub fn exit_event(hook: &TracePointContext) {
+    exited(&Task::current(), || group_dead_of_event(hook));
+}
+
+#[inline(always)]
+fn exited<H: Hook>(task: &Task<H>, group_dead: impl FnOnce() -> Option<bool>) {
     let id = task.cgroup_id();
-    if TRACKED.get_ptr(id).is_none() || !is_last_thread(hook, &task) {
+    if TRACKED.get_ptr(id).is_none() || !is_last_thread(task, group_dead()) {
         return;
     }
     if FIRST_PROCESSES.remove(task.key()).is_ok() {
-        emit_exit(&LIFECYCLE, id, FLAG_FIRST_EXIT, &task);
+        emit_exit(&LIFECYCLE, id, FLAG_FIRST_EXIT, task);
     } else {
-        emit_exit(&TASKS, id, 0, &task);
+        emit_exit(&TASKS, id, 0, task);
     }
 }
 
@@ -129,8 +157,8 @@ pub fn exit<H: Hook>(hook: &H) {
 /// Where the tracepoint does not say so, `signal->live` does, but not only to one: two threads may both have counted it
 /// down before either arrives here, so they have to settle who tells.
 #[inline(always)]
-fn is_last_thread<H: Hook>(hook: &H, task: &Task<H>) -> bool {
-    match group_dead(hook) {
+fn is_last_thread<H: Hook>(task: &Task<H>, group_dead: Option<bool>) -> bool {
+    match group_dead {
         Some(dead) => dead,
         None => task.live_threads() == 0 && EXITED.insert(task.key(), 0, BPF_NOEXIST).is_ok(),
     }

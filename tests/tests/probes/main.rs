@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use kwitness::probe::Settings;
-use kwitness::probe::need::{Exclusion, HookKind};
+use kwitness::probe::need::{Exclusion, HookKind, NEEDS};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::suite::{self, Case};
 
@@ -66,12 +66,18 @@ impl Loaded {
     }
 }
 
-/// Settings for hooks of that kind only, or for the best there are.
+/// Settings for hooks of that kind, where a need has one, or for the best there are.
 fn settings(kind: Option<HookKind>) -> Result<Settings> {
-    let others = HookKind::ALL.into_iter().filter(|other| kind.is_some_and(|kind| kind != *other));
     Ok(Settings {
-        exclude: others.map(Exclusion::Kind).collect(),
+        exclude: kind.map(all_but).unwrap_or_default(),
         roots: life::CONFIGURED_ROOTS.map(str::parse).into_iter().collect::<Result<_, _>>()?,
         ..Settings::default()
     })
+}
+
+/// The other hooks of each need that has one of that kind.
+fn all_but(kind: HookKind) -> Vec<Exclusion> {
+    let with_it = NEEDS.iter().filter(|need| need.hooks.iter().any(|hook| hook.kind == kind));
+    let others = with_it.flat_map(|need| need.hooks).filter(|hook| hook.kind != kind);
+    others.map(|hook| Exclusion::Program(hook.program)).collect()
 }

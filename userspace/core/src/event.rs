@@ -270,7 +270,7 @@ pub enum GapCause {
     TrackedSetFull,
     /// A record could not be decoded.
     MalformedRecord,
-    /// The kernel did not run a program, because a task that it preempted was in it on the same CPU. At most so many
-    /// records were not made: whether the program would have made one is not known.
+    /// The kernel did not run a program, because one that it had interrupted or preempted was still running on the same
+    /// CPU. At most so many records were not made: whether the program would have made one is not known.
     ProgramSkipped,
 }

@@ -9,6 +9,8 @@ use nix::sys::{
     utsname,
 };
 
+use super::need::Tracepoints;
+
 /// Where the kernel publishes its type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Where bpffs is mounted by convention.
@@ -161,15 +163,31 @@ fn lockdown_check() -> Check {
 }
 
 fn bpffs_check() -> Check {
-    mount_check("bpffs", BPFFS_PATH, BPF_FS_MAGIC, "programs and maps live as long as the daemon")
+    unneeded_mount("bpffs", BPFFS_PATH, BPF_FS_MAGIC, "programs and maps live as long as the daemon")
 }
 
 fn tracefs_check() -> Check {
-    mount_check("tracefs", TRACEFS_PATH, TRACEFS_MAGIC, "BTF and raw tracepoints do without")
+    match Tracepoints::of(&kernel_release()) {
+        Tracepoints::Atomic => {
+            unneeded_mount("tracefs", TRACEFS_PATH, TRACEFS_MAGIC, "BTF and raw tracepoints do without")
+        }
+        Tracepoints::Preemptible if is_mounted(TRACEFS_PATH, TRACEFS_MAGIC) => {
+            Check { name: "tracefs", verdict: Verdict::Good, found: TRACEFS_PATH.to_owned(), remedy: None }
+        }
+        Tracepoints::Preemptible => Check {
+            name: "tracefs",
+            verdict: Verdict::Degraded,
+            found: format!(
+                "not mounted on {TRACEFS_PATH}: exec and exit are seen by programs that this kernel can preempt, and \
+                 what it then skips is told as a gap"
+            ),
+            remedy: Some("mount -t tracefs tracefs /sys/kernel/tracing"),
+        },
+    }
 }
 
 /// A file system that people expect a BPF program to need, and that this one does not.
-fn mount_check(name: &'static str, path: &str, magic: FsType, why: &str) -> Check {
+fn unneeded_mount(name: &'static str, path: &str, magic: FsType, why: &str) -> Check {
     let found = if is_mounted(path, magic) {
         path.to_owned()
     } else {

@@ -63,6 +63,8 @@ fields! {
     KERNFS_NODE_NAME kernfs_node_name "kernfs_node": "name";
     KERNFS_NODE_PARENT kernfs_node_parent "kernfs_node": "__parent" | "parent";
     BINPRM_FILENAME binprm_filename "linux_binprm": "filename";
+    EXEC_EVENT_FILENAME exec_event_filename "trace_event_raw_sched_process_exec": "__data_loc_filename";
+    EXIT_EVENT_GROUP_DEAD exit_event_group_dead "trace_event_raw_sched_process_exit": "group_dead";
 }
 
 /// Finds every field's offset, and which tracepoint passes what.

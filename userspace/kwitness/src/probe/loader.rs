@@ -19,7 +19,7 @@ use std::fs;
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapError, lpm_trie::Key, lpm_trie::LpmTrie},
-    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint},
     sys::SyscallError,
 };
 use kwitness_abi::{KernelLayout, Pattern};
@@ -32,11 +32,14 @@ use super::{
     error::{ProbeError, Result},
     layout,
     lock::InstanceLock,
-    need::{Hook, HookKind, Importance, NEEDS, Need},
+    need::{Hook, HookKind, Importance, NEEDS, Need, Tracepoints},
     object::OBJECT,
     ring::Running,
     settings::{MAX_ROOTS, Settings},
 };
+
+/// The directory of tracefs's `events` that all our classic tracepoints are in.
+const TRACE_SYSTEM: &str = "sched";
 
 /// [`KernelLayout`] as the value of a global.
 #[derive(Clone, Copy)]
@@ -72,7 +75,7 @@ struct Chooser {
 struct Choice {
     need: &'static Need,
     /// The hooks that have not been tried.
-    left: std::slice::Iter<'static, Hook>,
+    left: std::vec::IntoIter<Hook>,
     loaded: Option<Hook>,
     refused: Vec<Refusal>,
 }
@@ -123,7 +126,7 @@ impl Loaded {
             .map_err(object_error)?;
         configure_roots(&mut ebpf, settings)?;
         let chooser = Chooser { btf, layout, exclude: settings.exclude.clone() };
-        let choices = NEEDS.iter().map(Choice::new).collect();
+        let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, lock })
     }
 
@@ -170,23 +173,30 @@ pub fn survey(settings: &Settings) -> Capabilities {
                 };
                 Refusal { hook, reason }
             };
-            report(NEEDS.iter().map(|need| Choice {
-                refused: need.hooks.into_iter().map(refused).collect(),
-                ..Choice::new(need)
+            report(choices().map(|mut choice| {
+                choice.refused = choice.left.by_ref().map(refused).collect();
+                choice
             }))
         }
     }
 }
 
-impl Choice {
-    fn new(need: &'static Need) -> Self {
-        Self { need, left: need.hooks.iter(), loaded: None, refused: Vec::new() }
-    }
+/// Every need, with nothing tried.
+fn choices() -> impl Iterator<Item = Choice> {
+    let tracepoints = Tracepoints::of(&environment::kernel_release());
+    NEEDS.iter().map(move |need| Choice {
+        need,
+        left: need.hooks_in_order(tracepoints).into_iter(),
+        loaded: None,
+        refused: Vec::new(),
+    })
+}
 
+impl Choice {
     /// Loads the next hook that can be loaded.
     fn advance(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
         self.loaded = None;
-        for &hook in self.left.by_ref() {
+        for hook in self.left.by_ref() {
             match chooser.load(ebpf, self.need, &hook) {
                 Ok(()) => {
                     self.loaded = Some(hook);
@@ -224,7 +234,7 @@ impl Chooser {
         if self.exclude.iter().any(|exclusion| exclusion.covers(hook)) {
             return Err(Reason::Excluded);
         }
-        let missing = layout::missing(&self.layout, need.fields);
+        let missing = layout::missing(&self.layout, &[need.fields, hook.fields].concat());
         if !missing.is_empty() {
             return Err(Reason::MissingFields(missing));
         }
@@ -232,6 +242,7 @@ impl Chooser {
             HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, hook)
                 .and_then(|program| program.load(need.tracepoint, &self.btf)),
             HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, hook).and_then(RawTracePoint::load),
+            HookKind::Tracepoint => program::<TracePoint>(ebpf, hook).and_then(TracePoint::load),
         };
         loaded.map_err(|error| reason(error, "BPF_PROG_LOAD", need))
     }
@@ -245,8 +256,14 @@ fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), 
         HookKind::RawTracepoint => {
             program::<RawTracePoint>(ebpf, hook).and_then(|program| program.attach(need.tracepoint).map(drop))
         }
+        HookKind::Tracepoint => program::<TracePoint>(ebpf, hook)
+            .and_then(|program| program.attach(TRACE_SYSTEM, need.tracepoint).map(drop)),
     };
-    attached.map_err(|error| reason(error, "BPF_RAW_TRACEPOINT_OPEN", need))
+    let call = match hook.kind {
+        HookKind::BtfTracepoint | HookKind::RawTracepoint => "BPF_RAW_TRACEPOINT_OPEN",
+        HookKind::Tracepoint => "perf_event_open",
+    };
+    attached.map_err(|error| reason(error, call, need))
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, hook: &Hook) -> std::result::Result<&'a mut P, ProgramError>

@@ -14,17 +14,21 @@ pub enum HookKind {
     BtfTracepoint,
     /// A raw tracepoint: the same arguments, read with a helper; about four times the cost of a program run.
     RawTracepoint,
+    /// A classic tracepoint: a copied event instead of the arguments, the dearest. Needs tracefs. The kernel runs it with
+    /// preemption disabled, also where it no longer does so for the others.
+    Tracepoint,
 }
 
 impl HookKind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::BtfTracepoint, Self::RawTracepoint];
+    pub const ALL: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
 
     /// The usual short name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::BtfTracepoint => "tp_btf",
             Self::RawTracepoint => "raw_tp",
+            Self::Tracepoint => "tp",
         }
     }
 }
@@ -36,13 +40,23 @@ impl fmt::Display for HookKind {
 }
 
 /// A program that can serve a need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub struct Hook {
     /// How it is attached.
     pub kind: HookKind,
     /// The program's name in the object.
     pub program: &'static str,
+    /// The fields that it reads beyond those of its need.
+    pub fields: &'static [&'static Field],
 }
+
+impl PartialEq for Hook {
+    fn eq(&self, other: &Self) -> bool {
+        self.program == other.program
+    }
+}
+
+impl Eq for Hook {}
 
 /// What becomes of the daemon without a need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +77,46 @@ pub struct Need {
     pub cost_of_missing: &'static str,
     /// The tracepoint that its hooks attach to.
     pub tracepoint: &'static str,
-    /// Its hooks, the preferred one first.
-    pub hooks: [Hook; 2],
-    /// The fields that its programs read.
+    /// Its hooks, the cheapest first.
+    pub hooks: &'static [Hook],
+    /// The fields that all its programs read.
     pub fields: &'static [&'static Field],
+}
+
+impl Need {
+    /// Its hooks, the preferred one first: the cheapest, but where tracepoints are preemptible, one that is not.
+    ///
+    /// The kernel skips a program that is still running on the CPU, so what one program is preempted in, others go unseen
+    /// by. Only a classic tracepoint's is protected there; a need without one is at a tracepoint that fires with
+    /// interrupts disabled.
+    pub fn hooks_in_order(&self, tracepoints: Tracepoints) -> Vec<Hook> {
+        let mut hooks = self.hooks.to_vec();
+        if tracepoints == Tracepoints::Preemptible {
+            hooks.sort_by_key(|hook| hook.kind != HookKind::Tracepoint);
+        }
+        hooks
+    }
+}
+
+/// Whether the kernel can preempt a task in a program at a tracepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracepoints {
+    /// It disables preemption before it runs one.
+    Atomic,
+    /// It protects tracepoints with SRCU, as since 7.0 ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with
+    /// SRCU-fast").
+    Preemptible,
+}
+
+impl Tracepoints {
+    /// What a kernel with that release does; nothing but its version tells. A release that cannot be read counts as a new
+    /// one: what is preferred there works everywhere.
+    pub fn of(release: &str) -> Self {
+        match release.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
+            Some(major) if major < 7 => Self::Atomic,
+            _ => Self::Preemptible,
+        }
+    }
 }
 
 impl fmt::Debug for Need {
@@ -84,10 +134,11 @@ impl PartialEq for Need {
 impl Eq for Need {}
 
 macro_rules! hooks {
-    ($btf:literal, $raw:literal) => {
-        [
-            Hook { kind: HookKind::BtfTracepoint, program: $btf },
-            Hook { kind: HookKind::RawTracepoint, program: $raw },
+    ($btf:literal, $raw:literal $(, + $more:ident)* $(, $event:literal $(+ $field:ident)*)?) => {
+        &[
+            Hook { kind: HookKind::BtfTracepoint, program: $btf, fields: &[$(&layout::$more),*] },
+            Hook { kind: HookKind::RawTracepoint, program: $raw, fields: &[$(&layout::$more),*] },
+            $(Hook { kind: HookKind::Tracepoint, program: $event, fields: &[$(&layout::$field),*] })?
         ]
     };
 }
@@ -123,7 +174,7 @@ pub static NEEDS: [Need; 8] = [
         importance: Importance::Vital,
         cost_of_missing: "exit codes and signals of processes",
         tracepoint: "sched_process_exit",
-        hooks: hooks!("task_exit_btf", "task_exit_raw"),
+        hooks: hooks!("task_exit_btf", "task_exit_raw", "task_exit_event"),
         fields: process_fields!(
             TASK_SIGNAL,
             TASK_EXIT_CODE,
@@ -137,14 +188,19 @@ pub static NEEDS: [Need; 8] = [
         importance: Importance::Vital,
         cost_of_missing: "when a container's own program starts, and what is executed in it",
         tracepoint: "sched_process_exec",
-        hooks: hooks!("task_exec_btf", "task_exec_raw"),
-        fields: process_fields!(BINPRM_FILENAME),
+        hooks: hooks!(
+            "task_exec_btf",
+            "task_exec_raw",
+            +BINPRM_FILENAME,
+            "task_exec_event" + EXEC_EVENT_FILENAME
+        ),
+        fields: process_fields!(),
     },
     Need {
         name: "task_fork",
         importance: Importance::Optional,
         cost_of_missing: "processes that a container makes, and entries by CLONE_INTO_CGROUP before they exec",
-        tracepoint: "sched_process_fork",
+        tracepoint: "sched_wakeup_new",
         hooks: hooks!("task_fork_btf", "task_fork_raw"),
         fields: process_fields!(),
     },
@@ -220,8 +276,12 @@ fn kinds() -> String {
     HookKind::ALL.map(HookKind::name).join(", ")
 }
 
+fn all_hooks() -> impl Iterator<Item = &'static Hook> {
+    NEEDS.iter().flat_map(|need| need.hooks)
+}
+
 fn programs() -> String {
-    NEEDS.iter().flat_map(|need| need.hooks).map(|hook| hook.program).collect::<Vec<_>>().join(", ")
+    all_hooks().map(|hook| hook.program).collect::<Vec<_>>().join(", ")
 }
 
 impl FromStr for Exclusion {
@@ -229,8 +289,27 @@ impl FromStr for Exclusion {
 
     fn from_str(given: &str) -> Result<Self, UnknownHook> {
         let kind = HookKind::ALL.into_iter().find(|kind| kind.name() == given).map(Self::Kind);
-        let program = || NEEDS.iter().flat_map(|need| need.hooks).find(|hook| hook.program == given);
+        let program = || all_hooks().find(|hook| hook.program == given);
         kind.or_else(|| program().map(|hook| Self::Program(hook.program)))
             .ok_or_else(|| UnknownHook { given: given.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_preempted_is_left_to_the_classic_tracepoint() {
+        let first =
+            |release| NEEDS.each_ref().map(|need| need.hooks_in_order(Tracepoints::of(release))[0].kind);
+        for release in ["5.10.0-35-amd64", "6.18.44"] {
+            assert_eq!(first(release), [HookKind::BtfTracepoint; NEEDS.len()], "{release}");
+        }
+        for release in ["7.0.1", "7.2.13+deb14-cloud-amd64", "10.1", "unknown"] {
+            let classic = NEEDS.iter().zip(first(release)).filter(|(_, kind)| *kind == HookKind::Tracepoint);
+            let names: Vec<_> = classic.map(|(need, _)| need.name).collect();
+            assert_eq!(names, ["task_exit", "task_exec"], "{release}");
+        }
     }
 }

@@ -177,11 +177,9 @@ impl Running {
         Ok(sum)
     }
 
-    /// How often the kernel did not run a need's program because it was already running on that CPU, by the need's name.
-    ///
-    /// Kernels since 7.0 preempt a program at a tracepoint (they protect tracepoints with SRCU); what the preempting
-    /// task does at the same tracepoint meanwhile is skipped. At most so many records were not made: the program might
-    /// have had nothing to tell.
+    /// How often the kernel did not run a need's program because that, or for a classic tracepoint any of its type, was
+    /// already running on the CPU: interrupted, or preempted (see [`Tracepoints`](super::need::Tracepoints)). By the
+    /// need's name. At most so many records were not made: the program might have had nothing to tell.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let needs = self.capabilities.needs.iter();
         let hooks = needs.filter_map(|report| Some((report.need.name, report.chosen?)));
