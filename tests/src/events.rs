@@ -78,6 +78,7 @@ pub fn kind(event: &Event) -> &'static str {
         Some(Kind::Deleted(_)) => "deleted",
         Some(Kind::Updated(_)) => "updated",
         Some(Kind::LimitChanged(_)) => "limitChanged",
+        Some(Kind::Verdict(_)) => "verdict",
         Some(Kind::Gap(_)) => "gap",
         Some(Kind::Resynced(_)) => "resynced",
         None => "(none)",
@@ -220,6 +221,7 @@ impl Seen {
                 Kind::LimitChanged(changed) => {
                     ensure!(changed.old != changed.new || changed.write.is_some(), "no change: {changed:?}");
                 }
+                Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::Gap(_) | Kind::Resynced(_) => bail!("`{what}` has a container"),
             }
         }

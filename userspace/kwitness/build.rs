@@ -42,6 +42,7 @@ fn builder() -> tonic_prost_build::Builder {
         .btree_map(".")
         // Rare, and several times as large as the others.
         .boxed(".kwitness.v1.Event.kind.limit_changed")
+        .boxed(".kwitness.v1.Event.kind.verdict")
 }
 
 fn compile(root: &Path, file: &str) -> anyhow::Result<prost_types::FileDescriptorSet> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
 use crate::limits::Changed;
+use crate::resize::Judged;
 
 /// Something happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +235,8 @@ pub enum Kind {
     },
     /// A limit was changed, or an attempt to change it refused. The subject is the container that the cgroup is, or is in.
     LimitChanged(Box<Changed>),
+    /// What a limit that was asked for has become: another verdict than before.
+    Verdict(Box<Judged>),
     /// Records were lost.
     Gap(Gap),
     /// The state is right again.

@@ -9,6 +9,7 @@ use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
 use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
 use crate::knob::Knob;
 use crate::limits::Answer;
+use crate::resize::Evidence;
 
 /// Something that was seen, told or asked; the whole input of the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub enum Observation {
     },
     /// Limit files were read: the answer to an [`Action::ReadKnobs`].
     KnobsRead(Answer),
+    /// A limit is to be judged.
+    Evidence(Box<Evidence>),
     /// Time passed: what was kept for a while may go.
     Tick {
         /// Now.

@@ -21,6 +21,7 @@ use crate::cri;
 use crate::engine::{Engine, Parts};
 use crate::hub::Hub;
 use crate::probe::{Capabilities, Loaded, give_back};
+use crate::verify::{self, Verifier};
 
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
@@ -53,13 +54,15 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let reader = KnobReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
+    let (tell_touched, touched) = verify::touched();
     let parts = Parts {
         probe: attached.run()?,
-        cgroups,
+        cgroups: cgroups.clone(),
         roots: Roots(settings.roots),
         writer,
         resolver: resolver.clone(),
         reader,
+        touched: tell_touched,
         answers,
     };
     let (engine, handle) = Engine::new(parts, record)?;
@@ -68,7 +71,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         node_name: config.node_name.clone().unwrap_or_else(host_name),
         capabilities,
     };
-    let service = Service::new(hub, handle, resolver, about, config.max_watchers, stop.clone());
+    let verifier = Verifier::new(cgroups, handle.clone(), resolver.clone(), config.kubelet_directory.clone());
+    let following = tokio::spawn(verifier.clone().follow(touched));
+    let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
     let (health, serving) = api::serve(socket, service, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -97,6 +102,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     tracing::info!("stopping");
     stop.cancel();
     resolving.abort();
+    following.abort();
     // Each ends by itself now; whichever ended before is not polled again.
     if !running.is_finished() {
         running.await.context("the engine panicked")??;

@@ -12,3 +12,4 @@ pub mod engine;
 pub mod hub;
 pub mod probe;
 pub mod proto;
+pub mod verify;

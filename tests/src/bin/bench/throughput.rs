@@ -234,6 +234,10 @@ impl Kwitness for Feeder {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 
+    async fn verify(&self, _: Request<v1::VerifyRequest>) -> Result<Response<v1::VerifyResponse>, Status> {
+        Err(Status::unimplemented("the feeder only feeds"))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }

@@ -121,7 +121,7 @@ impl Lifecycle {
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
             Observation::Tick { at } => self.cgroups.expire(at, &self.limits, &mut self.budget),
             // Limits are no part of a life.
-            Observation::KnobsRead(_) => {}
+            Observation::KnobsRead(_) | Observation::Evidence(_) => {}
         }
     }
 

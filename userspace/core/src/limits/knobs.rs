@@ -192,7 +192,10 @@ impl Knobs {
                     | Fact::KnobWritesUntold(_)
             ),
             Observation::Scan(_) | Observation::KnobsRead(_) => true,
-            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Tick { .. } => false,
+            Observation::Lost(_)
+            | Observation::Runtime { .. }
+            | Observation::Evidence(_)
+            | Observation::Tick { .. } => false,
         }
     }
 
@@ -202,7 +205,10 @@ impl Knobs {
             Observation::Kernel(event) => self.kernel(event, places, output),
             Observation::Scan(scan) => self.scan(scan, places, output),
             Observation::KnobsRead(answer) => self.answered(answer, places, output),
-            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Tick { .. } => {}
+            Observation::Lost(_)
+            | Observation::Runtime { .. }
+            | Observation::Evidence(_)
+            | Observation::Tick { .. } => {}
         }
     }
 

@@ -22,6 +22,7 @@
 
 pub mod convert;
 pub mod quantity;
+mod verdicts;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use convert::{Tolerance, Wanted};
+pub use verdicts::{Evidence, Judged, Verdicts};
 
 use crate::ids::KernelTime;
 use crate::knob::Knob;
@@ -385,13 +387,14 @@ fn disagreeing(case: &Case<'_>, chosen: &Claim) -> Vec<Source> {
 /// What is remembered of one limit between verdicts.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
-    in_force: Option<Wanted>,
+    /// What the file would say to the letter.
+    in_force: Option<Value>,
     last: Option<Verdict>,
 }
 
 impl Standing {
     fn was_in_force(&self, wanted: &Wanted) -> bool {
-        self.in_force.as_ref() == Some(wanted)
+        self.in_force.as_ref() == Some(&wanted.ideal())
     }
 
     /// Takes note of a judgement; whether its verdict is another one than the last.
@@ -402,10 +405,10 @@ impl Standing {
                 | Verdict::Shadowed { .. }
                 | Verdict::OverLimit { .. }
                 | Verdict::Killed { .. } => {
-                    self.in_force = Some(claim.wanted);
+                    self.in_force = Some(claim.wanted.ideal());
                 }
                 // Something else is wanted now: that the old was in force is of no account any more.
-                _ if self.in_force != Some(claim.wanted) => self.in_force = None,
+                _ if !self.was_in_force(&claim.wanted) => self.in_force = None,
                 _ => {}
             }
         }

@@ -273,6 +273,7 @@ pub fn line(event: &Event) -> String {
         Kind::LimitChanged(changed) => {
             format!("limit {} {} -> {}", changed.knob, changed.old, changed.new)
         }
+        Kind::Verdict(judged) => format!("verdict {}", judged.judgement.verdict.name()),
         Kind::Gap(gap) => format!("gap {:?} {:?}", gap.cause, gap.lost),
         Kind::Resynced { found, gone, corrected } => {
             format!("resynced found {found} gone {gone} corrected {corrected}")

@@ -345,3 +345,96 @@ fn what_a_new_cgroup_says_can_be_read_by_its_format() {
         assert_eq!(Value::parse(kwitness_core::limits::format(knob), &text), Ok(value), "{knob}");
     }
 }
+
+mod verdicts {
+    use kwitness_core::ids::ProcKey;
+    use kwitness_core::observation::{OomKill, OomScope, TaskInfo};
+    use kwitness_core::resize::{Claim, Evidence, Level, Resource, Source, Verdict, Verdicts, Wanted};
+
+    use super::*;
+
+    fn evidence(limit: u64, at: u64) -> Observation {
+        let level = Level { path: "/kubepods/podu".into(), role: LevelRole::Pod, reading: bytes(limit) };
+        let wanted = Wanted::Memory(Bound::At(4096));
+        Observation::Evidence(Box::new(Evidence {
+            at: KernelTime(at),
+            cgroup: POD,
+            resource: Resource::Memory,
+            claims: vec![Claim { source: Source::Runtime, at: KernelTime(at), wanted }],
+            levels: vec![level],
+            own: 0,
+            usage: None,
+            deadline: None,
+            page: 4096,
+        }))
+    }
+
+    fn oom_kill(at: u64) -> Observation {
+        let process = ProcKey { pid: 9, start: KernelTime(1) };
+        let victim =
+            TaskInfo { key: process, ppid: 1, mnt_ns: None, parent_mnt_ns: None, comm: "hog".into() };
+        let kill = OomKill {
+            victim,
+            choice: None,
+            scope: Some(OomScope::Limit(POD)),
+            usage: None,
+            trigger: Caller::default(),
+        };
+        // In a container below.
+        let (at, cgroup) = (KernelTime(at), CgroupId(8));
+        Observation::Kernel(KernelEvent { at, cgroup, fact: Fact::OomKill(Box::new(kill)) })
+    }
+
+    fn verdicts(bed: &mut Bed, verdicts: &mut Verdicts, observation: &Observation) -> Vec<Verdict> {
+        bed.output.events.clear();
+        verdicts.observe(observation, &bed.knobs, &bed.places, &mut bed.output);
+        bed.output
+            .events
+            .drain(..)
+            .map(|event| match event.kind {
+                Kind::Verdict(judged) => judged.judgement.verdict,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_verdict_is_told_when_it_is_another() {
+        let mut bed = Bed::new();
+        let mut all = Verdicts::default();
+        let mut told = |bed: &mut Bed, limit| verdicts(bed, &mut all, &evidence(limit, 1_000));
+        assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
+        assert_eq!(told(&mut bed, 4096), []);
+        bed.write(Knob::MemoryMax, "max");
+        let reverted = told(&mut bed, 8192);
+        assert!(
+            matches!(&reverted[..], [Verdict::Reverted { writer: Some(writer) }] if &*writer.comm == "runc"),
+            "{reverted:?}"
+        );
+        assert_eq!(told(&mut bed, 8192), []);
+        assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
+    }
+
+    #[test]
+    fn a_kill_counts_while_the_limit_is_written_and_shortly_after() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut bed = Bed::new();
+        let mut all = Verdicts::default();
+        // Before the write began: another limit's doing.
+        verdicts(&mut bed, &mut all, &oom_kill(1));
+        bed.now = 100;
+        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 100);
+        verdicts(&mut bed, &mut all, &oom_kill(105));
+        let returned = Some(KernelTime(200));
+        let phase = WritePhase::Returned { result: WriteResult::Accepted, at: returned };
+        bed.phase(Knob::MemoryMax, Some("4096"), phase, 100);
+        verdicts(&mut bed, &mut all, &oom_kill(200 + SECOND));
+        verdicts(&mut bed, &mut all, &oom_kill(201 + SECOND));
+        let told = verdicts(&mut bed, &mut all, &evidence(4096, 300));
+        assert_eq!(told, [Verdict::Killed { kills: 2 }]);
+        // Nothing is remembered of a cgroup that is gone.
+        let gone = Observation::Kernel(KernelEvent { at: KernelTime(400), cgroup: POD, fact: Fact::Release });
+        verdicts(&mut bed, &mut all, &gone);
+        assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 500)), [Verdict::InForce]);
+    }
+}

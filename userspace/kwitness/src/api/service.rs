@@ -3,9 +3,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::Stream;
+use kwitness_core::event::Subject;
 use kwitness_core::journal::{Epoch, Position};
+use kwitness_core::resize::Judged;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -16,7 +19,11 @@ use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, NeedReport, ProgramStats};
 use crate::proto::v1::kwitness_server::Kwitness;
-use crate::proto::{Timestamp, convert, v1};
+use crate::proto::{Timestamp, convert, v1, verdicts};
+use crate::verify::{Verifier, VerifyError};
+
+/// The longest that `Verify` waits.
+const WAIT_MAX_MS: u32 = 600_000;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -35,6 +42,7 @@ pub struct Service {
     hub: Arc<Hub>,
     engine: Handle,
     resolver: Resolver,
+    verifier: Verifier,
     about: Arc<About>,
     watchers: Arc<Semaphore>,
     stop: CancellationToken,
@@ -46,12 +54,13 @@ impl Service {
         hub: Arc<Hub>,
         engine: Handle,
         resolver: Resolver,
+        verifier: Verifier,
         about: About,
         max_watchers: usize,
         stop: CancellationToken,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self { hub, engine, resolver, about: Arc::new(about), watchers, stop }
+        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, stop }
     }
 
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<v1::ContainerState>), Stopped> {
@@ -140,6 +149,34 @@ impl Kwitness for Service {
         Ok(Response::new(v1::ListResponse { position: Some(api_position(&position)), containers }))
     }
 
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyRequest>,
+    ) -> Result<Response<v1::VerifyResponse>, Status> {
+        let v1::VerifyRequest { filter, wanted, wait_ms } = request.into_inner();
+        if wait_ms > WAIT_MAX_MS {
+            return Err(Status::invalid_argument(format!("`wait_ms` is more than {WAIT_MAX_MS}")));
+        }
+        let (filter, wanted) = (self::filter(filter)?, wanted.unwrap_or_default());
+        if wanted.cpu == Some(v1::wanted::Cpu::MilliCpu(0)) {
+            return Err(Status::invalid_argument("`milli_cpu` is 0; no limit is `cpu_unlimited`"));
+        }
+        let wait = Duration::from_millis(wait_ms.into());
+        let verdicts = tokio::select! {
+            verdicts = self.verifier.verify(&filter, &wanted, wait, self.hub.last()) => verdicts?,
+            () = self.stop.cancelled() => return Err(Stopped.into()),
+        };
+        let clock = Clock::read();
+        let of = |(subject, judged): &(Option<Arc<Subject>>, Judged)| v1::VerdictOf {
+            container: subject.as_ref().map(|subject| convert::container(subject)),
+            verdict: Some(verdicts::verdict(judged, clock)),
+        };
+        Ok(Response::new(v1::VerifyResponse {
+            verdicts: verdicts.judged.iter().map(of).collect(),
+            unavailable: verdicts.unavailable,
+        }))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let report = self.engine.report().await?;
         let About { started_at, node_name, capabilities } = &*self.about;
@@ -194,6 +231,15 @@ fn program(stats: &ProgramStats) -> v1::ProgramStats {
         run_count: *runs,
         run_time_ns: run_time.and_then(|time| u64::try_from(time.as_nanos()).ok()),
         recursion_misses: *recursion_misses,
+    }
+}
+
+impl From<VerifyError> for Status {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::NoContainer => Self::not_found(error.to_string()),
+            VerifyError::Stopped(stopped) => stopped.into(),
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use kwitness_core::event::{Basis, Event, Kind, Subject};
 use kwitness_core::ids::{CgroupId, ContainerId, KernelTime};
 use kwitness_core::journal::Epoch;
-use kwitness_core::lifecycle::{ContainerState, State};
+use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, State};
+use kwitness_core::limits::Knobs;
+use kwitness_core::resize::Verdicts;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -24,13 +26,15 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use super::*;
+use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
 use crate::cri;
-use crate::engine::{Handle, Report, Request, Snapshot};
+use crate::engine::{Handle, Remember, Report, Request, Snapshot};
 use crate::hub::{Hub, Writer};
 use crate::probe::Capabilities;
 use crate::proto::v1::kwitness_client::KwitnessClient;
+use crate::verify::Verifier;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -87,6 +91,12 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
             }
+            Request::Judge(evidence, remember, answer) => {
+                assert_eq!(remember, Remember::No, "a client's own word");
+                let nothing = Lifecycle::new(Limits::default());
+                let judged = Verdicts::default().judge(&evidence, &Knobs::default(), &nothing);
+                answer.send(judged).unwrap();
+            }
         }
     }
 }
@@ -105,7 +115,9 @@ impl Served {
             capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
         };
         let stop = CancellationToken::new();
-        let service = Service::new(hub, engine, resolver, about, 2, stop.clone());
+        let cgroups = CgroupFs::at(directory.path());
+        let verifier = Verifier::new(cgroups, engine.clone(), resolver.clone(), "/does/not/exist".into());
+        let service = Service::new(hub, engine, resolver, verifier, about, 2, stop.clone());
         let (health, serving) = serve(Socket::listen(&path).unwrap(), service, stop.clone()).await.unwrap();
         Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
     }
@@ -260,4 +272,28 @@ async fn it_stops_soon_with_streams_open_and_leaves_nothing() {
     served.serving.await.unwrap().unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(!served.path.exists());
+}
+
+#[tokio::test]
+async fn a_verdict_says_what_it_rests_on() {
+    let served = Served::start().await;
+    let verify = async |request| KwitnessClient::new(served.channel().await).verify(request).await;
+    let wanted = Some(v1::Wanted { memory: Some(v1::wanted::Memory::MemoryBytes(4096)), cpu: None });
+    let answer = verify(v1::VerifyRequest { wanted, ..Default::default() }).await.unwrap().into_inner();
+    assert_eq!(answer.verdicts.len(), 1, "nobody says anything of the CPU");
+    let verdict = answer.verdicts[0].verdict.as_ref().unwrap();
+    assert_eq!((verdict.verdict(), verdict.compared_with()), (v1::VerdictKind::Unknown, v1::Source::Client));
+    assert!(verdict.reason.contains("gone"), "there is no such cgroup: {}", verdict.reason);
+    assert!(answer.unavailable.iter().any(|text| text.starts_with("runtime: ")), "{:?}", answer.unavailable);
+
+    let filter = Some(v1::Filter { pods: vec!["nobody".into()], ..Default::default() });
+    let refused = verify(v1::VerifyRequest { filter, ..Default::default() }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    let zero = Some(v1::Wanted { memory: None, cpu: Some(v1::wanted::Cpu::MilliCpu(0)) });
+    for wrong in [
+        v1::VerifyRequest { wanted: zero, ..Default::default() },
+        v1::VerifyRequest { wait_ms: 600_001, ..Default::default() },
+    ] {
+        assert_eq!(verify(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
 }

@@ -83,7 +83,7 @@ impl CgroupFs {
     }
 
     #[cfg(test)]
-    pub(super) fn at(mount_point: &Path) -> Self {
+    pub(crate) fn at(mount_point: &Path) -> Self {
         Self { mount_point: mount_point.to_owned() }
     }
 }

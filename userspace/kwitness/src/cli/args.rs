@@ -30,6 +30,8 @@ pub enum Command {
     Events(Events),
     /// List the containers
     Ps(Ps),
+    /// Say whether the limits that were asked for are in force
+    Verify(Verify),
     /// Show what the daemon is and what it counted
     Status(Status),
     /// Stand between a kubelet and its container runtime, and give it the daemon's container events
@@ -104,6 +106,39 @@ pub struct Events {
 pub struct Ps {
     #[command(flatten)]
     pub filter: Filter,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["name", "all"])))]
+pub struct Verify {
+    /// The pod: its name, or its UID
+    #[arg(value_name = "POD")]
+    pub name: Option<String>,
+    /// All pods of the node
+    #[arg(long, conflicts_with_all = ["container", "memory", "cpu"])]
+    pub all: bool,
+    /// Only of that namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Only that container: its name, its id, or the beginning of its id; without it, the pod's own limits are judged, too
+    #[arg(long, short = 'c', value_name = "CONTAINER")]
+    pub container: Option<String>,
+    /// The memory limit that each of these containers should have ("512Mi"), or "max" for none; otherwise what the kubelet or
+    /// the runtime says
+    #[arg(long, value_name = "QUANTITY", value_parser = super::verify::memory)]
+    pub memory: Option<crate::proto::v1::wanted::Memory>,
+    /// The CPU limit that each of these containers should have ("500m", "1.5"), or "max" for none; otherwise what the kubelet or
+    /// the runtime says
+    #[arg(long, value_name = "QUANTITY", value_parser = super::verify::cpu)]
+    pub cpu: Option<crate::proto::v1::wanted::Cpu>,
+    /// Wait so long until all are in force ("10s"), 10m at most
+    #[arg(long, value_name = "DURATION", value_parser = super::verify::wait, default_value = "0s", conflicts_with = "watch")]
+    pub wait: std::time::Duration,
+    /// Go on with every verdict that changes
+    #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"])]
+    pub watch: bool,
     #[command(flatten)]
     pub output: Output,
 }

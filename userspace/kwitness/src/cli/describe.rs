@@ -26,6 +26,7 @@ pub fn kind(event: &v1::Event) -> Cell {
         Some(Kind::Deleted(_)) => ("deleted", Style::new()),
         Some(Kind::Updated(_)) => ("updated", FAINT),
         Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
+        Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
         Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
         None => ("unknown", NOTICE),
@@ -38,6 +39,15 @@ fn is_bad(status: Option<&v1::ExitStatus>) -> bool {
     !matches!(status.and_then(|status| status.status), None | Some(Status::Code(0)))
 }
 
+/// How a verdict looks.
+pub fn verdict_style(verdict: v1::VerdictKind) -> Style {
+    match verdict {
+        v1::VerdictKind::InForce => GOOD,
+        v1::VerdictKind::Pending | v1::VerdictKind::Unknown | v1::VerdictKind::Unspecified => NOTICE,
+        _ => BAD,
+    }
+}
+
 fn refused(changed: &v1::LimitChanged) -> bool {
     changed.write.as_ref().is_some_and(|write| write.errno.is_some())
 }
@@ -46,6 +56,7 @@ fn refused(changed: &v1::LimitChanged) -> bool {
 pub fn names_of(event: &v1::Event, full: bool) -> Names {
     match (&event.container, &event.kind) {
         (None, Some(Kind::LimitChanged(changed))) => super::limits::names(changed.cgroup.as_ref(), full),
+        (None, Some(Kind::Verdict(verdict))) => super::limits::names(verdict.cgroup.as_ref(), full),
         (container, _) => names(container.as_ref(), full),
     }
 }
@@ -101,6 +112,7 @@ pub fn detail(event: &v1::Event) -> String {
         Kind::Stopped(v1::Stopped { main_status, .. }) => exit_status(main_status.as_ref()),
         Kind::Updated(v1::Updated { fields }) => fields.join(", "),
         Kind::LimitChanged(changed) => super::limits::change(changed),
+        Kind::Verdict(verdict) => super::verify::sentence(verdict),
         Kind::Gap(gap) => describe_gap(gap),
         Kind::Resynced(v1::Resynced { found, gone, corrected }) => {
             format!("the state is right again: {found} found, {gone} gone, {corrected} corrected")
@@ -298,6 +310,7 @@ pub(super) mod testing {
         let of_pod = [
             (v1::Basis::KnobWrite, Kind::LimitChanged(Box::new(super::super::limits::testing::accepted()))),
             (v1::Basis::KnobRead, Kind::LimitChanged(Box::new(super::super::limits::testing::found()))),
+            (v1::Basis::KnobRead, Kind::Verdict(Box::new(super::super::verify::testing::shadowed()))),
         ];
         let event = |container, basis: v1::Basis, kind| v1::Event {
             position: Some(v1::Position { epoch: "e".into(), seq: 7 }),

@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 
 use crate::config::Problems;
+use crate::proto::v1::VerdictKind;
 
 /// What the program's end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Code {
     Unreachable,
     /// The configuration has mistakes (`EX_CONFIG` of sysexits.h).
     Configuration,
+    /// `verify`: not every limit is in force; the worst verdict.
+    Verdict(VerdictKind),
     /// Ctrl-C, as shells have it.
     Interrupted,
 }
@@ -24,6 +27,14 @@ pub const CODES: &[(&str, &str)] = &[
     ("0", "success; also when the reader of the output closed it"),
     ("1", "failure; doctor: something vital is missing"),
     ("2", "wrong usage"),
+    ("10", "verify: pending"),
+    ("11", "verify: diverged"),
+    ("12", "verify: rejected"),
+    ("13", "verify: shadowed"),
+    ("14", "verify: over limit"),
+    ("15", "verify: killed"),
+    ("16", "verify: reverted"),
+    ("17", "verify: unknown, or nothing to verify"),
     ("69", "the daemon cannot be reached"),
     ("78", "the configuration has mistakes"),
     ("130", "ended by Ctrl-C"),
@@ -36,6 +47,17 @@ impl From<Code> for std::process::ExitCode {
             Code::Failure => 1,
             Code::Unreachable => 69,
             Code::Configuration => 78,
+            Code::Verdict(kind) => match kind {
+                VerdictKind::InForce => 0,
+                VerdictKind::Pending => 10,
+                VerdictKind::Diverged => 11,
+                VerdictKind::Rejected => 12,
+                VerdictKind::Shadowed => 13,
+                VerdictKind::OverLimit => 14,
+                VerdictKind::Killed => 15,
+                VerdictKind::Reverted => 16,
+                VerdictKind::Unknown | VerdictKind::Unspecified => 17,
+            },
             Code::Interrupted => 130,
         })
     }

@@ -19,6 +19,7 @@ mod ps;
 mod status;
 mod table;
 mod text;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
         Command::CriProxy(options) => cri_proxy::run(options, socket),
         Command::Events(options) => client::run(events::run(socket, options)),
         Command::Ps(options) => client::run(ps::run(socket, options)),
+        Command::Verify(options) => client::run(verify::run(socket, options)),
         Command::Status(options) => client::run(status::run(socket, options)),
         Command::Doctor(options) => client::run(doctor::run(socket, options)),
         Command::Completion { shell } => manual::completion(shell),

@@ -99,7 +99,7 @@ impl FromStr for Moment {
 }
 
 /// Numbers with units, the way Go writes durations, with days.
-fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {

@@ -40,6 +40,8 @@ pub struct Config {
     pub replay_window: usize,
     /// The container runtime to ask.
     pub runtime: RuntimeChoice,
+    /// Where the kubelet's checkpoints are.
+    pub kubelet_directory: PathBuf,
     /// The node's name in `Status`; none: the host's name.
     pub node_name: Option<String>,
     /// What is logged.

@@ -141,6 +141,20 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "kubelet.directory",
+        expects: "an absolute path",
+        default: Some(r#""/var/lib/kubelet""#),
+        doc: "The kubelet's root directory (its --root-dir). Its checkpoints there say what limits containers should have.",
+        apply: |config, value| {
+            let path = PathBuf::from(text(value)?);
+            if !path.is_absolute() {
+                return Err("it is not absolute".to_owned());
+            }
+            config.kubelet_directory = path;
+            Ok(())
+        },
+    },
+    Setting {
         key: "node.name",
         expects: "a name",
         default: None,
@@ -187,6 +201,7 @@ impl Default for Config {
             probe: crate::probe::Settings::default(),
             replay_window: 0,
             runtime: RuntimeChoice::Auto,
+            kubelet_directory: PathBuf::new(),
             node_name: None,
             log_filter: String::new(),
             log_format: LogFormat::Text,

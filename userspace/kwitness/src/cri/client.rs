@@ -103,6 +103,22 @@ impl Connection {
         call(self.deadline, "Version", self.client.version(request)).await.map(drop)
     }
 
+    /// What the runtime was told of a container's limits; none: it does not know the container, or does not say.
+    ///
+    /// # Errors
+    /// The call fails or takes too long.
+    pub async fn resources(
+        &mut self,
+        container: &str,
+    ) -> Result<Option<cri::LinuxContainerResources>, Error> {
+        let request = cri::ContainerStatusRequest { container_id: container.to_owned() };
+        match call(self.deadline, "ContainerStatus", self.client.container_status(request)).await {
+            Ok(answer) => Ok(answer.status.and_then(|status| status.resources?.linux)),
+            Err(Error::Call { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Everything the runtime knows.
     ///
     /// # Errors

@@ -104,6 +104,18 @@ impl RuntimeService for Runtime {
         self.behave().await?;
         Ok(Response::new(ListContainersResponse::default()))
     }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        if request.into_inner().container_id == "unknown" {
+            return Err(Status::not_found("no such container"));
+        }
+        let linux = LinuxContainerResources { memory_limit_in_bytes: 4096, ..Default::default() };
+        let resources = Some(ContainerResources { linux: Some(linux) });
+        Ok(Response::new(ContainerStatusResponse { status: Some(ContainerStatus { resources }) }))
+    }
 }
 
 struct Bench {
@@ -271,4 +283,15 @@ async fn there_is_a_bound_on_questions() {
         bench.ask(&format!("c{id}"));
     }
     assert_eq!((bench.count("cri_open"), bench.count("cri_refused")), (16_384, 20_000 - 16_384));
+}
+
+#[tokio::test]
+async fn a_container_that_the_runtime_does_not_know_was_told_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cri.sock");
+    let _serving = Runtime::default().serve(&socket);
+    let mut connection = super::Connection::open(&socket, Duration::from_secs(5)).await.unwrap();
+    let known = connection.resources("a").await.unwrap();
+    assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
+    assert_eq!(connection.resources("unknown").await.unwrap(), None);
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  rings ──drain──▶ decode ──▶ order ──┐
-//!  scans, answers, losses ─────────────┼──▶ Lifecycle, Knobs ──▶ events ──▶ hub::Writer
+//!  scans, answers, losses ─────────────┼──▶ Lifecycle, Knobs, Verdicts ──▶ events ──▶ hub::Writer
 //!  once a second: Tick, counters ──────┘           └──▶ actions: ask the runtime, scan, read limit files
 //! ```
 //!
@@ -22,11 +22,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_core::decode::Decoder;
+use kwitness_core::event::{Event, Kind};
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output};
 use kwitness_core::limits::{Knobs, KnobsCounters};
 use kwitness_core::observation::{Action, Fact, KernelEvent, Observation, ScanReason};
 use kwitness_core::order::Merge;
+use kwitness_core::resize::{Evidence, Judged, Resource, Verdicts};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,7 @@ use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::probe::{ProgramStats, Running};
+use crate::verify::{Touched, TouchedSender};
 use losses::Losses;
 use recorder::Recorder;
 use scans::Scans;
@@ -75,6 +78,16 @@ pub struct Report {
 pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Report(oneshot::Sender<Report>),
+    Judge(Box<Evidence>, Remember, oneshot::Sender<Judged>),
+}
+
+/// Whether a verdict is one of the node's own: remembered, and told to all if it is another than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remember {
+    /// It is.
+    Yes,
+    /// It rests on the word of one client.
+    No,
 }
 
 /// The engine has ended: the daemon is going down.
@@ -111,6 +124,14 @@ impl Handle {
         self.ask(Request::Report).await
     }
 
+    /// Judges a limit.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn judge(&self, evidence: Evidence, remember: Remember) -> Result<Judged, Stopped> {
+        self.ask(|answer| Request::Judge(Box::new(evidence), remember, answer)).await
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(request(answer)).await.map_err(|_| Stopped)?;
@@ -125,7 +146,9 @@ pub struct Engine {
     order: Merge,
     lifecycle: Lifecycle,
     knobs: Knobs,
+    verdicts: Verdicts,
     reader: KnobReader,
+    touched: TouchedSender,
     output: Output,
     writer: Writer,
     resolver: Resolver,
@@ -151,6 +174,8 @@ pub struct Parts {
     pub resolver: Resolver,
     /// Who reads limit files.
     pub reader: KnobReader,
+    /// Who follows changes of limits.
+    pub touched: TouchedSender,
     /// Where the answers come from.
     pub answers: mpsc::Receiver<Observation>,
 }
@@ -161,7 +186,7 @@ impl Engine {
     /// # Errors
     /// The file cannot be made, or the kernel's counters cannot be read.
     pub fn new(parts: Parts, record: Option<&Path>) -> anyhow::Result<(Self, Handle)> {
-        let Parts { probe, cgroups, roots, writer, resolver, reader, answers } = parts;
+        let Parts { probe, cgroups, roots, writer, resolver, reader, touched, answers } = parts;
         let (handle, requests) = Handle::new();
         let engine = Self {
             scans: Scans::new(cgroups, roots, probe.tracker()),
@@ -171,7 +196,9 @@ impl Engine {
             order: Merge::default(),
             lifecycle: Lifecycle::new(Limits::default()),
             knobs: Knobs::default(),
+            verdicts: Verdicts::default(),
             reader,
+            touched,
             output: Output::default(),
             writer,
             resolver,
@@ -259,13 +286,13 @@ impl Engine {
 
     /// Observes the records that are not younger than the beginning of the drain that delivered them.
     fn release(&mut self, began: Clock) {
-        let Self { order, lifecycle, knobs, output, recorder, .. } = self;
+        let Self { order, lifecycle, knobs, verdicts, output, recorder, .. } = self;
         for event in order.release(began.now()) {
             let observation = Observation::Kernel(event);
             if let Some(recorder) = recorder {
                 recorder.write(&observation);
             }
-            take(lifecycle, knobs, observation, output);
+            take(lifecycle, knobs, verdicts, observation, output);
         }
     }
 
@@ -308,11 +335,13 @@ impl Engine {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
-        take(&mut self.lifecycle, &mut self.knobs, observation, &mut self.output);
+        let Self { lifecycle, knobs, verdicts, output, .. } = self;
+        take(lifecycle, knobs, verdicts, observation, output);
     }
 
     /// Writes the journal, then does what is to be done.
     fn publish(&mut self, clock: Clock) {
+        self.output.events.iter().filter_map(touched).for_each(|touched| self.touched.tell(touched));
         self.writer.append(self.output.events.drain(..), clock);
         for action in self.output.actions.drain(..) {
             match action {
@@ -328,6 +357,14 @@ impl Engine {
         match request {
             Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
             Request::Report(answer) => drop(answer.send(self.report())),
+            Request::Judge(evidence, remember, answer) => {
+                let judged = self.verdicts.judge(&evidence, &self.knobs, &self.lifecycle);
+                if remember == Remember::Yes {
+                    self.observe(Observation::Evidence(evidence));
+                    self.publish(Clock::read());
+                }
+                drop(answer.send(judged));
+            }
         }
     }
 
@@ -352,6 +389,7 @@ impl Engine {
             ("limits_found", found),
             ("limits_cgroups_full", cgroups_full),
             ("limits_open", self.reader.open() as u64),
+            ("limits_unjudged", self.touched.dropped()),
         ];
         counters.extend(limits.map(|(name, count)| (name.to_owned(), count)));
         counters.insert("records".to_owned(), self.records);
@@ -365,8 +403,28 @@ impl Engine {
     }
 }
 
+/// Whose verdicts an event asks for.
+fn touched(event: &Event) -> Option<Touched> {
+    let Kind::LimitChanged(changed) = &event.kind else { return None };
+    Resource::of(changed.knob)?;
+    Some(match (&event.subject, &changed.pod, changed.role?) {
+        (Some(subject), ..) => Touched::Container(subject.container_id.clone()),
+        (None, Some(pod), _) => Touched::Pod(pod.pod.uid.clone()),
+        (None, None, _) => Touched::All,
+    })
+}
+
 /// The lifecycle goes first: what a limit is of, it knows.
-fn take(lifecycle: &mut Lifecycle, knobs: &mut Knobs, observation: Observation, output: &mut Output) {
+fn take(
+    lifecycle: &mut Lifecycle,
+    knobs: &mut Knobs,
+    verdicts: &mut Verdicts,
+    observation: Observation,
+    output: &mut Output,
+) {
+    if Verdicts::concerns(&observation) {
+        verdicts.observe(&observation, knobs, lifecycle, output);
+    }
     if !Knobs::concerns(&observation) {
         return lifecycle.observe(observation, output);
     }

@@ -8,7 +8,7 @@ use kwitness_core::event::{Kind, PodNames, Subject};
 use crate::proto::v1;
 
 /// The kinds of event, in the API's JSON spelling, in the order of [`KindId`]'s numbers.
-pub const KINDS: [&str; 10] = [
+pub const KINDS: [&str; 11] = [
     "created",
     "started",
     "exec",
@@ -19,6 +19,7 @@ pub const KINDS: [&str; 10] = [
     "gap",
     "resynced",
     "limitChanged",
+    "verdict",
 ];
 
 /// A kind of event without its contents.
@@ -50,6 +51,7 @@ impl From<&Kind> for KindId {
             Kind::Gap(_) => 7,
             Kind::Resynced { .. } => 8,
             Kind::LimitChanged(_) => 9,
+            Kind::Verdict(_) => 10,
         })
     }
 }
@@ -103,6 +105,11 @@ impl Filter {
     /// Whether a kind is wanted.
     pub fn wants_kind(&self, kind: KindId) -> bool {
         self.kinds == 0 || self.kinds & (1 << kind.0) != 0
+    }
+
+    /// Whether it asks for certain containers.
+    pub fn asks_for_containers(&self) -> bool {
+        !self.containers.is_empty()
     }
 
     /// Whether it asks for something that only the runtime can tell, some time after a container's first events.

@@ -66,6 +66,7 @@ impl Beyond {
     fn of(event: &Event) -> Option<Self> {
         match &event.kind {
             Kind::LimitChanged(changed) if event.subject.is_none() => Some(Self { pod: changed.pod.clone() }),
+            Kind::Verdict(judged) if event.subject.is_none() => Some(Self { pod: judged.pod.clone() }),
             _ => None,
         }
     }
@@ -108,6 +109,11 @@ impl Hub {
             last_seq: journal.last_seq(),
             capacity: u32::try_from(journal.capacity().get()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// The number of the last event, to wait for the next.
+    pub fn last(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
     }
 
     /// How many are watching.

@@ -6,7 +6,7 @@ use kwitness_core::ids;
 use kwitness_core::lifecycle;
 use nix::sys::signal::Signal;
 
-use super::{limits, v1};
+use super::{limits, v1, verdicts};
 use crate::clock::Clock;
 
 /// An event without its position and its container, which the journal adds.
@@ -48,6 +48,7 @@ fn kind(kind: &core::Kind, clock: Clock) -> v1::event::Kind {
         }
         core::Kind::Updated { fields } => Kind::Updated(v1::Updated { fields: fields.clone() }),
         core::Kind::LimitChanged(changed) => Kind::LimitChanged(Box::new(limits::changed(changed))),
+        core::Kind::Verdict(judged) => Kind::Verdict(Box::new(verdicts::verdict(judged, clock))),
         core::Kind::Gap(gap) => Kind::Gap(v1::Gap {
             cause: gap_cause(gap.cause).into(),
             lost: gap.lost.clone(),

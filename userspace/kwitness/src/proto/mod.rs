@@ -6,6 +6,7 @@
 
 pub mod convert;
 mod limits;
+pub mod verdicts;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::Error as _;

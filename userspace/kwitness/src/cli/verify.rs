@@ -1,0 +1,321 @@
+//! `kwitness verify`: whether the limits that were asked for are in force.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kwitness_core::resize::quantity;
+
+use super::args::{Format, Verify};
+use super::client::{connect, failed, socket};
+use super::describe::{names, verdict_style, word};
+use super::exit::Code;
+use super::limits::{self, reading};
+use super::output::Output;
+use super::table::{Cell, Table};
+use super::text::{UNKNOWN, duration};
+use crate::proto::v1;
+use crate::proto::v1::VerdictKind;
+use crate::proto::v1::wanted::{Cpu, Memory};
+
+/// The longest that the daemon waits.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// A memory limit.
+pub fn memory(text: &str) -> Result<Memory, String> {
+    match text {
+        "max" => Ok(Memory::MemoryUnlimited(true)),
+        _ => quantity::whole(text).map(Memory::MemoryBytes).map_err(|error| error.to_string()),
+    }
+}
+
+/// A CPU limit.
+pub fn cpu(text: &str) -> Result<Cpu, String> {
+    match text {
+        "max" => Ok(Cpu::CpuUnlimited(true)),
+        _ => match quantity::milli(text).map_err(|error| error.to_string())? {
+            0 => Err("no CPU limit is \"max\"; the least is \"1m\"".to_owned()),
+            milli => Ok(Cpu::MilliCpu(milli)),
+        },
+    }
+}
+
+/// How long is waited.
+pub fn wait(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .filter(|wait| *wait <= WAIT_MAX)
+        .ok_or_else(|| "not a duration from 0s to 10m (\"500ms\", \"10s\", \"1m30s\")".to_owned())
+}
+
+pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code> {
+    let socket = socket(named);
+    let filter = v1::Filter {
+        pods: options.name.clone().into_iter().collect(),
+        namespaces: options.namespace.clone().into_iter().collect(),
+        containers: options.container.clone().into_iter().collect(),
+        kinds: Vec::new(),
+    };
+    let request = v1::VerifyRequest {
+        filter: Some(filter.clone()),
+        wanted: Some(v1::Wanted { memory: options.memory, cpu: options.cpu }),
+        wait_ms: u32::try_from(options.wait.as_millis()).unwrap_or(u32::MAX),
+    };
+    let mut client = connect(&socket).await?;
+    // Before the first verdicts, so that none is missed in between.
+    let changes = if options.watch {
+        let filter = v1::Filter { kinds: vec!["verdict".to_owned()], ..filter };
+        let request = v1::WatchRequest { filter: Some(filter), ..Default::default() };
+        Some(client.watch(request).await.map_err(|status| failed(&socket, &status))?.into_inner())
+    } else {
+        None
+    };
+    let answer = client.verify(request).await;
+    let answer = match answer {
+        Err(status) if status.code() == tonic::Code::NotFound => {
+            eprintln!("kwitness: {}", status.message());
+            v1::VerifyResponse::default()
+        }
+        answer => answer.map_err(|status| failed(&socket, &status))?.into_inner(),
+    };
+    for source in &answer.unavailable {
+        eprintln!("kwitness: not heard: {source}");
+    }
+    if answer.verdicts.is_empty() {
+        eprintln!("kwitness: no source asks for a limit: there is nothing to verify");
+    }
+    let mut printer = Printer { format: options.output.output, output: Output::new(), table: table() };
+    printer.print(&answer.verdicts, true)?;
+    if let Some(changes) = changes {
+        return follow(&socket, changes, printer).await;
+    }
+    Ok(Code::Verdict(worst(&answer.verdicts)))
+}
+
+async fn follow(
+    socket: &Path,
+    mut changes: tonic::Streaming<v1::WatchResponse>,
+    mut printer: Printer,
+) -> anyhow::Result<Code> {
+    while let Some(message) = changes.message().await.map_err(|status| failed(socket, &status))? {
+        let verdicts: Vec<_> = message
+            .events
+            .into_iter()
+            .filter_map(|event| match event.kind {
+                Some(v1::event::Kind::Verdict(verdict)) => {
+                    Some(v1::VerdictOf { container: event.container, verdict: Some(*verdict) })
+                }
+                Some(v1::event::Kind::Gap(_)) => {
+                    eprintln!("kwitness: events were lost; verdicts may be missing");
+                    None
+                }
+                _ => None,
+            })
+            .collect();
+        printer.print(&verdicts, false)?;
+    }
+    Ok(Code::Success)
+}
+
+struct Printer {
+    format: Format,
+    output: Output,
+    table: Table<COLUMNS>,
+}
+
+impl Printer {
+    fn print(&mut self, verdicts: &[v1::VerdictOf], is_first: bool) -> anyhow::Result<()> {
+        match self.format {
+            Format::Table | Format::Wide => {
+                let full = self.format == Format::Wide;
+                let rows: Vec<_> = verdicts.iter().map(|verdict| row(verdict, full)).collect();
+                self.table.fit(&rows);
+                if is_first && !rows.is_empty() {
+                    self.output.text(&self.table.header())?;
+                }
+                for row in &rows {
+                    self.output.text(&self.table.line(row))?;
+                }
+            }
+            format => {
+                for verdict in verdicts {
+                    self.output.value(format, verdict)?;
+                }
+            }
+        }
+        Ok(self.output.flush()?)
+    }
+}
+
+/// Nothing to verify is nothing in force.
+fn worst(verdicts: &[v1::VerdictOf]) -> VerdictKind {
+    let kinds =
+        verdicts.iter().map(|of| of.verdict.as_ref().map_or(VerdictKind::Unknown, v1::Verdict::verdict));
+    kinds.max_by_key(|kind| severity(*kind)).unwrap_or(VerdictKind::Unknown)
+}
+
+/// What is certain and wrong weighs more than what may still become right.
+fn severity(kind: VerdictKind) -> u8 {
+    match kind {
+        VerdictKind::InForce => 0,
+        VerdictKind::Pending => 1,
+        VerdictKind::Unknown | VerdictKind::Unspecified => 2,
+        VerdictKind::OverLimit => 3,
+        VerdictKind::Shadowed => 4,
+        VerdictKind::Diverged => 5,
+        VerdictKind::Rejected => 6,
+        VerdictKind::Reverted => 7,
+        VerdictKind::Killed => 8,
+    }
+}
+
+const COLUMNS: usize = 11;
+
+fn table() -> Table<COLUMNS> {
+    let columns = [
+        "NAMESPACE",
+        "POD",
+        "CONTAINER",
+        "LIMIT",
+        "DESIRED",
+        "TOLD",
+        "WRITTEN",
+        "IN FORCE",
+        "EFFECTIVE",
+        "VERDICT",
+        "REASON",
+    ];
+    Table::new(columns.map(|heading| (heading, 0)))
+}
+
+fn row(of: &v1::VerdictOf, full: bool) -> [Cell; COLUMNS] {
+    let verdict = of.verdict.clone().unwrap_or_default();
+    let names = match &of.container {
+        Some(container) => names(Some(container), full),
+        None => limits::names(verdict.cgroup.as_ref(), full),
+    };
+    let unknown = || UNKNOWN.to_owned();
+    let of_source = |wanted: bool| {
+        let runtimes = |claim: &&v1::Claim| (claim.source() == v1::Source::Runtime) != wanted;
+        let said = verdict.claims.iter().filter(runtimes).map(|claim| match claim.source() {
+            v1::Source::Runtime => claim.value.clone(),
+            source => format!("{} ({})", claim.value, source_name(source)),
+        });
+        let said: Vec<_> = said.collect();
+        if said.is_empty() { unknown() } else { said.join(", ") }
+    };
+    let written = verdict.written.as_ref().map_or_else(unknown, |written| {
+        let value = written.value.clone().unwrap_or_else(unknown);
+        written.errno_name.as_ref().map_or(value.clone(), |errno| format!("{value} ({errno})"))
+    });
+    [
+        names.namespace.into(),
+        names.pod.into(),
+        names.container.into(),
+        verdict.file.clone().into(),
+        of_source(true).into(),
+        of_source(false).into(),
+        written.into(),
+        reading(verdict.in_force.as_ref()).into(),
+        verdict.effective.as_ref().map_or_else(unknown, |effective| effective.value.clone()).into(),
+        Cell::styled(kind(verdict.verdict()), verdict_style(verdict.verdict())),
+        verdict.reason.into(),
+    ]
+}
+
+/// A verdict, in a line.
+pub fn sentence(verdict: &v1::Verdict) -> String {
+    format!("{}: {}", kind(verdict.verdict()), verdict.reason)
+}
+
+fn kind(verdict: VerdictKind) -> String {
+    word(verdict.as_str_name(), "VERDICT_KIND_").replace('_', " ")
+}
+
+fn source_name(source: v1::Source) -> &'static str {
+    match source {
+        v1::Source::Client => "asked",
+        v1::Source::KubeletAllocated => "allocated",
+        v1::Source::CriRequest => "CRI request",
+        v1::Source::KubeletActuated => "actuated",
+        v1::Source::Runtime => "runtime",
+        v1::Source::Unspecified => "unknown",
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    pub fn shadowed() -> v1::Verdict {
+        let value =
+            |text: &str| Some(v1::Reading { reading: Some(v1::reading::Reading::Value(text.into())) });
+        let claim = |source: v1::Source, value: &str| v1::Claim {
+            source: source.into(),
+            value: value.into(),
+            time: None,
+        };
+        v1::Verdict {
+            cgroup: limits::testing::accepted().cgroup,
+            file: "memory.max".into(),
+            verdict: VerdictKind::Shadowed.into(),
+            reason: "memory.max is 100663296, but the pod's cgroup /kubepods/podu allows only 67108864"
+                .into(),
+            claims: vec![
+                claim(v1::Source::Client, "100663296"),
+                claim(v1::Source::KubeletAllocated, "100663296"),
+                claim(v1::Source::Runtime, "100663296"),
+            ],
+            compared_with: v1::Source::Client.into(),
+            in_force: value("100663296"),
+            effective: Some(v1::Effective { value: "67108864".into(), cgroup_path: "/kubepods/podu".into() }),
+            written: limits::testing::refused().write,
+            ..Default::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::describe::testing::container;
+    use super::*;
+
+    fn of(verdict: v1::Verdict) -> v1::VerdictOf {
+        v1::VerdictOf { container: Some(container(true)), verdict: Some(verdict) }
+    }
+
+    fn verdict(kind: VerdictKind) -> v1::VerdictOf {
+        of(v1::Verdict { verdict: kind.into(), ..Default::default() })
+    }
+
+    #[test]
+    fn a_table_of_verdicts() {
+        let in_force = v1::Verdict {
+            file: "cpu.max".into(),
+            verdict: VerdictKind::InForce.into(),
+            reason: "cpu.max is 50000 100000".into(),
+            ..Default::default()
+        };
+        let rows = [row(&of(testing::shadowed()), false), row(&of(in_force), false)];
+        insta::assert_snapshot!(anstream::adapter::strip_str(&table().render(&rows)).to_string());
+    }
+
+    #[test]
+    fn only_all_in_force_is_in_force() {
+        use VerdictKind::{Diverged, InForce, Pending, Unknown};
+        assert_eq!(worst(&[]), Unknown, "nothing to verify");
+        assert_eq!(worst(&[verdict(InForce), verdict(InForce)]), InForce);
+        assert_eq!(worst(&[verdict(InForce), verdict(Pending)]), Pending);
+        assert_eq!(worst(&[verdict(Diverged), verdict(Pending), verdict(Unknown)]), Diverged);
+    }
+
+    #[test]
+    fn limits_are_given_as_kubernetes_has_them() {
+        assert_eq!(memory("512Mi"), Ok(Memory::MemoryBytes(512 << 20)));
+        assert_eq!(memory("max"), Ok(Memory::MemoryUnlimited(true)));
+        assert_eq!(cpu("1.5"), Ok(Cpu::MilliCpu(1500)));
+        assert_eq!(cpu("max"), Ok(Cpu::CpuUnlimited(true)));
+        assert!(cpu("0").unwrap_err().contains("max"));
+        assert!(memory("512MB").is_err());
+        assert_eq!(wait("10s"), Ok(Duration::from_secs(10)));
+        assert!(wait("11m").is_err() && wait("x").is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! The kubelet's checkpoints of what it has admitted (`allocated_pods_state`) and of what it has told the runtime
+//! (`actuated_pods_state`), in its root directory.
+//!
+//! The format is the kubelet's own and may change: `pkg/kubelet/allocation/state`. `{"data": TEXT, "checksum": N}`, with a
+//! `version` since it is "v2"; the text is JSON again, and `entries` in it maps a pod's UID to the resources of its containers.
+//! An unknown version is refused by name, never guessed. The kubelet replaces the file by renaming another over it
+//! (`pkg/kubelet/util/store`, `FileStore`), so that a reader has the old one or the new one, never half of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kwitness_core::ids::KernelTime;
+use kwitness_core::limits::Bound;
+use kwitness_core::resize::quantity::{self, QuantityError};
+use kwitness_core::resize::{Claim, Resource, Source, Wanted, convert};
+use serde::Deserialize;
+
+use super::claims::About;
+
+/// The largest checkpoint that is read: a pod takes some hundred bytes.
+const LARGEST: u64 = 16 << 20;
+
+/// Why a checkpoint says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It cannot be read.
+    #[error("cannot read the kubelet's checkpoint {}", path.display())]
+    Unreadable {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what it should be.
+    #[error("the kubelet's checkpoint {} is not as expected", path.display())]
+    Malformed {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// It is of a version that is not known.
+    #[error(
+        "the kubelet's checkpoint {} is of version \"{version}\", which this release of kwitness does not know: it knows \
+         those without a version and \"v2\"",
+        path.display()
+    )]
+    Version {
+        /// Where it is.
+        path: PathBuf,
+        /// Its version.
+        version: String,
+    },
+    /// It has no entries.
+    #[error("the kubelet's checkpoint {} of version \"v2\" has no `entries` any more", path.display())]
+    NoEntries {
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    version: String,
+    data: String,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    entries: Option<HashMap<String, Pod>>,
+    #[serde(rename = "podList")]
+    pod_list: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Pod {
+    container_resources: Option<HashMap<String, Requirements>>,
+    pod_level_resources: Option<Requirements>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Requirements {
+    #[serde(default)]
+    limits: Quantities,
+    #[serde(default)]
+    requests: Quantities,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Quantities {
+    cpu: Option<String>,
+    memory: Option<String>,
+}
+
+/// A checkpoint, read.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoint {
+    pods: HashMap<String, Pod>,
+}
+
+impl Checkpoint {
+    /// Reads it; none: there is no such file, as on a node without a kubelet or before 1.33.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
+        let text = match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(unreadable(source)),
+            Ok(metadata) if metadata.len() > LARGEST => {
+                return Err(unreadable(io::Error::other("larger than 16 MiB")));
+            }
+            Ok(_) => std::fs::read_to_string(path).map_err(unreadable)?,
+        };
+        Self::parse(path, &text).map(Some)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, CheckpointError> {
+        let malformed = |source| CheckpointError::Malformed { path: path.to_owned(), source };
+        let file: File = serde_json::from_str(text).map_err(malformed)?;
+        if !matches!(file.version.as_str(), "" | "v2") {
+            return Err(CheckpointError::Version { path: path.to_owned(), version: file.version });
+        }
+        let data: Data = serde_json::from_str(&file.data).map_err(malformed)?;
+        match data.entries {
+            // Of v2, entries are a second copy for older kubelets.
+            None if data.pod_list.is_some() => Err(CheckpointError::NoEntries { path: path.to_owned() }),
+            entries => Ok(Self { pods: entries.unwrap_or_default() }),
+        }
+    }
+
+    /// What a container should have; empty: the checkpoint does not know it.
+    pub(super) fn container(&self, uid: &str, name: &str, source: Source, at: KernelTime) -> Vec<About> {
+        let of =
+            |pod: &'_ Pod| pod.container_resources.as_ref()?.get(name).map(|found| claims(found, source, at));
+        // What cannot be understood is not claimed.
+        self.pods.get(uid).and_then(of).and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// What a pod should have, where its spec says that of the pod as a whole.
+    pub(super) fn pod(&self, uid: &str, source: Source, at: KernelTime) -> Vec<About> {
+        let found = self.pods.get(uid).and_then(|pod| pod.pod_level_resources.as_ref());
+        let mut claims = found.and_then(|found| claims(found, source, at).ok()).unwrap_or_default();
+        // What the pod as a whole does not limit, its containers may.
+        claims.retain(|(_, claim)| !is_unlimited(claim.wanted));
+        claims
+    }
+}
+
+fn is_unlimited(wanted: Wanted) -> bool {
+    matches!(wanted, Wanted::MilliCpu(0) | Wanted::Memory(Bound::Unlimited))
+}
+
+/// A container without a limit is given none: the kubelet sends no quota and no memory limit.
+fn claims(found: &Requirements, source: Source, at: KernelTime) -> Result<Vec<About>, QuantityError> {
+    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let limit = found.limits.cpu.as_deref().map(quantity::milli).transpose()?;
+    let request = found.requests.cpu.as_deref().map(quantity::milli).transpose()?.or(limit);
+    let memory = found.limits.memory.as_deref().map(quantity::whole).transpose()?;
+    Ok(vec![
+        claim(Resource::Cpu, Wanted::MilliCpu(limit.unwrap_or(0))),
+        claim(Resource::CpuWeight, Wanted::Shares(convert::shares(request.unwrap_or(0)))),
+        claim(
+            Resource::Memory,
+            Wanted::Memory(memory.filter(|bytes| *bytes > 0).map_or(Bound::Unlimited, Bound::At)),
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: KernelTime = KernelTime(1);
+    const ENTRIES: &str = r#"{"entries":{"u":{"ContainerResources":{"app":{"limits":{"cpu":"500m","memory":"64Mi"},"requests":{"cpu":"250m","memory":"64Mi"}},"free":{}},"PodLevelResources":{"limits":{"cpu":"1"}},"EmptyDirVolumeLimits":{"x":"1Gi"}}}}"#;
+
+    fn file(version: Option<&str>, data: &str) -> String {
+        let mut file = serde_json::json!({ "data": data, "checksum": 1_234_567 });
+        if let Some(version) = version {
+            file["version"] = version.into();
+        }
+        file.to_string()
+    }
+
+    fn parse(text: &str) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::parse(Path::new("/var/lib/kubelet/allocated_pods_state"), text)
+    }
+
+    fn wanted(claims: &[About]) -> Vec<Wanted> {
+        claims.iter().map(|(_, claim)| claim.wanted).collect()
+    }
+
+    #[test]
+    fn both_versions_are_read() {
+        let v2 = ENTRIES.replacen('{', r#"{"podList":"CgA=","#, 1);
+        for text in [file(None, ENTRIES), file(Some("v2"), &v2)] {
+            let checkpoint = parse(&text).unwrap();
+            let of = |name| wanted(&checkpoint.container("u", name, Source::KubeletAllocated, AT));
+            assert_eq!(
+                of("app"),
+                [Wanted::MilliCpu(500), Wanted::Shares(256), Wanted::Memory(Bound::At(64 << 20))]
+            );
+            assert_eq!(
+                of("free"),
+                [Wanted::MilliCpu(0), Wanted::Shares(2), Wanted::Memory(Bound::Unlimited)]
+            );
+            assert_eq!(of("unknown"), []);
+            let pod = checkpoint.pod("u", Source::KubeletAllocated, AT);
+            assert_eq!(wanted(&pod), [Wanted::MilliCpu(1000), Wanted::Shares(1024)]);
+        }
+        assert!(parse(&file(None, "{}")).unwrap().pods.is_empty(), "no pod yet");
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused_by_name() {
+        let error = parse(&file(Some("v3"), ENTRIES)).unwrap_err().to_string();
+        assert!(error.contains("\"v3\"") && error.contains("allocated_pods_state"), "{error}");
+        let error = parse(&file(Some("v2"), r#"{"podList":"CgA="}"#)).unwrap_err();
+        assert!(matches!(error, CheckpointError::NoEntries { .. }), "{error}");
+        for text in ["", "{", "[]", r#"{"data":7}"#, &file(None, "nonsense")] {
+            assert!(matches!(parse(text), Err(CheckpointError::Malformed { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_none() {
+        assert!(Checkpoint::read(Path::new("/does/not/exist")).unwrap().is_none());
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(Checkpoint::read(directory.path()), Err(CheckpointError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_reader_never_has_half_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("allocated_pods_state");
+        let next = directory.path().join("next");
+        std::fs::write(&path, file(None, ENTRIES)).unwrap();
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                for _ in 0..200 {
+                    std::fs::write(&next, file(None, ENTRIES)).unwrap();
+                    std::fs::rename(&next, &path).unwrap();
+                }
+            }
+        });
+        while !writer.is_finished() {
+            assert_eq!(Checkpoint::read(&path).unwrap().unwrap().pods.len(), 1);
+        }
+        writer.join().unwrap();
+    }
+}
