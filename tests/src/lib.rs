@@ -27,4 +27,5 @@ pub mod handmade;
 pub mod node;
 pub mod pod;
 pub mod process;
+pub mod proxy;
 pub mod suite;

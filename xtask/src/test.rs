@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
 use crate::place::{Cache, Workspace};
-use crate::setup::{self, Needs};
+use crate::setup::{self, Needs, critools};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
@@ -39,7 +39,9 @@ const GUESTS: &[(&str, &str)] = &[
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
 /// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
-const ONLY_IN: &[(&str, &[&str])] = &[];
+///
+/// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
+const ONLY_IN: &[(&str, &[&str])] = &[("cri", &["host"])];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
@@ -125,7 +127,10 @@ impl Place {
     fn needs(self) -> Needs {
         let mut needs = Needs { bpf: true, ..Needs::default() };
         match self {
-            Self::Host => needs.trees.extend([DEFAULT_ROOT]),
+            Self::Host => {
+                needs.trees.extend([DEFAULT_ROOT]);
+                needs.cri_tools = true;
+            }
             Self::Guest { kernel, root } => {
                 needs.kernels.insert(kernel.name);
                 needs.disks.insert(root.name);
@@ -299,6 +304,11 @@ impl Prepared<'_> {
         images::write(cache, &job.dir().join("images.tar"))?;
         for target in &targets {
             job.add(&target.path, &Path::new("tests").join(&target.name))?;
+        }
+        if place == Place::Host {
+            for name in critools::NAMES {
+                job.add(&cache.tool(name), &in_job(name))?;
+            }
         }
         let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();
         let script = script(&names, test.filter.as_deref());

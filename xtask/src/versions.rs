@@ -9,6 +9,8 @@ pub const BPF_LINKER: &str = "0.13.0";
 pub const LLVM_MAJOR: u32 = 22;
 /// The checker of licences, advisories and sources, from crates.io.
 pub const CARGO_DENY: &str = "0.20.2";
+/// crictl and critest, built from Go modules; `xtask/go/critools/go.mod` requires the same.
+pub const CRI_TOOLS: &str = "1.36.0";
 
 /// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
 pub const BPF_PACKAGES: &[&str] =

@@ -4,6 +4,7 @@
 //! order of steps and the checks that come before them.
 
 pub mod apt;
+pub mod critools;
 pub mod disk;
 pub mod kernel;
 pub mod programs;
@@ -44,6 +45,8 @@ pub struct Needs {
     pub bpf: bool,
     /// cargo-deny.
     pub lint: bool,
+    /// crictl and critest.
+    pub cri_tools: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -63,6 +66,7 @@ impl Needs {
         }
         if wanted(Tier::Host) {
             needs.bpf = true;
+            needs.cri_tools = true;
             needs.trees = roots();
         }
         if wanted(Tier::Vm) {
@@ -79,9 +83,10 @@ impl Needs {
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
+        self.cri_tools |= cri_tools;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -113,6 +118,9 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.lint {
                 tools::cargo_deny(cache)?;
+            }
+            if needs.cri_tools {
+                critools::ensure(cache)?;
             }
             Ok(())
         });

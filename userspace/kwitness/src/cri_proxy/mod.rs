@@ -33,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
+pub use raw::Raw;
 pub use runtime::RuntimeSocket;
 
 use events::Timing;

@@ -136,11 +136,7 @@ impl Front {
         };
         if let Err(error) = ended {
             // A client that is gone in the middle of something is a client that ended.
-            let gone = std::error::Error::source(&error)
-                .and_then(|cause| cause.downcast_ref::<h2::Error>())
-                .is_some_and(|error| {
-                    error.get_io().is_some_and(|error| error.kind() != io::ErrorKind::InvalidData)
-                });
+            let gone = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
             if !gone {
                 counters.connections_broken.count();
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();

@@ -1,0 +1,125 @@
+//! The stream of events through the proxy, without a daemon: the runtime's own, for everyone and for long.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::cri::{Cri, v1};
+use kwitness_tests::environment::Combination;
+use kwitness_tests::node::Node;
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use tonic::Streaming;
+
+use crate::with_proxy;
+
+/// Far more than an event ever takes.
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Subscriber(Streaming<v1::ContainerEventResponse>);
+
+impl Subscriber {
+    async fn new(cri: &Cri) -> Result<Self> {
+        Ok(Self(cri.get_container_events().await?))
+    }
+
+    /// The next events of that container, as kinds, until it is deleted or stopped as asked.
+    async fn until(&mut self, id: &str, last: v1::ContainerEventType) -> Result<Vec<v1::ContainerEventType>> {
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&last) {
+            let next = tokio::time::timeout(LIMIT, self.0.message());
+            let next =
+                next.await.with_context(|| format!("{last:?} of {id} did not come after {kinds:?}"))?;
+            let event = next.context("the stream ended with an error")?.context("the stream ended")?;
+            if event.container_id == id {
+                kinds.push(event.container_event_type());
+            }
+        }
+        Ok(kinds)
+    }
+}
+
+use v1::ContainerEventType::{
+    ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+};
+
+const LIFE: [v1::ContainerEventType; 4] =
+    [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
+
+/// A pod with containers that end; returns the ids of all of them, the sandbox last.
+async fn life(node: &Node, name: &str, combination: Combination, containers: usize) -> Result<Vec<String>> {
+    let pod = node.run_pod(&PodSpec::new(name, combination.handler)?).await?;
+    let mut ids = Vec::new();
+    for number in 0..containers {
+        ids.push(node.run(&pod, &ContainerSpec::shell(&format!("c{number}"), "exit 0")).await?);
+    }
+    for id in &ids {
+        node.wait_exited(id).await?;
+        node.remove_container(id).await?;
+    }
+    node.remove_pod(&pod).await?;
+    ids.push(pod.sandbox);
+    Ok(ids)
+}
+
+/// Lets a pod live and end, and its events come: on containerd 1.7 a subscriber that is gone takes one more with it.
+async fn warm_up(subscriber: &mut Subscriber, node: &Node, combination: Combination) -> Result<()> {
+    let ids = life(node, "warm-up", combination, 0).await?;
+    subscriber.until(&ids[0], ContainerDeletedEvent).await.map(drop)
+}
+
+/// On containerd 1.7 two subscribers take events from each other; behind the proxy each has all of them.
+pub(crate) async fn nobody_loses_an_event_to_another(bed: &Bed, combination: Combination) -> Result<()> {
+    with_proxy(bed, combination, async |node, proxy| {
+        let mut subscribers = Vec::new();
+        for _ in 0..3 {
+            // Each with a connection of its own, as three clients.
+            subscribers.push(Subscriber::new(&Cri::connect(proxy.socket()).await?).await?);
+        }
+        warm_up(&mut subscribers[0], node, combination).await?;
+        let ids = life(node, "shared", combination, 5).await?;
+        for subscriber in &mut subscribers {
+            // One pass in the order of the ends: containers, then the sandbox.
+            let mut seen = std::collections::HashMap::<String, Vec<_>>::new();
+            while seen.get(&ids[5]).is_none_or(|kinds| kinds.last() != Some(&ContainerDeletedEvent)) {
+                let next = tokio::time::timeout(LIMIT, subscriber.0.message())
+                    .await
+                    .with_context(|| format!("{seen:?}"))?;
+                let event = next.context("the stream ended with an error")?.context("the stream ended")?;
+                seen.entry(event.container_id.clone()).or_default().push(event.container_event_type());
+            }
+            for id in &ids {
+                let mut kinds = seen.get(id).cloned().unwrap_or_default();
+                // containerd tells a short life's end before its start now and then.
+                kinds.sort();
+                ensure!(kinds == LIFE, "{id}: {kinds:?}");
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The runtime is restarted again and again: the client's one stream goes on.
+pub(crate) async fn a_stream_outlives_the_runtime(bed: &Bed, combination: Combination) -> Result<()> {
+    with_proxy(bed, combination, async |node, proxy| {
+        let cri = Cri::connect(proxy.socket()).await?;
+        let mut subscriber = Subscriber::new(&cri).await?;
+        warm_up(&mut subscriber, node, combination).await?;
+        for round in 0..5 {
+            let pod = node.run_pod(&PodSpec::new(&format!("round-{round}"), combination.handler)?).await?;
+            let started = subscriber.until(&pod.sandbox, ContainerStartedEvent).await?;
+            ensure!(started == LIFE[..2], "{started:?}");
+            node.stop_containerd()?;
+            let refused = cri.version(v1::VersionRequest { version: "v1".to_owned() }).await;
+            let words = refused.err().context("there is no runtime")?;
+            ensure!(format!("{words:#}").contains("Unavailable: "), "{words:#}");
+            node.start_containerd().await?;
+            cri.version(v1::VersionRequest { version: "v1".to_owned() }).await?;
+            node.remove_pod(&pod).await?;
+            // A sandbox that is removed right after containerd's start is not always told to have stopped.
+            subscriber.until(&pod.sandbox, ContainerDeletedEvent).await?;
+        }
+        Ok(())
+    })
+    .await
+}

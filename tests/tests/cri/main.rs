@@ -1,0 +1,49 @@
+//! `kwitness cri-proxy` before a real containerd: what a client of the CRI sees through it is what it sees without it.
+
+mod crictl;
+mod events;
+mod methods;
+
+use std::path::Path;
+
+use anyhow::Result;
+use kwitness_tests::bed::Bed;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::node::Node;
+use kwitness_tests::proxy::Proxy;
+use kwitness_tests::suite::{self, Case};
+
+fn main() -> Result<()> {
+    let bed = Bed::make()?;
+    let mut cases = Vec::new();
+    macro_rules! once {
+        ($($module:ident::$name:ident),* $(,)?) => {
+            $(cases.push(Case::once(&bed, stringify!($name), |bed, combination| {
+                bed.block_on($module::$name(bed, combination))
+            })?);)*
+        };
+    }
+    once![
+        crictl::crictl_says_the_same,
+        methods::every_method_answers_the_same,
+        events::nobody_loses_an_event_to_another,
+        events::a_stream_outlives_the_runtime,
+    ];
+    suite::run(bed, cases)
+}
+
+/// A node and a proxy before it, without a daemon; a failure is told with the end of the proxy's log.
+async fn with_proxy(
+    bed: &Bed,
+    combination: Combination,
+    body: impl AsyncFnOnce(&mut Node, &Proxy) -> Result<()>,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let proxy = Proxy::start(&bed.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
+        match body(node, &proxy).await {
+            Ok(()) => proxy.stop(),
+            Err(error) => Err(error.context(proxy.log_tail())),
+        }
+    })
+    .await
+}

@@ -1,0 +1,146 @@
+//! Every method as bytes, straight and through the proxy: those above all that critest never calls.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use kwitness_tests::bed::Bed;
+use kwitness_tests::cri::v1;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::node::CONTAINERD_SOCKET;
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::proxy::RawClient;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::with_proxy;
+
+/// The bytes of an answer without their order: Go writes a map's entries in another one each time.
+fn sorted(bytes: &Bytes) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.sort_unstable();
+    bytes
+}
+
+/// How an answer is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compared {
+    /// All bytes.
+    Bytes,
+    /// It holds measured values: its size may differ a little, its status may not.
+    Measured,
+}
+use Compared::{Bytes as Exactly, Measured};
+
+/// A message with its first field a string.
+fn named(text: &str) -> Bytes {
+    let mut message = Vec::new();
+    prost::encoding::string::encode(1, &text.to_owned(), &mut message);
+    message.into()
+}
+
+fn describe(answer: &Result<Bytes, Status>) -> String {
+    match answer {
+        Ok(bytes) => format!("{} bytes: {bytes:?}", bytes.len()),
+        Err(status) => format!("{status:?}"),
+    }
+}
+
+fn equal(expected: &Result<Bytes, Status>, found: &Result<Bytes, Status>, compared: Compared) -> bool {
+    match (expected, found) {
+        (Ok(expected), Ok(found)) if compared == Measured => expected.len().abs_diff(found.len()) <= 64,
+        (Ok(expected), Ok(found)) => sorted(expected) == sorted(found),
+        (Err(expected), Err(found)) => {
+            expected.code() == found.code()
+                && expected.message() == found.message()
+                && expected.details() == found.details()
+        }
+        _ => false,
+    }
+}
+
+pub(crate) async fn every_method_answers_the_same(bed: &Bed, combination: Combination) -> Result<()> {
+    with_proxy(bed, combination, async |node, proxy| {
+        let straight = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
+        let proxied = RawClient::connect(proxy.socket()).await?;
+        let pod = node.run_pod(&PodSpec::new("methods", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        let update = v1::UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(v1::LinuxContainerResources { cpu_shares: 300, ..Default::default() }),
+        };
+        let of_nobody =
+            v1::UpdateContainerResourcesRequest { container_id: "nobody".to_owned(), ..update.clone() };
+        let (pod_id, id) = (named(&pod.sandbox), named(&id));
+        let none = Bytes::new;
+        let calls: Vec<(&'static str, Bytes, Compared)> = vec![
+            ("/runtime.v1.RuntimeService/Version", none(), Exactly),
+            ("/runtime.v1.RuntimeService/Status", none(), Exactly),
+            ("/runtime.v1.RuntimeService/RuntimeConfig", none(), Exactly),
+            ("/runtime.v1.RuntimeService/UpdateRuntimeConfig", none(), Exactly),
+            ("/runtime.v1.RuntimeService/ListContainers", none(), Exactly),
+            ("/runtime.v1.RuntimeService/ListPodSandbox", none(), Exactly),
+            ("/runtime.v1.RuntimeService/StreamContainers", none(), Exactly),
+            ("/runtime.v1.RuntimeService/StreamPodSandboxes", none(), Exactly),
+            ("/runtime.v1.RuntimeService/ContainerStatus", id.clone(), Exactly),
+            ("/runtime.v1.RuntimeService/PodSandboxStatus", pod_id.clone(), Exactly),
+            ("/runtime.v1.RuntimeService/UpdateContainerResources", update.encode_to_vec().into(), Exactly),
+            (
+                "/runtime.v1.RuntimeService/UpdateContainerResources",
+                of_nobody.encode_to_vec().into(),
+                Exactly,
+            ),
+            ("/runtime.v1.RuntimeService/UpdatePodSandboxResources", pod_id.clone(), Exactly),
+            ("/runtime.v1.RuntimeService/ListMetricDescriptors", none(), Exactly),
+            ("/runtime.v1.RuntimeService/ListPodSandboxMetrics", none(), Exactly),
+            ("/runtime.v1.RuntimeService/StreamPodSandboxMetrics", none(), Exactly),
+            ("/runtime.v1.RuntimeService/CheckpointContainer", named("nobody"), Exactly),
+            ("/runtime.v1.RuntimeService/CheckpointPod", pod_id.clone(), Exactly),
+            ("/runtime.v1.RuntimeService/ContainerStats", id.clone(), Measured),
+            ("/runtime.v1.RuntimeService/ListContainerStats", none(), Measured),
+            ("/runtime.v1.RuntimeService/PodSandboxStats", pod_id.clone(), Measured),
+            ("/runtime.v1.RuntimeService/ListPodSandboxStats", none(), Measured),
+            ("/runtime.v1.RuntimeService/ReopenContainerLog", named("nobody"), Exactly),
+            ("/runtime.v1.RuntimeService/StopContainer", named("nobody"), Exactly),
+            ("/runtime.v1.ImageService/ListImages", none(), Exactly),
+            ("/runtime.v1.ImageService/StreamImages", none(), Exactly),
+            ("/runtime.v1.ImageService/ImageFsInfo", none(), Measured),
+            ("/runtime.v1.ImageService/RemoveImage", none(), Exactly),
+            // What is no request, and what nobody serves.
+            ("/runtime.v1.RuntimeService/ContainerStatus", Bytes::from_static(b"\xff\xff\xff"), Exactly),
+            ("/runtime.v1.RuntimeService/ContainerStatus", named("caf\u{e9}"), Exactly),
+            ("/runtime.v1.RuntimeService/ContainerStatus", Bytes::from_static(b"\x0a\x02\xc3\x28"), Exactly),
+            ("/runtime.v1.RuntimeService/FromTheYear2040", none(), Exactly),
+            ("/runtime.v2.RuntimeService/Version", none(), Exactly),
+        ];
+        let mut unimplemented = 0;
+        for (path, request, compared) in calls {
+            let expected = straight.call(path, request.clone()).await?;
+            let found = proxied.call(path, request).await?;
+            unimplemented +=
+                usize::from(expected.as_ref().is_err_and(|status| status.code() == Code::Unimplemented));
+            ensure!(
+                equal(&expected, &found, compared),
+                "{path}: {}\nand through the proxy: {}",
+                describe(&expected),
+                describe(&found)
+            );
+        }
+        ensure!(unimplemented >= 2, "not even what nobody serves is unimplemented");
+        // Larger than what gRPC servers take unasked (4 MiB), and than what containerd takes (16 MiB).
+        for (size, code) in [(5 << 20, Code::Ok), (17 << 20, Code::ResourceExhausted)] {
+            let path = "/runtime.v1.RuntimeService/Version";
+            let request = named(&"x".repeat(size));
+            let expected = straight.call(path, request.clone()).await?;
+            let found = proxied.call(path, request).await?;
+            ensure!(
+                expected.as_ref().map_or_else(Status::code, |_| Code::Ok) == code,
+                "{}",
+                describe(&expected)
+            );
+            ensure!(equal(&expected, &found, Exactly), "{size}: {}", describe(&found));
+        }
+        Ok(())
+    })
+    .await
+}
