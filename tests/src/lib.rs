@@ -11,6 +11,7 @@
 //! | [`handmade`] | containers without a runtime, by the hundred |
 //! | [`cgroup`] | cgroup trees, made and removed in every hierarchy |
 //! | [`cri`] | the container runtime's API, as a kubelet calls it |
+//! | [`cri_events`] | a client of the CRI's event stream, and the stream's contract |
 //! | [`pod`] | what a test wants to run, as CRI requests |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
 //!
@@ -21,6 +22,7 @@ pub mod agent;
 pub mod bed;
 pub mod cgroup;
 pub mod cri;
+pub mod cri_events;
 pub mod environment;
 pub mod events;
 pub mod handmade;

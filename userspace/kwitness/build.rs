@@ -33,6 +33,7 @@ fn main() -> anyhow::Result<()> {
         .build(&[".kwitness.v1"])?;
 
     builder().compile_fds(compile(&proto.join("cri"), "runtime/v1/api.proto")?)?;
+    builder().bytes(".").compile_fds(compile(&proto.join("cri"), "events.proto")?)?;
     Ok(())
 }
 

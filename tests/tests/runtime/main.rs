@@ -1,5 +1,6 @@
 //! kwitness against a real container runtime: what its watchers are told is compared with what was done.
 
+mod cri_events;
 mod life;
 mod start;
 mod stream;
@@ -31,9 +32,14 @@ fn main() -> Result<()> {
         life::an_entry_point_that_does_not_exist,
         life::a_pod_in_the_nodes_pid_namespace,
         life::cgroups_made_inside_a_container,
+        cri_events::cri_events_of_a_pod,
     ];
     once![
         life::classes_and_static_pods,
+        cri_events::cri_events_of_a_crash_loop,
+        cri_events::cri_events_while_the_runtime_is_away,
+        cri_events::cri_events_over_a_restart_of_the_daemon,
+        cri_events::cri_methods_that_the_daemon_does_not_serve,
         start::containers_older_than_the_daemon,
         start::containers_started_while_the_daemon_starts,
         start::a_restart_of_the_daemon,

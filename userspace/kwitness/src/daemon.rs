@@ -18,6 +18,7 @@ use crate::cgroupfs::{CgroupFs, KnobReader, Roots, in_initial_pid_namespace};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
+use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::{Engine, Parts};
 use crate::hub::Hub;
 use crate::probe::{Capabilities, Loaded, give_back};
@@ -73,13 +74,17 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     };
     let verifier = Verifier::new(cgroups, handle.clone(), resolver.clone(), config.kubelet_directory.clone());
     let following = tokio::spawn(verifier.clone().follow(touched));
+    let (events, telling) = cri_events::start(&config.runtime, hub.clone());
+    let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
-    let (health, serving) = api::serve(socket, service, stop.clone()).await?;
+    let service = service.with_cri_events(events);
+    let (health, serving) = api::serve(socket, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
 
     let resolving = tokio::spawn(resolving);
+    let telling = tokio::spawn(telling);
     let mut running = tokio::spawn(engine.run(ready, stop.clone()));
     let mut serving = tokio::spawn(serving);
     let starting = async {
@@ -103,6 +108,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     stop.cancel();
     resolving.abort();
     following.abort();
+    telling.abort();
     // Each ends by itself now; whichever ended before is not polled again.
     if !running.is_finished() {
         running.await.context("the engine panicked")??;

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod cri;
+pub mod cri_events;
 pub mod cri_proxy;
 pub mod daemon;
 pub mod engine;

@@ -1,4 +1,4 @@
-//! The API: `kwitness.v1`, health and reflection over one Unix socket.
+//! The API: `kwitness.v1`, the CRI's event stream, health and reflection over one Unix socket.
 //!
 //! Owns the socket, the number of watchers, and the answers' shape. Knows events and containers only as the hub and the
 //! engine give them; never changes anything.
@@ -20,6 +20,7 @@ use tonic_health::server::HealthReporter;
 pub use service::{About, Service, need};
 pub use socket::Socket;
 
+use crate::cri_events::{RuntimeEvents, Unserved};
 use crate::proto::v1;
 use crate::proto::v1::kwitness_server::KwitnessServer;
 
@@ -52,6 +53,7 @@ impl Health {
 pub async fn serve(
     mut socket: Socket,
     service: Service,
+    runtime_events: RuntimeEvents,
     stop: CancellationToken,
 ) -> anyhow::Result<(Health, impl Future<Output = anyhow::Result<()>>)> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -65,6 +67,8 @@ pub async fn serve(
     let connections = UnixListenerStream::new(socket.listener()?);
     let server = Server::builder()
         .add_service(KwitnessServer::new(service))
+        .add_service(runtime_events)
+        .add_service(Unserved)
         .add_service(health_service)
         .add_service(reflection);
     let closing = health.clone();

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::clock::Clock;
 use crate::cri::Resolver;
+use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, NeedReport, ProgramStats};
@@ -45,6 +46,7 @@ pub struct Service {
     verifier: Verifier,
     about: Arc<About>,
     watchers: Arc<Semaphore>,
+    cri_events: Option<Events>,
     stop: CancellationToken,
 }
 
@@ -60,7 +62,12 @@ impl Service {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, stop }
+        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, cri_events: None, stop }
+    }
+
+    /// Shows the counters of the CRI's event stream, too.
+    pub fn with_cri_events(self, events: Events) -> Self {
+        Self { cri_events: Some(events), ..self }
     }
 
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<v1::ContainerState>), Stopped> {
@@ -182,6 +189,7 @@ impl Kwitness for Service {
         let About { started_at, node_name, capabilities } = &*self.about;
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
+        counters.extend(self.cri_events.iter().flat_map(Events::counters));
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.hub.position().epoch.0.to_string(),

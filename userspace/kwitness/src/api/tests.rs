@@ -117,8 +117,10 @@ impl Served {
         let stop = CancellationToken::new();
         let cgroups = CgroupFs::at(directory.path());
         let verifier = Verifier::new(cgroups, engine.clone(), resolver.clone(), "/does/not/exist".into());
-        let service = Service::new(hub, engine, resolver, verifier, about, 2, stop.clone());
-        let (health, serving) = serve(Socket::listen(&path).unwrap(), service, stop.clone()).await.unwrap();
+        let service = Service::new(hub.clone(), engine, resolver, verifier, about, 2, stop.clone());
+        let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
+        let socket = Socket::listen(&path).unwrap();
+        let (health, serving) = serve(socket, service, events, stop.clone()).await.unwrap();
         Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
     }
 

@@ -10,6 +10,7 @@ use kwitness_core::event::{ContainerType, RuntimeFacts};
 use kwitness_core::ids::{ContainerId, PodUid};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::config::RuntimeChoice;
 use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
 use crate::proto::cri::{self, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
 
@@ -22,7 +23,7 @@ pub const CANDIDATES: [&str; 4] = [
 ];
 
 /// The largest answer that is taken, the kubelet's own limit.
-const ANSWER_MAX: usize = 16 << 20;
+pub const ANSWER_MAX: usize = 16 << 20;
 
 /// Why the runtime did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +65,41 @@ fn innermost(error: &dyn std::error::Error) -> String {
     }
 }
 
+/// Where to look for the runtime.
+pub fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
+    match choice {
+        RuntimeChoice::Never => Vec::new(),
+        RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
+        RuntimeChoice::Socket(socket) => vec![socket.clone()],
+    }
+}
+
+/// Connects to the first that is there and answers.
+///
+/// # Errors
+/// None does; what the last one said.
+pub async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connection, Error> {
+    let mut refused = Error::NoSocket;
+    for socket in sockets {
+        if sockets.len() > 1 && !socket.exists() {
+            continue;
+        }
+        match Connection::open(socket, deadline).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
 /// A connection to a runtime that has said what it is.
 #[derive(Debug)]
 pub struct Connection {
     client: RuntimeServiceClient<Channel>,
+    channel: Channel,
     deadline: Duration,
+    /// Where it listens.
+    pub socket: PathBuf,
     /// What it calls itself.
     pub name: String,
     /// Its version.
@@ -88,10 +119,24 @@ impl Connection {
             // What the kubelet calls itself by; some servers refuse other names.
             .origin(tonic::codegen::http::Uri::from_static("http://localhost"));
         let channel = endpoint.connect().await.map_err(connect)?;
-        let mut client = RuntimeServiceClient::new(channel).max_decoding_message_size(ANSWER_MAX);
+        let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
         let version =
             call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
-        Ok(Self { client, deadline, name: version.runtime_name, version: version.runtime_version })
+        let cri::VersionResponse { runtime_name: name, runtime_version, .. } = version;
+        Ok(Self { client, channel, deadline, socket: socket.to_owned(), name, version: runtime_version })
+    }
+
+    /// For calls that are not made here.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// What it says it is, as it says it.
+    ///
+    /// # Errors
+    /// The call fails or takes too long.
+    pub async fn version(&mut self, request: VersionRequest) -> Result<cri::VersionResponse, Error> {
+        call(self.deadline, "Version", self.client.version(request)).await
     }
 
     /// Whether it is still there.

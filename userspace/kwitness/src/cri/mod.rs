@@ -9,5 +9,5 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-pub use client::{CANDIDATES, Connection, Error};
+pub use client::{ANSWER_MAX, CANDIDATES, Connection, Error, connect, sockets};
 pub use resolver::{Resolver, start};

@@ -11,7 +11,7 @@
 //! them: one more is counted and not asked.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use kwitness_core::observation::Observation;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::client::{CANDIDATES, Connection, Error};
+use super::client::{self, Connection, Error};
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
 use crate::proto::v1;
@@ -117,11 +117,7 @@ pub(super) fn start_with(
         counts: Counts::default(),
     });
     let resolver = Resolver { shared: shared.clone() };
-    let sockets = match choice {
-        RuntimeChoice::Never => Vec::new(),
-        RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
-        RuntimeChoice::Socket(socket) => vec![socket],
-    };
+    let sockets = client::sockets(&choice);
     let work = async move {
         if sockets.is_empty() {
             return;
@@ -216,26 +212,14 @@ impl Worker {
         }
     }
 
-    /// To the first that is there and answers.
     async fn connect(&self) -> Result<Connection, Error> {
-        let mut refused = Error::NoSocket;
-        for socket in &self.sockets {
-            if self.sockets.len() > 1 && !socket.exists() {
-                continue;
-            }
-            match Connection::open(socket, self.shared.timing.deadline).await {
-                Ok(connection) => {
-                    self.connected(socket, &connection);
-                    return Ok(connection);
-                }
-                Err(error) => refused = error,
-            }
-        }
-        Err(refused)
+        let connection = client::connect(&self.sockets, self.shared.timing.deadline).await?;
+        self.connected(&connection);
+        Ok(connection)
     }
 
-    fn connected(&self, socket: &Path, connection: &Connection) {
-        let Connection { name, version, .. } = connection;
+    fn connected(&self, connection: &Connection) {
+        let Connection { socket, name, version, .. } = connection;
         let mut status = self.shared.status();
         let endpoint = format!("unix://{}", socket.display());
         if (&status.endpoint, &status.name, &status.version) != (&endpoint, name, version) {

@@ -2,12 +2,13 @@
 //! put together. Never decides what a watcher gets.
 
 use bytes::BufMut;
+use kwitness_core::event::Subject;
 use kwitness_core::journal::Epoch;
 use prost::Message as _;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use super::Entry;
+use super::{Entry, KindId};
 use crate::proto::v1;
 
 /// One `kwitness.v1.WatchResponse` in the making.
@@ -35,6 +36,14 @@ impl Batch {
     pub fn with_snapshot(mut self, snapshot: v1::Snapshot) -> Self {
         self.snapshot = Some(snapshot);
         self
+    }
+
+    /// The kinds of the events, each with its container; none has a gap or what else concerns all.
+    pub fn facts(&self) -> impl Iterator<Item = (KindId, Option<&Subject>)> {
+        self.items.iter().map(|item| match item {
+            Item::Recorded(_, entry) => (entry.kind, entry.subject.as_ref().map(|of| &*of.subject)),
+            Item::Own(_) => (KindId::GAP, None),
+        })
     }
 
     pub(super) fn encode(mut self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {

@@ -31,6 +31,14 @@ impl KindId {
     pub const UPDATED: Self = Self(6);
     /// `created`.
     pub const CREATED: Self = Self(0);
+    /// `started`.
+    pub const STARTED: Self = Self(1);
+    /// `stopped`.
+    pub const STOPPED: Self = Self(4);
+    /// `deleted`.
+    pub const DELETED: Self = Self(5);
+    /// `gap`.
+    pub const GAP: Self = Self(7);
 
     /// The kind's name, as in [`KINDS`].
     pub fn name(self) -> &'static str {

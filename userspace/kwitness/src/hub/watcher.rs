@@ -72,6 +72,12 @@ impl Hub {
         journal.resume(after).is_ok_and(|cursor| cursor.seq() + 1 >= journal.first_seq())
     }
 
+    /// A reader of what comes from now on.
+    pub fn watch_from_now(self: &Arc<Self>, filter: Filter) -> Watcher {
+        let journal = self.read();
+        self.watcher(&journal, journal.end(), true, filter, None)
+    }
+
     /// A reader of the journal.
     ///
     /// # Errors
@@ -122,7 +128,18 @@ impl Hub {
                 cursor
             }
         };
-        Ok(Watcher {
+        Ok(self.watcher(&journal, cursor, follow, filter, opening))
+    }
+
+    fn watcher(
+        self: &Arc<Self>,
+        journal: &Journal<Entry>,
+        cursor: Cursor,
+        follow: bool,
+        filter: Filter,
+        opening: Option<v1::Event>,
+    ) -> Watcher {
+        Watcher {
             hub: self.clone(),
             changed: self.last.subscribe(),
             filter,
@@ -132,7 +149,7 @@ impl Hub {
             opening,
             resuming: true,
             last_at: None,
-        })
+        }
     }
 }
 

@@ -79,6 +79,12 @@ pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
+/// The messages of a CRI event stream, whose embedded statuses stay the runtime's own bytes.
+#[expect(missing_docs, reason = "generated; the protobuf files document it")]
+pub mod cri_events {
+    tonic::include_proto!("kwitness.cri.events");
+}
+
 #[cfg(test)]
 mod tests {
     use super::v1::{Deleted, Event, Position, event};

@@ -18,6 +18,7 @@ use super::super::limits;
 use super::super::raw::Raw;
 use super::super::runtime::RuntimeSocket;
 use super::METHOD;
+use crate::cri_events;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -32,6 +33,9 @@ const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 /// How often the daemon is asked whether it still lives, and how long it may take to answer. A runtime is never asked: grpc-go's
 /// servers close connections on which that is done.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// Events of the last ten seconds before a source ended are asked for again: they may have been under way. Doubles are left out.
+const UNDER_WAY: i64 = 10_000_000_000;
 
 /// Who tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +94,14 @@ impl Place {
 /// Follows a source until it is dropped or nobody listens.
 pub async fn follow(place: Place, to: mpsc::Sender<(Who, Told)>) {
     let mut pause = PAUSE.0;
+    let mut since = None;
     loop {
-        let mut attempt = Attempt { place: &place, to: &to, began: Instant::now(), opened: false, events: 0 };
+        let began = Instant::now();
+        let mut attempt = Attempt { place: &place, to: &to, began, since, opened: false, events: 0 };
         let why = attempt.run().await;
+        if attempt.opened && place.who() == Who::Daemon {
+            since = Some(cri_events::wall_clock().saturating_sub(UNDER_WAY));
+        }
         pause = match (&why, attempt.opened) {
             (Why::Refused(_), _) => PAUSE_REFUSED,
             (Why::Away(_), true) => PAUSE.0,
@@ -109,6 +118,8 @@ struct Attempt<'a> {
     place: &'a Place,
     to: &'a mpsc::Sender<(Who, Told)>,
     began: Instant,
+    /// What the daemon is to begin with, in nanoseconds of the wall clock: what happened since it was last read.
+    since: Option<i64>,
     opened: bool,
     events: u64,
 }
@@ -164,8 +175,11 @@ impl Attempt<'_> {
         let channel = endpoint.connect().await.map_err(away)?;
         let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(limits::EVENT);
         client.ready().await.map_err(away)?;
-        let call =
-            client.server_streaming(Request::new(Bytes::new()), PathAndQuery::from_static(METHOD), Raw);
+        let mut request = Request::new(Bytes::new());
+        if let Some(since) = self.since {
+            request.metadata_mut().insert(cri_events::SINCE, since.into());
+        }
+        let call = client.server_streaming(request, PathAndQuery::from_static(METHOD), Raw);
         tokio::pin!(call);
         let answer = match timeout(TAKEN, &mut call).await {
             Ok(answer) => answer,

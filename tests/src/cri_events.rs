@@ -1,0 +1,259 @@
+//! A client of `runtime.v1.RuntimeService/GetContainerEvents`, whoever serves it, and the contract that the stream has to keep.
+//!
+//! The statuses in an event are kept as the bytes that came: what a test compares is what was sent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use kwitness::proto::cri_events::{self as wire, ContainerEventType as Type};
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::agent::connect;
+use crate::cri::v1;
+
+/// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
+const EVENT_LIMIT: Duration = Duration::from_secs(60);
+
+/// An event, and when it was received by the wall clock.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The event.
+    pub event: wire::ContainerEventResponse,
+    /// Nanoseconds since the Unix epoch.
+    pub at: i64,
+}
+
+/// A subscriber that collects what it is sent.
+#[derive(Debug)]
+pub struct Subscriber {
+    collected: Arc<Mutex<Collected>>,
+    changed: watch::Receiver<()>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    events: Vec<Received>,
+    end: Option<String>,
+}
+
+/// What a subscriber has got.
+#[derive(Clone, Debug)]
+pub struct Told(pub Vec<Received>);
+
+/// Calls GetContainerEvents.
+pub async fn subscribe(
+    channel: Channel,
+    since: Option<i64>,
+) -> Result<Streaming<wire::ContainerEventResponse>, Status> {
+    let mut request = Request::new(wire::Nothing {});
+    if let Some(since) = since {
+        request.metadata_mut().insert("kwitness-since", since.into());
+    }
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/GetContainerEvents");
+    let codec = ProstCodec::<wire::Nothing, wire::ContainerEventResponse>::default();
+    Ok(grpc.server_streaming(request, path, codec).await?.into_inner())
+}
+
+/// A sandbox's status as the runtime itself gives it, as bytes.
+pub async fn sandbox_status(channel: Channel, id: &str) -> Result<bytes::Bytes> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.context("the runtime is not ready")?;
+    let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/PodSandboxStatus");
+    let codec = ProstCodec::<wire::PodSandboxStatusRequest, wire::PodSandboxStatusResponse>::default();
+    let request = wire::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned() };
+    Ok(grpc.unary(Request::new(request), path, codec).await?.into_inner().status)
+}
+
+/// Now, by the wall clock, in nanoseconds since the Unix epoch.
+pub fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Subscriber {
+    /// Subscribes at a socket, and collects in the background. A runtime that answers with its first event is not waited for.
+    pub async fn open(socket: &Path, since: Option<i64>) -> Result<Self> {
+        let channel = connect(socket).await?;
+        let collected = Arc::new(Mutex::new(Collected::default()));
+        let (sender, changed) = watch::channel(());
+        let (subscribed, is_subscribed) = tokio::sync::oneshot::channel();
+        let sink = Arc::clone(&collected);
+        let task = tokio::spawn(async move {
+            let stream = subscribe(channel, since).await;
+            // Nobody waits any more.
+            let _ = subscribed.send(());
+            let mut stream = match stream {
+                Ok(stream) => stream,
+                Err(status) => {
+                    lock(&sink).end = Some(status.to_string());
+                    return;
+                }
+            };
+            loop {
+                let message = stream.message().await;
+                let at = wall_clock();
+                let ended = {
+                    let mut sink = lock(&sink);
+                    match message {
+                        Ok(Some(event)) => sink.events.push(Received { event, at }),
+                        Ok(None) => sink.end = Some("ended without an error".to_owned()),
+                        Err(status) => sink.end = Some(status.to_string()),
+                    }
+                    sink.end.is_some()
+                };
+                let _ = sender.send(());
+                if ended {
+                    return;
+                }
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_millis(500), is_subscribed).await;
+        Ok(Self { collected, changed, task })
+    }
+
+    /// What it has got so far.
+    pub fn told(&self) -> Told {
+        Told(lock(&self.collected).events.clone())
+    }
+
+    /// How its stream ended; none: it has not.
+    pub fn end(&self) -> Option<String> {
+        lock(&self.collected).end.clone()
+    }
+
+    /// Waits until what it has got passes.
+    pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Told) -> bool) -> Result<Told> {
+        let all = async {
+            loop {
+                self.changed.borrow_and_update();
+                let told = self.told();
+                if accept(&told) {
+                    return Ok(told);
+                }
+                if let Some(end) = self.end() {
+                    bail!("the stream ended before {what} came: {end}");
+                }
+                if self.changed.changed().await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        let answer = tokio::time::timeout(EVENT_LIMIT, all).await;
+        let answer = answer.unwrap_or_else(|_| bail!("waited {EVENT_LIMIT:?} in vain for {what}"));
+        answer.with_context(|| format!("the subscriber was told:\n{}", self.told()))
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock(collected: &Mutex<Collected>) -> MutexGuard<'_, Collected> {
+    collected.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Told {
+    /// What was told of a sandbox or container, in order.
+    pub fn of(&self, id: &str) -> Vec<Type> {
+        self.events()
+            .filter(|event| event.container_id == id)
+            .map(|event| event.container_event_type())
+            .collect()
+    }
+
+    /// Whether that was told.
+    pub fn has(&self, id: &str, kind: Type) -> bool {
+        self.of(id).contains(&kind)
+    }
+
+    /// The event, if it was told.
+    pub fn find(&self, id: &str, kind: Type) -> Option<&Received> {
+        self.0.iter().find(|received| {
+            received.event.container_id == id && received.event.container_event_type() == kind
+        })
+    }
+
+    /// The events.
+    pub fn events(&self) -> impl Iterator<Item = &wire::ContainerEventResponse> {
+        self.0.iter().map(|received| &received.event)
+    }
+
+    /// Checks what holds for every event of every stream.
+    pub fn check_contract(&self) -> Result<()> {
+        let mut last: BTreeMap<String, i64> = BTreeMap::new();
+        for Received { event, at } in &self.0 {
+            let of = || format!("{event:?}");
+            let kind = event.container_event_type();
+            let sandbox = v1::PodSandboxStatus::decode(event.pod_sandbox_status.clone())?;
+            let uid =
+                sandbox.metadata.as_ref().with_context(|| format!("no metadata: {}", of()))?.uid.clone();
+            ensure!(event.created_at <= *at, "from the future: {}", of());
+            let before = last.insert(uid, event.created_at);
+            ensure!(before.is_none_or(|before| before < event.created_at), "not in order: {}\n{self}", of());
+            if event.container_id == sandbox.id {
+                let ready = sandbox.state() == v1::PodSandboxState::SandboxReady;
+                ensure!(!ready || kind != Type::ContainerStoppedEvent, "stopped and ready: {}", of());
+            }
+            for status in &event.containers_statuses {
+                let status = v1::ContainerStatus::decode(status.clone())?;
+                let running = status.state() == v1::ContainerState::ContainerRunning;
+                let own = status.id == event.container_id;
+                ensure!(
+                    !(own && running && kind == Type::ContainerStoppedEvent),
+                    "stopped and running: {}",
+                    of()
+                );
+                let made = status.state() == v1::ContainerState::ContainerCreated;
+                ensure!(!(own && made && kind == Type::ContainerStartedEvent), "started and not: {}", of());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a life was told whole, in order, once.
+    pub fn check_life(&self, id: &str, expected: &[Type]) -> Result<()> {
+        ensure!(self.of(id) == expected, "{id}: {:?} instead of {expected:?}\n{self}", self.of(id));
+        Ok(())
+    }
+}
+
+/// A container's or a sandbox's whole life.
+pub const LIFE: [Type; 4] = [
+    Type::ContainerCreatedEvent,
+    Type::ContainerStartedEvent,
+    Type::ContainerStoppedEvent,
+    Type::ContainerDeletedEvent,
+];
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Received { event, at } in &self.0 {
+            let id: String = event.container_id.chars().take(12).collect();
+            let kind = event.container_event_type().as_str_name();
+            let statuses = event.containers_statuses.iter().filter_map(|status| {
+                let status = v1::ContainerStatus::decode(status.clone()).ok()?;
+                Some(format!("{}:{}", status.id.get(..6)?, status.state().as_str_name()))
+            });
+            let statuses: Vec<_> = statuses.collect();
+            let late = (at - event.created_at) / 1000;
+            writeln!(f, "{} {id} {kind} received {late} µs later, {}", event.created_at, statuses.join(" "))?;
+        }
+        Ok(())
+    }
+}
