@@ -133,6 +133,13 @@ impl Agent {
         Ok(answer.context("call List")?.into_inner())
     }
 
+    /// Whether limits are in force.
+    pub async fn verify(&self, request: v1::VerifyRequest) -> Result<v1::VerifyResponse, tonic::Status> {
+        let mut client =
+            self.client().await.map_err(|error| tonic::Status::unavailable(format!("{error:#}")))?;
+        Ok(client.verify(request).await?.into_inner())
+    }
+
     /// Watches, and collects in the background.
     pub async fn watch(&self, request: v1::WatchRequest) -> Result<Watcher> {
         Watcher::open(self.client().await?, request).await

@@ -54,6 +54,8 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// Whether it may do all that the node may.
     pub privileged: bool,
+    /// Its limits.
+    pub resources: Option<v1::LinuxContainerResources>,
     /// Host paths with the place where it sees them.
     pub mounts: Vec<(String, String)>,
 }
@@ -159,6 +161,7 @@ impl ContainerSpec {
             attempt: 0,
             command: command.iter().map(|&word| word.to_owned()).collect(),
             privileged: false,
+            resources: None,
             mounts: Vec::new(),
         }
     }
@@ -187,7 +190,7 @@ impl ContainerSpec {
                 ("io.kubernetes.pod.uid".to_owned(), pod.uid.clone()),
             ]),
             linux: Some(v1::LinuxContainerConfig {
-                resources: None,
+                resources: self.resources.clone(),
                 security_context: Some(v1::LinuxContainerSecurityContext {
                     privileged: self.privileged,
                     namespace_options: Some(pod.namespaces()),

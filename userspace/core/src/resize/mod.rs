@@ -389,12 +389,15 @@ fn disagreeing(case: &Case<'_>, chosen: &Claim) -> Vec<Source> {
 pub struct Standing {
     /// What the file would say to the letter.
     in_force: Option<Value>,
+    /// Likewise, of what one client asked for last.
+    asked: Option<Value>,
     last: Option<Verdict>,
 }
 
 impl Standing {
     fn was_in_force(&self, wanted: &Wanted) -> bool {
-        self.in_force.as_ref() == Some(&wanted.ideal())
+        let ideal = Some(wanted.ideal());
+        self.in_force == ideal || self.asked == ideal
     }
 
     /// Takes note of a judgement; whether its verdict is another one than the last.
@@ -415,6 +418,13 @@ impl Standing {
         let changed = self.last.as_ref().map(Verdict::name) != Some(judgement.verdict.name());
         self.last = Some(judgement.verdict.clone());
         changed
+    }
+
+    /// Takes note of a judgement by one client's own word: it is no verdict of the node's.
+    fn note_asked(&mut self, judgement: &Judgement) {
+        if let Some(claim) = judgement.claim.filter(|_| judgement.tolerance.is_some()) {
+            self.asked = Some(claim.wanted.ideal());
+        }
     }
 
     /// The last verdict.

@@ -132,12 +132,7 @@ impl Verdicts {
         match observation {
             Observation::Evidence(evidence) => {
                 let judged = self.judge(evidence, knobs, places);
-                let all = self.standing.entry(evidence.cgroup).or_default();
-                let index = all.iter().position(|(of, _)| *of == evidence.resource).unwrap_or_else(|| {
-                    all.push((evidence.resource, Standing::default()));
-                    all.len() - 1
-                });
-                if all[index].1.note(&judged.judgement) {
+                if self.standing_mut(evidence.cgroup, evidence.resource).note(&judged.judgement) {
                     let subject = places.place(evidence.cgroup).and_then(|place| place.subject);
                     let kind = Kind::Verdict(Box::new(judged));
                     output.events.push(Event { at: evidence.at, basis: Basis::KnobRead, subject, kind });
@@ -160,6 +155,20 @@ impl Verdicts {
             }
             _ => {}
         }
+    }
+
+    /// Takes note of a verdict by one client's own word: of a limit that was in force for that client, a change is a reversal.
+    pub fn note_asked(&mut self, judged: &Judged) {
+        self.standing_mut(judged.cgroup, judged.judgement.resource).note_asked(&judged.judgement);
+    }
+
+    fn standing_mut(&mut self, cgroup: CgroupId, resource: Resource) -> &mut Standing {
+        let all = self.standing.entry(cgroup).or_default();
+        let index = all.iter().position(|(of, _)| *of == resource).unwrap_or_else(|| {
+            all.push((resource, Standing::default()));
+            all.len() - 1
+        });
+        &mut all[index].1
     }
 
     fn standing(&self, evidence: &Evidence) -> Option<&Standing> {

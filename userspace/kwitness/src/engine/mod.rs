@@ -359,9 +359,12 @@ impl Engine {
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Judge(evidence, remember, answer) => {
                 let judged = self.verdicts.judge(&evidence, &self.knobs, &self.lifecycle);
-                if remember == Remember::Yes {
-                    self.observe(Observation::Evidence(evidence));
-                    self.publish(Clock::read());
+                match remember {
+                    Remember::Yes => {
+                        self.observe(Observation::Evidence(evidence));
+                        self.publish(Clock::read());
+                    }
+                    Remember::No => self.verdicts.note_asked(&judged),
                 }
                 drop(answer.send(judged));
             }

@@ -1,0 +1,39 @@
+//! A node whose controllers are in cgroup v1 hierarchies.
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness::proto::v1::{self, VerdictKind, wanted};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+
+pub(crate) async fn limits_need_cgroup_v2(bed: &Bed, combination: Combination) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        bed.with_agent(&[], async |agent| {
+            let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
+            let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+            let request = v1::VerifyRequest {
+                filter: Some(v1::Filter { containers: vec![id], ..Default::default() }),
+                wanted: Some(v1::Wanted {
+                    memory: Some(wanted::Memory::MemoryBytes(64 << 20)),
+                    cpu: Some(wanted::Cpu::MilliCpu(500)),
+                }),
+                wait_ms: 0,
+            };
+            let answer = agent.verify(request).await.context("call Verify")?;
+            for (file, of) in ["cpu.max", "memory.max"].iter().zip(&answer.verdicts) {
+                let verdict = of.verdict.as_ref().context("no verdict")?;
+                ensure!(verdict.file == *file && verdict.verdict() == VerdictKind::Unknown, "{verdict:?}");
+                ensure!(
+                    verdict.reason.contains("cgroup v1"),
+                    "the reason does not say why: {}",
+                    verdict.reason
+                );
+            }
+            // A runtime says on its own of which shares it was told.
+            ensure!(answer.verdicts.len() >= 2, "{answer:?}");
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
