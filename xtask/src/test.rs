@@ -19,6 +19,7 @@ use clap::{Args, ValueEnum};
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
 use crate::place::{Cache, Workspace};
+use crate::setup::kubernetes::KUBELET;
 use crate::setup::{self, Needs, critools};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
@@ -41,7 +42,7 @@ const GUESTS_AT_ONCE: usize = 2;
 /// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
 ///
 /// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
-const ONLY_IN: &[(&str, &[&str])] = &[("cri", &["host"])];
+const ONLY_IN: &[(&str, &[&str])] = &[("cri", &["host"]), ("kubelet", &["host"])];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
@@ -130,6 +131,7 @@ impl Place {
             Self::Host => {
                 needs.trees.extend([DEFAULT_ROOT]);
                 needs.cri_tools = true;
+                needs.kubelet = true;
             }
             Self::Guest { kernel, root } => {
                 needs.kernels.insert(kernel.name);
@@ -308,6 +310,10 @@ impl Prepared<'_> {
         if place == Place::Host {
             for name in critools::NAMES {
                 job.add(&cache.tool(name), &in_job(name))?;
+            }
+            // Where it is not there, the tests that need it say so.
+            if cache.tool(KUBELET).exists() {
+                job.add(&cache.tool(KUBELET), &in_job(KUBELET))?;
             }
         }
         let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();

@@ -11,6 +11,8 @@ pub const LLVM_MAJOR: u32 = 22;
 pub const CARGO_DENY: &str = "0.20.2";
 /// crictl and critest, built from Go modules; `xtask/go/critools/go.mod` requires the same.
 pub const CRI_TOOLS: &str = "1.36.0";
+/// The kubelet, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
+pub const KUBERNETES: &str = "1.36.3";
 
 /// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
 pub const BPF_PACKAGES: &[&str] =
@@ -89,4 +91,4 @@ pub const DEFAULT_ROOT: &str = "trixie";
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 
 /// Free bytes that a complete setup needs in the cache.
-pub const CACHE_BYTES: u64 = 6 << 30;
+pub const CACHE_BYTES: u64 = 9 << 30;

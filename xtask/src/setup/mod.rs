@@ -6,7 +6,9 @@
 pub mod apt;
 pub mod critools;
 pub mod disk;
+mod go;
 pub mod kernel;
+pub mod kubernetes;
 pub mod programs;
 pub mod root;
 pub mod tools;
@@ -47,6 +49,8 @@ pub struct Needs {
     pub lint: bool,
     /// crictl and critest.
     pub cri_tools: bool,
+    /// The kubelet; where it cannot be built it is told and left out.
+    pub kubelet: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -67,6 +71,7 @@ impl Needs {
         if wanted(Tier::Host) {
             needs.bpf = true;
             needs.cri_tools = true;
+            needs.kubelet = true;
             needs.trees = roots();
         }
         if wanted(Tier::Vm) {
@@ -83,10 +88,11 @@ impl Needs {
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, kubelet, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
+        self.kubelet |= kubelet;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -121,6 +127,9 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.cri_tools {
                 critools::ensure(cache)?;
+            }
+            if needs.kubelet {
+                kubernetes::ensure(cache);
             }
             Ok(())
         });

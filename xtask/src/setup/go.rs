@@ -1,0 +1,78 @@
+//! Programs that are built from pinned Go modules. A module of our own below `xtask/go/` names them; its `go.mod` pins every version, its
+//! `go.sum` every checksum, which the checksum database vouched for.
+//!
+//! Never decides which; that is its callers'.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::place::Cache;
+use crate::run;
+
+/// A module below `xtask/go/`.
+pub struct Module {
+    /// Its name there.
+    pub name: &'static str,
+    /// Its files, with what is in them.
+    pub files: [(&'static str, &'static str); 3],
+}
+
+/// The module in that directory below `xtask/go/`.
+macro_rules! module {
+    ($name:literal) => {
+        $crate::setup::go::Module {
+            name: $name,
+            files: [
+                ("go.mod", include_str!(concat!("../../go/", $name, "/go.mod"))),
+                ("go.sum", include_str!(concat!("../../go/", $name, "/go.sum"))),
+                ("tools.go", include_str!(concat!("../../go/", $name, "/tools.go"))),
+            ],
+        }
+    };
+}
+pub(super) use module;
+
+impl Module {
+    /// What is in its files: what decides what comes out.
+    pub fn texts(&self) -> impl Iterator<Item = &'static str> {
+        self.files.iter().map(|(_, text)| *text)
+    }
+
+    /// Builds programs of it into the cache's tools: each a `go` command (`build`, `test -c`), a package, and flags for the linker.
+    pub fn build(&self, cache: &Cache, programs: &[(&[&str], &str, &str)]) -> Result<()> {
+        let directory = cache.dir(&format!("build/{}", self.name))?;
+        for (name, text) in self.files {
+            fs::write(directory.join(name), text).with_context(|| format!("write {name}"))?;
+        }
+        cache.dir("tools/bin")?;
+        for (how, package, flags) in programs {
+            self.build_one(cache, &directory, how, package, flags)?;
+        }
+        // Gigabytes, and of no use to the next version.
+        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))
+    }
+
+    fn build_one(
+        &self,
+        cache: &Cache,
+        directory: &Path,
+        how: &[&str],
+        package: &str,
+        flags: &str,
+    ) -> Result<()> {
+        let name = package.rsplit('/').next().unwrap_or(package);
+        let mut go = Command::new("go");
+        go.args(how).args(["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o"]);
+        go.arg(cache.tool(name)).arg(package);
+        go.current_dir(directory).env("CGO_ENABLED", "0").env("GOCACHE", directory.join("cache"));
+        run::logged(&mut go, &cache.log(name)?).with_context(|| {
+            format!(
+                "go cannot build {package}: it needs the network, and the Go that xtask/go/{}/go.mod names",
+                self.name
+            )
+        })
+    }
+}
