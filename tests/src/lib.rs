@@ -13,6 +13,7 @@
 //! | [`cri`] | the container runtime's API, as a kubelet calls it |
 //! | [`cri_events`] | a client of the CRI's event stream, and the stream's contract |
 //! | [`pod`] | what a test wants to run, as CRI requests |
+//! | [`kubelet`] | a real kubelet, standalone |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
@@ -26,6 +27,7 @@ pub mod cri_events;
 pub mod environment;
 pub mod events;
 pub mod handmade;
+pub mod kubelet;
 pub mod node;
 pub mod pod;
 pub mod process;

@@ -29,6 +29,11 @@ impl Case {
         Self { name: name.to_owned(), refused: None, body: Box::new(body) }
     }
 
+    /// The same row, which cannot apply here if there is a reason.
+    pub fn refused(self, reason: Option<&'static str>) -> Self {
+        Self { refused: self.refused.or(reason), ..self }
+    }
+
     /// A row for each combination of OCI runtime and cgroup driver.
     pub fn each(
         bed: &Bed,

@@ -1,0 +1,206 @@
+//! A real kubelet, standalone: it runs the pods whose manifests lie in a directory, with the Evented PLEG.
+//!
+//! Owns the kubelet's process and directories, and what shields this machine's kernel from it: a kubelet sets some sysctls of the
+//! kernel; it finds files with the values that it wants in their place, in this mount namespace only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::cgroup;
+use crate::environment::Environment;
+use crate::pod::APP_IMAGE;
+use crate::process::{Managed, wait_for};
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Where its health is told, and, without authentication, its metrics.
+const HEALTH_PORT: u16 = 10248;
+const READ_ONLY_PORT: u16 = 10255;
+/// Where it keeps volumes, and the containers' logs; both are made for it.
+const STATE: [&str; 2] = ["/var/lib/kubelet", "/var/log/pods"];
+/// What a kubelet sets, if it finds another value: `setupKernelTunables` of its container manager.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Who tells the kubelet of its containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pleg {
+    /// It asks, every second.
+    Generic,
+    /// The stream of the CRI does.
+    Evented,
+}
+
+/// A running kubelet.
+#[derive(Debug)]
+pub struct Kubelet {
+    process: Managed,
+    directory: tempfile::TempDir,
+    cgroup: String,
+    mounted: Vec<PathBuf>,
+    stopped: bool,
+}
+
+impl Kubelet {
+    /// The program, where setup could build it.
+    pub fn program(environment: &Environment) -> PathBuf {
+        environment.job.join("bin/kubelet")
+    }
+
+    /// Starts it on a runtime's socket, and waits until it says that it is well.
+    pub async fn start(environment: &Environment, runtime: &Path, pleg: Pleg) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kwitness-kubelet-").tempdir_in("/run");
+        let directory = directory.context("make the kubelet's directory in /run")?;
+        let mut mounted = Vec::new();
+        shield_sysctls(directory.path(), &mut mounted)?;
+        for state in STATE {
+            fs::create_dir_all(state).with_context(|| format!("make {state}"))?;
+            let none = None::<&str>;
+            mount(Some("tmpfs"), state, Some("tmpfs"), MsFlags::empty(), none)
+                .with_context(|| format!("mount a tmpfs at {state}"))?;
+            mounted.push(state.into());
+            mount(none, state, none, MsFlags::MS_SHARED, none).with_context(|| format!("share {state}"))?;
+        }
+        let cgroup = format!("/kwitness-kubelet-{}", std::process::id());
+        for hierarchy in cgroup::hierarchies()? {
+            let own = hierarchy.join(cgroup.trim_start_matches('/'));
+            fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;
+        }
+        let manifests = directory.path().join("manifests");
+        fs::create_dir(&manifests).context("make the directory of manifests")?;
+        let configuration = directory.path().join("kubelet.yaml");
+        fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, pleg))
+            .context("write the kubelet's configuration")?;
+        let mut command = Command::new(Self::program(environment));
+        command.arg("--config").arg(&configuration).args(["--hostname-override=node", "-v=4"]);
+        let process = Managed::spawn("kubelet", command, &directory.path().join("kubelet.log"))?;
+        let mut kubelet = Self { process, directory, cgroup, mounted, stopped: false };
+        let process = &mut kubelet.process;
+        let ready = wait_for("the kubelet to be well", START_LIMIT, async || {
+            process.check_running()?;
+            Ok(get(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()))
+        });
+        ready.await.with_context(|| kubelet.process.log_tail())?;
+        Ok(kubelet)
+    }
+
+    /// Has it run a pod with one container, `main`.
+    pub fn place(&self, name: &str, command: &[&str]) -> Result<()> {
+        let command = serde_json::to_string(command).context("write the command")?;
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  hostNetwork: true\n  \
+             terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {APP_IMAGE}\n    imagePullPolicy: \
+             Never\n    command: {command}\n"
+        );
+        // Under its name only when it is whole: the kubelet reads what it sees.
+        let path = self.manifest(name);
+        let draft = self.directory.path().join("draft.yaml");
+        fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
+        fs::rename(&draft, &path).with_context(|| format!("place {}", path.display()))
+    }
+
+    /// Has it end and remove a pod.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let path = self.manifest(name);
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.directory.path().join("manifests").join(format!("{name}.yaml"))
+    }
+
+    /// Ends it; pods run on.
+    pub fn stop(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.stopped, true) {
+            self.process.terminate(STOP_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// Its log.
+    pub fn log(&self) -> Result<String> {
+        self.process.log()
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    /// The value of a metric without labels; none: it has not got that far.
+    pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
+        let text = get(READ_ONLY_PORT, "/metrics").await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map(|value| value.trim().parse().with_context(|| format!("the metric {name}"))).transpose()
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        let ended = self.stop();
+        let unmounted = self.mounted.iter().rev().try_for_each(|at| {
+            umount2(at, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", at.display()))
+        });
+        let removed = cgroup::remove_everywhere(&self.cgroup);
+        if let Err(error) = ended.and(unmounted).and(removed) {
+            eprintln!("the kubelet leaves something behind: {error:#}");
+        }
+    }
+}
+
+fn shield_sysctls(directory: &Path, mounted: &mut Vec<PathBuf>) -> Result<()> {
+    for (name, wanted) in SYSCTLS {
+        let path = Path::new("/proc/sys").join(name);
+        let found = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        if found.trim() == wanted {
+            continue;
+        }
+        let stand_in = directory.join(name.replace('/', "."));
+        fs::write(&stand_in, format!("{wanted}\n"))
+            .with_context(|| format!("write {}", stand_in.display()))?;
+        mount(Some(&stand_in), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("mount {} at {}", stand_in.display(), path.display()))?;
+        mounted.push(path);
+    }
+    Ok(())
+}
+
+fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, pleg: Pleg) -> String {
+    format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
+         containerRuntimeEndpoint: unix://{}\ncgroupDriver: cgroupfs\ncgroupRoot: {cgroup}\ncgroupsPerQOS: true\n\
+         enforceNodeAllocatable: [pods]\nfailSwapOn: false\nfailCgroupV1: false\n\
+         authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
+         authorization: {{mode: AlwaysAllow}}\naddress: 127.0.0.1\nhealthzPort: {HEALTH_PORT}\n\
+         readOnlyPort: {READ_ONLY_PORT}\nresolvConf: ''\n\
+         evictionHard: {{imagefs.available: '0%', nodefs.available: '0%', memory.available: 1Mi}}\n\
+         imageMinimumGCAge: 24h\nfeatureGates: {{EventedPLEG: {}}}\n",
+        manifests.display(),
+        runtime.display(),
+        pleg == Pleg::Evented
+    )
+}
+
+/// A page of the kubelet's.
+async fn get(port: u16, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect to the kubelet")?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.context("ask the kubelet")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.context("read the kubelet's answer")?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("the kubelet's answer has no body")?;
+    Ok(body.to_owned())
+}
