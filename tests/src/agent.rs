@@ -34,7 +34,7 @@ const EVENT_LIMIT: Duration = Duration::from_secs(30);
 pub struct Agent {
     process: Managed,
     program: PathBuf,
-    settings: Vec<String>,
+    arguments: Vec<String>,
     socket: PathBuf,
     directory: tempfile::TempDir,
 }
@@ -65,18 +65,30 @@ impl Agent {
 
     /// Starts the daemon and does not wait.
     pub fn spawn(environment: &Environment, settings: &[&str]) -> Result<Self> {
+        Self::spawn_with(environment, settings.iter().flat_map(|setting| ["--set", setting]).collect())
+    }
+
+    /// Starts the daemon, which writes what its core observes to `recording`, and waits until it says it is ready.
+    pub async fn start_recording(environment: &Environment, recording: &Path) -> Result<Self> {
+        let recording = recording.to_str().context("a path in UTF-8")?;
+        let mut agent = Self::spawn_with(environment, vec!["--record", recording])?;
+        agent.wait_ready().await?;
+        Ok(agent)
+    }
+
+    fn spawn_with(environment: &Environment, arguments: Vec<&str>) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-agent-").tempdir_in("/run");
         let directory = directory.context("make the daemon's directory in /run")?;
         let socket = directory.path().join("api/kwitness.sock");
         let program = environment.kwitness();
-        let settings: Vec<_> = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let process = spawn(&program, &settings, &socket, directory.path())?;
-        Ok(Self { process, program, settings, socket, directory })
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        let process = spawn(&program, &arguments, &socket, directory.path())?;
+        Ok(Self { process, program, arguments, socket, directory })
     }
 
     /// Starts it again, after it has ended, at the same socket with the same settings.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.program, &self.settings, &self.socket, self.directory.path())?;
+        self.process = spawn(&self.program, &self.arguments, &self.socket, self.directory.path())?;
         self.wait_ready().await
     }
 
@@ -267,11 +279,11 @@ impl Drop for Watcher {
 }
 
 /// Starts the daemon, with its log in `directory`.
-fn spawn(program: &Path, settings: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
+fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
     let mut command = Command::new(program);
     command.arg("daemon").arg("--socket").arg(socket);
     command.args(["--set", "log.level=info,kwitness=debug"]);
-    command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+    command.args(arguments);
     Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
 }
 

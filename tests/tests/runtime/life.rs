@@ -1,17 +1,22 @@
 //! Whole lives, from the cgroup's making to its removal.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::from_now;
+use kwitness::clock::Clock;
+use kwitness::proto::convert;
+use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
+use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Combination;
-use kwitness_tests::events::{End, Life, Seen};
+use kwitness_tests::events::{End, Life, Seen, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec, Qos, new_static_uid};
 use kwitness_tests::{cgroup, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// How containerd stops a sandbox.
 const KILLED: Option<End> = Some(End::Signal(9));
 
@@ -129,6 +134,62 @@ pub(crate) async fn a_container_that_lives_two_milliseconds(
             Ok(())
         })
         .await
+    })
+    .await
+}
+
+/// What `daemon --record` wrote, given to the pure core, makes the same events that a watcher was told.
+pub(crate) async fn a_recording_replays_to_the_same_events(
+    bed: &Bed,
+    combination: Combination,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let directory = tempfile::tempdir()?;
+        let recording = directory.path().join("recording.jsonl");
+        let old = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
+        let agent = Agent::start_recording(&bed.environment, &recording).await?;
+        let pod = node.run_pod(&PodSpec::new("recorded", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::shell("three", "exit 3")).await?;
+        node.wait_exited(&id).await?;
+        node.remove_pod(&pod).await?;
+        node.remove_pod(&old).await?;
+        let ids = [&old.sandbox, &pod.sandbox, &id];
+        let told = process::wait_for("the ends of the containers", LIMIT, async || {
+            let seen = agent.replay().await?;
+            Ok(ids.iter().all(|id| seen.has(id, "deleted")).then_some(seen))
+        });
+        let told = told.await?;
+        agent.stop()?;
+
+        let text = fs::read_to_string(&recording).context("read the recording")?;
+        let mut machine = Lifecycle::new(Limits::default());
+        let mut output = Output::default();
+        for line in text.lines() {
+            machine.observe(serde_json::from_str(line).with_context(|| line.to_owned())?, &mut output);
+        }
+        let clock = Clock::read();
+        let replayed: Vec<_> = output
+            .events
+            .iter()
+            .map(|event| {
+                let container = event.subject.as_ref().map(|subject| subject.container_id.to_string());
+                let event = convert::event(event, clock);
+                (event.kernel_time, container, event.kind)
+            })
+            .collect();
+        let told: Vec<_> = told
+            .events()
+            .filter(|event| kind(event) != "limitChanged")
+            .map(|event| {
+                let container = event.container.as_ref().map(|container| container.id.clone());
+                (event.kernel_time, container, event.kind.clone())
+            })
+            .collect();
+        ensure!(replayed.len() >= told.len(), "{} were told, {} replayed", told.len(), replayed.len());
+        for (told, replayed) in told.iter().zip(&replayed) {
+            ensure!(told == replayed, "told: {told:#?}\nreplayed: {replayed:#?}");
+        }
+        Ok(())
     })
     .await
 }

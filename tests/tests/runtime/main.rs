@@ -35,6 +35,7 @@ fn main() -> Result<()> {
         cri_events::cri_events_of_a_pod,
     ];
     once![
+        life::a_recording_replays_to_the_same_events,
         life::classes_and_static_pods,
         cri_events::cri_events_of_a_crash_loop,
         cri_events::cri_events_while_the_runtime_is_away,
