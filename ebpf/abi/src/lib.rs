@@ -285,7 +285,8 @@ pub struct TaskExit {
     pub pad: u32,
 }
 
-/// What the kernel side could not deliver; the value of a per-CPU array of one element.
+/// What the kernel side could not deliver; the value of an array with one element for each CPU. Nothing but `u64`, for user
+/// space reads it while it is being counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {

@@ -14,9 +14,10 @@
 //! Sizes are what a program loaded by hand would get; the loader sets its own.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    helpers::bpf_get_smp_processor_id,
+    bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, ring_buf::RingBufEntry},
 };
 use kwitness_abi::{Counters, Pattern, ProcessKey, RecordKind, Tracked};
 
@@ -43,9 +44,10 @@ pub static TASKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// What could not be delivered; one element.
+/// What could not be delivered; one element for each CPU. User space maps it into its memory: reading it by system call
+/// would, while it lasts, make the kernel skip classic tracepoints' programs on that CPU (`bpf_disable_instrumentation`).
 #[map]
-pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+pub static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Processes whose exec had `FLAG_FIRST`, so that their exit is recognised in whatever tracked cgroup they end. Least
 /// recently used: an entry whose exit is never seen (moved out of the tracked set) gives way.
@@ -81,7 +83,9 @@ pub fn count_untracked() {
 /// does not enter a program again on a CPU where it has not returned (it counts that as a recursion miss).
 #[inline(always)]
 fn count(which: impl FnOnce(*mut Counters) -> *mut u64) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(counters) = COUNTERS.get_ptr_mut(cpu) {
         // SAFETY: a pointer into a live map element, and aligned.
         unsafe { *which(counters) += 1 };
     }

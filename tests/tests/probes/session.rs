@@ -1,11 +1,12 @@
 //! Loaded probes and what they have told, decoded.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kwitness::probe::{Loaded, Running, Settings};
 use kwitness_core::decode::Decoder;
 use kwitness_core::observation::{Fact, KernelEvent, PathText};
@@ -104,17 +105,31 @@ impl Session {
 
     /// Reads until the last reference to each of these cgroups is gone: nothing more can come of them.
     pub fn await_release(&mut self, ids: &[u64]) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
+        let mut missing: HashSet<u64> = ids.iter().copied().collect();
+        let mut looked = 0;
+        let mut progress = Instant::now();
         loop {
             self.settle()?;
-            let released = |id: &&u64| self.facts(**id).iter().any(|fact| matches!(fact, Fact::Release));
-            let missing = ids.iter().filter(|id| !released(id)).count();
-            if missing == 0 {
+            let before = missing.len();
+            for event in &self.events[looked..] {
+                if matches!(event.fact, Fact::Release) {
+                    missing.remove(&event.cgroup.0);
+                }
+            }
+            looked = self.events.len();
+            if missing.is_empty() {
                 return Ok(());
             }
-            if Instant::now() > deadline {
-                bail!("{missing} of {} cgroups were not released", ids.len());
+            // The kernel lets go of them one after the other, in a work queue.
+            if missing.len() < before {
+                progress = Instant::now();
             }
+            ensure!(
+                progress.elapsed() < LIMIT,
+                "{} of {} cgroups were not released",
+                missing.len(),
+                ids.len()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -59,7 +59,7 @@ fn storm(mount: &Path) -> Result<()> {
     let ids: Vec<_> = lives.iter().flat_map(|(id, life)| [*id, life.pod]).collect();
     session.await_release(&ids)?;
 
-    let counters = session.running().counters()?;
+    let counters = session.running().counters();
     ensure!(counters == Default::default(), "lost: {counters:?}");
     let skipped = session.running().skipped();
     ensure!(skipped.is_empty(), "skipped: {skipped:?}");
@@ -125,7 +125,7 @@ fn overflow(mount: &Path) -> Result<()> {
     let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
     let mut session = Session::start(mount, &tiny)?;
     let root = Root::make(mount, "overflow")?;
-    let before = session.running().counters()?;
+    let before = session.running().counters();
     ensure!(before == Default::default(), "lost before it began: {before:?}");
     let mut lives = HashMap::new();
     for producer in produce_all(root.directory(), OVERFLOW_CONTAINERS)? {
@@ -140,7 +140,7 @@ fn overflow(mount: &Path) -> Result<()> {
     await_releases(&root)?;
 
     while session.drain()? {}
-    let lost = session.running().counters()?;
+    let lost = session.running().counters();
     let executed = lives.values().filter(|life| life.executed).count() as u64;
     let containers = u64::from(OVERFLOW_CONTAINERS);
     for (kind, produced) in [
@@ -160,9 +160,9 @@ fn overflow(mount: &Path) -> Result<()> {
     }
     // The rings are free again.
     session.forget();
-    let lost = session.running().counters()?;
+    let lost = session.running().counters();
     session.settle()?;
-    ensure!(session.running().counters()? == lost, "lost with empty rings");
+    ensure!(session.running().counters() == lost, "lost with empty rings");
     Ok(())
 }
 

@@ -184,13 +184,13 @@ impl Engine {
     /// Puts the parts together; writes observations to `record` if given.
     ///
     /// # Errors
-    /// The file cannot be made, or the kernel's counters cannot be read.
+    /// The file cannot be made.
     pub fn new(parts: Parts, record: Option<&Path>) -> anyhow::Result<(Self, Handle)> {
         let Parts { probe, cgroups, roots, writer, resolver, reader, touched, answers } = parts;
         let (handle, requests) = Handle::new();
         let engine = Self {
             scans: Scans::new(cgroups, roots, probe.tracker()),
-            losses: Losses::new(probe.counters().context("cannot read the kernel's counters")?),
+            losses: Losses::new(probe.counters()),
             probe,
             decoder: Decoder::default(),
             order: Merge::default(),
@@ -297,14 +297,9 @@ impl Engine {
     }
 
     fn look_for_losses(&mut self, clock: Clock) {
-        match self.probe.counters() {
-            Ok(counters) => {
-                for loss in self.losses.since_last(counters, clock.now()) {
-                    tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
-                    self.observe(Observation::Lost(loss));
-                }
-            }
-            Err(error) => tracing::error!(%error, "cannot read the kernel's counters of lost records"),
+        for loss in self.losses.since_last(self.probe.counters(), clock.now()) {
+            tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
+            self.observe(Observation::Lost(loss));
         }
     }
 

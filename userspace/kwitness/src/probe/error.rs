@@ -98,6 +98,10 @@ pub enum ProbeError {
         refused: Vec<Refusal>,
     },
 
+    /// How many CPUs there may be cannot be read.
+    #[error("cannot tell how many CPUs there may be. Remedy: mount sysfs at /sys")]
+    Cpus(#[source] io::Error),
+
     /// The rings cannot be waited for.
     #[error("the rings cannot be registered with the I/O driver: is this a tokio runtime with I/O enabled?")]
     Register(#[source] io::Error),

@@ -28,6 +28,7 @@ use nix::{libc, sys::resource};
 use super::{
     btf::Btf,
     capability::{Capabilities, NeedReport, Reason, Refusal},
+    counters,
     environment::{self, BTF_PATH, Lockdown},
     error::{ProbeError, Result},
     layout,
@@ -122,6 +123,7 @@ impl Loaded {
             .map_max_entries("TRACKED", tracked)
             .map_max_entries("FIRST_PROCESSES", tracked)
             .map_max_entries("ROOTS", MAX_ROOTS)
+            .map_max_entries("COUNTERS", counters::elements().map_err(ProbeError::Cpus)?)
             .load(OBJECT)
             .map_err(object_error)?;
         configure_roots(&mut ebpf, settings)?;

@@ -12,6 +12,7 @@
 
 pub mod btf;
 pub mod capability;
+mod counters;
 pub mod environment;
 mod error;
 mod layout;

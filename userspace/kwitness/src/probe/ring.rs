@@ -22,7 +22,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
 use kwitness_abi::{Counters, Header, TRACKED_STARTED, Tracked};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -33,6 +33,7 @@ use tokio::{
 
 use super::{
     capability::Capabilities,
+    counters::CountersView,
     error::{ProbeError, Result},
     loader::Attached,
     lock::InstanceLock,
@@ -58,14 +59,6 @@ struct TrackedValue(Tracked);
 // SAFETY: `repr(C)`, integers only, padding spelled out.
 unsafe impl aya::Pod for TrackedValue {}
 
-/// [`Counters`] as the value of a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct CountersValue(Counters);
-
-// SAFETY: `repr(C)`, integers only, without padding.
-unsafe impl aya::Pod for CountersValue {}
-
 /// Whether a cgroup's own first program has been started, for [`Tracker::track`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -89,7 +82,7 @@ pub struct Running {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     pace: Pace,
     tracker: Tracker,
-    counters: PerCpuArray<MapData, CountersValue>,
+    counters: CountersView,
     capabilities: Capabilities,
     ebpf: Ebpf,
     _lock: Option<InstanceLock>,
@@ -105,7 +98,7 @@ impl Running {
                 .map_err(|error| ProbeError::Register(error.into()))
         });
         let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
-        let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?);
+        let counters = CountersView::new(take(&mut ebpf, "COUNTERS")?);
         Ok(Self {
             rings: [first?, second?, third?],
             pace: Pace::new().map_err(ProbeError::Register)?,
@@ -164,17 +157,8 @@ impl Running {
     }
 
     /// What the kernel side could not deliver since it was loaded, summed over all CPUs.
-    pub fn counters(&self) -> io::Result<Counters> {
-        let values = self.counters.get(&0, 0).map_err(io::Error::other)?;
-        let mut sum = Counters::default();
-        for CountersValue(Counters { lost, untracked, suppressed }) in values.iter() {
-            for (total, lost) in sum.lost.iter_mut().zip(lost) {
-                *total += lost;
-            }
-            sum.untracked += untracked;
-            sum.suppressed += suppressed;
-        }
-        Ok(sum)
+    pub fn counters(&self) -> Counters {
+        self.counters.sum()
     }
 
     /// How often the kernel did not run a need's program because that, or for a classic tracepoint any of its type, was
