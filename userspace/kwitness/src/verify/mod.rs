@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use kwitness_core::event::{ContainerType, Subject};
 use kwitness_core::ids::{CgroupId, KernelTime};
+use kwitness_core::limits::Reading;
 use kwitness_core::resize::{Claim, Evidence, Judged, Resource, Source, Verdict};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -284,6 +285,11 @@ impl Verifier {
         let gathered = gathered.await.map_err(|_| Stopped)?;
         let mut judged = Vec::with_capacity(gathered.len());
         for (subject, evidence) in gathered {
+            let is_gone = evidence.levels.get(evidence.own).is_some_and(|own| own.reading == Reading::Gone);
+            if is_gone && remember == Remember::Yes {
+                // It went away meanwhile, as containers do: that is no verdict of the node's.
+                continue;
+            }
             judged.push((subject, self.engine.judge(evidence, remember).await?));
         }
         Ok(judged)
