@@ -353,6 +353,8 @@ impl Engine {
             Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Judge(evidence, remember, answer) => {
+                // Writes and kills that led to what was read.
+                self.drain();
                 let judged = self.verdicts.judge(&evidence, &self.knobs, &self.lifecycle);
                 match remember {
                     Remember::Yes => {
