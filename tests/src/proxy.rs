@@ -31,11 +31,16 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one before containerd, with events from the daemon at `daemon`, or from containerd where nobody is there.
     pub async fn start(environment: &Environment, daemon: &Path) -> Result<Self> {
+        Self::before(environment, Path::new(CONTAINERD_SOCKET), daemon).await
+    }
+
+    /// Starts one before whatever listens at `runtime`.
+    pub async fn before(environment: &Environment, runtime: &Path, daemon: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
         let directory = directory.context("make the proxy's directory in /run")?;
         let socket = directory.path().join("cri.sock");
         let mut command = Command::new(environment.kwitness());
-        command.args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint", CONTAINERD_SOCKET]);
+        command.args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint"]).arg(runtime);
         command.arg("--listen").arg(&socket).arg("--socket").arg(daemon);
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
         wait_for("the proxy to listen", START_LIMIT, async || {

@@ -99,7 +99,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 }
 
 /// The bytes of a process that are in memory, without what it maps of the kernel's rings.
-fn resident(pid: u32) -> Result<f64> {
+pub(crate) fn resident(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let (mut counted, mut sum) = (true, 0.0);

@@ -9,6 +9,7 @@ mod bare;
 mod footprint;
 mod latency;
 mod overhead;
+mod proxy;
 mod report;
 mod throughput;
 mod workload;
@@ -55,6 +56,12 @@ enum Helper {
         /// How many records.
         records: u64,
     },
+    /// Answers health checks.
+    #[command(hide = true)]
+    Answer {
+        /// Where to serve.
+        socket: PathBuf,
+    },
     /// Executes itself again and again, resting between.
     #[command(hide = true)]
     Ticks {
@@ -85,6 +92,7 @@ fn run() -> Result<()> {
     match arguments.helper {
         Some(Helper::Bare { socket, cgroup }) => current_thread()?.block_on(bare::serve(&socket, cgroup)),
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
+        Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Forks { count }) => workload::forks(count),
         None => measure(&arguments),
@@ -113,6 +121,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("footprint") {
         add(runtime.block_on(footprint::measure(&environment)).context("measure footprint")?);
+    }
+    if wanted("proxy") {
+        add(runtime.block_on(proxy::measure(&environment)).context("measure the CRI proxy")?);
     }
     table.foot(&rows);
     if arguments.json {
