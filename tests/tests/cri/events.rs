@@ -1,16 +1,23 @@
-//! The stream of events through the proxy, without a daemon: the runtime's own, for everyone and for long.
+//! The stream of events through the proxy: the daemon's, or without one the runtime's own; for everyone and for long.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::Agent;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::Node;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::process;
+use kwitness_tests::proxy::Proxy;
 use tonic::Streaming;
 
 use crate::with_proxy;
+
+/// Rounds of restarts; of three, two restart the daemon and two the runtime.
+const RESTARTS: usize = 30;
 
 /// Far more than an event ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,6 +42,20 @@ impl Subscriber {
             }
         }
         Ok(kinds)
+    }
+
+    /// All events until each of these has been deleted, by container.
+    async fn ends(&mut self, ids: &[&str]) -> Result<HashMap<String, Vec<v1::ContainerEventType>>> {
+        let mut seen = HashMap::<String, Vec<_>>::new();
+        let ended =
+            |kinds: Option<&Vec<_>>| kinds.is_some_and(|kinds| kinds.contains(&ContainerDeletedEvent));
+        while !ids.iter().all(|id| ended(seen.get(*id))) {
+            let next = tokio::time::timeout(LIMIT, self.0.message());
+            let next = next.await.with_context(|| format!("no more came after {seen:?}"))?;
+            let event = next.context("the stream ended with an error")?.context("the stream ended")?;
+            seen.entry(event.container_id.clone()).or_default().push(event.container_event_type());
+        }
+        Ok(seen)
     }
 }
 
@@ -78,15 +99,8 @@ pub(crate) async fn nobody_loses_an_event_to_another(bed: &Bed, combination: Com
         warm_up(&mut subscribers[0], node, combination).await?;
         let ids = life(node, "shared", combination, 5).await?;
         for subscriber in &mut subscribers {
-            // One pass in the order of the ends: containers, then the sandbox.
-            let mut seen = std::collections::HashMap::<String, Vec<_>>::new();
-            while seen.get(&ids[5]).is_none_or(|kinds| kinds.last() != Some(&ContainerDeletedEvent)) {
-                let next = tokio::time::timeout(LIMIT, subscriber.0.message())
-                    .await
-                    .with_context(|| format!("{seen:?}"))?;
-                let event = next.context("the stream ended with an error")?.context("the stream ended")?;
-                seen.entry(event.container_id.clone()).or_default().push(event.container_event_type());
-            }
+            let all: Vec<_> = ids.iter().map(String::as_str).collect();
+            let seen = subscriber.ends(&all).await?;
             for id in &ids {
                 let mut kinds = seen.get(id).cloned().unwrap_or_default();
                 // containerd tells a short life's end before its start now and then.
@@ -122,4 +136,58 @@ pub(crate) async fn a_stream_outlives_the_runtime(bed: &Bed, combination: Combin
         Ok(())
     })
     .await
+}
+
+/// One stream over twenty restarts of the daemon and as many of containerd, in turn and together: each container and each sandbox is
+/// created, started, stopped and deleted once in it, also what ended while both were away.
+pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
+    bed: &Bed,
+    combination: Combination,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&bed.environment, &[]).await?;
+        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+        let told = restarts(node, &mut agent, &proxy, combination).await;
+        told.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
+        proxy.stop()?;
+        agent.stop()
+    })
+    .await
+}
+
+async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
+    let mut subscriber = Subscriber::new(&Cri::connect(proxy.socket()).await?).await?;
+    warm_up(&mut subscriber, node, combination).await?;
+    for round in 0..RESTARTS {
+        let pod = node.run_pod(&PodSpec::new(&format!("round-{round}"), combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        let pid = node.pid(&id).await?;
+        let (daemon, runtime) = [(true, false), (false, true), (true, true)][round % 3];
+        if runtime {
+            node.stop_containerd()?;
+        }
+        if daemon {
+            agent.kill()?;
+        }
+        process::kill_pid(pid)?;
+        if runtime {
+            node.start_containerd().await?;
+        }
+        if daemon {
+            agent.start_again().await?;
+        }
+        node.wait_exited(&id).await?;
+        if daemon {
+            // It follows the daemon again, which is there to tell what comes.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        node.remove_container(&id).await?;
+        node.remove_pod(&pod).await?;
+        let seen = subscriber.ends(&[&id, &pod.sandbox]).await.with_context(|| format!("round {round}"))?;
+        for (id, mut kinds) in seen {
+            kinds.sort();
+            ensure!(kinds == LIFE, "round {round}: {id}: {kinds:?}");
+        }
+    }
+    Ok(())
 }

@@ -28,6 +28,7 @@ fn main() -> Result<()> {
         methods::every_method_answers_the_same,
         events::nobody_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
+        events::a_stream_of_the_daemon_outlives_restarts_of_everything,
     ];
     suite::run(bed, cases)
 }

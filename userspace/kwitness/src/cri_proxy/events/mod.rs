@@ -55,8 +55,8 @@ pub const METHOD: &str = "/runtime.v1.RuntimeService/GetContainerEvents";
 
 /// How long the daemon may take to take the subscription before the runtime is asked, too.
 const SILENT: Duration = Duration::from_secs(1);
-/// How long both are read after the daemon is back: longer than an event takes through either.
-const OVERLAP: Duration = Duration::from_secs(2);
+/// How long both are read after the daemon is back: longer than an event that the runtime has told takes to here.
+const OVERLAP: Duration = Duration::from_millis(300);
 /// How long clients wait for somebody who has events: longer than a daemon takes to be replaced.
 const PATIENCE: Duration = Duration::from_secs(60);
 
