@@ -49,5 +49,13 @@ fn main() -> Result<()> {
         stream::a_watcher_resumes_where_it_was,
         stream::a_filter_passes_what_was_asked_for,
     ];
+    let crictl = bed.environment.job.join("bin/crictl").exists();
+    let refused = (!crictl).then_some("crictl is on the host only");
+    cases.push(
+        Case::once(&bed, "crictl_events", |bed, combination| {
+            bed.block_on(cri_events::crictl_events(bed, combination))
+        })?
+        .refused(refused),
+    );
     suite::run(bed, cases)
 }

@@ -182,3 +182,110 @@ impl Decoder for EncodedCodec {
         Ok(Some(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use kwitness_core::journal::Epoch;
+    use tokio::net::UnixListener;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::Code;
+    use tonic::codegen::http::uri::PathAndQuery;
+    use tonic::transport::{Channel, Endpoint, Server};
+    use tonic_prost::ProstCodec;
+
+    use super::*;
+    use crate::config::RuntimeChoice;
+    use crate::cri_events::start;
+    use crate::hub::Hub;
+    use crate::proto::cri_events as wire;
+
+    struct Served {
+        _directory: tempfile::TempDir,
+        channel: Channel,
+        events: Events,
+        stop: CancellationToken,
+    }
+
+    async fn serve() -> Served {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cri.sock");
+        let (hub, _) = Hub::new(Epoch("now".into()), NonZeroUsize::new(4).unwrap());
+        let events = start(&RuntimeChoice::Never, hub).0;
+        let stop = CancellationToken::new();
+        let connections = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
+        let service = RuntimeEvents::new(events.clone(), stop.clone());
+        let server = Server::builder().add_service(service).add_service(Unserved);
+        tokio::spawn(server.serve_with_incoming(connections));
+        // HTTP/2's own window, so that what is not read is not taken in, either.
+        let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap();
+        let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
+        Served { _directory: directory, channel, events, stop }
+    }
+
+    impl Served {
+        async fn subscribe(
+            &self,
+            since: &str,
+        ) -> Result<tonic::Streaming<wire::ContainerEventResponse>, Status> {
+            let mut request = Request::new(wire::Nothing {});
+            if !since.is_empty() {
+                request.metadata_mut().insert(SINCE, since.parse().unwrap());
+            }
+            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+            grpc.ready().await.unwrap();
+            let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/GetContainerEvents");
+            grpc.server_streaming(request, path, ProstCodec::default()).await.map(Response::into_inner)
+        }
+    }
+
+    fn event(number: usize) -> Bytes {
+        use prost::Message as _;
+        let event =
+            wire::ContainerEventResponse { container_id: format!("{number:0500}"), ..Default::default() };
+        event.encode_to_vec().into()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_does_not_read_hurts_only_itself() {
+        let served = serve().await;
+        let mut slow = served.subscribe("").await.unwrap();
+        let mut quick = served.subscribe("").await.unwrap();
+        const MANY: usize = 5000;
+        for number in 0..MANY {
+            served.events.publish(&event(number));
+            let got = quick.message().await.unwrap().unwrap();
+            assert_eq!(got.container_id, format!("{number:0500}"));
+        }
+        let mut got = 0;
+        let status = loop {
+            match slow.message().await {
+                Ok(Some(event)) => {
+                    assert_eq!(event.container_id, format!("{got:0500}"), "without a hole up to the end");
+                    got += 1;
+                }
+                Ok(None) => panic!("it ended without a reason"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!((1024..MANY).contains(&got), "{got}");
+        assert_eq!(served.events.counters()["cri_events_slow_subscribers"], 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_says_why() {
+        let served = serve().await;
+        let status = served.subscribe("yesterday").await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let mut all = Vec::new();
+        for _ in 0..SUBSCRIBERS_MAX {
+            all.push(served.subscribe("12").await.unwrap());
+        }
+        assert_eq!(served.subscribe("").await.unwrap_err().code(), Code::ResourceExhausted);
+        served.stop.cancel();
+        let status = all[0].message().await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "the daemon is stopping"));
+    }
+}

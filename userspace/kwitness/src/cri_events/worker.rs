@@ -83,6 +83,11 @@ impl Events {
         self.shared.subscribers.subscribe(wall_clock(), since)
     }
 
+    #[cfg(test)]
+    pub(super) fn publish(&self, event: &Bytes) {
+        self.shared.subscribers.publish(0, event);
+    }
+
     /// How many are subscribed.
     pub fn subscribers(&self) -> usize {
         self.shared.subscribers.count()
