@@ -6,6 +6,7 @@
 //! The executable is also its own helpers, each a process of its own as in the field: the bare loop, the workloads.
 
 mod bare;
+mod cri;
 mod footprint;
 mod latency;
 mod overhead;
@@ -124,6 +125,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("proxy") {
         add(runtime.block_on(proxy::measure(&environment)).context("measure the CRI proxy")?);
+    }
+    if wanted("cri") {
+        // Two streams are read and timed at once.
+        let runtime = tokio::runtime::Runtime::new().context("start tokio")?;
+        add(runtime.block_on(cri::measure(&environment)).context("measure the CRI's events")?);
     }
     table.foot(&rows);
     if arguments.json {

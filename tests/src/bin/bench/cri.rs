@@ -1,0 +1,62 @@
+//! From a container's end to STOPPED at a client of the CRI: the daemon's stream against the runtime's own, on the same ends. And what
+//! the daemon asks of the runtime for an event.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use kwitness::proto::cri_events::ContainerEventType as Type;
+use kwitness_tests::agent::Agent;
+use kwitness_tests::cri_events::Subscriber;
+use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+
+use crate::report::{Row, Target};
+
+const ENDS: usize = 100;
+const ENDS_IN_A_GUEST: usize = 10;
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    let count = if environment.tier == Tier::Host { ENDS } else { ENDS_IN_A_GUEST };
+    let combination = environment.first_combination()?;
+    let node = Node::start(environment, combination.driver).await?;
+    let agent = Agent::start(environment, &["log.level=warn"]).await?;
+    // The only one who takes the runtime's events.
+    let mut theirs = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
+    let mut ours = Subscriber::open(agent.socket(), None).await?;
+    let pod = node.run_pod(&PodSpec::new("bench", combination.handler)?).await?;
+    let mut later = Vec::new();
+    for number in 0..count {
+        let id = node.run(&pod, &ContainerSpec::shell(&format!("end-{number}"), "sleep 0.1; exit 1")).await?;
+        let stopped = |told: &kwitness_tests::cri_events::Told| told.has(&id, Type::ContainerStoppedEvent);
+        let mut at = Vec::new();
+        for subscriber in [&mut ours, &mut theirs] {
+            let told = subscriber.wait_until("STOPPED", stopped).await?;
+            at.push(told.find(&id, Type::ContainerStoppedEvent).context("STOPPED")?.at);
+        }
+        later.push((at[0] - at[1]) as f64 / 1e6);
+        // One or two containers that have ended are what a kubelet keeps.
+        node.remove_container(&id).await?;
+    }
+    node.remove_pod(&pod).await?;
+    let told = ours.wait_until("the end", |told| told.has(&pod.sandbox, Type::ContainerDeletedEvent)).await?;
+    let counters = agent.status().await?.counters;
+    let calls = counters.get("cri_events_calls").copied().unwrap_or_default();
+    let a_call = calls as f64 / told.0.len() as f64;
+    drop((ours, theirs));
+    agent.stop()?;
+    node.shutdown().await?;
+    let note = format!(
+        "{count} ends, one after the other; STOPPED received from kwitness minus received from containerd"
+    );
+    Ok(vec![
+        Row::of("cri: STOPPED later than the runtime's own", &later, "ms", Target::AtMost(2.0), note),
+        Row::of(
+            "cri: calls to the runtime for an event",
+            &[a_call],
+            "",
+            Target::None,
+            format!("{calls} calls for {} events", told.0.len()),
+        ),
+    ])
+}
