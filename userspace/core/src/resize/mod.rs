@@ -256,7 +256,7 @@ pub fn judge(case: &Case<'_>, standing: &Standing) -> Judgement {
             (None, _) => unknown("there is no such level"),
             (Some(own), _) if own.reading.value().is_none() => unknown(&unread(case.resource, own)),
             (Some(_), None) => mismatch(case, standing, &claim),
-            (Some(own), Some(_)) => agreement(case, own),
+            (Some(own), Some(_)) => agreement(case, own, &claim),
         },
     };
     let disagreeing = claim.map(|claim| disagreeing(case, &claim)).unwrap_or_default();
@@ -312,7 +312,7 @@ fn written(format: Format, text: &str) -> String {
 }
 
 /// The file says what is wanted.
-fn agreement(case: &Case<'_>, own: &Level) -> Verdict {
+fn agreement(case: &Case<'_>, own: &Level, claim: &Claim) -> Verdict {
     let Some(value) = own.reading.value() else { return unknown(&unread(case.resource, own)) };
     if case.resource.is_inherited() {
         let others =
@@ -320,6 +320,8 @@ fn agreement(case: &Case<'_>, own: &Level) -> Verdict {
         let tighter = others()
             .filter_map(|level| Some((level.reading.value()?, level)))
             .filter(|(limit, _)| order(limit, value) == Some(Ordering::Less))
+            // Less than a rounded value, and still what is wanted: crun's inner cgroup keeps the exact quota.
+            .filter(|(limit, _)| claim.wanted.accepts(limit, case.page).is_none())
             .reduce(
                 |least, other| if order(other.0, least.0) == Some(Ordering::Less) { other } else { least },
             );

@@ -175,6 +175,16 @@ fn cruns_inner_cgroup_counts() {
 }
 
 #[test]
+fn a_level_that_keeps_what_another_rounds_up_does_not_shadow() {
+    // crun: systemd rounds the scope's quota, the inner cgroup has the exact one.
+    let rounded = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_700)).judge();
+    assert_eq!(rounded.verdict, Verdict::InForce);
+    assert_eq!(rounded.effective.map(|(value, _)| Reading::Is(value)), Some(cpu(41_700)));
+    let less = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_600)).judge();
+    assert!(matches!(less.verdict, Verdict::Shadowed { .. }), "{:?}", less.verdict);
+}
+
+#[test]
 fn a_weight_is_no_matter_of_ancestors() {
     let mut bed = memory_bed();
     bed.resource = Resource::CpuWeight;
