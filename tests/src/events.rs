@@ -79,6 +79,7 @@ pub fn kind(event: &Event) -> &'static str {
         Some(Kind::Updated(_)) => "updated",
         Some(Kind::LimitChanged(_)) => "limitChanged",
         Some(Kind::Verdict(_)) => "verdict",
+        Some(Kind::OomKill(_)) => "oomKill",
         Some(Kind::Gap(_)) => "gap",
         Some(Kind::Resynced(_)) => "resynced",
         None => "(none)",
@@ -222,6 +223,7 @@ impl Seen {
                     ensure!(changed.old != changed.new || changed.write.is_some(), "no change: {changed:?}");
                 }
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
+                Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
                 Kind::Gap(_) | Kind::Resynced(_) => bail!("`{what}` has a container"),
             }
         }

@@ -44,6 +44,7 @@ fn builder() -> tonic_prost_build::Builder {
         // Rare, and several times as large as the others.
         .boxed(".kwitness.v1.Event.kind.limit_changed")
         .boxed(".kwitness.v1.Event.kind.verdict")
+        .boxed(".kwitness.v1.Event.kind.oom_kill")
 }
 
 fn compile(root: &Path, file: &str) -> anyhow::Result<prost_types::FileDescriptorSet> {

@@ -391,6 +391,28 @@ pub struct KernelLayout {
     pub exec_event_filename: u32,
     /// `trace_event_raw_sched_process_exit.group_dead`, which kernels before 6.16 do not have: then as above
     pub exit_event_group_dead: u32,
+    /// `kernfs_open_file.kn`
+    pub open_file_kn: u32,
+    /// `kernfs_node.priv`: of a cgroup's directory, the cgroup
+    pub kernfs_node_priv: u32,
+    /// `oom_control.memcg`
+    pub oom_memcg: u32,
+    /// `oom_control.chosen`
+    pub oom_chosen: u32,
+    /// `mem_cgroup.css.cgroup`
+    pub memcg_cgroup: u32,
+    /// `mem_cgroup.memory.usage`
+    pub memcg_usage: u32,
+    /// `mem_cgroup.memory.max`
+    pub memcg_max: u32,
+    /// `pt_regs.di`, or `regs` on arm64: a function's first argument
+    pub regs_first: u32,
+    /// `pt_regs.si`, or the second of `regs` on arm64: a function's second argument
+    pub regs_second: u32,
+    /// `pt_regs.dx`, or the third of `regs` on arm64: a function's third argument
+    pub regs_third: u32,
+    /// `pt_regs.ax`, or the first of `regs` on arm64: what a function returned
+    pub regs_result: u32,
 }
 
 impl KernelLayout {
@@ -423,6 +445,17 @@ impl KernelLayout {
         exit_has_group_dead: 0,
         exec_event_filename: ABSENT,
         exit_event_group_dead: ABSENT,
+        open_file_kn: ABSENT,
+        kernfs_node_priv: ABSENT,
+        oom_memcg: ABSENT,
+        oom_chosen: ABSENT,
+        memcg_cgroup: ABSENT,
+        memcg_usage: ABSENT,
+        memcg_max: ABSENT,
+        regs_first: ABSENT,
+        regs_second: ABSENT,
+        regs_third: ABSENT,
+        regs_result: ABSENT,
     };
 }
 
@@ -440,7 +473,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 27 * 4);
+    assert!(size_of::<KernelLayout>() == 38 * 4);
 };
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Records about limits: writes to a cgroup's limit files, and kills for want of memory.
 
-use crate::{Actor, COMM_LEN, Header, Process};
+use crate::{Actor, COMM_LEN, Header, Process, ProcessKey};
 
-/// Bytes of the written text that a record carries. The longest text that a limit takes is a list of CPUs or of memory
+/// Bytes of the written text that a record carries, the terminating NUL included. The longest text that a limit takes is a list of CPUs or of memory
 /// nodes; any other fits.
 pub const VALUE_CAP: usize = 128;
 /// Bytes of a limit file's name in the map that picks out limit files, its NUL included. The longest name that counts is
@@ -54,9 +54,9 @@ pub struct KnobWrite {
     pub writer: Caller,
     /// Which file: the value of the map `KNOBS` for its name.
     pub knob: u32,
-    /// Bytes that are written, which may be more than `value` holds.
+    /// Bytes that are written; [`VALUE_CAP`] or more: `value` holds only the first of them.
     pub value_len: u32,
-    /// The first of them; [`VALUE_CAP`] at most, no NUL is added.
+    /// The text and a NUL.
     pub value: [u8; VALUE_CAP],
 }
 
@@ -76,6 +76,27 @@ pub struct OomKill {
     pub usage: u64,
     /// Its `memory.max` in pages, see [`FLAG_OOM_USAGE`].
     pub limit: u64,
+}
+
+/// What was exhausted when the kernel began to choose whom to kill; the value of the map `OOM_CONTEXTS`, whose key is the id of
+/// the thread in which that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct OomContext {
+    /// The process that the kernel chose.
+    pub chosen: ProcessKey,
+    /// [`OomKill::limit_cgroup`].
+    pub limit_cgroup: u64,
+    /// [`OomKill::usage`].
+    pub usage: u64,
+    /// [`OomKill::limit`].
+    pub limit: u64,
+    /// The `FLAG_OOM_*` that hold, but for how a victim came to be one.
+    pub flags: u16,
+    /// Zero.
+    pub pad: u16,
+    /// 1: the chosen process was dying already, so that it is not killed, only helped to end; 0: it was not.
+    pub dying: u32,
 }
 
 /// What a cgroup's limit files may take of the rings; the value of the map `BUDGETS`, whose key is the cgroup's id.
@@ -103,5 +124,6 @@ const _: () = {
     assert!(size_of::<Caller>() == 16 + 8 + COMM_LEN);
     assert!(size_of::<KnobWrite>() == 24 + 16 + 40 + 8 + VALUE_CAP);
     assert!(size_of::<OomKill>() == 24 + 40 + 40 + 24);
+    assert!(size_of::<OomContext>() == 16 + 24 + 8);
     assert!(size_of::<Budget>() == 24);
 };

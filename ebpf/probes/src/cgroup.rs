@@ -13,11 +13,14 @@ use kwitness_abi::{
 use crate::{
     emit::{actor, copy_string, header},
     kernel::{Address, Arguments, Cgroup, Hook, KernfsNode, Task},
-    maps::{LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
+    maps::{ANCESTORS, LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
 };
 
 /// What the kubelet calls the cgroup that its pods are in; with another `cgroupRoot`, `<root>-kubepods.slice`.
 const KUBEPODS: u64 = u64::from_be_bytes(*b"kubepods");
+
+/// How many levels above a root are kept. `kubepods` is at most a few below the hierarchy's root.
+const MAX_ANCESTORS: u32 = 8;
 
 /// `cgroup_mkdir(cgroup, path)`: the cgroup exists, nothing is in it yet.
 #[inline(always)]
@@ -35,6 +38,9 @@ pub fn mkdir(hook: &impl Arguments) {
         None if is_root(&node, path) => (FLAG_ROOT, 0),
         None => return,
     };
+    if flags & FLAG_ROOT != 0 {
+        remember_ancestors(&node);
+    }
     let id = node.id();
     if TRACKED.insert(id, Tracked { flags: inherited, pad: 0 }, 0).is_err() {
         return count_untracked();
@@ -81,6 +87,24 @@ pub fn release(hook: &impl Arguments) {
     let id = cgroup.node().id();
     if TRACKED.remove(id).is_ok() {
         removed(RecordKind::CgroupRelease, id);
+    } else {
+        let _ = ANCESTORS.remove(id);
+    }
+}
+
+/// Keeps the cgroups above a root of the tracked set: what is written to their limit files matters below.
+#[inline(always)]
+fn remember_ancestors<H: Hook>(root: &KernfsNode<H>) {
+    let mut id = root.parent_id();
+    let mut node = root.parent();
+    for _ in 0..MAX_ANCESTORS {
+        if id == 0 {
+            return;
+        }
+        // A full map costs what is written there.
+        let _ = ANCESTORS.insert(id, 0, 0);
+        id = node.parent_id();
+        node = node.parent();
     }
 }
 

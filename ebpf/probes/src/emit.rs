@@ -4,9 +4,9 @@ use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
     generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str},
 };
-use kwitness_abi::{Actor, COMM_LEN, Header, RecordKind};
+use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
-use crate::kernel::Address;
+use crate::kernel::{Address, Task};
 
 /// A header that says "now" and "here".
 #[inline(always)]
@@ -23,6 +23,19 @@ pub fn header(kind: RecordKind, cgroup_id: u64, flags: u16) -> Header {
 pub fn actor() -> Actor {
     let ids = bpf_get_current_pid_tgid();
     Actor { pid: (ids >> 32) as u32, tid: ids as u32, comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]) }
+}
+
+/// The same, with what names its process for good and the cgroup that it is in.
+#[inline(always)]
+pub fn caller() -> Caller {
+    let current = Task::current();
+    Caller { start_boottime: current.key().start_boottime, cgroup_id: current.cgroup_id(), actor: actor() }
+}
+
+/// The thread that the hook runs in.
+#[inline(always)]
+pub fn tid() -> u32 {
+    bpf_get_current_pid_tgid() as u32
 }
 
 /// Copies the string at `source` to the `CAP` bytes at `target`; its length without the NUL, 0 if it cannot be read.

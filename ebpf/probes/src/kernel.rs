@@ -5,6 +5,7 @@
 //!
 //! - a BTF tracepoint's pointers keep their types in the verifier, so a field is a plain load;
 //! - a raw tracepoint's pointers are numbers, so a field is a `bpf_probe_read_kernel`;
+//! - at a function's entry and return, fentry and fexit do as BTF tracepoints, kprobe and kretprobe as raw ones;
 //! - a classic tracepoint passes no pointers, only a copied event: what it is about is the current task, read likewise.
 //!
 //! A field that cannot be read is zero, a null pointer's fields are zero.
@@ -14,7 +15,10 @@ use core::{marker::PhantomData, mem::MaybeUninit, ptr};
 use aya_ebpf::{
     Argument, EbpfContext,
     helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
-    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
+    programs::{
+        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
+        RetProbeContext, TracePointContext,
+    },
 };
 use kwitness_abi::{ABSENT, COMM_LEN, KernelLayout, Process, ProcessKey};
 
@@ -28,6 +32,14 @@ const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
 /// Memory address in the kernel.
 pub type Address = *const u8;
+
+/// An entry of [`LAYOUT`], as the constant that it is to the verifier.
+macro_rules! layout {
+    ($field:ident) => {
+        // SAFETY: a static's own field; volatile, so that the compiler does not take the initial value for the final one.
+        unsafe { ptr::read_volatile(&raw const LAYOUT.$field) }
+    };
+}
 
 /// The context of a tracepoint: how the kernel's memory is read from it.
 pub trait Hook {
@@ -68,6 +80,71 @@ impl Hook for BtfTracePointContext {
     }
 }
 
+impl Arguments for FEntryContext {
+    #[inline(always)]
+    fn arg<T: Argument>(&self, n: usize) -> T {
+        self.arg(n)
+    }
+}
+
+impl Hook for FEntryContext {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: as for a BTF tracepoint.
+        unsafe { ptr::read_volatile(address) }
+    }
+}
+
+impl Arguments for ProbeContext {
+    /// One of the first three: the registers of the others are not in the layout.
+    #[inline(always)]
+    fn arg<T: Argument>(&self, n: usize) -> T {
+        let offset = match n {
+            0 => layout!(regs_first),
+            1 => layout!(regs_second),
+            _ => layout!(regs_third),
+        };
+        T::from_register(register(self, offset))
+    }
+}
+
+impl Hook for ProbeContext {
+    #[inline(always)]
+    unsafe fn read<T: Copy>(address: *const T) -> T {
+        // SAFETY: this function's contract.
+        unsafe { read_checked(address) }
+    }
+}
+
+/// The context of a function's return.
+pub trait Returned {
+    /// What the function returned.
+    fn result(&self) -> i64;
+}
+
+impl Returned for FExitContext {
+    /// It follows the arguments of `cgroup_file_write`, which are four. The helper that tells without counting is younger
+    /// than the oldest kernel.
+    #[inline(always)]
+    fn result(&self) -> i64 {
+        self.arg(4)
+    }
+}
+
+impl Returned for RetProbeContext {
+    #[inline(always)]
+    fn result(&self) -> i64 {
+        register(self, layout!(regs_result)) as i64
+    }
+}
+
+/// A register of those that a kprobe or kretprobe was called with.
+#[inline(always)]
+fn register(context: &impl EbpfContext, offset: u32) -> u64 {
+    // SAFETY: the offset is that of a register in the `struct pt_regs` that the context points to.
+    unsafe { read_checked(context.as_ptr().cast::<u8>().wrapping_add(offset as usize).cast()) }
+}
+
 impl Hook for RawTracePointContext {
     #[inline(always)]
     unsafe fn read<T: Copy>(address: *const T) -> T {
@@ -92,14 +169,6 @@ impl Hook for TracePointContext {
 unsafe fn read_checked<T: Copy>(address: *const T) -> T {
     // SAFETY: the helper checks the address; zero is a valid `T` by this function's contract.
     unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
-}
-
-/// An entry of [`LAYOUT`], as the constant that it is to the verifier.
-macro_rules! layout {
-    ($field:ident) => {
-        // SAFETY: a static's own field; volatile, so that the compiler does not take the initial value for the final one.
-        unsafe { ptr::read_volatile(&raw const LAYOUT.$field) }
-    };
 }
 
 /// The field at an offset of [`LAYOUT`] of the object at an address.
@@ -139,6 +208,55 @@ object! {
     /// A `struct task_struct`: a thread.
     Task
 }
+object! {
+    /// A `struct kernfs_open_file`.
+    OpenFile
+}
+object! {
+    /// A `struct oom_control`: what was exhausted, and who was chosen.
+    OomControl
+}
+object! {
+    /// A `struct mem_cgroup`.
+    MemoryCgroup
+}
+
+impl<H: Hook> OpenFile<H> {
+    /// The file itself.
+    #[inline(always)]
+    pub fn node(&self) -> KernfsNode<H> {
+        KernfsNode::at(field!(H, self.0, open_file_kn))
+    }
+}
+
+impl<H: Hook> OomControl<H> {
+    /// Whose limit was hit; none: the machine's memory.
+    #[inline(always)]
+    pub fn memory_cgroup(&self) -> Option<MemoryCgroup<H>> {
+        let memcg: Address = field!(H, self.0, oom_memcg);
+        (!memcg.is_null()).then(|| MemoryCgroup::at(memcg))
+    }
+
+    /// Who will be killed.
+    #[inline(always)]
+    pub fn chosen(&self) -> Task<H> {
+        Task::at(field!(H, self.0, oom_chosen))
+    }
+}
+
+impl<H: Hook> MemoryCgroup<H> {
+    /// Its cgroup, of v1's memory hierarchy where that has the controller.
+    #[inline(always)]
+    pub fn cgroup(&self) -> Cgroup<H> {
+        Cgroup::at(field!(H, self.0, memcg_cgroup))
+    }
+
+    /// Pages charged, and pages allowed.
+    #[inline(always)]
+    pub fn usage_and_limit(&self) -> (u64, u64) {
+        (field!(H, self.0, memcg_usage), field!(H, self.0, memcg_max))
+    }
+}
 
 impl<H: Hook> Cgroup<H> {
     /// Whether it is in the default (v2) hierarchy. Ids are unique within one hierarchy only, and the v1 hierarchies that
@@ -177,7 +295,19 @@ impl<H: Hook> KernfsNode<H> {
         if parent.is_null() { 0 } else { Self::at(parent).id() }
     }
 
-    /// The directory's name, a string.
+    /// The directory that it is in.
+    #[inline(always)]
+    pub fn parent(&self) -> Self {
+        Self::at(field!(H, self.0, kernfs_node_parent))
+    }
+
+    /// The cgroup whose directory it is. The kernel has it as an untyped pointer, so that it is read like a raw tracepoint's.
+    #[inline(always)]
+    pub fn cgroup(&self) -> Cgroup<RawTracePointContext> {
+        Cgroup::at(field!(H, self.0, kernfs_node_priv))
+    }
+
+    /// Its name, a string.
     #[inline(always)]
     pub fn name(&self) -> Address {
         field!(H, self.0, kernfs_node_name)
@@ -185,7 +315,7 @@ impl<H: Hook> KernfsNode<H> {
 }
 
 impl Task<TracePointContext> {
-    /// The one that the classic tracepoint ran in.
+    /// The one that the hook runs in.
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: the helper has no precondition.
@@ -267,6 +397,14 @@ impl<H: Hook> Task<H> {
         // SAFETY: the helper checks the address.
         let _ = unsafe { bpf_probe_read_kernel_buf(address, &mut comm) };
         comm
+    }
+
+    /// Whether its process is being ended by a signal, or by one of its threads.
+    #[inline(always)]
+    pub fn is_group_exiting(&self) -> bool {
+        let signal: Address = field!(H, self.0, task_signal);
+        let flags: u32 = field!(H, signal, signal_flags);
+        flags & SIGNAL_GROUP_EXIT != 0
     }
 
     /// How many threads of its process have not begun to exit.

@@ -13,8 +13,13 @@
 //! tracepoint (`_event`), for perf disables preemption before it runs a program (`include/trace/perf.h`). Such kernels
 //! get that one.
 //!
+//! fentry, fexit and kprobes can be preempted on every kernel since 5.12. Nothing but their own kind of event is lost by it, a
+//! write by another task on the same CPU within the same microsecond, and that is counted like any other miss.
+//!
 //! - [`cgroup`]: the life of cgroups, and the tracked set
 //! - [`task`]: the life of processes in tracked cgroups
+//! - [`limit`]: writes to limit files
+//! - [`oom`]: kills for want of memory
 //! - [`kernel`]: reading the kernel's structures
 //! - [`maps`]: every map, and the rings' rules
 //!
@@ -27,12 +32,17 @@
 mod cgroup;
 mod emit;
 mod kernel;
+mod limit;
 mod maps;
+mod oom;
 mod task;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
+    programs::{
+        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
+        RetProbeContext, TracePointContext,
+    },
 };
 
 /// Two entry points of one body at one tracepoint.
@@ -63,6 +73,7 @@ entry_points! {
     "sched_wakeup_new" => task::fork: task_fork_btf, task_fork_raw;
     "sched_process_exec" => task::exec: task_exec_btf, task_exec_raw;
     "sched_process_exit" => task::exit: task_exit_btf, task_exit_raw;
+    "mark_victim" => oom::marked: oom_kill_btf, oom_kill_raw;
 }
 
 /// `sched:sched_process_exec` as a classic tracepoint.
@@ -77,6 +88,62 @@ pub fn task_exec_event(hook: TracePointContext) -> u32 {
 pub fn task_exit_event(hook: TracePointContext) -> u32 {
     task::exit_event(&hook);
     NO_SAMPLE
+}
+
+/// `cgroup_file_write` begins.
+#[fentry(function = "cgroup_file_write")]
+pub fn knob_write_fentry(hook: FEntryContext) -> i32 {
+    limit::begins(&hook);
+    0
+}
+
+/// `cgroup_file_write` has returned.
+#[fexit(function = "cgroup_file_write")]
+pub fn knob_write_fexit(hook: FExitContext) -> i32 {
+    limit::returned(&hook);
+    0
+}
+
+/// `cgroup_file_write` begins.
+#[kprobe]
+pub fn knob_write_kprobe(hook: ProbeContext) -> u32 {
+    limit::begins_at_kprobe(&hook);
+    0
+}
+
+/// `cgroup_file_write` has returned.
+#[kretprobe]
+pub fn knob_write_kretprobe(hook: RetProbeContext) -> u32 {
+    limit::returned(&hook);
+    0
+}
+
+/// `oom_kill_process` begins.
+#[fentry(function = "oom_kill_process")]
+pub fn oom_scope_fentry(hook: FEntryContext) -> i32 {
+    oom::begins(&hook);
+    0
+}
+
+/// `oom_kill_process` has returned.
+#[fexit(function = "oom_kill_process")]
+pub fn oom_scope_fexit(_: FExitContext) -> i32 {
+    oom::ended();
+    0
+}
+
+/// `oom_kill_process` begins.
+#[kprobe]
+pub fn oom_scope_kprobe(hook: ProbeContext) -> u32 {
+    oom::begins(&hook);
+    0
+}
+
+/// `oom_kill_process` has returned.
+#[kretprobe]
+pub fn oom_scope_kretprobe(_: RetProbeContext) -> u32 {
+    oom::ended();
+    0
 }
 
 /// What tells perf that no sample is to be written for a classic tracepoint's event.

@@ -7,19 +7,28 @@
 //! | [`LIFECYCLE`] | rare, precious records | reads, is woken |
 //! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken |
 //! | [`FORKS`] | their forks | reads, is not woken |
+//! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
 //! | [`COUNTERS`] | what was lost | reads |
 //! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
 //! | [`EXITED`] | processes whose exit is told already | nothing |
+//! | [`KNOBS`] | the names of limit files | fills it before attaching |
+//! | [`ANCESTORS`] | cgroups above tracked roots | adds what exists at its scan |
+//! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads what was not told |
+//! | [`IN_FLIGHT`] | writes to limit files that have not returned | nothing |
+//! | [`OOM_CONTEXTS`] | what was exhausted, while the kernel chooses and kills | nothing |
 //!
 //! Sizes are what a program loaded by hand would get; the loader sets its own.
 
 use aya_ebpf::{
-    helpers::bpf_get_smp_processor_id,
     bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, ring_buf::RingBufEntry},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
-use kwitness_abi::{Counters, Pattern, ProcessKey, RecordKind, Tracked};
+use kwitness_abi::{
+    BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, KnobName, KnobWrite, OomContext, Pattern, ProcessKey,
+    RecordKind, Tracked,
+};
 
 /// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
 /// memory while there is room.
@@ -59,17 +68,88 @@ pub static FIRST_PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_en
 #[map]
 pub static EXITED: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(8_192, 0);
 
+/// Writes to limit files by processes that are themselves in a tracked cgroup: a container that may write to cgroups of its
+/// own, and does so as often as it can, evicts no one else's record. Those of the kubelet, the runtime and systemd are in
+/// [`LIFECYCLE`].
+#[map]
+pub static OWN_WRITES: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+
+/// The names of the files that are limits; the value is the number that a record carries.
+#[map]
+pub static KNOBS: HashMap<KnobName, u32> = HashMap::with_max_entries(128, 0);
+
+/// The cgroups above tracked roots: their limits hold below. The value means nothing.
+#[map]
+pub static ANCESTORS: HashMap<u64, u8> = HashMap::with_max_entries(256, 0);
+
+/// By cgroup. Least recently used: one that gives way begins a new window when it comes back.
+#[map]
+pub static BUDGETS: LruHashMap<u64, Budget> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Writes that have begun, by thread. Least recently used: the entry of a thread whose return was not seen gives way.
+#[map]
+pub static IN_FLIGHT: LruHashMap<u32, KnobWrite> = LruHashMap::with_max_entries(4_096, 0);
+
+/// Where a write's record is put together, which the stack is too small for. Each of the two programs that use it (one is
+/// loaded) has it to itself until it returns, for the kernel does not enter it again on the same CPU.
+#[map]
+pub static SCRATCH: PerCpuArray<KnobWrite> = PerCpuArray::with_max_entries(1, 0);
+
+/// By the thread in which the kernel chooses and kills.
+#[map]
+pub static OOM_CONTEXTS: LruHashMap<u32, OomContext> = LruHashMap::with_max_entries(1_024, 0);
+
+/// Whether another write to that cgroup's limit files may be told now, see [`Budget`]. If not, it is counted.
+///
+/// Two writers at the same moment may both read what one of them wrote: the bound is not exact, what is told always is.
+#[inline(always)]
+pub fn within_budget(cgroup: u64, now: u64) -> bool {
+    let Some(budget) = BUDGETS.get_ptr_mut(cgroup) else {
+        // A map without room for it bounds nothing, and loses nothing.
+        let _ = BUDGETS.insert(cgroup, Budget { since: now, writes: 1, suppressed: 0 }, 0);
+        return true;
+    };
+    // SAFETY: a live map element, see above for the race.
+    unsafe {
+        if now.wrapping_sub((*budget).since) >= BUDGET_WINDOW {
+            (*budget).since = now;
+            (*budget).writes = 0;
+        }
+        (*budget).writes += 1;
+        if (*budget).writes <= BUDGET_WRITES {
+            return true;
+        }
+        (*budget).suppressed += 1;
+    }
+    // SAFETY: `counters` points to the element of this CPU.
+    count(|counters| unsafe { &raw mut (*counters).suppressed });
+    false
+}
+
+/// Puts a record that lies elsewhere into `ring`; without room the loss is counted.
+#[inline(always)]
+pub fn output<T: 'static>(ring: &RingBuf, kind: RecordKind, record: &T) {
+    if ring.output::<T>(record, 0).is_err() {
+        count_lost(kind);
+    }
+}
+
 /// Room for a record in `ring`; without room the loss is counted.
 #[inline(always)]
 pub fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEntry<T>> {
     let entry = ring.reserve::<T>(0);
     if entry.is_none() {
-        count(|counters| {
-            // SAFETY: `counters` points to the element of this CPU; the index is a constant below the array's length.
-            unsafe { (&raw mut (*counters).lost).cast::<u64>().add(kind.index()) }
-        });
+        count_lost(kind);
     }
     entry
+}
+
+#[inline(always)]
+fn count_lost(kind: RecordKind) {
+    count(|counters| {
+        // SAFETY: `counters` points to the element of this CPU; the index is a constant below the array's length.
+        unsafe { (&raw mut (*counters).lost).cast::<u64>().add(kind.index()) }
+    });
 }
 
 /// A cgroup could not be tracked.

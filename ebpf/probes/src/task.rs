@@ -24,9 +24,7 @@
 //!   is created and not started, it would be taken for the first; the kubelet does not do that.
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext,
-};
+use aya_ebpf::{helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext};
 use kwitness_abi::{
     FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
     TaskExit, TaskFork, Tracked,
@@ -35,7 +33,8 @@ use kwitness_abi::{
 use crate::{
     emit::{copy_string, header},
     kernel::{
-        Address, Arguments, Hook, Task, binprm_filename, exec_filename_of_event, group_dead, group_dead_of_event,
+        Address, Arguments, Hook, Task, binprm_filename, exec_filename_of_event, group_dead,
+        group_dead_of_event,
     },
     maps::{EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, fork_wakeup, reserve},
 };

@@ -2,7 +2,9 @@
 
 mod child;
 mod life;
+mod limits;
 mod load;
+mod oom;
 mod producer;
 mod session;
 mod storm;
@@ -12,8 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use kwitness::probe::Settings;
+use kwitness::probe::environment::{self, Lockdown};
 use kwitness::probe::need::{Exclusion, HookKind, NEEDS};
 use kwitness_tests::bed::Bed;
+use kwitness_tests::environment::Tier;
 use kwitness_tests::suite::{self, Case};
 
 use crate::session::{Root, Session};
@@ -25,7 +29,7 @@ fn main() -> Result<()> {
     }
     let mut cases = load::cases();
     let loaded = Arc::new(Loaded::default());
-    for kind in HookKind::ALL {
+    for kind in HookKind::TRACEPOINTS {
         for (name, scenario) in life::SCENARIOS {
             let loaded = Arc::clone(&loaded);
             cases.push(Case::new(&format!("{kind}_{name}"), move |bed| {
@@ -34,8 +38,11 @@ fn main() -> Result<()> {
             }));
         }
     }
+    let bed = Bed::make()?;
+    cases.extend(limits::cases(&bed, &loaded)?);
+    cases.extend(oom::cases(&bed, &loaded)?);
     cases.extend(storm::cases(&loaded));
-    suite::run(Bed::make()?, cases)
+    suite::run(bed, cases)
 }
 
 /// Probes with one kind of hook, shared by the scenarios that ask for that kind one after the other.
@@ -73,6 +80,13 @@ fn settings(kind: Option<HookKind>) -> Result<Settings> {
         roots: life::CONFIGURED_ROOTS.map(str::parse).into_iter().collect::<Result<_, _>>()?,
         ..Settings::default()
     })
+}
+
+/// Why hooks of that kind cannot be had here; none if they can. In a guest they have to.
+fn refusal(bed: &Bed, kind: HookKind) -> Option<&'static str> {
+    let may_be_refused = bed.environment.tier == Tier::Host && environment::lockdown() != Some(Lockdown::Off);
+    (may_be_refused && matches!(kind, HookKind::Fentry | HookKind::Kprobe))
+        .then_some("a locked down kernel has no fentry and no kprobes")
 }
 
 /// The other hooks of each need that has one of that kind.

@@ -16,6 +16,12 @@ pub const ROLE: &str = "--produce";
 /// How often the variant `forks` forks.
 pub const FORKS: u32 = 200;
 
+/// How often the variant `write-often` writes.
+pub const WRITES: u64 = 10_000;
+
+/// How much memory the variant `hog` takes, MiB.
+pub const HOG: usize = 160;
+
 /// Ends of processes with more than one thread, and what wait(2) may say of each.
 pub const EXITS: &[(&str, &[ExitStatus])] = &[
     ("group-exit-from-main", &[ExitStatus::Code(5)]),
@@ -100,6 +106,16 @@ pub fn run(role: &[&str]) -> Result<()> {
             barrier.wait();
             exit_thread(0)
         }
+        "hog" => hog(),
+        "parent-of-hog" => {
+            Child::spawn(None, CloneFlags::empty(), Action::Exec(&[&program()?, ROLE, "hog"]))?.wait()?;
+        }
+        "write-often" => {
+            let [file] = arguments else { bail!("which file?") };
+            for number in 1..=WRITES {
+                std::fs::write(file, number.to_string()).with_context(|| format!("write {file}"))?;
+            }
+        }
         "storm" => return crate::storm::produce(arguments),
         "exec-from-thread" => {
             let become_another = || exec(&[&program()?, ROLE, "end"]);
@@ -111,4 +127,11 @@ pub fn run(role: &[&str]) -> Result<()> {
         other => bail!("no variant `{other}`"),
     }
     Ok(())
+}
+
+/// Takes memory until it has enough or is killed, then keeps it.
+fn hog() {
+    let taken: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
+    std::thread::sleep(Duration::from_secs(1000));
+    drop(taken);
 }

@@ -183,8 +183,8 @@ impl Decoder {
 
     fn written_value(&mut self, record: Record<'_>) -> Result<WrittenValue, DecodeError> {
         let len = record.u32(offset_of!(abi::KnobWrite, value_len))? as usize;
-        let text = record.text(offset_of!(abi::KnobWrite, value), len.min(abi::VALUE_CAP))?;
-        Ok(WrittenValue { text: self.texts.text(text.trim_ascii()), truncated: len > abi::VALUE_CAP })
+        let text = record.text(offset_of!(abi::KnobWrite, value), abi::VALUE_CAP)?;
+        Ok(WrittenValue { text: self.texts.text(text.trim_ascii()), truncated: len >= abi::VALUE_CAP })
     }
 
     fn oom_kill(&mut self, record: Record<'_>, flags: u16) -> Result<OomKill, DecodeError> {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
-use crate::limits::Changed;
+use crate::limits::{Changed, LevelRole};
+use crate::observation::{Caller, OomChoice, OomUsage};
 use crate::resize::Judged;
 
 /// Something happened.
@@ -42,6 +43,8 @@ pub enum Basis {
     KnobWrite,
     /// Found by reading a limit file.
     KnobRead,
+    /// The kernel's record of that name.
+    OomKill,
     /// Found at start-up: it happened before.
     InitialScan,
     /// Found after a gap: it happened within.
@@ -222,7 +225,11 @@ pub enum Kind {
         main_status: Option<ExitStatus>,
         /// No program of the container's own was seen to run.
         never_started: bool,
+        /// The main process was seen to be killed for want of memory.
+        main_oom_killed: bool,
     },
+    /// A process was killed for want of memory.
+    OomKill(Box<OomKilled>),
     /// The cgroup is gone.
     Deleted {
         /// Who removed it; unknown when a scan missed it.
@@ -250,6 +257,42 @@ pub enum Kind {
     },
 }
 
+/// A kill for want of memory, attributed. What the hook could not tell is absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomKilled {
+    /// Who was killed.
+    pub process: Process,
+    /// How it came to be the victim.
+    pub choice: Option<OomChoice>,
+    /// What was exhausted.
+    pub scope: Option<OomExhausted>,
+    /// What was charged and allowed there.
+    pub usage: Option<OomUsage>,
+    /// Whose allocation, or whose write to a limit, led to it.
+    pub trigger: Caller,
+    /// The path of the cgroup that the trigger is in, where it is known.
+    pub trigger_cgroup: Option<Arc<str>>,
+}
+
+/// What was exhausted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomExhausted {
+    /// A cgroup's memory limit.
+    Limit {
+        /// Whose.
+        cgroup: CgroupId,
+        /// Its path; none: it is not below a tracked root, or nobody told of it.
+        path: Option<Arc<str>>,
+        /// What it is; none likewise.
+        role: Option<LevelRole>,
+        /// The pod that it is, or is in.
+        pod: Option<PodNames>,
+    },
+    /// The machine's memory.
+    Machine,
+}
+
 /// Records were lost between two times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -273,6 +316,8 @@ pub enum GapCause {
     TrackedSetFull,
     /// A record could not be decoded.
     MalformedRecord,
+    /// The kernel's queue of file notices was full; how many were lost is not known.
+    WatchOverflow,
     /// The kernel did not run a program, because one that it had interrupted or preempted was still running on the same
     /// CPU. At most so many records were not made: whether the program would have made one is not known.
     ProgramSkipped,

@@ -14,13 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, About, Service, Socket};
-use crate::cgroupfs::{CgroupFs, KnobReader, Roots, in_initial_pid_namespace};
+use crate::cgroupfs::{CgroupFs, KnobReader, Roots, Watch, in_initial_pid_namespace};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::{Engine, Parts};
 use crate::hub::Hub;
+use crate::probe::need::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded, give_back};
 use crate::verify::{self, Verifier};
 
@@ -45,7 +46,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     }
     let attached = Loaded::load(&settings)?.attach()?;
     let socket = Socket::listen(&config.socket)?;
-    let capabilities = attached.capabilities().clone();
+    let mut capabilities = attached.capabilities().clone();
+    let watch = watch_limits(&mut capabilities, &cgroups);
     tell(&capabilities);
 
     let stop = CancellationToken::new();
@@ -54,10 +56,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (answer, answers) = mpsc::channel(ANSWERS);
     let reader = KnobReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
+    let probe = attached.run()?;
+    if let Some(watch) = watch {
+        watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
+    }
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let (tell_touched, touched) = verify::touched();
     let parts = Parts {
-        probe: attached.run()?,
+        probe,
         cgroups: cgroups.clone(),
         roots: Roots(settings.roots),
         writer,
@@ -125,8 +131,35 @@ fn lock_file(socket: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Where no program sees limit writes, fanotify has to.
+pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Option<Watch> {
+    let report = capabilities.needs.iter_mut().find(|report| report.need.name == LIMIT_WRITES)?;
+    if report.chosen.is_some() {
+        return None;
+    }
+    match Watch::open(cgroups.clone()) {
+        Ok(watch) => {
+            report.substitute = Some(format!("fanotify:{}", cgroups.mount_point().display()));
+            Some(watch)
+        }
+        Err(error) => {
+            tracing::warn!(error = %format_args!("{:#}", anyhow::Error::from(error)), "limit writes are not seen");
+            None
+        }
+    }
+}
+
 fn tell(capabilities: &Capabilities) {
     for report in &capabilities.needs {
+        if let Some(substitute) = &report.substitute {
+            tracing::warn!(
+                need = report.need.name,
+                substitute,
+                missed = report.need.cost_of_missing,
+                "no hook can be used; see `kwitness doctor`"
+            );
+            continue;
+        }
         match report.chosen {
             Some(hook) => tracing::info!(need = report.need.name, hook = %hook.kind, "hook attached"),
             None => tracing::warn!(

@@ -78,7 +78,14 @@ struct Life {
     started_at: Option<KernelTime>,
     main: Option<Main>,
     main_status: Option<ExitStatus>,
+    /// Processes that were killed for want of memory and whose exit is still to come.
+    oom_victims: Vec<ProcKey>,
+    main_oom_killed: bool,
 }
+
+/// Most [`Life::oom_victims`]: a kill and the victim's exit are some milliseconds apart. Beyond, `stopped` may lack that the
+/// main process was one of them.
+const OOM_VICTIMS: usize = 64;
 
 /// The process of the container's own first program.
 #[derive(Clone, Debug)]
@@ -196,6 +203,7 @@ impl Container {
         let kind = Kind::Stopped {
             main_status: life.as_ref().and_then(|life| life.main_status),
             never_started: life.is_none(),
+            main_oom_killed: life.as_ref().is_some_and(|life| life.main_oom_killed),
         };
         self.phase = Phase::Stopped { at, life };
         Some(kind)
@@ -240,7 +248,7 @@ impl Container {
             process: main.as_ref().map(|main| main.process.clone()),
             program: main.as_ref().and_then(|main| main.program.clone()),
         };
-        self.phase = Phase::Running(Life { started_at, main, main_status: None });
+        self.phase = Phase::Running(Life { started_at, main, ..Life::default() });
         kind
     }
 
@@ -270,6 +278,18 @@ impl Container {
         same
     }
 
+    /// A process is killed for want of memory: its exit follows.
+    pub(super) fn oom_kill(&mut self, victim: TaskInfo) -> Process {
+        let known = self.processes.get_mut(victim.key).map_or(Role::Child, |known| known.role);
+        let role = if self.is_main(victim.key) { Role::Main } else { known };
+        if let Phase::Running(life) = &mut self.phase
+            && life.oom_victims.len() < OOM_VICTIMS
+        {
+            life.oom_victims.push(victim.key);
+        }
+        with_role(victim, role)
+    }
+
     /// `unbroken_since`: no record was lost after that time.
     pub(super) fn exit(
         &mut self,
@@ -285,10 +305,13 @@ impl Container {
         let is_main = self.is_main(process.key);
         if let Phase::Running(life) | Phase::Stopped { life: Some(life), .. } = &mut self.phase {
             // The mark tells where a scan found the container running, but not which process is its first.
+            let victims = life.oom_victims.len();
+            life.oom_victims.retain(|victim| *victim != process.key);
             let is_unknown_main = first && life.main.is_none() && life.main_status.is_none();
             if is_main || is_unknown_main {
                 role = Role::Main;
                 life.main_status = Some(status);
+                life.main_oom_killed = life.oom_victims.len() < victims;
             }
         }
         let before_exec =

@@ -21,6 +21,7 @@
 //! | groups made in the container | theirs are the container's; its own cgroup's `populated` counts them in |
 //! | crun's inner `container` group | the start happens there, and is the container's |
 //! | an exit that comes late through the other ring, after `stopped` or `deleted` | `exited` goes out all the same: its time tells the order |
+//! | the kernel kills for want of memory | `oomKill`, then `exited`; `stopped` says so if it was the main process |
 //! | removed while thought to run | `stopped` on the same fact, then `deleted` |
 //! | a cgroup that nobody told of | the record is parked, a scan asked for, then the record replayed |
 //! | the runtime answers after the end | `updated` goes out for as long as removed cgroups are remembered |
@@ -46,10 +47,10 @@ use std::sync::Arc;
 pub use limits::{Counters, Limits};
 pub use state::{ContainerState, State};
 
-use crate::event::{Actor, Basis, Event, Gap, Kind, RuntimeFacts, Subject};
+use crate::event::{Actor, Basis, Event, Gap, Kind, OomExhausted, OomKilled, RuntimeFacts, Subject};
 use crate::ids::{CgroupId, ContainerId, KernelTime};
 use crate::limits::{Place, Places};
-use crate::observation::{Action, Fact, KernelEvent, Loss, Observation};
+use crate::observation::{Action, Fact, KernelEvent, Loss, Observation, OomKill, OomScope};
 
 use cgroups::{Added, Cgroups, Owner};
 use processes::Budget;
@@ -167,8 +168,9 @@ impl Lifecycle {
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
             // What becomes of a container's limits is no matter of its life.
-            Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) | Fact::OomKill(_) => {}
-            Fact::Rmdir { .. }
+            Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) => {}
+            Fact::OomKill(_)
+            | Fact::Rmdir { .. }
             | Fact::Attach { .. }
             | Fact::Populated(_)
             | Fact::Fork { .. }
@@ -210,6 +212,9 @@ impl Lifecycle {
 
     fn in_container(&mut self, event: KernelEvent, id: CgroupId, output: &mut Output) {
         let KernelEvent { at, cgroup, fact } = event;
+        if let Fact::OomKill(kill) = fact {
+            return self.oom_kill(at, id, *kill, output);
+        }
         let Some(container) = self.cgroups.container_mut(id) else { return };
         let budget = &mut self.budget;
         let (basis, kind) = match fact {
@@ -238,6 +243,27 @@ impl Lifecycle {
             | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
+    }
+
+    fn oom_kill(&mut self, at: KernelTime, id: CgroupId, kill: OomKill, output: &mut Output) {
+        let OomKill { victim, choice, scope, usage, trigger } = kill;
+        let scope = scope.map(|scope| match scope {
+            OomScope::Machine => OomExhausted::Machine,
+            OomScope::Limit(cgroup) => {
+                let place = self.cgroups.place_of(cgroup);
+                OomExhausted::Limit {
+                    cgroup,
+                    path: place.as_ref().map(|place| Arc::clone(&place.path)),
+                    role: place.as_ref().map(|place| place.role),
+                    pod: place.and_then(|place| place.pod),
+                }
+            }
+        });
+        let trigger_cgroup = trigger.cgroup.and_then(|id| self.cgroups.place_of(id)).map(|place| place.path);
+        let Some(container) = self.cgroups.container_mut(id) else { return };
+        let process = container.oom_kill(victim);
+        let kill = OomKilled { process, choice, scope, usage, trigger, trigger_cgroup };
+        output.emit(at, Basis::OomKill, &container.subject, Kind::OomKill(Box::new(kill)));
     }
 
     /// A record about a cgroup that nobody told of: either a scan on its way tells, or one is asked for, provided

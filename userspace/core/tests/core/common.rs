@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kwitness_core::event::{
-    Actor, Basis, ContainerType, Event, ExitStatus, GapCause, Kind, Process, Role, RuntimeFacts,
+    Actor, Basis, ContainerType, Event, ExitStatus, GapCause, Kind, OomExhausted, Process, Role, RuntimeFacts,
 };
 use kwitness_core::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
 use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output, State};
 use kwitness_core::observation::{
-    Action, Fact, KernelEvent, Loss, Observation, PathText, Scan, ScanReason, ScannedCgroup, ScannedProcess,
-    TaskInfo,
+    Action, Caller, Fact, KernelEvent, Loss, Observation, OomKill, OomScope, PathText, Scan, ScanReason,
+    ScannedCgroup, ScannedProcess, TaskInfo,
 };
 
 /// To what a scan knows start times.
@@ -156,6 +156,12 @@ impl Node {
         self.actions();
     }
 
+    /// The kernel kills a process of the cgroup for want of memory.
+    pub fn oom_kill(&mut self, cgroup: u64, victim: TaskInfo, scope: Option<OomScope>) {
+        let kill = OomKill { victim, choice: None, scope, usage: None, trigger: Caller::default() };
+        self.kernel(cgroup, Fact::OomKill(Box::new(kill)));
+    }
+
     /// Records of the given time span were lost.
     pub fn lose(&mut self, from: u64, to: u64) {
         self.observe(Observation::Lost(Loss {
@@ -262,11 +268,22 @@ pub fn line(event: &Event) -> String {
                 if *before_exec { " before_exec" } else { "" }
             )
         }
-        Kind::Stopped { main_status, never_started } => format!(
-            "stopped {}{}",
+        Kind::Stopped { main_status, never_started, main_oom_killed } => format!(
+            "stopped {}{}{}",
             main_status.as_ref().map_or("?".to_owned(), status),
-            if *never_started { " never_started" } else { "" }
+            if *never_started { " never_started" } else { "" },
+            if *main_oom_killed { " oom" } else { "" }
         ),
+        Kind::OomKill(kill) => {
+            let scope = match &kill.scope {
+                None => "?".to_owned(),
+                Some(OomExhausted::Machine) => "machine".to_owned(),
+                Some(OomExhausted::Limit { role, .. }) => {
+                    role.map_or("?".to_owned(), |role| format!("{role:?}"))
+                }
+            };
+            format!("oom kill {} {scope}", process(&kill.process))
+        }
         Kind::Deleted { actor: Some(actor) } => format!("deleted by {}", actor.comm),
         Kind::Deleted { actor: None } => "deleted".to_owned(),
         Kind::Updated { fields } => format!("updated {}", fields.join(",")),
@@ -288,6 +305,7 @@ pub fn line(event: &Event) -> String {
         Basis::TaskExit => "exit",
         Basis::KnobWrite => "knob write",
         Basis::KnobRead => "knob read",
+        Basis::OomKill => "oom kill",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",

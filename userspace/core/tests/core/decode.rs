@@ -259,10 +259,10 @@ fn a_written_value_may_be_longer_than_what_is_kept_of_it() {
     let value = |text: &str, truncated| Some(WrittenValue { text: text.into(), truncated });
     assert_eq!(written(b"", 0), value("", false));
     assert_eq!(written(b" 1G \n", 5), value("1G", false));
-    let full = [b'7'; abi::VALUE_CAP];
-    let text = "7".repeat(abi::VALUE_CAP);
-    assert_eq!(written(&full, abi::VALUE_CAP), value(&text, false));
-    assert_eq!(written(&full, abi::VALUE_CAP + 1), value(&text, true));
+    let full = [b'7'; abi::VALUE_CAP - 1];
+    let text = "7".repeat(full.len());
+    assert_eq!(written(&full, full.len()), value(&text, false));
+    assert_eq!(written(&full, full.len() + 1), value(&text, true));
     assert_eq!(written(&full, u32::MAX as usize), value(&text, true));
 }
 

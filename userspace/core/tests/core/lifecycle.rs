@@ -2,9 +2,9 @@
 
 use crate::common::*;
 use kwitness_core::event::ExitStatus;
-use kwitness_core::ids::KernelTime;
+use kwitness_core::ids::{CgroupId, KernelTime};
 use kwitness_core::lifecycle::State;
-use kwitness_core::observation::{Action, Fact};
+use kwitness_core::observation::{Action, Fact, OomScope};
 
 #[test]
 fn a_life_under_runc() {
@@ -47,6 +47,50 @@ fn a_life_under_runc() {
     );
     assert_eq!(node.actions(), []);
     assert_eq!(node.machine.counters(), Default::default());
+}
+
+#[test]
+fn a_kill_for_want_of_memory_names_whose_limit_it_was_and_the_stop_says_so() {
+    let mut node = Node::new();
+    node.start(7, 52);
+    node.fork(7, child(53, 7));
+    // A child that the runtime never hears of, by a limit above; then the main process, by the container's own.
+    node.oom_kill(7, child(53, 7), Some(OomScope::Limit(CgroupId(POD))));
+    node.exit(7, child(53, 7), 137);
+    node.oom_kill(7, entering(52, 7), Some(OomScope::Limit(CgroupId(7))));
+    node.exit(7, entering(52, 7), 137);
+    node.populated(7, false);
+    node.rmdir(7);
+    // A record that is late, of a cgroup that is gone; and one of which nothing but the victim is known.
+    node.oom_kill(7, child(54, 7), Some(OomScope::Machine));
+    node.oom_kill(7, child(55, 7), None);
+    let events = node.events();
+    let events: Vec<_> = events.iter().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(
+        events,
+        [
+            "oom kill child 53 Pod (oom kill) 7",
+            "exited child 53 code 137 before_exec (exit) 7",
+            "oom kill main 52 Container (oom kill) 7",
+            "exited main 52 code 137 (exit) 7",
+            "stopped code 137 oom (populated) 7",
+            "deleted by runc (rmdir) 7",
+            "oom kill child 54 machine (oom kill) 7",
+            "oom kill child 55 ? (oom kill) 7",
+        ]
+    );
+}
+
+#[test]
+fn another_processs_kill_is_not_the_main_ones() {
+    let mut node = Node::new();
+    node.start(7, 52);
+    node.fork(7, child(53, 7));
+    node.oom_kill(7, child(53, 7), None);
+    node.exit(7, child(53, 7), 137);
+    node.exit(7, entering(52, 7), 1);
+    node.populated(7, false);
+    assert!(node.events().iter().any(|line| line.ends_with("stopped code 1 (populated) 7")));
 }
 
 #[test]

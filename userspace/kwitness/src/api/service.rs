@@ -218,24 +218,27 @@ fn api_position(position: &Position) -> v1::Position {
 
 /// A need in the API's shape; `kwitness doctor` without a daemon says it the same way.
 pub fn need(report: &NeedReport) -> v1::Need {
-    let NeedReport { need, chosen, refused } = report;
+    let NeedReport { need, chosen, substitute, refused } = report;
     v1::Need {
         name: need.name.to_owned(),
         vital: need.importance == crate::probe::need::Importance::Vital,
-        hook: chosen.map(|hook| format!("{}:{}", hook.kind, need.tracepoint)).unwrap_or_default(),
+        hook: chosen
+            .map(|hook| format!("{}:{}", hook.kind, need.target))
+            .or_else(|| substitute.clone())
+            .unwrap_or_default(),
         refused: refused.iter().map(ToString::to_string).collect(),
         cost: need.cost_of_missing.to_owned(),
         remedy: match (chosen, refused.last()) {
-            (None, Some(refusal)) => refusal.reason.remedy().to_owned(),
+            (None, Some(refusal)) => refusal.remedy().to_owned(),
             _ => String::new(),
         },
     }
 }
 
 fn program(stats: &ProgramStats) -> v1::ProgramStats {
-    let ProgramStats { hook, runs, run_time, recursion_misses } = stats;
+    let ProgramStats { program, runs, run_time, recursion_misses } = stats;
     v1::ProgramStats {
-        name: hook.program.to_owned(),
+        name: (*program).to_owned(),
         run_count: *runs,
         run_time_ns: run_time.and_then(|time| u64::try_from(time.as_nanos()).ok()),
         recursion_misses: *recursion_misses,

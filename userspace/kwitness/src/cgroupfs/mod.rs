@@ -7,9 +7,11 @@ pub mod knobs;
 mod mount;
 mod process;
 mod scan;
+mod watch;
 
 pub use knobs::KnobReader;
 pub use mount::{CgroupFs, MountError};
 pub use process::in_initial_pid_namespace;
 use scan::gone;
 pub use scan::{Roots, ScanError, Scanned, Track, scan};
+pub use watch::{Watch, WatchError};

@@ -36,6 +36,8 @@ pub trait Track {
     fn track(&self, id: CgroupId) -> io::Result<bool>;
     /// Takes out one that was added and is gone.
     fn untrack(&self, id: CgroupId) -> io::Result<()>;
+    /// Adds one that is above a tracked root: its limits hold below.
+    fn track_above(&self, id: CgroupId) -> io::Result<()>;
 }
 
 impl Track for Tracker {
@@ -46,6 +48,10 @@ impl Track for Tracker {
 
     fn untrack(&self, id: CgroupId) -> io::Result<()> {
         Tracker::untrack(self, id.0)
+    }
+
+    fn track_above(&self, id: CgroupId) -> io::Result<()> {
+        Tracker::track_above(self, id.0)
     }
 }
 
@@ -115,6 +121,18 @@ enum Level<'a> {
 
 impl<T: Track> Walk<'_, T> {
     fn directory(&mut self, level: Level<'_>) -> Result<(), ScanError> {
+        let found = self.found.len();
+        self.list(level)?;
+        if let Level::Outside { id, path } = level
+            && self.found.len() > found
+            && let Err(error) = self.track.track_above(id.unwrap_or(ROOT))
+        {
+            tracing::warn!(path, %error, "cannot track a cgroup above containers: changes of its limits are not seen");
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, level: Level<'_>) -> Result<(), ScanError> {
         let (Level::Outside { path, .. } | Level::Inside { path, .. }) = level;
         let directory = self.on_disk(path);
         let entries = match fs::read_dir(&directory) {
@@ -208,7 +226,7 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Set(Mutex<BTreeSet<u64>>);
+    struct Set(Mutex<BTreeSet<u64>>, Mutex<BTreeSet<u64>>);
 
     impl Track for Set {
         fn track(&self, id: CgroupId) -> io::Result<bool> {
@@ -217,6 +235,11 @@ mod tests {
 
         fn untrack(&self, id: CgroupId) -> io::Result<()> {
             self.0.lock().unwrap().remove(&id.0);
+            Ok(())
+        }
+
+        fn track_above(&self, id: CgroupId) -> io::Result<()> {
+            self.1.lock().unwrap().insert(id.0);
             Ok(())
         }
     }
@@ -252,6 +275,11 @@ mod tests {
         let Scanned { scan, untracked } =
             scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
         assert_eq!(untracked, 0);
+        let above = ["machine.slice", "system.slice", "system.slice/docker-abc.scope"]
+            .into_iter()
+            .chain(["system.slice/docker-abc.scope/kubelet.slice"])
+            .map(|path| fs::metadata(root.path().join(path)).unwrap().ino());
+        assert_eq!(*set.1.lock().unwrap(), above.chain([ROOT.0]).collect());
         let mut paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
         for (index, cgroup) in scan.cgroups.iter().enumerate() {
             let on_disk = root.path().join(&cgroup.path[1..]);
@@ -293,6 +321,9 @@ mod tests {
             }
             fn untrack(&self, id: CgroupId) -> io::Result<()> {
                 self.0.untrack(id)
+            }
+            fn track_above(&self, id: CgroupId) -> io::Result<()> {
+                self.0.track_above(id)
             }
         }
         let root = tree(&[("kubepods", ""), ("kubepods/a", ""), ("kubepods/b", "")]);

@@ -204,7 +204,11 @@ pub enum Format {
 fn kinds() -> PossibleValuesParser {
     PossibleValuesParser::new(KINDS.map(|kind| {
         let value = PossibleValue::new(kind);
-        if kind == "limitChanged" { value.alias("limit") } else { value }
+        match kind {
+            "limitChanged" => value.alias("limit"),
+            "oomKill" => value.alias("oom"),
+            _ => value,
+        }
     }))
 }
 

@@ -25,6 +25,7 @@ pub fn kind(event: &v1::Event) -> Cell {
         }
         Some(Kind::Deleted(_)) => ("deleted", Style::new()),
         Some(Kind::Updated(_)) => ("updated", FAINT),
+        Some(Kind::OomKill(_)) => ("oomKill", BAD.bold()),
         Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
         Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
@@ -109,7 +110,11 @@ pub fn detail(event: &v1::Event) -> String {
             format!("{process}: {}{early}", exit_status(exited.status.as_ref()))
         }
         Kind::Stopped(v1::Stopped { never_started: true, .. }) => "never started".to_owned(),
-        Kind::Stopped(v1::Stopped { main_status, .. }) => exit_status(main_status.as_ref()),
+        Kind::Stopped(v1::Stopped { main_status, main_oom_killed, .. }) => {
+            let oom = if *main_oom_killed { ", for want of memory" } else { "" };
+            exit_status(main_status.as_ref()) + oom
+        }
+        Kind::OomKill(kill) => super::limits::oom_kill(kill),
         Kind::Updated(v1::Updated { fields }) => fields.join(", "),
         Kind::LimitChanged(changed) => super::limits::change(changed),
         Kind::Verdict(verdict) => super::verify::sentence(verdict),
@@ -137,7 +142,7 @@ fn run(program: Option<&str>, process: Option<&v1::Process>) -> String {
     }
 }
 
-fn describe_process(process: &v1::Process) -> String {
+pub(super) fn describe_process(process: &v1::Process) -> String {
     format!("{} ({}{})", process.comm, process.pid, role(process))
 }
 
@@ -167,6 +172,9 @@ fn describe_gap(gap: &v1::Gap) -> String {
         v1::GapCause::RingFull => "a kernel ring was full",
         v1::GapCause::TrackedSetFull => "the set of tracked cgroups was full",
         v1::GapCause::MalformedRecord => "records could not be decoded",
+        v1::GapCause::WatchOverflow => {
+            "limits were written to faster than fanotify tells, how often is not known"
+        }
         v1::GapCause::ProgramSkipped => "the kernel skipped programs, at most as many records",
         v1::GapCause::WatcherLagged => "this client was too slow",
         v1::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
@@ -280,12 +288,29 @@ pub(super) mod testing {
                 Kind::Stopped(v1::Stopped {
                     main_status: Some(v1::ExitStatus { status: Some(Status::Code(0)), ..Default::default() }),
                     never_started: false,
+                    main_oom_killed: false,
                 }),
             ),
             (
                 true,
                 v1::Basis::CgroupPopulated,
-                Kind::Stopped(v1::Stopped { main_status: None, never_started: true }),
+                Kind::Stopped(v1::Stopped { main_status: None, never_started: true, main_oom_killed: false }),
+            ),
+            (
+                true,
+                v1::Basis::CgroupPopulated,
+                Kind::Stopped(v1::Stopped {
+                    main_status: signal(),
+                    never_started: false,
+                    main_oom_killed: true,
+                }),
+            ),
+            (
+                true,
+                v1::Basis::OomKill,
+                Kind::OomKill(Box::new(super::super::limits::testing::oom_kill(process(
+                    v1::ProcessRole::Child,
+                )))),
             ),
             (true, v1::Basis::CgroupRmdir, Kind::Deleted(v1::Deleted { actor: None })),
             (

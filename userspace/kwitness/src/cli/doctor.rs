@@ -17,6 +17,7 @@ use crate::api::need;
 use crate::cgroupfs::{CgroupFs, in_initial_pid_namespace};
 use crate::config::{Config, RuntimeChoice};
 use crate::cri::CANDIDATES;
+use crate::daemon::watch_limits;
 use crate::probe::environment::{self, Verdict};
 use crate::probe::survey;
 use crate::proto::v1;
@@ -79,7 +80,10 @@ async fn examine(config: &Config, socket: &Path) -> Report {
             let found = format!("none at {}: {reason}; the hooks were tried without one", socket.display());
             checks.push(Finding::new("daemon", Verdict::Degraded, found, "start it with `kwitness daemon`"));
             // Loading takes a tenth of a second, and nobody else is waiting here.
-            let capabilities = survey(&config.probe);
+            let mut capabilities = survey(&config.probe);
+            if let Ok(cgroups) = CgroupFs::find() {
+                watch_limits(&mut capabilities, &cgroups);
+            }
             (capabilities.kernel, capabilities.needs.iter().map(need).collect())
         }
     };

@@ -1,8 +1,9 @@
 //! Limits in words.
 
-use super::describe::Names;
+use super::describe::{Names, describe_process};
 use super::text::{UNKNOWN, short_uid};
 use crate::proto::v1;
+use crate::proto::v1::oom_kill::Exhausted;
 use crate::proto::v1::reading::Reading;
 
 /// The names of a cgroup that is no container's.
@@ -76,6 +77,42 @@ pub fn reading(reading: Option<&v1::Reading>) -> String {
     }
 }
 
+/// A kill for want of memory, in a line.
+pub fn oom_kill(kill: &v1::OomKill) -> String {
+    let victim = kill.process.as_ref().map_or_else(|| UNKNOWN.to_owned(), describe_process);
+    let how = match kill.choice() {
+        v1::OomChoice::GroupMember => " killed with its group",
+        v1::OomChoice::Chosen | v1::OomChoice::Unspecified => " killed",
+    };
+    let limit = match &kill.exhausted {
+        Some(Exhausted::Machine(_)) => "the machine was out of memory".to_owned(),
+        Some(Exhausted::LimitOf(cgroup)) => format!("the memory limit of {} was hit", whose(cgroup)),
+        None => "which limit was hit is not known".to_owned(),
+    };
+    let usage = match (kill.usage_bytes, kill.limit_bytes) {
+        (Some(usage), Some(limit)) => format!(" ({} of {} MiB)", usage >> 20, limit >> 20),
+        _ => String::new(),
+    };
+    let trigger = kill.trigger.as_ref().filter(|trigger| {
+        trigger.pid.is_some() && trigger.pid != kill.process.as_ref().map(|process| process.pid)
+    });
+    let by = trigger.map_or_else(String::new, |trigger| format!(", by {}", writer(trigger)));
+    format!("{victim}{how}: {limit}{usage}{by}")
+}
+
+fn whose(cgroup: &v1::Cgroup) -> &str {
+    match cgroup.role() {
+        v1::CgroupRole::Container => "the container",
+        v1::CgroupRole::Pod => "the pod",
+        v1::CgroupRole::Qos => "the QoS class",
+        v1::CgroupRole::Kubepods => "all pods",
+        v1::CgroupRole::Inner => "a group in the container",
+        v1::CgroupRole::Other | v1::CgroupRole::Unspecified => {
+            cgroup.path.as_deref().unwrap_or("a cgroup above the containers")
+        }
+    }
+}
+
 /// Nanoseconds, to three digits.
 fn duration(nanos: u64) -> String {
     match nanos {
@@ -120,6 +157,18 @@ pub(super) mod testing {
         })
     }
 
+    /// A child of the container, killed because the pod was full.
+    pub fn oom_kill(process: Option<v1::Process>) -> v1::OomKill {
+        v1::OomKill {
+            process,
+            choice: v1::OomChoice::Chosen.into(),
+            exhausted: cgroup(v1::CgroupRole::Pod).map(Exhausted::LimitOf),
+            usage_bytes: Some(64 << 20),
+            limit_bytes: Some(64 << 20),
+            trigger: Some(v1::Writer { pid: Some(99), comm: Some("stress".into()), ..Default::default() }),
+        }
+    }
+
     pub fn refused() -> v1::LimitChanged {
         v1::LimitChanged {
             cgroup: cgroup(v1::CgroupRole::Container),
@@ -160,6 +209,34 @@ pub(super) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_in_words() {
+        let process = v1::Process {
+            pid: 12,
+            comm: "java".into(),
+            role: v1::ProcessRole::Main.into(),
+            ..Default::default()
+        };
+        let kill = testing::oom_kill(Some(process));
+        assert_eq!(
+            oom_kill(&kill),
+            "java (12, main) killed: the memory limit of the pod was hit (64 of 64 MiB), by stress (99)"
+        );
+        let machine = v1::OomKill {
+            exhausted: Some(Exhausted::Machine(true)),
+            choice: v1::OomChoice::GroupMember.into(),
+            usage_bytes: None,
+            trigger: None,
+            ..kill.clone()
+        };
+        assert_eq!(
+            oom_kill(&machine),
+            "java (12, main) killed with its group: the machine was out of memory"
+        );
+        let unknown = v1::OomKill { exhausted: None, usage_bytes: None, trigger: None, ..kill };
+        assert_eq!(oom_kill(&unknown), "java (12, main) killed: which limit was hit is not known");
+    }
 
     #[test]
     fn changes_in_words() {

@@ -6,10 +6,36 @@ use std::collections::BTreeMap;
 use kwitness_abi::{Counters, RecordKind};
 use kwitness_core::decode::DecodeError;
 use kwitness_core::event::GapCause;
-use kwitness_core::ids::KernelTime;
+use kwitness_core::ids::{CgroupId, KernelTime};
 use kwitness_core::observation::Loss;
 
 use crate::clock::Clock;
+
+/// The memory of which writes to limit files came too fast to be told.
+#[derive(Debug, Default)]
+pub(super) struct Untold {
+    total: u64,
+    by_cgroup: BTreeMap<u64, u64>,
+}
+
+impl Untold {
+    /// Whether there are more than at the last such look; with that, it is worth the while to ask for each cgroup's.
+    pub(super) fn is_more(&mut self, total: u64) -> bool {
+        std::mem::replace(&mut self.total, total) != total
+    }
+
+    /// How many more of each cgroup than at the last look.
+    pub(super) fn since_last(&mut self, by_cgroup: BTreeMap<u64, u64>) -> Vec<(CgroupId, u64)> {
+        let before = std::mem::replace(&mut self.by_cgroup, by_cgroup);
+        let more = |(cgroup, count): (&u64, &u64)| {
+            let seen = before.get(cgroup).copied().unwrap_or(0);
+            // Fewer: the kernel has forgotten it meanwhile, and counts from zero.
+            let more = if *count < seen { *count } else { count - seen };
+            (more > 0).then_some((CgroupId(*cgroup), more))
+        };
+        self.by_cgroup.iter().filter_map(more).collect()
+    }
+}
 
 /// The memory of what was lost.
 #[derive(Debug)]
@@ -141,6 +167,17 @@ mod tests {
         );
         assert_eq!(losses.since_last(counters, to), []);
         assert_eq!(losses.total()["ring_full/task_exec"], 3);
+    }
+
+    #[test]
+    fn writes_that_were_only_counted_are_named_by_cgroup_once() {
+        let mut untold = Untold::default();
+        assert!(!untold.is_more(0));
+        assert!(untold.is_more(7) && !untold.is_more(7));
+        assert_eq!(untold.since_last([(1, 5), (2, 2)].into()), [(CgroupId(1), 5), (CgroupId(2), 2)]);
+        assert_eq!(untold.since_last([(1, 5), (2, 3)].into()), [(CgroupId(2), 1)]);
+        // The kernel forgot the first and counts anew.
+        assert_eq!(untold.since_last([(1, 4), (2, 3)].into()), [(CgroupId(1), 4)]);
     }
 
     #[test]

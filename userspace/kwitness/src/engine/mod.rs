@@ -39,7 +39,7 @@ use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::probe::{ProgramStats, Running};
 use crate::verify::{Touched, TouchedSender};
-use losses::Losses;
+use losses::{Losses, Untold};
 use recorder::Recorder;
 use scans::Scans;
 
@@ -156,6 +156,7 @@ pub struct Engine {
     requests: mpsc::Receiver<Request>,
     scans: Scans,
     losses: Losses,
+    untold: Untold,
     recorder: Option<Recorder>,
     records: u64,
 }
@@ -191,6 +192,7 @@ impl Engine {
         let engine = Self {
             scans: Scans::new(cgroups, roots, probe.tracker()),
             losses: Losses::new(probe.counters()),
+            untold: Untold::default(),
             probe,
             decoder: Decoder::default(),
             order: Merge::default(),
@@ -256,6 +258,7 @@ impl Engine {
                     self.observe(Observation::Tick { at: clock.now() });
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
+                    self.look_for_untold(clock);
                     self.publish(clock);
                     if let Some(recorder) = &mut self.recorder {
                         recorder.flush();
@@ -307,6 +310,23 @@ impl Engine {
         if let Some(loss) = self.losses.skipped_since_last(self.probe.skipped(), clock.now()) {
             tracing::warn!(lost = ?loss.lost, "the kernel skipped programs; a scan follows");
             self.observe(Observation::Lost(loss));
+        }
+    }
+
+    /// A cgroup's limit files were written to faster than is told.
+    fn look_for_untold(&mut self, clock: Clock) {
+        if !self.untold.is_more(self.probe.counters().suppressed) {
+            return;
+        }
+        match self.probe.untold_writes() {
+            Ok(untold) => {
+                for (cgroup, writes) in self.untold.since_last(untold) {
+                    tracing::warn!(%cgroup, writes, "limits are written to too fast: writes were only counted");
+                    let fact = Fact::KnobWritesUntold(writes);
+                    self.observe(Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact }));
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot read which limit writes were not told"),
         }
     }
 

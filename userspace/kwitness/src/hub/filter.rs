@@ -8,7 +8,7 @@ use kwitness_core::event::{Kind, PodNames, Subject};
 use crate::proto::v1;
 
 /// The kinds of event, in the API's JSON spelling, in the order of [`KindId`]'s numbers.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 12] = [
     "created",
     "started",
     "exec",
@@ -20,6 +20,7 @@ pub const KINDS: [&str; 11] = [
     "resynced",
     "limitChanged",
     "verdict",
+    "oomKill",
 ];
 
 /// A kind of event without its contents.
@@ -60,6 +61,7 @@ impl From<&Kind> for KindId {
             Kind::Resynced { .. } => 8,
             Kind::LimitChanged(_) => 9,
             Kind::Verdict(_) => 10,
+            Kind::OomKill(_) => 11,
         })
     }
 }

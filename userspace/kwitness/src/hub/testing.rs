@@ -52,7 +52,7 @@ pub(super) fn created(subject: &Arc<Subject>) -> Event {
 }
 
 pub(super) fn stopped(subject: &Arc<Subject>) -> Event {
-    event(Some(subject), Kind::Stopped { main_status: None, never_started: true })
+    event(Some(subject), Kind::Stopped { main_status: None, never_started: true, main_oom_killed: false })
 }
 
 pub(super) fn updated(subject: &Arc<Subject>) -> Event {

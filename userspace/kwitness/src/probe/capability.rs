@@ -43,6 +43,8 @@ pub struct NeedReport {
     pub need: &'static Need,
     /// The hook that serves it, if one does.
     pub chosen: Option<Hook>,
+    /// What serves it where no hook does, with less than a hook tells: "fanotify:/sys/fs/cgroup".
+    pub substitute: Option<String>,
     /// The hooks before it, or all, each with what spoke against it.
     pub refused: Vec<Refusal>,
 }
@@ -54,6 +56,19 @@ pub struct Refusal {
     pub hook: Hook,
     /// What speaks against it.
     pub reason: Reason,
+}
+
+impl Refusal {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match (&self.reason, self.hook.at_return) {
+            (Reason::Kernel { .. }, Some(_)) => {
+                "a kernel in lockdown (`lockdown=integrity`, Secure Boot) allows no program at a function; boot without, or do \
+                 with less"
+            }
+            (reason, _) => reason.remedy(),
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -71,6 +86,8 @@ pub enum Reason {
     MissingFields(Vec<String>),
     /// The kernel has no such tracepoint.
     MissingTracepoint(&'static str),
+    /// The kernel has no such function, or has it built into its callers.
+    MissingFunction(&'static str),
     /// The kernel said no.
     Kernel {
         /// To which system call.
@@ -88,6 +105,9 @@ impl fmt::Display for Reason {
             Self::Excluded => f.write_str("excluded by configuration"),
             Self::MissingFields(fields) => write!(f, "the kernel's BTF does not have {}", fields.join(", ")),
             Self::MissingTracepoint(tracepoint) => write!(f, "the kernel has no tracepoint {tracepoint}"),
+            Self::MissingFunction(function) => {
+                write!(f, "the kernel has no function {function}, or has it built into its callers")
+            }
             Self::Kernel { call, errno, detail } => {
                 write!(f, "{call} was refused")?;
                 if let Some(errno) = errno {
@@ -113,6 +133,7 @@ impl Reason {
             Self::MissingTracepoint(_) => {
                 "use a kernel with CONFIG_CGROUPS and CONFIG_TRACEPOINTS; every distribution's kernel has them"
             }
+            Self::MissingFunction(_) => "report it with the kernel's version",
             Self::Kernel { errno: Some(libc::EPERM | libc::EACCES), .. } => {
                 "run as root, or with CAP_BPF and CAP_PERFMON, outside a user namespace; if so already, look whether a \
                  security module (lockdown, SELinux, AppArmor, seccomp) forbids bpf(2)"

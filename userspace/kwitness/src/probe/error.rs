@@ -110,7 +110,7 @@ pub enum ProbeError {
 fn describe_unmet(need: &Need, refused: &[Refusal]) -> String {
     let mut text = format!(
         "without {} there is no telling {}, and no hook at tracepoint {} can be used",
-        need.name, need.cost_of_missing, need.tracepoint
+        need.name, need.cost_of_missing, need.target
     );
     for refusal in refused {
         text += &format!("; {refusal}");

@@ -65,6 +65,17 @@ fields! {
     BINPRM_FILENAME binprm_filename "linux_binprm": "filename";
     EXEC_EVENT_FILENAME exec_event_filename "trace_event_raw_sched_process_exec": "__data_loc_filename";
     EXIT_EVENT_GROUP_DEAD exit_event_group_dead "trace_event_raw_sched_process_exit": "group_dead";
+    OPEN_FILE_KN open_file_kn "kernfs_open_file": "kn";
+    KERNFS_NODE_PRIV kernfs_node_priv "kernfs_node": "priv";
+    OOM_MEMCG oom_memcg "oom_control": "memcg";
+    OOM_CHOSEN oom_chosen "oom_control": "chosen";
+    MEMCG_CGROUP memcg_cgroup "mem_cgroup": "css.cgroup";
+    MEMCG_USAGE memcg_usage "mem_cgroup": "memory.usage";
+    MEMCG_MAX memcg_max "mem_cgroup": "memory.max";
+    REGS_FIRST regs_first "pt_regs": "di";
+    REGS_SECOND regs_second "pt_regs": "si";
+    REGS_THIRD regs_third "pt_regs": "dx";
+    REGS_RESULT regs_result "pt_regs": "ax";
 }
 
 /// Finds every field's offset, and which tracepoint passes what.
@@ -77,6 +88,11 @@ pub fn resolve(btf: &Btf<'_>) -> KernelLayout {
     // `sched_process_exit(task)` became `(task, group_dead)` in 6.16.
     layout.exit_has_group_dead =
         u32::from(btf.tracepoint_args("sched_process_exit").is_some_and(|args| args >= 2));
+    // arm64 passes arguments and results in an array of registers.
+    if let Some(regs) = btf.member_offset("pt_regs", "regs") {
+        (layout.regs_first, layout.regs_second, layout.regs_third) = (regs, regs + 8, regs + 16);
+        layout.regs_result = regs;
+    }
     layout
 }
 

@@ -18,11 +18,12 @@ use std::fs;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapError, lpm_trie::Key, lpm_trie::LpmTrie},
-    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint},
+    maps::{HashMap, MapError, lpm_trie::Key, lpm_trie::LpmTrie},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
     sys::SyscallError,
 };
-use kwitness_abi::{KernelLayout, Pattern};
+use kwitness_abi::{KNOB_NAME_CAP, KernelLayout, KnobName, Pattern};
+use kwitness_core::knob::Knob;
 use nix::{libc, sys::resource};
 
 use super::{
@@ -39,6 +40,9 @@ use super::{
     settings::{MAX_ROOTS, Settings},
 };
 
+/// Bytes of the ring of what workloads write to limits of their own: 2,000 records of writes without a reader. How fast they
+/// come is bounded in the kernel, see [`kwitness_abi::Budget`].
+const OWN_WRITES_RING: u32 = 512 << 10;
 /// The directory of tracefs's `events` that all our classic tracepoints are in.
 const TRACE_SYSTEM: &str = "sched";
 
@@ -120,6 +124,7 @@ impl Loaded {
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
             .map_max_entries("TASKS", settings.tasks_ring.get())
             .map_max_entries("FORKS", settings.forks_ring.get())
+            .map_max_entries("OWN_WRITES", OWN_WRITES_RING)
             .map_max_entries("TRACKED", tracked)
             .map_max_entries("FIRST_PROCESSES", tracked)
             .map_max_entries("ROOTS", MAX_ROOTS)
@@ -127,6 +132,7 @@ impl Loaded {
             .load(OBJECT)
             .map_err(object_error)?;
         configure_roots(&mut ebpf, settings)?;
+        configure_knobs(&mut ebpf)?;
         let chooser = Chooser { btf, layout, exclude: settings.exclude.clone() };
         let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, lock })
@@ -240,55 +246,79 @@ impl Chooser {
         if !missing.is_empty() {
             return Err(Reason::MissingFields(missing));
         }
-        let loaded = match hook.kind {
-            HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, hook)
-                .and_then(|program| program.load(need.tracepoint, &self.btf)),
-            HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, hook).and_then(RawTracePoint::load),
-            HookKind::Tracepoint => program::<TracePoint>(ebpf, hook).and_then(TracePoint::load),
-        };
-        loaded.map_err(|error| reason(error, "BPF_PROG_LOAD", need))
+        let loaded = hook.programs().try_for_each(|name| match hook.kind {
+            HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.load(),
+            HookKind::Tracepoint => program::<TracePoint>(ebpf, name)?.load(),
+            HookKind::Fentry if name == hook.program => {
+                program::<FEntry>(ebpf, name)?.load(need.target, &self.btf)
+            }
+            HookKind::Fentry => program::<FExit>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::Kprobe => program::<KProbe>(ebpf, name)?.load(),
+        });
+        loaded.map_err(|error| refused(ebpf, need, hook, error, "BPF_PROG_LOAD"))
     }
 }
 
 fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), Reason> {
-    let attached = match hook.kind {
-        HookKind::BtfTracepoint => {
-            program::<BtfTracePoint>(ebpf, hook).and_then(|program| program.attach().map(drop))
+    let attached = hook.programs().try_for_each(|name| match hook.kind {
+        HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.attach().map(drop),
+        HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(need.target).map(drop),
+        HookKind::Tracepoint => {
+            program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, need.target).map(drop)
         }
-        HookKind::RawTracepoint => {
-            program::<RawTracePoint>(ebpf, hook).and_then(|program| program.attach(need.tracepoint).map(drop))
-        }
-        HookKind::Tracepoint => program::<TracePoint>(ebpf, hook)
-            .and_then(|program| program.attach(TRACE_SYSTEM, need.tracepoint).map(drop)),
-    };
+        HookKind::Fentry if name == hook.program => program::<FEntry>(ebpf, name)?.attach().map(drop),
+        HookKind::Fentry => program::<FExit>(ebpf, name)?.attach().map(drop),
+        HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(need.target, 0).map(drop),
+    });
     let call = match hook.kind {
-        HookKind::BtfTracepoint | HookKind::RawTracepoint => "BPF_RAW_TRACEPOINT_OPEN",
-        HookKind::Tracepoint => "perf_event_open",
+        HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
+        HookKind::Tracepoint | HookKind::Kprobe => "perf_event_open",
     };
-    attached.map_err(|error| reason(error, call, need))
+    attached.map_err(|error| refused(ebpf, need, hook, error, call))
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, hook: &Hook) -> std::result::Result<&'a mut P, ProgramError>
+/// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.
+fn refused(ebpf: &mut Ebpf, need: &Need, hook: &Hook, error: ProgramError, call: &str) -> Reason {
+    for name in hook.programs() {
+        // One that is not loaded needs no unloading.
+        let _ = match hook.kind {
+            HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Tracepoint => Ok(()),
+            HookKind::Fentry if name == hook.program => {
+                program::<FEntry>(ebpf, name).and_then(FEntry::unload)
+            }
+            HookKind::Fentry => program::<FExit>(ebpf, name).and_then(FExit::unload),
+            HookKind::Kprobe => program::<KProbe>(ebpf, name).and_then(KProbe::unload),
+        };
+    }
+    reason(error, call, need, hook)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> std::result::Result<&'a mut P, ProgramError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    let program = ebpf.program_mut(hook.program);
-    program.ok_or_else(|| ProgramError::InvalidName { name: hook.program.to_owned() })?.try_into()
+    let program = ebpf.program_mut(name);
+    program.ok_or_else(|| ProgramError::InvalidName { name: name.to_owned() })?.try_into()
 }
 
 /// A refusal in our words.
-fn reason(error: ProgramError, call: &str, need: &Need) -> Reason {
+fn reason(error: ProgramError, call: &str, need: &Need, hook: &Hook) -> Reason {
+    let missing = match hook.at_return {
+        None => Reason::MissingTracepoint(need.target),
+        Some(_) => Reason::MissingFunction(need.target),
+    };
     let (call, io_error, detail) = match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             (call, io_error, last_line(&verifier_log.to_string()))
         }
         ProgramError::SyscallError(SyscallError { call, io_error }) => {
             if io_error.raw_os_error() == Some(libc::ENOENT) {
-                return Reason::MissingTracepoint(need.tracepoint);
+                return missing;
             }
             (call, io_error, None)
         }
-        ProgramError::Btf(_) => return Reason::MissingTracepoint(need.tracepoint),
+        ProgramError::Btf(_) => return missing,
         other => {
             return Reason::Kernel { call: call.to_owned(), errno: None, detail: Some(error_chain(&other)) };
         }
@@ -305,7 +335,8 @@ fn last_line(log: &str) -> Option<String> {
 }
 
 fn report(choices: impl IntoIterator<Item = Choice>) -> Capabilities {
-    let report = |Choice { need, loaded, refused, .. }| NeedReport { need, chosen: loaded, refused };
+    let report =
+        |Choice { need, loaded, refused, .. }| NeedReport { need, chosen: loaded, substitute: None, refused };
     Capabilities {
         kernel: environment::kernel_release(),
         environment: environment::check(),
@@ -320,6 +351,20 @@ fn configure_roots(ebpf: &mut Ebpf, settings: &Settings) -> Result<()> {
     for root in &settings.roots {
         let (bits, text) = root.key();
         roots.insert(&Key::new(bits, text), 0, 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn configure_knobs(ebpf: &mut Ebpf) -> Result<()> {
+    let failed = |source| ProbeError::Map { map: "KNOBS".to_owned(), source };
+    let mut knobs: HashMap<_, KnobName, u32> =
+        ebpf.map_mut("KNOBS").ok_or(MapError::ElementNotFound).and_then(TryInto::try_into).map_err(failed)?;
+    for knob in Knob::all() {
+        let mut name = [0; KNOB_NAME_CAP];
+        for (place, byte) in name.iter_mut().zip(knob.to_string().bytes()) {
+            *place = byte;
+        }
+        knobs.insert(name, knob.number(), 0).map_err(failed)?;
     }
     Ok(())
 }

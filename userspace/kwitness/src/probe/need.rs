@@ -17,11 +17,18 @@ pub enum HookKind {
     /// A classic tracepoint: a copied event instead of the arguments, the dearest. Needs tracefs. The kernel runs it with
     /// preemption disabled, also where it no longer does so for the others.
     Tracepoint,
+    /// A function's entry and return, each with a program of its own, by fentry and fexit: plain loads.
+    Fentry,
+    /// The same by kprobe and kretprobe, for kernels or machines without fentry: read with a helper.
+    Kprobe,
 }
 
 impl HookKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
+    pub const ALL: [Self; 5] =
+        [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint, Self::Fentry, Self::Kprobe];
+    /// Those that are at tracepoints.
+    pub const TRACEPOINTS: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
 
     /// The usual short name.
     pub const fn name(self) -> &'static str {
@@ -29,6 +36,8 @@ impl HookKind {
             Self::BtfTracepoint => "tp_btf",
             Self::RawTracepoint => "raw_tp",
             Self::Tracepoint => "tp",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
         }
     }
 }
@@ -46,8 +55,17 @@ pub struct Hook {
     pub kind: HookKind,
     /// The program's name in the object.
     pub program: &'static str,
+    /// The program at the function's return, if the hook is at a function.
+    pub at_return: Option<&'static str>,
     /// The fields that it reads beyond those of its need.
     pub fields: &'static [&'static Field],
+}
+
+impl Hook {
+    /// The names of all its programs.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [self.program].into_iter().chain(self.at_return)
+    }
 }
 
 impl PartialEq for Hook {
@@ -75,8 +93,8 @@ pub struct Need {
     pub importance: Importance,
     /// What is not seen without it.
     pub cost_of_missing: &'static str,
-    /// The tracepoint that its hooks attach to.
-    pub tracepoint: &'static str,
+    /// The tracepoint, or the kernel's function, that its hooks attach to.
+    pub target: &'static str,
     /// Its hooks, the cheapest first.
     pub hooks: &'static [Hook],
     /// The fields that all its programs read.
@@ -136,9 +154,28 @@ impl Eq for Need {}
 macro_rules! hooks {
     ($btf:literal, $raw:literal $(, + $more:ident)* $(, $event:literal $(+ $field:ident)*)?) => {
         &[
-            Hook { kind: HookKind::BtfTracepoint, program: $btf, fields: &[$(&layout::$more),*] },
-            Hook { kind: HookKind::RawTracepoint, program: $raw, fields: &[$(&layout::$more),*] },
-            $(Hook { kind: HookKind::Tracepoint, program: $event, fields: &[$(&layout::$field),*] })?
+            Hook { kind: HookKind::BtfTracepoint, program: $btf, at_return: None, fields: &[$(&layout::$more),*] },
+            Hook { kind: HookKind::RawTracepoint, program: $raw, at_return: None, fields: &[$(&layout::$more),*] },
+            $(Hook { kind: HookKind::Tracepoint, program: $event, at_return: None, fields: &[$(&layout::$field),*] })?
+        ]
+    };
+}
+
+macro_rules! function_hooks {
+    ($fentry:literal, $fexit:literal, $kprobe:literal, $kretprobe:literal) => {
+        &[
+            Hook { kind: HookKind::Fentry, program: $fentry, at_return: Some($fexit), fields: &[] },
+            Hook {
+                kind: HookKind::Kprobe,
+                program: $kprobe,
+                at_return: Some($kretprobe),
+                fields: &[
+                    &layout::REGS_FIRST,
+                    &layout::REGS_SECOND,
+                    &layout::REGS_THIRD,
+                    &layout::REGS_RESULT,
+                ],
+            },
         ]
     };
 }
@@ -166,14 +203,17 @@ macro_rules! process_fields {
     };
 }
 
+/// The name of the need for limit writes, which has an alternative that is no program: `cgroupfs::watch`.
+pub const LIMIT_WRITES: &str = "knob_write";
+
 /// Every need, in the order of attaching. The one that makes a cgroup tracked comes last: of a cgroup that the kernel side
 /// took up by itself, everything that follows is seen.
-pub static NEEDS: [Need; 8] = [
+pub static NEEDS: [Need; 11] = [
     Need {
         name: "task_exit",
         importance: Importance::Vital,
         cost_of_missing: "exit codes and signals of processes",
-        tracepoint: "sched_process_exit",
+        target: "sched_process_exit",
         hooks: hooks!("task_exit_btf", "task_exit_raw", "task_exit_event"),
         fields: process_fields!(
             TASK_SIGNAL,
@@ -187,7 +227,7 @@ pub static NEEDS: [Need; 8] = [
         name: "task_exec",
         importance: Importance::Vital,
         cost_of_missing: "when a container's own program starts, and what is executed in it",
-        tracepoint: "sched_process_exec",
+        target: "sched_process_exec",
         hooks: hooks!(
             "task_exec_btf",
             "task_exec_raw",
@@ -200,15 +240,66 @@ pub static NEEDS: [Need; 8] = [
         name: "task_fork",
         importance: Importance::Optional,
         cost_of_missing: "processes that a container makes, and entries by CLONE_INTO_CGROUP before they exec",
-        tracepoint: "sched_wakeup_new",
+        target: "sched_wakeup_new",
         hooks: hooks!("task_fork_btf", "task_fork_raw"),
+        fields: process_fields!(),
+    },
+    Need {
+        name: LIMIT_WRITES,
+        importance: Importance::Optional,
+        cost_of_missing: "what is written to a limit, refused writes, and when a write began",
+        target: "cgroup_file_write",
+        hooks: function_hooks!(
+            "knob_write_fentry",
+            "knob_write_fexit",
+            "knob_write_kprobe",
+            "knob_write_kretprobe"
+        ),
+        fields: process_fields!(
+            OPEN_FILE_KN,
+            KERNFS_NODE_PRIV,
+            KERNFS_NODE_NAME,
+            KERNFS_NODE_PARENT,
+            CGROUP_ROOT,
+            CGROUP_ROOT_HIERARCHY_ID
+        ),
+    },
+    Need {
+        name: "oom_scope",
+        importance: Importance::Optional,
+        cost_of_missing: "which limit an OOM kill enforced, how full it was, and whether a group was killed as one",
+        target: "oom_kill_process",
+        hooks: function_hooks!(
+            "oom_scope_fentry",
+            "oom_scope_fexit",
+            "oom_scope_kprobe",
+            "oom_scope_kretprobe"
+        ),
+        fields: process_fields!(
+            TASK_SIGNAL,
+            SIGNAL_FLAGS,
+            CGROUP_ROOT,
+            CGROUP_ROOT_HIERARCHY_ID,
+            OOM_MEMCG,
+            OOM_CHOSEN,
+            MEMCG_CGROUP,
+            MEMCG_USAGE,
+            MEMCG_MAX
+        ),
+    },
+    Need {
+        name: "oom_kill",
+        importance: Importance::Optional,
+        cost_of_missing: "which processes are killed for want of memory",
+        target: "mark_victim",
+        hooks: hooks!("oom_kill_btf", "oom_kill_raw"),
         fields: process_fields!(),
     },
     Need {
         name: "cgroup_attach",
         importance: Importance::Optional,
         cost_of_missing: "who moves a process into a container, and when",
-        tracepoint: "cgroup_attach_task",
+        target: "cgroup_attach_task",
         hooks: hooks!("cgroup_attach_btf", "cgroup_attach_raw"),
         fields: process_fields!(CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID),
     },
@@ -216,7 +307,7 @@ pub static NEEDS: [Need; 8] = [
         name: "cgroup_populated",
         importance: Importance::Vital,
         cost_of_missing: "when a container stops",
-        tracepoint: "cgroup_notify_populated",
+        target: "cgroup_notify_populated",
         hooks: hooks!("cgroup_populated_btf", "cgroup_populated_raw"),
         fields: cgroup_fields!(KERNFS_NODE_PARENT),
     },
@@ -224,7 +315,7 @@ pub static NEEDS: [Need; 8] = [
         name: "cgroup_release",
         importance: Importance::Vital,
         cost_of_missing: "when a removed cgroup may be forgotten: the set of tracked cgroups would fill up",
-        tracepoint: "cgroup_release",
+        target: "cgroup_release",
         hooks: hooks!("cgroup_release_btf", "cgroup_release_raw"),
         fields: cgroup_fields!(),
     },
@@ -232,7 +323,7 @@ pub static NEEDS: [Need; 8] = [
         name: "cgroup_rmdir",
         importance: Importance::Vital,
         cost_of_missing: "when a container is deleted, and by whom",
-        tracepoint: "cgroup_rmdir",
+        target: "cgroup_rmdir",
         hooks: hooks!("cgroup_rmdir_btf", "cgroup_rmdir_raw"),
         fields: cgroup_fields!(),
     },
@@ -240,7 +331,7 @@ pub static NEEDS: [Need; 8] = [
         name: "cgroup_mkdir",
         importance: Importance::Vital,
         cost_of_missing: "that a container exists",
-        tracepoint: "cgroup_mkdir",
+        target: "cgroup_mkdir",
         hooks: hooks!("cgroup_mkdir_btf", "cgroup_mkdir_raw"),
         fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT),
     },
@@ -304,7 +395,7 @@ mod tests {
         let first =
             |release| NEEDS.each_ref().map(|need| need.hooks_in_order(Tracepoints::of(release))[0].kind);
         for release in ["5.10.0-35-amd64", "6.18.44"] {
-            assert_eq!(first(release), [HookKind::BtfTracepoint; NEEDS.len()], "{release}");
+            assert!(!first(release).contains(&HookKind::Tracepoint), "{release}");
         }
         for release in ["7.0.1", "7.2.13+deb14-cloud-amd64", "10.1", "unknown"] {
             let classic = NEEDS.iter().zip(first(release)).filter(|(_, kind)| *kind == HookKind::Tracepoint);

@@ -24,7 +24,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
-use kwitness_abi::{Counters, Header, TRACKED_STARTED, Tracked};
+use kwitness_abi::{Budget, Counters, Header, TRACKED_STARTED, Tracked};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -46,7 +46,7 @@ pub const REST_MIN: Duration = Duration::from_micros(200);
 pub const REST_MAX: Duration = Duration::from_millis(1);
 
 /// The rings' names; a record of an earlier ring wins a tie of times.
-const RINGS: [&str; 3] = ["LIFECYCLE", "FORKS", "TASKS"];
+const RINGS: [&str; 4] = ["LIFECYCLE", "OWN_WRITES", "FORKS", "TASKS"];
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = nix::libc::EEXIST;
@@ -58,6 +58,14 @@ struct TrackedValue(Tracked);
 
 // SAFETY: `repr(C)`, integers only, padding spelled out.
 unsafe impl aya::Pod for TrackedValue {}
+
+/// [`Budget`] as the value of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct BudgetValue(Budget);
+
+// SAFETY: `repr(C)`, integers only, without padding.
+unsafe impl aya::Pod for BudgetValue {}
 
 /// Whether a cgroup's own first program has been started, for [`Tracker::track`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +91,7 @@ pub struct Running {
     pace: Pace,
     tracker: Tracker,
     counters: CountersView,
+    budgets: HashMap<MapData, u64, BudgetValue>,
     capabilities: Capabilities,
     ebpf: Ebpf,
     _lock: Option<InstanceLock>,
@@ -91,19 +100,25 @@ pub struct Running {
 impl Running {
     pub(super) fn new(attached: Attached) -> Result<Self> {
         let Attached { mut ebpf, capabilities, lock } = attached;
-        let [first, second, third] = RINGS.map(|name| {
+        let [first, second, third, fourth] = RINGS.map(|name| {
             let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
             unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
                 .map_err(|error| ProbeError::Register(error.into()))
         });
         let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
+        let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
         let counters = CountersView::new(take(&mut ebpf, "COUNTERS")?);
+        let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?);
         Ok(Self {
-            rings: [first?, second?, third?],
+            rings: [first?, second?, third?, fourth?],
             pace: Pace::new().map_err(ProbeError::Register)?,
-            tracker: Tracker(Arc::new(Mutex::new(tracked.map_err(|source| map_error("TRACKED", source))?))),
+            tracker: Tracker(Arc::new(Mutex::new(Tracking {
+                tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
+                ancestors: ancestors.map_err(|source| map_error("ANCESTORS", source))?,
+            }))),
             counters: counters.map_err(|source| map_error("COUNTERS", source))?,
+            budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
             capabilities,
             ebpf,
             _lock: lock,
@@ -140,9 +155,7 @@ impl Running {
     /// what was recorded before it in another ring. The exception is a record behind one that is still being written on
     /// another CPU: that holds back its own ring only.
     pub fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
-        let [first, second, third] = &mut self.rings;
-        let mut heads =
-            [Merging::new(first.get_mut()), Merging::new(second.get_mut()), Merging::new(third.get_mut())];
+        let mut heads = self.rings.each_mut().map(|ring| Merging::new(ring.get_mut()));
         let mut drained = Drained { records: 0, more: false };
         while let Some(index) = earliest(&mut heads) {
             if drained.records == budget {
@@ -161,18 +174,30 @@ impl Running {
         self.counters.sum()
     }
 
+    /// How many writes to each cgroup's limit files were only counted since it was loaded, see [`Budget`]. A cgroup that has
+    /// given way to others is missing, and counts from zero when it comes back.
+    pub fn untold_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
+        let mut untold = BTreeMap::new();
+        for entry in self.budgets.iter() {
+            let (cgroup, BudgetValue(budget)) = entry.map_err(io::Error::other)?;
+            if budget.suppressed > 0 {
+                untold.insert(cgroup, budget.suppressed);
+            }
+        }
+        Ok(untold)
+    }
+
     /// How often the kernel did not run a need's program because that, or for a classic tracepoint any of its type, was
     /// already running on the CPU: interrupted, or preempted (see [`Tracepoints`](super::need::Tracepoints)). By the
     /// need's name. At most so many records were not made: the program might have had nothing to tell.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
-        let needs = self.capabilities.needs.iter();
-        let hooks = needs.filter_map(|report| Some((report.need.name, report.chosen?)));
-        hooks
-            .filter_map(|(need, hook)| {
-                let stats = stats::read(hook, self.ebpf.program(hook.program)?);
-                Some((need, stats.recursion_misses.filter(|misses| *misses > 0)?))
-            })
-            .collect()
+        let mut skipped = BTreeMap::new();
+        for (need, stats) in self.stats() {
+            if let Some(misses) = stats.recursion_misses.filter(|misses| *misses > 0) {
+                *skipped.entry(need).or_default() += misses;
+            }
+        }
+        skipped
     }
 
     /// The tracked set, for whoever scans.
@@ -187,14 +212,26 @@ impl Running {
 
     /// How often each attached program ran, and what the kernel says about it.
     pub fn program_stats(&self) -> Vec<ProgramStats> {
-        let chosen = self.capabilities.needs.iter().filter_map(|report| report.chosen);
-        chosen.filter_map(|hook| Some(stats::read(hook, self.ebpf.program(hook.program)?))).collect()
+        self.stats().map(|(_, stats)| stats).collect()
+    }
+
+    /// The statistics of each attached program, and the name of the need that it serves.
+    fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
+        let hooks =
+            self.capabilities.needs.iter().filter_map(|report| Some((report.need.name, report.chosen?)));
+        let programs = hooks.flat_map(|(need, hook)| hook.programs().map(move |program| (need, program)));
+        programs.filter_map(|(need, name)| Some((need, stats::read(name, self.ebpf.program(name)?))))
     }
 }
 
 /// The tracked set of the running programs. Clones share it: a scan adds to it while the rings are being read.
 #[derive(Clone)]
-pub struct Tracker(Arc<Mutex<HashMap<MapData, u64, TrackedValue>>>);
+pub struct Tracker(Arc<Mutex<Tracking>>);
+
+struct Tracking {
+    tracked: HashMap<MapData, u64, TrackedValue>,
+    ancestors: HashMap<MapData, u64, u8>,
+}
 
 impl Tracker {
     /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
@@ -207,7 +244,7 @@ impl Tracker {
             Life::Unstarted => 0,
             Life::Started => TRACKED_STARTED,
         };
-        match self.lock().insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
+        match self.lock().tracked.insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(false),
             other => other.map(|()| true).map_err(io::Error::other),
         }
@@ -216,14 +253,25 @@ impl Tracker {
     /// Takes a cgroup out of the tracked set: one that a scan added and that was gone by then, so that the kernel will never
     /// report its release.
     pub fn untrack(&self, id: u64) -> io::Result<()> {
-        match self.lock().remove(&id) {
+        match self.lock().tracked.remove(&id) {
             Err(MapError::KeyNotFound) => Ok(()),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(io::Error::other),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, u64, TrackedValue>> {
+    /// Has the limits of a cgroup watched that is above tracked ones.
+    pub fn track_above(&self, id: u64) -> io::Result<()> {
+        self.lock().ancestors.insert(id, 0, 0).map_err(io::Error::other)
+    }
+
+    /// Whether the limits of a cgroup are watched: it is tracked, or above one that is.
+    pub fn is_watched(&self, id: u64) -> bool {
+        let tracking = self.lock();
+        tracking.tracked.get(&id, 0).is_ok() || tracking.ancestors.get(&id, 0).is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tracking> {
         // What it guards is the kernel's: a panic elsewhere leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

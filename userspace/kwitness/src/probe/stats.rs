@@ -8,13 +8,11 @@ use std::{
 
 use aya::programs::Program;
 
-use super::need::Hook;
-
 /// What the kernel says about a loaded program. Absent is what it does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramStats {
-    /// The program and how it is attached.
-    pub hook: Hook,
+    /// The program's name in the object.
+    pub program: &'static str,
     /// How often it ran. Counted only while `kernel.bpf_stats_enabled` is set.
     pub runs: Option<u64>,
     /// How long all runs took together. Counted only while `kernel.bpf_stats_enabled` is set.
@@ -25,22 +23,22 @@ pub struct ProgramStats {
 }
 
 /// Reads a program's statistics.
-pub fn read(hook: Hook, program: &Program) -> ProgramStats {
+pub fn read(name: &'static str, program: &Program) -> ProgramStats {
     let fdinfo = program
         .fd()
         .ok()
         .and_then(|fd| fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok());
-    parse(hook, &fdinfo.unwrap_or_default())
+    parse(name, &fdinfo.unwrap_or_default())
 }
 
 /// The lines of a program's fdinfo read `name:\tvalue`.
-fn parse(hook: Hook, fdinfo: &str) -> ProgramStats {
+fn parse(program: &'static str, fdinfo: &str) -> ProgramStats {
     let field = |name: &str| {
         let value = fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value.and_then(|value| value.trim().parse().ok())
     };
     ProgramStats {
-        hook,
+        program,
         runs: field("run_cnt"),
         run_time: field("run_time_ns").map(Duration::from_nanos),
         recursion_misses: field("recursion_misses"),
@@ -50,14 +48,12 @@ fn parse(hook: Hook, fdinfo: &str) -> ProgramStats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::need::NEEDS;
 
     #[test]
     fn what_the_kernel_does_not_say_is_absent() {
-        let hook = NEEDS[0].hooks[0];
-        let stats = parse(hook, "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t3\n");
+        let stats = parse("p", "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t3\n");
         assert_eq!((stats.runs, stats.run_time), (Some(3), Some(Duration::from_nanos(1500))));
         assert_eq!(stats.recursion_misses, None);
-        assert_eq!(parse(hook, "recursion_misses:\t2\n").recursion_misses, Some(2));
+        assert_eq!(parse("p", "recursion_misses:\t2\n").recursion_misses, Some(2));
     }
 }

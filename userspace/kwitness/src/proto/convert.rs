@@ -39,10 +39,12 @@ fn kind(kind: &core::Kind, clock: Clock) -> v1::event::Kind {
             status: Some(exit_status(*status)),
             before_exec: *before_exec,
         }),
-        core::Kind::Stopped { main_status, never_started } => Kind::Stopped(v1::Stopped {
+        core::Kind::Stopped { main_status, never_started, main_oom_killed } => Kind::Stopped(v1::Stopped {
             main_status: main_status.map(exit_status),
             never_started: *never_started,
+            main_oom_killed: *main_oom_killed,
         }),
+        core::Kind::OomKill(kill) => Kind::OomKill(Box::new(limits::oom_kill(kill))),
         core::Kind::Deleted { actor } => {
             Kind::Deleted(v1::Deleted { actor: actor.as_ref().map(self::actor) })
         }
@@ -117,7 +119,7 @@ pub fn container_state(state: &lifecycle::ContainerState, clock: Clock) -> v1::C
     }
 }
 
-fn process(process: &core::Process) -> v1::Process {
+pub(super) fn process(process: &core::Process) -> v1::Process {
     v1::Process {
         pid: process.key.pid,
         start_time: process.key.start.0,
@@ -172,6 +174,7 @@ fn basis(basis: core::Basis) -> v1::Basis {
         core::Basis::TaskExit => v1::Basis::TaskExit,
         core::Basis::KnobWrite => v1::Basis::KnobWrite,
         core::Basis::KnobRead => v1::Basis::KnobRead,
+        core::Basis::OomKill => v1::Basis::OomKill,
         core::Basis::InitialScan => v1::Basis::InitialScan,
         core::Basis::RepairScan => v1::Basis::RepairScan,
         core::Basis::Runtime => v1::Basis::Runtime,
@@ -184,6 +187,7 @@ fn gap_cause(cause: core::GapCause) -> v1::GapCause {
         core::GapCause::RingFull => v1::GapCause::RingFull,
         core::GapCause::TrackedSetFull => v1::GapCause::TrackedSetFull,
         core::GapCause::MalformedRecord => v1::GapCause::MalformedRecord,
+        core::GapCause::WatchOverflow => v1::GapCause::WatchOverflow,
         core::GapCause::ProgramSkipped => v1::GapCause::ProgramSkipped,
     }
 }

@@ -1,8 +1,8 @@
-//! Limits in the API's shape.
+//! Limits, and what their being hit leads to, in the API's shape.
 
-use kwitness_core::event::PodNames;
+use kwitness_core::event::{OomExhausted, OomKilled, PodNames};
 use kwitness_core::limits::{Changed, LevelRole, Reading, SeenWrite};
-use kwitness_core::observation::{WriteHook, WriteResult};
+use kwitness_core::observation::{Caller, OomChoice, WriteHook, WriteResult};
 use nix::errno::Errno;
 
 use super::{convert, v1};
@@ -63,17 +63,10 @@ fn write(write: &SeenWrite) -> v1::LimitWrite {
         WriteResult::Accepted => None,
         WriteResult::Refused { errno } => Some(errno),
     };
-    let writer = &write.writer;
     v1::LimitWrite {
         value: write.value.as_ref().map(|value| value.text.to_string()),
         truncated: write.value.as_ref().is_some_and(|value| value.truncated),
-        writer: Some(v1::Writer {
-            pid: writer.pid,
-            start_time: writer.start.map(|start| start.0),
-            comm: writer.comm.as_deref().map(str::to_owned),
-            cgroup_id: writer.cgroup.map(|cgroup| cgroup.0),
-            cgroup_path: write.writer_cgroup.as_deref().map(str::to_owned),
-        }),
+        writer: Some(caller(&write.writer, write.writer_cgroup.as_deref())),
         errno,
         errno_name: errno.map(errno_name),
         began: write.began.map(|began| began.0),
@@ -85,6 +78,48 @@ fn write(write: &SeenWrite) -> v1::LimitWrite {
         }
         .into(),
     }
+}
+
+fn caller(caller: &Caller, cgroup_path: Option<&str>) -> v1::Writer {
+    v1::Writer {
+        pid: caller.pid,
+        start_time: caller.start.map(|start| start.0),
+        comm: caller.comm.as_deref().map(str::to_owned),
+        cgroup_id: caller.cgroup.map(|cgroup| cgroup.0),
+        cgroup_path: cgroup_path.map(str::to_owned),
+    }
+}
+
+/// A kill for want of memory.
+pub(super) fn oom_kill(kill: &OomKilled) -> v1::OomKill {
+    use v1::oom_kill::Exhausted;
+    let bytes = |pages: u64| pages.saturating_mul(page_size());
+    v1::OomKill {
+        process: Some(convert::process(&kill.process)),
+        choice: match kill.choice {
+            None => v1::OomChoice::Unspecified,
+            Some(OomChoice::Chosen) => v1::OomChoice::Chosen,
+            Some(OomChoice::GroupMember) => v1::OomChoice::GroupMember,
+        }
+        .into(),
+        exhausted: kill.scope.as_ref().map(|scope| match scope {
+            OomExhausted::Machine => Exhausted::Machine(true),
+            OomExhausted::Limit { cgroup, path, role, pod } => Exhausted::LimitOf(v1::Cgroup {
+                id: cgroup.0,
+                path: path.as_deref().map(str::to_owned),
+                role: role.map_or(v1::CgroupRole::Unspecified, self::role).into(),
+                pod: pod.as_ref().map(self::pod),
+            }),
+        }),
+        usage_bytes: kill.usage.map(|usage| bytes(usage.usage)),
+        limit_bytes: kill.usage.map(|usage| bytes(usage.limit)),
+        trigger: Some(caller(&kill.trigger, kill.trigger_cgroup.as_deref())),
+    }
+}
+
+/// What the kernel counts memory in.
+fn page_size() -> u64 {
+    procfs::page_size()
 }
 
 /// As errno(3) calls it.

@@ -1,0 +1,91 @@
+//! Writes to limit files: of tracked cgroups, and of the cgroups above tracked roots, whose limits hold below.
+//!
+//! The kernel's `cgroup_file_write` is behind every write to a file of a cgroup. It is told twice: when it begins, for the
+//! write may reclaim memory or kill before it returns, and when it has returned, with what. What was said at the beginning
+//! is kept by thread and said again at the return: by then the text is cut up by the kernel's own parser.
+//!
+//! What passes is decided in the order of what it costs: the file's name, the cgroup, the hierarchy, the cgroup's budget.
+
+use kwitness_abi::{FLAG_KPROBE, KNOB_NAME_CAP, KnobName, KnobWrite, RecordKind, VALUE_CAP};
+
+use crate::{
+    emit::{caller, copy_string, header, tid},
+    kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned},
+    maps::{ANCESTORS, IN_FLIGHT, KNOBS, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, output, within_budget},
+};
+
+/// `cgroup_file_write(open file, text, length, offset)` begins, seen by fentry.
+#[inline(always)]
+pub fn begins(hook: &impl Arguments) {
+    write(hook, 0);
+}
+
+/// The same, seen by a kprobe.
+#[inline(always)]
+pub fn begins_at_kprobe(hook: &impl Arguments) {
+    write(hook, FLAG_KPROBE);
+}
+
+#[inline(always)]
+fn write<H: Arguments>(hook: &H, flags: u16) {
+    let file = OpenFile::<H>::at(hook.arg(0)).node();
+    let Some(knob) = knob(&file) else { return };
+    let directory = file.parent();
+    let id = directory.id();
+    if (TRACKED.get_ptr(id).is_none() && ANCESTORS.get_ptr(id).is_none()) || !directory.cgroup().is_v2() {
+        return;
+    }
+    let header = header(RecordKind::KnobBegan, id, flags);
+    if !within_budget(id, header.ktime) {
+        return;
+    }
+    let Some(record) = SCRATCH.get_ptr_mut(0) else { return };
+    let text: Address = hook.arg(1);
+    let length: u64 = hook.arg(2);
+    // SAFETY: `record` points to a live map element that is this program's until it returns; every field is written,
+    // `value` up to its NUL.
+    unsafe {
+        (*record).header = header;
+        (*record).began = header.ktime;
+        (*record).result = 0;
+        (*record).writer = caller();
+        (*record).knob = knob;
+        (*record).value_len = length as u32;
+        copy_string::<VALUE_CAP>(text, (&raw mut (*record).value).cast());
+        let record = &*record;
+        tell(RecordKind::KnobBegan, record);
+        // Without room there is no record of the return.
+        let _ = IN_FLIGHT.insert(tid(), record, 0);
+    }
+}
+
+/// `cgroup_file_write` has returned.
+#[inline(always)]
+pub fn returned(hook: &impl Returned) {
+    let tid = tid();
+    let Some(record) = IN_FLIGHT.get_ptr_mut(tid) else { return };
+    // SAFETY: a live map element of this thread.
+    unsafe {
+        (*record).header =
+            header(RecordKind::KnobReturned, (*record).header.cgroup_id, (*record).header.flags);
+        (*record).result = hook.result();
+        tell(RecordKind::KnobReturned, &*record);
+    }
+    let _ = IN_FLIGHT.remove(tid);
+}
+
+#[inline(always)]
+fn tell(kind: RecordKind, record: &KnobWrite) {
+    let by_workload = TRACKED.get_ptr(record.writer.cgroup_id).is_some();
+    output(if by_workload { &OWN_WRITES } else { &LIFECYCLE }, kind, record);
+}
+
+/// The number of a file that is a limit.
+#[inline(always)]
+fn knob(file: &KernfsNode<impl Hook>) -> Option<u32> {
+    let mut name: KnobName = [0; KNOB_NAME_CAP];
+    // SAFETY: `name` has that many bytes.
+    unsafe { copy_string::<KNOB_NAME_CAP>(file.name(), (&raw mut name).cast()) };
+    // SAFETY: a live map element.
+    KNOBS.get_ptr(name).map(|number| unsafe { *number })
+}

@@ -1,0 +1,293 @@
+//! Writes to limit files, by each kind of hook: value, writer, outcome and times; which are told, which are not, and how often.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use kwitness::cgroupfs::{CgroupFs, Watch};
+use kwitness::probe::need::{HookKind, LIMIT_WRITES};
+use kwitness_abi::RecordKind;
+use kwitness_core::ids::CgroupId;
+use kwitness_core::knob::Knob;
+use kwitness_core::observation::{
+    Fact, KernelEvent, KnobWrite, Observation, WriteHook, WritePhase, WriteResult, WrittenValue,
+};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::cgroup;
+use kwitness_tests::suite::Case;
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+
+use crate::child::{Action, Child};
+use crate::producer;
+use crate::session::{Root, Session};
+use crate::{Loaded, refusal};
+
+/// A scenario, given the session and the cgroup file system's mount point.
+type Scenario = fn(&mut Session, &Path) -> Result<()>;
+
+const SCENARIOS: [(&str, Scenario); 5] = [
+    ("a_limit_write_is_told_whole", whole),
+    ("a_refused_limit_write_has_its_errno", refused),
+    ("only_limits_of_the_tracked_and_of_those_above_are_told", filtered),
+    ("a_value_longer_than_the_record", long_value),
+    ("ten_thousand_writes_by_one_lose_no_other", flood),
+];
+
+/// The rows.
+pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for kind in [HookKind::Fentry, HookKind::Kprobe] {
+        for (name, scenario) in SCENARIOS {
+            let loaded = Arc::clone(loaded);
+            let body =
+                move |bed: &Bed| {
+                    let mount = &bed.environment.cgroup2;
+                    loaded.with(kind, mount, |session| {
+                        let chosen =
+                            session.running().capabilities().needs.iter().find_map(|report| {
+                                report.chosen.filter(|_| report.need.name == LIMIT_WRITES)
+                            });
+                        ensure!(
+                            chosen.is_some_and(|hook| hook.kind == kind),
+                            "{:#?}",
+                            session.running().capabilities()
+                        );
+                        scenario(session, mount)
+                    })
+                };
+            cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind)));
+        }
+    }
+    let loaded = Arc::clone(loaded);
+    cases.push(Case::new("fanotify_tells_who_wrote_which_limit", move |bed| {
+        let mount = &bed.environment.cgroup2;
+        loaded.with(HookKind::BtfTracepoint, mount, |session| noticed(session, mount))
+    }));
+    Ok(cases)
+}
+
+/// A root whose children have limits of their own.
+pub fn root_with_controllers(mount: &Path, name: &str) -> Result<Root> {
+    let root = Root::make(mount, name)?;
+    write(&root.directory().join("cgroup.subtree_control"), "+memory +pids")?;
+    Ok(root)
+}
+
+pub fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("write {text} to {}", file.display()))
+}
+
+/// What was told of writes to that cgroup's files, in order.
+fn writes(session: &Session, id: u64) -> Vec<KnobWrite> {
+    let facts = session.facts(id).into_iter();
+    facts
+        .filter_map(|fact| match fact {
+            Fact::KnobWrite(write) => Some((**write).clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The cgroup that this process is in.
+fn own_cgroup(mount: &Path) -> Result<CgroupId> {
+    let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
+    Ok(CgroupId(cgroup::id(&mount.join(path))?))
+}
+
+fn whole(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "told")?;
+    let container = root.sub("ctr")?;
+    write(&container.join("pids.max"), "77\n")?;
+    session.settle()?;
+    let told = writes(session, cgroup::id(&container)?);
+    let [began, returned] = &told[..] else { anyhow::bail!("{told:#?}") };
+    ensure!(began.phase == WritePhase::Began, "{began:#?}");
+    let WritePhase::Returned { result: WriteResult::Accepted, at: Some(at) } = returned.phase else {
+        anyhow::bail!("{returned:#?}");
+    };
+    ensure!(began.began.is_some_and(|began| began < at), "{told:#?}");
+    ensure!(*returned == KnobWrite { phase: returned.phase, ..began.clone() }, "{told:#?}");
+    ensure!(began.knob == Knob::PidsMax, "{began:#?}");
+    ensure!(began.value == Some(WrittenValue { text: "77".into(), truncated: false }), "{began:#?}");
+    let writer = &began.writer;
+    let comm = fs::read_to_string("/proc/thread-self/comm")?;
+    ensure!(writer.pid == Some(std::process::id()), "{writer:?}");
+    ensure!(writer.tid == Some(nix::unistd::gettid().as_raw() as u32), "{writer:?}");
+    ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
+    ensure!(writer.cgroup == Some(own_cgroup(mount)?), "{writer:?}");
+    ensure!(writer.start.is_some_and(|start| start.0 > 0), "{writer:?}");
+    // The root's own file is a limit, too, and was written when the root was made.
+    let of_root = writes(session, root.id()?);
+    ensure!(of_root.len() == 2 && of_root[1].knob == Knob::CgroupSubtreeControl, "{of_root:#?}");
+    let value = of_root[1].value.as_ref().map(|value| value.text.as_ref());
+    ensure!(value == Some("+memory +pids"), "{of_root:#?}");
+    let hook = session
+        .running()
+        .capabilities()
+        .needs
+        .iter()
+        .find_map(|report| report.chosen.filter(|_| report.need.name == LIMIT_WRITES));
+    let expected = match hook.map(|hook| hook.kind) {
+        Some(HookKind::Kprobe) => WriteHook::Kprobe,
+        _ => WriteHook::Fentry,
+    };
+    ensure!(began.seen_by == expected, "{began:#?}");
+    Ok(())
+}
+
+/// Writes without truncating the file first, which would be a change of the file by itself.
+fn overwrite(file: &Path, text: &str) -> Result<()> {
+    let mut open =
+        fs::File::options().write(true).open(file).with_context(|| format!("open {}", file.display()))?;
+    open.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", file.display()))
+}
+
+/// Without a program at the function: what fanotify can tell, and of which cgroups.
+fn noticed(session: &mut Session, mount: &Path) -> Result<()> {
+    let (to, mut notices) = tokio::sync::mpsc::channel(64);
+    Watch::open(CgroupFs::find()?)?.run(session.running().tracker(), to)?;
+    let root = Root::make(mount, "noticed")?;
+    let beside = Root::make_named(mount, &format!("unnoticed-{}", std::process::id()))?;
+    let container = root.sub("ctr")?;
+    // A limit that every hierarchy has; one that is not tracked; a file that is no limit; a write that is refused.
+    overwrite(&beside.directory().join("cgroup.freeze"), "0")?;
+    overwrite(&container.join("cgroup.max.depth"), "7")?;
+    ensure!(overwrite(&container.join("cgroup.freeze"), "nonsense").is_err(), "the kernel took it");
+    overwrite(&container.join("cgroup.freeze"), "0")?;
+    // A notice of the root comes after all of the container.
+    overwrite(&root.directory().join("cgroup.freeze"), "0")?;
+    let (id, root_id) = (cgroup::id(&container)?, root.id()?);
+    let mut told = Vec::new();
+    while !matches!(told.last(), Some(KernelEvent { cgroup, .. }) if cgroup.0 == root_id) {
+        match notices.blocking_recv().context("the watch has ended")? {
+            Observation::Kernel(event) => told.push(event),
+            other => anyhow::bail!("{other:#?}"),
+        }
+    }
+    let [KernelEvent { cgroup, fact: Fact::KnobWrite(write), .. }, _] = &told[..] else {
+        anyhow::bail!("{told:#?}");
+    };
+    let comm = fs::read_to_string("/proc/self/comm")?;
+    ensure!(cgroup.0 == id && write.knob == Knob::CgroupFreeze, "{told:#?}");
+    ensure!(
+        write.seen_by == WriteHook::Fanotify && write.value.is_none() && write.began.is_none(),
+        "{write:#?}"
+    );
+    ensure!(write.phase == WritePhase::Returned { result: WriteResult::Accepted, at: None }, "{write:#?}");
+    let writer = &write.writer;
+    ensure!(writer.pid == Some(std::process::id()) && writer.tid.is_none(), "{writer:?}");
+    ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
+    ensure!(writer.cgroup == Some(own_cgroup(mount)?), "{writer:?}");
+    Ok(())
+}
+
+fn refused(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "refused")?;
+    let container = root.sub("ctr")?;
+    ensure!(fs::write(container.join("memory.max"), "nonsense").is_err(), "the kernel took it");
+    session.settle()?;
+    let told = writes(session, cgroup::id(&container)?);
+    let phases: Vec<_> = told.iter().map(|write| write.phase).collect();
+    let [WritePhase::Began, WritePhase::Returned { result, .. }] = phases[..] else {
+        anyhow::bail!("{told:#?}");
+    };
+    ensure!(result == WriteResult::Refused { errno: Errno::EINVAL as i32 }, "{told:#?}");
+    Ok(())
+}
+
+fn filtered(session: &mut Session, mount: &Path) -> Result<()> {
+    // An untracked cgroup; then a tracked root is made below it.
+    let above = Root::make_named(mount, &format!("above-{}", std::process::id()))?;
+    let beside = Root::make_named(mount, &format!("beside-{}", std::process::id()))?;
+    write(&above.directory().join("pids.max"), "1001")?;
+    let tracked = above.sub("kubepods")?;
+    write(&above.directory().join("pids.max"), "1002")?;
+    write(&beside.directory().join("pids.max"), "1003")?;
+    // No limit, and the write that moves a process.
+    write(&tracked.join("cgroup.max.depth"), "7")?;
+    let child = producer::spawn(above.directory(), "pause")?;
+    cgroup::enter(&tracked, child.pid())?;
+    write(&tracked.join("cgroup.freeze"), "1")?;
+    write(&tracked.join("cgroup.freeze"), "0")?;
+    drop(child);
+    session.settle()?;
+    let values = |id| -> Vec<_> {
+        let told = writes(session, id).into_iter().filter(|write| write.phase == WritePhase::Began);
+        told.map(|write| (write.knob, write.value.map(|value| value.text.to_string()))).collect()
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let told = values(above.id()?);
+    ensure!(told == [(Knob::PidsMax, text("1002"))], "{told:?}");
+    ensure!(values(beside.id()?).is_empty(), "{:?}", values(beside.id()?));
+    let told = values(cgroup::id(&tracked)?);
+    ensure!(told == [(Knob::CgroupFreeze, text("1")), (Knob::CgroupFreeze, text("0"))], "{told:?}");
+    Ok(())
+}
+
+fn long_value(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "long")?;
+    let container = root.sub("ctr")?;
+    let text = "9".repeat(1000);
+    ensure!(fs::write(container.join("pids.max"), &text).is_err(), "the kernel took it");
+    session.settle()?;
+    let told = writes(session, cgroup::id(&container)?);
+    ensure!(told.len() == 2, "{told:#?}");
+    for write in told {
+        let value = write.value.context("no value")?;
+        ensure!(value.truncated && text.starts_with(&*value.text), "{value:?}");
+        ensure!(value.text.len() == kwitness_abi::VALUE_CAP - 1, "{value:?}");
+    }
+    Ok(())
+}
+
+fn flood(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "flood")?;
+    let (noisy, quiet) = (root.sub("noisy")?, root.sub("quiet")?);
+    let (noisy_id, quiet_id) = (cgroup::id(&noisy)?, cgroup::id(&quiet)?);
+    let before = session.running().counters();
+    let skipped_before = skipped(session);
+    let file = noisy.join("pids.max");
+    let words = [&producer::program()?, producer::ROLE, "write-often", file.to_str().context("a path")?];
+    let child = Child::spawn(Some(&noisy), CloneFlags::empty(), Action::Exec(&words))?;
+    const QUIET: u64 = 40;
+    for number in 1..=QUIET {
+        write(&quiet.join("pids.max"), &number.to_string())?;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.wait()?;
+    session.settle()?;
+    let counters = session.running().counters();
+    let lost_of = |kind: RecordKind| counters.lost[kind.index()] - before.lost[kind.index()];
+    let (lost, lost_beginnings) = (lost_of(RecordKind::KnobReturned), lost_of(RecordKind::KnobBegan));
+    let returned =
+        |id| writes(session, id).iter().filter(|write| write.phase != WritePhase::Began).count() as u64;
+    let suppressed = counters.suppressed - before.suppressed;
+    let (told, quiet_told) = (returned(noisy_id), returned(quiet_id));
+    // Where the kernel preempts a program, it skips it for others meanwhile, and counts that: a loss that is told.
+    let skipped = skipped(session) - skipped_before;
+    println!(
+        "of {} writes {told} were told, {suppressed} counted, {lost} and {lost_beginnings} beginnings lost, {skipped} skipped",
+        producer::WRITES
+    );
+    // A guest's clock may leap, and with it the window of the budget: the ring's end is the second bound.
+    let known = told + suppressed + lost;
+    ensure!(
+        (known..=known + skipped).contains(&producer::WRITES),
+        "{told} told, {suppressed} counted, {lost} lost, {skipped} skipped"
+    );
+    ensure!(suppressed > 0, "nothing was bounded");
+    ensure!(
+        (quiet_told..=quiet_told + skipped).contains(&QUIET),
+        "{quiet_told} of {QUIET} of the quiet one, {skipped} skipped"
+    );
+    Ok(())
+}
+
+/// How often the programs behind limit writes were skipped.
+fn skipped(session: &mut Session) -> u64 {
+    session.running().skipped().get(LIMIT_WRITES).copied().unwrap_or(0)
+}

@@ -1,0 +1,196 @@
+//! Kills for want of memory: who, by which limit, at what usage, and how the victim came to be one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness::probe::need::HookKind;
+use kwitness_core::event::ExitStatus;
+use kwitness_core::ids::CgroupId;
+use kwitness_core::observation::{Fact, OomChoice, OomKill, OomScope};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::cgroup;
+use kwitness_tests::environment::CgroupLayout;
+use kwitness_tests::suite::Case;
+
+use crate::limits::{root_with_controllers, write};
+use crate::producer;
+use crate::session::Session;
+use crate::{Loaded, refusal};
+
+/// A scenario, given the session and the cgroup file system's mount point.
+type Scenario = fn(&mut Session, &Path) -> Result<()>;
+
+const SCENARIOS: [(&str, Scenario); 5] = [
+    ("a_kill_by_the_containers_own_limit", own_limit),
+    ("a_kill_by_the_pods_limit", pods_limit),
+    ("a_group_killed_as_one", group),
+    ("a_child_process_killed", child_process),
+    ("a_limit_lowered_below_usage", lowered),
+];
+
+/// The rows.
+pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for kind in [HookKind::Fentry, HookKind::Kprobe] {
+        for (name, scenario) in SCENARIOS {
+            let loaded = Arc::clone(loaded);
+            let body = move |bed: &Bed| {
+                let mount = &bed.environment.cgroup2;
+                loaded.with(kind, mount, |session| scenario(session, mount))
+            };
+            cases.push(
+                Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind).or(no_memory_v2(bed))),
+            );
+        }
+    }
+    Ok(cases)
+}
+
+fn no_memory_v2(bed: &Bed) -> Option<&'static str> {
+    (bed.environment.layout == CgroupLayout::Hybrid).then_some("the memory controller is in v1")
+}
+
+const PAGE: u64 = 4096;
+const LIMIT: u64 = 32 << 20;
+
+/// The kills in that cgroup.
+fn kills(session: &Session, id: u64) -> Vec<OomKill> {
+    let facts = session.facts(id).into_iter();
+    facts
+        .filter_map(|fact| match fact {
+            Fact::OomKill(kill) => Some((**kill).clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn killed() -> ExitStatus {
+    ExitStatus::Signal { signal: 9, core_dumped: false }
+}
+
+/// The one kill, of that process, by that cgroup's limit of [`LIMIT`].
+fn check(kill: &OomKill, pid: u32, limit: u64) -> Result<()> {
+    ensure!(kill.victim.key.pid == pid, "not {pid}: {kill:#?}");
+    ensure!(kill.choice == Some(OomChoice::Chosen), "{kill:#?}");
+    ensure!(kill.scope == Some(OomScope::Limit(CgroupId(limit))), "not {limit}: {kill:#?}");
+    let usage = kill.usage.context("no usage")?;
+    ensure!(usage.limit == LIMIT / PAGE, "{kill:#?}");
+    // What the kernel keeps ready for each CPU is charged, too, or given back.
+    ensure!(usage.usage.abs_diff(usage.limit) <= 256 || usage.usage > usage.limit, "{kill:#?}");
+    Ok(())
+}
+
+fn own_limit(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "oom")?;
+    let container = root.sub("ctr")?;
+    limit(&container)?;
+    let child = producer::spawn(&container, "hog")?;
+    let pid = child.pid();
+    ensure!(child.wait()? == killed(), "the hog survived");
+    let id = cgroup::id(&container)?;
+    session.settle()?;
+    let told = kills(session, id);
+    ensure!(told.len() == 1, "{told:#?}");
+    check(&told[0], pid, id)?;
+    ensure!(told[0].trigger.pid == Some(pid) && told[0].trigger.cgroup == Some(CgroupId(id)), "{told:#?}");
+    Ok(())
+}
+
+fn limit(directory: &Path) -> Result<()> {
+    write(&directory.join("memory.max"), &LIMIT.to_string())
+}
+
+fn pods_limit(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "oompod")?;
+    let pod = root.sub("pod")?;
+    write(&pod.join("cgroup.subtree_control"), "+memory")?;
+    limit(&pod)?;
+    let container = root.sub("pod/ctr")?;
+    let child = producer::spawn(&container, "hog")?;
+    let pid = child.pid();
+    ensure!(child.wait()? == killed(), "the hog survived");
+    session.settle()?;
+    let told = kills(session, cgroup::id(&container)?);
+    ensure!(told.len() == 1, "{told:#?}");
+    check(&told[0], pid, cgroup::id(&pod)?)
+}
+
+fn group(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "oomgroup")?;
+    let container = root.sub("ctr")?;
+    limit(&container)?;
+    write(&container.join("memory.oom.group"), "1")?;
+    let others = [producer::spawn(&container, "pause")?, producer::spawn(&container, "pause")?];
+    let child = producer::spawn(&container, "hog")?;
+    let pid = child.pid();
+    ensure!(child.wait()? == killed(), "the hog survived");
+    let mut members: Vec<_> = others.iter().map(|child| child.pid()).collect();
+    for other in others {
+        ensure!(other.wait()? == killed(), "a member survived");
+    }
+    let id = cgroup::id(&container)?;
+    session.settle()?;
+    let told = kills(session, id);
+    ensure!(told.len() == 3, "{told:#?}");
+    let (chosen, rest): (Vec<_>, Vec<_>) =
+        told.iter().partition(|kill| kill.choice == Some(OomChoice::Chosen));
+    ensure!(chosen.len() == 1, "{told:#?}");
+    check(chosen[0], pid, id)?;
+    ensure!(rest.iter().all(|kill| kill.choice == Some(OomChoice::GroupMember)), "{told:#?}");
+    let mut pids: Vec<_> = rest.iter().map(|kill| kill.victim.key.pid).collect();
+    pids.sort_unstable();
+    members.sort_unstable();
+    ensure!(pids == members, "{told:#?}");
+    Ok(())
+}
+
+fn child_process(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "oomchild")?;
+    let container = root.sub("ctr")?;
+    limit(&container)?;
+    let parent = producer::spawn(&container, "parent-of-hog")?;
+    let pid = parent.pid();
+    ensure!(parent.wait()? == ExitStatus::Code(0), "the parent did not survive");
+    let id = cgroup::id(&container)?;
+    session.settle()?;
+    let told = kills(session, id);
+    ensure!(told.len() == 1 && told[0].victim.ppid == pid, "{told:#?}");
+    check(&told[0], told[0].victim.key.pid, id)
+}
+
+fn lowered(session: &mut Session, mount: &Path) -> Result<()> {
+    let root = root_with_controllers(mount, "oomlow")?;
+    let container = root.sub("ctr")?;
+    let child = producer::spawn(&container, "hog")?;
+    let pid = child.pid();
+    let current = container.join("memory.current");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while std::fs::read_to_string(&current)?.trim().parse::<u64>()? < (producer::HOG as u64) << 20 {
+        ensure!(std::time::Instant::now() < deadline, "the hog takes no memory");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // It has what it wants and sleeps: from here on only the write can hit the limit.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    limit(&container)?;
+    ensure!(child.wait()? == killed(), "the hog survived");
+    let id = cgroup::id(&container)?;
+    session.settle()?;
+    let told = kills(session, id);
+    ensure!(told.len() == 1, "{told:#?}");
+    check(&told[0], pid, id)?;
+    // Whoever lowered the limit, not the container.
+    ensure!(told[0].trigger.pid == Some(std::process::id()), "{told:#?}");
+    // The kill happened within the write.
+    let order: Vec<_> = session
+        .facts(id)
+        .into_iter()
+        .filter_map(|fact| match fact {
+            Fact::KnobWrite(write) => Some(format!("{:?}", std::mem::discriminant(&write.phase))),
+            Fact::OomKill(_) => Some("kill".to_owned()),
+            _ => None,
+        })
+        .collect();
+    ensure!(order.len() == 3 && order[1] == "kill", "{order:?}");
+    Ok(())
+}
