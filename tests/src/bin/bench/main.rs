@@ -69,6 +69,12 @@ enum Helper {
         /// How often.
         left: u32,
     },
+    /// Writes to a file of its own again and again, and prints how long that took in nanoseconds.
+    #[command(hide = true)]
+    Writes {
+        /// How often.
+        count: u32,
+    },
     /// Forks, executes and waits again and again, and prints how long that took in nanoseconds.
     #[command(hide = true)]
     Forks {
@@ -95,6 +101,7 @@ fn run() -> Result<()> {
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
         Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
         Some(Helper::Ticks { left }) => workload::tick(left),
+        Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Forks { count }) => workload::forks(count),
         None => measure(&arguments),
     }

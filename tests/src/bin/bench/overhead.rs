@@ -1,4 +1,5 @@
-//! What the programs cost those who fork, execute and exit: outside of containers, and inside one.
+//! What the programs cost those who fork, execute and exit, outside of containers and inside one, and those who write to
+//! files that are no cgroup's.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -13,51 +14,58 @@ use crate::report::{Row, Target};
 /// Enough that a round takes a fifth of a second on the machine itself.
 const FORKS: u32 = 400;
 const FORKS_IN_A_GUEST: u32 = 40;
+/// Likewise.
+const WRITES: u32 = 400_000;
+const WRITES_IN_A_GUEST: u32 = 40_000;
 const ROUNDS: usize = 24;
 const ROUNDS_IN_A_GUEST: usize = 6;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
+    let (rounds, forks, writes) = match environment.tier {
+        Tier::Host => (ROUNDS, FORKS, WRITES),
+        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST),
     };
     let count = forks.to_string();
+    let write_count = writes.to_string();
     let kubepods = Kubepods::make(&environment.cgroup2)?;
     let container = kubepods.container()?;
-    let outside = || {
+    let run = |arguments: &[&str]| {
         let mut command = Command::new("/proc/self/exe");
-        command.args(["forks", &count]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         time(command.spawn().context("start the workload")?)
     };
+    let outside = || run(&["forks", &count]);
+    let ordinary = || run(&["writes", &write_count]);
     let inside = || time(container.start("/proc/self/exe", &["forks", &count])?);
 
-    let (mut off, mut on) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    let (mut off, mut on) = ([Vec::new(), Vec::new(), Vec::new()], [Vec::new(), Vec::new(), Vec::new()]);
     // The first round warms caches and is not counted.
     for round in 0..=rounds {
-        let without = [outside()?, inside()?];
+        let without = [outside()?, inside()?, ordinary()?];
         let agent = Agent::start(environment, &["log.level=warn"]).await?;
-        let with = [outside()?, inside()?];
+        let with = [outside()?, inside()?, ordinary()?];
         agent.stop()?;
         if round > 0 {
-            (0..2).for_each(|place| {
+            (0..3).for_each(|place| {
                 off[place].push(without[place]);
                 on[place].push(with[place]);
             });
         }
     }
-    let row = |place: usize, name: &str, limit: f64| {
+    let row = |place: usize, count: u32, name: &str, limit: f64| {
         let ratios: Vec<_> = on[place].iter().zip(&off[place]).map(|(on, off)| on / off).collect();
-        let each = |values: &[f64]| crate::report::quantile(values, 0.5) / f64::from(forks) / 1e3;
+        let each = |values: &[f64]| crate::report::quantile(values, 0.5) / f64::from(count) / 1e3;
         let note = format!(
-            "{:.1} us each without kwitness, {:.1} us with it; {rounds} rounds of {forks}",
+            "{:.2} us each without kwitness, {:.2} us with it; {rounds} rounds of {count}",
             each(&off[place]),
             each(&on[place])
         );
         Row::of(name, &ratios, "x", Target::AtMost(limit), note)
     };
     Ok(vec![
-        row(0, "overhead: fork+exec+exit outside containers", 1.02),
-        row(1, "overhead: fork+exec+exit in a container", 1.05),
+        row(0, forks, "overhead: fork+exec+exit outside containers", 1.02),
+        row(1, forks, "overhead: fork+exec+exit in a container", 1.05),
+        row(2, writes, "overhead: write to a file that is no cgroup's", 1.01),
     ])
 }
 

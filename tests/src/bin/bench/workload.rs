@@ -36,3 +36,15 @@ pub(crate) fn forks(count: u32) -> Result<()> {
     println!("{}", began.elapsed().as_nanos());
     Ok(())
 }
+
+/// Writes `count` times to one place of a file; prints the nanoseconds that all took.
+pub(crate) fn writes(count: u32) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = tempfile::tempfile().context("make a file")?;
+    let began = Instant::now();
+    for _ in 0..count {
+        file.write_all_at(b"67108864", 0).context("write to a file")?;
+    }
+    println!("{}", began.elapsed().as_nanos());
+    Ok(())
+}
