@@ -1,8 +1,10 @@
-//! Limits on a real node.
+//! Limits on a real node: resizes, half of them sabotaged, each with the verdict that it must get.
 //!
 //! Where the cgroup v2 hierarchy has no controllers there are no limits to judge, and that is what is tested there.
 
+mod bench;
 mod plain;
+mod series;
 
 use anyhow::Result;
 use kwitness_tests::bed::Bed;
@@ -12,10 +14,15 @@ use kwitness_tests::suite::{self, Case};
 fn main() -> Result<()> {
     let bed = Bed::make()?;
     let mut cases = Vec::new();
-    if bed.environment.layout == CgroupLayout::Hybrid {
-        cases.push(Case::once(&bed, "limits_need_cgroup_v2", |bed, combination| {
-            bed.block_on(plain::limits_need_cgroup_v2(bed, combination))
-        })?);
+    match bed.environment.layout {
+        CgroupLayout::Unified => cases.extend(Case::each(&bed, "a_series_of_resizes", |bed, combination| {
+            bed.block_on(series::resizes(bed, combination))
+        })),
+        CgroupLayout::Hybrid => {
+            cases.push(Case::once(&bed, "limits_need_cgroup_v2", |bed, combination| {
+                bed.block_on(plain::limits_need_cgroup_v2(bed, combination))
+            })?);
+        }
     }
     suite::run(bed, cases)
 }
