@@ -123,6 +123,11 @@ impl Agent {
         &mut self.process
     }
 
+    /// Its whole log.
+    pub fn log(&self) -> Result<String> {
+        self.process.log()
+    }
+
     /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()

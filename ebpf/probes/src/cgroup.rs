@@ -5,6 +5,7 @@
 //! rmdir(2) and that, dying processes may still be in it.
 
 use aya_ebpf::maps::lpm_trie::Key;
+use aya_log_ebpf::{debug, warn};
 use kwitness_abi::{
     CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_NAME_ONLY, FLAG_ROOT, PATH_CAP,
     PATTERN_CAP, RecordKind, TRACKED_STARTED, Tracked,
@@ -43,8 +44,10 @@ pub fn mkdir(hook: &impl Arguments) {
     }
     let id = node.id();
     if TRACKED.insert(id, Tracked { flags: inherited, pad: 0 }, 0).is_err() {
+        warn!(hook, "no room to track cgroup {} below {}", id, parent_id);
         return count_untracked();
     }
+    debug!(hook, "cgroup {} is tracked, below {}", id, parent_id);
     let Some(mut entry) = reserve::<CgroupMkdir>(&LIFECYCLE, RecordKind::CgroupMkdir) else { return };
     let record = entry.as_mut_ptr();
     // SAFETY: `record` points to the reserved memory; every field is written, `path` up to its NUL.
@@ -86,6 +89,7 @@ pub fn release(hook: &impl Arguments) {
     }
     let id = cgroup.node().id();
     if TRACKED.remove(id).is_ok() {
+        debug!(hook, "cgroup {} is tracked no more", id);
         removed(RecordKind::CgroupRelease, id);
     } else {
         let _ = ANCESTORS.remove(id);

@@ -23,6 +23,9 @@
 //! - [`kernel`]: reading the kernel's structures
 //! - [`maps`]: every map, and the rings' rules
 //!
+//! A few decisions are logged with aya-log, for diagnostics only: the loader sets the level, and at its default, off, the
+//! verifier cuts the logging out.
+//!
 //! What a record means is written in `kwitness_abi`. The programs change nothing and decide nothing: outside tracked
 //! cgroups they cost one hash lookup, inside a bounded amount of work.
 

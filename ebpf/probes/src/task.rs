@@ -25,6 +25,7 @@
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
 use aya_ebpf::{helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext};
+use aya_log_ebpf::debug;
 use kwitness_abi::{
     FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
     TaskExit, TaskFork, Tracked,
@@ -89,6 +90,7 @@ fn executed<H: Hook>(task: &Task<H>, filename: impl FnOnce() -> Address) {
     let process = task.process();
     let filename = filename();
     if starts(tracked, &process) {
+        debug!(task, "process {} starts cgroup {}", process.pid, id);
         // A full map costs the flag of the exit, not the record.
         let _ = FIRST_PROCESSES.insert(task.key(), 0, 0);
         emit_exec(&LIFECYCLE, id, FLAG_FIRST, process, filename);

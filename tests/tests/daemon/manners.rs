@@ -11,6 +11,7 @@ use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::pod::new_uid;
+use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 use crate::command::{client, kwitness, run};
@@ -135,6 +136,25 @@ pub(crate) async fn too_many_watchers(bed: &Bed) -> Result<()> {
 
 /// More cgroups at once than the smallest ring holds: each is told of or counted as lost, and in the end the daemon knows
 /// them all.
+pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
+    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    for (level, logs) in [("off", false), ("warn", false), ("debug", true)] {
+        bed.with_agent(&[&format!("kernel.log={level}")], async |agent| {
+            let mut watcher = agent.watch(from_now()).await?;
+            let container = kubepods.container()?;
+            watcher.wait_until("the container", |seen| seen.count("created") > 0).await?;
+            let wanted = format!("cgroup {} is tracked, below", container.cgroup().id()?);
+            let logged = wait_for("the probes' log", LIMIT, async || {
+                let found = agent.log()?.contains(&wanted);
+                Ok((found == logs).then_some(()))
+            });
+            logged.await.with_context(|| format!("kernel.log={level}: `{wanted}`"))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_loss_is_told_and_repaired(bed: &Bed) -> Result<()> {
     const CONTAINERS: usize = 1500;
     let kubepods = Kubepods::make(&bed.environment.cgroup2)?;

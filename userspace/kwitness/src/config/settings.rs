@@ -9,7 +9,7 @@ use toml::Value;
 use super::units::{count, parsed, size, text};
 use super::{Config, LogFormat, RuntimeChoice};
 use crate::probe::need::Exclusion;
-use crate::probe::{MAX_ROOTS, RootPattern};
+use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 
 /// One setting.
 #[derive(Debug)]
@@ -122,6 +122,22 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Hooks not to be used: the next best one takes its place.",
         apply: |config, value| {
             config.probe.exclude = parsed::<Exclusion>(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.log",
+        expects: "\"off\", \"warn\" or \"debug\"",
+        default: Some(r#""off""#),
+        doc: "What the probes log of their own decisions, for diagnostics. They are the log's target `kwitness_probes`: \
+              debug also needs a log.level such as `info,kwitness_probes=debug`.",
+        apply: |config, value| {
+            config.probe.log = match text(value)? {
+                "off" => ProbeLog::Off,
+                "warn" => ProbeLog::Warn,
+                "debug" => ProbeLog::Debug,
+                _ => return Err("it is none of these".to_owned()),
+            };
             Ok(())
         },
     },

@@ -98,6 +98,10 @@ pub enum ProbeError {
         refused: Vec<Refusal>,
     },
 
+    /// The ring of the programs' log messages cannot be read.
+    #[error("the programs' log cannot be read. Remedy: set kernel.log to \"off\"")]
+    Log(#[source] aya_log::Error),
+
     /// How many CPUs there may be cannot be read.
     #[error("cannot tell how many CPUs there may be. Remedy: mount sysfs at /sys")]
     Cpus(#[source] io::Error),

@@ -37,7 +37,7 @@ use super::{
     need::{Hook, HookKind, Importance, NEEDS, Need, Tracepoints},
     object::OBJECT,
     ring::Running,
-    settings::{MAX_ROOTS, Settings},
+    settings::{MAX_ROOTS, ProbeLog, Settings},
 };
 
 /// Bytes of the ring of what workloads write to limits of their own: 2,000 records of writes without a reader. How fast they
@@ -59,6 +59,7 @@ pub struct Loaded {
     ebpf: Ebpf,
     chooser: Chooser,
     choices: Vec<Choice>,
+    log: ProbeLog,
     lock: Option<InstanceLock>,
 }
 
@@ -66,6 +67,7 @@ pub struct Loaded {
 pub struct Attached {
     pub(super) ebpf: Ebpf,
     pub(super) capabilities: Capabilities,
+    pub(super) log: ProbeLog,
     pub(super) lock: Option<InstanceLock>,
 }
 
@@ -121,6 +123,7 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
+            .override_global(aya_log::LEVEL, &settings.log.level(), true)
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
             .map_max_entries("TASKS", settings.tasks_ring.get())
             .map_max_entries("FORKS", settings.forks_ring.get())
@@ -135,7 +138,7 @@ impl Loaded {
         configure_knobs(&mut ebpf)?;
         let chooser = Chooser { btf, layout, exclude: settings.exclude.clone() };
         let choices = choices().collect();
-        Ok(Self { ebpf, chooser, choices, lock })
+        Ok(Self { ebpf, chooser, choices, log: settings.log, lock })
     }
 
     /// Attaches every loaded program.
@@ -144,7 +147,7 @@ impl Loaded {
             choice.attach(&mut self.ebpf, &self.chooser);
             choice.accept()?;
         }
-        Ok(Attached { capabilities: report(self.choices), ebpf: self.ebpf, lock: self.lock })
+        Ok(Attached { capabilities: report(self.choices), ebpf: self.ebpf, log: self.log, lock: self.lock })
     }
 }
 

@@ -18,6 +18,7 @@ mod error;
 mod layout;
 mod loader;
 mod lock;
+mod log;
 mod memory;
 pub mod need;
 mod object;
@@ -31,6 +32,6 @@ pub use self::{
     loader::{Attached, Loaded, survey},
     memory::give_back,
     ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
-    settings::{MAX_ROOTS, RootPattern, RootPatternError, Settings},
+    settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

@@ -37,6 +37,7 @@ use super::{
     error::{ProbeError, Result},
     loader::Attached,
     lock::InstanceLock,
+    log::LogReader,
     stats::{self, ProgramStats},
 };
 
@@ -94,12 +95,14 @@ pub struct Running {
     budgets: HashMap<MapData, u64, BudgetValue>,
     capabilities: Capabilities,
     ebpf: Ebpf,
+    _log: Option<LogReader>,
     _lock: Option<InstanceLock>,
 }
 
 impl Running {
     pub(super) fn new(attached: Attached) -> Result<Self> {
-        let Attached { mut ebpf, capabilities, lock } = attached;
+        let Attached { mut ebpf, capabilities, log, lock } = attached;
+        let log = LogReader::start(&mut ebpf, log)?;
         let [first, second, third, fourth] = RINGS.map(|name| {
             let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
@@ -121,6 +124,7 @@ impl Running {
             budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
             capabilities,
             ebpf,
+            _log: log,
             _lock: lock,
         })
     }

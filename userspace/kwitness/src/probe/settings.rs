@@ -21,6 +21,8 @@ pub struct Settings {
     pub roots: Vec<RootPattern>,
     /// Hooks that are not to be used.
     pub exclude: Vec<Exclusion>,
+    /// What the programs log of their decisions.
+    pub log: ProbeLog,
     /// Held as long as the probes are loaded, so that one instance runs at a time.
     pub lock_file: Option<PathBuf>,
 }
@@ -38,7 +40,30 @@ impl Default for Settings {
             tracked_capacity: size(65_536),
             roots: Vec::new(),
             exclude: Vec::new(),
+            log: ProbeLog::Off,
             lock_file: None,
+        }
+    }
+}
+
+/// What the programs log of their decisions, as the target `kwitness_probes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeLog {
+    /// Nothing: the verifier cuts the logging out.
+    Off,
+    /// What they could not do.
+    Warn,
+    /// What they take up and let go, too.
+    Debug,
+}
+
+impl ProbeLog {
+    /// The level as the programs compare it; 0 is below every level.
+    pub(super) const fn level(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Warn => aya_log::Level::Warn as u8,
+            Self::Debug => aya_log::Level::Debug as u8,
         }
     }
 }
