@@ -187,6 +187,8 @@ pub enum Verdict {
     Diverged,
     /// The kernel refused the write of it.
     Rejected {
+        /// What was written, in the writer's words: in the file's it might not show what the kernel minded.
+        value: Arc<str>,
         /// With that.
         errno: i32,
         /// Whose write it was, if that was seen.
@@ -288,9 +290,9 @@ fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
         value.is_some_and(|value| claim.wanted.accepts(&value, case.page).is_some())
     };
     let refused =
-        case.attempts.iter().rev().find(of_claim).and_then(|attempt| Some((attempt.errno?, attempt)));
-    if let Some((errno, attempt)) = refused {
-        return Verdict::Rejected { errno, writer: attempt.writer.clone() };
+        case.attempts.iter().rev().find(of_claim).and_then(|attempt| Some((attempt, attempt.errno?)));
+    if let Some((Attempt { value: Some(value), writer, .. }, errno)) = refused {
+        return Verdict::Rejected { value: value.trim().into(), errno, writer: writer.clone() };
     }
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
@@ -482,8 +484,8 @@ impl Judgement {
             },
             Verdict::Pending { .. } => format!("{file} is still {}, not {wanted}", self.in_force),
             Verdict::Diverged => format!("{file} is {}, not {wanted}", self.in_force),
-            Verdict::Rejected { errno, writer } => format!(
-                "the kernel refused the write of {wanted} to {file} by {} with errno {errno}; {file} is {}",
+            Verdict::Rejected { value, errno, writer } => format!(
+                "the kernel refused the write of `{value}` to {file} by {} with errno {errno}; {file} is {}",
                 by(writer),
                 self.in_force
             ),

@@ -219,7 +219,9 @@ fn a_refused_write_is_told_at_once_with_errno_and_writer() {
         attempt("410000 100000\n", Some(EINVAL), "runc"),
         attempt("nonsense", Some(EINVAL), "sh"),
     ];
-    assert_eq!(bed.judge().verdict, Verdict::Rejected { errno: EINVAL, writer: writer("runc") });
+    let verdict = bed.judge().verdict;
+    let value = "410000 100000".into();
+    assert_eq!(verdict, Verdict::Rejected { value, errno: EINVAL, writer: writer("runc") });
     // Somebody else's nonsense is no attempt at what is wanted.
     bed.attempts.remove(1);
     assert!(matches!(bed.judge().verdict, Verdict::Pending { .. }));

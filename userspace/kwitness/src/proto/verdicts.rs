@@ -37,7 +37,7 @@ pub fn verdict(judged: &Judged, clock: Clock) -> v1::Verdict {
             v1::VerdictKind::Pending
         }
         resize::Verdict::Diverged => v1::VerdictKind::Diverged,
-        resize::Verdict::Rejected { errno, writer } => {
+        resize::Verdict::Rejected { errno, writer, .. } => {
             verdict.errno = Some(*errno);
             verdict.writer = writer.as_ref().map(self::writer);
             v1::VerdictKind::Rejected
