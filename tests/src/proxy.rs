@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness::cri_proxy::Raw;
+use kwitness::proto::Raw;
 
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;

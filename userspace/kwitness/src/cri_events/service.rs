@@ -5,17 +5,16 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut as _, Bytes};
+use bytes::Bytes;
 use futures_util::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 
 use super::worker::Events;
-use crate::proto::cri as api;
+use crate::proto::{Raw, cri as api};
 
 /// Request metadata: a time of the wall clock in nanoseconds since the Unix epoch. The stream then begins with what happened after
 /// it, as far as that is known. For one who was subscribed before.
@@ -64,12 +63,12 @@ impl RuntimeEvents {
 
 type Stream_ = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
-impl ServerStreamingService<()> for RuntimeEvents {
+impl ServerStreamingService<Bytes> for RuntimeEvents {
     type Response = Bytes;
     type ResponseStream = Stream_;
     type Future = std::future::Ready<Result<Response<Stream_>, Status>>;
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         std::future::ready(self.subscribe(request.metadata()).map(Response::new))
     }
 }
@@ -102,7 +101,7 @@ impl Service<http::Request<Body>> for RuntimeEvents {
         Box::pin(async move {
             Ok(match request.uri().path() {
                 "/runtime.v1.RuntimeService/GetContainerEvents" => {
-                    Grpc::new(EncodedCodec).server_streaming(service, request).await
+                    Grpc::new(Raw).server_streaming(service, request).await
                 }
                 "/runtime.v1.RuntimeService/Version" => {
                     Grpc::new(tonic_prost::ProstCodec::default()).unary(service, request).await
@@ -141,46 +140,6 @@ fn unserved(path: &str) -> http::Response<Body> {
          rest, or run `kwitness cri-proxy` in front of it"
     );
     Status::unimplemented(message).into_http()
-}
-
-/// Events are encoded before, once for all subscribers; the request has no fields.
-#[derive(Clone, Copy, Debug)]
-struct EncodedCodec;
-
-impl Codec for EncodedCodec {
-    type Encode = Bytes;
-    type Decode = ();
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for EncodedCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, event: Bytes, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.put(event);
-        Ok(())
-    }
-}
-
-impl Decoder for EncodedCodec {
-    type Item = ();
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
-        use bytes::Buf as _;
-        buf.advance(buf.remaining());
-        Ok(Some(()))
-    }
 }
 
 #[cfg(test)]

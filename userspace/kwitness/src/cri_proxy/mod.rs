@@ -17,7 +17,6 @@ mod counters;
 mod events;
 mod limits;
 mod listen;
-mod raw;
 mod runtime;
 mod serve;
 #[cfg(test)]
@@ -33,7 +32,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
-pub use raw::Raw;
 pub use runtime::RuntimeSocket;
 
 use events::Timing;

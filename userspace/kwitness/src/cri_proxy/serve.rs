@@ -28,8 +28,8 @@ use tonic::body::Body;
 use super::counters::Counters;
 use super::events::{self, Events};
 use super::limits;
-use super::raw::Raw;
 use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
+use crate::proto::Raw;
 
 /// How long is waited after the system could not give a connection, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -6,7 +6,10 @@
 
 pub mod convert;
 mod limits;
+mod raw;
 pub mod verdicts;
+
+pub use raw::Raw;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::Error as _;

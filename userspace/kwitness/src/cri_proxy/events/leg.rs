@@ -15,10 +15,10 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::super::limits;
-use super::super::raw::Raw;
 use super::super::runtime::RuntimeSocket;
 use super::METHOD;
 use crate::cri_events;
+use crate::proto::Raw;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
