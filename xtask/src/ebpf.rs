@@ -61,8 +61,14 @@ pub fn build(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     ensure!(linked.is_file(), "cargo built no {}: does {CRATE} have a binary {BINARY}?", linked.display());
     // Five sixths of it are DWARF, which nothing reads: the kernel and the loader go by BTF.
     let object = linked.with_extension("o");
+    let stripped = linked.with_extension("stripped");
     let strip = format!("/usr/lib/llvm-{LLVM_MAJOR}/bin/llvm-strip");
-    run::output(Command::new(strip).arg("--strip-debug").arg("-o").arg(&object).arg(&linked))?;
+    run::output(Command::new(strip).arg("--strip-debug").arg("-o").arg(&stripped).arg(&linked))?;
+    // An object as it was keeps its time: cargo builds the user side again for a newer one.
+    let bytes = fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))?;
+    if fs::read(&object).ok().as_ref() != Some(&bytes) {
+        fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+    }
     Ok(object)
 }
 

@@ -90,7 +90,7 @@ async fn one_round(records: u64) -> Result<(u64, Duration)> {
         }
     }
     let took = began.context("no event came")?.elapsed();
-    feeder.wait(LIMIT)?;
+    feeder.check_running()?;
     Ok((last - first, took))
 }
 
@@ -115,8 +115,10 @@ pub(crate) fn feed(socket: &Path, records: u64) -> Result<()> {
                 if let Err(error) = fed {
                     eprintln!("{error:?}");
                 }
-                // The stream ends once the watcher has taken everything.
+                // The stream ends once the watcher has taken everything. The connection stays until this process is ended: the
+                // watcher may still be reading what was sent.
                 let _ = stop.send(true);
+                std::future::pending::<()>().await;
             });
         server.await.context("serve")
     })
