@@ -4,82 +4,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use serde::{Deserialize, Serialize};
 
-use crate::event::{Basis, Event, Kind, PodNames};
+use crate::event::{Basis, Event, Kind};
 use crate::ids::{CgroupId, KernelTime};
 use crate::knob::Knob;
 use crate::lifecycle::Output;
 use crate::observation::{
-    Action, Caller, Fact, KernelEvent, KnobWrite, Observation, ReadKnobs, Scan, WriteHook, WritePhase,
-    WriteResult, WrittenValue,
+    Action, Caller, Fact, KernelEvent, KnobWrite, Observation, ReadKnobs, Scan, WritePhase, WriteResult,
 };
 use crate::resize::{Attempt, Writer};
 
-use super::{LevelRole, Place, Places, Reading, Value, format, initial, is_reconciled};
-
-/// A limit was changed, or an attempt to change it refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
-    /// Whose file it is.
-    pub cgroup: CgroupId,
-    /// Its path; none: the cgroup was gone before anybody looked, and nobody had told of it.
-    pub path: Option<Arc<str>>,
-    /// What it is, if it is known.
-    pub role: Option<LevelRole>,
-    /// The pod that it is, or is in.
-    pub pod: Option<PodNames>,
-    /// Which file.
-    pub knob: Knob,
-    /// What it said before.
-    pub old: Reading,
-    /// What it says now.
-    pub new: Reading,
-    /// `new` was read from the file; otherwise it is what was written, for another write followed before anybody looked.
-    pub read_back: bool,
-    /// The write; none: the change was found, not seen.
-    pub write: Option<SeenWrite>,
-    /// Further writes that this change stands for, of which nothing else is known.
-    pub coalesced: u64,
-}
-
-/// A write as it was seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenWrite {
-    /// What was written.
-    pub value: Option<WrittenValue>,
-    /// By whom.
-    pub writer: Caller,
-    /// The path of the writer's cgroup, if it is known.
-    pub writer_cgroup: Option<Arc<str>>,
-    /// What became of it.
-    pub result: WriteResult,
-    /// When it began.
-    pub began: Option<KernelTime>,
-    /// When it returned; none: by the event's time at the latest.
-    pub returned: Option<KernelTime>,
-    /// How it was seen.
-    pub hook: WriteHook,
-}
-
-/// What reading knobs gave; the answer to [`Action::ReadKnobs`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Whose.
-    pub cgroup: CgroupId,
-    /// Its path; none: it was not found.
-    pub path: Option<Arc<str>>,
-    /// When reading began: it tells of every write that had returned by then.
-    pub began: KernelTime,
-    /// When it ended.
-    pub ended: KernelTime,
-    /// There was no such cgroup any more.
-    pub gone: bool,
-    /// All knobs were read, and those that are not listed are absent.
-    pub whole: bool,
-    /// What they say.
-    pub readings: Vec<(Knob, Reading)>,
-}
+use super::{
+    Answer, Changed, LevelRole, Place, Places, Reading, SeenWrite, Value, format, initial, is_reconciled,
+};
 
 /// What was dropped or came to nothing, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

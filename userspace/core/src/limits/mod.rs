@@ -16,11 +16,13 @@
 //!
 //! Bounded: [`Knobs::CGROUPS`] cgroups, [`Knobs::PENDING`] writes a file. Never reads a clock or a file.
 
+mod change;
 mod knobs;
 mod place;
 mod value;
 
-pub use knobs::{Answer, Changed, Knobs, KnobsCounters, SeenWrite};
+pub use change::{Answer, Changed, SeenWrite};
+pub use knobs::{Knobs, KnobsCounters};
 pub use place::{LevelRole, Place, Places};
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 
