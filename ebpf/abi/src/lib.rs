@@ -6,7 +6,7 @@
 //! `kwitness_core::decode`, resolving offsets is `kwitness::probe`.
 //!
 //! Rules: integers only, padding spelled out, no enum in a record (an unknown tag must not be undefined
-//! behaviour), sizes and alignments asserted below. [`LAYOUT_VERSION`] changes with any of it.
+//! behaviour), sizes and alignments asserted below.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -14,10 +14,6 @@
 mod limits;
 
 pub use limits::*;
-
-/// Changes whenever a record, a map value or the meaning of either changes. Part of the pin path, so that two
-/// versions of the daemon never read each other's records.
-pub const LAYOUT_VERSION: u32 = 2;
 
 /// Bytes of a cgroup path that a record carries, the terminating NUL included.
 pub const PATH_CAP: usize = 512;
