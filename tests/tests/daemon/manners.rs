@@ -17,6 +17,8 @@ use nix::sys::signal::Signal;
 use crate::command::{client, kwitness, run};
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// By then the log has what was logged before the last event.
+const SETTLED: Duration = Duration::from_millis(200);
 /// `nobody`.
 const NOBODY: u32 = 65_534;
 
@@ -142,13 +144,21 @@ pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
         bed.with_agent(&[&format!("kernel.log={level}")], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let container = kubepods.container()?;
-            watcher.wait_until("the container", |seen| seen.count("created") > 0).await?;
             let wanted = format!("cgroup {} is tracked, below", container.cgroup().id()?);
-            let logged = wait_for("the probes' log", LIMIT, async || {
-                let found = agent.log()?.contains(&wanted);
-                Ok((found == logs).then_some(()))
-            });
-            logged.await.with_context(|| format!("kernel.log={level}: `{wanted}`"))
+            if logs {
+                return wait_for("the probes' log", LIMIT, async || {
+                    Ok(agent.log()?.contains(&wanted).then_some(()))
+                })
+                .await
+                .with_context(|| format!("kernel.log={level}: `{wanted}`"));
+            }
+            // What was logged at its making is read by the time that its end is told.
+            watcher.wait_until("the container", |seen| seen.count("created") > 0).await?;
+            drop(container);
+            watcher.wait_until("its end", |seen| seen.count("deleted") > 0).await?;
+            tokio::time::sleep(SETTLED).await;
+            ensure!(!agent.log()?.contains(&wanted), "kernel.log={level}: `{wanted}`");
+            Ok(())
         })
         .await?;
     }
