@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use convert::{Tolerance, Wanted};
-pub use verdicts::{Evidence, Judged, Verdicts};
+pub use verdicts::{Asker, Evidence, Judged, Verdicts};
 
 use crate::ids::KernelTime;
 use crate::knob::Knob;
@@ -425,7 +425,8 @@ impl Standing {
         changed
     }
 
-    /// Takes note of a judgement by one client's own word: it is no verdict of the node's.
+    /// Takes note of a judgement by one client's own word: it is no verdict of the node's, but of a limit that was in force for that
+    /// client, a change is a reversal.
     fn note_asked(&mut self, judgement: &Judgement) {
         if let Some(claim) = judgement.claim.filter(|_| judgement.tolerance.is_some()) {
             self.asked = Some(claim.wanted.ideal());

@@ -1,8 +1,8 @@
 //! The verdicts of all limits that were judged: what was in force, what killed, what the last verdict was.
 //!
 //! Evidence is gathered outside, for it takes the runtime's word and the files of every level; the judging is done here, with
-//! the attempts that [`Knobs`] remembers. Bounded: what is remembered of a cgroup goes with it, and there are no more of them
-//! than [`Knobs::CGROUPS`].
+//! the attempts that [`Knobs`] remembers. Bounded: what is remembered of a cgroup goes with it, nothing is of one that nobody
+//! knows, and a scan finds those whose end was not told.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,9 +18,21 @@ use crate::observation::{Fact, KernelEvent, Observation, OomScope};
 
 use super::{Attempt, Case, Claim, Judgement, Level, Resource, Standing, judge};
 
+/// Who wants a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asker {
+    /// The node: the verdict is remembered, and told to all if it is another than before.
+    Node,
+    /// A client, by its own word or before the last word is spoken: no more is remembered than what was in force for it.
+    Client,
+}
+
 /// What was gathered to judge one limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
+    /// For whom.
+    pub asker: Asker,
     /// When.
     pub at: KernelTime,
     /// Whose limit is judged.
@@ -74,7 +86,7 @@ impl Verdicts {
     /// A write that lowers a limit kills while it runs, or the next allocation does. What comes later has other causes.
     const KILLS_AFTER: u64 = 1_000_000_000;
 
-    /// Judges, and remembers nothing: for one who asks with a word of their own.
+    /// Judges, and remembers nothing.
     pub fn judge(&self, evidence: &Evidence, knobs: &Knobs, places: &impl Places) -> Judged {
         let mut attempts = knobs.attempts(evidence.cgroup, evidence.resource.file(), places);
         let kills = attempts.iter().rev().find(|attempt| attempt.errno.is_none()).and_then(|last| {
@@ -115,13 +127,13 @@ impl Verdicts {
     /// Whether an observation says anything of verdicts.
     pub fn concerns(observation: &Observation) -> bool {
         match observation {
-            Observation::Evidence(_) => true,
+            Observation::Evidence(_) | Observation::Scan(_) => true,
             Observation::Kernel(event) => matches!(event.fact, Fact::Release | Fact::OomKill(_)),
             _ => false,
         }
     }
 
-    /// Takes one observation; appends the verdict if it is another than the last.
+    /// Takes one observation, before the lifecycle has; appends the verdict if it is another than the last.
     pub fn observe(
         &mut self,
         observation: &Observation,
@@ -131,12 +143,24 @@ impl Verdicts {
     ) {
         match observation {
             Observation::Evidence(evidence) => {
+                // It went away while the evidence was gathered, and nothing would ever forget it again.
+                let Some(place) = places.place(evidence.cgroup) else { return };
                 let judged = self.judge(evidence, knobs, places);
-                if self.standing_mut(evidence.cgroup, evidence.resource).note(&judged.judgement) {
-                    let subject = places.place(evidence.cgroup).and_then(|place| place.subject);
-                    let kind = Kind::Verdict(Box::new(judged));
-                    output.events.push(Event { at: evidence.at, basis: Basis::KnobRead, subject, kind });
+                let standing = self.standing_mut(evidence.cgroup, evidence.resource);
+                match evidence.asker {
+                    Asker::Client => standing.note_asked(&judged.judgement),
+                    Asker::Node if standing.note(&judged.judgement) => {
+                        let kind = Kind::Verdict(Box::new(judged));
+                        let (at, subject) = (evidence.at, place.subject);
+                        output.events.push(Event { at, basis: Basis::KnobRead, subject, kind });
+                    }
+                    Asker::Node => {}
                 }
+            }
+            Observation::Scan(_) => {
+                let exists = |id: &CgroupId| places.place(*id).is_some_and(|place| place.exists);
+                self.standing.retain(|id, _| exists(id));
+                self.kills.retain(|id, _| exists(id));
             }
             Observation::Kernel(KernelEvent { cgroup, fact: Fact::Release, .. }) => {
                 self.standing.remove(cgroup);
@@ -144,7 +168,7 @@ impl Verdicts {
             }
             Observation::Kernel(KernelEvent { at, fact: Fact::OomKill(kill), .. }) => {
                 if let Some(OomScope::Limit(cgroup)) = kill.scope
-                    && (self.kills.len() < Knobs::CGROUPS || self.kills.contains_key(&cgroup))
+                    && places.place(cgroup).is_some()
                 {
                     let kills = self.kills.entry(cgroup).or_default();
                     if kills.len() == Self::KILLS {
@@ -155,11 +179,6 @@ impl Verdicts {
             }
             _ => {}
         }
-    }
-
-    /// Takes note of a verdict by one client's own word: of a limit that was in force for that client, a change is a reversal.
-    pub fn note_asked(&mut self, judged: &Judged) {
-        self.standing_mut(judged.cgroup, judged.judgement.resource).note_asked(&judged.judgement);
     }
 
     fn standing_mut(&mut self, cgroup: CgroupId, resource: Resource) -> &mut Standing {

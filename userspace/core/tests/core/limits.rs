@@ -349,14 +349,19 @@ fn what_a_new_cgroup_says_can_be_read_by_its_format() {
 mod verdicts {
     use kwitness_core::ids::ProcKey;
     use kwitness_core::observation::{OomKill, OomScope, TaskInfo};
-    use kwitness_core::resize::{Claim, Evidence, Level, Resource, Source, Verdict, Verdicts, Wanted};
+    use kwitness_core::resize::{Asker, Claim, Evidence, Level, Resource, Source, Verdict, Verdicts, Wanted};
 
     use super::*;
 
     fn evidence(limit: u64, at: u64) -> Observation {
+        evidence_for(Asker::Node, limit, at)
+    }
+
+    fn evidence_for(asker: Asker, limit: u64, at: u64) -> Observation {
         let level = Level { path: "/kubepods/podu".into(), role: LevelRole::Pod, reading: bytes(limit) };
         let wanted = Wanted::Memory(Bound::At(4096));
         Observation::Evidence(Box::new(Evidence {
+            asker,
             at: KernelTime(at),
             cgroup: POD,
             resource: Resource::Memory,
@@ -413,6 +418,35 @@ mod verdicts {
         );
         assert_eq!(told(&mut bed, 8192), []);
         assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
+    }
+
+    #[test]
+    fn what_a_client_found_in_force_is_remembered_and_not_told() {
+        let mut bed = Bed::new();
+        let mut all = Verdicts::default();
+        let mut told = |asker, limit| verdicts(&mut bed, &mut all, &evidence_for(asker, limit, 1_000));
+        assert_eq!(told(Asker::Client, 4096), []);
+        assert_eq!(told(Asker::Client, 8192), []);
+        assert_eq!(told(Asker::Node, 8192), [Verdict::Reverted { writer: None }]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_cgroup_whose_end_was_not_told() {
+        let scan = Observation::Scan(Scan {
+            reason: ScanReason::Repair,
+            began: KernelTime(1_100),
+            ended: KernelTime(1_200),
+            cgroups: Vec::new(),
+        });
+        let mut bed = Bed::new();
+        let mut all = Verdicts::default();
+        assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 1_000)), [Verdict::InForce]);
+        let place = bed.places.0.remove(&POD).expect("it was there");
+        assert_eq!(verdicts(&mut bed, &mut all, &scan), []);
+        assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_300)), [], "nobody knows it");
+        bed.places.0.insert(POD, place);
+        // Not a reversal: that it was in force before is forgotten.
+        assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_400)), [Verdict::Diverged]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use kwitness_core::ids::{CgroupId, ContainerId, KernelTime};
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, State};
 use kwitness_core::limits::Knobs;
-use kwitness_core::resize::Verdicts;
+use kwitness_core::resize::{Asker, Verdicts};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -30,7 +30,7 @@ use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
 use crate::cri;
-use crate::engine::{Handle, Remember, Report, Request, Snapshot};
+use crate::engine::{Handle, Report, Request, Snapshot};
 use crate::hub::{Hub, Writer};
 use crate::probe::Capabilities;
 use crate::proto::v1::kwitness_client::KwitnessClient;
@@ -91,8 +91,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
             }
-            Request::Judge(evidence, remember, answer) => {
-                assert_eq!(remember, Remember::No, "a client's own word");
+            Request::Judge(evidence, answer) => {
+                assert_eq!(evidence.asker, Asker::Client, "by its own word");
                 let nothing = Lifecycle::new(Limits::default());
                 let judged = Verdicts::default().judge(&evidence, &Knobs::default(), &nothing);
                 answer.send(judged).unwrap();

@@ -78,16 +78,7 @@ pub struct Report {
 pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Report(oneshot::Sender<Report>),
-    Judge(Box<Evidence>, Remember, oneshot::Sender<Judged>),
-}
-
-/// Whether a verdict is one of the node's own: remembered, and told to all if it is another than before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remember {
-    /// It is.
-    Yes,
-    /// It rests on the word of one client.
-    No,
+    Judge(Box<Evidence>, oneshot::Sender<Judged>),
 }
 
 /// The engine has ended: the daemon is going down.
@@ -128,8 +119,8 @@ impl Handle {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn judge(&self, evidence: Evidence, remember: Remember) -> Result<Judged, Stopped> {
-        self.ask(|answer| Request::Judge(Box::new(evidence), remember, answer)).await
+    pub async fn judge(&self, evidence: Evidence) -> Result<Judged, Stopped> {
+        self.ask(|answer| Request::Judge(Box::new(evidence), answer)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
@@ -372,17 +363,12 @@ impl Engine {
         match request {
             Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
             Request::Report(answer) => drop(answer.send(self.report())),
-            Request::Judge(evidence, remember, answer) => {
+            Request::Judge(evidence, answer) => {
                 // Writes and kills that led to what was read.
                 self.drain();
                 let judged = self.verdicts.judge(&evidence, &self.knobs, &self.lifecycle);
-                match remember {
-                    Remember::Yes => {
-                        self.observe(Observation::Evidence(evidence));
-                        self.publish(Clock::read());
-                    }
-                    Remember::No => self.verdicts.note_asked(&judged),
-                }
+                self.observe(Observation::Evidence(evidence));
+                self.publish(Clock::read());
                 drop(answer.send(judged));
             }
         }

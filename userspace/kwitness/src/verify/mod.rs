@@ -22,14 +22,14 @@ use std::time::Duration;
 use kwitness_core::event::{ContainerType, Subject};
 use kwitness_core::ids::{CgroupId, KernelTime};
 use kwitness_core::limits::Reading;
-use kwitness_core::resize::{Claim, Evidence, Judged, Resource, Source, Verdict};
+use kwitness_core::resize::{Asker, Claim, Evidence, Judged, Resource, Source, Verdict};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::cri::{Connection, Resolver};
-use crate::engine::{Handle, Remember, Stopped};
+use crate::engine::{Handle, Stopped};
 use crate::hub::Filter;
 use crate::proto::{cri, v1};
 use claims::About;
@@ -136,9 +136,9 @@ impl Verifier {
             let pods = !filter.asks_for_containers();
             let targets = self.targets(&subjects, wanted, heard, pods);
             let is_own = wanted.memory.is_some() || wanted.cpu.is_some();
-            let remember = if is_own || !is_last { Remember::No } else { Remember::Yes };
+            let asker = if is_own || !is_last { Asker::Client } else { Asker::Node };
             let verdicts = Verdicts {
-                judged: self.judge(targets, (!is_last).then_some(until_kernel), remember).await?,
+                judged: self.judge(targets, (!is_last).then_some(until_kernel), asker).await?,
                 unavailable: heard.unavailable.clone(),
             };
             if is_last || verdicts.all_in_force() {
@@ -260,13 +260,14 @@ impl Verifier {
         &self,
         targets: Vec<Target>,
         deadline: Option<KernelTime>,
-        remember: Remember,
+        asker: Asker,
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let gathered = tokio::task::spawn_blocking(move || {
             let gather = |target: Target| {
                 let read = levels::read(&cgroups, &target.path, target.cgroup, target.resource);
                 let evidence = Evidence {
+                    asker,
                     at: now(),
                     cgroup: target.cgroup,
                     resource: target.resource,
@@ -286,11 +287,11 @@ impl Verifier {
         let mut judged = Vec::with_capacity(gathered.len());
         for (subject, evidence) in gathered {
             let is_gone = evidence.levels.get(evidence.own).is_some_and(|own| own.reading == Reading::Gone);
-            if is_gone && remember == Remember::Yes {
+            if is_gone && asker == Asker::Node {
                 // It went away meanwhile, as containers do: that is no verdict of the node's.
                 continue;
             }
-            judged.push((subject, self.engine.judge(evidence, remember).await?));
+            judged.push((subject, self.engine.judge(evidence).await?));
         }
         Ok(judged)
     }

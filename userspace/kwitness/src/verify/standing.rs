@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use kwitness_core::ids::{ContainerId, KernelTime, PodUid};
-use kwitness_core::resize::Verdict;
+use kwitness_core::resize::{Asker, Verdict};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Verifier, now};
-use crate::engine::Remember;
 use crate::hub::Filter;
 use crate::proto::v1;
 
@@ -134,7 +133,7 @@ impl Verifier {
         let Ok(subjects) = self.subjects(&filter).await else { return false };
         let heard = self.hear(&subjects).await;
         let targets = self.targets(&subjects, &v1::Wanted::default(), &heard, pods);
-        match self.judge(targets, deadline, Remember::Yes).await {
+        match self.judge(targets, deadline, Asker::Node).await {
             Ok(judged) => judged.iter().any(|(_, judged)| {
                 matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })
             }),
