@@ -1,9 +1,10 @@
 //! A table of tests, run one after the other against shared parts, reported in the format of `cargo test`.
 //!
 //! Every row appears in the report: one that cannot apply in this place is shown as ignored with the reason in
-//! brackets before its name, never passed over.
+//! brackets before its name, never passed over. Before the verdict on a row stands how long it took.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, ColorSetting, Failed, Trial};
@@ -70,7 +71,12 @@ pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
     let bed = Arc::new(bed);
     let trials = cases.into_iter().map(|case| {
         let shared = Arc::clone(&bed);
-        let body = move || (case.body)(&shared).map_err(|error| Failed::from(explain(&error)));
+        let body = move || {
+            let start = Instant::now();
+            let outcome = (case.body)(&shared);
+            print!("{:.1} s ", start.elapsed().as_secs_f64());
+            outcome.map_err(|error| Failed::from(explain(&error)))
+        };
         let trial = Trial::test(case.name, body);
         match case.refused {
             Some(reason) => trial.with_kind(reason).with_ignored_flag(true),

@@ -10,7 +10,7 @@ use kwitness_tests::agent::connect;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber, Told, sandbox_status, wall_clock};
-use kwitness_tests::environment::Combination;
+use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process;
@@ -114,7 +114,8 @@ pub(crate) async fn cri_events_of_a_pod(bed: &Bed, combination: Combination) -> 
 }
 
 pub(crate) async fn cri_events_of_a_crash_loop(bed: &Bed, combination: Combination) -> Result<()> {
-    const ROUNDS: usize = 10;
+    // Emulated, each round takes ten seconds.
+    let rounds = if bed.environment.tier == Tier::Host { 10 } else { 3 };
     bed.with_node(combination.driver, async |node| {
         bed.with_agent(&[], async |agent| {
             let mut subscriber = Subscriber::open(agent.socket(), None).await?;
@@ -125,7 +126,7 @@ pub(crate) async fn cri_events_of_a_crash_loop(bed: &Bed, combination: Combinati
                     node.run_pod(&PodSpec::new(&format!("loop-{number}"), combination.handler)?).await?,
                 );
             }
-            for round in 0..ROUNDS {
+            for round in 0..rounds {
                 let spec = ContainerSpec::shell(&format!("main-{round}"), "exit 1");
                 for pod in &pods {
                     ids.push(node.run(pod, &spec).await?);
