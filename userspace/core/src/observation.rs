@@ -160,6 +160,23 @@ pub enum WriteResult {
         /// The error number, positive.
         errno: i32,
     },
+    /// The hook does not tell: what the file says is all there is to go by.
+    Unknown,
+}
+
+impl WriteResult {
+    /// The error number, if the kernel refused it.
+    pub const fn errno(self) -> Option<i32> {
+        match self {
+            Self::Refused { errno } => Some(errno),
+            Self::Accepted | Self::Unknown => None,
+        }
+    }
+
+    /// Whether the file may say now what was written.
+    pub const fn may_have_taken(self) -> bool {
+        self.errno().is_none()
+    }
 }
 
 /// The text that was written.
@@ -194,8 +211,8 @@ pub enum WriteHook {
     Fentry,
     /// A kprobe and a kretprobe of it: likewise.
     Kprobe,
-    /// A fanotify mark: file and pid of accepted writes, after they returned. Writes by one process to one file that follow
-    /// each other fast are told as one.
+    /// A fanotify mark: file and pid, after the write or the truncation before it returned; not what became of it. Writes by one
+    /// process to one file that follow each other fast are told as one.
     Fanotify,
 }
 

@@ -108,7 +108,7 @@ impl Knobs {
         };
         let running = state.running.iter().map(|(began, write)| Attempt {
             value: write.value.as_ref().map(|value| value.text.clone()),
-            errno: None,
+            result: WriteResult::Unknown,
             writer: writer(&write.writer, places),
             began: Some(write.began.unwrap_or(*began)),
             returned: None,
@@ -211,10 +211,7 @@ impl Knobs {
         }
         state.attempts.push_back(Attempt {
             value: write.value.as_ref().filter(|value| !value.truncated).map(|value| value.text.clone()),
-            errno: match result {
-                WriteResult::Accepted => None,
-                WriteResult::Refused { errno } => Some(errno),
-            },
+            result,
             writer: writer(&write.writer, places),
             began: write.began,
             returned: Some(returned.unwrap_or(at)),
@@ -359,8 +356,8 @@ fn settle(
     counters: &mut KnobsCounters,
     output: &mut Output,
 ) {
-    let accepted = |pending: &Pending| pending.write.result == WriteResult::Accepted;
-    let last = writes.iter().rposition(accepted);
+    let taken = |pending: &Pending| pending.write.result.may_have_taken();
+    let last = writes.iter().rposition(taken);
     let mut current = old;
     // Writes whose text was not seen, told with the next.
     let mut carried = 0;
@@ -368,20 +365,20 @@ fn settle(
         let is_last = Some(index) == last;
         let after = match (write.result, is_last, &write.value) {
             (WriteResult::Refused { .. }, ..) => current.clone(),
-            (WriteResult::Accepted, true, _) => new.clone(),
+            (_, true, _) => new.clone(),
             (WriteResult::Accepted, false, Some(value)) => as_written(about.knob, &value.text),
-            (WriteResult::Accepted, false, None) => {
+            (WriteResult::Accepted, false, None) | (WriteResult::Unknown, false, _) => {
                 carried += 1;
                 counters.coalesced += 1;
                 continue;
             }
         };
         let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
-        if write.result == WriteResult::Accepted && after == current && more == 0 {
+        if write.result.may_have_taken() && after == current && more == 0 {
             counters.unchanged += 1;
             continue;
         }
-        let read_back = is_last || write.result != WriteResult::Accepted;
+        let read_back = is_last || !write.result.may_have_taken();
         let changed = about.changed(current, after.clone(), read_back, Some(write), more);
         output.events.push(about.event(at, Basis::KnobWrite, changed));
         current = after;

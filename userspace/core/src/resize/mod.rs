@@ -39,6 +39,7 @@ use crate::knob::Knob;
 pub use crate::limits::LevelRole;
 use crate::limits::{Bound, Format, Reading, Value, format};
 
+use crate::observation::WriteResult;
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,8 +139,8 @@ impl fmt::Display for Writer {
 pub struct Attempt {
     /// What was written; none: that was not seen.
     pub value: Option<Arc<str>>,
-    /// How it failed; none: it did not.
-    pub errno: Option<i32>,
+    /// What became of it, as far as the hook tells; of one that has not returned, nobody knows.
+    pub result: WriteResult,
     /// Who wrote, if that was seen.
     pub writer: Option<Writer>,
     /// When the write began, if that was seen.
@@ -290,15 +291,19 @@ fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
             attempt.value.as_deref().and_then(|text| Value::parse(format, &written(format, text)).ok());
         value.is_some_and(|value| claim.wanted.accepts(&value, case.page).is_some())
     };
-    let refused =
-        case.attempts.iter().rev().find(of_claim).and_then(|attempt| Some((attempt, attempt.errno?)));
+    let refused = case
+        .attempts
+        .iter()
+        .rev()
+        .find(of_claim)
+        .and_then(|attempt| Some((attempt, attempt.result.errno()?)));
     if let Some((Attempt { value: Some(value), writer, .. }, errno)) = refused {
         return Verdict::Rejected { value: value.trim().into(), errno, writer: writer.clone() };
     }
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
         _ if standing.was_in_force(&claim.wanted) => {
-            let last = case.attempts.iter().rev().find(|attempt| attempt.errno.is_none());
+            let last = case.attempts.iter().rev().find(|attempt| attempt.result.may_have_taken());
             Verdict::Reverted { writer: last.and_then(|attempt| attempt.writer.clone()) }
         }
         _ => Verdict::Diverged,

@@ -215,7 +215,7 @@ fn a_refused_write_is_told_with_its_errno() {
     assert_eq!(old_and_new(&changes), [(before.clone(), before, true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Refused { errno: EINVAL });
     let attempts = bed.knobs.attempts(POD, Knob::CpuMax, &bed.places);
-    assert_eq!(attempts[0].errno, Some(EINVAL));
+    assert_eq!(attempts[0].result, WriteResult::Refused { errno: EINVAL });
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
 
@@ -322,6 +322,20 @@ fn writes_whose_text_was_not_seen_are_told_as_one() {
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
     assert_eq!(changes[0].coalesced, 2);
+}
+
+#[test]
+fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
+    let mut bed = Bed::new();
+    let phase = WritePhase::Returned { result: WriteResult::Unknown, at: None };
+    bed.phase(Knob::PidsMax, None, phase, 1);
+    bed.read(false, &[(Knob::PidsMax, unlimited())]);
+    assert_eq!(bed.changes(), [], "a refused write, for all that is known");
+    bed.phase(Knob::PidsMax, None, phase, 1);
+    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
+    assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Unknown);
 }
 
 #[test]

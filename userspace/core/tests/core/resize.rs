@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kwitness_core::ids::KernelTime;
 use kwitness_core::limits::{Bound, CpuMax, Reading, Value};
+use kwitness_core::observation::WriteResult;
 use kwitness_core::resize::{
     Attempt, Case, Claim, Judgement, Level, LevelRole, Resource, Source, Standing, Tolerance, Verdict,
     Wanted, Writer, judge,
@@ -50,7 +51,7 @@ fn writer(comm: &str) -> Option<Writer> {
 fn attempt(value: &str, errno: Option<i32>, by: &str) -> Attempt {
     Attempt {
         value: Some(value.into()),
-        errno,
+        result: errno.map_or(WriteResult::Accepted, |errno| WriteResult::Refused { errno }),
         writer: writer(by),
         began: Some(KernelTime(1)),
         returned: Some(KernelTime(2)),

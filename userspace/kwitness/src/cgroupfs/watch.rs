@@ -4,10 +4,9 @@
 //!  cgroup2 ──FAN_MODIFY──▶ a thread: file, cgroup, writer's pid ──▶ KernelEvent ──▶ the engine
 //! ```
 //!
-//! The kernel tells after a write has returned, and only of writes that it took: neither the text, nor a refusal, nor when the
-//! write began. Opening a file to truncate it, as
-//! a shell's `>` does, gives a notice, too, whatever becomes of the write that follows: what the file says is read back. Writes
-//! by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
+//! The kernel tells after a write has returned that it took: neither the text, nor a refusal, nor when the write began. Opening a
+//! file to truncate it, as a shell's `>` does, gives the same notice, whatever becomes of the write that follows. So what became of
+//! a write is unknown here, and what the file says is read back. Writes by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
 //! when the notice arrives; of one that has ended by then, the pid is all there is.
 //!
 //! Where the kernel can name a file by its directory's handle and its own name (cgroup2 on 6.12, not yet on 6.1), the handle is the
@@ -173,7 +172,7 @@ impl Watch {
     fn event(&self, notice: &Notice, at: KernelTime) -> KernelEvent {
         let write = KnobWrite {
             knob: notice.knob,
-            phase: WritePhase::Returned { result: WriteResult::Accepted, at: None },
+            phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
             value: None,
             writer: self.writer(notice.pid),
             began: None,

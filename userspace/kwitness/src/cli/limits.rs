@@ -32,6 +32,7 @@ pub fn change(changed: &v1::LimitChanged) -> String {
         return format!("{file} {old} -> {new}, found{}{}", more(changed), at(changed));
     };
     let by = write.writer.as_ref().map_or_else(|| "an unknown writer".to_owned(), writer);
+    let presumably = if write.outcome() == v1::WriteOutcome::Unknown { "presumably " } else { "" };
     let took = match (write.began, write.returned) {
         (Some(began), Some(returned)) => format!(" in {}", duration(returned.saturating_sub(began))),
         _ => String::new(),
@@ -41,7 +42,7 @@ pub fn change(changed: &v1::LimitChanged) -> String {
         return format!("{file} stays {old}: {value} refused with {errno}, by {by}{took}{}", at(changed));
     }
     let written = if changed.read_back { "" } else { " (as written)" };
-    format!("{file} {old} -> {new}{written}, by {by}{took}{}{}", more(changed), at(changed))
+    format!("{file} {old} -> {new}{written}, {presumably}by {by}{took}{}{}", more(changed), at(changed))
 }
 
 /// Where, if that is not the container's or the pod's own cgroup.
@@ -249,6 +250,11 @@ mod tests {
             "memory.max max -> 67108864, by runc (77) in 25 ms, stands for 2 more"
         );
         assert_eq!(change(&testing::found()), "cpuset.cpus absent -> \"\", found, of /kubepods.slice/x");
+        let mut unsure = testing::accepted();
+        if let Some(write) = &mut unsure.write {
+            write.outcome = v1::WriteOutcome::Unknown.into();
+        }
+        assert!(change(&unsure).contains("-> 67108864, presumably by runc"), "{}", change(&unsure));
         let unread = v1::LimitChanged { read_back: false, coalesced: 0, ..testing::accepted() };
         assert!(change(&unread).contains("-> 67108864 (as written), by"), "{}", change(&unread));
     }

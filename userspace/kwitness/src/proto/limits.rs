@@ -59,10 +59,7 @@ pub(super) fn pod(pod: &PodNames) -> v1::Pod {
 }
 
 fn write(write: &SeenWrite) -> v1::LimitWrite {
-    let errno = match write.result {
-        WriteResult::Accepted => None,
-        WriteResult::Refused { errno } => Some(errno),
-    };
+    let errno = write.result.errno();
     v1::LimitWrite {
         value: write.value.as_ref().map(|value| value.text.to_string()),
         truncated: write.value.as_ref().is_some_and(|value| value.truncated),
@@ -77,6 +74,16 @@ fn write(write: &SeenWrite) -> v1::LimitWrite {
             WriteHook::Fanotify => v1::WriteHook::Fanotify,
         }
         .into(),
+        outcome: outcome(write.result).into(),
+    }
+}
+
+/// What became of a write that has returned.
+pub(super) fn outcome(result: WriteResult) -> v1::WriteOutcome {
+    match result {
+        WriteResult::Accepted => v1::WriteOutcome::Accepted,
+        WriteResult::Refused { .. } => v1::WriteOutcome::Refused,
+        WriteResult::Unknown => v1::WriteOutcome::Unknown,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use kwitness_core::resize::{self, Attempt, Claim, Judged, Source, Tolerance, Writer};
 
-use super::limits::{errno_name, pod, reading, role};
+use super::limits::{errno_name, outcome, pod, reading, role};
 use super::v1;
 use crate::clock::Clock;
 
@@ -83,8 +83,8 @@ fn attempt(attempt: &Attempt) -> v1::LimitWrite {
     v1::LimitWrite {
         value: attempt.value.as_deref().map(str::to_owned),
         writer: attempt.writer.as_ref().map(writer),
-        errno: attempt.errno,
-        errno_name: attempt.errno.map(errno_name),
+        errno: attempt.result.errno(),
+        errno_name: attempt.result.errno().map(errno_name),
         began: attempt.began.map(|at| at.0),
         returned: attempt.returned.map(|at| at.0),
         ..Default::default()
@@ -106,6 +106,7 @@ fn tolerance(tolerance: Tolerance) -> v1::Tolerance {
         Tolerance::Exact => v1::Tolerance::Exact,
         Tolerance::MinimumQuota => v1::Tolerance::MinimumQuota,
         Tolerance::RoundedToTenMilliseconds => v1::Tolerance::RoundedToTenMilliseconds,
+        outcome: attempt.returned.map_or(v1::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
         Tolerance::OldWeightFormula => v1::Tolerance::OldWeightFormula,
         Tolerance::NewWeightFormula => v1::Tolerance::NewWeightFormula,
         Tolerance::RoundedToPage => v1::Tolerance::RoundedToPage,
