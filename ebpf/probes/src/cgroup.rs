@@ -105,8 +105,10 @@ fn remember_ancestors<H: Hook>(root: &KernfsNode<H>) {
         if id == 0 {
             return;
         }
-        // A full map costs what is written there.
-        let _ = ANCESTORS.insert(id, 0, 0);
+        // A full map costs what is written there: a loss like that of a cgroup which cannot be tracked.
+        if ANCESTORS.insert(id, 0, 0).is_err() {
+            count_untracked();
+        }
         id = node.parent_id();
         node = node.parent();
     }

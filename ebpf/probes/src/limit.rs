@@ -11,7 +11,10 @@ use kwitness_abi::{FLAG_KPROBE, KNOB_NAME_CAP, KnobName, KnobWrite, RecordKind, 
 use crate::{
     emit::{caller, copy_string, header, tid},
     kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned},
-    maps::{ANCESTORS, IN_FLIGHT, KNOBS, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, output, within_budget},
+    maps::{
+        ANCESTORS, IN_FLIGHT, KNOBS, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
+        within_budget,
+    },
 };
 
 /// `cgroup_file_write(open file, text, length, offset)` begins, seen by fentry.
@@ -53,9 +56,12 @@ fn write<H: Arguments>(hook: &H, flags: u16) {
         (*record).value_len = length as u32;
         copy_string::<VALUE_CAP>(text, (&raw mut (*record).value).cast());
         let record = &*record;
+        // Without room there is no record of the return, and one of the beginning alone would wait for it: the write is lost.
+        if IN_FLIGHT.insert(tid(), record, 0).is_err() {
+            count_lost(RecordKind::KnobBegan);
+            return;
+        }
         tell(RecordKind::KnobBegan, record);
-        // Without room there is no record of the return.
-        let _ = IN_FLIGHT.insert(tid(), record, 0);
     }
 }
 

@@ -144,8 +144,9 @@ pub fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEn
     entry
 }
 
+/// A record of that kind could not be delivered.
 #[inline(always)]
-fn count_lost(kind: RecordKind) {
+pub fn count_lost(kind: RecordKind) {
     count(|counters| {
         // SAFETY: `counters` points to the element of this CPU; the index is a constant below the array's length.
         unsafe { (&raw mut (*counters).lost).cast::<u64>().add(kind.index()) }
