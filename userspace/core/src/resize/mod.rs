@@ -21,6 +21,7 @@
 //! What counts as "says what is wanted" is [`convert`]'s table. Never reads a clock or a file: the case says it all.
 
 pub mod convert;
+pub mod proof;
 pub mod quantity;
 mod verdicts;
 mod words;
@@ -38,8 +39,8 @@ use crate::ids::KernelTime;
 use crate::knob::Knob;
 pub use crate::limits::LevelRole;
 use crate::limits::{Bound, Format, Reading, Value, format};
-
 use crate::observation::WriteResult;
+
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

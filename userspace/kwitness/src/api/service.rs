@@ -25,6 +25,8 @@ use crate::verify::{Verifier, VerifyError};
 
 /// The longest that `Verify` waits.
 const WAIT_MAX_MS: u32 = 600_000;
+/// The longest that it watches usage.
+const PROVE_MAX_MS: u32 = 60_000;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -160,23 +162,35 @@ impl Kwitness for Service {
         &self,
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<v1::VerifyResponse>, Status> {
-        let v1::VerifyRequest { filter, wanted, wait_ms } = request.into_inner();
+        let v1::VerifyRequest { filter, wanted, wait_ms, prove_ms } = request.into_inner();
         if wait_ms > WAIT_MAX_MS {
             return Err(Status::invalid_argument(format!("`wait_ms` is more than {WAIT_MAX_MS}")));
+        }
+        if prove_ms > PROVE_MAX_MS {
+            return Err(Status::invalid_argument(format!("`prove_ms` is more than {PROVE_MAX_MS}")));
         }
         let (filter, wanted) = (self::filter(filter)?, wanted.unwrap_or_default());
         if wanted.cpu == Some(v1::wanted::Cpu::MilliCpu(0)) {
             return Err(Status::invalid_argument("`milli_cpu` is 0; no limit is `cpu_unlimited`"));
         }
         let wait = Duration::from_millis(wait_ms.into());
+        let verify = async {
+            let mut verdicts = self.verifier.verify(&filter, &wanted, wait, self.hub.last()).await?;
+            if prove_ms > 0 {
+                self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
+            }
+            Ok::<_, VerifyError>(verdicts)
+        };
         let verdicts = tokio::select! {
-            verdicts = self.verifier.verify(&filter, &wanted, wait, self.hub.last()) => verdicts?,
+            verdicts = verify => verdicts?,
             () = self.stop.cancelled() => return Err(Stopped.into()),
         };
         let clock = Clock::read();
+        let mut proofs = verdicts.proofs.iter();
         let of = |(subject, judged): &(Option<Arc<Subject>>, Judged)| v1::VerdictOf {
             container: subject.as_ref().map(|subject| convert::container(subject)),
             verdict: Some(verdicts::verdict(judged, clock)),
+            proof: proofs.next().and_then(Option::as_ref).map(|(seen, proof)| verdicts::proof(seen, proof)),
         };
         Ok(Response::new(v1::VerifyResponse {
             verdicts: verdicts.judged.iter().map(of).collect(),

@@ -295,6 +295,7 @@ async fn a_verdict_says_what_it_rests_on() {
     for wrong in [
         v1::VerifyRequest { wanted: zero, ..Default::default() },
         v1::VerifyRequest { wait_ms: 600_001, ..Default::default() },
+        v1::VerifyRequest { prove_ms: 60_001, ..Default::default() },
     ] {
         assert_eq!(verify(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     }

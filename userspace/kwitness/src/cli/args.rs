@@ -136,6 +136,9 @@ pub struct Verify {
     /// Wait so long until all are in force ("10s"), 10m at most
     #[arg(long, value_name = "DURATION", value_parser = super::verify::wait, default_value = "0s", conflicts_with = "watch")]
     pub wait: std::time::Duration,
+    /// Watch for so long whether usage keeps to the limits, by the kernel's own counters ("5s"), 1m at most
+    #[arg(long, value_name = "DURATION", value_parser = super::verify::prove, conflicts_with = "watch")]
+    pub prove: Option<std::time::Duration>,
     /// Go on with every verdict that changes
     #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"])]
     pub watch: bool,

@@ -18,6 +18,8 @@ pub enum Code {
     Configuration,
     /// `verify`: not every limit is in force; the worst verdict.
     Verdict(VerdictKind),
+    /// `verify --prove`: every limit is in force, and more was used than one allows.
+    Exceeded,
     /// Ctrl-C, as shells have it.
     Interrupted,
 }
@@ -35,6 +37,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("15", "verify: killed"),
     ("16", "verify: reverted"),
     ("17", "verify: unknown, or nothing to verify"),
+    ("18", "verify --prove: in force, and exceeded all the same"),
     ("69", "the daemon cannot be reached"),
     ("78", "the configuration has mistakes"),
     ("130", "ended by Ctrl-C"),
@@ -58,6 +61,7 @@ impl From<Code> for std::process::ExitCode {
                 VerdictKind::Reverted => 16,
                 VerdictKind::Unknown | VerdictKind::Unspecified => 17,
             },
+            Code::Exceeded => 18,
             Code::Interrupted => 130,
         })
     }

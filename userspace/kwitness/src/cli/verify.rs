@@ -19,6 +19,8 @@ use crate::proto::v1::wanted::{Cpu, Memory};
 
 /// The longest that the daemon waits.
 const WAIT_MAX: Duration = Duration::from_secs(600);
+/// The shortest that says anything of a quota's period, and the longest that the daemon watches.
+const PROVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// A memory limit.
 pub fn memory(text: &str) -> Result<Memory, String> {
@@ -46,6 +48,13 @@ pub fn wait(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a duration from 0s to 10m (\"500ms\", \"10s\", \"1m30s\")".to_owned())
 }
 
+/// How long usage is watched.
+pub fn prove(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .filter(|prove| (PROVE.0..=PROVE.1).contains(prove))
+        .ok_or_else(|| "not a duration from 100ms to 1m (\"5s\")".to_owned())
+}
+
 pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code> {
     let socket = socket(named);
     let filter = v1::Filter {
@@ -58,6 +67,7 @@ pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code
         filter: Some(filter.clone()),
         wanted: Some(v1::Wanted { memory: options.memory, cpu: options.cpu }),
         wait_ms: u32::try_from(options.wait.as_millis()).unwrap_or(u32::MAX),
+        prove_ms: options.prove.map_or(0, |prove| u32::try_from(prove.as_millis()).unwrap_or(u32::MAX)),
     };
     let mut client = connect(&socket).await?;
     // Before the first verdicts, so that none is missed in between.
@@ -87,7 +97,11 @@ pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code
     if let Some(changes) = changes {
         return follow(&socket, changes, printer).await;
     }
-    Ok(Code::Verdict(worst(&answer.verdicts)))
+    let exceeded = |of: &v1::VerdictOf| of.proof.is_some_and(|of| of.proof() == v1::ProofKind::Exceeded);
+    Ok(match worst(&answer.verdicts) {
+        VerdictKind::InForce if answer.verdicts.iter().any(exceeded) => Code::Exceeded,
+        worst => Code::Verdict(worst),
+    })
 }
 
 async fn follow(
@@ -101,7 +115,7 @@ async fn follow(
             .into_iter()
             .filter_map(|event| match event.kind {
                 Some(v1::event::Kind::Verdict(verdict)) => {
-                    Some(v1::VerdictOf { container: event.container, verdict: Some(*verdict) })
+                    Some(v1::VerdictOf { container: event.container, verdict: Some(*verdict), proof: None })
                 }
                 Some(v1::event::Kind::Gap(_)) => {
                     eprintln!("kwitness: events were lost; verdicts may be missing");
@@ -217,8 +231,36 @@ fn row(of: &v1::VerdictOf, full: bool) -> [Cell; COLUMNS] {
         reading(verdict.in_force.as_ref()).into(),
         verdict.effective.as_ref().map_or_else(unknown, |effective| effective.value.clone()).into(),
         Cell::styled(kind(verdict.verdict()), verdict_style(verdict.verdict())),
-        verdict.reason.into(),
+        match of.proof {
+            Some(proof) => format!("{}; {}", verdict.reason, proved(&verdict.file, &proof)).into(),
+            None => verdict.reason.into(),
+        },
     ]
+}
+
+/// What usage proves, in words.
+fn proved(file: &str, proof: &v1::Proof) -> String {
+    let interval = Duration::from_nanos(proof.ended.saturating_sub(proof.began));
+    let interval = format!("{:.1}s", interval.as_secs_f64());
+    let (Some(used), Some(allowed)) = (proof.used, proof.allowed) else {
+        return "usage could not be read".to_owned();
+    };
+    let amount = |number: u64| match file {
+        "cpu.max" => format!("{} ms", number / 1000),
+        _ => number.to_string(),
+    };
+    let used = match file {
+        "cpu.max" => format!("{} of at most {} of CPU time were used", amount(used), amount(allowed)),
+        _ => format!("never less than {} of {} were charged", amount(used), amount(allowed)),
+    };
+    let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+    match (proof.proof(), proof.enforced) {
+        (v1::ProofKind::Kept, Some(enforced)) => {
+            format!("kept to it for {interval}: the kernel enforced it {}, {used}", times(enforced))
+        }
+        (v1::ProofKind::Exceeded, _) => format!("EXCEEDED for {interval}: {used}"),
+        _ => format!("not put to the test for {interval}: {used}"),
+    }
 }
 
 /// A verdict, in a line.
@@ -279,7 +321,7 @@ mod tests {
     use super::*;
 
     fn of(verdict: v1::Verdict) -> v1::VerdictOf {
-        v1::VerdictOf { container: Some(container(true)), verdict: Some(verdict) }
+        v1::VerdictOf { container: Some(container(true)), verdict: Some(verdict), proof: None }
     }
 
     fn verdict(kind: VerdictKind) -> v1::VerdictOf {
@@ -305,6 +347,32 @@ mod tests {
         assert_eq!(worst(&[verdict(InForce), verdict(InForce)]), InForce);
         assert_eq!(worst(&[verdict(InForce), verdict(Pending)]), Pending);
         assert_eq!(worst(&[verdict(Diverged), verdict(Pending), verdict(Unknown)]), Diverged);
+    }
+
+    #[test]
+    fn proofs_in_words() {
+        let proof = |kind: v1::ProofKind, used, enforced| v1::Proof {
+            proof: kind.into(),
+            began: 1,
+            ended: 2_000_000_001,
+            used,
+            allowed: Some(1_072_000),
+            enforced,
+        };
+        let kept = proof(v1::ProofKind::Kept, Some(1_000_000), Some(19));
+        assert_eq!(
+            proved("cpu.max", &kept),
+            "kept to it for 2.0s: the kernel enforced it 19 times, 1000 ms of at most 1072 ms of CPU time were used"
+        );
+        let exceeded = proof(v1::ProofKind::Exceeded, Some(2_000_000), None);
+        assert_eq!(
+            proved("memory.max", &exceeded),
+            "EXCEEDED for 2.0s: never less than 2000000 of 1072000 were charged"
+        );
+        let idle = proof(v1::ProofKind::NotReached, Some(0), None);
+        assert!(proved("cpu.max", &idle).starts_with("not put to the test for 2.0s: 0 ms"));
+        assert_eq!(proved("cpu.max", &proof(v1::ProofKind::Unknown, None, None)), "usage could not be read");
+        assert!(prove("100ms").is_ok() && prove("99ms").is_err() && prove("61s").is_err());
     }
 
     #[test]

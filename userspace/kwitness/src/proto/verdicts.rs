@@ -1,5 +1,6 @@
 //! Verdicts in the API's shape.
 
+use kwitness_core::resize::proof::{Interval, Proof};
 use kwitness_core::resize::{self, Attempt, Claim, Judged, Source, Tolerance, Writer};
 
 use super::limits::{errno_name, outcome, pod, reading, role};
@@ -62,6 +63,24 @@ pub fn verdict(judged: &Judged, clock: Clock) -> v1::Verdict {
     verdict
 }
 
+/// What usage proves of a limit.
+pub fn proof(seen: &Interval, proof: &Proof) -> v1::Proof {
+    let (kind, used, enforced) = match *proof {
+        Proof::Kept { used, enforced } => (v1::ProofKind::Kept, Some(used), Some(enforced)),
+        Proof::NotReached { used } => (v1::ProofKind::NotReached, Some(used), None),
+        Proof::Exceeded { used } => (v1::ProofKind::Exceeded, Some(used), None),
+        Proof::Unknown => (v1::ProofKind::Unknown, None, None),
+    };
+    v1::Proof {
+        proof: kind.into(),
+        began: seen.from.0,
+        ended: seen.to.0,
+        used: used.map(|used| used.usage),
+        allowed: used.map(|used| used.allowed),
+        enforced,
+    }
+}
+
 fn claim(claim: &Claim, clock: Clock) -> v1::Claim {
     v1::Claim {
         source: source(claim.source).into(),
@@ -87,6 +106,7 @@ fn attempt(attempt: &Attempt) -> v1::LimitWrite {
         errno_name: attempt.result.errno().map(errno_name),
         began: attempt.began.map(|at| at.0),
         returned: attempt.returned.map(|at| at.0),
+        outcome: attempt.returned.map_or(v1::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
         ..Default::default()
     }
 }
@@ -106,7 +126,6 @@ fn tolerance(tolerance: Tolerance) -> v1::Tolerance {
         Tolerance::Exact => v1::Tolerance::Exact,
         Tolerance::MinimumQuota => v1::Tolerance::MinimumQuota,
         Tolerance::RoundedToTenMilliseconds => v1::Tolerance::RoundedToTenMilliseconds,
-        outcome: attempt.returned.map_or(v1::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
         Tolerance::OldWeightFormula => v1::Tolerance::OldWeightFormula,
         Tolerance::NewWeightFormula => v1::Tolerance::NewWeightFormula,
         Tolerance::RoundedToPage => v1::Tolerance::RoundedToPage,

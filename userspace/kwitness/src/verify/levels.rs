@@ -79,7 +79,8 @@ fn role(path: &str) -> LevelRole {
     }
 }
 
-fn inode(directory: &Path) -> Option<u64> {
+/// The cgroup's id, which is its directory's inode number.
+pub(super) fn inode(directory: &Path) -> Option<u64> {
     fs::symlink_metadata(directory).ok().map(|metadata| metadata.ino())
 }
 

@@ -12,6 +12,7 @@
 mod claims;
 mod kubelet;
 mod levels;
+mod prove;
 mod standing;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use kwitness_core::event::{ContainerType, Subject};
 use kwitness_core::ids::{CgroupId, KernelTime};
 use kwitness_core::limits::Reading;
+use kwitness_core::resize::proof::{Interval, Proof};
 use kwitness_core::resize::{Asker, Claim, Evidence, Judged, Resource, Source, Verdict};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -60,6 +62,8 @@ pub struct Verifier {
 pub struct Verdicts {
     /// Each limit that any source knows of, sorted by path; with its container, unless it is a pod's.
     pub judged: Vec<(Option<Arc<Subject>>, Judged)>,
+    /// Likewise, whether usage kept to it; none: that was not looked for, or cannot be said of this limit.
+    pub proofs: Vec<Option<(Interval, Proof)>>,
     /// Sources that could not be asked, and why.
     pub unavailable: Vec<String>,
 }
@@ -139,6 +143,7 @@ impl Verifier {
             let asker = if is_own || !is_last { Asker::Client } else { Asker::Node };
             let verdicts = Verdicts {
                 judged: self.judge(targets, (!is_last).then_some(until_kernel), asker).await?,
+                proofs: Vec::new(),
                 unavailable: heard.unavailable.clone(),
             };
             if is_last || verdicts.all_in_force() {
