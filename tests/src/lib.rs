@@ -15,6 +15,7 @@
 //! | [`pod`] | what a test wants to run, as CRI requests |
 //! | [`kubelet`] | a real kubelet, standalone |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
+//! | [`resizes`] | a series of resizes, many of them sabotaged, and the verdict that each must get |
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
 //! there, by name.
@@ -32,4 +33,5 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod proxy;
+pub mod resizes;
 pub mod suite;

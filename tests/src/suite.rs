@@ -67,6 +67,7 @@ pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
     // A guest's console is a terminal, but its reader is not.
     if bed.environment.tier == Tier::Vm {
         arguments.color.get_or_insert(ColorSetting::Never);
+        anstream::ColorChoice::Never.write_global();
     }
     let bed = Arc::new(bed);
     let trials = cases.into_iter().map(|case| {

@@ -2,11 +2,12 @@
 //! container runtime.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
@@ -19,9 +20,67 @@ use crate::{host, images, step};
 /// After this long it is given up.
 const LIMIT: Duration = Duration::from_secs(1800);
 
-/// Where to run it.
+/// The kernel of the guest in which a program runs that this machine's own kernel cannot serve.
+const STAND_IN: &str = "6.12";
+/// What a cgroup hierarchy with controllers in it has at its root.
+const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
+
+/// What to show, and where.
 #[derive(Args)]
 pub struct Demo {
+    /// What to show
+    #[arg(value_enum, default_value_t = Scene::Life)]
+    scene: Scene,
+    #[command(flatten)]
+    place: Watched,
+}
+
+/// What there is to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scene {
+    /// Containers come and go
+    Life,
+    /// Containers are resized, and somebody interferes: needs cgroup v2 with its controllers
+    Resize,
+}
+
+impl Scene {
+    /// As the program takes it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Life => "life",
+            Self::Resize => "resize",
+        }
+    }
+
+    const fn needs_limits(self) -> bool {
+        matches!(self, Self::Resize)
+    }
+}
+
+/// Shows a scene and returns its exit status.
+pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
+    let mut place = demo.place.clone();
+    if demo.scene.needs_limits() && place.vm.is_none() && !has_controllers() {
+        step::say(
+            "  --",
+            "guest",
+            &format!("{CONTROLLERS} has no memory: shown in a guest with kernel {STAND_IN}"),
+        );
+        place.vm = Some(STAND_IN.to_owned());
+    }
+    place.arguments.insert(0, demo.scene.name().to_owned());
+    task(workspace, cache, "kwitness-demo", &place)
+}
+
+/// Whether this machine has cgroup v2 with its controllers, and so limits.
+fn has_controllers() -> bool {
+    fs::read_to_string(CONTROLLERS).is_ok_and(|text| text.split_whitespace().any(|name| name == "memory"))
+}
+
+/// Where to run a program that a person watches.
+#[derive(Args, Clone)]
+pub struct Watched {
     /// Run in a guest with this kernel instead of on this machine's own
     #[arg(long, value_name = "SERIES")]
     vm: Option<String>,
@@ -34,9 +93,9 @@ pub struct Demo {
 }
 
 /// Builds `program`, runs it and returns its exit status.
-pub fn task(workspace: &Workspace, cache: &Cache, program: &str, demo: &Demo) -> Result<i32> {
-    let root = RootSpec::find(&demo.root)?;
-    let kernel = demo.vm.as_deref().map(KernelSeries::find).transpose()?;
+pub fn task(workspace: &Workspace, cache: &Cache, program: &str, place: &Watched) -> Result<i32> {
+    let root = RootSpec::find(&place.root)?;
+    let kernel = place.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs { bpf: true, ..Needs::default() };
     match kernel {
         Some(kernel) => {
@@ -67,7 +126,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, program: &str, demo: &Demo) ->
         job.env("COLUMNS", columns);
     }
     let mut words = vec![format!("{MOUNT}/{}", in_job(program).display())];
-    words.extend(demo.arguments.iter().cloned());
+    words.extend(place.arguments.iter().cloned());
     job.command(&words)?;
     match kernel {
         Some(kernel) => {

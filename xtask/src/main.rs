@@ -49,7 +49,7 @@ enum Task {
     /// Watch kwitness at work on real containers
     Demo(demo::Demo),
     /// Measure kwitness
-    Bench(demo::Demo),
+    Bench(demo::Watched),
     /// Run the tests: unit, on this machine's own kernel, and in guests
     Test(test::Test),
     /// Boot a guest and run a command in it, or a shell
@@ -118,8 +118,13 @@ fn perform(task: Task) -> Result<ExitCode> {
             setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
             deny::task(&Workspace::find()?, &cache)?;
         }
-        Task::Demo(demo) => return watch("kwitness-demo", &demo),
-        Task::Bench(bench) => return watch("kwitness-bench", &bench),
+        Task::Demo(demo) => {
+            return Ok(exit_code(demo::demo(&Workspace::find()?, &Cache::open()?, &demo)?));
+        }
+        Task::Bench(bench) => {
+            let (workspace, cache) = (Workspace::find()?, Cache::open()?);
+            return Ok(exit_code(demo::task(&workspace, &cache, "kwitness-bench", &bench)?));
+        }
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -131,10 +136,6 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::HostNode(node) => host::node::run(&node)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn watch(program: &str, demo: &demo::Demo) -> Result<ExitCode> {
-    Ok(exit_code(demo::task(&Workspace::find()?, &Cache::open()?, program, demo)?))
 }
 
 fn exit_code(status: i32) -> ExitCode {

@@ -42,11 +42,7 @@ const GUESTS_AT_ONCE: usize = 2;
 /// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
 ///
 /// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
-///
-/// The series of resizes in `limits` is shown to pass with Linux 6.12; an earlier form of it did not pass with the systemd
-/// driver, and the other guests are left out until they have run it as it is.
-const ONLY_IN: &[(&str, &[&str])] =
-    &[("cri", &["host"]), ("kubelet", &["host"]), ("limits", &["host", "vm 6.12 trixie"])];
+const ONLY_IN: &[(&str, &[&str])] = &[("cri", &["host"]), ("kubelet", &["host"])];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].

@@ -18,6 +18,7 @@ pub(crate) async fn limits_need_cgroup_v2(bed: &Bed, combination: Combination) -
                     cpu: Some(wanted::Cpu::MilliCpu(500)),
                 }),
                 wait_ms: 0,
+                prove_ms: 0,
             };
             let answer = agent.verify(request).await.context("call Verify")?;
             for (file, of) in ["cpu.max", "memory.max"].iter().zip(&answer.verdicts) {

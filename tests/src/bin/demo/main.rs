@@ -3,6 +3,7 @@
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
 //! the end, what was told is compared with what was done; anything missed, doubled or told wrongly is a failure.
 
+mod resize;
 mod script;
 mod stage;
 mod verdict;
@@ -11,9 +12,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::environment::Environment;
+use kwitness_tests::environment::{Combination, Environment};
 use kwitness_tests::node::Node;
 
 use crate::script::Script;
@@ -23,9 +24,21 @@ use crate::verdict::{RuntimeEvents, Verdict};
 /// Shows kwitness watching a real container runtime.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// What to show.
+    #[arg(value_enum, default_value_t = Scene::Life)]
+    scene: Scene,
     /// Do not pause for the reader.
     #[arg(long)]
     fast: bool,
+}
+
+/// What there is to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scene {
+    /// Containers come and go.
+    Life,
+    /// Containers are resized, and somebody interferes.
+    Resize,
 }
 
 fn main() -> ExitCode {
@@ -42,8 +55,8 @@ fn main() -> ExitCode {
         })
     });
     match played {
-        Ok(verdict) if verdict.is_good() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             anstream::eprintln!("\nThe demo broke off: {error:?}");
             ExitCode::FAILURE
@@ -51,30 +64,37 @@ fn main() -> ExitCode {
     }
 }
 
-async fn play(arguments: &Arguments) -> Result<Verdict> {
+/// Whether what was told is right.
+async fn play(arguments: &Arguments) -> Result<bool> {
     let environment = Environment::find()?;
     let combination = environment.first_combination()?;
-    let pause = if arguments.fast { Duration::ZERO } else { Duration::from_millis(1500) };
-
     stage::title(&environment)?;
+    match arguments.scene {
+        Scene::Life => life(&environment, combination, arguments.fast).await,
+        Scene::Resize => resize::play(&environment, arguments.fast).await,
+    }
+}
+
+async fn life(environment: &Environment, combination: Combination, fast: bool) -> Result<bool> {
+    let pause = if fast { Duration::ZERO } else { Duration::from_millis(1500) };
     stage::say("A node comes up: containerd with two images, and the kwitness daemon.");
-    let node = Node::start(&environment, combination.driver).await?;
-    let agent = Agent::start(&environment, &[]).await?;
+    let node = Node::start(environment, combination.driver).await?;
+    let agent = Agent::start(environment, &[]).await?;
     stage::introduce(&node, &agent).await?;
 
-    let told = play_with(&environment, &node, &agent, combination, pause).await;
+    let told = play_with(environment, &node, &agent, combination, pause).await;
     let verdict = told.with_context(|| format!("{}\n{}", agent.log_tail(), node.log_tail()))?;
     agent.stop()?;
     node.shutdown().await?;
     verdict.print();
-    Ok(verdict)
+    Ok(verdict.is_good())
 }
 
 async fn play_with(
     environment: &Environment,
     node: &Node,
     agent: &Agent,
-    combination: kwitness_tests::environment::Combination,
+    combination: Combination,
     pause: Duration,
 ) -> Result<Verdict> {
     let runtime_events = RuntimeEvents::collect(node.cri());

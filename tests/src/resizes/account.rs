@@ -1,0 +1,93 @@
+//! The account of a series: what was asked, who interfered, what the daemon said of it, step by step, for a log or for a person.
+
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use kwitness::proto::v1::{Verdict, VerdictKind};
+
+const STEP: Style = AnsiColor::Cyan.on_default().bold();
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const SABOTAGE: Style = AnsiColor::Yellow.on_default();
+
+/// What was done, and was judged rightly.
+#[derive(Debug, Default)]
+pub struct Account {
+    steps: usize,
+    sabotaged: usize,
+    /// Since the last step.
+    meddled: bool,
+    pause: Duration,
+}
+
+impl Account {
+    /// One that lets its reader read so long after each step.
+    pub fn with_pause(pause: Duration) -> Self {
+        Self { pause, ..Self::default() }
+    }
+
+    /// Steps, each of which has got the right verdict.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// How many of them were sabotaged.
+    pub fn sabotaged(&self) -> usize {
+        self.sabotaged
+    }
+
+    /// A part of the series begins.
+    pub(super) fn part(&self, text: &str) {
+        anstream::println!("\n{STEP}▶ {text}{STEP:#}");
+    }
+
+    /// Something is asked for, by those who are to ask for it.
+    pub(super) fn asked(&self, text: &str) {
+        anstream::println!("     {text}");
+    }
+
+    /// Somebody interferes.
+    pub(super) fn meddled(&mut self, text: &str) {
+        self.meddled = true;
+        anstream::println!("     {SABOTAGE}{text}{SABOTAGE:#}");
+    }
+
+    /// A verdict was given: whether it is the right one.
+    pub(super) async fn judged(&mut self, step: &str, verdict: &Verdict, expected: VerdictKind) -> bool {
+        let is_right = verdict.verdict() == expected;
+        self.meddled |= expected != VerdictKind::InForce;
+        self.head(step);
+        if !is_right {
+            let (said, due) = (name(verdict.verdict()), name(expected));
+            anstream::println!("     {BAD}✗ {said}, should be {due}{BAD:#}: {}", verdict.reason);
+            return false;
+        }
+        anstream::println!("     {GOOD}✓ {}{GOOD:#}: {}", name(expected), verdict.reason);
+        self.count().await;
+        true
+    }
+
+    /// A step went well whose outcome is not one verdict on one file.
+    pub(super) async fn told(&mut self, step: &str, outcome: &str) {
+        self.head(step);
+        anstream::println!("     {GOOD}✓{GOOD:#} {outcome}");
+        self.count().await;
+    }
+
+    fn head(&self, step: &str) {
+        anstream::println!("  {STEP}{:>2} {step}{STEP:#}", self.steps + 1);
+    }
+
+    async fn count(&mut self) {
+        self.steps += 1;
+        self.sabotaged += usize::from(self.meddled);
+        self.meddled = false;
+        tokio::time::sleep(self.pause).await;
+    }
+}
+
+/// As the command line says it.
+fn name(verdict: VerdictKind) -> String {
+    let name = verdict.as_str_name();
+    name.strip_prefix("VERDICT_KIND_").unwrap_or(name).replace('_', " ").to_lowercase()
+}

@@ -1,0 +1,102 @@
+//! Limits below what is used.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness::proto::v1::VerdictKind;
+use tokio::time::Duration;
+
+use super::place::{number, write};
+use super::{Account, Limit, MIB, Place, sleeper};
+use crate::agent::Agent;
+use crate::environment::Combination;
+use crate::node::Node;
+use crate::pod::{Pod, PodSpec};
+use crate::process;
+
+/// A container with a child that holds 40 MB. From then on nobody in it starts another process, and nobody needs more memory.
+const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1000";
+/// What holds them.
+const HOLDER: &str = "tail";
+
+/// Nobody in it may be killed: the write returns, and the limit is exceeded.
+pub(super) async fn nobody_to_kill(
+    node: &Node,
+    agent: &Agent,
+    combination: Combination,
+    account: &mut Account,
+) -> Result<()> {
+    let pod = node.run_pod(&PodSpec::new("hungry", combination.handler)?).await?;
+    let mut place = hungry(node, agent, &pod, account).await?;
+    let b = &mut place;
+    b.in_force("a container that uses most of its 64 MiB", Limit::Memory(64 * MIB)).await?;
+    b.account.meddled("nobody in it may be killed");
+    for pid in b.pids()? {
+        spare(pid)?;
+    }
+    let own = b.own.clone();
+    b.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
+    let step = "memory below usage, nobody to kill";
+    let verdict = b.now(step, Limit::Memory(16 * MIB), VerdictKind::OverLimit).await?;
+    ensure!(verdict.usage.is_some_and(|usage| usage > 16 * MIB), "{verdict:?}");
+    b.mend(&own, "memory.max", &(64 * MIB).to_string())?;
+    b.in_force("and raised again", Limit::Memory(64 * MIB)).await?;
+    node.remove_pod(&pod).await
+}
+
+/// The one that holds the memory is killed; the container's own process is spared, so that there is something left to judge.
+pub(super) async fn a_child_is_killed(
+    node: &Node,
+    agent: &Agent,
+    combination: Combination,
+    account: &mut Account,
+) -> Result<()> {
+    let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
+    let mut place = hungry(node, agent, &pod, account).await?;
+    let b = &mut place;
+    for pid in b.pids()? {
+        if !words(pid).iter().any(|word| word.as_slice() == HOLDER.as_bytes()) {
+            spare(pid)?;
+        }
+    }
+    let own = b.own.clone();
+    b.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
+    number(&own.join("memory.current"), |bytes| bytes < 16 * MIB).await?;
+    let step = "memory below usage kills";
+    let verdict = b.now(step, Limit::Memory(16 * MIB), VerdictKind::Killed).await?;
+    ensure!(verdict.kills.is_some_and(|kills| kills > 0), "{verdict:?}");
+    b.update(Limit::Memory(64 * MIB)).await?;
+    b.in_force("and resized back", Limit::Memory(64 * MIB)).await?;
+    node.remove_pod(&pod).await
+}
+
+/// A container that holds 40 MB.
+async fn hungry<'a>(
+    node: &'a Node,
+    agent: &'a Agent,
+    pod: &'a Pod,
+    account: &'a mut Account,
+) -> Result<Place<'a>> {
+    let mut spec = sleeper();
+    spec.command = ["/bin/sh", "-c", HOG].map(str::to_owned).to_vec();
+    let id = node.run(pod, &spec).await?;
+    let place = Place::new(node, agent, pod, id, account).await?;
+    process::wait_for("the end of what the child reads", Duration::from_secs(60), async || {
+        let sleeps = |pid: u32| words(pid).iter().any(|word| word.as_slice() == b"sleep");
+        Ok(place.pids()?.into_iter().any(sleeps).then_some(()))
+    })
+    .await?;
+    number(&place.own.join("memory.current"), |bytes| bytes > 38 * MIB).await.context("the 40 MB")?;
+    Ok(place)
+}
+
+/// A process's command line.
+fn words(pid: u32) -> Vec<Vec<u8>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+}
+
+/// Spares a process from the OOM killer.
+fn spare(pid: u32) -> Result<()> {
+    write(format!("/proc/{pid}/oom_score_adj").as_ref(), "-1000")
+}

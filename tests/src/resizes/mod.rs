@@ -1,0 +1,163 @@
+//! A series of resizes on a real node, many of them sabotaged, each with the verdict that it must get.
+//!
+//! Good resizes are waited for; sabotage is judged as it stands. The test of limits plays it, and the demo does, too: [`Account`]
+//! tells it as it goes.
+
+mod account;
+mod memory;
+mod place;
+mod sabotage;
+mod sources;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kwitness::proto::v1::{Tolerance, VerdictKind};
+
+pub use account::Account;
+use place::{Limit, MIB, Place};
+
+use crate::agent::{Agent, from_now};
+use crate::cri::v1 as cri;
+use crate::environment::{CgroupDriver, Combination};
+use crate::events::Seen;
+use crate::node::Node;
+use crate::pod::{ContainerSpec, PodSpec, Qos, new_static_uid};
+use crate::process;
+
+/// At least so many resizes for each combination, and so many of them sabotaged.
+const STEPS: (usize, usize) = (40, 20);
+
+/// Plays all of it. `kubelet` is the directory in which the daemon looks for the kubelet's checkpoints.
+///
+/// # Errors
+/// A verdict is not the right one, or what it is about could not be done.
+pub async fn play(
+    node: &Node,
+    agent: &Agent,
+    combination: Combination,
+    kubelet: &Path,
+    account: &mut Account,
+) -> Result<()> {
+    account.part("A container is resized, up and down, and its pod with it.");
+    ordinary(node, agent, combination, account).await?;
+    account.part("Limits below what is used.");
+    memory::nobody_to_kill(node, agent, combination, account).await?;
+    memory::a_child_is_killed(node, agent, combination, account).await?;
+    account.part("A container that ends while it is resized, and starts again.");
+    sabotage::restarted(node, agent, combination, account).await?;
+    account.part("The kubelet's checkpoints say what is wanted.");
+    sources::checkpoints(node, agent, combination, kubelet, account).await?;
+    account.part("A static pod, whose uid has no dashes.");
+    static_pod(node, agent, combination, account).await?;
+    let done = (account.steps(), account.sabotaged());
+    ensure!(done.0 >= STEPS.0 && done.1 >= STEPS.1, "only {} steps, {} of them sabotaged", done.0, done.1);
+    Ok(())
+}
+
+fn sleeper() -> ContainerSpec {
+    let mut spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
+    spec.resources = Some(cri::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    });
+    spec
+}
+
+fn shares(shares: i64) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources { cpu_shares: shares, ..Default::default() }
+}
+
+async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account: &mut Account) -> Result<()> {
+    let pod = node.run_pod(&PodSpec::new("resized", combination.handler)?).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let id = node.run(&pod, &sleeper()).await?;
+    let mut place = Place::new(node, agent, &pod, id.clone(), account).await?;
+    let b = &mut place;
+    b.in_force("memory as it was made", Limit::Memory(64 * MIB)).await?;
+    b.in_force("CPU as it was made", Limit::Cpu(500)).await?;
+    b.in_force("weight as it was made", Limit::Weight).await?;
+
+    // As the kubelet goes up: pod first. Down: containers first.
+    b.resize_pod(Limit::Memory(128 * MIB))?;
+    b.update(Limit::Memory(96 * MIB)).await?;
+    b.in_force("memory up, within the pod's", Limit::Memory(96 * MIB)).await?;
+    b.update(Limit::Memory(80 * MIB)).await?;
+    b.in_force("memory down", Limit::Memory(80 * MIB)).await?;
+    b.resize_pod(Limit::Memory(80 * MIB))?;
+    b.in_force("the pod's memory down to the container's", Limit::Memory(80 * MIB)).await?;
+    b.resize_pod(Limit::Cpu(2000))?;
+    for (step, milli) in [("CPU up", 1000), ("CPU down", 250), ("the least CPU", 10), ("CPU of 417m", 417)] {
+        b.update(Limit::Cpu(milli)).await?;
+        let verdict = b.in_force(step, Limit::Cpu(milli)).await?;
+        if milli == 417 && combination.driver == CgroupDriver::Systemd {
+            // Which of the two, the runtime's version decides.
+            ensure!(
+                matches!(verdict.tolerance(), Tolerance::Exact | Tolerance::RoundedToTenMilliseconds),
+                "{verdict:?}"
+            );
+        }
+    }
+    b.update(Limit::Cpu(1234)).await?;
+    b.in_force("CPU of 1234m", Limit::Cpu(1234)).await?;
+    for (step, count) in [("few shares", 2), ("shares of 100m", 102), ("shares of 1", 1024)] {
+        b.update_to(shares(count)).await?;
+        let verdict = b.in_force(step, Limit::Weight).await?;
+        ensure!(verdict.tolerance() != Tolerance::Unspecified, "{verdict:?}");
+    }
+    b.resize_pod(Limit::Memory(128 * MIB))?;
+    b.update(Limit::Memory(70 * MIB + 5000)).await?;
+    let odd = b.in_force("memory that is no whole number of pages", Limit::Memory(70 * MIB + 5000)).await?;
+    ensure!(odd.tolerance() == Tolerance::RoundedToPage, "{odd:?}");
+    b.update(Limit::Memory(64 * MIB)).await?;
+    b.in_force("memory back", Limit::Memory(64 * MIB)).await?;
+    b.update(Limit::Memory(64 * MIB)).await?;
+    b.in_force("the same once more", Limit::Memory(64 * MIB)).await?;
+
+    sabotage::all(b, combination).await?;
+    let resized = |seen: &Seen| seen.has(&id, "verdict");
+    let seen = watcher.wait_until("verdicts that nobody asked for", resized).await?;
+    ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
+    node.stop_container(&id, 0).await?;
+    node.remove_container(&id).await?;
+    agent_forgets(b).await?;
+    node.remove_pod(&pod).await
+}
+
+/// A container that is gone has no limits.
+async fn agent_forgets(b: &mut Place<'_>) -> Result<()> {
+    b.account.asked("the container is removed");
+    process::wait_for("the end of the container", Duration::from_secs(60), async || {
+        let answer = b.ask(None, 0).await;
+        Ok(answer.is_err_and(|status| status.code() == tonic::Code::NotFound).then_some(()))
+    })
+    .await?;
+    b.account.told("a container that is gone", "nothing to verify").await;
+    Ok(())
+}
+
+async fn static_pod(
+    node: &Node,
+    agent: &Agent,
+    combination: Combination,
+    account: &mut Account,
+) -> Result<()> {
+    let mut spec = PodSpec::new("static", combination.handler)?;
+    spec.uid = new_static_uid()?;
+    spec.qos = Qos::Guaranteed;
+    let pod = node.run_pod(&spec).await?;
+    let id = node.run(&pod, &sleeper()).await?;
+    let mut place = Place::new(node, agent, &pod, id, account).await?;
+    let b = &mut place;
+    b.in_force("a static pod's memory", Limit::Memory(64 * MIB)).await?;
+    b.update(Limit::Memory(48 * MIB)).await?;
+    b.in_force("a static pod's resize", Limit::Memory(48 * MIB)).await?;
+    b.resize_pod(Limit::Memory(32 * MIB))?;
+    b.now("a static pod that is smaller than its container", Limit::Memory(48 * MIB), VerdictKind::Shadowed)
+        .await?;
+    node.remove_pod(&pod).await
+}

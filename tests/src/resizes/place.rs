@@ -1,0 +1,264 @@
+//! Where a series takes place: a pod with a container, the kubelet's and everybody else's hands on its limits, and the daemon's
+//! verdict after each step.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kwitness::proto::v1::{self, VerdictKind, wanted};
+
+use super::account::Account;
+use crate::agent::Agent;
+use crate::cri::v1 as cri;
+use crate::environment::CgroupDriver;
+use crate::node::Node;
+use crate::pod::Pod;
+use crate::process;
+
+pub(super) const MIB: u64 = 1 << 20;
+/// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
+const WAIT: u32 = 10_000;
+
+/// The place.
+pub(super) struct Place<'a> {
+    pub(super) node: &'a Node,
+    pub(super) agent: &'a Agent,
+    pub(super) pod: &'a Pod,
+    pub(super) container: String,
+    /// The container's own cgroup.
+    pub(super) own: PathBuf,
+    /// The pod's.
+    pub(super) around: PathBuf,
+    pub(super) account: &'a mut Account,
+}
+
+/// Which limit a step is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// In bytes.
+    Memory(u64),
+    /// In thousandths.
+    Cpu(u64),
+    /// By the runtime's word.
+    Weight,
+}
+
+impl Limit {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory.max",
+            Self::Cpu(_) => "cpu.max",
+            Self::Weight => "cpu.weight",
+        }
+    }
+
+    pub(super) fn wanted(self) -> Option<v1::Wanted> {
+        Some(match self {
+            Self::Memory(bytes) => v1::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None },
+            Self::Cpu(milli) => v1::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
+            Self::Weight => return None,
+        })
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(bytes) if bytes % MIB == 0 => write!(f, "memory {} MiB", bytes / MIB),
+            Self::Memory(bytes) => write!(f, "memory {bytes} B"),
+            Self::Cpu(milli) => write!(f, "CPU {milli}m"),
+            Self::Weight => f.write_str("CPU weight"),
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    pub(super) async fn new(
+        node: &'a Node,
+        agent: &'a Agent,
+        pod: &'a Pod,
+        container: String,
+        account: &'a mut Account,
+    ) -> Result<Self> {
+        let own = directory(node, &container).await?;
+        let around = own.parent().context("a container's cgroup without a parent")?.to_owned();
+        Ok(Self { node, agent, pod, container, own, around, account })
+    }
+
+    /// As the kubelet resizes a container.
+    pub(super) async fn update(&self, limit: Limit) -> Result<()> {
+        let mut linux = cri::LinuxContainerResources::default();
+        match limit {
+            Limit::Memory(bytes) => linux.memory_limit_in_bytes = i64::try_from(bytes)?,
+            Limit::Cpu(milli) => {
+                linux.cpu_period = 100_000;
+                linux.cpu_quota = i64::try_from((milli * 100).max(1000))?;
+            }
+            Limit::Weight => bail!("give shares with `update_to`"),
+        }
+        self.account.asked(&format!("the runtime is told: {limit}"));
+        self.update_to(linux).await
+    }
+
+    /// Any update.
+    pub(super) async fn update_to(&self, linux: cri::LinuxContainerResources) -> Result<()> {
+        if linux.cpu_shares > 0 {
+            self.account.asked(&format!("the runtime is told: {} CPU shares", linux.cpu_shares));
+        }
+        let request =
+            cri::UpdateContainerResourcesRequest { container_id: self.container.clone(), linux: Some(linux) };
+        self.node.cri().update_container_resources(request).await.map(drop)
+    }
+
+    /// As the kubelet resizes a pod: through systemd where systemd owns the cgroup.
+    pub(super) fn resize_pod(&self, limit: Limit) -> Result<()> {
+        self.account.asked(&format!("the pod gets, as by the kubelet: {limit}"));
+        match (self.node.driver(), limit) {
+            (CgroupDriver::Cgroupfs, Limit::Memory(bytes)) => {
+                write(&self.around.join("memory.max"), &bytes.to_string())
+            }
+            (CgroupDriver::Cgroupfs, Limit::Cpu(milli)) => {
+                write(&self.around.join("cpu.max"), &format!("{} 100000", milli * 100))
+            }
+            (CgroupDriver::Systemd, Limit::Memory(bytes)) => self.set_property(&format!("MemoryMax={bytes}")),
+            (CgroupDriver::Systemd, Limit::Cpu(milli)) => {
+                self.set_property(&format!("CPUQuota={}%", milli.div_ceil(10)))
+            }
+            (_, Limit::Weight) => bail!("no test gives a pod a weight"),
+        }
+    }
+
+    fn set_property(&self, property: &str) -> Result<()> {
+        let slice = self.pod.cgroup.rsplit('/').next().unwrap_or_default();
+        process::run(Command::new("systemctl").args(["set-property", "--runtime", slice, property])).map(drop)
+    }
+
+    /// Somebody writes to a limit, past all who should.
+    pub(super) fn meddle(&mut self, directory: &Path, file: &str, text: &str) -> Result<()> {
+        self.account.meddled(&format!("somebody writes `{text}` to the {} {file}", self.whose(directory)));
+        write(&directory.join(file), text)
+    }
+
+    /// Somebody writes to a limit of the container, and to that of crun's inner cgroup, which has the same.
+    pub(super) fn meddle_within(&mut self, file: &str, text: &str) -> Result<()> {
+        for directory in [Some(self.own.clone()), self.inner()].into_iter().flatten() {
+            self.meddle(&directory, file, text)?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup that crun makes within a container's for systemd to keep out of.
+    pub(super) fn inner(&self) -> Option<PathBuf> {
+        Some(self.own.join("container")).filter(|inner| inner.is_dir())
+    }
+
+    /// What somebody wrote is put right by hand.
+    pub(super) fn mend(&self, directory: &Path, file: &str, text: &str) -> Result<()> {
+        self.account.asked(&format!("`{text}` is written to the {} {file} again", self.whose(directory)));
+        write(&directory.join(file), text)
+    }
+
+    fn whose(&self, directory: &Path) -> &'static str {
+        if directory == self.own {
+            "container's"
+        } else if directory.starts_with(&self.own) {
+            "inner cgroup's"
+        } else if directory == self.around {
+            "pod's"
+        } else if Some(directory) == self.around.parent() {
+            "class's"
+        } else {
+            "node's pods'"
+        }
+    }
+
+    /// The verdict on that limit of the container, without waiting.
+    pub(super) async fn now(
+        &mut self,
+        step: &str,
+        limit: Limit,
+        expected: VerdictKind,
+    ) -> Result<v1::Verdict> {
+        self.verdict(step, limit, 0, expected).await
+    }
+
+    /// The verdict on a limit that is waited for.
+    pub(super) async fn in_force(&mut self, step: &str, limit: Limit) -> Result<v1::Verdict> {
+        self.verdict(step, limit, WAIT, VerdictKind::InForce).await
+    }
+
+    /// The verdict after waiting so long.
+    pub(super) async fn verdict(
+        &mut self,
+        step: &str,
+        limit: Limit,
+        wait_ms: u32,
+        expected: VerdictKind,
+    ) -> Result<v1::Verdict> {
+        let verdict = self.file(limit, wait_ms).await.with_context(|| format!("step \"{step}\""))?;
+        ensure!(
+            self.account.judged(step, &verdict, expected).await,
+            "step \"{step}\": {:?}, not {expected:?}, for {}\n{verdict:?}",
+            verdict.verdict(),
+            verdict.reason
+        );
+        Ok(verdict)
+    }
+
+    /// The verdict on the container's limit, whatever it is.
+    pub(super) async fn file(&self, limit: Limit, wait_ms: u32) -> Result<v1::Verdict> {
+        let answer = self.ask(limit.wanted(), wait_ms).await.context("call Verify")?;
+        let all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
+        all.filter(|verdict| verdict.cgroup.as_ref().is_some_and(|of| of.role() == v1::CgroupRole::Container))
+            .find(|verdict| verdict.file == limit.file())
+            .with_context(|| format!("no verdict on {}", limit.file()))
+    }
+
+    pub(super) async fn ask(
+        &self,
+        wanted: Option<v1::Wanted>,
+        wait_ms: u32,
+    ) -> Result<v1::VerifyResponse, tonic::Status> {
+        let filter = v1::Filter { containers: vec![self.container.clone()], ..Default::default() };
+        self.agent.verify(v1::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
+    }
+
+    /// The processes in the container.
+    pub(super) fn pids(&self) -> Result<Vec<u32>> {
+        let directory = self.inner().unwrap_or_else(|| self.own.clone());
+        let text = fs::read_to_string(directory.join("cgroup.procs")).context("read cgroup.procs")?;
+        text.lines().map(|line| line.parse().context("a pid")).collect()
+    }
+
+    /// What a file of the container says.
+    pub(super) fn says(&self, file: &str) -> Result<String> {
+        let path = self.own.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+}
+
+/// The directory of a container's own cgroup.
+pub(super) async fn directory(node: &Node, container: &str) -> Result<PathBuf> {
+    let path = process::cgroup_path(node.pid(container).await?)?;
+    // crun's processes are one level below.
+    Ok(node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
+}
+
+/// Writes to a file.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {text} to {}", path.display()))
+}
+
+/// Waits until a number in a file passes.
+pub(super) async fn number(path: &Path, accept: impl Fn(u64) -> bool) -> Result<u64> {
+    process::wait_for(&format!("{}", path.display()), Duration::from_secs(60), async || {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let number: u64 = text.trim().parse().context("a number")?;
+        Ok(accept(number).then_some(number))
+    })
+    .await
+}

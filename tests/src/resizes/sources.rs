@@ -1,0 +1,93 @@
+//! What the kubelet's checkpoints say is nearer to the intention than what the runtime says.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness::proto::v1::{Source, Verdict, VerdictKind};
+use tokio::time::Duration;
+
+use super::place::write;
+use super::{Account, Limit, MIB, Place, sleeper};
+use crate::agent::Agent;
+use crate::environment::Combination;
+use crate::node::Node;
+use crate::pod::{Pod, PodSpec};
+use crate::process;
+
+/// Verdicts by the kubelet's word.
+pub(super) async fn checkpoints(
+    node: &Node,
+    agent: &Agent,
+    combination: Combination,
+    kubelet: &Path,
+    account: &mut Account,
+) -> Result<()> {
+    let pod = node.run_pod(&PodSpec::new("checkpointed", combination.handler)?).await?;
+    let id = node.run(&pod, &sleeper()).await?;
+    let mut place = Place::new(node, agent, &pod, id, account).await?;
+    let b = &mut place;
+    // Without names, nobody knows which container a checkpoint means.
+    known(b).await?;
+    let (allocated, actuated) = (kubelet.join("allocated_pods_state"), kubelet.join("actuated_pods_state"));
+    b.account.asked("the kubelet has admitted: memory 64 MiB");
+    write(&allocated, &checkpoint(&pod, "64Mi"))?;
+    let verdict = judged(b, "in force, by the kubelet's word", 0, VerdictKind::InForce).await?;
+    ensure!(verdict.compared_with() == Source::KubeletAllocated, "{verdict:?}");
+
+    b.account.asked("the kubelet has admitted: memory 96 MiB");
+    write(&allocated, &checkpoint(&pod, "96Mi"))?;
+    let step = "admitted by the kubelet, told to nobody";
+    let verdict = judged(b, step, 0, VerdictKind::Diverged).await?;
+    ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
+
+    b.account.asked("the kubelet says that it has told the runtime: memory 96 MiB");
+    write(&actuated, &checkpoint(&pod, "96Mi"))?;
+    let step = "done by the kubelet's word, and not by the file";
+    let verdict = judged(b, step, 0, VerdictKind::Diverged).await?;
+    let disagreeing: Vec<_> = verdict.disagreeing().collect();
+    ensure!(disagreeing == [Source::Runtime], "{verdict:?}");
+    b.update(Limit::Memory(96 * MIB)).await?;
+    judged(b, "told to the runtime", 10_000, VerdictKind::InForce).await?;
+
+    b.account.meddled("the checkpoint has a version that nobody knows");
+    write(&allocated, r#"{"version":"v9","data":"{}","checksum":0}"#)?;
+    let answer = b.ask(None, 0).await.context("call Verify")?;
+    let refusal = answer.unavailable.iter().find(|text| text.contains("\"v9\""));
+    let refusal = refusal.with_context(|| format!("not refused: {:?}", answer.unavailable))?;
+    b.account.told("a checkpoint of an unknown version is refused by name", refusal).await;
+    for file in [allocated, actuated] {
+        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+    }
+    node.remove_pod(&pod).await
+}
+
+/// The verdict on the container's memory, by nobody's own word.
+async fn judged(b: &mut Place<'_>, step: &str, wait_ms: u32, expected: VerdictKind) -> Result<Verdict> {
+    let answer = b.ask(None, wait_ms).await.context("call Verify")?;
+    let mut all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
+    let verdict = all.find(|verdict| verdict.file == "memory.max").context("no verdict on memory.max")?;
+    ensure!(
+        b.account.judged(step, &verdict, expected).await,
+        "step \"{step}\": not {expected:?}: {verdict:?}"
+    );
+    Ok(verdict)
+}
+
+/// A checkpoint as the kubelet writes it since Kubernetes 1.33.
+fn checkpoint(pod: &Pod, memory: &str) -> String {
+    let resources = serde_json::json!({ "limits": { "cpu": "500m", "memory": memory } });
+    let entry = serde_json::json!({ "ContainerResources": { "main": resources } });
+    let data = serde_json::json!({ "entries": { (pod.spec.uid.as_str()): entry } });
+    serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string()
+}
+
+/// Waits until the runtime has told the container's name.
+async fn known(b: &Place<'_>) -> Result<()> {
+    process::wait_for("the container's name", Duration::from_secs(30), async || {
+        let list = b.agent.list().await?;
+        let mut all = list.containers.iter().filter_map(|state| state.container.as_ref());
+        Ok(all.any(|of| of.id == b.container && of.name.is_some()).then_some(()))
+    })
+    .await
+}
