@@ -124,12 +124,17 @@ impl Node {
 
     /// Makes a container and gives its id.
     pub async fn create(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
+        self.create_by(&self.cri, pod, spec).await
+    }
+
+    /// Makes a container by another way to the runtime, and gives its id.
+    pub async fn create_by(&self, cri: &Cri, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: pod.sandbox.clone(),
             config: Some(spec.config(&pod.spec)),
             sandbox_config: Some(pod.config.clone()),
         };
-        let answer = self.cri.create_container(request).await;
+        let answer = cri.create_container(request).await;
         Ok(answer.with_context(|| format!("create container {}", spec.name))?.container_id)
     }
 

@@ -1,5 +1,6 @@
 //! `kwitness cri-proxy` before a runtime, and the CRI at either of them as bytes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use kwitness::proto::Raw;
-
+use nix::sys::signal::Signal;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -59,6 +60,25 @@ impl Proxy {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What it has counted.
+    pub async fn counts(&self) -> Result<BTreeMap<String, u64>> {
+        let lines = |log: &str| log.lines().filter(|line| line.contains(" counts ")).count();
+        let before = lines(&self.process.log()?);
+        self.process.signal(Signal::SIGUSR1)?;
+        let log = wait_for("the proxy's counts", STOP_LIMIT, async || {
+            Ok(Some(self.process.log()?).filter(|log| lines(log) > before && log.ends_with('\n')))
+        });
+        let log = log.await?;
+        let line = log.lines().rfind(|line| line.contains(" counts ")).context("the line")?;
+        let pairs = line.split_whitespace().filter_map(|word| word.rsplit_once('='));
+        Ok(pairs
+            .filter_map(|(name, count)| {
+                let name = name.rsplit_once('=').map_or(name, |(_, name)| name);
+                Some((name.to_owned(), count.parse().ok()?))
+            })
+            .collect())
     }
 
     /// The end of its log.

@@ -3,6 +3,7 @@
 mod crictl;
 mod events;
 mod methods;
+mod requests;
 
 use std::path::Path;
 
@@ -26,6 +27,7 @@ fn main() -> Result<()> {
     once![
         crictl::crictl_says_the_same,
         methods::every_method_answers_the_same,
+        requests::the_daemon_knows_what_was_asked_for_and_when,
         events::nobody_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,

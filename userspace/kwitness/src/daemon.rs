@@ -69,7 +69,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         writer,
         resolver: resolver.clone(),
         reader,
-        touched: tell_touched,
+        touched: tell_touched.clone(),
         answers,
     };
     let (engine, handle) = Engine::new(parts, record)?;
@@ -83,7 +83,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (events, telling) = cri_events::start(&config.runtime, hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
-    let service = service.with_cri_events(events);
+    let service = service.with_cri_events(events).with_touched(tell_touched);
     let (health, serving) = api::serve(socket, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;

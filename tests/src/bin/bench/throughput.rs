@@ -243,6 +243,10 @@ impl Kwitness for Feeder {
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
+
+    async fn tell(&self, _: Request<v1::TellRequest>) -> Result<Response<v1::TellResponse>, Status> {
+        Err(Status::unimplemented("the feeder only feeds"))
+    }
 }
 
 /// The next batch; none once everything was fed and taken.

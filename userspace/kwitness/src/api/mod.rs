@@ -17,6 +17,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub(crate) use service::TELL_MAX;
 pub use service::{About, Service, need};
 pub use socket::Socket;
 

@@ -21,8 +21,10 @@ use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, NeedReport, ProgramStats};
 use crate::proto::v1::kwitness_server::Kwitness;
 use crate::proto::{Timestamp, convert, v1, verdicts};
-use crate::verify::{Verifier, VerifyError};
+use crate::verify::{TouchedSender, Verifier, VerifyError};
 
+/// Requests in one `Tell` at most.
+pub(crate) const TELL_MAX: usize = 256;
 /// The longest that `Verify` waits.
 const WAIT_MAX_MS: u32 = 600_000;
 /// The longest that it watches usage.
@@ -49,6 +51,7 @@ pub struct Service {
     about: Arc<About>,
     watchers: Arc<Semaphore>,
     cri_events: Option<Events>,
+    touched: Option<TouchedSender>,
     stop: CancellationToken,
 }
 
@@ -64,12 +67,27 @@ impl Service {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, cri_events: None, stop }
+        Self {
+            hub,
+            engine,
+            resolver,
+            verifier,
+            about: Arc::new(about),
+            watchers,
+            cri_events: None,
+            touched: None,
+            stop,
+        }
     }
 
     /// Shows the counters of the CRI's event stream, too.
     pub fn with_cri_events(self, events: Events) -> Self {
         Self { cri_events: Some(events), ..self }
+    }
+
+    /// Has verdicts given, unasked, of those whose limits were asked for.
+    pub fn with_touched(self, touched: TouchedSender) -> Self {
+        Self { touched: Some(touched), ..self }
     }
 
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<v1::ContainerState>), Stopped> {
@@ -191,6 +209,9 @@ impl Kwitness for Service {
             container: subject.as_ref().map(|subject| convert::container(subject)),
             verdict: Some(verdicts::verdict(judged, clock)),
             proof: proofs.next().and_then(Option::as_ref).map(|(seen, proof)| verdicts::proof(seen, proof)),
+            last_request: subject
+                .as_ref()
+                .and_then(|subject| self.verifier.requests().last(&subject.container_id.0)),
         };
         Ok(Response::new(v1::VerifyResponse {
             verdicts: verdicts.judged.iter().map(of).collect(),
@@ -198,11 +219,36 @@ impl Kwitness for Service {
         }))
     }
 
+    async fn tell(&self, request: Request<v1::TellRequest>) -> Result<Response<v1::TellResponse>, Status> {
+        let v1::TellRequest { requests } = request.into_inner();
+        if requests.len() > TELL_MAX {
+            return Err(Status::invalid_argument(format!("more than {TELL_MAX} `requests`")));
+        }
+        let now = Clock::read().now();
+        let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
+        let mut answer = v1::TellResponse::default();
+        for (index, request) in requests.into_iter().enumerate() {
+            match self.verifier.requests().tell(request, now) {
+                Ok(()) => answer.taken += 1,
+                Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
+            }
+        }
+        if let Some(first) = answer.malformed.first() {
+            tracing::warn!(count = answer.malformed.len(), first, "requests that were told of are malformed");
+        }
+        let ids = ids.iter().map(String::as_str).collect();
+        for whose in self.verifier.concerned(&ids).await? {
+            self.touched.iter().for_each(|touched| touched.tell(whose.clone()));
+        }
+        Ok(Response::new(answer))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let report = self.engine.report().await?;
         let About { started_at, node_name, capabilities } = &*self.about;
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
+        counters.extend(self.verifier.requests().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -300,3 +300,37 @@ async fn a_verdict_says_what_it_rests_on() {
         assert_eq!(verify(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     }
 }
+
+#[tokio::test]
+async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
+    let served = Served::start().await;
+    let mut client = KwitnessClient::new(served.channel().await);
+    let now = Clock::read().now().0;
+    let request = v1::CriRequest {
+        method: v1::CriMethod::UpdateContainerResources.into(),
+        id: "0123456789".into(),
+        received: now - 2_000,
+        answered: now - 1_000,
+        code: Some(0),
+        resources: Some(v1::CriResources { memory_limit_in_bytes: 8192, ..Default::default() }),
+    };
+    let nobodys = v1::CriRequest { id: String::new(), ..request.clone() };
+    let told = v1::TellRequest { requests: vec![nobodys, request.clone()] };
+    let answer = client.tell(told).await.unwrap().into_inner();
+    assert_eq!(answer.taken, 1);
+    assert!(answer.malformed[0].starts_with("requests[0]: `id` is empty"), "{answer:?}");
+    let many = v1::TellRequest { requests: vec![request.clone(); TELL_MAX + 1] };
+    assert_eq!(client.tell(many).await.unwrap_err().code(), Code::InvalidArgument);
+
+    let wanted = Some(v1::Wanted { memory: Some(v1::wanted::Memory::MemoryBytes(4096)), cpu: None });
+    let verify = v1::VerifyRequest { wanted, ..Default::default() };
+    let verdicts = client.verify(verify).await.unwrap().into_inner().verdicts;
+    assert_eq!(verdicts[0].last_request, Some(request));
+    let verdict = verdicts[0].verdict.as_ref().unwrap();
+    let claim = verdict.claims.iter().find(|claim| claim.source() == v1::Source::CriRequest).unwrap();
+    assert_eq!(claim.value, "8192");
+    assert_eq!(Clock::read().kernel(claim.time.unwrap()).0.abs_diff(now - 2_000) / 1_000_000, 0);
+    assert_eq!(verdict.disagreeing, [i32::from(v1::Source::CriRequest)], "the caller's own word comes first");
+    let status = client.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.counters["cri_requests_told"], status.counters["cri_requests_malformed"]), (1, 1));
+}

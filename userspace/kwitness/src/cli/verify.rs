@@ -12,7 +12,7 @@ use super::exit::Code;
 use super::limits::{self, reading};
 use super::output::Output;
 use super::table::{Cell, Table};
-use super::text::{UNKNOWN, duration};
+use super::text::{UNKNOWN, duration, time_of_day};
 use crate::proto::v1;
 use crate::proto::v1::VerdictKind;
 use crate::proto::v1::wanted::{Cpu, Memory};
@@ -114,9 +114,11 @@ async fn follow(
             .events
             .into_iter()
             .filter_map(|event| match event.kind {
-                Some(v1::event::Kind::Verdict(verdict)) => {
-                    Some(v1::VerdictOf { container: event.container, verdict: Some(*verdict), proof: None })
-                }
+                Some(v1::event::Kind::Verdict(verdict)) => Some(v1::VerdictOf {
+                    container: event.container,
+                    verdict: Some(*verdict),
+                    ..Default::default()
+                }),
                 Some(v1::event::Kind::Gap(_)) => {
                     eprintln!("kwitness: events were lost; verdicts may be missing");
                     None
@@ -211,6 +213,10 @@ fn row(of: &v1::VerdictOf, full: bool) -> [Cell; COLUMNS] {
         let runtimes = |claim: &&v1::Claim| (claim.source() == v1::Source::Runtime) != wanted;
         let said = verdict.claims.iter().filter(runtimes).map(|claim| match claim.source() {
             v1::Source::Runtime => claim.value.clone(),
+            // The only one whose time is that of the asking.
+            v1::Source::CriRequest => {
+                format!("{} (CRI request, {})", claim.value, time_of_day(claim.time))
+            }
             source => format!("{} ({})", claim.value, source_name(source)),
         });
         let said: Vec<_> = said.collect();
@@ -304,6 +310,7 @@ pub(super) mod testing {
             claims: vec![
                 claim(v1::Source::Client, "100663296"),
                 claim(v1::Source::KubeletAllocated, "100663296"),
+                claim(v1::Source::CriRequest, "100663296"),
                 claim(v1::Source::Runtime, "100663296"),
             ],
             compared_with: v1::Source::Client.into(),
@@ -321,7 +328,7 @@ mod tests {
     use super::*;
 
     fn of(verdict: v1::Verdict) -> v1::VerdictOf {
-        v1::VerdictOf { container: Some(container(true)), verdict: Some(verdict), proof: None }
+        v1::VerdictOf { container: Some(container(true)), verdict: Some(verdict), ..Default::default() }
     }
 
     fn verdict(kind: VerdictKind) -> v1::VerdictOf {

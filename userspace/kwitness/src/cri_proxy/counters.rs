@@ -79,6 +79,20 @@ counters! {
     moves_to_daemon,
     /// Changes to the runtime's events, because the daemon was away.
     moves_to_runtime,
+    /// Requests for limits that the daemon was told of.
+    requests_told,
+    /// Those that it could not be told of: away, too slow, or it did not take them.
+    requests_untold,
+    /// Those that passed while too many were under way.
+    requests_missed,
+    /// Those that were compressed.
+    requests_compressed,
+    /// Those that were too large to be kept.
+    requests_oversized,
+    /// Those that ended before their message did.
+    requests_unfinished,
+    /// Those that were no requests.
+    requests_malformed,
 }
 
 #[cfg(test)]

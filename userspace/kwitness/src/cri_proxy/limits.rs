@@ -55,3 +55,11 @@ pub const CONTAINERS_SEEN: usize = 8192;
 
 /// Events on their way from a source to the relay, which never waits for a client: at more the source waits that moment.
 pub const EVENTS_FROM_SOURCE: usize = 64;
+
+/// Calls that ask for limits whose messages are kept at a time, to tell the daemon of; of further ones it is not told, which is counted.
+/// As many as the daemon takes in one batch.
+pub const CALLS_NOTED: usize = crate::api::TELL_MAX;
+
+/// Bytes of a message that are kept for that. A container's creation takes some thousand; of a larger one the daemon is not told, which
+/// is counted.
+pub const MESSAGE_KEPT: usize = 64 << 10;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!                        ┌─ every method, as raw HTTP/2 frames ─▶ the runtime's socket, one connection for each of the clients'
+//!                        │     └─ those that ask for limits: noted ─▶ taps ─▶ the daemon's socket
 //!   kubelet ─▶ cri.sock ─┤
 //!                        └─ GetContainerEvents ─▶ relay ─▶ the daemon's socket, or else the runtime's
 //! ```
@@ -11,7 +12,7 @@
 //! yet passes as well. Data waits for its reader call by call.
 //!
 //! Owns its listening socket and nothing else that lasts: it can be restarted at any time. It needs its two sockets and no privilege.
-//! Never decodes a call, never calls the runtime on its own account but for the runtime's events.
+//! Never decodes a call on its way, never calls the runtime on its own account but for the runtime's events.
 
 mod counters;
 mod events;
@@ -19,6 +20,7 @@ mod limits;
 mod listen;
 mod runtime;
 mod serve;
+mod taps;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -93,12 +95,14 @@ async fn serve(
     counters: Arc<Counters>,
     stop: CancellationToken,
 ) {
+    let (taps, telling) = taps::start(daemon.clone(), Arc::clone(&counters));
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
     let listen::Listening { listener, own: _own } = listening;
     tokio::select! {
-        () = Front { runtime, events, counters }.serve(listener, stop) => {}
+        () = Front { runtime, events, taps, counters }.serve(listener, stop) => {}
         () = relay => {}
+        () = telling => {}
     }
 }
 
@@ -131,4 +135,9 @@ fn check(Options { listen, runtime, daemon }: &Options) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// tonic's own words are "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }

@@ -29,6 +29,7 @@ use super::counters::Counters;
 use super::events::{self, Events};
 use super::limits;
 use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
+use super::taps::{Tap, Taps};
 use crate::proto::Raw;
 
 /// How long is waited after the system could not give a connection, mostly for lack of file descriptors.
@@ -41,6 +42,8 @@ pub struct Front {
     pub runtime: Arc<Runtime>,
     /// Events.
     pub events: Events,
+    /// Where calls are noted.
+    pub taps: Taps,
     /// Counts.
     pub counters: Arc<Counters>,
 }
@@ -104,8 +107,8 @@ impl Front {
             }
         });
         let line = Arc::new(Line::new(Arc::clone(&self.runtime)));
-        let events = self.events;
-        let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), request));
+        let Self { events, taps, .. } = self;
+        let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), &taps, request));
         let connection = http2::Builder::new(TokioExecutor::new())
             .auto_date_header(false)
             .initial_stream_window_size(limits::STREAM_WINDOW)
@@ -147,24 +150,39 @@ impl Front {
 }
 
 /// The answer to one call. An error resets the call's stream for the reason within.
-async fn answer(
+fn answer(
     line: Arc<Line>,
     events: Events,
+    taps: &Taps,
     request: Request<Incoming>,
-) -> Result<Response<Body>, hyper::Error> {
-    if request.uri().path() == events::METHOD {
-        return Ok(tonic::server::Grpc::new(Raw).server_streaming(events, request).await);
-    }
-    match line.call(request.map(Body::new)).await {
-        Ok(response) => {
-            let runtime = Arc::clone(&line.runtime);
-            Ok(response.map(|body| Body::new(Answer { body, runtime, ended: false })))
+) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
+    let mut tap = taps.tap(request.uri().path());
+    async move {
+        if request.uri().path() == events::METHOD {
+            return Ok(tonic::server::Grpc::new(Raw).server_streaming(events, request).await);
         }
-        Err(Failure::Unavailable(unavailable)) => {
-            line.runtime.note(&unavailable);
-            Ok(Status::unavailable(unavailable.to_string()).into_http())
+        let request = match &tap {
+            Some(tap) => request.map(|body| Body::new(tap.request(body))),
+            None => request.map(Body::new),
+        };
+        match line.call(request).await {
+            Ok(response) => {
+                let runtime = Arc::clone(&line.runtime);
+                if let Some(tap) = &mut tap {
+                    tap.status(response.headers());
+                }
+                Ok(response.map(|body| Body::new(Answer { body, runtime, tap, ended: false })))
+            }
+            Err(Failure::Unavailable(unavailable)) => {
+                line.runtime.note(&unavailable);
+                let response = Status::unavailable(unavailable.to_string()).into_http();
+                if let Some(tap) = &mut tap {
+                    tap.status(response.headers());
+                }
+                Ok(response)
+            }
+            Err(Failure::Reset(error)) => Err(error),
         }
-        Err(Failure::Reset(error)) => Err(error),
     }
 }
 
@@ -173,6 +191,7 @@ async fn answer(
 struct Answer {
     body: Incoming,
     runtime: Arc<Runtime>,
+    tap: Option<Tap>,
     ended: bool,
 }
 
@@ -187,7 +206,7 @@ impl http_body::Body for Answer {
         if self.ended {
             return Poll::Ready(None);
         }
-        match Pin::new(&mut self.body).poll_frame(context) {
+        let frame = match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(Some(Err(error))) if !is_reset(&error) => {
                 self.ended = true;
                 let lost = Unavailable::Lost { source: error };
@@ -195,10 +214,21 @@ impl http_body::Body for Answer {
                 let mut trailers = HeaderMap::new();
                 // It fails on a message that is no header value, and this is percent-encoded.
                 let _ = Status::unavailable(lost.to_string()).add_header(&mut trailers);
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                Ok(Frame::trailers(trailers))
             }
-            polled => polled,
+            Poll::Ready(Some(frame)) => frame,
+            polled => return polled,
+        };
+        if let (Some(tap), Ok(frame)) = (&mut self.tap, &frame) {
+            if let Some(data) = frame.data_ref() {
+                tap.data(data);
+            } else if let Some(trailers) = frame.trailers_ref() {
+                tap.status(trailers);
+                // The call is over, whenever the client comes to take this.
+                self.tap = None;
+            }
         }
+        Poll::Ready(Some(frame))
     }
 
     fn is_end_stream(&self) -> bool {

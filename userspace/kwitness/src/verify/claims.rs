@@ -11,7 +11,43 @@ pub(super) type About = (Resource, Claim);
 
 /// What a container should have, as the container runtime was told.
 pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<About> {
-    let claim = |resource, wanted| (resource, Claim { source: Source::Runtime, at, wanted });
+    of_cri(resources, Source::Runtime, at)
+}
+
+/// What a container should have, as a request to the container runtime said.
+pub(super) fn of_request(resources: &v1::CriResources, at: KernelTime) -> Vec<About> {
+    let v1::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, memory_swap_max } =
+        resources;
+    let resources = cri::LinuxContainerResources {
+        cpu_period: *cpu_period,
+        cpu_quota: *cpu_quota,
+        cpu_shares: *cpu_shares,
+        memory_limit_in_bytes: *memory_limit_in_bytes,
+        unified: [(SWAP.to_owned(), memory_swap_max.clone())].into(),
+    };
+    of_cri(&resources, Source::CriRequest, at)
+}
+
+/// What a pod should have at least, as a request to the container runtime said: overhead and what other containers there are comes
+/// on top.
+pub(super) fn of_pod_request(resources: &v1::CriResources, at: KernelTime) -> Vec<About> {
+    let at_least = |(resource, claim): About| {
+        let wanted = match claim.wanted {
+            Wanted::Quota(cpu) => Wanted::QuotaAtLeast(cpu),
+            Wanted::Memory(bound) if resource == Resource::Memory => Wanted::MemoryAtLeast(bound),
+            // The kubelet makes a pod's weight of something else.
+            _ => return None,
+        };
+        Some((resource, Claim { wanted, ..claim }))
+    };
+    of_request(resources, at).into_iter().filter_map(at_least).collect()
+}
+
+/// The key of `unified` that is judged.
+pub(crate) const SWAP: &str = "memory.swap.max";
+
+fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<About> {
+    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let bound = |number: i64| match number {
         0 => None,
@@ -28,7 +64,7 @@ pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTim
     if let Some(limit) = bound(resources.memory_limit_in_bytes) {
         claims.push(claim(Resource::Memory, Wanted::Memory(limit)));
     }
-    let swap = resources.unified.get("memory.swap.max").and_then(|text| text.parse().ok());
+    let swap = resources.unified.get(SWAP).and_then(|text| text.parse().ok());
     claims.extend(swap.map(|bytes| claim(Resource::Swap, Wanted::Memory(Bound::At(bytes)))));
     claims
 }
@@ -121,6 +157,36 @@ mod tests {
                 (Resource::Swap, Wanted::Memory(Bound::At(0))),
             ]
         );
+    }
+
+    #[test]
+    fn a_request_claims_as_the_runtime_does_and_for_a_pod_at_least() {
+        let request = v1::CriResources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 4096,
+            memory_swap_max: "0".to_owned(),
+        };
+        let claims = of_request(&request, AT);
+        assert!(claims.iter().all(|(_, claim)| claim.source == Source::CriRequest && claim.at == AT));
+        assert_eq!(
+            wanted(&claims),
+            [
+                (Resource::Cpu, Wanted::Quota(cpu(Bound::At(50_000)))),
+                (Resource::CpuWeight, Wanted::Shares(512)),
+                (Resource::Memory, Wanted::Memory(Bound::At(4096))),
+                (Resource::Swap, Wanted::Memory(Bound::At(0))),
+            ]
+        );
+        assert_eq!(
+            wanted(&of_pod_request(&request, AT)),
+            [
+                (Resource::Cpu, Wanted::QuotaAtLeast(cpu(Bound::At(50_000)))),
+                (Resource::Memory, Wanted::MemoryAtLeast(Bound::At(4096))),
+            ]
+        );
+        assert_eq!(of_request(&v1::CriResources::default(), AT), []);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Are the limits that were asked for in force? Gathers what each source says and what the files say, and has the core judge.
 //!
 //! ```text
-//!  caller, kubelet's checkpoints, runtime ──▶ claims ─┐
-//!  cgroup files of every level ───────────▶ levels ───┼──▶ Evidence ──▶ engine: core::resize ──▶ Judged
-//!                                     attempts to write ┘ (the engine's own memory)
+//!  caller, kubelet's checkpoints, CRI requests, runtime ──▶ claims ─┐
+//!  cgroup files of every level ─────────────────────────▶ levels ───┼──▶ Evidence ──▶ engine: core::resize ──▶ Judged
+//!                                                  attempts to write ┘ (the engine's own memory)
 //! ```
 //!
 //! Files are read on a blocking thread, never on the engine's; a source that does not answer is named, and the others are
@@ -13,9 +13,10 @@ mod claims;
 mod kubelet;
 mod levels;
 mod prove;
+mod requests;
 mod standing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +32,14 @@ use tokio::time::Instant;
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::cri::{Connection, Resolver};
-use crate::engine::{Handle, Stopped};
+use crate::engine::{Handle, Snapshot, Stopped};
 use crate::hub::Filter;
 use crate::proto::{cri, v1};
 use claims::About;
 use kubelet::Checkpoint;
 
+pub(crate) use claims::SWAP;
+pub use requests::{Malformed, Requests};
 pub use standing::{Touched, TouchedSender, touched};
 
 /// Between two looks while one waits, at least and at most; in between, each event is a reason to look.
@@ -54,6 +57,7 @@ pub struct Verifier {
     resolver: Resolver,
     /// The kubelet's root directory.
     kubelet: PathBuf,
+    requests: Requests,
     connection: Arc<Mutex<Option<Connection>>>,
 }
 
@@ -94,6 +98,14 @@ struct Target {
     claims: Vec<Claim>,
 }
 
+/// Whose limits are judged.
+struct Subjects {
+    /// All that pass the filter.
+    apps: Vec<Arc<Subject>>,
+    /// Of their pods.
+    sandboxes: Vec<Arc<Subject>>,
+}
+
 /// A pod's containers, each with what is claimed of it.
 type Members = Vec<(Arc<Subject>, Vec<About>)>;
 
@@ -102,6 +114,10 @@ type Members = Vec<(Arc<Subject>, Vec<About>)>;
 struct Heard {
     /// By container.
     runtime: BTreeMap<Arc<str>, Vec<About>>,
+    /// By container.
+    requested: BTreeMap<Arc<str>, Vec<About>>,
+    /// By pod.
+    pods_requested: BTreeMap<Arc<str>, Vec<About>>,
     allocated: Checkpoint,
     actuated: Checkpoint,
     unavailable: Vec<String>,
@@ -110,7 +126,35 @@ struct Heard {
 impl Verifier {
     /// One that looks for the kubelet's checkpoints in that directory.
     pub fn new(cgroups: CgroupFs, engine: Handle, resolver: Resolver, kubelet: PathBuf) -> Self {
-        Self { cgroups, engine, resolver, kubelet, connection: Arc::default() }
+        let requests = Requests::default();
+        Self { cgroups, engine, resolver, kubelet, requests, connection: Arc::default() }
+    }
+
+    /// What the container runtime was asked for.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Forgets the requests of what has ended. Whose limits these requests were for, as far as that is there.
+    ///
+    /// # Errors
+    /// The daemon is going down.
+    pub async fn concerned(&self, ids: &BTreeSet<&str>) -> Result<Vec<Touched>, Stopped> {
+        let snapshot = self.engine.snapshot().await?;
+        self.forget_ended(&snapshot);
+        let subjects = snapshot.containers.iter().map(|state| &state.subject);
+        let concerned = subjects.filter(|subject| ids.contains(&*subject.container_id.0));
+        Ok(concerned
+            .map(|subject| match &subject.pod {
+                Some(pod) if is_sandbox(subject) => Touched::Pod(pod.uid.clone()),
+                _ => Touched::Container(subject.container_id.clone()),
+            })
+            .collect())
+    }
+
+    fn forget_ended(&self, snapshot: &Snapshot) {
+        let there = snapshot.containers.iter().map(|state| &*state.subject.container_id.0).collect();
+        self.requests.keep(&there, now());
     }
 
     /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long. `events` tells
@@ -138,7 +182,7 @@ impl Verifier {
             }
             let Some((_, heard)) = &heard else { return Err(VerifyError::NoContainer) };
             let pods = !filter.asks_for_containers();
-            let targets = self.targets(&subjects, wanted, heard, pods);
+            let targets = self.targets(&subjects.apps, wanted, heard, pods);
             let is_own = wanted.memory.is_some() || wanted.cpu.is_some();
             let asker = if is_own || !is_last { Asker::Client } else { Asker::Node };
             let verdicts = Verdicts {
@@ -157,21 +201,19 @@ impl Verifier {
         }
     }
 
-    async fn subjects(&self, filter: &Filter) -> Result<Vec<Arc<Subject>>, VerifyError> {
+    async fn subjects(&self, filter: &Filter) -> Result<Subjects, VerifyError> {
         let snapshot = self.engine.snapshot().await?;
-        let is_sandbox = |subject: &Subject| {
-            subject.facts.as_ref().is_some_and(|facts| facts.container_type == ContainerType::Sandbox)
-        };
+        self.forget_ended(&snapshot);
         let all = snapshot.containers.into_iter().map(|state| state.subject);
-        let subjects: Vec<_> =
-            all.filter(|subject| filter.wants_container(subject) && !is_sandbox(subject)).collect();
-        if subjects.is_empty() { Err(VerifyError::NoContainer) } else { Ok(subjects) }
+        let (sandboxes, apps): (Vec<_>, Vec<_>) = all.partition(|subject| is_sandbox(subject));
+        let apps: Vec<_> = apps.into_iter().filter(|subject| filter.wants_container(subject)).collect();
+        if apps.is_empty() { Err(VerifyError::NoContainer) } else { Ok(Subjects { apps, sandboxes }) }
     }
 
     /// Asks all sources.
-    async fn hear(&self, subjects: &[Arc<Subject>]) -> Heard {
+    async fn hear(&self, subjects: &Subjects) -> Heard {
         let mut heard = Heard::default();
-        for subject in subjects {
+        for subject in &subjects.apps {
             match self.told(&subject.container_id.0).await {
                 Ok(Some(resources)) => {
                     let claims = claims::of_runtime(&resources, now());
@@ -183,6 +225,16 @@ impl Verifier {
                     break;
                 }
             }
+        }
+        // After the runtime: a call that it has answered is known by then, or will soon be.
+        for subject in &subjects.apps {
+            let id = &subject.container_id.0;
+            heard.requested.insert(id.clone(), self.requests.claims(id));
+        }
+        for sandbox in &subjects.sandboxes {
+            let Some(pod) = &sandbox.pod else { continue };
+            let claims = self.requests.claims(&sandbox.container_id.0);
+            heard.pods_requested.entry(pod.uid.0.clone()).or_default().extend(claims);
         }
         for (name, checkpoint) in
             [("allocated_pods_state", &mut heard.allocated), ("actuated_pods_state", &mut heard.actuated)]
@@ -225,7 +277,9 @@ impl Verifier {
         let mut by_pod: BTreeMap<Arc<str>, Members> = BTreeMap::new();
         for subject in subjects {
             let mut all = claims::of_client(wanted, at);
-            all.extend(heard.runtime.get(&subject.container_id.0).into_iter().flatten().copied());
+            for of in [&heard.runtime, &heard.requested] {
+                all.extend(of.get(&subject.container_id.0).into_iter().flatten().copied());
+            }
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
             if let (Some(pod), Some(name)) = (&subject.pod, name) {
                 let uid = &*pod.uid.0;
@@ -245,10 +299,12 @@ impl Verifier {
             };
             let claims: Vec<Vec<About>> = members.into_iter().map(|(_, claims)| claims).collect();
             let mut all = Vec::new();
-            for (source, checkpoint) in
-                [(Source::KubeletAllocated, &heard.allocated), (Source::KubeletActuated, &heard.actuated)]
-            {
-                let whole = checkpoint.pod(&uid, source, at);
+            let requested = heard.pods_requested.get(&uid).cloned().unwrap_or_default();
+            for (source, whole) in [
+                (Source::KubeletAllocated, heard.allocated.pod(&uid, Source::KubeletAllocated, at)),
+                (Source::KubeletActuated, heard.actuated.pod(&uid, Source::KubeletActuated, at)),
+                (Source::CriRequest, requested),
+            ] {
                 let sums = claims::of_pod(source, &claims, at);
                 let unsaid = |(about, _): &About| !whole.iter().any(|(resource, _)| resource == about);
                 all.extend(sums.into_iter().filter(unsaid));
@@ -315,6 +371,10 @@ fn about_one<'a>(
         let target = Target { subject: subject.cloned(), path: path.clone(), cgroup, resource, claims };
         (!target.claims.is_empty()).then_some(target)
     })
+}
+
+fn is_sandbox(subject: &Subject) -> bool {
+    subject.facts.as_ref().is_some_and(|facts| facts.container_type == ContainerType::Sandbox)
 }
 
 fn now() -> KernelTime {

@@ -132,7 +132,7 @@ impl Verifier {
         // It is gone, or the daemon is going down.
         let Ok(subjects) = self.subjects(&filter).await else { return false };
         let heard = self.hear(&subjects).await;
-        let targets = self.targets(&subjects, &v1::Wanted::default(), &heard, pods);
+        let targets = self.targets(&subjects.apps, &v1::Wanted::default(), &heard, pods);
         match self.judge(targets, deadline, Asker::Node).await {
             Ok(judged) => judged.iter().any(|(_, judged)| {
                 matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })

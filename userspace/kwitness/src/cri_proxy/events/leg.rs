@@ -160,7 +160,7 @@ impl Attempt<'_> {
 
     async fn subscribe(&mut self) -> Result<Streaming<Bytes>, Status> {
         let path = self.place.path();
-        let away = |error: tonic::transport::Error| Status::unavailable(innermost(&error));
+        let away = |error: tonic::transport::Error| Status::unavailable(super::super::innermost(&error));
         let mut endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))
             .map_err(away)?
             .connect_timeout(CONNECT)
@@ -200,9 +200,4 @@ impl Attempt<'_> {
             let _ = self.to.send((self.place.who(), Told::Open)).await;
         }
     }
-}
-
-/// tonic's own words are "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), innermost)
 }

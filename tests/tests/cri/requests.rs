@@ -1,0 +1,172 @@
+//! Requests for limits that pass the proxy: the daemon knows them, with their times, and the calls are none the slower.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kwitness::proto::v1;
+use kwitness_tests::agent::{Agent, boottime};
+use kwitness_tests::bed::Bed;
+use kwitness_tests::cri::{Cri, v1 as cri};
+use kwitness_tests::environment::Combination;
+use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::process::wait_for;
+use kwitness_tests::proxy::Proxy;
+
+/// Far more than a request takes to be known.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Updates that are timed, each way.
+const TIMED: usize = 20;
+/// What an update may take longer through the proxy, whether or not somebody is told of it: far more than that, and far less than
+/// waiting for the daemon would be.
+const SLOWER: Duration = Duration::from_millis(50);
+
+fn update(id: &str, memory: i64, shares: i64) -> cri::UpdateContainerResourcesRequest {
+    let linux = cri::LinuxContainerResources {
+        memory_limit_in_bytes: memory,
+        cpu_shares: shares,
+        ..Default::default()
+    };
+    cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) }
+}
+
+/// What the daemon says of a container, as soon as it knows of a request that was received at that time or later.
+async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<v1::VerdictOf>> {
+    wait_for("the daemon to know of the request", LIMIT, async || {
+        let filter = Some(v1::Filter { containers: vec![id.to_owned()], ..Default::default() });
+        let request = v1::VerifyRequest { filter, ..Default::default() };
+        let Ok(answer) = agent.verify(request).await else { return Ok(None) };
+        let knows = |of: &v1::VerdictOf| of.last_request.as_ref().is_some_and(|last| last.received >= since);
+        Ok(Some(answer.verdicts).filter(|verdicts| verdicts.iter().any(knows)))
+    })
+    .await
+}
+
+/// What was asked for of one file by way of the CRI.
+fn asked(verdicts: &[v1::VerdictOf], file: &str) -> Option<v1::Claim> {
+    let mut verdicts = verdicts.iter().filter_map(|of| of.verdict.as_ref());
+    let verdict = verdicts.find(|verdict| verdict.file == file)?;
+    verdict.claims.iter().find(|claim| claim.source() == v1::Source::CriRequest).cloned()
+}
+
+/// The median of how long updates take.
+async fn timed(cri: &Cri, id: &str) -> Result<Duration> {
+    let mut times = Vec::new();
+    for number in 0..TIMED {
+        let began = Instant::now();
+        cri.update_container_resources(update(id, (64 << 20) + ((number as i64) << 20), 0)).await?;
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[TIMED / 2])
+}
+
+pub(crate) async fn the_daemon_knows_what_was_asked_for_and_when(
+    bed: &Bed,
+    combination: Combination,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&bed.environment, &[]).await?;
+        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+        let told = tell(node, &mut agent, &proxy, combination).await;
+        told.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
+        proxy.stop()?;
+        agent.stop()
+    })
+    .await
+}
+
+async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
+    let through = Cri::connect(proxy.socket()).await?;
+    let pod = node.run_pod(&PodSpec::new("asked", combination.handler)?).await?;
+    let mut spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
+    spec.resources =
+        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+    let before = boottime();
+    let id = node.create_by(&through, &pod, &spec).await?;
+    let created = boottime();
+    node.start_container(&id).await?;
+
+    // The request came before there was a cgroup.
+    let verdicts = known(agent, &id, before).await?;
+    let last = verdicts[0].last_request.clone().context("the creation")?;
+    ensure!(last.method() == v1::CriMethod::CreateContainer && last.code == Some(0), "{last:?}");
+    ensure!(before <= last.received && last.received < last.answered && last.answered <= created, "{last:?}");
+    let claim = asked(&verdicts, "memory.max").context("what was asked for at first")?;
+    ensure!(claim.value == (64 << 20).to_string() && claim.time.is_some(), "{claim:?}");
+
+    // Of a changed limit the new word counts, of the other the old.
+    let before = boottime();
+    through.update_container_resources(update(&id, 0, 512)).await?;
+    let verdicts = known(agent, &id, before).await?;
+    let still = asked(&verdicts, "memory.max").context("what was asked for at first")?;
+    // The wall clock's time of the same moment, converted anew.
+    let moved =
+        still.time.zip(claim.time).map(|(now, then)| now.to_unix_nanos().abs_diff(then.to_unix_nanos()));
+    ensure!(
+        still.value == claim.value && moved.is_some_and(|nanos| nanos < 1_000_000),
+        "{still:?} {claim:?}"
+    );
+    let shares = asked(&verdicts, "cpu.weight").context("what was asked for then")?;
+    ensure!(shares.time > claim.time, "{shares:?} {claim:?}");
+
+    // A pod's limits come with its sandbox's id. (containerd 1.7 refuses the method before it has read the request: told by hand.)
+    ensure!(through.update_container_resources(update("nobody", 1 << 30, 0)).await.is_err(), "of nobody");
+    let now = boottime();
+    let request = v1::CriRequest {
+        method: v1::CriMethod::UpdatePodSandboxResources.into(),
+        id: pod.sandbox.clone(),
+        received: now,
+        answered: now,
+        code: Some(tonic::Code::Unimplemented.into()),
+        resources: Some(v1::CriResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
+    };
+    let told = v1::TellRequest { requests: vec![request] };
+    let answer = agent.client().await?.tell(told).await?.into_inner();
+    ensure!(answer.taken == 1, "{answer:?}");
+    let filter = Some(v1::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
+    let request = v1::VerifyRequest { filter, ..Default::default() };
+    wait_for("what was asked for the pod", LIMIT, async || {
+        let mut verdicts = agent.verify(request.clone()).await?.verdicts;
+        verdicts.retain(|of| of.container.is_none());
+        let claim = asked(&verdicts, "memory.max").filter(|claim| claim.value == (32 << 20).to_string());
+        Ok(claim.map(drop))
+    })
+    .await?;
+
+    // Somebody who is told costs a call as little as nobody.
+    let straight = timed(&Cri::connect(Path::new(CONTAINERD_SOCKET)).await?, &id).await?;
+    let with_daemon = timed(&through, &id).await?;
+    let counts = proxy.counts().await?;
+    ensure!(counts["requests_untold"] == 0 && counts["requests_malformed"] == 0, "{counts:?}");
+    agent.kill()?;
+    let without = timed(&through, &id).await?;
+    println!("an update takes {straight:?} straight, {with_daemon:?} told to a daemon, {without:?} to none");
+    ensure!(with_daemon < straight + SLOWER && without < straight + SLOWER, "that is slower");
+    wait_for("the untold to be counted", LIMIT, async || {
+        Ok((proxy.counts().await?["requests_untold"] >= TIMED as u64).then_some(()))
+    })
+    .await?;
+
+    // The next daemon is told of what comes then.
+    agent.start_again().await?;
+    let before = boottime();
+    through.update_container_resources(update(&id, 96 << 20, 0)).await?;
+    let verdicts = known(agent, &id, before).await?;
+    let claim = asked(&verdicts, "memory.max").context("what was asked for last")?;
+    ensure!(claim.value == (96 << 20).to_string(), "{claim:?}");
+
+    // What has ended is forgotten.
+    let before = agent.status().await?.counters;
+    ensure!(before.get("cri_requests_known") == Some(&1), "{before:?}");
+    node.remove_container(&id).await?;
+    wait_for("it to be forgotten", LIMIT, async || {
+        let filter = Some(v1::Filter { containers: vec![id.clone()], ..Default::default() });
+        let gone = agent.verify(v1::VerifyRequest { filter, ..Default::default() }).await.is_err();
+        let counters = agent.status().await?.counters;
+        Ok((gone && counters.get("cri_requests_known") == Some(&0)).then_some(()))
+    })
+    .await?;
+    node.remove_pod(&pod).await
+}
