@@ -8,6 +8,7 @@ use std::time::Duration;
 use kwitness_core::ids::CgroupId;
 use kwitness_core::resize::proof::{Counters, Interval, Proof};
 use kwitness_core::resize::{Judged, Resource};
+use procfs::Current as _;
 use tokio::time::Instant;
 
 use super::{Verdicts, Verifier, levels, now};
@@ -51,7 +52,7 @@ impl Verifier {
 
     fn watched(&self, judged: &Judged) -> Watched {
         let directory = self.cgroups.mount_point().join(judged.path.trim_start_matches('/'));
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let cpus = cpus_online();
         let burst = match judged.judgement.resource {
             Resource::Cpu => number(&directory, "cpu.max.burst").unwrap_or(0),
             _ => 0,
@@ -64,10 +65,15 @@ impl Verifier {
             last: Counters::default(),
             memory: None,
             burst,
-            cpus: cpus as u64,
+            cpus,
         };
         Watched { directory, cgroup: judged.cgroup, resource: judged.judgement.resource, seen }
     }
+}
+
+/// Those of the node: the daemon's own share of them, by affinity or quota, says nothing of what a container may run on.
+fn cpus_online() -> u64 {
+    procfs::CpuInfo::current().map_or(1, |cpus| cpus.num_cores() as u64).max(1)
 }
 
 impl Watched {
@@ -127,6 +133,17 @@ fn number(directory: &Path, file: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nodes_cpus_are_counted() {
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+        let number = |text: &str| text.trim().parse::<u64>().unwrap();
+        let of = |range: &str| match range.split_once('-') {
+            Some((first, last)) => number(last) - number(first) + 1,
+            None => 1,
+        };
+        assert_eq!(cpus_online(), online.trim().split(',').map(of).sum::<u64>());
+    }
 
     #[test]
     fn a_counter_is_found_among_others_whatever_else_a_kernel_tells() {
