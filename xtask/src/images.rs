@@ -16,7 +16,7 @@ use crate::setup::programs;
 use crate::step::hex;
 
 /// The host's static busybox, of Debian's package `busybox-static`.
-const BUSYBOX: &str = "/bin/busybox";
+pub const BUSYBOX: &str = "/bin/busybox";
 const DIRECTORIES: &[(&str, u32)] =
     &[("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("sys", 0o755), ("tmp", 0o1777)];
 
@@ -87,12 +87,14 @@ fn layer(programs: &[(&str, &[u8])], applets: &[&str]) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-fn add_file(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+/// Adds a file with no other property than its mode.
+pub fn add_file(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
     let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
     tar.append_data(&mut header, name, bytes).with_context(|| format!("pack {name}"))
 }
 
-fn header(kind: EntryType, mode: u32, size: u64) -> Header {
+/// Of an entry that is the same every time.
+pub fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);

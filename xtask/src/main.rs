@@ -10,6 +10,7 @@ mod ebpf;
 mod host;
 mod images;
 mod job;
+mod layout;
 mod place;
 mod run;
 mod setup;

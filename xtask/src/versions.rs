@@ -11,8 +11,10 @@ pub const LLVM_MAJOR: u32 = 22;
 pub const CARGO_DENY: &str = "0.20.2";
 /// crictl and critest, built from Go modules; `xtask/go/critools/go.mod` requires the same.
 pub const CRI_TOOLS: &str = "1.36.0";
-/// The kubelet, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
+/// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
 pub const KUBERNETES: &str = "1.36.3";
+/// Where Debian's etcd is taken from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
+pub const ETCD_SUITE: &str = "trixie";
 
 /// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
 pub const BPF_PACKAGES: &[&str] =
@@ -71,9 +73,17 @@ pub struct RootSpec {
 /// What every root has.
 pub const EVERY_ROOT: &[&str] = &["containerd", "runc", "crun", "busybox-static", "kmod", "iproute2"];
 
-/// The roots. containerd 1.7 is in trixie, 2.x in the suite of the next release (sid breaks now and then).
+/// The roots. containerd 1.6 is in bookworm, 1.7 in trixie, 2.x in the suite of the next release (sid breaks now and then).
 pub const ROOTS: &[RootSpec] = &[
+    RootSpec { name: "bookworm", suite: "bookworm", packages: &[], init: Init::Script },
     RootSpec { name: "trixie", suite: "trixie", packages: &[], init: Init::Script },
+    // What pods need for a network of their own.
+    RootSpec {
+        name: CNI_ROOT,
+        suite: "trixie",
+        packages: &["containernetworking-plugins", "iptables"],
+        init: Init::Script,
+    },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -87,6 +97,8 @@ pub const ROOTS: &[RootSpec] = &[
 pub const DEFAULT_KERNEL: &str = "6.12";
 /// See [`DEFAULT_KERNEL`].
 pub const DEFAULT_ROOT: &str = "trixie";
+/// The root with CNI plugins.
+pub const CNI_ROOT: &str = "trixie-cni";
 /// The root whose process 1 is systemd.
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 

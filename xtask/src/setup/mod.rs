@@ -25,7 +25,7 @@ use crate::place::{Cache, Turn};
 use crate::versions::{
     BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
 };
-use crate::{run, step};
+use crate::{run, step, test};
 
 /// What a person may ask setup for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,8 +49,8 @@ pub struct Needs {
     pub lint: bool,
     /// crictl and critest.
     pub cri_tools: bool,
-    /// The kubelet; where it cannot be built it is told and left out.
-    pub kubelet: bool,
+    /// Kubelet, API server, kubectl and etcd.
+    pub kubernetes: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -63,7 +63,6 @@ impl Needs {
     /// What these tiers need; all there is for none.
     pub fn of(tiers: &[Tier]) -> Self {
         let wanted = |tier| tiers.is_empty() || tiers.contains(&tier);
-        let roots = || ROOTS.iter().map(|root| root.name).collect();
         let mut needs = Self::default();
         if wanted(Tier::Unit) {
             needs.bpf = true;
@@ -71,12 +70,13 @@ impl Needs {
         if wanted(Tier::Host) {
             needs.bpf = true;
             needs.cri_tools = true;
-            needs.kubelet = true;
-            needs.trees = roots();
+            needs.kubernetes = true;
+            needs.trees = ROOTS.iter().map(|root| root.name).collect();
         }
         if wanted(Tier::Vm) {
             needs.bpf = true;
-            needs.disks = roots();
+            needs.disks = test::guest_roots();
+            needs.kubernetes = true;
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }
         if wanted(Tier::Lint) {
@@ -88,11 +88,11 @@ impl Needs {
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, kubelet, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, kubernetes, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
-        self.kubelet |= kubelet;
+        self.kubernetes |= kubernetes;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -128,8 +128,8 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             if needs.cri_tools {
                 critools::ensure(cache)?;
             }
-            if needs.kubelet {
-                kubernetes::ensure(cache);
+            if needs.kubernetes {
+                kubernetes::ensure(cache)?;
             }
             Ok(())
         });

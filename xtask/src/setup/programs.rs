@@ -1,4 +1,4 @@
-//! The two static C programs: `pause`, which every pod runs, and `qexit`, by which a guest ends.
+//! The static C programs: `pause`, which every pod runs, `qexit`, by which a guest ends, and `nnp`, of an image that critest asks for.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,10 +13,11 @@ use crate::step::Step;
 /// The source of `qexit`.
 pub const QEXIT_SOURCE: &str = include_str!("../../guest/qexit.c");
 const PAUSE_SOURCE: &str = include_str!("../../guest/pause.c");
+const NNP_SOURCE: &str = include_str!("../../guest/nnp.c");
 
-/// Compiles both, unless they are there.
+/// Compiles them, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    for (name, source) in [("qexit", QEXIT_SOURCE), ("pause", PAUSE_SOURCE)] {
+    for (name, source) in [("qexit", QEXIT_SOURCE), ("pause", PAUSE_SOURCE), ("nnp", NNP_SOURCE)] {
         let program = path(cache, name)?;
         Step { name: &format!("program {name}"), inputs: &[source], outputs: &[&program] }.run(
             cache,

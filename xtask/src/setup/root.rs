@@ -168,10 +168,21 @@ impl RootSpec {
         {
             directory(name)?;
         }
-        for name in ["usr/lib/kwitness", "usr/lib/modules", "usr/lib64", "usr/local/bin"] {
+        for name in
+            ["usr/bin", "usr/sbin", "usr/lib/kwitness", "usr/lib/modules", "usr/lib64", "usr/local/bin"]
+        {
             directory(name)?;
         }
         for name in ["bin", "sbin", "lib", "lib64"] {
+            // Packages of bookworm still have files there; a package that did not run would have moved them.
+            let apart = tree.join(name);
+            if fs::symlink_metadata(&apart).is_ok_and(|found| found.is_dir()) {
+                let log = cache.log(&format!("root {}", self.name))?;
+                let mut copy = Command::new("cp");
+                copy.args(["--archive", "--"]).arg(apart.join(".")).arg(tree.join("usr").join(name));
+                run::logged(&mut copy, &log)?;
+                fs::remove_dir_all(&apart).with_context(|| format!("remove {}", apart.display()))?;
+            }
             link(name, &format!("usr/{name}"))?;
         }
         link("var/run", "/run")?;
@@ -198,6 +209,10 @@ impl RootSpec {
                     if !packaged.iter().any(|path| path.exists()) {
                         link(&format!("usr/local/bin/{applet}"), "/usr/bin/busybox")?;
                     }
+                }
+                // Which of them `iptables` is, is decided by a script of its package.
+                if tree.join("usr/sbin/iptables-nft").exists() {
+                    link("usr/sbin/iptables", "iptables-nft")?;
                 }
                 link("usr/bin/sh", "busybox")
             }

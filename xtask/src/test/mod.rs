@@ -4,45 +4,35 @@
 //! |---|---|---|
 //! | unit | here, as any user | the tests inside the crates |
 //! | host | this machine's kernel, in private namespaces | the integration tests |
-//! | vm | guests: [`GUESTS`] | the integration tests |
+//! | vm | guests: `places::GUESTS` | the integration tests |
 //!
 //! A place that could not run is a failure with its reason, never skipped.
+
+mod places;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
 use crate::place::{Cache, Workspace};
-use crate::setup::kubernetes::KUBELET;
-use crate::setup::{self, Needs, critools};
+use crate::setup::{self, Needs, critools, kubernetes};
 use crate::tally::{self, BEGIN, END, Tally};
-use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
-use crate::{host, images, run, signals, step};
+use crate::{host, images, layout, run, signals, step};
+
+pub use places::guest_roots;
+use places::{Place, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
-/// The guests, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
-const GUESTS: &[(&str, &str)] = &[
-    ("5.10", "trixie"),
-    ("6.1", "trixie"),
-    ("6.12", "trixie"),
-    ("7.2", "forky"),
-    ("6.12", "trixie-systemd"),
-];
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
-/// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
-/// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
-///
-/// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
-const ONLY_IN: &[(&str, &[&str])] = &[("cri", &["host"]), ("kubelet", &["host"])];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
@@ -59,7 +49,7 @@ pub struct Test {
     /// Only guests with these kernels
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
-    /// Only guests with these roots
+    /// Only nodes and guests with these roots
     #[arg(long, value_name = "NAME")]
     root: Vec<String>,
     /// Only these targets of the integration tests
@@ -68,6 +58,9 @@ pub struct Test {
     /// Only tests whose name has this in it
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Also what takes long: all of critest, not its conformance tests only
+    #[arg(long)]
+    long: bool,
 }
 
 /// See the table of the module.
@@ -76,76 +69,6 @@ enum Tier {
     Unit,
     Host,
     Vm,
-}
-
-/// Where integration tests run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Host,
-    Guest { kernel: &'static KernelSeries, root: &'static RootSpec },
-}
-
-impl Place {
-    fn name(self) -> String {
-        match self {
-            Self::Host => "host".to_owned(),
-            Self::Guest { kernel, root } => format!("vm {} {}", kernel.name, root.name),
-        }
-    }
-
-    /// The places that the command line asks for.
-    fn chosen(test: &Test) -> Result<Vec<Self>> {
-        let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
-        for kernel in &test.kernel {
-            KernelSeries::find(kernel)?;
-        }
-        for root in &test.root {
-            RootSpec::find(root)?;
-        }
-        let mut places = Vec::new();
-        if tier(Tier::Host) {
-            places.push(Self::Host);
-        }
-        if tier(Tier::Vm) {
-            for (kernel, root) in GUESTS {
-                let wanted =
-                    |asked: &[String], name: &str| asked.is_empty() || asked.iter().any(|a| a == name);
-                if wanted(&test.kernel, kernel) && wanted(&test.root, root) {
-                    places.push(Self::Guest {
-                        kernel: KernelSeries::find(kernel)?,
-                        root: RootSpec::find(root)?,
-                    });
-                }
-            }
-            if places.iter().all(|place| *place == Self::Host) {
-                let guests: Vec<_> = GUESTS.iter().map(|(kernel, root)| format!("{kernel} {root}")).collect();
-                bail!("no guest has that kernel and root; there are: {}", guests.join(", "));
-            }
-        }
-        Ok(places)
-    }
-
-    fn needs(self) -> Needs {
-        let mut needs = Needs { bpf: true, ..Needs::default() };
-        match self {
-            Self::Host => {
-                needs.trees.extend([DEFAULT_ROOT]);
-                needs.cri_tools = true;
-                needs.kubelet = true;
-            }
-            Self::Guest { kernel, root } => {
-                needs.kernels.insert(kernel.name);
-                needs.disks.insert(root.name);
-            }
-        }
-        needs
-    }
-
-    /// Whether a target runs here.
-    fn runs(self, target: &str) -> bool {
-        let only = ONLY_IN.iter().find(|(name, _)| *name == target);
-        only.is_none_or(|(_, places)| places.contains(&self.name().as_str()))
-    }
 }
 
 /// One line of the table at the end.
@@ -186,6 +109,8 @@ struct Prepared<'a> {
     builder: Builder<'a>,
     kwitness: PathBuf,
     tests: Vec<Executable>,
+    /// Why the programs of Kubernetes are not there; none if they are, or are not needed.
+    no_kubernetes: Option<String>,
 }
 
 fn prepare<'a>(
@@ -196,11 +121,13 @@ fn prepare<'a>(
 ) -> Result<Prepared<'a>> {
     let mut needs = Needs { bpf: true, ..Needs::default() };
     for place in places {
-        needs.extend(place.needs());
+        needs.extend(place.needs(test));
     }
+    let kubernetes = Needs { kubernetes: std::mem::take(&mut needs.kubernetes), ..Needs::default() };
     setup::ensure(cache, &needs)?;
+    let no_kubernetes = setup::ensure(cache, &kubernetes).err().map(|error| format!("{error:#}"));
     let builder = Builder::new(workspace, cache)?;
-    let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new() };
+    let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new(), no_kubernetes };
     if !places.is_empty() {
         step::timed("build kwitness and its tests", || {
             prepared.kwitness = prepared.builder.kwitness()?;
@@ -254,7 +181,7 @@ impl Prepared<'_> {
         let one =
             |place: Place| row(&place.name(), logs, |log| self.place(workspace, cache, test, place, log));
         let (hosts, guests): (Vec<_>, Vec<_>) =
-            places.iter().copied().partition(|place| *place == Place::Host);
+            places.iter().copied().partition(|place| matches!(place, Place::Host { .. }));
         // Alone on the machine: its tests measure times.
         let mut rows: Vec<_> = hosts.into_iter().map(one).collect();
         let queue = Mutex::new(guests.iter().copied().enumerate());
@@ -298,7 +225,11 @@ impl Prepared<'_> {
         place: Place,
         log: &Path,
     ) -> Result<Tally> {
-        let targets: Vec<_> = self.tests.iter().filter(|built| place.runs(&built.name)).collect();
+        let here = self.tests.iter().filter(|built| place.runs(&built.name));
+        let (targets, mut tally) = startable(here, self.no_kubernetes.as_deref());
+        if targets.is_empty() {
+            return Ok(tally);
+        }
         let dir = tempfile::tempdir_in(workspace.scratch("jobs")?).context("make the job's directory")?;
         let mut job = Job::new(dir.path().join("job"))?;
         job.env("RUST_BACKTRACE", "1");
@@ -307,25 +238,27 @@ impl Prepared<'_> {
         for target in &targets {
             job.add(&target.path, &Path::new("tests").join(&target.name))?;
         }
-        if place == Place::Host {
-            for name in critools::NAMES {
-                job.add(&cache.tool(name), &in_job(name))?;
-            }
-            // Where it is not there, the tests that need it say so.
-            if cache.tool(KUBELET).exists() {
-                job.add(&cache.tool(KUBELET), &in_job(KUBELET))?;
-            }
+        let runs = |with: &[&str]| targets.iter().any(|target| with.contains(&target.name.as_str()));
+        let of_cri = runs(WITH_CRI_TOOLS).then_some(&critools::NAMES[..]);
+        let of_kubernetes = runs(WITH_KUBERNETES).then_some(&kubernetes::NAMES[..]);
+        for name in of_cri.into_iter().chain(of_kubernetes).flatten() {
+            job.add(&cache.tool(name), &in_job(name))?;
+        }
+        if runs(&["critest"]) {
+            layout::write(cache, &job.dir().join("layout"))?;
+        }
+        if test.long {
+            job.env("KWITNESS_LONG", "1");
         }
         let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();
         let script = script(&names, test.filter.as_deref());
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let ended = match place {
-            Place::Host => {
+            Place::Host { root } => {
                 job.env("KWITNESS_TIER", "host");
-                job.env("KWITNESS_ROOT", DEFAULT_ROOT);
+                job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
-                let tree = RootSpec::find(DEFAULT_ROOT)?.tree(cache)?;
-                host::run(cache, &tree, &job, Output::File(file), Some(HOST_LIMIT))
+                host::run(cache, &root.tree(cache)?, &job, Output::File(file), Some(HOST_LIMIT))
             }
             Place::Guest { kernel, root } => {
                 job.env("KWITNESS_TIER", "vm");
@@ -336,7 +269,7 @@ impl Prepared<'_> {
             }
         };
         let output = fs::read(log).with_context(|| format!("read {}", log.display()))?;
-        let mut tally = tally::job(&String::from_utf8_lossy(&output), &names);
+        tally += tally::job(&String::from_utf8_lossy(&output), &names);
         // The targets' own statuses are in the output; what is left to tell is that the place itself failed.
         if let Err(error) = ended {
             tally += Tally::failure(format!("{error:#}"));
@@ -398,46 +331,6 @@ fn print(rows: &[Row]) -> Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::versions::KERNELS;
-
-    fn test(tiers: &[Tier], kernels: &[&str], roots: &[&str]) -> Test {
-        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Test {
-            tier: tiers.to_vec(),
-            kernel: owned(kernels),
-            root: owned(roots),
-            target: Vec::new(),
-            filter: None,
-        }
-    }
-
-    fn names(test: &Test) -> Vec<String> {
-        Place::chosen(test).unwrap().into_iter().map(Place::name).collect()
-    }
-
-    #[test]
-    fn every_kernel_is_tested() {
-        let all = names(&test(&[], &[], &[]));
-        assert_eq!(all.len(), 1 + GUESTS.len());
-        for kernel in KERNELS {
-            assert!(
-                all.iter().any(|name| name.starts_with(&format!("vm {} ", kernel.name))),
-                "{}",
-                kernel.name
-            );
-        }
-    }
-
-    #[test]
-    fn places_are_chosen_by_tier_kernel_and_root() {
-        assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
-        assert_eq!(names(&test(&[Tier::Host], &[], &[])), ["host"]);
-        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
-        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
-        assert_eq!(names(&test(&[], &["7.2"], &[])), ["host", "vm 7.2 forky"]);
-        assert!(Place::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
-        assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
-    }
 
     #[test]
     fn a_job_tells_where_each_target_begins_and_how_it_ended() {

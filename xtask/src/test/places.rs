@@ -1,0 +1,244 @@
+//! Where each target of the integration tests runs, and what it needs there: the tables, and the choice of the command line.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Test, Tier};
+use crate::artifacts::Executable;
+use crate::setup::Needs;
+use crate::tally::Tally;
+use crate::versions::{CNI_ROOT, DEFAULT_ROOT, KernelSeries, RootSpec};
+
+/// The roots of nodes on this machine's kernel. Only the first runs what [`ONLY_IN`] does not name.
+const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm"];
+/// The guests, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
+const GUESTS: &[(&str, &str)] = &[
+    ("5.10", "trixie"),
+    ("6.1", "trixie"),
+    ("6.12", "trixie"),
+    ("7.2", "forky"),
+    ("6.12", "trixie-systemd"),
+];
+/// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
+/// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
+///
+/// A kubelet is tried with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
+/// Its comparison and those with a kubelet take minutes where every instruction is emulated.
+///
+/// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
+const ONLY_IN: &[(&str, &[&str])] = &[
+    ("cri", &["host"]),
+    ("critest", &["host trixie-cni"]),
+    ("kubelet", &["host", "host bookworm"]),
+];
+/// The targets that need programs of Kubernetes.
+pub const WITH_KUBERNETES: &[&str] = &["kubelet"];
+/// The targets that need crictl or critest.
+pub const WITH_CRI_TOOLS: &[&str] = &["cri", "critest"];
+
+/// Where integration tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// This machine's own kernel.
+    Host {
+        /// What its nodes are made of.
+        root: &'static RootSpec,
+    },
+    /// A virtual machine.
+    Guest {
+        /// What it boots.
+        kernel: &'static KernelSeries,
+        /// With which root.
+        root: &'static RootSpec,
+    },
+}
+
+impl Place {
+    /// As in the table at the end, and in [`ONLY_IN`].
+    pub fn name(self) -> String {
+        match self {
+            Self::Host { root } if root.name == DEFAULT_ROOT => "host".to_owned(),
+            Self::Host { root } => format!("host {}", root.name),
+            Self::Guest { kernel, root } => format!("vm {} {}", kernel.name, root.name),
+        }
+    }
+
+    /// The places that the command line asks for.
+    pub fn chosen(test: &Test) -> Result<Vec<Self>> {
+        let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
+        for kernel in &test.kernel {
+            KernelSeries::find(kernel)?;
+        }
+        for root in &test.root {
+            RootSpec::find(root)?;
+        }
+        let wanted = |asked: &[String], name: &str| asked.is_empty() || asked.iter().any(|a| a == name);
+        let mut places = Vec::new();
+        if tier(Tier::Host) {
+            for name in HOSTS.iter().filter(|name| wanted(&test.root, name)) {
+                places.push(Self::Host { root: RootSpec::find(name)? });
+            }
+        }
+        if tier(Tier::Vm) {
+            let before = places.len();
+            for (kernel, root) in GUESTS {
+                if wanted(&test.kernel, kernel) && wanted(&test.root, root) {
+                    places.push(Self::Guest {
+                        kernel: KernelSeries::find(kernel)?,
+                        root: RootSpec::find(root)?,
+                    });
+                }
+            }
+            if places.len() == before && (!test.kernel.is_empty() || test.tier.contains(&Tier::Vm)) {
+                let guests: Vec<_> = GUESTS.iter().map(|(kernel, root)| format!("{kernel} {root}")).collect();
+                bail!("no guest has that kernel and root; there are: {}", guests.join(", "));
+            }
+        }
+        let asked = !places.is_empty();
+        places.retain(|place| test.target.is_empty() || test.target.iter().any(|target| place.runs(target)));
+        ensure!(!asked || !places.is_empty(), "{} does not run there", test.target.join(", "));
+        Ok(places)
+    }
+
+    /// What setup must make for the targets that the command line asks for.
+    pub fn needs(self, test: &Test) -> Needs {
+        let any = |targets: &[&str]| {
+            let asked = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
+            targets.iter().any(|target| asked(target) && self.runs(target))
+        };
+        let mut needs = Needs {
+            bpf: true,
+            cri_tools: any(WITH_CRI_TOOLS),
+            kubernetes: any(WITH_KUBERNETES),
+            ..Needs::default()
+        };
+        match self {
+            Self::Host { root } => needs.trees.extend([root.name]),
+            Self::Guest { kernel, root } => {
+                needs.kernels.insert(kernel.name);
+                needs.disks.insert(root.name);
+            }
+        }
+        needs
+    }
+
+    /// Whether a target runs here.
+    pub fn runs(self, target: &str) -> bool {
+        let name = self.name();
+        match ONLY_IN.iter().find(|(of, _)| *of == target) {
+            Some((_, places)) => places.contains(&name.as_str()),
+            None => name == "host" || matches!(self, Self::Guest { .. }),
+        }
+    }
+}
+
+/// The roots that guests boot.
+pub fn guest_roots() -> BTreeSet<&'static str> {
+    GUESTS.iter().map(|(_, root)| *root).collect()
+}
+
+/// The targets that can be started, and a failure for each of the others.
+pub fn startable<'a>(
+    targets: impl Iterator<Item = &'a Executable>,
+    no_kubernetes: Option<&str>,
+) -> (Vec<&'a Executable>, Tally) {
+    let mut tally = Tally::default();
+    let mut there = Vec::new();
+    for target in targets {
+        match no_kubernetes {
+            Some(why) if WITH_KUBERNETES.contains(&target.name.as_str()) => {
+                tally += Tally::failure(format!("{} did not run: {why}", target.name));
+            }
+            _ => there.push(target),
+        }
+    }
+    (there, tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::versions::KERNELS;
+
+    fn test(tiers: &[Tier], kernels: &[&str], roots: &[&str]) -> Test {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Test {
+            tier: tiers.to_vec(),
+            kernel: owned(kernels),
+            root: owned(roots),
+            target: Vec::new(),
+            filter: None,
+            long: false,
+        }
+    }
+
+    fn names(test: &Test) -> Vec<String> {
+        Place::chosen(test).unwrap().into_iter().map(Place::name).collect()
+    }
+
+    #[test]
+    fn every_kernel_is_tested() {
+        let all = names(&test(&[], &[], &[]));
+        assert_eq!(all.len(), HOSTS.len() + GUESTS.len());
+        for kernel in KERNELS {
+            assert!(
+                all.iter().any(|name| name.starts_with(&format!("vm {} ", kernel.name))),
+                "{}",
+                kernel.name
+            );
+        }
+    }
+
+    #[test]
+    fn places_are_chosen_by_tier_kernel_and_root() {
+        assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
+        assert_eq!(names(&test(&[Tier::Host], &[], &[])), ["host", "host trixie-cni", "host bookworm"]);
+        assert_eq!(names(&test(&[Tier::Host], &[], &["bookworm"])), ["host bookworm"]);
+        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
+        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
+        assert_eq!(names(&test(&[], &["7.2"], &["trixie", "forky"])), ["host", "vm 7.2 forky"]);
+        assert!(Place::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
+        assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
+    }
+
+    #[test]
+    fn places_without_an_asked_target_are_left_out() {
+        let of =
+            |tiers: &[Tier], target: &str| Test { target: vec![target.to_owned()], ..test(tiers, &[], &[]) };
+        assert_eq!(names(&of(&[Tier::Host], "daemon")), ["host"]);
+        assert_eq!(names(&of(&[], "critest")), ["host trixie-cni"]);
+        assert_eq!(names(&of(&[], "kubelet")), ["host", "host bookworm"]);
+        assert!(Place::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
+        let host = Place::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
+        let needs = host.needs(&of(&[Tier::Host], "cri"));
+        assert!(needs.cri_tools && !needs.kubernetes);
+        assert!(host.needs(&test(&[Tier::Host], &[], &[])).kubernetes);
+    }
+
+    #[test]
+    fn every_place_of_a_target_exists() {
+        let all = names(&test(&[], &[], &[]));
+        for (target, places) in ONLY_IN {
+            for place in *places {
+                assert!(all.iter().any(|name| name == place), "{target}: {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_target_without_its_programs_is_a_failure_and_the_others_run() {
+        let built = |name: &str| Executable { name: name.to_owned(), path: PathBuf::from(name) };
+        let built = ["daemon", "kubelet"].map(built);
+        let (there, tally) = startable(built.iter(), Some("go cannot build it"));
+        assert_eq!(there.iter().map(|built| built.name.as_str()).collect::<Vec<_>>(), ["daemon"]);
+        assert_eq!(
+            (tally.failed, tally.reasons),
+            (1, vec!["kubelet did not run: go cannot build it".to_owned()])
+        );
+        let (there, tally) = startable(built.iter(), None);
+        assert_eq!((there.len(), tally), (2, Tally::default()));
+    }
+}
