@@ -1,4 +1,4 @@
-//! A real kubelet, standalone: it runs the pods whose manifests lie in a directory, with the Evented PLEG.
+//! A real kubelet. It runs the pods whose manifests lie in a directory, and, joined to a control plane, those of its node's name.
 //!
 //! Owns the kubelet's process and directories, and what shields this machine's kernel from it: a kubelet sets some sysctls of the
 //! kernel; it finds files with the values that it wants in their place, in this mount namespace only.
@@ -8,17 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cgroup;
+use crate::control_plane::ControlPlane;
 use crate::environment::Environment;
 use crate::pod::APP_IMAGE;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// An emulated guest that runs the control plane as well is slow.
+const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Where its health is told, and, without authentication, its metrics.
 const HEALTH_PORT: u16 = 10248;
@@ -34,6 +36,12 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxkeys", "1000000"),
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
+
+/// The name of its node.
+pub const NODE: &str = "node";
+/// A node's address must be one of its interfaces', and not loopback's.
+const NODE_ADDRESS: &str = "10.99.0.1";
+const NODE_INTERFACE: &str = "node0";
 
 /// Who tells the kubelet of its containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +63,32 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// The program, where setup could build it.
-    pub fn program(environment: &Environment) -> PathBuf {
+    /// The program.
+    fn program(environment: &Environment) -> PathBuf {
         environment.job.join("bin/kubelet")
     }
 
-    /// Starts it on a runtime's socket, and waits until it says that it is well.
+    /// Starts it standalone on a runtime's socket, and waits until it says that it is well.
     pub async fn start(environment: &Environment, runtime: &Path, pleg: Pleg) -> Result<Self> {
+        Self::start_with(environment, runtime, pleg, None).await
+    }
+
+    /// Starts it joined to a control plane, as the node [`NODE`].
+    pub async fn join(
+        environment: &Environment,
+        runtime: &Path,
+        pleg: Pleg,
+        control_plane: &ControlPlane,
+    ) -> Result<Self> {
+        Self::start_with(environment, runtime, pleg, Some(control_plane)).await
+    }
+
+    async fn start_with(
+        environment: &Environment,
+        runtime: &Path,
+        pleg: Pleg,
+        control_plane: Option<&ControlPlane>,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-kubelet-").tempdir_in("/run");
         let directory = directory.context("make the kubelet's directory in /run")?;
         let mut mounted = Vec::new();
@@ -85,7 +112,11 @@ impl Kubelet {
         fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, pleg))
             .context("write the kubelet's configuration")?;
         let mut command = Command::new(Self::program(environment));
-        command.arg("--config").arg(&configuration).args(["--hostname-override=node", "-v=4"]);
+        command.arg("--config").arg(&configuration).args(["--hostname-override", NODE, "-v=4"]);
+        if let Some(control_plane) = control_plane {
+            make_address()?;
+            command.arg("--kubeconfig").arg(control_plane.kubeconfig()).args(["--node-ip", NODE_ADDRESS]);
+        }
         let process = Managed::spawn("kubelet", command, &directory.path().join("kubelet.log"))?;
         let mut kubelet = Self { process, directory, cgroup, mounted, stopped: false };
         let process = &mut kubelet.process;
@@ -140,6 +171,23 @@ impl Kubelet {
         self.process.log_tail()
     }
 
+    /// Fails unless the kubelet has used events, and nothing else, so far.
+    pub async fn check_events_in_use(&self) -> Result<()> {
+        self.check_events_in_use_over(0).await
+    }
+
+    /// The same, after the stream of events ended so many times.
+    pub async fn check_events_in_use_over(&self, ends: u32) -> Result<()> {
+        let connected = self.metric("kubelet_evented_pleg_connection_success_count").await?;
+        ensure!(connected == Some(f64::from(1 + ends)), "connected to the event stream {connected:?} times");
+        let failed = self.metric("kubelet_evented_pleg_connection_error_count").await?;
+        ensure!(failed.unwrap_or(0.0) == f64::from(ends), "the event stream ended {failed:?} times");
+        let log = self.log()?;
+        ensure!(!log.contains("Fall back to Generic PLEG"), "the kubelet gave events up");
+        ensure!(log.contains("Generated pod status from the received event"), "the kubelet used no event");
+        Ok(())
+    }
+
     /// The value of a metric without labels; none: it has not got that far.
     pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
         let text = get(READ_ONLY_PORT, "/metrics").await?;
@@ -159,6 +207,23 @@ impl Drop for Kubelet {
             eprintln!("the kubelet leaves something behind: {error:#}");
         }
     }
+}
+
+/// A bridge without ports, which every kernel has.
+fn make_address() -> Result<()> {
+    if Path::new("/sys/class/net").join(NODE_INTERFACE).exists() {
+        return Ok(());
+    }
+    let prefix = format!("{NODE_ADDRESS}/24");
+    for arguments in [
+        &["link", "add", "name", NODE_INTERFACE, "type", "bridge"][..],
+        &["address", "add", &prefix, "dev", NODE_INTERFACE],
+        &["link", "set", NODE_INTERFACE, "up"],
+    ] {
+        // By path, for the shell's own `ip` knows less.
+        process::run(Command::new("/usr/bin/ip").args(arguments))?;
+    }
+    Ok(())
 }
 
 fn shield_sysctls(directory: &Path, mounted: &mut Vec<PathBuf>) -> Result<()> {

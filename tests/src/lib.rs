@@ -13,7 +13,9 @@
 //! | [`cri`] | the container runtime's API, as a kubelet calls it |
 //! | [`cri_events`] | a client of the CRI's event stream, and the stream's contract |
 //! | [`pod`] | what a test wants to run, as CRI requests |
-//! | [`kubelet`] | a real kubelet, standalone |
+//! | [`kubelet`] | a real kubelet, standalone or joined to a control plane |
+//! | [`control_plane`] | a real API server and its etcd |
+//! | [`registry`] | container images, as a registry serves them |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
 //! | [`resizes`] | a series of resizes, many of them sabotaged, and the verdict that each must get |
 //!
@@ -23,6 +25,7 @@
 pub mod agent;
 pub mod bed;
 pub mod cgroup;
+pub mod control_plane;
 pub mod cri;
 pub mod cri_events;
 pub mod environment;
@@ -33,5 +36,6 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod proxy;
+pub mod registry;
 pub mod resizes;
 pub mod suite;

@@ -5,6 +5,7 @@
 //! looks for it. Never touches a containerd that it did not start.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -29,7 +30,24 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const START_ATTEMPTS: u32 = 3;
 /// How containerd begins to tell of that.
 const SHIM_GONE: &str = "failed to start shim";
+/// Where Debian's `containernetworking-plugins` are.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+/// A bridge, addresses from a range of its own, and ports of the node for those that ask.
+const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
+  {"type": "bridge", "bridge": "pods0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": {
+    "type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}
+]}"#;
 const EXIT_LIMIT: Duration = Duration::from_secs(180);
+
+/// What a node may have beside its runtimes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras {
+    /// Where every image is pulled from.
+    pub registry: Option<SocketAddr>,
+    /// Pods may have a network of their own; the root needs CNI plugins for that.
+    pub network: bool,
+}
 
 /// A containerd and what runs on it.
 #[derive(Debug)]
@@ -47,6 +65,15 @@ pub struct Node {
 impl Node {
     /// Starts containerd with both OCI runtimes as handlers, and waits until it has its images.
     pub async fn start(environment: &Environment, driver: CgroupDriver) -> Result<Self> {
+        Self::start_with(environment, driver, &Extras::default()).await
+    }
+
+    /// The same, with more than most tests need.
+    pub async fn start_with(
+        environment: &Environment,
+        driver: CgroupDriver,
+        extras: &Extras,
+    ) -> Result<Self> {
         ensure!(
             tokio::net::UnixStream::connect(CONTAINERD_SOCKET).await.is_err(),
             "a containerd answers at {CONTAINERD_SOCKET} already: this needs a mount namespace of its own"
@@ -60,7 +87,7 @@ impl Node {
             (Tier::Host, _) => vec![format!("kwitness-test-{}", std::process::id()), "kubepods".to_owned()],
             (Tier::Vm, _) => vec!["kubepods".to_owned()],
         };
-        fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver)?)
+        fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver, extras)?)
             .context("write containerd's configuration")?;
         let mut containerd = spawn(directory.path())?;
         let cri = connect(&mut containerd).await?;
@@ -185,6 +212,18 @@ impl Node {
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         self.cri.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())
+    }
+
+    /// The running container of a pod that a kubelet runs, if there is one other than `not`.
+    pub async fn running(&self, pod: &str, not: &str) -> Result<Option<String>> {
+        let containers = self.cri.list_containers(v1::ListContainersRequest::default()).await?.containers;
+        let is = |container: &&v1::Container| {
+            container.state() == v1::ContainerState::ContainerRunning
+                && container.id != not
+                // The kubelet adds its node's name to that of a static pod.
+                && container.labels.get("io.kubernetes.pod.name").is_some_and(|name| name.starts_with(pod))
+        };
+        Ok(containers.iter().find(is).map(|container| container.id.clone()))
     }
 
     /// What the runtime knows of a container.
@@ -332,30 +371,40 @@ fn require_overlay() -> Result<()> {
 }
 
 /// containerd's configuration, in the format of its major version.
-fn configuration(directory: &Path, driver: CgroupDriver) -> Result<String> {
+fn configuration(directory: &Path, driver: CgroupDriver, extras: &Extras) -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."
     let version = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
     let (format, runtime, images) = match version.split('.').next() {
-        Some("1") => (2, "io.containerd.grpc.v1.cri", format!("sandbox_image = '{PAUSE_IMAGE}'\n")),
-        Some("2") => (
-            3,
-            "io.containerd.cri.v1.runtime",
-            format!("[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{PAUSE_IMAGE}'\n"),
-        ),
+        Some("1") => (2, "io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri"),
+        Some("2") => (3, "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"),
         _ => bail!("cannot tell containerd's version from `{}`", said.trim()),
     };
-    let runtime_first = format == 2;
     let mut text = format!("version = {format}\nroot = '{}'\n", directory.join("root").display());
-    if !runtime_first {
-        text.push_str(&images);
-    }
-    text.push_str(&format!("[plugins.'{runtime}']\n"));
-    if runtime_first {
-        text.push_str(&images);
+    // Dotted keys, for in the older format both plugins are one.
+    match format {
+        2 => text.push_str(&format!("plugins.'{images}'.sandbox_image = '{PAUSE_IMAGE}'\n")),
+        _ => text.push_str(&format!("plugins.'{images}'.pinned_images.sandbox = '{PAUSE_IMAGE}'\n")),
     }
     if !process::has_capability(CAP_SYS_RESOURCE)? {
-        text.push_str("restrict_oom_score_adj = true\n");
+        text.push_str(&format!("plugins.'{runtime}'.restrict_oom_score_adj = true\n"));
+    }
+    if let Some(address) = extras.registry {
+        let hosts = directory.join("hosts");
+        text.push_str(&format!("plugins.'{images}'.registry.config_path = '{}'\n", hosts.display()));
+        let every = hosts.join("_default");
+        fs::create_dir_all(&every).with_context(|| format!("create {}", every.display()))?;
+        let server = format!("[host.'http://{address}']\ncapabilities = ['pull', 'resolve']\n");
+        fs::write(every.join("hosts.toml"), server).context("write containerd's hosts.toml")?;
+    }
+    if extras.network {
+        let networks = directory.join("networks");
+        fs::create_dir_all(&networks).with_context(|| format!("create {}", networks.display()))?;
+        fs::write(networks.join("10-pods.conflist"), NETWORK).context("write the pods' network")?;
+        text.push_str(&format!(
+            "plugins.'{runtime}'.cni.bin_dir = '{CNI_PLUGINS}'\nplugins.'{runtime}'.cni.conf_dir = '{}'\n",
+            networks.display()
+        ));
     }
     let systemd = driver == CgroupDriver::Systemd;
     for handler in [Handler::Runc, Handler::Crun] {

@@ -26,14 +26,19 @@ pub struct Managed {
 
 impl Managed {
     /// Starts `command` with its output appended to `log`.
-    pub fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, log: &Path) -> Result<Self> {
+        Self::spawn_with(name, command, Stdio::null(), log)
+    }
+
+    /// The same, with something to read.
+    pub fn spawn_with(name: &str, mut command: Command, stdin: Stdio, log: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(file.try_clone().context("duplicate the log's descriptor")?)
             .stderr(file)
             .spawn()

@@ -1,8 +1,10 @@
 //! `kwitness cri-proxy` before a runtime, and the CRI at either of them as bytes.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,7 +28,17 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub struct Proxy {
     process: Managed,
     socket: PathBuf,
-    _directory: tempfile::TempDir,
+    /// A socket that outlives the proxy, as systemd's does.
+    held: Option<Held>,
+    directory: tempfile::TempDir,
+}
+
+/// What a proxy on a socket that is held for it is started with.
+#[derive(Debug)]
+struct Held {
+    listener: UnixListener,
+    program: PathBuf,
+    daemon: PathBuf,
 }
 
 impl Proxy {
@@ -49,7 +61,28 @@ impl Proxy {
             Ok(socket.exists().then_some(()))
         })
         .await?;
-        Ok(Self { process, socket, _directory: directory })
+        Ok(Self { process, socket, held: None, directory })
+    }
+
+    /// Starts one before containerd as systemd does: on a listening socket that is passed to it, and outlives it.
+    pub fn activated(environment: &Environment, daemon: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
+        let directory = directory.context("make the proxy's directory in /run")?;
+        let socket = directory.path().join("cri.sock");
+        let listener =
+            UnixListener::bind(&socket).with_context(|| format!("listen at {}", socket.display()))?;
+        let held = Held { listener, program: environment.kwitness(), daemon: daemon.to_owned() };
+        let process = held.spawn(directory.path())?;
+        Ok(Self { process, socket, held: Some(held), directory })
+    }
+
+    /// Ends it and starts it again on the socket that was held for it.
+    pub fn restart(&mut self) -> Result<()> {
+        let held = self.held.as_ref().context("this proxy has a socket of its own, which ends with it")?;
+        let status = self.process.terminate(STOP_LIMIT)?;
+        ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
+        self.process = held.spawn(self.directory.path())?;
+        Ok(())
     }
 
     /// Its socket.
@@ -90,8 +123,21 @@ impl Proxy {
     pub fn stop(mut self) -> Result<()> {
         let status = self.process.terminate(STOP_LIMIT)?;
         ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
-        ensure!(!self.socket.exists(), "the proxy left its socket behind");
+        ensure!(self.socket.exists() == self.held.is_some(), "the proxy's socket: {}", self.socket.display());
         Ok(())
+    }
+}
+
+impl Held {
+    /// sd_listen_fds(3): the socket is descriptor 3 of the process that `LISTEN_PID` names.
+    fn spawn(&self, directory: &Path) -> Result<Managed> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null", "sh"]);
+        command.arg(&self.program).args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint"]);
+        command.arg(CONTAINERD_SOCKET).arg("--socket").arg(&self.daemon);
+        let listener = self.listener.try_clone().context("duplicate the proxy's socket")?;
+        let stdin = Stdio::from(OwnedFd::from(listener));
+        Managed::spawn_with("kwitness cri-proxy", command, stdin, &directory.join("proxy.log"))
     }
 }
 

@@ -4,29 +4,21 @@ mod restart;
 
 use anyhow::Result;
 use kwitness_tests::bed::Bed;
-use kwitness_tests::environment::Tier;
-use kwitness_tests::kubelet::Kubelet;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
     let bed = Bed::make()?;
-    let refused = if bed.environment.tier == Tier::Vm {
-        Some("a kubelet needs minutes in an emulated guest")
-    } else if !Kubelet::program(&bed.environment).exists() {
-        Some("setup could not build the kubelet")
-    } else {
-        None
-    };
     let mut cases = Vec::new();
     macro_rules! once {
         ($($module:ident::$name:ident),* $(,)?) => {
             $(cases.push(Case::once(&bed, stringify!($name), |bed, combination| {
                 bed.block_on($module::$name(bed, combination))
-            })?.refused(refused));)*
+            })?);)*
         };
     }
     once![
         restart::a_crashed_pod_is_restarted_at_once,
+        restart::a_restart_of_the_proxy_costs_one_attempt,
         restart::events_stay_in_use_over_restarts_of_daemon_and_runtime,
     ];
     suite::run(bed, cases)
