@@ -62,6 +62,17 @@ impl Kubepods {
         Ok(HandMade { id, pod_uid, cgroup })
     }
 
+    /// Gives its pods' cgroups these controllers ("+memory"), and so limits.
+    pub fn enable(&self, controllers: &str) -> Result<()> {
+        let root = self.root.directory();
+        for directory in [root.to_owned(), root.join("kubepods"), root.join(PODS)] {
+            let file = directory.join("cgroup.subtree_control");
+            std::fs::write(&file, controllers)
+                .with_context(|| format!("write {controllers} to {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// The cgroup v2 id of the cgroup in which its pods are.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.root.directory().join(PODS))

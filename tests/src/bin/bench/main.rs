@@ -9,6 +9,7 @@ mod bare;
 mod cri;
 mod footprint;
 mod latency;
+mod limits;
 mod overhead;
 mod proxy;
 mod report;
@@ -123,6 +124,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("overhead") {
         add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);
+    }
+    if wanted("limits") {
+        add(runtime.block_on(limits::measure(&environment)).context("measure limits")?);
     }
     if wanted("throughput") {
         add(runtime.block_on(throughput::measure(&environment)).context("measure throughput")?);

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
@@ -18,6 +19,9 @@ const FORKS_IN_A_GUEST: u32 = 40;
 const WRITES: u32 = 400_000;
 const WRITES_IN_A_GUEST: u32 = 40_000;
 const ROUNDS: usize = 24;
+/// From the daemon's being ready to its having nothing to do.
+const REST: Duration = Duration::from_millis(200);
+const REST_IN_A_GUEST: Duration = Duration::from_secs(2);
 const ROUNDS_IN_A_GUEST: usize = 6;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
@@ -67,6 +71,49 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         row(1, forks, "overhead: fork+exec+exit in a container", 1.05),
         row(2, writes, "overhead: write to a file that is no cgroup's", 1.01),
     ])
+}
+
+/// The same writes with each way of seeing limit writes that is not this kernel's first.
+pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
+    let (rounds, writes) = match environment.tier {
+        Tier::Host => (ROUNDS, WRITES),
+        Tier::Vm => (ROUNDS_IN_A_GUEST, WRITES_IN_A_GUEST),
+    };
+    let rest = match environment.tier {
+        Tier::Host => REST,
+        Tier::Vm => REST_IN_A_GUEST,
+    };
+    let run = || {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["writes", &writes.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        time(command.spawn().context("start the workload")?)
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    for excluded in ["[]", r#"["fentry"]"#, r#"["fentry", "kprobe"]"#] {
+        let setting = format!("kernel.excluded_hooks={excluded}");
+        let (mut ratios, mut way) = (Vec::new(), String::new());
+        for round in 0..=rounds {
+            let without = run()?;
+            let agent = Agent::start(environment, &["log.level=warn", &setting]).await?;
+            let need = agent.status().await?.needs.into_iter().find(|need| need.name == "knob_write");
+            let hook = need.context("no need for limit writes")?.hook;
+            way = hook.split(':').next().unwrap_or_default().to_owned();
+            let with = run()?;
+            agent.stop()?;
+            // What the start left to do is no cost of a write.
+            tokio::time::sleep(rest).await;
+            if round > 0 {
+                ratios.push(with / without);
+            }
+        }
+        let name = format!("limits: write to no cgroup's file, by {way}");
+        // Where a way is refused anyhow, excluding it changes nothing.
+        if rows.iter().all(|row| row.name != name) {
+            let note = format!("{rounds} rounds of {writes} writes");
+            rows.push(Row::of(&name, &ratios, "x", Target::AtMost(1.01), note));
+        }
+    }
+    Ok(rows)
 }
 
 /// The nanoseconds that a workload says it took.

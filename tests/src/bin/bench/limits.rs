@@ -1,0 +1,216 @@
+//! Limits: from a write to its `limitChanged` at a client, and to the verdict that somebody waits for; a thousand resizes in a
+//! row; and what a write to any other file costs with each way of seeing limit writes.
+//!
+//! Where the cgroup v2 hierarchy has no controllers, as on a hybrid node, the changes are of `cgroup.freeze`, the one limit file that
+//! every hierarchy has, and there are no verdicts.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness::proto::v1::event::Kind;
+use kwitness::proto::v1::{self, VerdictKind, wanted};
+use kwitness_tests::agent::{Agent, boottime, from_now};
+use kwitness_tests::environment::{CgroupLayout, Environment, Tier};
+use kwitness_tests::handmade::{HandMade, Kubepods};
+use tokio::time::{sleep, timeout};
+
+use crate::report::{Row, Target, quantile};
+use crate::{latency, overhead};
+
+/// Rounds, and writes in each of them.
+const ROUNDS: (usize, u32) = (8, 100);
+const ROUNDS_IN_A_GUEST: (usize, u32) = (3, 40);
+const RESIZES: usize = 1000;
+const REST: Duration = Duration::from_millis(10);
+const LIMIT: Duration = Duration::from_secs(120);
+const MIB: u64 = 1 << 20;
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    let has_limits = environment.layout == CgroupLayout::Unified;
+    let (rounds, writes) = match environment.tier {
+        Tier::Host => ROUNDS,
+        Tier::Vm => ROUNDS_IN_A_GUEST,
+    };
+    let kubepods = Kubepods::make(&environment.cgroup2)?;
+    if has_limits {
+        kubepods.enable("+memory")?;
+    }
+    let knob = if has_limits { "memory.max" } else { "cgroup.freeze" };
+    let (mut bare, mut changes, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut way = String::new();
+    for _ in 0..rounds {
+        bare.push(latency::of_bare(&kubepods, writes).await.context("of the bare loop")?);
+        let agent = Agent::start(environment, &["log.level=warn"]).await?;
+        way = hook(&agent).await?;
+        let container = container(&kubepods, has_limits)?;
+        changes.push(to_client(&agent, &container, knob, writes).await.context("to a client")?);
+        if has_limits {
+            verdicts.push(to_verdict(&agent, &container, writes).await.context("to a verdict")?);
+        }
+        agent.stop()?;
+    }
+    let against = |of: &[Vec<f64>], share: f64| -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+        let of: Vec<_> = of.iter().map(|round| quantile(round, share)).collect();
+        let bare: Vec<_> = bare.iter().map(|round| quantile(round, share)).collect();
+        let ratios = of.iter().zip(&bare).map(|(of, bare)| of / bare).collect();
+        (of, bare, ratios)
+    };
+    let mut rows = Vec::new();
+    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+        let (of, bare, ratios) = against(&changes, share);
+        let note = format!(
+            "{knob} by {way}: {:.0} us from the write's return, bare loop {:.0} us from its hook; {rounds} rounds of {writes}",
+            quantile(&of, 0.5) / 1e3,
+            quantile(&bare, 0.5) / 1e3,
+        );
+        let name = format!("limits: write to limitChanged, {name}, against bare");
+        rows.push(Row::of(&name, &ratios, "x", Target::AtMost(1.5), note));
+    }
+    if has_limits {
+        let (of, bare, _) = against(&verdicts, 0.99);
+        let of: Vec<_> = of.iter().map(|delay| delay / 1e6).collect();
+        let target = if environment.tier == Tier::Host { Target::AtMost(5.0) } else { Target::None };
+        let note =
+            format!("bare loop, p99 {:.2} ms; {rounds} rounds of {writes}", quantile(&bare, 0.5) / 1e6);
+        rows.push(Row::of("limits: write to verdict \"in force\", p99", &of, "ms", target, note));
+        rows.push(thousand(environment, &kubepods).await.context("resize a thousand")?);
+    }
+    rows.extend(overhead::by_each_way(environment).await?);
+    Ok(rows)
+}
+
+/// The hook that sees limit writes.
+async fn hook(agent: &Agent) -> Result<String> {
+    let status = agent.status().await?;
+    let need = status.needs.iter().find(|need| need.name == "knob_write").context("no such need")?;
+    Ok(need.hook.split(':').next().unwrap_or_default().to_owned())
+}
+
+/// A container's cgroup, with files for its limits if there are any.
+fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
+    let container = kubepods.container()?;
+    if has_limits {
+        let pod = container.cgroup().directory().parent().context("a container's cgroup without a parent")?;
+        write(&pod.join("cgroup.subtree_control"), "+memory")?;
+    }
+    Ok(container)
+}
+
+/// Writes, and does not truncate before: that would be a notice of its own.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let mut file =
+        File::options().write(true).open(path).with_context(|| format!("open {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", path.display()))
+}
+
+/// From each write's return to its event, in nanoseconds.
+async fn to_client(agent: &Agent, container: &HandMade, knob: &str, writes: u32) -> Result<Vec<f64>> {
+    let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
+    let path = container.cgroup().directory().join(knob);
+    let id = container.cgroup().id()?;
+    let mut delays = Vec::new();
+    for number in 0..writes {
+        sleep(REST).await;
+        let text = match knob {
+            "cgroup.freeze" => ((number + 1) % 2).to_string(),
+            _ => (u64::from(number + 1) * MIB).to_string(),
+        };
+        write(&path, &text)?;
+        let returned = boottime();
+        let told = |event: &v1::Event| match &event.kind {
+            Some(Kind::LimitChanged(changed)) => changed.cgroup.as_ref().is_some_and(|of| of.id == id),
+            _ => false,
+        };
+        loop {
+            let message = timeout(LIMIT, stream.message()).await.context("kwitness is silent")?;
+            let at = boottime();
+            let events = message.context("kwitness's stream")?.context("kwitness's stream ended")?.events;
+            if events.iter().any(told) {
+                delays.push(at.saturating_sub(returned) as f64);
+                break;
+            }
+        }
+    }
+    Ok(delays)
+}
+
+/// From each write's return to the answer of a `Verify` that waits for it, in nanoseconds.
+async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<Vec<f64>> {
+    let path = container.cgroup().directory().join("memory.max");
+    let mut delays = Vec::new();
+    for number in 0..writes {
+        // No value that was there before.
+        let bytes = u64::from(number + 1) * MIB + 4096;
+        let asked = async {
+            let answer = agent.verify(wanted(&container.id, bytes, 60_000)).await;
+            (answer, boottime())
+        };
+        let written = async {
+            sleep(REST * 3).await;
+            write(&path, &bytes.to_string())?;
+            anyhow::Ok(boottime())
+        };
+        let ((answer, at), returned) = tokio::join!(asked, written);
+        let answer = answer.context("call Verify")?;
+        let kinds = kinds(&answer);
+        ensure!(kinds == [VerdictKind::InForce], "{kinds:?}");
+        delays.push(at.saturating_sub(returned?) as f64);
+    }
+    Ok(delays)
+}
+
+/// Of that container, or of all where no id is given.
+fn wanted(id: &str, bytes: u64, wait_ms: u32) -> v1::VerifyRequest {
+    let containers = if id.is_empty() { Vec::new() } else { vec![id.to_owned()] };
+    v1::VerifyRequest {
+        filter: Some(v1::Filter { containers, ..Default::default() }),
+        wanted: Some(v1::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }),
+        wait_ms,
+        prove_ms: 0,
+    }
+}
+
+fn kinds(answer: &v1::VerifyResponse) -> Vec<VerdictKind> {
+    let verdicts = answer.verdicts.iter().filter_map(|of| of.verdict.as_ref());
+    verdicts.map(v1::Verdict::verdict).collect()
+}
+
+/// Containers resized in a row, every other one to something else than is wanted.
+async fn thousand(environment: &Environment, kubepods: &Kubepods) -> Result<Row> {
+    let containers = (0..RESIZES).map(|_| container(kubepods, true)).collect::<Result<Vec<_>>>()?;
+    let agent = Agent::start(environment, &["log.level=warn"]).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let (right, wrong) = (64 * MIB, 32 * MIB);
+    let files: Vec<PathBuf> =
+        containers.iter().map(|container| container.cgroup().directory().join("memory.max")).collect();
+    for (index, file) in files.iter().enumerate() {
+        let bytes = if index % 2 == 0 { right } else { wrong };
+        write(file, &bytes.to_string())?;
+    }
+    // One more, after which nothing of the others is to come.
+    let last = container(kubepods, true)?;
+    write(&last.cgroup().directory().join("memory.max"), &right.to_string())?;
+    let of_last = |seen: &kwitness_tests::events::Seen| seen.has(&last.id, "limitChanged");
+    let seen = watcher.wait_until("the last change", of_last).await?;
+    let told = |container: &&HandMade| {
+        seen.of(&container.id).filter(|event| matches!(event.kind, Some(Kind::LimitChanged(_)))).count() == 1
+    };
+    let missed = containers.len() - containers.iter().filter(told).count() + seen.count("gap");
+    let answer = agent.verify(wanted("", right, 0)).await.context("call Verify")?;
+    let mut misjudged = 0;
+    for (index, container) in containers.iter().enumerate() {
+        let of = |of: &&v1::VerdictOf| of.container.as_ref().is_some_and(|of| of.id == container.id);
+        let verdict = answer.verdicts.iter().find(of).and_then(|of| of.verdict.as_ref());
+        let due = if index % 2 == 0 { VerdictKind::InForce } else { VerdictKind::Diverged };
+        misjudged += usize::from(verdict.map(v1::Verdict::verdict) != Some(due));
+    }
+    agent.stop()?;
+    let note = format!(
+        "{RESIZES} containers in a row, half of them wrongly: {missed} missed, {misjudged} misjudged"
+    );
+    let failures = [(missed + misjudged) as f64];
+    Ok(Row::of("limits: 1,000 resizes, missed or misjudged", &failures, "", Target::AtMost(0.0), note))
+}
