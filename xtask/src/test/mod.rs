@@ -33,6 +33,8 @@ use places::{Place, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
 const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
+/// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
+const APART: &[&str] = &["runtime"];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
@@ -179,20 +181,20 @@ impl Prepared<'_> {
         logs: &Path,
     ) -> Vec<Row> {
         let one =
-            |place: Place| row(&place.name(), logs, |log| self.place(workspace, cache, test, place, log));
+            |part: &Part<'_>| row(&part.name(), logs, |log| self.part(workspace, cache, test, part, log));
         let (hosts, guests): (Vec<_>, Vec<_>) =
-            places.iter().copied().partition(|place| matches!(place, Place::Host { .. }));
+            parts(places, &self.tests).into_iter().partition(|part| matches!(part.place, Place::Host { .. }));
         // Alone on the machine: its tests measure times.
-        let mut rows: Vec<_> = hosts.into_iter().map(one).collect();
-        let queue = Mutex::new(guests.iter().copied().enumerate());
+        let mut rows: Vec<_> = hosts.iter().map(one).collect();
+        let queue = Mutex::new(guests.iter().enumerate());
         let done = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..GUESTS_AT_ONCE.min(guests.len()) {
                 scope.spawn(|| {
                     loop {
                         let next = queue.lock().ok().and_then(|mut queue| queue.next());
-                        let Some((index, place)) = next else { return };
-                        let row = one(place);
+                        let Some((index, part)) = next else { return };
+                        let row = one(part);
                         if let Ok(mut done) = done.lock() {
                             done.push((index, row));
                         }
@@ -202,13 +204,13 @@ impl Prepared<'_> {
         });
         let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         done.sort_by_key(|(index, _)| *index);
-        // A thread that died has left no row, but its place must not go missing.
-        for (index, place) in guests.iter().enumerate() {
+        // A thread that died has left no row, but its part must not go missing.
+        for (index, part) in guests.iter().enumerate() {
             let found = done.iter().position(|(of, _)| *of == index);
             rows.push(match found {
                 Some(at) => done.swap_remove(at).1,
                 None => Row {
-                    name: place.name(),
+                    name: part.name(),
                     tally: Tally::failure("the thread that runs it died"),
                     time: Duration::ZERO,
                 },
@@ -217,15 +219,15 @@ impl Prepared<'_> {
         rows
     }
 
-    fn place(
+    fn part(
         &self,
         workspace: &Workspace,
         cache: &Cache,
         test: &Test,
-        place: Place,
+        part: &Part<'_>,
         log: &Path,
     ) -> Result<Tally> {
-        let here = self.tests.iter().filter(|built| place.runs(&built.name));
+        let here = part.targets.iter().copied();
         let (targets, mut tally) = startable(here, self.no_kubernetes.as_deref());
         if targets.is_empty() {
             return Ok(tally);
@@ -253,7 +255,7 @@ impl Prepared<'_> {
         let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();
         let script = script(&names, test.filter.as_deref());
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
-        let ended = match place {
+        let ended = match part.place {
             Place::Host { root } => {
                 job.env("KWITNESS_TIER", "host");
                 job.env("KWITNESS_ROOT", root.name);
@@ -276,6 +278,41 @@ impl Prepared<'_> {
         }
         Ok(tally)
     }
+}
+
+/// What is run in one go: a row of the table at the end.
+struct Part<'a> {
+    place: Place,
+    /// Of [`APART`]; none: all others.
+    apart: Option<&'static str>,
+    targets: Vec<&'a Executable>,
+}
+
+impl Part<'_> {
+    fn name(&self) -> String {
+        let place = self.place.name();
+        self.apart.map_or_else(|| place.clone(), |target| format!("{place} {target}"))
+    }
+}
+
+/// Everything that is to be run: hosts whole, guests in parts.
+fn parts<'a>(places: &[Place], tests: &'a [Executable]) -> Vec<Part<'a>> {
+    let mut parts = Vec::new();
+    for apart in std::iter::once(None).chain(APART.iter().copied().map(Some)) {
+        for place in places {
+            let is_guest = matches!(place, Place::Guest { .. });
+            let is_of = |name: &str| match apart {
+                Some(target) => is_guest && name == target,
+                None => !is_guest || !APART.contains(&name),
+            };
+            let targets: Vec<_> =
+                tests.iter().filter(|built| place.runs(&built.name) && is_of(&built.name)).collect();
+            if !targets.is_empty() {
+                parts.push(Part { place: *place, apart, targets });
+            }
+        }
+    }
+    parts
 }
 
 /// The job: each target, whatever became of the one before.
@@ -315,10 +352,10 @@ fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Ro
 /// Prints the table and the closing line; returns the sum.
 fn print(rows: &[Row]) -> Tally {
     let mut total = Tally::default();
-    println!("\n{:<24} {:>7} {:>7} {:>9}", "where", "passed", "failed", "time");
+    println!("\n{:<32} {:>7} {:>7} {:>9}", "where", "passed", "failed", "time");
     for row in rows {
         let time = step::seconds(row.time);
-        println!("{:<24} {:>7} {:>7} {:>9}", row.name, row.tally.passed, row.tally.failed, time.trim());
+        println!("{:<32} {:>7} {:>7} {:>9}", row.name, row.tally.passed, row.tally.failed, time.trim());
         for reason in &row.tally.reasons {
             println!("    {}", reason.lines().next().unwrap_or_default());
         }
@@ -331,6 +368,36 @@ fn print(rows: &[Row]) -> Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::versions::{KernelSeries, RootSpec};
+
+    #[test]
+    fn every_target_is_run_once_wherever_it_runs() {
+        let built = |name: &str| Executable { name: name.to_owned(), path: name.into() };
+        let tests = ["cri", "daemon", "probes", "runtime"].map(built);
+        let places = [
+            Place::Host { root: RootSpec::find("trixie").unwrap() },
+            Place::Guest {
+                kernel: KernelSeries::find("6.12").unwrap(),
+                root: RootSpec::find("trixie").unwrap(),
+            },
+            Place::Guest {
+                kernel: KernelSeries::find("6.1").unwrap(),
+                root: RootSpec::find("trixie").unwrap(),
+            },
+        ];
+        let parts = parts(&places, &tests);
+        let of = |part: &Part<'_>| part.targets.iter().map(|built| built.name.clone()).collect::<Vec<_>>();
+        let all: Vec<_> = parts.iter().map(|part| (part.name(), of(part).join(" "))).collect();
+        for place in places {
+            for built in &tests {
+                let runs = parts.iter().filter(|part| part.place == place && of(part).contains(&built.name));
+                assert_eq!(runs.count(), usize::from(place.runs(&built.name)), "{} of {all:?}", built.name);
+            }
+        }
+        let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+        let apart = ["vm 6.12 trixie runtime", "vm 6.1 trixie runtime"];
+        assert_eq!(names, [&["host", "vm 6.12 trixie", "vm 6.1 trixie"][..], &apart].concat());
+    }
 
     #[test]
     fn a_job_tells_where_each_target_begins_and_how_it_ended() {

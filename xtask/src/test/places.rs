@@ -27,11 +27,8 @@ const GUESTS: &[(&str, &str)] = &[
 /// Its comparison and those with a kubelet take minutes where every instruction is emulated.
 ///
 /// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
-const ONLY_IN: &[(&str, &[&str])] = &[
-    ("cri", &["host"]),
-    ("critest", &["host trixie-cni"]),
-    ("kubelet", &["host", "host bookworm"]),
-];
+const ONLY_IN: &[(&str, &[&str])] =
+    &[("cri", &["host"]), ("critest", &["host trixie-cni"]), ("kubelet", &["host", "host bookworm"])];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["kubelet"];
 /// The targets that need crictl or critest.
