@@ -6,13 +6,13 @@ use std::fs;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
 use crate::place::{Cache, Workspace};
-use crate::setup::{self, Needs};
+use crate::setup::{self, Needs, kubernetes};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
 use crate::{host, images, step};
@@ -42,6 +42,8 @@ enum Scene {
     Life,
     /// Containers are resized, and somebody interferes: needs cgroup v2 with its controllers
     Resize,
+    /// A kubelet restarts pods that crash, told of it by kwitness, and by asking
+    Kubelet,
 }
 
 impl Scene {
@@ -50,6 +52,7 @@ impl Scene {
         match self {
             Self::Life => "life",
             Self::Resize => "resize",
+            Self::Kubelet => "kubelet",
         }
     }
 
@@ -69,8 +72,13 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         );
         place.vm = Some(STAND_IN.to_owned());
     }
+    ensure!(
+        demo.scene != Scene::Kubelet || place.vm.is_none(),
+        "the scene `kubelet` compares times that say nothing in an emulated guest: leave out --vm"
+    );
     place.arguments.insert(0, demo.scene.name().to_owned());
-    task(workspace, cache, "kwitness-demo", &place)
+    let with: &[&str] = if demo.scene == Scene::Kubelet { &[kubernetes::KUBELET] } else { &[] };
+    task(workspace, cache, "kwitness-demo", with, &place)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -92,11 +100,17 @@ pub struct Watched {
     arguments: Vec<String>,
 }
 
-/// Builds `program`, runs it and returns its exit status.
-pub fn task(workspace: &Workspace, cache: &Cache, program: &str, place: &Watched) -> Result<i32> {
+/// Builds `program`, runs it with some tools of the cache beside it, and returns its exit status.
+pub fn task(
+    workspace: &Workspace,
+    cache: &Cache,
+    program: &str,
+    with: &[&str],
+    place: &Watched,
+) -> Result<i32> {
     let root = RootSpec::find(&place.root)?;
     let kernel = place.vm.as_deref().map(KernelSeries::find).transpose()?;
-    let mut needs = Needs { bpf: true, ..Needs::default() };
+    let mut needs = Needs { bpf: true, kubernetes: !with.is_empty(), ..Needs::default() };
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -112,6 +126,9 @@ pub fn task(workspace: &Workspace, cache: &Cache, program: &str, place: &Watched
         let builder = Builder::new(workspace, cache)?;
         job.add(&builder.kwitness()?, &in_job("kwitness"))?;
         job.add(&builder.program(TESTS_PACKAGE, program)?, &in_job(program))?;
+        for tool in with {
+            job.add(&cache.tool(tool), &in_job(tool))?;
+        }
         images::write(cache, &job.dir().join("images.tar"))?;
         Ok(String::new())
     })?;

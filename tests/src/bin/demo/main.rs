@@ -3,6 +3,7 @@
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
 //! the end, what was told is compared with what was done; anything missed, doubled or told wrongly is a failure.
 
+mod kubelet;
 mod resize;
 mod script;
 mod stage;
@@ -39,6 +40,8 @@ enum Scene {
     Life,
     /// Containers are resized, and somebody interferes.
     Resize,
+    /// A kubelet restarts pods that crash, told of it by kwitness, and by asking.
+    Kubelet,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +75,7 @@ async fn play(arguments: &Arguments) -> Result<bool> {
     match arguments.scene {
         Scene::Life => life(&environment, combination, arguments.fast).await,
         Scene::Resize => resize::play(&environment, arguments.fast).await,
+        Scene::Kubelet => kubelet::play(&environment, combination, arguments.fast).await,
     }
 }
 
