@@ -266,7 +266,9 @@ impl Prepared<'_> {
                 job.env("KWITNESS_TIER", "vm");
                 job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
-                let guest = Guest { kernel, root, processors: 1, memory: 2048, timeout: Some(GUEST_LIMIT) };
+                // A control plane needs a gigabyte of its own.
+                let memory = if runs(&["cluster"]) { 4096 } else { 2048 };
+                let guest = Guest { kernel, root, processors: 1, memory, timeout: Some(GUEST_LIMIT) };
                 guest.run(cache, &job, Output::File(file))
             }
         };

@@ -1,0 +1,128 @@
+//! The node: containerd, daemon, proxy, control plane and kubelet; and pods that the API gives it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::Agent;
+use kwitness_tests::bed::Bed;
+use kwitness_tests::control_plane::ControlPlane;
+use kwitness_tests::environment::{Combination, Tier};
+use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
+use kwitness_tests::node::Node;
+use kwitness_tests::pod::APP_IMAGE;
+use kwitness_tests::process::{self, wait_for};
+use kwitness_tests::proxy::Proxy;
+use serde_json::json;
+
+/// The kubelet's generic PLEG looks once a second; on events it is much sooner.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long anything may take; an emulated guest is slow.
+pub(crate) const SOON: Duration = Duration::from_secs(240);
+
+/// Between two calls of kubectl, each of which costs an emulated guest seconds.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// What runs while a test does.
+pub(crate) struct Cluster<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) agent: &'a Agent,
+    pub(crate) kubelet: &'a Kubelet,
+    pub(crate) api: &'a ControlPlane,
+}
+
+pub(crate) async fn with_cluster(
+    bed: &Bed,
+    combination: Combination,
+    api: &ControlPlane,
+    pleg: Pleg,
+    body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let agent = Agent::start(&bed.environment, &[]).await?;
+        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+        let mut kubelet = Kubelet::join(&bed.environment, proxy.socket(), pleg, api).await?;
+        let done = body(&Cluster { node, agent: &agent, kubelet: &kubelet, api }).await;
+        let done = done.with_context(|| kubelet.log_tail()).with_context(|| proxy.log_tail());
+        let done = done.with_context(|| agent.log_tail()).with_context(|| api.log_tail());
+        // Nobody else may start what is to be removed, and its cgroups are removed after it.
+        kubelet.stop()?;
+        node.remove_all_pods().await?;
+        drop(kubelet);
+        done?;
+        proxy.stop()?;
+        agent.stop()
+    })
+    .await
+}
+
+impl Cluster<'_> {
+    /// Makes a pod with one container, `main`, that sleeps, and waits until that runs; its id.
+    pub(crate) async fn pod(&self, name: &str) -> Result<String> {
+        wait_for("the node to be registered", SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            Ok(self.api.get("node", NODE).ok())
+        })
+        .await?;
+        self.api.create(&json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": {
+                "nodeName": NODE,
+                "hostNetwork": true,
+                "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "terminationGracePeriodSeconds": 1,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": [{
+                    "name": "main",
+                    "image": APP_IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": ["/bin/sleep", "100000"],
+                    "resources": {
+                        "requests": { "cpu": "100m", "memory": "32Mi" },
+                        "limits": { "cpu": "200m", "memory": "64Mi" },
+                    },
+                }],
+            },
+        }))?;
+        wait_for(&format!("pod {name} to run"), SOON, async || self.node.running(name, "").await).await
+    }
+
+    /// The pod's phase and its container's restarts, as the API has them.
+    fn status(&self, name: &str) -> Result<(Option<String>, Option<u64>)> {
+        let pod = self.api.get("pod", name)?;
+        let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+        Ok((pod["status"]["phase"].as_str().map(str::to_owned), restarts))
+    }
+}
+
+pub(crate) async fn a_crashed_pod_is_restarted_at_once(bed: &Bed, combination: Combination) -> Result<()> {
+    let began = Instant::now();
+    let api = ControlPlane::start(&bed.environment).await?;
+    println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
+    with_cluster(bed, combination, &api, Pleg::Evented, async |cluster| {
+        let began = Instant::now();
+        let id = cluster.pod("crash").await?;
+        println!("running {:.2} s after it was asked for", began.elapsed().as_secs_f64());
+        wait_for("the API to say that it runs", SOON, async || {
+            Ok((cluster.status("crash")? == (Some("Running".to_owned()), Some(0))).then_some(()))
+        })
+        .await?;
+        let pid = cluster.node.pid(&id).await?;
+        let killed = Instant::now();
+        process::kill_pid(pid)?;
+        let again = async || cluster.node.running("crash", &id).await;
+        wait_for("the container to run again", SOON, again).await?;
+        let took = killed.elapsed();
+        println!("running again {took:?} after it was killed");
+        ensure!(bed.environment.tier == Tier::Vm || took < AT_ONCE, "restarted {took:?} after its end");
+        wait_for("the API to say that it was restarted", SOON, async || {
+            Ok((cluster.status("crash")? == (Some("Running".to_owned()), Some(1))).then_some(()))
+        })
+        .await?;
+        println!("the API says so {:?} after it was killed", killed.elapsed());
+        cluster.kubelet.check_events_in_use().await
+    })
+    .await
+}
