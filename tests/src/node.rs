@@ -154,14 +154,18 @@ impl Node {
         self.create_by(&self.cri, pod, spec).await
     }
 
-    /// Makes a container by another way to the runtime, and gives its id.
-    pub async fn create_by(&self, cri: &Cri, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
-        let request = v1::CreateContainerRequest {
+    /// The request that makes a container.
+    pub fn create_request(&self, pod: &Pod, spec: &ContainerSpec) -> v1::CreateContainerRequest {
+        v1::CreateContainerRequest {
             pod_sandbox_id: pod.sandbox.clone(),
             config: Some(spec.config(&pod.spec)),
             sandbox_config: Some(pod.config.clone()),
-        };
-        let answer = cri.create_container(request).await;
+        }
+    }
+
+    /// Makes a container by another way to the runtime, and gives its id.
+    pub async fn create_by(&self, cri: &Cri, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
+        let answer = cri.create_container(self.create_request(pod, spec)).await;
         Ok(answer.with_context(|| format!("create container {}", spec.name))?.container_id)
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use kwitness::proto::Raw;
 use nix::sys::signal::Signal;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use crate::agent::connect;
 use crate::environment::Environment;
@@ -49,12 +51,30 @@ impl Proxy {
 
     /// Starts one before whatever listens at `runtime`.
     pub async fn before(environment: &Environment, runtime: &Path, daemon: &Path) -> Result<Self> {
+        Self::start_as(None, environment, runtime, daemon).await
+    }
+
+    /// Starts one as that user, of the group of the same number and no other, before whatever listens at `runtime`.
+    pub async fn unprivileged(environment: &Environment, user: u32, runtime: &Path) -> Result<Self> {
+        Self::start_as(Some(user), environment, runtime, Path::new("/run/there-is-no-daemon.sock")).await
+    }
+
+    async fn start_as(
+        user: Option<u32>,
+        environment: &Environment,
+        runtime: &Path,
+        daemon: &Path,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
         let directory = directory.context("make the proxy's directory in /run")?;
         let socket = directory.path().join("cri.sock");
         let mut command = Command::new(environment.kwitness());
         command.args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint"]).arg(runtime);
         command.arg("--listen").arg(&socket).arg("--socket").arg(daemon);
+        if let Some(user) = user {
+            chown(directory.path(), Some(user), Some(user)).context("give the proxy its directory")?;
+            command.uid(user).gid(user);
+        }
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
         wait_for("the proxy to listen", START_LIMIT, async || {
             process.check_running()?;
@@ -149,6 +169,15 @@ impl RawClient {
     /// Connects to the runtime, or to the proxy.
     pub async fn connect(socket: &Path) -> Result<Self> {
         Ok(Self(connect(socket).await?))
+    }
+
+    /// Subscribes to the runtime's events, as bytes. containerd answers with the first one.
+    pub async fn events(&self) -> Result<Streaming<Bytes>, Status> {
+        let mut client = tonic::client::Grpc::new(self.0.clone()).max_decoding_message_size(16 << 20);
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/GetContainerEvents");
+        let answer = client.server_streaming(Request::new(Bytes::new()), path, Raw).await;
+        answer.map(tonic::Response::into_inner)
     }
 
     /// Calls a unary method of the runtime service: its answer, or its status.

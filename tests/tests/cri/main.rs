@@ -4,6 +4,8 @@ mod crictl;
 mod events;
 mod methods;
 mod requests;
+mod runtimes;
+mod stalled;
 
 use std::path::Path;
 
@@ -27,7 +29,11 @@ fn main() -> Result<()> {
     once![
         crictl::crictl_says_the_same,
         methods::every_method_answers_the_same,
+        methods::what_is_decoded_passes,
         requests::the_daemon_knows_what_was_asked_for_and_when,
+        runtimes::a_runtime_that_may_not_be_used_is_said_so,
+        runtimes::the_daemon_passes_on_what_the_runtime_says_it_is,
+        stalled::a_subscriber_that_does_not_read_holds_up_nobody,
         events::nobody_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,

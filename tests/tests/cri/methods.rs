@@ -1,8 +1,8 @@
 //! Every method as bytes, straight and through the proxy: those above all that critest never calls.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::v1;
@@ -57,6 +57,76 @@ fn equal(expected: &Result<Bytes, Status>, found: &Result<Bytes, Status>, compar
         }
         _ => false,
     }
+}
+
+/// Where messages are recorded, for the corpus of `cri_proxy::fuzz`.
+const CORPUS: &str = "KWITNESS_CORPUS";
+
+/// Writes a message down, if it is wanted.
+fn record(name: &str, message: &[u8]) -> Result<()> {
+    let Some(directory) = std::env::var_os(CORPUS).map(PathBuf::from) else { return Ok(()) };
+    std::fs::create_dir_all(&directory)?;
+    let file = directory.join(name);
+    std::fs::write(&file, message).with_context(|| format!("write {}", file.display()))
+}
+
+/// A container is made, updated and removed by way of the proxy: what passes is what is decoded here and in the daemon.
+pub(crate) async fn what_is_decoded_passes(bed: &Bed, combination: Combination) -> Result<()> {
+    with_proxy(bed, combination, async |node, proxy| {
+        let client = RawClient::connect(proxy.socket()).await?;
+        let subscriber = client.clone();
+        let events = tokio::spawn(async move { subscriber.events().await });
+        let pod = node.run_pod(&PodSpec::new("decoded", combination.handler)?).await?;
+        let mut spec = ContainerSpec::shell("main", "exit 3");
+        spec.resources = Some(v1::LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 64 << 20,
+            ..Default::default()
+        });
+        let called = async |method: &'static str, request: Vec<u8>| -> Result<Bytes> {
+            let name = method.rsplit('/').next().unwrap_or(method);
+            record(&format!("{name}.request"), &request)?;
+            let answer = client.call(method, request.into()).await?.with_context(|| method.to_owned())?;
+            record(&format!("{name}.answer"), &answer)?;
+            Ok(answer)
+        };
+        let request = node.create_request(&pod, &spec).encode_to_vec();
+        let made = called("/runtime.v1.RuntimeService/CreateContainer", request).await?;
+        let id = v1::CreateContainerResponse::decode(made)?.container_id;
+        node.start_container(&id).await?;
+        node.wait_exited(&id).await?;
+        let linux = Some(v1::LinuxContainerResources { cpu_shares: 300, ..Default::default() });
+        let update = v1::UpdateContainerResourcesRequest { container_id: id.clone(), linux };
+        record("UpdateContainerResources.request", &update.encode_to_vec())?;
+        for (method, request) in [
+            ("/runtime.v1.RuntimeService/Version", named("v1")),
+            ("/runtime.v1.RuntimeService/ListPodSandbox", Bytes::new()),
+            ("/runtime.v1.RuntimeService/ListContainers", Bytes::new()),
+            ("/runtime.v1.RuntimeService/PodSandboxStatus", named(&pod.sandbox)),
+            ("/runtime.v1.RuntimeService/ContainerStatus", named(&id)),
+        ] {
+            let answer = called(method, request.to_vec()).await?;
+            ensure!(!answer.is_empty(), "{method}: an empty answer");
+        }
+        node.remove_container(&id).await?;
+        node.remove_pod(&pod).await?;
+        let mut events = events.await.context("the subscriber")??;
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&v1::ContainerEventType::ContainerDeletedEvent) {
+            let next = tokio::time::timeout(std::time::Duration::from_secs(30), events.message());
+            let bytes = next.await.context("the container's end")??.context("the stream ended")?;
+            let event = v1::ContainerEventResponse::decode(bytes.clone())?;
+            if event.container_id == id {
+                record(&format!("GetContainerEvents.{}", kinds.len()), &bytes)?;
+                kinds.push(event.container_event_type());
+            }
+        }
+        ensure!(kinds.len() == 4, "{kinds:?}");
+        Ok(())
+    })
+    .await
 }
 
 pub(crate) async fn every_method_answers_the_same(bed: &Bed, combination: Combination) -> Result<()> {

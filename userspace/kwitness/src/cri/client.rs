@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kwitness_core::event::{ContainerType, RuntimeFacts};
 use kwitness_core::ids::{ContainerId, PodUid};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::config::RuntimeChoice;
+use crate::proto::Raw;
 use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
 use crate::proto::cri::{self, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
 
@@ -131,12 +134,20 @@ impl Connection {
         self.channel.clone()
     }
 
-    /// What it says it is, as it says it.
+    /// What it says it is, as the bytes that it says it with.
     ///
     /// # Errors
     /// The call fails or takes too long.
-    pub async fn version(&mut self, request: VersionRequest) -> Result<cri::VersionResponse, Error> {
-        call(self.deadline, "Version", self.client.version(request)).await
+    pub async fn version_as_it_is(&self, request: Bytes) -> Result<Bytes, Error> {
+        let answer = async {
+            let mut grpc =
+                tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+            let away = |error: tonic::transport::Error| tonic::Status::unavailable(innermost(&error));
+            grpc.ready().await.map_err(away)?;
+            let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
+            grpc.unary(tonic::Request::new(request), path, Raw).await
+        };
+        call(self.deadline, "Version", answer).await
     }
 
     /// Whether it is still there.

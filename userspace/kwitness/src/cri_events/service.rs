@@ -14,7 +14,7 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 
 use super::worker::Events;
-use crate::proto::{Raw, cri as api};
+use crate::proto::Raw;
 
 /// Request metadata: a time of the wall clock in nanoseconds since the Unix epoch. The stream then begins with what happened after
 /// it, as far as that is known. For one who was subscribed before.
@@ -73,11 +73,11 @@ impl ServerStreamingService<Bytes> for RuntimeEvents {
     }
 }
 
-impl UnaryService<api::VersionRequest> for RuntimeEvents {
-    type Response = api::VersionResponse;
-    type Future = BoxFuture<Response<api::VersionResponse>, Status>;
+impl UnaryService<Bytes> for RuntimeEvents {
+    type Response = Bytes;
+    type Future = BoxFuture<Response<Bytes>, Status>;
 
-    fn call(&mut self, request: Request<api::VersionRequest>) -> Self::Future {
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let events = self.events.clone();
         Box::pin(async move { events.version(request.into_inner()).await.map(Response::new) })
     }
@@ -103,9 +103,7 @@ impl Service<http::Request<Body>> for RuntimeEvents {
                 "/runtime.v1.RuntimeService/GetContainerEvents" => {
                     Grpc::new(Raw).server_streaming(service, request).await
                 }
-                "/runtime.v1.RuntimeService/Version" => {
-                    Grpc::new(tonic_prost::ProstCodec::default()).unary(service, request).await
-                }
+                "/runtime.v1.RuntimeService/Version" => Grpc::new(Raw).unary(service, request).await,
                 path => unserved(path),
             })
         })

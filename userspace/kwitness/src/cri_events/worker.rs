@@ -29,7 +29,6 @@ use super::subscribers::{Subscribers, Subscription};
 use crate::config::RuntimeChoice;
 use crate::cri::{self, Connection};
 use crate::hub::{Filter, Hub, KindId, Watcher};
-use crate::proto::cri as api;
 use crate::proto::v1;
 
 /// Requests under way at most; each is a few calls.
@@ -93,26 +92,27 @@ impl Events {
         self.shared.subscribers.count()
     }
 
-    /// What the runtime says it is.
-    pub(super) async fn version(
-        &self,
-        request: api::VersionRequest,
-    ) -> Result<api::VersionResponse, tonic::Status> {
+    /// What the runtime says it is, as the bytes that it says it with.
+    pub(super) async fn version(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
         let mut slot = self.shared.connection.lock().await;
-        if let Some(connection) = &mut *slot
-            && let Ok(version) = connection.version(request.clone()).await
-        {
-            return Ok(version);
+        if let Some(connection) = &*slot {
+            match connection.version_as_it_is(request.clone()).await {
+                Ok(version) => return Ok(version),
+                // Its own word, unless the connection is lost.
+                Err(cri::Error::Call { status, .. }) if status.code() != tonic::Code::Unavailable => {
+                    return Err(*status);
+                }
+                Err(_) => *slot = None,
+            }
         }
-        *slot = None;
         let unavailable = |error: cri::Error| match error {
             cri::Error::Call { status, .. } => *status,
             error => tonic::Status::unavailable(format!("the container runtime does not answer: {error}")),
         };
-        let mut connection = cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?;
-        let version = connection.version(request).await.map_err(unavailable)?;
+        let connection = cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?;
+        let version = connection.version_as_it_is(request).await.map_err(unavailable);
         *slot = Some(connection);
-        Ok(version)
+        version
     }
 
     /// What was counted.

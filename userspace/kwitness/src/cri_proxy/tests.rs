@@ -368,6 +368,40 @@ async fn what_is_no_http2_ends_its_own_connection_only() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_reads_its_socket_is_no_longer_read() {
+    let bench = Bench::start();
+    let _runtime = Server::start(&bench.runtime(), echo());
+    let mut stream = UnixStream::connect(bench.socket()).await.unwrap();
+    stream.write_all(&[PREFACE, b"\0\0\0\x04\0\0\0\0\0"].concat()).await.unwrap();
+    // PINGs, each of which has to be answered.
+    let pings = b"\0\0\x08\x06\0\0\0\0\0........".repeat(1000);
+    let mut written = 0;
+    while let Ok(more) = timeout(Duration::from_millis(500), stream.write(&pings)).await {
+        written += more.unwrap();
+        assert!(written < 64 << 20, "its answers are kept, without end");
+    }
+    let mut other = bench.client().await;
+    assert_eq!(other.call(VERSION, &[], b"").await.status().code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_runtime_whose_socket_is_replaced_while_it_lives_serves_what_it_has() {
+    let bench = Bench::start();
+    let named =
+        |name: &'static str| -> Handler { Arc::new(move |_| Box::pin(async move { good(name.as_bytes()) })) };
+    let old = Server::start(&bench.runtime(), named("old"));
+    let mut before = bench.client().await;
+    assert_eq!(before.call(VERSION, &[], b"").await.data, framed(b"old"));
+    let _new = Server::start(&bench.runtime(), named("new"));
+    assert_eq!(before.call(VERSION, &[], b"").await.data, framed(b"old"), "its connection is there");
+    assert_eq!(bench.client().await.call(VERSION, &[], b"").await.data, framed(b"new"));
+    drop(old);
+    // The end of the connection may or may not have been seen.
+    before.call(VERSION, &[], b"").await;
+    assert_eq!(before.call(VERSION, &[], b"").await.data, framed(b"new"));
+}
+
+#[tokio::test]
 async fn a_message_that_says_4_gib_is_the_runtimes_to_refuse_and_here_refused_for_events() {
     let bench = Bench::start();
     let _runtime = Server::start(
