@@ -16,6 +16,8 @@
 
 mod counters;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod limits;
 mod listen;
 mod runtime;

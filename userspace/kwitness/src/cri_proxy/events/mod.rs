@@ -47,7 +47,7 @@ use super::runtime::RuntimeSocket;
 use leg::{Place, Told, Who, Why, follow};
 #[cfg(test)]
 pub use seen::EventName;
-use seen::{Seen, Verdict};
+pub use seen::{Seen, Verdict};
 use subscribers::{End, Subscribers};
 
 /// The method's path.

@@ -29,7 +29,10 @@ use super::counters::Counters;
 use super::limits;
 use crate::clock::Clock;
 use crate::proto::v1::CriMethod;
-use first::{First, Unusable};
+pub use first::First;
+use first::Unusable;
+#[cfg(test)]
+pub use teller::wanted;
 
 /// Where calls are noted. Clones share it.
 #[derive(Clone, Debug)]
