@@ -124,7 +124,7 @@ pub(crate) fn resident(pid: u32) -> Result<f64> {
 }
 
 /// What each thread of a process has run, in the scheduler's own nanoseconds.
-fn cpu_times(pid: u32) -> Result<HashMap<OsString, u64>> {
+pub(crate) fn cpu_times(pid: u32) -> Result<HashMap<OsString, u64>> {
     let tasks = format!("/proc/{pid}/task");
     let mut times = HashMap::new();
     for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
@@ -139,7 +139,7 @@ fn cpu_times(pid: u32) -> Result<HashMap<OsString, u64>> {
 }
 
 /// What the threads have run in between; of one that has ended, the rest is not known and is nothing for an idle one.
-fn ran(before: &HashMap<OsString, u64>, after: &HashMap<OsString, u64>) -> Duration {
+pub(crate) fn ran(before: &HashMap<OsString, u64>, after: &HashMap<OsString, u64>) -> Duration {
     let each = after.iter().map(|(thread, ran)| ran - before.get(thread).copied().unwrap_or_default());
     Duration::from_nanos(each.sum())
 }

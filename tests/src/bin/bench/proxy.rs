@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Server};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::footprint::resident;
+use crate::footprint::{cpu_times, resident};
 use crate::report::{Row, Target, quantile};
 
 const ROUNDS: usize = 10;
@@ -55,9 +55,12 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for in_flight in IN_FLIGHT {
         let (mut before, mut through) = (Vec::new(), Vec::new());
+        let mut busy = Duration::ZERO;
         for _ in 0..rounds {
             before.push(round(&straight, in_flight, calls).await.context("straight")?);
+            let ran = cpu_times(proxy.pid())?;
             through.push(round(&proxied, in_flight, calls).await.context("through the proxy")?);
+            busy += crate::footprint::ran(&ran, &cpu_times(proxy.pid())?);
         }
         for (share, name, target) in [(0.5, "p50", 100.0), (0.99, "p99", 300.0)] {
             let of = |rounds: &[Vec<f64>]| rounds.iter().map(|one| quantile(one, share)).collect::<Vec<_>>();
@@ -70,9 +73,11 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
                 "us",
                 Target::AtMost(target),
                 format!(
-                    "straight {:.0} us, through the proxy {:.0} us; {rounds} rounds of {calls} calls",
+                    "straight {:.0} us, through the proxy {:.0} us, {:.1} x; {:.0} us of a core for a call; {rounds} rounds of {calls} calls",
                     quantile(&before, 0.5),
-                    quantile(&through, 0.5)
+                    quantile(&through, 0.5),
+                    quantile(&through, 0.5) / quantile(&before, 0.5),
+                    busy.as_secs_f64() * 1e6 / (rounds * calls) as f64
                 ),
             ));
         }

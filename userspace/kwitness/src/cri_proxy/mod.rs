@@ -71,6 +71,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(
         socket = %listen.display(), runtime = %runtime.path().display(), daemon = %daemon.display(), "ready"
     );
+    if let Err(error) = crate::probe::give_back_code() {
+        tracing::debug!(%error, "the code that only starting needs stays mapped");
+    }
     crate::daemon::notify_ready();
     let counters = Arc::new(Counters::default());
     let stop = CancellationToken::new();

@@ -30,7 +30,7 @@ pub use self::{
     capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
-    memory::give_back,
+    memory::{give_back, give_back_code},
     ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
