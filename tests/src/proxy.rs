@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -78,7 +78,8 @@ impl Proxy {
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
         wait_for("the proxy to listen", START_LIMIT, async || {
             process.check_running()?;
-            Ok(socket.exists().then_some(()))
+            // The file is there a moment before somebody listens.
+            Ok(UnixStream::connect(&socket).is_ok().then_some(()))
         })
         .await?;
         Ok(Self { process, socket, held: None, directory })
