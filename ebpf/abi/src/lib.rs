@@ -409,6 +409,26 @@ pub struct KernelLayout {
     pub regs_third: u32,
     /// `pt_regs.ax`, or the first of `regs` on arm64: what a function returned
     pub regs_result: u32,
+    /// `task_struct.files`
+    pub task_files: u32,
+    /// `files_struct.fdt`
+    pub files_fdt: u32,
+    /// `fdtable.fd`
+    pub fdtable_fd: u32,
+    /// `fdtable.max_fds`
+    pub fdtable_max_fds: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `inode.i_sb`
+    pub inode_sb: u32,
+    /// `inode.i_private`: of a file of kernfs, its node
+    pub inode_private: u32,
+    /// `super_block.s_magic`
+    pub super_block_magic: u32,
+    /// `trace_event_raw_sys_enter.args`
+    pub sys_enter_args: u32,
+    /// `trace_event_raw_sys_exit.ret`
+    pub sys_exit_ret: u32,
 }
 
 impl KernelLayout {
@@ -452,6 +472,16 @@ impl KernelLayout {
         regs_second: ABSENT,
         regs_third: ABSENT,
         regs_result: ABSENT,
+        task_files: ABSENT,
+        files_fdt: ABSENT,
+        fdtable_fd: ABSENT,
+        fdtable_max_fds: ABSENT,
+        file_inode: ABSENT,
+        inode_sb: ABSENT,
+        inode_private: ABSENT,
+        super_block_magic: ABSENT,
+        sys_enter_args: ABSENT,
+        sys_exit_ret: ABSENT,
     };
 }
 
@@ -469,7 +499,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 38 * 4);
+    assert!(size_of::<KernelLayout>() == 48 * 4);
 };
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub type KnobName = [u8; KNOB_NAME_CAP];
 
 /// [`Header::flags`] of a [`KnobWrite`]: seen by a kprobe, not by fentry.
 pub const FLAG_KPROBE: u16 = 1 << 5;
+/// [`Header::flags`] of a [`KnobWrite`]: seen at the system call write(2), whose result it has.
+pub const FLAG_SYSCALL: u16 = 1 << 11;
 /// [`Header::flags`] of an [`OomKill`]: [`OomKill::usage`] and [`OomKill::limit`] hold.
 pub const FLAG_OOM_USAGE: u16 = 1 << 6;
 /// [`Header::flags`] of an [`OomKill`]: a cgroup's limit was hit, and [`OomKill::limit_cgroup`] says which. Neither this nor
@@ -44,7 +46,7 @@ pub struct Caller {
 #[repr(C)]
 pub struct KnobWrite {
     /// The id is that of the cgroup whose file it is; the time that of the beginning or of the return. With [`FLAG_KPROBE`]
-    /// where it holds.
+    /// or [`FLAG_SYSCALL`] where it holds.
     pub header: Header,
     /// `CLOCK_BOOTTIME` at the beginning, in nanoseconds.
     pub began: u64,

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
-    generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str},
+    generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str, bpf_probe_read_user},
 };
 use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
@@ -52,4 +52,21 @@ pub unsafe fn copy_string<const CAP: usize>(source: Address, target: *mut u8) ->
         return 0;
     }
     (written - 1) as u32
+}
+
+/// Copies the first of `length` bytes of the user's at `source` to the `CAP` bytes at `target`, and a NUL after them; nothing but a
+/// NUL if they cannot be read, as when they are not in memory yet.
+///
+/// # Safety
+/// `CAP` bytes at `target` may be written; `CAP` is a power of two.
+#[inline(always)]
+pub unsafe fn copy_user_text<const CAP: usize>(source: Address, length: u64, target: *mut u8) {
+    let length = if length >= CAP as u64 { CAP as u64 - 1 } else { length };
+    // For the verifier, which has to know the bound.
+    let length = (length & (CAP as u64 - 1)) as u32;
+    // SAFETY: the helper checks `source`; `target` by this function's contract.
+    let failed = unsafe { bpf_probe_read_user(target.cast(), length, source.cast()) } != 0;
+    let end = if failed { 0 } else { length as usize & (CAP - 1) };
+    // SAFETY: below `CAP`.
+    unsafe { target.add(end).write(0) };
 }

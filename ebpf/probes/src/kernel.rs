@@ -30,6 +30,9 @@ static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`, the same since long before 5.8.
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
+/// `CGROUP2_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
 /// Memory address in the kernel.
 pub type Address = *const u8;
 
@@ -138,6 +141,16 @@ impl Returned for RetProbeContext {
     }
 }
 
+impl Returned for TracePointContext {
+    /// Of a system call's end.
+    #[inline(always)]
+    fn result(&self) -> i64 {
+        let result = event(self).wrapping_add(layout!(sys_exit_ret) as usize);
+        // SAFETY: the offset is that of the field in the event that the context points to.
+        unsafe { read_checked(result.cast()) }
+    }
+}
+
 /// A register of those that a kprobe or kretprobe was called with.
 #[inline(always)]
 fn register(context: &impl EbpfContext, offset: u32) -> u64 {
@@ -219,6 +232,37 @@ object! {
 object! {
     /// A `struct mem_cgroup`.
     MemoryCgroup
+}
+
+/// Argument `n` of a system call that begins.
+#[inline(always)]
+pub fn syscall_arg(hook: &TracePointContext, n: usize) -> u64 {
+    let args = event(hook).wrapping_add(layout!(sys_enter_args) as usize);
+    // SAFETY: the offset is that of the field in the event that the context points to; six arguments follow each other.
+    unsafe { read_checked(args.wrapping_add(n * size_of::<u64>()).cast()) }
+}
+
+/// The file of the cgroup2 file system that the current task has open under that number.
+#[inline(always)]
+pub fn cgroup_file(descriptor: u64) -> Option<KernfsNode<TracePointContext>> {
+    type H = TracePointContext;
+    let files: Address = field!(H, Task::current().0, task_files);
+    let table: Address = field!(H, files, files_fdt);
+    let size: u32 = field!(H, table, fdtable_max_fds);
+    if descriptor >= u64::from(size) {
+        return None;
+    }
+    let slots: Address = field!(H, table, fdtable_fd);
+    // SAFETY: below the table's size; the helper checks the address in any case.
+    let file: Address =
+        unsafe { read_checked(slots.wrapping_add(descriptor as usize * size_of::<Address>()).cast()) };
+    let inode: Address = field!(H, file, file_inode);
+    let super_block: Address = field!(H, inode, inode_sb);
+    let magic: u64 = field!(H, super_block, super_block_magic);
+    if magic != CGROUP2_SUPER_MAGIC {
+        return None;
+    }
+    Some(KernfsNode::at(field!(H, inode, inode_private)))
 }
 
 impl<H: Hook> OpenFile<H> {

@@ -6,16 +6,20 @@
 //!
 //! What passes is decided in the order of what it costs: the file's name, the cgroup, the hierarchy, the cgroup's budget.
 
-use kwitness_abi::{FLAG_KPROBE, KNOB_NAME_CAP, KnobName, KnobWrite, RecordKind, VALUE_CAP};
+use aya_ebpf::programs::TracePointContext;
+use kwitness_abi::{FLAG_KPROBE, FLAG_SYSCALL, KNOB_NAME_CAP, KnobName, KnobWrite, RecordKind, VALUE_CAP};
 
 use crate::{
-    emit::{caller, copy_string, header, tid},
-    kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned},
+    emit::{caller, copy_string, copy_user_text, header, tid},
+    kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
     maps::{
         ANCESTORS, IN_FLIGHT, KNOBS, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
         within_budget,
     },
 };
+
+/// What is more than the kernel takes of one write, a page of the largest size that there is.
+const LONGEST: u64 = 65_536;
 
 /// `cgroup_file_write(open file, text, length, offset)` begins, seen by fentry.
 #[inline(always)]
@@ -29,10 +33,28 @@ pub fn begins_at_kprobe(hook: &impl Arguments) {
     write(hook, FLAG_KPROBE);
 }
 
+/// write(2) begins: the way for kernels that allow no program at a function. It runs at every write of the node, so that what is no
+/// file of a cgroup is sorted out first.
+#[inline(always)]
+pub fn begins_at_syscall(hook: &TracePointContext) {
+    let (text, length) = (syscall_arg(hook, 1), syscall_arg(hook, 2));
+    // The kernel takes no more than a page of it.
+    if length > LONGEST {
+        return;
+    }
+    let Some(file) = cgroup_file(syscall_arg(hook, 0)) else { return };
+    put(&file, text as Address, length, FLAG_SYSCALL);
+}
+
 #[inline(always)]
 fn write<H: Arguments>(hook: &H, flags: u16) {
     let file = OpenFile::<H>::at(hook.arg(0)).node();
-    let Some(knob) = knob(&file) else { return };
+    put(&file, hook.arg(1), hook.arg(2), flags);
+}
+
+#[inline(always)]
+fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
+    let Some(knob) = knob(file) else { return };
     let directory = file.parent();
     let id = directory.id();
     if (TRACKED.get_ptr(id).is_none() && ANCESTORS.get_ptr(id).is_none()) || !directory.cgroup().is_v2() {
@@ -43,8 +65,6 @@ fn write<H: Arguments>(hook: &H, flags: u16) {
         return;
     }
     let Some(record) = SCRATCH.get_ptr_mut(0) else { return };
-    let text: Address = hook.arg(1);
-    let length: u64 = hook.arg(2);
     // SAFETY: `record` points to a live map element that is this program's until it returns; every field is written,
     // `value` up to its NUL.
     unsafe {
@@ -54,7 +74,12 @@ fn write<H: Arguments>(hook: &H, flags: u16) {
         (*record).writer = caller();
         (*record).knob = knob;
         (*record).value_len = length as u32;
-        copy_string::<VALUE_CAP>(text, (&raw mut (*record).value).cast());
+        let value = (&raw mut (*record).value).cast();
+        if flags & FLAG_SYSCALL == 0 {
+            copy_string::<VALUE_CAP>(text, value);
+        } else {
+            copy_user_text::<VALUE_CAP>(text, length, value);
+        }
         let record = &*record;
         // Without room there is no record of the return, and one of the beginning alone would wait for it: the write is lost.
         if IN_FLIGHT.insert(tid(), record, 0).is_err() {

@@ -121,6 +121,20 @@ pub fn knob_write_kretprobe(hook: RetProbeContext) -> u32 {
     0
 }
 
+/// write(2) begins.
+#[tracepoint]
+pub fn knob_write_enter(hook: TracePointContext) -> u32 {
+    limit::begins_at_syscall(&hook);
+    NO_SAMPLE
+}
+
+/// write(2) has returned.
+#[tracepoint]
+pub fn knob_write_exit(hook: TracePointContext) -> u32 {
+    limit::returned(&hook);
+    NO_SAMPLE
+}
+
 /// `oom_kill_process` begins.
 #[fentry(function = "oom_kill_process")]
 pub fn oom_scope_fentry(hook: FEntryContext) -> i32 {

@@ -90,7 +90,7 @@ pub static BUDGETS: LruHashMap<u64, Budget> = LruHashMap::with_max_entries(8_192
 #[map]
 pub static IN_FLIGHT: LruHashMap<u32, KnobWrite> = LruHashMap::with_max_entries(4_096, 0);
 
-/// Where a write's record is put together, which the stack is too small for. Each of the two programs that use it (one is
+/// Where a write's record is put together, which the stack is too small for. Each of the three programs that use it (one is
 /// loaded) has it to itself until it returns, for the kernel does not enter it again on the same CPU.
 #[map]
 pub static SCRATCH: PerCpuArray<KnobWrite> = PerCpuArray::with_max_entries(1, 0);

@@ -61,6 +61,11 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
             cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind)));
         }
     }
+    let shared = Arc::clone(loaded);
+    cases.push(Case::new("syscall_tells_a_write_and_a_refusal", move |bed| {
+        let mount = &bed.environment.cgroup2;
+        shared.with(HookKind::Syscall, mount, |session| by_syscall(session, mount))
+    }));
     let loaded = Arc::clone(loaded);
     cases.push(Case::new("fanotify_tells_who_wrote_which_limit", move |bed| {
         let mount = &bed.environment.cgroup2;
@@ -183,6 +188,57 @@ fn noticed(session: &mut Session, mount: &Path) -> Result<()> {
     ensure!(writer.pid == Some(std::process::id()) && writer.tid.is_none(), "{writer:?}");
     ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
     ensure!(writer.cgroup == Some(own_cgroup(mount)?), "{writer:?}");
+    Ok(())
+}
+
+/// By the system call, which any kernel shows: the one limit that every hierarchy has.
+fn by_syscall(session: &mut Session, mount: &Path) -> Result<()> {
+    let capabilities = session.running().capabilities();
+    let report = capabilities.needs.iter().find(|report| report.need.name == LIMIT_WRITES);
+    let kind = report.and_then(|report| report.chosen).map(|hook| hook.kind);
+    ensure!(kind == Some(HookKind::Syscall), "{report:#?}");
+    let root = Root::make(mount, "syscall")?;
+    let container = root.sub("ctr")?;
+    let ordinary = tempfile::NamedTempFile::new().context("make a file")?;
+    overwrite(ordinary.path(), "1")?;
+    overwrite(&container.join("cgroup.max.depth"), "7")?;
+    overwrite(&container.join("cgroup.freeze"), "0\n")?;
+    ensure!(overwrite(&container.join("cgroup.freeze"), "nonsense").is_err(), "the kernel took it");
+    let long = "9".repeat(1000);
+    ensure!(overwrite(&container.join("cgroup.freeze"), &long).is_err(), "the kernel took it");
+    session.settle()?;
+    let told = writes(session, cgroup::id(&container)?);
+    let refused = |errno: Errno| Some(WriteResult::Refused { errno: errno as i32 });
+    let told_so: Vec<_> = told
+        .iter()
+        .map(|write| {
+            let value = write.value.as_ref().map(|value| (value.text.len(), value.truncated));
+            let result = match write.phase {
+                WritePhase::Began => None,
+                WritePhase::Returned { result, .. } => Some(result),
+            };
+            (value, result)
+        })
+        .collect();
+    let whole = |length| Some((length, false));
+    let cut = Some((kwitness_abi::VALUE_CAP - 1, true));
+    ensure!(
+        told_so
+            == [
+                (whole(1), None),
+                (whole(1), Some(WriteResult::Accepted)),
+                (whole(8), None),
+                (whole(8), refused(Errno::EINVAL)),
+                (cut, None),
+                (cut, refused(Errno::ERANGE)),
+            ],
+        "{told:#?}"
+    );
+    for write in &told {
+        ensure!(write.seen_by == WriteHook::Syscall && write.knob == Knob::CgroupFreeze, "{write:#?}");
+        ensure!(write.writer.pid == Some(std::process::id()) && write.began.is_some(), "{write:#?}");
+        ensure!(write.writer.cgroup == Some(own_cgroup(mount)?), "{write:#?}");
+    }
     Ok(())
 }
 

@@ -76,6 +76,7 @@ impl Loaded {
 /// Settings for hooks of that kind, where a need has one, or for the best there are.
 fn settings(kind: Option<HookKind>) -> Result<Settings> {
     Ok(Settings {
+        syscalls: kind == Some(HookKind::Syscall),
         exclude: kind.map(all_but).unwrap_or_default(),
         roots: life::CONFIGURED_ROOTS.map(str::parse).into_iter().collect::<Result<_, _>>()?,
         ..Settings::default()

@@ -177,7 +177,11 @@ impl Decoder {
             value: Some(self.written_value(record)?),
             writer: self.caller(record, offset_of!(abi::KnobWrite, writer))?,
             began: Some(KernelTime(record.u64(offset_of!(abi::KnobWrite, began))?)),
-            seen_by: if flags & abi::FLAG_KPROBE == 0 { WriteHook::Fentry } else { WriteHook::Kprobe },
+            seen_by: match () {
+                () if flags & abi::FLAG_SYSCALL != 0 => WriteHook::Syscall,
+                () if flags & abi::FLAG_KPROBE != 0 => WriteHook::Kprobe,
+                () => WriteHook::Fentry,
+            },
         })
     }
 
@@ -326,7 +330,7 @@ impl<'a> Record<'a> {
             RecordKind::TaskFork => abi::FLAG_ENTERED,
             RecordKind::TaskExec => abi::FLAG_FIRST,
             RecordKind::TaskExit => abi::FLAG_FIRST_EXIT,
-            RecordKind::KnobBegan | RecordKind::KnobReturned => abi::FLAG_KPROBE,
+            RecordKind::KnobBegan | RecordKind::KnobReturned => abi::FLAG_KPROBE | abi::FLAG_SYSCALL,
             RecordKind::OomKill => {
                 abi::FLAG_OOM_USAGE
                     | abi::FLAG_OOM_LIMIT

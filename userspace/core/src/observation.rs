@@ -211,6 +211,8 @@ pub enum WriteHook {
     Fentry,
     /// A kprobe and a kretprobe of it: likewise.
     Kprobe,
+    /// The tracepoints of the system call: everything, of each write(2); writes by another call are not seen.
+    Syscall,
     /// A fanotify mark: file and pid, after the write or the truncation before it returned; not what became of it. Writes by one
     /// process to one file that follow each other fast are told as one.
     Fanotify,

@@ -247,6 +247,20 @@ fn what_a_write_to_a_limit_returned() {
 }
 
 #[test]
+fn a_write_says_how_it_was_seen() {
+    for (flag, hook) in [
+        (0, WriteHook::Fentry),
+        (abi::FLAG_KPROBE, WriteHook::Kprobe),
+        (abi::FLAG_SYSCALL, WriteHook::Syscall),
+    ] {
+        let Ok(Fact::KnobWrite(write)) = knob_write(RecordKind::KnobBegan, flag, b"1", 1).fact() else {
+            panic!("no write")
+        };
+        assert_eq!(write.seen_by, hook);
+    }
+}
+
+#[test]
 fn a_written_value_may_be_longer_than_what_is_kept_of_it() {
     let written =
         |value: &[u8], len| match knob_write(RecordKind::KnobBegan, abi::FLAG_KPROBE, value, len).fact() {

@@ -174,33 +174,33 @@ impl Watch {
             knob: notice.knob,
             phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
             value: None,
-            writer: self.writer(notice.pid),
+            writer: writer(notice.pid, self.cgroups.mount_point()),
             began: None,
             seen_by: WriteHook::Fanotify,
         };
         KernelEvent { at, cgroup: notice.cgroup, fact: Fact::KnobWrite(Box::new(write)) }
     }
+}
 
-    /// What procfs says of the writer, if it still runs.
-    fn writer(&self, pid: i32) -> Caller {
-        let Some(process) = process::read(pid) else {
-            // 0 is a process of a pid namespace that is not ours.
-            return Caller { pid: u32::try_from(pid).ok().filter(|pid| *pid != 0), ..Caller::default() };
-        };
-        Caller {
-            pid: Some(process.task.key.pid),
-            tid: None,
-            start: Some(process.task.key.start),
-            comm: Some(process.task.comm),
-            cgroup: self.cgroup_of(pid),
-        }
+/// What procfs says of the writer, if it still runs.
+fn writer(pid: i32, mount: &Path) -> Caller {
+    let Some(process) = process::read(pid) else {
+        // 0 is a process of a pid namespace that is not ours.
+        return Caller { pid: u32::try_from(pid).ok().filter(|pid| *pid != 0), ..Caller::default() };
+    };
+    Caller {
+        pid: Some(process.task.key.pid),
+        tid: None,
+        start: Some(process.task.key.start),
+        comm: Some(process.task.comm),
+        cgroup: cgroup_of(pid, mount),
     }
+}
 
-    fn cgroup_of(&self, pid: i32) -> Option<CgroupId> {
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        id(&self.cgroups.mount_point().join(path))
-    }
+fn cgroup_of(pid: i32, mount: &Path) -> Option<CgroupId> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    id(&mount.join(path))
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -321,6 +321,18 @@ mod tests {
         overflow.truncate(METADATA_LEN);
         overflow[..4].copy_from_slice(&(METADATA_LEN as u32).to_ne_bytes());
         assert_eq!(parse(&overflow), Batch { notices: Vec::new(), overflow: true });
+    }
+
+    #[test]
+    fn of_a_writer_that_has_ended_the_pid_is_told() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let gone = writer(pid.cast_signed(), Path::new("/nowhere"));
+        assert_eq!(gone, Caller { pid: Some(pid), ..Caller::default() });
+        let own = writer(std::process::id().cast_signed(), Path::new("/nowhere"));
+        assert!(own.comm.is_some() && own.start.is_some() && own.cgroup.is_none(), "{own:?}");
+        assert_eq!(writer(0, Path::new("/nowhere")), Caller::default(), "of another pid namespace");
     }
 
     proptest! {

@@ -82,6 +82,8 @@ impl fmt::Display for Refusal {
 pub enum Reason {
     /// The configuration excludes it.
     Excluded,
+    /// It costs every process of the node something, and the configuration does not ask for it.
+    NotAskedFor,
     /// The kernel's BTF lacks fields that the program reads.
     MissingFields(Vec<String>),
     /// The kernel has no such tracepoint.
@@ -103,6 +105,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Excluded => f.write_str("excluded by configuration"),
+            Self::NotAskedFor => f.write_str("not asked for by configuration"),
             Self::MissingFields(fields) => write!(f, "the kernel's BTF does not have {}", fields.join(", ")),
             Self::MissingTracepoint(tracepoint) => write!(f, "the kernel has no tracepoint {tracepoint}"),
             Self::MissingFunction(function) => {
@@ -127,6 +130,10 @@ impl Reason {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Excluded => "remove the exclusion from the configuration",
+            Self::NotAskedFor => {
+                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about half a \
+                 microsecond more"
+            }
             Self::MissingFields(_) => {
                 "this kernel's structures are not known to this release: report it with the kernel's version"
             }

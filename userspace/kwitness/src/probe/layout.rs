@@ -76,6 +76,16 @@ fields! {
     REGS_SECOND regs_second "pt_regs": "si";
     REGS_THIRD regs_third "pt_regs": "dx";
     REGS_RESULT regs_result "pt_regs": "ax";
+    TASK_FILES task_files "task_struct": "files";
+    FILES_FDT files_fdt "files_struct": "fdt";
+    FDTABLE_FD fdtable_fd "fdtable": "fd";
+    FDTABLE_MAX_FDS fdtable_max_fds "fdtable": "max_fds";
+    FILE_INODE file_inode "file": "f_inode";
+    INODE_SB inode_sb "inode": "i_sb";
+    INODE_PRIVATE inode_private "inode": "i_private";
+    SUPER_BLOCK_MAGIC super_block_magic "super_block": "s_magic";
+    SYS_ENTER_ARGS sys_enter_args "trace_event_raw_sys_enter": "args";
+    SYS_EXIT_RET sys_exit_ret "trace_event_raw_sys_exit": "ret";
 }
 
 /// Finds every field's offset, and which tracepoint passes what.

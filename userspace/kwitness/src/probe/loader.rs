@@ -43,8 +43,10 @@ use super::{
 /// Bytes of the ring of what workloads write to limits of their own: 2,000 records of writes without a reader. How fast they
 /// come is bounded in the kernel, see [`kwitness_abi::Budget`].
 const OWN_WRITES_RING: u32 = 512 << 10;
-/// The directory of tracefs's `events` that all our classic tracepoints are in.
+/// The directory of tracefs's `events` that all our classic tracepoints are in, but those of system calls.
 const TRACE_SYSTEM: &str = "sched";
+/// Where the one system call that is looked at begins and ends.
+const SYSCALL_EVENTS: (&str, &str) = ("sys_enter_write", "sys_exit_write");
 
 /// [`KernelLayout`] as the value of a global.
 #[derive(Clone, Copy)]
@@ -76,6 +78,7 @@ struct Chooser {
     btf: aya::Btf,
     layout: KernelLayout,
     exclude: Vec<super::need::Exclusion>,
+    syscalls: bool,
 }
 
 /// How far the choice of a need's hook has come.
@@ -136,7 +139,7 @@ impl Loaded {
             .map_err(object_error)?;
         configure_roots(&mut ebpf, settings)?;
         configure_knobs(&mut ebpf)?;
-        let chooser = Chooser { btf, layout, exclude: settings.exclude.clone() };
+        let chooser = Chooser { btf, layout, exclude: settings.exclude.clone(), syscalls: settings.syscalls };
         let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, log: settings.log, lock })
     }
@@ -245,6 +248,9 @@ impl Chooser {
         if self.exclude.iter().any(|exclusion| exclusion.covers(hook)) {
             return Err(Reason::Excluded);
         }
+        if hook.kind == HookKind::Syscall && !self.syscalls {
+            return Err(Reason::NotAskedFor);
+        }
         let missing = layout::missing(&self.layout, &[need.fields, hook.fields].concat());
         if !missing.is_empty() {
             return Err(Reason::MissingFields(missing));
@@ -252,7 +258,7 @@ impl Chooser {
         let loaded = hook.programs().try_for_each(|name| match hook.kind {
             HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.load(need.target, &self.btf),
             HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.load(),
-            HookKind::Tracepoint => program::<TracePoint>(ebpf, name)?.load(),
+            HookKind::Tracepoint | HookKind::Syscall => program::<TracePoint>(ebpf, name)?.load(),
             HookKind::Fentry if name == hook.program => {
                 program::<FEntry>(ebpf, name)?.load(need.target, &self.btf)
             }
@@ -273,10 +279,14 @@ fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), 
         HookKind::Fentry if name == hook.program => program::<FEntry>(ebpf, name)?.attach().map(drop),
         HookKind::Fentry => program::<FExit>(ebpf, name)?.attach().map(drop),
         HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(need.target, 0).map(drop),
+        HookKind::Syscall => {
+            let event = if name == hook.program { SYSCALL_EVENTS.0 } else { SYSCALL_EVENTS.1 };
+            program::<TracePoint>(ebpf, name)?.attach("syscalls", event).map(drop)
+        }
     });
     let call = match hook.kind {
         HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
-        HookKind::Tracepoint | HookKind::Kprobe => "perf_event_open",
+        HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
     };
     attached.map_err(|error| refused(ebpf, need, hook, error, call))
 }
@@ -292,6 +302,7 @@ fn refused(ebpf: &mut Ebpf, need: &Need, hook: &Hook, error: ProgramError, call:
             }
             HookKind::Fentry => program::<FExit>(ebpf, name).and_then(FExit::unload),
             HookKind::Kprobe => program::<KProbe>(ebpf, name).and_then(KProbe::unload),
+            HookKind::Syscall => program::<TracePoint>(ebpf, name).and_then(TracePoint::unload),
         };
     }
     reason(error, call, need, hook)
@@ -308,6 +319,7 @@ where
 /// A refusal in our words.
 fn reason(error: ProgramError, call: &str, need: &Need, hook: &Hook) -> Reason {
     let missing = match hook.at_return {
+        _ if hook.kind == HookKind::Syscall => Reason::MissingTracepoint(SYSCALL_EVENTS.0),
         None => Reason::MissingTracepoint(need.target),
         Some(_) => Reason::MissingFunction(need.target),
     };

@@ -21,12 +21,21 @@ pub enum HookKind {
     Fentry,
     /// The same by kprobe and kretprobe, for kernels or machines without fentry: read with a helper.
     Kprobe,
+    /// A system call's beginning and end, by the classic tracepoints of that call: for kernels that allow no program at a function.
+    /// It runs at each such call on the node, and is used only if the settings ask for it.
+    Syscall,
 }
 
 impl HookKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint, Self::Fentry, Self::Kprobe];
+    pub const ALL: [Self; 6] = [
+        Self::BtfTracepoint,
+        Self::RawTracepoint,
+        Self::Tracepoint,
+        Self::Fentry,
+        Self::Kprobe,
+        Self::Syscall,
+    ];
     /// Those that are at tracepoints.
     pub const TRACEPOINTS: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
 
@@ -38,6 +47,7 @@ impl HookKind {
             Self::Tracepoint => "tp",
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
+            Self::Syscall => "syscall",
         }
     }
 }
@@ -162,7 +172,7 @@ macro_rules! hooks {
 }
 
 macro_rules! function_hooks {
-    ($fentry:literal, $fexit:literal, $kprobe:literal, $kretprobe:literal) => {
+    ($fentry:literal, $fexit:literal, $kprobe:literal, $kretprobe:literal $(, $more:expr)?) => {
         &[
             Hook { kind: HookKind::Fentry, program: $fentry, at_return: Some($fexit), fields: &[] },
             Hook {
@@ -176,6 +186,7 @@ macro_rules! function_hooks {
                     &layout::REGS_RESULT,
                 ],
             },
+            $($more,)?
         ]
     };
 }
@@ -247,13 +258,30 @@ pub static NEEDS: [Need; 11] = [
     Need {
         name: LIMIT_WRITES,
         importance: Importance::Optional,
-        cost_of_missing: "what is written to a limit, refused writes, and when a write began",
+        cost_of_missing: "what is written to a limit, whether that was refused, and when the write began",
         target: "cgroup_file_write",
         hooks: function_hooks!(
             "knob_write_fentry",
             "knob_write_fexit",
             "knob_write_kprobe",
-            "knob_write_kretprobe"
+            "knob_write_kretprobe",
+            Hook {
+                kind: HookKind::Syscall,
+                program: "knob_write_enter",
+                at_return: Some("knob_write_exit"),
+                fields: &[
+                    &layout::TASK_FILES,
+                    &layout::FILES_FDT,
+                    &layout::FDTABLE_FD,
+                    &layout::FDTABLE_MAX_FDS,
+                    &layout::FILE_INODE,
+                    &layout::INODE_SB,
+                    &layout::INODE_PRIVATE,
+                    &layout::SUPER_BLOCK_MAGIC,
+                    &layout::SYS_ENTER_ARGS,
+                    &layout::SYS_EXIT_RET,
+                ],
+            }
         ),
         fields: process_fields!(
             OPEN_FILE_KN,

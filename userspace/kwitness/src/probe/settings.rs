@@ -21,6 +21,8 @@ pub struct Settings {
     pub roots: Vec<RootPattern>,
     /// Hooks that are not to be used.
     pub exclude: Vec<Exclusion>,
+    /// Hooks at system calls may be used: they cost every process of the node something.
+    pub syscalls: bool,
     /// What the programs log of their decisions.
     pub log: ProbeLog,
     /// Held as long as the probes are loaded, so that one instance runs at a time.
@@ -40,6 +42,7 @@ impl Default for Settings {
             tracked_capacity: size(65_536),
             roots: Vec::new(),
             exclude: Vec::new(),
+            syscalls: false,
             log: ProbeLog::Off,
             lock_file: None,
         }

@@ -71,6 +71,7 @@ fn write(write: &SeenWrite) -> v1::LimitWrite {
         hook: match write.hook {
             WriteHook::Fentry => v1::WriteHook::Fentry,
             WriteHook::Kprobe => v1::WriteHook::Kprobe,
+            WriteHook::Syscall => v1::WriteHook::Syscall,
             WriteHook::Fanotify => v1::WriteHook::Fanotify,
         }
         .into(),
