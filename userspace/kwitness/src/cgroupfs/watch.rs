@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The kernel tells after a write has returned that it took: neither the text, nor a refusal, nor when the write began. Opening a
-//! file to truncate it, as a shell's `>` does, gives the same notice, whatever becomes of the write that follows. So what became of
+//! file to truncate it, as a shell's `>` does, gives the same notice with newer kernels, whatever becomes of the write that follows. So what became of
 //! a write is unknown here, and what the file says is read back. Writes by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
 //! when the notice arrives; of one that has ended by then, the pid is all there is.
 //!
