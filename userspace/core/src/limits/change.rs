@@ -55,7 +55,7 @@ pub struct SeenWrite {
     pub hook: WriteHook,
 }
 
-/// What reading knobs gave; the answer to [`Action::ReadKnobs`].
+/// What reading knobs gave; the answer to [`ReadKnobs`](crate::observation::Action::ReadKnobs).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Whose.
