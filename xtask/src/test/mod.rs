@@ -336,6 +336,11 @@ fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Ro
         return Row { name: name.to_owned(), tally: Tally::failure("interrupted"), time: Duration::ZERO };
     }
     let log = logs.join(format!("{}.log", name.replace(' ', "-")));
+    // What an earlier run left would be shown as this one's, should this one not get that far.
+    if let Err(error) = fs::write(&log, "") {
+        let tally = Tally::failure(format!("write {}: {error}", log.display()));
+        return Row { name: name.to_owned(), tally, time: Duration::ZERO };
+    }
     step::say("  ..", name, &format!("log in {}", log.display()));
     let start = Instant::now();
     let tally = work(&log).unwrap_or_else(|error| Tally::failure(format!("{error:#}")));
