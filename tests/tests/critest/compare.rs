@@ -24,6 +24,7 @@ const LEAST: usize = 44;
 const KNOWN: &[(&str, &str)] = &[
     ("public image with digest", "the image of that digest cannot be made again"),
     ("listing container stats", "on hybrid cgroups containerd 1.7 finds no cgroup of the containers"),
+    ("HostIpc", "the suite makes shared memory with `ipcmk`, which the node has not"),
     ("MaskedPaths", "the shell of Debian's busybox runs its own `ls`, which masking does not reach"),
     ("OOMKilled", "on hybrid cgroups containerd 1.7 reports `Error` now and then"),
 ];
