@@ -33,10 +33,10 @@ fn main() -> Result<()> {
         requests::the_daemon_knows_what_was_asked_for_and_when,
         runtimes::a_runtime_that_may_not_be_used_is_said_so,
         runtimes::the_daemon_passes_on_what_the_runtime_says_it_is,
-        stalled::a_subscriber_that_does_not_read_holds_up_nobody,
         events::nobody_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,
+        stalled::a_subscriber_that_does_not_read_holds_up_nobody,
     ];
     suite::run(bed, cases)
 }
