@@ -374,15 +374,24 @@ fn require_overlay() -> Result<()> {
     Ok(())
 }
 
-/// containerd's configuration, in the format of its major version.
-fn configuration(directory: &Path, driver: CgroupDriver, extras: &Extras) -> Result<String> {
+/// containerd's version, "1.7.24".
+///
+/// # Errors
+/// There is none here, or it does not say.
+pub fn containerd_version() -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."
-    let version = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+    let version = said.split_whitespace().nth(2).map(|word| word.trim_start_matches('v').to_owned());
+    version.with_context(|| format!("cannot tell containerd's version from `{}`", said.trim()))
+}
+
+/// containerd's configuration, in the format of its major version.
+fn configuration(directory: &Path, driver: CgroupDriver, extras: &Extras) -> Result<String> {
+    let version = containerd_version()?;
     let (format, runtime, images) = match version.split('.').next() {
         Some("1") => (2, "io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri"),
         Some("2") => (3, "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"),
-        _ => bail!("cannot tell containerd's version from `{}`", said.trim()),
+        _ => bail!("containerd {version} is neither 1 nor 2"),
     };
     let mut text = format!("version = {format}\nroot = '{}'\n", directory.join("root").display());
     // Dotted keys, for in the older format both plugins are one.

@@ -11,7 +11,7 @@ use crate::tally::Tally;
 use crate::versions::{CNI_ROOT, DEFAULT_ROOT, KernelSeries, RootSpec};
 
 /// The roots of nodes on this machine's kernel. Only the first runs what [`ONLY_IN`] does not name.
-const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm"];
+const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
 /// The guests, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
 const GUESTS: &[(&str, &str)] = &[
     ("5.10", "trixie"),
@@ -23,15 +23,13 @@ const GUESTS: &[(&str, &str)] = &[
 /// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
 /// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
 ///
-/// A kubelet is tried with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
-/// Its comparison and those with a kubelet take minutes where every instruction is emulated.
-///
-/// The CRI proxy needs nothing of a kernel; what it is compared with takes long where every instruction is emulated.
+/// The CRI proxy needs nothing of a kernel, and is compared with containerd 1.6, 1.7 and 2.x; where every instruction is emulated, that
+/// takes long. A kubelet is tried with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 ///
 /// A cluster in a guest takes its two minutes: on the host, hybrid cgroups have no limits to resize.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("cluster", &["host", "vm 6.12 trixie"]),
-    ("cri", &["host"]),
+    ("cri", &["host", "host bookworm", "host forky"]),
     ("critest", &["host trixie-cni"]),
     ("kubelet", &["host", "host bookworm"]),
 ];
@@ -198,11 +196,14 @@ mod tests {
     #[test]
     fn places_are_chosen_by_tier_kernel_and_root() {
         assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
-        assert_eq!(names(&test(&[Tier::Host], &[], &[])), ["host", "host trixie-cni", "host bookworm"]);
+        assert_eq!(
+            names(&test(&[Tier::Host], &[], &[])),
+            ["host", "host trixie-cni", "host bookworm", "host forky"]
+        );
         assert_eq!(names(&test(&[Tier::Host], &[], &["bookworm"])), ["host bookworm"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
-        assert_eq!(names(&test(&[], &["7.2"], &["trixie", "forky"])), ["host", "vm 7.2 forky"]);
+        assert_eq!(names(&test(&[], &["7.2"], &["trixie", "forky"])), ["host", "host forky", "vm 7.2 forky"]);
         assert!(Place::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
         assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
     }
