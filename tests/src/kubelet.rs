@@ -188,6 +188,11 @@ impl Kubelet {
         Ok(())
     }
 
+    /// How often it has listed everything.
+    pub async fn relists(&self) -> Result<f64> {
+        Ok(self.metric("kubelet_pleg_relist_duration_seconds_count").await?.unwrap_or(0.0))
+    }
+
     /// The value of a metric without labels; none: it has not got that far.
     pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
         let text = get(READ_ONLY_PORT, "/metrics").await?;

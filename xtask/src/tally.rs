@@ -1,6 +1,6 @@
 //! Counts tests from what their runners print.
 //!
-//! A target that ended without saying how many passed and failed is itself a failure, with its reason.
+//! A target that ended without saying how many passed and failed, or has none at all, is itself a failure, with its reason.
 
 use std::ops::AddAssign;
 
@@ -62,15 +62,15 @@ pub fn job(output: &str, targets: &[String]) -> Tally {
 /// Counts the output of one runner that ended with `status`, or never ended.
 pub fn this(name: &str, output: &str, status: Option<i32>) -> Tally {
     let mut tally = Tally::default();
-    let mut results = 0;
-    for (passed, failed) in output.lines().filter_map(result) {
-        results += 1;
+    let mut known = 0;
+    for Counts { passed, failed, others } in output.lines().filter_map(counts) {
+        known += passed + failed + others;
         tally.passed += passed;
         tally.failed += failed;
     }
     match status {
         None => tally += Tally::failure(format!("{name} did not end")),
-        Some(0) if results == 0 => tally += Tally::failure(format!("{name} ran no tests")),
+        Some(0) if known == 0 => tally += Tally::failure(format!("{name} has no tests")),
         Some(status) if status != 0 && tally.failed == 0 => {
             tally += Tally::failure(format!("{name} ended with {status}, though no test failed"));
         }
@@ -79,16 +79,25 @@ pub fn this(name: &str, output: &str, status: Option<i32>) -> Tally {
     tally
 }
 
+/// What a runner says of its tests.
+struct Counts {
+    passed: u64,
+    failed: u64,
+    /// Ignored, or filtered out.
+    others: u64,
+}
+
 /// The counts in a line `test result: ok. 3 passed; 0 failed; …`.
-fn result(line: &str) -> Option<(u64, u64)> {
+fn counts(line: &str) -> Option<Counts> {
     // A test may have printed something without ending its line.
     let (_, rest) = line.split_once("test result: ")?;
-    let (_, counts) = rest.split_once(". ")?;
+    let (_, rest) = rest.split_once(". ")?;
     let count = |what: &str| -> Option<u64> {
-        let part = counts.split(';').find_map(|part| part.trim().strip_suffix(what))?;
+        let part = rest.split(';').find_map(|part| part.trim().strip_suffix(what))?;
         part.trim().parse().ok()
     };
-    Some((count("passed")?, count("failed")?))
+    let others = count("ignored").unwrap_or(0) + count("filtered out").unwrap_or(0);
+    Some(Counts { passed: count("passed")?, failed: count("failed")?, others })
 }
 
 /// The line that ends a test run.
@@ -101,6 +110,8 @@ mod tests {
     use super::*;
 
     const OK: &str = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+    /// Of a target that forgot to say `harness = false`.
+    const NONE: &str = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
     const FAILED: &str =
         "oops test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
 
@@ -123,7 +134,8 @@ mod tests {
             (format!("{BEGIN}a\n"), "did not run"),
             (format!("{BEGIN}a\nrunning 3 tests\n"), "did not end"),
             (format!("{BEGIN}a\n{OK}\n"), "did not end"),
-            (format!("{BEGIN}a\nrunning 3 tests\n{END}0\n"), "ran no tests"),
+            (format!("{BEGIN}a\nrunning 3 tests\n{END}0\n"), "has no tests"),
+            (format!("{BEGIN}a\n{NONE}\n{END}0\n"), "has no tests"),
             (format!("{BEGIN}a\nSegmentation fault\n{END}139\n"), "ended with 139"),
             (format!("{BEGIN}a\n{OK}\n{END}1\n"), "ended with 1"),
         ] {

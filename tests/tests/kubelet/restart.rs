@@ -18,6 +18,8 @@ const SOON: Duration = Duration::from_secs(60);
 const RESTARTS: usize = 20;
 /// Where the runtime is another than the one that is tried thoroughly.
 const FEW_RESTARTS: usize = 3;
+/// With the generic PLEG there is one a second, on events one in 300 s (`eventedPlegRelistPeriod` of `pkg/kubelet/kubelet.go`).
+const RELISTS: f64 = 1.0;
 /// Of the proxy: each may cost one of the five.
 const PROXY_RESTARTS: u32 = 3;
 
@@ -96,6 +98,7 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
         for pod in &pods {
             wait_running(node, pod, "").await?;
         }
+        let relists = kubelet.relists().await?;
         let mut longest = Duration::ZERO;
         for (number, pod) in pods.iter().enumerate() {
             if number % 2 == 0 {
@@ -110,6 +113,9 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
         }
         println!("{} restarts in {:.0} s", pods.len(), began.elapsed().as_secs_f64());
         println!("at the latest running again {longest:?} after it was killed");
+        let relists = kubelet.relists().await? - relists;
+        println!("{relists} relists meanwhile");
+        ensure!(relists <= RELISTS, "{relists} relists: the kubelet does not trust the events");
         Ok(())
     })
     .await
