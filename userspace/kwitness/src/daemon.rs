@@ -21,8 +21,9 @@ use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::{Engine, Parts};
 use crate::hub::Hub;
+use crate::memory;
 use crate::probe::need::LIMIT_WRITES;
-use crate::probe::{Capabilities, Loaded, give_back};
+use crate::probe::{Capabilities, Loaded};
 use crate::verify::{self, Verifier};
 
 /// Answers of the runtime on their way to the engine.
@@ -96,7 +97,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let starting = async {
         if is_ready.await.is_ok() {
             health.ready().await;
-            give_back();
+            memory::give_back();
             let took = Clock::read().now().0.saturating_sub(clock.now().0) / 1_000_000;
             tracing::info!(socket = %config.socket.display(), took_ms = took, "ready");
             notify_ready();

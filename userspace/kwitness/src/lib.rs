@@ -11,6 +11,7 @@ pub mod cri_proxy;
 pub mod daemon;
 pub mod engine;
 pub mod hub;
+mod memory;
 pub mod probe;
 pub mod proto;
 pub mod verify;

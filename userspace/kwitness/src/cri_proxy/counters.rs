@@ -59,6 +59,8 @@ counters! {
     calls_unavailable,
     /// Connections to the runtime that were made.
     runtime_connections,
+    /// Of those: given up, because nobody used them.
+    runtime_idle,
     /// Connections to the runtime that could not be made.
     runtime_unreachable,
     /// Clients' streams of events.

@@ -20,6 +20,10 @@ pub const PREFACE: usize = 24 + 9;
 /// a connection attempt (`minConnectTimeout`).
 pub const RUNTIME_SILENCE: Duration = Duration::from_secs(20);
 
+/// How often is looked which connections to the runtime nobody used since the last look; they are given up, for each takes some 20 KiB. The
+/// next call makes another, which takes less time than the call.
+pub const RUNTIME_IDLE: Duration = Duration::from_secs(10);
+
 /// How long a full queue of connections at the runtime's socket is waited for.
 pub const FULL_QUEUE: Duration = Duration::from_secs(2);
 

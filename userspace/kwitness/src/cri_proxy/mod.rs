@@ -71,7 +71,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(
         socket = %listen.display(), runtime = %runtime.path().display(), daemon = %daemon.display(), "ready"
     );
-    if let Err(error) = crate::probe::give_back_code() {
+    if let Err(error) = crate::memory::give_back_code() {
         tracing::debug!(%error, "the code that only starting needs stays mapped");
     }
     crate::daemon::notify_ready();
@@ -104,8 +104,10 @@ async fn serve(
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
     let listen::Listening { listener, own: _own } = listening;
+    let tidied = Arc::clone(&runtime);
     tokio::select! {
         () = Front { runtime, events, taps, counters }.serve(listener, stop) => {}
+        () = tidied.tidy() => {}
         () = relay => {}
         () = telling => {}
     }

@@ -1,7 +1,8 @@
 //! The way to the runtime: where its socket is, and one connection to it for each of the clients' connections.
 //!
 //! Owns the dialling. A connection is made by a client's first call and made anew by the first call after it was lost, so that the
-//! runtime is used again at the moment it is back; nothing is retried that the runtime may have seen. A client never shares a
+//! runtime is used again at the moment it is back; nothing is retried that the runtime may have seen. One without a call for a
+//! while is given up: calls that are under way on it end as ever. A client never shares a
 //! connection with another: what it stalls, floods or breaks is its own. Never looks into what is said.
 //!
 //! What went wrong is said as grpc-go, the kubelet's library, says it of a runtime that it dials itself.
@@ -9,8 +10,8 @@
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -26,6 +27,10 @@ use tonic::body::Body;
 use super::counters::Counters;
 use super::limits;
 use crate::cri::CANDIDATES;
+use crate::memory;
+
+/// After that the task of a connection that was given up has ended.
+const TASKS_END: Duration = Duration::from_millis(100);
 
 /// Where the runtime listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,12 +145,50 @@ pub struct Runtime {
     counters: Arc<Counters>,
     /// For the log: a line when that changes, not a line a call.
     reachable: AtomicBool,
+    lines: std::sync::Mutex<Vec<Weak<Line>>>,
 }
 
 impl Runtime {
     /// Nothing is dialled yet.
     pub fn new(socket: RuntimeSocket, counters: Arc<Counters>) -> Self {
-        Self { socket, counters, reachable: AtomicBool::new(true) }
+        Self { socket, counters, reachable: AtomicBool::new(true), lines: std::sync::Mutex::default() }
+    }
+
+    /// A client's own way.
+    pub fn line(self: &Arc<Self>) -> Arc<Line> {
+        let line = Arc::new(Line {
+            runtime: Arc::clone(self),
+            connection: Mutex::default(),
+            calls: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+        });
+        self.lines().push(Arc::downgrade(&line));
+        line
+    }
+
+    /// Gives up connections that nobody uses, for ever.
+    pub async fn tidy(&self) {
+        loop {
+            sleep(limits::RUNTIME_IDLE).await;
+            let lines: Vec<_> = {
+                let mut lines = self.lines();
+                lines.retain(|line| line.strong_count() > 0);
+                lines.iter().filter_map(Weak::upgrade).collect()
+            };
+            let given_up = lines.iter().filter(|line| line.give_up_if_idle()).count();
+            if given_up > 0 {
+                self.counters.runtime_idle.add(given_up as u64);
+                // Their buffers are free once their tasks have ended.
+                sleep(TASKS_END).await;
+                // It does not panic, and nobody waits for it.
+                drop(tokio::task::spawn_blocking(memory::give_back));
+            }
+        }
+    }
+
+    /// Nothing that could panic runs while the lock is held: what it guards is whole.
+    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Line>>> {
+        self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Counts and logs what a client is told.
@@ -272,20 +315,20 @@ pub struct Line {
     /// Whose.
     pub runtime: Arc<Runtime>,
     connection: Mutex<Option<Connection>>,
+    /// So far.
+    calls: AtomicU64,
+    /// Of them, when it was last looked whether there are any.
+    seen: AtomicU64,
 }
 
 impl Line {
-    /// Nothing is dialled yet.
-    pub fn new(runtime: Arc<Runtime>) -> Self {
-        Self { runtime, connection: Mutex::default() }
-    }
-
     /// Passes a call on, and its answer back as soon as its headers are there.
     ///
     /// # Errors
     /// There is no answer to pass back.
     pub async fn call(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Failure> {
         self.runtime.counters.calls.count();
+        self.calls.fetch_add(1, Ordering::Relaxed);
         loop {
             let mut connection = self.connected().await.map_err(Failure::Unavailable)?;
             match connection.call(request).await {
@@ -311,6 +354,16 @@ impl Line {
             return Ok(connection.clone());
         }
         Ok(slot.insert(self.runtime.dial().await?).clone())
+    }
+
+    /// Gives the connection up if there was no call since the last look; whether there was one to give up.
+    pub fn give_up_if_idle(&self) -> bool {
+        let calls = self.calls.load(Ordering::Relaxed);
+        if self.seen.swap(calls, Ordering::Relaxed) != calls {
+            return false;
+        }
+        // Who holds it is making a call.
+        self.connection.try_lock().is_ok_and(|mut connection| connection.take().is_some())
     }
 
     async fn forget(&self, connection: &Connection) {

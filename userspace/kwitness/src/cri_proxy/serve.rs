@@ -106,7 +106,7 @@ impl Front {
                 hears.fetch_add(bytes.len(), Ordering::Relaxed);
             }
         });
-        let line = Arc::new(Line::new(Arc::clone(&self.runtime)));
+        let line = self.runtime.line();
         let Self { events, taps, .. } = self;
         let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), &taps, request));
         let connection = http2::Builder::new(TokioExecutor::new())

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic::body::Body;
 
+use super::runtime::{Runtime, RuntimeSocket};
 use super::testing::*;
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -434,6 +435,24 @@ async fn a_client_that_does_not_begin_is_closed() {
         stream.read_to_end(&mut rest).await.unwrap();
     }
     assert_eq!(bench.counters.connections_silent.get(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_uses_is_given_up_and_made_anew() {
+    let bench = Bench::start();
+    let _serving = Server::start(&bench.runtime(), echo());
+    let runtime = Arc::new(Runtime::new(RuntimeSocket::At(bench.runtime()), Arc::clone(&bench.counters)));
+    let line = runtime.line();
+    let request = || Client::request(VERSION, &[], body([http_body::Frame::data(framed(b""))]));
+    for connections in 1..=2 {
+        let answer = line.call(request()).await.unwrap();
+        assert!(!line.give_up_if_idle(), "there was a call");
+        // While its answer is still under way.
+        assert!(line.give_up_if_idle());
+        assert!(!line.give_up_if_idle(), "there is none any more");
+        assert_eq!(collect(answer).await.status().code(), Code::Ok);
+        assert_eq!(bench.counters.runtime_connections.get(), connections);
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,6 @@ mod layout;
 mod loader;
 mod lock;
 mod log;
-mod memory;
 pub mod need;
 mod object;
 mod ring;
@@ -30,7 +29,6 @@ pub use self::{
     capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
-    memory::{give_back, give_back_code},
     ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,

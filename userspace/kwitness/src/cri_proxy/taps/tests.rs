@@ -122,7 +122,7 @@ async fn limits_ids_times_and_status_are_told_and_nothing_else() {
         assert_eq!((told.method(), told.id.as_str(), told.code), (method, id, Some(code as i32)));
         assert_eq!(told.resources.as_ref(), Some(&expected));
         assert!(before < told.received && told.received + 20_000_000 <= told.answered, "{told:?}");
-        assert!(told.answered < after + 1_000_000_000, "{told:?}");
+        assert!(told.answered < after + 10_000_000_000, "{told:?}");
     }
     assert_eq!(bench.counters.requests_told.get(), 3);
     let told = daemon.0.lock().unwrap().concat();
@@ -176,7 +176,8 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     for _ in 0..100 {
         assert_eq!(client.call(UPDATE, &[], &update("hangs")).await.status().code(), Code::Ok);
     }
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // If each waited for the daemon, they would take ten times as long.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     drop(hanging);
     // A daemon that comes is told of what comes then.
     let daemon = Daemon::default();
