@@ -76,6 +76,18 @@ enum Helper {
         /// How often.
         count: u32,
     },
+    /// Writes one of two texts to a file, in turn, resting between.
+    #[command(hide = true)]
+    Resizes {
+        /// The file.
+        file: PathBuf,
+        /// The first text.
+        one: String,
+        /// The second.
+        other: String,
+        /// How often.
+        count: u32,
+    },
     /// Forks, executes and waits again and again, and prints how long that took in nanoseconds.
     #[command(hide = true)]
     Forks {
@@ -103,6 +115,7 @@ fn run() -> Result<()> {
         Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Writes { count }) => workload::writes(count),
+        Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
         None => measure(&arguments),
     }

@@ -1,5 +1,8 @@
 //! What containers and their neighbours do while kwitness is measured. Each is this executable, started again.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,17 @@ pub(crate) fn forks(count: u32) -> Result<()> {
         ensure!(status.success(), "{TINY} true: {status}");
     }
     println!("{}", began.elapsed().as_nanos());
+    Ok(())
+}
+
+/// Rests, and writes one of two texts to a file, in turn, `count` times.
+pub(crate) fn resizes(file: &Path, texts: [&str; 2], count: u32) -> Result<()> {
+    for text in texts.into_iter().cycle().take(count as usize) {
+        std::thread::sleep(TICK);
+        let mut limit =
+            File::options().write(true).open(file).with_context(|| format!("open {}", file.display()))?;
+        limit.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", file.display()))?;
+    }
     Ok(())
 }
 
