@@ -13,9 +13,10 @@ use kwitness_tests::process::Managed;
 use kwitness_tests::proxy::Proxy;
 use kwitness_tests::registry::Registry;
 
+use crate::benchmark;
 use crate::report::{self, Report};
 
-const LIMIT: Duration = Duration::from_secs(240);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 /// Those that a runtime must pass to be called conformant.
 const CONFORMANCE: &str = r"\[Conformance\]";
 /// Fewer than that have passed only if something is wrong with the node.
@@ -29,18 +30,23 @@ const KNOWN: &[(&str, &str)] = &[
     ("OOMKilled", "on hybrid cgroups containerd 1.7 reports `Error` now and then"),
 ];
 
-/// A run of critest at a socket; `focus` is a regular expression.
-fn critest(bed: &Bed, directory: &Path, socket: &Path, focus: Option<&str>) -> Result<Report> {
-    let began = Instant::now();
-    let report = directory.join("report.json");
+/// critest at a socket.
+pub(crate) fn command(bed: &Bed, directory: &Path, socket: &Path) -> Command {
     let mut command = Command::new(bed.environment.job.join("bin/critest"));
     for kind in ["runtime", "image"] {
         command.arg(format!("-{kind}-endpoint=unix://{}", socket.display()));
     }
-    command.args(["-ginkgo.no-color", "-ginkgo.seed=1"]);
+    command.args(["-ginkgo.no-color", "-ginkgo.seed=1"]).current_dir(directory);
+    command
+}
+
+/// A run of critest at a socket; `focus` is a regular expression.
+fn critest(bed: &Bed, directory: &Path, socket: &Path, focus: Option<&str>) -> Result<Report> {
+    let began = Instant::now();
+    let report = directory.join("report.json");
+    let mut command = command(bed, directory, socket);
     command.arg(format!("-ginkgo.json-report={}", report.display()));
     command.args(focus.map(|focus| format!("-ginkgo.focus={focus}")));
-    command.current_dir(directory);
     let log = directory.join("critest.log");
     let mut process = Managed::spawn("critest", command, &log)?;
     // Its status says whether a test failed; which, the report does.
@@ -119,5 +125,5 @@ fn compare(bed: &Bed, proxy: &Path) -> Result<()> {
         let states = (again.0.get(name), again.1.get(name));
         ensure!(states.0 == states.1, "straight and through the proxy {states:?}: {name}");
     }
-    Ok(())
+    if long { benchmark::print(bed, directory.path(), proxy) } else { Ok(()) }
 }

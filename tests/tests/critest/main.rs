@@ -1,5 +1,6 @@
 //! critest, the suite that judges container runtimes, straight at a real containerd and through the proxy: the same tests pass and fail.
 
+mod benchmark;
 mod compare;
 mod report;
 
