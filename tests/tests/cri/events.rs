@@ -14,7 +14,7 @@ use kwitness_tests::process;
 use kwitness_tests::proxy::Proxy;
 use tonic::Streaming;
 
-use crate::with_proxy;
+use crate::{with_daemon, with_proxy};
 
 /// Rounds of restarts; of three, two restart the daemon and two the runtime.
 const RESTARTS: usize = 30;
@@ -144,15 +144,8 @@ pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
     bed: &Bed,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let mut agent = Agent::start(&bed.environment, &[]).await?;
-        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
-        let told = restarts(node, &mut agent, &proxy, combination).await;
-        told.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
-        proxy.stop()?;
-        agent.stop()
-    })
-    .await
+    with_daemon(bed, combination, async |node, agent, proxy| restarts(node, agent, proxy, combination).await)
+        .await
 }
 
 async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {

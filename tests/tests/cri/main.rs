@@ -9,7 +9,8 @@ mod stalled;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use kwitness_tests::agent::Agent;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{Node, containerd_version};
@@ -60,6 +61,23 @@ async fn with_proxy(
             Ok(()) => proxy.stop(),
             Err(error) => Err(error.context(proxy.log_tail())),
         }
+    })
+    .await
+}
+
+/// A node, a daemon, and a proxy before it; a failure is told with the ends of both logs.
+async fn with_daemon(
+    bed: &Bed,
+    combination: Combination,
+    body: impl AsyncFnOnce(&mut Node, &mut Agent, &Proxy) -> Result<()>,
+) -> Result<()> {
+    bed.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&bed.environment, &[]).await?;
+        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+        let done = body(node, &mut agent, &proxy).await;
+        done.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
+        proxy.stop()?;
+        agent.stop()
     })
     .await
 }

@@ -14,6 +14,8 @@ use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process::wait_for;
 use kwitness_tests::proxy::Proxy;
 
+use crate::with_daemon;
+
 /// Far more than a request takes to be known.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Updates that are timed, each way.
@@ -66,15 +68,8 @@ pub(crate) async fn the_daemon_knows_what_was_asked_for_and_when(
     bed: &Bed,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let mut agent = Agent::start(&bed.environment, &[]).await?;
-        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
-        let told = tell(node, &mut agent, &proxy, combination).await;
-        told.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
-        proxy.stop()?;
-        agent.stop()
-    })
-    .await
+    with_daemon(bed, combination, async |node, agent, proxy| tell(node, agent, proxy, combination).await)
+        .await
 }
 
 async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {

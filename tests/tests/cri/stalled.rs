@@ -15,6 +15,8 @@ use kwitness_tests::proxy::Proxy;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
+use crate::with_daemon;
+
 /// How long they do not read, unless `KWITNESS_STALL_SECONDS` says otherwise.
 const STALL: u64 = 15;
 /// The storm that it is compared with, in which everybody reads.
@@ -83,13 +85,8 @@ pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
     bed: &Bed,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let agent = Agent::start(&bed.environment, &[]).await?;
-        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
-        let seen = stall(node, &agent, &proxy, combination).await;
-        seen.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
-        proxy.stop()?;
-        agent.stop()?;
+    with_daemon(bed, combination, async |node, agent, proxy| {
+        stall(node, agent, proxy, combination).await?;
         // containerd 1.7 keeps the events that nobody took for its next subscriber: these are more than a test can take.
         node.stop_containerd()?;
         node.start_containerd().await
