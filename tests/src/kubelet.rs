@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use crate::cgroup;
 use crate::control_plane::ControlPlane;
 use crate::environment::Environment;
+use crate::node::Node;
 use crate::pod::APP_IMAGE;
 use crate::process::{self, Managed, wait_for};
 
@@ -151,6 +152,12 @@ impl Kubelet {
 
     fn manifest(&self, name: &str) -> PathBuf {
         self.directory.path().join("manifests").join(format!("{name}.yaml"))
+    }
+
+    /// Ends it, and then what it ran: before that it would start again what is removed, and its cgroups can be removed after it only.
+    pub async fn retire(mut self, node: &mut Node) -> Result<()> {
+        self.stop()?;
+        node.remove_all_pods().await
     }
 
     /// Ends it; pods run on.

@@ -21,7 +21,7 @@ use kwitness_tests::kubelet::Pleg;
 use kwitness_tests::process::{Managed, wait_for};
 use serde_json::{Value, json};
 
-use crate::join::{Cluster, SOON, with_cluster};
+use crate::join::{Cluster, SOON, Way, with_cluster};
 use crate::timeline::{Teller, Timeline};
 
 const PATCH: &str = r#"{"spec":{"containers":[{"name":"main","resources":
@@ -38,13 +38,13 @@ pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
     let began = Instant::now();
     let api = ControlPlane::start(&bed.environment).await?;
     println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
-    for pleg in [Pleg::Evented, Pleg::Generic] {
+    for (name, pleg, way) in [
+        ("evented", Pleg::Evented, Way::Proxy),
+        ("straight", Pleg::Evented, Way::Straight),
+        ("generic", Pleg::Generic, Way::Proxy),
+    ] {
         let timeline = Timeline::default();
-        let name = match pleg {
-            Pleg::Evented => "evented",
-            Pleg::Generic => "generic",
-        };
-        let done = with_cluster(bed, combination, &api, pleg, async |cluster| {
+        let done = with_cluster(bed, combination, &api, (pleg, way), async |cluster| {
             let id = cluster.pod(name).await?;
             follow(cluster, name, &id, &timeline).await?;
             if pleg == Pleg::Evented {
@@ -53,7 +53,8 @@ pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
             cluster.api.run(&["delete", "pod", name, "--force", "--grace-period=0", "--wait=false"]).map(drop)
         })
         .await;
-        timeline.print(&format!("\n{name} PLEG, {:.0} s after the start", began.elapsed().as_secs_f64()));
+        let since = began.elapsed().as_secs_f64();
+        timeline.print(&format!("\n{name}: {pleg:?} PLEG, {way:?}, {since:.0} s after the start"));
         done?;
     }
     Ok(())

@@ -45,14 +45,11 @@ async fn with_kubelet(
     bed.with_node(combination.driver, async |node| {
         let mut agent = Agent::start(&bed.environment, &[]).await?;
         let mut proxy = Proxy::activated(&bed.environment, agent.socket())?;
-        let mut kubelet = Kubelet::start(&bed.environment, proxy.socket(), Pleg::Evented).await?;
+        let kubelet = Kubelet::start(&bed.environment, proxy.socket(), Pleg::Evented).await?;
         let done = body(node, &mut agent, &mut proxy, &kubelet).await;
         let done = done.with_context(|| kubelet.log_tail()).with_context(|| proxy.log_tail());
         let done = done.with_context(|| agent.log_tail());
-        // Nobody else may start what is to be removed, and its cgroups are removed after it.
-        kubelet.stop()?;
-        node.remove_all_pods().await?;
-        drop(kubelet);
+        kubelet.retire(node).await?;
         done?;
         proxy.stop()?;
         agent.stop()

@@ -34,7 +34,7 @@ const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
-const APART: &[&str] = &["runtime"];
+const APART: &[&str] = &["runtime", "cluster"];
 /// After this long a place is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].

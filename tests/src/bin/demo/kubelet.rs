@@ -30,20 +30,16 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
 
     tokio::time::sleep(pause).await;
     stage::say("A kubelet with the generic PLEG, straight on containerd: it asks what runs, every second.");
-    let mut asking = Kubelet::start(environment, CONTAINERD_SOCKET.as_ref(), Pleg::Generic).await?;
+    let asking = Kubelet::start(environment, CONTAINERD_SOCKET.as_ref(), Pleg::Generic).await?;
     let asked = crashes(&node, &asking).await.with_context(|| asking.log_tail())?;
-    asking.stop()?;
-    node.remove_all_pods().await?;
-    drop(asking);
+    asking.retire(&mut node).await?;
 
     tokio::time::sleep(pause).await;
     stage::say("A kubelet with the Evented PLEG, on the proxy: kwitness tells it.");
-    let mut told = Kubelet::start(environment, proxy.socket(), Pleg::Evented).await?;
+    let told = Kubelet::start(environment, proxy.socket(), Pleg::Evented).await?;
     let on_events = crashes(&node, &told).await.with_context(|| told.log_tail())?;
     let in_use = told.check_events_in_use().await;
-    told.stop()?;
-    node.remove_all_pods().await?;
-    drop(told);
+    told.retire(&mut node).await?;
     proxy.stop()?;
     agent.stop()?;
     node.shutdown().await?;
