@@ -17,8 +17,10 @@ use tonic::{Code, Status, Streaming};
 
 use crate::with_daemon;
 
-/// How long they do not read, unless `KWITNESS_STALL_SECONDS` says otherwise.
-const STALL: u64 = 15;
+/// How long they do not read.
+const STALL: Duration = Duration::from_secs(15);
+/// With `--long`.
+const STALL_LONG: Duration = Duration::from_secs(60);
 /// The storm that it is compared with, in which everybody reads.
 const CALM: Duration = Duration::from_secs(5);
 /// Labels of the storm's pods, and bytes of each: they are in every event, so that 16 MiB of events come together in time. containerd
@@ -95,8 +97,7 @@ pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
 }
 
 async fn stall(node: &Node, agent: &Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
-    let seconds = std::env::var("KWITNESS_STALL_SECONDS").ok().map(|seconds| seconds.parse());
-    let time = Duration::from_secs(seconds.transpose().context("KWITNESS_STALL_SECONDS")?.unwrap_or(STALL));
+    let time = if std::env::var_os("KWITNESS_LONG").is_some() { STALL_LONG } else { STALL };
     let through = Cri::connect(proxy.socket()).await?;
     let mut quick = Vec::new();
     for socket in [proxy.socket(), proxy.socket(), agent.socket()] {

@@ -60,7 +60,7 @@ pub struct Test {
     /// Only tests whose name has this in it
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Also what takes long: all of critest, not its conformance tests only
+    /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute
     #[arg(long)]
     long: bool,
 }
