@@ -1,6 +1,6 @@
 //! `kubectl patch --subresource resize`, and what becomes of it: as the API tells, as the kernel has it, as kwitness judges.
 //!
-//! A kubelet 1.36 with the Evented PLEG tells `ResizeCompleted` before it has written anything. The verdict must not follow it.
+//! Whatever the API says of a resize, and when: the verdict must not follow it, but the kernel.
 
 use std::collections::BTreeMap;
 use std::fs;

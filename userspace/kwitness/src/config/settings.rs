@@ -130,7 +130,7 @@ pub const SETTINGS: &[Setting] = &[
         expects: "true or false",
         default: Some("false"),
         doc: "Where no program may be at the kernel's function behind limit writes (lockdown), look at every write(2) of the node \
-              instead: then refused writes are seen, too. It takes about half a microsecond of each.",
+              instead: then refused writes are seen, too. Each then takes about an eighth longer.",
         apply: |config, value| {
             config.probe.syscalls = value.as_bool().ok_or("it is neither")?;
             Ok(())

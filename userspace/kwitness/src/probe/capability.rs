@@ -131,8 +131,8 @@ impl Reason {
         match self {
             Self::Excluded => "remove the exclusion from the configuration",
             Self::NotAskedFor => {
-                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about half a \
-                 microsecond more"
+                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about an \
+                 eighth longer"
             }
             Self::MissingFields(_) => {
                 "this kernel's structures are not known to this release: report it with the kernel's version"
