@@ -4,7 +4,10 @@
 
 use std::ops::AddAssign;
 
-/// How many tests passed and failed, and what failed without a test to name.
+/// Lines that are quoted of a runner: of its account of what failed the first, without one its last.
+const QUOTED: usize = 200;
+
+/// How many tests passed and failed, and what the runners said of those that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
@@ -13,12 +16,16 @@ pub struct Tally {
     pub failed: u64,
     /// What failed beside the tests.
     pub reasons: Vec<String>,
+    /// The names of the tests that failed, as far as the runner told them.
+    pub names: Vec<String>,
+    /// From each runner with a failure, what a person wants to read of its output.
+    pub quotes: Vec<String>,
 }
 
 impl Tally {
     /// A failure that is not one of a test.
     pub fn failure(reason: impl Into<String>) -> Self {
-        Self { passed: 0, failed: 1, reasons: vec![reason.into()] }
+        Self { failed: 1, reasons: vec![reason.into()], ..Self::default() }
     }
 }
 
@@ -27,6 +34,8 @@ impl AddAssign for Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.reasons.extend(other.reasons);
+        self.names.extend(other.names);
+        self.quotes.extend(other.quotes);
     }
 }
 
@@ -76,7 +85,47 @@ pub fn this(name: &str, output: &str, status: Option<i32>) -> Tally {
         }
         Some(_) => {}
     }
+    if tally.failed > 0 {
+        let accounts = accounts(output);
+        tally.names = accounts.iter().flat_map(|account| names(account)).collect();
+        let quote = if accounts.is_empty() {
+            let lines: Vec<_> = output.lines().collect();
+            lines[lines.len().saturating_sub(QUOTED)..].to_vec()
+        } else {
+            accounts.concat()
+        };
+        let left_out = quote.len().saturating_sub(QUOTED);
+        let mut text = format!("{name}:\n{}", quote[..quote.len() - left_out].join("\n"));
+        if left_out > 0 {
+            text += &format!("\n({left_out} more lines of this in the log)");
+        }
+        tally.quotes.push(text);
+    }
     tally
+}
+
+/// What the runners in this output tell of their failures: from a line `failures:` to the one with the result.
+fn accounts(output: &str) -> Vec<Vec<&str>> {
+    let mut accounts: Vec<Vec<&str>> = Vec::new();
+    let mut within = false;
+    for line in output.lines() {
+        if line.contains("test result: ") {
+            within = false;
+        } else if line == "failures:" && !within {
+            within = true;
+            accounts.push(Vec::new());
+        }
+        if let (true, Some(account)) = (within, accounts.last_mut()) {
+            account.push(line);
+        }
+    }
+    accounts
+}
+
+/// The names at the end of such an account, indented below a second line `failures:`.
+fn names(account: &[&str]) -> Vec<String> {
+    let list = account.rsplit(|line| *line == "failures:").next().unwrap_or_default();
+    list.iter().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
 }
 
 /// What a runner says of its tests.
@@ -123,7 +172,7 @@ mod tests {
     fn results_of_all_targets_are_summed() {
         let output = format!("{BEGIN}a\n{OK}\n{END}0\n{BEGIN}b\n{FAILED}\n{END}101\n");
         let tally = job(&output, &targets(&["a", "b"]));
-        assert_eq!(tally, Tally { passed: 4, failed: 2, reasons: Vec::new() });
+        assert_eq!((tally.passed, tally.failed, &tally.reasons[..]), (4, 2, &[][..]));
         assert_eq!(closing(&tally), "4 passed, 2 failed");
     }
 
@@ -148,6 +197,26 @@ mod tests {
     #[test]
     fn runners_within_one_output_are_all_counted() {
         let tally = this("unit", &format!("{OK}\n{OK}\n{OK}"), Some(0));
-        assert_eq!(tally, Tally { passed: 9, failed: 0, reasons: Vec::new() });
+        assert_eq!(tally, Tally { passed: 9, ..Tally::default() });
+    }
+
+    #[test]
+    fn what_failed_is_quoted_whichever_target_it_was_in() {
+        let failing = "running 2 tests\ntest one ... FAILED\ntest two ... ok\n\nfailures:\n\n---- one ----\nfailures: 7\n  because: it rained\n\n\nfailures:\n    one\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n";
+        let output =
+            format!("{BEGIN}a\n{failing}{END}101\n{BEGIN}b\n{OK}\n{END}0\n{BEGIN}c\nkilled\n{END}137\n");
+        let tally = job(&output, &targets(&["a", "b", "c"]));
+        assert_eq!((tally.failed, &tally.names[..]), (2, &["one".to_owned()][..]));
+        let [a, c] = &tally.quotes[..] else { panic!("{:?}", tally.quotes) };
+        assert!(a.starts_with("a:\nfailures:") && a.contains("it rained") && !a.contains("test two"), "{a}");
+        assert_eq!(c, "c:\nkilled");
+    }
+
+    #[test]
+    fn a_long_account_is_cut_and_says_so() {
+        let long = "line\n".repeat(QUOTED + 6);
+        let output = format!("failures:\n{long}test result: FAILED. 1 passed; 1 failed; 0 ignored\n");
+        let tally = this("a", &output, Some(101));
+        assert!(tally.quotes[0].ends_with("line\n(7 more lines of this in the log)"), "{:?}", tally.quotes);
     }
 }

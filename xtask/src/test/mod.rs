@@ -39,7 +39,7 @@ const APART: &[&str] = &["runtime", "cluster"];
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
 const GUEST_LIMIT: Duration = Duration::from_secs(1800);
-/// Lines of a log that a failure shows.
+/// Lines of a log that are shown of a place that failed without a test to quote.
 const TAIL: usize = 60;
 
 /// What to test.
@@ -330,7 +330,7 @@ fn script(targets: &[String], filter: Option<&str>) -> String {
     script
 }
 
-/// Runs one place with its log, and shows the end of that if something failed.
+/// Runs one place with its log, and shows what that says of a failure.
 fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Row {
     if signals::caught() {
         return Row { name: name.to_owned(), tally: Tally::failure("interrupted"), time: Duration::ZERO };
@@ -351,7 +351,12 @@ fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Ro
         for reason in &tally.reasons {
             eprintln!("     {reason}");
         }
-        eprintln!("---- the end of {} ----\n{}\n----", log.display(), run::tail(&log, TAIL));
+        for quote in &tally.quotes {
+            eprintln!("---- {quote}\n----");
+        }
+        if tally.quotes.is_empty() {
+            eprintln!("---- the end of {} ----\n{}\n----", log.display(), run::tail(&log, TAIL));
+        }
     }
     Row { name: name.to_owned(), tally, time }
 }
@@ -363,6 +368,9 @@ fn print(rows: &[Row]) -> Tally {
     for row in rows {
         let time = step::seconds(row.time);
         println!("{:<32} {:>7} {:>7} {:>9}", row.name, row.tally.passed, row.tally.failed, time.trim());
+        for name in &row.tally.names {
+            println!("    {name}");
+        }
         for reason in &row.tally.reasons {
             println!("    {}", reason.lines().next().unwrap_or_default());
         }
