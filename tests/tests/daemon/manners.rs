@@ -6,9 +6,10 @@ use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::v1::{Basis, GapCause, event};
+use kwitness::proto::v1::{Basis, Event, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;
+use kwitness_tests::events::{self, Seen};
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::process::wait_for;
@@ -136,8 +137,6 @@ pub(crate) async fn too_many_watchers(bed: &Bed) -> Result<()> {
     .await
 }
 
-/// More cgroups at once than the smallest ring holds: each is told of or counted as lost, and in the end the daemon knows
-/// them all.
 pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
     let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
     for (level, logs) in [("off", false), ("warn", false), ("debug", true)] {
@@ -165,6 +164,8 @@ pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// More cgroups at once than the smallest ring holds: each is told of or counted as lost, and in the end the daemon knows
+/// them all.
 pub(crate) async fn a_loss_is_told_and_repaired(bed: &Bed) -> Result<()> {
     const CONTAINERS: usize = 1500;
     let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
@@ -174,28 +175,25 @@ pub(crate) async fn a_loss_is_told_and_repaired(bed: &Bed) -> Result<()> {
     bed.with_agent(&["kernel.lifecycle_ring=4KiB"], async |agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let containers = (0..CONTAINERS).map(|_| kubepods.container_of(&pod)).collect::<Result<Vec<_>>>()?;
-        let resynced = |seen: &kwitness_tests::events::Seen| {
-            let last = |wanted: &str| {
-                seen.0.iter().rposition(|received| kwitness_tests::events::kind(&received.event) == wanted)
-            };
-            last("resynced") > last("gap") && last("gap").is_some()
+        // A repair may come early, and be followed by more containers, lost ones among them.
+        let complete = |seen: &Seen| {
+            let last =
+                |wanted: &str| seen.0.iter().rposition(|received| events::kind(&received.event) == wanted);
+            let is_repaired = last("gap").is_some() && last("resynced") > last("gap");
+            is_repaired && (made(seen, Basis::CgroupMkdir) + lost(seen)) >= CONTAINERS as u64
         };
-        let seen = watcher.wait_until("the gap and the repair", resynced).await?;
+        let seen = watcher.wait_until("each container, or its loss and the repair", complete).await?;
         seen.check_unbroken()?;
-        let mut lost = 0;
         for event in seen.events() {
             if let Some(event::Kind::Gap(gap)) = &event.kind {
                 ensure!(gap.cause() == GapCause::RingFull, "{gap:?}");
-                lost += gap.lost.get("cgroup_mkdir").context("a gap without a lost cgroup_mkdir")?;
+                ensure!(gap.lost.contains_key("cgroup_mkdir"), "{gap:?}");
             }
         }
-        let of_basis = |wanted: Basis| {
-            let created = seen.events().filter(|event| matches!(event.kind, Some(event::Kind::Created(_))));
-            created.filter(|event| event.basis() == wanted).count()
-        };
-        let (told, repaired) = (of_basis(Basis::CgroupMkdir), of_basis(Basis::RepairScan));
-        ensure!(told as u64 + lost == CONTAINERS as u64, "{told} told and {lost} lost of {CONTAINERS}");
-        ensure!(repaired as u64 == lost, "{repaired} repaired of {lost} lost");
+        let (told, repaired) = (made(&seen, Basis::CgroupMkdir), made(&seen, Basis::RepairScan));
+        let lost = lost(&seen);
+        ensure!(told + lost == CONTAINERS as u64, "{told} told and {lost} lost of {CONTAINERS}");
+        ensure!(repaired == lost, "{repaired} repaired of {lost} lost");
         let status = agent.status().await?;
         ensure!(status.lost.get("ring_full/cgroup_mkdir") == Some(&lost), "{:?} is not {lost}", status.lost);
         ensure!(agent.list().await?.containers.len() == CONTAINERS + 1, "the list is not complete");
@@ -203,4 +201,19 @@ pub(crate) async fn a_loss_is_told_and_repaired(bed: &Bed) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Containers whose making was told on that basis.
+fn made(seen: &Seen, basis: Basis) -> u64 {
+    let created = seen.events().filter(|event| matches!(event.kind, Some(event::Kind::Created(_))));
+    created.filter(|event| event.basis() == basis).count() as u64
+}
+
+/// Makings of cgroups that were counted as lost.
+fn lost(seen: &Seen) -> u64 {
+    let of_gap = |event: &Event| match &event.kind {
+        Some(event::Kind::Gap(gap)) => gap.lost.get("cgroup_mkdir").copied(),
+        _ => None,
+    };
+    seen.events().filter_map(of_gap).sum()
 }
