@@ -9,8 +9,7 @@
 //! | shares | weight = 1 + (shares - 2) * 9999 / 262142 | the old formula: runc before 1.3.2, crun before 1.23, the kubelet for pods and classes to 1.36 |
 //! | | or weight = ceil(10^((L² + 125 L) / 612 - 7/34)), L = log2(shares) | the new formula: opencontainers/cgroups 0.0.3 (`ConvertCPUSharesToCgroupV2Value`), crun 1.23 |
 //! | memory limit, bytes | the same, rounded down to the page | kernel `mm/page_counter.c`, `page_counter_memparse` |
-//! | memory and swap together, bytes | `memory.swap.max` = that - memory | opencontainers/cgroups, `ConvertMemorySwapToCgroupV2Value` |
-//! | memory request and limit under MemoryQoS | `memory.high` = request + 0.9 * (limit - request), rounded down to the page | kubelet `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`, KEP-2570 |
+//! | `unified["memory.swap.max"]`, `unified["memory.high"]`, bytes | the same, rounded down to the page | OCI runtime-spec, `linux.resources.unified`; the kubelet has worked them out by then: swap in `configureContainerSwapResources`, MemoryQoS (KEP-2570) in `generateLinuxContainerResources`, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go` |
 //! | a pod's containers | the sum; no limit at all if one of them has none | kubelet, `ResourceConfigForPod` |
 
 use serde::{Deserialize, Serialize};
@@ -117,20 +116,6 @@ pub fn new_weight(shares: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to 10000")]
     let weight = 10_f64.powf(exponent).ceil() as u64;
     weight
-}
-
-/// `memory.swap.max` of CRI's limit for memory and swap together; none: the limit says nothing of swap, or is smaller than
-/// that for memory alone.
-pub fn swap_alone(memory_and_swap: u64, memory: u64) -> Option<u64> {
-    memory_and_swap.checked_sub(memory)
-}
-
-/// `memory.high` under MemoryQoS, with its factor in thousandths (`memoryThrottlingFactor`, 900 by default); none: request and
-/// limit are the same, and nothing is throttled.
-pub fn memory_high(request: u64, limit: u64, factor: u64, page: u64) -> Option<u64> {
-    let room = limit.checked_sub(request).filter(|room| *room > 0)?;
-    let high = u128::from(request) + u128::from(room) * u128::from(factor) / 1000;
-    u64::try_from(high).ok().map(|high| down_to_page(high, page))
 }
 
 /// The kernel counts memory in pages.
@@ -270,10 +255,7 @@ mod tests {
         assert_eq!(sum([]), None);
         assert_eq!(sum([Bound::At(u64::MAX), Bound::At(1)]), Some(Bound::At(u64::MAX)));
         assert_eq!(sum([Bound::At(1), Bound::Unlimited]), Some(Bound::Unlimited));
-        assert_eq!(swap_alone(100, 200), None);
         assert_eq!(down_to_page(5000, 0), 5000);
-        assert_eq!(memory_high(100 << 20, 200 << 20, 900, PAGE), Some(190 << 20));
-        assert_eq!(memory_high(100, 100, 900, PAGE), None);
     }
 
     #[test]

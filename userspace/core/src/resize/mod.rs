@@ -51,13 +51,15 @@ pub enum Resource {
     CpuWeight,
     /// Memory: `memory.max`.
     Memory,
+    /// Memory from which on whoever takes more is slowed down: `memory.high`.
+    MemoryHigh,
     /// Swap: `memory.swap.max`.
     Swap,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::Swap];
+    pub const ALL: [Self; 5] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::MemoryHigh, Self::Swap];
 
     /// The file that says it.
     pub const fn file(self) -> Knob {
@@ -65,6 +67,7 @@ impl Resource {
             Self::Cpu => Knob::CpuMax,
             Self::CpuWeight => Knob::CpuWeight,
             Self::Memory => Knob::MemoryMax,
+            Self::MemoryHigh => Knob::MemoryHigh,
             Self::Swap => Knob::MemorySwapMax,
         }
     }

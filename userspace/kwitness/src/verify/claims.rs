@@ -16,14 +16,14 @@ pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTim
 
 /// What a container should have, as a request to the container runtime said.
 pub(super) fn of_request(resources: &v1::CriResources, at: KernelTime) -> Vec<About> {
-    let v1::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, memory_swap_max } =
-        resources;
+    let v1::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, .. } = resources;
+    let unified = [(SWAP, &resources.memory_swap_max), (HIGH, &resources.memory_high)];
     let resources = cri::LinuxContainerResources {
         cpu_period: *cpu_period,
         cpu_quota: *cpu_quota,
         cpu_shares: *cpu_shares,
         memory_limit_in_bytes: *memory_limit_in_bytes,
-        unified: [(SWAP.to_owned(), memory_swap_max.clone())].into(),
+        unified: unified.map(|(key, text)| (key.to_owned(), text.clone())).into(),
     };
     of_cri(&resources, Source::CriRequest, at)
 }
@@ -43,8 +43,18 @@ pub(super) fn of_pod_request(resources: &v1::CriResources, at: KernelTime) -> Ve
     of_request(resources, at).into_iter().filter_map(at_least).collect()
 }
 
-/// The key of `unified` that is judged.
+/// A key of `unified` that is judged.
 pub(crate) const SWAP: &str = "memory.swap.max";
+/// Another.
+pub(crate) const HIGH: &str = "memory.high";
+
+/// What one of them says.
+pub(super) fn unified_bound(text: &str) -> Option<Bound> {
+    match text {
+        "max" => Some(Bound::Unlimited),
+        number => number.parse().ok().map(Bound::At),
+    }
+}
 
 fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<About> {
     let claim = |resource, wanted| (resource, Claim { source, at, wanted });
@@ -64,8 +74,10 @@ fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTi
     if let Some(limit) = bound(resources.memory_limit_in_bytes) {
         claims.push(claim(Resource::Memory, Wanted::Memory(limit)));
     }
-    let swap = resources.unified.get(SWAP).and_then(|text| text.parse().ok());
-    claims.extend(swap.map(|bytes| claim(Resource::Swap, Wanted::Memory(Bound::At(bytes)))));
+    for (key, resource) in [(HIGH, Resource::MemoryHigh), (SWAP, Resource::Swap)] {
+        let bound = resources.unified.get(key).and_then(|text| unified_bound(text));
+        claims.extend(bound.map(|bound| claim(resource, Wanted::Memory(bound))));
+    }
     claims
 }
 
@@ -145,7 +157,9 @@ mod tests {
         assert_eq!(of_runtime(&resources(0, 0), AT), []);
         let all = cri::LinuxContainerResources {
             cpu_shares: 256,
-            unified: [("memory.swap.max".to_owned(), "0".to_owned())].into(),
+            unified: [("memory.swap.max", "0"), ("memory.high", "max"), ("memory.low", "7")]
+                .map(|(key, text)| (key.to_owned(), text.to_owned()))
+                .into(),
             ..resources(-1, 4096)
         };
         assert_eq!(
@@ -154,6 +168,7 @@ mod tests {
                 (Resource::Cpu, Wanted::Quota(cpu(Bound::Unlimited))),
                 (Resource::CpuWeight, Wanted::Shares(256)),
                 (Resource::Memory, Wanted::Memory(Bound::At(4096))),
+                (Resource::MemoryHigh, Wanted::Memory(Bound::Unlimited)),
                 (Resource::Swap, Wanted::Memory(Bound::At(0))),
             ]
         );
@@ -167,6 +182,7 @@ mod tests {
             cpu_shares: 512,
             memory_limit_in_bytes: 4096,
             memory_swap_max: "0".to_owned(),
+            memory_high: "2048".to_owned(),
         };
         let claims = of_request(&request, AT);
         assert!(claims.iter().all(|(_, claim)| claim.source == Source::CriRequest && claim.at == AT));
@@ -176,6 +192,7 @@ mod tests {
                 (Resource::Cpu, Wanted::Quota(cpu(Bound::At(50_000)))),
                 (Resource::CpuWeight, Wanted::Shares(512)),
                 (Resource::Memory, Wanted::Memory(Bound::At(4096))),
+                (Resource::MemoryHigh, Wanted::Memory(Bound::At(2048))),
                 (Resource::Swap, Wanted::Memory(Bound::At(0))),
             ]
         );

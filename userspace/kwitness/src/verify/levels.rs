@@ -49,7 +49,8 @@ pub(super) fn read(cgroups: &CgroupFs, path: &str, id: CgroupId, resource: Resou
     let usage = match resource {
         Resource::Memory => number(&directory(path).join("memory.current")),
         Resource::Swap => number(&directory(path).join("memory.swap.current")),
-        Resource::Cpu | Resource::CpuWeight => None,
+        // More than `memory.high` is how that limit works: whoever takes it is slowed down.
+        Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
     };
     Levels { levels, own, usage }
 }

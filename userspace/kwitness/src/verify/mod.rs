@@ -38,7 +38,7 @@ use crate::proto::{cri, v1};
 use claims::About;
 use kubelet::Checkpoint;
 
-pub(crate) use claims::SWAP;
+pub(crate) use claims::{HIGH, SWAP};
 pub use requests::{Malformed, Requests};
 pub use standing::{Touched, TouchedSender, touched};
 

@@ -115,7 +115,7 @@ impl Watched {
                 let text = read_text(&self.directory.join("memory.events")).unwrap_or_default();
                 Counters { reached: line(&text, "max"), ..Counters::default() }
             }
-            Resource::CpuWeight | Resource::Swap => Counters::default(),
+            Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => Counters::default(),
         }
     }
 }

@@ -157,8 +157,10 @@ fn check(request: &mut v1::CriRequest, now: KernelTime) -> Result<v1::CriResourc
         return Err(Malformed::Time);
     }
     let resources = request.resources.as_mut().ok_or(Malformed::Resources)?;
-    if resources.memory_swap_max.parse::<u64>().is_err() {
-        resources.memory_swap_max = String::new();
+    for text in [&mut resources.memory_swap_max, &mut resources.memory_high] {
+        if claims::unified_bound(text).is_none() {
+            text.clear();
+        }
     }
     Ok(resources.clone())
 }
@@ -247,8 +249,11 @@ mod tests {
         }
         assert_eq!(requests.counters()["cri_requests_malformed"], 8);
         assert_eq!(requests.counters()["cri_requests_told"], 0);
-        let swap = "9".repeat(1000);
-        let resources = Some(v1::CriResources { memory_swap_max: swap, ..Default::default() });
+        let resources = Some(v1::CriResources {
+            memory_swap_max: "9".repeat(1000),
+            memory_high: "max, or so".to_owned(),
+            ..Default::default()
+        });
         requests.tell(v1::CriRequest { resources, ..good() }, NOW).unwrap();
         assert_eq!(requests.last("a").unwrap().resources, Some(v1::CriResources::default()));
     }

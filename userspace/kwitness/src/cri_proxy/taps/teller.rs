@@ -19,7 +19,7 @@ use super::{Call, First, Unusable};
 use crate::proto::cri;
 use crate::proto::v1::kwitness_client::KwitnessClient;
 use crate::proto::v1::{self, CriMethod};
-use crate::verify::SWAP;
+use crate::verify::{HIGH, SWAP};
 
 /// How long the daemon may take for one batch.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -179,5 +179,6 @@ fn resources(mut resources: cri::LinuxContainerResources) -> v1::CriResources {
         cpu_shares: resources.cpu_shares,
         memory_limit_in_bytes: resources.memory_limit_in_bytes,
         memory_swap_max: resources.unified.remove(SWAP).unwrap_or_default(),
+        memory_high: resources.unified.remove(HIGH).unwrap_or_default(),
     }
 }

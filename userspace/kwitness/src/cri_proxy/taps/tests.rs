@@ -74,7 +74,9 @@ fn resources() -> cri::LinuxContainerResources {
         cpu_quota: 50_000,
         cpu_shares: 512,
         memory_limit_in_bytes: 64 << 20,
-        unified: [("memory.swap.max".to_owned(), "0".to_owned()), ("x".to_owned(), "y".to_owned())].into(),
+        unified: [("memory.swap.max", "0"), ("memory.high", "33554432"), ("x", "y")]
+            .map(|(key, text)| (key.to_owned(), text.to_owned()))
+            .into(),
     }
 }
 
@@ -104,6 +106,7 @@ async fn limits_ids_times_and_status_are_told_and_nothing_else() {
         cpu_shares: 512,
         memory_limit_in_bytes: 64 << 20,
         memory_swap_max: "0".to_owned(),
+        memory_high: "33554432".to_owned(),
     };
     for (number, (path, message, method, id, code)) in [
         (UPDATE, update("a"), CriMethod::UpdateContainerResources, "a", Code::Ok),
