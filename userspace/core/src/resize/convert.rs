@@ -168,6 +168,17 @@ impl Wanted {
         }
     }
 
+    /// Whether a write of this is one of what was asked for, whatever the kernel says to it: a quota may be smaller than the
+    /// least that there is.
+    pub fn is_meant_by(self, value: &Value, page: u64) -> bool {
+        match (self, value) {
+            (Self::MilliCpu(milli), Value::Cpu(CpuMax { quota: Bound::At(quota), period })) if milli > 0 => {
+                *quota == quota_exact(milli, *period) || self.accepts(value, page).is_some()
+            }
+            _ => self.accepts(value, page).is_some(),
+        }
+    }
+
     /// What a file would say that is right to the letter; of a CPU limit, in the usual period.
     pub fn ideal(self) -> Value {
         match self {
@@ -268,6 +279,11 @@ mod tests {
         assert_eq!(is(Wanted::MilliCpu(417), quota(43_000)), None);
         assert_eq!(is(Wanted::MilliCpu(5), quota(1000)), Some(Tolerance::MinimumQuota));
         assert_eq!(is(Wanted::MilliCpu(10), quota(1000)), Some(Tolerance::Exact));
+        assert_eq!(is(Wanted::MilliCpu(5), quota(500)), None, "the kernel refuses it");
+        assert!(Wanted::MilliCpu(5).is_meant_by(&quota(500), PAGE));
+        assert!(Wanted::MilliCpu(5).is_meant_by(&quota(1000), PAGE));
+        assert!(!Wanted::MilliCpu(5).is_meant_by(&quota(600), PAGE));
+        assert!(Wanted::MilliCpu(417).is_meant_by(&quota(42_000), PAGE));
         let unlimited = Value::Cpu(CpuMax { quota: Bound::Unlimited, period: 7 });
         assert_eq!(is(Wanted::MilliCpu(0), unlimited.clone()), Some(Tolerance::Exact));
         assert_eq!(is(Wanted::MilliCpu(500), unlimited.clone()), None);

@@ -293,7 +293,7 @@ fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
     let of_claim = |attempt: &&Attempt| {
         let value =
             attempt.value.as_deref().and_then(|text| Value::parse(format, &written(format, text)).ok());
-        value.is_some_and(|value| claim.wanted.accepts(&value, case.page).is_some())
+        value.is_some_and(|value| claim.wanted.is_meant_by(&value, case.page))
     };
     let refused = case
         .attempts

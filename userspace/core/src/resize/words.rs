@@ -20,8 +20,8 @@ impl Verdict {
 }
 
 impl Judgement {
-    /// Why, in a sentence without a full stop.
-    pub fn reason(&self) -> String {
+    /// Why, in a sentence without a full stop. `errno_name` is what the system calls an error.
+    pub fn reason(&self, errno_name: fn(i32) -> String) -> String {
         let file = self.resource.file();
         let wanted =
             self.claim.map_or_else(|| "unknown".to_owned(), |claim| claim.wanted.ideal().to_string());
@@ -50,8 +50,9 @@ impl Judgement {
             Verdict::Pending { .. } => format!("{file} is still {}, not {wanted}", self.in_force),
             Verdict::Diverged => format!("{file} is {}, not {wanted}", self.in_force),
             Verdict::Rejected { value, errno, writer } => format!(
-                "the kernel refused the write of `{value}` to {file} by {} with errno {errno}; {file} is {}",
+                "the kernel refused the write of `{value}` to {file} by {} with {}; {file} is {}",
                 by(writer),
+                errno_name(*errno),
                 self.in_force
             ),
             Verdict::Shadowed { role, path, limit } => {

@@ -15,6 +15,11 @@ const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 const EINVAL: i32 = 22;
 
+/// What an error is called here.
+fn number(errno: i32) -> String {
+    errno.to_string()
+}
+
 /// A container's memory limit, in force at once at all levels, unless a test says otherwise.
 struct Bed {
     resource: Resource,
@@ -122,7 +127,7 @@ fn in_force_names_the_tolerance_and_the_effective_limit() {
         (&rounded.verdict, rounded.tolerance),
         (&Verdict::InForce, Some(Tolerance::RoundedToTenMilliseconds))
     );
-    assert!(rounded.reason().contains("rounded up by systemd"), "{}", rounded.reason());
+    assert!(rounded.reason(number).contains("rounded up by systemd"), "{}", rounded.reason(number));
 }
 
 #[test]
@@ -139,7 +144,7 @@ fn a_container_that_was_updated_and_a_pod_that_was_not() {
         }
     );
     assert_eq!(judgement.effective, Some((Value::Bound(Bound::At(32 * MIB)), "/kubepods/podu".into())));
-    assert!(judgement.reason().contains("the pod's cgroup /kubepods/podu allows only 33554432"));
+    assert!(judgement.reason(number).contains("the pod's cgroup /kubepods/podu allows only 33554432"));
 }
 
 #[test]
@@ -240,7 +245,7 @@ fn what_was_in_force_and_is_undone_is_reverted_by_somebody() {
     bed.attempts = vec![attempt("67108864", None, "runc"), attempt("max", None, "systemd")];
     let (judgement, changed) = bed.note();
     assert_eq!(judgement.verdict, Verdict::Reverted { writer: writer("systemd") });
-    assert!(changed && judgement.reason().contains("systemd (7)"), "{}", judgement.reason());
+    assert!(changed && judgement.reason(number).contains("systemd (7)"), "{}", judgement.reason(number));
     assert!(!bed.note().1, "once");
     // It is put right, and undone by one that nobody saw.
     bed.levels[0].reading = bytes(64 * MIB);
@@ -303,9 +308,9 @@ fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
     assert_eq!(judgement.verdict, Verdict::Diverged);
     assert_eq!(judgement.disagreeing, [Source::Runtime]);
     assert!(
-        judgement.reason().ends_with("the sources disagree: runtime want otherwise"),
+        judgement.reason(number).ends_with("the sources disagree: runtime want otherwise"),
         "{}",
-        judgement.reason()
+        judgement.reason(number)
     );
 
     let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000));
@@ -368,7 +373,7 @@ proptest! {
             page: PAGE,
         };
         let judgement = judge(&case, &Standing::default());
-        prop_assert!(!judgement.reason().is_empty());
+        prop_assert!(!judgement.reason(number).is_empty());
         let number = |reading: &Reading| match reading {
             Reading::Is(Value::Bound(Bound::At(bytes))) => Some(*bytes),
             _ => None,

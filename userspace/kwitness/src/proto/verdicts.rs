@@ -18,7 +18,7 @@ pub fn verdict(judged: &Judged, clock: Clock) -> v1::Verdict {
             pod: judged.pod.as_ref().map(pod),
         }),
         file: judgement.resource.file().to_string(),
-        reason: judgement.reason(),
+        reason: judgement.reason(errno_name),
         claims: judged.claims.iter().map(|of| claim(of, clock)).collect(),
         compared_with: judgement.claim.map_or(v1::Source::Unspecified, |claim| source(claim.source)).into(),
         disagreeing: judgement.disagreeing.iter().map(|of| source(*of).into()).collect(),
