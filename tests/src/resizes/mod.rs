@@ -26,8 +26,8 @@ use crate::node::Node;
 use crate::pod::{ContainerSpec, PodSpec, Qos, new_static_uid};
 use crate::process;
 
-/// At least so many resizes for each combination, and so many of them sabotaged.
-const STEPS: (usize, usize) = (40, 20);
+/// At least so many resizes for each combination; half of them are sabotaged.
+const STEPS: usize = 40;
 
 /// Plays all of it. `kubelet` is the directory in which the daemon looks for the kubelet's checkpoints.
 ///
@@ -51,8 +51,8 @@ pub async fn play(
     sources::checkpoints(node, agent, combination, kubelet, account).await?;
     account.part("A static pod, whose uid has no dashes.");
     static_pod(node, agent, combination, account).await?;
-    let done = (account.steps(), account.sabotaged());
-    ensure!(done.0 >= STEPS.0 && done.1 >= STEPS.1, "only {} steps, {} of them sabotaged", done.0, done.1);
+    let (steps, sabotaged) = (account.steps(), account.sabotaged());
+    ensure!(steps >= STEPS && 2 * sabotaged >= steps, "only {steps} steps, {sabotaged} of them sabotaged");
     Ok(())
 }
 
@@ -75,10 +75,15 @@ fn shares(shares: i64) -> cri::LinuxContainerResources {
 async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account: &mut Account) -> Result<()> {
     let pod = node.run_pod(&PodSpec::new("resized", combination.handler)?).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let id = node.run(&pod, &sleeper()).await?;
+    let mut spec = sleeper();
+    // As the kubelet's MemoryQoS has it.
+    let throttled = ("memory.high".to_owned(), (56 * MIB).to_string());
+    spec.resources.get_or_insert_default().unified.extend([throttled]);
+    let id = node.run(&pod, &spec).await?;
     let mut place = Place::new(node, agent, &pod, id.clone(), account).await?;
     let b = &mut place;
     b.in_force("memory as it was made", Limit::Memory(64 * MIB)).await?;
+    b.in_force("memory.high as it was made", Limit::High).await?;
     b.in_force("CPU as it was made", Limit::Cpu(500)).await?;
     b.in_force("weight as it was made", Limit::Weight).await?;
 
@@ -159,5 +164,11 @@ async fn static_pod(
     b.resize_pod(Limit::Memory(32 * MIB))?;
     b.now("a static pod that is smaller than its container", Limit::Memory(48 * MIB), VerdictKind::Shadowed)
         .await?;
+    let own = b.own.clone();
+    b.in_force("a static pod's quota", Limit::Cpu(500)).await?;
+    b.meddle(&own, "cpu.max", "max 100000")?;
+    b.now("a static pod's quota is undone", Limit::Cpu(500), VerdictKind::Reverted).await?;
+    b.meddle(&own, "memory.max", "max")?;
+    b.now("and its memory", Limit::Memory(48 * MIB), VerdictKind::Reverted).await?;
     node.remove_pod(&pod).await
 }

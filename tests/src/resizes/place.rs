@@ -44,14 +44,27 @@ pub(super) enum Limit {
     Cpu(u64),
     /// By the runtime's word.
     Weight,
+    /// The amount from which on memory is hard to get, likewise.
+    High,
 }
 
 impl Limit {
-    fn file(self) -> &'static str {
+    /// What is limited.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::Cpu(_) => "CPU",
+            Self::Weight => "weight",
+            Self::High => "memory.high",
+        }
+    }
+
+    pub(super) fn file(self) -> &'static str {
         match self {
             Self::Memory(_) => "memory.max",
             Self::Cpu(_) => "cpu.max",
             Self::Weight => "cpu.weight",
+            Self::High => "memory.high",
         }
     }
 
@@ -59,7 +72,7 @@ impl Limit {
         Some(match self {
             Self::Memory(bytes) => v1::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None },
             Self::Cpu(milli) => v1::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
-            Self::Weight => return None,
+            Self::Weight | Self::High => return None,
         })
     }
 }
@@ -71,6 +84,7 @@ impl fmt::Display for Limit {
             Self::Memory(bytes) => write!(f, "memory {bytes} B"),
             Self::Cpu(milli) => write!(f, "CPU {milli}m"),
             Self::Weight => f.write_str("CPU weight"),
+            Self::High => f.write_str("memory.high"),
         }
     }
 }
@@ -97,7 +111,7 @@ impl<'a> Place<'a> {
                 linux.cpu_period = 100_000;
                 linux.cpu_quota = i64::try_from((milli * 100).max(1000))?;
             }
-            Limit::Weight => bail!("give shares with `update_to`"),
+            Limit::Weight | Limit::High => bail!("give it with `update_to`"),
         }
         self.account.asked(&format!("the runtime is told: {limit}"));
         self.update_to(linux).await
@@ -127,7 +141,7 @@ impl<'a> Place<'a> {
             (CgroupDriver::Systemd, Limit::Cpu(milli)) => {
                 self.set_property(&format!("CPUQuota={}%", milli.div_ceil(10)))
             }
-            (_, Limit::Weight) => bail!("no test gives a pod a weight"),
+            (_, Limit::Weight | Limit::High) => bail!("no test gives a pod a {limit}"),
         }
     }
 

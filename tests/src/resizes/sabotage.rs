@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use kwitness::proto::v1::{self, Source, VerdictKind, wanted};
 use tokio::time::{Duration, sleep};
 
@@ -51,45 +51,81 @@ async fn shadowed(b: &mut Place<'_>) -> Result<()> {
     b.resize_pod(Limit::Cpu(2000))?;
     b.in_force("the pod's quota follows", Limit::Cpu(1000)).await?;
 
-    let above = [(&class, "cpu.max", "30000 100000", "class"), (&class, "memory.max", "50331648", "class")];
-    let all = above.into_iter().chain([(&pods, "memory.max", "41943040", "pods")]);
-    for (directory, file, text, whose) in all {
-        let limit = if file == "cpu.max" { Limit::Cpu(1000) } else { Limit::Memory(96 * MIB) };
-        let before = fs::read_to_string(directory.join(file)).with_context(|| format!("read {file}"))?;
-        b.meddle(directory, file, text)?;
-        let step = format!("less {} above the pod", if file == "cpu.max" { "CPU" } else { "memory" });
-        let verdict = b.now(&step, limit, VerdictKind::Shadowed).await?;
-        ensure!(verdict.reason.contains(whose), "{}", verdict.reason);
-        b.mend(directory, file, before.trim())?;
-        b.in_force("and it is put right", limit).await?;
+    // Each level allows less than the ones below it, and is the one that is named.
+    let chain = [
+        (&around, "the pod's cgroup", ["75497472", "60000 100000"]),
+        (&class, "the class's cgroup", ["50331648", "30000 100000"]),
+        (&pods, "the cgroup of all pods", ["41943040", "15000 100000"]),
+    ];
+    for (index, limit) in [Limit::Memory(96 * MIB), Limit::Cpu(1000)].into_iter().enumerate() {
+        let mut before = Vec::new();
+        for (directory, whose, texts) in chain {
+            let path = directory.join(limit.file());
+            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            before.push((directory, text));
+            b.meddle(directory, limit.file(), texts[index])?;
+            let step = format!("less {} in {whose}", limit.what());
+            let verdict = b.now(&step, limit, VerdictKind::Shadowed).await?;
+            ensure!(verdict.reason.contains(whose), "{}", verdict.reason);
+        }
+        for (directory, text) in before {
+            b.mend(directory, limit.file(), text.trim())?;
+        }
+        b.in_force("and all of it put right", limit).await?;
     }
-    b.meddle(&around, "cpu.max", "10000 100000")?;
-    b.now("the pod's quota is cut", Limit::Cpu(1000), VerdictKind::Shadowed).await?;
-    b.mend(&around, "cpu.max", "200000 100000")?;
-    b.in_force("and given back", Limit::Cpu(1000)).await.map(drop)
+    Ok(())
 }
 
 /// It was in force, and is no more.
 async fn undone(b: &mut Place<'_>) -> Result<()> {
-    let own = b.own.clone();
+    let (own, around) = (b.own.clone(), b.around.clone());
     b.update(Limit::Memory(64 * MIB)).await?;
     b.in_force("memory before it is undone", Limit::Memory(64 * MIB)).await?;
     b.meddle(&own, "memory.max", "max")?;
     b.now("a write that undoes it", Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
+    for (step, text) in [("it is halved", "33554432"), ("it is a page more", "67112960")] {
+        b.meddle(&own, "memory.max", text)?;
+        b.now(step, Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
+    }
     b.mend(&own, "memory.max", &(64 * MIB).to_string())?;
     b.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
-    b.meddle(&own, "cpu.max", "20000 100000")?;
-    b.now("a quota that is undone", Limit::Cpu(1000), VerdictKind::Reverted).await?;
+    let high = b.says("memory.high")?;
+    b.meddle(&own, "memory.high", "max")?;
+    b.now("nobody is slowed down any more", Limit::High, VerdictKind::Reverted).await?;
+    b.mend(&own, "memory.high", &high)?;
+    b.meddle(&around, "memory.high", "33554432")?;
+    b.now("and the whole pod, sooner", Limit::High, VerdictKind::Shadowed).await?;
+    let class = around.parent().context("a pod's cgroup without a parent")?.to_owned();
+    b.meddle(&class, "memory.high", "25165824")?;
+    b.now("and all of its class, sooner still", Limit::High, VerdictKind::Shadowed).await?;
+    b.mend(&class, "memory.high", "max")?;
+    b.mend(&around, "memory.high", "max")?;
+    for (step, text) in [
+        ("a quota that is undone", "20000 100000"),
+        ("a quota that is none any more", "max 100000"),
+        ("a tenth more", "110000 100000"),
+    ] {
+        b.meddle(&own, "cpu.max", text)?;
+        b.now(step, Limit::Cpu(1000), VerdictKind::Reverted).await?;
+    }
     b.update(Limit::Cpu(500)).await?;
     b.in_force("another resize repairs it", Limit::Cpu(500)).await?;
-    b.meddle(&own, "cpu.max", "50000 200000")?;
-    b.now("the same quota of a longer period", Limit::Cpu(500), VerdictKind::Reverted).await?;
+    for (step, text) in
+        [("the same quota of a longer period", "50000 200000"), ("and of a shorter one", "50000 50000")]
+    {
+        b.meddle(&own, "cpu.max", text)?;
+        b.now(step, Limit::Cpu(500), VerdictKind::Reverted).await?;
+    }
     b.mend(&own, "cpu.max", "50000 100000")?;
     b.in_force("the period is put right", Limit::Cpu(500)).await?;
     let weight = b.says("cpu.weight")?;
     b.now("the weight as it is", Limit::Weight, VerdictKind::InForce).await?;
-    b.meddle(&own, "cpu.weight", "777")?;
-    b.now("a weight that is undone", Limit::Weight, VerdictKind::Reverted).await?;
+    for (step, text) in
+        [("a weight that is undone", "777"), ("the greatest weight", "10000"), ("the least weight", "1")]
+    {
+        b.meddle(&own, "cpu.weight", text)?;
+        b.now(step, Limit::Weight, VerdictKind::Reverted).await?;
+    }
     b.mend(&own, "cpu.weight", &weight)?;
     b.in_force("the weight is put right", Limit::Weight).await.map(drop)
 }
@@ -140,11 +176,24 @@ async fn never_written(b: &mut Place<'_>) -> Result<()> {
         b.verdict("waited for in vain", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
-    // 50m in a period of two seconds, which is longer than the kernel takes.
-    b.account.meddled("somebody writes `100000 2000000` to the container's cpu.max");
-    let refused = fs::write(b.own.join("cpu.max"), "100000 2000000");
-    ensure!(refused.is_err(), "the kernel took a period of two seconds");
-    b.now("a write that the kernel refuses", Limit::Cpu(50), VerdictKind::Rejected).await?;
+    for (step, limit) in [
+        ("less than it has, and nobody wrote it", Limit::Memory(40 * MIB)),
+        ("a quota that nobody wrote", Limit::Cpu(333)),
+        ("more than all of the node's CPUs", Limit::Cpu(64_000)),
+    ] {
+        b.now(step, limit, VerdictKind::Diverged).await?;
+    }
+
+    // The kernel takes periods from 1 ms to 1 s, and quotas from 1 ms.
+    for (step, milli, text) in [
+        ("a write that the kernel refuses", 50, "100000 2000000"),
+        ("a period that is too short", 1500, "750 500"),
+        ("a quota that is too small", 60, "600 10000"),
+    ] {
+        b.account.meddled(&format!("somebody writes `{text}` to the container's cpu.max"));
+        ensure!(fs::write(b.own.join("cpu.max"), text).is_err(), "the kernel took `{text}`");
+        b.now(step, Limit::Cpu(milli), VerdictKind::Rejected).await?;
+    }
     b.in_force("what was before is still in force", Limit::Cpu(500)).await.map(drop)
 }
 
@@ -162,17 +211,30 @@ async fn at_once(b: &mut Place<'_>) -> Result<()> {
     ensure!(asked.context("call Verify")?.verdicts.len() >= 2, "no verdicts");
     b.in_force("a resize that comes while it is waited for", limit).await?;
 
-    let (one, other) = tokio::join!(b.update(Limit::Memory(88 * MIB)), b.update(Limit::Memory(92 * MIB)));
-    one?;
-    other?;
-    let (won, lost) = if b.says("memory.max")? == (88 * MIB).to_string() { (88, 92) } else { (92, 88) };
-    b.in_force("the resize that won a race", Limit::Memory(won * MIB)).await?;
-    let verdict = b.file(Limit::Memory(lost * MIB), 0).await?;
+    for (one, other) in
+        [(Limit::Memory(88 * MIB), Limit::Memory(92 * MIB)), (Limit::Cpu(700), Limit::Cpu(900))]
+    {
+        race(b, one, other).await?;
+    }
+    Ok(())
+}
+
+async fn race(b: &mut Place<'_>, one: Limit, other: Limit) -> Result<()> {
+    let (first, second) = tokio::join!(b.update(one), b.update(other));
+    first?;
+    second?;
+    let (won, lost) = match (b.file(one, 0).await?.verdict(), b.file(other, 0).await?.verdict()) {
+        (VerdictKind::InForce, _) => (one, other),
+        (_, VerdictKind::InForce) => (other, one),
+        neither => bail!("neither {one} nor {other} is in force: {neither:?}"),
+    };
+    b.in_force("the resize that won a race", won).await?;
+    let verdict = b.file(lost, 0).await?;
     ensure!(
         matches!(verdict.verdict(), VerdictKind::Diverged | VerdictKind::Reverted),
         "the one that lost is {verdict:?}"
     );
-    b.account.meddled(&format!("the other wants: memory {lost} MiB"));
+    b.account.meddled(&format!("the other wants: {lost}"));
     b.account.told("the resize that lost it", &verdict.reason).await;
     Ok(())
 }
