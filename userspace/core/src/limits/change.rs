@@ -49,7 +49,7 @@ pub struct SeenWrite {
     pub result: WriteResult,
     /// When it began.
     pub began: Option<KernelTime>,
-    /// When it returned; none: by the event's time at the latest.
+    /// When it returned; none: by the event's time at the latest, or that was not seen (and the result is not known).
     pub returned: Option<KernelTime>,
     /// How it was seen.
     pub hook: WriteHook,

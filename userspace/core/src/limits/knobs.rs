@@ -1,9 +1,14 @@
 //! What each knob says as far as known, the writes that have not been read back yet, and what follows when they are.
+//!
+//! ```text
+//!  begins ──▶ running ──returns─────────────────▶ pending ──is read back──▶ told, unless nothing has changed
+//!                └─ is not seen to return in a minute ▲       (outcome unknown)
+//! ```
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::event::{Basis, Event, Kind};
 use crate::ids::{CgroupId, KernelTime};
@@ -29,6 +34,8 @@ pub struct KnobsCounters {
     pub coalesced: u64,
     /// Changes that no write explains.
     pub found: u64,
+    /// Writes that were not seen to return: the record was lost, or the kernel had no room for the probe.
+    pub unreturned: u64,
     /// Cgroups not followed, for there were too many.
     pub cgroups_full: u64,
 }
@@ -37,6 +44,8 @@ pub struct KnobsCounters {
 #[derive(Debug, Default)]
 pub struct Knobs {
     cgroups: FxHashMap<CgroupId, Cgroup>,
+    /// Those with a write that has begun and not returned.
+    busy: FxHashSet<CgroupId>,
     counters: KnobsCounters,
 }
 
@@ -68,7 +77,7 @@ enum Others {
 #[derive(Debug, Default)]
 struct State {
     reading: Option<Reading>,
-    /// Returned, and not read back yet; the oldest first.
+    /// Returned or given up, and not read back yet; the oldest first.
     pending: Vec<Pending>,
     /// Of the last pending one: so many more.
     coalesced: u64,
@@ -76,7 +85,7 @@ struct State {
     asked: bool,
     /// Begun and not returned.
     running: Vec<(KernelTime, KnobWrite)>,
-    /// The last ones that returned, the oldest first.
+    /// The last ones that returned or were given up, the oldest first.
     attempts: VecDeque<Attempt>,
 }
 
@@ -86,6 +95,13 @@ struct Pending {
     write: SeenWrite,
 }
 
+/// How a write ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Seen { result: WriteResult, returned: Option<KernelTime> },
+    NotSeen,
+}
+
 impl Knobs {
     /// Cgroups that are followed at most; changes in one more are told with what was there before unknown.
     pub const CGROUPS: usize = 65_536;
@@ -93,8 +109,11 @@ impl Knobs {
     pub const PENDING: usize = 64;
     /// Attempts to write a file that are remembered for verdicts.
     const ATTEMPTS: usize = 4;
-    /// Writes to one file at the same time that are remembered; the kernel takes them one after the other.
-    const RUNNING: usize = 8;
+    /// Writes to one file at the same time that are remembered; at one more, the oldest is given up.
+    pub const RUNNING: usize = 8;
+    /// A write that was not seen to return for so many nanoseconds is given up. The kernel may reclaim for long, and the
+    /// write be seen to return after all: that is taken as another write of the same, and changes nothing.
+    pub const RETURNS_WITHIN: u64 = 60_000_000_000;
 
     /// What was counted.
     pub fn counters(&self) -> KnobsCounters {
@@ -128,11 +147,8 @@ impl Knobs {
                     | Fact::KnobWrite(_)
                     | Fact::KnobWritesUntold(_)
             ),
-            Observation::Scan(_) | Observation::KnobsRead(_) => true,
-            Observation::Lost(_)
-            | Observation::Runtime { .. }
-            | Observation::Evidence(_)
-            | Observation::Tick { .. } => false,
+            Observation::Scan(_) | Observation::KnobsRead(_) | Observation::Tick { .. } => true,
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => false,
         }
     }
 
@@ -142,10 +158,8 @@ impl Knobs {
             Observation::Kernel(event) => self.kernel(event, places, output),
             Observation::Scan(scan) => self.scan(scan, places, output),
             Observation::KnobsRead(answer) => self.answered(answer, places, output),
-            Observation::Lost(_)
-            | Observation::Runtime { .. }
-            | Observation::Evidence(_)
-            | Observation::Tick { .. } => {}
+            Observation::Tick { at } => self.give_up(*at, places, output),
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => {}
         }
     }
 
@@ -191,21 +205,68 @@ impl Knobs {
         places: &impl Places,
         output: &mut Output,
     ) {
+        let Some(entry) = self.entry(cgroup) else { return };
+        let running = &mut entry.state_mut(write.knob).running;
+        match write.phase {
+            WritePhase::Began => {
+                let oldest = (running.len() == Self::RUNNING).then(|| running.remove(0).1);
+                running.push((at, write.clone()));
+                self.busy.insert(cgroup);
+                if let Some(oldest) = oldest {
+                    self.over(at, cgroup, &oldest, End::NotSeen, places, output);
+                }
+            }
+            WritePhase::Returned { result, at: returned } => {
+                let same = |running: &KnobWrite| {
+                    (running.writer.tid, running.began) == (write.writer.tid, write.began)
+                };
+                running.retain(|(_, running)| !same(running));
+                self.over(at, cgroup, write, End::Seen { result, returned }, places, output);
+            }
+        }
+    }
+
+    /// Gives up the writes that should have returned by now.
+    fn give_up(&mut self, now: KernelTime, places: &impl Places, output: &mut Output) {
+        let is_late = |began: KernelTime| now.0.saturating_sub(began.0) >= Self::RETURNS_WITHIN;
+        let mut late = Vec::new();
+        self.busy.retain(|cgroup| {
+            let Some(entry) = self.cgroups.get_mut(cgroup) else { return false };
+            for (_, state) in &mut entry.knobs {
+                late.extend(
+                    state.running.extract_if(.., |(began, _)| is_late(*began)).map(|(_, w)| (*cgroup, w)),
+                );
+            }
+            entry.knobs.iter().any(|(_, state)| !state.running.is_empty())
+        });
+        for (cgroup, write) in late {
+            self.over(now, cgroup, &write, End::NotSeen, places, output);
+        }
+    }
+
+    /// A write is over, or given up: what the file says now is to be read.
+    fn over(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        write: &KnobWrite,
+        end: End,
+        places: &impl Places,
+        output: &mut Output,
+    ) {
+        let (result, returned) = match end {
+            End::Seen { result, returned } => {
+                self.counters.writes += 1;
+                (result, returned)
+            }
+            End::NotSeen => {
+                self.counters.unreturned += 1;
+                (WriteResult::Unknown, None)
+            }
+        };
         let place = places.place(cgroup);
         let Some(entry) = self.entry(cgroup) else { return };
         let state = entry.state_mut(write.knob);
-        let (result, returned) = match write.phase {
-            WritePhase::Began => {
-                if state.running.len() < Self::RUNNING {
-                    state.running.push((at, write.clone()));
-                }
-                return;
-            }
-            WritePhase::Returned { result, at } => (result, at),
-        };
-        let same =
-            |running: &KnobWrite| (running.writer.tid, running.began) == (write.writer.tid, write.began);
-        state.running.retain(|(_, running)| !same(running));
         if state.attempts.len() == Self::ATTEMPTS {
             state.attempts.pop_front();
         }
@@ -214,19 +275,10 @@ impl Knobs {
             result,
             writer: writer(&write.writer, places),
             began: write.began,
-            returned: Some(returned.unwrap_or(at)),
+            returned: matches!(end, End::Seen { .. }).then(|| returned.unwrap_or(at)),
         });
         if state.pending.len() < Self::PENDING {
-            let write = SeenWrite {
-                value: write.value.clone(),
-                writer: write.writer.clone(),
-                writer_cgroup: path_of(write.writer.cgroup, places),
-                result,
-                began: write.began,
-                returned,
-                hook: write.seen_by,
-            };
-            state.pending.push(Pending { at, write });
+            state.pending.push(Pending { at, write: seen(write, result, returned, places) });
         } else {
             state.coalesced += 1;
             if let Some(last) = state.pending.last_mut() {
@@ -236,7 +288,6 @@ impl Knobs {
         if !std::mem::replace(&mut state.asked, true) {
             output.actions.push(ask(cgroup, place.as_ref(), Some(write.knob)));
         }
-        self.counters.writes += 1;
     }
 
     fn ask_whole(&mut self, cgroup: CgroupId, places: &impl Places, output: &mut Output) {
@@ -257,12 +308,18 @@ impl Knobs {
 
     /// The cgroup is gone, and with it what could have been read.
     fn vanished(&mut self, id: CgroupId, cgroup: Cgroup, places: &impl Places, output: &mut Output) {
+        self.busy.remove(&id);
         let place = places.place(id);
         let path = cgroup.path.clone();
         for (knob, mut state) in cgroup.knobs {
             let old = state.reading.take().unwrap_or_else(|| cgroup.others.reading(knob));
             let coalesced = state.coalesced;
-            let pending = std::mem::take(&mut state.pending);
+            let mut pending = std::mem::take(&mut state.pending);
+            // The kernel waits for them before it removes the files: these were not seen to return.
+            for (at, write) in std::mem::take(&mut state.running) {
+                self.counters.unreturned += 1;
+                pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, places) });
+            }
             let about = About { id, path: path.as_ref(), place: place.as_ref(), knob };
             settle(&about, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
         }
@@ -401,6 +458,23 @@ fn ask(cgroup: CgroupId, place: Option<&Place>, knob: Option<Knob>) -> Action {
         inner: place.is_some_and(|place| place.role == LevelRole::Inner),
         knob,
     })
+}
+
+fn seen(
+    write: &KnobWrite,
+    result: WriteResult,
+    returned: Option<KernelTime>,
+    places: &impl Places,
+) -> SeenWrite {
+    SeenWrite {
+        value: write.value.clone(),
+        writer: write.writer.clone(),
+        writer_cgroup: path_of(write.writer.cgroup, places),
+        result,
+        began: write.began,
+        returned,
+        hook: write.seen_by,
+    }
 }
 
 fn path_of(cgroup: Option<CgroupId>, places: &impl Places) -> Option<Arc<str>> {

@@ -311,6 +311,73 @@ fn what_a_write_that_has_not_returned_has_set_is_not_found() {
     assert!(changes[0].write.is_some());
 }
 
+fn tick(bed: &mut Bed, after: u64) {
+    let at = KernelTime(bed.now + after);
+    bed.observe(&Observation::Tick { at });
+    bed.now = at.0;
+}
+
+#[test]
+fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
+    let mut bed = Bed::new();
+    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    tick(&mut bed, Knobs::RETURNS_WITHIN - 1);
+    assert_eq!(bed.asked(), []);
+    tick(&mut bed, 1);
+    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
+    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
+    let write = changes[0].write.as_ref().unwrap();
+    assert_eq!(
+        (write.result, write.returned, write.began),
+        (WriteResult::Unknown, None, Some(KernelTime(1)))
+    );
+    assert_eq!(bed.knobs.counters().unreturned, 1);
+
+    // It stands in nobody's way any more: what nobody saw is found.
+    bed.read(true, &[(Knob::MemoryMax, bytes(8192))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(bytes(4096), bytes(8192), true)]);
+    assert!(changes[0].write.is_none());
+
+    // And should it return after all, that is no news.
+    let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
+    bed.phase(Knob::MemoryMax, Some("4096"), phase, 1);
+    bed.read(false, &[(Knob::MemoryMax, bytes(8192))]);
+    assert_eq!(bed.changes(), []);
+    tick(&mut bed, 2 * Knobs::RETURNS_WITHIN);
+    assert_eq!((bed.asked(), bed.knobs.counters().unreturned), (vec![Some(Knob::MemoryMax)], 1));
+}
+
+#[test]
+fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_told() {
+    let mut bed = Bed::new();
+    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), Reading::Gone, true)]);
+    assert_eq!(bed.knobs.counters().unreturned, 1);
+    tick(&mut bed, Knobs::RETURNS_WITHIN);
+    assert_eq!((bed.asked(), bed.knobs.counters().unreturned), (vec![], 1));
+}
+
+#[test]
+fn of_more_writes_at_once_than_are_kept_the_oldest_is_given_up() {
+    let mut bed = Bed::new();
+    for began in 1..=Knobs::RUNNING as u64 {
+        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, began);
+    }
+    assert_eq!(bed.asked(), []);
+    bed.phase(Knob::MemoryMax, Some("8192"), WritePhase::Began, 100);
+    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
+    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    let changes = bed.changes();
+    assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
+    assert_eq!(changes[0].write.as_ref().unwrap().began, Some(KernelTime(1)));
+    assert_eq!(bed.knobs.counters().unreturned, 1);
+}
+
 #[test]
 fn writes_whose_text_was_not_seen_are_told_as_one() {
     let mut bed = Bed::new();

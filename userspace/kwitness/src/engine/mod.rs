@@ -387,12 +387,14 @@ impl Engine {
             .iter()
             .map(|(name, count)| (format!("lifecycle_{name}"), count))
             .collect();
-        let KnobsCounters { writes, unchanged, coalesced, found, cgroups_full } = self.knobs.counters();
+        let KnobsCounters { writes, unchanged, coalesced, found, unreturned, cgroups_full } =
+            self.knobs.counters();
         let limits = [
             ("limits_writes", writes),
             ("limits_unchanged", unchanged),
             ("limits_coalesced", coalesced),
             ("limits_found", found),
+            ("limits_unreturned", unreturned),
             ("limits_cgroups_full", cgroups_full),
             ("limits_open", self.reader.open() as u64),
             ("limits_unjudged", self.touched.dropped()),
