@@ -1,8 +1,8 @@
 //! What each knob says as far as known, the writes that have not been read back yet, and what follows when they are.
 //!
 //! ```text
-//!  begins ──▶ running ──returns─────────────────▶ pending ──is read back──▶ told, unless nothing has changed
-//!                └─ is not seen to return in a minute ▲       (outcome unknown)
+//!  begins ──▶ running ─┬─ returns ──────────────────────▶ pending ── is read back ──▶ told, if anything has changed
+//!                      └─ is not seen to return: given up ──▲
 //! ```
 
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use crate::lifecycle::Output;
 use crate::observation::{
     Action, Caller, Fact, KernelEvent, KnobWrite, Observation, ReadKnobs, Scan, WritePhase, WriteResult,
 };
-use crate::resize::{Attempt, Writer};
+use crate::resize::{Attempt, Ended, Writer};
 
 use super::{
     Answer, Changed, LevelRole, Place, Places, Reading, SeenWrite, Value, format, initial, is_reconciled,
@@ -130,7 +130,7 @@ impl Knobs {
             result: WriteResult::Unknown,
             writer: writer(&write.writer, places),
             began: Some(write.began.unwrap_or(*began)),
-            returned: None,
+            ended: None,
         });
         state.attempts.iter().cloned().chain(running).collect()
     }
@@ -254,14 +254,14 @@ impl Knobs {
         places: &impl Places,
         output: &mut Output,
     ) {
-        let (result, returned) = match end {
+        let (result, returned, ended) = match end {
             End::Seen { result, returned } => {
                 self.counters.writes += 1;
-                (result, returned)
+                (result, returned, Ended::Returned(returned.unwrap_or(at)))
             }
             End::NotSeen => {
                 self.counters.unreturned += 1;
-                (WriteResult::Unknown, None)
+                (WriteResult::Unknown, None, Ended::GivenUp(at))
             }
         };
         let place = places.place(cgroup);
@@ -275,7 +275,7 @@ impl Knobs {
             result,
             writer: writer(&write.writer, places),
             began: write.began,
-            returned: matches!(end, End::Seen { .. }).then(|| returned.unwrap_or(at)),
+            ended: Some(ended),
         });
         if state.pending.len() < Self::PENDING {
             state.pending.push(Pending { at, write: seen(write, result, returned, places) });

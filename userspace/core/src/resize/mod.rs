@@ -149,8 +149,35 @@ pub struct Attempt {
     pub writer: Option<Writer>,
     /// When the write began, if that was seen.
     pub began: Option<KernelTime>,
-    /// When it returned; none: it has not.
-    pub returned: Option<KernelTime>,
+    /// When it was over; none: it is not.
+    pub ended: Option<Ended>,
+}
+
+/// How an attempt was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It returned at that time.
+    Returned(KernelTime),
+    /// It was not seen to return, and was given up at that time.
+    GivenUp(KernelTime),
+}
+
+impl Ended {
+    /// From then on it was over.
+    pub const fn at(self) -> KernelTime {
+        match self {
+            Self::Returned(at) | Self::GivenUp(at) => at,
+        }
+    }
+
+    /// When it returned, if that was seen.
+    pub const fn returned(self) -> Option<KernelTime> {
+        match self {
+            Self::Returned(at) => Some(at),
+            Self::GivenUp(_) => None,
+        }
+    }
 }
 
 /// All that a verdict rests on.

@@ -90,8 +90,7 @@ impl Verdicts {
     pub fn judge(&self, evidence: &Evidence, knobs: &Knobs, places: &impl Places) -> Judged {
         let mut attempts = knobs.attempts(evidence.cgroup, evidence.resource.file(), places);
         let kills = attempts.iter().rev().find(|attempt| attempt.result.may_have_taken()).and_then(|last| {
-            let until =
-                last.returned.map_or(u64::MAX, |returned| returned.0.saturating_add(Self::KILLS_AFTER));
+            let until = last.ended.map_or(u64::MAX, |ended| ended.at().0.saturating_add(Self::KILLS_AFTER));
             let struck = |at: &&KernelTime| Some(**at) >= last.began && at.0 <= until;
             let kills =
                 self.kills.get(&evidence.cgroup).map_or(0, |kills| kills.iter().filter(struck).count());

@@ -300,7 +300,7 @@ fn what_a_write_that_has_not_returned_has_set_is_not_found() {
     let mut bed = Bed::new();
     bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
     let running = bed.knobs.attempts(POD, Knob::MemoryMax, &bed.places);
-    assert_eq!((running.len(), running[0].returned), (1, None));
+    assert_eq!((running.len(), running[0].ended), (1, None));
     bed.read(true, &[(Knob::MemoryMax, bytes(4096))]);
     assert_eq!(bed.changes(), []);
     let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
@@ -551,5 +551,22 @@ mod verdicts {
         let gone = Observation::Kernel(KernelEvent { at: KernelTime(400), cgroup: POD, fact: Fact::Release });
         verdicts(&mut bed, &mut all, &gone);
         assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 500)), [Verdict::InForce]);
+    }
+
+    #[test]
+    fn a_kill_long_after_a_write_was_given_up_has_other_causes() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut bed = Bed::new();
+        let mut all = Verdicts::default();
+        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 15);
+        verdicts(&mut bed, &mut all, &oom_kill(30 * SECOND));
+        tick(&mut bed, Knobs::RETURNS_WITHIN);
+        let later = bed.now + 2 * SECOND;
+        verdicts(&mut bed, &mut all, &oom_kill(later));
+        assert_eq!(
+            verdicts(&mut bed, &mut all, &evidence(4096, later + 1)),
+            [Verdict::Killed { kills: 1 }],
+            "while it ran, and not since"
+        );
     }
 }

@@ -6,7 +6,7 @@ use kwitness_core::ids::KernelTime;
 use kwitness_core::limits::{Bound, CpuMax, Reading, Value};
 use kwitness_core::observation::WriteResult;
 use kwitness_core::resize::{
-    Attempt, Case, Claim, Judgement, Level, LevelRole, Resource, Source, Standing, Tolerance, Verdict,
+    Attempt, Case, Claim, Ended, Judgement, Level, LevelRole, Resource, Source, Standing, Tolerance, Verdict,
     Wanted, Writer, judge,
 };
 use proptest::prelude::*;
@@ -59,7 +59,7 @@ fn attempt(value: &str, errno: Option<i32>, by: &str) -> Attempt {
         result: errno.map_or(WriteResult::Accepted, |errno| WriteResult::Refused { errno }),
         writer: writer(by),
         began: Some(KernelTime(1)),
-        returned: Some(KernelTime(2)),
+        ended: Some(Ended::Returned(KernelTime(2))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Verdicts in the API's shape.
 
 use kwitness_core::resize::proof::{Interval, Proof};
-use kwitness_core::resize::{self, Attempt, Claim, Judged, Source, Tolerance, Writer};
+use kwitness_core::resize::{self, Attempt, Claim, Ended, Judged, Source, Tolerance, Writer};
 
 use super::limits::{errno_name, outcome, pod, reading, role};
 use super::v1;
@@ -105,8 +105,8 @@ fn attempt(attempt: &Attempt) -> v1::LimitWrite {
         errno: attempt.result.errno(),
         errno_name: attempt.result.errno().map(errno_name),
         began: attempt.began.map(|at| at.0),
-        returned: attempt.returned.map(|at| at.0),
-        outcome: attempt.returned.map_or(v1::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
+        returned: attempt.ended.and_then(Ended::returned).map(|at| at.0),
+        outcome: attempt.ended.map_or(v1::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
         ..Default::default()
     }
 }

@@ -43,9 +43,9 @@ pub(super) fn of_pod_request(resources: &v1::CriResources, at: KernelTime) -> Ve
     of_request(resources, at).into_iter().filter_map(at_least).collect()
 }
 
-/// A key of `unified` that is judged.
+/// The keys of `unified` that are judged.
 pub(crate) const SWAP: &str = "memory.swap.max";
-/// Another.
+/// See [`SWAP`].
 pub(crate) const HIGH: &str = "memory.high";
 
 /// What one of them says.
