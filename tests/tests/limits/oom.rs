@@ -12,8 +12,9 @@ use kwitness_tests::events::Seen;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 
 const LIMIT: u64 = 24 << 20;
-/// More than the limit, in the memory of `tail`, which looks for the end of a line.
-const HOG: &str = "head -c 100000000 /dev/zero | tail";
+/// More than the limit, in the memory of `tail`, which looks for the end of a line. Should the kernel need another victim before
+/// that memory is free, it takes it from these, and not the shell that started them.
+const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
 pub(crate) async fn kills(bed: &Bed, combination: Combination) -> Result<()> {
     bed.with_node(combination.driver, async |node| {
