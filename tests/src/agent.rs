@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1;
-use kwitness::proto::v1::kwitness_client::KwitnessClient;
+use kwitness_api::proto;
+use kwitness_api::proto::kwitness_client::KwitnessClient;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -49,7 +49,7 @@ pub struct Watcher {
 
 #[derive(Debug, Default)]
 struct Collected {
-    snapshot: Option<v1::Snapshot>,
+    snapshot: Option<proto::Snapshot>,
     events: Vec<Received>,
     /// How the stream ended, once it has.
     end: Option<Result<(), tonic::Status>>,
@@ -139,35 +139,38 @@ impl Agent {
     }
 
     /// What it says of itself.
-    pub async fn status(&self) -> Result<v1::StatusResponse> {
-        let answer = self.client().await?.status(v1::StatusRequest {}).await;
+    pub async fn status(&self) -> Result<proto::StatusResponse> {
+        let answer = self.client().await?.status(proto::StatusRequest {}).await;
         Ok(answer.context("call Status")?.into_inner())
     }
 
     /// The containers.
-    pub async fn list(&self) -> Result<v1::ListResponse> {
-        let answer = self.client().await?.list(v1::ListRequest { filter: None }).await;
+    pub async fn list(&self) -> Result<proto::ListResponse> {
+        let answer = self.client().await?.list(proto::ListRequest { filter: None }).await;
         Ok(answer.context("call List")?.into_inner())
     }
 
     /// Whether limits are in force.
-    pub async fn verify(&self, request: v1::VerifyRequest) -> Result<v1::VerifyResponse, tonic::Status> {
+    pub async fn verify(
+        &self,
+        request: proto::VerifyRequest,
+    ) -> Result<proto::VerifyResponse, tonic::Status> {
         let mut client =
             self.client().await.map_err(|error| tonic::Status::unavailable(format!("{error:#}")))?;
         Ok(client.verify(request).await?.into_inner())
     }
 
     /// Watches, and collects in the background.
-    pub async fn watch(&self, request: v1::WatchRequest) -> Result<Watcher> {
+    pub async fn watch(&self, request: proto::WatchRequest) -> Result<Watcher> {
         Watcher::open(self.client().await?, request).await
     }
 
     /// Everything that the replay window holds, up to now.
     pub async fn replay(&self) -> Result<Seen> {
-        let request = v1::WatchRequest {
-            since: Some(kwitness::proto::Timestamp { seconds: 0, nanos: 0 }),
+        let request = proto::WatchRequest {
+            since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
             no_follow: true,
-            ..v1::WatchRequest::default()
+            ..proto::WatchRequest::default()
         };
         let mut watcher = self.watch(request).await?;
         watcher.wait_end().await?.context("the replay ended with an error")?;
@@ -197,7 +200,7 @@ impl Agent {
 
 impl Watcher {
     /// Opens a stream and collects what comes.
-    pub async fn open(mut client: KwitnessClient<Channel>, request: v1::WatchRequest) -> Result<Self> {
+    pub async fn open(mut client: KwitnessClient<Channel>, request: proto::WatchRequest) -> Result<Self> {
         let mut stream = client.watch(request).await.context("call Watch")?.into_inner();
         let collected = Arc::new(Mutex::new(Collected::default()));
         let (sender, changed) = watch::channel(());
@@ -233,7 +236,7 @@ impl Watcher {
     }
 
     /// Waits for the snapshot.
-    pub async fn snapshot(&mut self) -> Result<v1::Snapshot> {
+    pub async fn snapshot(&mut self) -> Result<proto::Snapshot> {
         self.wait("the snapshot", |collected| collected.snapshot.clone()).await
     }
 
@@ -293,18 +296,18 @@ fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) 
 }
 
 /// Everything from now on.
-pub fn from_now() -> v1::WatchRequest {
-    v1::WatchRequest::default()
+pub fn from_now() -> proto::WatchRequest {
+    proto::WatchRequest::default()
 }
 
 /// A snapshot, then everything after it.
-pub fn with_snapshot() -> v1::WatchRequest {
-    v1::WatchRequest { snapshot: true, ..v1::WatchRequest::default() }
+pub fn with_snapshot() -> proto::WatchRequest {
+    proto::WatchRequest { snapshot: true, ..proto::WatchRequest::default() }
 }
 
 /// What comes after that place.
-pub fn after(position: &v1::Position) -> v1::WatchRequest {
-    v1::WatchRequest { after: Some(position.clone()), ..v1::WatchRequest::default() }
+pub fn after(position: &proto::Position) -> proto::WatchRequest {
+    proto::WatchRequest { after: Some(position.clone()), ..proto::WatchRequest::default() }
 }
 
 /// What a client takes in without being asked for more, per stream: HTTP/2's own default. tonic's is large enough to

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::cri_events::{self as wire, ContainerEventType as Type};
+use kwitness_cri::events::{self as wire, ContainerEventType as Type};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

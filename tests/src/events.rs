@@ -6,9 +6,9 @@
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1::event::Kind;
-use kwitness::proto::v1::exit_status::Status;
-use kwitness::proto::v1::{
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::exit_status::Status;
+use kwitness_api::proto::{
     Basis, Container, ContainerType, Event, ExitStatus, Process, ProcessRole, QosClass,
 };
 
@@ -171,7 +171,7 @@ impl Seen {
             check_identity(subject, life).with_context(|| format!("the subject of `{what}`"))?;
             // Knowledge comes from the runtime at its own time, a limit is told once it has been read back; the kernel's facts
             // have the kernel's order.
-            if !matches!(event.basis(), Basis::Runtime | Basis::KnobWrite | Basis::KnobRead) {
+            if !matches!(event.basis(), Basis::Runtime | Basis::LimitWrite | Basis::LimitRead) {
                 ensure!(event.kernel_time >= before, "`{what}` happened before what precedes it");
                 before = event.kernel_time;
             }

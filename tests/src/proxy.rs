@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness::proto::Raw;
+use kwitness_cri::Raw;
 use nix::sys::signal::Signal;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;

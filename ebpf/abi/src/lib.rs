@@ -53,10 +53,10 @@ pub enum RecordKind {
     TaskExec = 7,
     /// A process in a tracked cgroup is gone, its last thread included: [`TaskExit`].
     TaskExit = 8,
-    /// A write to a limit file begins: [`KnobWrite`].
-    KnobBegan = 9,
-    /// A write to a limit file has returned: [`KnobWrite`].
-    KnobReturned = 10,
+    /// A write to a limit file begins: [`LimitWrite`].
+    LimitWriteBegan = 9,
+    /// A write to a limit file has returned: [`LimitWrite`].
+    LimitWriteReturned = 10,
     /// A process in a tracked cgroup was killed for want of memory: [`OomKill`].
     OomKill = 11,
 }
@@ -72,8 +72,8 @@ impl RecordKind {
         Self::TaskFork,
         Self::TaskExec,
         Self::TaskExit,
-        Self::KnobBegan,
-        Self::KnobReturned,
+        Self::LimitWriteBegan,
+        Self::LimitWriteReturned,
         Self::OomKill,
     ];
 
@@ -101,8 +101,8 @@ impl RecordKind {
             Self::TaskFork => "task_fork",
             Self::TaskExec => "task_exec",
             Self::TaskExit => "task_exit",
-            Self::KnobBegan => "knob_began",
-            Self::KnobReturned => "knob_returned",
+            Self::LimitWriteBegan => "limit_write_began",
+            Self::LimitWriteReturned => "limit_write_returned",
             Self::OomKill => "oom_kill",
         }
     }
@@ -117,7 +117,7 @@ impl RecordKind {
             Self::TaskFork => size_of::<TaskFork>(),
             Self::TaskExec => size_of::<TaskExec>(),
             Self::TaskExit => size_of::<TaskExit>(),
-            Self::KnobBegan | Self::KnobReturned => size_of::<KnobWrite>(),
+            Self::LimitWriteBegan | Self::LimitWriteReturned => size_of::<LimitWrite>(),
             Self::OomKill => size_of::<OomKill>(),
         }
     }

@@ -7,14 +7,14 @@ use crate::{Actor, COMM_LEN, Header, Process, ProcessKey};
 pub const VALUE_CAP: usize = 128;
 /// Bytes of a limit file's name in the map that picks out limit files, its NUL included. The longest name that counts is
 /// `hugetlb.128MB.rsvd.max`.
-pub const KNOB_NAME_CAP: usize = 32;
+pub const LIMIT_FILE_NAME_CAP: usize = 32;
 
-/// A limit file's name, NUL-padded: the key of the map `KNOBS`, whose value is [`KnobWrite::knob`].
-pub type KnobName = [u8; KNOB_NAME_CAP];
+/// A limit file's name, NUL-padded: the key of the map `LIMIT_FILES`, whose value is [`LimitWrite::limit_file`].
+pub type LimitFileName = [u8; LIMIT_FILE_NAME_CAP];
 
-/// [`Header::flags`] of a [`KnobWrite`]: seen by a kprobe, not by fentry.
+/// [`Header::flags`] of a [`LimitWrite`]: seen by a kprobe, not by fentry.
 pub const FLAG_KPROBE: u16 = 1 << 5;
-/// [`Header::flags`] of a [`KnobWrite`]: seen at the system call write(2), whose result it has.
+/// [`Header::flags`] of a [`LimitWrite`]: seen at the system call write(2), whose result it has.
 pub const FLAG_SYSCALL: u16 = 1 << 11;
 /// [`Header::flags`] of an [`OomKill`]: [`OomKill::usage`] and [`OomKill::limit`] hold.
 pub const FLAG_OOM_USAGE: u16 = 1 << 6;
@@ -40,22 +40,22 @@ pub struct Caller {
     pub actor: Actor,
 }
 
-/// A write to a limit file of a tracked cgroup or of an ancestor of one begins (`KnobBegan`) or has returned
-/// (`KnobReturned`): each such write gives both, the second with all that the first said.
+/// A write to a limit file of a tracked cgroup or of an ancestor of one begins (`LimitWriteBegan`) or has returned
+/// (`LimitWriteReturned`): each such write gives both, the second with all that the first said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct KnobWrite {
+pub struct LimitWrite {
     /// The id is that of the cgroup whose file it is; the time that of the beginning or of the return. With [`FLAG_KPROBE`]
     /// or [`FLAG_SYSCALL`] where it holds.
     pub header: Header,
     /// `CLOCK_BOOTTIME` at the beginning, in nanoseconds.
     pub began: u64,
-    /// What write(2) will return: the number of bytes taken, or a negative errno. 0 in a `KnobBegan`.
+    /// What write(2) will return: the number of bytes taken, or a negative errno. 0 in a `LimitWriteBegan`.
     pub result: i64,
     /// Who writes.
     pub writer: Caller,
-    /// Which file: the value of the map `KNOBS` for its name.
-    pub knob: u32,
+    /// Which file: the value of the map `LIMIT_FILES` for its name.
+    pub limit_file: u32,
     /// Bytes that are written; [`VALUE_CAP`] or more: `value` holds only the first of them.
     pub value_len: u32,
     /// The text and a NUL.
@@ -124,7 +124,7 @@ pub const BUDGET_WRITES: u64 = 128;
 
 const _: () = {
     assert!(size_of::<Caller>() == 16 + 8 + COMM_LEN);
-    assert!(size_of::<KnobWrite>() == 24 + 16 + 40 + 8 + VALUE_CAP);
+    assert!(size_of::<LimitWrite>() == 24 + 16 + 40 + 8 + VALUE_CAP);
     assert!(size_of::<OomKill>() == 24 + 40 + 40 + 24);
     assert!(size_of::<OomContext>() == 16 + 24 + 8);
     assert!(size_of::<Budget>() == 24);

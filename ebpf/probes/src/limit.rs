@@ -7,13 +7,13 @@
 //! What passes is decided in the order of what it costs: the file's name, the cgroup, the hierarchy, the cgroup's budget.
 
 use aya_ebpf::programs::TracePointContext;
-use kwitness_abi::{FLAG_KPROBE, FLAG_SYSCALL, KNOB_NAME_CAP, KnobName, KnobWrite, RecordKind, VALUE_CAP};
+use kwitness_abi::{FLAG_KPROBE, FLAG_SYSCALL, LIMIT_FILE_NAME_CAP, LimitFileName, LimitWrite, RecordKind, VALUE_CAP};
 
 use crate::{
     emit::{caller, copy_string, copy_user_text, header, tid},
     kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
     maps::{
-        ANCESTORS, IN_FLIGHT, KNOBS, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
+        ANCESTORS, IN_FLIGHT, LIMIT_FILES, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
         within_budget,
     },
 };
@@ -54,13 +54,13 @@ fn write<H: Arguments>(hook: &H, flags: u16) {
 
 #[inline(always)]
 fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
-    let Some(knob) = knob(file) else { return };
+    let Some(limit_file) = limit_file(file) else { return };
     let directory = file.parent();
     let id = directory.id();
     if (TRACKED.get_ptr(id).is_none() && ANCESTORS.get_ptr(id).is_none()) || !directory.cgroup().is_v2() {
         return;
     }
-    let header = header(RecordKind::KnobBegan, id, flags);
+    let header = header(RecordKind::LimitWriteBegan, id, flags);
     if !within_budget(id, header.ktime) {
         return;
     }
@@ -72,7 +72,7 @@ fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
         (*record).began = header.ktime;
         (*record).result = 0;
         (*record).writer = caller();
-        (*record).knob = knob;
+        (*record).limit_file = limit_file;
         (*record).value_len = length as u32;
         let value = (&raw mut (*record).value).cast();
         if flags & FLAG_SYSCALL == 0 {
@@ -83,10 +83,10 @@ fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
         let record = &*record;
         // Without room there is no record of the return, and one of the beginning alone would wait for it: the write is lost.
         if IN_FLIGHT.insert(tid(), record, 0).is_err() {
-            count_lost(RecordKind::KnobBegan);
+            count_lost(RecordKind::LimitWriteBegan);
             return;
         }
-        tell(RecordKind::KnobBegan, record);
+        tell(RecordKind::LimitWriteBegan, record);
     }
 }
 
@@ -98,25 +98,25 @@ pub fn returned(hook: &impl Returned) {
     // SAFETY: a live map element of this thread.
     unsafe {
         (*record).header =
-            header(RecordKind::KnobReturned, (*record).header.cgroup_id, (*record).header.flags);
+            header(RecordKind::LimitWriteReturned, (*record).header.cgroup_id, (*record).header.flags);
         (*record).result = hook.result();
-        tell(RecordKind::KnobReturned, &*record);
+        tell(RecordKind::LimitWriteReturned, &*record);
     }
     let _ = IN_FLIGHT.remove(tid);
 }
 
 #[inline(always)]
-fn tell(kind: RecordKind, record: &KnobWrite) {
+fn tell(kind: RecordKind, record: &LimitWrite) {
     let by_workload = TRACKED.get_ptr(record.writer.cgroup_id).is_some();
     output(if by_workload { &OWN_WRITES } else { &LIFECYCLE }, kind, record);
 }
 
 /// The number of a file that is a limit.
 #[inline(always)]
-fn knob(file: &KernfsNode<impl Hook>) -> Option<u32> {
-    let mut name: KnobName = [0; KNOB_NAME_CAP];
+fn limit_file(file: &KernfsNode<impl Hook>) -> Option<u32> {
+    let mut name: LimitFileName = [0; LIMIT_FILE_NAME_CAP];
     // SAFETY: `name` has that many bytes.
-    unsafe { copy_string::<KNOB_NAME_CAP>(file.name(), (&raw mut name).cast()) };
+    unsafe { copy_string::<LIMIT_FILE_NAME_CAP>(file.name(), (&raw mut name).cast()) };
     // SAFETY: a live map element.
-    KNOBS.get_ptr(name).map(|number| unsafe { *number })
+    LIMIT_FILES.get_ptr(name).map(|number| unsafe { *number })
 }

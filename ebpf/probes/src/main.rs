@@ -95,42 +95,42 @@ pub fn task_exit_event(hook: TracePointContext) -> u32 {
 
 /// `cgroup_file_write` begins.
 #[fentry(function = "cgroup_file_write")]
-pub fn knob_write_fentry(hook: FEntryContext) -> i32 {
+pub fn limit_write_fentry(hook: FEntryContext) -> i32 {
     limit::begins(&hook);
     0
 }
 
 /// `cgroup_file_write` has returned.
 #[fexit(function = "cgroup_file_write")]
-pub fn knob_write_fexit(hook: FExitContext) -> i32 {
+pub fn limit_write_fexit(hook: FExitContext) -> i32 {
     limit::returned(&hook);
     0
 }
 
 /// `cgroup_file_write` begins.
 #[kprobe]
-pub fn knob_write_kprobe(hook: ProbeContext) -> u32 {
+pub fn limit_write_kprobe(hook: ProbeContext) -> u32 {
     limit::begins_at_kprobe(&hook);
     0
 }
 
 /// `cgroup_file_write` has returned.
 #[kretprobe]
-pub fn knob_write_kretprobe(hook: RetProbeContext) -> u32 {
+pub fn limit_write_kretprobe(hook: RetProbeContext) -> u32 {
     limit::returned(&hook);
     0
 }
 
 /// write(2) begins.
 #[tracepoint]
-pub fn knob_write_enter(hook: TracePointContext) -> u32 {
+pub fn limit_write_enter(hook: TracePointContext) -> u32 {
     limit::begins_at_syscall(&hook);
     NO_SAMPLE
 }
 
 /// write(2) has returned.
 #[tracepoint]
-pub fn knob_write_exit(hook: TracePointContext) -> u32 {
+pub fn limit_write_exit(hook: TracePointContext) -> u32 {
     limit::returned(&hook);
     NO_SAMPLE
 }

@@ -11,7 +11,7 @@
 //! | [`COUNTERS`] | what was lost | reads |
 //! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
 //! | [`EXITED`] | processes whose exit is told already | nothing |
-//! | [`KNOBS`] | the names of limit files | fills it before attaching |
+//! | [`LIMIT_FILES`] | the names of limit files | fills it before attaching |
 //! | [`ANCESTORS`] | cgroups above tracked roots | adds what exists at its scan |
 //! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads what was not told |
 //! | [`IN_FLIGHT`] | writes to limit files that have not returned | nothing |
@@ -26,7 +26,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use kwitness_abi::{
-    BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, KnobName, KnobWrite, OomContext, Pattern, ProcessKey,
+    BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, LimitFileName, LimitWrite, OomContext, Pattern, ProcessKey,
     RecordKind, Tracked,
 };
 
@@ -76,7 +76,7 @@ pub static OWN_WRITES: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
 /// The names of the files that are limits; the value is the number that a record carries.
 #[map]
-pub static KNOBS: HashMap<KnobName, u32> = HashMap::with_max_entries(128, 0);
+pub static LIMIT_FILES: HashMap<LimitFileName, u32> = HashMap::with_max_entries(128, 0);
 
 /// The cgroups above tracked roots: their limits hold below. The value means nothing.
 #[map]
@@ -88,12 +88,12 @@ pub static BUDGETS: LruHashMap<u64, Budget> = LruHashMap::with_max_entries(8_192
 
 /// Writes that have begun, by thread. Least recently used: the entry of a thread whose return was not seen gives way.
 #[map]
-pub static IN_FLIGHT: LruHashMap<u32, KnobWrite> = LruHashMap::with_max_entries(4_096, 0);
+pub static IN_FLIGHT: LruHashMap<u32, LimitWrite> = LruHashMap::with_max_entries(4_096, 0);
 
 /// Where a write's record is put together, which the stack is too small for. Each of the three programs that use it (one is
 /// loaded) has it to itself until it returns, for the kernel does not enter it again on the same CPU.
 #[map]
-pub static SCRATCH: PerCpuArray<KnobWrite> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<LimitWrite> = PerCpuArray::with_max_entries(1, 0);
 
 /// By the thread in which the kernel chooses and kills.
 #[map]

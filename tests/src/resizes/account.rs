@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use kwitness::proto::v1::{Verdict, VerdictKind};
+use kwitness_api::proto::{Verdict, VerdictKind};
 
 const STEP: Style = AnsiColor::Cyan.on_default().bold();
 const GOOD: Style = AnsiColor::Green.on_default();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness::proto::v1::VerdictKind;
+use kwitness_api::proto::VerdictKind;
 use tokio::time::Duration;
 
 use super::place::{number, write};

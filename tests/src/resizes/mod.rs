@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kwitness::proto::v1::{Tolerance, VerdictKind};
+use kwitness_api::proto::{Tolerance, VerdictKind};
 
 pub use account::Account;
 use place::{Limit, MIB, Place};

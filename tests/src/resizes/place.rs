@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness::proto::v1::{self, VerdictKind, wanted};
+use kwitness_api::proto::{self, VerdictKind, wanted};
 
 use super::account::Account;
 use crate::agent::Agent;
@@ -68,10 +68,12 @@ impl Limit {
         }
     }
 
-    pub(super) fn wanted(self) -> Option<v1::Wanted> {
+    pub(super) fn wanted(self) -> Option<proto::Wanted> {
         Some(match self {
-            Self::Memory(bytes) => v1::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None },
-            Self::Cpu(milli) => v1::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
+            Self::Memory(bytes) => {
+                proto::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }
+            }
+            Self::Cpu(milli) => proto::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
             Self::Weight | Self::High => return None,
         })
     }
@@ -195,12 +197,12 @@ impl<'a> Place<'a> {
         step: &str,
         limit: Limit,
         expected: VerdictKind,
-    ) -> Result<v1::Verdict> {
+    ) -> Result<proto::Verdict> {
         self.verdict(step, limit, 0, expected).await
     }
 
     /// The verdict on a limit that is waited for.
-    pub(super) async fn in_force(&mut self, step: &str, limit: Limit) -> Result<v1::Verdict> {
+    pub(super) async fn in_force(&mut self, step: &str, limit: Limit) -> Result<proto::Verdict> {
         self.verdict(step, limit, WAIT, VerdictKind::InForce).await
     }
 
@@ -211,7 +213,7 @@ impl<'a> Place<'a> {
         limit: Limit,
         wait_ms: u32,
         expected: VerdictKind,
-    ) -> Result<v1::Verdict> {
+    ) -> Result<proto::Verdict> {
         let verdict = self.file(limit, wait_ms).await.with_context(|| format!("step \"{step}\""))?;
         ensure!(
             self.account.judged(step, &verdict, expected).await,
@@ -223,21 +225,23 @@ impl<'a> Place<'a> {
     }
 
     /// The verdict on the container's limit, whatever it is.
-    pub(super) async fn file(&self, limit: Limit, wait_ms: u32) -> Result<v1::Verdict> {
+    pub(super) async fn file(&self, limit: Limit, wait_ms: u32) -> Result<proto::Verdict> {
         let answer = self.ask(limit.wanted(), wait_ms).await.context("call Verify")?;
         let all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-        all.filter(|verdict| verdict.cgroup.as_ref().is_some_and(|of| of.role() == v1::CgroupRole::Container))
-            .find(|verdict| verdict.file == limit.file())
-            .with_context(|| format!("no verdict on {}", limit.file()))
+        all.filter(|verdict| {
+            verdict.cgroup.as_ref().is_some_and(|of| of.role() == proto::CgroupRole::Container)
+        })
+        .find(|verdict| verdict.file == limit.file())
+        .with_context(|| format!("no verdict on {}", limit.file()))
     }
 
     pub(super) async fn ask(
         &self,
-        wanted: Option<v1::Wanted>,
+        wanted: Option<proto::Wanted>,
         wait_ms: u32,
-    ) -> Result<v1::VerifyResponse, tonic::Status> {
-        let filter = v1::Filter { containers: vec![self.container.clone()], ..Default::default() };
-        self.agent.verify(v1::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
+    ) -> Result<proto::VerifyResponse, tonic::Status> {
+        let filter = proto::Filter { containers: vec![self.container.clone()], ..Default::default() };
+        self.agent.verify(proto::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
     }
 
     /// The processes in the container.

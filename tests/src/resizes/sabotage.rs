@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness::proto::v1::{self, Source, VerdictKind, wanted};
+use kwitness_api::proto::{self, Source, VerdictKind, wanted};
 use tokio::time::{Duration, sleep};
 
 use super::place::directory;
@@ -205,7 +205,7 @@ async fn at_once(b: &mut Place<'_>) -> Result<()> {
         b.update(limit).await
     };
     let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));
-    let asked = b.ask(Some(v1::Wanted { memory, cpu: None }), 20_000);
+    let asked = b.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
     let (updated, asked) = tokio::join!(late, asked);
     updated?;
     ensure!(asked.context("call Verify")?.verdicts.len() >= 2, "no verdicts");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness::proto::v1::{Source, Verdict, VerdictKind};
+use kwitness_api::proto::{Source, Verdict, VerdictKind};
 use tokio::time::Duration;
 
 use super::place::write;

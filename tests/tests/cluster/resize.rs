@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1::event::Kind;
-use kwitness::proto::v1::{
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::{
     Cgroup, CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted,
 };
 use kwitness_tests::agent::{Agent, from_now};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::v1;
+use kwitness_api::proto;
 use kwitness_tests::agent::{Agent, boottime};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::{Cri, v1 as cri};
@@ -34,22 +34,23 @@ fn update(id: &str, memory: i64, shares: i64) -> cri::UpdateContainerResourcesRe
 }
 
 /// What the daemon says of a container, as soon as it knows of a request that was received at that time or later.
-async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<v1::VerdictOf>> {
+async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<proto::VerdictOf>> {
     wait_for("the daemon to know of the request", LIMIT, async || {
-        let filter = Some(v1::Filter { containers: vec![id.to_owned()], ..Default::default() });
-        let request = v1::VerifyRequest { filter, ..Default::default() };
+        let filter = Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() });
+        let request = proto::VerifyRequest { filter, ..Default::default() };
         let Ok(answer) = agent.verify(request).await else { return Ok(None) };
-        let knows = |of: &v1::VerdictOf| of.last_request.as_ref().is_some_and(|last| last.received >= since);
+        let knows =
+            |of: &proto::VerdictOf| of.last_request.as_ref().is_some_and(|last| last.received >= since);
         Ok(Some(answer.verdicts).filter(|verdicts| verdicts.iter().any(knows)))
     })
     .await
 }
 
 /// What was asked for of one file by way of the CRI.
-fn asked(verdicts: &[v1::VerdictOf], file: &str) -> Option<v1::Claim> {
+fn asked(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::Claim> {
     let mut verdicts = verdicts.iter().filter_map(|of| of.verdict.as_ref());
     let verdict = verdicts.find(|verdict| verdict.file == file)?;
-    verdict.claims.iter().find(|claim| claim.source() == v1::Source::CriRequest).cloned()
+    verdict.claims.iter().find(|claim| claim.source() == proto::Source::CriRequest).cloned()
 }
 
 /// The median of how long updates take.
@@ -86,7 +87,7 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     // The request came before there was a cgroup.
     let verdicts = known(agent, &id, before).await?;
     let last = verdicts[0].last_request.clone().context("the creation")?;
-    ensure!(last.method() == v1::CriMethod::CreateContainer && last.code == Some(0), "{last:?}");
+    ensure!(last.method() == proto::CriMethod::CreateContainer && last.code == Some(0), "{last:?}");
     ensure!(before <= last.received && last.received < last.answered && last.answered <= created, "{last:?}");
     let claim = asked(&verdicts, "memory.max").context("what was asked for at first")?;
     ensure!(claim.value == (64 << 20).to_string() && claim.time.is_some(), "{claim:?}");
@@ -109,19 +110,19 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     // A pod's limits come with its sandbox's id. (containerd 1.7 refuses the method before it has read the request: told by hand.)
     ensure!(through.update_container_resources(update("nobody", 1 << 30, 0)).await.is_err(), "of nobody");
     let now = boottime();
-    let request = v1::CriRequest {
-        method: v1::CriMethod::UpdatePodSandboxResources.into(),
+    let request = proto::CriRequest {
+        method: proto::CriMethod::UpdatePodSandboxResources.into(),
         id: pod.sandbox.clone(),
         received: now,
         answered: now,
         code: Some(tonic::Code::Unimplemented.into()),
-        resources: Some(v1::CriResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
+        resources: Some(proto::CriResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
     };
-    let told = v1::TellRequest { requests: vec![request] };
-    let answer = agent.client().await?.tell(told).await?.into_inner();
+    let told = proto::ReportCriRequestsRequest { requests: vec![request] };
+    let answer = agent.client().await?.report_cri_requests(told).await?.into_inner();
     ensure!(answer.taken == 1, "{answer:?}");
-    let filter = Some(v1::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
-    let request = v1::VerifyRequest { filter, ..Default::default() };
+    let filter = Some(proto::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
+    let request = proto::VerifyRequest { filter, ..Default::default() };
     wait_for("what was asked for the pod", LIMIT, async || {
         let mut verdicts = agent.verify(request.clone()).await?.verdicts;
         verdicts.retain(|of| of.container.is_none());
@@ -157,8 +158,8 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     ensure!(before.get("cri_requests_known") == Some(&1), "{before:?}");
     node.remove_container(&id).await?;
     wait_for("it to be forgotten", LIMIT, async || {
-        let filter = Some(v1::Filter { containers: vec![id.clone()], ..Default::default() });
-        let gone = agent.verify(v1::VerifyRequest { filter, ..Default::default() }).await.is_err();
+        let filter = Some(proto::Filter { containers: vec![id.clone()], ..Default::default() });
+        let gone = agent.verify(proto::VerifyRequest { filter, ..Default::default() }).await.is_err();
         let counters = agent.status().await?.counters;
         Ok((gone && counters.get("cri_requests_known") == Some(&0)).then_some(()))
     })

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::cri_events::{self as wire, ContainerEventType as Type};
+use kwitness_cri::events::{self as wire, ContainerEventType as Type};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::{Cri, v1};

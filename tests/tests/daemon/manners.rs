@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::v1::{Basis, Event, GapCause, event};
+use kwitness_api::proto::{Basis, Event, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::events::{self, Seen};

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::v1::{ContainerState, Event, State, StatusResponse};
+use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::events::{kind, short};

@@ -1,9 +1,9 @@
 //! Kills for want of memory in a real runtime's containers: of a child, which no runtime reports, and of the main process.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness::proto::v1::event::Kind;
-use kwitness::proto::v1::oom_kill::Exhausted;
-use kwitness::proto::v1::{CgroupRole, Event, OomKill, ProcessRole};
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::oom_kill::Exhausted;
+use kwitness_api::proto::{CgroupRole, Event, OomKill, ProcessRole};
 use kwitness_tests::agent::{Watcher, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::v1 as cri;

@@ -1,7 +1,7 @@
 //! A node whose controllers are in cgroup v1 hierarchies.
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness::proto::v1::{self, VerdictKind, wanted};
+use kwitness_api::proto::{self, VerdictKind, wanted};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
@@ -11,9 +11,9 @@ pub(crate) async fn limits_need_cgroup_v2(bed: &Bed, combination: Combination) -
         bed.with_agent(&[], async |agent| {
             let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
             let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
-            let request = v1::VerifyRequest {
-                filter: Some(v1::Filter { containers: vec![id], ..Default::default() }),
-                wanted: Some(v1::Wanted {
+            let request = proto::VerifyRequest {
+                filter: Some(proto::Filter { containers: vec![id], ..Default::default() }),
+                wanted: Some(proto::Wanted {
                     memory: Some(wanted::Memory::MemoryBytes(64 << 20)),
                     cpu: Some(wanted::Cpu::MilliCpu(500)),
                 }),

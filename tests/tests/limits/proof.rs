@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness::proto::v1::{self, Proof, ProofKind, VerdictKind, wanted};
+use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::v1 as cri;
@@ -77,18 +77,18 @@ pub(crate) async fn of_a_busy_loop(bed: &Bed, combination: Combination) -> Resul
 
 /// The verdict on a file of a container, and what its usage proves.
 async fn proved(agent: &Agent, id: &str, file: &str) -> Result<(VerdictKind, Proof)> {
-    let wanted = v1::Wanted {
+    let wanted = proto::Wanted {
         memory: Some(wanted::Memory::MemoryBytes(64 * MIB)),
         cpu: Some(wanted::Cpu::MilliCpu(MILLI)),
     };
-    let request = v1::VerifyRequest {
-        filter: Some(v1::Filter { containers: vec![id.to_owned()], ..Default::default() }),
+    let request = proto::VerifyRequest {
+        filter: Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() }),
         wanted: Some(wanted),
         wait_ms: 0,
         prove_ms: INTERVAL,
     };
     let answer = agent.verify(request).await.context("call Verify")?;
-    let of = |of: &v1::VerdictOf| of.verdict.as_ref().is_some_and(|verdict| verdict.file == file);
+    let of = |of: &proto::VerdictOf| of.verdict.as_ref().is_some_and(|verdict| verdict.file == file);
     let found = answer.verdicts.into_iter().find(of).with_context(|| format!("no verdict on {file}"))?;
     let verdict = found.verdict.map_or(VerdictKind::Unspecified, |verdict| verdict.verdict());
     Ok((verdict, found.proof.with_context(|| format!("no proof on {file}"))?))

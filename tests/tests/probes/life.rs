@@ -55,8 +55,8 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
         Fact::Exec { first: false, .. } => "exec",
         Fact::Exit { first: true, .. } => "first exit",
         Fact::Exit { first: false, .. } => "exit",
-        Fact::KnobWrite(_) => "knob write",
-        Fact::KnobWritesUntold(_) => "knob writes untold",
+        Fact::LimitWrite(_) => "limit_file write",
+        Fact::LimitWritesSuppressed(_) => "limit_file writes untold",
         Fact::OomKill(_) => "oom kill",
     };
     facts.iter().map(kind).collect()
@@ -311,7 +311,7 @@ fn long_path(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
-    use kwitness::probe::Life;
+    use kwitness_agent::probe::Life;
     let mount = root.directory().parent().context("the root has a parent")?;
     let plain = Root::make_named(mount, &format!("plain-{}", std::process::id()))?;
     let (started, unstarted) = (plain.sub("started")?, plain.sub("unstarted")?);

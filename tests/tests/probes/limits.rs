@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::cgroupfs::{CgroupFs, Watch};
-use kwitness::probe::need::{HookKind, LIMIT_WRITES};
 use kwitness_abi::RecordKind;
+use kwitness_agent::cgroupfs::{CgroupFs, Watch};
+use kwitness_agent::probe::need::{HookKind, LIMIT_WRITES};
 use kwitness_core::ids::CgroupId;
-use kwitness_core::knob::Knob;
+use kwitness_core::limit_file::LimitFile;
 use kwitness_core::observation::{
-    Fact, KernelEvent, KnobWrite, Observation, WriteHook, WritePhase, WriteResult, WrittenValue,
+    Fact, KernelEvent, LimitWrite, Observation, WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;
@@ -86,11 +86,11 @@ pub fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 /// What was told of writes to that cgroup's files, in order.
-fn writes(session: &Session, id: u64) -> Vec<KnobWrite> {
+fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
     let facts = session.facts(id).into_iter();
     facts
         .filter_map(|fact| match fact {
-            Fact::KnobWrite(write) => Some((**write).clone()),
+            Fact::LimitWrite(write) => Some((**write).clone()),
             _ => None,
         })
         .collect()
@@ -115,8 +115,8 @@ fn whole(session: &mut Session, mount: &Path) -> Result<()> {
         anyhow::bail!("{returned:#?}");
     };
     ensure!(began.began.is_some_and(|began| began < at), "{told:#?}");
-    ensure!(*returned == KnobWrite { phase: returned.phase, ..began.clone() }, "{told:#?}");
-    ensure!(began.knob == Knob::PidsMax, "{began:#?}");
+    ensure!(*returned == LimitWrite { phase: returned.phase, ..began.clone() }, "{told:#?}");
+    ensure!(began.limit_file == LimitFile::PidsMax, "{began:#?}");
     ensure!(began.value == Some(WrittenValue { text: "77".into(), truncated: false }), "{began:#?}");
     let writer = &began.writer;
     let comm = fs::read_to_string("/proc/thread-self/comm")?;
@@ -127,7 +127,7 @@ fn whole(session: &mut Session, mount: &Path) -> Result<()> {
     ensure!(writer.start.is_some_and(|start| start.0 > 0), "{writer:?}");
     // The root's own file is a limit, too, and was written when the root was made.
     let of_root = writes(session, root.id()?);
-    ensure!(of_root.len() == 2 && of_root[1].knob == Knob::CgroupSubtreeControl, "{of_root:#?}");
+    ensure!(of_root.len() == 2 && of_root[1].limit_file == LimitFile::CgroupSubtreeControl, "{of_root:#?}");
     let value = of_root[1].value.as_ref().map(|value| value.text.as_ref());
     ensure!(value == Some("+memory +pids"), "{of_root:#?}");
     let hook = session
@@ -180,8 +180,8 @@ fn noticed(session: &mut Session, mount: &Path) -> Result<()> {
     ensure!((1..=2).contains(&told.len()), "{told:#?}");
     let comm = fs::read_to_string("/proc/self/comm")?;
     for KernelEvent { cgroup, fact, .. } in &told {
-        let Fact::KnobWrite(write) = fact else { anyhow::bail!("{told:#?}") };
-        ensure!(cgroup.0 == id && write.knob == Knob::CgroupFreeze, "{told:#?}");
+        let Fact::LimitWrite(write) = fact else { anyhow::bail!("{told:#?}") };
+        ensure!(cgroup.0 == id && write.limit_file == LimitFile::CgroupFreeze, "{told:#?}");
         ensure!(
             write.seen_by == WriteHook::Fanotify && write.value.is_none() && write.began.is_none(),
             "{write:#?}"
@@ -239,7 +239,10 @@ fn by_syscall(session: &mut Session, mount: &Path) -> Result<()> {
         "{told:#?}"
     );
     for write in &told {
-        ensure!(write.seen_by == WriteHook::Syscall && write.knob == Knob::CgroupFreeze, "{write:#?}");
+        ensure!(
+            write.seen_by == WriteHook::Syscall && write.limit_file == LimitFile::CgroupFreeze,
+            "{write:#?}"
+        );
         ensure!(write.writer.pid == Some(std::process::id()) && write.began.is_some(), "{write:#?}");
         ensure!(write.writer.cgroup == Some(own_cgroup(mount)?), "{write:#?}");
     }
@@ -278,14 +281,14 @@ fn filtered(session: &mut Session, mount: &Path) -> Result<()> {
     session.settle()?;
     let values = |id| -> Vec<_> {
         let told = writes(session, id).into_iter().filter(|write| write.phase == WritePhase::Began);
-        told.map(|write| (write.knob, write.value.map(|value| value.text.to_string()))).collect()
+        told.map(|write| (write.limit_file, write.value.map(|value| value.text.to_string()))).collect()
     };
     let text = |text: &str| Some(text.to_owned());
     let told = values(above.id()?);
-    ensure!(told == [(Knob::PidsMax, text("1002"))], "{told:?}");
+    ensure!(told == [(LimitFile::PidsMax, text("1002"))], "{told:?}");
     ensure!(values(beside.id()?).is_empty(), "{:?}", values(beside.id()?));
     let told = values(cgroup::id(&tracked)?);
-    ensure!(told == [(Knob::CgroupFreeze, text("1")), (Knob::CgroupFreeze, text("0"))], "{told:?}");
+    ensure!(told == [(LimitFile::CgroupFreeze, text("1")), (LimitFile::CgroupFreeze, text("0"))], "{told:?}");
     Ok(())
 }
 
@@ -323,7 +326,8 @@ fn flood(session: &mut Session, mount: &Path) -> Result<()> {
     session.settle()?;
     let counters = session.running().counters();
     let lost_of = |kind: RecordKind| counters.lost[kind.index()] - before.lost[kind.index()];
-    let (lost, lost_beginnings) = (lost_of(RecordKind::KnobReturned), lost_of(RecordKind::KnobBegan));
+    let (lost, lost_beginnings) =
+        (lost_of(RecordKind::LimitWriteReturned), lost_of(RecordKind::LimitWriteBegan));
     let returned =
         |id| writes(session, id).iter().filter(|write| write.phase != WritePhase::Began).count() as u64;
     let suppressed = counters.suppressed - before.suppressed;

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness::probe::environment::kernel_release;
-use kwitness::probe::need::{Exclusion, HookKind, Importance, NEEDS, Tracepoints};
-use kwitness::probe::{Loaded, NeedReport, ProbeError, ProbeLog, Reason, Settings, survey};
+use kwitness_agent::probe::environment::kernel_release;
+use kwitness_agent::probe::need::{Exclusion, HookKind, Importance, NEEDS, Tracepoints};
+use kwitness_agent::probe::{Loaded, NeedReport, ProbeError, ProbeLog, Reason, Settings, survey};
 use kwitness_tests::suite::Case;
 
 use crate::all_but;

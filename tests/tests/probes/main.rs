@@ -13,9 +13,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use kwitness::probe::Settings;
-use kwitness::probe::environment::{self, Lockdown};
-use kwitness::probe::need::{Exclusion, HookKind, NEEDS};
+use kwitness_agent::probe::Settings;
+use kwitness_agent::probe::environment::{self, Lockdown};
+use kwitness_agent::probe::need::{Exclusion, HookKind, NEEDS};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Tier;
 use kwitness_tests::suite::{self, Case};

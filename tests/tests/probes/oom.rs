@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness::probe::need::HookKind;
+use kwitness_agent::probe::need::HookKind;
 use kwitness_core::event::ExitStatus;
 use kwitness_core::ids::CgroupId;
 use kwitness_core::observation::{Fact, OomChoice, OomKill, OomScope};
@@ -186,7 +186,7 @@ fn lowered(session: &mut Session, mount: &Path) -> Result<()> {
         .facts(id)
         .into_iter()
         .filter_map(|fact| match fact {
-            Fact::KnobWrite(write) => Some(format!("{:?}", std::mem::discriminant(&write.phase))),
+            Fact::LimitWrite(write) => Some(format!("{:?}", std::mem::discriminant(&write.phase))),
             Fact::OomKill(_) => Some("kill".to_owned()),
             _ => None,
         })

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kwitness::probe::{Loaded, Running, Settings};
+use kwitness_agent::probe::{Loaded, Running, Settings};
 use kwitness_core::decode::Decoder;
 use kwitness_core::observation::{Fact, KernelEvent, PathText};
 use kwitness_tests::cgroup;

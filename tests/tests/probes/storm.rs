@@ -20,7 +20,7 @@ use crate::child::{Action, Child};
 use crate::producer;
 use crate::session::{Root, Session, rmdir};
 use crate::{Loaded, settings};
-use kwitness::probe::Settings;
+use kwitness_agent::probe::Settings;
 
 const CONTAINERS: u32 = 10_000;
 const PRODUCERS: u32 = 2;
@@ -189,7 +189,7 @@ fn kind_of(event: &KernelEvent) -> RecordKind {
         Fact::Fork { .. } => RecordKind::TaskFork,
         Fact::Exec { .. } => RecordKind::TaskExec,
         Fact::Exit { .. } => RecordKind::TaskExit,
-        Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) => RecordKind::KnobReturned,
+        Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => RecordKind::LimitWriteReturned,
         Fact::OomKill(_) => RecordKind::OomKill,
     }
 }

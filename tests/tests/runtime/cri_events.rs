@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::cri_events::ContainerEventType as Type;
+use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::agent::connect;
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cri::{Cri, v1};

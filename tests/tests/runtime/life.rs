@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::clock::Clock;
-use kwitness::proto::convert;
+use kwitness_agent::clock::Clock;
+use kwitness_agent::wire::convert;
 use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;

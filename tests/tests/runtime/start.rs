@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1::{Basis, ContainerState, GapCause, State, event};
+use kwitness_api::proto::{Basis, ContainerState, GapCause, State, event};
 use kwitness_tests::agent::{Agent, after, with_snapshot};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::{Combination, Tier};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness::proto::v1::{Event, Filter, GapCause, WatchRequest, event};
+use kwitness_api::proto::{Event, Filter, GapCause, WatchRequest, event};
 use kwitness_tests::agent::{after, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::{Combination, Tier};

@@ -17,9 +17,9 @@ use thiserror::Error;
 use crate::event::{Actor, ExitStatus};
 use crate::ids::{CgroupId, KernelTime, ProcKey};
 use crate::intern::Interner;
-use crate::knob::Knob;
+use crate::limit_file::LimitFile;
 use crate::observation::{
-    Caller, Fact, KernelEvent, KnobWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
+    Caller, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
     WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 
@@ -156,27 +156,27 @@ impl Decoder {
                 status: record.exit_status(offset_of!(abi::TaskExit, wait_status))?,
                 first: flags & abi::FLAG_FIRST_EXIT != 0,
             },
-            RecordKind::KnobBegan | RecordKind::KnobReturned => {
-                Fact::KnobWrite(Box::new(self.knob_write(record, flags)?))
+            RecordKind::LimitWriteBegan | RecordKind::LimitWriteReturned => {
+                Fact::LimitWrite(Box::new(self.limit_write(record, flags)?))
             }
             RecordKind::OomKill => Fact::OomKill(Box::new(self.oom_kill(record, flags)?)),
         })
     }
 
-    fn knob_write(&mut self, record: Record<'_>, flags: u16) -> Result<KnobWrite, DecodeError> {
-        let number = record.u32(offset_of!(abi::KnobWrite, knob))?;
-        Ok(KnobWrite {
-            knob: Knob::from_number(number).ok_or(record.field("knob", number))?,
+    fn limit_write(&mut self, record: Record<'_>, flags: u16) -> Result<LimitWrite, DecodeError> {
+        let number = record.u32(offset_of!(abi::LimitWrite, limit_file))?;
+        Ok(LimitWrite {
+            limit_file: LimitFile::from_number(number).ok_or(record.field("limit_file", number))?,
             phase: match record.kind {
-                RecordKind::KnobReturned => WritePhase::Returned {
-                    result: record.write_result(offset_of!(abi::KnobWrite, result))?,
+                RecordKind::LimitWriteReturned => WritePhase::Returned {
+                    result: record.write_result(offset_of!(abi::LimitWrite, result))?,
                     at: Some(KernelTime(record.u64(offset_of!(abi::Header, ktime))?)),
                 },
                 _ => WritePhase::Began,
             },
             value: Some(self.written_value(record)?),
-            writer: self.caller(record, offset_of!(abi::KnobWrite, writer))?,
-            began: Some(KernelTime(record.u64(offset_of!(abi::KnobWrite, began))?)),
+            writer: self.caller(record, offset_of!(abi::LimitWrite, writer))?,
+            began: Some(KernelTime(record.u64(offset_of!(abi::LimitWrite, began))?)),
             seen_by: match () {
                 () if flags & abi::FLAG_SYSCALL != 0 => WriteHook::Syscall,
                 () if flags & abi::FLAG_KPROBE != 0 => WriteHook::Kprobe,
@@ -186,8 +186,8 @@ impl Decoder {
     }
 
     fn written_value(&mut self, record: Record<'_>) -> Result<WrittenValue, DecodeError> {
-        let len = record.u32(offset_of!(abi::KnobWrite, value_len))? as usize;
-        let text = record.text(offset_of!(abi::KnobWrite, value), abi::VALUE_CAP)?;
+        let len = record.u32(offset_of!(abi::LimitWrite, value_len))? as usize;
+        let text = record.text(offset_of!(abi::LimitWrite, value), abi::VALUE_CAP)?;
         Ok(WrittenValue { text: self.texts.text(text.trim_ascii()), truncated: len >= abi::VALUE_CAP })
     }
 
@@ -330,7 +330,9 @@ impl<'a> Record<'a> {
             RecordKind::TaskFork => abi::FLAG_ENTERED,
             RecordKind::TaskExec => abi::FLAG_FIRST,
             RecordKind::TaskExit => abi::FLAG_FIRST_EXIT,
-            RecordKind::KnobBegan | RecordKind::KnobReturned => abi::FLAG_KPROBE | abi::FLAG_SYSCALL,
+            RecordKind::LimitWriteBegan | RecordKind::LimitWriteReturned => {
+                abi::FLAG_KPROBE | abi::FLAG_SYSCALL
+            }
             RecordKind::OomKill => {
                 abi::FLAG_OOM_USAGE
                     | abi::FLAG_OOM_LIMIT

@@ -1,4 +1,4 @@
-//! What kwitness reports. The same shape as `kwitness.v1.Event`, without the journal's place and the wall clock.
+//! What kwitness reports. The same shape as `kwitness.v1alpha1.Event`, without the journal's place and the wall clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,9 +40,9 @@ pub enum Basis {
     /// The kernel's record of that name.
     TaskExit,
     /// The kernel's record of that name.
-    KnobWrite,
+    LimitWrite,
     /// Found by reading a limit file.
-    KnobRead,
+    LimitRead,
     /// The kernel's record of that name.
     OomKill,
     /// Found at start-up: it happened before.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
 use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
-use crate::knob::Knob;
+use crate::limit_file::LimitFile;
 use crate::limits::Answer;
 use crate::resize::Evidence;
 
@@ -30,8 +30,8 @@ pub enum Observation {
         /// What; none: the runtime does not know it, and will not be asked again.
         facts: Option<Arc<RuntimeFacts>>,
     },
-    /// Limit files were read: the answer to an [`Action::ReadKnobs`].
-    KnobsRead(Answer),
+    /// Limit files were read: the answer to an [`Action::ReadLimits`].
+    LimitsRead(Answer),
     /// A limit is to be judged.
     Evidence(Box<Evidence>),
     /// Time passed: what was kept for a while may go.
@@ -109,19 +109,19 @@ pub enum Fact {
         first: bool,
     },
     /// A limit file of the cgroup, which may be an ancestor of a tracked one, is written to.
-    KnobWrite(Box<KnobWrite>),
+    LimitWrite(Box<LimitWrite>),
     /// So many writes to limit files of the cgroup were only counted, for they came too fast; what the files hold now tells
     /// what became of them.
-    KnobWritesUntold(u64),
+    LimitWritesSuppressed(u64),
     /// A process of the cgroup was killed for want of memory.
     OomKill(Box<OomKill>),
 }
 
 /// A write to a limit file. A hook that cannot tell something leaves it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnobWrite {
+pub struct LimitWrite {
     /// Which file.
-    pub knob: Knob,
+    pub limit_file: LimitFile,
     /// Begun, or returned. A hook that sees the beginning tells both, and the second repeats all of the first.
     pub phase: WritePhase,
     /// What is written.
@@ -355,13 +355,13 @@ pub enum Action {
     Resolve(ContainerId),
     /// Walk the cgroup tree; answer with [`Observation::Scan`].
     Rescan,
-    /// Read limit files; answer with [`Observation::KnobsRead`].
-    ReadKnobs(ReadKnobs),
+    /// Read limit files; answer with [`Observation::LimitsRead`].
+    ReadLimits(ReadLimits),
 }
 
 /// Which limit files are to be read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ReadKnobs {
+pub struct ReadLimits {
     /// Whose.
     pub cgroup: CgroupId,
     /// Its path; none: it is to be looked for.
@@ -369,5 +369,5 @@ pub struct ReadKnobs {
     /// `path` is the container's, and the cgroup lies below.
     pub inner: bool,
     /// Which; none: all.
-    pub knob: Option<Knob>,
+    pub limit_file: Option<LimitFile>,
 }

@@ -30,7 +30,17 @@ pub use places::guest_roots;
 use places::{Place, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
 
 /// The packages whose own tests are the unit tier.
-const UNIT: &[&str] = &["kwitness-abi", "kwitness-core", "kwitness", "xtask"];
+const UNIT: &[&str] = &[
+    "kwitness-abi",
+    "kwitness-core",
+    "kwitness-api",
+    "kwitness-cri",
+    "kwitness-service",
+    "kwitness-agent",
+    "kwitness-cri-proxy",
+    "kwitness",
+    "xtask",
+];
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.

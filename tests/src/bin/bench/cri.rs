@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kwitness::proto::cri_events::ContainerEventType as Type;
+use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cri_events::Subscriber;
 use kwitness_tests::environment::{Environment, Tier};

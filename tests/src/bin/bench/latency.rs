@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kwitness::proto::v1::Event;
+use kwitness_api::proto::Event;
 use kwitness_tests::agent::{Agent, boottime, from_now};
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::events::kind;

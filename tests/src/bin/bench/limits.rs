@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness::proto::v1::event::Kind;
-use kwitness::proto::v1::{self, VerdictKind, wanted};
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::{self, VerdictKind, wanted};
 use kwitness_tests::agent::{Agent, boottime, from_now};
 use kwitness_tests::environment::{CgroupLayout, Environment, Tier};
 use kwitness_tests::handmade::{HandMade, Kubepods};
@@ -39,7 +39,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     if has_limits {
         kubepods.enable("+memory")?;
     }
-    let knob = if has_limits { "memory.max" } else { "cgroup.freeze" };
+    let limit_file = if has_limits { "memory.max" } else { "cgroup.freeze" };
     let (mut bare, mut changes, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
     let mut way = String::new();
     for _ in 0..rounds {
@@ -48,7 +48,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         let agent = Agent::start(environment, &["log.level=warn", "kernel.syscall_hooks=true"]).await?;
         way = hook(&agent).await?;
         let container = container(&kubepods, has_limits)?;
-        changes.push(to_client(&agent, &container, knob, writes).await.context("to a client")?);
+        changes.push(to_client(&agent, &container, limit_file, writes).await.context("to a client")?);
         if has_limits {
             verdicts.push(to_verdict(&agent, &container, writes).await.context("to a verdict")?);
         }
@@ -64,7 +64,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
         let (of, bare, ratios) = against(&changes, share);
         let note = format!(
-            "{knob} by {way}: {:.0} us from the hook at the write's return, bare loop {:.0} us from its own; {rounds} rounds of {writes}",
+            "{limit_file} by {way}: {:.0} us from the hook at the write's return, bare loop {:.0} us from its own; {rounds} rounds of {writes}",
             quantile(&of, 0.5) / 1e3,
             quantile(&bare, 0.5) / 1e3,
         );
@@ -87,7 +87,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 /// The hook that sees limit writes.
 async fn hook(agent: &Agent) -> Result<String> {
     let status = agent.status().await?;
-    let need = status.needs.iter().find(|need| need.name == "knob_write").context("no such need")?;
+    let need = status.needs.iter().find(|need| need.name == "limit_write").context("no such need")?;
     Ok(need.hook.split(':').next().unwrap_or_default().to_owned())
 }
 
@@ -109,15 +109,19 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// From the hook at each write's return to its event at a client, in nanoseconds. Another process writes, as in the bare loop.
-async fn to_client(agent: &Agent, container: &HandMade, knob: &str, writes: u32) -> Result<Vec<f64>> {
+async fn to_client(agent: &Agent, container: &HandMade, limit_file: &str, writes: u32) -> Result<Vec<f64>> {
     let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
     let id = container.cgroup().id()?;
-    let texts = match knob {
+    let texts = match limit_file {
         "cgroup.freeze" => ["1", "0"],
         _ => ["67108864", "33554432"],
     };
     let mut command = Command::new("/proc/self/exe");
-    command.arg("resizes").arg(container.cgroup().directory().join(knob)).args(texts).arg(writes.to_string());
+    command
+        .arg("resizes")
+        .arg(container.cgroup().directory().join(limit_file))
+        .args(texts)
+        .arg(writes.to_string());
     let mut writer = command.stdin(Stdio::null()).spawn().context("start the writer")?;
     let mut delays = Vec::new();
     while delays.len() < writes as usize {
@@ -163,19 +167,19 @@ async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<
 }
 
 /// Of that container, or of all where no id is given.
-fn wanted(id: &str, bytes: u64, wait_ms: u32) -> v1::VerifyRequest {
+fn wanted(id: &str, bytes: u64, wait_ms: u32) -> proto::VerifyRequest {
     let containers = if id.is_empty() { Vec::new() } else { vec![id.to_owned()] };
-    v1::VerifyRequest {
-        filter: Some(v1::Filter { containers, ..Default::default() }),
-        wanted: Some(v1::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }),
+    proto::VerifyRequest {
+        filter: Some(proto::Filter { containers, ..Default::default() }),
+        wanted: Some(proto::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }),
         wait_ms,
         prove_ms: 0,
     }
 }
 
-fn kinds(answer: &v1::VerifyResponse) -> Vec<VerdictKind> {
+fn kinds(answer: &proto::VerifyResponse) -> Vec<VerdictKind> {
     let verdicts = answer.verdicts.iter().filter_map(|of| of.verdict.as_ref());
-    verdicts.map(v1::Verdict::verdict).collect()
+    verdicts.map(proto::Verdict::verdict).collect()
 }
 
 /// Containers resized in a row, every other one to something else than is wanted.
@@ -202,10 +206,10 @@ async fn thousand(environment: &Environment, kubepods: &Kubepods) -> Result<Row>
     let answer = agent.verify(wanted("", right, 0)).await.context("call Verify")?;
     let mut misjudged = 0;
     for (index, container) in containers.iter().enumerate() {
-        let of = |of: &&v1::VerdictOf| of.container.as_ref().is_some_and(|of| of.id == container.id);
+        let of = |of: &&proto::VerdictOf| of.container.as_ref().is_some_and(|of| of.id == container.id);
         let verdict = answer.verdicts.iter().find(of).and_then(|of| of.verdict.as_ref());
         let due = if index % 2 == 0 { VerdictKind::InForce } else { VerdictKind::Diverged };
-        misjudged += usize::from(verdict.map(v1::Verdict::verdict) != Some(due));
+        misjudged += usize::from(verdict.map(proto::Verdict::verdict) != Some(due));
     }
     agent.stop()?;
     let note = format!(

@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kwitness::clock::Clock;
-use kwitness::hub::{Batch, Filter, Hub, Start, Watcher, Writer};
-use kwitness::probe::{Loaded, Settings};
-use kwitness::proto::v1;
-use kwitness::proto::v1::kwitness_client::KwitnessClient;
-use kwitness::proto::v1::kwitness_server::{Kwitness, KwitnessServer};
 use kwitness_abi::{Header, Process, RecordKind, TaskExec, TaskExit, TaskFork};
+use kwitness_agent::api::kwitness_server::{Kwitness, KwitnessServer};
+use kwitness_agent::clock::Clock;
+use kwitness_agent::hub::{Batch, Filter, Hub, Start, Watcher, Writer};
+use kwitness_agent::probe::{Loaded, Settings};
+use kwitness_api::proto;
+use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
@@ -220,7 +220,7 @@ struct Feeder {
 impl Kwitness for Feeder {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
 
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, _: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let watcher = self.hub.watch(Start::Now, true, Filter::default());
         let watcher = watcher.map_err(|error| Status::out_of_range(error.to_string()))?;
         let _ = self.arrived.send(()).await;
@@ -232,19 +232,28 @@ impl Kwitness for Feeder {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+    async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 
-    async fn verify(&self, _: Request<v1::VerifyRequest>) -> Result<Response<v1::VerifyResponse>, Status> {
+    async fn verify(
+        &self,
+        _: Request<proto::VerifyRequest>,
+    ) -> Result<Response<proto::VerifyResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 
-    async fn tell(&self, _: Request<v1::TellRequest>) -> Result<Response<v1::TellResponse>, Status> {
+    async fn report_cri_requests(
+        &self,
+        _: Request<proto::ReportCriRequestsRequest>,
+    ) -> Result<Response<proto::ReportCriRequestsResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 }

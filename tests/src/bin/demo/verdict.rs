@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use kwitness::proto::v1::{Basis, StatusResponse};
+use kwitness_api::proto::{Basis, StatusResponse};
 use kwitness_tests::agent::boottime;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::events::{Seen, kind};

@@ -122,7 +122,7 @@ impl Lifecycle {
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
             Observation::Tick { at } => self.cgroups.expire(at, &self.limits, &mut self.budget),
             // Limits are no part of a life.
-            Observation::KnobsRead(_) | Observation::Evidence(_) => {}
+            Observation::LimitsRead(_) | Observation::Evidence(_) => {}
         }
     }
 
@@ -168,7 +168,7 @@ impl Lifecycle {
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
             // What becomes of a container's limits is no matter of its life.
-            Fact::KnobWrite(_) | Fact::KnobWritesUntold(_) => {}
+            Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => {}
             Fact::OomKill(_)
             | Fact::Rmdir { .. }
             | Fact::Attach { .. }
@@ -238,8 +238,8 @@ impl Lifecycle {
             Fact::Mkdir { .. }
             | Fact::Rmdir { .. }
             | Fact::Release
-            | Fact::KnobWrite(_)
-            | Fact::KnobWritesUntold(_)
+            | Fact::LimitWrite(_)
+            | Fact::LimitWritesSuppressed(_)
             | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
@@ -329,8 +329,8 @@ fn shows_living_cgroup(fact: &Fact) -> bool {
         | Fact::Release
         | Fact::Populated(false)
         | Fact::Exit { .. }
-        | Fact::KnobWrite(_)
-        | Fact::KnobWritesUntold(_)
+        | Fact::LimitWrite(_)
+        | Fact::LimitWritesSuppressed(_)
         | Fact::OomKill(_) => false,
     }
 }

@@ -16,7 +16,7 @@ pub enum State {
     Stopped,
 }
 
-/// A container as it is now; the same shape as `kwitness.v1.ContainerState`.
+/// A container as it is now; the same shape as `kwitness.v1alpha1.ContainerState`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerState {
     /// Which.

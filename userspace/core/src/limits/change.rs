@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::PodNames;
 use crate::ids::{CgroupId, KernelTime};
-use crate::knob::Knob;
+use crate::limit_file::LimitFile;
 use crate::observation::{Caller, WriteHook, WriteResult, WrittenValue};
 
 use super::{LevelRole, Reading};
@@ -23,7 +23,7 @@ pub struct Changed {
     /// The pod that it is, or is in.
     pub pod: Option<PodNames>,
     /// Which file.
-    pub knob: Knob,
+    pub limit_file: LimitFile,
     /// What it said before.
     pub old: Reading,
     /// What it says now.
@@ -55,7 +55,7 @@ pub struct SeenWrite {
     pub hook: WriteHook,
 }
 
-/// What reading knobs gave; the answer to [`ReadKnobs`](crate::observation::Action::ReadKnobs).
+/// What reading limit_files gave; the answer to [`ReadLimits`](crate::observation::Action::ReadLimits).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Whose.
@@ -68,8 +68,8 @@ pub struct Answer {
     pub ended: KernelTime,
     /// There was no such cgroup any more.
     pub gone: bool,
-    /// All knobs were read, and those that are not listed are absent.
+    /// All limit_files were read, and those that are not listed are absent.
     pub whole: bool,
     /// What they say.
-    pub readings: Vec<(Knob, Reading)>,
+    pub readings: Vec<(LimitFile, Reading)>,
 }

@@ -1,8 +1,8 @@
-//! Limits: what the knobs of each cgroup say, and every change of it.
+//! Limits: what the limit_files of each cgroup say, and every change of it.
 //!
 //! ```text
-//!  KnobWrite ──▶ pending ──ReadKnobs──▶ KnobsRead ──▶ LimitChanged, seen: old, new, writer, errno, times
-//!  scan, start, untold writes ─ReadKnobs─▶ KnobsRead ─differs─▶ LimitChanged, found: old, new
+//!  LimitWrite ──▶ pending ──ReadLimits──▶ LimitsRead ──▶ LimitChanged, seen: old, new, writer, errno, times
+//!  scan, start, untold writes ─ReadLimits─▶ LimitsRead ─differs─▶ LimitChanged, found: old, new
 //!  Rmdir ──▶ what is pending goes out with "gone"
 //! ```
 //!
@@ -14,79 +14,83 @@
 //! appears, writes that were lost or came too fast. A write of what was there already is no change and not told; one that
 //! the kernel refused is, with its errno.
 //!
-//! Bounded: [`Knobs::CGROUPS`] cgroups, [`Knobs::PENDING`] writes a file. Never reads a clock or a file.
+//! Bounded: [`LimitTracker::CGROUPS`] cgroups, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
 
 mod change;
-mod knobs;
 mod place;
+mod tracker;
 mod value;
 
 pub use change::{Answer, Changed, SeenWrite};
-pub use knobs::{Knobs, KnobsCounters};
 pub use place::{LevelRole, Place, Places};
+pub use tracker::{LimitCounters, LimitTracker};
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 
-use crate::knob::Knob;
+use crate::limit_file::LimitFile;
 
-/// How a knob's file is written.
-pub const fn format(knob: Knob) -> Format {
-    match knob {
-        Knob::MemoryMax
-        | Knob::MemoryHigh
-        | Knob::MemoryLow
-        | Knob::MemoryMin
-        | Knob::MemorySwapMax
-        | Knob::MemorySwapHigh
-        | Knob::PidsMax
-        | Knob::HugetlbMax(_)
-        | Knob::HugetlbReservedMax(_) => Format::Bound,
-        Knob::CpuMax => Format::Cpu,
-        Knob::CpuMaxBurst | Knob::CpuWeight | Knob::CpuIdle | Knob::MemoryOomGroup | Knob::CgroupFreeze => {
-            Format::Number
-        }
-        Knob::CpuWeightNice
-        | Knob::CpuUclampMin
-        | Knob::CpuUclampMax
-        | Knob::CpusetCpus
-        | Knob::CpusetMems
-        | Knob::CpusetCpusExclusive
-        | Knob::CpusetCpusPartition
-        | Knob::IoMax
-        | Knob::IoWeight
-        | Knob::CgroupSubtreeControl => Format::Text,
+/// How a limit_file's file is written.
+pub const fn format(limit_file: LimitFile) -> Format {
+    match limit_file {
+        LimitFile::MemoryMax
+        | LimitFile::MemoryHigh
+        | LimitFile::MemoryLow
+        | LimitFile::MemoryMin
+        | LimitFile::MemorySwapMax
+        | LimitFile::MemorySwapHigh
+        | LimitFile::PidsMax
+        | LimitFile::HugetlbMax(_)
+        | LimitFile::HugetlbReservedMax(_) => Format::Bound,
+        LimitFile::CpuMax => Format::Cpu,
+        LimitFile::CpuMaxBurst
+        | LimitFile::CpuWeight
+        | LimitFile::CpuIdle
+        | LimitFile::MemoryOomGroup
+        | LimitFile::CgroupFreeze => Format::Number,
+        LimitFile::CpuWeightNice
+        | LimitFile::CpuUclampMin
+        | LimitFile::CpuUclampMax
+        | LimitFile::CpusetCpus
+        | LimitFile::CpusetMems
+        | LimitFile::CpusetCpusExclusive
+        | LimitFile::CpusetCpusPartition
+        | LimitFile::IoMax
+        | LimitFile::IoWeight
+        | LimitFile::CgroupSubtreeControl => Format::Text,
     }
 }
 
 /// What the file of a new cgroup says, if the kernel's `cgroup-v2.rst` tells.
-pub fn initial(knob: Knob) -> Option<Value> {
-    Some(match knob {
-        Knob::MemoryMax
-        | Knob::MemoryHigh
-        | Knob::MemorySwapMax
-        | Knob::MemorySwapHigh
-        | Knob::PidsMax
-        | Knob::HugetlbMax(_)
-        | Knob::HugetlbReservedMax(_) => Value::Bound(Bound::Unlimited),
-        Knob::MemoryLow | Knob::MemoryMin => Value::Bound(Bound::At(0)),
-        Knob::CpuMax => Value::Cpu(CpuMax { quota: Bound::Unlimited, period: CpuMax::DEFAULT_PERIOD }),
-        Knob::CpuWeight => Value::Number(100),
-        Knob::CpuMaxBurst | Knob::CpuIdle | Knob::MemoryOomGroup | Knob::CgroupFreeze => Value::Number(0),
-        Knob::CpuWeightNice => Value::Text("0".into()),
-        Knob::CpusetCpus
-        | Knob::CpusetMems
-        | Knob::CpusetCpusExclusive
-        | Knob::IoMax
-        | Knob::CgroupSubtreeControl => Value::Text("".into()),
-        Knob::CpusetCpusPartition => Value::Text("member".into()),
-        Knob::CpuUclampMin => Value::Text("0.00".into()),
-        Knob::CpuUclampMax => Value::Text("max".into()),
+pub fn initial(limit_file: LimitFile) -> Option<Value> {
+    Some(match limit_file {
+        LimitFile::MemoryMax
+        | LimitFile::MemoryHigh
+        | LimitFile::MemorySwapMax
+        | LimitFile::MemorySwapHigh
+        | LimitFile::PidsMax
+        | LimitFile::HugetlbMax(_)
+        | LimitFile::HugetlbReservedMax(_) => Value::Bound(Bound::Unlimited),
+        LimitFile::MemoryLow | LimitFile::MemoryMin => Value::Bound(Bound::At(0)),
+        LimitFile::CpuMax => Value::Cpu(CpuMax { quota: Bound::Unlimited, period: CpuMax::DEFAULT_PERIOD }),
+        LimitFile::CpuWeight => Value::Number(100),
+        LimitFile::CpuMaxBurst | LimitFile::CpuIdle | LimitFile::MemoryOomGroup | LimitFile::CgroupFreeze => {
+            Value::Number(0)
+        }
+        LimitFile::CpuWeightNice => Value::Text("0".into()),
+        LimitFile::CpusetCpus
+        | LimitFile::CpusetMems
+        | LimitFile::CpusetCpusExclusive
+        | LimitFile::IoMax
+        | LimitFile::CgroupSubtreeControl => Value::Text("".into()),
+        LimitFile::CpusetCpusPartition => Value::Text("member".into()),
+        LimitFile::CpuUclampMin => Value::Text("0.00".into()),
+        LimitFile::CpuUclampMax => Value::Text("max".into()),
         // Its default depends on the scheduler of each device.
-        Knob::IoWeight => return None,
+        LimitFile::IoWeight => return None,
     })
 }
 
 /// Whether a change of it that no write explains is worth telling. `cpu.weight.nice` and `cpu.weight` are two views of one
 /// number: a write to one changes the other.
-pub fn is_reconciled(knob: Knob) -> bool {
-    !matches!(knob, Knob::CpuWeightNice)
+pub fn is_reconciled(limit_file: LimitFile) -> bool {
+    !matches!(limit_file, LimitFile::CpuWeightNice)
 }

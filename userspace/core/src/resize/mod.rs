@@ -36,7 +36,7 @@ pub use convert::{Tolerance, Wanted};
 pub use verdicts::{Asker, Evidence, Judged, Verdicts};
 
 use crate::ids::KernelTime;
-use crate::knob::Knob;
+use crate::limit_file::LimitFile;
 pub use crate::limits::LevelRole;
 use crate::limits::{Bound, Format, Reading, Value, format};
 use crate::observation::WriteResult;
@@ -62,19 +62,19 @@ impl Resource {
     pub const ALL: [Self; 5] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::MemoryHigh, Self::Swap];
 
     /// The file that says it.
-    pub const fn file(self) -> Knob {
+    pub const fn file(self) -> LimitFile {
         match self {
-            Self::Cpu => Knob::CpuMax,
-            Self::CpuWeight => Knob::CpuWeight,
-            Self::Memory => Knob::MemoryMax,
-            Self::MemoryHigh => Knob::MemoryHigh,
-            Self::Swap => Knob::MemorySwapMax,
+            Self::Cpu => LimitFile::CpuMax,
+            Self::CpuWeight => LimitFile::CpuWeight,
+            Self::Memory => LimitFile::MemoryMax,
+            Self::MemoryHigh => LimitFile::MemoryHigh,
+            Self::Swap => LimitFile::MemorySwapMax,
         }
     }
 
     /// The resource that this file limits, if it is judged.
-    pub fn of(knob: Knob) -> Option<Self> {
-        Self::ALL.into_iter().find(|resource| resource.file() == knob)
+    pub fn of(limit_file: LimitFile) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.file() == limit_file)
     }
 
     /// Whether a level's file binds all levels below it. A weight is only a share among siblings.

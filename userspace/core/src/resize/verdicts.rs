@@ -1,7 +1,7 @@
 //! The verdicts of all limits that were judged: what was in force, what killed, what the last verdict was.
 //!
 //! Evidence is gathered outside, for it takes the runtime's word and the files of every level; the judging is done here, with
-//! the attempts that [`Knobs`] remembers. Bounded: what is remembered of a cgroup goes with it, nothing is of one that nobody
+//! the attempts that [`LimitTracker`] remembers. Bounded: what is remembered of a cgroup goes with it, nothing is of one that nobody
 //! knows, and a scan finds those whose end was not told.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Basis, Event, Kind, PodNames};
 use crate::ids::{CgroupId, KernelTime};
 use crate::lifecycle::Output;
-use crate::limits::{Knobs, LevelRole, Places};
+use crate::limits::{LevelRole, LimitTracker, Places};
 use crate::observation::{Fact, KernelEvent, Observation, OomScope};
 
 use super::{Attempt, Case, Claim, Judgement, Level, Resource, Standing, judge};
@@ -87,8 +87,8 @@ impl Verdicts {
     const KILLS_AFTER: u64 = 1_000_000_000;
 
     /// Judges, and remembers nothing.
-    pub fn judge(&self, evidence: &Evidence, knobs: &Knobs, places: &impl Places) -> Judged {
-        let mut attempts = knobs.attempts(evidence.cgroup, evidence.resource.file(), places);
+    pub fn judge(&self, evidence: &Evidence, limit_files: &LimitTracker, places: &impl Places) -> Judged {
+        let mut attempts = limit_files.attempts(evidence.cgroup, evidence.resource.file(), places);
         let kills = attempts.iter().rev().find(|attempt| attempt.result.may_have_taken()).and_then(|last| {
             let until = last.ended.map_or(u64::MAX, |ended| ended.at().0.saturating_add(Self::KILLS_AFTER));
             let struck = |at: &&KernelTime| Some(**at) >= last.began && at.0 <= until;
@@ -136,7 +136,7 @@ impl Verdicts {
     pub fn observe(
         &mut self,
         observation: &Observation,
-        knobs: &Knobs,
+        limit_files: &LimitTracker,
         places: &impl Places,
         output: &mut Output,
     ) {
@@ -144,14 +144,14 @@ impl Verdicts {
             Observation::Evidence(evidence) => {
                 // It went away while the evidence was gathered, and nothing would ever forget it again.
                 let Some(place) = places.place(evidence.cgroup) else { return };
-                let judged = self.judge(evidence, knobs, places);
+                let judged = self.judge(evidence, limit_files, places);
                 let standing = self.standing_mut(evidence.cgroup, evidence.resource);
                 match evidence.asker {
                     Asker::Client => standing.note_asked(&judged.judgement),
                     Asker::Node if standing.note(&judged.judgement) => {
                         let kind = Kind::Verdict(Box::new(judged));
                         let (at, subject) = (evidence.at, place.subject);
-                        output.events.push(Event { at, basis: Basis::KnobRead, subject, kind });
+                        output.events.push(Event { at, basis: Basis::LimitRead, subject, kind });
                     }
                     Asker::Node => {}
                 }

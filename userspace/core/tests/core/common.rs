@@ -288,7 +288,7 @@ pub fn line(event: &Event) -> String {
         Kind::Deleted { actor: None } => "deleted".to_owned(),
         Kind::Updated { fields } => format!("updated {}", fields.join(",")),
         Kind::LimitChanged(changed) => {
-            format!("limit {} {} -> {}", changed.knob, changed.old, changed.new)
+            format!("limit {} {} -> {}", changed.limit_file, changed.old, changed.new)
         }
         Kind::Verdict(judged) => format!("verdict {}", judged.judgement.verdict.name()),
         Kind::Gap(gap) => format!("gap {:?} {:?}", gap.cause, gap.lost),
@@ -303,8 +303,8 @@ pub fn line(event: &Event) -> String {
         Basis::CgroupPopulated => "populated",
         Basis::TaskExec => "exec",
         Basis::TaskExit => "exit",
-        Basis::KnobWrite => "knob write",
-        Basis::KnobRead => "knob read",
+        Basis::LimitWrite => "limit_file write",
+        Basis::LimitRead => "limit_file read",
         Basis::OomKill => "oom kill",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",

@@ -7,9 +7,9 @@ use kwitness_abi::RecordKind;
 use kwitness_core::decode::{DecodeError, Decoder, decode};
 use kwitness_core::event::{Actor, ExitStatus};
 use kwitness_core::ids::{CgroupId, KernelTime, ProcKey};
-use kwitness_core::knob::Knob;
+use kwitness_core::limit_file::LimitFile;
 use kwitness_core::observation::{
-    Caller, Fact, KernelEvent, KnobWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
+    Caller, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
     WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 use proptest::prelude::*;
@@ -113,19 +113,19 @@ fn caller() -> Caller {
 }
 
 /// A write of `len` bytes that begin with `value`.
-fn knob_write(kind: RecordKind, flags: u16, value: &[u8], len: usize) -> Bytes {
+fn limit_write(kind: RecordKind, flags: u16, value: &[u8], len: usize) -> Bytes {
     Bytes::new(kind, flags)
-        .put(offset_of!(abi::KnobWrite, began), &990_u64.to_ne_bytes())
-        .caller(offset_of!(abi::KnobWrite, writer))
-        .put(offset_of!(abi::KnobWrite, knob), &Knob::CpuMax.number().to_ne_bytes())
-        .put(offset_of!(abi::KnobWrite, value_len), &(len as u32).to_ne_bytes())
-        .put(offset_of!(abi::KnobWrite, value), value)
+        .put(offset_of!(abi::LimitWrite, began), &990_u64.to_ne_bytes())
+        .caller(offset_of!(abi::LimitWrite, writer))
+        .put(offset_of!(abi::LimitWrite, limit_file), &LimitFile::CpuMax.number().to_ne_bytes())
+        .put(offset_of!(abi::LimitWrite, value_len), &(len as u32).to_ne_bytes())
+        .put(offset_of!(abi::LimitWrite, value), value)
 }
 
 fn returned(result: i64) -> Bytes {
     let text = b"50000 100000\n";
-    knob_write(RecordKind::KnobReturned, 0, text, text.len())
-        .put(offset_of!(abi::KnobWrite, result), &result.to_ne_bytes())
+    limit_write(RecordKind::LimitWriteReturned, 0, text, text.len())
+        .put(offset_of!(abi::LimitWrite, result), &result.to_ne_bytes())
 }
 
 fn oom_kill(flags: u16) -> Bytes {
@@ -149,7 +149,7 @@ fn every_kind() -> Vec<Bytes> {
         Bytes::new(RecordKind::TaskFork, abi::FLAG_ENTERED).process(offset_of!(abi::TaskFork, child)),
         exec(abi::FLAG_FIRST, b"/bin/sh"),
         exit(0x0300),
-        knob_write(RecordKind::KnobBegan, 0, b"max", 3),
+        limit_write(RecordKind::LimitWriteBegan, 0, b"max", 3),
         returned(13),
         oom_kill(abi::FLAG_OOM_USAGE | abi::FLAG_OOM_LIMIT | abi::FLAG_OOM_CHOSEN),
     ]
@@ -174,16 +174,16 @@ fn every_kind_decodes() {
             Ok(Fact::Fork { child: process(), entered: true }),
             Ok(Fact::Exec { process: process(), program: "/bin/sh".into(), first: true }),
             Ok(Fact::Exit { process: process(), status: ExitStatus::Code(3), first: false }),
-            Ok(Fact::KnobWrite(Box::new(KnobWrite {
-                knob: Knob::CpuMax,
+            Ok(Fact::LimitWrite(Box::new(LimitWrite {
+                limit_file: LimitFile::CpuMax,
                 phase: WritePhase::Began,
                 value: Some(WrittenValue { text: "max".into(), truncated: false }),
                 writer: caller(),
                 began: Some(KernelTime(990)),
                 seen_by: WriteHook::Fentry,
             }))),
-            Ok(Fact::KnobWrite(Box::new(KnobWrite {
-                knob: Knob::CpuMax,
+            Ok(Fact::LimitWrite(Box::new(LimitWrite {
+                limit_file: LimitFile::CpuMax,
                 phase: WritePhase::Returned { result: WriteResult::Accepted, at: Some(KernelTime(1_000)) },
                 value: Some(WrittenValue { text: "50000 100000".into(), truncated: false }),
                 writer: caller(),
@@ -230,7 +230,7 @@ fn wait_statuses() {
 #[test]
 fn what_a_write_to_a_limit_returned() {
     let result = |raw| match returned(raw).fact() {
-        Ok(Fact::KnobWrite(write)) => Ok(write.phase),
+        Ok(Fact::LimitWrite(write)) => Ok(write.phase),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
     };
@@ -238,11 +238,11 @@ fn what_a_write_to_a_limit_returned() {
     assert_eq!(result(0), phase(WriteResult::Accepted));
     assert_eq!(result(-22), phase(WriteResult::Refused { errno: 22 }));
     assert_eq!(result(-4095), phase(WriteResult::Refused { errno: 4095 }));
-    assert_eq!(result(-4096), Err("knob_returned: result is 0xfffffffffffff000".to_owned()));
-    let unknown = returned(0).put(offset_of!(abi::KnobWrite, knob), &0x1ff_u32.to_ne_bytes());
+    assert_eq!(result(-4096), Err("limit_write_returned: result is 0xfffffffffffff000".to_owned()));
+    let unknown = returned(0).put(offset_of!(abi::LimitWrite, limit_file), &0x1ff_u32.to_ne_bytes());
     assert_eq!(
         unknown.fact().map_err(|error| error.to_string()),
-        Err("knob_returned: knob is 0x1ff".to_owned())
+        Err("limit_write_returned: limit_file is 0x1ff".to_owned())
     );
 }
 
@@ -253,7 +253,8 @@ fn a_write_says_how_it_was_seen() {
         (abi::FLAG_KPROBE, WriteHook::Kprobe),
         (abi::FLAG_SYSCALL, WriteHook::Syscall),
     ] {
-        let Ok(Fact::KnobWrite(write)) = knob_write(RecordKind::KnobBegan, flag, b"1", 1).fact() else {
+        let Ok(Fact::LimitWrite(write)) = limit_write(RecordKind::LimitWriteBegan, flag, b"1", 1).fact()
+        else {
             panic!("no write")
         };
         assert_eq!(write.seen_by, hook);
@@ -263,8 +264,10 @@ fn a_write_says_how_it_was_seen() {
 #[test]
 fn a_written_value_may_be_longer_than_what_is_kept_of_it() {
     let written =
-        |value: &[u8], len| match knob_write(RecordKind::KnobBegan, abi::FLAG_KPROBE, value, len).fact() {
-            Ok(Fact::KnobWrite(write)) => {
+        |value: &[u8], len| match limit_write(RecordKind::LimitWriteBegan, abi::FLAG_KPROBE, value, len)
+            .fact()
+        {
+            Ok(Fact::LimitWrite(write)) => {
                 assert_eq!(write.seen_by, WriteHook::Kprobe);
                 write.value
             }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use kwitness_core::event::{Actor, Basis, Kind, PodNames, PodRef};
 use kwitness_core::ids::{CgroupId, KernelTime, PodUid, QosClass};
-use kwitness_core::knob::Knob;
 use kwitness_core::lifecycle::Output;
+use kwitness_core::limit_file::LimitFile;
 use kwitness_core::limits::{
-    Answer, Bound, Changed, CpuMax, Knobs, LevelRole, Place, Places, Reading, Value, initial,
+    Answer, Bound, Changed, CpuMax, LevelRole, LimitTracker, Place, Places, Reading, Value, initial,
 };
 use kwitness_core::observation::{
-    Action, Caller, Fact, KernelEvent, KnobWrite, Observation, PathText, Scan, ScanReason, ScannedCgroup,
+    Action, Caller, Fact, KernelEvent, LimitWrite, Observation, PathText, Scan, ScanReason, ScannedCgroup,
     WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 
@@ -28,7 +28,7 @@ impl Places for Map {
 }
 
 struct Bed {
-    knobs: Knobs,
+    limit_files: LimitTracker,
     places: Map,
     output: Output,
     now: u64,
@@ -57,11 +57,11 @@ impl Bed {
             exists: true,
         };
         let places = Map([(POD, place)].into());
-        Self { knobs: Knobs::default(), places, output: Output::default(), now: 0 }
+        Self { limit_files: LimitTracker::default(), places, output: Output::default(), now: 0 }
     }
 
     fn observe(&mut self, observation: &Observation) {
-        self.knobs.observe(observation, &self.places, &mut self.output);
+        self.limit_files.observe(observation, &self.places, &mut self.output);
     }
 
     fn kernel(&mut self, fact: Fact) -> KernelTime {
@@ -71,12 +71,18 @@ impl Bed {
         at
     }
 
-    fn phase(&mut self, knob: Knob, value: Option<&str>, phase: WritePhase, began: u64) -> KernelTime {
+    fn phase(
+        &mut self,
+        limit_file: LimitFile,
+        value: Option<&str>,
+        phase: WritePhase,
+        began: u64,
+    ) -> KernelTime {
         let value = value.map(|text| WrittenValue { text: text.into(), truncated: false });
         let writer = Caller { pid: Some(5), tid: Some(5), comm: Some("runc".into()), ..Caller::default() };
         let began = Some(KernelTime(began));
-        self.kernel(Fact::KnobWrite(Box::new(KnobWrite {
-            knob,
+        self.kernel(Fact::LimitWrite(Box::new(LimitWrite {
+            limit_file,
             phase,
             value,
             writer,
@@ -85,26 +91,26 @@ impl Bed {
         })))
     }
 
-    fn write(&mut self, knob: Knob, value: &str) -> KernelTime {
+    fn write(&mut self, limit_file: LimitFile, value: &str) -> KernelTime {
         let began = self.now;
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-        self.phase(knob, Some(value), phase, began)
+        self.phase(limit_file, Some(value), phase, began)
     }
 
-    fn refused(&mut self, knob: Knob, value: &str) {
+    fn refused(&mut self, limit_file: LimitFile, value: &str) {
         let began = self.now;
         let phase = WritePhase::Returned { result: WriteResult::Refused { errno: EINVAL }, at: None };
-        self.phase(knob, Some(value), phase, began);
+        self.phase(limit_file, Some(value), phase, began);
     }
 
     /// Reading that began after all that has been observed.
-    fn read(&mut self, whole: bool, readings: &[(Knob, Reading)]) {
+    fn read(&mut self, whole: bool, readings: &[(LimitFile, Reading)]) {
         self.now += 10;
         self.read_begun_at(self.now, whole, readings);
     }
 
-    fn read_begun_at(&mut self, began: u64, whole: bool, readings: &[(Knob, Reading)]) {
-        self.observe(&Observation::KnobsRead(Answer {
+    fn read_begun_at(&mut self, began: u64, whole: bool, readings: &[(LimitFile, Reading)]) {
+        self.observe(&Observation::LimitsRead(Answer {
             cgroup: POD,
             path: Some("/kubepods/podu".into()),
             began: KernelTime(began),
@@ -121,7 +127,7 @@ impl Bed {
             .drain(..)
             .map(|event| match event.kind {
                 Kind::LimitChanged(changed) => {
-                    let basis = if changed.write.is_some() { Basis::KnobWrite } else { Basis::KnobRead };
+                    let basis = if changed.write.is_some() { Basis::LimitWrite } else { Basis::LimitRead };
                     assert_eq!(event.basis, basis);
                     *changed
                 }
@@ -131,14 +137,14 @@ impl Bed {
     }
 
     /// Which files are to be read; none: all.
-    fn asked(&mut self) -> Vec<Option<Knob>> {
+    fn asked(&mut self) -> Vec<Option<LimitFile>> {
         self.output
             .actions
             .drain(..)
             .map(|action| match action {
-                Action::ReadKnobs(read) => {
+                Action::ReadLimits(read) => {
                     assert_eq!((read.cgroup, read.path.as_deref()), (POD, Some("/kubepods/podu")));
-                    read.knob
+                    read.limit_file
                 }
                 other => panic!("{other:?}"),
             })
@@ -161,10 +167,10 @@ fn old_and_new(changes: &[Changed]) -> Vec<(Reading, Reading, bool)> {
 #[test]
 fn a_write_is_told_with_what_the_file_says_then() {
     let mut bed = Bed::new();
-    bed.write(Knob::MemoryMax, "5000");
-    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
+    bed.write(LimitFile::MemoryMax, "5000");
+    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
     assert_eq!(bed.changes(), [], "not before it was read");
-    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)], "a new cgroup has no limit");
     let changed = &changes[0];
@@ -178,27 +184,27 @@ fn a_write_is_told_with_what_the_file_says_then() {
 fn a_burst_is_told_write_by_write() {
     let mut bed = Bed::new();
     for value in ["1", "2", "2", "3"] {
-        bed.write(Knob::PidsMax, value);
+        bed.write(LimitFile::PidsMax, value);
     }
-    assert_eq!(bed.asked(), [Some(Knob::PidsMax)], "one reading for all");
-    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    assert_eq!(bed.asked(), [Some(LimitFile::PidsMax)], "one reading for all");
+    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
     assert_eq!(
         old_and_new(&bed.changes()),
         [(unlimited(), bytes(1), false), (bytes(1), bytes(2), false), (bytes(2), bytes(3), true)]
     );
-    assert_eq!(bed.knobs.counters().unchanged, 1);
+    assert_eq!(bed.limit_files.counters().unchanged, 1);
 }
 
 #[test]
 fn a_write_after_the_reading_began_is_read_again() {
     let mut bed = Bed::new();
-    let first = bed.write(Knob::PidsMax, "1");
+    let first = bed.write(LimitFile::PidsMax, "1");
     bed.asked();
-    bed.write(Knob::PidsMax, "2");
+    bed.write(LimitFile::PidsMax, "2");
     assert_eq!(bed.asked(), []);
-    bed.read_begun_at(first.0 + 1, false, &[(Knob::PidsMax, bytes(2))]);
-    assert_eq!(bed.asked(), [Some(Knob::PidsMax)]);
-    bed.read(false, &[(Knob::PidsMax, bytes(2))]);
+    bed.read_begun_at(first.0 + 1, false, &[(LimitFile::PidsMax, bytes(2))]);
+    assert_eq!(bed.asked(), [Some(LimitFile::PidsMax)]);
+    bed.read(false, &[(LimitFile::PidsMax, bytes(2))]);
     assert_eq!(bed.asked(), []);
     let changes = bed.changes();
     assert_eq!(changes.last().unwrap().new, bytes(2));
@@ -208,13 +214,13 @@ fn a_write_after_the_reading_began_is_read_again() {
 #[test]
 fn a_refused_write_is_told_with_its_errno() {
     let mut bed = Bed::new();
-    bed.refused(Knob::CpuMax, "410000 100000");
-    let before = initial(Knob::CpuMax).map_or(Reading::Absent, Reading::Is);
-    bed.read(false, &[(Knob::CpuMax, before.clone())]);
+    bed.refused(LimitFile::CpuMax, "410000 100000");
+    let before = initial(LimitFile::CpuMax).map_or(Reading::Absent, Reading::Is);
+    bed.read(false, &[(LimitFile::CpuMax, before.clone())]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(before.clone(), before, true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Refused { errno: EINVAL });
-    let attempts = bed.knobs.attempts(POD, Knob::CpuMax, &bed.places);
+    let attempts = bed.limit_files.attempts(POD, LimitFile::CpuMax, &bed.places);
     assert_eq!(attempts[0].result, WriteResult::Refused { errno: EINVAL });
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
@@ -222,28 +228,28 @@ fn a_refused_write_is_told_with_its_errno() {
 #[test]
 fn more_writes_than_are_kept_are_counted_with_the_last() {
     let mut bed = Bed::new();
-    let count = Knobs::PENDING + 10;
+    let count = LimitTracker::PENDING + 10;
     for value in 1..=count {
-        bed.write(Knob::PidsMax, &value.to_string());
+        bed.write(LimitFile::PidsMax, &value.to_string());
     }
-    bed.read(false, &[(Knob::PidsMax, bytes(count as u64))]);
+    bed.read(false, &[(LimitFile::PidsMax, bytes(count as u64))]);
     let changes = bed.changes();
-    assert_eq!(changes.len(), Knobs::PENDING);
+    assert_eq!(changes.len(), LimitTracker::PENDING);
     assert_eq!(
-        (&changes[Knobs::PENDING - 1].new, changes[Knobs::PENDING - 1].coalesced),
+        (&changes[LimitTracker::PENDING - 1].new, changes[LimitTracker::PENDING - 1].coalesced),
         (&bytes(count as u64), 10)
     );
-    assert_eq!(bed.knobs.counters().coalesced, 10);
+    assert_eq!(bed.limit_files.counters().coalesced, 10);
 }
 
 #[test]
 fn a_cgroup_that_vanishes_before_it_is_read_is_named() {
     let mut bed = Bed::new();
-    bed.write(Knob::MemoryMax, "4096");
+    bed.write(LimitFile::MemoryMax, "4096");
     bed.asked();
     bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "kubelet".into() } });
     assert_eq!(old_and_new(&bed.changes()), [(unlimited(), Reading::Gone, true)]);
-    bed.read(false, &[(Knob::MemoryMax, Reading::Gone)]);
+    bed.read(false, &[(LimitFile::MemoryMax, Reading::Gone)]);
     assert_eq!(bed.changes(), [], "once");
 }
 
@@ -263,13 +269,13 @@ fn what_nobody_saw_is_found() {
     let mut bed = Bed::unseen();
     bed.observe(&scan(ScanReason::Initial));
     assert_eq!(bed.asked(), [None]);
-    bed.read(true, &[(Knob::MemoryMax, bytes(4096)), (Knob::PidsMax, unlimited())]);
+    bed.read(true, &[(LimitFile::MemoryMax, bytes(4096)), (LimitFile::PidsMax, unlimited())]);
     assert_eq!(bed.changes(), [], "the first look is no change");
 
     bed.observe(&scan(ScanReason::Repair));
     assert_eq!(bed.asked(), [None]);
     let quota = Reading::Is(Value::Cpu(CpuMax { quota: Bound::At(1000), period: 100_000 }));
-    bed.read(true, &[(Knob::MemoryMax, bytes(8192)), (Knob::CpuMax, quota.clone())]);
+    bed.read(true, &[(LimitFile::MemoryMax, bytes(8192)), (LimitFile::CpuMax, quota.clone())]);
     let changes = bed.changes();
     assert_eq!(
         old_and_new(&changes),
@@ -281,15 +287,15 @@ fn what_nobody_saw_is_found() {
         "a controller was enabled, another disabled"
     );
     assert!(changes.iter().all(|changed| changed.write.is_none()));
-    assert_eq!(bed.knobs.counters().found, 3);
+    assert_eq!(bed.limit_files.counters().found, 3);
 }
 
 #[test]
 fn a_new_cgroup_without_a_controller_has_not_changed() {
     let mut bed = Bed::new();
-    bed.kernel(Fact::KnobWritesUntold(500));
+    bed.kernel(Fact::LimitWritesSuppressed(500));
     assert_eq!(bed.asked(), [None]);
-    bed.read(true, &[(Knob::PidsMax, bytes(9))]);
+    bed.read(true, &[(LimitFile::PidsMax, bytes(9))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(9), true)]);
     assert_eq!(changes[0].coalesced, 500, "the writes that it stands for");
@@ -298,14 +304,14 @@ fn a_new_cgroup_without_a_controller_has_not_changed() {
 #[test]
 fn what_a_write_that_has_not_returned_has_set_is_not_found() {
     let mut bed = Bed::new();
-    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    let running = bed.knobs.attempts(POD, Knob::MemoryMax, &bed.places);
+    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    let running = bed.limit_files.attempts(POD, LimitFile::MemoryMax, &bed.places);
     assert_eq!((running.len(), running[0].ended), (1, None));
-    bed.read(true, &[(Knob::MemoryMax, bytes(4096))]);
+    bed.read(true, &[(LimitFile::MemoryMax, bytes(4096))]);
     assert_eq!(bed.changes(), []);
     let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-    bed.phase(Knob::MemoryMax, Some("4096"), phase, 1);
-    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     assert!(changes[0].write.is_some());
@@ -320,12 +326,12 @@ fn tick(bed: &mut Bed, after: u64) {
 #[test]
 fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
     let mut bed = Bed::new();
-    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    tick(&mut bed, Knobs::RETURNS_WITHIN - 1);
+    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    tick(&mut bed, LimitTracker::RETURNS_WITHIN - 1);
     assert_eq!(bed.asked(), []);
     tick(&mut bed, 1);
-    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
-    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     let write = changes[0].write.as_ref().unwrap();
@@ -333,49 +339,49 @@ fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
         (write.result, write.returned, write.began),
         (WriteResult::Unknown, None, Some(KernelTime(1)))
     );
-    assert_eq!(bed.knobs.counters().unreturned, 1);
+    assert_eq!(bed.limit_files.counters().unreturned, 1);
 
     // It stands in nobody's way any more: what nobody saw is found.
-    bed.read(true, &[(Knob::MemoryMax, bytes(8192))]);
+    bed.read(true, &[(LimitFile::MemoryMax, bytes(8192))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(bytes(4096), bytes(8192), true)]);
     assert!(changes[0].write.is_none());
 
     // And should it return after all, that is no news.
     let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-    bed.phase(Knob::MemoryMax, Some("4096"), phase, 1);
-    bed.read(false, &[(Knob::MemoryMax, bytes(8192))]);
+    bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(8192))]);
     assert_eq!(bed.changes(), []);
-    tick(&mut bed, 2 * Knobs::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.knobs.counters().unreturned), (vec![Some(Knob::MemoryMax)], 1));
+    tick(&mut bed, 2 * LimitTracker::RETURNS_WITHIN);
+    assert_eq!((bed.asked(), bed.limit_files.counters().unreturned), (vec![Some(LimitFile::MemoryMax)], 1));
 }
 
 #[test]
 fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_told() {
     let mut bed = Bed::new();
-    bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
     bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), Reading::Gone, true)]);
-    assert_eq!(bed.knobs.counters().unreturned, 1);
-    tick(&mut bed, Knobs::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.knobs.counters().unreturned), (vec![], 1));
+    assert_eq!(bed.limit_files.counters().unreturned, 1);
+    tick(&mut bed, LimitTracker::RETURNS_WITHIN);
+    assert_eq!((bed.asked(), bed.limit_files.counters().unreturned), (vec![], 1));
 }
 
 #[test]
 fn of_more_writes_at_once_than_are_kept_the_oldest_is_given_up() {
     let mut bed = Bed::new();
-    for began in 1..=Knobs::RUNNING as u64 {
-        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, began);
+    for began in 1..=LimitTracker::RUNNING as u64 {
+        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, began);
     }
     assert_eq!(bed.asked(), []);
-    bed.phase(Knob::MemoryMax, Some("8192"), WritePhase::Began, 100);
-    assert_eq!(bed.asked(), [Some(Knob::MemoryMax)]);
-    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    bed.phase(LimitFile::MemoryMax, Some("8192"), WritePhase::Began, 100);
+    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().began, Some(KernelTime(1)));
-    assert_eq!(bed.knobs.counters().unreturned, 1);
+    assert_eq!(bed.limit_files.counters().unreturned, 1);
 }
 
 #[test]
@@ -383,9 +389,9 @@ fn writes_whose_text_was_not_seen_are_told_as_one() {
     let mut bed = Bed::new();
     for _ in 0..3 {
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-        bed.phase(Knob::PidsMax, None, phase, 1);
+        bed.phase(LimitFile::PidsMax, None, phase, 1);
     }
-    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
     assert_eq!(changes[0].coalesced, 2);
@@ -395,11 +401,11 @@ fn writes_whose_text_was_not_seen_are_told_as_one() {
 fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
     let mut bed = Bed::new();
     let phase = WritePhase::Returned { result: WriteResult::Unknown, at: None };
-    bed.phase(Knob::PidsMax, None, phase, 1);
-    bed.read(false, &[(Knob::PidsMax, unlimited())]);
+    bed.phase(LimitFile::PidsMax, None, phase, 1);
+    bed.read(false, &[(LimitFile::PidsMax, unlimited())]);
     assert_eq!(bed.changes(), [], "a refused write, for all that is known");
-    bed.phase(Knob::PidsMax, None, phase, 1);
-    bed.read(false, &[(Knob::PidsMax, bytes(3))]);
+    bed.phase(LimitFile::PidsMax, None, phase, 1);
+    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Unknown);
@@ -409,10 +415,10 @@ fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
 fn a_cgroup_that_nobody_told_of_is_looked_for() {
     let mut bed = Bed::unseen();
     bed.places.0.clear();
-    bed.write(Knob::MemoryMax, "4096");
-    let Some(Action::ReadKnobs(read)) = bed.output.actions.pop() else { panic!() };
+    bed.write(LimitFile::MemoryMax, "4096");
+    let Some(Action::ReadLimits(read)) = bed.output.actions.pop() else { panic!() };
     assert_eq!(read.path, None);
-    bed.read(false, &[(Knob::MemoryMax, bytes(4096))]);
+    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
     let changes = bed.changes();
     assert!(matches!(changes[0].old, Reading::Unknown(_)), "{:?}", changes[0].old);
     assert_eq!(changes[0].path, Some(Arc::from("/kubepods/podu")), "as the reader found it");
@@ -420,10 +426,10 @@ fn a_cgroup_that_nobody_told_of_is_looked_for() {
 
 #[test]
 fn what_a_new_cgroup_says_can_be_read_by_its_format() {
-    for knob in Knob::all() {
-        let Some(value) = initial(knob) else { continue };
+    for limit_file in LimitFile::all() {
+        let Some(value) = initial(limit_file) else { continue };
         let text = value.to_string();
-        assert_eq!(Value::parse(kwitness_core::limits::format(knob), &text), Ok(value), "{knob}");
+        assert_eq!(Value::parse(kwitness_core::limits::format(limit_file), &text), Ok(value), "{limit_file}");
     }
 }
 
@@ -473,7 +479,7 @@ mod verdicts {
 
     fn verdicts(bed: &mut Bed, verdicts: &mut Verdicts, observation: &Observation) -> Vec<Verdict> {
         bed.output.events.clear();
-        verdicts.observe(observation, &bed.knobs, &bed.places, &mut bed.output);
+        verdicts.observe(observation, &bed.limit_files, &bed.places, &mut bed.output);
         bed.output
             .events
             .drain(..)
@@ -491,7 +497,7 @@ mod verdicts {
         let mut told = |bed: &mut Bed, limit| verdicts(bed, &mut all, &evidence(limit, 1_000));
         assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
         assert_eq!(told(&mut bed, 4096), []);
-        bed.write(Knob::MemoryMax, "max");
+        bed.write(LimitFile::MemoryMax, "max");
         let reverted = told(&mut bed, 8192);
         assert!(
             matches!(&reverted[..], [Verdict::Reverted { writer: Some(writer) }] if &*writer.comm == "runc"),
@@ -538,11 +544,11 @@ mod verdicts {
         // Before the write began: another limit's doing.
         verdicts(&mut bed, &mut all, &oom_kill(1));
         bed.now = 100;
-        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 100);
+        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 100);
         verdicts(&mut bed, &mut all, &oom_kill(105));
         let returned = Some(KernelTime(200));
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: returned };
-        bed.phase(Knob::MemoryMax, Some("4096"), phase, 100);
+        bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 100);
         verdicts(&mut bed, &mut all, &oom_kill(200 + SECOND));
         verdicts(&mut bed, &mut all, &oom_kill(201 + SECOND));
         let told = verdicts(&mut bed, &mut all, &evidence(4096, 300));
@@ -558,9 +564,9 @@ mod verdicts {
         const SECOND: u64 = 1_000_000_000;
         let mut bed = Bed::new();
         let mut all = Verdicts::default();
-        bed.phase(Knob::MemoryMax, Some("4096"), WritePhase::Began, 15);
+        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 15);
         verdicts(&mut bed, &mut all, &oom_kill(30 * SECOND));
-        tick(&mut bed, Knobs::RETURNS_WITHIN);
+        tick(&mut bed, LimitTracker::RETURNS_WITHIN);
         let later = bed.now + 2 * SECOND;
         verdicts(&mut bed, &mut all, &oom_kill(later));
         assert_eq!(

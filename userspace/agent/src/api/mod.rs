@@ -1,0 +1,102 @@
+//! The API: `kwitness.v1alpha1`, the CRI's event stream, health and reflection over one Unix socket.
+//!
+//! Owns the socket, the number of watchers, and the answers' shape. Knows events and containers only as the hub and the
+//! engine give them; never changes anything.
+
+mod service;
+#[expect(
+    clippy::allow_attributes,
+    clippy::default_constructed_unit_structs,
+    reason = "generated; the protobuf files document it"
+)]
+mod server {
+    include!(concat!(env!("OUT_DIR"), "/kwitness.v1alpha1.Kwitness.rs"));
+}
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+pub use service::{About, Service, need};
+
+use crate::cri_events::{RuntimeEvents, Unserved};
+use kwitness_api::SERVICE;
+use kwitness_api::proto;
+use kwitness_server::KwitnessServer;
+use kwitness_service::Socket;
+pub use server::kwitness_server;
+
+/// How long clients get to take what they were sent, once the daemon stops.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Tells health checks whether the daemon serves.
+#[derive(Clone, Debug)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// From now on: yes.
+    pub async fn ready(&self) {
+        self.set(ServingStatus::Serving).await;
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        for service in ["", SERVICE] {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Serves until stopped, and not much longer.
+///
+/// # Errors
+/// The socket cannot be served.
+pub async fn serve(
+    mut socket: Socket,
+    service: Service,
+    runtime_events: RuntimeEvents,
+    stop: CancellationToken,
+) -> anyhow::Result<(Health, impl Future<Output = anyhow::Result<()>>)> {
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = Health(reporter);
+    health.set(ServingStatus::NotServing).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("cannot serve reflection")?;
+    let connections = UnixListenerStream::new(socket.listener()?);
+    let server = Server::builder()
+        .add_service(KwitnessServer::new(service))
+        .add_service(runtime_events)
+        .add_service(Unserved)
+        .add_service(health_service)
+        .add_service(reflection);
+    let closing = health.clone();
+    let serving = async move {
+        let server = server.serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        tokio::pin!(server);
+        let served = tokio::select! {
+            served = &mut server => served,
+            () = stop.cancelled() => {
+                closing.set(ServingStatus::NotServing).await;
+                match tokio::time::timeout(GRACE, server).await {
+                    Ok(served) => served,
+                    Err(_) => {
+                        tracing::warn!("some clients did not take what they were sent in time");
+                        Ok(())
+                    }
+                }
+            }
+        };
+        drop(socket);
+        served.context("cannot serve the API")
+    };
+    Ok((health, serving))
+}

@@ -1,0 +1,333 @@
+//! The methods of `kwitness.v1alpha1.Kwitness`. Each answer is put together here from what the hub, the engine and the resolver
+//! know; nothing is remembered from one call to the next.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use kwitness_core::event::Subject;
+use kwitness_core::journal::{Epoch, Position};
+use kwitness_core::resize::Judged;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::api::kwitness_server::Kwitness;
+use crate::clock::Clock;
+use crate::cri::Resolver;
+use crate::cri_events::Events;
+use crate::engine::{Handle, Stopped};
+use crate::hub::{Batch, Filter, Hub, Start, Watcher};
+use crate::probe::{Capabilities, NeedReport, ProgramStats};
+use crate::verify::{TouchedSender, Verifier, VerifyError};
+use crate::wire::{convert, verdicts};
+use kwitness_api::{REQUESTS_MAX, Timestamp, proto};
+
+/// Requests in one `ReportCriRequests` at most.
+/// The longest that `Verify` waits.
+const WAIT_MAX_MS: u32 = 600_000;
+/// The longest that it watches usage.
+const PROVE_MAX_MS: u32 = 60_000;
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// The node's name.
+    pub node_name: String,
+    /// What the kernel offers.
+    pub capabilities: Capabilities,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Service {
+    hub: Arc<Hub>,
+    engine: Handle,
+    resolver: Resolver,
+    verifier: Verifier,
+    about: Arc<About>,
+    watchers: Arc<Semaphore>,
+    cri_events: Option<Events>,
+    touched: Option<TouchedSender>,
+    stop: CancellationToken,
+}
+
+impl Service {
+    /// A service that ends its streams when stopped.
+    pub fn new(
+        hub: Arc<Hub>,
+        engine: Handle,
+        resolver: Resolver,
+        verifier: Verifier,
+        about: About,
+        max_watchers: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let watchers = Arc::new(Semaphore::new(max_watchers));
+        Self {
+            hub,
+            engine,
+            resolver,
+            verifier,
+            about: Arc::new(about),
+            watchers,
+            cri_events: None,
+            touched: None,
+            stop,
+        }
+    }
+
+    /// Shows the counters of the CRI's event stream, too.
+    pub fn with_cri_events(self, events: Events) -> Self {
+        Self { cri_events: Some(events), ..self }
+    }
+
+    /// Has verdicts given, unasked, of those whose limits were asked for.
+    pub fn with_touched(self, touched: TouchedSender) -> Self {
+        Self { touched: Some(touched), ..self }
+    }
+
+    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Stopped> {
+        let snapshot = self.engine.snapshot().await?;
+        let clock = Clock::read();
+        let wanted = snapshot.containers.iter().filter(|state| filter.wants_container(&state.subject));
+        Ok((snapshot.position, wanted.map(|state| convert::container_state(state, clock)).collect()))
+    }
+
+    async fn start(&self, request: proto::WatchRequest, filter: Filter) -> Result<Watching, Status> {
+        let after = request.after.map(|after| Position { epoch: Epoch(after.epoch.into()), seq: after.seq });
+        let start = match (after, request.since) {
+            (Some(_), Some(_)) => {
+                return Err(Status::invalid_argument("`after` and `since` exclude each other"));
+            }
+            (None, Some(_)) if request.snapshot => {
+                return Err(Status::invalid_argument("`snapshot` and `since` exclude each other"));
+            }
+            (after, None)
+                if request.snapshot && !after.as_ref().is_some_and(|at| self.hub.can_resume(at)) =>
+            {
+                let (position, containers) = self.containers(&filter).await?;
+                let snapshot = proto::Snapshot { position: Some(api_position(&position)), containers };
+                let mut watcher = self
+                    .hub
+                    .watch(Start::Snapshot { position, instead_of: after }, !request.no_follow, filter)
+                    .map_err(|error| Status::out_of_range(error.to_string()))?;
+                let first = watcher.opening().with_snapshot(snapshot);
+                return Ok(Watching { first: Some(first), watcher });
+            }
+            (Some(position), None) => Start::After(position),
+            (None, Some(time)) => Start::Since(Clock::read().kernel(time)),
+            (None, None) => Start::Now,
+        };
+        let mut watcher = self
+            .hub
+            .watch(start, !request.no_follow, filter)
+            .map_err(|error| Status::out_of_range(error.to_string()))?;
+        Ok(Watching { first: Some(watcher.opening()), watcher })
+    }
+}
+
+/// What a `Watch` stream is made of.
+struct Watching {
+    first: Option<Batch>,
+    watcher: Watcher,
+}
+
+impl Watching {
+    fn into_stream(
+        self,
+        permit: OwnedSemaphorePermit,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<Batch, Status>> {
+        futures_util::stream::unfold(Some((self, permit, stop)), async |state| {
+            let (mut watching, permit, stop) = state?;
+            if let Some(first) = watching.first.take() {
+                return Some((Ok(first), Some((watching, permit, stop))));
+            }
+            tokio::select! {
+                biased;
+                batch = watching.watcher.next() => Some((Ok(batch?), Some((watching, permit, stop)))),
+                () = stop.cancelled() => Some((Err(Status::unavailable("the daemon is stopping")), None)),
+            }
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Kwitness for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let Ok(permit) = self.watchers.clone().try_acquire_owned() else {
+            return Err(Status::resource_exhausted("too many watchers; raise api.max_watchers, or end one"));
+        };
+        let mut request = request.into_inner();
+        let filter = filter(request.filter.take())?;
+        let watching = self.start(request, filter).await?;
+        Ok(Response::new(Box::pin(watching.into_stream(permit, self.stop.clone()))))
+    }
+
+    async fn list(
+        &self,
+        request: Request<proto::ListRequest>,
+    ) -> Result<Response<proto::ListResponse>, Status> {
+        let filter = filter(request.into_inner().filter)?;
+        let (position, containers) = self.containers(&filter).await?;
+        Ok(Response::new(proto::ListResponse { position: Some(api_position(&position)), containers }))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<proto::VerifyRequest>,
+    ) -> Result<Response<proto::VerifyResponse>, Status> {
+        let proto::VerifyRequest { filter, wanted, wait_ms, prove_ms } = request.into_inner();
+        if wait_ms > WAIT_MAX_MS {
+            return Err(Status::invalid_argument(format!("`wait_ms` is more than {WAIT_MAX_MS}")));
+        }
+        if prove_ms > PROVE_MAX_MS {
+            return Err(Status::invalid_argument(format!("`prove_ms` is more than {PROVE_MAX_MS}")));
+        }
+        let (filter, wanted) = (self::filter(filter)?, wanted.unwrap_or_default());
+        if wanted.cpu == Some(proto::wanted::Cpu::MilliCpu(0)) {
+            return Err(Status::invalid_argument("`milli_cpu` is 0; no limit is `cpu_unlimited`"));
+        }
+        let wait = Duration::from_millis(wait_ms.into());
+        let verify = async {
+            let mut verdicts = self.verifier.verify(&filter, &wanted, wait, self.hub.last()).await?;
+            if prove_ms > 0 {
+                self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
+            }
+            Ok::<_, VerifyError>(verdicts)
+        };
+        let verdicts = tokio::select! {
+            verdicts = verify => verdicts?,
+            () = self.stop.cancelled() => return Err(Stopped.into()),
+        };
+        let clock = Clock::read();
+        let mut proofs = verdicts.proofs.iter();
+        let of = |(subject, judged): &(Option<Arc<Subject>>, Judged)| proto::VerdictOf {
+            container: subject.as_ref().map(|subject| convert::container(subject)),
+            verdict: Some(verdicts::verdict(judged, clock)),
+            proof: proofs.next().and_then(Option::as_ref).map(|(seen, proof)| verdicts::proof(seen, proof)),
+            last_request: subject
+                .as_ref()
+                .and_then(|subject| self.verifier.requests().last(&subject.container_id.0)),
+        };
+        Ok(Response::new(proto::VerifyResponse {
+            verdicts: verdicts.judged.iter().map(of).collect(),
+            unavailable: verdicts.unavailable,
+        }))
+    }
+
+    async fn report_cri_requests(
+        &self,
+        request: Request<proto::ReportCriRequestsRequest>,
+    ) -> Result<Response<proto::ReportCriRequestsResponse>, Status> {
+        let proto::ReportCriRequestsRequest { requests } = request.into_inner();
+        if requests.len() > REQUESTS_MAX {
+            return Err(Status::invalid_argument(format!("more than {REQUESTS_MAX} `requests`")));
+        }
+        let now = Clock::read().now();
+        let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
+        let mut answer = proto::ReportCriRequestsResponse::default();
+        for (index, request) in requests.into_iter().enumerate() {
+            match self.verifier.requests().tell(request, now) {
+                Ok(()) => answer.taken += 1,
+                Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
+            }
+        }
+        if let Some(first) = answer.malformed.first() {
+            tracing::warn!(count = answer.malformed.len(), first, "requests that were told of are malformed");
+        }
+        let ids = ids.iter().map(String::as_str).collect();
+        for whose in self.verifier.concerned(&ids).await? {
+            self.touched.iter().for_each(|touched| touched.tell(whose.clone()));
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
+        let report = self.engine.report().await?;
+        let About { started_at, node_name, capabilities } = &*self.about;
+        let mut counters = report.counters;
+        counters.extend(self.resolver.counters());
+        counters.extend(self.verifier.requests().counters());
+        counters.extend(self.cri_events.iter().flat_map(Events::counters));
+        Ok(Response::new(proto::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.hub.position().epoch.0.to_string(),
+            started_at: Some(*started_at),
+            kernel_release: capabilities.kernel.clone(),
+            node_name: node_name.clone(),
+            journal: Some(self.hub.extent()),
+            needs: capabilities.needs.iter().map(need).collect(),
+            programs: report.programs.iter().map(program).collect(),
+            lost: report.lost,
+            counters,
+            runtime: Some(self.resolver.status()),
+            containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
+            watchers: u32::try_from(self.hub.watchers()).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
+    filter.unwrap_or_default().try_into().map_err(Status::invalid_argument)
+}
+
+fn api_position(position: &Position) -> proto::Position {
+    proto::Position { epoch: position.epoch.0.to_string(), seq: position.seq }
+}
+
+/// A need in the API's shape; `kwitness doctor` without a daemon says it the same way.
+pub fn need(report: &NeedReport) -> proto::Need {
+    let NeedReport { need, chosen, substitute, refused } = report;
+    proto::Need {
+        name: need.name.to_owned(),
+        vital: need.importance == crate::probe::need::Importance::Vital,
+        hook: chosen
+            .map(|hook| format!("{}:{}", hook.kind, need.target))
+            .or_else(|| substitute.clone())
+            .unwrap_or_default(),
+        refused: refused.iter().map(ToString::to_string).collect(),
+        cost: need.cost_of_missing.to_owned(),
+        remedy: match (chosen, refused.last()) {
+            (None, Some(refusal)) => refusal.remedy().to_owned(),
+            _ => String::new(),
+        },
+    }
+}
+
+fn program(stats: &ProgramStats) -> proto::ProgramStats {
+    let ProgramStats { program, runs, run_time, recursion_misses } = stats;
+    proto::ProgramStats {
+        name: (*program).to_owned(),
+        run_count: *runs,
+        run_time_ns: run_time.and_then(|time| u64::try_from(time.as_nanos()).ok()),
+        recursion_misses: *recursion_misses,
+    }
+}
+
+impl From<VerifyError> for Status {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::NoContainer => Self::not_found(error.to_string()),
+            VerifyError::Stopped(stopped) => stopped.into(),
+        }
+    }
+}
+
+impl From<Stopped> for Status {
+    fn from(stopped: Stopped) -> Self {
+        Self::unavailable(stopped.to_string())
+    }
+}

@@ -1,0 +1,348 @@
+//! The API over its socket, with a real hub behind it and the engine's part played by a task.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kwitness_core::event::{Basis, Event, Kind, Subject};
+use kwitness_core::ids::{CgroupId, ContainerId, KernelTime};
+use kwitness_core::journal::Epoch;
+use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, State};
+use kwitness_core::limits::LimitTracker;
+use kwitness_core::resize::{Asker, Verdicts};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+use kwitness_api::REQUESTS_MAX;
+
+use super::*;
+use crate::cgroupfs::CgroupFs;
+use crate::clock::Clock;
+use crate::config::RuntimeChoice;
+use crate::cri;
+use crate::engine::{Handle, Report, Request, Snapshot};
+use crate::hub::{Hub, Writer};
+use crate::probe::Capabilities;
+use crate::verify::Verifier;
+use kwitness_api::proto::kwitness_client::KwitnessClient;
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct Served {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    writer: Writer,
+    health: Health,
+    stop: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+}
+
+fn subject() -> Arc<Subject> {
+    Arc::new(Subject {
+        cgroup_id: CgroupId(7),
+        cgroup_path: "/kubepods/x".into(),
+        container_id: ContainerId("0123456789".into()),
+        runtime: None,
+        pod: None,
+        facts: None,
+    })
+}
+
+fn created() -> Event {
+    Event {
+        at: KernelTime(1),
+        basis: Basis::CgroupMkdir,
+        subject: Some(subject()),
+        kind: Kind::Created { actor: None },
+    }
+}
+
+/// One container, as of the journal's end.
+async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Snapshot(answer) => {
+                let container = ContainerState {
+                    subject: subject(),
+                    state: State::Created,
+                    created_at: None,
+                    started_at: None,
+                    stopped_at: None,
+                    main: None,
+                    program: None,
+                    main_status: None,
+                    forks: 0,
+                    execs: 0,
+                    exits: 0,
+                };
+                answer.send(Snapshot { position: hub.position(), containers: vec![container] }).unwrap();
+            }
+            Request::Report(answer) => {
+                let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
+                answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
+            }
+            Request::Judge(evidence, answer) => {
+                assert_eq!(evidence.asker, Asker::Client, "by its own word");
+                let nothing = Lifecycle::new(Limits::default());
+                let judged = Verdicts::default().judge(&evidence, &LimitTracker::default(), &nothing);
+                answer.send(judged).unwrap();
+            }
+        }
+    }
+}
+
+impl Served {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let (hub, writer) = Hub::new(Epoch("now".into()), NonZeroUsize::new(64).unwrap());
+        let (engine, requests) = Handle::new();
+        tokio::spawn(answer(requests, hub.clone()));
+        let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+        let about = About {
+            started_at: Default::default(),
+            node_name: "node-1".into(),
+            capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
+        };
+        let stop = CancellationToken::new();
+        let cgroups = CgroupFs::at(directory.path());
+        let verifier = Verifier::new(cgroups, engine.clone(), resolver.clone(), "/does/not/exist".into());
+        let service = Service::new(hub.clone(), engine, resolver, verifier, about, 2, stop.clone());
+        let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
+        let socket = Socket::listen(&path).unwrap();
+        let (health, serving) = serve(socket, service, events, stop.clone()).await.unwrap();
+        Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
+    }
+
+    async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("unix://{}", self.path.display())).unwrap().connect().await.unwrap()
+    }
+
+    async fn watch(
+        &self,
+        request: proto::WatchRequest,
+    ) -> Result<Streaming<proto::WatchResponse>, tonic::Status> {
+        Ok(KwitnessClient::new(self.channel().await).watch(request).await?.into_inner())
+    }
+}
+
+async fn next(stream: &mut Streaming<proto::WatchResponse>) -> proto::WatchResponse {
+    timeout(SOON, stream.message()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_then_what_happens_after_it() {
+    let mut served = Served::start().await;
+    served.writer.append([created(), created()], Clock::read());
+    let request = proto::WatchRequest { snapshot: true, ..Default::default() };
+    let mut stream = served.watch(request).await.unwrap();
+    let first = next(&mut stream).await;
+    let snapshot = first.snapshot.unwrap();
+    let position = proto::Position { epoch: "now".into(), seq: 2 };
+    assert_eq!((snapshot.position.as_ref(), first.begins_after.as_ref()), (Some(&position), Some(&position)));
+    assert_eq!(snapshot.containers[0].container.as_ref().unwrap().id, "0123456789");
+    assert_eq!(first.events, []);
+    served.writer.append([created()], Clock::read());
+    let second = next(&mut stream).await;
+    assert_eq!((second.snapshot, second.begins_after), (None, None));
+    assert_eq!(second.events[0].position.as_ref().unwrap().seq, 3);
+}
+
+#[tokio::test]
+async fn a_snapshot_stands_in_for_a_place_that_is_gone() {
+    let mut served = Served::start().await;
+    served.writer.append((0..100).map(|_| created()), Clock::read());
+    let request = |epoch: &str, seq| proto::WatchRequest {
+        snapshot: true,
+        after: Some(proto::Position { epoch: epoch.into(), seq }),
+        ..Default::default()
+    };
+    let mut kept = served.watch(request("now", 50)).await.unwrap();
+    let first = next(&mut kept).await;
+    assert_eq!((first.snapshot, first.begins_after.unwrap().seq), (None, 50), "nothing is missing");
+    drop(kept);
+    for (epoch, from) in [("now", Some(6)), ("before", None)] {
+        let mut stream = served.watch(request(epoch, 5)).await.unwrap();
+        let first = next(&mut stream).await;
+        assert_eq!(first.snapshot.unwrap().position.unwrap().seq, 100);
+        let Some(proto::event::Kind::Gap(gap)) = &first.events[0].kind else {
+            panic!("{first:?}", first = first.events)
+        };
+        assert_eq!((gap.cause(), gap.first_seq), (proto::GapCause::ReplayExpired, from));
+    }
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused() {
+    let served = Served::start().await;
+    let after = Some(proto::Position { epoch: "now".into(), seq: 0 });
+    let since = Some(Default::default());
+    let filter = Some(proto::Filter { kinds: vec!["start".into()], ..Default::default() });
+    for (request, code) in [
+        (proto::WatchRequest { after: after.clone(), since, ..Default::default() }, Code::InvalidArgument),
+        (proto::WatchRequest { snapshot: true, since, ..Default::default() }, Code::InvalidArgument),
+        (proto::WatchRequest { filter, ..Default::default() }, Code::InvalidArgument),
+        (
+            proto::WatchRequest {
+                after: Some(proto::Position { epoch: "now".into(), seq: 9 }),
+                ..Default::default()
+            },
+            Code::OutOfRange,
+        ),
+    ] {
+        assert_eq!(served.watch(request.clone()).await.unwrap_err().code(), code, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_watcher_too_many_is_refused_and_room_is_made_again() {
+    let served = Served::start().await;
+    let first = served.watch(proto::WatchRequest::default()).await.unwrap();
+    let _second = served.watch(proto::WatchRequest::default()).await.unwrap();
+    let refused = served.watch(proto::WatchRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(first);
+    let again = async {
+        while served.watch(proto::WatchRequest::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn list_and_status() {
+    let mut served = Served::start().await;
+    served.writer.append([created()], Clock::read());
+    let mut client = KwitnessClient::new(served.channel().await);
+    let list = client.list(proto::ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!((list.position.unwrap().seq, list.containers.len()), (1, 1));
+    let filter = Some(proto::Filter { containers: vec!["another".into()], ..Default::default() });
+    let list = client.list(proto::ListRequest { filter }).await.unwrap().into_inner();
+    assert_eq!(list.containers, []);
+    let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((&*status.node_name, &*status.kernel_release, &*status.epoch), ("node-1", "6.18", "now"));
+    assert_eq!((status.containers, status.lost["ring_full/task_exec"]), (1, 3));
+    assert_eq!(status.journal.unwrap(), proto::Journal { first_seq: 1, last_seq: 1, capacity: 64 });
+}
+
+#[tokio::test]
+async fn health_says_serving_once_ready() {
+    let served = Served::start().await;
+    let mut client = HealthClient::new(served.channel().await);
+    let mut status = async |service: &str| {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        client.check(request).await.unwrap().into_inner().status()
+    };
+    assert_eq!(status("").await, ServingStatus::NotServing);
+    served.health.ready().await;
+    assert_eq!((status("").await, status(SERVICE).await), (ServingStatus::Serving, ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn reflection_names_the_services() {
+    let served = Served::start().await;
+    let mut client = ServerReflectionClient::new(served.channel().await);
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<&str> = list.service.iter().map(|service| &*service.name).collect();
+    assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}
+
+#[tokio::test]
+async fn it_stops_soon_with_streams_open_and_leaves_nothing() {
+    let served = Served::start().await;
+    let mut stream = served.watch(proto::WatchRequest::default()).await.unwrap();
+    next(&mut stream).await;
+    // A client that never reads.
+    let _idle = served.watch(proto::WatchRequest::default()).await.unwrap();
+    let began = Instant::now();
+    served.stop.cancel();
+    assert_eq!(timeout(SOON, stream.message()).await.unwrap().unwrap_err().code(), Code::Unavailable);
+    served.serving.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(!served.path.exists());
+}
+
+#[tokio::test]
+async fn a_verdict_says_what_it_rests_on() {
+    let served = Served::start().await;
+    let verify = async |request| KwitnessClient::new(served.channel().await).verify(request).await;
+    let wanted = Some(proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None });
+    let answer = verify(proto::VerifyRequest { wanted, ..Default::default() }).await.unwrap().into_inner();
+    assert_eq!(answer.verdicts.len(), 1, "nobody says anything of the CPU");
+    let verdict = answer.verdicts[0].verdict.as_ref().unwrap();
+    assert_eq!(
+        (verdict.verdict(), verdict.compared_with()),
+        (proto::VerdictKind::Unknown, proto::Source::Client)
+    );
+    assert!(verdict.reason.contains("gone"), "there is no such cgroup: {}", verdict.reason);
+    assert!(answer.unavailable.iter().any(|text| text.starts_with("runtime: ")), "{:?}", answer.unavailable);
+
+    let filter = Some(proto::Filter { pods: vec!["nobody".into()], ..Default::default() });
+    let refused = verify(proto::VerifyRequest { filter, ..Default::default() }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    let zero = Some(proto::Wanted { memory: None, cpu: Some(proto::wanted::Cpu::MilliCpu(0)) });
+    for wrong in [
+        proto::VerifyRequest { wanted: zero, ..Default::default() },
+        proto::VerifyRequest { wait_ms: 600_001, ..Default::default() },
+        proto::VerifyRequest { prove_ms: 60_001, ..Default::default() },
+    ] {
+        assert_eq!(verify(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+}
+
+#[tokio::test]
+async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
+    let served = Served::start().await;
+    let mut client = KwitnessClient::new(served.channel().await);
+    let now = Clock::read().now().0;
+    let request = proto::CriRequest {
+        method: proto::CriMethod::UpdateContainerResources.into(),
+        id: "0123456789".into(),
+        received: now - 2_000,
+        answered: now - 1_000,
+        code: Some(0),
+        resources: Some(proto::CriResources { memory_limit_in_bytes: 8192, ..Default::default() }),
+    };
+    let nobodys = proto::CriRequest { id: String::new(), ..request.clone() };
+    let told = proto::ReportCriRequestsRequest { requests: vec![nobodys, request.clone()] };
+    let answer = client.report_cri_requests(told).await.unwrap().into_inner();
+    assert_eq!(answer.taken, 1);
+    assert!(answer.malformed[0].starts_with("requests[0]: `id` is empty"), "{answer:?}");
+    let many = proto::ReportCriRequestsRequest { requests: vec![request.clone(); REQUESTS_MAX + 1] };
+    assert_eq!(client.report_cri_requests(many).await.unwrap_err().code(), Code::InvalidArgument);
+
+    let wanted = Some(proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None });
+    let verify = proto::VerifyRequest { wanted, ..Default::default() };
+    let verdicts = client.verify(verify).await.unwrap().into_inner().verdicts;
+    assert_eq!(verdicts[0].last_request, Some(request));
+    let verdict = verdicts[0].verdict.as_ref().unwrap();
+    let claim = verdict.claims.iter().find(|claim| claim.source() == proto::Source::CriRequest).unwrap();
+    assert_eq!(claim.value, "8192");
+    assert_eq!(Clock::read().kernel(claim.time.unwrap()).0.abs_diff(now - 2_000) / 1_000_000, 0);
+    assert_eq!(
+        verdict.disagreeing,
+        [i32::from(proto::Source::CriRequest)],
+        "the caller's own word comes first"
+    );
+    let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.counters["cri_requests_told"], status.counters["cri_requests_malformed"]), (1, 1));
+}

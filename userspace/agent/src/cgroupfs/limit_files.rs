@@ -1,0 +1,316 @@
+//! The limit files of a cgroup, read and typed; and the thread that reads them for the engine.
+//!
+//! Each reading is of one cgroup and no other: a directory that has another id by now is said to be gone. Never writes.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use kwitness_core::ids::CgroupId;
+use kwitness_core::limit_file::LimitFile;
+use kwitness_core::limits::{Answer, Reading, Value, format};
+use kwitness_core::observation::{Observation, ReadLimits};
+use tokio::sync::mpsc;
+
+use super::{CgroupFs, gone};
+use crate::clock::Clock;
+
+/// No limit file is longer: `io.max` has a line of some hundred bytes a device.
+const LONGEST: u64 = 64 << 10;
+/// Directories that are looked into for a cgroup that nobody told of.
+const SEARCH: usize = 65_536;
+
+/// Every limit file there can be, by its name.
+static LIMIT_FILES: LazyLock<HashMap<String, LimitFile>> =
+    LazyLock::new(|| LimitFile::all().map(|limit_file| (limit_file.to_string(), limit_file)).collect());
+
+/// What a limit file of the cgroup in that directory says.
+pub fn read_limit_file(directory: &Path, limit_file: LimitFile) -> Reading {
+    match read_text(&directory.join(limit_file.to_string())) {
+        Ok(text) => match Value::parse(format(limit_file), &text) {
+            Ok(value) => Reading::Is(value),
+            Err(error) => Reading::Unknown(error.to_string().into()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => Reading::Absent,
+        Err(error) if gone(&error) => Reading::Gone,
+        Err(error) => Reading::Unknown(error.to_string().into()),
+    }
+}
+
+/// A file of a cgroup, as text.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    if File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)? as u64 > LONGEST {
+        return Err(io::Error::other("longer than 64 KiB"));
+    }
+    Ok(text)
+}
+
+/// All limit files that there are in that directory; none: it is gone.
+fn read_all(directory: &Path) -> Option<Vec<(LimitFile, Reading)>> {
+    let entries = fs::read_dir(directory).ok()?;
+    let names = entries.map_while(Result::ok).filter_map(|entry| entry.file_name().into_string().ok());
+    let mut limit_files: Vec<LimitFile> = names.filter_map(|name| LIMIT_FILES.get(&name).copied()).collect();
+    limit_files.sort_unstable();
+    let readings =
+        limit_files.into_iter().map(|limit_file| (limit_file, read_limit_file(directory, limit_file)));
+    // What vanished between the list and the reading was not there.
+    Some(readings.filter(|(_, reading)| *reading != Reading::Absent).collect())
+}
+
+/// The answer to a request.
+fn read(cgroups: &CgroupFs, request: &ReadLimits) -> Answer {
+    let began = Clock::read().now();
+    let found = find(cgroups, request);
+    let readings = found.as_ref().and_then(|directory| match request.limit_file {
+        Some(limit_file) => match read_limit_file(directory, limit_file) {
+            Reading::Gone => None,
+            reading => Some(vec![(limit_file, reading)]),
+        },
+        None => read_all(directory),
+    });
+    // What was read of a cgroup that is gone by now may be another's, or half of it.
+    let readings = readings.filter(|_| found.as_deref().is_some_and(|path| is(path, request.cgroup)));
+    let below = |directory: &PathBuf| {
+        let path = directory.strip_prefix(cgroups.mount_point()).ok()?.to_str()?;
+        Some(Arc::from(format!("/{path}")))
+    };
+    Answer {
+        cgroup: request.cgroup,
+        path: found.as_ref().and_then(below),
+        began,
+        ended: Clock::read().now(),
+        gone: readings.is_none(),
+        whole: request.limit_file.is_none(),
+        readings: readings.unwrap_or_default(),
+    }
+}
+
+fn is(directory: &Path, cgroup: CgroupId) -> bool {
+    fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.ino() == cgroup.0)
+}
+
+/// Where a cgroup is: where its path says, below that, or anywhere.
+fn find(cgroups: &CgroupFs, request: &ReadLimits) -> Option<PathBuf> {
+    let mount_point = cgroups.mount_point().to_owned();
+    let start = match &request.path {
+        Some(path) => mount_point.join(path.trim_start_matches('/')),
+        None => mount_point,
+    };
+    let direct = request.path.is_some() && !request.inner;
+    if is(&start, request.cgroup) {
+        return Some(start);
+    }
+    if direct {
+        return None;
+    }
+    let mut open = VecDeque::from([start]);
+    let mut left = SEARCH;
+    while let Some(directory) = open.pop_front() {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries.map_while(Result::ok) {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            use std::os::unix::fs::DirEntryExt as _;
+            if entry.ino() == request.cgroup.0 {
+                return Some(entry.path());
+            }
+            left = left.checked_sub(1)?;
+            open.push_back(entry.path());
+        }
+    }
+    None
+}
+
+/// Reads limit files on a thread of its own, so that the engine does not wait for a file.
+///
+/// Nothing bounds the queue here but whoever asks: the core asks for each file, and for each cgroup as a whole, only once
+/// until it is answered.
+#[derive(Debug)]
+pub struct LimitReader {
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    open: Mutex<Open>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// One file each: somebody waits for a change to be told.
+    files: VecDeque<ReadLimits>,
+    /// Whole cgroups.
+    whole: VecDeque<ReadLimits>,
+    ended: bool,
+}
+
+impl LimitReader {
+    /// Starts the thread; it ends with the reader.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn start(cgroups: CgroupFs, answers: mpsc::Sender<Observation>) -> io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let of_thread = Arc::clone(&queue);
+        std::thread::Builder::new().name("limit_file-reader".to_owned()).spawn(move || {
+            while let Some(request) = of_thread.next() {
+                let answer = read(&cgroups, &request);
+                // The engine is gone: nobody is left to be told.
+                if answers.blocking_send(Observation::LimitsRead(answer)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { queue })
+    }
+
+    /// Asks for a reading that begins after this call. Returns at once.
+    pub fn ask(&self, request: ReadLimits) {
+        let mut open = self.queue.lock();
+        match request.limit_file {
+            Some(_) => open.files.push_back(request),
+            None => open.whole.push_back(request),
+        }
+        drop(open);
+        self.queue.changed.notify_one();
+    }
+
+    /// How many readings are still to be made.
+    pub fn open(&self) -> usize {
+        let open = self.queue.lock();
+        open.files.len() + open.whole.len()
+    }
+}
+
+impl Drop for LimitReader {
+    fn drop(&mut self) {
+        self.queue.lock().ended = true;
+        self.queue.changed.notify_one();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next request; none: there will be none.
+    fn next(&self) -> Option<ReadLimits> {
+        let idle = |open: &mut Open| !open.ended && open.files.is_empty() && open.whole.is_empty();
+        let mut open = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        if open.ended {
+            return None;
+        }
+        open.files.pop_front().or_else(|| open.whole.pop_front())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::limits::Bound;
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, CgroupFs, CgroupId) {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("kubepods/podu");
+        fs::create_dir_all(directory.join("c/container")).unwrap();
+        for (file, text) in [
+            ("memory.max", "4096\n"),
+            ("cpu.max", "max 100000\n"),
+            ("pids.max", "nonsense\n"),
+            ("cgroup.procs", "1\n"),
+        ] {
+            fs::write(directory.join(file), text).unwrap();
+        }
+        let id = CgroupId(fs::metadata(&directory).unwrap().ino());
+        let cgroups = CgroupFs::at(root.path());
+        (root, cgroups, id)
+    }
+
+    fn request(cgroup: CgroupId, limit_file: Option<LimitFile>) -> ReadLimits {
+        ReadLimits { cgroup, path: Some("/kubepods/podu".into()), inner: false, limit_file }
+    }
+
+    #[test]
+    fn files_are_read_and_what_is_not_there_is_absent() {
+        let (_root, cgroups, id) = tree();
+        let answer = read(&cgroups, &request(id, Some(LimitFile::MemoryMax)));
+        let limit = Reading::Is(Value::Bound(Bound::At(4096)));
+        assert_eq!(
+            (answer.path.as_deref(), answer.gone, answer.whole),
+            (Some("/kubepods/podu"), false, false)
+        );
+        assert_eq!(answer.readings, [(LimitFile::MemoryMax, limit)]);
+        assert!(answer.began <= answer.ended);
+        let answer = read(&cgroups, &request(id, Some(LimitFile::IoMax)));
+        assert_eq!(answer.readings, [(LimitFile::IoMax, Reading::Absent)]);
+
+        let answer = read(&cgroups, &request(id, None));
+        let limit_files: Vec<LimitFile> = answer.readings.iter().map(|(limit_file, _)| *limit_file).collect();
+        assert_eq!(limit_files, [LimitFile::MemoryMax, LimitFile::CpuMax, LimitFile::PidsMax]);
+        assert!(matches!(&answer.readings[2].1, Reading::Unknown(why) if why.contains("nonsense")));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_another_by_now_is_gone() {
+        let (root, cgroups, id) = tree();
+        let other = CgroupId(id.0 + 1_000_000);
+        for limit_file in [None, Some(LimitFile::MemoryMax)] {
+            let answer = read(&cgroups, &request(other, limit_file));
+            assert!(answer.gone && answer.readings.is_empty());
+        }
+        fs::remove_dir_all(root.path().join("kubepods/podu")).unwrap();
+        assert!(read(&cgroups, &request(id, None)).gone);
+    }
+
+    #[test]
+    fn a_cgroup_without_a_path_is_looked_for() {
+        let (root, cgroups, _) = tree();
+        let inner = root.path().join("kubepods/podu/c/container");
+        fs::write(inner.join("memory.max"), "max\n").unwrap();
+        let id = CgroupId(fs::metadata(&inner).unwrap().ino());
+        for path in [None, Some("/kubepods/podu/c".into())] {
+            let request =
+                ReadLimits { cgroup: id, path, inner: true, limit_file: Some(LimitFile::MemoryMax) };
+            let answer = read(&cgroups, &request);
+            assert_eq!(answer.path.as_deref(), Some("/kubepods/podu/c/container"));
+            assert_eq!(
+                answer.readings,
+                [(LimitFile::MemoryMax, Reading::Is(Value::Bound(Bound::Unlimited)))]
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_does_not_end_is_not_read_to_its_end() {
+        let (root, ..) = tree();
+        let path = root.path().join("io.max");
+        fs::write(&path, vec![b'x'; 70_000]).unwrap();
+        let reading = read_limit_file(root.path(), LimitFile::IoMax);
+        assert!(matches!(&reading, Reading::Unknown(why) if why.contains("64 KiB")), "{reading}");
+    }
+
+    #[tokio::test]
+    async fn the_thread_answers_files_before_whole_cgroups_and_ends() {
+        let (_root, cgroups, id) = tree();
+        let (answer, mut answers) = mpsc::channel(1);
+        let reader = LimitReader::start(cgroups, answer).unwrap();
+        reader.ask(request(id, None));
+        reader.ask(request(id, Some(LimitFile::MemoryMax)));
+        let mut whole = 0;
+        for _ in 0..2 {
+            let Some(Observation::LimitsRead(answer)) = answers.recv().await else { panic!() };
+            whole += usize::from(answer.whole);
+        }
+        assert_eq!((whole, reader.open()), (1, 0));
+        drop(reader);
+        assert_eq!(answers.recv().await, None);
+    }
+}

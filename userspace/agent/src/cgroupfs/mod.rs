@@ -1,0 +1,17 @@
+//! The cgroup v2 file system: where it is mounted, and what is in it below the tracked roots.
+//!
+//! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is told to the probes
+//! by [`scan::scan`], what was found is for the core to judge.
+
+pub mod limit_files;
+mod mount;
+mod process;
+mod scan;
+mod watch;
+
+pub use limit_files::LimitReader;
+pub use mount::{CgroupFs, MountError};
+pub use process::in_initial_pid_namespace;
+use scan::gone;
+pub use scan::{Roots, ScanError, Scanned, Track, scan};
+pub use watch::{Watch, WatchError};

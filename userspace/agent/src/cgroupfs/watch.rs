@@ -1,0 +1,358 @@
+//! Writes to limit files as fanotify tells them: the way that is left where no program can be at the kernel's function.
+//!
+//! ```text
+//!  cgroup2 ──FAN_MODIFY──▶ a thread: file, cgroup, writer's pid ──▶ KernelEvent ──▶ the engine
+//! ```
+//!
+//! The kernel tells after a write has returned that it took: neither the text, nor a refusal, nor when the write began. Opening a
+//! file to truncate it, as a shell's `>` does, gives the same notice with newer kernels, whatever becomes of the write that follows. So what became of
+//! a write is unknown here, and what the file says is read back. Writes by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
+//! when the notice arrives; of one that has ended by then, the pid is all there is.
+//!
+//! Where the kernel can name a file by its directory's handle and its own name (cgroup2 on 6.12, not yet on 6.1), the handle is the
+//! cgroup's id. Older kernels hand out an open descriptor of the file instead, whose link in procfs is the path.
+//!
+//! The thread waits for the engine while its inbox is full; meanwhile the notices wait in the kernel, 16,384 of them
+//! (`fs.fanotify.max_queued_events`). What comes beyond that is lost, and told as a loss.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::{fs, thread};
+
+use kwitness_core::event::GapCause;
+use kwitness_core::ids::{CgroupId, KernelTime};
+use kwitness_core::limit_file::LimitFile;
+use kwitness_core::observation::{
+    Caller, Fact, KernelEvent, LimitWrite, Loss, Observation, WriteHook, WritePhase, WriteResult,
+};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use tokio::sync::mpsc;
+
+use super::{CgroupFs, process};
+use crate::clock::Clock;
+use crate::probe::Tracker;
+
+/// Bytes of notices that are read at a time.
+const BUFFER: usize = 64 * 1024;
+
+/// Why fanotify cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} was refused")]
+pub struct WatchError {
+    call: &'static str,
+    source: Errno,
+}
+
+/// Notices about the cgroup2 file system.
+#[derive(Debug)]
+pub struct Watch {
+    fanotify: Fanotify,
+    naming: Naming,
+    cgroups: CgroupFs,
+}
+
+/// How a notice names a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// By its directory's handle and its own name.
+    Handle,
+    /// By an open descriptor.
+    Descriptor,
+}
+
+/// A file was written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Notice {
+    pid: i32,
+    cgroup: CgroupId,
+    limit_file: LimitFile,
+}
+
+/// What a batch of notices says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Batch {
+    notices: Vec<Notice>,
+    /// Others were lost.
+    overflow: bool,
+}
+
+impl Watch {
+    /// Asks for notices; those from now on wait in the kernel.
+    ///
+    /// # Errors
+    /// The kernel refuses: fanotify takes `CAP_SYS_ADMIN` in the initial user namespace.
+    pub fn open(cgroups: CgroupFs) -> Result<Self, WatchError> {
+        let by_handle = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME);
+        let opened = Self::mark(&cgroups, by_handle).map(|fanotify| (fanotify, Naming::Handle));
+        let opened = opened.or_else(|_| {
+            Self::mark(&cgroups, InitFlags::empty()).map(|fanotify| (fanotify, Naming::Descriptor))
+        });
+        opened.map(|(fanotify, naming)| Self { fanotify, naming, cgroups })
+    }
+
+    fn mark(cgroups: &CgroupFs, naming: InitFlags) -> Result<Fanotify, WatchError> {
+        let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | naming;
+        let fanotify = Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)
+            .map_err(|source| WatchError { call: "fanotify_init", source })?;
+        let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
+        let root = fs::File::open(cgroups.mount_point())
+            .map_err(|error| WatchError { call: "open", source: errno(&error) })?;
+        fanotify
+            .mark(flags, MaskFlags::FAN_MODIFY, &root, None::<&Path>)
+            .map_err(|source| WatchError { call: "fanotify_mark", source })?;
+        Ok(fanotify)
+    }
+
+    /// Tells `to` what is written to limits of the cgroups that `tracker` has, until nobody listens any more.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn run(mut self, tracker: Tracker, to: mpsc::Sender<Observation>) -> io::Result<()> {
+        let body = move || {
+            let mut looked = Clock::read().now();
+            loop {
+                let batch = match self.wait() {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        tracing::error!(%error, "the notices of limit writes cannot be read: limit writes are not seen");
+                        return;
+                    }
+                };
+                let now = Clock::read().now();
+                let writes = batch.notices.into_iter().filter(|notice| tracker.is_watched(notice.cgroup.0));
+                let writes = writes.map(|notice| Observation::Kernel(self.event(&notice, now)));
+                let loss = batch.overflow.then(|| overflow(looked, now));
+                looked = now;
+                for observation in writes.chain(loss) {
+                    if to.blocking_send(observation).is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        thread::Builder::new().name("limit-writes".to_owned()).spawn(body).map(drop)
+    }
+
+    /// Waits for notices.
+    fn wait(&mut self) -> io::Result<Batch> {
+        let mut poll = [PollFd::new(self.fanotify.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut poll, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok(Batch::default()),
+            other => other?,
+        };
+        match self.naming {
+            Naming::Handle => {
+                let mut buffer = vec![0; BUFFER];
+                match nix::unistd::read(&self.fanotify, &mut buffer) {
+                    Ok(length) => Ok(parse(&buffer[..length])),
+                    Err(Errno::EINTR | Errno::EAGAIN) => Ok(Batch::default()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Naming::Descriptor => match self.fanotify.read_events() {
+                Ok(events) => Ok(Batch {
+                    overflow: events.iter().any(|event| event.mask().contains(MaskFlags::FAN_Q_OVERFLOW)),
+                    notices: events
+                        .iter()
+                        .filter_map(|event| by_descriptor(event.fd()?.as_raw_fd(), event.pid()))
+                        .collect(),
+                }),
+                Err(Errno::EINTR | Errno::EAGAIN) => Ok(Batch::default()),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    fn event(&self, notice: &Notice, at: KernelTime) -> KernelEvent {
+        let write = LimitWrite {
+            limit_file: notice.limit_file,
+            phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
+            value: None,
+            writer: writer(notice.pid, self.cgroups.mount_point()),
+            began: None,
+            seen_by: WriteHook::Fanotify,
+        };
+        KernelEvent { at, cgroup: notice.cgroup, fact: Fact::LimitWrite(Box::new(write)) }
+    }
+}
+
+/// What procfs says of the writer, if it still runs.
+fn writer(pid: i32, mount: &Path) -> Caller {
+    let Some(process) = process::read(pid) else {
+        // 0 is a process of a pid namespace that is not ours.
+        return Caller { pid: u32::try_from(pid).ok().filter(|pid| *pid != 0), ..Caller::default() };
+    };
+    Caller {
+        pid: Some(process.task.key.pid),
+        tid: None,
+        start: Some(process.task.key.start),
+        comm: Some(process.task.comm),
+        cgroup: cgroup_of(pid, mount),
+    }
+}
+
+fn cgroup_of(pid: i32, mount: &Path) -> Option<CgroupId> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    id(&mount.join(path))
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn id(directory: &Path) -> Option<CgroupId> {
+    fs::metadata(directory).ok().map(|metadata| CgroupId(metadata.ino()))
+}
+
+fn overflow(from: KernelTime, to: KernelTime) -> Observation {
+    Observation::Lost(Loss { from, to, cause: GapCause::WatchOverflow, lost: BTreeMap::new() })
+}
+
+fn by_descriptor(descriptor: i32, pid: i32) -> Option<Notice> {
+    let path = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
+    let limit_file = path.file_name()?.to_str()?.parse().ok()?;
+    Some(Notice { pid, cgroup: id(path.parent()?)?, limit_file })
+}
+
+/// Reads notices by handle, `struct fanotify_event_metadata` of `include/uapi/linux/fanotify.h` each, followed by one
+/// `struct fanotify_event_info_fid` or more. What has another shape than is asked for is passed over.
+fn parse(mut bytes: &[u8]) -> Batch {
+    let mut batch = Batch::default();
+    while let Some(length) = u32_at(bytes, 0).map(|length| length as usize) {
+        let Some(event) = bytes.get(..length).filter(|event| event.len() >= METADATA_LEN) else { break };
+        bytes = &bytes[length..];
+        if u64_at(event, 8).is_some_and(|mask| mask & libc::FAN_Q_OVERFLOW != 0) {
+            batch.overflow = true;
+        }
+        batch.notices.extend(notice(event));
+    }
+    batch
+}
+
+/// `sizeof(struct fanotify_event_metadata)`.
+const METADATA_LEN: usize = 24;
+
+fn notice(event: &[u8]) -> Option<Notice> {
+    /// `FILEID_KERNFS` of the kernel's `include/linux/exportfs.h`.
+    const KERNFS: u32 = 0xfe;
+    let pid = u32_at(event, 20)?.cast_signed();
+    let mut info = event.get(METADATA_LEN..)?;
+    loop {
+        let kind = *info.first()?;
+        let length = usize::from(u16_at(info, 2)?);
+        let (record, rest) = info.split_at_checked(length).filter(|_| length > 0)?;
+        info = rest;
+        if kind != libc::FAN_EVENT_INFO_TYPE_DFID_NAME {
+            continue;
+        }
+        // The header, the file system's id of 8 bytes, the handle's length and type, the handle, the name.
+        let (handle_len, handle_type) = (u32_at(record, 12)?, u32_at(record, 16)?);
+        if handle_type != KERNFS || handle_len != 8 {
+            return None;
+        }
+        let cgroup = CgroupId(u64_at(record, 20)?);
+        let name = record.get(28..)?.split(|byte| *byte == 0).next()?;
+        let limit_file = std::str::from_utf8(name).ok()?.parse().ok()?;
+        return Some(Notice { pid, cgroup, limit_file });
+    }
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes.get(offset..)?.first_chunk().copied().map(u16::from_ne_bytes)
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..)?.first_chunk().copied().map(u32::from_ne_bytes)
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..)?.first_chunk().copied().map(u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A notice as the kernel writes it.
+    fn event(mask: u64, pid: i32, cgroup: u64, name: &str) -> Vec<u8> {
+        let mut info = vec![libc::FAN_EVENT_INFO_TYPE_DFID_NAME, 0, 0, 0];
+        info.extend([0; 8]);
+        info.extend(8_u32.to_ne_bytes());
+        info.extend(0xfe_u32.to_ne_bytes());
+        info.extend(cgroup.to_ne_bytes());
+        info.extend(name.bytes().chain([0]));
+        info.resize(info.len().next_multiple_of(4), 0);
+        let length = u16::try_from(info.len()).unwrap();
+        info[2..4].copy_from_slice(&length.to_ne_bytes());
+        let mut event = Vec::new();
+        event.extend((METADATA_LEN as u32 + u32::from(length)).to_ne_bytes());
+        event.extend([3, 0]);
+        event.extend((METADATA_LEN as u16).to_ne_bytes());
+        event.extend(mask.to_ne_bytes());
+        event.extend((-1_i32).to_ne_bytes());
+        event.extend(pid.to_ne_bytes());
+        event.extend(info);
+        event
+    }
+
+    #[test]
+    fn notices_of_limits_are_read_and_others_passed_over() {
+        let bytes = [
+            event(libc::FAN_MODIFY, 7, 42, "memory.max"),
+            event(libc::FAN_MODIFY, 7, 42, "cgroup.procs"),
+            event(libc::FAN_MODIFY, 8, 43, "hugetlb.2MB.max"),
+        ]
+        .concat();
+        let notice = |pid, cgroup, limit_file: &str| Notice {
+            pid,
+            cgroup: CgroupId(cgroup),
+            limit_file: limit_file.parse().unwrap(),
+        };
+        let expected = vec![notice(7, 42, "memory.max"), notice(8, 43, "hugetlb.2MB.max")];
+        assert_eq!(parse(&bytes), Batch { notices: expected, overflow: false });
+        // An overflow has no file.
+        let mut overflow = event(libc::FAN_Q_OVERFLOW, 0, 0, "");
+        overflow.truncate(METADATA_LEN);
+        overflow[..4].copy_from_slice(&(METADATA_LEN as u32).to_ne_bytes());
+        assert_eq!(parse(&overflow), Batch { notices: Vec::new(), overflow: true });
+    }
+
+    #[test]
+    fn of_a_writer_that_has_ended_the_pid_is_told() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let gone = writer(pid.cast_signed(), Path::new("/nowhere"));
+        assert_eq!(gone, Caller { pid: Some(pid), ..Caller::default() });
+        let own = writer(std::process::id().cast_signed(), Path::new("/nowhere"));
+        assert!(own.comm.is_some() && own.start.is_some() && own.cgroup.is_none(), "{own:?}");
+        assert_eq!(writer(0, Path::new("/nowhere")), Caller::default(), "of another pid namespace");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            parse(&bytes);
+        }
+
+        #[test]
+        fn no_change_and_no_cut_panics(cut in 0_usize..80, changes: Vec<(prop::sample::Index, u8)>) {
+            let mut bytes = event(libc::FAN_MODIFY, 7, 42, "memory.max");
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            bytes.truncate(cut);
+            parse(&bytes);
+        }
+    }
+}

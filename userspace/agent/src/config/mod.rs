@@ -1,0 +1,310 @@
+//! What the daemon is told to do: a TOML file, then `--set KEY=VALUE` and the flags of `kwitness daemon`.
+//!
+//! Owns the reading and the checking; every setting, with its default and its range, stands in [`SETTINGS`].
+//! All of it is checked before anything starts, and every mistake is told at once. Never touches the system
+//! beyond reading the one file.
+
+mod settings;
+mod units;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use kwitness_service::log::LogFormat;
+use serde::Deserialize as _;
+use serde::de::IntoDeserializer as _;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+pub use settings::{SETTINGS, Setting};
+
+use crate::probe;
+
+/// Read if it exists and no other file is named.
+pub const DEFAULT_FILE: &str = "/etc/kwitness/config.toml";
+
+/// Where the daemon listens if nothing else is said.
+pub use kwitness_api::DEFAULT_SOCKET;
+
+/// Everything the daemon can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The API's Unix socket.
+    pub socket: PathBuf,
+    /// How many clients may watch at a time.
+    pub max_watchers: usize,
+    /// The probes: rings, tracked set, roots, hooks.
+    pub probe: probe::Settings,
+    /// How many events can be replayed.
+    pub replay_window: usize,
+    /// The container runtime to ask.
+    pub runtime: RuntimeChoice,
+    /// Where the kubelet's checkpoints are.
+    pub kubelet_directory: PathBuf,
+    /// The node's name in `Status`; none: the host's name.
+    pub node_name: Option<String>,
+    /// What is logged.
+    pub log_filter: String,
+    /// How it is written.
+    pub log_format: LogFormat,
+}
+
+/// Which container runtime is asked for names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeChoice {
+    /// The first socket found among the known places.
+    Auto,
+    /// That socket.
+    Socket(PathBuf),
+    /// None: containers keep their ids.
+    Never,
+}
+
+/// Where a value came from: named in error messages.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    File { path: PathBuf, line: usize },
+    Flag,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Problem {
+    origin: Origin,
+    message: String,
+}
+
+/// Every mistake that was found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "the configuration has {count} mistake{}", if count == 1 { "" } else { "s" })?;
+        for Problem { origin, message } in &self.0 {
+            match origin {
+                Origin::File { path, line } => write!(f, "\n  {}:{line}: {message}", path.display())?,
+                Origin::Flag => write!(f, "\n  --set {message}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads `file`, or [`DEFAULT_FILE`] if that exists, then applies `flags` ("key=value"), which win.
+    ///
+    /// # Errors
+    /// Every mistake of all of them; a `file` that was named and cannot be read.
+    pub fn load(file: Option<&Path>, flags: &[String]) -> anyhow::Result<Self> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                let hint = "name another with --config, or leave the flag away to run with defaults";
+                return Err(anyhow::anyhow!(
+                    "cannot read the configuration {}: {error}; {hint}",
+                    path.display()
+                ));
+            }
+        };
+        Ok(Self::parse(text.as_deref().map(|text| (path, text)), flags)?)
+    }
+
+    fn parse(file: Option<(&Path, &str)>, flags: &[String]) -> Result<Self, Problems> {
+        let mut problems = Vec::new();
+        let mut given = BTreeMap::new();
+        if let Some((path, text)) = file {
+            read_file(path, text, &mut given, &mut problems);
+        }
+        for flag in flags {
+            match read_flag(flag) {
+                Ok((setting, value)) => {
+                    given.insert(setting.key, (Origin::Flag, value));
+                }
+                Err(message) => problems.push(Problem { origin: Origin::Flag, message }),
+            }
+        }
+        let mut config = Self::default();
+        for setting in SETTINGS {
+            let Some((origin, value)) = given.remove(setting.key) else { continue };
+            if let Err(wrong) = (setting.apply)(&mut config, &value) {
+                let message = format!("{} = {value}: {wrong}; expected {}", setting.key, setting.expects);
+                problems.push(Problem { origin, message });
+            }
+        }
+        problems.sort_by(|a, b| a.origin.cmp(&b.origin));
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+}
+
+type Given = BTreeMap<&'static str, (Origin, toml::Value)>;
+
+fn read_file(path: &Path, text: &str, given: &mut Given, problems: &mut Vec<Problem>) {
+    let at = |span: Range<usize>| {
+        let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+        Origin::File { path: path.to_owned(), line }
+    };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        // What was read around them is guesswork.
+        problems.extend(errors.iter().map(|error| Problem {
+            origin: at(error.span().unwrap_or(0..0)),
+            message: error.message().to_owned(),
+        }));
+        return;
+    }
+    for (key, value) in flatten("", table.get_ref()) {
+        let origin = at(value.span());
+        let read = find(&key).and_then(|setting| {
+            let value = toml::Value::deserialize(value.clone().into_deserializer());
+            Ok((setting, value.map_err(|error| format!("{key}: {}", error.message()))?))
+        });
+        match read {
+            Ok((setting, value)) => {
+                given.insert(setting.key, (origin, value));
+            }
+            Err(message) => problems.push(Problem { origin, message }),
+        }
+    }
+}
+
+/// The leaves of the table, each with its dotted key.
+fn flatten<'a, 'i>(prefix: &str, table: &'a DeTable<'i>) -> Vec<(String, &'a Spanned<DeValue<'i>>)> {
+    let mut leaves = Vec::new();
+    for (key, value) in table {
+        let key = format!("{prefix}{}", key.get_ref());
+        match value.get_ref() {
+            DeValue::Table(inner) if !inner.is_empty() => {
+                leaves.extend(flatten(&format!("{key}."), inner));
+            }
+            DeValue::Table(_) if SETTINGS.iter().any(|setting| setting.section() == key) => {}
+            _ => leaves.push((key, value)),
+        }
+    }
+    leaves
+}
+
+fn read_flag(flag: &str) -> Result<(&'static Setting, toml::Value), String> {
+    let (key, text) = flag.split_once('=').ok_or_else(|| format!("{flag}: not of the form KEY=VALUE"))?;
+    let (key, text) = (key.trim(), text.trim());
+    let setting = find(key)?;
+    // A bare word is a string, so that the shell's quotes are enough.
+    let value = parse_value(text).unwrap_or_else(|_| toml::Value::String(text.to_owned()));
+    Ok((setting, value))
+}
+
+/// A value as the file writes it.
+fn parse_value(text: &str) -> Result<toml::Value, String> {
+    toml::de::ValueDeserializer::parse(text)
+        .and_then(toml::Value::deserialize)
+        .map_err(|error| error.message().to_owned())
+}
+
+fn find(key: &str) -> Result<&'static Setting, String> {
+    if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+        return Ok(setting);
+    }
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let near = |setting: &&Setting| {
+        strsim::jaro_winkler(setting.key, key).max(strsim::jaro_winkler(&last(setting.key), &last(key)))
+    };
+    let best = SETTINGS.iter().max_by(|a, b| near(a).total_cmp(&near(b))).filter(|best| near(best) > 0.75);
+    Err(match best {
+        Some(setting) => format!("{key}: no such setting; did you mean {}?", setting.key),
+        None => format!("{key}: no such setting; `kwitness man` lists them"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, flags: &[&str]) -> Result<Config, String> {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Config::parse(Some((Path::new("c.toml"), text)), &flags).map_err(|problems| problems.to_string())
+    }
+
+    /// `KWITNESS_BLESS=1 cargo test -p kwitness documentation` writes the table anew.
+    #[test]
+    fn the_documentation_has_every_setting() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
+        let text = std::fs::read_to_string(&page).unwrap();
+        let (begin, end) = ("<!-- settings -->\n", "<!-- end of settings -->");
+        let (before, rest) = text.split_once(begin).expect("a mark where the table begins");
+        let (table, after) = rest.split_once(end).expect("a mark where the table ends");
+        let mut expected = "| Setting | Default | Takes | Meaning |\n|---|---|---|---|\n".to_owned();
+        for Setting { key, expects, default, doc, .. } in SETTINGS {
+            let default = default.map_or("not set".to_owned(), |default| format!("`{default}`"));
+            expected += &format!("| `{key}` | {default} | {expects} | {doc} |\n");
+        }
+        if std::env::var_os("KWITNESS_BLESS").is_some() {
+            std::fs::write(&page, format!("{before}{begin}{expected}{end}{after}")).unwrap();
+        } else {
+            assert_eq!(table, expected, "{} is not up to date", page.display());
+        }
+    }
+
+    #[test]
+    fn every_default_is_accepted_and_documented() {
+        for setting in SETTINGS {
+            if let Some(default) = setting.default {
+                let value = parse_value(default).unwrap();
+                (setting.apply)(&mut Config::default(), &value).unwrap();
+            }
+            assert!(!setting.doc.is_empty() && !setting.expects.is_empty(), "{}", setting.key);
+        }
+        assert_eq!(Config::default().socket, Path::new(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn values_are_read_and_flags_win() {
+        let text = "api.max_watchers = 7\n[kernel]\nroots = [\"docker-\"]\nlifecycle_ring = \"1MiB\"\n";
+        let config =
+            parse(text, &["api.max_watchers=9", "log.level=debug", "runtime.endpoint=none"]).unwrap();
+        assert_eq!(config.max_watchers, 9);
+        assert_eq!(config.probe.roots, ["docker-".parse().unwrap()]);
+        assert_eq!(config.probe.lifecycle_ring.get(), 1 << 20);
+        assert_eq!(config.log_filter, "debug");
+        assert_eq!(config.runtime, RuntimeChoice::Never);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let text = r#"
+[api]
+sokcet = "/run/x.sock"
+max_watchers = "many"
+
+[kernel]
+lifecycle_ring = "3MiB"
+tasks_ring = 1
+roots = ["docker-", "/", 3]
+excluded_hooks = ["tp_bft"]
+
+[kernle]
+roots = []
+
+[zzz]
+qqq = 1
+"#;
+        insta::assert_snapshot!(
+            parse(text, &["api.socket=run.sock", "log.format", "log.level=loud=very=x"]).unwrap_err()
+        );
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_with_its_line() {
+        insta::assert_snapshot!(parse("[api]\nsocket = /run\n\nmax_watchers == 3\n", &[]).unwrap_err());
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/nonexistent/kwitness.toml")), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the configuration /nonexistent/kwitness.toml: "), "{error}");
+    }
+}

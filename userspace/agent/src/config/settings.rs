@@ -1,0 +1,273 @@
+//! Every setting: its key, what it takes, its default, its meaning. The file's check, the `--set` flag, the
+//! defaults and the manual page are all made from this one list. Never reads a file.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use toml::Value;
+
+use super::units::{count, parsed, size, text};
+use super::{Config, RuntimeChoice};
+use crate::probe::need::Exclusion;
+use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
+use kwitness_service::log::LogFormat;
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its key in the file, "kernel.roots".
+    pub key: &'static str,
+    /// What it takes, with unit and range.
+    pub expects: &'static str,
+    /// Its default as written in the file; none: it is not set.
+    pub default: Option<&'static str>,
+    /// What it does.
+    pub doc: &'static str,
+    pub(super) apply: fn(&mut Config, &Value) -> Result<(), String>,
+}
+
+impl Setting {
+    /// The part of the key before the last dot: the file's section.
+    pub fn section(&self) -> &'static str {
+        self.key.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+}
+
+/// Every setting there is.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "api.socket",
+        expects: "an absolute path of at most 107 bytes",
+        default: Some(r#""/run/kwitness/kwitness.sock""#),
+        doc: "The Unix socket that the API is served on. Its directory is made with mode 0750 if missing; the \
+              socket has mode 0660.",
+        apply: |config, value| {
+            config.socket = socket(text(value)?)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "api.max_watchers",
+        expects: "a number from 1 to 4096",
+        default: Some("64"),
+        doc: "How many clients may watch at a time; one more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| {
+            config.max_watchers = count(value, 1..=4096)? as usize;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "journal.replay_window",
+        expects: "a number of events from 1024 to 16777216",
+        default: Some("65536"),
+        doc: "How many events are kept, for clients that resume or are slow: about 150 bytes each. A client \
+              that falls further behind gets a gap.",
+        apply: |config, value| {
+            config.replay_window = count(value, 1024..=1 << 24)? as usize;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.lifecycle_ring",
+        expects: RING,
+        default: Some(r#""8MiB""#),
+        doc: "The ring buffer for rare, precious records: cgroups made and removed, first programs and their \
+              exits. About 6,000 containers' lives while nobody reads.",
+        apply: |config, value| set_ring(&mut config.probe.lifecycle_ring, value),
+    },
+    Setting {
+        key: "kernel.tasks_ring",
+        expects: RING,
+        default: Some(r#""8MiB""#),
+        doc: "The ring buffer for every other exec and exit in containers. What does not fit is counted and told \
+              with a gap.",
+        apply: |config, value| set_ring(&mut config.probe.tasks_ring, value),
+    },
+    Setting {
+        key: "kernel.forks_ring",
+        expects: RING,
+        default: Some(r#""2MiB""#),
+        doc: "The ring buffer for forks in containers.",
+        apply: |config, value| set_ring(&mut config.probe.forks_ring, value),
+    },
+    Setting {
+        key: "kernel.tracked_capacity",
+        expects: "a number of cgroups from 64 to 1048576",
+        default: Some("65536"),
+        doc: "How many cgroups can be tracked at a time. A cgroup that finds the set full is unseen, and told \
+              with a gap.",
+        apply: |config, value| {
+            config.probe.tracked_capacity = non_zero(count(value, 64..=1 << 20)?)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.roots",
+        expects: "a list of beginnings of cgroup names (\"docker-\") or of paths (\"/machine.slice/libpod-\"), at \
+                  most 64",
+        default: Some("[]"),
+        doc: "Cgroups to track besides those of the kubelet, which are always found: for containers outside \
+              Kubernetes.",
+        apply: |config, value| {
+            config.probe.roots = parsed::<RootPattern>(value)?;
+            if config.probe.roots.len() > MAX_ROOTS as usize {
+                return Err(format!("these are {}", config.probe.roots.len()));
+            }
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.excluded_hooks",
+        expects: "a list of programs (\"task_exec_btf\") or kinds of hook (\"tp_btf\")",
+        default: Some("[]"),
+        doc: "Hooks not to be used: the next best one takes its place.",
+        apply: |config, value| {
+            config.probe.exclude = parsed::<Exclusion>(value)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.syscall_hooks",
+        expects: "true or false",
+        default: Some("false"),
+        doc: "Where no program may be at the kernel's function behind limit writes (lockdown), look at every write(2) of the node \
+              instead: then refused writes are seen, too. Each then takes about an eighth longer.",
+        apply: |config, value| {
+            config.probe.syscalls = value.as_bool().ok_or("it is neither")?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.log",
+        expects: "\"off\", \"warn\" or \"debug\"",
+        default: Some(r#""off""#),
+        doc: "What the probes log of their own decisions, for diagnostics. They are the log's target `kwitness_probes`: \
+              debug also needs a log.level such as `info,kwitness_probes=debug`.",
+        apply: |config, value| {
+            config.probe.log = match text(value)? {
+                "off" => ProbeLog::Off,
+                "warn" => ProbeLog::Warn,
+                "debug" => ProbeLog::Debug,
+                _ => return Err("it is none of these".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "runtime.endpoint",
+        expects: "\"auto\", \"none\", or a socket as an absolute path, with or without unix://",
+        default: Some(r#""auto""#),
+        doc: "The container runtime that is asked for names, labels and images. auto takes the first that \
+              exists of containerd's, k3s's, CRI-O's and cri-dockerd's sockets.",
+        apply: |config, value| {
+            config.runtime = match text(value)? {
+                "auto" => RuntimeChoice::Auto,
+                "none" => RuntimeChoice::Never,
+                path => RuntimeChoice::Socket(socket(path)?),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kubelet.directory",
+        expects: "an absolute path",
+        default: Some(r#""/var/lib/kubelet""#),
+        doc: "The kubelet's root directory (its --root-dir). Its checkpoints there say what limits containers should have.",
+        apply: |config, value| {
+            let path = PathBuf::from(text(value)?);
+            if !path.is_absolute() {
+                return Err("it is not absolute".to_owned());
+            }
+            config.kubelet_directory = path;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "node.name",
+        expects: "a name",
+        default: None,
+        doc: "The node's name in the status; the host's name if not set.",
+        apply: |config, value| {
+            config.node_name = Some(text(value)?.to_owned());
+            Ok(())
+        },
+    },
+    Setting {
+        key: "log.level",
+        expects: "error, warn, info, debug, trace, or a filter such as \"info,kwitness_agent::cri=debug\"",
+        default: Some(r#""info""#),
+        doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it tell no more than \
+              warnings, unless a filter names them.",
+        apply: |config, value| {
+            let filter = text(value)?;
+            kwitness_service::log::filter(filter)?;
+            config.log_filter = filter.to_owned();
+            Ok(())
+        },
+    },
+    Setting {
+        key: "log.format",
+        expects: "\"text\" or \"json\"",
+        default: Some(r#""text""#),
+        doc: "How log lines are written. Text has no time of its own where journald adds one.",
+        apply: |config, value| {
+            config.log_format = match text(value)? {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err("it is neither".to_owned()),
+            };
+            Ok(())
+        },
+    },
+];
+
+impl Default for Config {
+    fn default() -> Self {
+        let mut config = Self {
+            socket: PathBuf::new(),
+            max_watchers: 0,
+            probe: crate::probe::Settings::default(),
+            replay_window: 0,
+            runtime: RuntimeChoice::Auto,
+            kubelet_directory: PathBuf::new(),
+            node_name: None,
+            log_filter: String::new(),
+            log_format: LogFormat::Text,
+        };
+        for setting in SETTINGS {
+            let Some(default) = setting.default else { continue };
+            let applied = super::parse_value(default).and_then(|value| (setting.apply)(&mut config, &value));
+            debug_assert_eq!(applied, Ok(()), "default of {}", setting.key);
+        }
+        config
+    }
+}
+
+const RING: &str = "a size from 4KiB to 1GiB, a power of two";
+
+fn set_ring(ring: &mut NonZeroU32, value: &Value) -> Result<(), String> {
+    let size = size(value, 4096..=1 << 30)?;
+    if !size.is_power_of_two() {
+        return Err("it is not a power of two".to_owned());
+    }
+    *ring = non_zero(size)?;
+    Ok(())
+}
+
+fn non_zero(value: u64) -> Result<NonZeroU32, String> {
+    u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| "it is zero or too large".to_owned())
+}
+
+/// The longest path that `sockaddr_un` holds.
+const SOCKET_PATH_MAX: usize = 107;
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if !path.starts_with('/') {
+        return Err("it is not an absolute path".to_owned());
+    }
+    if path.len() > SOCKET_PATH_MAX {
+        return Err(format!("it has {} bytes", path.len()));
+    }
+    Ok(PathBuf::from(path))
+}

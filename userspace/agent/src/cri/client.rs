@@ -1,0 +1,279 @@
+//! One connection to one runtime: what it is, and all it knows of containers. Never retries, that is
+//! [`super::resolver`]'s.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kwitness_core::event::{ContainerType, RuntimeFacts};
+use kwitness_core::ids::{ContainerId, PodUid};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::config::RuntimeChoice;
+use kwitness_cri::CANDIDATES;
+use kwitness_cri::Raw;
+use kwitness_cri::runtime::runtime_service_client::RuntimeServiceClient;
+use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
+
+/// The largest answer that is taken, the kubelet's own limit.
+pub const ANSWER_MAX: usize = 16 << 20;
+
+/// Why the runtime did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No socket at any of the places.
+    #[error("no socket found at {}; name it with runtime.endpoint", CANDIDATES.join(", "))]
+    NoSocket,
+    /// Nobody listens.
+    #[error("cannot connect to {}: {}", socket.display(), innermost(source))]
+    Connect {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// A call failed.
+    #[error("{method}: {status}")]
+    Call {
+        /// The method.
+        method: &'static str,
+        /// What the runtime answered, or what came in between.
+        status: Box<tonic::Status>,
+    },
+    /// No answer within the deadline.
+    #[error("{method}: no answer within {deadline:?}")]
+    Slow {
+        /// The method.
+        method: &'static str,
+        /// The longest that a call may take.
+        deadline: Duration,
+    },
+}
+
+/// tonic's own words are "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => innermost(source),
+        None => error.to_string(),
+    }
+}
+
+/// Where to look for the runtime.
+pub fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
+    match choice {
+        RuntimeChoice::Never => Vec::new(),
+        RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
+        RuntimeChoice::Socket(socket) => vec![socket.clone()],
+    }
+}
+
+/// Connects to the first that is there and answers.
+///
+/// # Errors
+/// None does; what the last one said.
+pub async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connection, Error> {
+    let mut refused = Error::NoSocket;
+    for socket in sockets {
+        if sockets.len() > 1 && !socket.exists() {
+            continue;
+        }
+        match Connection::open(socket, deadline).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+/// A connection to a runtime that has said what it is.
+#[derive(Debug)]
+pub struct Connection {
+    client: RuntimeServiceClient<Channel>,
+    channel: Channel,
+    deadline: Duration,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// What it calls itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Connection {
+    /// Connects, and asks for the version. No call takes longer than the deadline.
+    ///
+    /// # Errors
+    /// Nobody listens, or whoever does is no runtime.
+    pub async fn open(socket: &Path, deadline: Duration) -> Result<Self, Error> {
+        let connect = |source| Error::Connect { socket: socket.to_owned(), source };
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
+            .map_err(connect)?
+            .connect_timeout(deadline)
+            // What the kubelet calls itself by; some servers refuse other names.
+            .origin(tonic::codegen::http::Uri::from_static("http://localhost"));
+        let channel = endpoint.connect().await.map_err(connect)?;
+        let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
+        let version =
+            call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
+        let cri::VersionResponse { runtime_name: name, runtime_version, .. } = version;
+        Ok(Self { client, channel, deadline, socket: socket.to_owned(), name, version: runtime_version })
+    }
+
+    /// For calls that are not made here.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// What it says it is, as the bytes that it says it with.
+    ///
+    /// # Errors
+    /// The call fails or takes too long.
+    pub async fn version_as_it_is(&self, request: Bytes) -> Result<Bytes, Error> {
+        let answer = async {
+            let mut grpc =
+                tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+            let away = |error: tonic::transport::Error| tonic::Status::unavailable(innermost(&error));
+            grpc.ready().await.map_err(away)?;
+            let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
+            grpc.unary(tonic::Request::new(request), path, Raw).await
+        };
+        call(self.deadline, "Version", answer).await
+    }
+
+    /// Whether it is still there.
+    ///
+    /// # Errors
+    /// It is not, or does not say so in time.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let request = VersionRequest { version: "v1".into() };
+        call(self.deadline, "Version", self.client.version(request)).await.map(drop)
+    }
+
+    /// What the runtime was told of a container's limits; none: it does not know the container, or does not say.
+    ///
+    /// # Errors
+    /// The call fails or takes too long.
+    pub async fn resources(
+        &mut self,
+        container: &str,
+    ) -> Result<Option<cri::LinuxContainerResources>, Error> {
+        let request = cri::ContainerStatusRequest { container_id: container.to_owned() };
+        match call(self.deadline, "ContainerStatus", self.client.container_status(request)).await {
+            Ok(answer) => Ok(answer.status.and_then(|status| status.resources?.linux)),
+            Err(Error::Call { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything the runtime knows.
+    ///
+    /// # Errors
+    /// A call fails or takes too long.
+    pub async fn list(&mut self) -> Result<HashMap<ContainerId, Arc<RuntimeFacts>>, Error> {
+        // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
+        let containers =
+            call(self.deadline, "ListContainers", self.client.list_containers(ListContainersRequest {}))
+                .await?;
+        let sandboxes =
+            call(self.deadline, "ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {}))
+                .await?;
+        Ok(facts(sandboxes.items, containers.containers))
+    }
+}
+
+async fn call<T>(
+    deadline: Duration,
+    method: &'static str,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Error::Call { method, status: Box::new(status) }),
+        Err(_) => Err(Error::Slow { method, deadline }),
+    }
+}
+
+/// Everything by id. What the runtime leaves empty is unknown; an entry without an id is nobody's.
+fn facts(
+    sandboxes: Vec<cri::PodSandbox>,
+    containers: Vec<cri::Container>,
+) -> HashMap<ContainerId, Arc<RuntimeFacts>> {
+    let text = |text: String| (!text.is_empty()).then(|| Arc::from(text));
+    let pods: HashMap<String, cri::PodSandboxMetadata> = sandboxes
+        .iter()
+        .filter_map(|sandbox| Some((sandbox.id.clone(), sandbox.metadata.clone()?)))
+        .collect();
+    let of_pod = |sandbox: &str, container_type, name, image, labels| {
+        let pod = pods.get(sandbox).cloned().unwrap_or_default();
+        Arc::new(RuntimeFacts {
+            container_type,
+            name,
+            pod_name: text(pod.name),
+            pod_namespace: text(pod.namespace),
+            pod_uid: text(pod.uid).map(PodUid),
+            image,
+            labels,
+        })
+    };
+    let mut all = HashMap::with_capacity(sandboxes.len() + containers.len());
+    for sandbox in sandboxes {
+        let facts = of_pod(&sandbox.id, ContainerType::Sandbox, None, None, sandbox.labels);
+        all.insert(ContainerId(sandbox.id.into()), facts);
+    }
+    for container in containers {
+        let name = text(container.metadata.unwrap_or_default().name);
+        let image = container.image.unwrap_or_default();
+        let image = text(image.user_specified_image).or_else(|| text(image.image));
+        let facts = of_pod(&container.pod_sandbox_id, ContainerType::App, name, image, container.labels);
+        all.insert(ContainerId(container.id.into()), facts);
+    }
+    all.remove(&ContainerId("".into()));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_joined_with_its_pod() {
+        let sandbox = cri::PodSandbox {
+            id: "s".into(),
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u".into(),
+                namespace: "prod".into(),
+                attempt: 0,
+            }),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+        };
+        let container = |id: &str, sandbox: &str| cri::Container {
+            id: id.into(),
+            pod_sandbox_id: sandbox.into(),
+            metadata: Some(cri::ContainerMetadata { name: "nginx".into(), attempt: 1 }),
+            image: Some(cri::ImageSpec { image: "sha256:1".into(), user_specified_image: "nginx:1".into() }),
+            labels: Default::default(),
+        };
+        let all =
+            facts(vec![sandbox, cri::PodSandbox::default()], vec![container("c", "s"), container("o", "x")]);
+        let of = |id: &str| &all[&ContainerId(id.into())];
+        assert_eq!(all.len(), 3, "an entry without an id is nobody's");
+        assert_eq!(of("s").container_type, ContainerType::Sandbox);
+        assert_eq!((of("s").name.as_deref(), of("s").pod_name.as_deref()), (None, Some("web")));
+        assert_eq!(of("s").labels["app"], "web");
+        assert_eq!(of("c").container_type, ContainerType::App);
+        assert_eq!(
+            (of("c").name.as_deref(), of("c").pod_namespace.as_deref()),
+            (Some("nginx"), Some("prod"))
+        );
+        assert_eq!(of("c").image.as_deref(), Some("nginx:1"));
+        assert_eq!(
+            (of("o").pod_name.as_deref(), of("o").pod_uid.as_ref()),
+            (None, None),
+            "unknown is not empty"
+        );
+    }
+}

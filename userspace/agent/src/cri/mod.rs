@@ -1,0 +1,13 @@
+//! The container runtime, asked over CRI what the kernel cannot know: names, labels, image, sandbox or app.
+//!
+//! Owns the connection and the questions that are open. Nothing waits for it: a container's events go out with what is
+//! known, and the answer comes later, as an observation. A runtime that is away, slow or answers nonsense costs no
+//! event; it is counted, and shown in the status. Never calls a method that changes anything.
+
+mod client;
+mod resolver;
+#[cfg(test)]
+mod tests;
+
+pub use client::{ANSWER_MAX, Connection, Error, connect, sockets};
+pub use resolver::{Resolver, start};

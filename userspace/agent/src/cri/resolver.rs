@@ -1,0 +1,314 @@
+//! The questions that are open, and the task that gets them answered.
+//!
+//! ```text
+//!  ask ──▶ open: id ──▶ one list of everything answers all that are due ──▶ found: answered with facts
+//!            ▲                       │
+//!            └── 50 ms, 100 ms, … 2 s┘ not listed yet (a runtime lists a sandbox only once it runs);
+//!                                      30 s after the first list without it: answered with nothing
+//! ```
+//!
+//! While the runtime is away, questions stay open. There is at most one open question a container, and a bound on all of
+//! them: one more is counted and not asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kwitness_core::event::RuntimeFacts;
+use kwitness_core::ids::ContainerId;
+use kwitness_core::observation::Observation;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::client::{self, Connection, Error};
+use crate::clock::Clock;
+use crate::config::RuntimeChoice;
+use kwitness_api::proto;
+
+/// Open questions at most.
+const OPEN_MAX: usize = 16_384;
+
+/// How often and how long is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// The longest that a call may take.
+    pub(super) deadline: Duration,
+    /// Between two lists at least.
+    pub(super) list_pause: Duration,
+    /// Between two tries for the same container at most.
+    pub(super) retry_max: Duration,
+    /// After the first list that lacks a container, it is asked for no longer than that.
+    pub(super) give_up: Duration,
+    /// Between two looks whether it is still there, while nothing is asked.
+    pub(super) idle: Duration,
+    /// Between two attempts to connect: at first, and at most.
+    pub(super) reconnect: (Duration, Duration),
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(5),
+            list_pause: Duration::from_millis(50),
+            retry_max: Duration::from_secs(2),
+            give_up: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            reconnect: (Duration::from_millis(250), Duration::from_secs(5)),
+        }
+    }
+}
+
+/// Takes questions, and tells how the runtime is. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    open: Mutex<HashMap<ContainerId, Question>>,
+    asked: Notify,
+    timing: Timing,
+    status: Mutex<proto::RuntimeStatus>,
+    enabled: bool,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    lists: AtomicU64,
+    failures: AtomicU64,
+    resolved: AtomicU64,
+    unknown: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Question {
+    /// When it is due.
+    at: Instant,
+    /// How long it waits after a list that did not answer it.
+    pause: Duration,
+    /// When a list lacked it first.
+    lacked: Option<Instant>,
+}
+
+/// Makes a resolver, and the task that works for it until the resolver's answers are no longer wanted.
+pub fn start(
+    choice: RuntimeChoice,
+    answers: mpsc::Sender<Observation>,
+) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
+    start_with(Timing::default(), choice, answers)
+}
+
+pub(super) fn start_with(
+    timing: Timing,
+    choice: RuntimeChoice,
+    answers: mpsc::Sender<Observation>,
+) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
+    let shared = Arc::new(Shared {
+        open: Mutex::default(),
+        asked: Notify::new(),
+        timing,
+        status: Mutex::default(),
+        enabled: choice != RuntimeChoice::Never,
+        counts: Counts::default(),
+    });
+    let resolver = Resolver { shared: shared.clone() };
+    let sockets = client::sockets(&choice);
+    let work = async move {
+        if sockets.is_empty() {
+            return;
+        }
+        let worker = Worker { shared, sockets, answers: answers.clone() };
+        tokio::select! {
+            () = worker.run() => {}
+            () = answers.closed() => {}
+        }
+    };
+    (resolver, work)
+}
+
+impl Resolver {
+    /// Asks what a container is. Returns at once.
+    pub fn ask(&self, container: ContainerId) {
+        if !self.shared.enabled {
+            return;
+        }
+        let mut open = self.shared.open();
+        if open.len() >= OPEN_MAX && !open.contains_key(&container) {
+            self.shared.counts.refused.fetch_add(1, Relaxed);
+            return;
+        }
+        open.entry(container).or_insert_with(|| Question {
+            at: Instant::now(),
+            pause: self.shared.timing.list_pause,
+            lacked: None,
+        });
+        drop(open);
+        self.shared.asked.notify_one();
+    }
+
+    /// How the runtime is.
+    pub fn status(&self) -> proto::RuntimeStatus {
+        self.shared.status().clone()
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let Counts { lists, failures, resolved, unknown, refused } = &self.shared.counts;
+        let open = self.shared.open().len() as u64;
+        [
+            ("cri_lists", lists.load(Relaxed)),
+            ("cri_failures", failures.load(Relaxed)),
+            ("cri_resolved", resolved.load(Relaxed)),
+            ("cri_unknown", unknown.load(Relaxed)),
+            ("cri_refused", refused.load(Relaxed)),
+            ("cri_open", open),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, HashMap<ContainerId, Question>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> MutexGuard<'_, proto::RuntimeStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the next question is due; none: none is open.
+    fn due(&self) -> Option<Instant> {
+        self.open().values().map(|question| question.at).min()
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    sockets: Vec<PathBuf>,
+    answers: mpsc::Sender<Observation>,
+}
+
+impl Worker {
+    async fn run(self) {
+        let (first, longest) = self.shared.timing.reconnect;
+        let mut pause = first;
+        loop {
+            let (error, answered) = match self.connect().await {
+                Ok(connection) => self.serve(connection).await,
+                Err(error) => (error, false),
+            };
+            self.failed(&error);
+            if answered {
+                pause = first;
+            }
+            tokio::time::sleep(pause).await;
+            pause = longest.min(pause * 2);
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let connection = client::connect(&self.sockets, self.shared.timing.deadline).await?;
+        self.connected(&connection);
+        Ok(connection)
+    }
+
+    fn connected(&self, connection: &Connection) {
+        let Connection { socket, name, version, .. } = connection;
+        let mut status = self.shared.status();
+        let endpoint = format!("unix://{}", socket.display());
+        if (&status.endpoint, &status.name, &status.version) != (&endpoint, name, version) {
+            tracing::info!(endpoint, name, version, "connected to the container runtime");
+        }
+        // That it said its name is no answer to what it did not answer before.
+        let error =
+            if self.shared.due().is_some() { std::mem::take(&mut status.error) } else { String::new() };
+        *status = proto::RuntimeStatus { endpoint, name: name.clone(), version: version.clone(), error };
+    }
+
+    fn failed(&self, error: &Error) {
+        self.shared.counts.failures.fetch_add(1, Relaxed);
+        let text = error.to_string();
+        let mut status = self.shared.status();
+        // Once for each trouble, not for each attempt.
+        if status.error != text {
+            tracing::warn!(
+                error = text,
+                "the container runtime does not answer; names stay unknown until it does"
+            );
+            status.error = text;
+        }
+    }
+
+    /// Answers questions until the connection fails; whether any list came before.
+    async fn serve(&self, mut connection: Connection) -> (Error, bool) {
+        let mut listed: Option<Instant> = None;
+        loop {
+            let asked = self.shared.asked.notified();
+            let Some(due) = self.shared.due() else {
+                if tokio::time::timeout(self.shared.timing.idle, asked).await.is_err()
+                    && let Err(error) = connection.check().await
+                {
+                    return (error, listed.is_some());
+                }
+                continue;
+            };
+            let due = listed.map_or(due, |listed| due.max(listed + self.shared.timing.list_pause));
+            if due > Instant::now() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    // Someone may be due earlier.
+                    () = asked => continue,
+                }
+            }
+            let began = Instant::now();
+            match connection.list().await {
+                Ok(facts) => {
+                    self.shared.counts.lists.fetch_add(1, Relaxed);
+                    self.shared.status().error.clear();
+                    self.answer(&facts, began).await;
+                }
+                Err(error) => return (error, listed.is_some()),
+            }
+            listed = Some(Instant::now());
+        }
+    }
+
+    /// Answers what a list answers; what it lacks is put off, or given up.
+    async fn answer(&self, facts: &HashMap<ContainerId, Arc<RuntimeFacts>>, began: Instant) {
+        let timing = self.shared.timing;
+        let mut answered = Vec::new();
+        self.shared.open().retain(|container, question| {
+            if let Some(facts) = facts.get(container) {
+                answered.push((container.clone(), Some(facts.clone())));
+                return false;
+            }
+            if question.at > began {
+                return true;
+            }
+            let lacked = *question.lacked.get_or_insert(began);
+            if began.duration_since(lacked) >= timing.give_up {
+                answered.push((container.clone(), None));
+                return false;
+            }
+            question.at = Instant::now() + question.pause;
+            question.pause = timing.retry_max.min(question.pause * 2);
+            true
+        });
+        let at = Clock::read().now();
+        for (container, facts) in answered {
+            let count =
+                if facts.is_some() { &self.shared.counts.resolved } else { &self.shared.counts.unknown };
+            count.fetch_add(1, Relaxed);
+            // The engine is gone: nobody is left to be told.
+            if self.answers.send(Observation::Runtime { at, container, facts }).await.is_err() {
+                return;
+            }
+        }
+    }
+}

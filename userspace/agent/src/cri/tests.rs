@@ -1,0 +1,297 @@
+//! The resolver against a real server that behaves, and that does not.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kwitness_core::event::RuntimeFacts;
+use kwitness_core::ids::ContainerId;
+use kwitness_core::observation::Observation;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use super::resolver::{Resolver, Timing, start_with};
+use crate::config::RuntimeChoice;
+use kwitness_cri::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use kwitness_cri::runtime::*;
+
+const TIMING: Timing = Timing {
+    deadline: Duration::from_millis(200),
+    list_pause: Duration::from_millis(20),
+    retry_max: Duration::from_millis(80),
+    give_up: Duration::from_millis(400),
+    idle: Duration::from_millis(100),
+    reconnect: (Duration::from_millis(20), Duration::from_millis(50)),
+};
+
+/// What the server does next.
+#[derive(Clone, Debug, Default)]
+struct Conduct {
+    sandboxes: Vec<&'static str>,
+    delay: Duration,
+    refuse: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Runtime(Arc<Mutex<Conduct>>);
+
+impl Runtime {
+    fn set(&self, change: impl FnOnce(&mut Conduct)) {
+        change(&mut self.0.lock().unwrap());
+    }
+
+    async fn behave(&self) -> Result<Conduct, Status> {
+        let conduct = self.0.lock().unwrap().clone();
+        sleep(conduct.delay).await;
+        if conduct.refuse { Err(Status::unknown("not now")) } else { Ok(conduct) }
+    }
+
+    /// Serves until the result is dropped; then its connections are gone, too, as those of a process are.
+    fn serve(&self, socket: &Path) -> Serving {
+        let _ = std::fs::remove_file(socket);
+        let process =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _within = process.enter();
+        let connections = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
+        let service = RuntimeServiceServer::new(self.clone());
+        process.spawn(Server::builder().add_service(service).serve_with_incoming(connections));
+        Serving(Some(process))
+    }
+}
+
+struct Serving(Option<tokio::runtime::Runtime>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            process.shutdown_background();
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        let answer = VersionResponse {
+            runtime_name: "fake".into(),
+            runtime_version: "1.0".into(),
+            ..Default::default()
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        _: Request<ListPodSandboxRequest>,
+    ) -> Result<Response<ListPodSandboxResponse>, Status> {
+        let items = self.behave().await?.sandboxes.into_iter().map(|id| PodSandbox {
+            id: id.into(),
+            metadata: Some(PodSandboxMetadata { name: format!("pod-of-{id}"), ..Default::default() }),
+            labels: Default::default(),
+        });
+        Ok(Response::new(ListPodSandboxResponse { items: items.collect() }))
+    }
+
+    async fn list_containers(
+        &self,
+        _: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        self.behave().await?;
+        Ok(Response::new(ListContainersResponse::default()))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Result<Response<ContainerStatusResponse>, Status> {
+        if request.into_inner().container_id == "unknown" {
+            return Err(Status::not_found("no such container"));
+        }
+        let linux = LinuxContainerResources { memory_limit_in_bytes: 4096, ..Default::default() };
+        let resources = Some(ContainerResources { linux: Some(linux) });
+        Ok(Response::new(ContainerStatusResponse { status: Some(ContainerStatus { resources }) }))
+    }
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    resolver: Resolver,
+    answers: mpsc::Receiver<Observation>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, answers) = mpsc::channel(4);
+        let socket = directory.path().join("cri.sock");
+        let (resolver, work) = start_with(TIMING, RuntimeChoice::Socket(socket), sender);
+        tokio::spawn(work);
+        Self { directory, resolver, answers }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("cri.sock")
+    }
+
+    fn ask(&self, id: &str) {
+        self.resolver.ask(ContainerId(id.into()));
+    }
+
+    async fn answer(&mut self) -> (ContainerId, Option<Arc<RuntimeFacts>>) {
+        match timeout(Duration::from_secs(10), self.answers.recv()).await.unwrap().unwrap() {
+            Observation::Runtime { container, facts, .. } => (container, facts),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn pod_of(&mut self, id: &str) -> String {
+        let (container, facts) = self.answer().await;
+        assert_eq!(&*container.0, id);
+        facts.unwrap().pod_name.as_deref().unwrap().to_owned()
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.resolver.counters()[name]
+    }
+}
+
+#[tokio::test]
+async fn what_is_listed_is_answered_and_the_runtime_is_shown() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.sandboxes = vec!["a", "b"]);
+    let _serving = runtime.serve(&bench.socket());
+    bench.ask("a");
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+    let status = bench.resolver.status();
+    assert_eq!((&*status.name, &*status.version, &*status.error), ("fake", "1.0", ""));
+    assert_eq!(status.endpoint, format!("unix://{}", bench.socket().display()));
+    assert_eq!(bench.count("cri_open"), 0);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_listed_late_is_answered_then() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    let _serving = runtime.serve(&bench.socket());
+    bench.ask("a");
+    sleep(Duration::from_millis(100)).await;
+    assert!(bench.answers.try_recv().is_err());
+    runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+}
+
+#[tokio::test]
+async fn what_is_never_listed_is_given_up() {
+    let mut bench = Bench::new();
+    let _serving = Runtime::default().serve(&bench.socket());
+    bench.ask("a");
+    let (container, facts) = bench.answer().await;
+    assert_eq!((&*container.0, facts), ("a", None));
+    assert_eq!((bench.count("cri_unknown"), bench.count("cri_open")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_away_is_waited_for_without_giving_up() {
+    let mut bench = Bench::new();
+    bench.ask("a");
+    sleep(TIMING.give_up * 2).await;
+    assert!(bench.answers.try_recv().is_err());
+    assert!(bench.resolver.status().error.contains("cannot connect"), "{:?}", bench.resolver.status());
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
+    let serving = runtime.serve(&bench.socket());
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+
+    drop(serving);
+    std::fs::remove_file(bench.socket()).unwrap();
+    sleep(TIMING.idle * 3).await;
+    assert!(!bench.resolver.status().error.is_empty(), "it is gone, and nobody asked");
+    runtime.set(|conduct| conduct.sandboxes = vec!["b"]);
+    bench.ask("b");
+    let _serving = runtime.serve(&bench.socket());
+    assert_eq!(bench.pod_of("b").await, "pod-of-b", "after a restart");
+}
+
+#[tokio::test]
+async fn a_slow_or_failing_runtime_is_counted_and_asked_again() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.delay = TIMING.deadline * 2);
+    let _serving = runtime.serve(&bench.socket());
+    bench.ask("a");
+    sleep(TIMING.deadline * 2).await;
+    assert!(bench.resolver.status().error.contains("no answer within"), "{:?}", bench.resolver.status());
+    runtime.set(|conduct| *conduct = Conduct { refuse: true, ..Conduct::default() });
+    sleep(TIMING.deadline * 3).await;
+    assert!(bench.resolver.status().error.contains("not now"), "{:?}", bench.resolver.status());
+    assert!(bench.count("cri_failures") >= 2);
+    runtime.set(|conduct| *conduct = Conduct { sandboxes: vec!["a"], ..Conduct::default() });
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+    assert_eq!(bench.resolver.status().error, "");
+}
+
+#[tokio::test]
+async fn what_talks_nonsense_is_no_runtime() {
+    let mut bench = Bench::new();
+    let listener = UnixListener::bind(bench.socket()).unwrap();
+    let talking = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"220 this is a mail server\r\n").await;
+        }
+    });
+    bench.ask("a");
+    sleep(Duration::from_millis(300)).await;
+    assert!(bench.count("cri_failures") >= 1);
+    assert_ne!(bench.resolver.status().error, "");
+    talking.abort();
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
+    let _serving = runtime.serve(&bench.socket());
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+}
+
+#[tokio::test]
+async fn many_questions_are_answered_by_few_lists() {
+    let mut bench = Bench::new();
+    let ids: Vec<&'static str> = (0..500).map(|id| &*format!("c{id}").leak()).collect();
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.sandboxes = ids.clone());
+    for id in &ids {
+        bench.ask(id);
+        bench.ask(id);
+    }
+    assert_eq!(bench.count("cri_open"), 500);
+    let _serving = runtime.serve(&bench.socket());
+    for _ in &ids {
+        assert!(bench.answer().await.1.is_some());
+    }
+    assert_eq!((bench.count("cri_resolved"), bench.count("cri_open")), (500, 0));
+    assert!(bench.count("cri_lists") <= 2, "{}", bench.count("cri_lists"));
+}
+
+#[tokio::test]
+async fn there_is_a_bound_on_questions() {
+    let bench = Bench::new();
+    for id in 0..20_000 {
+        bench.ask(&format!("c{id}"));
+    }
+    assert_eq!((bench.count("cri_open"), bench.count("cri_refused")), (16_384, 20_000 - 16_384));
+}
+
+#[tokio::test]
+async fn a_container_that_the_runtime_does_not_know_was_told_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cri.sock");
+    let _serving = Runtime::default().serve(&socket);
+    let mut connection = super::Connection::open(&socket, Duration::from_secs(5)).await.unwrap();
+    let known = connection.resources("a").await.unwrap();
+    assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
+    assert_eq!(connection.resources("unknown").await.unwrap(), None);
+}

@@ -1,0 +1,210 @@
+//! The calls to the container runtime that the machine asks for. Statuses stay the bytes that they came as.
+//!
+//! Owns the connection and the count of calls. Never retries: the worker does.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::future::{join_all, try_join_all};
+use kwitness_core::ids::ContainerId;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status as GrpcStatus};
+use tonic_prost::ProstCodec;
+
+use super::entity::{Kind, Progress, Status};
+use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
+use super::pod::{Plan, Reading};
+use crate::cri::ANSWER_MAX;
+use kwitness_cri::events as wire;
+
+/// The longest that a call may take.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Connected to a runtime. Clones share the connection.
+#[derive(Clone, Debug)]
+pub(super) struct Runtime {
+    channel: Channel,
+    calls: Arc<AtomicU64>,
+}
+
+type Result<T> = std::result::Result<T, GrpcStatus>;
+
+impl Runtime {
+    pub(super) fn new(channel: Channel, calls: Arc<AtomicU64>) -> Self {
+        Self { channel, calls }
+    }
+
+    async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        self.calls.fetch_add(1, Relaxed);
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+        let path = PathAndQuery::from_static(method);
+        let answer = async {
+            grpc.ready().await.map_err(|error| GrpcStatus::unavailable(error.to_string()))?;
+            grpc.unary(Request::new(request), path, ProstCodec::default()).await
+        };
+        match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(GrpcStatus::deadline_exceeded(format!("{method}: no answer within {DEADLINE:?}"))),
+        }
+    }
+
+    /// Whether it is still there.
+    pub(super) async fn check(&self) -> Result<()> {
+        let request = kwitness_cri::runtime::VersionRequest { version: "v1".into() };
+        let answer: Result<kwitness_cri::runtime::VersionResponse> =
+            self.call("/runtime.v1.RuntimeService/Version", request).await;
+        answer.map(drop)
+    }
+
+    /// All sandboxes and containers, or those with an id.
+    pub(super) async fn list(&self, id: Option<&ContainerId>) -> Result<Listing> {
+        let sandboxes = wire::ListPodSandboxRequest {
+            filter: id.map(|id| wire::PodSandboxFilter { id: id.0.to_string() }),
+        };
+        let containers = wire::ListContainersRequest {
+            filter: id.map(|id| wire::ContainerFilter { id: id.0.to_string(), ..Default::default() }),
+        };
+        // In this order: the sandbox of a container that is listed is then known, unless it is gone.
+        let containers = self.containers(containers).await?;
+        let sandboxes: wire::ListPodSandboxResponse =
+            self.call("/runtime.v1.RuntimeService/ListPodSandbox", sandboxes).await?;
+        let mut listing =
+            Listing { sandboxes: sandboxes.items.into_iter().map(sandbox).collect(), containers };
+        let known: HashSet<_> = listing.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
+        if id.is_some() {
+            for of in listing.containers.iter().map(|container| &container.sandbox) {
+                if !known.contains(of) {
+                    let filter = Some(wire::PodSandboxFilter { id: of.0.to_string() });
+                    let found: wire::ListPodSandboxResponse = self
+                        .call(
+                            "/runtime.v1.RuntimeService/ListPodSandbox",
+                            wire::ListPodSandboxRequest { filter },
+                        )
+                        .await?;
+                    listing.sandboxes.extend(found.items.into_iter().map(sandbox));
+                }
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn containers(&self, request: wire::ListContainersRequest) -> Result<Vec<ListedContainer>> {
+        let answer: wire::ListContainersResponse =
+            self.call("/runtime.v1.RuntimeService/ListContainers", request).await?;
+        let listed = answer.containers.into_iter().map(|container| ListedContainer {
+            id: ContainerId(container.id.into()),
+            sandbox: ContainerId(container.pod_sandbox_id.into()),
+            progress: Kind::Container.progress(container.state),
+        });
+        Ok(listed.collect())
+    }
+
+    /// A status; none: the runtime does not know it.
+    async fn status(&self, kind: Kind, id: &ContainerId) -> Result<Option<Status>> {
+        let bytes: Result<Bytes> = match kind {
+            Kind::Sandbox => {
+                let request = wire::PodSandboxStatusRequest { pod_sandbox_id: id.0.to_string() };
+                let answer = self.call("/runtime.v1.RuntimeService/PodSandboxStatus", request).await;
+                answer.map(|answer: wire::PodSandboxStatusResponse| answer.status)
+            }
+            Kind::Container => {
+                let request = wire::ContainerStatusRequest { container_id: id.0.to_string() };
+                let answer = self.call("/runtime.v1.RuntimeService/ContainerStatus", request).await;
+                answer.map(|answer: wire::ContainerStatusResponse| answer.status)
+            }
+        };
+        match bytes {
+            Ok(bytes) => {
+                Status::new(kind, bytes).map(Some).map_err(|error| GrpcStatus::data_loss(error.to_string()))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// A pod's statuses, if those that are to be checked say what is expected.
+    pub(super) async fn read(&self, plan: Plan) -> Result<Answer> {
+        let mut at = wall_clock();
+        let mut statuses: Vec<(Kind, ContainerId, Option<Status>)> = Vec::new();
+        if !plan.whole {
+            let checks = plan.checks.iter().map(|(kind, id, progress)| async move {
+                let status = self.status(*kind, id).await?;
+                let agrees = status.as_ref().is_none_or(|status| agrees(status, *progress));
+                Ok::<_, GrpcStatus>((agrees, *kind, id.clone(), status))
+            });
+            let checked = try_join_all(checks).await?;
+            if !checked.iter().any(|(agrees, ..)| *agrees) {
+                return Ok(Answer::NotYet);
+            }
+            statuses.extend(checked.into_iter().map(|(_, kind, id, status)| (kind, id, status)));
+        } else {
+            at = wall_clock();
+        }
+        let asked: HashSet<ContainerId> = statuses.iter().map(|(_, id, _)| id.clone()).collect();
+        let of = |kind, ids: Vec<ContainerId>| {
+            let wanted = ids.into_iter().filter(|id| !asked.contains(id));
+            wanted.map(move |id| (kind, id)).collect::<Vec<_>>()
+        };
+        let lists = join_all(plan.sandboxes.iter().map(|sandbox| {
+            let filter =
+                wire::ContainerFilter { pod_sandbox_id: sandbox.0.to_string(), ..Default::default() };
+            self.containers(wire::ListContainersRequest { filter: Some(filter) })
+        }));
+        let known: HashSet<ContainerId> = plan.containers.iter().chain(&plan.ended).cloned().collect();
+        let mut wanted = of(Kind::Sandbox, plan.sandboxes.clone());
+        wanted.extend(of(Kind::Container, plan.containers));
+        let (lists, known_statuses) = tokio::join!(lists, self.statuses(wanted));
+        statuses.extend(known_statuses?);
+        let mut listed = HashSet::new();
+        for list in lists {
+            listed.extend(list?.into_iter().map(|container| container.id));
+        }
+        let mut rest: Vec<_> = listed.difference(&known).cloned().collect();
+        rest.extend(plan.ended.into_iter().filter(|id| !listed.contains(id)));
+        statuses.extend(self.statuses(of(Kind::Container, rest)).await?);
+        Ok(Answer::Reading(Reading { at, statuses }))
+    }
+
+    async fn statuses(
+        &self,
+        wanted: Vec<(Kind, ContainerId)>,
+    ) -> Result<Vec<(Kind, ContainerId, Option<Status>)>> {
+        /// Calls at once for one pod.
+        const AT_ONCE: usize = 8;
+        let mut all = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(AT_ONCE) {
+            let calls = some.iter().map(|(kind, id)| async move {
+                Ok::<_, GrpcStatus>((*kind, id.clone(), self.status(*kind, id).await?))
+            });
+            all.extend(try_join_all(calls).await?);
+        }
+        Ok(all)
+    }
+}
+
+fn agrees(status: &Status, expected: Progress) -> bool {
+    status.progress.is_some_and(|progress| progress >= expected)
+}
+
+fn sandbox(listed: wire::PodSandbox) -> ListedSandbox {
+    ListedSandbox {
+        id: ContainerId(listed.id.into()),
+        uid: listed.metadata.map(|metadata| metadata.uid).unwrap_or_default().into(),
+        progress: Kind::Sandbox.progress(listed.state),
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(super) fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}

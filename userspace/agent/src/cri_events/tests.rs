@@ -1,0 +1,176 @@
+//! What a pod's events are in the rare cases.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kwitness_core::ids::ContainerId;
+use prost::Message as _;
+
+use super::entity::{Kind, Progress, Status};
+use super::pod::{AGREE_MAX, Outcome, Pod, Reading};
+use kwitness_cri::events as wire;
+use kwitness_cri::events::ContainerEventType as Type;
+
+fn id(name: &str) -> ContainerId {
+    ContainerId(name.into())
+}
+
+/// A status with a field that nobody here knows, number 99: the name.
+fn status(kind: Kind, name: &str, state: i32, created_at: i64) -> Status {
+    let mut bytes = match kind {
+        Kind::Sandbox => wire::PodSandboxStatus { state, created_at }.encode_to_vec(),
+        Kind::Container => {
+            let started_at = if state > 0 { created_at + 1 } else { 0 };
+            wire::ContainerStatus { state, created_at, started_at, finished_at: 0 }.encode_to_vec()
+        }
+    };
+    bytes.extend([0x9a, 0x06, name.len() as u8]);
+    bytes.extend(name.as_bytes());
+    Status::new(kind, bytes.into()).unwrap()
+}
+
+const SANDBOX: &str = "sandbox";
+const MAIN: &str = "main";
+
+fn after(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn read(pod: &mut Pod, now: u64, at: i64, statuses: &[(Kind, &str, Option<i32>)]) -> Outcome {
+    pod.plan();
+    let statuses = statuses.iter().map(|(kind, name, state)| {
+        (
+            *kind,
+            id(name),
+            state.map(|state| status(*kind, name, state, if *kind == Kind::Sandbox { 1 } else { 2 })),
+        )
+    });
+    pod.read(after(now), Reading { at, statuses: statuses.collect() }, 0).0
+}
+
+/// A pod whose sandbox and container run, and were told at the time 1000.
+fn running() -> Pod {
+    let mut pod = Pod::default();
+    for (kind, name) in [(Kind::Sandbox, SANDBOX), (Kind::Container, MAIN)] {
+        pod.add(after(0), kind, &id(name), Some(Progress::Unseen), Progress::Unseen);
+    }
+    let outcome =
+        read(&mut pod, 1, 1000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(1))]);
+    let told: Vec<_> =
+        outcome.events.iter().map(|event| (&*event.container_id, event.container_event_type())).collect();
+    assert_eq!(
+        told,
+        [
+            (SANDBOX, Type::ContainerCreatedEvent),
+            (SANDBOX, Type::ContainerStartedEvent),
+            (MAIN, Type::ContainerCreatedEvent),
+            (MAIN, Type::ContainerStartedEvent),
+        ]
+    );
+    assert_eq!(pod.due(), None, "at rest");
+    pod
+}
+
+fn times(outcome: &Outcome) -> Vec<i64> {
+    outcome.events.iter().map(|event| event.created_at).collect()
+}
+
+#[test]
+fn the_bytes_are_the_runtimes_own() {
+    let mut pod = running();
+    pod.hint(after(10), &id(MAIN), Progress::Stopped);
+    let outcome =
+        read(&mut pod, 11, 2000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(2))]);
+    let [event] = &outcome.events[..] else { panic!("{outcome:?}") };
+    assert_eq!(event.container_event_type(), Type::ContainerStoppedEvent);
+    assert_eq!(event.pod_sandbox_status, status(Kind::Sandbox, SANDBOX, 0, 1).bytes);
+    assert_eq!(event.containers_statuses, [status(Kind::Container, MAIN, 2, 2).bytes]);
+}
+
+#[test]
+fn times_go_on_when_the_wall_clock_is_set_back() {
+    let mut pod = running();
+    pod.hint(after(10), &id(MAIN), Progress::Stopped);
+    let outcome =
+        read(&mut pod, 11, 500, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(2))]);
+    assert_eq!((times(&outcome), outcome.clock_behind), (vec![1004], true));
+    let outcome =
+        read(&mut pod, 12, 1500, &[(Kind::Sandbox, SANDBOX, Some(1)), (Kind::Container, MAIN, Some(2))]);
+    assert_eq!((times(&outcome), outcome.clock_behind), (vec![1500], false));
+}
+
+#[test]
+fn what_the_runtime_never_agrees_with_is_withheld_and_told_once_it_does() {
+    let mut pod = running();
+    pod.hint(after(10), &id(MAIN), Progress::Stopped);
+    let (mut questions, mut withheld) = (0, 0);
+    while let Some(due) = pod.due() {
+        let plan = pod.plan();
+        assert!(!plan.whole, "only the one container is asked for");
+        assert_eq!(plan.checks, [(Kind::Container, id(MAIN), Progress::Stopped)]);
+        questions += 1;
+        withheld += pod.not_yet(due);
+        assert!(due <= after(10) + AGREE_MAX + after(100));
+    }
+    assert_eq!(withheld, 1);
+    assert!((90..120).contains(&questions), "{questions}");
+    // A list shows it later.
+    assert!(pod.differs(&id(MAIN), Some(Progress::Stopped)));
+    let outcome =
+        read(&mut pod, 60_000, 9000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(2))]);
+    assert_eq!(times(&outcome), [9000]);
+}
+
+#[test]
+fn a_pod_that_was_removed_before_it_was_read_still_ends() {
+    let mut pod = running();
+    let outcome = read(&mut pod, 11, 2000, &[(Kind::Sandbox, SANDBOX, None), (Kind::Container, MAIN, None)]);
+    let told: Vec<_> =
+        outcome.events.iter().map(|event| (&*event.container_id, event.container_event_type())).collect();
+    assert_eq!(
+        told,
+        [
+            (MAIN, Type::ContainerStoppedEvent),
+            (MAIN, Type::ContainerDeletedEvent),
+            (SANDBOX, Type::ContainerStoppedEvent),
+            (SANDBOX, Type::ContainerDeletedEvent),
+        ]
+    );
+    assert!(pod.is_empty());
+    assert_eq!(outcome.unread_ends, 2);
+    for event in &outcome.events {
+        let sandbox = wire::PodSandboxStatus::decode(event.pod_sandbox_status.clone()).unwrap();
+        assert_eq!((sandbox.state, sandbox.created_at), (1, 1), "not ready, and otherwise as it was");
+        let has_status = event.container_event_type() == Type::ContainerDeletedEvent;
+        assert_eq!(event.containers_statuses.len(), usize::from(has_status));
+    }
+}
+
+#[test]
+fn the_newest_sandbox_is_the_pods() {
+    let mut pod = running();
+    pod.add(after(20), Kind::Sandbox, &id("second"), Some(Progress::Unseen), Progress::Unseen);
+    pod.plan();
+    let old = status(Kind::Sandbox, SANDBOX, 1, 1);
+    let new = status(Kind::Sandbox, "second", 0, 50);
+    let statuses = vec![
+        (Kind::Sandbox, id(SANDBOX), Some(old)),
+        (Kind::Sandbox, id("second"), Some(new.clone())),
+        (Kind::Container, id(MAIN), Some(status(Kind::Container, MAIN, 2, 2))),
+    ];
+    let outcome = pod.read(after(21), Reading { at: 3000, statuses }, 0).0;
+    assert_eq!(outcome.events.len(), 4);
+    assert!(outcome.events.iter().all(|event| event.pod_sandbox_status == new.bytes), "{outcome:?}");
+    // The old one goes: the kubelet must not take the pod for gone.
+    pod.plan();
+    let outcome =
+        pod.read(after(22), Reading { at: 4000, statuses: vec![(Kind::Sandbox, id(SANDBOX), None)] }, 0).0;
+    let [event] = &outcome.events[..] else { panic!("{outcome:?}") };
+    assert_eq!((&*event.container_id, event.container_event_type()), (SANDBOX, Type::ContainerDeletedEvent));
+    assert_eq!(event.pod_sandbox_status, new.bytes);
+}
+
+#[test]
+fn nonsense_is_no_status() {
+    assert!(Status::new(Kind::Container, Bytes::from_static(b"\xff\xff\xff")).is_err());
+}

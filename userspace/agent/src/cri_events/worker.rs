@@ -1,0 +1,311 @@
+//! The task that brings the kernel's hints, the machine and the runtime together while anyone is subscribed.
+//!
+//! ```text
+//!  nobody ──▶ a subscriber ──▶ connect ──▶ serve: hints in, requests out, answers in, events out
+//!    ▲                            ▲            │
+//!    │                            └─ 0.1…2 s ──┤ the runtime does not answer any more
+//!    └── nobody for 60 s ──────────────────────┘
+//! ```
+//!
+//! While the runtime is away the machine keeps what it knows and the hints; once it is back, everything is read again, and what
+//! happened meanwhile is told then.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::entity::Progress;
+use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
+use super::runtime::{DEADLINE, Runtime, wall_clock};
+use super::subscribers::{Subscribers, Subscription};
+use crate::config::RuntimeChoice;
+use crate::cri::{self, Connection};
+use crate::hub::{Filter, Hub, KindId, Watcher};
+use kwitness_api::proto;
+
+/// Requests under way at most; each is a few calls.
+const AT_ONCE: usize = 4;
+/// How long what is known is kept for a subscriber that comes back.
+const LINGER: Duration = Duration::from_secs(60);
+/// How often is looked whether anyone is left.
+const LOOK: Duration = Duration::from_secs(5);
+/// Between two attempts to connect: at first, and at most.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// The stream's source, for whoever serves it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Events {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    subscribers: Subscribers,
+    sockets: Vec<PathBuf>,
+    calls: Arc<AtomicU64>,
+    failures: AtomicU64,
+    counts: std::sync::Mutex<Counts>,
+    /// For `Version`, which is passed on.
+    connection: Mutex<Option<Connection>>,
+}
+
+/// Makes the source, and the task that works for it, forever.
+pub fn start(choice: &RuntimeChoice, hub: Arc<Hub>) -> (Events, impl Future<Output = ()> + Send + 'static) {
+    let shared = Arc::new(Shared {
+        subscribers: Subscribers::default(),
+        sockets: cri::sockets(choice),
+        calls: Arc::default(),
+        failures: AtomicU64::new(0),
+        counts: std::sync::Mutex::default(),
+        connection: Mutex::default(),
+    });
+    let events = Events { shared: shared.clone() };
+    let work = async move {
+        loop {
+            let since = shared.subscribers.begin_session().await;
+            Session::new(&shared, &hub, since).run().await;
+        }
+    };
+    (events, work)
+}
+
+impl Events {
+    pub(super) fn subscribe(&self, since: Option<i64>) -> Subscription {
+        self.shared.subscribers.subscribe(wall_clock(), since)
+    }
+
+    #[cfg(test)]
+    pub(super) fn publish(&self, event: &Bytes) {
+        self.shared.subscribers.publish(0, event);
+    }
+
+    /// How many are subscribed.
+    pub fn subscribers(&self) -> usize {
+        self.shared.subscribers.count()
+    }
+
+    /// What the runtime says it is, as the bytes that it says it with.
+    pub(super) async fn version(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
+        let mut slot = self.shared.connection.lock().await;
+        if let Some(connection) = &*slot {
+            match connection.version_as_it_is(request.clone()).await {
+                Ok(version) => return Ok(version),
+                // Its own word, unless the connection is lost.
+                Err(cri::Error::Call { status, .. }) if status.code() != tonic::Code::Unavailable => {
+                    return Err(*status);
+                }
+                Err(_) => *slot = None,
+            }
+        }
+        let unavailable = |error: cri::Error| match error {
+            cri::Error::Call { status, .. } => *status,
+            error => tonic::Status::unavailable(format!("the container runtime does not answer: {error}")),
+        };
+        let connection = cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?;
+        let version = connection.version_as_it_is(request).await.map_err(unavailable);
+        *slot = Some(connection);
+        version
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let Shared { subscribers, calls, failures, counts, .. } = &*self.shared;
+        let counts = *counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        [
+            ("cri_events_told", counts.events),
+            ("cri_events_withheld", counts.withheld),
+            ("cri_events_never_found", counts.never_found),
+            ("cri_events_unread_ends", counts.unread_ends),
+            ("cri_events_clock_behind", counts.clock_behind),
+            ("cri_events_calls", calls.load(Relaxed)),
+            ("cri_events_failures", failures.load(Relaxed)),
+            ("cri_events_subscribers", subscribers.count() as u64),
+            ("cri_events_slow_subscribers", subscribers.ended.load(Relaxed)),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+}
+
+type Reply = (Request, Result<Answered, tonic::Status>);
+
+enum Answered {
+    Listing(Listing),
+    Pod(Answer),
+}
+
+/// From the first subscriber until a while after the last.
+struct Session<'a> {
+    shared: &'a Shared,
+    watcher: Watcher,
+    machine: Machine,
+    began: Instant,
+    /// When someone was there last.
+    wanted: Instant,
+    /// Of sessions before this one.
+    before: Counts,
+}
+
+/// Why a connection is served no longer.
+enum End {
+    Nobody,
+    RuntimeAway,
+}
+
+impl<'a> Session<'a> {
+    fn new(shared: &'a Shared, hub: &Arc<Hub>, since: i64) -> Self {
+        let kinds = ["created", "started", "stopped", "deleted"].map(str::to_owned).into();
+        let filter = Filter::try_from(proto::Filter { kinds, ..Default::default() }).unwrap_or_default();
+        let watcher = hub.watch_from_now(filter);
+        let before = *shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        Self { shared, watcher, machine: Machine::new(since), began: now, wanted: now, before }
+    }
+
+    async fn run(mut self) {
+        let mut pause = RECONNECT.0;
+        loop {
+            // Hints that come meanwhile are in the hub's journal, which is as long as it is.
+            match cri::connect(&self.shared.sockets, DEADLINE).await {
+                Ok(connection) => {
+                    pause = RECONNECT.0;
+                    let runtime = Runtime::new(connection.channel(), self.shared.calls.clone());
+                    match self.serve(&runtime).await {
+                        End::Nobody => return,
+                        End::RuntimeAway => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no CRI events while the container runtime does not answer")
+                }
+            }
+            self.shared.failures.fetch_add(1, Relaxed);
+            if self.nobody() {
+                return;
+            }
+            sleep(pause).await;
+            pause = RECONNECT.1.min(pause * 2);
+        }
+    }
+
+    /// Nobody has been there for a while.
+    fn nobody(&mut self) -> bool {
+        if self.shared.subscribers.count() > 0 {
+            self.wanted = Instant::now();
+        }
+        self.wanted.elapsed() >= LINGER && self.shared.subscribers.end_session()
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    async fn serve(&mut self, runtime: &Runtime) -> End {
+        let mut tasks: JoinSet<Reply> = JoinSet::new();
+        self.machine.connected(self.now());
+        let mut look = Instant::now() + LOOK;
+        loop {
+            let now = self.now();
+            while tasks.len() < AT_ONCE
+                && let Some(request) = self.machine.poll(now)
+            {
+                let runtime = runtime.clone();
+                tasks.spawn(async move {
+                    let answer = ask(&runtime, &request).await;
+                    (request, answer)
+                });
+            }
+            let due = if tasks.len() < AT_ONCE { self.machine.due() } else { None };
+            let due = due.map_or(look, |due| look.min(self.began + due));
+            tokio::select! {
+                biased;
+                batch = self.watcher.next() => {
+                    let Some(batch) = batch else { return End::Nobody };
+                    self.hints(&batch);
+                }
+                Some(reply) = tasks.join_next() => {
+                    // A task that panicked said nothing: its request is asked again with everything else.
+                    let Ok((request, answer)) = reply else { return End::RuntimeAway };
+                    match answer {
+                        Ok(answered) => self.answered(&request, answered),
+                        Err(status) => {
+                            tracing::debug!(?request, %status, "the container runtime did not answer");
+                            self.machine.failed(self.now(), &request);
+                            self.shared.failures.fetch_add(1, Relaxed);
+                            if runtime.check().await.is_err() {
+                                return End::RuntimeAway;
+                            }
+                        }
+                    }
+                }
+                () = sleep_until(due) => {}
+            }
+            if Instant::now() >= look {
+                look = Instant::now() + LOOK;
+                if self.nobody() {
+                    return End::Nobody;
+                }
+            }
+        }
+    }
+
+    fn hints(&mut self, batch: &crate::hub::Batch) {
+        let now = self.now();
+        for (kind, subject) in batch.facts() {
+            let hint = match kind {
+                KindId::CREATED => Hint::Reached(Progress::Created),
+                KindId::STARTED => Hint::Reached(Progress::Started),
+                KindId::STOPPED => Hint::Reached(Progress::Stopped),
+                KindId::DELETED => Hint::Removed,
+                _ => {
+                    self.machine.gap(now);
+                    continue;
+                }
+            };
+            if let Some(subject) = subject {
+                self.machine.hint(now, &subject.container_id, hint);
+            }
+        }
+    }
+
+    fn answered(&mut self, request: &Request, answered: Answered) {
+        let now = self.now();
+        match (request, answered) {
+            (Request::List, Answered::Listing(listing)) => self.machine.list(now, &listing),
+            (Request::Find(id), Answered::Listing(listing)) => self.machine.found(now, id, &listing),
+            (Request::Read(key, _), Answered::Pod(answer)) => {
+                let withheld = self.machine.counts().withheld;
+                for event in self.machine.answer(now, key, answer) {
+                    let at = event.created_at;
+                    self.shared.subscribers.publish(at, &Bytes::from(event.encode_to_vec()));
+                }
+                if self.machine.counts().withheld > withheld {
+                    tracing::warn!(
+                        pod = %key,
+                        "the container runtime does not agree with what the kernel showed: no CRI event is sent until it does"
+                    );
+                }
+            }
+            (Request::List | Request::Find(_), Answered::Pod(_))
+            | (Request::Read(..), Answered::Listing(_)) => {}
+        }
+        let counts = self.before.plus(self.machine.counts());
+        *self.shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = counts;
+    }
+}
+
+async fn ask(runtime: &Runtime, request: &Request) -> Result<Answered, tonic::Status> {
+    match request {
+        Request::List => runtime.list(None).await.map(Answered::Listing),
+        Request::Find(id) => runtime.list(Some(id)).await.map(Answered::Listing),
+        Request::Read(_, plan) => runtime.read(plan.clone()).await.map(Answered::Pod),
+    }
+}

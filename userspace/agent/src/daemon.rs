@@ -1,0 +1,184 @@
+//! The daemon, put together: probes, engine, resolver, hub, API; and taken apart again when a signal comes.
+//!
+//! Owns the order of things. The probes are attached first and the tree is scanned after that, so that what starts in
+//! between is seen twice and told once; the API answers once the scan is done.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use kwitness_core::journal::Epoch;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, About, Service};
+use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch, in_initial_pid_namespace};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::cri;
+use crate::cri_events::{self, RuntimeEvents};
+use crate::engine::{Engine, Parts};
+use crate::hub::Hub;
+use crate::probe::need::LIMIT_WRITES;
+use crate::probe::{Capabilities, Loaded};
+use crate::verify::{self, Verifier};
+use kwitness_service::{Socket, notify_ready};
+
+/// Answers of the runtime on their way to the engine.
+const ANSWERS: usize = 256;
+
+/// Runs the daemon until SIGTERM or SIGINT; writes what the core observes to `record` if given.
+///
+/// # Errors
+/// What keeps it from starting or going on; each with what to do.
+pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
+    let clock = Clock::read();
+    Socket::make_directory(&config.socket)?;
+    let mut settings = config.probe.clone();
+    settings.lock_file = Some(lock_file(&config.socket));
+    let cgroups = CgroupFs::find()?;
+    if !in_initial_pid_namespace() {
+        tracing::warn!(
+            "this process is not in the host's pid namespace: processes that run already cannot be told; run it with \
+             hostPID"
+        );
+    }
+    let attached = Loaded::load(&settings)?.attach()?;
+    let socket = Socket::listen(&config.socket)?;
+    let mut capabilities = attached.capabilities().clone();
+    let watch = watch_limits(&mut capabilities, &cgroups);
+    tell(&capabilities);
+
+    let stop = CancellationToken::new();
+    let (hub, writer) =
+        Hub::new(epoch(), NonZeroUsize::new(config.replay_window).context("no replay window")?);
+    let (answer, answers) = mpsc::channel(ANSWERS);
+    let reader = LimitReader::start(cgroups.clone(), answer.clone())
+        .context("cannot start the reader of limit files")?;
+    let probe = attached.run()?;
+    if let Some(watch) = watch {
+        watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
+    }
+    let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
+    let (tell_touched, touched) = verify::touched();
+    let parts = Parts {
+        probe,
+        cgroups: cgroups.clone(),
+        roots: Roots(settings.roots),
+        writer,
+        resolver: resolver.clone(),
+        reader,
+        touched: tell_touched.clone(),
+        answers,
+    };
+    let (engine, handle) = Engine::new(parts, record)?;
+    let about = About {
+        started_at: clock.wall(clock.now()),
+        node_name: config.node_name.clone().unwrap_or_else(host_name),
+        capabilities,
+    };
+    let verifier = Verifier::new(cgroups, handle.clone(), resolver.clone(), config.kubelet_directory.clone());
+    let following = tokio::spawn(verifier.clone().follow(touched));
+    let (events, telling) = cri_events::start(&config.runtime, hub.clone());
+    let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
+    let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
+    let service = service.with_cri_events(events).with_touched(tell_touched);
+    let (health, serving) = api::serve(socket, service, runtime_events, stop.clone()).await?;
+    let (ready, is_ready) = oneshot::channel();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+
+    let resolving = tokio::spawn(resolving);
+    let telling = tokio::spawn(telling);
+    let mut running = tokio::spawn(engine.run(ready, stop.clone()));
+    let mut serving = tokio::spawn(serving);
+    let starting = async {
+        if is_ready.await.is_ok() {
+            health.ready().await;
+            kwitness_service::memory::give_back();
+            let took = Clock::read().now().0.saturating_sub(clock.now().0) / 1_000_000;
+            tracing::info!(socket = %config.socket.display(), took_ms = took, "ready");
+            notify_ready();
+        }
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = &mut running => Some(ended.context("the engine panicked").flatten()),
+        ended = &mut serving => Some(ended.context("the API panicked").flatten()),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = starting => None,
+    };
+    tracing::info!("stopping");
+    stop.cancel();
+    resolving.abort();
+    following.abort();
+    telling.abort();
+    // Each ends by itself now; whichever ended before is not polled again.
+    if !running.is_finished() {
+        running.await.context("the engine panicked")??;
+    }
+    if !serving.is_finished() {
+        serving.await.context("the API panicked")??;
+    }
+    ended.unwrap_or(Ok(()))
+}
+
+fn lock_file(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Where no program sees limit writes, fanotify has to.
+pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Option<Watch> {
+    let report = capabilities.needs.iter_mut().find(|report| report.need.name == LIMIT_WRITES)?;
+    if report.chosen.is_some() {
+        return None;
+    }
+    match Watch::open(cgroups.clone()) {
+        Ok(watch) => {
+            report.substitute = Some(format!("fanotify:{}", cgroups.mount_point().display()));
+            Some(watch)
+        }
+        Err(error) => {
+            tracing::warn!(error = %format_args!("{:#}", anyhow::Error::from(error)), "limit writes are not seen");
+            None
+        }
+    }
+}
+
+fn tell(capabilities: &Capabilities) {
+    for report in &capabilities.needs {
+        if let Some(substitute) = &report.substitute {
+            tracing::warn!(
+                need = report.need.name,
+                substitute,
+                missed = report.need.cost_of_missing,
+                "no hook can be used; see `kwitness doctor`"
+            );
+            continue;
+        }
+        match report.chosen {
+            Some(hook) => tracing::info!(need = report.need.name, hook = %hook.kind, "hook attached"),
+            None => tracing::warn!(
+                need = report.need.name,
+                missed = report.need.cost_of_missing,
+                "no hook can be used; see `kwitness doctor`"
+            ),
+        }
+    }
+}
+
+/// Different for each run on this node: when it began, in the shortest form.
+fn epoch() -> Epoch {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Epoch(format!("{:x}-{:x}", now.as_micros(), std::process::id()).into())
+}
+
+fn host_name() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".to_owned(), |name| name.nodename().to_string_lossy().into_owned())
+}

@@ -1,0 +1,114 @@
+//! What goes to a watcher in one message, and how it becomes bytes: events are not encoded again, their pieces are
+//! put together. Never decides what a watcher gets.
+
+use bytes::BufMut;
+use kwitness_core::event::Subject;
+use kwitness_core::journal::Epoch;
+use prost::Message as _;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::{Entry, KindId};
+use kwitness_api::proto;
+
+/// One `kwitness.v1alpha1.WatchResponse` in the making.
+#[derive(Debug)]
+pub struct Batch {
+    pub(super) begins_after: Option<proto::Position>,
+    pub(super) snapshot: Option<proto::Snapshot>,
+    pub(super) epoch: Epoch,
+    pub(super) items: Vec<Item>,
+}
+
+#[derive(Debug)]
+pub(super) enum Item {
+    /// From the journal, with its number.
+    Recorded(u64, Entry),
+    /// For this watcher alone: a gap.
+    Own(Box<proto::Event>),
+}
+
+/// The tag of `WatchResponse.events`: field 2, length-delimited.
+const EVENTS_TAG: u8 = 2 << 3 | 2;
+
+impl Batch {
+    /// Puts a snapshot into the batch.
+    pub fn with_snapshot(mut self, snapshot: proto::Snapshot) -> Self {
+        self.snapshot = Some(snapshot);
+        self
+    }
+
+    /// The kinds of the events, each with its container; none has a gap or what else concerns all.
+    pub fn facts(&self) -> impl Iterator<Item = (KindId, Option<&Subject>)> {
+        self.items.iter().map(|item| match item {
+            Item::Recorded(_, entry) => (entry.kind, entry.subject.as_ref().map(|of| &*of.subject)),
+            Item::Own(_) => (KindId::GAP, None),
+        })
+    }
+
+    pub(super) fn encode(mut self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {
+        if self.begins_after.is_some() || self.snapshot.is_some() {
+            let begins_after = self.begins_after.take();
+            let snapshot = self.snapshot.take();
+            proto::WatchResponse { snapshot, events: Vec::new(), begins_after }.encode(buf)?;
+        }
+        let mut position = proto::Position { epoch: self.epoch.0.to_string(), seq: 0 };
+        for item in &self.items {
+            buf.put_u8(EVENTS_TAG);
+            match item {
+                Item::Recorded(seq, entry) => {
+                    position.seq = *seq;
+                    let head = proto::Event { position: Some(position), ..Default::default() };
+                    let subject = entry.subject.as_ref().map_or(&[][..], |subject| &subject.bytes);
+                    let length = head.encoded_len() + subject.len() + entry.body.len();
+                    prost::encode_length_delimiter(length, buf)?;
+                    head.encode(buf)?;
+                    buf.put_slice(subject);
+                    buf.put_slice(&entry.body);
+                    position = head.position.unwrap_or_default();
+                }
+                Item::Own(event) => event.encode_length_delimited(buf)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The codec of `Watch`: batches out, requests in.
+#[derive(Debug, Default)]
+pub struct BatchCodec;
+
+impl Codec for BatchCodec {
+    type Encode = Batch;
+    type Decode = proto::WatchRequest;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for BatchCodec {
+    type Item = Batch;
+    type Error = Status;
+
+    fn encode(&mut self, batch: Batch, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        batch.encode(buf).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl Decoder for BatchCodec {
+    type Item = proto::WatchRequest;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<proto::WatchRequest>, Status> {
+        proto::WatchRequest::decode(buf)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(error.to_string()))
+    }
+}

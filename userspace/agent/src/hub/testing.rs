@@ -1,0 +1,84 @@
+//! Events to test with.
+
+use std::collections::BTreeMap;
+
+use kwitness_core::event::{Basis, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, RuntimeFacts};
+use kwitness_core::ids::{CgroupId, ContainerId, PodUid, QosClass};
+
+use super::*;
+
+pub(super) fn hub(capacity: usize) -> (Arc<Hub>, Writer) {
+    Hub::new(Epoch("epoch".into()), NonZeroUsize::new(capacity).unwrap())
+}
+
+pub(super) fn clock() -> Clock {
+    Clock::read()
+}
+
+pub(super) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
+    RuntimeFacts {
+        container_type: ContainerType::App,
+        name: Some(name.into()),
+        pod_name: Some(pod.into()),
+        pod_namespace: Some(namespace.into()),
+        pod_uid: None,
+        image: None,
+        labels: BTreeMap::from([("app".to_owned(), pod.to_owned())]),
+    }
+}
+
+pub(super) fn pod(uid: &str, name: Option<&str>) -> PodNames {
+    let pod = PodRef { uid: PodUid(uid.into()), qos: QosClass::Burstable };
+    PodNames { name: name.map(Into::into), ..PodNames::unnamed(pod) }
+}
+
+pub(super) fn subject(id: u64, facts: Option<RuntimeFacts>) -> Arc<Subject> {
+    Arc::new(Subject {
+        cgroup_id: CgroupId(id),
+        cgroup_path: format!("/kubepods/poduid-{id}/{id:064}").into(),
+        container_id: ContainerId(format!("{id:04}{id:060}").into()),
+        runtime: None,
+        pod: Some(PodRef { uid: PodUid(format!("uid-{id}").into()), qos: QosClass::Burstable }),
+        facts: facts.map(Arc::new),
+    })
+}
+
+fn event(subject: Option<&Arc<Subject>>, kind: Kind) -> Event {
+    Event { at: KernelTime(7), basis: Basis::CgroupMkdir, subject: subject.cloned(), kind }
+}
+
+pub(super) fn created(subject: &Arc<Subject>) -> Event {
+    event(Some(subject), Kind::Created { actor: None })
+}
+
+pub(super) fn stopped(subject: &Arc<Subject>) -> Event {
+    event(Some(subject), Kind::Stopped { main_status: None, never_started: true, main_oom_killed: false })
+}
+
+pub(super) fn updated(subject: &Arc<Subject>) -> Event {
+    event(Some(subject), Kind::Updated { fields: vec!["name".to_owned()] })
+}
+
+pub(super) fn gap() -> Event {
+    let gap =
+        Gap { cause: GapCause::RingFull, lost: BTreeMap::new(), from: KernelTime(1), to: KernelTime(2) };
+    event(None, Kind::Gap(gap))
+}
+
+pub(super) fn decode(batch: Batch) -> Vec<proto::Event> {
+    let mut bytes = Vec::new();
+    batch.encode(&mut bytes).unwrap();
+    proto::WatchResponse::decode(&*bytes).unwrap().events
+}
+
+pub(super) async fn rest(watcher: &mut Watcher) -> Vec<proto::Event> {
+    let mut events = decode(watcher.opening());
+    while let Some(batch) = watcher.next().await {
+        events.extend(decode(batch));
+    }
+    events
+}
+
+pub(super) fn numbers(events: &[proto::Event]) -> Vec<u64> {
+    events.iter().map(|event| event.position.as_ref().unwrap().seq).collect()
+}

@@ -1,0 +1,16 @@
+//! The node agent: probes, engine, journal, and the API server.
+//!
+//! `daemon` puts the parts together; each part's module says what it owns.
+
+pub mod api;
+pub mod cgroupfs;
+pub mod clock;
+pub mod config;
+pub mod cri;
+pub mod cri_events;
+pub mod daemon;
+pub mod engine;
+pub mod hub;
+pub mod probe;
+pub mod verify;
+pub mod wire;

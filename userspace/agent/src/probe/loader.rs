@@ -1,0 +1,419 @@
+//! From the object to running programs, one state a type:
+//!
+//! ```text
+//!  Settings ──load──▶ Loaded ──attach──▶ Attached ──run──▶ Running (module `ring`)
+//!             │          │                  │
+//!             │          │                  └─ records wait in the rings, nobody reads yet
+//!             │          └─ maps exist, roots are configured, each need has its best loadable hook
+//!             └─ privileges, lock, BTF, object: any failure is final and has its own error
+//! ```
+//!
+//! For each need the hooks are tried in order, at loading and again at attaching: a hook that is refused is noted with the
+//! kernel's answer, and the next one takes its place. A need left without a hook is an error if it is vital, otherwise a
+//! line in the capability report.
+//!
+//! Owns the choice of hooks and the maps' sizes. Never reads a ring.
+
+use std::fs;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{HashMap, MapError, lpm_trie::Key, lpm_trie::LpmTrie},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
+    sys::SyscallError,
+};
+use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
+use kwitness_core::limit_file::LimitFile;
+use nix::{libc, sys::resource};
+
+use super::{
+    btf::Btf,
+    capability::{Capabilities, NeedReport, Reason, Refusal},
+    counters,
+    environment::{self, BTF_PATH, Lockdown},
+    error::{ProbeError, Result},
+    layout,
+    lock::InstanceLock,
+    need::{Hook, HookKind, Importance, NEEDS, Need, Tracepoints},
+    object::OBJECT,
+    ring::Running,
+    settings::{MAX_ROOTS, ProbeLog, Settings},
+};
+
+/// Bytes of the ring of what workloads write to limits of their own: 2,000 records of writes without a reader. How fast they
+/// come is bounded in the kernel, see [`kwitness_abi::Budget`].
+const OWN_WRITES_RING: u32 = 512 << 10;
+/// The directory of tracefs's `events` that all our classic tracepoints are in, but those of system calls.
+const TRACE_SYSTEM: &str = "sched";
+/// Where the one system call that is looked at begins and ends.
+const SYSCALL_EVENTS: (&str, &str) = ("sys_enter_write", "sys_exit_write");
+
+/// [`KernelLayout`] as the value of a global.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct LayoutGlobal(KernelLayout);
+
+// SAFETY: `repr(C)`, integers only, without padding (asserted in the abi crate).
+unsafe impl aya::Pod for LayoutGlobal {}
+
+/// The programs are in the kernel, and none is attached.
+pub struct Loaded {
+    ebpf: Ebpf,
+    chooser: Chooser,
+    choices: Vec<Choice>,
+    log: ProbeLog,
+    lock: Option<InstanceLock>,
+}
+
+/// The programs run; what they record waits in the rings.
+pub struct Attached {
+    pub(super) ebpf: Ebpf,
+    pub(super) capabilities: Capabilities,
+    pub(super) log: ProbeLog,
+    pub(super) lock: Option<InstanceLock>,
+}
+
+/// What is known for the choice of hooks.
+struct Chooser {
+    btf: aya::Btf,
+    layout: KernelLayout,
+    exclude: Vec<super::need::Exclusion>,
+    syscalls: bool,
+}
+
+/// How far the choice of a need's hook has come.
+struct Choice {
+    need: &'static Need,
+    /// The hooks that have not been tried.
+    left: std::vec::IntoIter<Hook>,
+    loaded: Option<Hook>,
+    refused: Vec<Refusal>,
+}
+
+impl Loaded {
+    /// Makes the maps, loads the best hook for each need.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let missing = environment::missing_privileges();
+        if !missing.is_empty() {
+            return Err(ProbeError::Unprivileged { missing });
+        }
+        if environment::lockdown() == Some(Lockdown::Confidentiality) {
+            return Err(ProbeError::Lockdown);
+        }
+        let lock = settings.lock_file.as_deref().map(InstanceLock::acquire).transpose()?;
+        let mut loaded = Self::open(settings, lock)?;
+        for choice in &mut loaded.choices {
+            choice.advance(&mut loaded.ebpf, &loaded.chooser);
+            choice.accept()?;
+        }
+        Ok(loaded)
+    }
+
+    /// Everything but the programs.
+    fn open(settings: &Settings, lock: Option<InstanceLock>) -> Result<Self> {
+        let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
+        let layout = layout::resolve(&Btf::parse(&bytes)?);
+        let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
+            .map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
+        drop(bytes);
+        // Kernels before 5.11 count maps against this limit. Without the right to raise it, the maps' own errors tell.
+        let _ = resource::setrlimit(
+            resource::Resource::RLIMIT_MEMLOCK,
+            resource::RLIM_INFINITY,
+            resource::RLIM_INFINITY,
+        );
+        let tracked = settings.tracked_capacity.get();
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("LAYOUT", &LayoutGlobal(layout), true)
+            .override_global(aya_log::LEVEL, &settings.log.level(), true)
+            .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
+            .map_max_entries("TASKS", settings.tasks_ring.get())
+            .map_max_entries("FORKS", settings.forks_ring.get())
+            .map_max_entries("OWN_WRITES", OWN_WRITES_RING)
+            .map_max_entries("TRACKED", tracked)
+            .map_max_entries("FIRST_PROCESSES", tracked)
+            .map_max_entries("ROOTS", MAX_ROOTS)
+            .map_max_entries("COUNTERS", counters::elements().map_err(ProbeError::Cpus)?)
+            .load(OBJECT)
+            .map_err(object_error)?;
+        configure_roots(&mut ebpf, settings)?;
+        configure_limit_files(&mut ebpf)?;
+        let chooser = Chooser { btf, layout, exclude: settings.exclude.clone(), syscalls: settings.syscalls };
+        let choices = choices().collect();
+        Ok(Self { ebpf, chooser, choices, log: settings.log, lock })
+    }
+
+    /// Attaches every loaded program.
+    pub fn attach(mut self) -> Result<Attached> {
+        for choice in &mut self.choices {
+            choice.attach(&mut self.ebpf, &self.chooser);
+            choice.accept()?;
+        }
+        Ok(Attached { capabilities: report(self.choices), ebpf: self.ebpf, log: self.log, lock: self.lock })
+    }
+}
+
+impl Attached {
+    /// What serves each need.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Opens the rings for reading. Within a tokio runtime.
+    pub fn run(self) -> Result<Running> {
+        Running::new(self)
+    }
+}
+
+/// Finds out what this kernel offers, by loading and attaching everything for a moment. Takes no lock: it disturbs no
+/// running daemon. What keeps it from trying is in the report's environment and, for each need, in its refusals.
+pub fn survey(settings: &Settings) -> Capabilities {
+    match Loaded::open(settings, None) {
+        Ok(Loaded { mut ebpf, chooser, mut choices, .. }) => {
+            for choice in &mut choices {
+                choice.advance(&mut ebpf, &chooser);
+                choice.attach(&mut ebpf, &chooser);
+            }
+            report(choices)
+        }
+        Err(error) => {
+            let detail = error_chain(&error);
+            let refused = |hook| {
+                let reason = Reason::Kernel {
+                    call: "preparing the probes".to_owned(),
+                    errno: None,
+                    detail: Some(detail.clone()),
+                };
+                Refusal { hook, reason }
+            };
+            report(choices().map(|mut choice| {
+                choice.refused = choice.left.by_ref().map(refused).collect();
+                choice
+            }))
+        }
+    }
+}
+
+/// Every need, with nothing tried.
+fn choices() -> impl Iterator<Item = Choice> {
+    let tracepoints = Tracepoints::of(&environment::kernel_release());
+    NEEDS.iter().map(move |need| Choice {
+        need,
+        left: need.hooks_in_order(tracepoints).into_iter(),
+        loaded: None,
+        refused: Vec::new(),
+    })
+}
+
+impl Choice {
+    /// Loads the next hook that can be loaded.
+    fn advance(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
+        self.loaded = None;
+        for hook in self.left.by_ref() {
+            match chooser.load(ebpf, self.need, &hook) {
+                Ok(()) => {
+                    self.loaded = Some(hook);
+                    return;
+                }
+                Err(reason) => self.refused.push(Refusal { hook, reason }),
+            }
+        }
+    }
+
+    /// Attaches the loaded hook, or the next one that can be loaded and attached.
+    fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
+        while let Some(hook) = self.loaded {
+            match attach(ebpf, self.need, &hook) {
+                Ok(()) => return,
+                Err(reason) => self.refused.push(Refusal { hook, reason }),
+            }
+            self.advance(ebpf, chooser);
+        }
+    }
+
+    /// An error if a vital need is left without a hook.
+    fn accept(&mut self) -> Result<()> {
+        match (self.loaded, self.need.importance) {
+            (None, Importance::Vital) => {
+                Err(ProbeError::UnmetNeed { need: self.need, refused: std::mem::take(&mut self.refused) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Chooser {
+    fn load(&self, ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), Reason> {
+        if self.exclude.iter().any(|exclusion| exclusion.covers(hook)) {
+            return Err(Reason::Excluded);
+        }
+        if hook.kind == HookKind::Syscall && !self.syscalls {
+            return Err(Reason::NotAskedFor);
+        }
+        let missing = layout::missing(&self.layout, &[need.fields, hook.fields].concat());
+        if !missing.is_empty() {
+            return Err(Reason::MissingFields(missing));
+        }
+        let loaded = hook.programs().try_for_each(|name| match hook.kind {
+            HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.load(),
+            HookKind::Tracepoint | HookKind::Syscall => program::<TracePoint>(ebpf, name)?.load(),
+            HookKind::Fentry if name == hook.program => {
+                program::<FEntry>(ebpf, name)?.load(need.target, &self.btf)
+            }
+            HookKind::Fentry => program::<FExit>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::Kprobe => program::<KProbe>(ebpf, name)?.load(),
+        });
+        loaded.map_err(|error| refused(ebpf, need, hook, error, "BPF_PROG_LOAD"))
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), Reason> {
+    let attached = hook.programs().try_for_each(|name| match hook.kind {
+        HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.attach().map(drop),
+        HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(need.target).map(drop),
+        HookKind::Tracepoint => {
+            program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, need.target).map(drop)
+        }
+        HookKind::Fentry if name == hook.program => program::<FEntry>(ebpf, name)?.attach().map(drop),
+        HookKind::Fentry => program::<FExit>(ebpf, name)?.attach().map(drop),
+        HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(need.target, 0).map(drop),
+        HookKind::Syscall => {
+            let event = if name == hook.program { SYSCALL_EVENTS.0 } else { SYSCALL_EVENTS.1 };
+            program::<TracePoint>(ebpf, name)?.attach("syscalls", event).map(drop)
+        }
+    });
+    let call = match hook.kind {
+        HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
+        HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
+    };
+    attached.map_err(|error| refused(ebpf, need, hook, error, call))
+}
+
+/// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.
+fn refused(ebpf: &mut Ebpf, need: &Need, hook: &Hook, error: ProgramError, call: &str) -> Reason {
+    for name in hook.programs() {
+        // One that is not loaded needs no unloading.
+        let _ = match hook.kind {
+            HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Tracepoint => Ok(()),
+            HookKind::Fentry if name == hook.program => {
+                program::<FEntry>(ebpf, name).and_then(FEntry::unload)
+            }
+            HookKind::Fentry => program::<FExit>(ebpf, name).and_then(FExit::unload),
+            HookKind::Kprobe => program::<KProbe>(ebpf, name).and_then(KProbe::unload),
+            HookKind::Syscall => program::<TracePoint>(ebpf, name).and_then(TracePoint::unload),
+        };
+    }
+    reason(error, call, need, hook)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> std::result::Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name);
+    program.ok_or_else(|| ProgramError::InvalidName { name: name.to_owned() })?.try_into()
+}
+
+/// A refusal in our words.
+fn reason(error: ProgramError, call: &str, need: &Need, hook: &Hook) -> Reason {
+    let missing = match hook.at_return {
+        _ if hook.kind == HookKind::Syscall => Reason::MissingTracepoint(SYSCALL_EVENTS.0),
+        None => Reason::MissingTracepoint(need.target),
+        Some(_) => Reason::MissingFunction(need.target),
+    };
+    let (call, io_error, detail) = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            (call, io_error, last_line(&verifier_log.to_string()))
+        }
+        ProgramError::SyscallError(SyscallError { call, io_error }) => {
+            if io_error.raw_os_error() == Some(libc::ENOENT) {
+                return missing;
+            }
+            (call, io_error, None)
+        }
+        ProgramError::Btf(_) => return missing,
+        other => {
+            return Reason::Kernel { call: call.to_owned(), errno: None, detail: Some(error_chain(&other)) };
+        }
+    };
+    Reason::Kernel { call: call.to_owned(), errno: io_error.raw_os_error(), detail }
+}
+
+/// The verifier's last word; what follows it is statistics.
+fn last_line(log: &str) -> Option<String> {
+    let mut lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_statistics =
+        |line: &str| ["processed ", "verification time", "stack depth"].iter().any(|s| line.starts_with(s));
+    lines.rfind(|line| !is_statistics(line)).map(str::to_owned)
+}
+
+fn report(choices: impl IntoIterator<Item = Choice>) -> Capabilities {
+    let report =
+        |Choice { need, loaded, refused, .. }| NeedReport { need, chosen: loaded, substitute: None, refused };
+    Capabilities {
+        kernel: environment::kernel_release(),
+        environment: environment::check(),
+        needs: choices.into_iter().map(report).collect(),
+    }
+}
+
+fn configure_roots(ebpf: &mut Ebpf, settings: &Settings) -> Result<()> {
+    let failed = |source| ProbeError::Map { map: "ROOTS".to_owned(), source };
+    let mut roots: LpmTrie<_, Pattern, u8> =
+        ebpf.map_mut("ROOTS").ok_or(MapError::ElementNotFound).and_then(TryInto::try_into).map_err(failed)?;
+    for root in &settings.roots {
+        let (bits, text) = root.key();
+        roots.insert(&Key::new(bits, text), 0, 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn configure_limit_files(ebpf: &mut Ebpf) -> Result<()> {
+    let failed = |source| ProbeError::Map { map: "LIMIT_FILES".to_owned(), source };
+    let mut limit_files: HashMap<_, LimitFileName, u32> = ebpf
+        .map_mut("LIMIT_FILES")
+        .ok_or(MapError::ElementNotFound)
+        .and_then(TryInto::try_into)
+        .map_err(failed)?;
+    for limit_file in LimitFile::all() {
+        let mut name = [0; LIMIT_FILE_NAME_CAP];
+        for (place, byte) in name.iter_mut().zip(limit_file.to_string().bytes()) {
+            *place = byte;
+        }
+        limit_files.insert(name, limit_file.number(), 0).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn object_error(error: EbpfError) -> ProbeError {
+    match error {
+        // Before 5.11 a memlock limit that is too low is EPERM; privileges have been checked.
+        EbpfError::MapError(MapError::CreateError { name: map, io_error: source })
+            if matches!(source.raw_os_error(), Some(libc::ENOMEM | libc::EPERM)) =>
+        {
+            let memlock = match resource::getrlimit(resource::Resource::RLIMIT_MEMLOCK) {
+                Ok((resource::RLIM_INFINITY, _)) => "unlimited".to_owned(),
+                Ok((bytes, _)) => format!("{bytes} bytes"),
+                Err(_) => "unknown".to_owned(),
+            };
+            ProbeError::Memory { map, memlock, source }
+        }
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            ProbeError::Map { map: name.clone(), source: MapError::CreateError { name, io_error } }
+        }
+        other => ProbeError::Object(other),
+    }
+}
+
+/// An error with its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,222 @@
+//! What each source says, as claims. 0 and "" of the CRI mean "not specified": of such a limit nothing is claimed.
+
+use kwitness_core::ids::KernelTime;
+use kwitness_core::limits::{Bound, CpuMax};
+use kwitness_core::resize::{Claim, Resource, Source, Wanted, convert};
+
+use kwitness_api::proto;
+use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX, runtime as cri};
+
+/// A claim, and what it is about.
+pub(super) type About = (Resource, Claim);
+
+/// What a container should have, as the container runtime was told.
+pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<About> {
+    of_cri(resources, Source::Runtime, at)
+}
+
+/// What a container should have, as a request to the container runtime said.
+pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec<About> {
+    let proto::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, .. } = resources;
+    let unified =
+        [(UNIFIED_SWAP_MAX, &resources.memory_swap_max), (UNIFIED_MEMORY_HIGH, &resources.memory_high)];
+    let resources = cri::LinuxContainerResources {
+        cpu_period: *cpu_period,
+        cpu_quota: *cpu_quota,
+        cpu_shares: *cpu_shares,
+        memory_limit_in_bytes: *memory_limit_in_bytes,
+        unified: unified.map(|(key, text)| (key.to_owned(), text.clone())).into(),
+    };
+    of_cri(&resources, Source::CriRequest, at)
+}
+
+/// What a pod should have at least, as a request to the container runtime said: overhead and what other containers there are comes
+/// on top.
+pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) -> Vec<About> {
+    let at_least = |(resource, claim): About| {
+        let wanted = match claim.wanted {
+            Wanted::Quota(cpu) => Wanted::QuotaAtLeast(cpu),
+            Wanted::Memory(bound) if resource == Resource::Memory => Wanted::MemoryAtLeast(bound),
+            // The kubelet makes a pod's weight of something else.
+            _ => return None,
+        };
+        Some((resource, Claim { wanted, ..claim }))
+    };
+    of_request(resources, at).into_iter().filter_map(at_least).collect()
+}
+
+/// What one of them says.
+pub(super) fn unified_bound(text: &str) -> Option<Bound> {
+    match text {
+        "max" => Some(Bound::Unlimited),
+        number => number.parse().ok().map(Bound::At),
+    }
+}
+
+fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<About> {
+    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
+    let bound = |number: i64| match number {
+        0 => None,
+        number => Some(positive(number).map_or(Bound::Unlimited, Bound::At)),
+    };
+    let mut claims = Vec::new();
+    if let Some(quota) = bound(resources.cpu_quota) {
+        let period = positive(resources.cpu_period).unwrap_or(CpuMax::DEFAULT_PERIOD);
+        claims.push(claim(Resource::Cpu, Wanted::Quota(CpuMax { quota, period })));
+    }
+    if let Some(shares) = positive(resources.cpu_shares) {
+        claims.push(claim(Resource::CpuWeight, Wanted::Shares(shares)));
+    }
+    if let Some(limit) = bound(resources.memory_limit_in_bytes) {
+        claims.push(claim(Resource::Memory, Wanted::Memory(limit)));
+    }
+    for (key, resource) in [(UNIFIED_MEMORY_HIGH, Resource::MemoryHigh), (UNIFIED_SWAP_MAX, Resource::Swap)] {
+        let bound = resources.unified.get(key).and_then(|text| unified_bound(text));
+        claims.extend(bound.map(|bound| claim(resource, Wanted::Memory(bound))));
+    }
+    claims
+}
+
+/// What a container should have, by the caller's own word.
+pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<About> {
+    use proto::wanted::{Cpu, Memory};
+    let claim = |resource, wanted| (resource, Claim { source: Source::Client, at, wanted });
+    let memory = wanted.memory.as_ref().map(|memory| match memory {
+        Memory::MemoryBytes(bytes) => Bound::At(*bytes),
+        Memory::MemoryUnlimited(_) => Bound::Unlimited,
+    });
+    let cpu = wanted.cpu.as_ref().map(|cpu| match cpu {
+        Cpu::MilliCpu(milli) => Wanted::MilliCpu(*milli),
+        // The kubelet's word for no limit.
+        Cpu::CpuUnlimited(_) => Wanted::MilliCpu(0),
+    });
+    let memory = memory.map(|bound| claim(Resource::Memory, Wanted::Memory(bound)));
+    cpu.map(|wanted| claim(Resource::Cpu, wanted)).into_iter().chain(memory).collect()
+}
+
+/// What a pod should have at least, by what one source says of all its containers; none where it does not say it of all.
+pub(super) fn of_pod(source: Source, containers: &[Vec<About>], at: KernelTime) -> Vec<About> {
+    let all = |resource| -> Option<Vec<Wanted>> {
+        let of = |claims: &Vec<About>| {
+            let mut claims = claims.iter();
+            claims
+                .find(|(about, claim)| *about == resource && claim.source == source)
+                .map(|(_, claim)| claim.wanted)
+        };
+        containers.iter().map(of).collect()
+    };
+    let memory = all(Resource::Memory).and_then(|wanted| {
+        convert::sum(wanted.into_iter().filter_map(|wanted| match wanted {
+            Wanted::Memory(bound) => Some(bound),
+            _ => None,
+        }))
+    });
+    let cpu = all(Resource::Cpu).and_then(|wanted| {
+        let period = CpuMax::DEFAULT_PERIOD;
+        let quota = convert::sum(wanted.into_iter().filter_map(|wanted| match wanted {
+            Wanted::MilliCpu(milli) => Some(convert::quota(milli, period)),
+            Wanted::Quota(cpu) if cpu.period == period => Some(cpu.quota),
+            _ => None,
+        }))?;
+        Some(CpuMax { quota, period })
+    });
+    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let memory = memory.map(|bound| claim(Resource::Memory, Wanted::MemoryAtLeast(bound)));
+    cpu.map(|cpu| claim(Resource::Cpu, Wanted::QuotaAtLeast(cpu))).into_iter().chain(memory).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: KernelTime = KernelTime(1);
+
+    fn resources(quota: i64, memory: i64) -> cri::LinuxContainerResources {
+        cri::LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: quota,
+            memory_limit_in_bytes: memory,
+            ..Default::default()
+        }
+    }
+
+    fn wanted(claims: &[About]) -> Vec<(Resource, Wanted)> {
+        claims.iter().map(|(resource, claim)| (*resource, claim.wanted)).collect()
+    }
+
+    fn cpu(quota: Bound) -> CpuMax {
+        CpuMax { quota, period: 100_000 }
+    }
+
+    #[test]
+    fn what_the_runtime_does_not_specify_is_not_claimed() {
+        assert_eq!(of_runtime(&resources(0, 0), AT), []);
+        let all = cri::LinuxContainerResources {
+            cpu_shares: 256,
+            unified: [("memory.swap.max", "0"), ("memory.high", "max"), ("memory.low", "7")]
+                .map(|(key, text)| (key.to_owned(), text.to_owned()))
+                .into(),
+            ..resources(-1, 4096)
+        };
+        assert_eq!(
+            wanted(&of_runtime(&all, AT)),
+            [
+                (Resource::Cpu, Wanted::Quota(cpu(Bound::Unlimited))),
+                (Resource::CpuWeight, Wanted::Shares(256)),
+                (Resource::Memory, Wanted::Memory(Bound::At(4096))),
+                (Resource::MemoryHigh, Wanted::Memory(Bound::Unlimited)),
+                (Resource::Swap, Wanted::Memory(Bound::At(0))),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_request_claims_as_the_runtime_does_and_for_a_pod_at_least() {
+        let request = proto::CriResources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit_in_bytes: 4096,
+            memory_swap_max: "0".to_owned(),
+            memory_high: "2048".to_owned(),
+        };
+        let claims = of_request(&request, AT);
+        assert!(claims.iter().all(|(_, claim)| claim.source == Source::CriRequest && claim.at == AT));
+        assert_eq!(
+            wanted(&claims),
+            [
+                (Resource::Cpu, Wanted::Quota(cpu(Bound::At(50_000)))),
+                (Resource::CpuWeight, Wanted::Shares(512)),
+                (Resource::Memory, Wanted::Memory(Bound::At(4096))),
+                (Resource::MemoryHigh, Wanted::Memory(Bound::At(2048))),
+                (Resource::Swap, Wanted::Memory(Bound::At(0))),
+            ]
+        );
+        assert_eq!(
+            wanted(&of_pod_request(&request, AT)),
+            [
+                (Resource::Cpu, Wanted::QuotaAtLeast(cpu(Bound::At(50_000)))),
+                (Resource::Memory, Wanted::MemoryAtLeast(Bound::At(4096))),
+            ]
+        );
+        assert_eq!(of_request(&proto::CriResources::default(), AT), []);
+    }
+
+    #[test]
+    fn a_pod_needs_the_sum_of_its_containers_if_all_are_known() {
+        let one = of_runtime(&resources(50_000, 4096), AT);
+        let two = of_runtime(&resources(10_000, 8192), AT);
+        assert_eq!(
+            wanted(&of_pod(Source::Runtime, &[one.clone(), two], AT)),
+            [
+                (Resource::Cpu, Wanted::QuotaAtLeast(cpu(Bound::At(60_000)))),
+                (Resource::Memory, Wanted::MemoryAtLeast(Bound::At(12_288))),
+            ]
+        );
+        let unspecified = of_runtime(&resources(0, 8192), AT);
+        let of_both = of_pod(Source::Runtime, &[one.clone(), unspecified], AT);
+        assert_eq!(wanted(&of_both), [(Resource::Memory, Wanted::MemoryAtLeast(Bound::At(12_288)))]);
+        assert_eq!(of_pod(Source::Client, &[one], AT), [], "another source's word");
+    }
+}

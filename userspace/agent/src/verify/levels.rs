@@ -1,0 +1,138 @@
+//! What the files say at every level, from the innermost cgroup of a container to the root. Reads, and never judges.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kwitness_core::cgroup_path::{Placement, classify};
+use kwitness_core::ids::CgroupId;
+use kwitness_core::limits::{LevelRole, Reading};
+use kwitness_core::resize::{Level, Resource};
+
+use crate::cgroupfs::CgroupFs;
+use crate::cgroupfs::limit_files::{read_limit_file, read_text};
+
+/// The cgroup that crun makes inside a container's, for systemd to keep out of.
+const INNER: &str = "container";
+
+/// What was read for one limit.
+#[derive(Debug)]
+pub(super) struct Levels {
+    /// From the innermost to the root.
+    pub(super) levels: Vec<Level>,
+    /// Which of them is the one that was asked for.
+    pub(super) own: usize,
+    /// What is used there, in the file's unit, if that is known.
+    pub(super) usage: Option<u64>,
+}
+
+/// The levels of the cgroup of that path.
+pub(super) fn read(cgroups: &CgroupFs, path: &str, id: CgroupId, resource: Resource) -> Levels {
+    let directory = |path: &str| cgroups.mount_point().join(path.trim_start_matches('/'));
+    let level = |path: &str, role| Level {
+        path: Arc::from(if path.is_empty() { "/" } else { path }),
+        role,
+        reading: read_limit_file(&directory(path), resource.file()),
+    };
+    let mut levels = Vec::new();
+    let inner = format!("{path}/{INNER}");
+    if role(path) == LevelRole::Container && directory(&inner).is_dir() {
+        levels.push(level(&inner, LevelRole::Inner));
+    }
+    let own = levels.len();
+    levels.extend(upwards(path).map(|path| level(path, role(path))));
+    // Another cgroup by that name is not the one that was asked for.
+    if inode(&directory(path)) != Some(id.0) {
+        levels[own].reading = Reading::Gone;
+    }
+    let usage = match resource {
+        Resource::Memory => number(&directory(path).join("memory.current")),
+        Resource::Swap => number(&directory(path).join("memory.swap.current")),
+        // More than `memory.high` is how that limit works: whoever takes it is slowed down.
+        Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
+    };
+    Levels { levels, own, usage }
+}
+
+/// The pod's cgroup around a container's: its path and its id, if it is there.
+pub(super) fn pod_around(cgroups: &CgroupFs, path: &str) -> Option<(Arc<str>, CgroupId)> {
+    let pod = upwards(path).find(|path| matches!(classify(path), Placement::Pod(_)))?;
+    let directory: PathBuf = cgroups.mount_point().join(pod.trim_start_matches('/'));
+    Some((Arc::from(pod), CgroupId(inode(&directory)?)))
+}
+
+/// The path, its parent's, and so on to the root's, which is empty.
+fn upwards(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path.trim_end_matches('/')), |path| {
+        path.rfind('/').map(|slash| &path[..slash])
+    })
+}
+
+fn role(path: &str) -> LevelRole {
+    match classify(path) {
+        Placement::Container(_) => LevelRole::Container,
+        Placement::Inner { .. } => LevelRole::Inner,
+        Placement::Pod(_) => LevelRole::Pod,
+        Placement::Qos(_) => LevelRole::Qos,
+        Placement::Kubepods => LevelRole::Kubepods,
+        Placement::Other => LevelRole::Other,
+    }
+}
+
+/// The cgroup's id, which is its directory's inode number.
+pub(super) fn inode(directory: &Path) -> Option<u64> {
+    fs::symlink_metadata(directory).ok().map(|metadata| metadata.ino())
+}
+
+fn number(path: &Path) -> Option<u64> {
+    read_text(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::limits::{Bound, Value};
+
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn every_level_from_the_innermost_to_the_root_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = "/kubepods/burstable/podu";
+        let container = format!("{pod}/{ID}");
+        let inner = root.path().join(&format!("{container}/{INNER}")[1..]);
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join("memory.max"), "max\n").unwrap();
+        let own = inner.parent().unwrap();
+        fs::write(own.join("memory.max"), "4096\n").unwrap();
+        fs::write(own.join("memory.current"), "100\n").unwrap();
+        fs::write(root.path().join("kubepods/memory.max"), "8192\n").unwrap();
+        let cgroups = CgroupFs::at(root.path());
+        let id = CgroupId(inode(own).unwrap());
+
+        let read_all = read(&cgroups, &container, id, Resource::Memory);
+        let found: Vec<_> =
+            read_all.levels.iter().map(|level| (level.role, level.reading.to_string())).collect();
+        assert_eq!(
+            found,
+            [
+                (LevelRole::Inner, "max".to_owned()),
+                (LevelRole::Container, "4096".to_owned()),
+                (LevelRole::Pod, "absent".to_owned()),
+                (LevelRole::Qos, "absent".to_owned()),
+                (LevelRole::Kubepods, "8192".to_owned()),
+                (LevelRole::Other, "absent".to_owned()),
+            ]
+        );
+        assert_eq!((read_all.own, read_all.usage), (1, Some(100)));
+        assert_eq!(read_all.levels[1].reading, Reading::Is(Value::Bound(Bound::At(4096))));
+        assert_eq!(&*read_all.levels[5].path, "/");
+
+        let (path, pod_id) = pod_around(&cgroups, &container).unwrap();
+        assert_eq!((&*path, pod_id.0), (pod, inode(own.parent().unwrap()).unwrap()));
+        let another = read(&cgroups, &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
+        assert_eq!(another.levels[1].reading, Reading::Gone);
+    }
+}

@@ -1,0 +1,154 @@
+//! Whether usage keeps to the limits that were judged: looks at the kernel's counters over an interval, and has the core find.
+//!
+//! Files are read on a blocking thread; of a thousand limits, each look takes some milliseconds. Changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kwitness_core::ids::CgroupId;
+use kwitness_core::resize::proof::{Counters, Interval, Proof};
+use kwitness_core::resize::{Judged, Resource};
+use procfs::Current as _;
+use tokio::time::Instant;
+
+use super::{Verdicts, Verifier, levels, now};
+use crate::cgroupfs::limit_files::read_text;
+use crate::engine::Stopped;
+
+/// Looks at what is charged, in the interval: often enough to see it fall below a limit.
+const LOOKS: u32 = 20;
+
+/// A limit whose usage is watched.
+struct Watched {
+    directory: PathBuf,
+    cgroup: CgroupId,
+    resource: Resource,
+    seen: Interval,
+}
+
+impl Verifier {
+    /// Watches usage for so long, and puts to each verdict what that proves.
+    ///
+    /// # Errors
+    /// The daemon is going down.
+    pub async fn prove(&self, verdicts: &mut Verdicts, interval: Duration) -> Result<(), Stopped> {
+        let mut all: Vec<Watched> = verdicts.judged.iter().map(|(_, judged)| self.watched(judged)).collect();
+        let began = Instant::now();
+        for look in 0..=LOOKS {
+            tokio::time::sleep_until(began + interval * look / LOOKS).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                all.iter_mut().for_each(|watched| watched.look(look == 0, look == LOOKS));
+                all
+            });
+            // A panic while reading is a mistake of ours, and nothing that was read.
+            all = looked.await.map_err(|_| Stopped)?;
+        }
+        let of = |((_, judged), watched): (&(_, Judged), &Watched)| -> Option<(Interval, Proof)> {
+            Some((watched.seen, judged.judgement.proof(&watched.seen)?))
+        };
+        verdicts.proofs = verdicts.judged.iter().zip(&all).map(of).collect();
+        Ok(())
+    }
+
+    fn watched(&self, judged: &Judged) -> Watched {
+        let directory = self.cgroups.mount_point().join(judged.path.trim_start_matches('/'));
+        let cpus = cpus_online();
+        let burst = match judged.judgement.resource {
+            Resource::Cpu => number(&directory, "cpu.max.burst").unwrap_or(0),
+            _ => 0,
+        };
+        let at = now();
+        let seen = Interval {
+            from: at,
+            to: at,
+            first: Counters::default(),
+            last: Counters::default(),
+            memory: None,
+            burst,
+            cpus,
+        };
+        Watched { directory, cgroup: judged.cgroup, resource: judged.judgement.resource, seen }
+    }
+}
+
+/// Those of the node: the daemon's own share of them, by affinity or quota, says nothing of what a container may run on.
+fn cpus_online() -> u64 {
+    procfs::CpuInfo::current().map_or(1, |cpus| cpus.num_cores() as u64).max(1)
+}
+
+impl Watched {
+    fn look(&mut self, is_first: bool, is_last: bool) {
+        // Another cgroup by that name has other counters: of this one nothing more can be said.
+        if levels::inode(&self.directory) != Some(self.cgroup.0) {
+            self.seen.last = Counters::default();
+            self.seen.memory = None;
+            return;
+        }
+        if is_first {
+            self.seen.from = now();
+            self.seen.first = self.counters();
+        }
+        if self.resource == Resource::Memory
+            && let Some(bytes) = number(&self.directory, "memory.current")
+        {
+            let (least, most) = self.seen.memory.unwrap_or((bytes, bytes));
+            self.seen.memory = Some((least.min(bytes), most.max(bytes)));
+        }
+        if is_last {
+            self.seen.last = self.counters();
+            // After the reading: what was used until then had at least that long.
+            self.seen.to = now();
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        match self.resource {
+            Resource::Cpu => {
+                let text = read_text(&self.directory.join("cpu.stat")).unwrap_or_default();
+                Counters {
+                    cpu_usage: line(&text, "usage_usec"),
+                    throttled: line(&text, "nr_throttled"),
+                    reached: None,
+                }
+            }
+            Resource::Memory => {
+                let text = read_text(&self.directory.join("memory.events")).unwrap_or_default();
+                Counters { reached: line(&text, "max"), ..Counters::default() }
+            }
+            Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => Counters::default(),
+        }
+    }
+}
+
+/// The number after that word, in a file of words and numbers; a line that is not known is passed over.
+fn line(text: &str, word: &str) -> Option<u64> {
+    let mut words = text.lines().filter_map(|line| line.split_once(' '));
+    words.find(|(first, _)| *first == word)?.1.trim().parse().ok()
+}
+
+fn number(directory: &Path, file: &str) -> Option<u64> {
+    read_text(&directory.join(file)).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_cpus_are_counted() {
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+        let number = |text: &str| text.trim().parse::<u64>().unwrap();
+        let of = |range: &str| match range.split_once('-') {
+            Some((first, last)) => number(last) - number(first) + 1,
+            None => 1,
+        };
+        assert_eq!(cpus_online(), online.trim().split(',').map(of).sum::<u64>());
+    }
+
+    #[test]
+    fn a_counter_is_found_among_others_whatever_else_a_kernel_tells() {
+        let text = "usage_usec 12\nnew_field a b\nnr_throttled 3\nnr_throttled_more 4\n";
+        assert_eq!((line(text, "usage_usec"), line(text, "nr_throttled")), (Some(12), Some(3)));
+        assert_eq!((line(text, "nr_periods"), line(text, "new_field"), line("", "x")), (None, None, None));
+    }
+}

@@ -1,0 +1,260 @@
+//! What the container runtime was asked for, as `kwitness cri-proxy` tells it: of each container the last word on each limit, and
+//! the last request; of each sandbox likewise, for its pod.
+//!
+//! Owns that memory, bounded. What came to its end is forgotten when the next request is told or a verdict is asked for; what never
+//! began, after [`UNBORN`]. Never asks the runtime.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kwitness_core::ids::KernelTime;
+use kwitness_core::resize::{Claim, Resource};
+
+use super::claims::{self, About};
+use kwitness_api::proto;
+
+/// Containers and sandboxes of which requests are remembered, far more than a node has; the oldest is forgotten first, and counted.
+const KNOWN_MAX: usize = 8192;
+/// How long a container may take from its creation to its cgroup, which is made when it is started.
+const UNBORN: u64 = 600_000_000_000;
+/// Bytes of an id; those of the runtimes have 64.
+const ID_MAX: usize = 256;
+
+/// Why a request is not taken note of.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The method is none that asks for limits.
+    #[error("`method` is unspecified or unknown: {0}")]
+    Method(i32),
+    /// Nobody's.
+    #[error("`id` is empty, or longer than {ID_MAX} bytes")]
+    Id,
+    /// No such time.
+    #[error(
+        "`received` is 0 or yet to come, or `answered` is before it: these are CLOCK_BOOTTIME in nanoseconds"
+    )]
+    Time,
+    /// Nothing is asked for.
+    #[error("`resources` is missing")]
+    Resources,
+}
+
+/// The memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    of: BTreeMap<Arc<str>, Asked>,
+    told: u64,
+    malformed: u64,
+    evicted: u64,
+}
+
+#[derive(Debug)]
+struct Asked {
+    /// A container or a sandbox that is or was there.
+    born: bool,
+    claims: BTreeMap<Resource, Claim>,
+    last: proto::CriRequest,
+}
+
+impl Requests {
+    /// Takes note of one.
+    ///
+    /// # Errors
+    /// What is wrong with it; it is counted.
+    pub fn tell(&self, mut request: proto::CriRequest, now: KernelTime) -> Result<(), Malformed> {
+        let mut known = self.lock();
+        let resources = check(&mut request, now).inspect_err(|_| known.malformed += 1)?;
+        known.told += 1;
+        let at = KernelTime(request.received);
+        let new = match request.method() {
+            proto::CriMethod::UpdatePodSandboxResources => claims::of_pod_request(&resources, at),
+            _ => claims::of_request(&resources, at),
+        };
+        if known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str()) {
+            known.evict();
+        }
+        let asked = known.of.entry(request.id.as_str().into()).or_insert_with(|| Asked {
+            born: false,
+            claims: BTreeMap::new(),
+            last: request.clone(),
+        });
+        for (resource, claim) in new {
+            // Told in the order of the answers; what counts is the order of the requests.
+            let last = asked.claims.entry(resource).or_insert(claim);
+            if last.at <= claim.at {
+                *last = claim;
+            }
+        }
+        if asked.last.received <= request.received {
+            asked.last = request;
+        }
+        Ok(())
+    }
+
+    /// Forgets what has ended, given all that is there.
+    pub(super) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
+        self.lock().of.retain(|id, asked| {
+            let is_there = there.contains(&**id);
+            asked.born |= is_there;
+            is_there || !asked.born && now.0.saturating_sub(asked.last.answered) < UNBORN
+        });
+    }
+
+    /// What a container, or the pod of a sandbox, should have.
+    pub(super) fn claims(&self, id: &str) -> Vec<About> {
+        let known = self.lock();
+        let of = known.of.get(id).into_iter();
+        of.flat_map(|asked| &asked.claims).map(|(resource, claim)| (*resource, *claim)).collect()
+    }
+
+    /// The last request that was told of.
+    pub fn last(&self, id: &str) -> Option<proto::CriRequest> {
+        self.lock().of.get(id).map(|asked| asked.last.clone())
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let known = self.lock();
+        [
+            ("cri_requests_told", known.told),
+            ("cri_requests_malformed", known.malformed),
+            ("cri_requests_evicted", known.evicted),
+            ("cri_requests_known", known.of.len() as u64),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+
+    /// Nothing that could panic runs while it is held.
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn evict(&mut self) {
+        let oldest = self.of.iter().min_by_key(|(_, asked)| asked.last.received).map(|(id, _)| id.clone());
+        if let Some(oldest) = oldest {
+            self.of.remove(&oldest);
+            self.evicted += 1;
+        }
+    }
+}
+
+/// What it asks for, if it can be so; what is too long to be true is taken out.
+fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriResources, Malformed> {
+    if request.method() == proto::CriMethod::Unspecified {
+        return Err(Malformed::Method(request.method));
+    }
+    if request.id.is_empty() || request.id.len() > ID_MAX {
+        return Err(Malformed::Id);
+    }
+    let proto::CriRequest { received, answered, .. } = *request;
+    if received == 0 || answered < received || now.0 < received {
+        return Err(Malformed::Time);
+    }
+    let resources = request.resources.as_mut().ok_or(Malformed::Resources)?;
+    for text in [&mut resources.memory_swap_max, &mut resources.memory_high] {
+        if claims::unified_bound(text).is_none() {
+            text.clear();
+        }
+    }
+    Ok(resources.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::limits::Bound;
+    use kwitness_core::resize::Wanted;
+
+    use super::*;
+
+    const NOW: KernelTime = KernelTime(1_000_000_000_000);
+
+    fn update(id: &str, received: u64, memory: i64, shares: i64) -> proto::CriRequest {
+        proto::CriRequest {
+            method: proto::CriMethod::UpdateContainerResources.into(),
+            id: id.to_owned(),
+            received,
+            answered: received + 5,
+            code: Some(0),
+            resources: Some(proto::CriResources {
+                memory_limit_in_bytes: memory,
+                cpu_shares: shares,
+                ..Default::default()
+            }),
+        }
+    }
+
+    fn wanted(requests: &Requests, id: &str) -> Vec<(u64, Wanted)> {
+        requests.claims(id).into_iter().map(|(_, claim)| (claim.at.0, claim.wanted)).collect()
+    }
+
+    #[test]
+    fn of_each_limit_the_last_word_counts_in_the_order_of_the_requests() {
+        let requests = Requests::default();
+        requests.tell(update("a", 10, 4096, 256), NOW).unwrap();
+        requests.tell(update("a", 30, 8192, 0), NOW).unwrap();
+        requests.tell(update("a", 20, 1, 512), NOW).unwrap();
+        let (shares, memory) = (Wanted::Shares(512), Wanted::Memory(Bound::At(8192)));
+        assert_eq!(wanted(&requests, "a"), [(20, shares), (30, memory)]);
+        assert_eq!(requests.last("a").unwrap().received, 30);
+        assert_eq!(wanted(&requests, "b"), []);
+    }
+
+    #[test]
+    fn what_ended_is_forgotten_and_what_was_not_begun_is_waited_for() {
+        let requests = Requests::default();
+        for id in ["old", "new", "stays"] {
+            requests.tell(update(id, NOW.0 - 10, 4096, 0), NOW).unwrap();
+        }
+        requests.keep(&["old", "stays"].into(), NOW);
+        requests.keep(&["stays"].into(), NOW);
+        assert!(requests.last("old").is_none(), "it was there, and is no longer");
+        assert!(requests.last("new").is_some() && requests.last("stays").is_some());
+        requests.keep(&["stays"].into(), KernelTime(NOW.0 + UNBORN));
+        assert!(requests.last("new").is_none(), "it never was");
+        assert_eq!(requests.counters()["cri_requests_known"], 1);
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_the_oldest_goes_first() {
+        let requests = Requests::default();
+        for number in 0..=KNOWN_MAX {
+            requests.tell(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW).unwrap();
+        }
+        assert!(requests.last("0").is_none() && requests.last("1").is_some());
+        let counters = requests.counters();
+        assert_eq!((counters["cri_requests_known"], counters["cri_requests_evicted"]), (KNOWN_MAX as u64, 1));
+    }
+
+    #[test]
+    fn what_is_malformed_is_named_and_counted() {
+        let requests = Requests::default();
+        let good = || update("a", 10, 4096, 0);
+        for (request, why) in [
+            (proto::CriRequest { method: 0, ..good() }, Malformed::Method(0)),
+            (proto::CriRequest { method: 99, ..good() }, Malformed::Method(99)),
+            (proto::CriRequest { id: String::new(), ..good() }, Malformed::Id),
+            (proto::CriRequest { id: "x".repeat(ID_MAX + 1), ..good() }, Malformed::Id),
+            (proto::CriRequest { received: 0, ..good() }, Malformed::Time),
+            (proto::CriRequest { answered: 9, ..good() }, Malformed::Time),
+            (update("a", NOW.0 + 1, 4096, 0), Malformed::Time),
+            (proto::CriRequest { resources: None, ..good() }, Malformed::Resources),
+        ] {
+            assert_eq!(requests.tell(request, NOW), Err(why));
+        }
+        assert_eq!(requests.counters()["cri_requests_malformed"], 8);
+        assert_eq!(requests.counters()["cri_requests_told"], 0);
+        let resources = Some(proto::CriResources {
+            memory_swap_max: "9".repeat(1000),
+            memory_high: "max, or so".to_owned(),
+            ..Default::default()
+        });
+        requests.tell(proto::CriRequest { resources, ..good() }, NOW).unwrap();
+        assert_eq!(requests.last("a").unwrap().resources, Some(proto::CriResources::default()));
+    }
+}

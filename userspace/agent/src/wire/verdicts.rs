@@ -1,0 +1,137 @@
+//! Verdicts in the API's shape.
+
+use kwitness_core::resize::proof::{Interval, Proof};
+use kwitness_core::resize::{self, Attempt, Claim, Ended, Judged, Source, Tolerance, Writer};
+
+use super::limits::{errno_name, outcome, pod, reading, role};
+use crate::clock::Clock;
+use kwitness_api::proto;
+
+/// A verdict with all that it rests on.
+pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
+    let judgement = &judged.judgement;
+    let mut verdict = proto::Verdict {
+        cgroup: Some(proto::Cgroup {
+            id: judged.cgroup.0,
+            path: Some(judged.path.to_string()),
+            role: role(judged.role).into(),
+            pod: judged.pod.as_ref().map(pod),
+        }),
+        file: judgement.resource.file().to_string(),
+        reason: judgement.reason(errno_name),
+        claims: judged.claims.iter().map(|of| claim(of, clock)).collect(),
+        compared_with: judgement
+            .claim
+            .map_or(proto::Source::Unspecified, |claim| source(claim.source))
+            .into(),
+        disagreeing: judgement.disagreeing.iter().map(|of| source(*of).into()).collect(),
+        tolerance: judgement.tolerance.map_or(proto::Tolerance::Unspecified, tolerance).into(),
+        in_force: Some(reading(&judgement.in_force)),
+        effective: judgement.effective.as_ref().map(|(value, path)| proto::Effective {
+            value: value.to_string(),
+            cgroup_path: path.to_string(),
+        }),
+        written: judged.attempt.as_ref().map(attempt),
+        ..Default::default()
+    };
+    let kind = match &judgement.verdict {
+        resize::Verdict::InForce => proto::VerdictKind::InForce,
+        resize::Verdict::Pending { until } => {
+            verdict.deadline = Some(clock.wall(*until));
+            proto::VerdictKind::Pending
+        }
+        resize::Verdict::Diverged => proto::VerdictKind::Diverged,
+        resize::Verdict::Rejected { errno, writer, .. } => {
+            verdict.errno = Some(*errno);
+            verdict.writer = writer.as_ref().map(self::writer);
+            proto::VerdictKind::Rejected
+        }
+        // Who allows less is the effective level.
+        resize::Verdict::Shadowed { .. } => proto::VerdictKind::Shadowed,
+        resize::Verdict::OverLimit { usage } => {
+            verdict.usage = Some(*usage);
+            proto::VerdictKind::OverLimit
+        }
+        resize::Verdict::Killed { kills } => {
+            verdict.kills = Some(*kills);
+            proto::VerdictKind::Killed
+        }
+        resize::Verdict::Reverted { writer } => {
+            verdict.writer = writer.as_ref().map(self::writer);
+            proto::VerdictKind::Reverted
+        }
+        resize::Verdict::Unknown { .. } => proto::VerdictKind::Unknown,
+    };
+    verdict.verdict = kind.into();
+    verdict
+}
+
+/// What usage proves of a limit.
+pub fn proof(seen: &Interval, proof: &Proof) -> proto::Proof {
+    let (kind, used, enforced) = match *proof {
+        Proof::Kept { used, enforced } => (proto::ProofKind::Kept, Some(used), Some(enforced)),
+        Proof::NotReached { used } => (proto::ProofKind::NotReached, Some(used), None),
+        Proof::Exceeded { used } => (proto::ProofKind::Exceeded, Some(used), None),
+        Proof::Unknown => (proto::ProofKind::Unknown, None, None),
+    };
+    proto::Proof {
+        proof: kind.into(),
+        began: seen.from.0,
+        ended: seen.to.0,
+        used: used.map(|used| used.usage),
+        allowed: used.map(|used| used.allowed),
+        enforced,
+    }
+}
+
+fn claim(claim: &Claim, clock: Clock) -> proto::Claim {
+    proto::Claim {
+        source: source(claim.source).into(),
+        value: claim.wanted.ideal().to_string(),
+        time: Some(clock.wall(claim.at)),
+    }
+}
+
+fn writer(writer: &Writer) -> proto::Writer {
+    proto::Writer {
+        pid: Some(writer.pid),
+        comm: Some(writer.comm.to_string()),
+        cgroup_path: writer.cgroup.as_deref().map(str::to_owned),
+        ..Default::default()
+    }
+}
+
+fn attempt(attempt: &Attempt) -> proto::LimitWrite {
+    proto::LimitWrite {
+        value: attempt.value.as_deref().map(str::to_owned),
+        writer: attempt.writer.as_ref().map(writer),
+        errno: attempt.result.errno(),
+        errno_name: attempt.result.errno().map(errno_name),
+        began: attempt.began.map(|at| at.0),
+        returned: attempt.ended.and_then(Ended::returned).map(|at| at.0),
+        outcome: attempt.ended.map_or(proto::WriteOutcome::Unspecified, |_| outcome(attempt.result)).into(),
+        ..Default::default()
+    }
+}
+
+fn source(source: Source) -> proto::Source {
+    match source {
+        Source::Client => proto::Source::Client,
+        Source::KubeletAllocated => proto::Source::KubeletAllocated,
+        Source::CriRequest => proto::Source::CriRequest,
+        Source::KubeletActuated => proto::Source::KubeletActuated,
+        Source::Runtime => proto::Source::Runtime,
+    }
+}
+
+fn tolerance(tolerance: Tolerance) -> proto::Tolerance {
+    match tolerance {
+        Tolerance::Exact => proto::Tolerance::Exact,
+        Tolerance::MinimumQuota => proto::Tolerance::MinimumQuota,
+        Tolerance::RoundedToTenMilliseconds => proto::Tolerance::RoundedToTenMilliseconds,
+        Tolerance::OldWeightFormula => proto::Tolerance::OldWeightFormula,
+        Tolerance::NewWeightFormula => proto::Tolerance::NewWeightFormula,
+        Tolerance::RoundedToPage => proto::Tolerance::RoundedToPage,
+        Tolerance::RoomForMore => proto::Tolerance::RoomForMore,
+    }
+}

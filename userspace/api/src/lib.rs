@@ -1,0 +1,29 @@
+//! The API of kwitness for its clients: the messages of `kwitness.v1alpha1` with their canonical JSON, and the client.
+//!
+//! Builds on any operating system. Owns nothing of a node: the daemon is known by its socket alone.
+
+mod event_kind;
+mod timestamp;
+
+pub use event_kind::EventKind;
+pub use timestamp::Timestamp;
+
+/// Where the daemon listens by default.
+pub const DEFAULT_SOCKET: &str = "/run/kwitness/kwitness.sock";
+
+/// The service's full name, as gRPC health and reflection have it.
+pub const SERVICE: &str = "kwitness.v1alpha1.Kwitness";
+
+/// The most requests that one `ReportCriRequests` call may carry.
+pub const REQUESTS_MAX: usize = 256;
+
+/// The messages and the client that `build.rs` generates. The module is named without the version: a client moves to the
+/// next one by moving to the next release of this crate.
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated; the protobuf files document it")]
+pub mod proto {
+    tonic::include_proto!("kwitness.v1alpha1");
+    include!(concat!(env!("OUT_DIR"), "/kwitness.v1alpha1.serde.rs"));
+
+    /// The descriptors of the API and of all it imports, for gRPC reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kwitness.v1alpha1.bin"));
+}

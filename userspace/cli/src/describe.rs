@@ -1,0 +1,393 @@
+//! Events and containers in words, for tables. What is not known is said to be so; no cell is ever empty.
+
+use anstyle::{AnsiColor, Style};
+
+use crate::table::Cell;
+use crate::text::{UNKNOWN, short_id, short_uid, time_of_day};
+use kwitness_api::proto;
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::exit_status::Status;
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const NOTICE: Style = AnsiColor::Yellow.on_default();
+const FAINT: Style = Style::new().dimmed();
+
+/// The kind's name, as the JSON has it.
+pub fn kind(event: &proto::Event) -> Cell {
+    let (name, style) = match &event.kind {
+        Some(Kind::Created(_)) => ("created", Style::new()),
+        Some(Kind::Started(_)) => ("started", GOOD),
+        Some(Kind::Exec(_)) => ("exec", FAINT),
+        Some(Kind::Exited(exited)) => ("exited", if is_bad(exited.status.as_ref()) { BAD } else { FAINT }),
+        Some(Kind::Stopped(stopped)) => {
+            ("stopped", if is_bad(stopped.main_status.as_ref()) { BAD } else { NOTICE })
+        }
+        Some(Kind::Deleted(_)) => ("deleted", Style::new()),
+        Some(Kind::Updated(_)) => ("updated", FAINT),
+        Some(Kind::OomKill(_)) => ("oomKill", BAD.bold()),
+        Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
+        Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
+        Some(Kind::Gap(_)) => ("gap", BAD.bold()),
+        Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
+        None => ("unknown", NOTICE),
+    };
+    Cell::styled(name, style)
+}
+
+/// Whether a status is that of a failure.
+fn is_bad(status: Option<&proto::ExitStatus>) -> bool {
+    !matches!(status.and_then(|status| status.status), None | Some(Status::Code(0)))
+}
+
+/// How a verdict looks.
+pub fn verdict_style(verdict: proto::VerdictKind) -> Style {
+    match verdict {
+        proto::VerdictKind::InForce => GOOD,
+        proto::VerdictKind::Pending | proto::VerdictKind::Unknown | proto::VerdictKind::Unspecified => NOTICE,
+        _ => BAD,
+    }
+}
+
+fn refused(changed: &proto::LimitChanged) -> bool {
+    changed.write.as_ref().is_some_and(|write| write.errno.is_some())
+}
+
+/// The names of whom an event concerns; a pod's cgroup has no container.
+pub fn names_of(event: &proto::Event, full: bool) -> Names {
+    match (&event.container, &event.kind) {
+        (None, Some(Kind::LimitChanged(changed))) => crate::limits::names(changed.cgroup.as_ref(), full),
+        (None, Some(Kind::Verdict(verdict))) => crate::limits::names(verdict.cgroup.as_ref(), full),
+        (container, _) => names(container.as_ref(), full),
+    }
+}
+
+/// Names for a table's columns; ids where no name is known.
+pub struct Names {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name, or its UID.
+    pub pod: String,
+    /// The container's name, or its id.
+    pub container: String,
+}
+
+/// The names of a container; in full, or shortened where ids stand for them.
+pub fn names(container: Option<&proto::Container>, full: bool) -> Names {
+    let unknown = || UNKNOWN.to_owned();
+    let Some(container) = container else {
+        return Names { namespace: unknown(), pod: unknown(), container: unknown() };
+    };
+    let id = short_id(&container.id);
+    let pod = container.pod.as_ref();
+    Names {
+        namespace: pod.and_then(|pod| pod.namespace.clone()).unwrap_or_else(unknown),
+        pod: pod.map_or_else(unknown, |pod| {
+            pod.name.clone().unwrap_or_else(|| if full { &pod.uid } else { short_uid(&pod.uid) }.to_owned())
+        }),
+        container: match (&container.name, container.r#type()) {
+            (Some(name), _) => name.clone(),
+            (None, proto::ContainerType::Sandbox) => "(sandbox)".to_owned(),
+            (None, _) => id.to_owned(),
+        },
+    }
+}
+
+/// What an event says, in a line.
+pub fn detail(event: &proto::Event) -> String {
+    let Some(kind) = &event.kind else { return "a kind of event that this release does not know".to_owned() };
+    let mut text = match kind {
+        Kind::Created(proto::Created { actor }) | Kind::Deleted(proto::Deleted { actor }) => {
+            actor.as_ref().map_or_else(String::new, |actor| format!("by {} ({})", actor.comm, actor.pid))
+        }
+        Kind::Started(proto::Started { process, program }) => run(program.as_deref(), process.as_ref()),
+        Kind::Exec(proto::Exec { process, program }) => run(Some(program), process.as_ref()),
+        Kind::Exited(exited) => {
+            let process = exited.process.as_ref().map_or_else(String::new, describe_process);
+            // Of a child this says nothing: most forks never execute anything.
+            let entered = exited.process.as_ref().is_some_and(|of| of.role() == proto::ProcessRole::Entered);
+            let early = if exited.before_exec && entered { ", before it executed anything" } else { "" };
+            format!("{process}: {}{early}", exit_status(exited.status.as_ref()))
+        }
+        Kind::Stopped(proto::Stopped { never_started: true, .. }) => "never started".to_owned(),
+        Kind::Stopped(proto::Stopped { main_status, main_oom_killed, .. }) => {
+            let oom = if *main_oom_killed { ", for want of memory" } else { "" };
+            exit_status(main_status.as_ref()) + oom
+        }
+        Kind::OomKill(kill) => crate::limits::oom_kill(kill),
+        Kind::Updated(proto::Updated { fields }) => fields.join(", "),
+        Kind::LimitChanged(changed) => crate::limits::change(changed),
+        Kind::Verdict(verdict) => crate::verify::sentence(verdict),
+        Kind::Gap(gap) => describe_gap(gap),
+        Kind::Resynced(proto::Resynced { found, gone, corrected }) => {
+            format!("the state is right again: {found} found, {gone} gone, {corrected} corrected")
+        }
+    };
+    let found = match event.basis() {
+        proto::Basis::InitialScan => "found at the start",
+        proto::Basis::RepairScan => "found after the gap",
+        _ => return if text.is_empty() { UNKNOWN.to_owned() } else { text },
+    };
+    if !text.is_empty() {
+        text.push_str(", ");
+    }
+    text + found
+}
+
+fn run(program: Option<&str>, process: Option<&proto::Process>) -> String {
+    let program = program.unwrap_or("program unknown");
+    match process {
+        Some(process) => format!("{program} ({}{})", process.pid, role(process)),
+        None => program.to_owned(),
+    }
+}
+
+pub(super) fn describe_process(process: &proto::Process) -> String {
+    format!("{} ({}{})", process.comm, process.pid, role(process))
+}
+
+fn role(process: &proto::Process) -> &'static str {
+    match process.role() {
+        proto::ProcessRole::Main => ", main",
+        proto::ProcessRole::Entered => ", entered",
+        proto::ProcessRole::Child | proto::ProcessRole::Unspecified => "",
+    }
+}
+
+/// How something ended, in words.
+pub fn exit_status(status: Option<&proto::ExitStatus>) -> String {
+    let Some(status) = status else { return "exit status not seen".to_owned() };
+    match status.status {
+        Some(Status::Code(code)) => format!("exit code {code}"),
+        Some(Status::Signal(signal)) => {
+            let core = if status.core_dumped { ", core dumped" } else { "" };
+            format!("killed by {} ({signal}){core}", status.signal_name)
+        }
+        None => "exit status not seen".to_owned(),
+    }
+}
+
+fn describe_gap(gap: &proto::Gap) -> String {
+    let cause = match gap.cause() {
+        proto::GapCause::RingFull => "a kernel ring was full",
+        proto::GapCause::TrackedSetFull => "the set of tracked cgroups was full",
+        proto::GapCause::MalformedRecord => "records could not be decoded",
+        proto::GapCause::WatchOverflow => {
+            "limits were written to faster than fanotify tells, how often is not known"
+        }
+        proto::GapCause::ProgramSkipped => "the kernel skipped programs, at most as many records",
+        proto::GapCause::WatcherLagged => "this client was too slow",
+        proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
+            "the daemon was restarted; what happened meanwhile was not seen"
+        }
+        proto::GapCause::ReplayExpired => "earlier events are no longer kept",
+        proto::GapCause::Unspecified => "unknown cause",
+    };
+    let mut text = cause.to_owned();
+    let lost: Vec<String> = gap.lost.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    if !lost.is_empty() {
+        text += &format!(": lost {}", lost.join(", "));
+    }
+    if let (Some(from), Some(to)) = (gap.from, gap.to) {
+        text += &format!(", between {} and {}", time_of_day(Some(from)), time_of_day(Some(to)));
+    }
+    text
+}
+
+/// A container's state.
+pub fn state(state: &proto::ContainerState) -> Cell {
+    match state.state() {
+        proto::State::Created => Cell::from("Created"),
+        proto::State::Running => Cell::styled("Running", GOOD),
+        proto::State::Stopped => {
+            Cell::styled("Stopped", if is_bad(state.main_status.as_ref()) { BAD } else { NOTICE })
+        }
+        proto::State::Unspecified => Cell::from(UNKNOWN),
+    }
+}
+
+/// The name of an enum's value, without its prefix and in lower case: "containerd".
+pub fn word(name: &str, prefix: &str) -> String {
+    match name.strip_prefix(prefix) {
+        Some("UNSPECIFIED") | None => UNKNOWN.to_owned(),
+        Some(word) => word.to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! One of each, with all and with little known.
+
+    use super::*;
+    use kwitness_api::Timestamp;
+
+    pub fn container(known: bool) -> proto::Container {
+        proto::Container {
+            id: "0123456789abcdef".repeat(4),
+            cgroup_id: 4242,
+            cgroup_path: "/kubepods.slice/x".into(),
+            runtime: proto::Runtime::Containerd.into(),
+            pod: Some(proto::Pod {
+                uid: "1d4e5f60-aaaa-bbbb-cccc-123456789abc".into(),
+                namespace: known.then(|| "prod".into()),
+                name: known.then(|| "web-5d9c7b8f6d-x2x7p".into()),
+                qos_class: proto::QosClass::Burstable.into(),
+            }),
+            name: known.then(|| "nginx".into()),
+            image: known.then(|| "docker.io/library/nginx:1.29".into()),
+            labels: Default::default(),
+            r#type: if known { proto::ContainerType::App } else { proto::ContainerType::Unspecified }.into(),
+        }
+    }
+
+    fn process(role: proto::ProcessRole) -> Option<proto::Process> {
+        Some(proto::Process {
+            pid: 1234,
+            start_time: 1,
+            parent_pid: 1,
+            comm: "nginx".into(),
+            role: role.into(),
+        })
+    }
+
+    fn signal() -> Option<proto::ExitStatus> {
+        Some(proto::ExitStatus {
+            status: Some(Status::Signal(9)),
+            core_dumped: true,
+            signal_name: "SIGKILL".into(),
+        })
+    }
+
+    pub fn events() -> Vec<proto::Event> {
+        let actor = || Some(proto::Actor { pid: 77, comm: "runc".into() });
+        let kinds = [
+            (false, proto::Basis::CgroupMkdir, Kind::Created(proto::Created { actor: actor() })),
+            (false, proto::Basis::InitialScan, Kind::Created(proto::Created { actor: None })),
+            (
+                true,
+                proto::Basis::TaskExec,
+                Kind::Started(proto::Started {
+                    process: process(proto::ProcessRole::Main),
+                    program: Some("/usr/sbin/nginx".into()),
+                }),
+            ),
+            (
+                true,
+                proto::Basis::TaskExec,
+                Kind::Exec(proto::Exec {
+                    process: process(proto::ProcessRole::Entered),
+                    program: "/bin/sh".into(),
+                }),
+            ),
+            (
+                true,
+                proto::Basis::TaskExit,
+                Kind::Exited(proto::Exited {
+                    process: process(proto::ProcessRole::Entered),
+                    status: signal(),
+                    before_exec: true,
+                }),
+            ),
+            (
+                true,
+                proto::Basis::CgroupPopulated,
+                Kind::Stopped(proto::Stopped {
+                    main_status: Some(proto::ExitStatus {
+                        status: Some(Status::Code(0)),
+                        ..Default::default()
+                    }),
+                    never_started: false,
+                    main_oom_killed: false,
+                }),
+            ),
+            (
+                true,
+                proto::Basis::CgroupPopulated,
+                Kind::Stopped(proto::Stopped {
+                    main_status: None,
+                    never_started: true,
+                    main_oom_killed: false,
+                }),
+            ),
+            (
+                true,
+                proto::Basis::CgroupPopulated,
+                Kind::Stopped(proto::Stopped {
+                    main_status: signal(),
+                    never_started: false,
+                    main_oom_killed: true,
+                }),
+            ),
+            (
+                true,
+                proto::Basis::OomKill,
+                Kind::OomKill(Box::new(crate::limits::testing::oom_kill(process(proto::ProcessRole::Child)))),
+            ),
+            (true, proto::Basis::CgroupRmdir, Kind::Deleted(proto::Deleted { actor: None })),
+            (true, proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(crate::limits::testing::refused()))),
+            (
+                true,
+                proto::Basis::Runtime,
+                Kind::Updated(proto::Updated { fields: vec!["name".into(), "pod.name".into()] }),
+            ),
+        ];
+        let about_node = [
+            Kind::Gap(proto::Gap {
+                cause: proto::GapCause::RingFull.into(),
+                lost: [("task_exec".to_owned(), 3), ("task_exit".to_owned(), 5)].into(),
+                ..Default::default()
+            }),
+            Kind::Resynced(proto::Resynced { found: 1, gone: 2, corrected: 3 }),
+        ];
+        let of_pod = [
+            (proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(crate::limits::testing::accepted()))),
+            (proto::Basis::LimitRead, Kind::LimitChanged(Box::new(crate::limits::testing::found()))),
+            (proto::Basis::LimitRead, Kind::Verdict(Box::new(crate::verify::testing::shadowed()))),
+        ];
+        let event = |container, basis: proto::Basis, kind| proto::Event {
+            position: Some(proto::Position { epoch: "e".into(), seq: 7 }),
+            time: Some(Timestamp::default()),
+            kernel_time: 1,
+            container,
+            basis: basis.into(),
+            kind: Some(kind),
+        };
+        let of_containers =
+            kinds.into_iter().map(|(known, basis, kind)| event(Some(container(known)), basis, kind));
+        let of_pod = of_pod.into_iter().map(|(basis, kind)| event(None, basis, kind));
+        let about_node = about_node.map(|kind| event(None, proto::Basis::Daemon, kind));
+        of_containers.chain(of_pod).chain(about_node).collect()
+    }
+
+    pub fn containers() -> Vec<proto::ContainerState> {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        vec![
+            proto::ContainerState {
+                container: Some(container(true)),
+                state: proto::State::Running.into(),
+                created_at: at(1_767_350_000),
+                started_at: at(1_767_357_500),
+                main: process(proto::ProcessRole::Main),
+                program: Some("/usr/sbin/nginx".into()),
+                execs: 3,
+                exits: 2,
+                ..Default::default()
+            },
+            proto::ContainerState {
+                container: Some(proto::Container {
+                    name: None,
+                    r#type: proto::ContainerType::Sandbox.into(),
+                    ..container(true)
+                }),
+                state: proto::State::Created.into(),
+                ..Default::default()
+            },
+            proto::ContainerState {
+                container: Some(container(false)),
+                state: proto::State::Stopped.into(),
+                main_status: signal(),
+                ..Default::default()
+            },
+        ]
+    }
+}

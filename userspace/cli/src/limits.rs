@@ -1,0 +1,261 @@
+//! Limits in words.
+
+use crate::describe::{Names, describe_process};
+use crate::text::{UNKNOWN, short_uid};
+use kwitness_api::proto;
+use kwitness_api::proto::oom_kill::Exhausted;
+use kwitness_api::proto::reading::Reading;
+
+/// The names of a cgroup that is no container's.
+pub fn names(cgroup: Option<&proto::Cgroup>, full: bool) -> Names {
+    let unknown = || UNKNOWN.to_owned();
+    let pod = cgroup.and_then(|cgroup| cgroup.pod.as_ref());
+    Names {
+        namespace: pod.and_then(|pod| pod.namespace.clone()).unwrap_or_else(unknown),
+        pod: pod.map_or_else(unknown, |pod| {
+            pod.name.clone().unwrap_or_else(|| if full { &pod.uid } else { short_uid(&pod.uid) }.to_owned())
+        }),
+        container: match cgroup.map(proto::Cgroup::role) {
+            Some(proto::CgroupRole::Pod) => "(pod)".to_owned(),
+            Some(proto::CgroupRole::Qos) => "(class)".to_owned(),
+            Some(proto::CgroupRole::Kubepods) => "(all pods)".to_owned(),
+            _ => unknown(),
+        },
+    }
+}
+
+/// A change, in a line.
+pub fn change(changed: &proto::LimitChanged) -> String {
+    let file = &changed.file;
+    let (old, new) = (reading(changed.old.as_ref()), reading(changed.new.as_ref()));
+    let Some(write) = &changed.write else {
+        return format!("{file} {old} -> {new}, found{}{}", more(changed), at(changed));
+    };
+    let by = write.writer.as_ref().map_or_else(|| "an unknown writer".to_owned(), writer);
+    let presumably = if write.outcome() == proto::WriteOutcome::Unknown { "presumably " } else { "" };
+    let took = match (write.began, write.returned) {
+        (Some(began), Some(returned)) => format!(" in {}", duration(returned.saturating_sub(began))),
+        _ => String::new(),
+    };
+    if let Some(errno) = &write.errno_name {
+        let value = write.value.as_deref().unwrap_or(UNKNOWN);
+        return format!("{file} stays {old}: {value} refused with {errno}, by {by}{took}{}", at(changed));
+    }
+    let written = if changed.read_back { "" } else { " (as written)" };
+    format!("{file} {old} -> {new}{written}, {presumably}by {by}{took}{}{}", more(changed), at(changed))
+}
+
+/// Where, if that is not the container's or the pod's own cgroup.
+fn at(changed: &proto::LimitChanged) -> String {
+    match changed.cgroup.as_ref().map(|cgroup| (cgroup.role(), cgroup.path.as_deref())) {
+        Some((proto::CgroupRole::Container | proto::CgroupRole::Pod, _)) => String::new(),
+        Some((_, Some(path))) => format!(", of {path}"),
+        Some((_, None)) | None => ", of a cgroup that is gone".to_owned(),
+    }
+}
+
+fn more(changed: &proto::LimitChanged) -> String {
+    match changed.coalesced {
+        0 => String::new(),
+        more => format!(", stands for {more} more"),
+    }
+}
+
+fn writer(writer: &proto::Writer) -> String {
+    let pid = writer.pid.map_or_else(|| UNKNOWN.to_owned(), |pid| pid.to_string());
+    format!("{} ({pid})", writer.comm.as_deref().unwrap_or("an unknown process"))
+}
+
+/// What a file says, in words.
+pub fn reading(reading: Option<&proto::Reading>) -> String {
+    match reading.and_then(|reading| reading.reading.as_ref()) {
+        Some(Reading::Value(value)) if value.is_empty() => "\"\"".to_owned(),
+        Some(Reading::Value(value)) => value.clone(),
+        Some(Reading::Absent(_)) => "absent".to_owned(),
+        Some(Reading::Gone(_)) => "gone".to_owned(),
+        Some(Reading::Unknown(_)) => "unknown".to_owned(),
+        None => UNKNOWN.to_owned(),
+    }
+}
+
+/// A kill for want of memory, in a line.
+pub fn oom_kill(kill: &proto::OomKill) -> String {
+    let victim = kill.process.as_ref().map_or_else(|| UNKNOWN.to_owned(), describe_process);
+    let how = match kill.choice() {
+        proto::OomChoice::GroupMember => " killed with its group",
+        proto::OomChoice::Chosen | proto::OomChoice::Unspecified => " killed",
+    };
+    let limit = match &kill.exhausted {
+        Some(Exhausted::Machine(_)) => "the machine was out of memory".to_owned(),
+        Some(Exhausted::LimitOf(cgroup)) => format!("the memory limit of {} was hit", whose(cgroup)),
+        None => "which limit was hit is not known".to_owned(),
+    };
+    let usage = match (kill.usage_bytes, kill.limit_bytes) {
+        (Some(usage), Some(limit)) => format!(" ({} of {} MiB)", usage >> 20, limit >> 20),
+        _ => String::new(),
+    };
+    let trigger = kill.trigger.as_ref().filter(|trigger| {
+        trigger.pid.is_some() && trigger.pid != kill.process.as_ref().map(|process| process.pid)
+    });
+    let by = trigger.map_or_else(String::new, |trigger| format!(", by {}", writer(trigger)));
+    format!("{victim}{how}: {limit}{usage}{by}")
+}
+
+fn whose(cgroup: &proto::Cgroup) -> &str {
+    match cgroup.role() {
+        proto::CgroupRole::Container => "the container",
+        proto::CgroupRole::Pod => "the pod",
+        proto::CgroupRole::Qos => "the QoS class",
+        proto::CgroupRole::Kubepods => "all pods",
+        proto::CgroupRole::Inner => "a group in the container",
+        proto::CgroupRole::Other | proto::CgroupRole::Unspecified => {
+            cgroup.path.as_deref().unwrap_or("a cgroup above the containers")
+        }
+    }
+}
+
+/// Nanoseconds, to three digits.
+fn duration(nanos: u64) -> String {
+    match nanos {
+        0..1_000_000 => format!("{} µs", nanos / 1000),
+        1_000_000..1_000_000_000 => format!("{} ms", nanos / 1_000_000),
+        _ => format!("{} s", nanos / 1_000_000_000),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    fn value(text: &str) -> Option<proto::Reading> {
+        Some(proto::Reading { reading: Some(Reading::Value(text.into())) })
+    }
+
+    fn cgroup(role: proto::CgroupRole) -> Option<proto::Cgroup> {
+        Some(proto::Cgroup {
+            id: 7,
+            path: Some("/kubepods.slice/x".into()),
+            role: role.into(),
+            pod: Some(proto::Pod {
+                uid: "1d4e5f60-aaaa-bbbb-cccc-123456789abc".into(),
+                namespace: Some("prod".into()),
+                name: Some("web-5d9c7b8f6d-x2x7p".into()),
+                qos_class: proto::QosClass::Burstable.into(),
+            }),
+        })
+    }
+
+    fn write(value: &str, errno: Option<i32>) -> Option<proto::LimitWrite> {
+        Some(proto::LimitWrite {
+            value: Some(value.into()),
+            writer: Some(proto::Writer { pid: Some(77), comm: Some("runc".into()), ..Default::default() }),
+            errno,
+            errno_name: errno.map(|_| "EINVAL".into()),
+            began: Some(1_000),
+            returned: Some(26_000_000),
+            hook: proto::WriteHook::Fentry.into(),
+            ..Default::default()
+        })
+    }
+
+    /// A child of the container, killed because the pod was full.
+    pub fn oom_kill(process: Option<proto::Process>) -> proto::OomKill {
+        proto::OomKill {
+            process,
+            choice: proto::OomChoice::Chosen.into(),
+            exhausted: cgroup(proto::CgroupRole::Pod).map(Exhausted::LimitOf),
+            usage_bytes: Some(64 << 20),
+            limit_bytes: Some(64 << 20),
+            trigger: Some(proto::Writer { pid: Some(99), comm: Some("stress".into()), ..Default::default() }),
+        }
+    }
+
+    pub fn refused() -> proto::LimitChanged {
+        proto::LimitChanged {
+            cgroup: cgroup(proto::CgroupRole::Container),
+            file: "cpu.max".into(),
+            old: value("100000 100000"),
+            new: value("100000 100000"),
+            read_back: true,
+            write: write("410000 100000", Some(22)),
+            coalesced: 0,
+        }
+    }
+
+    pub fn accepted() -> proto::LimitChanged {
+        proto::LimitChanged {
+            cgroup: cgroup(proto::CgroupRole::Pod),
+            file: "memory.max".into(),
+            old: value("max"),
+            new: value("67108864"),
+            read_back: true,
+            write: write("67108864", None),
+            coalesced: 2,
+        }
+    }
+
+    pub fn found() -> proto::LimitChanged {
+        proto::LimitChanged {
+            cgroup: cgroup(proto::CgroupRole::Qos),
+            file: "cpuset.cpus".into(),
+            old: Some(proto::Reading { reading: Some(Reading::Absent(true)) }),
+            new: value(""),
+            read_back: true,
+            write: None,
+            coalesced: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_in_words() {
+        let process = proto::Process {
+            pid: 12,
+            comm: "java".into(),
+            role: proto::ProcessRole::Main.into(),
+            ..Default::default()
+        };
+        let kill = testing::oom_kill(Some(process));
+        assert_eq!(
+            oom_kill(&kill),
+            "java (12, main) killed: the memory limit of the pod was hit (64 of 64 MiB), by stress (99)"
+        );
+        let machine = proto::OomKill {
+            exhausted: Some(Exhausted::Machine(true)),
+            choice: proto::OomChoice::GroupMember.into(),
+            usage_bytes: None,
+            trigger: None,
+            ..kill.clone()
+        };
+        assert_eq!(
+            oom_kill(&machine),
+            "java (12, main) killed with its group: the machine was out of memory"
+        );
+        let unknown = proto::OomKill { exhausted: None, usage_bytes: None, trigger: None, ..kill };
+        assert_eq!(oom_kill(&unknown), "java (12, main) killed: which limit was hit is not known");
+    }
+
+    #[test]
+    fn changes_in_words() {
+        assert_eq!(
+            change(&testing::refused()),
+            "cpu.max stays 100000 100000: 410000 100000 refused with EINVAL, by runc (77) in 25 ms"
+        );
+        assert_eq!(
+            change(&testing::accepted()),
+            "memory.max max -> 67108864, by runc (77) in 25 ms, stands for 2 more"
+        );
+        assert_eq!(change(&testing::found()), "cpuset.cpus absent -> \"\", found, of /kubepods.slice/x");
+        let mut unsure = testing::accepted();
+        if let Some(write) = &mut unsure.write {
+            write.outcome = proto::WriteOutcome::Unknown.into();
+        }
+        assert!(change(&unsure).contains("-> 67108864, presumably by runc"), "{}", change(&unsure));
+        let unread = proto::LimitChanged { read_back: false, coalesced: 0, ..testing::accepted() };
+        assert!(change(&unread).contains("-> 67108864 (as written), by"), "{}", change(&unread));
+    }
+}

@@ -1,0 +1,39 @@
+//! `kwitness cri-proxy`: flags into options, logging, the runtime.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::client;
+use crate::exit::Code;
+use kwitness_cri_proxy::DEFAULT_SOCKET;
+use kwitness_cri_proxy::{Options, RuntimeSocket};
+use kwitness_service::log;
+use kwitness_service::log::LogFormat;
+
+#[derive(Debug, clap::Args)]
+pub struct CriProxy {
+    /// The Unix socket to serve, unless systemd passes one
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub listen: PathBuf,
+    /// The container runtime's socket; "auto": the first that exists of containerd's, k3s's, CRI-O's and cri-dockerd's
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    pub runtime_endpoint: String,
+    /// What is logged to standard error, as the setting log.level
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How it is written
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+pub fn run(options: CriProxy, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+    let CriProxy { listen, runtime_endpoint, log_level, log_format } = options;
+    log::start(&log_level, log_format)?;
+    let options =
+        Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon: client::socket(socket) };
+    // One thread: a call costs less than waking another would.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(kwitness_cri_proxy::run(options))?;
+    Ok(Code::Success)
+}

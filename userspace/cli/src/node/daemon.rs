@@ -1,0 +1,48 @@
+//! `kwitness daemon`: flags and file into a configuration, the runtime.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::exit::Code;
+use kwitness_agent::config::Config;
+use kwitness_service::log;
+
+#[derive(Debug, clap::Args)]
+pub struct Daemon {
+    /// The configuration file [default: /etc/kwitness/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A setting, as in the file: kernel.roots='["docker-"]'; wins over the file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The container runtime's socket, or "none"; short for --set runtime.endpoint=
+    #[arg(long, value_name = "PATH")]
+    pub runtime_endpoint: Option<String>,
+    /// What is logged to standard error; short for --set log.level=
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Write every observation to a file, one JSON object a line, to replay it in a test
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+/// One for the engine, one for its clients; more would only idle on a node that runs other things.
+const WORKERS: usize = 2;
+
+pub fn run(options: Daemon, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+    let Daemon { config, mut set, runtime_endpoint, log_level, record } = options;
+    let short = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
+    set.extend(socket.map(|socket| short("api.socket", socket.to_string_lossy().into_owned())));
+    set.extend(runtime_endpoint.map(|endpoint| short("runtime.endpoint", endpoint)));
+    set.extend(log_level.map(|level| short("log.level", level)));
+    let config = Config::load(config.as_deref(), &set)?;
+    log::start(&config.log_filter, config.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(kwitness_agent::daemon::run(config, record.as_deref()))?;
+    Ok(Code::Success)
+}

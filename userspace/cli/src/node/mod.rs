@@ -1,0 +1,30 @@
+//! The commands that need the node itself: the daemon, the CRI proxy, the doctor. Linux only, behind the feature `node`.
+
+mod cri_proxy;
+mod daemon;
+mod doctor;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::client;
+use crate::exit::Code;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node agent: load the eBPF probes and serve the API
+    Daemon(daemon::Daemon),
+    /// Proxy the CRI so that the kubelet receives container events from kwitness
+    CriProxy(cri_proxy::CriProxy),
+    /// Check this node's prerequisites and explain how to fix problems (no daemon needed)
+    Doctor(doctor::Doctor),
+}
+
+pub fn run(command: Command, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+    match command {
+        Command::Daemon(options) => daemon::run(options, socket),
+        Command::CriProxy(options) => cri_proxy::run(options, socket),
+        Command::Doctor(options) => client::run(doctor::run(socket, options)),
+    }
+}

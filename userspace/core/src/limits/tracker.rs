@@ -1,0 +1,550 @@
+//! What each limit_file says as far as known, the writes that have not been read back yet, and what follows when they are.
+//!
+//! ```text
+//!  begins ──▶ running ─┬─ returns ──────────────────────▶ pending ── is read back ──▶ told, if anything has changed
+//!                      └─ is not seen to return: given up ──▲
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::event::{Basis, Event, Kind};
+use crate::ids::{CgroupId, KernelTime};
+use crate::lifecycle::Output;
+use crate::limit_file::LimitFile;
+use crate::observation::{
+    Action, Caller, Fact, KernelEvent, LimitWrite, Observation, ReadLimits, Scan, WritePhase, WriteResult,
+};
+use crate::resize::{Attempt, Ended, Writer};
+
+use super::{
+    Answer, Changed, LevelRole, Place, Places, Reading, SeenWrite, Value, format, initial, is_reconciled,
+};
+
+/// What was dropped or came to nothing, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitCounters {
+    /// Writes to limit files that were seen to return.
+    pub writes: u64,
+    /// Of those, the ones that wrote what was there.
+    pub unchanged: u64,
+    /// Writes told as part of another, for more were pending than are kept.
+    pub coalesced: u64,
+    /// Changes that no write explains.
+    pub found: u64,
+    /// Writes that were not seen to return: the record was lost, or the kernel had no room for the probe.
+    pub unreturned: u64,
+    /// Cgroups not followed, for there were too many.
+    pub cgroups_full: u64,
+}
+
+/// All limit_files of all cgroups that are followed.
+#[derive(Debug, Default)]
+pub struct LimitTracker {
+    cgroups: FxHashMap<CgroupId, Cgroup>,
+    /// Those with a write that has begun and not returned.
+    busy: FxHashSet<CgroupId>,
+    counters: LimitCounters,
+}
+
+#[derive(Debug, Default)]
+struct Cgroup {
+    /// As the last answer had it.
+    path: Option<Arc<str>>,
+    /// What a limit_file that is not in `limit_files` says.
+    others: Others,
+    limit_files: Vec<(LimitFile, State)>,
+    /// All are being read.
+    asked: bool,
+    /// Writes that were only counted, since all were read last.
+    untold: u64,
+}
+
+/// What a limit_file says that was never read by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Others {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// The cgroup's making was seen: what the kernel begins with.
+    Initial,
+    /// All were read, and it was not there.
+    Absent,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    reading: Option<Reading>,
+    /// Returned or given up, and not read back yet; the oldest first.
+    pending: Vec<Pending>,
+    /// Of the last pending one: so many more.
+    coalesced: u64,
+    /// It is being read.
+    asked: bool,
+    /// Begun and not returned.
+    running: Vec<(KernelTime, LimitWrite)>,
+    /// The last ones that returned or were given up, the oldest first.
+    attempts: VecDeque<Attempt>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    at: KernelTime,
+    write: SeenWrite,
+}
+
+/// How a write ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Seen { result: WriteResult, returned: Option<KernelTime> },
+    NotSeen,
+}
+
+impl LimitTracker {
+    /// Cgroups that are followed at most; changes in one more are told with what was there before unknown.
+    pub const CGROUPS: usize = 65_536;
+    /// Writes to one file that wait to be read back, at most; one more is counted with the last.
+    pub const PENDING: usize = 64;
+    /// Attempts to write a file that are remembered for verdicts.
+    const ATTEMPTS: usize = 4;
+    /// Writes to one file at the same time that are remembered; at one more, the oldest is given up.
+    pub const RUNNING: usize = 8;
+    /// A write that was not seen to return for so many nanoseconds is given up. The kernel may reclaim for long, and the
+    /// write be seen to return after all: that is taken as another write of the same, and changes nothing.
+    pub const RETURNS_WITHIN: u64 = 60_000_000_000;
+
+    /// What was counted.
+    pub fn counters(&self) -> LimitCounters {
+        self.counters
+    }
+
+    /// The attempts to write a file that are remembered, the oldest first; those that have not returned last.
+    pub fn attempts(&self, cgroup: CgroupId, limit_file: LimitFile, places: &impl Places) -> Vec<Attempt> {
+        let Some(state) = self.cgroups.get(&cgroup).and_then(|cgroup| cgroup.state(limit_file)) else {
+            return Vec::new();
+        };
+        let running = state.running.iter().map(|(began, write)| Attempt {
+            value: write.value.as_ref().map(|value| value.text.clone()),
+            result: WriteResult::Unknown,
+            writer: writer(&write.writer, places),
+            began: Some(write.began.unwrap_or(*began)),
+            ended: None,
+        });
+        state.attempts.iter().cloned().chain(running).collect()
+    }
+
+    /// Whether an observation says anything of limits.
+    pub fn concerns(observation: &Observation) -> bool {
+        match observation {
+            Observation::Kernel(event) => matches!(
+                event.fact,
+                Fact::Mkdir { .. }
+                    | Fact::Rmdir { .. }
+                    | Fact::Release
+                    | Fact::Exec { first: true, .. }
+                    | Fact::LimitWrite(_)
+                    | Fact::LimitWritesSuppressed(_)
+            ),
+            Observation::Scan(_) | Observation::LimitsRead(_) | Observation::Tick { .. } => true,
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => false,
+        }
+    }
+
+    /// Takes one observation, after the lifecycle has, a removal before; appends what follows from it.
+    pub fn observe(&mut self, observation: &Observation, places: &impl Places, output: &mut Output) {
+        match observation {
+            Observation::Kernel(event) => self.kernel(event, places, output),
+            Observation::Scan(scan) => self.scan(scan, places, output),
+            Observation::LimitsRead(answer) => self.answered(answer, places, output),
+            Observation::Tick { at } => self.give_up(*at, places, output),
+            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => {}
+        }
+    }
+
+    fn kernel(&mut self, event: &KernelEvent, places: &impl Places, output: &mut Output) {
+        let KernelEvent { at, cgroup, fact } = event;
+        match fact {
+            Fact::Mkdir { .. } => {
+                if let Some(entry) = self.entry(*cgroup) {
+                    entry.others = Others::Initial;
+                }
+            }
+            Fact::Rmdir { .. } | Fact::Release => {
+                if let Some(gone) = self.cgroups.remove(cgroup) {
+                    self.vanished(*cgroup, gone, places, output);
+                }
+            }
+            // What was written while the container was made may have come by ways that nobody sees.
+            Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, places, output),
+            Fact::LimitWrite(write) => self.written(*at, *cgroup, write, places, output),
+            Fact::LimitWritesSuppressed(count) => {
+                if let Some(entry) = self.entry(*cgroup) {
+                    entry.untold += count;
+                }
+                self.ask_whole(*cgroup, places, output);
+            }
+            _ => {}
+        }
+    }
+
+    fn entry(&mut self, cgroup: CgroupId) -> Option<&mut Cgroup> {
+        if self.cgroups.len() >= Self::CGROUPS && !self.cgroups.contains_key(&cgroup) {
+            self.counters.cgroups_full += 1;
+            return None;
+        }
+        Some(self.cgroups.entry(cgroup).or_default())
+    }
+
+    fn written(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        write: &LimitWrite,
+        places: &impl Places,
+        output: &mut Output,
+    ) {
+        let Some(entry) = self.entry(cgroup) else { return };
+        let running = &mut entry.state_mut(write.limit_file).running;
+        match write.phase {
+            WritePhase::Began => {
+                let oldest = (running.len() == Self::RUNNING).then(|| running.remove(0).1);
+                running.push((at, write.clone()));
+                self.busy.insert(cgroup);
+                if let Some(oldest) = oldest {
+                    self.over(at, cgroup, &oldest, End::NotSeen, places, output);
+                }
+            }
+            WritePhase::Returned { result, at: returned } => {
+                let same = |running: &LimitWrite| {
+                    (running.writer.tid, running.began) == (write.writer.tid, write.began)
+                };
+                running.retain(|(_, running)| !same(running));
+                self.over(at, cgroup, write, End::Seen { result, returned }, places, output);
+            }
+        }
+    }
+
+    /// Gives up the writes that should have returned by now.
+    fn give_up(&mut self, now: KernelTime, places: &impl Places, output: &mut Output) {
+        let is_late = |began: KernelTime| now.0.saturating_sub(began.0) >= Self::RETURNS_WITHIN;
+        let mut late = Vec::new();
+        self.busy.retain(|cgroup| {
+            let Some(entry) = self.cgroups.get_mut(cgroup) else { return false };
+            for (_, state) in &mut entry.limit_files {
+                late.extend(
+                    state.running.extract_if(.., |(began, _)| is_late(*began)).map(|(_, w)| (*cgroup, w)),
+                );
+            }
+            entry.limit_files.iter().any(|(_, state)| !state.running.is_empty())
+        });
+        for (cgroup, write) in late {
+            self.over(now, cgroup, &write, End::NotSeen, places, output);
+        }
+    }
+
+    /// A write is over, or given up: what the file says now is to be read.
+    fn over(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        write: &LimitWrite,
+        end: End,
+        places: &impl Places,
+        output: &mut Output,
+    ) {
+        let (result, returned, ended) = match end {
+            End::Seen { result, returned } => {
+                self.counters.writes += 1;
+                (result, returned, Ended::Returned(returned.unwrap_or(at)))
+            }
+            End::NotSeen => {
+                self.counters.unreturned += 1;
+                (WriteResult::Unknown, None, Ended::GivenUp(at))
+            }
+        };
+        let place = places.place(cgroup);
+        let Some(entry) = self.entry(cgroup) else { return };
+        let state = entry.state_mut(write.limit_file);
+        if state.attempts.len() == Self::ATTEMPTS {
+            state.attempts.pop_front();
+        }
+        state.attempts.push_back(Attempt {
+            value: write.value.as_ref().filter(|value| !value.truncated).map(|value| value.text.clone()),
+            result,
+            writer: writer(&write.writer, places),
+            began: write.began,
+            ended: Some(ended),
+        });
+        if state.pending.len() < Self::PENDING {
+            state.pending.push(Pending { at, write: seen(write, result, returned, places) });
+        } else {
+            state.coalesced += 1;
+            if let Some(last) = state.pending.last_mut() {
+                last.at = at;
+            }
+        }
+        if !std::mem::replace(&mut state.asked, true) {
+            output.actions.push(ask(cgroup, place.as_ref(), Some(write.limit_file)));
+        }
+    }
+
+    fn ask_whole(&mut self, cgroup: CgroupId, places: &impl Places, output: &mut Output) {
+        let Some(entry) = self.entry(cgroup) else { return };
+        if !std::mem::replace(&mut entry.asked, true) {
+            output.actions.push(ask(cgroup, places.place(cgroup).as_ref(), None));
+        }
+    }
+
+    fn scan(&mut self, scan: &Scan, places: &impl Places, output: &mut Output) {
+        self.cgroups.retain(|id, _| places.place(*id).is_none_or(|place| place.exists));
+        for found in &scan.cgroups {
+            if places.place(found.id).is_some_and(|place| place.exists) {
+                self.ask_whole(found.id, places, output);
+            }
+        }
+    }
+
+    /// The cgroup is gone, and with it what could have been read.
+    fn vanished(&mut self, id: CgroupId, cgroup: Cgroup, places: &impl Places, output: &mut Output) {
+        self.busy.remove(&id);
+        let place = places.place(id);
+        let path = cgroup.path.clone();
+        for (limit_file, mut state) in cgroup.limit_files {
+            let old = state.reading.take().unwrap_or_else(|| cgroup.others.reading(limit_file));
+            let coalesced = state.coalesced;
+            let mut pending = std::mem::take(&mut state.pending);
+            // The kernel waits for them before it removes the files: these were not seen to return.
+            for (at, write) in std::mem::take(&mut state.running) {
+                self.counters.unreturned += 1;
+                pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, places) });
+            }
+            let about = About { id, path: path.as_ref(), place: place.as_ref(), limit_file };
+            settle(&about, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
+        }
+    }
+
+    fn answered(&mut self, answer: &Answer, places: &impl Places, output: &mut Output) {
+        let id = answer.cgroup;
+        if answer.gone {
+            if let Some(gone) = self.cgroups.remove(&id) {
+                self.vanished(id, gone, places, output);
+            }
+            return;
+        }
+        let place = places.place(id);
+        let Some(entry) = self.cgroups.get_mut(&id) else { return };
+        entry.path = answer.path.clone().or(entry.path.take());
+        let before = entry.others;
+        let mut limit_files: Vec<LimitFile> =
+            answer.readings.iter().map(|(limit_file, _)| *limit_file).collect();
+        if answer.whole {
+            entry.asked = false;
+            let unread = |limit_file: &LimitFile| !limit_files.contains(limit_file);
+            let absent: Vec<LimitFile> =
+                entry.limit_files.iter().map(|(limit_file, _)| *limit_file).filter(unread).collect();
+            limit_files.extend(absent);
+        }
+        let untold = if answer.whole { std::mem::take(&mut entry.untold) } else { 0 };
+        let path = entry.path.clone();
+        let mut again = Vec::new();
+        for limit_file in limit_files {
+            let reading = answer
+                .readings
+                .iter()
+                .find(|(of, _)| *of == limit_file)
+                .map_or(Reading::Absent, |(_, reading)| reading.clone());
+            let state = entry.state_mut(limit_file);
+            if !answer.whole {
+                state.asked = false;
+            }
+            let told_of = state.pending.partition_point(|pending| pending.at <= answer.began);
+            let rest = state.pending.split_off(told_of);
+            let settled = std::mem::replace(&mut state.pending, rest);
+            let coalesced = if state.pending.is_empty() { std::mem::take(&mut state.coalesced) } else { 0 };
+            let old = state.reading.take().unwrap_or_else(|| before.reading(limit_file));
+            let about = About { id, path: path.as_ref(), place: place.as_ref(), limit_file };
+            let explained = !state.pending.is_empty() || !state.running.is_empty();
+            if settled.is_empty() && explained {
+                // The write that may have changed it is still to be judged.
+                state.reading = Some(old);
+            } else if settled.is_empty() {
+                let is_news = is_reconciled(limit_file) && differs(&old, &reading, before);
+                if is_news {
+                    self.counters.found += 1;
+                    let changed = about.changed(old, reading.clone(), true, None, untold);
+                    output.events.push(about.event(answer.ended, Basis::LimitRead, changed));
+                }
+                state.reading = Some(reading);
+            } else {
+                settle(&about, settled, coalesced, old, &reading, &mut self.counters, output);
+                state.reading = Some(reading);
+            }
+            if !state.pending.is_empty() && !std::mem::replace(&mut state.asked, true) {
+                again.push(limit_file);
+            }
+        }
+        if answer.whole {
+            entry.others = Others::Absent;
+        }
+        for limit_file in again {
+            output.actions.push(ask(id, place.as_ref(), Some(limit_file)));
+        }
+    }
+}
+
+/// Whether a reading that no write explains is a change.
+fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
+    match (old, new) {
+        // Nobody had looked, or nobody could.
+        (Reading::Unknown(_), _) | (_, Reading::Unknown(_) | Reading::Gone) => false,
+        // Which files there are was assumed, not seen.
+        (_, Reading::Absent) if before == Others::Initial => false,
+        _ => old != new,
+    }
+}
+
+/// Tells of writes that one reading settles.
+fn settle(
+    about: &About<'_>,
+    writes: Vec<Pending>,
+    coalesced: u64,
+    old: Reading,
+    new: &Reading,
+    counters: &mut LimitCounters,
+    output: &mut Output,
+) {
+    let taken = |pending: &Pending| pending.write.result.may_have_taken();
+    let last = writes.iter().rposition(taken);
+    let mut current = old;
+    // Writes whose text was not seen, told with the next.
+    let mut carried = 0;
+    for (index, Pending { at, write }) in writes.into_iter().enumerate() {
+        let is_last = Some(index) == last;
+        let after = match (write.result, is_last, &write.value) {
+            (WriteResult::Refused { .. }, ..) => current.clone(),
+            (_, true, _) => new.clone(),
+            (WriteResult::Accepted, false, Some(value)) => as_written(about.limit_file, &value.text),
+            (WriteResult::Accepted, false, None) | (WriteResult::Unknown, false, _) => {
+                carried += 1;
+                counters.coalesced += 1;
+                continue;
+            }
+        };
+        let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
+        if write.result.may_have_taken() && after == current && more == 0 {
+            counters.unchanged += 1;
+            continue;
+        }
+        let read_back = is_last || !write.result.may_have_taken();
+        let changed = about.changed(current, after.clone(), read_back, Some(write), more);
+        output.events.push(about.event(at, Basis::LimitWrite, changed));
+        current = after;
+    }
+    counters.coalesced += coalesced;
+}
+
+/// What a file would say after that text was written to it, if nothing is rounded.
+fn as_written(limit_file: LimitFile, text: &str) -> Reading {
+    match Value::parse(format(limit_file), text) {
+        Ok(value) => Reading::Is(value),
+        Err(_) => Reading::Is(Value::Text(text.into())),
+    }
+}
+
+fn ask(cgroup: CgroupId, place: Option<&Place>, limit_file: Option<LimitFile>) -> Action {
+    Action::ReadLimits(ReadLimits {
+        cgroup,
+        path: place.map(|place| place.path.clone()),
+        inner: place.is_some_and(|place| place.role == LevelRole::Inner),
+        limit_file,
+    })
+}
+
+fn seen(
+    write: &LimitWrite,
+    result: WriteResult,
+    returned: Option<KernelTime>,
+    places: &impl Places,
+) -> SeenWrite {
+    SeenWrite {
+        value: write.value.clone(),
+        writer: write.writer.clone(),
+        writer_cgroup: path_of(write.writer.cgroup, places),
+        result,
+        began: write.began,
+        returned,
+        hook: write.seen_by,
+    }
+}
+
+fn path_of(cgroup: Option<CgroupId>, places: &impl Places) -> Option<Arc<str>> {
+    Some(places.place(cgroup?)?.path)
+}
+
+fn writer(caller: &Caller, places: &impl Places) -> Option<Writer> {
+    Some(Writer { pid: caller.pid?, comm: caller.comm.clone()?, cgroup: path_of(caller.cgroup, places) })
+}
+
+/// What an event is about.
+struct About<'a> {
+    id: CgroupId,
+    path: Option<&'a Arc<str>>,
+    place: Option<&'a Place>,
+    limit_file: LimitFile,
+}
+
+impl About<'_> {
+    fn changed(
+        &self,
+        old: Reading,
+        new: Reading,
+        read_back: bool,
+        write: Option<SeenWrite>,
+        coalesced: u64,
+    ) -> Changed {
+        let known = self.place.filter(|place| place.role != LevelRole::Inner).map(|place| &place.path);
+        Changed {
+            cgroup: self.id,
+            path: self.path.or(known).cloned(),
+            role: self.place.map(|place| place.role),
+            pod: self.place.and_then(|place| place.pod.clone()),
+            limit_file: self.limit_file,
+            old,
+            new,
+            read_back,
+            write,
+            coalesced,
+        }
+    }
+
+    fn event(&self, at: KernelTime, basis: Basis, changed: Changed) -> Event {
+        let subject = self.place.and_then(|place| place.subject.clone());
+        Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
+    }
+}
+
+impl Others {
+    fn reading(self, limit_file: LimitFile) -> Reading {
+        match self {
+            Self::Unknown => Reading::Unknown("not read before".into()),
+            Self::Initial => initial(limit_file).map_or(Reading::Absent, Reading::Is),
+            Self::Absent => Reading::Absent,
+        }
+    }
+}
+
+impl Cgroup {
+    fn state(&self, limit_file: LimitFile) -> Option<&State> {
+        self.limit_files.iter().find(|(of, _)| *of == limit_file).map(|(_, state)| state)
+    }
+
+    fn state_mut(&mut self, limit_file: LimitFile) -> &mut State {
+        let index = self.limit_files.iter().position(|(of, _)| *of == limit_file).unwrap_or_else(|| {
+            self.limit_files.push((limit_file, State::default()));
+            self.limit_files.len() - 1
+        });
+        &mut self.limit_files[index].1
+    }
+}

@@ -1,0 +1,69 @@
+//! Every bound of the proxy, with what happens at it.
+
+use std::time::Duration;
+
+/// Connections of clients at a time; one more is closed at once and counted. Each needs two file descriptors.
+pub const CONNECTIONS: usize = 4096;
+
+/// Calls at a time on one connection; a client's library keeps further ones back. grpc-go's servers set no limit, and a
+/// kubelet's calls are fewer than its pods.
+pub const CALLS: u32 = 10_000;
+
+/// How long a client may take to begin with HTTP/2 (its preface and the first frame's head) before it is closed: grpc-go's
+/// `ConnectionTimeout`.
+pub const CLIENT_SILENCE: Duration = Duration::from_secs(120);
+
+/// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
+pub const PREFACE: usize = 24 + 9;
+
+/// How long the runtime may take to say anything at all on a new connection before the calls on it fail: the time that grpc-go gives
+/// a connection attempt (`minConnectTimeout`).
+pub const RUNTIME_SILENCE: Duration = Duration::from_secs(20);
+
+/// How often is looked which connections to the runtime nobody used since the last look; they are given up, for each takes some 20 KiB. The
+/// next call makes another, which takes less time than the call.
+pub const RUNTIME_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a full queue of connections at the runtime's socket is waited for.
+pub const FULL_QUEUE: Duration = Duration::from_secs(2);
+
+/// Bytes of one call's data that may wait in the proxy, each way; then its sender waits, and nobody else.
+pub const STREAM_WINDOW: u32 = 256 << 10;
+
+/// Bytes of all calls' data of one connection that may wait in the proxy, each way: 256 calls that nobody reads do not stop the
+/// others of the same client; nothing stops another client.
+pub const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// Bytes that wait to be written to a socket, for one call; then its sender waits.
+pub const SEND_BUFFER: usize = 64 << 10;
+
+/// Bytes of metadata in one direction of one call, as grpc-go's default; a call with more is reset.
+pub const HEADERS: u32 = 16 << 20;
+
+/// Calls that a client cancels before the proxy has looked at them; at more the connection is ended (CVE-2023-44487).
+pub const CANCELLED_EARLY: usize = 1024;
+
+/// How long calls that are under way get to end when the proxy is told to. What comes later waits at the listening socket for
+/// the next instance, so this must stay short.
+pub const DRAIN: Duration = Duration::from_secs(2);
+
+/// Bytes of events that wait for one client. At more its stream is ended with `RESOURCE_EXHAUSTED`, which a kubelet answers with a full
+/// relist: the stream has no way to tell of a loss. Events are shared, so this is the bound for all clients together, too.
+pub const EVENTS_WAITING: usize = 16 << 20;
+
+/// The largest event that is taken: the kubelet's own limit for a message.
+pub const EVENT: usize = 16 << 20;
+
+/// Containers of which it is known which events were told; the oldest is forgotten first, and could then be told twice.
+pub const CONTAINERS_SEEN: usize = 8192;
+
+/// Events on their way from a source to the relay, which never waits for a client: at more the source waits that moment.
+pub const EVENTS_FROM_SOURCE: usize = 64;
+
+/// Calls that ask for limits whose messages are kept at a time, to tell the daemon of; of further ones it is not told, which is counted.
+/// As many as the daemon takes in one batch.
+pub const CALLS_NOTED: usize = kwitness_api::REQUESTS_MAX;
+
+/// Bytes of a message that are kept for that. A container's creation takes some thousand; of a larger one the daemon is not told, which
+/// is counted.
+pub const MESSAGE_KEPT: usize = 64 << 10;

@@ -1,0 +1,372 @@
+//! The way to the runtime: where its socket is, and one connection to it for each of the clients' connections.
+//!
+//! Owns the dialling. A connection is made by a client's first call and made anew by the first call after it was lost, so that the
+//! runtime is used again at the moment it is back; nothing is retried that the runtime may have seen. One without a call for a
+//! while is given up: calls that are under way on it end as ever. A client never shares a
+//! connection with another: what it stalls, floods or breaks is its own. Never looks into what is said.
+//!
+//! What went wrong is said as grpc-go, the kubelet's library, says it of a runtime that it dials itself.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::io::InspectReader;
+use tonic::body::Body;
+
+use super::counters::Counters;
+use super::limits;
+use kwitness_cri::CANDIDATES;
+use kwitness_service::memory;
+
+/// After that the task of a connection that was given up has ended.
+const TASKS_END: Duration = Duration::from_millis(100);
+
+/// Where the runtime listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeSocket {
+    /// At the first of the known places that exists when it is dialled.
+    Auto,
+    /// There.
+    At(PathBuf),
+}
+
+impl RuntimeSocket {
+    /// From the command line: "auto", or a path with or without `unix://`.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "auto" => Self::Auto,
+            path => Self::At(path.strip_prefix("unix://").unwrap_or(path).into()),
+        }
+    }
+
+    /// The path, as of now.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::At(path) => path,
+            Self::Auto => {
+                let mut places = CANDIDATES.iter().map(Path::new);
+                places.find(|place| place.exists()).unwrap_or(Path::new(CANDIDATES[0]))
+            }
+        }
+    }
+}
+
+/// Why a call got no answer from the runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// Nobody could be reached.
+    #[error(
+        "connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {}\"",
+        socket.display(),
+        said_by_go(source)
+    )]
+    Dial {
+        /// Where.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody took the connection and said nothing.
+    #[error(
+        "connection error: desc = \"error reading server preface: nothing came from unix {} for {:?}\"",
+        socket.display(),
+        limits::RUNTIME_SILENCE
+    )]
+    Silent {
+        /// Where.
+        socket: PathBuf,
+    },
+    /// The connection was lost.
+    #[error("error reading from server: {}", match said_by_library(source) {
+        reason if reason.is_empty() => "EOF".to_owned(),
+        reason => reason,
+    })]
+    Lost {
+        /// Why, as far as it is known.
+        source: hyper::Error,
+    },
+}
+
+/// "no such file or directory", without the number.
+fn said_by_go(error: &io::Error) -> String {
+    let code = error.raw_os_error().map(nix::errno::Errno::from_raw);
+    code.map_or_else(|| error.to_string(), |code| code.desc().to_lowercase())
+}
+
+/// The innermost reason; empty for the end of the stream.
+fn said_by_library(error: &hyper::Error) -> String {
+    let mut innermost: Option<&dyn std::error::Error> = error.source();
+    while let Some(inner) = innermost.and_then(std::error::Error::source) {
+        innermost = Some(inner);
+    }
+    match innermost {
+        Some(inner) if inner.downcast_ref::<io::Error>().is_none() => inner.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// Why there is no answer that could be passed on.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client is told `UNAVAILABLE`.
+    Unavailable(Unavailable),
+    /// The runtime reset the stream: the client's is reset for the same reason.
+    Reset(hyper::Error),
+}
+
+/// Whether the runtime itself ended the stream, which is its answer.
+pub fn is_reset(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(inner) = inner.downcast_ref::<h2::Error>() {
+            return inner.is_reset() && inner.is_remote();
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+/// The runtime.
+#[derive(Debug)]
+pub struct Runtime {
+    /// Where it is.
+    pub socket: RuntimeSocket,
+    counters: Arc<Counters>,
+    /// For the log: a line when that changes, not a line a call.
+    reachable: AtomicBool,
+    lines: std::sync::Mutex<Vec<Weak<Line>>>,
+}
+
+impl Runtime {
+    /// Nothing is dialled yet.
+    pub fn new(socket: RuntimeSocket, counters: Arc<Counters>) -> Self {
+        Self { socket, counters, reachable: AtomicBool::new(true), lines: std::sync::Mutex::default() }
+    }
+
+    /// A client's own way.
+    pub fn line(self: &Arc<Self>) -> Arc<Line> {
+        let line = Arc::new(Line {
+            runtime: Arc::clone(self),
+            connection: Mutex::default(),
+            calls: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+        });
+        self.lines().push(Arc::downgrade(&line));
+        line
+    }
+
+    /// Gives up connections that nobody uses, for ever.
+    pub async fn tidy(&self) {
+        loop {
+            sleep(limits::RUNTIME_IDLE).await;
+            let lines: Vec<_> = {
+                let mut lines = self.lines();
+                lines.retain(|line| line.strong_count() > 0);
+                lines.iter().filter_map(Weak::upgrade).collect()
+            };
+            let given_up = lines.iter().filter(|line| line.give_up_if_idle()).count();
+            if given_up > 0 {
+                self.counters.runtime_idle.add(given_up as u64);
+                // Their buffers are free once their tasks have ended.
+                sleep(TASKS_END).await;
+                // It does not panic, and nobody waits for it.
+                drop(tokio::task::spawn_blocking(memory::give_back));
+            }
+        }
+    }
+
+    /// Nothing that could panic runs while the lock is held: what it guards is whole.
+    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Line>>> {
+        self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Counts and logs what a client is told.
+    pub fn note(&self, unavailable: &Unavailable) {
+        self.counters.calls_unavailable.count();
+        tracing::debug!(%unavailable, "a call failed");
+        if self.reachable.swap(false, Ordering::Relaxed) {
+            tracing::warn!(socket = %self.socket.path().display(), %unavailable, "the runtime is away");
+        }
+    }
+
+    async fn dial(&self) -> Result<Connection, Unavailable> {
+        let socket = self.socket.path();
+        let dial = |source| Unavailable::Dial { socket: socket.to_owned(), source };
+        let connected = connect(socket).await.inspect_err(|_| self.counters.runtime_unreachable.count());
+        let stream = connected.map_err(dial)?;
+        let heard = Arc::new(AtomicBool::new(false));
+        let hears = Arc::clone(&heard);
+        let stream = InspectReader::new(stream, move |bytes| {
+            if !bytes.is_empty() {
+                hears.store(true, Ordering::Relaxed);
+            }
+        });
+        let (send, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(limits::STREAM_WINDOW)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW)
+            .max_header_list_size(limits::HEADERS)
+            .max_send_buf_size(limits::SEND_BUFFER)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| Unavailable::Lost { source })?;
+        self.counters.runtime_connections.count();
+        // Ends with the last call and the last handle; how, each call learns by itself.
+        tokio::spawn(connection);
+        Ok(Connection {
+            send,
+            heard,
+            deadline: Instant::now() + limits::RUNTIME_SILENCE,
+            socket: socket.to_owned(),
+        })
+    }
+
+    fn note_reached(&self) {
+        if !self.reachable.swap(true, Ordering::Relaxed) {
+            tracing::info!(socket = %self.socket.path().display(), "the runtime is back");
+        }
+    }
+}
+
+/// Connects; a queue that is full is waited for, which a kernel does not do for a socket that does not block.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let began = Instant::now();
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < limits::FULL_QUEUE =>
+            {
+                sleep(Duration::from_millis(10)).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// One connection to the runtime.
+#[derive(Clone, Debug)]
+struct Connection {
+    send: SendRequest<Body>,
+    /// Whether a byte ever came.
+    heard: Arc<AtomicBool>,
+    /// When it is given up if none did.
+    deadline: Instant,
+    socket: PathBuf,
+}
+
+impl Connection {
+    async fn call(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
+        let answer = self.send.try_send_request(request);
+        if self.heard.load(Ordering::Relaxed) {
+            return Unanswered::of(answer.await);
+        }
+        let silence = async {
+            sleep_until(self.deadline).await;
+            if self.heard.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            answer = answer => Unanswered::of(answer),
+            () = silence => {
+                let silent = Unavailable::Silent { socket: self.socket.clone() };
+                Err(Unanswered::Failed(Failure::Unavailable(silent)))
+            }
+        }
+    }
+}
+
+enum Unanswered {
+    /// The connection was lost before the request was sent: nobody has seen it.
+    Unsent(Box<Request<Body>>),
+    Failed(Failure),
+}
+
+impl Unanswered {
+    fn of(answer: Result<Response<Incoming>, http2_error::Sending>) -> Result<Response<Incoming>, Self> {
+        answer.map_err(|mut error| match error.take_message() {
+            Some(request) => Self::Unsent(Box::new(request)),
+            None => Self::Failed(match error.into_error() {
+                error if is_reset(&error) => Failure::Reset(error),
+                source => Failure::Unavailable(Unavailable::Lost { source }),
+            }),
+        })
+    }
+}
+
+/// hyper's name for it is hidden in another module.
+mod http2_error {
+    pub type Sending = hyper::client::conn::TrySendError<hyper::Request<tonic::body::Body>>;
+}
+
+/// A client's own way to the runtime.
+#[derive(Debug)]
+pub struct Line {
+    /// Whose.
+    pub runtime: Arc<Runtime>,
+    connection: Mutex<Option<Connection>>,
+    /// So far.
+    calls: AtomicU64,
+    /// Of them, when it was last looked whether there are any.
+    seen: AtomicU64,
+}
+
+impl Line {
+    /// Passes a call on, and its answer back as soon as its headers are there.
+    ///
+    /// # Errors
+    /// There is no answer to pass back.
+    pub async fn call(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        self.runtime.counters.calls.count();
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let mut connection = self.connected().await.map_err(Failure::Unavailable)?;
+            match connection.call(request).await {
+                Ok(answer) => {
+                    self.runtime.note_reached();
+                    return Ok(answer);
+                }
+                // It is closed, so the next is another; each turn needs a runtime that takes a connection.
+                Err(Unanswered::Unsent(unsent)) => request = *unsent,
+                Err(Unanswered::Failed(failure)) => {
+                    if matches!(failure, Failure::Unavailable(Unavailable::Silent { .. })) {
+                        self.forget(&connection).await;
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    async fn connected(&self) -> Result<Connection, Unavailable> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.send.is_closed()) {
+            return Ok(connection.clone());
+        }
+        Ok(slot.insert(self.runtime.dial().await?).clone())
+    }
+
+    /// Gives the connection up if there was no call since the last look; whether there was one to give up.
+    pub fn give_up_if_idle(&self) -> bool {
+        let calls = self.calls.load(Ordering::Relaxed);
+        if self.seen.swap(calls, Ordering::Relaxed) != calls {
+            return false;
+        }
+        // Who holds it is making a call.
+        self.connection.try_lock().is_ok_and(|mut connection| connection.take().is_some())
+    }
+
+    async fn forget(&self, connection: &Connection) {
+        self.connection.lock().await.take_if(|held| Arc::ptr_eq(&held.heard, &connection.heard));
+    }
+}

@@ -1,0 +1,241 @@
+//! The clients' side: takes connections, gives each a way of its own to the runtime, and ends them all when told to.
+//!
+//! Owns the number of connections. What a client does wrong ends its own connection or call, with a line in the log and a count.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::io::InspectReader;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::counters::Counters;
+use super::events::{self, Events};
+use super::limits;
+use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
+use super::taps::{Tap, Taps};
+use kwitness_cri::Raw;
+
+/// How long is waited after the system could not give a connection, mostly for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What every connection needs.
+#[derive(Clone, Debug)]
+pub struct Front {
+    /// The way to the runtime.
+    pub runtime: Arc<Runtime>,
+    /// Events.
+    pub events: Events,
+    /// Where calls are noted.
+    pub taps: Taps,
+    /// Counts.
+    pub counters: Arc<Counters>,
+}
+
+impl Front {
+    /// Serves until stopped; calls that are under way get [`limits::DRAIN`] to end.
+    pub async fn serve(self, listener: UnixListener, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        // The connections that outlive the drain are dropped with it.
+        let cut = CancellationToken::new();
+        loop {
+            let stream = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot take a connection; going on");
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+            };
+            self.counters.connections.count();
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                self.counters.connections_refused.count();
+                tracing::warn!(limit = limits::CONNECTIONS, "too many connections: one was closed");
+                continue;
+            };
+            let connection = self.clone().connection(stream, stop.clone());
+            let cut = cut.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = connection => {}
+                    () = cut.cancelled() => {}
+                }
+                drop(place);
+            });
+        }
+        // Whoever connects from now on waits for the next instance, if the socket is systemd's.
+        drop(listener);
+        self.events.end();
+        tasks.close();
+        if timeout(limits::DRAIN, tasks.wait()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "some calls did not end in time: they are cut off");
+            cut.cancel();
+            tasks.wait().await;
+        }
+    }
+
+    async fn connection(self, stream: UnixStream, stop: CancellationToken) {
+        let counters = Arc::clone(&self.counters);
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let hears = Arc::clone(&heard);
+        let stream = InspectReader::new(stream, move |bytes| {
+            // Nothing is asked beyond the first bytes: it need not be exact, nor ever wrap.
+            if hears.load(Ordering::Relaxed) < limits::PREFACE {
+                hears.fetch_add(bytes.len(), Ordering::Relaxed);
+            }
+        });
+        let line = self.runtime.line();
+        let Self { events, taps, .. } = self;
+        let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), &taps, request));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .auto_date_header(false)
+            .initial_stream_window_size(limits::STREAM_WINDOW)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW)
+            .max_concurrent_streams(limits::CALLS)
+            .max_header_list_size(limits::HEADERS)
+            .max_send_buf_size(limits::SEND_BUFFER)
+            .max_pending_accept_reset_streams(limits::CANCELLED_EARLY)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let silence = async {
+            sleep(limits::CLIENT_SILENCE).await;
+            if heard.load(Ordering::Relaxed) >= limits::PREFACE {
+                std::future::pending::<()>().await;
+            }
+        };
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = silence => {
+                counters.connections_silent.count();
+                tracing::warn!(peer, "a client connected and did not begin with HTTP/2: closed");
+                return;
+            }
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            // A client that is gone in the middle of something is a client that ended.
+            let gone = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
+            if !gone {
+                counters.connections_broken.count();
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(peer, %error, cause, "a client's connection was ended by an error");
+            }
+        }
+    }
+}
+
+/// The answer to one call. An error resets the call's stream for the reason within.
+fn answer(
+    line: Arc<Line>,
+    events: Events,
+    taps: &Taps,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
+    let mut tap = taps.tap(request.uri().path());
+    async move {
+        if request.uri().path() == events::METHOD {
+            return Ok(tonic::server::Grpc::new(Raw).server_streaming(events, request).await);
+        }
+        let request = match &tap {
+            Some(tap) => request.map(|body| Body::new(tap.request(body))),
+            None => request.map(Body::new),
+        };
+        match line.call(request).await {
+            Ok(response) => {
+                let runtime = Arc::clone(&line.runtime);
+                if let Some(tap) = &mut tap {
+                    tap.status(response.headers());
+                }
+                Ok(response.map(|body| Body::new(Answer { body, runtime, tap, ended: false })))
+            }
+            Err(Failure::Unavailable(unavailable)) => {
+                line.runtime.note(&unavailable);
+                let response = Status::unavailable(unavailable.to_string()).into_http();
+                if let Some(tap) = &mut tap {
+                    tap.status(response.headers());
+                }
+                Ok(response)
+            }
+            Err(Failure::Reset(error)) => Err(error),
+        }
+    }
+}
+
+/// The body of an answer, as it is; where the runtime goes away in the middle, the client is told `UNAVAILABLE` in the trailers, as its
+/// library would have told it.
+struct Answer {
+    body: Incoming,
+    runtime: Arc<Runtime>,
+    tap: Option<Tap>,
+    ended: bool,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Err(error))) if !is_reset(&error) => {
+                self.ended = true;
+                let lost = Unavailable::Lost { source: error };
+                self.runtime.note(&lost);
+                let mut trailers = HeaderMap::new();
+                // It fails on a message that is no header value, and this is percent-encoded.
+                let _ = Status::unavailable(lost.to_string()).add_header(&mut trailers);
+                Ok(Frame::trailers(trailers))
+            }
+            Poll::Ready(Some(frame)) => frame,
+            polled => return polled,
+        };
+        if let (Some(tap), Ok(frame)) = (&mut self.tap, &frame) {
+            if let Some(data) = frame.data_ref() {
+                tap.data(data);
+            } else if let Some(trailers) = frame.trailers_ref() {
+                tap.status(trailers);
+                // The call is over, whenever the client comes to take this.
+                self.tap = None;
+            }
+        }
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || http_body::Body::is_end_stream(&self.body)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        http_body::Body::size_hint(&self.body)
+    }
+}

@@ -1,0 +1,235 @@
+//! Calls that ask for limits, through the proxy: what the daemon is told, and that the call is none the wiser.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use prost::Message as _;
+use tonic::Code;
+
+use super::super::testing::*;
+use super::*;
+use kwitness_api::proto;
+use kwitness_cri::runtime as cri;
+
+const CREATE: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const UPDATE: &str = "/runtime.v1.RuntimeService/UpdateContainerResources";
+const UPDATE_POD: &str = "/runtime.v1.RuntimeService/UpdatePodSandboxResources";
+
+/// A daemon that writes down what it is told, as bytes.
+#[derive(Clone, Default)]
+struct Daemon(Arc<Mutex<Vec<Bytes>>>);
+
+impl Daemon {
+    fn serve(&self, bench: &Bench) -> Server {
+        let told = Arc::clone(&self.0);
+        Server::start(
+            &bench.daemon(),
+            Arc::new(move |request| {
+                let told = Arc::clone(&told);
+                Box::pin(async move {
+                    assert_eq!(request.uri().path(), "/kwitness.v1alpha1.Kwitness/ReportCriRequests");
+                    let message = request.into_body().collect().await.unwrap().to_bytes().slice(5..);
+                    let taken =
+                        proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests.len()
+                            as u32;
+                    told.lock().unwrap().push(message);
+                    good(&proto::ReportCriRequestsResponse { taken, malformed: Vec::new() }.encode_to_vec())
+                })
+            }),
+        )
+    }
+
+    fn requests(&self) -> Vec<proto::CriRequest> {
+        let told = self.0.lock().unwrap();
+        told.iter()
+            .flat_map(|message| proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests)
+            .collect()
+    }
+}
+
+/// Answers as a runtime does to these, after that time.
+fn runtime(bench: &Bench, after: Duration) -> Server {
+    Server::start(
+        &bench.runtime(),
+        Arc::new(move |request| {
+            Box::pin(async move {
+                let path = request.uri().path().to_owned();
+                if request.into_body().collect().await.is_err() {
+                    return refused(tonic::Status::cancelled("the client is gone"));
+                }
+                tokio::time::sleep(after).await;
+                match path.as_str() {
+                    CREATE => {
+                        good(&cri::CreateContainerResponse { container_id: "new".into() }.encode_to_vec())
+                    }
+                    UPDATE_POD => refused(tonic::Status::unimplemented("not yet")),
+                    _ => good(b""),
+                }
+            })
+        }),
+    )
+}
+
+fn resources() -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        unified: [("memory.swap.max", "0"), ("memory.high", "33554432"), ("x", "y")]
+            .map(|(key, text)| (key.to_owned(), text.to_owned()))
+            .into(),
+    }
+}
+
+fn update(id: &str) -> Vec<u8> {
+    cri::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(resources()) }
+        .encode_to_vec()
+}
+
+#[tokio::test]
+async fn limits_ids_times_and_status_are_told_and_nothing_else() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_millis(20)));
+    let mut client = bench.client().await;
+    let linux = cri::LinuxContainerConfig { resources: Some(resources()) };
+    let config = cri::ContainerConfig { linux: Some(linux) };
+    let mut create = cri::CreateContainerRequest { config: Some(config) }.encode_to_vec();
+    // The sandbox's configuration, with an environment; the kubelet's own come before it, and are skipped likewise.
+    prost::encoding::string::encode(3, &"TOKEN=secret".to_owned(), &mut create);
+    let pod = cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: "pod".to_owned(),
+        resources: Some(resources()),
+    };
+    let expected = proto::CriResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_max: "0".to_owned(),
+        memory_high: "33554432".to_owned(),
+    };
+    for (number, (path, message, method, id, code)) in [
+        (UPDATE, update("a"), CriMethod::UpdateContainerResources, "a", Code::Ok),
+        (CREATE, create, CriMethod::CreateContainer, "new", Code::Ok),
+        (UPDATE_POD, pod.encode_to_vec(), CriMethod::UpdatePodSandboxResources, "pod", Code::Unimplemented),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = now();
+        let seen = client.call(path, &[], &message).await;
+        let after = now();
+        assert_eq!(seen.status().code(), code);
+        eventually("it to be told", || daemon.requests().len() > number).await;
+        let told = daemon.requests().remove(number);
+        assert_eq!((told.method(), told.id.as_str(), told.code), (method, id, Some(code as i32)));
+        assert_eq!(told.resources.as_ref(), Some(&expected));
+        assert!(before < told.received && told.received + 20_000_000 <= told.answered, "{told:?}");
+        assert!(told.answered < after + 10_000_000_000, "{told:?}");
+    }
+    assert_eq!(bench.counters.requests_told.get(), 3);
+    let told = daemon.0.lock().unwrap().concat();
+    assert!(!told.windows(6).any(|bytes| bytes == b"secret"), "what else was asked stays here");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::ZERO));
+    let mut client = bench.client().await;
+    let mut large = update("large");
+    prost::encoding::bytes::encode(15, &vec![0_u8; limits::MESSAGE_KEPT], &mut large);
+    let mut compressed = framed(&update("compressed")).to_vec();
+    compressed[0] = 1;
+    for bytes in [
+        framed(&large).to_vec(),
+        compressed,
+        framed(b"\xff\xff\xff").to_vec(),
+        // An id that is not UTF-8.
+        framed(b"\x0a\x02\xc3\x28").to_vec(),
+        b"\x07\0\0\0\0".to_vec(),
+        b"\0\0\0".to_vec(),
+        // In two pieces, the head cut as well: this one can be read.
+        framed(&update("pieces")).to_vec(),
+    ] {
+        let pieces = [Bytes::copy_from_slice(&bytes[..3]), Bytes::copy_from_slice(&bytes[3..])];
+        let request = Client::request(UPDATE, &[], body(pieces.map(Frame::data)));
+        let seen = collect(client.send(request).await.unwrap()).await;
+        assert_eq!(seen.status().code(), Code::Ok);
+    }
+    let counters = &bench.counters;
+    eventually("the last", || counters.requests_told.get() == 1).await;
+    assert_eq!(daemon.requests()[0].id, "pieces");
+    assert_eq!((counters.requests_oversized.get(), counters.requests_compressed.get()), (1, 1));
+    assert_eq!((counters.requests_malformed.get(), counters.requests_unfinished.get()), (3, 1));
+    assert_eq!(counters.requests_untold.get(), 0);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
+    let bench = Bench::start();
+    let _runtime = runtime(&bench, Duration::ZERO);
+    let mut client = bench.client().await;
+    assert_eq!(client.call(UPDATE, &[], &update("away")).await.status().code(), Code::Ok);
+    eventually("one untold", || bench.counters.requests_untold.get() == 1).await;
+
+    let hanging = Server::start(&bench.daemon(), Arc::new(|_| Box::pin(std::future::pending())));
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(client.call(UPDATE, &[], &update("hangs")).await.status().code(), Code::Ok);
+    }
+    // If each waited for the daemon, they would take ten times as long.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    drop(hanging);
+    // A daemon that comes is told of what comes then.
+    let daemon = Daemon::default();
+    let _serving = daemon.serve(&bench);
+    eventually("the daemon to be told again", || {
+        let (untold, told) = (bench.counters.requests_untold.get(), bench.counters.requests_told.get());
+        untold + told == 101
+    })
+    .await;
+    assert_eq!(client.call(UPDATE, &[], &update("back")).await.status().code(), Code::Ok);
+    eventually("what comes then", || daemon.requests().iter().any(|told| told.id == "back")).await;
+}
+
+#[tokio::test]
+async fn more_than_can_be_noted_pass_and_are_counted() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_millis(500)));
+    let client = bench.client().await;
+    const MORE: usize = 10;
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..limits::CALLS_NOTED + MORE {
+        let mut client = client.clone();
+        calls.spawn(async move { client.call(UPDATE, &[], &update(&number.to_string())).await });
+    }
+    while let Some(seen) = calls.join_next().await {
+        assert_eq!(seen.unwrap().status().code(), Code::Ok);
+    }
+    let counters = &bench.counters;
+    eventually("the others", || counters.requests_told.get() == limits::CALLS_NOTED as u64).await;
+    assert_eq!(counters.requests_missed.get(), MORE as u64);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_told_without_a_status() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_secs(3600)));
+    let mut client = bench.client().await;
+    let calling = tokio::spawn(async move { client.call(UPDATE, &[], &update("given up")).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    calling.abort();
+    eventually("it to be told", || daemon.requests().len() == 1).await;
+    let told = daemon.requests().remove(0);
+    assert_eq!((told.id.as_str(), told.code), ("given up", None));
+    assert!(told.answered >= told.received + 250_000_000, "{told:?}");
+}

@@ -1,7 +1,0 @@
-//! The `kwitness` program; everything it does is in the library.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    kwitness::cli::main()
-}

@@ -1,0 +1,11 @@
+//! What the two long-running programs, daemon and proxy, share: the listening socket, the log, memory, the service manager.
+//!
+//! Owns no policy of either. Never knows what is served.
+
+pub mod log;
+pub mod memory;
+mod notify;
+mod socket;
+
+pub use notify::notify_ready;
+pub use socket::Socket;
