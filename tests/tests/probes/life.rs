@@ -55,8 +55,8 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
         Fact::Exec { first: false, .. } => "exec",
         Fact::Exit { first: true, .. } => "first exit",
         Fact::Exit { first: false, .. } => "exit",
-        Fact::LimitWrite(_) => "limit_file write",
-        Fact::LimitWritesSuppressed(_) => "limit_file writes untold",
+        Fact::LimitWrite(_) => "limit write",
+        Fact::LimitWritesSuppressed(_) => "limit writes suppressed",
         Fact::OomKill(_) => "oom kill",
     };
     facts.iter().map(kind).collect()

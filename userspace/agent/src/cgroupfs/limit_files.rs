@@ -158,7 +158,7 @@ impl LimitReader {
     pub fn start(cgroups: CgroupFs, answers: mpsc::Sender<Observation>) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let of_thread = Arc::clone(&queue);
-        std::thread::Builder::new().name("limit_file-reader".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("limit-reader".to_owned()).spawn(move || {
             while let Some(request) = of_thread.next() {
                 let answer = read(&cgroups, &request);
                 // The engine is gone: nobody is left to be told.

@@ -68,7 +68,7 @@ pub struct Answer {
     pub ended: KernelTime,
     /// There was no such cgroup any more.
     pub gone: bool,
-    /// All limit_files were read, and those that are not listed are absent.
+    /// All limit files were read, and those that are not listed are absent.
     pub whole: bool,
     /// What they say.
     pub readings: Vec<(LimitFile, Reading)>,

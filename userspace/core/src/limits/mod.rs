@@ -1,4 +1,4 @@
-//! Limits: what the limit_files of each cgroup say, and every change of it.
+//! Limits: what the limit files of each cgroup say, and every change of it.
 //!
 //! ```text
 //!  LimitWrite ──▶ pending ──ReadLimits──▶ LimitsRead ──▶ LimitChanged, seen: old, new, writer, errno, times
@@ -28,7 +28,7 @@ pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 
 use crate::limit_file::LimitFile;
 
-/// How a limit_file's file is written.
+/// How a limit file is written.
 pub const fn format(limit_file: LimitFile) -> Format {
     match limit_file {
         LimitFile::MemoryMax

@@ -1,4 +1,4 @@
-//! What each limit_file says as far as known, the writes that have not been read back yet, and what follows when they are.
+//! What each limit file says as far as known, the writes that have not been read back yet, and what follows when they are.
 //!
 //! ```text
 //!  begins ──▶ running ─┬─ returns ──────────────────────▶ pending ── is read back ──▶ told, if anything has changed
@@ -40,7 +40,7 @@ pub struct LimitCounters {
     pub cgroups_full: u64,
 }
 
-/// All limit_files of all cgroups that are followed.
+/// All limit files of all cgroups that are followed.
 #[derive(Debug, Default)]
 pub struct LimitTracker {
     cgroups: FxHashMap<CgroupId, Cgroup>,
@@ -62,7 +62,7 @@ struct Cgroup {
     untold: u64,
 }
 
-/// What a limit_file says that was never read by itself.
+/// What a limit file says that was never read by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Others {
     /// Nobody knows.

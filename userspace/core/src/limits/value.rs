@@ -1,4 +1,4 @@
-//! What a limit_file's file says, as a type: each file's format, parsed and printed. Unlimited, absent and unknown are three
+//! What a limit file says, as a type: each file's format, parsed and printed. Unlimited, absent and unknown are three
 //! different things, and none of them is a number.
 //!
 //! Formats are those of the kernel's `Documentation/admin-guide/cgroup-v2.rst`. A field or a line that a later kernel adds
@@ -65,7 +65,7 @@ pub enum Value {
     Text(Arc<str>),
 }
 
-/// How a limit_file's file is written.
+/// How a limit file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// [`Value::Bound`].
@@ -146,7 +146,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// What reading a limit_file's file gave.
+/// What reading a limit file gave.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reading {

@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(is(Wanted::Memory(Bound::Unlimited), memory(4096)), None);
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::At(5000)), memory(1 << 20)), Some(Tolerance::RoomForMore));
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::Unlimited), memory(1 << 20)), None);
-        assert_eq!(is(Wanted::Memory(Bound::At(1)), Value::Number(1)), None, "another limit_file's file");
+        assert_eq!(is(Wanted::Memory(Bound::At(1)), Value::Number(1)), None, "another limit file");
     }
 
     proptest! {
