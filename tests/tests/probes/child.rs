@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kwitness_core::event::ExitStatus;
+use kwitness_core::model::ExitStatus;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};

@@ -4,9 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_core::event::ExitStatus;
-use kwitness_core::ids::CgroupId;
-use kwitness_core::observation::{Fact, PathText, TaskInfo};
+use kwitness_core::model::{CgroupId, ExitStatus, Fact, PathText, TaskInfo};
 use kwitness_tests::cgroup;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;

@@ -9,10 +9,9 @@ use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_agent::cgroupfs::{CgroupFs, Watch};
 use kwitness_agent::probe::need::{HookKind, LIMIT_WRITES};
-use kwitness_core::ids::CgroupId;
-use kwitness_core::limit_file::LimitFile;
-use kwitness_core::observation::{
-    Fact, KernelEvent, LimitWrite, Observation, WriteHook, WritePhase, WriteResult, WrittenValue,
+use kwitness_core::model::{
+    CgroupId, Fact, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase, WriteResult,
+    WrittenValue,
 };
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_agent::probe::need::HookKind;
-use kwitness_core::event::ExitStatus;
-use kwitness_core::ids::CgroupId;
-use kwitness_core::observation::{Fact, OomChoice, OomKill, OomScope};
+use kwitness_core::model::{CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;
 use kwitness_tests::environment::CgroupLayout;

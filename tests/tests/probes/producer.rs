@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use kwitness_core::event::ExitStatus;
+use kwitness_core::model::ExitStatus;
 use nix::sched::CloneFlags;
 
 use crate::child::{Action, Child, exec, exit_thread};

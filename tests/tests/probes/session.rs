@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kwitness_agent::probe::{Loaded, Running, Settings};
 use kwitness_core::decode::Decoder;
-use kwitness_core::observation::{Fact, KernelEvent, PathText};
+use kwitness_core::model::{Fact, KernelEvent, PathText};
 use kwitness_tests::cgroup;
 use tokio::runtime::Runtime;
 

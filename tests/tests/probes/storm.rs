@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::RecordKind;
-use kwitness_core::event::ExitStatus;
-use kwitness_core::observation::{Fact, KernelEvent};
+use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
 use kwitness_tests::cgroup;
 use kwitness_tests::suite::Case;
 use nix::sched::CloneFlags;

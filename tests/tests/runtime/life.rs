@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_agent::clock::Clock;
 use kwitness_agent::wire::convert;
-use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
+use kwitness_core::model::Output;
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::bed::Bed;
 use kwitness_tests::environment::Combination;
@@ -162,7 +163,7 @@ pub(crate) async fn a_recording_replays_to_the_same_events(
         agent.stop()?;
 
         let text = fs::read_to_string(&recording).context("read the recording")?;
-        let mut machine = Lifecycle::new(Limits::default());
+        let mut machine = Lifecycle::new(Bounds::default());
         let mut output = Output::default();
         for line in text.lines() {
             machine.observe(serde_json::from_str(line).with_context(|| line.to_owned())?, &mut output);

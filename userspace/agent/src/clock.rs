@@ -3,7 +3,7 @@
 //! Owns the reading of both and the conversion. A step of the wall clock moves what is converted later, never what
 //! was.
 
-use kwitness_core::ids::KernelTime;
+use kwitness_core::model::KernelTime;
 use nix::time::{ClockId, clock_gettime};
 
 use kwitness_api::Timestamp;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kwitness_core::resize::quantity;
+use kwitness_core::verdicts::quantity;
 
 use crate::args::{Format, Verify};
 use crate::client::{connect, failed, socket};

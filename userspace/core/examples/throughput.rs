@@ -12,10 +12,9 @@ use std::time::Instant;
 use kwitness_abi as abi;
 use kwitness_abi::RecordKind;
 use kwitness_core::decode::Decoder;
-use kwitness_core::ids::KernelTime;
-use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
-use kwitness_core::observation::{Observation, Scan, ScanReason};
-use kwitness_core::order::Merge;
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
+use kwitness_core::model::{KernelTime, Observation, Output, Scan, ScanReason};
+use kwitness_core::reorder::ReorderBuffer;
 
 /// Records a drain.
 const BATCH: usize = 4096;
@@ -34,14 +33,14 @@ fn main() {
         }
     });
     report("decode, merge", records, || {
-        let (mut decoder, mut merge) = (Decoder::default(), Merge::default());
+        let (mut decoder, mut merge) = (Decoder::default(), ReorderBuffer::default());
         for batch in &batches {
             batch.iter().filter_map(|record| decoder.decode(record).ok()).for_each(|event| merge.push(event));
             merge.release(KernelTime(u64::MAX)).for_each(|event| drop(black_box(event)));
         }
     });
     report("decode, merge, observe", records, || {
-        let (mut decoder, mut merge) = (Decoder::default(), Merge::default());
+        let (mut decoder, mut merge) = (Decoder::default(), ReorderBuffer::default());
         let mut machine = machine(containers, &mut decoder);
         let mut output = Output::default();
         for batch in &batches {
@@ -76,7 +75,7 @@ fn report(what: &str, records: f64, mut round: impl FnMut()) {
 
 /// A machine that follows these containers already.
 fn machine(containers: u64, decoder: &mut Decoder) -> Lifecycle {
-    let mut machine = Lifecycle::new(Limits::default());
+    let mut machine = Lifecycle::new(Bounds::default());
     let mut output = Output::default();
     let now = KernelTime(0);
     let scan = Scan { reason: ScanReason::Initial, began: now, ended: now, cgroups: vec![] };

@@ -22,8 +22,7 @@
 
 use std::sync::Arc;
 
-use crate::event::PodRef;
-use crate::ids::{ContainerId, PodUid, QosClass, Runtime};
+use crate::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
 
 /// What a cgroup is to Kubernetes and the container runtimes.
 #[derive(Clone, Debug, PartialEq, Eq)]

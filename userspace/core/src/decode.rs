@@ -14,13 +14,11 @@ use kwitness_abi as abi;
 use kwitness_abi::RecordKind;
 use thiserror::Error;
 
-use crate::event::{Actor, ExitStatus};
-use crate::ids::{CgroupId, KernelTime, ProcKey};
 use crate::intern::Interner;
-use crate::limit_file::LimitFile;
-use crate::observation::{
-    Caller, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
-    WriteHook, WritePhase, WriteResult, WrittenValue,
+use crate::model::{
+    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, OomChoice,
+    OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
+    WrittenValue,
 };
 
 /// Why bytes are not a record.

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use rustc_hash::FxBuildHasher;
 
-/// Places. A node runs a few dozen programs; 2,048 places of 16 bytes make collisions among them rare.
+/// CgroupIndex. A node runs a few dozen programs; 2,048 index of 16 bytes make collisions among them rare.
 const PLACES: usize = 2048;
 
 /// A bounded memory of texts.
 #[derive(Debug)]
 pub(crate) struct Interner {
-    places: Box<[Option<Arc<str>>]>,
+    index: Box<[Option<Arc<str>>]>,
 }
 
 impl Default for Interner {
     fn default() -> Self {
-        Self { places: vec![None; PLACES].into_boxed_slice() }
+        Self { index: vec![None; PLACES].into_boxed_slice() }
     }
 }
 
@@ -29,7 +29,7 @@ impl Interner {
         let mut hasher = FxBuildHasher.build_hasher();
         hasher.write(bytes);
         let index = hasher.finish() as usize % PLACES;
-        let place = &mut self.places[index];
+        let place = &mut self.index[index];
         match place {
             Some(known) if known.as_bytes() == bytes => Arc::clone(known),
             _ => Arc::clone(place.insert(Arc::from(String::from_utf8_lossy(bytes).as_ref()))),

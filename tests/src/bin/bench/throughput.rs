@@ -25,9 +25,9 @@ use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Epoch;
-use kwitness_core::lifecycle::{Lifecycle, Limits, Output};
-use kwitness_core::observation::{Observation, Scan, ScanReason};
-use kwitness_core::order::Merge;
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
+use kwitness_core::model::{Observation, Output, Scan, ScanReason};
+use kwitness_core::reorder::ReorderBuffer;
 use kwitness_tests::agent::{connect, from_now};
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::handmade::Kubepods;
@@ -153,8 +153,8 @@ impl Recording {
     }
 
     async fn feed(mut self, mut writer: Writer, taken: &AtomicU64, records: u64) -> Result<()> {
-        let (mut decoder, mut order) = (Decoder::default(), Merge::default());
-        let (mut lifecycle, mut output) = (Lifecycle::new(Limits::default()), Output::default());
+        let (mut decoder, mut order) = (Decoder::default(), ReorderBuffer::default());
+        let (mut lifecycle, mut output) = (Lifecycle::new(Bounds::default()), Output::default());
         let now = Clock::read().now();
         let scan = Scan { reason: ScanReason::Initial, began: now, ended: now, cgroups: Vec::new() };
         lifecycle.observe(Observation::Scan(scan), &mut output);

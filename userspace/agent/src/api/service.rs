@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use kwitness_core::event::Subject;
 use kwitness_core::journal::{Epoch, Position};
-use kwitness_core::resize::Judged;
+use kwitness_core::model::{Judged, Subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};

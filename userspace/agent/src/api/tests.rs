@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kwitness_core::event::{Basis, Event, Kind, Subject};
-use kwitness_core::ids::{CgroupId, ContainerId, KernelTime};
 use kwitness_core::journal::Epoch;
-use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, State};
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
 use kwitness_core::limits::LimitTracker;
-use kwitness_core::resize::{Asker, Verdicts};
+use kwitness_core::model::{
+    Basis, CgroupId, ContainerId, ContainerState, Event, KernelTime, Kind, Requester, State, Subject,
+};
+use kwitness_core::verdicts::VerdictTracker;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -94,9 +95,9 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
             }
             Request::Judge(evidence, answer) => {
-                assert_eq!(evidence.asker, Asker::Client, "by its own word");
-                let nothing = Lifecycle::new(Limits::default());
-                let judged = Verdicts::default().judge(&evidence, &LimitTracker::default(), &nothing);
+                assert_eq!(evidence.requester, Requester::Client, "by its own word");
+                let nothing = Lifecycle::new(Bounds::default());
+                let judged = VerdictTracker::default().judge(&evidence, &LimitTracker::default(), &nothing);
                 answer.send(judged).unwrap();
             }
         }

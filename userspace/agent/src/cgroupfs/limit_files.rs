@@ -9,10 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::ids::CgroupId;
-use kwitness_core::limit_file::LimitFile;
-use kwitness_core::limits::{Answer, Reading, Value, format};
-use kwitness_core::observation::{Observation, ReadLimits};
+use kwitness_core::model::{CgroupId, LimitFile, LimitsAnswer, Observation, ReadLimits, Reading, Value};
 use tokio::sync::mpsc;
 
 use super::{CgroupFs, gone};
@@ -30,7 +27,7 @@ static LIMIT_FILES: LazyLock<HashMap<String, LimitFile>> =
 /// What a limit file of the cgroup in that directory says.
 pub fn read_limit_file(directory: &Path, limit_file: LimitFile) -> Reading {
     match read_text(&directory.join(limit_file.to_string())) {
-        Ok(text) => match Value::parse(format(limit_file), &text) {
+        Ok(text) => match Value::parse(limit_file.format(), &text) {
             Ok(value) => Reading::Is(value),
             Err(error) => Reading::Unknown(error.to_string().into()),
         },
@@ -62,7 +59,7 @@ fn read_all(directory: &Path) -> Option<Vec<(LimitFile, Reading)>> {
 }
 
 /// The answer to a request.
-fn read(cgroups: &CgroupFs, request: &ReadLimits) -> Answer {
+fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
     let began = Clock::read().now();
     let found = find(cgroups, request);
     let readings = found.as_ref().and_then(|directory| match request.limit_file {
@@ -78,7 +75,7 @@ fn read(cgroups: &CgroupFs, request: &ReadLimits) -> Answer {
         let path = directory.strip_prefix(cgroups.mount_point()).ok()?.to_str()?;
         Some(Arc::from(format!("/{path}")))
     };
-    Answer {
+    LimitsAnswer {
         cgroup: request.cgroup,
         path: found.as_ref().and_then(below),
         began,
@@ -213,7 +210,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use kwitness_core::limits::Bound;
+    use kwitness_core::model::Bound;
 
     use super::*;
 

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use kwitness_core::ids::{KernelTime, ProcKey};
-use kwitness_core::observation::{ScannedProcess, TaskInfo};
+use kwitness_core::model::{KernelTime, ProcKey, ScannedProcess, TaskInfo};
 use procfs::process::Process;
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.

@@ -9,8 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kwitness_core::ids::CgroupId;
-use kwitness_core::observation::{Scan, ScanReason, ScannedCgroup};
+use kwitness_core::model::{CgroupId, Scan, ScanReason, ScannedCgroup};
 
 use super::{CgroupFs, process};
 use crate::clock::Clock;
@@ -203,7 +202,7 @@ impl Found {
     }
 }
 
-fn processes(directory: &Path) -> Vec<kwitness_core::observation::ScannedProcess> {
+fn processes(directory: &Path) -> Vec<kwitness_core::model::ScannedProcess> {
     // A threaded cgroup does not list its processes; they are those of the domain above.
     let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     let mut found: Vec<_> =

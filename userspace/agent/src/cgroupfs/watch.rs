@@ -22,11 +22,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::{fs, thread};
 
-use kwitness_core::event::GapCause;
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::limit_file::LimitFile;
-use kwitness_core::observation::{
-    Caller, Fact, KernelEvent, LimitWrite, Loss, Observation, WriteHook, WritePhase, WriteResult,
+use kwitness_core::model::{
+    Caller, CgroupId, Fact, GapCause, KernelEvent, KernelTime, LimitFile, LimitWrite, Loss, Observation,
+    WriteHook, WritePhase, WriteResult,
 };
 use nix::errno::Errno;
 use nix::libc;

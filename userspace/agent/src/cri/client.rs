@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kwitness_core::event::{ContainerType, RuntimeFacts};
-use kwitness_core::ids::{ContainerId, PodUid};
+use kwitness_core::model::{ContainerId, ContainerType, PodUid, RuntimeFacts};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 

@@ -16,9 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kwitness_core::event::RuntimeFacts;
-use kwitness_core::ids::ContainerId;
-use kwitness_core::observation::Observation;
+use kwitness_core::model::{ContainerId, Observation, RuntimeFacts};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 

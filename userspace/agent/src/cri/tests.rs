@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kwitness_core::event::RuntimeFacts;
-use kwitness_core::ids::ContainerId;
-use kwitness_core::observation::Observation;
+use kwitness_core::model::{ContainerId, Observation, RuntimeFacts};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kwitness_core::ids::ContainerId;
+use kwitness_core::model::ContainerId;
 
 use super::entity::{Kind, Progress};
 use super::pod::{Plan, Pod, Reading};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kwitness_core::ids::ContainerId;
+use kwitness_core::model::ContainerId;
 use proptest::prelude::*;
 use prost::Message as _;
 

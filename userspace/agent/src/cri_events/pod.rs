@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use kwitness_core::ids::ContainerId;
+use kwitness_core::model::ContainerId;
 
 use super::entity::{Kind, Progress, Status, steps};
 use kwitness_cri::events::{ContainerEventResponse, ContainerEventType};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kwitness_core::ids::ContainerId;
+use kwitness_core::model::ContainerId;
 use prost::Message as _;
 
 use super::entity::{Kind, Progress, Status};

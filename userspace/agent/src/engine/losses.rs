@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 use kwitness_abi::{Counters, RecordKind};
 use kwitness_core::decode::DecodeError;
-use kwitness_core::event::GapCause;
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::observation::Loss;
+use kwitness_core::model::{CgroupId, GapCause, KernelTime, Loss};
 
 use crate::clock::Clock;
 

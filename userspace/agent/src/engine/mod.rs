@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  rings ──drain──▶ decode ──▶ order ──┐
-//!  scans, answers, losses ─────────────┼──▶ Lifecycle, LimitTracker, Verdicts ──▶ events ──▶ hub::Writer
+//!  scans, answers, losses ─────────────┼──▶ Lifecycle, LimitTracker, VerdictTracker ──▶ events ──▶ hub::Writer
 //!  once a second: Tick, counters ──────┘           └──▶ actions: ask the runtime, scan, read limit files
 //! ```
 //!
@@ -22,13 +22,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_core::decode::Decoder;
-use kwitness_core::event::{Event, Kind};
 use kwitness_core::journal::Position;
-use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output};
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
 use kwitness_core::limits::{LimitCounters, LimitTracker};
-use kwitness_core::observation::{Action, Fact, KernelEvent, Observation, ScanReason};
-use kwitness_core::order::Merge;
-use kwitness_core::resize::{Evidence, Judged, Resource, Verdicts};
+use kwitness_core::model::{
+    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Resource,
+    ScanReason,
+};
+use kwitness_core::reorder::ReorderBuffer;
+use kwitness_core::verdicts::VerdictTracker;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -134,10 +136,10 @@ impl Handle {
 pub struct Engine {
     probe: Running,
     decoder: Decoder,
-    order: Merge,
+    order: ReorderBuffer,
     lifecycle: Lifecycle,
     limit_files: LimitTracker,
-    verdicts: Verdicts,
+    verdicts: VerdictTracker,
     reader: LimitReader,
     touched: TouchedSender,
     output: Output,
@@ -186,10 +188,10 @@ impl Engine {
             untold: Untold::default(),
             probe,
             decoder: Decoder::default(),
-            order: Merge::default(),
-            lifecycle: Lifecycle::new(Limits::default()),
+            order: ReorderBuffer::default(),
+            lifecycle: Lifecycle::new(Bounds::default()),
             limit_files: LimitTracker::default(),
-            verdicts: Verdicts::default(),
+            verdicts: VerdictTracker::default(),
             reader,
             touched,
             output: Output::default(),
@@ -426,11 +428,11 @@ fn touched(event: &Event) -> Option<Touched> {
 fn take(
     lifecycle: &mut Lifecycle,
     limit_files: &mut LimitTracker,
-    verdicts: &mut Verdicts,
+    verdicts: &mut VerdictTracker,
     observation: Observation,
     output: &mut Output,
 ) {
-    if Verdicts::concerns(&observation) {
+    if VerdictTracker::concerns(&observation) {
         verdicts.observe(&observation, limit_files, lifecycle, output);
     }
     if !LimitTracker::concerns(&observation) {

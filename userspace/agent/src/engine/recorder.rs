@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use kwitness_core::observation::Observation;
+use kwitness_core::model::Observation;
 
 /// The file, as long as it can be written.
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kwitness_core::observation::ScanReason;
+use kwitness_core::model::ScanReason;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 

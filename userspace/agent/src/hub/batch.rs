@@ -2,8 +2,8 @@
 //! put together. Never decides what a watcher gets.
 
 use bytes::BufMut;
-use kwitness_core::event::Subject;
 use kwitness_core::journal::Epoch;
+use kwitness_core::model::Subject;
 use prost::Message as _;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use kwitness_core::event::{Kind, PodNames, Subject};
+use kwitness_core::model::{Kind, PodNames, Subject};
 
 use kwitness_api::proto;
 

@@ -21,9 +21,8 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::{Bytes, BytesMut};
-use kwitness_core::event::{Event, Kind, PodNames, Subject};
-use kwitness_core::ids::KernelTime;
 use kwitness_core::journal::{Epoch, Journal, Position};
+use kwitness_core::model::{Event, KernelTime, Kind, PodNames, Subject};
 use prost::Message as _;
 use tokio::sync::watch;
 

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kwitness_core::event::{Basis, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, RuntimeFacts};
-use kwitness_core::ids::{CgroupId, ContainerId, PodUid, QosClass};
+use kwitness_core::model::{
+    Basis, CgroupId, ContainerId, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, PodUid, QosClass,
+    RuntimeFacts,
+};
 
 use super::*;
 

@@ -15,9 +15,8 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use kwitness_core::event::Subject;
-use kwitness_core::ids::KernelTime;
 use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
+use kwitness_core::model::{KernelTime, Subject};
 use tokio::sync::watch;
 
 use super::batch::{Batch, Item};

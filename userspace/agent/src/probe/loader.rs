@@ -23,7 +23,7 @@ use aya::{
     sys::SyscallError,
 };
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
-use kwitness_core::limit_file::LimitFile;
+use kwitness_core::model::LimitFile;
 use nix::{libc, sys::resource};
 
 use super::{

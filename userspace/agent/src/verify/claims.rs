@@ -1,14 +1,13 @@
 //! What each source says, as claims. 0 and "" of the CRI mean "not specified": of such a limit nothing is claimed.
 
-use kwitness_core::ids::KernelTime;
-use kwitness_core::limits::{Bound, CpuMax};
-use kwitness_core::resize::{Claim, Resource, Source, Wanted, convert};
+use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
+use kwitness_core::verdicts::convert;
 
 use kwitness_api::proto;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX, runtime as cri};
 
 /// A claim, and what it is about.
-pub(super) type About = (Resource, Claim);
+pub(super) type About = (Resource, DesiredLimit);
 
 /// What a container should have, as the container runtime was told.
 pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<About> {
@@ -40,7 +39,7 @@ pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) ->
             // The kubelet makes a pod's weight of something else.
             _ => return None,
         };
-        Some((resource, Claim { wanted, ..claim }))
+        Some((resource, DesiredLimit { wanted, ..claim }))
     };
     of_request(resources, at).into_iter().filter_map(at_least).collect()
 }
@@ -54,7 +53,7 @@ pub(super) fn unified_bound(text: &str) -> Option<Bound> {
 }
 
 fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<About> {
-    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let bound = |number: i64| match number {
         0 => None,
@@ -81,7 +80,7 @@ fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTi
 /// What a container should have, by the caller's own word.
 pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<About> {
     use proto::wanted::{Cpu, Memory};
-    let claim = |resource, wanted| (resource, Claim { source: Source::Client, at, wanted });
+    let claim = |resource, wanted| (resource, DesiredLimit { source: Source::Client, at, wanted });
     let memory = wanted.memory.as_ref().map(|memory| match memory {
         Memory::MemoryBytes(bytes) => Bound::At(*bytes),
         Memory::MemoryUnlimited(_) => Bound::Unlimited,
@@ -121,7 +120,7 @@ pub(super) fn of_pod(source: Source, containers: &[Vec<About>], at: KernelTime) 
         }))?;
         Some(CpuMax { quota, period })
     });
-    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let memory = memory.map(|bound| claim(Resource::Memory, Wanted::MemoryAtLeast(bound)));
     cpu.map(|cpu| claim(Resource::Cpu, Wanted::QuotaAtLeast(cpu))).into_iter().chain(memory).collect()
 }

@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kwitness_core::ids::KernelTime;
-use kwitness_core::limits::Bound;
-use kwitness_core::resize::quantity::{self, QuantityError};
-use kwitness_core::resize::{Claim, Resource, Source, Wanted, convert};
+use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wanted};
+use kwitness_core::verdicts::convert;
+use kwitness_core::verdicts::quantity;
+use kwitness_core::verdicts::quantity::QuantityError;
 use serde::Deserialize;
 
 use super::claims::About;
@@ -154,7 +154,7 @@ fn is_unlimited(wanted: Wanted) -> bool {
 
 /// A container without a limit is given none: the kubelet sends no quota and no memory limit.
 fn claims(found: &Requirements, source: Source, at: KernelTime) -> Result<Vec<About>, QuantityError> {
-    let claim = |resource, wanted| (resource, Claim { source, at, wanted });
+    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let limit = found.limits.cpu.as_deref().map(quantity::milli).transpose()?;
     let request = found.requests.cpu.as_deref().map(quantity::milli).transpose()?.or(limit);
     let memory = found.limits.memory.as_deref().map(quantity::whole).transpose()?;

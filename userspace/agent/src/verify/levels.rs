@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kwitness_core::cgroup_path::{Placement, classify};
-use kwitness_core::ids::CgroupId;
-use kwitness_core::limits::{LevelRole, Reading};
-use kwitness_core::resize::{Level, Resource};
+use kwitness_core::model::{CgroupId, Level, LevelRole, Reading, Resource};
 
 use crate::cgroupfs::CgroupFs;
 use crate::cgroupfs::limit_files::{read_limit_file, read_text};
@@ -91,7 +89,7 @@ fn number(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use kwitness_core::limits::{Bound, Value};
+    use kwitness_core::model::{Bound, Value};
 
     use super::*;
 

@@ -21,11 +21,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kwitness_core::event::{ContainerType, Subject};
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::limits::Reading;
-use kwitness_core::resize::proof::{Interval, Proof};
-use kwitness_core::resize::{Asker, Claim, Evidence, Judged, Resource, Source, Verdict};
+use kwitness_core::model::{
+    CgroupId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester, Resource,
+    Source, Subject, Verdict,
+};
+use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -95,7 +95,7 @@ struct Target {
     path: Arc<str>,
     cgroup: CgroupId,
     resource: Resource,
-    claims: Vec<Claim>,
+    claims: Vec<DesiredLimit>,
 }
 
 /// Whose limits are judged.
@@ -184,9 +184,9 @@ impl Verifier {
             let pods = !filter.asks_for_containers();
             let targets = self.targets(&subjects.apps, wanted, heard, pods);
             let is_own = wanted.memory.is_some() || wanted.cpu.is_some();
-            let asker = if is_own || !is_last { Asker::Client } else { Asker::Node };
+            let requester = if is_own || !is_last { Requester::Client } else { Requester::Node };
             let verdicts = Verdicts {
-                judged: self.judge(targets, (!is_last).then_some(until_kernel), asker).await?,
+                judged: self.judge(targets, (!is_last).then_some(until_kernel), requester).await?,
                 proofs: Vec::new(),
                 unavailable: heard.unavailable.clone(),
             };
@@ -321,18 +321,18 @@ impl Verifier {
         &self,
         targets: Vec<Target>,
         deadline: Option<KernelTime>,
-        asker: Asker,
+        requester: Requester,
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let gathered = tokio::task::spawn_blocking(move || {
             let gather = |target: Target| {
                 let read = levels::read(&cgroups, &target.path, target.cgroup, target.resource);
                 let evidence = Evidence {
-                    asker,
+                    requester,
                     at: now(),
                     cgroup: target.cgroup,
                     resource: target.resource,
-                    claims: target.claims,
+                    desired: target.claims,
                     levels: read.levels,
                     own: read.own,
                     usage: read.usage,
@@ -348,7 +348,7 @@ impl Verifier {
         let mut judged = Vec::with_capacity(gathered.len());
         for (subject, evidence) in gathered {
             let is_gone = evidence.levels.get(evidence.own).is_some_and(|own| own.reading == Reading::Gone);
-            if is_gone && asker == Asker::Node {
+            if is_gone && requester == Requester::Node {
                 // It went away meanwhile, as containers do: that is no verdict of the node's.
                 continue;
             }
@@ -366,7 +366,7 @@ fn about_one<'a>(
     cgroup: CgroupId,
 ) -> impl Iterator<Item = Target> + 'a {
     Resource::ALL.into_iter().filter_map(move |resource| {
-        let claims: Vec<Claim> =
+        let claims: Vec<DesiredLimit> =
             claims.iter().filter(|(about, _)| *about == resource).map(|(_, claim)| *claim).collect();
         let target = Target { subject: subject.cloned(), path: path.clone(), cgroup, resource, claims };
         (!target.claims.is_empty()).then_some(target)

@@ -5,9 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kwitness_core::ids::CgroupId;
-use kwitness_core::resize::proof::{Counters, Interval, Proof};
-use kwitness_core::resize::{Judged, Resource};
+use kwitness_core::model::{CgroupId, Judged, Resource};
+use kwitness_core::verdicts::proof::{Interval, Proof, UsageCounters};
 use procfs::Current as _;
 use tokio::time::Instant;
 
@@ -61,8 +60,8 @@ impl Verifier {
         let seen = Interval {
             from: at,
             to: at,
-            first: Counters::default(),
-            last: Counters::default(),
+            first: UsageCounters::default(),
+            last: UsageCounters::default(),
             memory: None,
             burst,
             cpus,
@@ -80,7 +79,7 @@ impl Watched {
     fn look(&mut self, is_first: bool, is_last: bool) {
         // Another cgroup by that name has other counters: of this one nothing more can be said.
         if levels::inode(&self.directory) != Some(self.cgroup.0) {
-            self.seen.last = Counters::default();
+            self.seen.last = UsageCounters::default();
             self.seen.memory = None;
             return;
         }
@@ -101,11 +100,11 @@ impl Watched {
         }
     }
 
-    fn counters(&self) -> Counters {
+    fn counters(&self) -> UsageCounters {
         match self.resource {
             Resource::Cpu => {
                 let text = read_text(&self.directory.join("cpu.stat")).unwrap_or_default();
-                Counters {
+                UsageCounters {
                     cpu_usage: line(&text, "usage_usec"),
                     throttled: line(&text, "nr_throttled"),
                     reached: None,
@@ -113,9 +112,9 @@ impl Watched {
             }
             Resource::Memory => {
                 let text = read_text(&self.directory.join("memory.events")).unwrap_or_default();
-                Counters { reached: line(&text, "max"), ..Counters::default() }
+                UsageCounters { reached: line(&text, "max"), ..UsageCounters::default() }
             }
-            Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => Counters::default(),
+            Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => UsageCounters::default(),
         }
     }
 }

@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::ids::KernelTime;
-use kwitness_core::resize::{Claim, Resource};
+use kwitness_core::model::{DesiredLimit, KernelTime, Resource};
 
 use super::claims::{self, About};
 use kwitness_api::proto;
@@ -55,7 +54,7 @@ struct Known {
 struct Asked {
     /// A container or a sandbox that is or was there.
     born: bool,
-    claims: BTreeMap<Resource, Claim>,
+    claims: BTreeMap<Resource, DesiredLimit>,
     last: proto::CriRequest,
 }
 
@@ -167,8 +166,7 @@ fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriR
 
 #[cfg(test)]
 mod tests {
-    use kwitness_core::limits::Bound;
-    use kwitness_core::resize::Wanted;
+    use kwitness_core::model::{Bound, Wanted};
 
     use super::*;
 

@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use kwitness_core::ids::{ContainerId, KernelTime, PodUid};
-use kwitness_core::resize::{Asker, Verdict};
+use kwitness_core::model::{ContainerId, KernelTime, PodUid, Requester, Verdict};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -135,7 +134,7 @@ impl Verifier {
         let Ok(subjects) = self.subjects(&filter).await else { return false };
         let heard = self.hear(&subjects).await;
         let targets = self.targets(&subjects.apps, &proto::Wanted::default(), &heard, pods);
-        match self.judge(targets, deadline, Asker::Node).await {
+        match self.judge(targets, deadline, Requester::Node).await {
             Ok(judged) => judged.iter().any(|(_, judged)| {
                 matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })
             }),

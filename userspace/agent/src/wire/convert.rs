@@ -1,9 +1,7 @@
 //! The domain's types in the API's shape. What the domain does not know stays absent. Never the other way: the
 //! API is read-only.
 
-use kwitness_core::event as core;
-use kwitness_core::ids;
-use kwitness_core::lifecycle;
+use kwitness_core::model as core;
 use nix::sys::signal::Signal;
 
 use super::{limits, verdicts};
@@ -101,13 +99,13 @@ pub fn container(subject: &core::Subject) -> proto::Container {
 }
 
 /// A container as it is now.
-pub fn container_state(state: &lifecycle::ContainerState, clock: Clock) -> proto::ContainerState {
+pub fn container_state(state: &core::ContainerState, clock: Clock) -> proto::ContainerState {
     proto::ContainerState {
         container: Some(container(&state.subject)),
         state: match state.state {
-            lifecycle::State::Created => proto::State::Created,
-            lifecycle::State::Running => proto::State::Running,
-            lifecycle::State::Stopped => proto::State::Stopped,
+            core::State::Created => proto::State::Created,
+            core::State::Running => proto::State::Running,
+            core::State::Stopped => proto::State::Stopped,
         }
         .into(),
         created_at: state.created_at.map(|at| clock.wall(at)),
@@ -195,20 +193,20 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
     }
 }
 
-fn runtime(runtime: ids::Runtime) -> proto::Runtime {
+fn runtime(runtime: core::Runtime) -> proto::Runtime {
     match runtime {
-        ids::Runtime::Containerd => proto::Runtime::Containerd,
-        ids::Runtime::Crio => proto::Runtime::Crio,
-        ids::Runtime::Docker => proto::Runtime::Docker,
-        ids::Runtime::Podman => proto::Runtime::Podman,
+        core::Runtime::Containerd => proto::Runtime::Containerd,
+        core::Runtime::Crio => proto::Runtime::Crio,
+        core::Runtime::Docker => proto::Runtime::Docker,
+        core::Runtime::Podman => proto::Runtime::Podman,
     }
 }
 
-pub(super) fn qos_class(class: ids::QosClass) -> proto::QosClass {
+pub(super) fn qos_class(class: core::QosClass) -> proto::QosClass {
     match class {
-        ids::QosClass::Guaranteed => proto::QosClass::Guaranteed,
-        ids::QosClass::Burstable => proto::QosClass::Burstable,
-        ids::QosClass::BestEffort => proto::QosClass::BestEffort,
+        core::QosClass::Guaranteed => proto::QosClass::Guaranteed,
+        core::QosClass::Burstable => proto::QosClass::Burstable,
+        core::QosClass::BestEffort => proto::QosClass::BestEffort,
     }
 }
 

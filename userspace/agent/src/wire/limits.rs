@@ -1,15 +1,16 @@
 //! Limits, and what their being hit leads to, in the API's shape.
 
-use kwitness_core::event::{OomExhausted, OomKilled, PodNames};
-use kwitness_core::limits::{Changed, LevelRole, Reading, SeenWrite};
-use kwitness_core::observation::{Caller, OomChoice, WriteHook, WriteResult};
+use kwitness_core::model::{
+    Caller, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames, Reading, SeenWrite,
+    WriteHook, WriteResult,
+};
 use nix::errno::Errno;
 
 use super::convert;
 use kwitness_api::proto;
 
 /// A change of a limit.
-pub(super) fn changed(changed: &Changed) -> proto::LimitChanged {
+pub(super) fn changed(changed: &LimitChange) -> proto::LimitChanged {
     proto::LimitChanged {
         cgroup: Some(proto::Cgroup {
             id: changed.cgroup.0,

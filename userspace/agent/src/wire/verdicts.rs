@@ -1,7 +1,7 @@
 //! Verdicts in the API's shape.
 
-use kwitness_core::resize::proof::{Interval, Proof};
-use kwitness_core::resize::{self, Attempt, Claim, Ended, Judged, Source, Tolerance, Writer};
+use kwitness_core::model::{Attempt, DesiredLimit, Ended, Judged, Source, Tolerance, Verdict, Writer};
+use kwitness_core::verdicts::proof::{Interval, Proof};
 
 use super::limits::{errno_name, outcome, pod, reading, role};
 use crate::clock::Clock;
@@ -19,9 +19,9 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
         }),
         file: judgement.resource.file().to_string(),
         reason: judgement.reason(errno_name),
-        claims: judged.claims.iter().map(|of| claim(of, clock)).collect(),
+        claims: judged.desired.iter().map(|of| claim(of, clock)).collect(),
         compared_with: judgement
-            .claim
+            .desired
             .map_or(proto::Source::Unspecified, |claim| source(claim.source))
             .into(),
         disagreeing: judgement.disagreeing.iter().map(|of| source(*of).into()).collect(),
@@ -35,32 +35,32 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
         ..Default::default()
     };
     let kind = match &judgement.verdict {
-        resize::Verdict::InForce => proto::VerdictKind::InForce,
-        resize::Verdict::Pending { until } => {
+        Verdict::InForce => proto::VerdictKind::InForce,
+        Verdict::Pending { until } => {
             verdict.deadline = Some(clock.wall(*until));
             proto::VerdictKind::Pending
         }
-        resize::Verdict::Diverged => proto::VerdictKind::Diverged,
-        resize::Verdict::Rejected { errno, writer, .. } => {
+        Verdict::Diverged => proto::VerdictKind::Diverged,
+        Verdict::Rejected { errno, writer, .. } => {
             verdict.errno = Some(*errno);
             verdict.writer = writer.as_ref().map(self::writer);
             proto::VerdictKind::Rejected
         }
         // Who allows less is the effective level.
-        resize::Verdict::Shadowed { .. } => proto::VerdictKind::Shadowed,
-        resize::Verdict::OverLimit { usage } => {
+        Verdict::Shadowed { .. } => proto::VerdictKind::Shadowed,
+        Verdict::OverLimit { usage } => {
             verdict.usage = Some(*usage);
             proto::VerdictKind::OverLimit
         }
-        resize::Verdict::Killed { kills } => {
+        Verdict::Killed { kills } => {
             verdict.kills = Some(*kills);
             proto::VerdictKind::Killed
         }
-        resize::Verdict::Reverted { writer } => {
+        Verdict::Reverted { writer } => {
             verdict.writer = writer.as_ref().map(self::writer);
             proto::VerdictKind::Reverted
         }
-        resize::Verdict::Unknown { .. } => proto::VerdictKind::Unknown,
+        Verdict::Unknown { .. } => proto::VerdictKind::Unknown,
     };
     verdict.verdict = kind.into();
     verdict
@@ -84,7 +84,7 @@ pub fn proof(seen: &Interval, proof: &Proof) -> proto::Proof {
     }
 }
 
-fn claim(claim: &Claim, clock: Clock) -> proto::Claim {
+fn claim(claim: &DesiredLimit, clock: Clock) -> proto::Claim {
     proto::Claim {
         source: source(claim.source).into(),
         value: claim.wanted.ideal().to_string(),

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::cgroup_path::{ContainerPath, Placement, classify};
-use crate::event::{PodNames, PodRef, Subject};
-use crate::ids::{CgroupId, ContainerId, KernelTime};
-use crate::limits::{LevelRole, Place};
-use crate::observation::PathText;
+use crate::model::{
+    CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, Subject,
+};
 
+use super::bounds::{Bounds, LifecycleCounters};
 use super::container::Container;
-use super::limits::{Counters, Limits};
 use super::processes::Budget;
 
 #[derive(Debug)]
@@ -103,7 +102,7 @@ impl Cgroups {
     }
 
     /// Where a cgroup stands, also one that was removed a while ago.
-    pub(super) fn place_of(&self, id: CgroupId) -> Option<Place> {
+    pub(super) fn info_of(&self, id: CgroupId) -> Option<CgroupInfo> {
         let cgroup = self.all.get(&id)?;
         let of_container = |container: &Container, role| {
             let subject = Arc::clone(&container.subject);
@@ -127,15 +126,15 @@ impl Cgroups {
                 (role, Arc::clone(path), pod, None)
             }
         };
-        Some(Place { role, path, subject, pod, exists: cgroup.presence == Presence::Exists })
+        Some(CgroupInfo { role, path, subject, pod, exists: cgroup.presence == Presence::Exists })
     }
 
     pub(super) fn exists(&self, id: CgroupId) -> bool {
         self.all.get(&id).is_some_and(|cgroup| cgroup.presence == Presence::Exists)
     }
 
-    pub(super) fn is_full(&self, limits: &Limits) -> bool {
-        self.existing >= limits.cgroups
+    pub(super) fn is_full(&self, bounds: &Bounds) -> bool {
+        self.existing >= bounds.cgroups
     }
 
     pub(super) fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
@@ -177,12 +176,12 @@ impl Cgroups {
         path: &PathText,
         made: KernelTime,
         created_at: Option<KernelTime>,
-        limits: &Limits,
+        bounds: &Bounds,
     ) -> Added {
         if self.all.contains_key(&id) {
             return Added::Known;
         }
-        if self.is_full(limits) {
+        if self.is_full(bounds) {
             return Added::Full;
         }
         let Some(what) = self.place(id, parent, path, made, created_at) else { return Added::Unplaced };
@@ -243,9 +242,9 @@ impl Cgroups {
         &mut self,
         id: CgroupId,
         at: KernelTime,
-        limits: &Limits,
+        bounds: &Bounds,
         budget: &mut Budget,
-        counters: &mut Counters,
+        counters: &mut LifecycleCounters,
     ) -> bool {
         match self.all.get_mut(&id) {
             Some(cgroup) if cgroup.presence == Presence::Exists => cgroup.presence = Presence::Removed,
@@ -253,7 +252,7 @@ impl Cgroups {
         }
         self.existing -= 1;
         self.removed.push_back((at, id));
-        if self.removed.len() > limits.removed
+        if self.removed.len() > bounds.removed
             && let Some((_, oldest)) = self.removed.pop_front()
             && self.forget(oldest, budget)
         {
@@ -276,8 +275,8 @@ impl Cgroups {
     }
 
     /// Forgets what was removed long enough ago.
-    pub(super) fn expire(&mut self, now: KernelTime, limits: &Limits, budget: &mut Budget) {
-        let keep_for = u64::try_from(limits.removed_for.as_nanos()).unwrap_or(u64::MAX);
+    pub(super) fn expire(&mut self, now: KernelTime, bounds: &Bounds, budget: &mut Budget) {
+        let keep_for = u64::try_from(bounds.removed_for.as_nanos()).unwrap_or(u64::MAX);
         while let Some(&(at, id)) = self.removed.front()
             && at.0.saturating_add(keep_for) <= now.0
         {

@@ -24,12 +24,11 @@
 
 use std::sync::Arc;
 
-use crate::event::{ExitStatus, Kind, Process, Role, Subject};
-use crate::ids::{KernelTime, ProcKey};
-use crate::observation::TaskInfo;
+use crate::model::{
+    ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, State, Subject, TaskInfo,
+};
 
 use super::processes::{Budget, Executed, Known, Processes};
-use super::state::{ContainerState, State};
 
 /// A container whose cgroup exists, or did until a while ago.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! What the runtime tells of a container, compared with what was known.
 
-use crate::event::{RuntimeFacts, Subject};
+use crate::model::{RuntimeFacts, Subject};
 
 /// The fields that change when a subject's facts become these, in the API's JSON spelling.
 pub(super) fn changed_fields(subject: &Subject, new: &RuntimeFacts) -> Vec<String> {

@@ -31,55 +31,35 @@
 //! ended corrects what it can, and another is asked for. The private module
 //! `scan` says what weighs more than a scan.
 //!
-//! Every memory is bounded by [`Limits`]; what they drop is in [`Counters`]. Never reads a clock: time is what the
+//! Every memory is bounded by [`Bounds`]; what they drop is in [`LifecycleCounters`]. Never reads a clock: time is what the
 //! observations say.
 
+mod bounds;
 mod cgroups;
 mod container;
 mod facts;
-mod limits;
 mod processes;
 mod scan;
-mod state;
 
 use std::sync::Arc;
 
-pub use limits::{Counters, Limits};
-pub use state::{ContainerState, State};
+pub use bounds::{Bounds, LifecycleCounters};
 
-use crate::event::{Actor, Basis, Event, Gap, Kind, OomExhausted, OomKilled, RuntimeFacts, Subject};
-use crate::ids::{CgroupId, ContainerId, KernelTime};
-use crate::limits::{Place, Places};
-use crate::observation::{Action, Fact, KernelEvent, Loss, Observation, OomKill, OomScope};
+use crate::model::{
+    Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, Fact, Gap,
+    KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope, Output,
+    RuntimeFacts, Subject,
+};
 
 use cgroups::{Added, Cgroups, Owner};
 use processes::Budget;
 use scan::Repair;
 
-/// What follows from an observation. Reused: whoever takes the contents leaves the capacity.
-#[derive(Debug, Default)]
-pub struct Output {
-    /// To be reported, in this order.
-    pub events: Vec<Event>,
-    /// To be done.
-    pub actions: Vec<Action>,
-}
-
-impl Output {
-    fn emit(&mut self, at: KernelTime, basis: Basis, subject: &Arc<Subject>, kind: Kind) {
-        self.events.push(Event { at, basis, subject: Some(Arc::clone(subject)), kind });
-    }
-
-    fn emit_own(&mut self, at: KernelTime, kind: Kind) {
-        self.events.push(Event { at, basis: Basis::Daemon, subject: None, kind });
-    }
-}
-
 /// The machine: all containers of the node.
 #[derive(Debug)]
 pub struct Lifecycle {
-    limits: Limits,
-    counters: Counters,
+    bounds: Bounds,
+    counters: LifecycleCounters,
     budget: Budget,
     cgroups: Cgroups,
     /// Records about cgroups that are not known, in the order in which they came.
@@ -100,11 +80,11 @@ enum StartUp {
 
 impl Lifecycle {
     /// A machine that knows no container yet, and expects the observation of an initial scan.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(bounds: Bounds) -> Self {
         Self {
-            budget: Budget::new(limits.processes),
-            limits,
-            counters: Counters::default(),
+            budget: Budget::new(bounds.processes),
+            bounds,
+            counters: LifecycleCounters::default(),
             cgroups: Cgroups::default(),
             parked: Vec::new(),
             start_up: StartUp::Scanning,
@@ -120,8 +100,8 @@ impl Lifecycle {
             Observation::Lost(loss) => self.lost(loss, output),
             Observation::Scan(scan) => self.scan(&scan, output),
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
-            Observation::Tick { at } => self.cgroups.expire(at, &self.limits, &mut self.budget),
-            // Limits are no part of a life.
+            Observation::Tick { at } => self.cgroups.expire(at, &self.bounds, &mut self.budget),
+            // Bounds are no part of a life.
             Observation::LimitsRead(_) | Observation::Evidence(_) => {}
         }
     }
@@ -137,20 +117,20 @@ impl Lifecycle {
     }
 
     /// How much is remembered at most.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     /// What was dropped or could not be placed.
-    pub fn counters(&self) -> Counters {
-        Counters { processes_full: self.budget.refused, ..self.counters }
+    pub fn counters(&self) -> LifecycleCounters {
+        LifecycleCounters { processes_full: self.budget.refused, ..self.counters }
     }
 
     fn kernel(&mut self, event: KernelEvent, output: &mut Output) {
         let (at, cgroup) = (event.at, event.cgroup);
         match &event.fact {
             Fact::Mkdir { parent, path, root: _, actor } => {
-                match self.cgroups.add(cgroup, *parent, path, at, Some(at), &self.limits) {
+                match self.cgroups.add(cgroup, *parent, path, at, Some(at), &self.bounds) {
                     Added::Container => self.introduce(at, cgroup, actor.clone(), output),
                     Added::Group | Added::Known => {}
                     Added::Full => self.counters.cgroups_full += 1,
@@ -167,7 +147,7 @@ impl Lifecycle {
                 let keep_all = self.scan_is_expected();
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
-            // What becomes of a container's limits is no matter of its life.
+            // What becomes of a container's bounds is no matter of its life.
             Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => {}
             Fact::OomKill(_)
             | Fact::Rmdir { .. }
@@ -207,7 +187,7 @@ impl Lifecycle {
             }
             output.emit(at, basis, &container.subject, Kind::Deleted { actor });
         }
-        self.cgroups.remove(cgroup, at, &self.limits, &mut self.budget, &mut self.counters);
+        self.cgroups.remove(cgroup, at, &self.bounds, &mut self.budget, &mut self.counters);
     }
 
     fn in_container(&mut self, event: KernelEvent, id: CgroupId, output: &mut Output) {
@@ -250,16 +230,16 @@ impl Lifecycle {
         let scope = scope.map(|scope| match scope {
             OomScope::Machine => OomExhausted::Machine,
             OomScope::Limit(cgroup) => {
-                let place = self.cgroups.place_of(cgroup);
+                let info = self.cgroups.info_of(cgroup);
                 OomExhausted::Limit {
                     cgroup,
-                    path: place.as_ref().map(|place| Arc::clone(&place.path)),
-                    role: place.as_ref().map(|place| place.role),
-                    pod: place.and_then(|place| place.pod),
+                    path: info.as_ref().map(|info| Arc::clone(&info.path)),
+                    role: info.as_ref().map(|info| info.role),
+                    pod: info.and_then(|info| info.pod),
                 }
             }
         });
-        let trigger_cgroup = trigger.cgroup.and_then(|id| self.cgroups.place_of(id)).map(|place| place.path);
+        let trigger_cgroup = trigger.cgroup.and_then(|id| self.cgroups.info_of(id)).map(|info| info.path);
         let Some(container) = self.cgroups.container_mut(id) else { return };
         let process = container.oom_kill(victim);
         let kill = OomKilled { process, choice, scope, usage, trigger, trigger_cgroup };
@@ -270,9 +250,9 @@ impl Lifecycle {
     /// that it can still find the cgroup.
     fn unknown(&mut self, event: KernelEvent, output: &mut Output) {
         self.counters.unknown_cgroup += 1;
-        let hopeless = self.cgroups.is_full(&self.limits)
+        let hopeless = self.cgroups.is_full(&self.bounds)
             || (!self.scan_is_expected() && !shows_living_cgroup(&event.fact))
-            || self.parked.len() >= self.limits.parked;
+            || self.parked.len() >= self.bounds.parked;
         if hopeless {
             self.counters.unknown_dropped += 1;
             return;
@@ -311,9 +291,9 @@ impl Lifecycle {
     }
 }
 
-impl Places for Lifecycle {
-    fn place(&self, cgroup: CgroupId) -> Option<Place> {
-        self.cgroups.place_of(cgroup)
+impl CgroupIndex for Lifecycle {
+    fn info(&self, cgroup: CgroupId) -> Option<CgroupInfo> {
+        self.cgroups.info_of(cgroup)
     }
 }
 

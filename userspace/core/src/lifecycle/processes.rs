@@ -5,8 +5,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::event::Role;
-use crate::ids::{KernelTime, ProcKey};
+use crate::model::{KernelTime, ProcKey, Role};
 
 /// How many processes may still be remembered.
 #[derive(Debug)]

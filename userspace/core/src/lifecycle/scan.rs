@@ -15,14 +15,15 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::event::{Basis, Kind, Role};
-use crate::ids::{CgroupId, KernelTime, ProcKey};
-use crate::observation::{Action, Fact, PathText, Scan, ScanReason, ScannedProcess};
+use crate::model::{
+    Action, Basis, CgroupId, Fact, KernelTime, Kind, Output, PathText, ProcKey, Role, Scan, ScanReason,
+    ScannedProcess,
+};
 
 use super::cgroups::{Added, Owner};
 use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role};
 use super::processes::{Executed, Known};
-use super::{Lifecycle, Output, StartUp, shows_living_cgroup};
+use super::{Lifecycle, StartUp, shows_living_cgroup};
 
 /// A repair that was asked for.
 #[derive(Debug)]
@@ -152,10 +153,10 @@ impl Lifecycle {
     /// Adds the cgroups that are news, and sorts all processes by container.
     fn look<'a>(&mut self, scan: &'a Scan) -> Vec<View<'a>> {
         let mut views: Vec<View<'a>> = Vec::new();
-        let mut places: FxHashMap<CgroupId, usize> = FxHashMap::default();
+        let mut index: FxHashMap<CgroupId, usize> = FxHashMap::default();
         for cgroup in &scan.cgroups {
             let path = PathText::Full(Arc::clone(&cgroup.path));
-            let added = self.cgroups.add(cgroup.id, cgroup.parent, &path, scan.began, None, &self.limits);
+            let added = self.cgroups.add(cgroup.id, cgroup.parent, &path, scan.began, None, &self.bounds);
             let known = match added {
                 Added::Container => Knowledge::News,
                 Added::Group | Added::Known => Knowledge::Known,
@@ -169,14 +170,14 @@ impl Lifecycle {
             let Owner::Container(container) = self.cgroups.owner(cgroup.id) else { continue };
             if !self.cgroups.exists(container) {
                 // The scan met it before. What is parked of it is still its container's.
-                let Self { cgroups, limits, budget, counters, .. } = self;
-                cgroups.remove(cgroup.id, scan.ended, limits, budget, counters);
+                let Self { cgroups, bounds, budget, counters, .. } = self;
+                cgroups.remove(cgroup.id, scan.ended, bounds, budget, counters);
                 continue;
             }
             if !self.cgroups.exists(cgroup.id) {
                 continue;
             }
-            let place = *places.entry(container).or_insert_with(|| {
+            let place = *index.entry(container).or_insert_with(|| {
                 views.push(View { container, known, populated: None, processes: Vec::new() });
                 views.len() - 1
             });

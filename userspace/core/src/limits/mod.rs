@@ -16,48 +16,11 @@
 //!
 //! Bounded: [`LimitTracker::CGROUPS`] cgroups, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
 
-mod change;
-mod place;
 mod tracker;
-mod value;
 
-pub use change::{Answer, Changed, SeenWrite};
-pub use place::{LevelRole, Place, Places};
 pub use tracker::{LimitCounters, LimitTracker};
-pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 
-use crate::limit_file::LimitFile;
-
-/// How a limit file is written.
-pub const fn format(limit_file: LimitFile) -> Format {
-    match limit_file {
-        LimitFile::MemoryMax
-        | LimitFile::MemoryHigh
-        | LimitFile::MemoryLow
-        | LimitFile::MemoryMin
-        | LimitFile::MemorySwapMax
-        | LimitFile::MemorySwapHigh
-        | LimitFile::PidsMax
-        | LimitFile::HugetlbMax(_)
-        | LimitFile::HugetlbReservedMax(_) => Format::Bound,
-        LimitFile::CpuMax => Format::Cpu,
-        LimitFile::CpuMaxBurst
-        | LimitFile::CpuWeight
-        | LimitFile::CpuIdle
-        | LimitFile::MemoryOomGroup
-        | LimitFile::CgroupFreeze => Format::Number,
-        LimitFile::CpuWeightNice
-        | LimitFile::CpuUclampMin
-        | LimitFile::CpuUclampMax
-        | LimitFile::CpusetCpus
-        | LimitFile::CpusetMems
-        | LimitFile::CpusetCpusExclusive
-        | LimitFile::CpusetCpusPartition
-        | LimitFile::IoMax
-        | LimitFile::IoWeight
-        | LimitFile::CgroupSubtreeControl => Format::Text,
-    }
-}
+use crate::model::{Bound, CpuMax, LimitFile, Value};
 
 /// What the file of a new cgroup says, if the kernel's `cgroup-v2.rst` tells.
 pub fn initial(limit_file: LimitFile) -> Option<Value> {

@@ -10,18 +10,13 @@ use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::event::{Basis, Event, Kind};
-use crate::ids::{CgroupId, KernelTime};
-use crate::lifecycle::Output;
-use crate::limit_file::LimitFile;
-use crate::observation::{
-    Action, Caller, Fact, KernelEvent, LimitWrite, Observation, ReadLimits, Scan, WritePhase, WriteResult,
+use crate::model::{
+    Action, Attempt, Basis, Caller, CgroupId, CgroupIndex, CgroupInfo, Ended, Event, Fact, KernelEvent,
+    KernelTime, Kind, LevelRole, LimitChange, LimitFile, LimitWrite, LimitsAnswer, Observation, Output,
+    ReadLimits, Reading, Scan, SeenWrite, Value, WritePhase, WriteResult, Writer,
 };
-use crate::resize::{Attempt, Ended, Writer};
 
-use super::{
-    Answer, Changed, LevelRole, Place, Places, Reading, SeenWrite, Value, format, initial, is_reconciled,
-};
+use super::{initial, is_reconciled};
 
 /// What was dropped or came to nothing, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,14 +116,19 @@ impl LimitTracker {
     }
 
     /// The attempts to write a file that are remembered, the oldest first; those that have not returned last.
-    pub fn attempts(&self, cgroup: CgroupId, limit_file: LimitFile, places: &impl Places) -> Vec<Attempt> {
+    pub fn attempts(
+        &self,
+        cgroup: CgroupId,
+        limit_file: LimitFile,
+        index: &impl CgroupIndex,
+    ) -> Vec<Attempt> {
         let Some(state) = self.cgroups.get(&cgroup).and_then(|cgroup| cgroup.state(limit_file)) else {
             return Vec::new();
         };
         let running = state.running.iter().map(|(began, write)| Attempt {
             value: write.value.as_ref().map(|value| value.text.clone()),
             result: WriteResult::Unknown,
-            writer: writer(&write.writer, places),
+            writer: writer(&write.writer, index),
             began: Some(write.began.unwrap_or(*began)),
             ended: None,
         });
@@ -153,17 +153,17 @@ impl LimitTracker {
     }
 
     /// Takes one observation, after the lifecycle has, a removal before; appends what follows from it.
-    pub fn observe(&mut self, observation: &Observation, places: &impl Places, output: &mut Output) {
+    pub fn observe(&mut self, observation: &Observation, index: &impl CgroupIndex, output: &mut Output) {
         match observation {
-            Observation::Kernel(event) => self.kernel(event, places, output),
-            Observation::Scan(scan) => self.scan(scan, places, output),
-            Observation::LimitsRead(answer) => self.answered(answer, places, output),
-            Observation::Tick { at } => self.give_up(*at, places, output),
+            Observation::Kernel(event) => self.kernel(event, index, output),
+            Observation::Scan(scan) => self.scan(scan, index, output),
+            Observation::LimitsRead(answer) => self.answered(answer, index, output),
+            Observation::Tick { at } => self.give_up(*at, index, output),
             Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => {}
         }
     }
 
-    fn kernel(&mut self, event: &KernelEvent, places: &impl Places, output: &mut Output) {
+    fn kernel(&mut self, event: &KernelEvent, index: &impl CgroupIndex, output: &mut Output) {
         let KernelEvent { at, cgroup, fact } = event;
         match fact {
             Fact::Mkdir { .. } => {
@@ -173,17 +173,17 @@ impl LimitTracker {
             }
             Fact::Rmdir { .. } | Fact::Release => {
                 if let Some(gone) = self.cgroups.remove(cgroup) {
-                    self.vanished(*cgroup, gone, places, output);
+                    self.vanished(*cgroup, gone, index, output);
                 }
             }
             // What was written while the container was made may have come by ways that nobody sees.
-            Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, places, output),
-            Fact::LimitWrite(write) => self.written(*at, *cgroup, write, places, output),
+            Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, index, output),
+            Fact::LimitWrite(write) => self.written(*at, *cgroup, write, index, output),
             Fact::LimitWritesSuppressed(count) => {
                 if let Some(entry) = self.entry(*cgroup) {
                     entry.untold += count;
                 }
-                self.ask_whole(*cgroup, places, output);
+                self.ask_whole(*cgroup, index, output);
             }
             _ => {}
         }
@@ -202,7 +202,7 @@ impl LimitTracker {
         at: KernelTime,
         cgroup: CgroupId,
         write: &LimitWrite,
-        places: &impl Places,
+        index: &impl CgroupIndex,
         output: &mut Output,
     ) {
         let Some(entry) = self.entry(cgroup) else { return };
@@ -213,7 +213,7 @@ impl LimitTracker {
                 running.push((at, write.clone()));
                 self.busy.insert(cgroup);
                 if let Some(oldest) = oldest {
-                    self.over(at, cgroup, &oldest, End::NotSeen, places, output);
+                    self.over(at, cgroup, &oldest, End::NotSeen, index, output);
                 }
             }
             WritePhase::Returned { result, at: returned } => {
@@ -221,13 +221,13 @@ impl LimitTracker {
                     (running.writer.tid, running.began) == (write.writer.tid, write.began)
                 };
                 running.retain(|(_, running)| !same(running));
-                self.over(at, cgroup, write, End::Seen { result, returned }, places, output);
+                self.over(at, cgroup, write, End::Seen { result, returned }, index, output);
             }
         }
     }
 
     /// Gives up the writes that should have returned by now.
-    fn give_up(&mut self, now: KernelTime, places: &impl Places, output: &mut Output) {
+    fn give_up(&mut self, now: KernelTime, index: &impl CgroupIndex, output: &mut Output) {
         let is_late = |began: KernelTime| now.0.saturating_sub(began.0) >= Self::RETURNS_WITHIN;
         let mut late = Vec::new();
         self.busy.retain(|cgroup| {
@@ -240,7 +240,7 @@ impl LimitTracker {
             entry.limit_files.iter().any(|(_, state)| !state.running.is_empty())
         });
         for (cgroup, write) in late {
-            self.over(now, cgroup, &write, End::NotSeen, places, output);
+            self.over(now, cgroup, &write, End::NotSeen, index, output);
         }
     }
 
@@ -251,7 +251,7 @@ impl LimitTracker {
         cgroup: CgroupId,
         write: &LimitWrite,
         end: End,
-        places: &impl Places,
+        index: &impl CgroupIndex,
         output: &mut Output,
     ) {
         let (result, returned, ended) = match end {
@@ -264,7 +264,7 @@ impl LimitTracker {
                 (WriteResult::Unknown, None, Ended::GivenUp(at))
             }
         };
-        let place = places.place(cgroup);
+        let info = index.info(cgroup);
         let Some(entry) = self.entry(cgroup) else { return };
         let state = entry.state_mut(write.limit_file);
         if state.attempts.len() == Self::ATTEMPTS {
@@ -273,12 +273,12 @@ impl LimitTracker {
         state.attempts.push_back(Attempt {
             value: write.value.as_ref().filter(|value| !value.truncated).map(|value| value.text.clone()),
             result,
-            writer: writer(&write.writer, places),
+            writer: writer(&write.writer, index),
             began: write.began,
             ended: Some(ended),
         });
         if state.pending.len() < Self::PENDING {
-            state.pending.push(Pending { at, write: seen(write, result, returned, places) });
+            state.pending.push(Pending { at, write: seen(write, result, returned, index) });
         } else {
             state.coalesced += 1;
             if let Some(last) = state.pending.last_mut() {
@@ -286,30 +286,30 @@ impl LimitTracker {
             }
         }
         if !std::mem::replace(&mut state.asked, true) {
-            output.actions.push(ask(cgroup, place.as_ref(), Some(write.limit_file)));
+            output.actions.push(ask(cgroup, info.as_ref(), Some(write.limit_file)));
         }
     }
 
-    fn ask_whole(&mut self, cgroup: CgroupId, places: &impl Places, output: &mut Output) {
+    fn ask_whole(&mut self, cgroup: CgroupId, index: &impl CgroupIndex, output: &mut Output) {
         let Some(entry) = self.entry(cgroup) else { return };
         if !std::mem::replace(&mut entry.asked, true) {
-            output.actions.push(ask(cgroup, places.place(cgroup).as_ref(), None));
+            output.actions.push(ask(cgroup, index.info(cgroup).as_ref(), None));
         }
     }
 
-    fn scan(&mut self, scan: &Scan, places: &impl Places, output: &mut Output) {
-        self.cgroups.retain(|id, _| places.place(*id).is_none_or(|place| place.exists));
+    fn scan(&mut self, scan: &Scan, index: &impl CgroupIndex, output: &mut Output) {
+        self.cgroups.retain(|id, _| index.info(*id).is_none_or(|info| info.exists));
         for found in &scan.cgroups {
-            if places.place(found.id).is_some_and(|place| place.exists) {
-                self.ask_whole(found.id, places, output);
+            if index.info(found.id).is_some_and(|info| info.exists) {
+                self.ask_whole(found.id, index, output);
             }
         }
     }
 
     /// The cgroup is gone, and with it what could have been read.
-    fn vanished(&mut self, id: CgroupId, cgroup: Cgroup, places: &impl Places, output: &mut Output) {
+    fn vanished(&mut self, id: CgroupId, cgroup: Cgroup, index: &impl CgroupIndex, output: &mut Output) {
         self.busy.remove(&id);
-        let place = places.place(id);
+        let info = index.info(id);
         let path = cgroup.path.clone();
         for (limit_file, mut state) in cgroup.limit_files {
             let old = state.reading.take().unwrap_or_else(|| cgroup.others.reading(limit_file));
@@ -318,22 +318,22 @@ impl LimitTracker {
             // The kernel waits for them before it removes the files: these were not seen to return.
             for (at, write) in std::mem::take(&mut state.running) {
                 self.counters.unreturned += 1;
-                pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, places) });
+                pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, index) });
             }
-            let about = About { id, path: path.as_ref(), place: place.as_ref(), limit_file };
+            let about = About { id, path: path.as_ref(), place: info.as_ref(), limit_file };
             settle(&about, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
         }
     }
 
-    fn answered(&mut self, answer: &Answer, places: &impl Places, output: &mut Output) {
+    fn answered(&mut self, answer: &LimitsAnswer, index: &impl CgroupIndex, output: &mut Output) {
         let id = answer.cgroup;
         if answer.gone {
             if let Some(gone) = self.cgroups.remove(&id) {
-                self.vanished(id, gone, places, output);
+                self.vanished(id, gone, index, output);
             }
             return;
         }
-        let place = places.place(id);
+        let info = index.info(id);
         let Some(entry) = self.cgroups.get_mut(&id) else { return };
         entry.path = answer.path.clone().or(entry.path.take());
         let before = entry.others;
@@ -364,7 +364,7 @@ impl LimitTracker {
             let settled = std::mem::replace(&mut state.pending, rest);
             let coalesced = if state.pending.is_empty() { std::mem::take(&mut state.coalesced) } else { 0 };
             let old = state.reading.take().unwrap_or_else(|| before.reading(limit_file));
-            let about = About { id, path: path.as_ref(), place: place.as_ref(), limit_file };
+            let about = About { id, path: path.as_ref(), place: info.as_ref(), limit_file };
             let explained = !state.pending.is_empty() || !state.running.is_empty();
             if settled.is_empty() && explained {
                 // The write that may have changed it is still to be judged.
@@ -389,7 +389,7 @@ impl LimitTracker {
             entry.others = Others::Absent;
         }
         for limit_file in again {
-            output.actions.push(ask(id, place.as_ref(), Some(limit_file)));
+            output.actions.push(ask(id, info.as_ref(), Some(limit_file)));
         }
     }
 }
@@ -447,17 +447,17 @@ fn settle(
 
 /// What a file would say after that text was written to it, if nothing is rounded.
 fn as_written(limit_file: LimitFile, text: &str) -> Reading {
-    match Value::parse(format(limit_file), text) {
+    match Value::parse(limit_file.format(), text) {
         Ok(value) => Reading::Is(value),
         Err(_) => Reading::Is(Value::Text(text.into())),
     }
 }
 
-fn ask(cgroup: CgroupId, place: Option<&Place>, limit_file: Option<LimitFile>) -> Action {
+fn ask(cgroup: CgroupId, place: Option<&CgroupInfo>, limit_file: Option<LimitFile>) -> Action {
     Action::ReadLimits(ReadLimits {
         cgroup,
-        path: place.map(|place| place.path.clone()),
-        inner: place.is_some_and(|place| place.role == LevelRole::Inner),
+        path: place.map(|info| info.path.clone()),
+        inner: place.is_some_and(|info| info.role == LevelRole::Inner),
         limit_file,
     })
 }
@@ -466,12 +466,12 @@ fn seen(
     write: &LimitWrite,
     result: WriteResult,
     returned: Option<KernelTime>,
-    places: &impl Places,
+    index: &impl CgroupIndex,
 ) -> SeenWrite {
     SeenWrite {
         value: write.value.clone(),
         writer: write.writer.clone(),
-        writer_cgroup: path_of(write.writer.cgroup, places),
+        writer_cgroup: path_of(write.writer.cgroup, index),
         result,
         began: write.began,
         returned,
@@ -479,19 +479,19 @@ fn seen(
     }
 }
 
-fn path_of(cgroup: Option<CgroupId>, places: &impl Places) -> Option<Arc<str>> {
-    Some(places.place(cgroup?)?.path)
+fn path_of(cgroup: Option<CgroupId>, index: &impl CgroupIndex) -> Option<Arc<str>> {
+    Some(index.info(cgroup?)?.path)
 }
 
-fn writer(caller: &Caller, places: &impl Places) -> Option<Writer> {
-    Some(Writer { pid: caller.pid?, comm: caller.comm.clone()?, cgroup: path_of(caller.cgroup, places) })
+fn writer(caller: &Caller, index: &impl CgroupIndex) -> Option<Writer> {
+    Some(Writer { pid: caller.pid?, comm: caller.comm.clone()?, cgroup: path_of(caller.cgroup, index) })
 }
 
 /// What an event is about.
 struct About<'a> {
     id: CgroupId,
     path: Option<&'a Arc<str>>,
-    place: Option<&'a Place>,
+    place: Option<&'a CgroupInfo>,
     limit_file: LimitFile,
 }
 
@@ -503,13 +503,13 @@ impl About<'_> {
         read_back: bool,
         write: Option<SeenWrite>,
         coalesced: u64,
-    ) -> Changed {
-        let known = self.place.filter(|place| place.role != LevelRole::Inner).map(|place| &place.path);
-        Changed {
+    ) -> LimitChange {
+        let known = self.place.filter(|info| info.role != LevelRole::Inner).map(|info| &info.path);
+        LimitChange {
             cgroup: self.id,
             path: self.path.or(known).cloned(),
-            role: self.place.map(|place| place.role),
-            pod: self.place.and_then(|place| place.pod.clone()),
+            role: self.place.map(|info| info.role),
+            pod: self.place.and_then(|info| info.pod.clone()),
             limit_file: self.limit_file,
             old,
             new,
@@ -519,8 +519,8 @@ impl About<'_> {
         }
     }
 
-    fn event(&self, at: KernelTime, basis: Basis, changed: Changed) -> Event {
-        let subject = self.place.and_then(|place| place.subject.clone());
+    fn event(&self, at: KernelTime, basis: Basis, changed: LimitChange) -> Event {
+        let subject = self.place.and_then(|info| info.subject.clone());
         Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
     }
 }

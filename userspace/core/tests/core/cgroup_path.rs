@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use kwitness_core::cgroup_path::{ContainerPath, Placement, classify};
-use kwitness_core::event::PodRef;
-use kwitness_core::ids::{ContainerId, PodUid, QosClass, Runtime};
+use kwitness_core::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
 use proptest::prelude::*;
 
 const ID: &str = "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9";

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kwitness_core::event::{
-    Actor, Basis, ContainerType, Event, ExitStatus, GapCause, Kind, OomExhausted, Process, Role, RuntimeFacts,
-};
-use kwitness_core::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
-use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output, State};
-use kwitness_core::observation::{
-    Action, Caller, Fact, KernelEvent, Loss, Observation, OomKill, OomScope, PathText, Scan, ScanReason,
-    ScannedCgroup, ScannedProcess, TaskInfo,
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
+use kwitness_core::model::{
+    Action, Actor, Basis, Caller, CgroupId, ContainerId, ContainerState, ContainerType, Event, ExitStatus,
+    Fact, GapCause, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomScope,
+    Output, PathText, ProcKey, Process, Role, RuntimeFacts, Scan, ScanReason, ScannedCgroup, ScannedProcess,
+    State, TaskInfo,
 };
 
 /// To what a scan knows start times.
@@ -76,16 +74,16 @@ pub struct Node {
 
 impl Node {
     /// A machine that waits for its initial scan.
-    pub fn starting(limits: Limits) -> Self {
+    pub fn starting(limits: Bounds) -> Self {
         Self { machine: Lifecycle::new(limits), output: Output::default(), now: 100 }
     }
 
     /// A machine that has seen the pod's cgroup, and nothing else.
     pub fn new() -> Self {
-        Self::with(Limits::default())
+        Self::with(Bounds::default())
     }
 
-    pub fn with(limits: Limits) -> Self {
+    pub fn with(limits: Bounds) -> Self {
         let mut node = Self::starting(limits);
         node.scan(ScanReason::Initial, node.now, vec![pod()]);
         assert!(node.events().is_empty() && node.actions().is_empty());

@@ -5,12 +5,10 @@ use std::mem::offset_of;
 use kwitness_abi as abi;
 use kwitness_abi::RecordKind;
 use kwitness_core::decode::{DecodeError, Decoder, decode};
-use kwitness_core::event::{Actor, ExitStatus};
-use kwitness_core::ids::{CgroupId, KernelTime, ProcKey};
-use kwitness_core::limit_file::LimitFile;
-use kwitness_core::observation::{
-    Caller, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage, PathText, TaskInfo,
-    WriteHook, WritePhase, WriteResult, WrittenValue,
+use kwitness_core::model::{
+    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, OomChoice,
+    OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
+    WrittenValue,
 };
 use proptest::prelude::*;
 

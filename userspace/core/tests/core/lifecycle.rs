@@ -1,10 +1,7 @@
 //! What each turn of a container's life gives: one test a turn.
 
 use crate::common::*;
-use kwitness_core::event::ExitStatus;
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::lifecycle::State;
-use kwitness_core::observation::{Action, Fact, OomScope};
+use kwitness_core::model::{Action, CgroupId, ExitStatus, Fact, KernelTime, OomScope, State};
 
 #[test]
 fn a_life_under_runc() {

@@ -3,33 +3,29 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kwitness_core::event::{Actor, Basis, Kind, PodNames, PodRef};
-use kwitness_core::ids::{CgroupId, KernelTime, PodUid, QosClass};
-use kwitness_core::lifecycle::Output;
-use kwitness_core::limit_file::LimitFile;
-use kwitness_core::limits::{
-    Answer, Bound, Changed, CpuMax, LevelRole, LimitTracker, Place, Places, Reading, Value, initial,
-};
-use kwitness_core::observation::{
-    Action, Caller, Fact, KernelEvent, LimitWrite, Observation, PathText, Scan, ScanReason, ScannedCgroup,
-    WriteHook, WritePhase, WriteResult, WrittenValue,
+use kwitness_core::limits::{LimitTracker, initial};
+use kwitness_core::model::{
+    Action, Actor, Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, CpuMax, Fact, KernelEvent,
+    KernelTime, Kind, LevelRole, LimitChange, LimitFile, LimitWrite, LimitsAnswer, Observation, Output,
+    PathText, PodNames, PodRef, PodUid, QosClass, Reading, Scan, ScanReason, ScannedCgroup, Value, WriteHook,
+    WritePhase, WriteResult, WrittenValue,
 };
 
 const POD: CgroupId = CgroupId(7);
 const EINVAL: i32 = 22;
 
 #[derive(Default)]
-struct Map(HashMap<CgroupId, Place>);
+struct Map(HashMap<CgroupId, CgroupInfo>);
 
-impl Places for Map {
-    fn place(&self, cgroup: CgroupId) -> Option<Place> {
+impl CgroupIndex for Map {
+    fn info(&self, cgroup: CgroupId) -> Option<CgroupInfo> {
         self.0.get(&cgroup).cloned()
     }
 }
 
 struct Bed {
-    limit_files: LimitTracker,
-    places: Map,
+    limits: LimitTracker,
+    index: Map,
     output: Output,
     now: u64,
 }
@@ -49,19 +45,19 @@ impl Bed {
 
     /// A pod of which is not known what its files say.
     fn unseen() -> Self {
-        let place = Place {
+        let place = CgroupInfo {
             role: LevelRole::Pod,
             path: "/kubepods/podu".into(),
             subject: None,
             pod: Some(PodNames::unnamed(PodRef { uid: PodUid("u".into()), qos: QosClass::Guaranteed })),
             exists: true,
         };
-        let places = Map([(POD, place)].into());
-        Self { limit_files: LimitTracker::default(), places, output: Output::default(), now: 0 }
+        let index = Map([(POD, place)].into());
+        Self { limits: LimitTracker::default(), index, output: Output::default(), now: 0 }
     }
 
     fn observe(&mut self, observation: &Observation) {
-        self.limit_files.observe(observation, &self.places, &mut self.output);
+        self.limits.observe(observation, &self.index, &mut self.output);
     }
 
     fn kernel(&mut self, fact: Fact) -> KernelTime {
@@ -110,7 +106,7 @@ impl Bed {
     }
 
     fn read_begun_at(&mut self, began: u64, whole: bool, readings: &[(LimitFile, Reading)]) {
-        self.observe(&Observation::LimitsRead(Answer {
+        self.observe(&Observation::LimitsRead(LimitsAnswer {
             cgroup: POD,
             path: Some("/kubepods/podu".into()),
             began: KernelTime(began),
@@ -121,7 +117,7 @@ impl Bed {
         }));
     }
 
-    fn changes(&mut self) -> Vec<Changed> {
+    fn changes(&mut self) -> Vec<LimitChange> {
         self.output
             .events
             .drain(..)
@@ -160,7 +156,7 @@ fn unlimited() -> Reading {
     Reading::Is(Value::Bound(Bound::Unlimited))
 }
 
-fn old_and_new(changes: &[Changed]) -> Vec<(Reading, Reading, bool)> {
+fn old_and_new(changes: &[LimitChange]) -> Vec<(Reading, Reading, bool)> {
     changes.iter().map(|changed| (changed.old.clone(), changed.new.clone(), changed.read_back)).collect()
 }
 
@@ -192,7 +188,7 @@ fn a_burst_is_told_write_by_write() {
         old_and_new(&bed.changes()),
         [(unlimited(), bytes(1), false), (bytes(1), bytes(2), false), (bytes(2), bytes(3), true)]
     );
-    assert_eq!(bed.limit_files.counters().unchanged, 1);
+    assert_eq!(bed.limits.counters().unchanged, 1);
 }
 
 #[test]
@@ -220,7 +216,7 @@ fn a_refused_write_is_told_with_its_errno() {
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(before.clone(), before, true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Refused { errno: EINVAL });
-    let attempts = bed.limit_files.attempts(POD, LimitFile::CpuMax, &bed.places);
+    let attempts = bed.limits.attempts(POD, LimitFile::CpuMax, &bed.index);
     assert_eq!(attempts[0].result, WriteResult::Refused { errno: EINVAL });
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
@@ -239,7 +235,7 @@ fn more_writes_than_are_kept_are_counted_with_the_last() {
         (&changes[LimitTracker::PENDING - 1].new, changes[LimitTracker::PENDING - 1].coalesced),
         (&bytes(count as u64), 10)
     );
-    assert_eq!(bed.limit_files.counters().coalesced, 10);
+    assert_eq!(bed.limits.counters().coalesced, 10);
 }
 
 #[test]
@@ -287,7 +283,7 @@ fn what_nobody_saw_is_found() {
         "a controller was enabled, another disabled"
     );
     assert!(changes.iter().all(|changed| changed.write.is_none()));
-    assert_eq!(bed.limit_files.counters().found, 3);
+    assert_eq!(bed.limits.counters().found, 3);
 }
 
 #[test]
@@ -305,7 +301,7 @@ fn a_new_cgroup_without_a_controller_has_not_changed() {
 fn what_a_write_that_has_not_returned_has_set_is_not_found() {
     let mut bed = Bed::new();
     bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    let running = bed.limit_files.attempts(POD, LimitFile::MemoryMax, &bed.places);
+    let running = bed.limits.attempts(POD, LimitFile::MemoryMax, &bed.index);
     assert_eq!((running.len(), running[0].ended), (1, None));
     bed.read(true, &[(LimitFile::MemoryMax, bytes(4096))]);
     assert_eq!(bed.changes(), []);
@@ -339,7 +335,7 @@ fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
         (write.result, write.returned, write.began),
         (WriteResult::Unknown, None, Some(KernelTime(1)))
     );
-    assert_eq!(bed.limit_files.counters().unreturned, 1);
+    assert_eq!(bed.limits.counters().unreturned, 1);
 
     // It stands in nobody's way any more: what nobody saw is found.
     bed.read(true, &[(LimitFile::MemoryMax, bytes(8192))]);
@@ -353,7 +349,7 @@ fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
     bed.read(false, &[(LimitFile::MemoryMax, bytes(8192))]);
     assert_eq!(bed.changes(), []);
     tick(&mut bed, 2 * LimitTracker::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.limit_files.counters().unreturned), (vec![Some(LimitFile::MemoryMax)], 1));
+    assert_eq!((bed.asked(), bed.limits.counters().unreturned), (vec![Some(LimitFile::MemoryMax)], 1));
 }
 
 #[test]
@@ -363,9 +359,9 @@ fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_told() {
     bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), Reading::Gone, true)]);
-    assert_eq!(bed.limit_files.counters().unreturned, 1);
+    assert_eq!(bed.limits.counters().unreturned, 1);
     tick(&mut bed, LimitTracker::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.limit_files.counters().unreturned), (vec![], 1));
+    assert_eq!((bed.asked(), bed.limits.counters().unreturned), (vec![], 1));
 }
 
 #[test]
@@ -381,7 +377,7 @@ fn of_more_writes_at_once_than_are_kept_the_oldest_is_given_up() {
     let changes = bed.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().began, Some(KernelTime(1)));
-    assert_eq!(bed.limit_files.counters().unreturned, 1);
+    assert_eq!(bed.limits.counters().unreturned, 1);
 }
 
 #[test]
@@ -414,7 +410,7 @@ fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
 #[test]
 fn a_cgroup_that_nobody_told_of_is_looked_for() {
     let mut bed = Bed::unseen();
-    bed.places.0.clear();
+    bed.index.0.clear();
     bed.write(LimitFile::MemoryMax, "4096");
     let Some(Action::ReadLimits(read)) = bed.output.actions.pop() else { panic!() };
     assert_eq!(read.path, None);
@@ -429,30 +425,32 @@ fn what_a_new_cgroup_says_can_be_read_by_its_format() {
     for limit_file in LimitFile::all() {
         let Some(value) = initial(limit_file) else { continue };
         let text = value.to_string();
-        assert_eq!(Value::parse(kwitness_core::limits::format(limit_file), &text), Ok(value), "{limit_file}");
+        assert_eq!(Value::parse(limit_file.format(), &text), Ok(value), "{limit_file}");
     }
 }
 
 mod verdicts {
-    use kwitness_core::ids::ProcKey;
-    use kwitness_core::observation::{OomKill, OomScope, TaskInfo};
-    use kwitness_core::resize::{Asker, Claim, Evidence, Level, Resource, Source, Verdict, Verdicts, Wanted};
+    use kwitness_core::model::{
+        DesiredLimit, Evidence, Level, OomKill, OomScope, ProcKey, Requester, Resource, Source, TaskInfo,
+        Verdict, Wanted,
+    };
+    use kwitness_core::verdicts::VerdictTracker;
 
     use super::*;
 
     fn evidence(limit: u64, at: u64) -> Observation {
-        evidence_for(Asker::Node, limit, at)
+        evidence_for(Requester::Node, limit, at)
     }
 
-    fn evidence_for(asker: Asker, limit: u64, at: u64) -> Observation {
+    fn evidence_for(requester: Requester, limit: u64, at: u64) -> Observation {
         let level = Level { path: "/kubepods/podu".into(), role: LevelRole::Pod, reading: bytes(limit) };
         let wanted = Wanted::Memory(Bound::At(4096));
         Observation::Evidence(Box::new(Evidence {
-            asker,
+            requester,
             at: KernelTime(at),
             cgroup: POD,
             resource: Resource::Memory,
-            claims: vec![Claim { source: Source::Runtime, at: KernelTime(at), wanted }],
+            desired: vec![DesiredLimit { source: Source::Runtime, at: KernelTime(at), wanted }],
             levels: vec![level],
             own: 0,
             usage: None,
@@ -477,9 +475,9 @@ mod verdicts {
         Observation::Kernel(KernelEvent { at, cgroup, fact: Fact::OomKill(Box::new(kill)) })
     }
 
-    fn verdicts(bed: &mut Bed, verdicts: &mut Verdicts, observation: &Observation) -> Vec<Verdict> {
+    fn verdicts(bed: &mut Bed, verdicts: &mut VerdictTracker, observation: &Observation) -> Vec<Verdict> {
         bed.output.events.clear();
-        verdicts.observe(observation, &bed.limit_files, &bed.places, &mut bed.output);
+        verdicts.observe(observation, &bed.limits, &bed.index, &mut bed.output);
         bed.output
             .events
             .drain(..)
@@ -493,7 +491,7 @@ mod verdicts {
     #[test]
     fn a_verdict_is_told_when_it_is_another() {
         let mut bed = Bed::new();
-        let mut all = Verdicts::default();
+        let mut all = VerdictTracker::default();
         let mut told = |bed: &mut Bed, limit| verdicts(bed, &mut all, &evidence(limit, 1_000));
         assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
         assert_eq!(told(&mut bed, 4096), []);
@@ -510,11 +508,12 @@ mod verdicts {
     #[test]
     fn what_a_client_found_in_force_is_remembered_and_not_told() {
         let mut bed = Bed::new();
-        let mut all = Verdicts::default();
-        let mut told = |asker, limit| verdicts(&mut bed, &mut all, &evidence_for(asker, limit, 1_000));
-        assert_eq!(told(Asker::Client, 4096), []);
-        assert_eq!(told(Asker::Client, 8192), []);
-        assert_eq!(told(Asker::Node, 8192), [Verdict::Reverted { writer: None }]);
+        let mut all = VerdictTracker::default();
+        let mut told =
+            |requester, limit| verdicts(&mut bed, &mut all, &evidence_for(requester, limit, 1_000));
+        assert_eq!(told(Requester::Client, 4096), []);
+        assert_eq!(told(Requester::Client, 8192), []);
+        assert_eq!(told(Requester::Node, 8192), [Verdict::Reverted { writer: None }]);
     }
 
     #[test]
@@ -526,12 +525,12 @@ mod verdicts {
             cgroups: Vec::new(),
         });
         let mut bed = Bed::new();
-        let mut all = Verdicts::default();
+        let mut all = VerdictTracker::default();
         assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 1_000)), [Verdict::InForce]);
-        let place = bed.places.0.remove(&POD).expect("it was there");
+        let place = bed.index.0.remove(&POD).expect("it was there");
         assert_eq!(verdicts(&mut bed, &mut all, &scan), []);
         assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_300)), [], "nobody knows it");
-        bed.places.0.insert(POD, place);
+        bed.index.0.insert(POD, place);
         // Not a reversal: that it was in force before is forgotten.
         assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_400)), [Verdict::Diverged]);
     }
@@ -540,7 +539,7 @@ mod verdicts {
     fn a_kill_counts_while_the_limit_is_written_and_shortly_after() {
         const SECOND: u64 = 1_000_000_000;
         let mut bed = Bed::new();
-        let mut all = Verdicts::default();
+        let mut all = VerdictTracker::default();
         // Before the write began: another limit's doing.
         verdicts(&mut bed, &mut all, &oom_kill(1));
         bed.now = 100;
@@ -563,7 +562,7 @@ mod verdicts {
     fn a_kill_long_after_a_write_was_given_up_has_other_causes() {
         const SECOND: u64 = 1_000_000_000;
         let mut bed = Bed::new();
-        let mut all = Verdicts::default();
+        let mut all = VerdictTracker::default();
         bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 15);
         verdicts(&mut bed, &mut all, &oom_kill(30 * SECOND));
         tick(&mut bed, LimitTracker::RETURNS_WITHIN);

@@ -1,8 +1,7 @@
 //! What the machine remembers, for how long, and what it does when that is not enough.
 
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::lifecycle::Limits;
-use kwitness_core::observation::Observation;
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{CgroupId, KernelTime, Observation};
 
 use crate::common::*;
 
@@ -39,7 +38,7 @@ fn facts_that_come_after_the_end_are_told_until_the_end_is_forgotten() {
     node.events();
     node.tell(7, Some(facts("web")));
     assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 7"]);
-    let keep = u64::try_from(node.machine.limits().removed_for.as_nanos()).expect("it fits");
+    let keep = u64::try_from(node.machine.bounds().removed_for.as_nanos()).expect("it fits");
     node.observe(Observation::Tick { at: KernelTime(106 + keep - 1) });
     node.tell(7, Some(facts("db")));
     assert_eq!(node.events(), ["109 updated name (runtime) 7"]);
@@ -59,7 +58,7 @@ fn facts_go_to_the_newest_cgroup_of_a_container() {
     node.events();
     node.tell(7, Some(facts("web")));
     assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 8"]);
-    let keep = u64::try_from(node.machine.limits().removed_for.as_nanos()).expect("it fits");
+    let keep = u64::try_from(node.machine.bounds().removed_for.as_nanos()).expect("it fits");
     node.observe(Observation::Tick { at: KernelTime(keep + 107) });
     node.tell(7, Some(facts("db")));
     assert_eq!(node.events(), ["109 updated name (runtime) 8"]);
@@ -67,7 +66,7 @@ fn facts_go_to_the_newest_cgroup_of_a_container() {
 
 #[test]
 fn removed_cgroups_are_remembered_up_to_a_number() {
-    let mut node = Node::with(Limits { removed: 2, ..Limits::default() });
+    let mut node = Node::with(Bounds { removed: 2, ..Bounds::default() });
     for cgroup in 7..10 {
         node.mkdir(cgroup);
         node.rmdir(cgroup);
@@ -83,7 +82,7 @@ fn removed_cgroups_are_remembered_up_to_a_number() {
 
 #[test]
 fn a_cgroup_too_many_is_counted_and_asks_for_no_scan() {
-    let mut node = Node::with(Limits { cgroups: 2, ..Limits::default() });
+    let mut node = Node::with(Bounds { cgroups: 2, ..Bounds::default() });
     node.start(7, 50);
     node.mkdir(8);
     node.first_exec(8, entering(51, 8), "/bin/app");
@@ -100,7 +99,7 @@ fn a_cgroup_too_many_is_counted_and_asks_for_no_scan() {
 
 #[test]
 fn a_process_too_many_is_told_but_not_claimed_about() {
-    let mut node = Node::with(Limits { processes: 2, ..Limits::default() });
+    let mut node = Node::with(Bounds { processes: 2, ..Bounds::default() });
     node.start(7, 50);
     node.fork(7, child(51, 7));
     node.fork(7, child(52, 7));

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::*;
-use kwitness_core::event::{Basis, Event, ExitStatus, Kind};
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::lifecycle::{Limits, State};
-use kwitness_core::observation::{Action, Fact, ScanReason, ScannedCgroup, TaskInfo};
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{
+    Action, Basis, CgroupId, Event, ExitStatus, Fact, KernelTime, Kind, ScanReason, ScannedCgroup, State,
+    TaskInfo,
+};
 use proptest::prelude::*;
 
 /// What can happen; the numbers choose among what there is.
@@ -449,7 +450,7 @@ proptest! {
         }
         let mut seen = Observed {
             kernel,
-            node: Node::starting(Limits::default()),
+            node: Node::starting(Bounds::default()),
             events: vec![],
             delivered: BTreeSet::new(),
             dropped: BTreeSet::new(),

@@ -1,9 +1,9 @@
 //! Scans after a loss, against records that are older, younger and missing.
 
 use crate::common::*;
-use kwitness_core::lifecycle::{Limits, State};
-use kwitness_core::observation::Action;
-use kwitness_core::observation::ScanReason::Repair;
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::ScanReason::Repair;
+use kwitness_core::model::{Action, State};
 
 const NOTHING: [&str; 0] = [];
 
@@ -311,7 +311,7 @@ fn a_command_is_not_taken_for_the_start_that_was_lost() {
 
 #[test]
 fn parked_records_are_bounded() {
-    let mut node = Node::with(Limits { parked: 2, ..Limits::default() });
+    let mut node = Node::with(Bounds { parked: 2, ..Bounds::default() });
     for pid in 50..55 {
         node.fork(7, child(pid, 7));
     }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kwitness_core::lifecycle::{ContainerState, Lifecycle, Limits, Output};
-use kwitness_core::observation::Observation;
+use kwitness_core::lifecycle::{Bounds, Lifecycle};
+use kwitness_core::model::{ContainerState, Observation, Output};
 
 use crate::common::line;
 
@@ -36,7 +36,7 @@ fn observations(path: &Path) -> Vec<Observation> {
 }
 
 fn replay(observations: Vec<Observation>) -> String {
-    let mut machine = Lifecycle::new(Limits::default());
+    let mut machine = Lifecycle::new(Bounds::default());
     let mut text = String::new();
     let mut output = Output::default();
     for observation in observations {

@@ -1,16 +1,14 @@
 //! The first scan: what it finds, and what happens while it goes on.
 
-use kwitness_core::event::ExitStatus;
-use kwitness_core::ids::{KernelTime, ProcKey};
-use kwitness_core::lifecycle::{Limits, State};
-use kwitness_core::observation::ScanReason::{Initial, Repair};
-use kwitness_core::observation::{Action, Fact, TaskInfo};
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::ScanReason::{Initial, Repair};
+use kwitness_core::model::{Action, ExitStatus, Fact, KernelTime, ProcKey, State, TaskInfo};
 
 use crate::common::*;
 
 #[test]
 fn what_runs_at_the_start_is_told_as_found() {
-    let mut node = Node::starting(Limits::default());
+    let mut node = Node::starting(Bounds::default());
     node.scan(
         Initial,
         100,
@@ -80,7 +78,7 @@ fn what_runs_at_the_start_is_told_as_found() {
 fn a_process_that_a_scan_found_is_the_one_of_the_records() {
     // procfs cuts the start off to a clock tick.
     let started = |nanos| TaskInfo { key: ProcKey { pid: 50, start: KernelTime(nanos) }, ..entering(50, 7) };
-    let mut node = Node::starting(Limits::default());
+    let mut node = Node::starting(Bounds::default());
     node.scan(Initial, 100, vec![pod(), container(7, vec![(started(40 * TICK), "/bin/app")])]);
     node.events();
     node.exit(7, started(41 * TICK), 1);
@@ -90,7 +88,7 @@ fn a_process_that_a_scan_found_is_the_one_of_the_records() {
 
 #[test]
 fn what_happens_during_the_first_scan_is_neither_lost_nor_doubled() {
-    let mut node = Node::starting(Limits::default());
+    let mut node = Node::starting(Bounds::default());
     // All of these are older than the probes; the scan begins at 100.
     // 7 starts, 8 ends, 9 comes and goes, 10 runs a command, 11 ends before the scan comes by.
     node.first_exec(7, entering(50, 7), "/bin/app");
@@ -144,7 +142,7 @@ fn what_happens_during_the_first_scan_is_neither_lost_nor_doubled() {
 
 #[test]
 fn a_loss_before_the_first_scan_is_repaired_after_it() {
-    let mut node = Node::starting(Limits::default());
+    let mut node = Node::starting(Bounds::default());
     node.lose(90, 100);
     assert_eq!(node.actions(), [Action::Rescan]);
     node.scan(Initial, 95, vec![pod(), container(7, vec![])]);
@@ -162,7 +160,7 @@ fn a_loss_before_the_first_scan_is_repaired_after_it() {
 
 #[test]
 fn a_main_process_nobody_saw_start_is_told_by_the_kernels_mark() {
-    let mut node = Node::starting(Limits::default());
+    let mut node = Node::starting(Bounds::default());
     node.scan(Initial, 100, vec![pod(), container(7, vec![(child(50, 7), "/bin/app")])]);
     node.events();
     node.kernel(7, Fact::Exit { process: child(50, 7), status: ExitStatus::Code(5), first: true });

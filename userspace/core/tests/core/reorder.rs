@@ -1,8 +1,7 @@
 //! Records of two rings, drained at different moments, come out as they happened.
 
-use kwitness_core::ids::{CgroupId, KernelTime};
-use kwitness_core::observation::{Fact, KernelEvent};
-use kwitness_core::order::Merge;
+use kwitness_core::model::{CgroupId, Fact, KernelEvent, KernelTime};
+use kwitness_core::reorder::ReorderBuffer;
 use proptest::prelude::*;
 
 fn record(at: u64) -> KernelEvent {
@@ -15,7 +14,7 @@ fn times(released: impl Iterator<Item = KernelEvent>) -> Vec<u64> {
 
 #[test]
 fn what_is_younger_than_the_drain_waits() {
-    let mut merge = Merge::default();
+    let mut merge = ReorderBuffer::default();
     // The first ring was read before a record of the second was made: 7 may have predecessors there.
     [1, 4, 2, 7].into_iter().for_each(|at| merge.push(record(at)));
     assert_eq!(times(merge.release(KernelTime(5))), [1, 2, 4]);
@@ -36,7 +35,7 @@ proptest! {
             .map(|ring| (0_u64..).zip(&records).filter(|(_, which)| **which == ring).map(|(at, _)| at).collect())
             .into();
         let mut read = [0, 0];
-        let mut merge = Merge::default();
+        let mut merge = ReorderBuffer::default();
         let mut out = Vec::new();
         let mut now = 0;
         for (begins_after, first_takes, second_takes) in drains {

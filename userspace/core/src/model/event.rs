@@ -1,14 +1,15 @@
-//! What kwitness reports. The same shape as `kwitness.v1alpha1.Event`, without the journal's place and the wall clock.
+//! What kwitness reports: the same shape as `kwitness.v1alpha1.Event`, without sequence number and wall clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
-use crate::limits::{Changed, LevelRole};
-use crate::observation::{Caller, OomChoice, OomUsage};
-use crate::resize::Judged;
+use super::container::{LevelRole, PodNames, Process, Subject};
+use super::ids::{CgroupId, KernelTime};
+use super::kernel::{Actor, Caller, ExitStatus, OomChoice, OomUsage};
+use super::limit::LimitChange;
+use super::verdict::Judged;
 
 /// Something happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,138 +54,6 @@ pub enum Basis {
     Runtime,
     /// Our own doing.
     Daemon,
-}
-
-/// A container's cgroup, and what is known of the container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Subject {
-    /// The cgroup that stands for the container (inner groups are the container's, too).
-    pub cgroup_id: CgroupId,
-    /// Its path from the root of the hierarchy.
-    pub cgroup_path: Arc<str>,
-    /// The runtime's id of the container.
-    pub container_id: ContainerId,
-    /// The runtime, where the path or the runtime itself tells.
-    pub runtime: Option<Runtime>,
-    /// Its pod; none outside Kubernetes.
-    pub pod: Option<PodRef>,
-    /// What the runtime told of it.
-    pub facts: Option<Arc<RuntimeFacts>>,
-}
-
-/// A pod as its cgroup path names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodRef {
-    /// The pod's UID.
-    pub uid: PodUid,
-    /// The pod's class.
-    pub qos: QosClass,
-}
-
-/// A pod, with its names if a container of it has been named.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodNames {
-    /// As its cgroup path names it.
-    pub pod: PodRef,
-    /// Its namespace.
-    pub namespace: Option<Arc<str>>,
-    /// Its name.
-    pub name: Option<Arc<str>>,
-}
-
-impl PodNames {
-    /// Without names.
-    pub fn unnamed(pod: PodRef) -> Self {
-        Self { pod, namespace: None, name: None }
-    }
-
-    /// The pod of a container, if it is in one.
-    pub fn of(subject: &Subject) -> Option<Self> {
-        let facts = subject.facts.as_deref();
-        Some(Self {
-            pod: subject.pod.clone()?,
-            namespace: facts.and_then(|facts| facts.pod_namespace.clone()),
-            name: facts.and_then(|facts| facts.pod_name.clone()),
-        })
-    }
-}
-
-/// What the container runtime tells of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuntimeFacts {
-    /// Sandbox or application.
-    pub container_type: ContainerType,
-    /// The container's name in its pod; a sandbox has none.
-    pub name: Option<Arc<str>>,
-    /// The pod's name.
-    pub pod_name: Option<Arc<str>>,
-    /// The pod's namespace.
-    pub pod_namespace: Option<Arc<str>>,
-    /// The pod's UID as the runtime knows it.
-    pub pod_uid: Option<PodUid>,
-    /// The image's name as the pod's spec gave it.
-    pub image: Option<Arc<str>>,
-    /// The container's labels.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A pod's sandbox, or one of its containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ContainerType {
-    /// The pause container, or the cgroup that stands for it.
-    Sandbox,
-    /// Any other.
-    App,
-}
-
-/// A process of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Which.
-    pub key: ProcKey,
-    /// Its parent's pid.
-    pub ppid: u32,
-    /// Its `comm`.
-    pub comm: Arc<str>,
-    /// What it is to the container.
-    pub role: Role,
-}
-
-/// What a process is to its container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The container's own first program.
-    Main,
-    /// Came from outside: `kubectl exec`, a probe, the runtime's init helper.
-    Entered,
-    /// A descendant of one of the others.
-    Child,
-}
-
-/// Who made a system call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Actor {
-    /// Its pid.
-    pub pid: u32,
-    /// Its `comm`.
-    pub comm: Arc<str>,
-}
-
-/// How a process ended, wait(2)'s way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitStatus {
-    /// It called exit.
-    Code(u8),
-    /// A signal ended it.
-    Signal {
-        /// The signal's number.
-        signal: u8,
-        /// It left a core.
-        core_dumped: bool,
-    },
 }
 
 /// What happened.
@@ -241,7 +110,7 @@ pub enum Kind {
         fields: Vec<String>,
     },
     /// A limit was changed, or an attempt to change it refused. The subject is the container that the cgroup is, or is in.
-    LimitChanged(Box<Changed>),
+    LimitChanged(Box<LimitChange>),
     /// What a limit that was asked for has become: another verdict than before.
     Verdict(Box<Judged>),
     /// Records were lost.

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use kwitness_core::ids::KernelTime;
-use kwitness_core::limits::{Bound, CpuMax, Reading, Value};
-use kwitness_core::observation::WriteResult;
-use kwitness_core::resize::{
-    Attempt, Case, Claim, Ended, Judgement, Level, LevelRole, Resource, Source, Standing, Tolerance, Verdict,
-    Wanted, Writer, judge,
+use kwitness_core::model::{
+    Attempt, Bound, CpuMax, DesiredLimit, Ended, Judgement, KernelTime, Level, LevelRole, Reading, Resource,
+    Source, Tolerance, Value, Verdict, Wanted, WriteResult, Writer,
 };
+use kwitness_core::verdicts::{Case, VerdictHistory, judge};
 use proptest::prelude::*;
 
 const PAGE: u64 = 4096;
@@ -23,14 +21,14 @@ fn number(errno: i32) -> String {
 /// A container's memory limit, in force at once at all levels, unless a test says otherwise.
 struct Bed {
     resource: Resource,
-    claims: Vec<Claim>,
+    desired: Vec<DesiredLimit>,
     levels: Vec<Level>,
     attempts: Vec<Attempt>,
     usage: Option<u64>,
     kills: Option<u64>,
     deadline: Option<KernelTime>,
     now: KernelTime,
-    standing: Standing,
+    history: VerdictHistory,
 }
 
 fn bytes(bytes: u64) -> Reading {
@@ -41,8 +39,8 @@ fn cpu(quota: u64) -> Reading {
     Reading::Is(Value::Cpu(CpuMax { quota: Bound::At(quota), period: 100_000 }))
 }
 
-fn claim(source: Source, wanted: Wanted) -> Claim {
-    Claim { source, at: KernelTime(1), wanted }
+fn desired(source: Source, wanted: Wanted) -> DesiredLimit {
+    DesiredLimit { source, at: KernelTime(1), wanted }
 }
 
 fn memory(bytes: u64) -> Wanted {
@@ -78,21 +76,21 @@ impl Bed {
         ];
         Self {
             resource,
-            claims: vec![claim(Source::Runtime, wanted)],
+            desired: vec![desired(Source::Runtime, wanted)],
             levels,
             attempts: Vec::new(),
             usage: None,
             kills: None,
             deadline: None,
             now: KernelTime(100),
-            standing: Standing::default(),
+            history: VerdictHistory::default(),
         }
     }
 
     fn judge(&self) -> Judgement {
         let case = Case {
             resource: self.resource,
-            claims: &self.claims,
+            desired: &self.desired,
             levels: &self.levels,
             own: 0,
             attempts: &self.attempts,
@@ -102,12 +100,12 @@ impl Bed {
             now: self.now,
             page: PAGE,
         };
-        judge(&case, &self.standing)
+        judge(&case, &self.history)
     }
 
     fn note(&mut self) -> (Judgement, bool) {
         let judgement = self.judge();
-        let changed = self.standing.note(&judgement);
+        let changed = self.history.note(&judgement);
         (judgement, changed)
     }
 }
@@ -164,7 +162,7 @@ fn cruns_inner_cgroup_counts() {
     );
     let case = Case {
         resource: Resource::Memory,
-        claims: &bed.claims,
+        desired: &bed.desired,
         levels: &bed.levels,
         own: 1,
         attempts: &[],
@@ -175,7 +173,7 @@ fn cruns_inner_cgroup_counts() {
         page: PAGE,
     };
     assert!(matches!(
-        judge(&case, &Standing::default()).verdict,
+        judge(&case, &VerdictHistory::default()).verdict,
         Verdict::Shadowed { role: LevelRole::Inner, .. }
     ));
 }
@@ -194,7 +192,7 @@ fn a_level_that_keeps_what_another_rounds_up_does_not_shadow() {
 fn a_weight_is_no_matter_of_ancestors() {
     let mut bed = memory_bed();
     bed.resource = Resource::CpuWeight;
-    bed.claims = vec![claim(Source::Runtime, Wanted::Shares(512))];
+    bed.desired = vec![desired(Source::Runtime, Wanted::Shares(512))];
     for (own, tolerance) in [(20, Tolerance::OldWeightFormula), (59, Tolerance::NewWeightFormula)] {
         bed.levels[0].reading = Reading::Is(Value::Number(own));
         bed.levels[1].reading = Reading::Is(Value::Number(1));
@@ -259,9 +257,9 @@ fn what_was_in_force_and_is_undone_is_reverted_by_somebody() {
 fn another_wish_is_no_reversal() {
     let mut bed = memory_bed();
     bed.note();
-    bed.claims = vec![claim(Source::Runtime, memory(96 * MIB))];
+    bed.desired = vec![desired(Source::Runtime, memory(96 * MIB))];
     assert_eq!(bed.note().0.verdict, Verdict::Diverged);
-    bed.claims = vec![claim(Source::Runtime, memory(64 * MIB))];
+    bed.desired = vec![desired(Source::Runtime, memory(64 * MIB))];
     bed.levels[0].reading = bytes(96 * MIB);
     assert_eq!(bed.note().0.verdict, Verdict::Diverged, "the first wish is long forgotten");
 }
@@ -285,7 +283,7 @@ fn what_is_missing_is_said() {
         other => panic!("{other:?}"),
     };
     let mut bed = memory_bed();
-    bed.claims.clear();
+    bed.desired.clear();
     assert_eq!(missing(&bed), "no source says what is wanted");
     let mut bed = memory_bed();
     bed.levels[0].reading = Reading::Absent;
@@ -301,10 +299,10 @@ fn what_is_missing_is_said() {
 #[test]
 fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
     let mut bed = memory_bed();
-    bed.claims.push(claim(Source::KubeletAllocated, memory(96 * MIB)));
-    bed.claims.push(claim(Source::KubeletActuated, memory(96 * MIB)));
+    bed.desired.push(desired(Source::KubeletAllocated, memory(96 * MIB)));
+    bed.desired.push(desired(Source::KubeletActuated, memory(96 * MIB)));
     let judgement = bed.judge();
-    assert_eq!(judgement.claim.map(|claim| claim.source), Some(Source::KubeletAllocated));
+    assert_eq!(judgement.desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
     assert_eq!(judgement.verdict, Verdict::Diverged);
     assert_eq!(judgement.disagreeing, [Source::Runtime]);
     assert!(
@@ -315,7 +313,7 @@ fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
 
     let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000));
     let quota = CpuMax { quota: Bound::At(41_700), period: 100_000 };
-    bed.claims.push(claim(Source::Client, Wanted::Quota(quota)));
+    bed.desired.push(desired(Source::Client, Wanted::Quota(quota)));
     assert_eq!(bed.judge().disagreeing, [], "the same, said in other terms");
 }
 
@@ -358,11 +356,11 @@ proptest! {
                 reading: reading.clone(),
             })
             .collect();
-        let claims: Vec<Claim> =
-            wanted.into_iter().map(|pages| claim(Source::Client, memory(pages * PAGE))).collect();
+        let desired: Vec<DesiredLimit> =
+            wanted.into_iter().map(|pages| desired(Source::Client, memory(pages * PAGE))).collect();
         let case = Case {
             resource: Resource::Memory,
-            claims: &claims,
+            desired: &desired,
             levels: &levels,
             own,
             attempts: &attempts,
@@ -372,7 +370,7 @@ proptest! {
             now: KernelTime(now),
             page: PAGE,
         };
-        let judgement = judge(&case, &Standing::default());
+        let judgement = judge(&case, &VerdictHistory::default());
         prop_assert!(!judgement.reason(number).is_empty());
         let number = |reading: &Reading| match reading {
             Reading::Is(Value::Bound(Bound::At(bytes))) => Some(*bytes),

@@ -14,16 +14,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Judgement, Resource};
-use crate::ids::KernelTime;
-use crate::limits::{Bound, CpuMax, Value};
+use crate::model::{Bound, CpuMax, Judgement, KernelTime, Resource, Value};
 
 /// What a task may run over by on one CPU, in microseconds: the slack, and a tick.
 const SLACK: u64 = 1000 + 10_000;
 
 /// One look at a cgroup's counters. None: the file, or the line in it, could not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
+pub struct UsageCounters {
     /// `usage_usec` of `cpu.stat`.
     pub cpu_usage: Option<u64>,
     /// `nr_throttled` of `cpu.stat`.
@@ -40,9 +38,9 @@ pub struct Interval {
     /// When it ended.
     pub to: KernelTime,
     /// The counters then.
-    pub first: Counters,
+    pub first: UsageCounters,
     /// And then.
-    pub last: Counters,
+    pub last: UsageCounters,
     /// The least of `memory.current`, and the most, over all looks; none: it could not be read.
     pub memory: Option<(u64, u64)>,
     /// `cpu.max.burst`, in microseconds.
@@ -91,7 +89,7 @@ impl Judgement {
     /// Where the file says what is wanted, what it says to the letter is what the kernel enforces: a rounded quota is a larger one.
     pub fn proof(&self, seen: &Interval) -> Option<Proof> {
         let agreed = self.tolerance.and(self.in_force.value()).cloned();
-        let limit = agreed.or_else(|| self.claim.map(|claim| claim.wanted.ideal()))?;
+        let limit = agreed.or_else(|| self.desired.map(|desired| desired.wanted.ideal()))?;
         prove(self.resource, &limit, seen)
     }
 }
@@ -144,8 +142,12 @@ mod tests {
         Interval {
             from: KernelTime(SECOND),
             to: KernelTime(3 * SECOND),
-            first: Counters { cpu_usage: Some(7), throttled: Some(3), reached: Some(1) },
-            last: Counters { cpu_usage: Some(7 + usage), throttled: Some(3 + throttled), reached: Some(1) },
+            first: UsageCounters { cpu_usage: Some(7), throttled: Some(3), reached: Some(1) },
+            last: UsageCounters {
+                cpu_usage: Some(7 + usage),
+                throttled: Some(3 + throttled),
+                reached: Some(1),
+            },
             memory: Some((4096, 8192)),
             burst: 0,
             cpus: 2,

@@ -12,9 +12,7 @@
 //! | `unified["memory.swap.max"]`, `unified["memory.high"]`, bytes | the same, rounded down to the page | OCI runtime-spec, `linux.resources.unified`; the kubelet has worked them out by then: swap in `configureContainerSwapResources`, MemoryQoS (KEP-2570) in `generateLinuxContainerResources`, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go` |
 //! | a pod's containers | the sum; no limit at all if one of them has none | kubelet, `ResourceConfigForPod` |
 
-use serde::{Deserialize, Serialize};
-
-use crate::limits::{Bound, CpuMax, Value};
+use crate::model::{Bound, CpuMax, Tolerance, Value, Wanted};
 
 /// The kubelet and the kernel allow no smaller quota, in microseconds.
 pub const QUOTA_MIN: u64 = 1000;
@@ -24,46 +22,6 @@ const SYSTEMD_STEP: u64 = 10_000;
 pub const SHARES_MIN: u64 = 2;
 /// See [`SHARES_MIN`].
 pub const SHARES_MAX: u64 = 262_144;
-
-/// What a limit should be, in the terms of whoever asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Wanted {
-    /// A CPU limit in thousandths of a CPU; 0: none, as the kubelet has it.
-    MilliCpu(u64),
-    /// A CPU limit as quota and period, as the CRI has it.
-    Quota(CpuMax),
-    /// A CPU limit of at least that: a pod's, of whose containers some may not be known.
-    QuotaAtLeast(CpuMax),
-    /// A weight in cgroup v1's shares.
-    Shares(u64),
-    /// A memory limit, in bytes.
-    Memory(Bound),
-    /// A memory limit of at least that: a pod's, of whose containers some may not be known.
-    MemoryAtLeast(Bound),
-    /// What the file should say, to the letter.
-    Exactly(u64),
-}
-
-/// How what is in force agrees with what was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tolerance {
-    /// To the letter.
-    Exact,
-    /// The quota was raised to the least that there is: [`QUOTA_MIN`].
-    MinimumQuota,
-    /// systemd's rounding of a quota, up to a hundredth of a CPU.
-    RoundedToTenMilliseconds,
-    /// The weight by the formula of before 2025.
-    OldWeightFormula,
-    /// The weight by the formula of 2025.
-    NewWeightFormula,
-    /// The kernel's rounding of an amount of memory, down to a page.
-    RoundedToPage,
-    /// More than the containers that are known need: others, or the pod itself, may ask for the rest.
-    RoomForMore,
-}
 
 /// The quota of a CPU limit, before any rounding; none: there is no limit.
 pub fn quota(milli_cpu: u64, period: u64) -> Bound {

@@ -1,19 +1,50 @@
-//! A change of a limit as it is told, and the answer that it rests on.
+//! Limit files as they are read, and changes of them.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::PodNames;
-use crate::ids::{CgroupId, KernelTime};
-use crate::limit_file::LimitFile;
-use crate::observation::{Caller, WriteHook, WriteResult, WrittenValue};
+use super::container::{LevelRole, PodNames};
+use super::ids::{CgroupId, KernelTime};
+use super::kernel::{Caller, WriteHook, WriteResult, WrittenValue};
+use super::limit_file::LimitFile;
+use super::value::Reading;
 
-use super::{LevelRole, Reading};
+/// Which limit files are to be read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ReadLimits {
+    /// Whose.
+    pub cgroup: CgroupId,
+    /// Its path; none: it is to be looked for.
+    pub path: Option<Arc<str>>,
+    /// `path` is the container's, and the cgroup lies below.
+    pub inner: bool,
+    /// Which; none: all.
+    pub limit_file: Option<LimitFile>,
+}
+
+/// What reading limit_files gave; the answer to [`ReadLimits`](crate::observation::Action::ReadLimits).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsAnswer {
+    /// Whose.
+    pub cgroup: CgroupId,
+    /// Its path; none: it was not found.
+    pub path: Option<Arc<str>>,
+    /// When reading began: it tells of every write that had returned by then.
+    pub began: KernelTime,
+    /// When it ended.
+    pub ended: KernelTime,
+    /// There was no such cgroup any more.
+    pub gone: bool,
+    /// All limit files were read, and those that are not listed are absent.
+    pub whole: bool,
+    /// What they say.
+    pub readings: Vec<(LimitFile, Reading)>,
+}
 
 /// A limit was changed, or an attempt to change it refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
+pub struct LimitChange {
     /// Whose file it is.
     pub cgroup: CgroupId,
     /// Its path; none: the cgroup was gone before anybody looked, and nobody had told of it.
@@ -53,23 +84,4 @@ pub struct SeenWrite {
     pub returned: Option<KernelTime>,
     /// How it was seen.
     pub hook: WriteHook,
-}
-
-/// What reading limit_files gave; the answer to [`ReadLimits`](crate::observation::Action::ReadLimits).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Whose.
-    pub cgroup: CgroupId,
-    /// Its path; none: it was not found.
-    pub path: Option<Arc<str>>,
-    /// When reading began: it tells of every write that had returned by then.
-    pub began: KernelTime,
-    /// When it ended.
-    pub ended: KernelTime,
-    /// There was no such cgroup any more.
-    pub gone: bool,
-    /// All limit files were read, and those that are not listed are absent.
-    pub whole: bool,
-    /// What they say.
-    pub readings: Vec<(LimitFile, Reading)>,
 }

@@ -1,45 +1,11 @@
-//! What comes in, and what is to be done about it: the only two doors of the core.
+//! Records of the kernel, decoded; see `kwitness_abi` for each.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Actor, ExitStatus, GapCause, RuntimeFacts};
-use crate::ids::{CgroupId, ContainerId, KernelTime, ProcKey};
-use crate::limit_file::LimitFile;
-use crate::limits::Answer;
-use crate::resize::Evidence;
-
-/// Something that was seen, told or asked; the whole input of the core.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Observation {
-    /// A record of the kernel.
-    Kernel(KernelEvent),
-    /// Records were lost.
-    Lost(Loss),
-    /// The cgroup tree was walked, and every record that the kernel had made until then has been observed.
-    Scan(Scan),
-    /// The container runtime answered a [`Action::Resolve`], or told by itself.
-    Runtime {
-        /// When the answer came.
-        at: KernelTime,
-        /// Of whom.
-        container: ContainerId,
-        /// What; none: the runtime does not know it, and will not be asked again.
-        facts: Option<Arc<RuntimeFacts>>,
-    },
-    /// Limit files were read: the answer to an [`Action::ReadLimits`].
-    LimitsRead(Answer),
-    /// A limit is to be judged.
-    Evidence(Box<Evidence>),
-    /// Time passed: what was kept for a while may go.
-    Tick {
-        /// Now.
-        at: KernelTime,
-    },
-}
+use super::ids::{CgroupId, KernelTime, ProcKey};
+use super::limit_file::LimitFile;
 
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +81,55 @@ pub enum Fact {
     LimitWritesSuppressed(u64),
     /// A process of the cgroup was killed for want of memory.
     OomKill(Box<OomKill>),
+}
+
+/// A process as a record carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskInfo {
+    /// Which.
+    pub key: ProcKey,
+    /// Its real parent's pid.
+    pub ppid: u32,
+    /// Its mount namespace's inode number; none if it has none any more.
+    pub mnt_ns: Option<u32>,
+    /// Its real parent's.
+    pub parent_mnt_ns: Option<u32>,
+    /// Its `comm`.
+    pub comm: Arc<str>,
+}
+
+/// A cgroup's path as a record carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathText {
+    /// From the root of the hierarchy.
+    Full(Arc<str>),
+    /// The last component: the rest is the parent's.
+    Name(Arc<str>),
+}
+
+/// Who made a system call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Its pid.
+    pub pid: u32,
+    /// Its `comm`.
+    pub comm: Arc<str>,
+}
+
+/// How a process ended, wait(2)'s way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It called exit.
+    Code(u8),
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        signal: u8,
+        /// It left a core.
+        core_dumped: bool,
+    },
 }
 
 /// A write to a limit file. A hook that cannot tell something leaves it out.
@@ -260,114 +275,4 @@ pub struct OomUsage {
     pub usage: u64,
     /// Pages allowed; the kernel's largest number where there is no limit.
     pub limit: u64,
-}
-
-/// A cgroup's path as a record carries it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PathText {
-    /// From the root of the hierarchy.
-    Full(Arc<str>),
-    /// The last component: the rest is the parent's.
-    Name(Arc<str>),
-}
-
-/// A process as a record carries it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskInfo {
-    /// Which.
-    pub key: ProcKey,
-    /// Its real parent's pid.
-    pub ppid: u32,
-    /// Its mount namespace's inode number; none if it has none any more.
-    pub mnt_ns: Option<u32>,
-    /// Its real parent's.
-    pub parent_mnt_ns: Option<u32>,
-    /// Its `comm`.
-    pub comm: Arc<str>,
-}
-
-/// Records were lost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Loss {
-    /// Not before.
-    pub from: KernelTime,
-    /// Not after.
-    pub to: KernelTime,
-    /// Why.
-    pub cause: GapCause,
-    /// How many, by record kind's name.
-    pub lost: BTreeMap<String, u64>,
-}
-
-/// A walk of the cgroup tree below all tracked roots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scan {
-    /// Why it was made.
-    pub reason: ScanReason,
-    /// When it began: younger records weigh more than what it found.
-    pub began: KernelTime,
-    /// When it ended.
-    pub ended: KernelTime,
-    /// Parents before their children.
-    pub cgroups: Vec<ScannedCgroup>,
-}
-
-/// Why a scan is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScanReason {
-    /// The daemon started.
-    Initial,
-    /// Records were lost.
-    Repair,
-}
-
-/// A cgroup that a scan found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScannedCgroup {
-    /// Its id.
-    pub id: CgroupId,
-    /// Its parent's.
-    pub parent: CgroupId,
-    /// Its path from the root of the hierarchy.
-    pub path: Arc<str>,
-    /// `cgroup.events`' `populated`; none if the file could not be read.
-    pub populated: Option<bool>,
-    /// The processes in the cgroup itself, by age; those that went away while being read are left out.
-    pub processes: Vec<ScannedProcess>,
-}
-
-/// A process that a scan found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScannedProcess {
-    /// Who.
-    pub task: TaskInfo,
-    /// The program that it runs (`/proc/PID/exe`); none if that could not be read.
-    pub program: Option<Arc<str>>,
-}
-
-/// What the core wants done; the engine does it and observes the outcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Ask the container runtime; answer with [`Observation::Runtime`].
-    Resolve(ContainerId),
-    /// Walk the cgroup tree; answer with [`Observation::Scan`].
-    Rescan,
-    /// Read limit files; answer with [`Observation::LimitsRead`].
-    ReadLimits(ReadLimits),
-}
-
-/// Which limit files are to be read.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ReadLimits {
-    /// Whose.
-    pub cgroup: CgroupId,
-    /// Its path; none: it is to be looked for.
-    pub path: Option<Arc<str>>,
-    /// `path` is the container's, and the cgroup lies below.
-    pub inner: bool,
-    /// Which; none: all.
-    pub limit_file: Option<LimitFile>,
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::limit_file::LimitFile;
+
 /// An amount with no upper end: `max`, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -76,6 +78,39 @@ pub enum Format {
     Number,
     /// [`Value::Text`].
     Text,
+}
+
+impl LimitFile {
+    /// How this file is written.
+    pub const fn format(self) -> Format {
+        match self {
+            LimitFile::MemoryMax
+            | LimitFile::MemoryHigh
+            | LimitFile::MemoryLow
+            | LimitFile::MemoryMin
+            | LimitFile::MemorySwapMax
+            | LimitFile::MemorySwapHigh
+            | LimitFile::PidsMax
+            | LimitFile::HugetlbMax(_)
+            | LimitFile::HugetlbReservedMax(_) => Format::Bound,
+            LimitFile::CpuMax => Format::Cpu,
+            LimitFile::CpuMaxBurst
+            | LimitFile::CpuWeight
+            | LimitFile::CpuIdle
+            | LimitFile::MemoryOomGroup
+            | LimitFile::CgroupFreeze => Format::Number,
+            LimitFile::CpuWeightNice
+            | LimitFile::CpuUclampMin
+            | LimitFile::CpuUclampMax
+            | LimitFile::CpusetCpus
+            | LimitFile::CpusetMems
+            | LimitFile::CpusetCpusExclusive
+            | LimitFile::CpusetCpusPartition
+            | LimitFile::IoMax
+            | LimitFile::IoWeight
+            | LimitFile::CgroupSubtreeControl => Format::Text,
+        }
+    }
 }
 
 /// A file that is not written the way it should be.

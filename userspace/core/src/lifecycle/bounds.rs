@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// How much is remembered. Each bound says what is lost when it is reached; [`Counters`] says how often it was.
+/// How much is remembered. Each bound says what is lost when it is reached; [`LifecycleCounters`] says how often it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct Bounds {
     /// Cgroups that exist. One more is not followed: if it is a container's, that is not reported.
     pub cgroups: usize,
     /// Processes of all containers together. One more is not remembered: its role is said to be `child`, and
@@ -20,7 +20,7 @@ pub struct Limits {
     pub parked: usize,
 }
 
-impl Default for Limits {
+impl Default for Bounds {
     fn default() -> Self {
         Self {
             cgroups: 65_536,
@@ -34,22 +34,22 @@ impl Default for Limits {
 
 /// What was dropped or could not be placed, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Cgroups not followed: [`Limits::cgroups`].
+pub struct LifecycleCounters {
+    /// Cgroups not followed: [`Bounds::cgroups`].
     pub cgroups_full: u64,
-    /// Processes not remembered: [`Limits::processes`].
+    /// Processes not remembered: [`Bounds::processes`].
     pub processes_full: u64,
-    /// Removed cgroups forgotten early: [`Limits::removed`].
+    /// Removed cgroups forgotten early: [`Bounds::removed`].
     pub removed_forgotten: u64,
     /// Records about cgroups that were not known when they came.
     pub unknown_cgroup: u64,
-    /// Of these, records given up: [`Limits::parked`], or nobody's even after a scan.
+    /// Of these, records given up: [`Bounds::parked`], or nobody's even after a scan.
     pub unknown_dropped: u64,
     /// Answers of the runtime about containers that are not known, or no longer.
     pub runtime_unmatched: u64,
 }
 
-impl Counters {
+impl LifecycleCounters {
     /// Every counter with its name.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self {

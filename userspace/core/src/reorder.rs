@@ -1,22 +1,21 @@
 //! Records of two rings put into the order of their times.
 //!
 //! A process's exec travels on one ring, the making of its cgroup on another. Each drain ends at another moment,
-//! so that the records of one ring may run ahead of the other's. [`Merge`] holds back what is younger than the
+//! so that the records of one ring may run ahead of the other's. [`ReorderBuffer`] holds back what is younger than the
 //! moment at which the drain began: everything older has been read from both rings by then.
 //!
 //! What is left is a record whose hook ran before that moment and which was committed after it (the few hundred
 //! nanoseconds between reading the clock and the commit). It comes late; `lifecycle` has an outcome for it.
 
-use crate::ids::KernelTime;
-use crate::observation::KernelEvent;
+use crate::model::{KernelEvent, KernelTime};
 
 /// Records on their way from the rings to the machines.
 #[derive(Debug, Default)]
-pub struct Merge {
+pub struct ReorderBuffer {
     held: Vec<KernelEvent>,
 }
 
-impl Merge {
+impl ReorderBuffer {
     /// Takes a record of any ring.
     pub fn push(&mut self, event: KernelEvent) {
         self.held.push(event);

@@ -1,6 +1,6 @@
 //! What verdicts and sources are called, and why a judgement is what it is, in words for people.
 
-use super::{Judgement, Source, Tolerance, Verdict, Writer};
+use crate::model::{Judgement, Source, Tolerance, Verdict, Writer};
 
 impl Verdict {
     /// Its name, in the API's JSON spelling without the prefix: "in_force".
@@ -24,7 +24,7 @@ impl Judgement {
     pub fn reason(&self, errno_name: fn(i32) -> String) -> String {
         let file = self.resource.file();
         let wanted =
-            self.claim.map_or_else(|| "unknown".to_owned(), |claim| claim.wanted.ideal().to_string());
+            self.desired.map_or_else(|| "unknown".to_owned(), |desired| desired.wanted.ideal().to_string());
         let by = |writer: &Option<Writer>| {
             writer.as_ref().map_or_else(|| "a writer that was not seen".to_owned(), Writer::to_string)
         };

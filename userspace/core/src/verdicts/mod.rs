@@ -1,5 +1,5 @@
 //! Whether a limit that was asked for is in force. Pure: [`judge`] looks at what was wanted, what was written and what the
-//! files say, and gives one verdict; [`Standing`] remembers enough to call a change back a reversal.
+//! files say, and gives one verdict; [`VerdictHistory`] remembers enough to call a change back a reversal.
 //!
 //! ```text
 //!                              no source says what is wanted ──────────────▶ unknown
@@ -23,162 +23,18 @@
 pub mod convert;
 pub mod proof;
 pub mod quantity;
-mod verdicts;
+mod tracker;
 mod words;
 
 use std::cmp::Ordering;
-use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+pub use tracker::VerdictTracker;
 
-pub use convert::{Tolerance, Wanted};
-pub use verdicts::{Asker, Evidence, Judged, Verdicts};
-
-use crate::ids::KernelTime;
-use crate::limit_file::LimitFile;
-pub use crate::limits::LevelRole;
-use crate::limits::{Bound, Format, Reading, Value, format};
-use crate::observation::WriteResult;
-
-/// What is limited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resource {
-    /// CPU time: `cpu.max`.
-    Cpu,
-    /// The share of the CPU under contention: `cpu.weight`.
-    CpuWeight,
-    /// Memory: `memory.max`.
-    Memory,
-    /// Memory from which on whoever takes more is slowed down: `memory.high`.
-    MemoryHigh,
-    /// Swap: `memory.swap.max`.
-    Swap,
-}
-
-impl Resource {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::MemoryHigh, Self::Swap];
-
-    /// The file that says it.
-    pub const fn file(self) -> LimitFile {
-        match self {
-            Self::Cpu => LimitFile::CpuMax,
-            Self::CpuWeight => LimitFile::CpuWeight,
-            Self::Memory => LimitFile::MemoryMax,
-            Self::MemoryHigh => LimitFile::MemoryHigh,
-            Self::Swap => LimitFile::MemorySwapMax,
-        }
-    }
-
-    /// The resource that this file limits, if it is judged.
-    pub fn of(limit_file: LimitFile) -> Option<Self> {
-        Self::ALL.into_iter().find(|resource| resource.file() == limit_file)
-    }
-
-    /// Whether a level's file binds all levels below it. A weight is only a share among siblings.
-    const fn is_inherited(self) -> bool {
-        !matches!(self, Self::CpuWeight)
-    }
-}
-
-/// Who says what is wanted; the one that is nearest to the intention comes first, and is what is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// Whoever asks for a verdict.
-    Client,
-    /// The kubelet's checkpoint of what it has admitted.
-    KubeletAllocated,
-    /// The request to the container runtime, as it passed by.
-    CriRequest,
-    /// The kubelet's checkpoint of what it has told the runtime.
-    KubeletActuated,
-    /// What the container runtime says that it was told.
-    Runtime,
-}
-
-/// One source's word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Claim {
-    /// Whose.
-    pub source: Source,
-    /// When it was learned.
-    pub at: KernelTime,
-    /// What it says.
-    pub wanted: Wanted,
-}
-
-/// A cgroup on the way from the processes to the root, and what its file says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Level {
-    /// The cgroup's path from the root of the hierarchy.
-    pub path: Arc<str>,
-    /// What it is.
-    pub role: LevelRole,
-    /// What the file says.
-    pub reading: Reading,
-}
-
-/// Who wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Writer {
-    /// Its pid.
-    pub pid: u32,
-    /// Its `comm`.
-    pub comm: Arc<str>,
-    /// The path of the cgroup that it is in, if that is known.
-    pub cgroup: Option<Arc<str>>,
-}
-
-impl fmt::Display for Writer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.comm, self.pid)
-    }
-}
-
-/// An attempt to write the judged file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
-    /// What was written; none: that was not seen.
-    pub value: Option<Arc<str>>,
-    /// What became of it, as far as the hook tells; of one that has not returned, nobody knows.
-    pub result: WriteResult,
-    /// Who wrote, if that was seen.
-    pub writer: Option<Writer>,
-    /// When the write began, if that was seen.
-    pub began: Option<KernelTime>,
-    /// When it was over; none: it is not.
-    pub ended: Option<Ended>,
-}
-
-/// How an attempt was over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ended {
-    /// It returned at that time.
-    Returned(KernelTime),
-    /// It was not seen to return, and was given up at that time.
-    GivenUp(KernelTime),
-}
-
-impl Ended {
-    /// From then on it was over.
-    pub const fn at(self) -> KernelTime {
-        match self {
-            Self::Returned(at) | Self::GivenUp(at) => at,
-        }
-    }
-
-    /// When it returned, if that was seen.
-    pub const fn returned(self) -> Option<KernelTime> {
-        match self {
-            Self::Returned(at) => Some(at),
-            Self::GivenUp(_) => None,
-        }
-    }
-}
+use crate::model::{
+    Attempt, Bound, CpuMax, DesiredLimit, Format, Judgement, KernelTime, Level, Reading, Resource, Source,
+    Value, Verdict, Wanted,
+};
 
 /// All that a verdict rests on.
 #[derive(Clone, Debug)]
@@ -186,7 +42,7 @@ pub struct Case<'a> {
     /// What is judged.
     pub resource: Resource,
     /// Every source's word, in any order.
-    pub claims: &'a [Claim],
+    pub desired: &'a [DesiredLimit],
     /// From the innermost to the root.
     pub levels: &'a [Level],
     /// Which of them is judged.
@@ -205,97 +61,26 @@ pub struct Case<'a> {
     pub page: u64,
 }
 
-/// What a limit that was asked for has become.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The file says it, and nothing else allows less.
-    InForce,
-    /// Not yet, and the deadline is to come.
-    Pending {
-        /// The deadline.
-        until: KernelTime,
-    },
-    /// The file says something else.
-    Diverged,
-    /// The kernel refused the write of it.
-    Rejected {
-        /// What was written, in the writer's words: in the file's it might not show what the kernel minded.
-        value: Arc<str>,
-        /// With that.
-        errno: i32,
-        /// Whose write it was, if that was seen.
-        writer: Option<Writer>,
-    },
-    /// The file says it, but another level allows less.
-    Shadowed {
-        /// What that level is.
-        role: LevelRole,
-        /// Its path.
-        path: Arc<str>,
-        /// What it allows.
-        limit: Value,
-    },
-    /// The file says it, but more is used: the kernel is reclaiming.
-    OverLimit {
-        /// In bytes.
-        usage: u64,
-    },
-    /// The OOM killer struck since the write of it began.
-    Killed {
-        /// How often.
-        kills: u64,
-    },
-    /// It was in force, and something else was written since.
-    Reverted {
-        /// By whom, if that was seen.
-        writer: Option<Writer>,
-    },
-    /// It cannot be told.
-    Unknown {
-        /// What is missing for that.
-        missing: Arc<str>,
-    },
-}
-
-/// A verdict, and what it rests on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// What was judged.
-    pub resource: Resource,
-    /// The verdict.
-    pub verdict: Verdict,
-    /// The word that was compared with; none: there is none.
-    pub claim: Option<Claim>,
-    /// Sources that want something else.
-    pub disagreeing: Vec<Source>,
-    /// How the file agrees with what is wanted, if it does.
-    pub tolerance: Option<Tolerance>,
-    /// What the level's own file says.
-    pub in_force: Reading,
-    /// The least that any level allows, and that level's path; none: some level is not known.
-    pub effective: Option<(Value, Arc<str>)>,
-}
-
 /// Gives the verdict.
-pub fn judge(case: &Case<'_>, standing: &Standing) -> Judgement {
-    let claim = case.claims.iter().min_by_key(|claim| (claim.source, std::cmp::Reverse(claim.at))).copied();
+pub fn judge(case: &Case<'_>, history: &VerdictHistory) -> Judgement {
+    let desired =
+        case.desired.iter().min_by_key(|desired| (desired.source, std::cmp::Reverse(desired.at))).copied();
     let own = case.levels.get(case.own);
     let in_force = own.map_or(Reading::Unknown("there is no such level".into()), |own| own.reading.clone());
     let tolerance =
-        claim.zip(in_force.value()).and_then(|(claim, value)| claim.wanted.accepts(value, case.page));
+        desired.zip(in_force.value()).and_then(|(desired, value)| desired.wanted.accepts(value, case.page));
     let effective = effective(case);
-    let verdict = match claim {
+    let verdict = match desired {
         None => unknown("no source says what is wanted"),
-        Some(claim) => match (own, tolerance) {
+        Some(desired) => match (own, tolerance) {
             (None, _) => unknown("there is no such level"),
             (Some(own), _) if own.reading.value().is_none() => unknown(&unread(case.resource, own)),
-            (Some(_), None) => mismatch(case, standing, &claim),
-            (Some(own), Some(_)) => agreement(case, own, &claim),
+            (Some(_), None) => mismatch(case, history, &desired),
+            (Some(own), Some(_)) => agreement(case, own, &desired),
         },
     };
-    let disagreeing = claim.map(|claim| disagreeing(case, &claim)).unwrap_or_default();
-    Judgement { resource: case.resource, verdict, claim, disagreeing, tolerance, in_force, effective }
+    let disagreeing = desired.map(|desired| disagreeing(case, &desired)).unwrap_or_default();
+    Judgement { resource: case.resource, verdict, desired, disagreeing, tolerance, in_force, effective }
 }
 
 fn unknown(missing: &str) -> Verdict {
@@ -315,12 +100,12 @@ fn unread(resource: Resource, level: &Level) -> String {
 }
 
 /// The file says something else.
-fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
-    let format = format(case.resource.file());
+fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -> Verdict {
+    let format = case.resource.file().format();
     let of_claim = |attempt: &&Attempt| {
         let value =
             attempt.value.as_deref().and_then(|text| Value::parse(format, &written(format, text)).ok());
-        value.is_some_and(|value| claim.wanted.is_meant_by(&value, case.page))
+        value.is_some_and(|value| desired.wanted.is_meant_by(&value, case.page))
     };
     let refused = case
         .attempts
@@ -333,7 +118,7 @@ fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
     }
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
-        _ if standing.was_in_force(&claim.wanted) => {
+        _ if history.was_in_force(&desired.wanted) => {
             let last = case.attempts.iter().rev().find(|attempt| attempt.result.may_have_taken());
             Verdict::Reverted { writer: last.and_then(|attempt| attempt.writer.clone()) }
         }
@@ -345,13 +130,13 @@ fn mismatch(case: &Case<'_>, standing: &Standing, claim: &Claim) -> Verdict {
 fn written(format: Format, text: &str) -> String {
     let text = text.trim();
     if format == Format::Cpu && text.split_ascii_whitespace().count() == 1 {
-        return format!("{text} {}", crate::limits::CpuMax::DEFAULT_PERIOD);
+        return format!("{text} {}", CpuMax::DEFAULT_PERIOD);
     }
     text.to_owned()
 }
 
 /// The file says what is wanted.
-fn agreement(case: &Case<'_>, own: &Level, claim: &Claim) -> Verdict {
+fn agreement(case: &Case<'_>, own: &Level, desired: &DesiredLimit) -> Verdict {
     let Some(value) = own.reading.value() else { return unknown(&unread(case.resource, own)) };
     if case.resource.is_inherited() {
         let others =
@@ -360,7 +145,7 @@ fn agreement(case: &Case<'_>, own: &Level, claim: &Claim) -> Verdict {
             .filter_map(|level| Some((level.reading.value()?, level)))
             .filter(|(limit, _)| order(limit, value) == Some(Ordering::Less))
             // Less than a rounded value, and still what is wanted: crun's inner cgroup keeps the exact quota.
-            .filter(|(limit, _)| claim.wanted.accepts(limit, case.page).is_none())
+            .filter(|(limit, _)| desired.wanted.accepts(limit, case.page).is_none())
             .reduce(
                 |least, other| if order(other.0, least.0) == Some(Ordering::Less) { other } else { least },
             );
@@ -413,13 +198,13 @@ fn order(one: &Value, other: &Value) -> Option<Ordering> {
 }
 
 /// The sources whose word differs from the one that is compared with.
-fn disagreeing(case: &Case<'_>, chosen: &Claim) -> Vec<Source> {
-    let same = |other: &Claim| {
+fn disagreeing(case: &Case<'_>, chosen: &DesiredLimit) -> Vec<Source> {
+    let same = |other: &DesiredLimit| {
         chosen.wanted.accepts(&other.wanted.ideal(), case.page).is_some()
             || other.wanted.accepts(&chosen.wanted.ideal(), case.page).is_some()
     };
     let mut sources: Vec<Source> =
-        case.claims.iter().filter(|claim| !same(claim)).map(|claim| claim.source).collect();
+        case.desired.iter().filter(|desired| !same(desired)).map(|desired| desired.source).collect();
     sources.sort_unstable();
     sources.dedup();
     sources
@@ -427,7 +212,7 @@ fn disagreeing(case: &Case<'_>, chosen: &Claim) -> Vec<Source> {
 
 /// What is remembered of one limit between verdicts.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct VerdictHistory {
     /// What the file would say to the letter.
     in_force: Option<Value>,
     /// Likewise, of what one client asked for last.
@@ -435,7 +220,7 @@ pub struct Standing {
     last: Option<Verdict>,
 }
 
-impl Standing {
+impl VerdictHistory {
     fn was_in_force(&self, wanted: &Wanted) -> bool {
         let ideal = Some(wanted.ideal());
         self.in_force == ideal || self.asked == ideal
@@ -443,16 +228,16 @@ impl Standing {
 
     /// Takes note of a judgement; whether its verdict is another one than the last.
     pub fn note(&mut self, judgement: &Judgement) -> bool {
-        if let Some(claim) = &judgement.claim {
+        if let Some(desired) = &judgement.desired {
             match &judgement.verdict {
                 Verdict::InForce
                 | Verdict::Shadowed { .. }
                 | Verdict::OverLimit { .. }
                 | Verdict::Killed { .. } => {
-                    self.in_force = Some(claim.wanted.ideal());
+                    self.in_force = Some(desired.wanted.ideal());
                 }
                 // Something else is wanted now: that the old was in force is of no account any more.
-                _ if !self.was_in_force(&claim.wanted) => self.in_force = None,
+                _ if !self.was_in_force(&desired.wanted) => self.in_force = None,
                 _ => {}
             }
         }
@@ -464,8 +249,8 @@ impl Standing {
     /// Takes note of a judgement by one client's own word: it is no verdict of the node's, but of a limit that was in force for that
     /// client, a change is a reversal.
     fn note_asked(&mut self, judgement: &Judgement) {
-        if let Some(claim) = judgement.claim.filter(|_| judgement.tolerance.is_some()) {
-            self.asked = Some(claim.wanted.ideal());
+        if let Some(desired) = judgement.desired.filter(|_| judgement.tolerance.is_some()) {
+            self.asked = Some(desired.wanted.ideal());
         }
     }
 

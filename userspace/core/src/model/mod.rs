@@ -1,0 +1,35 @@
+//! The data of the domain: identifiers, limit files and their values, kernel records, containers, events, desired limits and
+//! the evidence for a verdict.
+//!
+//! A leaf: nothing here depends on another module of the crate, and nothing decides anything beyond parsing, printing and
+//! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::verdicts`]) share these types and do
+//! not import each other's.
+
+mod container;
+mod event;
+mod ids;
+mod kernel;
+mod limit;
+mod limit_file;
+mod observation;
+mod value;
+mod verdict;
+
+pub use container::{
+    CgroupIndex, CgroupInfo, ContainerState, ContainerType, LevelRole, PodNames, PodRef, Process, Role,
+    RuntimeFacts, State, Subject,
+};
+pub use event::{Basis, Event, Gap, GapCause, Kind, OomExhausted, OomKilled};
+pub use ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
+pub use kernel::{
+    Actor, Caller, ExitStatus, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage,
+    PathText, TaskInfo, WriteHook, WritePhase, WriteResult, WrittenValue,
+};
+pub use limit::{LimitChange, LimitsAnswer, ReadLimits, SeenWrite};
+pub use limit_file::{HugePageSize, LimitFile, UnknownLimitFile};
+pub use observation::{Action, Loss, Observation, Output, Scan, ScanReason, ScannedCgroup, ScannedProcess};
+pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
+pub use verdict::{
+    Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, Level, Requester, Resource, Source, Tolerance,
+    Verdict, Wanted, Writer,
+};

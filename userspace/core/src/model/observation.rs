@@ -1,0 +1,134 @@
+//! The doors of the core: observations go in, events and actions come out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::container::{RuntimeFacts, Subject};
+use super::event::{Basis, Event, GapCause, Kind};
+use super::ids::{CgroupId, ContainerId, KernelTime};
+use super::kernel::{KernelEvent, TaskInfo};
+use super::limit::{LimitsAnswer, ReadLimits};
+use super::verdict::Evidence;
+
+/// Something that was seen, told or asked; the whole input of the core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Observation {
+    /// A record of the kernel.
+    Kernel(KernelEvent),
+    /// Records were lost.
+    Lost(Loss),
+    /// The cgroup tree was walked, and every record that the kernel had made until then has been observed.
+    Scan(Scan),
+    /// The container runtime answered a [`Action::Resolve`], or told by itself.
+    Runtime {
+        /// When the answer came.
+        at: KernelTime,
+        /// Of whom.
+        container: ContainerId,
+        /// What; none: the runtime does not know it, and will not be asked again.
+        facts: Option<Arc<RuntimeFacts>>,
+    },
+    /// Limit files were read: the answer to an [`Action::ReadLimits`].
+    LimitsRead(LimitsAnswer),
+    /// A limit is to be judged.
+    Evidence(Box<Evidence>),
+    /// Time passed: what was kept for a while may go.
+    Tick {
+        /// Now.
+        at: KernelTime,
+    },
+}
+
+/// Records were lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Not before.
+    pub from: KernelTime,
+    /// Not after.
+    pub to: KernelTime,
+    /// Why.
+    pub cause: GapCause,
+    /// How many, by record kind's name.
+    pub lost: BTreeMap<String, u64>,
+}
+
+/// A walk of the cgroup tree below all tracked roots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// Why it was made.
+    pub reason: ScanReason,
+    /// When it began: younger records weigh more than what it found.
+    pub began: KernelTime,
+    /// When it ended.
+    pub ended: KernelTime,
+    /// Parents before their children.
+    pub cgroups: Vec<ScannedCgroup>,
+}
+
+/// Why a scan is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScanReason {
+    /// The daemon started.
+    Initial,
+    /// Records were lost.
+    Repair,
+}
+
+/// A cgroup that a scan found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScannedCgroup {
+    /// Its id.
+    pub id: CgroupId,
+    /// Its parent's.
+    pub parent: CgroupId,
+    /// Its path from the root of the hierarchy.
+    pub path: Arc<str>,
+    /// `cgroup.events`' `populated`; none if the file could not be read.
+    pub populated: Option<bool>,
+    /// The processes in the cgroup itself, by age; those that went away while being read are left out.
+    pub processes: Vec<ScannedProcess>,
+}
+
+/// A process that a scan found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScannedProcess {
+    /// Who.
+    pub task: TaskInfo,
+    /// The program that it runs (`/proc/PID/exe`); none if that could not be read.
+    pub program: Option<Arc<str>>,
+}
+
+/// What the core wants done; the engine does it and observes the outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Ask the container runtime; answer with [`Observation::Runtime`].
+    Resolve(ContainerId),
+    /// Walk the cgroup tree; answer with [`Observation::Scan`].
+    Rescan,
+    /// Read limit files; answer with [`Observation::LimitsRead`].
+    ReadLimits(ReadLimits),
+}
+
+/// What follows from an observation. Reused: whoever takes the contents leaves the capacity.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be reported, in this order.
+    pub events: Vec<Event>,
+    /// To be done.
+    pub actions: Vec<Action>,
+}
+
+impl Output {
+    pub(crate) fn emit(&mut self, at: KernelTime, basis: Basis, subject: &Arc<Subject>, kind: Kind) {
+        self.events.push(Event { at, basis, subject: Some(Arc::clone(subject)), kind });
+    }
+
+    pub(crate) fn emit_own(&mut self, at: KernelTime, kind: Kind) {
+        self.events.push(Event { at, basis: Basis::Daemon, subject: None, kind });
+    }
+}
