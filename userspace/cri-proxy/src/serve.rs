@@ -31,6 +31,7 @@ use super::limits;
 use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
 use super::taps::{Tap, Taps};
 use kwitness_cri::Raw;
+use kwitness_service::Connection;
 
 /// How long is waited after the system could not give a connection, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -97,7 +98,8 @@ impl Front {
 
     async fn connection(self, stream: UnixStream, stop: CancellationToken) {
         let counters = Arc::clone(&self.counters);
-        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
+        let stream = Connection::new(stream);
+        let peer = stream.peer().unwrap_or_default();
         let heard = Arc::new(AtomicUsize::new(0));
         let hears = Arc::clone(&heard);
         let stream = InspectReader::new(stream, move |bytes| {

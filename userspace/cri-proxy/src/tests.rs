@@ -505,3 +505,26 @@ async fn when_it_stops_calls_that_are_under_way_get_their_answer() {
     assert!(endless.await.unwrap().is_err(), "it is cut off");
     timeout(Duration::from_secs(5), bench.serving).await.expect("it stops").unwrap();
 }
+
+/// What grpcio 1.85.3 (C-core, Python) sends for two calls; `:authority` is the socket's path, percent-encoded.
+const GRPCIO: &[u8] = include_bytes!("../../../tests/corpus/http2/grpcio-1.85.3");
+
+#[tokio::test]
+async fn a_client_that_sends_the_sockets_path_as_authority_is_served() {
+    const DATA: u8 = 0;
+    const RST_STREAM: u8 = 3;
+    let bench = Bench::start();
+    let _runtime = Server::start(&bench.runtime(), echo());
+    let mut client = UnixStream::connect(bench.socket()).await.unwrap();
+    client.write_all(GRPCIO).await.unwrap();
+    let mut answered = 0;
+    while answered < 2 {
+        let mut head = [0; 9];
+        timeout(Duration::from_secs(20), client.read_exact(&mut head)).await.unwrap().unwrap();
+        assert_ne!(head[3], RST_STREAM, "{head:?}");
+        answered += usize::from(head[3] == DATA && head[2] == 5);
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        client.read_exact(&mut payload).await.unwrap();
+    }
+    assert_eq!(bench.counters.calls.get(), 2);
+}

@@ -18,6 +18,7 @@ mod tests;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::TryStreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -30,7 +31,7 @@ use crate::cri_events::{RuntimeEvents, Unserved};
 use kwitness_api::SERVICE;
 use kwitness_api::proto;
 use kwitness_server::KwitnessServer;
-use kwitness_service::Socket;
+use kwitness_service::{Connection, Socket};
 pub use server::kwitness_server;
 
 /// How long clients get to take what they were sent, once the daemon stops.
@@ -71,7 +72,7 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("cannot serve reflection")?;
-    let connections = UnixListenerStream::new(socket.listener()?);
+    let connections = UnixListenerStream::new(socket.listener()?).map_ok(Connection::new);
     let server = Server::builder()
         .add_service(KwitnessServer::new(service))
         .add_service(runtime_events)

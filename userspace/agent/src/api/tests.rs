@@ -347,3 +347,27 @@ async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
     let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.counters["cri_requests_told"], status.counters["cri_requests_malformed"]), (1, 1));
 }
+
+/// What grpcio 1.85.3 (C-core, Python) sends for two calls; `:authority` is the socket's path, percent-encoded.
+const GRPCIO: &[u8] = include_bytes!("../../../../tests/corpus/http2/grpcio-1.85.3");
+
+#[tokio::test]
+async fn a_client_that_sends_the_sockets_path_as_authority_is_answered() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    let served = Served::start().await;
+    let mut client = tokio::net::UnixStream::connect(&served.path).await.unwrap();
+    client.write_all(GRPCIO).await.unwrap();
+    let mut answered = std::collections::BTreeSet::new();
+    while answered.len() < 2 {
+        let mut head = [0; 9];
+        timeout(SOON, client.read_exact(&mut head)).await.unwrap().unwrap();
+        assert_ne!(head[3], RST_STREAM, "{head:?}");
+        if head[3] == HEADERS {
+            answered.insert(head[8]);
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        client.read_exact(&mut payload).await.unwrap();
+    }
+}

@@ -1,0 +1,228 @@
+//! Against another implementation of HPACK, and against the rules of the `http` crate.
+
+use httlib_hpack::{Decoder, Encoder};
+use http::uri::Authority;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+
+/// As C-core sends it; the raw path, as older clients do; a path with everything that a file name may have.
+const PATHS: [&str; 5] = [
+    "%2Frun%2Fkwitness%2Fkwitness.sock",
+    "/run/kwitness/kwitness.sock",
+    "%2Frun%2Fa:b:c@[d]%20e%C3%A9.sock",
+    "%00abstract",
+    "/run/with space?.sock",
+];
+
+/// One field of a request, with the representation that the encoder is to choose.
+type Field = (&'static str, String, u8);
+
+fn encode(encoder: &mut Encoder, (name, value, flags): &Field, block: &mut Vec<u8>) {
+    encoder.encode((name.as_bytes().to_vec(), value.as_bytes().to_vec(), *flags), block).unwrap();
+}
+
+fn decode(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
+    let mut fields = Vec::new();
+    decoder.decode(&mut block.to_vec(), &mut fields).unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    fields.into_iter().map(|(name, value, _)| (text(name), text(value))).collect()
+}
+
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags, 0, 0, 0, 1]);
+    frame.extend(payload);
+    frame
+}
+
+/// A request's frames: the block cut at these places, with padding and priority or without.
+fn frames(block: &[u8], cuts: &[Index], padding: Option<u8>, priority: bool) -> Vec<u8> {
+    let mut places: Vec<_> = cuts.iter().map(|cut| cut.index(block.len() + 1)).collect();
+    places.extend([0, block.len()]);
+    places.sort_unstable();
+    let last = places.len() - 2;
+    let mut all = Vec::new();
+    for (number, pair) in places.windows(2).enumerate() {
+        let end = if number == last { END_HEADERS } else { 0 };
+        let piece = &block[pair[0]..pair[1]];
+        if number > 0 {
+            all.extend(frame(CONTINUATION, end, piece));
+            continue;
+        }
+        let mut payload = Vec::new();
+        let mut flags = end;
+        if let Some(padding) = padding {
+            flags |= PADDED;
+            payload.push(padding);
+        }
+        if priority {
+            flags |= PRIORITY;
+            payload.extend([0, 0, 0, 0, 15]);
+        }
+        payload.extend(piece);
+        payload.resize(payload.len() + usize::from(padding.unwrap_or_default()), 0);
+        all.extend(frame(HEADERS, flags, &payload));
+    }
+    all
+}
+
+/// What is passed on when the bytes come in these pieces.
+fn pass(bytes: &[u8], pieces: &[Index]) -> Vec<u8> {
+    let mut rewriter = Rewriter::default();
+    let (mut passed, mut held) = (Vec::new(), Vec::new());
+    let mut rest = bytes;
+    for piece in pieces.iter().map(Some).chain([None]) {
+        let (this, others) = rest.split_at(piece.map_or(rest.len(), |piece| piece.index(rest.len() + 1)));
+        rest = others;
+        held.extend(this);
+        let judged = rewriter.rewrite(&mut held);
+        passed.extend(held.drain(..judged));
+        assert!(held.len() < LOOK, "{}", held.len());
+    }
+    passed.extend(held);
+    passed
+}
+
+/// The blocks of frames that were made by [`frames`], put together again.
+fn blocks(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    bytes = &bytes[PREFACE..];
+    let mut blocks = Vec::new();
+    while let Some(head) = FrameHead::read(bytes) {
+        let mut piece = &bytes[HEAD..HEAD + head.length];
+        if head.kind == HEADERS {
+            let padding = if head.flags & PADDED != 0 { usize::from(piece[0]) } else { 0 };
+            let front = usize::from(head.flags & PADDED != 0) + if head.flags & PRIORITY != 0 { 5 } else { 0 };
+            piece = &piece[front..piece.len() - padding];
+            blocks.push(piece.to_vec());
+        } else {
+            blocks.last_mut().unwrap().extend(piece);
+        }
+        bytes = &bytes[HEAD + head.length..];
+    }
+    assert!(bytes.is_empty());
+    blocks
+}
+
+const PREFACE_TEXT: &[u8; PREFACE] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn field(name: &'static str, value: impl Strategy<Value = String>) -> impl Strategy<Value = Field> {
+    // Names and values with the Huffman code or without; with indexing, without or never; references where they can be.
+    let name_and_value = 0_u8..4;
+    let indexing = prop_oneof![Just(0), Just(Encoder::WITH_INDEXING), Just(Encoder::NEVER_INDEXED)];
+    let best = prop_oneof![Just(0), Just(Encoder::BEST_FORMAT)];
+    (value, name_and_value, indexing, best)
+        .prop_map(move |(value, text, indexing, best)| (name, value, text | indexing | best))
+}
+
+fn authority() -> impl Strategy<Value = Field> {
+    let paths = prop::sample::select(PATHS.map(str::to_owned).to_vec());
+    let others = prop::sample::select(vec!["localhost".to_owned(), "[::1]:80".to_owned(), "a@b".to_owned()]);
+    // The other encoder prefers a name in the dynamic table, which no client's does.
+    field(":authority", prop_oneof![3 => paths, 1 => others])
+        .prop_map(|(name, value, flags)| (name, value, flags & !Encoder::BEST_FORMAT))
+}
+
+fn request() -> impl Strategy<Value = Vec<Field>> {
+    (
+        field(":path", "/[a-z.]{0,40}/[A-Za-z%]{0,30}"),
+        authority(),
+        field("user-agent", "[ -~]{0,40}"),
+        field("x-own", "[ -~]{0,300}"),
+        any::<bool>(),
+    )
+        .prop_map(|(path, authority, agent, own, authority_first)| {
+            let (first, second) = if authority_first { (authority, path) } else { (path, authority) };
+            vec![first, second, agent, own]
+        })
+}
+
+proptest! {
+    /// However requests are encoded, cut into frames and come in pieces: every field but a path in `:authority` stays as it is, that
+    /// one becomes acceptable, and both ends' dynamic tables stay in step, with evictions, over all requests of the connection.
+    #[test]
+    fn only_paths_change_and_tables_stay_in_step(
+        table in prop_oneof![Just(0_u32), Just(120), Just(4096)],
+        requests in prop::collection::vec(
+            (request(), prop::collection::vec(any::<Index>(), 0..4), prop::option::of(0_u8..20), any::<bool>()),
+            1..6,
+        ),
+        pieces in prop::collection::vec(any::<Index>(), 0..12),
+    ) {
+        let mut encoder = Encoder::with_dynamic_size(table);
+        let mut wire = PREFACE_TEXT.to_vec();
+        for (request, cuts, padding, priority) in &requests {
+            let mut block = Vec::new();
+            request.iter().for_each(|field| encode(&mut encoder, field, &mut block));
+            wire.extend(frames(&block, cuts, *padding, *priority));
+        }
+        let passed = pass(&wire, &pieces);
+        prop_assert_eq!(passed.len(), wire.len());
+        let mut decoder = Decoder::with_dynamic_size(table);
+        for (block, (request, ..)) in blocks(&passed).iter().zip(&requests) {
+            for ((name, value), (sent_name, sent, _)) in decode(&mut decoder, block).iter().zip(request) {
+                prop_assert_eq!(name, sent_name);
+                if name == ":authority" {
+                    prop_assert!(Authority::try_from(value.as_str()).is_ok(), "{}", value);
+                    prop_assert_eq!(value.len(), sent.len());
+                }
+                if name != ":authority" || Authority::try_from(sent.as_str()).is_ok() {
+                    prop_assert_eq!(value, sent);
+                }
+            }
+        }
+    }
+
+    /// Whatever comes passes, as long as it came, in whatever pieces.
+    #[test]
+    fn any_bytes_pass_however_they_are_cut(
+        bytes in prop::collection::vec(prop::sample::select(vec![0_u8, 1, 4, 9, 0x41, 0xff]), 0..600),
+        pieces in prop::collection::vec(any::<Index>(), 0..12),
+    ) {
+        let wire = [PREFACE_TEXT.as_slice(), &bytes].concat();
+        let passed = pass(&wire, &pieces);
+        prop_assert_eq!(passed.len(), wire.len());
+    }
+}
+
+#[test]
+fn a_block_that_never_ends_is_not_held_back() {
+    let mut rewriter = Rewriter::default();
+    assert_eq!(rewriter.rewrite(&mut PREFACE_TEXT.clone()), PREFACE);
+    let mut held = frame(HEADERS, 0, &[]);
+    for _ in 0..2 * LOOK / HEAD {
+        held.extend(frame(CONTINUATION, 0, &[]));
+        let judged = rewriter.rewrite(&mut held);
+        held.drain(..judged);
+        assert!(held.len() < LOOK);
+    }
+}
+
+#[test]
+fn the_name_in_the_huffman_code_is_recognized() {
+    let mut block = Vec::new();
+    let flags = Encoder::HUFFMAN_NAME | Encoder::HUFFMAN_VALUE;
+    encode(&mut Encoder::default(), &(":authority", PATHS[0].to_owned(), flags), &mut block);
+    assert!(block.windows(NAME_HUFFMAN.len()).any(|window| window == NAME_HUFFMAN));
+    rewrite_fields(&mut block);
+    assert_eq!(
+        decode(&mut Decoder::default(), &block),
+        [(":authority".to_owned(), "-2Frun-2Fkwitness-2Fkwitness.sock".to_owned())]
+    );
+}
+
+#[test]
+fn every_substitute_is_as_long_as_what_it_stands_for() {
+    for Substitute { byte, by, bits: length, code, by_code } in SUBSTITUTES {
+        let code_of = |byte: u8| {
+            let mut block = Vec::new();
+            let value = String::from_utf8(vec![byte; 8]).unwrap();
+            encode(&mut Encoder::default(), &("a", value, Encoder::HUFFMAN_VALUE), &mut block);
+            // Eight of them fill whole bytes: a flag, the name, the value's head.
+            assert_eq!(block[4..].len(), length, "{byte:#x}");
+            bits(&block[4..], 0, length)
+        };
+        assert_eq!((code_of(byte), code_of(by)), (Some(code), Some(by_code)), "{byte:#x}");
+    }
+}
