@@ -93,7 +93,8 @@ fn blocks(mut bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut piece = &bytes[HEAD..HEAD + head.length];
         if head.kind == HEADERS {
             let padding = if head.flags & PADDED != 0 { usize::from(piece[0]) } else { 0 };
-            let front = usize::from(head.flags & PADDED != 0) + if head.flags & PRIORITY != 0 { 5 } else { 0 };
+            let front =
+                usize::from(head.flags & PADDED != 0) + if head.flags & PRIORITY != 0 { 5 } else { 0 };
             piece = &piece[front..piece.len() - padding];
             blocks.push(piece.to_vec());
         } else {
