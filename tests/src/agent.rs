@@ -21,7 +21,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::environment::Environment;
 use crate::events::{Received, Seen};
-use crate::process::{Managed, wait_for};
+use crate::process::{Managed, Paused, wait_for};
 
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -190,6 +190,11 @@ impl Agent {
         self.process.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.process.wait(STOP_LIMIT)?;
         Ok(())
+    }
+
+    /// Keeps it from reading what the kernel records until the guard is dropped.
+    pub fn pause(&self) -> Result<Paused> {
+        self.process.pause()
     }
 
     /// Its process id.

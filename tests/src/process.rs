@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 
 /// How much of a log is told with a failure.
 const LOG_TAIL_LINES: usize = 40;
+/// How long a stopped process may take to be seen as stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// What such a telling begins with.
 const LOG_MARK: &str = "---";
 
@@ -78,6 +80,35 @@ impl Managed {
         kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
 
+    /// Stops all of its threads (SIGSTOP) until the guard is dropped. Returns once they have stopped.
+    pub fn pause(&self) -> Result<Paused> {
+        let paused = Paused { pid: self.nix_pid()? };
+        self.signal(Signal::SIGSTOP)?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !self.is_stopped()? {
+            if Instant::now() > deadline {
+                bail!("{} has not stopped within {STOP_LIMIT:?} of SIGSTOP", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(paused)
+    }
+
+    /// Whether each of its threads is in the state `T` of proc_pid_stat(5).
+    fn is_stopped(&self) -> Result<bool> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
+            let path = task.with_context(|| format!("read {tasks}"))?.path().join("stat");
+            // A thread may have ended meanwhile.
+            let Ok(stat) = fs::read_to_string(&path) else { continue };
+            let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name in {stat}"))?;
+            if !fields.starts_with('T') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Waits until it has ended, at most for `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
@@ -100,6 +131,20 @@ impl Managed {
 
     fn nix_pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?))
+    }
+}
+
+/// A process that is stopped until this is dropped.
+#[derive(Debug)]
+#[must_use = "the process continues when this is dropped"]
+pub struct Paused {
+    pid: Pid,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // Fails only if the process is gone.
+        let _ = kill(self.pid, Signal::SIGCONT);
     }
 }
 

@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         manners::without_a_daemon,
         manners::too_many_watchers,
         manners::the_probes_log_when_asked_to,
-        manners::a_loss_is_told_and_repaired,
+        manners::a_loss_is_reported_and_repaired,
     ];
     suite::run(bed, cases)
 }

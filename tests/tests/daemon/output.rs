@@ -48,7 +48,7 @@ fn column<'a>(table: &'a str, heading: &str) -> Result<Vec<&'a str>> {
 }
 
 pub(crate) async fn events_of_the_past(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let kubepods = Kubepods::make(&bed.environment)?;
     bed.with_agent(&[], async |agent| {
         let (watcher, id, _) = a_short_life(agent, &kubepods).await?;
         let seen = watcher.seen();
@@ -90,7 +90,7 @@ pub(crate) async fn events_of_the_past(bed: &Bed) -> Result<()> {
 }
 
 pub(crate) async fn filters(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let kubepods = Kubepods::make(&bed.environment)?;
     bed.with_agent(&[], async |agent| {
         let (_, id, pod) = a_short_life(agent, &kubepods).await?;
         let (watcher, _, _) = a_short_life(agent, &kubepods).await?;
@@ -122,7 +122,7 @@ pub(crate) async fn filters(bed: &Bed) -> Result<()> {
 }
 
 pub(crate) async fn the_list_of_containers(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let kubepods = Kubepods::make(&bed.environment)?;
     bed.with_agent(&[], async |agent| {
         let none = client(bed, agent.socket(), "ps").await?;
         none.check(0)?.check_says(&["no containers"])?;
@@ -189,7 +189,7 @@ pub(crate) async fn the_doctor_with_and_without_a_daemon(bed: &Bed) -> Result<()
     bed.with_agent(&[], async |agent| {
         check(&client(bed, agent.socket(), "doctor -o json").await?, true)?;
         // The hooks that the daemon has are not disturbed by a look at them.
-        let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+        let kubepods = Kubepods::make(&bed.environment)?;
         a_short_life(agent, &kubepods).await?.0.seen().check_complete()
     })
     .await
@@ -236,7 +236,7 @@ pub(crate) async fn events_end_with_control_c(bed: &Bed) -> Result<()> {
 }
 
 pub(crate) async fn events_end_quietly_with_a_closed_pipe(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let kubepods = Kubepods::make(&bed.environment)?;
     bed.with_agent(&[], async |agent| {
         let (child, output) = following(bed, agent)?;
         // As `| head -1` does.
@@ -251,7 +251,7 @@ pub(crate) async fn events_end_quietly_with_a_closed_pipe(bed: &Bed) -> Result<(
 }
 
 pub(crate) async fn events_go_on_after_a_restart_of_the_daemon(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment.cgroup2)?;
+    let kubepods = Kubepods::make(&bed.environment)?;
     let mut agent = Agent::start(&bed.environment, &[]).await?;
     let (mut child, output) = following(bed, &agent)?;
     agent.restart().await?;
