@@ -74,6 +74,14 @@ pub fn hierarchies() -> Result<Vec<PathBuf>> {
         .collect())
 }
 
+/// The path of a cgroup's directory from the root of its hierarchy ("/kubepods/x").
+pub fn path_of(directory: &Path) -> Result<String> {
+    let mounts = hierarchies()?.into_iter().filter_map(|mount| directory.strip_prefix(mount).ok());
+    let path = mounts.min_by_key(|path| path.as_os_str().len());
+    let path = path.with_context(|| format!("{} is in no cgroup hierarchy", directory.display()))?;
+    Ok(format!("/{}", path.display()))
+}
+
 /// Removes the cgroup `path` with all below it from every hierarchy; kills what still runs there.
 pub fn remove_everywhere(path: &str) -> Result<()> {
     for hierarchy in hierarchies()? {

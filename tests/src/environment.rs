@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// What kind of machine the tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,9 @@ pub struct Environment {
     pub layout: CgroupLayout,
     /// Where cgroup v2 is mounted.
     pub cgroup2: PathBuf,
+    /// The cgroup below which the tests make all of theirs, from the root of the hierarchy ("/kwitness-test-7"); none: the
+    /// whole hierarchy is ours.
+    pub subtree: Option<String>,
     /// PID 1 is systemd.
     pub systemd: bool,
 }
@@ -115,7 +118,22 @@ impl Environment {
         let (cgroup2, layout) = find_cgroup2()?;
         let systemd = fs::read_to_string("/proc/1/comm").context("read /proc/1/comm")?.trim() == "systemd"
             && fs::exists("/run/systemd/system").context("look for /run/systemd/system")?;
-        Ok(Self { tier, job, layout, cgroup2, systemd })
+        let subtree = env::var("KWITNESS_CGROUP").ok();
+        ensure!(
+            tier == Tier::Vm || subtree.is_some(),
+            "KWITNESS_CGROUP is not set: on a machine with other cgroups the tests keep to one of their own"
+        );
+        Ok(Self { tier, job, layout, cgroup2, subtree, systemd })
+    }
+
+    /// A path in the hierarchy that is ours to make: `name` ("kubepods/x"), below the subtree if there is one.
+    pub fn cgroup(&self, name: &str) -> String {
+        format!("{}/{name}", self.subtree.as_deref().unwrap_or_default())
+    }
+
+    /// The directory in the v2 hierarchy below which the tests make their cgroups.
+    pub fn cgroup_directory(&self) -> PathBuf {
+        self.cgroup2.join(self.subtree.as_deref().unwrap_or_default().trim_start_matches('/'))
     }
 
     /// The `kwitness` program under test.
@@ -142,7 +160,7 @@ impl Environment {
 }
 
 /// The mount point of cgroup v2, and whether it is the only hierarchy.
-fn find_cgroup2() -> Result<(PathBuf, CgroupLayout)> {
+pub fn find_cgroup2() -> Result<(PathBuf, CgroupLayout)> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     let mut cgroup2 = None;
     let mut layout = CgroupLayout::Unified;

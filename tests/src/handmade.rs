@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::cgroup::{self, TestCgroup};
+use crate::environment::Environment;
 use crate::pod::new_uid;
 
 /// The cgroup that the process shall enter before it becomes what its command line says.
@@ -39,10 +40,10 @@ pub struct HandMade {
 }
 
 impl Kubepods {
-    /// Makes the cgroup in the v2 hierarchy mounted at `mount`.
-    pub fn make(mount: &Path) -> Result<Self> {
-        let path = format!("/kwitness-handmade-{}", std::process::id());
-        let root = TestCgroup::make(mount, &path)?;
+    /// Makes the cgroup in the v2 hierarchy.
+    pub fn make(environment: &Environment) -> Result<Self> {
+        let path = environment.cgroup(&format!("handmade-{}", std::process::id()));
+        let root = TestCgroup::make(&environment.cgroup2, &path)?;
         let pods = root.directory().join(PODS);
         std::fs::create_dir_all(&pods).with_context(|| format!("make {}", pods.display()))?;
         Ok(Self { root })

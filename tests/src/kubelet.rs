@@ -102,7 +102,7 @@ impl Kubelet {
             mounted.push(state.into());
             mount(none, state, none, MsFlags::MS_SHARED, none).with_context(|| format!("share {state}"))?;
         }
-        let cgroup = format!("/kwitness-kubelet-{}", std::process::id());
+        let cgroup = environment.cgroup(&format!("kubelet-{}", std::process::id()));
         for hierarchy in cgroup::hierarchies()? {
             let own = hierarchy.join(cgroup.trim_start_matches('/'));
             fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cgroup;
 use crate::cri::{Cri, v1};
-use crate::environment::{CgroupDriver, Environment, Handler, Tier};
+use crate::environment::{CgroupDriver, Environment, Handler};
 use crate::pod::{APP_IMAGE, ContainerSpec, PAUSE_IMAGE, Pod, PodSpec};
 use crate::process::{self, Managed, wait_for};
 
@@ -53,10 +53,9 @@ pub struct Extras {
 #[derive(Debug)]
 pub struct Node {
     driver: CgroupDriver,
-    tier: Tier,
     cgroup2: PathBuf,
-    /// Components of the cgroup below which the pods' are.
-    root: Vec<String>,
+    /// The cgroup below which the pods' are, from the root of the hierarchy.
+    root: String,
     directory: tempfile::TempDir,
     containerd: Option<Managed>,
     cri: Cri,
@@ -82,11 +81,7 @@ impl Node {
         // containerd keeps its layers below: on a tmpfs they are quick, and overlayfs does not stack on all else.
         let directory = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
         let directory = directory.context("make containerd's directory in /run")?;
-        let root = match (environment.tier, driver) {
-            // On a machine that is not ours, everything goes below one cgroup that nobody else can have.
-            (Tier::Host, _) => vec![format!("kwitness-test-{}", std::process::id()), "kubepods".to_owned()],
-            (Tier::Vm, _) => vec!["kubepods".to_owned()],
-        };
+        let root = environment.cgroup("kubepods");
         fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver, extras)?)
             .context("write containerd's configuration")?;
         let mut containerd = spawn(directory.path())?;
@@ -96,7 +91,6 @@ impl Node {
             .with_context(|| containerd.log_tail())?;
         Ok(Self {
             driver,
-            tier: environment.tier,
             cgroup2: environment.cgroup2.clone(),
             root,
             directory,
@@ -138,8 +132,7 @@ impl Node {
 
     /// Starts a pod.
     pub async fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
-        let root: Vec<_> = self.root.iter().map(String::as_str).collect();
-        let cgroup = spec.cgroup(&root, self.driver);
+        let cgroup = spec.cgroup(&self.root, self.driver);
         let config = spec.config(&cgroup);
         let request = v1::RunPodSandboxRequest {
             config: Some(config.clone()),
@@ -309,8 +302,9 @@ impl Node {
         for pid in process::find(is_shim)? {
             process::kill_pid(pid)?;
         }
-        if self.tier == Tier::Host {
-            cgroup::remove_everywhere(&self.root[0])?;
+        // Where systemd makes the cgroups, it removes them, too.
+        if self.driver == CgroupDriver::Cgroupfs {
+            cgroup::remove_everywhere(&self.root)?;
         }
         for target in mounts_below(&[self.directory.path(), Path::new("/run/containerd")])? {
             nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH)

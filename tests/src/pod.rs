@@ -88,14 +88,14 @@ impl PodSpec {
 
     /// The cgroup that the kubelet would make for it below `root` (`/kubepods`, or the like of
     /// `/kubelet/kubepods`).
-    pub(crate) fn cgroup(&self, root: &[&str], driver: CgroupDriver) -> String {
+    pub(crate) fn cgroup(&self, root: &str, driver: CgroupDriver) -> String {
         let class = match self.qos {
             Qos::Guaranteed => None,
             Qos::Burstable => Some("burstable"),
             Qos::BestEffort => Some("besteffort"),
         };
         let pod = format!("pod{}", self.uid);
-        let components = root.iter().copied().chain(class).chain([pod.as_str()]);
+        let components = root.split('/').filter(|name| !name.is_empty()).chain(class).chain([pod.as_str()]);
         match driver {
             CgroupDriver::Cgroupfs => components.map(|component| format!("/{component}")).collect(),
             // Each slice's name begins with its parent's; a dash in a component would look like a level.
@@ -220,15 +220,15 @@ mod tests {
     fn cgroups_are_named_as_the_kubelet_names_them() {
         let mut spec = PodSpec::new("p", Handler::Runc).unwrap();
         spec.uid = "11-22".to_owned();
-        assert_eq!(spec.cgroup(&["kubepods"], CgroupDriver::Cgroupfs), "/kubepods/burstable/pod11-22");
+        assert_eq!(spec.cgroup("/kubepods", CgroupDriver::Cgroupfs), "/kubepods/burstable/pod11-22");
         assert_eq!(
-            spec.cgroup(&["kubelet", "kubepods"], CgroupDriver::Systemd),
+            spec.cgroup("/kubelet/kubepods", CgroupDriver::Systemd),
             "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
              kubelet-kubepods-burstable-pod11_22.slice"
         );
         spec.qos = Qos::Guaranteed;
         assert_eq!(
-            spec.cgroup(&["kubepods"], CgroupDriver::Systemd),
+            spec.cgroup("/kubepods", CgroupDriver::Systemd),
             "/kubepods.slice/kubepods-pod11_22.slice"
         );
     }

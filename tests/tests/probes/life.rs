@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result, ensure};
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, PathText, TaskInfo};
 use kwitness_tests::cgroup;
+use kwitness_tests::environment::Environment;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 
@@ -310,8 +311,8 @@ fn long_path(session: &mut Session, root: &Root) -> Result<()> {
 
 fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
     use kwitness_agent::probe::Life;
-    let mount = root.directory().parent().context("the root has a parent")?;
-    let plain = Root::make_named(mount, &format!("plain-{}", std::process::id()))?;
+    let parent = root.directory().parent().context("the root has a parent")?;
+    let plain = Root::make_named(parent, &format!("plain-{}", std::process::id()))?;
     let (started, unstarted) = (plain.sub("started")?, plain.sub("unstarted")?);
     let ids = [cgroup::id(&started)?, cgroup::id(&unstarted)?];
     session.running().tracker().track(ids[0], Life::Started)?;
@@ -335,11 +336,13 @@ fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 /// Configured for every session, see [`roots`].
-pub const CONFIGURED_ROOTS: [&str; 2] = ["witness-", "/kubepod-holder/in"];
+pub fn configured_roots(environment: &Environment) -> [String; 2] {
+    ["witness-".to_owned(), environment.cgroup("kubepod-holder/in")]
+}
 
 fn roots(session: &mut Session, root: &Root) -> Result<()> {
-    let mount = root.directory().parent().context("the root has a parent")?;
-    let holder = Root::make_named(mount, "kubepod-holder")?;
+    let parent = root.directory().parent().context("the root has a parent")?;
+    let holder = Root::make_named(parent, "kubepod-holder")?;
     ensure!(session.facts(holder.id()?).is_empty(), "`kubepod` is no root");
     for (name, is_root) in [
         ("kubepods", true),

@@ -15,6 +15,7 @@ use kwitness_core::model::{
 };
 use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;
+use kwitness_tests::environment::find_cgroup2;
 use kwitness_tests::suite::Case;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -24,7 +25,7 @@ use crate::producer;
 use crate::session::{Root, Session};
 use crate::{Loaded, refusal};
 
-/// A scenario, given the session and the cgroup file system's mount point.
+/// A scenario, given the session and the directory for its cgroups.
 type Scenario = fn(&mut Session, &Path) -> Result<()>;
 
 const SCENARIOS: [(&str, Scenario); 5] = [
@@ -43,8 +44,8 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
             let loaded = Arc::clone(loaded);
             let body =
                 move |bed: &Bed| {
-                    let mount = &bed.environment.cgroup2;
-                    loaded.with(kind, mount, |session| {
+                    let parent = &bed.environment.cgroup_directory();
+                    loaded.with(kind, parent, |session| {
                         let chosen =
                             session.running().capabilities().needs.iter().find_map(|report| {
                                 report.chosen.filter(|_| report.need.name == LIMIT_WRITES)
@@ -54,7 +55,7 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
                             "{:#?}",
                             session.running().capabilities()
                         );
-                        scenario(session, mount)
+                        scenario(session, parent)
                     })
                 };
             cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind)));
@@ -62,20 +63,20 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
     }
     let shared = Arc::clone(loaded);
     cases.push(Case::new("syscall_tells_a_write_and_a_refusal", move |bed| {
-        let mount = &bed.environment.cgroup2;
-        shared.with(HookKind::Syscall, mount, |session| by_syscall(session, mount))
+        let parent = &bed.environment.cgroup_directory();
+        shared.with(HookKind::Syscall, parent, |session| by_syscall(session, parent))
     }));
     let loaded = Arc::clone(loaded);
     cases.push(Case::new("fanotify_tells_who_wrote_which_limit", move |bed| {
-        let mount = &bed.environment.cgroup2;
-        loaded.with(HookKind::BtfTracepoint, mount, |session| noticed(session, mount))
+        let parent = &bed.environment.cgroup_directory();
+        loaded.with(HookKind::BtfTracepoint, parent, |session| noticed(session, parent))
     }));
     Ok(cases)
 }
 
 /// A root whose children have limits of their own.
-pub fn root_with_controllers(mount: &Path, name: &str) -> Result<Root> {
-    let root = Root::make(mount, name)?;
+pub fn root_with_controllers(parent: &Path, name: &str) -> Result<Root> {
+    let root = Root::make(parent, name)?;
     write(&root.directory().join("cgroup.subtree_control"), "+memory +pids")?;
     Ok(root)
 }
@@ -96,14 +97,14 @@ fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
 }
 
 /// The cgroup that this process is in.
-fn own_cgroup(mount: &Path) -> Result<CgroupId> {
+fn own_cgroup() -> Result<CgroupId> {
     let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
-    Ok(CgroupId(cgroup::id(&mount.join(path))?))
+    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path))?))
 }
 
-fn whole(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "told")?;
+fn whole(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "told")?;
     let container = root.sub("ctr")?;
     write(&container.join("pids.max"), "77\n")?;
     session.settle()?;
@@ -122,7 +123,7 @@ fn whole(session: &mut Session, mount: &Path) -> Result<()> {
     ensure!(writer.pid == Some(std::process::id()), "{writer:?}");
     ensure!(writer.tid == Some(nix::unistd::gettid().as_raw() as u32), "{writer:?}");
     ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
-    ensure!(writer.cgroup == Some(own_cgroup(mount)?), "{writer:?}");
+    ensure!(writer.cgroup == Some(own_cgroup()?), "{writer:?}");
     ensure!(writer.start.is_some_and(|start| start.0 > 0), "{writer:?}");
     // The root's own file is a limit, too, and was written when the root was made.
     let of_root = writes(session, root.id()?);
@@ -151,11 +152,11 @@ fn overwrite(file: &Path, text: &str) -> Result<()> {
 }
 
 /// Without a program at the function: what fanotify can tell, and of which cgroups.
-fn noticed(session: &mut Session, mount: &Path) -> Result<()> {
+fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     let (to, mut notices) = tokio::sync::mpsc::channel(64);
     Watch::open(CgroupFs::find()?)?.run(session.running().tracker(), to)?;
-    let root = Root::make(mount, "noticed")?;
-    let beside = Root::make_named(mount, &format!("unnoticed-{}", std::process::id()))?;
+    let root = Root::make(parent, "noticed")?;
+    let beside = Root::make_named(parent, &format!("unnoticed-{}", std::process::id()))?;
     let container = root.sub("ctr")?;
     // A limit that every hierarchy has; one that is not tracked; a file that is no limit; a write that is refused.
     overwrite(&beside.directory().join("cgroup.freeze"), "0")?;
@@ -189,18 +190,18 @@ fn noticed(session: &mut Session, mount: &Path) -> Result<()> {
         let writer = &write.writer;
         ensure!(writer.pid == Some(std::process::id()) && writer.tid.is_none(), "{writer:?}");
         ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
-        ensure!(writer.cgroup == Some(own_cgroup(mount)?), "{writer:?}");
+        ensure!(writer.cgroup == Some(own_cgroup()?), "{writer:?}");
     }
     Ok(())
 }
 
 /// By the system call, which any kernel shows: the one limit that every hierarchy has.
-fn by_syscall(session: &mut Session, mount: &Path) -> Result<()> {
+fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     let capabilities = session.running().capabilities();
     let report = capabilities.needs.iter().find(|report| report.need.name == LIMIT_WRITES);
     let kind = report.and_then(|report| report.chosen).map(|hook| hook.kind);
     ensure!(kind == Some(HookKind::Syscall), "{report:#?}");
-    let root = Root::make(mount, "syscall")?;
+    let root = Root::make(parent, "syscall")?;
     let container = root.sub("ctr")?;
     let ordinary = tempfile::NamedTempFile::new().context("make a file")?;
     overwrite(ordinary.path(), "1")?;
@@ -243,13 +244,13 @@ fn by_syscall(session: &mut Session, mount: &Path) -> Result<()> {
             "{write:#?}"
         );
         ensure!(write.writer.pid == Some(std::process::id()) && write.began.is_some(), "{write:#?}");
-        ensure!(write.writer.cgroup == Some(own_cgroup(mount)?), "{write:#?}");
+        ensure!(write.writer.cgroup == Some(own_cgroup()?), "{write:#?}");
     }
     Ok(())
 }
 
-fn refused(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "refused")?;
+fn refused(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "refused")?;
     let container = root.sub("ctr")?;
     ensure!(fs::write(container.join("memory.max"), "nonsense").is_err(), "the kernel took it");
     session.settle()?;
@@ -262,10 +263,10 @@ fn refused(session: &mut Session, mount: &Path) -> Result<()> {
     Ok(())
 }
 
-fn filtered(session: &mut Session, mount: &Path) -> Result<()> {
+fn filtered(session: &mut Session, parent: &Path) -> Result<()> {
     // An untracked cgroup; then a tracked root is made below it.
-    let above = Root::make_named(mount, &format!("above-{}", std::process::id()))?;
-    let beside = Root::make_named(mount, &format!("beside-{}", std::process::id()))?;
+    let above = Root::make_named(parent, &format!("above-{}", std::process::id()))?;
+    let beside = Root::make_named(parent, &format!("beside-{}", std::process::id()))?;
     write(&above.directory().join("pids.max"), "1001")?;
     let tracked = above.sub("kubepods")?;
     write(&above.directory().join("pids.max"), "1002")?;
@@ -291,8 +292,8 @@ fn filtered(session: &mut Session, mount: &Path) -> Result<()> {
     Ok(())
 }
 
-fn long_value(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "long")?;
+fn long_value(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "long")?;
     let container = root.sub("ctr")?;
     let text = "9".repeat(1000);
     ensure!(fs::write(container.join("pids.max"), &text).is_err(), "the kernel took it");
@@ -307,8 +308,8 @@ fn long_value(session: &mut Session, mount: &Path) -> Result<()> {
     Ok(())
 }
 
-fn flood(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "flood")?;
+fn flood(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "flood")?;
     let (noisy, quiet) = (root.sub("noisy")?, root.sub("quiet")?);
     let (noisy_id, quiet_id) = (cgroup::id(&noisy)?, cgroup::id(&quiet)?);
     let before = session.running().counters();

@@ -17,7 +17,7 @@ use kwitness_agent::probe::Settings;
 use kwitness_agent::probe::environment::{self, Lockdown};
 use kwitness_agent::probe::need::{Exclusion, HookKind, NEEDS};
 use kwitness_tests::bed::Bed;
-use kwitness_tests::environment::Tier;
+use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::suite::{self, Case};
 
 use crate::session::{Root, Session};
@@ -33,8 +33,8 @@ fn main() -> Result<()> {
         for (name, scenario) in life::SCENARIOS {
             let loaded = Arc::clone(&loaded);
             cases.push(Case::new(&format!("{kind}_{name}"), move |bed| {
-                let mount = &bed.environment.cgroup2;
-                loaded.with(kind, mount, |session| scenario(session, &Root::make(mount, name)?))
+                let parent = &bed.environment.cgroup_directory();
+                loaded.with(kind, parent, |session| scenario(session, &Root::make(parent, name)?))
             }));
         }
     }
@@ -58,14 +58,14 @@ impl Loaded {
     fn with(
         &self,
         kind: HookKind,
-        mount: &Path,
+        parent: &Path,
         scenario: impl Fn(&mut Session) -> Result<()>,
     ) -> Result<()> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_none_or(|(other, _)| *other != kind) {
             // The old ones go first.
             *slot = None;
-            *slot = Some((kind, Session::start(mount, &settings(Some(kind))?)?));
+            *slot = Some((kind, Session::start(parent, &settings(Some(kind))?)?));
         }
         let (_, session) = slot.as_mut().context("just loaded")?;
         let mut attempt = 1;
@@ -93,7 +93,10 @@ fn settings(kind: Option<HookKind>) -> Result<Settings> {
     Ok(Settings {
         syscalls: kind == Some(HookKind::Syscall),
         exclude: kind.map(all_but).unwrap_or_default(),
-        roots: life::CONFIGURED_ROOTS.map(str::parse).into_iter().collect::<Result<_, _>>()?,
+        roots: life::configured_roots(&Environment::find()?)
+            .iter()
+            .map(|root| root.parse())
+            .collect::<Result<_, _>>()?,
         ..Settings::default()
     })
 }

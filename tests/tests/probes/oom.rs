@@ -16,7 +16,7 @@ use crate::producer;
 use crate::session::Session;
 use crate::{Loaded, refusal};
 
-/// A scenario, given the session and the cgroup file system's mount point.
+/// A scenario, given the session and the directory for its cgroups.
 type Scenario = fn(&mut Session, &Path) -> Result<()>;
 
 const SCENARIOS: [(&str, Scenario); 5] = [
@@ -34,8 +34,8 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
         for (name, scenario) in SCENARIOS {
             let loaded = Arc::clone(loaded);
             let body = move |bed: &Bed| {
-                let mount = &bed.environment.cgroup2;
-                loaded.with(kind, mount, |session| scenario(session, mount))
+                let parent = &bed.environment.cgroup_directory();
+                loaded.with(kind, parent, |session| scenario(session, parent))
             };
             cases.push(
                 Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind).or(no_memory_v2(bed))),
@@ -79,8 +79,8 @@ fn check(kill: &OomKill, pid: u32, limit: u64) -> Result<()> {
     Ok(())
 }
 
-fn own_limit(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "oom")?;
+fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "oom")?;
     let container = root.sub("ctr")?;
     limit(&container)?;
     let child = producer::spawn(&container, "hog")?;
@@ -99,8 +99,8 @@ fn limit(directory: &Path) -> Result<()> {
     write(&directory.join("memory.max"), &LIMIT.to_string())
 }
 
-fn pods_limit(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "oompod")?;
+fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "oompod")?;
     let pod = root.sub("pod")?;
     write(&pod.join("cgroup.subtree_control"), "+memory")?;
     limit(&pod)?;
@@ -114,8 +114,8 @@ fn pods_limit(session: &mut Session, mount: &Path) -> Result<()> {
     check(&told[0], pid, cgroup::id(&pod)?)
 }
 
-fn group(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "oomgroup")?;
+fn group(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "oomgroup")?;
     let container = root.sub("ctr")?;
     limit(&container)?;
     write(&container.join("memory.oom.group"), "1")?;
@@ -143,8 +143,8 @@ fn group(session: &mut Session, mount: &Path) -> Result<()> {
     Ok(())
 }
 
-fn child_process(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "oomchild")?;
+fn child_process(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "oomchild")?;
     let container = root.sub("ctr")?;
     limit(&container)?;
     let parent = producer::spawn(&container, "parent-of-hog")?;
@@ -157,8 +157,8 @@ fn child_process(session: &mut Session, mount: &Path) -> Result<()> {
     check(&told[0], told[0].victim.key.pid, id)
 }
 
-fn lowered(session: &mut Session, mount: &Path) -> Result<()> {
-    let root = root_with_controllers(mount, "oomlow")?;
+fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
+    let root = root_with_controllers(parent, "oomlow")?;
     let container = root.sub("ctr")?;
     let child = producer::spawn(&container, "hog")?;
     let pid = child.pid();

@@ -22,12 +22,13 @@ pub struct Session {
     running: Running,
     decoder: Decoder,
     events: Vec<KernelEvent>,
-    mount: PathBuf,
+    /// Where the fences of [`Session::settle`] are made.
+    parent: PathBuf,
 }
 
 impl Session {
     /// Loads, attaches and starts to read.
-    pub fn start(mount: &Path, settings: &Settings) -> Result<Self> {
+    pub fn start(parent: &Path, settings: &Settings) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let attached = Loaded::load(settings)?.attach()?;
         let running = {
@@ -39,7 +40,7 @@ impl Session {
             running,
             decoder: Decoder::default(),
             events: Vec::new(),
-            mount: mount.to_owned(),
+            parent: parent.to_owned(),
         })
     }
 
@@ -53,7 +54,7 @@ impl Session {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("kubepods-fence-{}-{number}", std::process::id());
-        let directory = self.mount.join(&name);
+        let directory = self.parent.join(&name);
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
         let id = cgroup::id(&directory)?;
         fs::remove_dir(&directory).with_context(|| format!("remove {}", directory.display()))?;
@@ -147,16 +148,16 @@ pub struct Root {
 }
 
 impl Root {
-    /// Makes `/kubepods-<name>-<pid>`.
-    pub fn make(mount: &Path, name: &str) -> Result<Self> {
-        Self::make_named(mount, &format!("kubepods-{name}-{}", std::process::id()))
+    /// Makes `kubepods-<name>-<pid>` in the cgroup of that directory.
+    pub fn make(parent: &Path, name: &str) -> Result<Self> {
+        Self::make_named(parent, &format!("kubepods-{name}-{}", std::process::id()))
     }
 
-    /// Makes `/<name>`.
-    pub fn make_named(mount: &Path, name: &str) -> Result<Self> {
-        let directory = mount.join(name);
+    /// Makes a cgroup of that name in the cgroup of that directory.
+    pub fn make_named(parent: &Path, name: &str) -> Result<Self> {
+        let directory = parent.join(name);
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
-        Ok(Self { directory, path: format!("/{name}") })
+        Ok(Self { path: cgroup::path_of(&directory)?, directory })
     }
 
     /// Its id.

@@ -33,7 +33,7 @@ pub fn cases(loaded: &Arc<Loaded>) -> [Case; 2] {
         let loaded = Arc::clone(loaded);
         Case::new(name, move |bed| {
             loaded.unload();
-            body(&bed.environment.cgroup2)
+            body(&bed.environment.cgroup_directory())
         })
     };
     [case("a_storm_of_containers_loses_nothing", storm), case("what_is_lost_is_counted_exactly", overflow)]
@@ -48,9 +48,9 @@ struct Life {
     status: ExitStatus,
 }
 
-fn storm(mount: &Path) -> Result<()> {
-    let mut session = Session::start(mount, &settings(None)?)?;
-    let root = Root::make(mount, "storm")?;
+fn storm(parent: &Path) -> Result<()> {
+    let mut session = Session::start(parent, &settings(None)?)?;
+    let root = Root::make(parent, "storm")?;
     let started = std::time::Instant::now();
     let lives = session.read_while(produce_all(root.directory(), CONTAINERS)?)?;
     let took = started.elapsed();
@@ -119,11 +119,11 @@ fn is_end(facts: &[&Fact]) -> bool {
 }
 
 /// With rings of one page that nobody reads, what came and what was lost add up to what was produced, kind by kind.
-fn overflow(mount: &Path) -> Result<()> {
+fn overflow(parent: &Path) -> Result<()> {
     let page = NonZeroU32::MIN;
     let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
-    let mut session = Session::start(mount, &tiny)?;
-    let root = Root::make(mount, "overflow")?;
+    let mut session = Session::start(parent, &tiny)?;
+    let root = Root::make(parent, "overflow")?;
     let before = session.running().counters();
     ensure!(before == Default::default(), "lost before it began: {before:?}");
     let mut lives = HashMap::new();

@@ -19,7 +19,7 @@ use nix::sys::signal::{SIGKILL, SIGTERM, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, pivot_root, sethostname};
 
-use super::cgroups;
+use super::cgroups::Cgroups;
 use crate::job::MOUNT;
 use crate::signals;
 
@@ -67,11 +67,10 @@ pub fn run(node: &Node) -> Result<()> {
     let up = Command::new("/usr/bin/ip").args(["link", "set", "lo", "up"]).status().context("start ip")?;
     ensure!(up.success(), "`ip link set lo up` ended with {up}");
 
-    cgroups::remove_stale()?;
-    let before = cgroups::present()?;
-    let ended = run_job();
+    let cgroups = Cgroups::make()?;
+    let ended = run_job(&cgroups.path());
     kill_children(&mut report)?;
-    for cgroup in cgroups::remove_new(&before)? {
+    for cgroup in cgroups.remove()? {
         writeln!(report, "left the cgroup {}", cgroup.display()).context("write the report")?;
     }
     writeln!(report, "exit {}", status(ended?)).context("write the report")
@@ -138,7 +137,7 @@ fn mount_at(
     })
 }
 
-fn run_job() -> Result<ExitStatus> {
+fn run_job(cgroup: &str) -> Result<ExitStatus> {
     let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     let mut job = Command::new("/usr/bin/sh")
         .arg(format!("{MOUNT}/run"))
@@ -147,6 +146,7 @@ fn run_job() -> Result<ExitStatus> {
         .envs(inherited)
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/root")
+        .env("KWITNESS_CGROUP", cgroup)
         .spawn()
         .context("start the job")?;
     let pid = Pid::from_raw(i32::try_from(job.id())?);

@@ -26,7 +26,7 @@ struct Crowd {
 
 impl Crowd {
     fn gather(environment: &Environment) -> Result<Self> {
-        let kubepods = Kubepods::make(&environment.cgroup2)?;
+        let kubepods = Kubepods::make(environment)?;
         let sleeper = |_| {
             let container = kubepods.container()?;
             let child = container.start("/usr/bin/busybox", &["sleep", "100000"])?;

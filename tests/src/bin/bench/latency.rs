@@ -26,7 +26,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Host => (ROUNDS, TICKS),
         Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
     };
-    let kubepods = Kubepods::make(&environment.cgroup2)?;
+    let kubepods = Kubepods::make(environment)?;
     let (mut bare, mut full) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         bare.push(of_bare(&kubepods, ticks).await.context("of the bare loop")?);

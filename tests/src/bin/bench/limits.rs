@@ -35,7 +35,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Host => ROUNDS,
         Tier::Vm => ROUNDS_IN_A_GUEST,
     };
-    let kubepods = Kubepods::make(&environment.cgroup2)?;
+    let kubepods = Kubepods::make(environment)?;
     if has_limits {
         kubepods.enable("+memory")?;
     }

@@ -31,7 +31,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     };
     let count = forks.to_string();
     let write_count = writes.to_string();
-    let kubepods = Kubepods::make(&environment.cgroup2)?;
+    let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
     let run = |arguments: &[&str]| {
         let mut command = Command::new("/proc/self/exe");

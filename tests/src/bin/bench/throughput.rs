@@ -133,8 +133,7 @@ struct Recording {
 impl Recording {
     async fn take() -> Result<Self> {
         let mut running = Loaded::load(&Settings::default())?.attach()?.run()?;
-        let mount = Environment::find()?.cgroup2;
-        let kubepods = Kubepods::make(&mount)?;
+        let kubepods = Kubepods::make(&Environment::find()?)?;
         let container = kubepods.container()?;
         let mut child = container.start("/proc/self/exe", &["forks", "200"])?;
         let status = child.wait().context("wait for the workload")?;
