@@ -3,7 +3,9 @@
 //! Reads the command line and calls the task; each task is a module.
 
 mod artifacts;
+mod client;
 mod command;
+mod cycles;
 mod demo;
 mod deny;
 mod ebpf;
@@ -18,6 +20,7 @@ mod signals;
 mod step;
 mod tally;
 mod test;
+mod unused;
 mod versions;
 mod vm;
 
@@ -45,8 +48,14 @@ enum Task {
     Ebpf(Ebpf),
     /// Run clippy over the BPF programs
     ClippyEbpf,
-    /// Check licences, sources and advisories of what we depend on
+    /// Check licences, sources and advisories of all dependencies
     Deny,
+    /// Check that every dependency has a user
+    Unused,
+    /// Check that the client side builds without anything that needs Linux
+    Client,
+    /// Check that the modules of each crate do not import each other in circles
+    Cycles,
     /// Watch kwitness at work on real containers
     Demo(demo::Demo),
     /// Measure kwitness
@@ -119,6 +128,13 @@ fn perform(task: Task) -> Result<ExitCode> {
             setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
             deny::task(&Workspace::find()?, &cache)?;
         }
+        Task::Unused => {
+            let cache = Cache::open()?;
+            setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
+            unused::task(&Workspace::find()?, &cache)?;
+        }
+        Task::Client => client::task(&Workspace::find()?)?,
+        Task::Cycles => cycles::task(&Workspace::find()?)?,
         Task::Demo(demo) => {
             return Ok(exit_code(demo::demo(&Workspace::find()?, &Cache::open()?, &demo)?));
         }

@@ -9,6 +9,8 @@ pub const BPF_LINKER: &str = "0.13.0";
 pub const LLVM_MAJOR: u32 = 22;
 /// The checker of licences, advisories and sources, from crates.io.
 pub const CARGO_DENY: &str = "0.20.2";
+/// The finder of dependencies without a user, from crates.io.
+pub const CARGO_MACHETE: &str = "0.9.2";
 /// crictl and critest, built from Go modules; `xtask/go/critools/go.mod` requires the same.
 pub const CRI_TOOLS: &str = "1.36.0";
 /// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.

@@ -45,7 +45,7 @@ pub enum Tier {
 pub struct Needs {
     /// The compiler, clippy and linker of the BPF programs.
     pub bpf: bool,
-    /// cargo-deny.
+    /// cargo-deny and cargo-machete.
     pub lint: bool,
     /// crictl and critest.
     pub cri_tools: bool,
@@ -124,6 +124,7 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.lint {
                 tools::cargo_deny(cache)?;
+                tools::cargo_machete(cache)?;
             }
             if needs.cri_tools {
                 critools::ensure(cache)?;

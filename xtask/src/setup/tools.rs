@@ -1,4 +1,4 @@
-//! The tools that are built from crates.io into the cache: bpf-linker and cargo-deny.
+//! The tools that are built from crates.io into the cache: bpf-linker, cargo-deny and cargo-machete.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::place::Cache;
-use crate::versions::{BPF_LINKER, CARGO_DENY, LLVM_MAJOR};
+use crate::versions::{BPF_LINKER, CARGO_DENY, CARGO_MACHETE, LLVM_MAJOR};
 use crate::{run, step};
 
 /// Debian's compiler, the one with a `core` for the BPF machine.
@@ -30,6 +30,11 @@ pub fn bpf_linker(cache: &Cache) -> Result<()> {
 /// Installs cargo-deny.
 pub fn cargo_deny(cache: &Cache) -> Result<()> {
     install(cache, "cargo-deny", CARGO_DENY, &[], None)
+}
+
+/// Installs cargo-machete.
+pub fn cargo_machete(cache: &Cache) -> Result<()> {
+    install(cache, "cargo-machete", CARGO_MACHETE, &[], None)
 }
 
 fn install(cache: &Cache, name: &str, version: &str, options: &[&str], path: Option<PathBuf>) -> Result<()> {
