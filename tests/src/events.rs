@@ -6,6 +6,7 @@
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
+use kwitness_api::EventKind;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::{
@@ -69,21 +70,7 @@ impl End {
 
 /// The event's kind, in the API's JSON spelling.
 pub fn kind(event: &Event) -> &'static str {
-    match &event.kind {
-        Some(Kind::Created(_)) => "created",
-        Some(Kind::Started(_)) => "started",
-        Some(Kind::Exec(_)) => "exec",
-        Some(Kind::Exited(_)) => "exited",
-        Some(Kind::Stopped(_)) => "stopped",
-        Some(Kind::Deleted(_)) => "deleted",
-        Some(Kind::Updated(_)) => "updated",
-        Some(Kind::LimitChanged(_)) => "limitChanged",
-        Some(Kind::Verdict(_)) => "verdict",
-        Some(Kind::OomKill(_)) => "oomKill",
-        Some(Kind::Gap(_)) => "gap",
-        Some(Kind::Resynced(_)) => "resynced",
-        None => "(none)",
-    }
+    EventKind::of(event).map_or("(none)", EventKind::name)
 }
 
 impl Seen {

@@ -47,10 +47,10 @@ async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<proto::Verdict
 }
 
 /// What was asked for of one file by way of the CRI.
-fn asked(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::Claim> {
+fn asked(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::DesiredLimit> {
     let mut verdicts = verdicts.iter().filter_map(|of| of.verdict.as_ref());
     let verdict = verdicts.find(|verdict| verdict.file == file)?;
-    verdict.claims.iter().find(|claim| claim.source() == proto::Source::CriRequest).cloned()
+    verdict.desired.iter().find(|claim| claim.source() == proto::Source::CriRequest).cloned()
 }
 
 /// The median of how long updates take.

@@ -174,7 +174,7 @@ pub(crate) async fn a_recording_replays_to_the_same_events(
             .iter()
             .map(|event| {
                 let container = event.subject.as_ref().map(|subject| subject.container_id.to_string());
-                let event = convert::event(event, clock);
+                let (_, event) = convert::event(event, clock);
                 (event.kernel_time, container, event.kind)
             })
             .collect();

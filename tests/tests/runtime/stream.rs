@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use kwitness_api::EventKind;
 use kwitness_api::proto::{Event, Filter, GapCause, WatchRequest, event};
 use kwitness_tests::agent::{after, from_now};
 use kwitness_tests::bed::Bed;
@@ -125,12 +126,12 @@ pub(crate) async fn a_filter_passes_what_was_asked_for(bed: &Bed, combination: C
             let mut other = PodSpec::new("other", combination.handler)?;
             other.namespace = "there".to_owned();
             let request = |filter| WatchRequest { filter: Some(filter), ..from_now() };
-            let kinds = vec!["exited".to_owned(), "deleted".to_owned()];
+            let kinds = vec![EventKind::Exited.into(), EventKind::Deleted.into()];
             let by_uid = Filter { pods: vec![wanted.uid.clone()], kinds, ..Filter::default() };
             let mut by_uid = agent.watch(request(by_uid)).await?;
             let by_namespace = Filter { namespaces: vec!["here".to_owned()], ..Filter::default() };
             let mut by_namespace = agent.watch(request(by_namespace)).await?;
-            for kinds in [vec!["exitde".to_owned()], vec![String::new()]] {
+            for kinds in [vec![99], vec![0]] {
                 let refused = agent.watch(request(Filter { kinds, ..Filter::default() })).await;
                 if refused.is_ok() {
                     bail!("a kind that does not exist was accepted");

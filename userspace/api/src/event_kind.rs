@@ -1,61 +1,54 @@
-//! The kinds of events: the members of `Event.kind`, as an enum.
+//! The kinds of events, generated from the members of `Event.kind`: the protobuf file is the one list.
 
-/// A kind of event without its contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "the protobuf file documents each")]
-pub enum EventKind {
-    Created,
-    Started,
-    Exec,
-    Exited,
-    Stopped,
-    Deleted,
-    Updated,
-    Gap,
-    Resynced,
-    LimitChanged,
-    Verdict,
-    OomKill,
-}
+use crate::proto;
+
+include!(concat!(env!("OUT_DIR"), "/event_kind.rs"));
 
 impl EventKind {
-    /// Every kind, in the order of its number.
-    pub const ALL: [Self; 12] = [
-        Self::Created,
-        Self::Started,
-        Self::Exec,
-        Self::Exited,
-        Self::Stopped,
-        Self::Deleted,
-        Self::Updated,
-        Self::Gap,
-        Self::Resynced,
-        Self::LimitChanged,
-        Self::Verdict,
-        Self::OomKill,
-    ];
-
-    /// The member of `Event.kind` in the canonical JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Started => "started",
-            Self::Exec => "exec",
-            Self::Exited => "exited",
-            Self::Stopped => "stopped",
-            Self::Deleted => "deleted",
-            Self::Updated => "updated",
-            Self::Gap => "gap",
-            Self::Resynced => "resynced",
-            Self::LimitChanged => "limitChanged",
-            Self::Verdict => "verdict",
-            Self::OomKill => "oomKill",
-        }
-    }
-
     /// The kind of that [name](Self::name).
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// The kind of an event; none if it was sent by a newer daemon.
+    pub fn of(event: &proto::Event) -> Option<Self> {
+        event.kind.as_ref().map(Self::from)
+    }
+}
+
+impl From<EventKind> for i32 {
+    /// The number that stands for the kind in `Filter.kinds`.
+    fn from(kind: EventKind) -> Self {
+        kind as Self
+    }
+}
+
+impl TryFrom<i32> for EventKind {
+    type Error = UnknownKind;
+
+    fn try_from(number: i32) -> Result<Self, UnknownKind> {
+        Self::ALL.iter().copied().find(|kind| i32::from(*kind) == number).ok_or(UnknownKind(number))
+    }
+}
+
+/// A number that stands for no kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no event kind with the number {0}")]
+pub struct UnknownKind(pub i32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_those_of_the_protobuf_file() {
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::named(kind.name()), Some(kind));
+            assert_eq!(EventKind::try_from(i32::from(kind)), Ok(kind));
+        }
+        assert_eq!(EventKind::OomKill.name(), "oomKill");
+        assert_eq!(i32::from(EventKind::OomKill), i32::from(proto::EventKind::OomKill));
+        assert_eq!(EventKind::try_from(0), Err(UnknownKind(0)));
+        assert_eq!(EventKind::named("oom"), None);
     }
 }

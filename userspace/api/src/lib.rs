@@ -5,7 +5,7 @@
 mod event_kind;
 mod timestamp;
 
-pub use event_kind::EventKind;
+pub use event_kind::{EventKind, UnknownKind};
 pub use timestamp::Timestamp;
 
 /// Where the daemon listens by default.

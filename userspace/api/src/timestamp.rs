@@ -62,12 +62,13 @@ mod tests {
             kernel_time: 7,
             container: None,
             basis: crate::proto::Basis::CgroupRmdir.into(),
+            r#type: "deleted".into(),
             kind: Some(event::Kind::Deleted(Deleted { actor: None })),
         };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(
             json,
-            r#"{"position":{"epoch":"e","seq":"18446744073709551615"},"time":"2023-11-14T22:13:20.120Z","kernelTime":"7","basis":"BASIS_CGROUP_RMDIR","deleted":{}}"#
+            r#"{"position":{"epoch":"e","seq":"18446744073709551615"},"time":"2023-11-14T22:13:20.120Z","kernelTime":"7","basis":"BASIS_CGROUP_RMDIR","type":"deleted","deleted":{}}"#
         );
         assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
     }

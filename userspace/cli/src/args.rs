@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::text::Moment;
@@ -51,7 +51,7 @@ pub struct Events {
     pub filter: Filter,
     /// Only events of that kind
     #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds())]
-    pub kind: Vec<String>,
+    pub kind: Vec<EventKind>,
     /// Begin with what happened since: an age ("5m", "1h30m") or a time (RFC 3339); as far back as the daemon keeps events
     #[arg(long, value_name = "WHEN")]
     pub since: Option<Moment>,
@@ -128,9 +128,15 @@ pub struct Filter {
 
 impl Filter {
     /// In the API's shape.
-    pub fn into_api(self, kinds: Vec<String>) -> proto::Filter {
+    pub fn into_api(self, kinds: Vec<EventKind>) -> proto::Filter {
         let Self { pod, namespace, container } = self;
-        proto::Filter { pods: pod, namespaces: namespace, containers: container, kinds }
+        proto::Filter {
+            pods: pod,
+            namespaces: namespace,
+            containers: container,
+            kinds: kinds.into_iter().map(i32::from).collect(),
+            ..Default::default()
+        }
     }
 }
 
@@ -155,15 +161,19 @@ pub enum Format {
 }
 
 /// The kinds of event, with shorter names for long ones.
-fn kinds() -> PossibleValuesParser {
-    PossibleValuesParser::new(EventKind::ALL.map(|kind| {
+fn kinds() -> impl TypedValueParser<Value = EventKind> {
+    let possible = |kind: EventKind| {
         let value = PossibleValue::new(kind.name());
         match kind {
             EventKind::LimitChanged => value.alias("limit"),
             EventKind::OomKill => value.alias("oom"),
             _ => value,
         }
-    }))
+    };
+    PossibleValuesParser::new(EventKind::ALL.map(possible)).try_map(move |name| {
+        let kind = EventKind::ALL.into_iter().find(|kind| possible(*kind).matches(&name, false));
+        kind.ok_or("not an event kind")
+    })
 }
 
 fn after_help() -> String {
@@ -192,7 +202,7 @@ mod tests {
         let args =
             Args::try_parse_from(["kwitness", "events", "--kind=started,exited", "-n", "a,b"]).unwrap();
         let Command::Events(events) = args.command else { panic!("{args:?}") };
-        assert_eq!(events.kind, ["started", "exited"]);
+        assert_eq!(events.kind, [EventKind::Started, EventKind::Exited]);
         assert_eq!(events.filter.namespace, ["a", "b"]);
     }
 }

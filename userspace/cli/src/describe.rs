@@ -219,7 +219,7 @@ pub(super) mod testing {
     //! One of each, with all and with little known.
 
     use super::*;
-    use kwitness_api::Timestamp;
+    use kwitness_api::{EventKind, Timestamp};
 
     pub fn container(known: bool) -> proto::Container {
         proto::Container {
@@ -350,6 +350,7 @@ pub(super) mod testing {
             kernel_time: 1,
             container,
             basis: basis.into(),
+            r#type: EventKind::from(&kind).name().to_owned(),
             kind: Some(kind),
         };
         let of_containers =

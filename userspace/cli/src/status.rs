@@ -110,7 +110,12 @@ mod tests {
             started_at: Some(Timestamp { seconds: 1_767_357_000, nanos: 0 }),
             kernel_release: "6.18.1".into(),
             node_name: "node-1".into(),
-            journal: Some(proto::Journal { first_seq: 1, last_seq: 7, capacity: 65_536 }),
+            journal: Some(proto::Journal {
+                first_seq: 1,
+                last_seq: 7,
+                capacity: 65_536,
+                ..Default::default()
+            }),
             needs: vec![proto::Need {
                 name: "task_exec".into(),
                 vital: true,

@@ -13,9 +13,9 @@ use crate::limits::{self, reading};
 use crate::output::Output;
 use crate::table::{Cell, Table};
 use crate::text::{UNKNOWN, duration, time_of_day};
-use kwitness_api::proto;
 use kwitness_api::proto::VerdictKind;
 use kwitness_api::proto::wanted::{Cpu, Memory};
+use kwitness_api::{EventKind, proto};
 
 /// The longest that the daemon waits.
 const WAIT_MAX: Duration = Duration::from_secs(600);
@@ -61,7 +61,7 @@ pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code
         pods: options.name.clone().into_iter().collect(),
         namespaces: options.namespace.clone().into_iter().collect(),
         containers: options.container.clone().into_iter().collect(),
-        kinds: Vec::new(),
+        ..Default::default()
     };
     let request = proto::VerifyRequest {
         filter: Some(filter.clone()),
@@ -72,7 +72,7 @@ pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code
     let mut client = connect(&socket).await?;
     // Before the first verdicts, so that none is missed in between.
     let changes = if options.watch {
-        let filter = proto::Filter { kinds: vec!["verdict".to_owned()], ..filter };
+        let filter = proto::Filter { kinds: vec![EventKind::Verdict.into()], ..filter };
         let request = proto::WatchRequest { filter: Some(filter), ..Default::default() };
         Some(client.watch(request).await.map_err(|status| failed(&socket, &status))?.into_inner())
     } else {
@@ -211,8 +211,8 @@ fn row(of: &proto::VerdictOf, full: bool) -> [Cell; COLUMNS] {
     };
     let unknown = || UNKNOWN.to_owned();
     let of_source = |wanted: bool| {
-        let runtimes = |claim: &&proto::Claim| (claim.source() == proto::Source::Runtime) != wanted;
-        let said = verdict.claims.iter().filter(runtimes).map(|claim| match claim.source() {
+        let runtimes = |claim: &&proto::DesiredLimit| (claim.source() == proto::Source::Runtime) != wanted;
+        let said = verdict.desired.iter().filter(runtimes).map(|claim| match claim.source() {
             proto::Source::Runtime => claim.value.clone(),
             // The only one whose time is that of the asking.
             proto::Source::CriRequest => {
@@ -297,7 +297,7 @@ pub(super) mod testing {
     pub fn shadowed() -> proto::Verdict {
         let value =
             |text: &str| Some(proto::Reading { reading: Some(proto::reading::Reading::Value(text.into())) });
-        let claim = |source: proto::Source, value: &str| proto::Claim {
+        let claim = |source: proto::Source, value: &str| proto::DesiredLimit {
             source: source.into(),
             value: value.into(),
             time: None,

@@ -275,12 +275,13 @@ impl Kwitness for Service {
             runtime: Some(self.resolver.status()),
             containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
             watchers: u32::try_from(self.hub.watchers()).unwrap_or(u32::MAX),
+            ..Default::default()
         }))
     }
 }
 
 fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
-    filter.unwrap_or_default().try_into().map_err(Status::invalid_argument)
+    Filter::try_from(filter.unwrap_or_default()).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn api_position(position: &Position) -> proto::Position {

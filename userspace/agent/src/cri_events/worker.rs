@@ -28,8 +28,8 @@ use super::runtime::{DEADLINE, Runtime, wall_clock};
 use super::subscribers::{Subscribers, Subscription};
 use crate::config::RuntimeChoice;
 use crate::cri::{self, Connection};
-use crate::hub::{Filter, Hub, KindId, Watcher};
-use kwitness_api::proto;
+use crate::hub::{Filter, Hub, Watcher};
+use kwitness_api::EventKind;
 
 /// Requests under way at most; each is a few calls.
 const AT_ONCE: usize = 4;
@@ -162,9 +162,8 @@ enum End {
 
 impl<'a> Session<'a> {
     fn new(shared: &'a Shared, hub: &Arc<Hub>, since: i64) -> Self {
-        let kinds = ["created", "started", "stopped", "deleted"].map(str::to_owned).into();
-        let filter = Filter::try_from(proto::Filter { kinds, ..Default::default() }).unwrap_or_default();
-        let watcher = hub.watch_from_now(filter);
+        let hints = [EventKind::Created, EventKind::Started, EventKind::Stopped, EventKind::Deleted];
+        let watcher = hub.watch_from_now(Filter::of_kinds(hints));
         let before = *shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         Self { shared, watcher, machine: Machine::new(since), began: now, wanted: now, before }
@@ -261,10 +260,10 @@ impl<'a> Session<'a> {
         let now = self.now();
         for (kind, subject) in batch.facts() {
             let hint = match kind {
-                KindId::CREATED => Hint::Reached(Progress::Created),
-                KindId::STARTED => Hint::Reached(Progress::Started),
-                KindId::STOPPED => Hint::Reached(Progress::Stopped),
-                KindId::DELETED => Hint::Removed,
+                EventKind::Created => Hint::Reached(Progress::Created),
+                EventKind::Started => Hint::Reached(Progress::Started),
+                EventKind::Stopped => Hint::Reached(Progress::Stopped),
+                EventKind::Deleted => Hint::Removed,
                 _ => {
                     self.machine.gap(now);
                     continue;

@@ -8,8 +8,8 @@ use prost::Message as _;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-use super::{Entry, KindId};
-use kwitness_api::proto;
+use super::Entry;
+use kwitness_api::{EventKind, proto};
 
 /// One `kwitness.v1alpha1.WatchResponse` in the making.
 #[derive(Debug)]
@@ -39,10 +39,10 @@ impl Batch {
     }
 
     /// The kinds of the events, each with its container; none has a gap or what else concerns all.
-    pub fn facts(&self) -> impl Iterator<Item = (KindId, Option<&Subject>)> {
+    pub fn facts(&self) -> impl Iterator<Item = (EventKind, Option<&Subject>)> {
         self.items.iter().map(|item| match item {
             Item::Recorded(_, entry) => (entry.kind, entry.subject.as_ref().map(|of| &*of.subject)),
-            Item::Own(_) => (KindId::GAP, None),
+            Item::Own(_) => (EventKind::Gap, None),
         })
     }
 

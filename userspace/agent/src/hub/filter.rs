@@ -1,147 +1,166 @@
-//! Which events a watcher wants: `kwitness.v1alpha1.Filter`, checked and made quick to ask. Never which it gets late,
-//! that is [`super::watcher`]'s.
+//! Which events a watcher wants: `kwitness.v1alpha1.Filter`, checked once and quick to match. Never decides which events
+//! come late, that is [`super::watcher`]'s.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use kwitness_core::model::{Kind, PodNames, Subject};
+use kwitness_core::model::{PodNames, Subject};
+use thiserror::Error;
 
-use kwitness_api::proto;
+use kwitness_api::{EventKind, proto};
 
-/// The kinds of event, in the API's JSON spelling, in the order of [`KindId`]'s numbers.
-pub const KINDS: [&str; 12] = [
-    "created",
-    "started",
-    "exec",
-    "exited",
-    "stopped",
-    "deleted",
-    "updated",
-    "gap",
-    "resynced",
-    "limitChanged",
-    "verdict",
-    "oomKill",
-];
-
-/// A kind of event without its contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KindId(u8);
-
-impl KindId {
-    /// `updated`.
-    pub const UPDATED: Self = Self(6);
-    /// `created`.
-    pub const CREATED: Self = Self(0);
-    /// `started`.
-    pub const STARTED: Self = Self(1);
-    /// `stopped`.
-    pub const STOPPED: Self = Self(4);
-    /// `deleted`.
-    pub const DELETED: Self = Self(5);
-    /// `gap`.
-    pub const GAP: Self = Self(7);
-
-    /// The kind's name, as in [`KINDS`].
-    pub fn name(self) -> &'static str {
-        KINDS[usize::from(self.0)]
-    }
-}
-
-impl From<&Kind> for KindId {
-    fn from(kind: &Kind) -> Self {
-        Self(match kind {
-            Kind::Created { .. } => 0,
-            Kind::Started { .. } => 1,
-            Kind::Exec { .. } => 2,
-            Kind::Exited { .. } => 3,
-            Kind::Stopped { .. } => 4,
-            Kind::Deleted { .. } => 5,
-            Kind::Updated { .. } => 6,
-            Kind::Gap(_) => 7,
-            Kind::Resynced { .. } => 8,
-            Kind::LimitChanged(_) => 9,
-            Kind::Verdict(_) => 10,
-            Kind::OomKill(_) => 11,
-        })
-    }
-}
-
-/// What a watcher wants.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    pods: Vec<String>,
-    namespaces: Vec<String>,
-    containers: Vec<String>,
-    /// A bit a kind; all clear: every kind.
-    kinds: u16,
-}
-
-/// An id is recognised by so many of its first characters.
+/// The most values in one list of a filter. A client that wants more subscribes to everything and filters itself.
+const VALUES_MAX: usize = 256;
+/// The most bytes in one value: the longest name that Kubernetes allows (a DNS subdomain).
+const VALUE_BYTES_MAX: usize = 253;
+/// The most bytes in the name of a label: an optional DNS subdomain, a slash, and 63 more.
+const LABEL_NAME_BYTES_MAX: usize = 317;
+/// The shortest prefix that identifies a container ID.
 const ID_PREFIX_MIN: usize = 4;
 
+/// What a watcher wants. An empty condition matches everything.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pods: HashSet<String>,
+    namespaces: HashSet<String>,
+    containers: HashSet<String>,
+    /// The lengths of those `containers` that may be prefixes of IDs.
+    prefixes: Vec<usize>,
+    labels: BTreeMap<String, String>,
+    kinds: HashSet<EventKind>,
+}
+
+/// Why a filter is refused. The message names the field.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum InvalidFilter {
+    /// The list is too long.
+    #[error("`filter.{field}` has {count} values; the maximum is {VALUES_MAX}")]
+    TooMany {
+        /// The list.
+        field: &'static str,
+        /// Its length.
+        count: usize,
+    },
+    /// A value is too long.
+    #[error("`filter.{field}` has a value of {bytes} bytes; the maximum is {max}")]
+    TooLong {
+        /// The list.
+        field: &'static str,
+        /// The length of the value.
+        bytes: usize,
+        /// The most that is allowed.
+        max: usize,
+    },
+    /// A kind is not known.
+    #[error("`filter.kinds`: {0}")]
+    Kind(#[from] kwitness_api::UnknownKind),
+}
+
 impl Filter {
-    /// Whether a container is wanted.
-    pub fn wants_container(&self, subject: &Subject) -> bool {
+    /// Matches these kinds, of all containers.
+    pub fn of_kinds(kinds: impl IntoIterator<Item = EventKind>) -> Self {
+        Self { kinds: kinds.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Whether a container matches. `labels` gives the labels of the container, and is called only if the filter has some.
+    pub fn matches(&self, subject: &Subject, labels: impl FnOnce() -> BTreeMap<String, String>) -> bool {
         let facts = subject.facts.as_deref();
-        let passes = |wanted: &[String], has: &dyn Fn(&str) -> bool| {
-            wanted.is_empty() || wanted.iter().any(|wanted| has(wanted))
-        };
-        let is = |value: Option<&str>, wanted: &str| value == Some(wanted);
-        passes(&self.namespaces, &|wanted| is(facts.and_then(|facts| facts.pod_namespace.as_deref()), wanted))
-            && passes(&self.pods, &|wanted| {
-                is(subject.pod.as_ref().map(|pod| &*pod.uid.0), wanted)
-                    || is(facts.and_then(|facts| facts.pod_name.as_deref()), wanted)
-                    || is(facts.and_then(|facts| facts.pod_uid.as_ref()).map(|uid| &*uid.0), wanted)
-            })
-            && passes(&self.containers, &|wanted| {
-                let id = &*subject.container_id.0;
-                id == wanted
-                    || (wanted.len() >= ID_PREFIX_MIN && id.starts_with(wanted))
-                    || is(facts.and_then(|facts| facts.name.as_deref()), wanted)
+        let is =
+            |wanted: &HashSet<String>, value: Option<&str>| value.is_some_and(|value| wanted.contains(value));
+        (self.namespaces.is_empty()
+            || is(&self.namespaces, facts.and_then(|facts| facts.pod_namespace.as_deref())))
+            && (self.pods.is_empty()
+                || is(&self.pods, subject.pod.as_ref().map(|pod| &*pod.uid.0))
+                || is(&self.pods, facts.and_then(|facts| facts.pod_name.as_deref()))
+                || is(&self.pods, facts.and_then(|facts| facts.pod_uid.as_ref()).map(|uid| &*uid.0)))
+            && (self.containers.is_empty()
+                || is(&self.containers, Some(&*subject.container_id.0))
+                || is(&self.containers, facts.and_then(|facts| facts.name.as_deref()))
+                || self
+                    .prefixes
+                    .iter()
+                    .any(|length| is(&self.containers, subject.container_id.0.get(..*length))))
+            && (self.labels.is_empty() || {
+                let labels = labels();
+                self.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
             })
     }
 
-    /// Whether what concerns a whole pod, or none, is wanted.
+    /// Whether a container matches that has its labels with it.
+    pub fn wants_container(&self, subject: &Subject) -> bool {
+        self.matches(subject, || subject.facts.as_ref().map(|facts| facts.labels.clone()).unwrap_or_default())
+    }
+
+    /// Whether what concerns a whole pod, or none, matches.
     pub fn wants_pod(&self, pod: Option<&PodNames>) -> bool {
-        let Self { pods, namespaces, containers, kinds: _ } = self;
         let Some(pod) = pod else { return !self.asks_for_names() };
-        let is = |value: &Option<Arc<str>>, wanted: &String| value.as_deref() == Some(wanted);
-        containers.is_empty()
-            && (namespaces.is_empty() || namespaces.iter().any(|wanted| is(&pod.namespace, wanted)))
-            && (pods.is_empty()
-                || pods.iter().any(|wanted| *pod.pod.uid.0 == **wanted || is(&pod.name, wanted)))
+        let is = |wanted: &HashSet<String>, value: &Option<Arc<str>>| {
+            value.as_deref().is_some_and(|value| wanted.contains(value))
+        };
+        self.containers.is_empty()
+            && self.labels.is_empty()
+            && (self.namespaces.is_empty() || is(&self.namespaces, &pod.namespace))
+            && (self.pods.is_empty() || self.pods.contains(&*pod.pod.uid.0) || is(&self.pods, &pod.name))
     }
 
-    /// Whether a kind is wanted.
-    pub fn wants_kind(&self, kind: KindId) -> bool {
-        self.kinds == 0 || self.kinds & (1 << kind.0) != 0
+    /// Whether a kind matches.
+    pub fn wants_kind(&self, kind: EventKind) -> bool {
+        self.kinds.is_empty() || self.kinds.contains(&kind)
     }
 
-    /// Whether it asks for certain containers.
+    /// Whether it selects single containers.
     pub fn asks_for_containers(&self) -> bool {
-        !self.containers.is_empty()
+        !(self.containers.is_empty() && self.labels.is_empty())
     }
 
-    /// Whether it asks for something that only the runtime can tell, some time after a container's first events.
+    /// Whether it needs something that only the runtime reports, some time after a container's first events.
     pub fn asks_for_names(&self) -> bool {
-        !(self.pods.is_empty() && self.namespaces.is_empty() && self.containers.is_empty())
+        !(self.pods.is_empty() && self.namespaces.is_empty()) || self.asks_for_containers()
     }
 }
 
 impl TryFrom<proto::Filter> for Filter {
-    type Error = String;
+    type Error = InvalidFilter;
 
-    fn try_from(filter: proto::Filter) -> Result<Self, String> {
-        let proto::Filter { pods, namespaces, containers, kinds } = filter;
-        let mut bits = 0;
-        for kind in &kinds {
-            let Some(index) = KINDS.iter().position(|name| name == kind) else {
-                return Err(format!("no kind of event is called \"{kind}\": there are {}", KINDS.join(", ")));
-            };
-            bits |= 1 << index;
+    fn try_from(filter: proto::Filter) -> Result<Self, InvalidFilter> {
+        let proto::Filter { pods, namespaces, containers, kinds, labels } = filter;
+        count("kinds", kinds.len())?;
+        count("labels", labels.len())?;
+        for (name, value) in &labels {
+            length("labels", name, LABEL_NAME_BYTES_MAX)?;
+            length("labels", value, VALUE_BYTES_MAX)?;
         }
-        Ok(Self { pods, namespaces, containers, kinds: bits })
+        let containers = checked("containers", containers)?;
+        let mut prefixes: Vec<_> =
+            containers.iter().map(String::len).filter(|length| *length >= ID_PREFIX_MIN).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        Ok(Self {
+            pods: checked("pods", pods)?,
+            namespaces: checked("namespaces", namespaces)?,
+            containers,
+            prefixes,
+            labels,
+            kinds: kinds.into_iter().map(EventKind::try_from).collect::<Result<_, _>>()?,
+        })
     }
+}
+
+fn checked(field: &'static str, values: Vec<String>) -> Result<HashSet<String>, InvalidFilter> {
+    count(field, values.len())?;
+    for value in &values {
+        length(field, value, VALUE_BYTES_MAX)?;
+    }
+    Ok(values.into_iter().collect())
+}
+
+fn count(field: &'static str, count: usize) -> Result<(), InvalidFilter> {
+    if count > VALUES_MAX { Err(InvalidFilter::TooMany { field, count }) } else { Ok(()) }
+}
+
+fn length(field: &'static str, value: &str, max: usize) -> Result<(), InvalidFilter> {
+    let bytes = value.len();
+    if bytes > max { Err(InvalidFilter::TooLong { field, bytes, max }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -149,13 +168,13 @@ mod tests {
     use super::super::testing::{facts, pod, subject};
     use super::*;
 
-    fn filter(pods: &[&str], namespaces: &[&str], containers: &[&str], kinds: &[&str]) -> Filter {
+    fn filter(pods: &[&str], namespaces: &[&str], containers: &[&str]) -> Filter {
         let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         proto::Filter {
             pods: list(pods),
             namespaces: list(namespaces),
             containers: list(containers),
-            kinds: list(kinds),
+            ..Default::default()
         }
         .try_into()
         .unwrap()
@@ -165,40 +184,75 @@ mod tests {
     fn conditions_are_anded_and_values_ored() {
         let web = subject(1, Some(facts("prod", "web", "nginx")));
         let wants = |pods: &[&str], namespaces: &[&str], containers: &[&str]| {
-            filter(pods, namespaces, containers, &[]).wants_container(&web)
+            filter(pods, namespaces, containers).wants_container(&web)
         };
         assert!(wants(&[], &[], &[]));
         assert!(wants(&["db", "web"], &["prod"], &["nginx"]));
         assert!(wants(&["uid-1"], &[], &[]), "a pod's UID");
-        assert!(wants(&[], &[], &["0001"]), "the beginning of an id");
-        assert!(!wants(&[], &[], &["000"]), "too short for one");
+        assert!(wants(&[], &[], &["another", "0001"]), "an ID prefix");
+        assert!(!wants(&[], &[], &["000"]), "too short for a prefix");
         assert!(!wants(&["web"], &["dev"], &[]));
         assert!(!wants(&["web"], &["prod"], &["sidecar"]));
         let unknown = subject(1, None);
-        assert!(filter(&["uid-1"], &[], &[], &[]).wants_container(&unknown));
-        assert!(!filter(&["web"], &[], &[], &[]).wants_container(&unknown));
+        assert!(filter(&["uid-1"], &[], &[]).wants_container(&unknown));
+        assert!(!filter(&["web"], &[], &[]).wants_container(&unknown));
     }
 
     #[test]
-    fn what_concerns_a_pod_is_for_those_who_ask_for_it_or_for_all() {
+    fn labels_must_all_match() {
+        let web = subject(1, Some(facts("prod", "web", "nginx")));
+        let wants = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let filter = proto::Filter { labels: labels.collect(), ..Default::default() };
+            Filter::try_from(filter).unwrap().wants_container(&web)
+        };
+        assert!(wants(&[("app", "web")]));
+        assert!(!wants(&[("app", "db")]));
+        assert!(!wants(&[("app", "web"), ("tier", "front")]));
+    }
+
+    #[test]
+    fn an_event_of_a_pod_matches_a_filter_for_the_pod() {
         let pod = PodNames { namespace: Some("prod".into()), ..pod("uid-1", Some("web")) };
         let wants = |pods: &[&str], namespaces: &[&str], containers: &[&str]| {
-            filter(pods, namespaces, containers, &[]).wants_pod(Some(&pod))
+            filter(pods, namespaces, containers).wants_pod(Some(&pod))
         };
         assert!(wants(&[], &[], &[]) && wants(&["web"], &[], &[]) && wants(&["uid-1"], &["prod"], &[]));
         assert!(!wants(&["db"], &[], &[]) && !wants(&["web"], &["dev"], &[]));
-        assert!(!wants(&["web"], &[], &["nginx"]), "a container was asked for");
-        assert!(filter(&[], &[], &[], &[]).wants_pod(None));
-        assert!(!filter(&["web"], &[], &[], &[]).wants_pod(None));
+        assert!(!wants(&["web"], &[], &["nginx"]), "it concerns no single container");
+        assert!(filter(&[], &[], &[]).wants_pod(None));
+        assert!(!filter(&["web"], &[], &[]).wants_pod(None));
     }
 
     #[test]
-    fn an_unknown_kind_is_refused() {
-        let error = Filter::try_from(proto::Filter { kinds: vec!["start".into()], ..Default::default() })
-            .unwrap_err();
-        assert!(error.contains("\"start\"") && error.contains("started"), "{error}");
-        let some = filter(&[], &[], &[], &["created", "updated"]);
-        assert!(some.wants_kind(KindId::CREATED) && some.wants_kind(KindId::UPDATED));
-        assert!(!some.wants_kind(KindId(1)));
+    fn an_invalid_filter_is_refused_and_the_field_named() {
+        let refused = |filter: proto::Filter| Filter::try_from(filter).unwrap_err().to_string();
+        let text = refused(proto::Filter { kinds: vec![0], ..Default::default() });
+        assert!(text.contains("filter.kinds"), "{text}");
+        let many = || (0..=VALUES_MAX).map(|number| number.to_string()).collect::<Vec<_>>();
+        for (field, filter) in [
+            ("pods", proto::Filter { pods: many(), ..Default::default() }),
+            ("namespaces", proto::Filter { namespaces: many(), ..Default::default() }),
+            ("containers", proto::Filter { containers: many(), ..Default::default() }),
+            (
+                "kinds",
+                proto::Filter { kinds: vec![EventKind::Exec.into(); VALUES_MAX + 1], ..Default::default() },
+            ),
+            (
+                "labels",
+                proto::Filter {
+                    labels: many().into_iter().map(|name| (name, String::new())).collect(),
+                    ..Default::default()
+                },
+            ),
+            ("pods", proto::Filter { pods: vec!["x".repeat(VALUE_BYTES_MAX + 1)], ..Default::default() }),
+        ] {
+            let text = refused(filter);
+            assert!(text.starts_with(&format!("`filter.{field}` has")), "{text}");
+        }
+        let full = proto::Filter { pods: many().split_off(1), ..Default::default() };
+        assert!(Filter::try_from(full).is_ok());
+        let some = Filter::of_kinds([EventKind::Created, EventKind::Updated]);
+        assert!(some.wants_kind(EventKind::Created) && !some.wants_kind(EventKind::Started));
     }
 }

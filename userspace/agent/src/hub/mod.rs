@@ -27,12 +27,12 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
-pub use filter::{Filter, KINDS, KindId};
+pub use filter::Filter;
 pub use watcher::{Start, Watcher};
 
 use crate::clock::Clock;
 use crate::wire::convert;
-use kwitness_api::proto;
+use kwitness_api::{EventKind, proto};
 
 /// The journal, shared.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct Hub {
 #[derive(Clone, Debug)]
 struct Entry {
     at: KernelTime,
-    kind: KindId,
+    kind: EventKind,
     /// `kwitness.v1alpha1.Event` without position and container, encoded.
     body: Bytes,
     subject: Option<Arc<EncodedSubject>>,
@@ -108,6 +108,7 @@ impl Hub {
             first_seq: journal.first_seq(),
             last_seq: journal.last_seq(),
             capacity: u32::try_from(journal.capacity().get()).unwrap_or(u32::MAX),
+            ..Default::default()
         }
     }
 
@@ -168,7 +169,7 @@ impl Writer {
     }
 
     fn encode(&mut self, event: &Event, clock: Clock) -> Entry {
-        let message = convert::event(event, clock);
+        let (kind, message) = convert::event(event, clock);
         let length = message.encoded_len();
         if self.block.capacity() < length {
             self.block = BytesMut::with_capacity(BLOCK.max(length));
@@ -176,7 +177,7 @@ impl Writer {
         message.encode(&mut self.block).expect("a BytesMut grows");
         Entry {
             at: event.at,
-            kind: KindId::from(&event.kind),
+            kind,
             body: self.block.split().freeze(),
             subject: event.subject.as_ref().map(|subject| self.subject(subject)),
             beyond: Beyond::of(event),
@@ -222,6 +223,7 @@ mod tests {
             assert_eq!(event.container, Some(convert::container(&subject)));
             assert_eq!(event.position.as_ref().unwrap().epoch, "epoch");
             assert_eq!(event.kernel_time, 7);
+            assert_eq!(event.r#type, EventKind::of(event).unwrap().name());
         }
         assert!(matches!(events[0].kind, Some(ApiKind::Created(_))));
         assert!(matches!(events[1].kind, Some(ApiKind::Stopped(proto::Stopped { never_started: true, .. }))));
@@ -303,10 +305,13 @@ mod tests {
         writer.append([created(&wanted)], clock());
         writer.append((0..1500).map(|_| stopped(&other)), clock());
         writer.append([stopped(&wanted), gap(), created(&other)], clock());
-        let filter: Filter =
-            proto::Filter { pods: vec!["uid-1".into()], kinds: vec!["stopped".into()], ..Default::default() }
-                .try_into()
-                .unwrap();
+        let filter: Filter = proto::Filter {
+            pods: vec!["uid-1".into()],
+            kinds: vec![EventKind::Stopped.into()],
+            ..Default::default()
+        }
+        .try_into()
+        .unwrap();
         let mut watcher = hub.watch(Start::Since(KernelTime(0)), false, filter).unwrap();
         assert_eq!(numbers(&rest(&mut watcher).await), [1502, 1503], "gaps always pass");
     }
@@ -347,17 +352,5 @@ mod tests {
         }
         assert!(writer.subjects.len() <= SWEEP_MIN, "{}", writer.subjects.len());
         assert!(writer.subjects.contains_key(&Arc::as_ptr(&live).addr()));
-    }
-
-    #[test]
-    fn every_kind_has_its_name() {
-        for (kind, name) in [
-            (Kind::Created { actor: None }, "created"),
-            (Kind::Updated { fields: Vec::new() }, "updated"),
-            (gap().kind, "gap"),
-            (Kind::Resynced { found: 0, gone: 0, corrected: 0 }, "resynced"),
-        ] {
-            assert_eq!(KindId::from(&kind).name(), name);
-        }
     }
 }

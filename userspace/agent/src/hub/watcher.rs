@@ -20,9 +20,9 @@ use kwitness_core::model::{KernelTime, Subject};
 use tokio::sync::watch;
 
 use super::batch::{Batch, Item};
-use super::{Beyond, Entry, Filter, Hub, KindId};
+use super::{Beyond, Entry, Filter, Hub};
 use crate::clock::Clock;
-use kwitness_api::proto;
+use kwitness_api::{EventKind, proto};
 
 /// Events in one message at most.
 const BATCH_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
@@ -220,7 +220,7 @@ impl Watcher {
             if !wanted {
                 continue;
             }
-            if entry.kind == KindId::UPDATED
+            if entry.kind == EventKind::Updated
                 && let Some(of) = &entry.subject
             {
                 self.belated(&journal, seq, &of.subject, &mut items);
@@ -263,7 +263,7 @@ impl Watcher {
                 if self.filter.wants_kind(entry.kind) {
                     found.push_front(Item::Recorded(seq, entry.clone()));
                 }
-                if entry.kind == KindId::CREATED {
+                if entry.kind == EventKind::Created {
                     break 'back;
                 }
             }
@@ -296,6 +296,7 @@ fn own_event(journal: &Journal<Entry>, seq: u64, gap: proto::Gap) -> proto::Even
         kernel_time: clock.now().0,
         container: None,
         basis: proto::Basis::Daemon.into(),
+        r#type: EventKind::Gap.name().to_owned(),
         kind: Some(proto::event::Kind::Gap(gap)),
     }
 }

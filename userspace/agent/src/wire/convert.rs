@@ -6,21 +6,25 @@ use nix::sys::signal::Signal;
 
 use super::{limits, verdicts};
 use crate::clock::Clock;
-use kwitness_api::proto;
+use kwitness_api::{EventKind, proto};
 
-/// An event without its position and its container, which the journal adds.
-pub fn event(event: &core::Event, clock: Clock) -> proto::Event {
-    proto::Event {
+/// An event without its position and its container, which the journal adds; and its kind.
+pub fn event(event: &core::Event, clock: Clock) -> (EventKind, proto::Event) {
+    let content = content(&event.kind, clock);
+    let kind = EventKind::from(&content);
+    let event = proto::Event {
         position: None,
         time: Some(clock.wall(event.at)),
         kernel_time: event.at.0,
         container: None,
         basis: basis(event.basis).into(),
-        kind: Some(kind(&event.kind, clock)),
-    }
+        r#type: kind.name().to_owned(),
+        kind: Some(content),
+    };
+    (kind, event)
 }
 
-fn kind(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
+fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
     use proto::event::Kind;
     match kind {
         core::Kind::Created { actor } => {

@@ -19,7 +19,7 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
         }),
         file: judgement.resource.file().to_string(),
         reason: judgement.reason(errno_name),
-        claims: judged.desired.iter().map(|of| claim(of, clock)).collect(),
+        desired: judged.desired.iter().map(|of| desired_limit(of, clock)).collect(),
         compared_with: judgement
             .desired
             .map_or(proto::Source::Unspecified, |claim| source(claim.source))
@@ -84,11 +84,11 @@ pub fn proof(seen: &Interval, proof: &Proof) -> proto::Proof {
     }
 }
 
-fn claim(claim: &DesiredLimit, clock: Clock) -> proto::Claim {
-    proto::Claim {
-        source: source(claim.source).into(),
-        value: claim.wanted.ideal().to_string(),
-        time: Some(clock.wall(claim.at)),
+fn desired_limit(of: &DesiredLimit, clock: Clock) -> proto::DesiredLimit {
+    proto::DesiredLimit {
+        source: source(of.source).into(),
+        value: of.wanted.ideal().to_string(),
+        time: Some(clock.wall(of.at)),
     }
 }
 
