@@ -138,6 +138,7 @@ mod tests {
             }),
             containers: 2,
             watchers: 1,
+            ..Default::default()
         };
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
         let text = text(&status, now, true).replace(&full_time(status.started_at), "LOCAL TIME");

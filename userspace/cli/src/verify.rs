@@ -308,7 +308,7 @@ pub(super) mod testing {
             verdict: VerdictKind::Shadowed.into(),
             reason: "memory.max is 100663296, but the pod's cgroup /kubepods/podu allows only 67108864"
                 .into(),
-            claims: vec![
+            desired: vec![
                 claim(proto::Source::Client, "100663296"),
                 claim(proto::Source::KubeletAllocated, "100663296"),
                 claim(proto::Source::CriRequest, "100663296"),
