@@ -9,7 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -19,12 +18,12 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
-use crate::engine::{Engine, Parts};
+use crate::engine::{Engine, Handle, Parts};
 use crate::hub::Hub;
 use crate::probe::need::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
 use crate::verify::{self, Verifier};
-use kwitness_service::{Socket, notify_ready};
+use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
 
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
@@ -46,7 +45,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         );
     }
     let attached = Loaded::load(&settings)?.attach()?;
-    let socket = Socket::listen(&config.socket)?;
+    let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
+    let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     tell(&capabilities);
@@ -74,6 +74,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         answers,
     };
     let (engine, handle) = Engine::new(parts, record)?;
+    let mut signals = Signals::handle()?;
+    let connections = listener.counters();
+    let reports = handle.clone();
     let about = About {
         started_at: clock.wall(clock.now()),
         node_name: config.node_name.clone().unwrap_or_else(host_name),
@@ -85,10 +88,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
     let service = service.with_cri_events(events).with_touched(tell_touched);
-    let (health, serving) = api::serve(socket, service, runtime_events, stop.clone()).await?;
+    let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
 
     let resolving = tokio::spawn(resolving);
     let telling = tokio::spawn(telling);
@@ -107,8 +108,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let ended = tokio::select! {
         ended = &mut running => Some(ended.context("the engine panicked").flatten()),
         ended = &mut serving => Some(ended.context("the API panicked").flatten()),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = until_stop(&mut signals, &reports, &connections) => None,
         () = starting => None,
     };
     tracing::info!("stopping");
@@ -124,6 +124,17 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         serving.await.context("the API panicked")??;
     }
     ended.unwrap_or(Ok(()))
+}
+
+/// Logs the counters as often as a signal asks for them; returns when one asks to stop.
+async fn until_stop(signals: &mut Signals, reports: &Handle, connections: &ConnectionCounters) {
+    while signals.next().await == Signal::LogCounters {
+        // The engine is stopping.
+        let Ok(report) = reports.report().await else { continue };
+        let counters: Vec<_> =
+            report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
+        tracing::info!(%connections, counters = counters.join(" "), "counters");
+    }
 }
 
 fn lock_file(socket: &Path) -> PathBuf {

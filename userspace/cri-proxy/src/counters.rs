@@ -1,57 +1,9 @@
 //! What the proxy counted since it started: for the log (`SIGUSR1`, and at the end) and for tests. Never what it decides by.
 
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// One count.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn count(&self) {
-        self.add(1);
-    }
-
-    /// That many more.
-    pub fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    /// So far.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// All of them. Each only grows.
-        #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: Counter,)*
-        }
-
-        impl fmt::Display for Counters {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let all = [$((stringify!($name), self.$name.get())),*];
-                for (at, (name, count)) in all.iter().enumerate() {
-                    write!(f, "{}{name}={count}", if at == 0 { "" } else { " " })?;
-                }
-                Ok(())
-            }
-        }
-    };
-}
-
-counters! {
-    /// Connections of clients.
-    connections,
-    /// Of those: turned away, because there were too many.
-    connections_refused,
-    /// Of those: closed, because the client did not begin to speak HTTP/2 in time.
-    connections_silent,
-    /// Of those: ended by an error, such as what is no HTTP/2, or a frame that is too large.
+kwitness_service::counters! {
+    /// All of them but those of connections, which [`kwitness_service::ConnectionCounters`] has.
+    Counters {
+    /// Connections that were ended by an error, such as what is no HTTP/2, or a frame that is too large.
     connections_broken,
     /// Calls that were passed on, or tried to be.
     calls,
@@ -96,6 +48,7 @@ counters! {
     /// Those that were no requests.
     requests_malformed,
 }
+}
 
 #[cfg(test)]
 mod tests {
@@ -107,7 +60,7 @@ mod tests {
         counters.calls.count();
         counters.events_daemon.add(3);
         let text = counters.to_string();
-        assert!(text.starts_with("connections=0 connections_refused=0 "), "{text}");
+        assert!(text.starts_with("connections_broken=0 "), "{text}");
         assert!(text.contains(" calls=1 ") && text.contains(" events_daemon=3 "), "{text}");
     }
 }

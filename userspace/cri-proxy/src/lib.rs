@@ -32,13 +32,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
 pub use runtime::RuntimeSocket;
 
 use events::Timing;
+use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
 use runtime::Runtime;
 use serve::Front;
 
@@ -56,41 +56,42 @@ pub struct Options {
     pub daemon: PathBuf,
 }
 
-/// Serves until SIGTERM or SIGINT. SIGUSR1 writes the counts to the log.
+/// Serves until SIGTERM or SIGINT. SIGUSR1 writes the counters to the log.
 ///
 /// # Errors
 /// What keeps it from starting; each with what to do.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     check(&options)?;
     let Options { listen, runtime, daemon } = options;
-    raise_file_limit();
-    let listening = listen::listen(&listen)?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut tell = signal(SignalKind::user_defined1()).context("cannot handle SIGUSR1")?;
+    // Each connection needs another one to the runtime.
+    let limits = Limits::for_descriptors(descriptors::raise_limit(), 2);
+    let listener = Listener::new(listen::listen(&listen)?, limits)?;
+    let connections = listener.counters();
+    let mut signals = Signals::handle()?;
     tracing::info!(
         socket = %listen.display(), runtime = %runtime.path().display(), daemon = %daemon.display(), "ready"
     );
     kwitness_service::notify_ready();
     let counters = Arc::new(Counters::default());
     let stop = CancellationToken::new();
-    let serving = serve(listening, runtime, daemon, Timing::default(), Arc::clone(&counters), stop.clone());
+    let serving = serve(listener, runtime, daemon, Timing::default(), Arc::clone(&counters), stop.clone());
     let mut serving = tokio::spawn(serving);
     loop {
         tokio::select! {
             ended = &mut serving => {
-                tracing::info!(%counters, "stopped");
+                tracing::info!(%connections, %counters, "stopped");
                 return ended.context("the proxy panicked");
             }
-            _ = terminate.recv() => stop.cancel(),
-            _ = interrupt.recv() => stop.cancel(),
-            _ = tell.recv() => tracing::info!(%counters, "counts"),
+            signal = signals.next() => match signal {
+                Signal::Stop => stop.cancel(),
+                Signal::LogCounters => tracing::info!(%connections, %counters, "counters"),
+            },
         }
     }
 }
 
 async fn serve(
-    listening: listen::Listening,
+    listener: Listener,
     runtime: RuntimeSocket,
     daemon: PathBuf,
     timing: Timing,
@@ -100,30 +101,12 @@ async fn serve(
     let (taps, telling) = taps::start(daemon.clone(), Arc::clone(&counters));
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
-    let listen::Listening { listener, own: _own } = listening;
     let tidied = Arc::clone(&runtime);
     tokio::select! {
         () = Front { runtime, events, taps, counters }.serve(listener, stop) => {}
         () = tidied.tidy() => {}
         () = relay => {}
         () = telling => {}
-    }
-}
-
-/// Room for [`limits::CONNECTIONS`], each with one to the runtime: the limit that programs begin with is for those that use select(2).
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
-    match raised {
-        Ok(limit) if limit < 2 * limits::CONNECTIONS as u64 + 64 => {
-            tracing::warn!(
-                limit,
-                "few file descriptors: set LimitNOFILE= to take as many connections as can be"
-            );
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "cannot raise the number of file descriptors"),
     }
 }
 

@@ -2,19 +2,9 @@
 
 use std::time::Duration;
 
-/// Connections of clients at a time; one more is closed at once and counted. Each needs two file descriptors.
-pub const CONNECTIONS: usize = 4096;
-
 /// Calls at a time on one connection; a client's library keeps further ones back. grpc-go's servers set no limit, and a
 /// kubelet's calls are fewer than its pods.
 pub const CALLS: u32 = 10_000;
-
-/// How long a client may take to begin with HTTP/2 (its preface and the first frame's head) before it is closed: grpc-go's
-/// `ConnectionTimeout`.
-pub const CLIENT_SILENCE: Duration = Duration::from_secs(120);
-
-/// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
-pub const PREFACE: usize = 24 + 9;
 
 /// How long the runtime may take to say anything at all on a new connection before the calls on it fail: the time that grpc-go gives
 /// a connection attempt (`minConnectTimeout`).
@@ -44,8 +34,8 @@ pub const HEADERS: u32 = 16 << 20;
 pub const CANCELLED_EARLY: usize = 1024;
 
 /// How long calls that are under way get to end when the proxy is told to. What comes later waits at the listening socket for
-/// the next instance, so this must stay short.
-pub const DRAIN: Duration = Duration::from_secs(2);
+/// the next instance, and the program is ended after [`kwitness_service::Signals`] have waited two seconds, so this must stay short.
+pub const DRAIN: Duration = Duration::from_millis(1500);
 
 /// Bytes of events that wait for one client. At more its stream is ended with `RESOURCE_EXHAUSTED`, which a kubelet answers with a full
 /// relist: the stream has no way to tell of a loss. Events are shared, so this is the bound for all clients together, too.

@@ -1,13 +1,11 @@
 //! The clients' side: takes connections, gives each a way of its own to the runtime, and ends them all when told to.
 //!
-//! Owns the number of connections. What a client does wrong ends its own connection or call, with a line in the log and a count.
+//! What a client does wrong ends its own connection or call, with a line in the log and a count.
 
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -16,10 +14,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_util::io::InspectReader;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
@@ -31,10 +26,7 @@ use super::limits;
 use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
 use super::taps::{Tap, Taps};
 use kwitness_cri::Raw;
-use kwitness_service::Connection;
-
-/// How long is waited after the system could not give a connection, mostly for lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use kwitness_service::{Connection, Listener};
 
 /// What every connection needs.
 #[derive(Clone, Debug)]
@@ -51,38 +43,23 @@ pub struct Front {
 
 impl Front {
     /// Serves until stopped; calls that are under way get [`limits::DRAIN`] to end.
-    pub async fn serve(self, listener: UnixListener, stop: CancellationToken) {
+    pub async fn serve(self, mut listener: Listener, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
         // The connections that outlive the drain are dropped with it.
         let cut = CancellationToken::new();
         loop {
-            let stream = tokio::select! {
+            let connection = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot take a connection; going on");
-                        sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
+                connection = listener.accept() => connection,
             };
-            self.counters.connections.count();
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                self.counters.connections_refused.count();
-                tracing::warn!(limit = limits::CONNECTIONS, "too many connections: one was closed");
-                continue;
-            };
-            let connection = self.clone().connection(stream, stop.clone());
+            let connection = self.clone().connection(connection, stop.clone());
             let cut = cut.clone();
             tasks.spawn(async move {
                 tokio::select! {
                     () = connection => {}
                     () = cut.cancelled() => {}
                 }
-                drop(place);
             });
         }
         // Whoever connects from now on waits for the next instance, if the socket is systemd's.
@@ -96,18 +73,9 @@ impl Front {
         }
     }
 
-    async fn connection(self, stream: UnixStream, stop: CancellationToken) {
+    async fn connection(self, stream: Connection, stop: CancellationToken) {
         let counters = Arc::clone(&self.counters);
-        let stream = Connection::new(stream);
         let peer = stream.peer().unwrap_or_default();
-        let heard = Arc::new(AtomicUsize::new(0));
-        let hears = Arc::clone(&heard);
-        let stream = InspectReader::new(stream, move |bytes| {
-            // Nothing is asked beyond the first bytes: it need not be exact, nor ever wrap.
-            if hears.load(Ordering::Relaxed) < limits::PREFACE {
-                hears.fetch_add(bytes.len(), Ordering::Relaxed);
-            }
-        });
         let line = self.runtime.line();
         let Self { events, taps, .. } = self;
         let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), &taps, request));
@@ -121,19 +89,8 @@ impl Front {
             .max_pending_accept_reset_streams(limits::CANCELLED_EARLY)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        let silence = async {
-            sleep(limits::CLIENT_SILENCE).await;
-            if heard.load(Ordering::Relaxed) >= limits::PREFACE {
-                std::future::pending::<()>().await;
-            }
-        };
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = silence => {
-                counters.connections_silent.count();
-                tracing::warn!(peer, "a client connected and did not begin with HTTP/2: closed");
-                return;
-            }
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

@@ -25,8 +25,8 @@ use tonic::body::Body;
 
 use super::counters::Counters;
 use super::events::{self, EventName, Timing};
-use super::listen::Listening;
 use super::runtime::RuntimeSocket;
+use kwitness_service::{ConnectionCounters, Limits, Listener, Socket};
 
 /// What a server does with a request.
 pub type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
@@ -402,6 +402,7 @@ pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 pub struct Bench {
     pub directory: tempfile::TempDir,
     pub counters: Arc<Counters>,
+    pub connections: Arc<ConnectionCounters>,
     pub serving: tokio::task::JoinHandle<()>,
     pub stop: CancellationToken,
     _stop: DropGuard,
@@ -415,11 +416,13 @@ impl Bench {
     pub fn with(timing: Timing) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let listener = UnixListener::bind(at("cri.sock")).unwrap();
+        let socket = Socket::listen(&at("cri.sock")).unwrap();
+        let listener = Listener::new(socket, Limits::for_descriptors(10_000, 2)).unwrap();
+        let connections = listener.counters();
         let counters = Arc::new(Counters::default());
         let stop = CancellationToken::new();
         let serving = tokio::spawn(super::serve(
-            Listening { listener, own: None },
+            listener,
             RuntimeSocket::At(at("runtime.sock")),
             at("daemon.sock"),
             timing,
@@ -427,7 +430,7 @@ impl Bench {
             stop.clone(),
         ));
         let _stop = stop.clone().drop_guard();
-        Self { directory, counters, serving, stop, _stop }
+        Self { directory, counters, connections, serving, stop, _stop }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -1,16 +1,25 @@
-//! One accepted connection: a Unix stream whose client may send a path as `:authority`.
+//! One accepted connection: a Unix stream whose client may send a path as `:authority`, and has to begin within a time.
 //!
 //! Owns what is held back until the rewriter can judge it, at most a few kilobytes. Never changes what the server sends.
+//! A client that stays silent gets an error of kind `TimedOut` from its first read, which ends the connection.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, UdsConnectInfo};
 
 use crate::authority::Rewriter;
+use crate::listener::ConnectionCounters;
+
+/// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
+const BEGINNING: usize = 24 + 9;
 
 /// How much is read at a time while something is held back.
 const READ: usize = 4096;
@@ -24,17 +33,73 @@ pub struct Connection {
     held: Vec<u8>,
     /// How much of it has been judged.
     judged: usize,
+    beginning: Option<Beginning>,
+    /// Its share of the connections that may be open.
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Until the client has begun.
+#[derive(Debug)]
+struct Beginning {
+    read: usize,
+    timer: Pin<Box<Sleep>>,
+    silence: Duration,
+    counters: Arc<ConnectionCounters>,
+}
+
+impl Beginning {
+    /// An error once the client has been silent for too long.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        ready!(self.timer.as_mut().poll(context));
+        self.counters.connections_silent.count();
+        let silence = self.silence.as_secs();
+        tracing::warn!(silence, "a client connected and did not begin with HTTP/2: closed");
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client did not begin with HTTP/2"))
+    }
 }
 
 impl Connection {
     /// A connection of which nothing has been read.
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream, rewriter: Rewriter::default(), held: Vec::new(), judged: 0 }
+    pub(crate) fn new(
+        stream: UnixStream,
+        slot: OwnedSemaphorePermit,
+        silence: Duration,
+        counters: Arc<ConnectionCounters>,
+    ) -> Self {
+        let beginning = Beginning { read: 0, timer: Box::pin(sleep(silence)), silence, counters };
+        Self {
+            stream,
+            rewriter: Rewriter::default(),
+            held: Vec::new(),
+            judged: 0,
+            beginning: Some(beginning),
+            _slot: slot,
+        }
     }
 
     /// The client's process, if it can be known.
     pub fn peer(&self) -> Option<i32> {
         self.stream.peer_cred().ok()?.pid()
+    }
+
+    /// Reads from the client; a client that has not begun has to in time.
+    fn poll_stream(
+        stream: &mut UnixStream,
+        beginning: &mut Option<Beginning>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(stream).poll_read(context, buffer);
+        if let Some(waiting) = beginning {
+            waiting.read += buffer.filled().len() - before;
+            if waiting.read >= BEGINNING {
+                *beginning = None;
+            } else if polled.is_pending() {
+                return waiting.poll(context).map(Err);
+            }
+        }
+        polled
     }
 
     /// Reads straight into the server's buffer, which is the usual case.
@@ -44,7 +109,7 @@ impl Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        ready!(Self::poll_stream(&mut self.stream, &mut self.beginning, context, buffer))?;
         let read = &mut buffer.filled_mut()[before..];
         let judged = self.rewriter.rewrite(read);
         if judged < read.len() {
@@ -59,7 +124,7 @@ impl Connection {
         let before = self.held.len();
         self.held.resize(before + READ, 0);
         let mut buffer = ReadBuf::new(&mut self.held[before..]);
-        let polled = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
+        let polled = Self::poll_stream(&mut self.stream, &mut self.beginning, context, &mut buffer);
         let read = buffer.filled().len();
         self.held.truncate(before + read);
         ready!(polled)?;

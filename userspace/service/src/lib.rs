@@ -1,14 +1,21 @@
-//! What the two long-running programs, daemon and proxy, share: the listening socket, the log, memory, the service manager.
+//! What the two long-running programs, daemon and proxy, share: the listening socket and its connections, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of either. Never knows what is served.
 
 mod authority;
 mod connection;
+mod counter;
+pub mod descriptors;
+mod listener;
 pub mod log;
 pub mod memory;
 mod notify;
+mod signals;
 mod socket;
 
 pub use connection::Connection;
+pub use counter::Counter;
+pub use listener::{ConnectionCounters, Limits, Listener};
 pub use notify::notify_ready;
+pub use signals::{Signal, Signals};
 pub use socket::Socket;

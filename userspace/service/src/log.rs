@@ -1,10 +1,19 @@
 //! The log on standard error of the programs that stay: the daemon and the proxy.
+//!
+//! ```text
+//!   event ──▶ queue of QUEUE lines ──▶ a thread ──▶ standard error
+//!               └─ full: dropped, counted; the count is logged once standard error takes lines again
+//! ```
+//!
+//! Logging never waits: a reader of standard error that hangs costs lines, not the program.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -30,13 +39,25 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Lines that wait for standard error; most have some hundred bytes, and what others wrote into them is bounded.
+const QUEUE: usize = 4096;
+
+/// Writes what waits when it is dropped, unless that takes long.
+#[must_use = "the end of the log is lost without it"]
+#[derive(Debug)]
+pub struct Flush(#[expect(dead_code, reason = "flushes when dropped")] WorkerGuard);
+
 /// Logs from now on.
-pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The level is none.
+pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Flush> {
     let filter = filter(level).map_err(anyhow::Error::msg).context("log.level")?;
+    let (writer, guard) = lossy(io::stderr(), format, QUEUE);
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(
-            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+            io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
         )
         .with_target(false);
     let registry = tracing_subscriber::registry().with(filter);
@@ -45,7 +66,51 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Text if is_journald() => registry.with(lines.without_time()).init(),
         LogFormat::Text => registry.with(lines).init(),
     }
-    Ok(())
+    Ok(Flush(guard))
+}
+
+/// A writer that never waits for `to`.
+fn lossy<W: Write + Send + 'static>(to: W, format: LogFormat, queue: usize) -> (NonBlocking, WorkerGuard) {
+    let counter = Arc::new(OnceLock::new());
+    let reporting = ReportDropped { to, format, counter: Arc::clone(&counter), reported: 0 };
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(queue).thread_name("log");
+    let (writer, guard) = builder.finish(reporting);
+    counter.get_or_init(|| writer.error_counter());
+    (writer, guard)
+}
+
+/// Adds a line for what was dropped, as soon as a line can be written again.
+struct ReportDropped<W> {
+    to: W,
+    format: LogFormat,
+    counter: Arc<OnceLock<ErrorCounter>>,
+    reported: usize,
+}
+
+impl<W: Write> Write for ReportDropped<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Whole lines come, and whole lines go.
+        self.to.write_all(bytes)?;
+        let dropped = self.counter.get().map_or(0, ErrorCounter::dropped_lines);
+        if dropped > self.reported {
+            let more = dropped - self.reported;
+            match self.format {
+                LogFormat::Text => {
+                    writeln!(self.to, " WARN log lines dropped: standard error was full dropped={more}")?
+                }
+                LogFormat::Json => writeln!(
+                    self.to,
+                    r#"{{"level":"WARN","message":"log lines dropped: standard error was full","dropped":{more}}}"#
+                )?,
+            }
+            self.reported = dropped;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 /// A bare level is ours: what the libraries say below a warning helps nobody who does not ask for it by name.
@@ -81,7 +146,60 @@ fn is_journald() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Condvar, Mutex};
+
     use super::*;
+
+    /// Takes bytes while the gate is open, and waits while it is not, as a full pipe does.
+    struct Gate {
+        open: Arc<(Mutex<bool>, Condvar)>,
+        taken: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let (open, changed) = &*self.open;
+            drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+            self.taken.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_hangs_stops_nobody_and_the_loss_is_logged() {
+        const QUEUE: usize = 8;
+        const LINES: usize = 100;
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let (open, taken) = (Arc::new((Mutex::new(false), Condvar::new())), Arc::new(Mutex::default()));
+            let gate = Gate { open: Arc::clone(&open), taken: Arc::clone(&taken) };
+            let (mut writer, guard) = lossy(gate, format, QUEUE);
+            for line in 0..LINES {
+                writer.write_all(format!("{{\"line\":{line}}}\n").as_bytes()).unwrap();
+            }
+            let dropped = writer.error_counter().dropped_lines();
+            // What fits into the queue, and the one that the thread is writing.
+            assert!((LINES - QUEUE - 1..=LINES - QUEUE).contains(&dropped), "{dropped}");
+            *open.0.lock().unwrap() = true;
+            open.1.notify_all();
+            let text = || String::from_utf8(taken.lock().unwrap().clone()).unwrap();
+            let began = std::time::Instant::now();
+            while text().lines().count() < LINES - dropped + 1 && began.elapsed().as_secs() < 20 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            drop(guard);
+            let text = text();
+            assert_eq!(text.lines().count(), LINES - dropped + 1, "{text}");
+            let report = text.lines().find(|line| line.contains("dropped")).unwrap();
+            assert!(report.contains(&dropped.to_string()), "{report}");
+            if format == LogFormat::Json {
+                assert!(report.starts_with('{') && report.ends_with('}'), "{report}");
+            }
+        }
+    }
 
     #[test]
     fn a_level_a_filter_and_nothing_else() {

@@ -1,29 +1,49 @@
-//! The Unix socket that the API is served on: made, taken over from a daemon that died, refused to one that lives,
-//! removed at the end. Never what is said over it.
+//! The Unix socket that a program serves: bound, taken over from a process that died, refused to a second one, bound
+//! again where its file was removed, and removed at the end.
+//!
+//! Owns the file and its mode. Never accepts a connection.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockopt, sockopt::PeerCredentials,
+};
+use nix::sys::stat::{Mode, fchmod};
 
 /// For the daemon's user and group.
 const DIRECTORY_MODE: u32 = 0o750;
 const SOCKET_MODE: u32 = 0o660;
 
-/// A listening socket; its file is removed when this is dropped.
+/// A listening socket; the file of one of our own is removed when this is dropped.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    inode: u64,
+    /// Which file is ours; none for a socket that was passed, whose file belongs to the service manager.
+    file: Option<FileId>,
     listener: Option<UnixListener>,
 }
 
+/// A file that may be replaced by another of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        fs::symlink_metadata(path).map(|metadata| Self { device: metadata.dev(), inode: metadata.ino() })
+    }
+}
+
 impl Socket {
-    /// Makes the directory if it is missing.
+    /// Makes the directory if it is missing, and warns if other users could replace the socket in it.
     ///
     /// # Errors
     /// It cannot be made.
@@ -33,21 +53,33 @@ impl Socket {
             .recursive(true)
             .mode(DIRECTORY_MODE)
             .create(directory)
-            .with_context(|| format!("cannot make the socket's directory {}", directory.display()))
+            .with_context(|| format!("cannot create the socket's directory {}", directory.display()))?;
+        if let Some(problem) = directory_problem(directory)? {
+            tracing::warn!(directory = %directory.display(), problem, "other users can replace the socket");
+        }
+        Ok(())
     }
 
     /// Listens.
     ///
     /// # Errors
-    /// Another daemon listens there, or the file is none of ours, or it cannot be made.
+    /// Another process listens there, or the file is none of ours, or it cannot be made.
     pub fn listen(path: &Path) -> anyhow::Result<Self> {
-        take_over(path)?;
-        let failed = || format!("cannot listen on {}", path.display());
-        let listener = UnixListener::bind(path).with_context(failed)?;
-        fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE)).with_context(failed)?;
-        listener.set_nonblocking(true).with_context(failed)?;
-        let inode = fs::symlink_metadata(path).with_context(failed)?.ino();
-        Ok(Self { path: path.to_owned(), inode, listener: Some(listener) })
+        let mut socket = Self { path: path.to_owned(), file: None, listener: None };
+        socket.bind()?;
+        Ok(socket)
+    }
+
+    /// A listening socket that the service manager passed.
+    pub fn passed(listener: UnixListener) -> anyhow::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+        Ok(Self { path, file: None, listener: Some(listener) })
+    }
+
+    /// Where clients find it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The listener, once. Within a tokio runtime.
@@ -58,12 +90,68 @@ impl Socket {
         let listener = self.listener.take().context("the listener was taken before")?;
         Ok(tokio::net::UnixListener::from_std(listener)?)
     }
+
+    /// Whether the socket's file is still this socket's. One that was passed is its owner's to keep.
+    pub fn is_reachable(&self) -> bool {
+        self.file.is_none_or(|file| FileId::of(&self.path).is_ok_and(|found| found == file))
+    }
+
+    /// Listens at the same path anew.
+    ///
+    /// # Errors
+    /// As [`Socket::listen`].
+    pub fn listen_again(&mut self) -> anyhow::Result<()> {
+        Self::make_directory(&self.path)?;
+        self.bind()
+    }
+
+    fn bind(&mut self) -> anyhow::Result<()> {
+        take_over(&self.path)?;
+        let failed = || format!("cannot listen on {}", self.path.display());
+        let listener = bind(&self.path).with_context(failed)?;
+        // A umask may have taken the group's permission away.
+        fs::set_permissions(&self.path, Permissions::from_mode(SOCKET_MODE)).with_context(failed)?;
+        self.file = Some(FileId::of(&self.path).with_context(failed)?);
+        self.listener = Some(listener);
+        Ok(())
+    }
+}
+
+/// Binds and listens. The mode is set before there is a file, so at no moment can more users connect than may.
+fn bind(path: &Path) -> nix::Result<UnixListener> {
+    let socket = nix::sys::socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    // Linux gives the file the mode of the socket.
+    fchmod(&socket, Mode::from_bits_truncate(SOCKET_MODE))?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Who else may replace files in a directory.
+fn directory_problem(directory: &Path) -> anyhow::Result<Option<String>> {
+    let metadata =
+        fs::metadata(directory).with_context(|| format!("cannot look at {}", directory.display()))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let this = nix::unistd::geteuid().as_raw();
+    Ok(if owner != 0 && owner != this {
+        Some(format!("it belongs to user {owner}: give it to the user of this process"))
+    } else if mode & 0o002 != 0 {
+        Some(format!("its mode is {mode:04o}: chmod o-w"))
+    } else {
+        None
+    })
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         // Not another's, that was made in its place.
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode)
+        if self.file.is_some()
+            && self.is_reachable()
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
@@ -89,7 +177,7 @@ fn take_over(path: &Path) -> anyhow::Result<()> {
             )
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %path.display(), "taking over the socket of a daemon that is gone");
+            tracing::info!(path = %path.display(), "taking over the socket of a process that is gone");
             fs::remove_file(path)
                 .with_context(|| format!("cannot remove the stale socket {}", path.display()))
         }
@@ -122,6 +210,25 @@ mod tests {
         assert_eq!(mode(&path), 0o660);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_file_is_never_open_to_others_whatever_the_umask() {
+        let (_directory, path) = place();
+        let before = nix::sys::stat::umask(Mode::empty());
+        let listener = bind(&path);
+        nix::sys::stat::umask(before);
+        drop(listener.unwrap());
+        assert_eq!(mode(&path), SOCKET_MODE);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_named() {
+        let (_directory, path) = place();
+        let directory = path.parent().unwrap();
+        assert_eq!(directory_problem(directory).unwrap(), None);
+        fs::set_permissions(directory, Permissions::from_mode(0o777)).unwrap();
+        assert!(directory_problem(directory).unwrap().unwrap().contains("0777"));
     }
 
     #[test]

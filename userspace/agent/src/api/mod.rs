@@ -18,8 +18,6 @@ mod tests;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::TryStreamExt as _;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -31,7 +29,7 @@ use crate::cri_events::{RuntimeEvents, Unserved};
 use kwitness_api::SERVICE;
 use kwitness_api::proto;
 use kwitness_server::KwitnessServer;
-use kwitness_service::{Connection, Socket};
+use kwitness_service::Listener;
 pub use server::kwitness_server;
 
 /// How long clients get to take what they were sent, once the daemon stops.
@@ -59,7 +57,7 @@ impl Health {
 /// # Errors
 /// The socket cannot be served.
 pub async fn serve(
-    mut socket: Socket,
+    listener: Listener,
     service: Service,
     runtime_events: RuntimeEvents,
     stop: CancellationToken,
@@ -72,7 +70,6 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("cannot serve reflection")?;
-    let connections = UnixListenerStream::new(socket.listener()?).map_ok(Connection::new);
     let server = Server::builder()
         .add_service(KwitnessServer::new(service))
         .add_service(runtime_events)
@@ -81,7 +78,8 @@ pub async fn serve(
         .add_service(reflection);
     let closing = health.clone();
     let serving = async move {
-        let server = server.serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        let server =
+            server.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
         tokio::pin!(server);
         let served = tokio::select! {
             served = &mut server => served,
@@ -96,7 +94,6 @@ pub async fn serve(
                 }
             }
         };
-        drop(socket);
         served.context("cannot serve the API")
     };
     Ok((health, serving))

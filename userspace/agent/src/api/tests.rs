@@ -13,6 +13,7 @@ use kwitness_core::model::{
     Basis, CgroupId, ContainerId, ContainerState, Event, KernelTime, Kind, Requester, State, Subject,
 };
 use kwitness_core::verdicts::VerdictTracker;
+use kwitness_service::{Limits, Socket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -123,7 +124,8 @@ impl Served {
         let service = Service::new(hub.clone(), engine, resolver, verifier, about, 2, stop.clone());
         let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
-        let (health, serving) = serve(socket, service, events, stop.clone()).await.unwrap();
+        let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
+        let (health, serving) = serve(listener, service, events, stop.clone()).await.unwrap();
         Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
     }
 

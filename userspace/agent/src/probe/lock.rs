@@ -1,8 +1,9 @@
 //! One instance at a time: a lock on a file, which the kernel gives up with the process.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{Read, Write},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -13,6 +14,8 @@ use nix::{
 
 use super::error::{ProbeError, Result};
 
+const MODE: u32 = 0o600;
+
 /// The lock, held until dropped.
 #[derive(Debug)]
 pub struct InstanceLock(#[expect(dead_code, reason = "holds the lock")] Flock<File>);
@@ -21,7 +24,18 @@ impl InstanceLock {
     /// Takes the lock or says who has it.
     pub fn acquire(path: &Path) -> Result<Self> {
         let failed = |source| ProbeError::LockFile { path: path.to_owned(), source };
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            // Who may open the file may lock it, and keep every instance from starting.
+            .mode(MODE)
+            // What a link points to would be overwritten.
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(path)
+            // One that an earlier release made has another mode.
+            .and_then(|file| file.set_permissions(Permissions::from_mode(MODE)).map(|()| file));
         match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 // The process id is for the reader of the next one's error; the lock itself does not need it.
@@ -54,6 +68,21 @@ mod tests {
         );
         drop(first);
         InstanceLock::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn no_other_user_can_take_it_and_no_link_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, precious) = (directory.path().join("lock"), directory.path().join("precious"));
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let _held = InstanceLock::acquire(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        std::fs::write(&precious, "precious").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        InstanceLock::acquire(&link).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct CriProxy {
 
 pub fn run(options: CriProxy, socket: Option<PathBuf>) -> anyhow::Result<Code> {
     let CriProxy { listen, runtime_endpoint, log_level, log_format } = options;
-    log::start(&log_level, log_format)?;
+    let _flush = log::start(&log_level, log_format)?;
     let options =
         Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon: client::socket(socket) };
     // One thread: a call costs less than waking another would.

@@ -37,7 +37,7 @@ pub fn run(options: Daemon, socket: Option<PathBuf>) -> anyhow::Result<Code> {
     set.extend(runtime_endpoint.map(|endpoint| short("runtime.endpoint", endpoint)));
     set.extend(log_level.map(|level| short("log.level", level)));
     let config = Config::load(config.as_deref(), &set)?;
-    log::start(&config.log_filter, config.log_format)?;
+    let _flush = log::start(&config.log_filter, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

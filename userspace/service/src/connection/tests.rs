@@ -5,6 +5,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::listener::ConnectionCounters;
+
+fn connection(stream: UnixStream) -> Connection {
+    let slot = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+    Connection::new(stream, slot, Duration::from_secs(120), Arc::new(ConnectionCounters::default()))
+}
 
 /// What grpcio 1.85.3 (C-core) sends for two calls to `unix:/run/kwitness/kwitness.sock`; the second request has references only.
 const GRPCIO: &[u8] = include_bytes!("../../../../tests/corpus/http2/grpcio-1.85.3");
@@ -19,7 +25,7 @@ async fn a_path_as_authority_reaches_the_server_also_by_reference_and_byte_by_by
         }
         client
     });
-    let mut server = h2::server::handshake(Connection::new(server)).await.unwrap();
+    let mut server = h2::server::handshake(connection(server)).await.unwrap();
     for _ in 0..2 {
         let (request, _) = server.accept().await.unwrap().unwrap();
         let authority = request.uri().authority().unwrap().as_str();
@@ -38,7 +44,7 @@ async fn a_block_that_is_cut_off_is_passed_on_with_the_end() {
     client.write_all(wire).await.unwrap();
     drop(client);
     let mut read = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), Connection::new(server).read_to_end(&mut read))
+    tokio::time::timeout(Duration::from_secs(10), connection(server).read_to_end(&mut read))
         .await
         .expect("the end")
         .unwrap();

@@ -1,0 +1,198 @@
+//! Accepts connections, for both programs, and keeps the socket reachable.
+//!
+//! ```text
+//!   accept ──▶ limit reached?  ── yes ──▶ closed, counted
+//!     │            └─ no ──▶ Connection (closed and counted if it stays silent before the HTTP/2 preface)
+//!     ├─ error (EMFILE) ──▶ wait, longer each time, logged once; "accepting again" at the next success
+//!     └─ every WATCH: is the socket's file still ours? ── no ──▶ listen again
+//! ```
+//!
+//! Owns the number of connections. Never reads from one.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+
+use crate::connection::Connection;
+use crate::socket::Socket;
+
+/// Bounds of what clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time; one more is closed at once.
+    pub connections: usize,
+    /// How long a client may take to send its HTTP/2 preface and the head of its first frame.
+    pub silence: Duration,
+    /// How often the socket's file is looked at.
+    pub watch: Duration,
+}
+
+/// More than any node's clients; [`Limits::for_descriptors`] lowers it where descriptors are few.
+const CONNECTIONS: u64 = 4096;
+/// grpc-go's `ConnectionTimeout`.
+const SILENCE: Duration = Duration::from_secs(120);
+const WATCH: Duration = Duration::from_secs(2);
+/// Descriptors for everything but connections.
+const OTHER_DESCRIPTORS: u64 = 256;
+/// The wait after an error of accept(2), doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+impl Limits {
+    /// As many connections as there are descriptors for, at so many each.
+    pub fn for_descriptors(limit: u64, each: u64) -> Self {
+        let room = limit.saturating_sub(OTHER_DESCRIPTORS) / each;
+        if room < CONNECTIONS {
+            tracing::warn!(limit, connections = room.max(1), "few file descriptors: raise LimitNOFILE=");
+        }
+        let connections = usize::try_from(room.clamp(1, CONNECTIONS)).unwrap_or(1);
+        Self { connections, silence: SILENCE, watch: WATCH }
+    }
+}
+
+crate::counters! {
+    /// Connections of clients.
+    ConnectionCounters {
+        /// Accepted.
+        connections,
+        /// Of those: closed because there were too many.
+        connections_refused,
+        /// Of those: closed because the client did not begin with HTTP/2 in time.
+        connections_silent,
+    }
+}
+
+/// A socket that clients connect to.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    socket: Socket,
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    counters: Arc<ConnectionCounters>,
+    watch: Interval,
+    /// The wait after the next error; none while accepting works.
+    pause: Option<Duration>,
+    /// Whether connections are being refused.
+    full: bool,
+    /// Whether the socket's file is known to be gone.
+    gone: bool,
+}
+
+impl Listener {
+    /// Within a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be registered with the runtime.
+    pub fn new(mut socket: Socket, limits: Limits) -> anyhow::Result<Self> {
+        let mut watch = interval(limits.watch);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            listener: socket.listener()?,
+            socket,
+            limits,
+            slots: Arc::new(Semaphore::new(limits.connections)),
+            counters: Arc::default(),
+            watch,
+            pause: None,
+            full: false,
+            gone: false,
+        })
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> Arc<ConnectionCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The next connection. May be dropped and called again.
+    pub async fn accept(&mut self) -> Connection {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = self.watch.tick() => {
+                    self.keep_reachable();
+                    continue;
+                }
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    self.failed(&error).await;
+                    continue;
+                }
+            };
+            if self.pause.take().is_some() {
+                tracing::info!("accepting connections again");
+            }
+            self.counters.connections.count();
+            match Arc::clone(&self.slots).try_acquire_owned() {
+                Ok(slot) => {
+                    if std::mem::take(&mut self.full) {
+                        let refused = self.counters.connections_refused.get();
+                        tracing::info!(refused, "below the limit of connections again");
+                    }
+                    let counters = Arc::clone(&self.counters);
+                    return Connection::new(stream, slot, self.limits.silence, counters);
+                }
+                Err(_) => {
+                    self.counters.connections_refused.count();
+                    if !std::mem::replace(&mut self.full, true) {
+                        tracing::warn!(
+                            limit = self.limits.connections,
+                            "too many connections: closing new ones"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// All of them, one after the other, for as long as it is polled.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
+        futures_util::stream::unfold(self, async |mut this| {
+            let connection = this.accept().await;
+            Some((Ok(connection), this))
+        })
+    }
+
+    async fn failed(&mut self, error: &io::Error) {
+        if self.pause.is_none() {
+            tracing::warn!(%error, "cannot accept connections: trying again");
+        }
+        let pause = self.pause.map_or(PAUSE.0, |pause| (pause * 2).min(PAUSE.1));
+        self.pause = Some(pause);
+        sleep(pause).await;
+    }
+
+    /// Listens again where the socket's file is no longer this socket's.
+    fn keep_reachable(&mut self) {
+        if self.socket.is_reachable() {
+            if std::mem::take(&mut self.gone) {
+                tracing::info!(path = %self.socket.path().display(), "the socket's file is back");
+            }
+            return;
+        }
+        match self.socket.listen_again().and_then(|()| self.socket.listener()) {
+            Ok(listener) => {
+                self.gone = false;
+                self.listener = listener;
+                let path = self.socket.path().display();
+                tracing::warn!(%path, "the socket's file was removed or replaced: listening on a new one");
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.gone, true) {
+                    let error = format_args!("{error:#}");
+                    tracing::error!(%error, "the socket's file was removed or replaced: clients cannot connect");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
