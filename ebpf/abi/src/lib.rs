@@ -24,6 +24,9 @@ pub const COMM_LEN: usize = 16;
 /// Bytes of a [`Pattern`], the terminating NUL included.
 pub const PATTERN_CAP: usize = 128;
 
+/// The id of the cgroup v2 hierarchy's root, on every kernel: its first node.
+pub const HIERARCHY_ROOT: u64 = 1;
+
 /// A configured root of the tracked set, NUL-padded: the data of a key of the longest-prefix-match map `ROOTS`,
 /// whose `prefix_len` counts the bits of the text without its NUL.
 ///
@@ -352,6 +355,10 @@ pub struct KernelLayout {
     pub task_exit_code: u32,
     /// `task_struct.comm`
     pub task_comm: u32,
+    /// `task_struct.cred`
+    pub task_cred: u32,
+    /// `cred.fsuid`: the owner of what the task makes
+    pub cred_fsuid: u32,
     /// `signal_struct.live`
     pub signal_live: u32,
     /// `signal_struct.flags`
@@ -444,6 +451,8 @@ impl KernelLayout {
         task_signal: ABSENT,
         task_exit_code: ABSENT,
         task_comm: ABSENT,
+        task_cred: ABSENT,
+        cred_fsuid: ABSENT,
         signal_live: ABSENT,
         signal_flags: ABSENT,
         signal_group_exit_code: ABSENT,
@@ -499,7 +508,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 48 * 4);
+    assert!(size_of::<KernelLayout>() == 50 * 4);
 };
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! The life of cgroups, and the tracked set.
 //!
 //! A cgroup becomes tracked here, before anything can enter it: in [`mkdir`], because its parent is tracked or because it
-//! is a root (see [`is_root`]). It stops being tracked in [`release`], when the last reference to it is gone: between
-//! rmdir(2) and that, dying processes may still be in it.
+//! is a root (see [`is_root`]) in the watched subtree ([`SUBTREE`]). It stops being tracked in [`release`], when the last
+//! reference to it is gone: between rmdir(2) and that, dying processes may still be in it.
+
+use core::ptr;
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_log_ebpf::{debug, warn};
 use kwitness_abi::{
-    CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_NAME_ONLY, FLAG_ROOT, PATH_CAP,
-    PATTERN_CAP, RecordKind, TRACKED_STARTED, Tracked,
+    CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_NAME_ONLY, FLAG_ROOT, HIERARCHY_ROOT,
+    PATH_CAP, PATTERN_CAP, RecordKind, TRACKED_STARTED, Tracked,
 };
 
 use crate::{
@@ -20,8 +22,18 @@ use crate::{
 /// What the kubelet calls the cgroup that its pods are in; with another `cgroupRoot`, `<root>-kubepods.slice`.
 const KUBEPODS: u64 = u64::from_be_bytes(*b"kubepods");
 
+/// root, in the initial user namespace.
+const ROOT_UID: u32 = 0;
+
 /// How many levels above a root are kept. `kubepods` is at most a few below the hierarchy's root.
 const MAX_ANCESTORS: u32 = 8;
+
+/// How far below the watched subtree a root may lie: what the verifier allows to be walked, and far more than any node has.
+const MAX_SUBTREE_DEPTH: u32 = 64;
+
+/// The cgroup below which roots are looked for, by its id; [`HIERARCHY_ROOT`]: anywhere. Filled in by the loader.
+#[unsafe(no_mangle)]
+static SUBTREE: u64 = HIERARCHY_ROOT;
 
 /// `cgroup_mkdir(cgroup, path)`: the cgroup exists, nothing is in it yet.
 #[inline(always)]
@@ -36,7 +48,7 @@ pub fn mkdir(hook: &impl Arguments) {
     let (flags, inherited) = match TRACKED.get_ptr(parent_id) {
         // SAFETY: a live map element.
         Some(parent) => (0, unsafe { (*parent).flags } & TRACKED_STARTED),
-        None if is_root(&node, path) => (FLAG_ROOT, 0),
+        None if is_root(&node, path) && is_in_subtree(&node) => (FLAG_ROOT, 0),
         None => return,
     };
     if flags & FLAG_ROOT != 0 {
@@ -176,20 +188,46 @@ fn cgroup<H: Arguments>(hook: &H) -> Cgroup<H> {
     Cgroup::at(hook.arg(0))
 }
 
-/// Whether a cgroup whose parent is not tracked is a root of the tracked set: its name begins with `kubepods` or
-/// contains `-kubepods`, or its name or path begins with one of [`ROOTS`].
+/// Whether a cgroup whose parent is not tracked is a root of the tracked set. User space's scan has the same rule, and says
+/// why it is this one: `Roots` of `cgroupfs::roots`.
+///
+/// - Its name begins with `kubepods`, contains `-kubepods`, or begins with one of [`ROOTS`], and root owns it.
+/// - Its path begins with one of [`ROOTS`], whoever owns it.
 #[inline(always)]
 fn is_root(node: &KernfsNode<impl Hook>, path: Address) -> bool {
     let mut key = Key::new(0, [0; PATTERN_CAP]);
     let text = (&raw mut key.data).cast::<u8>();
     // SAFETY: `text` points to `PATTERN_CAP` bytes.
     key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(node.name(), text) };
-    if is_kubepods(&key.data) || ROOTS.get(&key).is_some() {
+    if (is_kubepods(&key.data) || ROOTS.get(&key).is_some()) && Task::current().fsuid() == ROOT_UID {
         return true;
     }
     // SAFETY: as above.
     key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(path, text) };
     ROOTS.get(&key).is_some()
+}
+
+/// Whether a cgroup lies below [`SUBTREE`].
+#[inline(always)]
+fn is_in_subtree<H: Hook>(root: &KernfsNode<H>) -> bool {
+    // SAFETY: a static of this program; volatile, so that the compiler does not take the initial value for the final one.
+    let subtree = unsafe { ptr::read_volatile(&raw const SUBTREE) };
+    if subtree == HIERARCHY_ROOT {
+        return true;
+    }
+    let mut id = root.parent_id();
+    let mut node = root.parent();
+    for _ in 0..MAX_SUBTREE_DEPTH {
+        if id == subtree {
+            return true;
+        }
+        if id == 0 {
+            return false;
+        }
+        id = node.parent_id();
+        node = node.parent();
+    }
+    false
 }
 
 #[inline(always)]

@@ -451,6 +451,13 @@ impl<H: Hook> Task<H> {
         flags & SIGNAL_GROUP_EXIT != 0
     }
 
+    /// The user, in the initial user namespace, whom the files and directories that it makes belong to.
+    #[inline(always)]
+    pub fn fsuid(&self) -> u32 {
+        let cred: Address = field!(H, self.0, task_cred);
+        field!(H, cred, cred_fsuid)
+    }
+
     /// How many threads of its process have not begun to exit.
     #[inline(always)]
     pub fn live_threads(&self) -> i32 {

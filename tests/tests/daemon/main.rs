@@ -4,6 +4,7 @@
 mod command;
 mod manners;
 mod output;
+mod subtree;
 
 use anyhow::Result;
 use kwitness_tests::bed::Bed;
@@ -36,6 +37,8 @@ fn main() -> Result<()> {
         manners::every_mistake_in_the_configuration_is_told,
         manners::without_root,
         manners::without_a_daemon,
+        subtree::a_neighbouring_subtree_is_not_seen,
+        subtree::a_subtree_that_is_not_there_is_an_error,
         manners::too_many_watchers,
         manners::the_probes_log_when_asked_to,
         manners::a_loss_is_reported_and_repaired,

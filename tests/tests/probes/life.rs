@@ -375,7 +375,28 @@ fn roots(session: &mut Session, root: &Root) -> Result<()> {
             "{name}/below: {facts:#?}"
         );
     }
+    // A name counts only if root chose it, a configured path whoever makes the cgroup.
+    std::os::unix::fs::chown(holder.directory(), Some(NOBODY), None).context("give the holder away")?;
+    for (name, is_root) in [("x-kubepods", false), ("witness-2", false), ("inside-2", true)] {
+        let directory = by_user(NOBODY, || holder.sub(name))?;
+        let owner = fs::metadata(&directory)?.uid();
+        ensure!(owner == NOBODY, "{name} belongs to {owner}");
+        let id = cgroup::id(&directory)?;
+        session.settle()?;
+        ensure!(session.facts(id).is_empty() != is_root, "{name} of another user: {:#?}", session.facts(id));
+    }
     Ok(())
+}
+
+/// `nobody`.
+const NOBODY: u32 = 65_534;
+
+/// Has the file system take this thread for that user.
+fn by_user<T>(user: u32, act: impl FnOnce() -> T) -> T {
+    let root = nix::unistd::setfsuid(user.into());
+    let done = act();
+    nix::unistd::setfsuid(root);
+    done
 }
 
 fn wrong_hierarchy(session: &mut Session, _: &Root) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
-use kwitness_agent::cgroupfs::{CgroupFs, Watch};
+use kwitness_agent::cgroupfs::{CgroupFs, Subtree, Watch};
 use kwitness_agent::probe::need::{HookKind, LIMIT_WRITES};
 use kwitness_core::model::{
     CgroupId, Fact, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase, WriteResult,
@@ -154,7 +154,7 @@ fn overwrite(file: &Path, text: &str) -> Result<()> {
 /// Without a program at the function: what fanotify can tell, and of which cgroups.
 fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     let (to, mut notices) = tokio::sync::mpsc::channel(64);
-    Watch::open(CgroupFs::find()?)?.run(session.running().tracker(), to)?;
+    Watch::open(CgroupFs::find(&Subtree::default())?)?.run(session.running().tracker(), to)?;
     let root = Root::make(parent, "noticed")?;
     let beside = Root::make_named(parent, &format!("unnoticed-{}", std::process::id()))?;
     let container = root.sub("ctr")?;

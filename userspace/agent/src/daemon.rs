@@ -37,7 +37,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
-    let cgroups = CgroupFs::find()?;
+    let cgroups = CgroupFs::find(&config.subtree)?;
+    settings.subtree = cgroups.subtree_id().0;
     if !in_initial_pid_namespace() {
         tracing::warn!(
             "this process is not in the host's pid namespace: processes that run already cannot be told; run it with \
@@ -66,7 +67,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let parts = Parts {
         probe,
         cgroups: cgroups.clone(),
-        roots: Roots(settings.roots),
+        roots: Roots::new(settings.roots),
         writer,
         resolver: resolver.clone(),
         reader,
@@ -81,6 +82,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         started_at: clock.wall(clock.now()),
         node_name: config.node_name.clone().unwrap_or_else(host_name),
         capabilities,
+        subtree: config.subtree.to_string(),
     };
     let verifier = Verifier::new(cgroups, handle.clone(), resolver.clone(), config.kubelet_directory.clone());
     let following = tokio::spawn(verifier.clone().follow(touched));

@@ -38,6 +38,7 @@ fn text(status: &proto::StatusResponse, now: DateTime<Utc>, wide: bool) -> Strin
         ("Kernel", status.kernel_release.clone()),
         ("Started", format!("{} ago ({})", age(status.started_at, now), full_time(status.started_at))),
         ("Epoch", status.epoch.clone()),
+        ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
         ("Watchers", status.watchers.to_string()),
         (
@@ -138,6 +139,7 @@ mod tests {
             }),
             containers: 2,
             watchers: 1,
+            cgroup_subtree: "/".into(),
             ..Default::default()
         };
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();

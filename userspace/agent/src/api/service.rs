@@ -38,6 +38,8 @@ pub struct About {
     pub node_name: String,
     /// What the kernel offers.
     pub capabilities: Capabilities,
+    /// The part of the cgroup hierarchy that is watched.
+    pub subtree: String,
 }
 
 /// The service.
@@ -256,7 +258,7 @@ impl Kwitness for Service {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let report = self.engine.report().await?;
-        let About { started_at, node_name, capabilities } = &*self.about;
+        let About { started_at, node_name, capabilities, subtree } = &*self.about;
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
         counters.extend(self.verifier.requests().counters());
@@ -275,6 +277,7 @@ impl Kwitness for Service {
             runtime: Some(self.resolver.status()),
             containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
             watchers: u32::try_from(self.hub.watchers()).unwrap_or(u32::MAX),
+            cgroup_subtree: subtree.clone(),
             ..Default::default()
         }))
     }

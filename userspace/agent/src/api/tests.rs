@@ -117,6 +117,7 @@ impl Served {
             started_at: Default::default(),
             node_name: "node-1".into(),
             capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
+            subtree: "/".into(),
         };
         let stop = CancellationToken::new();
         let cgroups = CgroupFs::at(directory.path());

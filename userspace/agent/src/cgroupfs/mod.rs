@@ -6,12 +6,14 @@
 pub mod limit_files;
 mod mount;
 mod process;
+mod roots;
 mod scan;
 mod watch;
 
 pub use limit_files::LimitReader;
-pub use mount::{CgroupFs, MountError};
+pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use process::in_initial_pid_namespace;
 use scan::gone;
-pub use scan::{Roots, ScanError, Scanned, Track, scan};
+pub use roots::Roots;
+pub use scan::{ScanError, Scanned, Track, scan};
 pub use watch::{Watch, WatchError};

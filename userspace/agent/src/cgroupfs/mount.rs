@@ -1,19 +1,59 @@
-//! Where the cgroup v2 hierarchy is mounted: on `/sys/fs/cgroup` (unified), on `/sys/fs/cgroup/unified` (hybrid), or
-//! elsewhere. Only a mount of the whole hierarchy serves: paths and ids must be the kernel's own.
+//! Where the cgroup v2 hierarchy is mounted, and which part of it is watched.
+//!
+//! The mount point is `/sys/fs/cgroup` (unified), `/sys/fs/cgroup/unified` (hybrid), or elsewhere. Only a mount of the whole
+//! hierarchy serves: paths and ids must be the kernel's own. The watched part is a [`Subtree`] of it.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use kwitness_abi::HIERARCHY_ROOT;
+use kwitness_core::model::CgroupId;
 use procfs::process::Process;
 
-/// The inode number of the root of the hierarchy, on every kernel: its first node.
-const ROOT_INODE: u64 = 1;
-
-/// A mount of the whole cgroup v2 hierarchy.
+/// A mount of the whole cgroup v2 hierarchy, and the subtree that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupFs {
     mount_point: PathBuf,
+    subtree: Subtree,
+    subtree_id: CgroupId,
+}
+
+/// The part of the cgroup hierarchy that is watched, by the path of its top cgroup from the root of the hierarchy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subtree(String);
+
+/// Why a text names no subtree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an absolute path of a cgroup, without \".\" and \"..\"")]
+pub struct SubtreeError;
+
+impl Subtree {
+    /// The path as [`classify`](kwitness_core::cgroup_path::classify) has it: no slash at the end, empty for the whole hierarchy.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Subtree {
+    type Err = SubtreeError;
+
+    fn from_str(text: &str) -> Result<Self, SubtreeError> {
+        let names: Vec<&str> = text.split('/').filter(|name| !name.is_empty()).collect();
+        let is_name = |name: &&str| *name != "." && *name != ".." && !name.contains('\0');
+        if !text.starts_with('/') || !names.iter().all(is_name) {
+            return Err(SubtreeError);
+        }
+        Ok(Self(names.iter().map(|name| format!("/{name}")).collect()))
+    }
+}
+
+impl fmt::Display for Subtree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
+    }
 }
 
 /// Why there is none.
@@ -38,6 +78,19 @@ pub enum MountError {
         /// Where it is mounted.
         mount_point: PathBuf,
     },
+    /// The configured subtree is not there.
+    #[error(
+        "cannot watch the cgroup {subtree} (kernel.subtree) of {}; create it before the daemon starts, or correct the setting",
+        mount_point.display()
+    )]
+    NoSubtree {
+        /// Where the hierarchy is mounted.
+        mount_point: PathBuf,
+        /// Its top, as configured.
+        subtree: Subtree,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The mount point cannot be looked at.
     #[error("cannot look at the cgroup2 mount {}", mount_point.display())]
     Unreadable {
@@ -49,27 +102,39 @@ pub enum MountError {
 }
 
 impl CgroupFs {
-    /// Finds it.
+    /// Finds the mount point, and `subtree` in it.
     ///
     /// # Errors
     /// See [`MountError`].
-    pub fn find() -> Result<Self, MountError> {
+    pub fn find(subtree: &Subtree) -> Result<Self, MountError> {
         let mounts =
             Process::myself().and_then(|myself| myself.mountinfo()).map_err(MountError::MountInfo)?;
         let mount_points =
             mounts.0.into_iter().filter(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point);
-        Self::choose(mount_points, |path| fs::metadata(path).map(|metadata| metadata.ino()))
+        let inode = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
+        Self::within(Self::choose(mount_points, inode)?, subtree)
+    }
+
+    fn within(mount_point: PathBuf, subtree: &Subtree) -> Result<Self, MountError> {
+        let top = mount_point.join(subtree.path().trim_start_matches('/'));
+        let is_directory = |found: fs::Metadata| {
+            if found.is_dir() { Ok(found.ino()) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
+        };
+        match fs::symlink_metadata(top).and_then(is_directory) {
+            Ok(id) => Ok(Self { mount_point, subtree: subtree.clone(), subtree_id: CgroupId(id) }),
+            Err(source) => Err(MountError::NoSubtree { mount_point, subtree: subtree.clone(), source }),
+        }
     }
 
     /// The first that shows the root of the hierarchy; what speaks against the last, if none does.
     fn choose(
         mount_points: impl Iterator<Item = PathBuf>,
         inode: impl Fn(&Path) -> std::io::Result<u64>,
-    ) -> Result<Self, MountError> {
+    ) -> Result<PathBuf, MountError> {
         let mut refused = MountError::NotMounted;
         for mount_point in mount_points {
             match inode(&mount_point) {
-                Ok(ROOT_INODE) => return Ok(Self { mount_point }),
+                Ok(HIERARCHY_ROOT) => return Ok(mount_point),
                 Ok(_) => refused = MountError::Partial { mount_point },
                 Err(source) => refused = MountError::Unreadable { mount_point, source },
             }
@@ -82,9 +147,25 @@ impl CgroupFs {
         &self.mount_point
     }
 
+    /// What is watched of it.
+    pub fn subtree(&self) -> &Subtree {
+        &self.subtree
+    }
+
+    /// The id of the subtree's top cgroup.
+    pub fn subtree_id(&self) -> CgroupId {
+        self.subtree_id
+    }
+
     #[cfg(test)]
     pub(crate) fn at(mount_point: &Path) -> Self {
-        Self { mount_point: mount_point.to_owned() }
+        let whole = Subtree::default();
+        Self { mount_point: mount_point.to_owned(), subtree: whole, subtree_id: CgroupId(HIERARCHY_ROOT) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn below(mount_point: &Path, subtree: &str) -> Result<Self, MountError> {
+        Self::within(mount_point.to_owned(), &subtree.parse().expect("a subtree"))
     }
 }
 
@@ -92,7 +173,7 @@ impl CgroupFs {
 mod tests {
     use super::*;
 
-    fn choose(found: &[(&str, Option<u64>)]) -> Result<CgroupFs, MountError> {
+    fn choose(found: &[(&str, Option<u64>)]) -> Result<PathBuf, MountError> {
         CgroupFs::choose(found.iter().map(|(path, _)| PathBuf::from(path)), |path| {
             let inode = found.iter().find(|(of, _)| Path::new(of) == path).and_then(|(_, inode)| *inode);
             inode.ok_or_else(|| std::io::ErrorKind::PermissionDenied.into())
@@ -102,7 +183,31 @@ mod tests {
     #[test]
     fn the_whole_hierarchy_is_taken_wherever_it_is() {
         let found = choose(&[("/run/part", Some(77)), ("/sys/fs/cgroup/unified", Some(1))]).unwrap();
-        assert_eq!(found.mount_point(), Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(found, Path::new("/sys/fs/cgroup/unified"));
+    }
+
+    #[test]
+    fn a_subtree_is_an_absolute_path() {
+        let path = |text: &str| text.parse::<Subtree>().map(|subtree| subtree.path().to_owned());
+        assert_eq!(path("/"), Ok(String::new()));
+        assert_eq!(path("/a//b/"), Ok("/a/b".to_owned()));
+        for text in ["", "a", "/a/../b", "/.", "/a\0"] {
+            assert_eq!(path(text), Err(SubtreeError), "{text:?}");
+        }
+        assert_eq!(Subtree::default().to_string(), "/");
+    }
+
+    #[test]
+    fn a_subtree_that_is_not_there_is_refused_by_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("a/b")).unwrap();
+        fs::write(root.path().join("a/file"), "").unwrap();
+        let found = CgroupFs::below(root.path(), "/a/b").unwrap();
+        assert_eq!(found.subtree_id().0, fs::metadata(root.path().join("a/b")).unwrap().ino());
+        for missing in ["/a/c", "/a/file"] {
+            let error = CgroupFs::below(root.path(), missing).unwrap_err();
+            assert!(error.to_string().contains(&format!("{missing} (kernel.subtree)")), "{error}");
+        }
     }
 
     #[test]

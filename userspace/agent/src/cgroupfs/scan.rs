@@ -11,23 +11,9 @@ use std::sync::Arc;
 
 use kwitness_core::model::{CgroupId, Scan, ScanReason, ScannedCgroup};
 
-use super::{CgroupFs, process};
+use super::{CgroupFs, Roots, process};
 use crate::clock::Clock;
-use crate::probe::{Life, RootPattern, Tracker};
-
-/// What makes a cgroup a root of the tracked set; the rule of the kernel side (`cgroup.rs` of the probes).
-#[derive(Clone, Debug)]
-pub struct Roots(pub Vec<RootPattern>);
-
-impl Roots {
-    /// Whether the cgroup of that path is one.
-    pub fn contain(&self, path: &str) -> bool {
-        let name = path.rsplit('/').next().unwrap_or(path);
-        name.starts_with("kubepods")
-            || name.contains("-kubepods")
-            || self.0.iter().any(|root| root.matches(path))
-    }
-}
+use crate::probe::{Life, Tracker};
 
 /// Where the walk tells which cgroups are to be tracked.
 pub trait Track {
@@ -86,7 +72,7 @@ pub fn scan(
     for _ in 0..2 {
         walk.found.clear();
         walk.untracked = 0;
-        walk.directory(Level::Outside { id: None, path: "" })?;
+        walk.subtree()?;
     }
     let cgroups = walk.found.into_iter().filter_map(Found::read).collect();
     let scan = Scan { reason, began, ended: Clock::read().now(), cgroups };
@@ -119,14 +105,55 @@ enum Level<'a> {
 }
 
 impl<T: Track> Walk<'_, T> {
+    /// Walks what is watched. Its top is itself a root, or in one, if it or a cgroup above it is called like one.
+    fn subtree(&mut self) -> Result<(), ScanError> {
+        let (path, id) = (self.cgroups.subtree().path(), self.cgroups.subtree_id());
+        let ends = path.match_indices('/').map(|(slash, _)| slash).skip(1).chain([path.len()]);
+        let above: Vec<&str> = ends.filter(|end| *end > 0).map(|end| &path[..end]).collect();
+        if above.iter().any(|path| self.is_root(path)) {
+            let parent = above.len().checked_sub(2).map_or(Ok(ROOT), |index| self.id(above[index]))?;
+            self.found(parent, id, path)?;
+        } else {
+            self.directory(Level::Outside { id: Some(id), path })?;
+        }
+        if !self.found.is_empty() {
+            self.above(ROOT, "");
+            for path in &above {
+                self.above(self.id(path)?, path);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_root(&self, path: &str) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let owner = || fs::symlink_metadata(self.on_disk(path)).map(|metadata| metadata.uid());
+        self.roots.may_contain(path) && owner().is_ok_and(|owner| self.roots.contain(path, owner))
+    }
+
+    fn id(&self, path: &str) -> Result<CgroupId, ScanError> {
+        use std::os::unix::fs::MetadataExt as _;
+        let directory = self.on_disk(path);
+        match fs::symlink_metadata(&directory) {
+            Ok(metadata) => Ok(CgroupId(metadata.ino())),
+            Err(source) => Err(ScanError { path: directory, source }),
+        }
+    }
+
+    /// The limits of the cgroup hold for what was found below it.
+    fn above(&self, id: CgroupId, path: &str) {
+        if let Err(error) = self.track.track_above(id) {
+            tracing::warn!(path, %error, "cannot track a cgroup above containers: changes of its limits are not seen");
+        }
+    }
+
     fn directory(&mut self, level: Level<'_>) -> Result<(), ScanError> {
         let found = self.found.len();
         self.list(level)?;
         if let Level::Outside { id, path } = level
             && self.found.len() > found
-            && let Err(error) = self.track.track_above(id.unwrap_or(ROOT))
         {
-            tracing::warn!(path, %error, "cannot track a cgroup above containers: changes of its limits are not seen");
+            self.above(id.unwrap_or(ROOT), path);
         }
         Ok(())
     }
@@ -136,7 +163,7 @@ impl<T: Track> Walk<'_, T> {
         let directory = self.on_disk(path);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
-            Err(error) if gone(&error) && !path.is_empty() => return Ok(()),
+            Err(error) if gone(&error) && path != self.cgroups.subtree().path() => return Ok(()),
             Err(source) => return Err(ScanError { path: directory, source }),
         };
         // A cgroup that is removed while it is listed ends the list.
@@ -155,10 +182,15 @@ impl<T: Track> Walk<'_, T> {
         let id = CgroupId(entry.ino());
         let parent = match parent {
             Level::Inside { id, .. } => id,
-            Level::Outside { id: above, .. } if self.roots.contain(&path) => above.unwrap_or(ROOT),
+            Level::Outside { id: above, .. } if self.is_root(&path) => above.unwrap_or(ROOT),
             Level::Outside { .. } => return self.directory(Level::Outside { id: Some(id), path: &path }),
         };
-        let directory = self.on_disk(&path);
+        self.found(parent, id, &path)
+    }
+
+    /// Takes up a cgroup of the tracked set, and all below.
+    fn found(&mut self, parent: CgroupId, id: CgroupId, path: &str) -> Result<(), ScanError> {
+        let directory = self.on_disk(path);
         match self.track.track(id) {
             // The kernel may have told of its end before it was added: nobody else would ever take it out.
             Ok(true) if fs::symlink_metadata(&directory).is_err_and(|error| gone(&error)) => {
@@ -175,8 +207,8 @@ impl<T: Track> Walk<'_, T> {
                 self.untracked += 1;
             }
         }
-        self.found.push(Found { id, parent, path: path.as_str().into(), directory });
-        self.directory(Level::Inside { id, path: &path })
+        self.found.push(Found { id, parent, path: path.into(), directory });
+        self.directory(Level::Inside { id, path })
     }
 
     fn on_disk(&self, path: &str) -> PathBuf {
@@ -243,12 +275,35 @@ mod tests {
         }
     }
 
+    /// Who owns what the tests make.
+    fn own_uid() -> u32 {
+        nix::unistd::geteuid().as_raw()
+    }
+
+    #[test]
+    fn a_root_that_another_user_made_is_none() {
+        let root = tree(&[("user.slice/x-kubepods/kubepods/podfake", ""), ("kubepods", "")]);
+        let set = Set::default();
+        let scanned = |roots: &Roots| {
+            let scan = scan(&CgroupFs::at(root.path()), roots, &set, ScanReason::Initial).unwrap().scan;
+            scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect::<Vec<_>>()
+        };
+        assert!(scanned(&Roots::trusting(&[], own_uid() + 1)).is_empty());
+        let configured = Roots::trusting(&["/user.slice/x-kubepods"], own_uid() + 1);
+        assert_eq!(scanned(&configured).len(), 3);
+    }
+
     /// A directory tree that looks like cgroupfs.
     fn tree(paths: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, pids) in paths {
             let directory = root.path().join(path);
             fs::create_dir_all(&directory).unwrap();
+            for above in directory.ancestors().take_while(|above| *above != root.path()) {
+                if !above.join("cgroup.events").exists() {
+                    fs::write(above.join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
+                }
+            }
             let populated = u8::from(!pids.is_empty());
             fs::write(directory.join("cgroup.events"), format!("populated {populated}\nfrozen 0\n")).unwrap();
             fs::write(directory.join("cgroup.procs"), pids).unwrap();
@@ -270,7 +325,7 @@ mod tests {
             ("machine.slice/libpod-1.scope", ""),
         ]);
         let set = Set::default();
-        let roots = Roots(vec!["/machine.slice/libpod-".parse().unwrap()]);
+        let roots = Roots::trusting(&["/machine.slice/libpod-"], own_uid());
         let Scanned { scan, untracked } =
             scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
         assert_eq!(untracked, 0);
@@ -329,20 +384,41 @@ mod tests {
         let going = root.path().join("kubepods/a");
         let track = Racing(Set::default(), &going);
         let Scanned { scan, .. } =
-            scan(&CgroupFs::at(root.path()), &Roots(Vec::new()), &track, ScanReason::Repair).unwrap();
+            scan(&CgroupFs::at(root.path()), &Roots::trusting(&[], own_uid()), &track, ScanReason::Repair).unwrap();
         let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
         assert_eq!(paths, ["/kubepods", "/kubepods/b"]);
         assert_eq!(track.0.0.lock().unwrap().len(), 2);
     }
 
     #[test]
-    fn the_roots_are_the_kernels() {
-        let roots = Roots(vec!["docker-".parse().unwrap()]);
-        for path in ["/kubepods", "/kubepods.slice", "/x/kubelet-kubepods.slice", "/a/docker-1.scope"] {
-            assert!(roots.contain(path), "{path}");
-        }
-        for path in ["/kubelet", "/system.slice", "/a-docker-1", "/xkubepods"] {
-            assert!(!roots.contain(path), "{path}");
-        }
+    fn nothing_beside_the_subtree_is_found() {
+        let root = tree(&[
+            ("kubepods/pod1", ""),
+            ("node/kubelet/kubepods/pod2", ""),
+            ("node2/kubepods/pod3", ""),
+        ]);
+        let scanned = |subtree: &str| {
+            let cgroups = CgroupFs::below(root.path(), subtree).unwrap();
+            let set = Set::default();
+            let scan = scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap().scan;
+            let paths: Vec<String> = scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect();
+            let above = set.1.into_inner().unwrap();
+            assert_eq!(set.0.lock().unwrap().len(), paths.len());
+            (paths, above)
+        };
+        let ids = |paths: &[&str]| -> BTreeSet<u64> {
+            let ids = paths.iter().map(|path| fs::metadata(root.path().join(path)).unwrap().ino());
+            ids.chain([ROOT.0]).collect()
+        };
+        let (paths, above) = scanned("/node");
+        assert_eq!(paths, ["/node/kubelet/kubepods", "/node/kubelet/kubepods/pod2"]);
+        assert_eq!(above, ids(&["node", "node/kubelet"]));
+        // What is above the subtree limits it, too; and it may lie within a root.
+        let (paths, above) = scanned("/node/kubelet");
+        assert_eq!(paths, ["/node/kubelet/kubepods", "/node/kubelet/kubepods/pod2"]);
+        assert_eq!(above, ids(&["node", "node/kubelet"]));
+        let (paths, above) = scanned("/node2/kubepods/pod3");
+        assert_eq!(paths, ["/node2/kubepods/pod3"]);
+        assert!(above.is_superset(&ids(&["node2", "node2/kubepods"])));
     }
 }

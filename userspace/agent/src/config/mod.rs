@@ -20,6 +20,7 @@ use toml::de::{DeTable, DeValue};
 
 pub use settings::{SETTINGS, Setting};
 
+use crate::cgroupfs::Subtree;
 use crate::probe;
 
 /// Read if it exists and no other file is named.
@@ -35,6 +36,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// How many clients may watch at a time.
     pub max_watchers: usize,
+    /// The part of the cgroup hierarchy that is watched.
+    pub subtree: Subtree,
     /// The probes: rings, tracked set, roots, hooks.
     pub probe: probe::Settings,
     /// How many events can be replayed.

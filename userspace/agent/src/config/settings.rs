@@ -8,6 +8,7 @@ use toml::Value;
 
 use super::units::{count, parsed, size, text};
 use super::{Config, RuntimeChoice};
+use crate::cgroupfs::{Subtree, SubtreeError};
 use crate::probe::need::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 use kwitness_service::log::LogFormat;
@@ -102,12 +103,25 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "kernel.subtree",
+        expects: "the path of a cgroup from the root of the cgroup v2 hierarchy (\"/system.slice/docker-ID.scope\")",
+        default: Some(r#""/""#),
+        doc: "Watch only containers whose cgroups are below this one, which must exist. For a node that is itself a \
+              container (kind, k3d), and for tests beside another node. Limits of the cgroups above it are still watched, \
+              as they hold below.",
+        apply: |config, value| {
+            config.subtree = text(value)?.parse().map_err(|error: SubtreeError| error.to_string())?;
+            Ok(())
+        },
+    },
+    Setting {
         key: "kernel.roots",
         expects: "a list of beginnings of cgroup names (\"docker-\") or of paths (\"/machine.slice/libpod-\"), at \
                   most 64",
         default: Some("[]"),
-        doc: "Cgroups to track besides those of the kubelet, which are always found: for containers outside \
-              Kubernetes.",
+        doc: "Cgroups to track besides those of the kubelet: for containers outside Kubernetes. A cgroup whose name \
+              counts must belong to root, for any user may make one of that name; a path counts whoever owns the \
+              cgroup, as a rootless runtime's.",
         apply: |config, value| {
             config.probe.roots = parsed::<RootPattern>(value)?;
             if config.probe.roots.len() > MAX_ROOTS as usize {
@@ -226,6 +240,7 @@ impl Default for Config {
         let mut config = Self {
             socket: PathBuf::new(),
             max_watchers: 0,
+            subtree: Subtree::default(),
             probe: crate::probe::Settings::default(),
             replay_window: 0,
             runtime: RuntimeChoice::Auto,

@@ -49,6 +49,8 @@ fields! {
     TASK_SIGNAL task_signal "task_struct": "signal";
     TASK_EXIT_CODE task_exit_code "task_struct": "exit_code";
     TASK_COMM task_comm "task_struct": "comm";
+    TASK_CRED task_cred "task_struct": "cred";
+    CRED_FSUID cred_fsuid "cred": "fsuid";
     SIGNAL_LIVE signal_live "signal_struct": "live";
     SIGNAL_FLAGS signal_flags "signal_struct": "flags";
     SIGNAL_GROUP_EXIT_CODE signal_group_exit_code "signal_struct": "group_exit_code";

@@ -126,6 +126,7 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
+            .override_global("SUBTREE", &settings.subtree, true)
             .override_global(aya_log::LEVEL, &settings.log.level(), true)
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
             .map_max_entries("TASKS", settings.tasks_ring.get())

@@ -361,7 +361,7 @@ pub static NEEDS: [Need; 11] = [
         cost_of_missing: "that a container exists",
         target: "cgroup_mkdir",
         hooks: hooks!("cgroup_mkdir_btf", "cgroup_mkdir_raw"),
-        fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT),
+        fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT, TASK_CRED, CRED_FSUID),
     },
 ];
 

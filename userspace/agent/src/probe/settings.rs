@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, path::PathBuf, str::FromStr};
 
-use kwitness_abi::{PATTERN_CAP, Pattern};
+use kwitness_abi::{HIERARCHY_ROOT, PATTERN_CAP, Pattern};
 
 use super::need::Exclusion;
 
@@ -17,6 +17,8 @@ pub struct Settings {
     pub forks_ring: NonZeroU32,
     /// How many cgroups can be tracked at a time.
     pub tracked_capacity: NonZeroU32,
+    /// The cgroup id of the top of the subtree that roots are looked for in; [`HIERARCHY_ROOT`]: anywhere.
+    pub subtree: u64,
     /// What is tracked besides `kubepods` and `*-kubepods*`.
     pub roots: Vec<RootPattern>,
     /// Hooks that are not to be used.
@@ -40,6 +42,7 @@ impl Default for Settings {
             tasks_ring: size(8 << 20),
             forks_ring: size(2 << 20),
             tracked_capacity: size(65_536),
+            subtree: HIERARCHY_ROOT,
             roots: Vec::new(),
             exclude: Vec::new(),
             syscalls: false,
@@ -108,7 +111,12 @@ impl RootPattern {
     /// those who scan.
     pub fn matches(&self, path: &str) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
-        if self.0.starts_with('/') { path.starts_with(&self.0) } else { name.starts_with(&self.0) }
+        if self.is_path() { path.starts_with(&self.0) } else { name.starts_with(&self.0) }
+    }
+
+    /// Whether it is the beginning of a path, not of a name.
+    pub fn is_path(&self) -> bool {
+        self.0.starts_with('/')
     }
 
     /// The key of the kernel's map: its text, and how many bits of it count.

@@ -14,7 +14,7 @@ use crate::exit::Code;
 use crate::output::Output;
 use crate::table::{Cell, Table};
 use kwitness_agent::api::need;
-use kwitness_agent::cgroupfs::{CgroupFs, in_initial_pid_namespace};
+use kwitness_agent::cgroupfs::{CgroupFs, Subtree, in_initial_pid_namespace};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
@@ -70,7 +70,7 @@ pub async fn run(named: Option<PathBuf>, options: Doctor) -> anyhow::Result<Code
 
 async fn examine(config: &Config, socket: &Path) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend([cgroups(), pid_namespace(), runtime(&config.runtime), statistics()]);
+    checks.extend([cgroups(&config.subtree), pid_namespace(), runtime(&config.runtime), statistics()]);
     let status = match connect(socket).await {
         Ok(mut client) => {
             client.status(proto::StatusRequest {}).await.map_err(|status| status.message().to_owned())
@@ -90,7 +90,7 @@ async fn examine(config: &Config, socket: &Path) -> Report {
             checks.push(Finding::new("daemon", Verdict::Degraded, found, "start it with `kwitness daemon`"));
             // Loading takes a tenth of a second, and nobody else is waiting here.
             let mut capabilities = survey(&config.probe);
-            if let Ok(cgroups) = CgroupFs::find() {
+            if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
                 watch_limits(&mut capabilities, &cgroups);
             }
             (capabilities.kernel, capabilities.needs.iter().map(need).collect())
@@ -124,10 +124,13 @@ impl From<environment::Check> for Finding {
     }
 }
 
-fn cgroups() -> Finding {
+fn cgroups(subtree: &Subtree) -> Finding {
     const NAME: &str = "cgroup v2";
-    match CgroupFs::find() {
-        Ok(found) => Finding::good(NAME, found.mount_point().display().to_string()),
+    match CgroupFs::find(subtree) {
+        Ok(found) if found.subtree() == &Subtree::default() => {
+            Finding::good(NAME, found.mount_point().display().to_string())
+        }
+        Ok(found) => Finding::good(NAME, format!("{}, only {subtree}", found.mount_point().display())),
         Err(error) => {
             // The remedy follows the semicolon.
             let text = error.to_string();
