@@ -12,9 +12,14 @@
 //! | CRI-O | `crio-ID.scope`, a sandbox without process `crio-ID` | `crio-ID` |
 //! | cri-dockerd, Docker | `docker-ID.scope` | `ID` |
 //! | podman | `libpod-ID.scope`, split mode `libpod-payload-ID` | `libpod-ID` |
+//! | Kata, the virtual machine of a sandbox | `cri-containerd-ID.scope` | `kata_ID` |
 //! | kubelet and runtime disagree on the driver | `SLICE:cri-containerd:ID`, a literal directory name | |
 //!
-//! An ID has 64 hexadecimal digits. `crio-conmon-ID.scope` and its like hold the runtimes' monitors: no containers.
+//! An ID has 64 hexadecimal digits. `crio-conmon-ID.scope` and its like hold the runtimes' monitors: no containers; nor is
+//! what lies in `kata_overhead`, the hosts' side of Kata's machines.
+//!
+//! A name that spells a pod's slice counts wherever it lies. With cgroupfs, what lies between `kubepods` and a pod may be
+//! anything (batch systems keep pods of theirs in groups of their own); there, a pod's UID must have the form of one.
 //!
 //! **Which container, when several lie around a cgroup?** The first one of a pod, from the root on: what is made in
 //! it (by crun, systemd, Docker, a whole kind cluster in a CI pod) is its own. If there is none, the first one
@@ -61,24 +66,28 @@ pub struct ContainerPath {
 pub fn classify(path: &str) -> Placement {
     let mut place = Placement::Other;
     let mut parent = "";
+    // Below `kubepods`, and not yet in a pod: the class of the pods here.
+    let mut pods_here = None;
     let mut pod = None;
     // A container outside pods, and where its path ends.
     let mut plain: Option<(ContainerPath, usize)> = None;
     for (name, end) in names(path) {
-        place = if let Some(of_pods) = of_pods(name, &place) {
-            pod = match &of_pods {
-                Placement::Pod(pod) => Some(pod.clone()),
-                _ => None,
+        place = if let Some(of_pods) = of_pods(name, &place, pods_here) {
+            (pods_here, pod) = match &of_pods {
+                Placement::Pod(pod) => (None, Some(pod.clone())),
+                Placement::Qos(qos) => (Some(*qos), None),
+                _ => (Some(QosClass::Guaranteed), None),
             };
             of_pods
-        } else if let Some(mut container) =
-            container(name, parent).filter(|_| plain.is_none() || pod.is_some())
+        } else if let Some(mut container) = container(name, parent)
+            .filter(|container| plain.is_none() || pod.is_some() || container.pod.is_some())
         {
             container.pod = container.pod.or_else(|| pod.clone());
             if container.pod.is_some() {
                 let inside = names(&path[end..]).next().is_some();
                 return if inside { inner(container, &path[..end]) } else { Placement::Container(container) };
             }
+            pods_here = None;
             plain = Some((container.clone(), end));
             Placement::Container(container)
         } else if let Some((container, end)) = &plain {
@@ -105,38 +114,56 @@ fn names(path: &str) -> impl Iterator<Item = (&str, usize)> {
     })
 }
 
-/// A cgroup that holds pods, or a pod's: by its name alone with systemd, by its parent's place with cgroupfs.
-fn of_pods(name: &str, parent: &Placement) -> Option<Placement> {
+/// A cgroup that holds pods, or a pod's: by its name alone with systemd, by what it lies in with cgroupfs.
+fn of_pods(name: &str, parent: &Placement, pods_here: Option<QosClass>) -> Option<Placement> {
     if let Some(slice) = name.strip_suffix(".slice") {
         return slice_of_pods(slice);
     }
-    match (parent, name) {
-        (_, "kubepods") => Some(Placement::Kubepods),
-        (Placement::Kubepods, "burstable") => Some(Placement::Qos(QosClass::Burstable)),
-        (Placement::Kubepods, "besteffort") => Some(Placement::Qos(QosClass::BestEffort)),
-        (Placement::Kubepods, _) => pod(name, QosClass::Guaranteed),
-        (Placement::Qos(qos), _) => pod(name, *qos),
-        _ => None,
+    if name == "kubepods" {
+        return Some(Placement::Kubepods);
+    }
+    match (name, pods_here?) {
+        ("burstable", QosClass::Guaranteed) => Some(Placement::Qos(QosClass::Burstable)),
+        ("besteffort", QosClass::Guaranteed) => Some(Placement::Qos(QosClass::BestEffort)),
+        (_, qos) => {
+            let is_direct = matches!(parent, Placement::Kubepods | Placement::Qos(_));
+            pod(name, qos).filter(|_| is_direct || name.strip_prefix("pod").is_some_and(is_uid))
+        }
     }
 }
 
 /// systemd spells a slice's ancestors out in its name: `a-b-c.slice` lies in `a-b.slice` lies in `a.slice`.
 fn slice_of_pods(slice: &str) -> Option<Placement> {
-    let mut levels = slice.split('-').skip_while(|&level| level != "kubepods").skip(1);
-    let first = levels.next();
-    let qos = match first {
-        // An iterator that is used up for want of `kubepods` ends here, too.
-        None => return (slice.rsplit('-').next() == Some("kubepods")).then_some(Placement::Kubepods),
-        Some("burstable") => QosClass::Burstable,
-        Some("besteffort") => QosClass::BestEffort,
-        Some(_) => QosClass::Guaranteed,
+    let mut levels = slice.split('-');
+    levels.find(|level| *level == "kubepods")?;
+    let levels: Vec<&str> = levels.collect();
+    let (qos, below) = match levels.split_first() {
+        None => return Some(Placement::Kubepods),
+        Some((&"burstable", below)) => (QosClass::Burstable, below),
+        Some((&"besteffort", below)) => (QosClass::BestEffort, below),
+        Some(_) => (QosClass::Guaranteed, &levels[..]),
     };
-    let last = if qos == QosClass::Guaranteed { first } else { levels.next() };
-    match (last, levels.next()) {
-        (None, _) => Some(Placement::Qos(qos)),
-        (Some(level), None) => pod(&level.replace('_', "-"), qos),
-        // A slice below the pod's.
-        (Some(_), Some(_)) => None,
+    match below {
+        [] => Some(Placement::Qos(qos)),
+        [level] => pod(&level.replace('_', "-"), qos),
+        // A UID with dashes, in a name that systemd has not read; or a slice below the pod's.
+        _ => {
+            let name = below.join("-");
+            pod(&name, qos).filter(|_| name.strip_prefix("pod").is_some_and(is_uid))
+        }
+    }
+}
+
+/// The form of a pod's UID: a UUID, or a static pod's hash.
+fn is_uid(text: &str) -> bool {
+    let hexadecimal = |byte: u8| byte.is_ascii_hexdigit();
+    match text.len() {
+        32 => text.bytes().all(hexadecimal),
+        36 => text.bytes().enumerate().all(|(index, byte)| match index {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => hexadecimal(byte),
+        }),
+        _ => false,
     }
 }
 
@@ -157,9 +184,10 @@ fn container(name: &str, parent: &str) -> Option<ContainerPath> {
     }
     let stem = name.strip_suffix(".scope").unwrap_or(name);
     let (id, runtime) = match stem.rsplit_once('-') {
+        _ if parent == "kata_overhead" => return None,
         Some((prefix, id)) => (id, Some(runtime(prefix)?)),
         None if parent == "docker" => (stem, Some(Runtime::Docker)),
-        None => (stem, None),
+        None => (stem.strip_prefix("kata_").unwrap_or(stem), None),
     };
     Some(ContainerPath { id: container_id(id)?, runtime, pod: None })
 }

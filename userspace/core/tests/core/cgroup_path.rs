@@ -99,6 +99,63 @@ fn containers() {
         ("/libpod_parent/libpod-$ID", of("$ID", Some(Podman), None)),
         ("/system.slice/web.service/libpod-payload-$ID", of("$ID", Some(Podman), None)),
         ("/system.slice/containerd.service/$ID", of("$ID", None, None)),
+        // The same in a node that is a container: the name itself tells the pod, which wins over the node.
+        (
+            "/system.slice/docker-$ID2.scope/system.slice/containerd.service/\
+             kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        (
+            "/docker/$ID2/system.slice/containerd.service/kubepods-pod$UID_.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", Guaranteed))),
+        ),
+        (
+            "/kubepods-besteffort-pod$UID_.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", BestEffort))),
+        ),
+        (
+            "/podruntime.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        // systemd never saw that name, so that the UID keeps its dashes.
+        (
+            "/system.slice/containerd.service/kubepods-besteffort-pod$UID.slice:cri-containerd:$ID",
+            of("$ID", Some(Containerd), Some(pod("$UID", BestEffort))),
+        ),
+        // A batch system's group between kubepods and its pods (Caelus).
+        ("/kubepods/offline/besteffort/pod$UID/$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
+        ("/kubepods/offline/pod$HASH/$ID", of("$ID", None, Some(pod("$HASH", Guaranteed)))),
+        // Kata: the virtual machine of the sandbox.
+        ("/kubepods/besteffort/pod$UID/kata_$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID",
+            of("$ID", Some(Containerd), Some(pod("$HASH", Burstable))),
+        ),
+        // EKS Fargate, rootless k3s, usernetes, LXC.
+        (
+            "/ecs/0f1e2d3c4b5a69788796a5b4c3d2e1f0/0f1e2d3c4b5a69788796a5b4c3d2e1f0-3057940393/kubepods/pod$UID/$ID",
+            of("$ID", None, Some(pod("$UID", Guaranteed))),
+        ),
+        (
+            "/user.slice/user-1001.slice/user@1001.service/k3s-rootless.service/kubepods/pod$UID/$ID",
+            of("$ID", None, Some(pod("$UID", Guaranteed))),
+        ),
+        (
+            "/user.slice/user-1001.slice/user@1001.service/u7s-rootlesskit.service/kubepods/burstable/pod$UID/$ID",
+            of("$ID", None, Some(pod("$UID", Burstable))),
+        ),
+        ("/lxc.payload.node1/kubepods/burstable/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Burstable)))),
+        // kind in rootless podman.
+        (
+            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID2.scope/container/kubelet.slice/\
+             kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod$UID_.slice/\
+             cri-containerd-$ID.scope",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        // Pods outside kubepods: cgroupsPerQOS: false, or a sandbox without a parent.
+        ("/k8s.io/$ID", of("$ID", None, None)),
+        ("/kubelet/$ID", of("$ID", None, None)),
+        ("/system.slice/cri-containerd-$ID.scope", of("$ID", Some(Containerd), None)),
         // Written oddly, meant the same.
         ("kubepods//pod$UID/$ID/", of("$ID", None, Some(pod("$UID", Guaranteed)))),
     ];
@@ -135,6 +192,38 @@ fn inner_groups_belong_to_their_container() {
             "/docker/$ID2/kubelet/kubepods/pod$HASH/$ID2",
             of("$ID", None, Some(pod("$UID", Burstable))),
         ),
+        // Kata's older runtime-rs, sysbox, and what a container itself makes.
+        ("/kubepods/burstable/pod$UID/$ID", "/sandbox", of("$ID", None, Some(pod("$UID", Burstable)))),
+        ("/kubepods/burstable/pod$UID/$ID", "/overhead", of("$ID", None, Some(pod("$UID", Burstable)))),
+        (
+            "/kubepods/burstable/pod$UID/$ID",
+            "/syscont-cgroup-root/init.scope",
+            of("$ID", None, Some(pod("$UID", Burstable))),
+        ),
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID.scope",
+            "/init.scope",
+            of("$ID", Some(Crio), Some(pod("$UID", Burstable))),
+        ),
+        ("/kubepods/besteffort/pod$UID/$ID", "/kube-proxy", of("$ID", None, Some(pod("$UID", BestEffort)))),
+        (
+            "/kubepods/offline/besteffort/pod$UID/$ID",
+            "/hadoop-yarn",
+            of("$ID", None, Some(pod("$UID", BestEffort))),
+        ),
+        (
+            "/system.slice/docker-$ID2.scope/system.slice/containerd.service/\
+             kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
+            "/init.scope",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
+        // kind in a pod: more than a record's path holds.
+        (
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
+            "/docker/$ID2/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
+             kubelet-kubepods-burstable-pod$HASH.slice/cri-containerd-$ID2.scope/system.slice/dbus.service",
+            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
+        ),
         // Docker in Docker.
         ("/docker/$ID", "/docker/$ID2", of("$ID", Some(Docker), None)),
         // What runs in kind's node beside the pods.
@@ -161,6 +250,8 @@ fn pods_and_what_holds_them() {
         ("/kubepods.slice/kubepods-pod$UID_.slice", Placement::Pod(pod("$UID", Guaranteed))),
         ("/kubepods/pod$HASH", Placement::Pod(pod("$HASH", Guaranteed))),
         ("/kubepods/burstable/pod$UID", Placement::Pod(pod("$UID", Burstable))),
+        ("/kubepods/offline/besteffort", Placement::Qos(BestEffort)),
+        ("/kubepods/offline/besteffort/pod$UID", Placement::Pod(pod("$UID", BestEffort))),
     ];
     for (row, expected) in rows {
         assert_eq!(classify(&path(row)), *expected, "{row}");
@@ -195,6 +286,14 @@ fn neither_pod_nor_container() {
         "/kubepods.slice/kubepods-pod$UID_-more.slice",
         "/notkubepods",
         "/kubepodsx.slice",
+        // Between kubepods and its pods, and in a pod.
+        "/kubepods/offline",
+        "/kubepods/offline/system",
+        "/kubepods/offline/podium",
+        "/kubepods/pod$UID/pod$UID",
+        // The hosts' side of Kata's machines, and a Fargate node.
+        "/kata_overhead/$ID",
+        "/ecs/0f1e2d3c4b5a69788796a5b4c3d2e1f0/0f1e2d3c4b5a69788796a5b4c3d2e1f0-3057940393",
         // Not ids.
         "/docker/0a1b2c3d4e5f",
         "/kubepods/pod$UID/${ID}0",
