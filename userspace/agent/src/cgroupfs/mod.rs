@@ -13,7 +13,7 @@ mod watch;
 pub use limit_files::LimitReader;
 pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use process::in_initial_pid_namespace;
-use scan::gone;
 pub use roots::Roots;
+use scan::gone;
 pub use scan::{ScanError, Scanned, Track, scan};
 pub use watch::{Watch, WatchError};

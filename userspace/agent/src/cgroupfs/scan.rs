@@ -384,7 +384,8 @@ mod tests {
         let going = root.path().join("kubepods/a");
         let track = Racing(Set::default(), &going);
         let Scanned { scan, .. } =
-            scan(&CgroupFs::at(root.path()), &Roots::trusting(&[], own_uid()), &track, ScanReason::Repair).unwrap();
+            scan(&CgroupFs::at(root.path()), &Roots::trusting(&[], own_uid()), &track, ScanReason::Repair)
+                .unwrap();
         let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
         assert_eq!(paths, ["/kubepods", "/kubepods/b"]);
         assert_eq!(track.0.0.lock().unwrap().len(), 2);
@@ -392,15 +393,13 @@ mod tests {
 
     #[test]
     fn nothing_beside_the_subtree_is_found() {
-        let root = tree(&[
-            ("kubepods/pod1", ""),
-            ("node/kubelet/kubepods/pod2", ""),
-            ("node2/kubepods/pod3", ""),
-        ]);
+        let root =
+            tree(&[("kubepods/pod1", ""), ("node/kubelet/kubepods/pod2", ""), ("node2/kubepods/pod3", "")]);
         let scanned = |subtree: &str| {
             let cgroups = CgroupFs::below(root.path(), subtree).unwrap();
             let set = Set::default();
-            let scan = scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap().scan;
+            let scan =
+                scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap().scan;
             let paths: Vec<String> = scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect();
             let above = set.1.into_inner().unwrap();
             assert_eq!(set.0.lock().unwrap().len(), paths.len());
