@@ -225,7 +225,7 @@ impl Watcher {
                 }
                 let ended = sink.end.is_some();
                 drop(sink);
-                // Nobody waits any more: the next lock tells what came.
+                // No waiter is left; the next lock shows what came.
                 let _ = sender.send(());
                 if ended {
                     return;
@@ -254,7 +254,7 @@ impl Watcher {
         .await
     }
 
-    /// Waits until the server has ended the stream, and tells how.
+    /// Waits until the server has ended the stream, and returns how.
     pub async fn wait_end(&mut self) -> Result<Result<(), tonic::Status>> {
         self.wait("the end of the stream", |collected| collected.end.clone()).await
     }

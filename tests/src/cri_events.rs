@@ -50,7 +50,7 @@ struct Collected {
 
 /// What a subscriber has got.
 #[derive(Clone, Debug)]
-pub struct Told(pub Vec<Received>);
+pub struct CriEvents(pub Vec<Received>);
 
 /// Calls GetContainerEvents.
 pub async fn subscribe(
@@ -126,8 +126,8 @@ impl Subscriber {
     }
 
     /// What it has got so far.
-    pub fn told(&self) -> Told {
-        Told(lock(&self.collected).events.clone())
+    pub fn reported(&self) -> CriEvents {
+        CriEvents(lock(&self.collected).events.clone())
     }
 
     /// How its stream ended; none: it has not.
@@ -136,13 +136,13 @@ impl Subscriber {
     }
 
     /// Waits until what it has got passes.
-    pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Told) -> bool) -> Result<Told> {
+    pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&CriEvents) -> bool) -> Result<CriEvents> {
         let all = async {
             loop {
                 self.changed.borrow_and_update();
-                let told = self.told();
-                if accept(&told) {
-                    return Ok(told);
+                let reported = self.reported();
+                if accept(&reported) {
+                    return Ok(reported);
                 }
                 if let Some(end) = self.end() {
                     bail!("the stream ended before {what} came: {end}");
@@ -154,7 +154,7 @@ impl Subscriber {
         };
         let answer = tokio::time::timeout(EVENT_LIMIT, all).await;
         let answer = answer.unwrap_or_else(|_| bail!("waited {EVENT_LIMIT:?} in vain for {what}"));
-        answer.with_context(|| format!("the subscriber was told:\n{}", self.told()))
+        answer.with_context(|| format!("the subscriber received:\n{}", self.reported()))
     }
 }
 
@@ -168,8 +168,8 @@ fn lock(collected: &Mutex<Collected>) -> MutexGuard<'_, Collected> {
     collected.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Told {
-    /// What was told of a sandbox or container, in order.
+impl CriEvents {
+    /// The events of a sandbox or container, in order.
     pub fn of(&self, id: &str) -> Vec<Type> {
         self.events()
             .filter(|event| event.container_id == id)
@@ -177,12 +177,12 @@ impl Told {
             .collect()
     }
 
-    /// Whether that was told.
+    /// Whether that event was received.
     pub fn has(&self, id: &str, kind: Type) -> bool {
         self.of(id).contains(&kind)
     }
 
-    /// The event, if it was told.
+    /// The event, if it was received.
     pub fn find(&self, id: &str, kind: Type) -> Option<&Received> {
         self.0.iter().find(|received| {
             received.event.container_id == id && received.event.container_event_type() == kind
@@ -226,7 +226,7 @@ impl Told {
         Ok(())
     }
 
-    /// Checks that a life was told whole, in order, once.
+    /// Checks that a life was reported whole, in order, once.
     pub fn check_life(&self, id: &str, expected: &[Type]) -> Result<()> {
         ensure!(self.of(id) == expected, "{id}: {:?} instead of {expected:?}\n{self}", self.of(id));
         Ok(())
@@ -241,7 +241,7 @@ pub const LIFE: [Type; 4] = [
     Type::ContainerDeletedEvent,
 ];
 
-impl fmt::Display for Told {
+impl fmt::Display for CriEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Received { event, at } in &self.0 {
             let id: String = event.container_id.chars().take(12).collect();

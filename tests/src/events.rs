@@ -107,7 +107,7 @@ impl Seen {
     }
 
     /// That sequence numbers follow each other without a hole, in one epoch: nothing is missing between what the
-    /// daemon told and what this watcher got.
+    /// daemon reported and what this watcher got.
     pub fn check_unbroken(&self) -> Result<()> {
         let positions = || self.events().map(|event| event.position.as_ref());
         for (before, after) in positions().zip(positions().skip(1)) {
@@ -128,7 +128,7 @@ impl Seen {
         Ok(())
     }
 
-    /// That a whole life, from cgroup to no cgroup, is told exactly once, in its order, and rightly.
+    /// That a whole life, from cgroup to no cgroup, is reported exactly once, in its order, and rightly.
     pub fn check_life(&self, life: &Life<'_>) -> Result<()> {
         self.check_life_inner(life).with_context(|| {
             let name = life.name.unwrap_or("the sandbox");
@@ -156,7 +156,7 @@ impl Seen {
             let what = kind(event);
             let subject = event.container.as_ref().context("no container")?;
             check_identity(subject, life).with_context(|| format!("the subject of `{what}`"))?;
-            // Knowledge comes from the runtime at its own time, a limit is told once it has been read back; the kernel's facts
+            // Knowledge comes from the runtime at its own time, a limit is reported once it has been read back; the kernel's facts
             // have the kernel's order.
             if !matches!(event.basis(), Basis::Runtime | Basis::LimitWrite | Basis::LimitRead) {
                 ensure!(event.kernel_time >= before, "`{what}` happened before what precedes it");
@@ -248,7 +248,7 @@ pub fn check_known(subject: &Container, life: &Life<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the cgroup's path alone tells, so that it is right in every event.
+/// What the cgroup's path alone says, so that it is right in every event.
 fn check_identity(subject: &Container, life: &Life<'_>) -> Result<()> {
     let spec = &life.pod.spec;
     ensure!(subject.id == life.id, "id {}", subject.id);

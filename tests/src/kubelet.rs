@@ -23,7 +23,7 @@ use crate::process::{self, Managed, wait_for};
 /// An emulated guest that runs the control plane as well is slow.
 const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Where its health is told, and, without authentication, its metrics.
+/// The ports of its health and, without authentication, of its metrics.
 const HEALTH_PORT: u16 = 10248;
 const READ_ONLY_PORT: u16 = 10255;
 /// Where it keeps volumes, and the containers' logs; both are made for it.
@@ -44,7 +44,7 @@ pub const NODE: &str = "node";
 const NODE_ADDRESS: &str = "10.99.0.1";
 const NODE_INTERFACE: &str = "node0";
 
-/// Who tells the kubelet of its containers.
+/// Where the kubelet learns of its containers' changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pleg {
     /// It asks, every second.
@@ -130,7 +130,7 @@ impl Kubelet {
     }
 
     /// Has it run a pod with one container, `main`.
-    pub fn place(&self, name: &str, command: &[&str]) -> Result<()> {
+    pub fn add_pod(&self, name: &str, command: &[&str]) -> Result<()> {
         let command = serde_json::to_string(command).context("write the command")?;
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  hostNetwork: true\n  \

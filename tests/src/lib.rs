@@ -3,7 +3,7 @@
 //! | Module | Knows |
 //! |---|---|
 //! | [`environment`] | where the tests run and what that place offers |
-//! | [`bed`] | what the tests of one executable share |
+//! | [`context`] | what the tests of one executable share |
 //! | [`suite`] | how a table of tests is run and reported |
 //! | [`process`] | child processes with their logs, and what procfs says of any process |
 //! | [`agent`] | the `kwitness daemon` under test, and clients that watch it |
@@ -23,8 +23,8 @@
 //! there, by name.
 
 pub mod agent;
-pub mod bed;
 pub mod cgroup;
+pub mod context;
 pub mod control_plane;
 pub mod cri;
 pub mod cri_events;

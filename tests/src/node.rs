@@ -28,7 +28,7 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// How often a container is made when the runtime cannot start it for want of its shim.
 const START_ATTEMPTS: u32 = 3;
-/// How containerd begins to tell of that.
+/// How containerd's error for that begins.
 const SHIM_GONE: &str = "failed to start shim";
 /// Where Debian's `containernetworking-plugins` are.
 const CNI_PLUGINS: &str = "/usr/lib/cni";

@@ -1,6 +1,6 @@
 //! Processes: children with a log of their own, waiting with a limit, and what procfs says of any process.
 //!
-//! A [`Managed`] child never outlives its owner, and what goes wrong with one is told with the end of its log.
+//! A [`Managed`] child never outlives its owner, and what goes wrong with one is shown with the end of its log.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How much of a log is told with a failure.
+/// Lines of a log that are shown with a failure.
 const LOG_TAIL_LINES: usize = 40;
 /// How long a stopped process may take to be seen as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// What such a telling begins with.
+/// What such an excerpt begins with.
 const LOG_MARK: &str = "---";
 
 /// A child process whose output goes to a file.
@@ -175,7 +175,7 @@ pub async fn wait_for<T>(
         if began.elapsed() > limit {
             bail!("waited {limit:?} in vain for {what}");
         }
-        // Finer than what is told by the time that it took, and never a burden.
+        // Fine against the time already waited, and never a busy loop.
         tokio::time::sleep((began.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(50)))
             .await;
     }

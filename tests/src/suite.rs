@@ -9,12 +9,12 @@ use std::time::Instant;
 use anyhow::Result;
 use libtest_mimic::{Arguments, ColorSetting, Failed, Trial};
 
-use crate::bed::Bed;
+use crate::context::TestContext;
 use crate::environment::{Combination, Tier};
 use crate::process;
 
 /// What a row does.
-type Body = Box<dyn FnOnce(&Bed) -> Result<()> + Send>;
+type Body = Box<dyn FnOnce(&TestContext) -> Result<()> + Send>;
 
 /// A row of the table.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
@@ -26,7 +26,7 @@ pub struct Case {
 
 impl Case {
     /// A row that applies everywhere.
-    pub fn new(name: &str, body: impl FnOnce(&Bed) -> Result<()> + Send + 'static) -> Self {
+    pub fn new(name: &str, body: impl FnOnce(&TestContext) -> Result<()> + Send + 'static) -> Self {
         Self { name: name.to_owned(), refused: None, body: Box::new(body) }
     }
 
@@ -37,41 +37,41 @@ impl Case {
 
     /// A row for each combination of OCI runtime and cgroup driver.
     pub fn each(
-        bed: &Bed,
+        ctx: &TestContext,
         name: &str,
-        body: impl Fn(&Bed, Combination) -> Result<()> + Copy + Send + 'static,
+        body: impl Fn(&TestContext, Combination) -> Result<()> + Copy + Send + 'static,
     ) -> impl Iterator<Item = Self> {
         Combination::ALL.into_iter().map(move |combination| Self {
             name: format!("{}_{name}", combination.name()),
-            refused: bed.environment.refuses(combination),
-            body: Box::new(move |bed| body(bed, combination)),
+            refused: ctx.environment.refuses(combination),
+            body: Box::new(move |ctx| body(ctx, combination)),
         })
     }
 
     /// A row for the first combination that this place can run: for what does not depend on it.
     pub fn once(
-        bed: &Bed,
+        ctx: &TestContext,
         name: &str,
-        body: impl Fn(&Bed, Combination) -> Result<()> + Send + 'static,
+        body: impl Fn(&TestContext, Combination) -> Result<()> + Send + 'static,
     ) -> Result<Self> {
-        let combination = bed.environment.first_combination()?;
-        Ok(Self::new(name, move |bed| body(bed, combination)))
+        let combination = ctx.environment.first_combination()?;
+        Ok(Self::new(name, move |ctx| body(ctx, combination)))
     }
 }
 
 /// Runs the rows that the command line chose, stops what they shared, and ends the process if any failed.
-pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
+pub fn run(ctx: TestContext, cases: Vec<Case>) -> Result<()> {
     let mut arguments = Arguments::from_args();
     // One node, one daemon at a time.
     arguments.test_threads = Some(1);
     // A guest's console is a terminal, but its reader is not.
-    if bed.environment.tier == Tier::Vm {
+    if ctx.environment.tier == Tier::Vm {
         arguments.color.get_or_insert(ColorSetting::Never);
         anstream::ColorChoice::Never.write_global();
     }
-    let bed = Arc::new(bed);
+    let ctx = Arc::new(ctx);
     let trials = cases.into_iter().map(|case| {
-        let shared = Arc::clone(&bed);
+        let shared = Arc::clone(&ctx);
         let body = move || {
             let start = Instant::now();
             let outcome = (case.body)(&shared);
@@ -85,7 +85,7 @@ pub fn run(bed: Bed, cases: Vec<Case>) -> Result<()> {
         }
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    bed.finish()?;
+    ctx.finish()?;
     conclusion.exit_if_failed();
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! The test bed itself: a real containerd runs, execs into, stops and removes pods here, before anything is asked
+//! The test ctx itself: a real containerd runs, execs into, stops and removes pods here, before anything is asked
 //! of kwitness. What fails here is not kwitness's fault.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Combination, Environment};
 use kwitness_tests::node::Node;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
@@ -12,17 +12,17 @@ use kwitness_tests::suite::{self, Case};
 use kwitness_tests::{cgroup, process};
 
 fn main() -> Result<()> {
-    let bed = Bed::make()?;
-    let cases = Case::each(&bed, "a_pods_whole_life", |bed, combination| {
-        bed.block_on(whole_life(&bed.environment, combination))
+    let ctx = TestContext::new()?;
+    let cases = Case::each(&ctx, "a_pods_whole_life", |ctx, combination| {
+        ctx.block_on(whole_life(&ctx.environment, combination))
     });
     let cases = cases.collect();
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }
 
 async fn whole_life(environment: &Environment, combination: Combination) -> Result<()> {
     let node = Node::start(environment, combination.driver).await?;
-    let spec = PodSpec::new("bed", combination.handler)?;
+    let spec = PodSpec::new("ctx", combination.handler)?;
     let pod = node.run_pod(&spec).await?;
 
     let main = node.run(&pod, &ContainerSpec::shell("main", "exec sleep 1000")).await?;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::place::{Cache, Workspace};
+use crate::workspace::{Cache, Workspace};
 use crate::{ebpf, run};
 
 /// The user side's machine: the host's own, named so that build scripts and macros are not built statically too.

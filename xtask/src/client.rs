@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::place::Workspace;
 use crate::run;
+use crate::workspace::Workspace;
 
 /// The packages of the client side.
 const PACKAGES: &[&str] = &["kwitness", "kwitness-api", "kwitness-core"];

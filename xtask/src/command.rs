@@ -9,10 +9,10 @@ use clap::Args;
 
 use crate::host;
 use crate::job::Job;
-use crate::place::{Cache, Workspace};
 use crate::setup::{self, Needs};
 use crate::versions::{DEFAULT_KERNEL, DEFAULT_ROOT, KernelSeries, RootSpec, SYSTEMD_ROOT};
 use crate::vm::{Guest, Output};
+use crate::workspace::{Cache, Workspace};
 
 /// A guest and what to run in it.
 #[derive(Args)]

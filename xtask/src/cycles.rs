@@ -15,8 +15,8 @@ use quote::ToTokens as _;
 use serde::Deserialize;
 use syn::{Item, ItemMod, UseTree};
 
-use crate::place::Workspace;
 use crate::run;
+use crate::workspace::Workspace;
 
 /// Fails if any crate of the workspace has a circle.
 pub fn task(workspace: &Workspace) -> Result<()> {
@@ -27,9 +27,9 @@ pub fn task(workspace: &Workspace) -> Result<()> {
         for circle in graph.circles() {
             let modules: Vec<_> = circle.iter().map(|name| format!("`{name}`")).collect();
             writeln!(circles, "{name}: {} import each other", modules.join(", "))?;
-            for (from, to, place) in graph.edges(&circle) {
-                let file = place.file.strip_prefix(&workspace.root).unwrap_or(&place.file);
-                writeln!(circles, "  {from} -> {to:<16} {}:{}", file.display(), place.line)?;
+            for (from, to, location) in graph.edges(&circle) {
+                let file = location.file.strip_prefix(&workspace.root).unwrap_or(&location.file);
+                writeln!(circles, "  {from} -> {to:<16} {}:{}", file.display(), location.line)?;
             }
         }
     }
@@ -74,14 +74,14 @@ fn targets_of(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Where a module first names another.
-struct Place {
+struct Location {
     file: PathBuf,
     line: usize,
 }
 
 /// For each top-level module those that it names.
 #[derive(Default)]
-struct Graph(BTreeMap<String, BTreeMap<String, Place>>);
+struct Graph(BTreeMap<String, BTreeMap<String, Location>>);
 
 impl Graph {
     /// Reads the crate whose root is the file `root`.
@@ -143,11 +143,11 @@ impl Graph {
     fn edges<'a>(
         &'a self,
         circle: &'a BTreeSet<&str>,
-    ) -> impl Iterator<Item = (&'a str, &'a str, &'a Place)> {
+    ) -> impl Iterator<Item = (&'a str, &'a str, &'a Location)> {
         let modules = self.0.iter().filter(|(from, _)| circle.contains(from.as_str()));
         modules.flat_map(move |(from, edges)| {
             let within = edges.iter().filter(|(to, _)| circle.contains(to.as_str()));
-            within.map(move |(to, place)| (from.as_str(), to.as_str(), place))
+            within.map(move |(to, location)| (from.as_str(), to.as_str(), location))
         })
     }
 }
@@ -229,7 +229,7 @@ impl Reader<'_> {
     fn note(&mut self, name: &str, file: &Path, line: usize) {
         let Some(to) = self.names.get(name).filter(|to| **to != self.module) else { return };
         let edges = self.graph.0.entry(self.module.clone()).or_default();
-        edges.entry(to.clone()).or_insert_with(|| Place { file: file.to_owned(), line });
+        edges.entry(to.clone()).or_insert_with(|| Location { file: file.to_owned(), line });
     }
 }
 

@@ -11,10 +11,10 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
-use crate::place::{Cache, Workspace};
 use crate::setup::{self, Needs, kubernetes};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
+use crate::workspace::{Cache, Workspace};
 use crate::{host, images, step};
 
 /// After this long it is given up.
@@ -32,7 +32,7 @@ pub struct Demo {
     #[arg(value_enum, default_value_t = Scene::Life)]
     scene: Scene,
     #[command(flatten)]
-    place: Watched,
+    options: Watched,
 }
 
 /// What there is to see.
@@ -40,9 +40,9 @@ pub struct Demo {
 enum Scene {
     /// Containers come and go
     Life,
-    /// Containers are resized, and somebody interferes: needs cgroup v2 with its controllers
+    /// Containers are resized, and another process interferes: needs cgroup v2 with its controllers
     Resize,
-    /// A kubelet restarts pods that crash, told of it by kwitness, and by asking
+    /// A kubelet restarts crashing pods, on kwitness's events and by polling
     Kubelet,
 }
 
@@ -63,22 +63,22 @@ impl Scene {
 
 /// Shows a scene and returns its exit status.
 pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
-    let mut place = demo.place.clone();
-    if demo.scene.needs_limits() && place.vm.is_none() && !has_controllers() {
+    let mut options = demo.options.clone();
+    if demo.scene.needs_limits() && options.vm.is_none() && !has_controllers() {
         step::say(
             "  --",
             "guest",
             &format!("{CONTROLLERS} has no memory: shown in a guest with kernel {STAND_IN}"),
         );
-        place.vm = Some(STAND_IN.to_owned());
+        options.vm = Some(STAND_IN.to_owned());
     }
     ensure!(
-        demo.scene != Scene::Kubelet || place.vm.is_none(),
+        demo.scene != Scene::Kubelet || options.vm.is_none(),
         "the scene `kubelet` compares times that say nothing in an emulated guest: leave out --vm"
     );
-    place.arguments.insert(0, demo.scene.name().to_owned());
+    options.arguments.insert(0, demo.scene.name().to_owned());
     let with: &[&str] = if demo.scene == Scene::Kubelet { &[kubernetes::KUBELET] } else { &[] };
-    task(workspace, cache, "kwitness-demo", with, &place)
+    task(workspace, cache, "kwitness-demo", with, &options)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -106,10 +106,10 @@ pub fn task(
     cache: &Cache,
     program: &str,
     with: &[&str],
-    place: &Watched,
+    options: &Watched,
 ) -> Result<i32> {
-    let root = RootSpec::find(&place.root)?;
-    let kernel = place.vm.as_deref().map(KernelSeries::find).transpose()?;
+    let root = RootSpec::find(&options.root)?;
+    let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs { bpf: true, kubernetes: !with.is_empty(), ..Needs::default() };
     match kernel {
         Some(kernel) => {
@@ -143,7 +143,7 @@ pub fn task(
         job.env("COLUMNS", columns);
     }
     let mut words = vec![format!("{MOUNT}/{}", in_job(program).display())];
-    words.extend(place.arguments.iter().cloned());
+    words.extend(options.arguments.iter().cloned());
     job.command(&words)?;
     match kernel {
         Some(kernel) => {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::place::{Cache, Workspace};
 use crate::run;
+use crate::workspace::{Cache, Workspace};
 
 /// The workspaces, each with its own lock file.
 const MANIFESTS: &[&str] = &["Cargo.toml", "ebpf/probes/Cargo.toml"];

@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::place::{Cache, Workspace};
 use crate::run;
 use crate::setup::tools::BPF_RUSTC;
 use crate::step::hex;
 use crate::versions::LLVM_MAJOR;
+use crate::workspace::{Cache, Workspace};
 
 /// What the object is built from, relative to the root of the source tree.
 const SOURCES: &[&str] = &[

@@ -10,10 +10,10 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use crate::place::Cache;
 use crate::run;
 use crate::setup::programs;
 use crate::step::hex;
+use crate::workspace::Cache;
 
 /// The host's static busybox, of Debian's package `busybox-static`.
 pub const BUSYBOX: &str = "/bin/busybox";

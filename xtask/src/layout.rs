@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType};
 
 use crate::images::{BUSYBOX, add_file, header};
-use crate::place::Cache;
 use crate::run;
 use crate::setup::programs;
 use crate::step::hex;
+use crate::workspace::Cache;
 
 const DIRECTORIES: &[&str] =
     &["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "var", "var/run", "var/www"];

@@ -13,7 +13,6 @@ mod host;
 mod images;
 mod job;
 mod layout;
-mod place;
 mod run;
 mod setup;
 mod signals;
@@ -23,14 +22,15 @@ mod test;
 mod unused;
 mod versions;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::place::{Cache, Workspace};
 use crate::setup::Needs;
+use crate::workspace::{Cache, Workspace};
 
 /// Builds, tests, demos and measures kwitness.
 #[derive(Parser)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use crate::place::Cache;
+use crate::workspace::Cache;
 
 /// One thing that setup makes.
 pub struct Step<'a> {
@@ -65,7 +65,7 @@ pub fn say(mark: &str, name: &str, rest: &str) {
         (true, _) => ("\x1b[2m", "\x1b[0m"),
         (false, _) => ("", ""),
     };
-    // Nobody is left to tell when standard error is closed.
+    // Nobody is left to report when standard error is closed.
     _ = writeln!(err, "{}", format!("{on}{mark}{off} {name:<36} {rest}").trim_end());
 }
 

@@ -16,8 +16,10 @@ pub struct Tally {
     pub failed: u64,
     /// What failed beside the tests.
     pub reasons: Vec<String>,
-    /// The names of the tests that failed, as far as the runner told them.
+    /// The names of the tests that failed, as far as the runner reported them.
     pub names: Vec<String>,
+    /// How long each target took, in seconds.
+    pub seconds: Vec<(String, u64)>,
     /// From each runner with a failure, what a person wants to read of its output.
     pub quotes: Vec<String>,
 }
@@ -35,13 +37,14 @@ impl AddAssign for Tally {
         self.failed += other.failed;
         self.reasons.extend(other.reasons);
         self.names.extend(other.names);
+        self.seconds.extend(other.seconds);
         self.quotes.extend(other.quotes);
     }
 }
 
 /// What a job prints before it starts a target.
 pub const BEGIN: &str = "== begin ";
-/// What a job prints when a target ended, with its exit status.
+/// What a job prints when a target ended, with its exit status and the seconds that it took.
 pub const END: &str = "== end ";
 
 /// Counts the output of a job that ran `targets`, each between its lines [`BEGIN`] and [`END`].
@@ -58,7 +61,10 @@ pub fn job(output: &str, targets: &[String]) -> Tally {
         let mut status = None;
         for line in lines {
             if let Some(end) = line.strip_prefix(END) {
-                status = end.trim().parse().ok();
+                let mut words = end.split_whitespace();
+                status = words.next().and_then(|word| word.parse().ok());
+                let seconds = words.next().and_then(|word| word.parse().ok());
+                total.seconds.extend(seconds.map(|seconds| (target.clone(), seconds)));
                 break;
             }
             text.push(line);
@@ -104,7 +110,7 @@ pub fn this(name: &str, output: &str, status: Option<i32>) -> Tally {
     tally
 }
 
-/// What the runners in this output tell of their failures: from a line `failures:` to the one with the result.
+/// What the runners in this output report their failures: from a line `failures:` to the one with the result.
 fn accounts(output: &str) -> Vec<Vec<&str>> {
     let mut accounts: Vec<Vec<&str>> = Vec::new();
     let mut within = false;
@@ -170,9 +176,10 @@ mod tests {
 
     #[test]
     fn results_of_all_targets_are_summed() {
-        let output = format!("{BEGIN}a\n{OK}\n{END}0\n{BEGIN}b\n{FAILED}\n{END}101\n");
+        let output = format!("{BEGIN}a\n{OK}\n{END}0 4\n{BEGIN}b\n{FAILED}\n{END}101 75\n");
         let tally = job(&output, &targets(&["a", "b"]));
         assert_eq!((tally.passed, tally.failed, &tally.reasons[..]), (4, 2, &[][..]));
+        assert_eq!(tally.seconds, [("a".to_owned(), 4), ("b".to_owned(), 75)]);
         assert_eq!(closing(&tally), "4 passed, 2 failed");
     }
 

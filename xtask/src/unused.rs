@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use toml::{Table, Value};
 
-use crate::place::{Cache, Workspace};
 use crate::run;
+use crate::workspace::{Cache, Workspace};
 
 /// Where a manifest lists dependencies.
 const TABLES: &[&str] = &["dependencies", "dev-dependencies", "build-dependencies"];

@@ -30,7 +30,7 @@ pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
 /// A kernel to boot guests with: the newest cloud build of a series that the suites have.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KernelSeries {
-    /// As asked for on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
     /// Where Debian keeps it. Old builds are dropped from there, so no exact version is written down.
     pub suites: &'static [&'static str],
@@ -62,7 +62,7 @@ pub enum Init {
 /// A Debian tree with a container runtime: the root of guests, and of nodes on this machine's own kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RootSpec {
-    /// As asked for on the command line.
+    /// Its name on the command line.
     pub name: &'static str,
     /// The suite it is made of.
     pub suite: &'static str,
@@ -93,6 +93,15 @@ pub const ROOTS: &[RootSpec] = &[
         packages: &["systemd", "systemd-sysv", "dbus"],
         init: Init::Systemd,
     },
+];
+
+/// The guests that tests run in, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
+pub const GUESTS: &[(&str, &str)] = &[
+    ("5.10", "trixie"),
+    ("6.1", "trixie"),
+    ("6.12", "trixie"),
+    ("7.2", "forky"),
+    ("6.12", "trixie-systemd"),
 ];
 
 /// The kernel and the root that `vm` boots unless told otherwise.

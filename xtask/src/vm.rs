@@ -1,4 +1,4 @@
-//! One guest: boots a kernel with a root, runs a job in it, and tells how the job ended.
+//! One guest: boots a kernel with a root, runs a job in it, and reports how the job ended.
 //!
 //! ```text
 //! xtask ── QEMU ── NVMe "root"     the root's disk; writes go to a file that is dropped
@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::job::Job;
-use crate::place::Cache;
 use crate::setup::disk;
 use crate::signals;
 use crate::versions::{Init, KernelSeries, RootSpec};
+use crate::workspace::Cache;
 
 /// A guest to boot.
 pub struct Guest<'a> {
@@ -76,7 +76,7 @@ impl Guest<'_> {
         let said = fs::read_to_string(&control).unwrap_or_default();
         let console = || {
             let text = fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-            format!("the kernel's console:\n{}", telling(&text.unwrap_or_default()))
+            format!("the kernel's console:\n{}", relevant(&text.unwrap_or_default()))
         };
         match ended? {
             Ended::Interrupted => bail!("interrupted"),
@@ -171,8 +171,8 @@ fn copy(mut from: impl Read, to: Output) {
     }
 }
 
-/// What of the kernel's console tells why it died: from its first complaint on, or else the end.
-fn telling(console: &str) -> String {
+/// What of the kernel's console reports why it died: from its first complaint on, or else the end.
+fn relevant(console: &str) -> String {
     const LINES: usize = 40;
     const COMPLAINTS: &[&str] = &["Oops", "BUG:", "Kernel panic", "double fault", "Out of memory"];
     let lines: Vec<_> = console.lines().map(str::trim_end).collect();
@@ -212,12 +212,12 @@ mod tests {
     #[test]
     fn the_first_complaint_of_a_kernel_is_shown() {
         let mut console: Vec<_> = (0..100).map(|n| format!("line {n}")).collect();
-        assert!(telling(&console.join("\r\n")).ends_with("\nline 99"));
+        assert!(relevant(&console.join("\r\n")).ends_with("\nline 99"));
         console.insert(20, "Kernel panic - not syncing".to_owned());
-        let shown = telling(&console.join("\n"));
+        let shown = relevant(&console.join("\n"));
         assert!(shown.starts_with("Kernel panic"), "{shown}");
         assert!(shown.ends_with("\nline 58"), "{shown}");
-        assert_eq!(telling(""), "");
+        assert_eq!(relevant(""), "");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Account {
         anstream::println!("     {text}");
     }
 
-    /// Somebody interferes.
+    /// Another process interferes.
     pub(super) fn meddled(&mut self, text: &str) {
         self.meddled = true;
         anstream::println!("     {SABOTAGE}{text}{SABOTAGE:#}");
@@ -68,7 +68,7 @@ impl Account {
     }
 
     /// A step went well whose outcome is not one verdict on one file.
-    pub(super) async fn told(&mut self, step: &str, outcome: &str) {
+    pub(super) async fn reported(&mut self, step: &str, outcome: &str) {
         self.head(step);
         anstream::println!("     {GOOD}✓{GOOD:#} {outcome}");
         self.count().await;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::VerdictKind;
 use tokio::time::Duration;
 
-use super::place::{number, write};
-use super::{Account, Limit, MIB, Place, sleeper};
+use super::context::{number, write};
+use super::{Account, Limit, MIB, ResizeContext, sleeper};
 use crate::agent::Agent;
 use crate::environment::Combination;
 use crate::node::Node;
@@ -27,20 +27,20 @@ pub(super) async fn nobody_to_kill(
     account: &mut Account,
 ) -> Result<()> {
     let pod = node.run_pod(&PodSpec::new("hungry", combination.handler)?).await?;
-    let mut place = hungry(node, agent, &pod, account).await?;
-    let b = &mut place;
-    b.in_force("a container that uses most of its 64 MiB", Limit::Memory(64 * MIB)).await?;
-    b.account.meddled("nobody in it may be killed");
-    for pid in b.pids()? {
+    let mut context = hungry(node, agent, &pod, account).await?;
+    let ctx = &mut context;
+    ctx.in_force("a container that uses most of its 64 MiB", Limit::Memory(64 * MIB)).await?;
+    ctx.account.meddled("nobody in it may be killed");
+    for pid in ctx.pids()? {
         spare(pid)?;
     }
-    let own = b.own.clone();
-    b.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
+    let own = ctx.own.clone();
+    ctx.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
     let step = "memory below usage, nobody to kill";
-    let verdict = b.now(step, Limit::Memory(16 * MIB), VerdictKind::OverLimit).await?;
+    let verdict = ctx.now(step, Limit::Memory(16 * MIB), VerdictKind::OverLimit).await?;
     ensure!(verdict.usage.is_some_and(|usage| usage > 16 * MIB), "{verdict:?}");
-    b.mend(&own, "memory.max", &(64 * MIB).to_string())?;
-    b.in_force("and raised again", Limit::Memory(64 * MIB)).await?;
+    ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;
+    ctx.in_force("and raised again", Limit::Memory(64 * MIB)).await?;
     node.remove_pod(&pod).await
 }
 
@@ -52,21 +52,21 @@ pub(super) async fn a_child_is_killed(
     account: &mut Account,
 ) -> Result<()> {
     let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
-    let mut place = hungry(node, agent, &pod, account).await?;
-    let b = &mut place;
-    for pid in b.pids()? {
+    let mut context = hungry(node, agent, &pod, account).await?;
+    let ctx = &mut context;
+    for pid in ctx.pids()? {
         if !words(pid).iter().any(|word| word.as_slice() == HOLDER.as_bytes()) {
             spare(pid)?;
         }
     }
-    let own = b.own.clone();
-    b.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
+    let own = ctx.own.clone();
+    ctx.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
     number(&own.join("memory.current"), |bytes| bytes < 16 * MIB).await?;
     let step = "memory below usage kills";
-    let verdict = b.now(step, Limit::Memory(16 * MIB), VerdictKind::Killed).await?;
+    let verdict = ctx.now(step, Limit::Memory(16 * MIB), VerdictKind::Killed).await?;
     ensure!(verdict.kills.is_some_and(|kills| kills > 0), "{verdict:?}");
-    b.update(Limit::Memory(64 * MIB)).await?;
-    b.in_force("and resized back", Limit::Memory(64 * MIB)).await?;
+    ctx.update(Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("and resized back", Limit::Memory(64 * MIB)).await?;
     node.remove_pod(&pod).await
 }
 
@@ -76,18 +76,18 @@ async fn hungry<'a>(
     agent: &'a Agent,
     pod: &'a Pod,
     account: &'a mut Account,
-) -> Result<Place<'a>> {
+) -> Result<ResizeContext<'a>> {
     let mut spec = sleeper();
     spec.command = ["/bin/sh", "-c", HOG].map(str::to_owned).to_vec();
     let id = node.run(pod, &spec).await?;
-    let place = Place::new(node, agent, pod, id, account).await?;
+    let context = ResizeContext::new(node, agent, pod, id, account).await?;
     process::wait_for("the end of what the child reads", Duration::from_secs(60), async || {
         let sleeps = |pid: u32| words(pid).iter().any(|word| word.as_slice() == b"sleep");
-        Ok(place.pids()?.into_iter().any(sleeps).then_some(()))
+        Ok(context.pids()?.into_iter().any(sleeps).then_some(()))
     })
     .await?;
-    number(&place.own.join("memory.current"), |bytes| bytes > 38 * MIB).await.context("the 40 MB")?;
-    Ok(place)
+    number(&context.own.join("memory.current"), |bytes| bytes > 38 * MIB).await.context("the 40 MB")?;
+    Ok(context)
 }
 
 /// A process's command line.

@@ -1,11 +1,11 @@
 //! A series of resizes on a real node, many of them sabotaged, each with the verdict that it must get.
 //!
 //! Good resizes are waited for; sabotage is judged as it stands. The test of limits plays it, and the demo does, too: [`Account`]
-//! tells it as it goes.
+//! reports it as it goes.
 
 mod account;
+mod context;
 mod memory;
-mod place;
 mod sabotage;
 mod sources;
 
@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 use kwitness_api::proto::{Tolerance, VerdictKind};
 
 pub use account::Account;
-use place::{Limit, MIB, Place};
+use context::{Limit, MIB, ResizeContext};
 
 use crate::agent::{Agent, from_now};
 use crate::cri::v1 as cri;
@@ -80,25 +80,25 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
     let throttled = ("memory.high".to_owned(), (56 * MIB).to_string());
     spec.resources.get_or_insert_default().unified.extend([throttled]);
     let id = node.run(&pod, &spec).await?;
-    let mut place = Place::new(node, agent, &pod, id.clone(), account).await?;
-    let b = &mut place;
-    b.in_force("memory as it was made", Limit::Memory(64 * MIB)).await?;
-    b.in_force("memory.high as it was made", Limit::High).await?;
-    b.in_force("CPU as it was made", Limit::Cpu(500)).await?;
-    b.in_force("weight as it was made", Limit::Weight).await?;
+    let mut context = ResizeContext::new(node, agent, &pod, id.clone(), account).await?;
+    let ctx = &mut context;
+    ctx.in_force("memory as it was made", Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("memory.high as it was made", Limit::High).await?;
+    ctx.in_force("CPU as it was made", Limit::Cpu(500)).await?;
+    ctx.in_force("weight as it was made", Limit::Weight).await?;
 
     // As the kubelet goes up: pod first. Down: containers first.
-    b.resize_pod(Limit::Memory(128 * MIB))?;
-    b.update(Limit::Memory(96 * MIB)).await?;
-    b.in_force("memory up, within the pod's", Limit::Memory(96 * MIB)).await?;
-    b.update(Limit::Memory(80 * MIB)).await?;
-    b.in_force("memory down", Limit::Memory(80 * MIB)).await?;
-    b.resize_pod(Limit::Memory(80 * MIB))?;
-    b.in_force("the pod's memory down to the container's", Limit::Memory(80 * MIB)).await?;
-    b.resize_pod(Limit::Cpu(2000))?;
+    ctx.resize_pod(Limit::Memory(128 * MIB))?;
+    ctx.update(Limit::Memory(96 * MIB)).await?;
+    ctx.in_force("memory up, within the pod's", Limit::Memory(96 * MIB)).await?;
+    ctx.update(Limit::Memory(80 * MIB)).await?;
+    ctx.in_force("memory down", Limit::Memory(80 * MIB)).await?;
+    ctx.resize_pod(Limit::Memory(80 * MIB))?;
+    ctx.in_force("the pod's memory down to the container's", Limit::Memory(80 * MIB)).await?;
+    ctx.resize_pod(Limit::Cpu(2000))?;
     for (step, milli) in [("CPU up", 1000), ("CPU down", 250), ("the least CPU", 10), ("CPU of 417m", 417)] {
-        b.update(Limit::Cpu(milli)).await?;
-        let verdict = b.in_force(step, Limit::Cpu(milli)).await?;
+        ctx.update(Limit::Cpu(milli)).await?;
+        let verdict = ctx.in_force(step, Limit::Cpu(milli)).await?;
         if milli == 417 && combination.driver == CgroupDriver::Systemd {
             // Which of the two, the runtime's version decides.
             ensure!(
@@ -107,41 +107,41 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
             );
         }
     }
-    b.update(Limit::Cpu(1234)).await?;
-    b.in_force("CPU of 1234m", Limit::Cpu(1234)).await?;
+    ctx.update(Limit::Cpu(1234)).await?;
+    ctx.in_force("CPU of 1234m", Limit::Cpu(1234)).await?;
     for (step, count) in [("few shares", 2), ("shares of 100m", 102), ("shares of 1", 1024)] {
-        b.update_to(shares(count)).await?;
-        let verdict = b.in_force(step, Limit::Weight).await?;
+        ctx.update_to(shares(count)).await?;
+        let verdict = ctx.in_force(step, Limit::Weight).await?;
         ensure!(verdict.tolerance() != Tolerance::Unspecified, "{verdict:?}");
     }
-    b.resize_pod(Limit::Memory(128 * MIB))?;
-    b.update(Limit::Memory(70 * MIB + 5000)).await?;
-    let odd = b.in_force("memory that is no whole number of pages", Limit::Memory(70 * MIB + 5000)).await?;
+    ctx.resize_pod(Limit::Memory(128 * MIB))?;
+    ctx.update(Limit::Memory(70 * MIB + 5000)).await?;
+    let odd = ctx.in_force("memory that is no whole number of pages", Limit::Memory(70 * MIB + 5000)).await?;
     ensure!(odd.tolerance() == Tolerance::RoundedToPage, "{odd:?}");
-    b.update(Limit::Memory(64 * MIB)).await?;
-    b.in_force("memory back", Limit::Memory(64 * MIB)).await?;
-    b.update(Limit::Memory(64 * MIB)).await?;
-    b.in_force("the same once more", Limit::Memory(64 * MIB)).await?;
+    ctx.update(Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("memory back", Limit::Memory(64 * MIB)).await?;
+    ctx.update(Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("the same once more", Limit::Memory(64 * MIB)).await?;
 
-    sabotage::all(b, combination).await?;
+    sabotage::all(ctx, combination).await?;
     let resized = |seen: &Seen| seen.has(&id, "verdict");
     let seen = watcher.wait_until("verdicts that nobody asked for", resized).await?;
     ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
     node.stop_container(&id, 0).await?;
     node.remove_container(&id).await?;
-    agent_forgets(b).await?;
+    agent_forgets(ctx).await?;
     node.remove_pod(&pod).await
 }
 
 /// A container that is gone has no limits.
-async fn agent_forgets(b: &mut Place<'_>) -> Result<()> {
-    b.account.asked("the container is removed");
+async fn agent_forgets(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    ctx.account.asked("the container is removed");
     process::wait_for("the end of the container", Duration::from_secs(60), async || {
-        let answer = b.ask(None, 0).await;
+        let answer = ctx.ask(None, 0).await;
         Ok(answer.is_err_and(|status| status.code() == tonic::Code::NotFound).then_some(()))
     })
     .await?;
-    b.account.told("a container that is gone", "nothing to verify").await;
+    ctx.account.reported("a container that is gone", "nothing to verify").await;
     Ok(())
 }
 
@@ -156,19 +156,23 @@ async fn static_pod(
     spec.qos = Qos::Guaranteed;
     let pod = node.run_pod(&spec).await?;
     let id = node.run(&pod, &sleeper()).await?;
-    let mut place = Place::new(node, agent, &pod, id, account).await?;
-    let b = &mut place;
-    b.in_force("a static pod's memory", Limit::Memory(64 * MIB)).await?;
-    b.update(Limit::Memory(48 * MIB)).await?;
-    b.in_force("a static pod's resize", Limit::Memory(48 * MIB)).await?;
-    b.resize_pod(Limit::Memory(32 * MIB))?;
-    b.now("a static pod that is smaller than its container", Limit::Memory(48 * MIB), VerdictKind::Shadowed)
-        .await?;
-    let own = b.own.clone();
-    b.in_force("a static pod's quota", Limit::Cpu(500)).await?;
-    b.meddle(&own, "cpu.max", "max 100000")?;
-    b.now("a static pod's quota is undone", Limit::Cpu(500), VerdictKind::Reverted).await?;
-    b.meddle(&own, "memory.max", "max")?;
-    b.now("and its memory", Limit::Memory(48 * MIB), VerdictKind::Reverted).await?;
+    let mut context = ResizeContext::new(node, agent, &pod, id, account).await?;
+    let ctx = &mut context;
+    ctx.in_force("a static pod's memory", Limit::Memory(64 * MIB)).await?;
+    ctx.update(Limit::Memory(48 * MIB)).await?;
+    ctx.in_force("a static pod's resize", Limit::Memory(48 * MIB)).await?;
+    ctx.resize_pod(Limit::Memory(32 * MIB))?;
+    ctx.now(
+        "a static pod that is smaller than its container",
+        Limit::Memory(48 * MIB),
+        VerdictKind::Shadowed,
+    )
+    .await?;
+    let own = ctx.own.clone();
+    ctx.in_force("a static pod's quota", Limit::Cpu(500)).await?;
+    ctx.meddle(&own, "cpu.max", "max 100000")?;
+    ctx.now("a static pod's quota is undone", Limit::Cpu(500), VerdictKind::Reverted).await?;
+    ctx.meddle(&own, "memory.max", "max")?;
+    ctx.now("and its memory", Limit::Memory(48 * MIB), VerdictKind::Reverted).await?;
     node.remove_pod(&pod).await
 }

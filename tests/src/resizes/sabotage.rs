@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::{self, Source, VerdictKind, wanted};
 use tokio::time::{Duration, sleep};
 
-use super::place::directory;
-use super::{Account, Limit, MIB, Place, sleeper};
+use super::context::directory;
+use super::{Account, Limit, MIB, ResizeContext, sleeper};
 use crate::agent::Agent;
 use crate::environment::{CgroupDriver, Combination};
 use crate::node::Node;
@@ -15,41 +15,41 @@ use crate::pod::PodSpec;
 use crate::process;
 
 /// All that is done to a container that runs.
-pub(super) async fn all(b: &mut Place<'_>, combination: Combination) -> Result<()> {
-    b.account.part("Another level allows less.");
-    shadowed(b).await?;
-    b.account.part("Somebody else writes.");
-    undone(b).await?;
-    overwritten(b).await?;
+pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
+    ctx.account.part("Another level allows less.");
+    shadowed(ctx).await?;
+    ctx.account.part("Another process else writes.");
+    undone(ctx).await?;
+    overwritten(ctx).await?;
     if combination.driver == CgroupDriver::Systemd {
-        rewritten_by_systemd(b).await?;
+        rewritten_by_systemd(ctx).await?;
     }
-    b.account.part("The runtime was not told, or the kernel refused.");
-    never_written(b).await?;
-    b.account.part("Two at a time.");
-    at_once(b).await
+    ctx.account.part("The runtime was not asked, or the kernel refused.");
+    never_written(ctx).await?;
+    ctx.account.part("Two at a time.");
+    at_once(ctx).await
 }
 
 /// A level above allows less.
-async fn shadowed(b: &mut Place<'_>) -> Result<()> {
-    let around = b.around.clone();
+async fn shadowed(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    let around = ctx.around.clone();
     let class = around.parent().context("a pod's cgroup without a parent")?.to_owned();
     let pods = class.parent().context("a class's cgroup without a parent")?.to_owned();
 
-    b.resize_pod(Limit::Memory(64 * MIB))?;
-    b.update(Limit::Memory(96 * MIB)).await?;
+    ctx.resize_pod(Limit::Memory(64 * MIB))?;
+    ctx.update(Limit::Memory(96 * MIB)).await?;
     let verdict =
-        b.now("container updated but pod not", Limit::Memory(96 * MIB), VerdictKind::Shadowed).await?;
+        ctx.now("container updated but pod not", Limit::Memory(96 * MIB), VerdictKind::Shadowed).await?;
     let effective = verdict.effective.context("no effective limit")?;
     ensure!(effective.value == (64 * MIB).to_string(), "{effective:?}");
-    b.resize_pod(Limit::Memory(128 * MIB))?;
-    b.in_force("the pod follows", Limit::Memory(96 * MIB)).await?;
+    ctx.resize_pod(Limit::Memory(128 * MIB))?;
+    ctx.in_force("the pod follows", Limit::Memory(96 * MIB)).await?;
 
-    b.resize_pod(Limit::Cpu(500))?;
-    b.update(Limit::Cpu(1000)).await?;
-    b.now("quota above the pod's", Limit::Cpu(1000), VerdictKind::Shadowed).await?;
-    b.resize_pod(Limit::Cpu(2000))?;
-    b.in_force("the pod's quota follows", Limit::Cpu(1000)).await?;
+    ctx.resize_pod(Limit::Cpu(500))?;
+    ctx.update(Limit::Cpu(1000)).await?;
+    ctx.now("quota above the pod's", Limit::Cpu(1000), VerdictKind::Shadowed).await?;
+    ctx.resize_pod(Limit::Cpu(2000))?;
+    ctx.in_force("the pod's quota follows", Limit::Cpu(1000)).await?;
 
     // Each level allows less than the ones below it, and is the one that is named.
     let chain = [
@@ -63,117 +63,117 @@ async fn shadowed(b: &mut Place<'_>) -> Result<()> {
             let path = directory.join(limit.file());
             let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             before.push((directory, text));
-            b.meddle(directory, limit.file(), texts[index])?;
+            ctx.meddle(directory, limit.file(), texts[index])?;
             let step = format!("less {} in {whose}", limit.what());
-            let verdict = b.now(&step, limit, VerdictKind::Shadowed).await?;
+            let verdict = ctx.now(&step, limit, VerdictKind::Shadowed).await?;
             ensure!(verdict.reason.contains(whose), "{}", verdict.reason);
         }
         for (directory, text) in before {
-            b.mend(directory, limit.file(), text.trim())?;
+            ctx.mend(directory, limit.file(), text.trim())?;
         }
-        b.in_force("and all of it put right", limit).await?;
+        ctx.in_force("and all of it put right", limit).await?;
     }
     Ok(())
 }
 
 /// It was in force, and is no more.
-async fn undone(b: &mut Place<'_>) -> Result<()> {
-    let (own, around) = (b.own.clone(), b.around.clone());
-    b.update(Limit::Memory(64 * MIB)).await?;
-    b.in_force("memory before it is undone", Limit::Memory(64 * MIB)).await?;
-    b.meddle(&own, "memory.max", "max")?;
-    b.now("a write that undoes it", Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
+async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    let (own, around) = (ctx.own.clone(), ctx.around.clone());
+    ctx.update(Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("memory before it is undone", Limit::Memory(64 * MIB)).await?;
+    ctx.meddle(&own, "memory.max", "max")?;
+    ctx.now("a write that undoes it", Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
     for (step, text) in [("it is halved", "33554432"), ("it is a page more", "67112960")] {
-        b.meddle(&own, "memory.max", text)?;
-        b.now(step, Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
+        ctx.meddle(&own, "memory.max", text)?;
+        ctx.now(step, Limit::Memory(64 * MIB), VerdictKind::Reverted).await?;
     }
-    b.mend(&own, "memory.max", &(64 * MIB).to_string())?;
-    b.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
-    let high = b.says("memory.high")?;
-    b.meddle(&own, "memory.high", "max")?;
-    b.now("nobody is slowed down any more", Limit::High, VerdictKind::Reverted).await?;
-    b.mend(&own, "memory.high", &high)?;
-    b.meddle(&around, "memory.high", "33554432")?;
-    b.now("and the whole pod, sooner", Limit::High, VerdictKind::Shadowed).await?;
+    ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;
+    ctx.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
+    let high = ctx.says("memory.high")?;
+    ctx.meddle(&own, "memory.high", "max")?;
+    ctx.now("nobody is slowed down any more", Limit::High, VerdictKind::Reverted).await?;
+    ctx.mend(&own, "memory.high", &high)?;
+    ctx.meddle(&around, "memory.high", "33554432")?;
+    ctx.now("and the whole pod, sooner", Limit::High, VerdictKind::Shadowed).await?;
     let class = around.parent().context("a pod's cgroup without a parent")?.to_owned();
-    b.meddle(&class, "memory.high", "25165824")?;
-    b.now("and all of its class, sooner still", Limit::High, VerdictKind::Shadowed).await?;
-    b.mend(&class, "memory.high", "max")?;
-    b.mend(&around, "memory.high", "max")?;
+    ctx.meddle(&class, "memory.high", "25165824")?;
+    ctx.now("and all of its class, sooner still", Limit::High, VerdictKind::Shadowed).await?;
+    ctx.mend(&class, "memory.high", "max")?;
+    ctx.mend(&around, "memory.high", "max")?;
     for (step, text) in [
         ("a quota that is undone", "20000 100000"),
         ("a quota that is none any more", "max 100000"),
         ("a tenth more", "110000 100000"),
     ] {
-        b.meddle(&own, "cpu.max", text)?;
-        b.now(step, Limit::Cpu(1000), VerdictKind::Reverted).await?;
+        ctx.meddle(&own, "cpu.max", text)?;
+        ctx.now(step, Limit::Cpu(1000), VerdictKind::Reverted).await?;
     }
-    b.update(Limit::Cpu(500)).await?;
-    b.in_force("another resize repairs it", Limit::Cpu(500)).await?;
+    ctx.update(Limit::Cpu(500)).await?;
+    ctx.in_force("another resize repairs it", Limit::Cpu(500)).await?;
     for (step, text) in
         [("the same quota of a longer period", "50000 200000"), ("and of a shorter one", "50000 50000")]
     {
-        b.meddle(&own, "cpu.max", text)?;
-        b.now(step, Limit::Cpu(500), VerdictKind::Reverted).await?;
+        ctx.meddle(&own, "cpu.max", text)?;
+        ctx.now(step, Limit::Cpu(500), VerdictKind::Reverted).await?;
     }
-    b.mend(&own, "cpu.max", "50000 100000")?;
-    b.in_force("the period is put right", Limit::Cpu(500)).await?;
-    let weight = b.says("cpu.weight")?;
-    b.now("the weight as it is", Limit::Weight, VerdictKind::InForce).await?;
+    ctx.mend(&own, "cpu.max", "50000 100000")?;
+    ctx.in_force("the period is put right", Limit::Cpu(500)).await?;
+    let weight = ctx.says("cpu.weight")?;
+    ctx.now("the weight as it is", Limit::Weight, VerdictKind::InForce).await?;
     for (step, text) in
         [("a weight that is undone", "777"), ("the greatest weight", "10000"), ("the least weight", "1")]
     {
-        b.meddle(&own, "cpu.weight", text)?;
-        b.now(step, Limit::Weight, VerdictKind::Reverted).await?;
+        ctx.meddle(&own, "cpu.weight", text)?;
+        ctx.now(step, Limit::Weight, VerdictKind::Reverted).await?;
     }
-    b.mend(&own, "cpu.weight", &weight)?;
-    b.in_force("the weight is put right", Limit::Weight).await.map(drop)
+    ctx.mend(&own, "cpu.weight", &weight)?;
+    ctx.in_force("the weight is put right", Limit::Weight).await.map(drop)
 }
 
-/// What somebody wrote past the runtime is lost with the runtime's next update.
-async fn overwritten(b: &mut Place<'_>) -> Result<()> {
-    b.update(Limit::Memory(64 * MIB)).await?;
-    b.in_force("memory, told to the runtime", Limit::Memory(64 * MIB)).await?;
-    let own = b.own.clone();
-    if b.inner().is_some() {
-        b.meddle(&own, "memory.max", &(72 * MIB).to_string())?;
+/// What another process wrote past the runtime is lost with the runtime's next update.
+async fn overwritten(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    ctx.update(Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("memory, told to the runtime", Limit::Memory(64 * MIB)).await?;
+    let own = ctx.own.clone();
+    if ctx.inner().is_some() {
+        ctx.meddle(&own, "memory.max", &(72 * MIB).to_string())?;
         let step = "memory, but for the inner cgroup";
-        b.now(step, Limit::Memory(72 * MIB), VerdictKind::Shadowed).await?;
+        ctx.now(step, Limit::Memory(72 * MIB), VerdictKind::Shadowed).await?;
     }
-    b.meddle_within("memory.max", &(72 * MIB).to_string())?;
-    b.in_force("memory, not told to the runtime", Limit::Memory(72 * MIB)).await?;
-    b.update(Limit::Memory(64 * MIB)).await?;
+    ctx.meddle_within("memory.max", &(72 * MIB).to_string())?;
+    ctx.in_force("memory, not told to the runtime", Limit::Memory(72 * MIB)).await?;
+    ctx.update(Limit::Memory(64 * MIB)).await?;
     let step = "the runtime's next update undoes it";
-    let verdict = b.now(step, Limit::Memory(72 * MIB), VerdictKind::Reverted).await?;
+    let verdict = ctx.now(step, Limit::Memory(72 * MIB), VerdictKind::Reverted).await?;
     ensure!(verdict.writer.is_some_and(|writer| writer.pid.is_some()), "who reverted it is not known");
     Ok(())
 }
 
-/// What somebody wrote past systemd is lost when systemd writes its unit's limits again, for whatever reason.
-async fn rewritten_by_systemd(b: &mut Place<'_>) -> Result<()> {
-    let own = b.own.clone();
-    b.meddle_within("memory.max", &(72 * MIB).to_string())?;
-    b.in_force("memory, not told to systemd", Limit::Memory(72 * MIB)).await?;
+/// What another process wrote past systemd is lost when systemd writes its unit's limits again, for whatever reason.
+async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    let own = ctx.own.clone();
+    ctx.meddle_within("memory.max", &(72 * MIB).to_string())?;
+    ctx.in_force("memory, not told to systemd", Limit::Memory(72 * MIB)).await?;
     let scope = own.file_name().and_then(|name| name.to_str()).context("a scope without a name")?;
     let set = ["set-property", "--runtime", scope, "MemoryHigh=120M"];
-    b.account.meddled("somebody runs `systemctl set-property SCOPE MemoryHigh=120M`");
+    ctx.account.meddled("another process runs `systemctl set-property SCOPE MemoryHigh=120M`");
     process::run(std::process::Command::new("systemctl").args(set))?;
     let written = (72 * MIB).to_string();
     process::wait_for("systemd to write memory.max", Duration::from_secs(30), async || {
-        Ok((b.says("memory.max")? != written).then_some(()))
+        Ok((ctx.says("memory.max")? != written).then_some(()))
     })
     .await?;
     let step = "systemd writes what it knows";
-    let verdict = b.now(step, Limit::Memory(72 * MIB), VerdictKind::Reverted).await?;
+    let verdict = ctx.now(step, Limit::Memory(72 * MIB), VerdictKind::Reverted).await?;
     ensure!(verdict.writer.as_ref().is_some_and(|writer| writer.pid == Some(1)), "{verdict:?}");
     Ok(())
 }
 
 /// The file never said it.
-async fn never_written(b: &mut Place<'_>) -> Result<()> {
-    b.now("never told to anybody", Limit::Memory(77 * MIB), VerdictKind::Diverged).await?;
+async fn never_written(ctx: &mut ResizeContext<'_>) -> Result<()> {
+    ctx.now("never told to anybody", Limit::Memory(77 * MIB), VerdictKind::Diverged).await?;
     let verdict =
-        b.verdict("waited for in vain", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
+        ctx.verdict("waited for in vain", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
     for (step, limit) in [
@@ -181,7 +181,7 @@ async fn never_written(b: &mut Place<'_>) -> Result<()> {
         ("a quota that nobody wrote", Limit::Cpu(333)),
         ("more than all of the node's CPUs", Limit::Cpu(64_000)),
     ] {
-        b.now(step, limit, VerdictKind::Diverged).await?;
+        ctx.now(step, limit, VerdictKind::Diverged).await?;
     }
 
     // The kernel takes periods from 1 ms to 1 s, and quotas from 1 ms.
@@ -190,52 +190,52 @@ async fn never_written(b: &mut Place<'_>) -> Result<()> {
         ("a period that is too short", 1500, "750 500"),
         ("a quota that is too small", 60, "600 10000"),
     ] {
-        b.account.meddled(&format!("somebody writes `{text}` to the container's cpu.max"));
-        ensure!(fs::write(b.own.join("cpu.max"), text).is_err(), "the kernel took `{text}`");
-        b.now(step, Limit::Cpu(milli), VerdictKind::Rejected).await?;
+        ctx.account.meddled(&format!("another process writes `{text}` to the container's cpu.max"));
+        ensure!(fs::write(ctx.own.join("cpu.max"), text).is_err(), "the kernel took `{text}`");
+        ctx.now(step, Limit::Cpu(milli), VerdictKind::Rejected).await?;
     }
-    b.in_force("what was before is still in force", Limit::Cpu(500)).await.map(drop)
+    ctx.in_force("what was before is still in force", Limit::Cpu(500)).await.map(drop)
 }
 
 /// Resizes that meet each other, or the question.
-async fn at_once(b: &mut Place<'_>) -> Result<()> {
+async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
     let limit = Limit::Memory(100 * MIB);
     let late = async {
         sleep(Duration::from_millis(300)).await;
-        b.update(limit).await
+        ctx.update(limit).await
     };
     let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));
-    let asked = b.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
+    let asked = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
     let (updated, asked) = tokio::join!(late, asked);
     updated?;
     ensure!(asked.context("call Verify")?.verdicts.len() >= 2, "no verdicts");
-    b.in_force("a resize that comes while it is waited for", limit).await?;
+    ctx.in_force("a resize that comes while it is waited for", limit).await?;
 
     for (one, other) in
         [(Limit::Memory(88 * MIB), Limit::Memory(92 * MIB)), (Limit::Cpu(700), Limit::Cpu(900))]
     {
-        race(b, one, other).await?;
+        race(ctx, one, other).await?;
     }
     Ok(())
 }
 
-async fn race(b: &mut Place<'_>, one: Limit, other: Limit) -> Result<()> {
-    let (first, second) = tokio::join!(b.update(one), b.update(other));
+async fn race(ctx: &mut ResizeContext<'_>, one: Limit, other: Limit) -> Result<()> {
+    let (first, second) = tokio::join!(ctx.update(one), ctx.update(other));
     first?;
     second?;
-    let (won, lost) = match (b.file(one, 0).await?.verdict(), b.file(other, 0).await?.verdict()) {
+    let (won, lost) = match (ctx.file(one, 0).await?.verdict(), ctx.file(other, 0).await?.verdict()) {
         (VerdictKind::InForce, _) => (one, other),
         (_, VerdictKind::InForce) => (other, one),
         neither => bail!("neither {one} nor {other} is in force: {neither:?}"),
     };
-    b.in_force("the resize that won a race", won).await?;
-    let verdict = b.file(lost, 0).await?;
+    ctx.in_force("the resize that won a race", won).await?;
+    let verdict = ctx.file(lost, 0).await?;
     ensure!(
         matches!(verdict.verdict(), VerdictKind::Diverged | VerdictKind::Reverted),
         "the one that lost is {verdict:?}"
     );
-    b.account.meddled(&format!("the other wants: {lost}"));
-    b.account.told("the resize that lost it", &verdict.reason).await;
+    ctx.account.meddled(&format!("the other wants: {lost}"));
+    ctx.account.reported("the resize that lost it", &verdict.reason).await;
     Ok(())
 }
 
@@ -248,31 +248,31 @@ pub(super) async fn restarted(
 ) -> Result<()> {
     let pod = node.run_pod(&PodSpec::new("restarted", combination.handler)?).await?;
     let first = node.run(&pod, &sleeper()).await?;
-    let mut place = Place::new(node, agent, &pod, first.clone(), account).await?;
-    let b = &mut place;
-    b.resize_pod(Limit::Memory(128 * MIB))?;
-    b.in_force("before it is killed", Limit::Memory(64 * MIB)).await?;
-    b.account.meddled("the container is killed with SIGKILL");
+    let mut context = ResizeContext::new(node, agent, &pod, first.clone(), account).await?;
+    let ctx = &mut context;
+    ctx.resize_pod(Limit::Memory(128 * MIB))?;
+    ctx.in_force("before it is killed", Limit::Memory(64 * MIB)).await?;
+    ctx.account.meddled("the container is killed with SIGKILL");
     process::kill_pid(node.pid(&first).await?)?;
-    let updated = b.update(Limit::Memory(96 * MIB)).await;
+    let updated = ctx.update(Limit::Memory(96 * MIB)).await;
     node.wait_exited(&first).await?;
-    let answer = b.ask(Limit::Memory(96 * MIB).wanted(), 0).await;
+    let answer = ctx.ask(Limit::Memory(96 * MIB).wanted(), 0).await;
     // Between the last process and the cgroup's end, its files still say something.
     let memory = answer.iter().flat_map(|answer| &answer.verdicts).filter_map(|of| of.verdict.as_ref());
     let mut claimed = memory.filter(|verdict| verdict.file == "memory.max");
     let is_in_force = claimed.clone().any(|verdict| verdict.verdict() == VerdictKind::InForce);
     ensure!(updated.is_ok() || !is_in_force, "a dead container's limit is in force: {answer:?}");
     let said = claimed.next_back().map_or("nothing to verify", |verdict| &verdict.reason).to_owned();
-    b.account.told("a resize of a container that is being killed", &said).await;
+    ctx.account.reported("a resize of a container that is being killed", &said).await;
     node.remove_container(&first).await?;
 
-    b.account.meddled("the container is started again with what it had");
+    ctx.account.meddled("the container is started again with what it had");
     let mut spec = sleeper();
     spec.attempt = 1;
-    b.container = node.run(&pod, &spec).await?;
-    b.own = directory(node, &b.container).await?;
-    b.now("started again without the resize", Limit::Memory(96 * MIB), VerdictKind::Diverged).await?;
-    b.update(Limit::Memory(96 * MIB)).await?;
-    b.in_force("and resized again", Limit::Memory(96 * MIB)).await?;
+    ctx.container = node.run(&pod, &spec).await?;
+    ctx.own = directory(node, &ctx.container).await?;
+    ctx.now("started again without the resize", Limit::Memory(96 * MIB), VerdictKind::Diverged).await?;
+    ctx.update(Limit::Memory(96 * MIB)).await?;
+    ctx.in_force("and resized again", Limit::Memory(96 * MIB)).await?;
     node.remove_pod(&pod).await
 }

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{Source, Verdict, VerdictKind};
 use tokio::time::Duration;
 
-use super::place::write;
-use super::{Account, Limit, MIB, Place, sleeper};
+use super::context::write;
+use super::{Account, Limit, MIB, ResizeContext, sleeper};
 use crate::agent::Agent;
 use crate::environment::Combination;
 use crate::node::Node;
@@ -25,37 +25,37 @@ pub(super) async fn checkpoints(
 ) -> Result<()> {
     let pod = node.run_pod(&PodSpec::new("checkpointed", combination.handler)?).await?;
     let id = node.run(&pod, &sleeper()).await?;
-    let mut place = Place::new(node, agent, &pod, id, account).await?;
-    let b = &mut place;
+    let mut context = ResizeContext::new(node, agent, &pod, id, account).await?;
+    let ctx = &mut context;
     // Without names, nobody knows which container a checkpoint means.
-    known(b).await?;
+    known(ctx).await?;
     let (allocated, actuated) = (kubelet.join("allocated_pods_state"), kubelet.join("actuated_pods_state"));
-    b.account.asked("the kubelet has admitted: memory 64 MiB");
+    ctx.account.asked("the kubelet has admitted: memory 64 MiB");
     write(&allocated, &checkpoint(&pod, "64Mi"))?;
-    let verdict = judged(b, "in force, by the kubelet's word", 0, VerdictKind::InForce).await?;
+    let verdict = judged(ctx, "in force, by the kubelet's word", 0, VerdictKind::InForce).await?;
     ensure!(verdict.compared_with() == Source::KubeletAllocated, "{verdict:?}");
 
-    b.account.asked("the kubelet has admitted: memory 96 MiB");
+    ctx.account.asked("the kubelet has admitted: memory 96 MiB");
     write(&allocated, &checkpoint(&pod, "96Mi"))?;
     let step = "admitted by the kubelet, told to nobody";
-    let verdict = judged(b, step, 0, VerdictKind::Diverged).await?;
+    let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
-    b.account.asked("the kubelet says that it has told the runtime: memory 96 MiB");
+    ctx.account.asked("the kubelet says that it has asked the runtime for: memory 96 MiB");
     write(&actuated, &checkpoint(&pod, "96Mi"))?;
     let step = "done by the kubelet's word, and not by the file";
-    let verdict = judged(b, step, 0, VerdictKind::Diverged).await?;
+    let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     let disagreeing: Vec<_> = verdict.disagreeing().collect();
     ensure!(disagreeing == [Source::Runtime], "{verdict:?}");
-    b.update(Limit::Memory(96 * MIB)).await?;
-    judged(b, "told to the runtime", 10_000, VerdictKind::InForce).await?;
+    ctx.update(Limit::Memory(96 * MIB)).await?;
+    judged(ctx, "told to the runtime", 10_000, VerdictKind::InForce).await?;
 
-    b.account.meddled("the checkpoint has a version that nobody knows");
+    ctx.account.meddled("the checkpoint has a version that nobody knows");
     write(&allocated, r#"{"version":"v9","data":"{}","checksum":0}"#)?;
-    let answer = b.ask(None, 0).await.context("call Verify")?;
+    let answer = ctx.ask(None, 0).await.context("call Verify")?;
     let refusal = answer.unavailable.iter().find(|text| text.contains("\"v9\""));
     let refusal = refusal.with_context(|| format!("not refused: {:?}", answer.unavailable))?;
-    b.account.told("a checkpoint of an unknown version is refused by name", refusal).await;
+    ctx.account.reported("a checkpoint of an unknown version is refused by name", refusal).await;
     for file in [allocated, actuated] {
         fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
     }
@@ -63,12 +63,17 @@ pub(super) async fn checkpoints(
 }
 
 /// The verdict on the container's memory, by nobody's own word.
-async fn judged(b: &mut Place<'_>, step: &str, wait_ms: u32, expected: VerdictKind) -> Result<Verdict> {
-    let answer = b.ask(None, wait_ms).await.context("call Verify")?;
+async fn judged(
+    ctx: &mut ResizeContext<'_>,
+    step: &str,
+    wait_ms: u32,
+    expected: VerdictKind,
+) -> Result<Verdict> {
+    let answer = ctx.ask(None, wait_ms).await.context("call Verify")?;
     let mut all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
     let verdict = all.find(|verdict| verdict.file == "memory.max").context("no verdict on memory.max")?;
     ensure!(
-        b.account.judged(step, &verdict, expected).await,
+        ctx.account.judged(step, &verdict, expected).await,
         "step \"{step}\": not {expected:?}: {verdict:?}"
     );
     Ok(verdict)
@@ -82,12 +87,12 @@ fn checkpoint(pod: &Pod, memory: &str) -> String {
     serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string()
 }
 
-/// Waits until the runtime has told the container's name.
-async fn known(b: &Place<'_>) -> Result<()> {
+/// Waits until the runtime has reported the container's name.
+async fn known(ctx: &ResizeContext<'_>) -> Result<()> {
     process::wait_for("the container's name", Duration::from_secs(30), async || {
-        let list = b.agent.list().await?;
+        let list = ctx.agent.list().await?;
         let mut all = list.containers.iter().filter_map(|state| state.container.as_ref());
-        Ok(all.any(|of| of.id == b.container && of.name.is_some()).then_some(()))
+        Ok(all.any(|of| of.id == ctx.container && of.name.is_some()).then_some(()))
     })
     .await
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
@@ -41,20 +41,20 @@ pub(crate) struct Cluster<'a> {
 }
 
 pub(crate) async fn with_cluster(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
     api: &ControlPlane,
     (pleg, way): (Pleg, Way),
     body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let agent = Agent::start(&bed.environment, &[]).await?;
-        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+    ctx.with_node(combination.driver, async |node| {
+        let agent = Agent::start(&ctx.environment, &[]).await?;
+        let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
         let runtime = match way {
             Way::Proxy => proxy.socket(),
             Way::Straight => Path::new(CONTAINERD_SOCKET),
         };
-        let kubelet = Kubelet::join(&bed.environment, runtime, pleg, api).await?;
+        let kubelet = Kubelet::join(&ctx.environment, runtime, pleg, api).await?;
         let done = body(&Cluster { node, agent: &agent, kubelet: &kubelet, api }).await;
         let done = done.with_context(|| kubelet.log_tail()).with_context(|| proxy.log_tail());
         let done = done.with_context(|| agent.log_tail()).with_context(|| api.log_tail());
@@ -101,13 +101,13 @@ impl Cluster<'_> {
         wait_for(&format!("pod {name} to run"), SOON, async || {
             let Some(id) = self.node.running(name, "").await? else { return Ok(None) };
             tokio::time::sleep(PAUSE).await;
-            Ok((self.told(name)?.0 == Some(format!("containerd://{id}"))).then_some(id))
+            Ok((self.reported(name)?.0 == Some(format!("containerd://{id}"))).then_some(id))
         })
         .await
     }
 
     /// The container that runs, and how many ran before it, as the API has it.
-    fn told(&self, name: &str) -> Result<(Option<String>, Option<u64>)> {
+    fn reported(&self, name: &str) -> Result<(Option<String>, Option<u64>)> {
         let pod = self.api.get("pod", name)?;
         let main = &pod["status"]["containerStatuses"][0];
         let runs = !main["state"]["running"].is_null();
@@ -116,15 +116,18 @@ impl Cluster<'_> {
     }
 }
 
-pub(crate) async fn a_crashed_pod_is_restarted_at_once(bed: &Bed, combination: Combination) -> Result<()> {
+pub(crate) async fn a_crashed_pod_is_restarted_at_once(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
     let began = Instant::now();
-    let api = ControlPlane::start(&bed.environment).await?;
+    let api = ControlPlane::start(&ctx.environment).await?;
     println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
-    with_cluster(bed, combination, &api, (Pleg::Evented, Way::Proxy), async |cluster| {
+    with_cluster(ctx, combination, &api, (Pleg::Evented, Way::Proxy), async |cluster| {
         let began = Instant::now();
         let id = cluster.pod("crash").await?;
         println!("running {:.2} s after it was asked for", began.elapsed().as_secs_f64());
-        let (_, restarts) = cluster.told("crash")?;
+        let (_, restarts) = cluster.reported("crash")?;
         let restarts = restarts.context("no restart count")?;
         let pid = cluster.node.pid(&id).await?;
         let killed = Instant::now();
@@ -136,7 +139,7 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(bed: &Bed, combination: C
         ensure!(took < AT_ONCE, "restarted {took:?} after its end");
         wait_for("the API to say that it was restarted", SOON, async || {
             tokio::time::sleep(PAUSE).await;
-            let (runs, count) = cluster.told("crash")?;
+            let (runs, count) = cluster.reported("crash")?;
             Ok((runs.is_some() && count > Some(restarts)).then_some(()))
         })
         .await?;

@@ -1,4 +1,4 @@
-//! `kubectl patch --subresource resize`, and what becomes of it: as the API tells, as the kernel has it, as kwitness judges.
+//! `kubectl patch --subresource resize`, and what becomes of it: as the API reports, as the kernel has it, as kwitness judges.
 //!
 //! Whatever the API says of a resize, and when: the verdict must not follow it, but the kernel.
 
@@ -13,7 +13,7 @@ use kwitness_api::proto::{
     Cgroup, CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted,
 };
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Received;
@@ -22,7 +22,7 @@ use kwitness_tests::process::{Managed, wait_for};
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};
-use crate::timeline::{Teller, Timeline};
+use crate::timeline::{Source, Timeline};
 
 const PATCH: &str = r#"{"spec":{"containers":[{"name":"main","resources":
     {"requests":{"cpu":"200m","memory":"48Mi"},"limits":{"cpu":"400m","memory":"96Mi"}}}]}}"#;
@@ -32,11 +32,11 @@ const MILLI_CPU: u64 = 400;
 const IN_THE_END: [(&str, &str); 2] = [("memory.max", "100663296"), ("cpu.max", "40000 100000")];
 
 pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
     let began = Instant::now();
-    let api = ControlPlane::start(&bed.environment).await?;
+    let api = ControlPlane::start(&ctx.environment).await?;
     println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
     for (name, pleg, way) in [
         ("evented", Pleg::Evented, Way::Proxy),
@@ -44,7 +44,7 @@ pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
         ("generic", Pleg::Generic, Way::Proxy),
     ] {
         let timeline = Timeline::default();
-        let done = with_cluster(bed, combination, &api, (pleg, way), async |cluster| {
+        let done = with_cluster(ctx, combination, &api, (pleg, way), async |cluster| {
             let id = cluster.pod(name).await?;
             follow(cluster, name, &id, &timeline).await?;
             if pleg == Pleg::Evented {
@@ -60,7 +60,7 @@ pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
     Ok(())
 }
 
-/// Patches, and collects what is told until all say that it is done.
+/// Patches, and collects what is reported until all say that it is done.
 async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline) -> Result<()> {
     let before = verdicts(cluster.agent, request(name, id, 64 << 20, 200, 60_000)).await?;
     ensure!(all_in_force(&before), "before the resize: {before:?}");
@@ -69,13 +69,13 @@ async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline
 
     let asked = Asked::open(cluster, name).await?;
 
-    timeline.tell(Teller::Test, "kubectl patch --subresource resize");
+    timeline.report(Source::Test, "kubectl patch --subresource resize");
     cluster.api.run(&["patch", "pod", name, "--subresource=resize", "--patch", PATCH])?;
-    timeline.tell(Teller::Api, "patched");
+    timeline.report(Source::Api, "patched");
     let waiting = async {
         // Answers when all is in force, and not before.
         let verdicts = verdicts(cluster.agent, request(name, id, MEMORY, MILLI_CPU, 600_000)).await?;
-        timeline.tell(Teller::Verdict, format!("--wait: {}", summary(&verdicts)));
+        timeline.report(Source::Verdict, format!("--wait: {}", summary(&verdicts)));
         ensure!(all_in_force(&verdicts), "waited in vain: {verdicts:?}");
         Ok(())
     };
@@ -96,7 +96,7 @@ async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline
         if let Some(Kind::Verdict(verdict)) = &event.kind {
             let whose = whose(verdict.cgroup.as_ref());
             let what = format!("event: {whose} {} {}", verdict.file, short(verdict.verdict()));
-            timeline.tell_at(at, Teller::Verdict, what);
+            timeline.report_at(at, Source::Verdict, what);
         }
         let Some(Kind::LimitChanged(changed)) = &event.kind else { continue };
         let Some(write) = &changed.write else { continue };
@@ -104,7 +104,7 @@ async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline
         let writer = write.writer.as_ref().and_then(|writer| writer.comm.as_deref()).unwrap_or("?");
         let what =
             format!("{whose} {} = {} by {writer}", changed.file, write.value.as_deref().unwrap_or("?"));
-        timeline.tell_at(write.returned.unwrap_or(event.kernel_time), Teller::Kernel, what);
+        timeline.report_at(write.returned.unwrap_or(event.kernel_time), Source::Kernel, what);
     }
     check(timeline)
 }
@@ -115,23 +115,24 @@ fn check(timeline: &Timeline) -> Result<()> {
     for (file, value) in IN_THE_END {
         for whose in ["pod", "container"] {
             let line = format!("{whose} {file} = {value} ");
-            let at = timeline.first(Teller::Kernel, |what| what.starts_with(&line));
+            let at = timeline.first(Source::Kernel, |what| what.starts_with(&line));
             written = written.max(at.with_context(|| format!("no write seen: {line}"))?);
         }
     }
-    for told in timeline.all() {
-        let early =
-            told.teller == Teller::Verdict && told.what.ends_with("all in force") && told.at < written;
-        ensure!(!early, "a verdict before the last write: {told:?}");
+    for reported in timeline.all() {
+        let early = reported.source == Source::Verdict
+            && reported.what.ends_with("all in force")
+            && reported.at < written;
+        ensure!(!early, "a verdict before the last write: {reported:?}");
     }
-    let verdict = timeline.first(Teller::Verdict, |what| what.ends_with("all in force"));
+    let verdict = timeline.first(Source::Verdict, |what| what.ends_with("all in force"));
     let verdict = verdict.context("no verdict `in force`")?;
     let milliseconds = |nanoseconds: u64| nanoseconds as f64 / 1e6;
-    println!("in force is told {:.1} ms after the last write returned", milliseconds(verdict - written));
-    let completed = timeline.first(Teller::Api, |what| what.starts_with("event ResizeCompleted"));
+    println!("in force is reported {:.1} ms after the last write returned", milliseconds(verdict - written));
+    let completed = timeline.first(Source::Api, |what| what.starts_with("event ResizeCompleted"));
     if let Some(completed) = completed.filter(|completed| *completed < written) {
         println!(
-            "the API told ResizeCompleted {:.0} ms before the last write",
+            "the API reported ResizeCompleted {:.0} ms before the last write",
             milliseconds(written - completed)
         );
     }
@@ -155,7 +156,7 @@ async fn look(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline) 
         let verdicts = verdicts(cluster.agent, request(name, id, MEMORY, MILLI_CPU, 0)).await?;
         let now = summary(&verdicts);
         if now != before {
-            timeline.tell(Teller::Verdict, now.clone());
+            timeline.report(Source::Verdict, now.clone());
             before = now;
         }
         if all_in_force(&verdicts) {
@@ -199,20 +200,20 @@ impl Asked {
 /// Follows what the API says, until it has the new limits and says no more that a resize is under way.
 async fn ask(asked: &Asked, name: &str, timeline: &Timeline) -> Result<()> {
     let Asked { events: events_said, pod: pod_said, .. } = asked;
-    let (mut told, mut completed, mut settled) = (0, false, false);
+    let (mut reported, mut completed, mut settled) = (0, false, false);
     let mut before = String::new();
     let done = wait_for("the API to have the new limits", SOON, async || {
         let events = whole_lines(events_said)?;
-        for event in &events[told..] {
+        for event in &events[reported..] {
             let mut fields = event.splitn(3, '|');
             let (of, reason) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
             if of == name && reason.starts_with("Resize") {
                 let limits = limits_of(fields.next().unwrap_or_default());
-                timeline.tell(Teller::Api, format!("event {reason} {limits}").trim_end());
+                timeline.report(Source::Api, format!("event {reason} {limits}").trim_end());
                 completed |= reason == "ResizeCompleted";
             }
         }
-        told = events.len();
+        reported = events.len();
         if let Some(pod) = whole_lines(pod_said)?.last() {
             let (limits, conditions) = pod.split_once('|').unwrap_or_default();
             let under_way = conditions.split(' ').filter(|kind| kind.starts_with("PodResize"));
@@ -222,7 +223,7 @@ async fn ask(asked: &Asked, name: &str, timeline: &Timeline) -> Result<()> {
             let limits = (text(&limits["cpu"]), text(&limits["memory"]));
             let now = format!("status {} {} {}", limits.0, limits.1, under_way.join(" "));
             if now != before {
-                timeline.tell(Teller::Api, now.trim_end());
+                timeline.report(Source::Api, now.trim_end());
                 before = now;
             }
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{APP_IMAGE, PAUSE_IMAGE, PodSpec, new_uid};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::with_proxy;
 
-/// How often an output that tells ages is compared: it may be taken before and after a second's turn.
+/// How often an output that reports ages is compared: it may be taken before and after a second's turn.
 const TRIES: usize = 5;
 
 struct Crictl {
@@ -21,9 +21,9 @@ struct Crictl {
 }
 
 impl Crictl {
-    fn new(bed: &Bed, socket: &Path) -> Self {
+    fn new(ctx: &TestContext, socket: &Path) -> Self {
         Self {
-            program: bed.environment.job.join("bin/crictl"),
+            program: ctx.environment.job.join("bin/crictl"),
             endpoint: format!("unix://{}", socket.display()),
         }
     }
@@ -90,10 +90,10 @@ fn write(directory: &Path, name: &str, value: &Value) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-pub(crate) async fn crictl_says_the_same(bed: &Bed, combination: Combination) -> Result<()> {
-    with_proxy(bed, combination, async |node, proxy| {
+pub(crate) async fn crictl_says_the_same(ctx: &TestContext, combination: Combination) -> Result<()> {
+    with_proxy(ctx, combination, async |node, proxy| {
         let (straight, proxied) =
-            (Crictl::new(bed, Path::new(CONTAINERD_SOCKET)), Crictl::new(bed, proxy.socket()));
+            (Crictl::new(ctx, Path::new(CONTAINERD_SOCKET)), Crictl::new(ctx, proxy.socket()));
         let same = |words: &[&str]| -> Result<String> {
             let mut tries = 0;
             loop {
@@ -118,7 +118,7 @@ pub(crate) async fn crictl_says_the_same(bed: &Bed, combination: Combination) ->
 
         let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
         let at = directory.path();
-        // The cgroup's place is the node's; the rest is told by crictl's own files.
+        // The cgroup's place is the node's; the rest is reported by crictl's own files.
         let other = node.run_pod(&PodSpec::new("other", combination.handler)?).await?;
         let parent = other.cgroup.rsplit_once('/').map(|(parent, _)| parent).context("the pod's cgroup")?;
         let pod_file = write(at, "pod.json", &json!({

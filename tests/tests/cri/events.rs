@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::Node;
@@ -89,8 +89,11 @@ async fn warm_up(subscriber: &mut Subscriber, node: &Node, combination: Combinat
 }
 
 /// On containerd 1.7 two subscribers take events from each other; behind the proxy each has all of them.
-pub(crate) async fn nobody_loses_an_event_to_another(bed: &Bed, combination: Combination) -> Result<()> {
-    with_proxy(bed, combination, async |node, proxy| {
+pub(crate) async fn nobody_loses_an_event_to_another(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    with_proxy(ctx, combination, async |node, proxy| {
         let mut subscribers = Vec::new();
         for _ in 0..3 {
             // Each with a connection of its own, as three clients.
@@ -103,7 +106,7 @@ pub(crate) async fn nobody_loses_an_event_to_another(bed: &Bed, combination: Com
             let seen = subscriber.ends(&all).await?;
             for id in &ids {
                 let mut kinds = seen.get(id).cloned().unwrap_or_default();
-                // containerd tells a short life's end before its start now and then.
+                // containerd reports a short life's end before its start now and then.
                 kinds.sort();
                 ensure!(kinds == LIFE, "{id}: {kinds:?}");
             }
@@ -114,8 +117,8 @@ pub(crate) async fn nobody_loses_an_event_to_another(bed: &Bed, combination: Com
 }
 
 /// The runtime is restarted again and again: the client's one stream goes on.
-pub(crate) async fn a_stream_outlives_the_runtime(bed: &Bed, combination: Combination) -> Result<()> {
-    with_proxy(bed, combination, async |node, proxy| {
+pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination: Combination) -> Result<()> {
+    with_proxy(ctx, combination, async |node, proxy| {
         let cri = Cri::connect(proxy.socket()).await?;
         let mut subscriber = Subscriber::new(&cri).await?;
         warm_up(&mut subscriber, node, combination).await?;
@@ -141,10 +144,10 @@ pub(crate) async fn a_stream_outlives_the_runtime(bed: &Bed, combination: Combin
 /// One stream over twenty restarts of the daemon and as many of containerd, in turn and together: each container and each sandbox is
 /// created, started, stopped and deleted once in it, also what ended while both were away.
 pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_daemon(bed, combination, async |node, agent, proxy| restarts(node, agent, proxy, combination).await)
+    with_daemon(ctx, combination, async |node, agent, proxy| restarts(node, agent, proxy, combination).await)
         .await
 }
 
@@ -171,7 +174,7 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
         }
         node.wait_exited(&id).await?;
         if daemon {
-            // It follows the daemon again, which is there to tell what comes.
+            // It follows the daemon again, which is there to report what comes.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         node.remove_container(&id).await?;

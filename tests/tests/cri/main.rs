@@ -11,19 +11,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{Node, containerd_version};
 use kwitness_tests::proxy::Proxy;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
-    let bed = Bed::make()?;
+    let ctx = TestContext::new()?;
     let mut cases = Vec::new();
     macro_rules! once {
         ($refused:expr; $($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::once(&bed, stringify!($name), |bed, combination| {
-                bed.block_on($module::$name(bed, combination))
+            $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
+                ctx.block_on($module::$name(ctx, combination))
             })?.refused($refused));)*
         };
     }
@@ -46,17 +46,17 @@ fn main() -> Result<()> {
     ];
     // Last, for it leaves much behind in containerd.
     once![None; stalled::a_subscriber_that_does_not_read_holds_up_nobody];
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }
 
-/// A node and a proxy before it, without a daemon; a failure is told with the end of the proxy's log.
+/// A node and a proxy before it, without a daemon; a failure shows the end of the proxy's log.
 async fn with_proxy(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
     body: impl AsyncFnOnce(&mut Node, &Proxy) -> Result<()>,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let proxy = Proxy::start(&bed.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
+    ctx.with_node(combination.driver, async |node| {
+        let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
         match body(node, &proxy).await {
             Ok(()) => proxy.stop(),
             Err(error) => Err(error.context(proxy.log_tail())),
@@ -65,15 +65,15 @@ async fn with_proxy(
     .await
 }
 
-/// A node, a daemon, and a proxy before it; a failure is told with the ends of both logs.
+/// A node, a daemon, and a proxy before it; a failure shows the ends of both logs.
 async fn with_daemon(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
     body: impl AsyncFnOnce(&mut Node, &mut Agent, &Proxy) -> Result<()>,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let mut agent = Agent::start(&bed.environment, &[]).await?;
-        let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
+    ctx.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&ctx.environment, &[]).await?;
+        let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
         let done = body(node, &mut agent, &proxy).await;
         done.with_context(|| proxy.log_tail()).with_context(|| agent.log_tail())?;
         proxy.stop()?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::CONTAINERD_SOCKET;
@@ -71,8 +71,8 @@ fn record(name: &str, message: &[u8]) -> Result<()> {
 }
 
 /// A container is made, updated and removed by way of the proxy: what passes is what is decoded here and in the daemon.
-pub(crate) async fn what_is_decoded_passes(bed: &Bed, combination: Combination) -> Result<()> {
-    with_proxy(bed, combination, async |node, proxy| {
+pub(crate) async fn what_is_decoded_passes(ctx: &TestContext, combination: Combination) -> Result<()> {
+    with_proxy(ctx, combination, async |node, proxy| {
         let client = RawClient::connect(proxy.socket()).await?;
         let subscriber = client.clone();
         let events = tokio::spawn(async move { subscriber.events().await });
@@ -129,8 +129,8 @@ pub(crate) async fn what_is_decoded_passes(bed: &Bed, combination: Combination) 
     .await
 }
 
-pub(crate) async fn every_method_answers_the_same(bed: &Bed, combination: Combination) -> Result<()> {
-    with_proxy(bed, combination, async |node, proxy| {
+pub(crate) async fn every_method_answers_the_same(ctx: &TestContext, combination: Combination) -> Result<()> {
+    with_proxy(ctx, combination, async |node, proxy| {
         let straight = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
         let proxied = RawClient::connect(proxy.socket()).await?;
         let pod = node.run_pod(&PodSpec::new("methods", combination.handler)?).await?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
 use kwitness_tests::agent::{Agent, boottime};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1 as cri};
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
@@ -20,7 +20,7 @@ use crate::with_daemon;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Updates that are timed, each way.
 const TIMED: usize = 20;
-/// What an update may take longer through the proxy, whether or not somebody is told of it: far more than that, and far less than
+/// What an update may take longer through the proxy, whether or not a daemon receives its reports: far more than that, and far less than
 /// waiting for the daemon would be.
 const SLOWER: Duration = Duration::from_millis(50);
 
@@ -66,14 +66,14 @@ async fn timed(cri: &Cri, id: &str) -> Result<Duration> {
 }
 
 pub(crate) async fn the_daemon_knows_what_was_asked_for_and_when(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_daemon(bed, combination, async |node, agent, proxy| tell(node, agent, proxy, combination).await)
+    with_daemon(ctx, combination, async |node, agent, proxy| report(node, agent, proxy, combination).await)
         .await
 }
 
-async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
+async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
     let through = Cri::connect(proxy.socket()).await?;
     let pod = node.run_pod(&PodSpec::new("asked", combination.handler)?).await?;
     let mut spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
@@ -107,7 +107,7 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     let shares = asked(&verdicts, "cpu.weight").context("what was asked for then")?;
     ensure!(shares.time > claim.time, "{shares:?} {claim:?}");
 
-    // A pod's limits come with its sandbox's id. (containerd 1.7 refuses the method before it has read the request: told by hand.)
+    // A pod's limits come with its sandbox's id. (containerd 1.7 refuses the method before it has read the request: reported by hand.)
     ensure!(through.update_container_resources(update("nobody", 1 << 30, 0)).await.is_err(), "of nobody");
     let now = boottime();
     let request = proto::CriRequest {
@@ -118,8 +118,8 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
         code: Some(tonic::Code::Unimplemented.into()),
         resources: Some(proto::CriResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
     };
-    let told = proto::ReportCriRequestsRequest { requests: vec![request] };
-    let answer = agent.client().await?.report_cri_requests(told).await?.into_inner();
+    let reported = proto::ReportCriRequestsRequest { requests: vec![request] };
+    let answer = agent.client().await?.report_cri_requests(reported).await?.into_inner();
     ensure!(answer.taken == 1, "{answer:?}");
     let filter = Some(proto::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
     let request = proto::VerifyRequest { filter, ..Default::default() };
@@ -131,7 +131,7 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     })
     .await?;
 
-    // Somebody who is told costs a call as little as nobody.
+    // A reporter with a receiver costs a call as little as one without.
     let straight = timed(&Cri::connect(Path::new(CONTAINERD_SOCKET)).await?, &id).await?;
     let with_daemon = timed(&through, &id).await?;
     let counts = proxy.counts().await?;
@@ -145,7 +145,7 @@ async fn tell(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combin
     })
     .await?;
 
-    // The next daemon is told of what comes then.
+    // The next daemon gets what comes then.
     agent.start_again().await?;
     let before = boottime();
     through.update_container_resources(update(&id, 96 << 20, 0)).await?;

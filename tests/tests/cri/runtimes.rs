@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::proxy::{Proxy, RawClient};
@@ -15,13 +15,13 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 /// "nobody": may use no socket of root's.
 const NOBODY: u32 = 65_534;
 
-/// containerd's socket belongs to root, and the proxy runs as somebody else.
+/// containerd's socket belongs to root, and the proxy runs as another process else.
 pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |_| {
-        let proxy = Proxy::unprivileged(&bed.environment, NOBODY, Path::new(CONTAINERD_SOCKET)).await?;
+    ctx.with_node(combination.driver, async |_| {
+        let proxy = Proxy::unprivileged(&ctx.environment, NOBODY, Path::new(CONTAINERD_SOCKET)).await?;
         for _ in 0..3 {
             let answer = RawClient::connect(proxy.socket()).await?.call(VERSION, Bytes::new()).await?;
             let status = answer.err().context("it may not use the socket")?;
@@ -42,11 +42,11 @@ pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
 
 /// `Version` at the daemon's socket is the runtime's answer to the byte, and its refusal to the word.
 pub(crate) async fn the_daemon_passes_on_what_the_runtime_says_it_is(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let agent = Agent::start(&bed.environment, &[]).await?;
+    ctx.with_node(combination.driver, async |node| {
+        let agent = Agent::start(&ctx.environment, &[]).await?;
         let of_daemon = RawClient::connect(agent.socket()).await?;
         let of_runtime = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
         for request in [&b""[..], b"\x0a\x02v1", b"\x0a\x02\xc3\x28", b"\xff\xff"] {

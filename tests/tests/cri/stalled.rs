@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber, subscribe};
 use kwitness_tests::environment::Combination;
@@ -84,10 +84,10 @@ async fn read(mut stream: Streaming<wire::ContainerEventResponse>) -> (Vec<(Stri
 }
 
 pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_daemon(bed, combination, async |node, agent, proxy| {
+    with_daemon(ctx, combination, async |node, agent, proxy| {
         stall(node, agent, proxy, combination).await?;
         // containerd 1.7 keeps the events that nobody took for its next subscriber: these are more than a test can take.
         node.stop_containerd()?;
@@ -121,23 +121,25 @@ async fn stall(node: &Node, agent: &Agent, proxy: &Proxy, combination: Combinati
     // Everybody else has everything, once, in order.
     let sandbox = ids.last().context("the sandbox")?;
     for subscriber in &mut quick {
-        let ended = |told: &kwitness_tests::cri_events::Told| told.has(sandbox, Type::ContainerDeletedEvent);
-        let told = subscriber.wait_until("the storm's end", ended).await?;
+        let ended = |reported: &kwitness_tests::cri_events::CriEvents| {
+            reported.has(sandbox, Type::ContainerDeletedEvent)
+        };
+        let reported = subscriber.wait_until("the storm's end", ended).await?;
         for id in &ids {
-            ensure!(told.of(id) == LIFE, "{id}: {:?}", told.of(id));
+            ensure!(reported.of(id) == LIFE, "{id}: {:?}", reported.of(id));
         }
         ensure!(subscriber.end().is_none(), "{:?}", subscriber.end());
     }
 
-    // Those that did not read have what was told at first without a hole, and are told that this was not all.
-    let told = quick[0].told();
+    // Those that did not read have what was reported at first without a hole, and an error that says that this was not all.
+    let reported = quick[0].reported();
     let all: Vec<_> =
-        told.events().map(|event| (event.container_id.clone(), event.container_event_type())).collect();
+        reported.events().map(|event| (event.container_id.clone(), event.container_event_type())).collect();
     for (whose, stream, must_end) in [("the proxy", of_proxy, true), ("the daemon", of_daemon, false)] {
         let (events, end) = read(stream).await;
         let first = events.first().with_context(|| format!("nothing of {whose}"))?;
         let from = all.iter().position(|event| event == first).context("an event that nobody else has")?;
-        ensure!(all[from..].starts_with(&events), "a hole in what {whose} told");
+        ensure!(all[from..].starts_with(&events), "a hole in what {whose} reported");
         let code = end.as_ref().map(Status::code);
         ensure!(code.is_none_or(|code| code == Code::ResourceExhausted), "{whose}: {end:?}");
         ensure!(

@@ -6,17 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
 use kwitness_tests::process::Managed;
 use kwitness_tests::proxy::Proxy;
 use kwitness_tests::registry::Registry;
 
-use crate::benchmark;
 use crate::report::{self, Report};
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(240);
 /// Those that a runtime must pass to be called conformant.
 const CONFORMANCE: &str = r"\[Conformance\]";
 /// Fewer than that have passed only if something is wrong with the node.
@@ -30,21 +29,15 @@ const KNOWN: &[(&str, &str)] = &[
     ("OOMKilled", "on hybrid cgroups containerd 1.7 reports `Error` now and then"),
 ];
 
-/// critest at a socket.
-pub(crate) fn command(bed: &Bed, directory: &Path, socket: &Path) -> Command {
-    let mut command = Command::new(bed.environment.job.join("bin/critest"));
+/// A run of critest at a socket; `focus` is a regular expression.
+fn critest(ctx: &TestContext, directory: &Path, socket: &Path, focus: Option<&str>) -> Result<Report> {
+    let began = Instant::now();
+    let report = directory.join("report.json");
+    let mut command = Command::new(ctx.environment.job.join("bin/critest"));
     for kind in ["runtime", "image"] {
         command.arg(format!("-{kind}-endpoint=unix://{}", socket.display()));
     }
     command.args(["-ginkgo.no-color", "-ginkgo.seed=1"]).current_dir(directory);
-    command
-}
-
-/// A run of critest at a socket; `focus` is a regular expression.
-fn critest(bed: &Bed, directory: &Path, socket: &Path, focus: Option<&str>) -> Result<Report> {
-    let began = Instant::now();
-    let report = directory.join("report.json");
-    let mut command = command(bed, directory, socket);
     command.arg(format!("-ginkgo.json-report={}", report.display()));
     command.args(focus.map(|focus| format!("-ginkgo.focus={focus}")));
     let log = directory.join("critest.log");
@@ -84,13 +77,13 @@ fn exactly(name: &str) -> String {
     format!("{escaped}$")
 }
 
-pub(crate) async fn the_same_tests_pass_and_fail(bed: &Bed, combination: Combination) -> Result<()> {
-    let registry = Registry::start(&bed.environment.job.join("layout")).await?;
+pub(crate) async fn the_same_tests_pass_and_fail(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let registry = Registry::start(&ctx.environment.job.join("layout")).await?;
     let extras = Extras { registry: Some(registry.address()), network: true };
-    let node = Node::start_with(&bed.environment, combination.driver, &extras).await?;
-    let agent = Agent::start(&bed.environment, &[]).await?;
-    let proxy = Proxy::start(&bed.environment, agent.socket()).await?;
-    let compared = compare(bed, proxy.socket());
+    let node = Node::start_with(&ctx.environment, combination.driver, &extras).await?;
+    let agent = Agent::start(&ctx.environment, &[]).await?;
+    let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
+    let compared = compare(ctx, proxy.socket());
     let compared = compared.with_context(|| node.log_tail()).with_context(|| proxy.log_tail());
     node.shutdown().await?;
     compared?;
@@ -98,12 +91,12 @@ pub(crate) async fn the_same_tests_pass_and_fail(bed: &Bed, combination: Combina
     agent.stop()
 }
 
-fn compare(bed: &Bed, proxy: &Path) -> Result<()> {
+fn compare(ctx: &TestContext, proxy: &Path) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("kwitness-critest-").tempdir_in("/run");
     let directory = directory.context("make critest's directory in /run")?;
     let long = std::env::var_os("KWITNESS_LONG").is_some();
     let focus = (!long).then_some(CONFORMANCE);
-    let run = |socket: &Path, focus: Option<&str>| critest(bed, directory.path(), socket, focus);
+    let run = |socket: &Path, focus: Option<&str>| critest(ctx, directory.path(), socket, focus);
     let straight = run(Path::new(CONTAINERD_SOCKET), focus)?;
     let proxied = run(proxy, focus)?;
 
@@ -125,5 +118,5 @@ fn compare(bed: &Bed, proxy: &Path) -> Result<()> {
         let states = (again.0.get(name), again.1.get(name));
         ensure!(states.0 == states.1, "straight and through the proxy {states:?}: {name}");
     }
-    if long { benchmark::print(bed, directory.path(), proxy) } else { Ok(()) }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::{Agent, Watcher, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 
 /// A command that does not end within that time has failed.
@@ -44,8 +44,8 @@ impl Done {
 }
 
 /// Prepares the program with those arguments.
-pub(crate) fn kwitness(bed: &Bed, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(bed.environment.kwitness());
+pub(crate) fn kwitness(ctx: &TestContext, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(ctx.environment.kwitness());
     command.args(arguments).env_remove("KWITNESS_SOCKET").stdin(Stdio::null());
     command
 }
@@ -65,9 +65,9 @@ pub(crate) async fn run(mut command: Command) -> Result<Done> {
     })
 }
 
-/// Runs a client of that socket: `client(bed, socket, "ps -o json")`.
-pub(crate) async fn client(bed: &Bed, socket: &Path, line: &str) -> Result<Done> {
-    let mut command = kwitness(bed, line.split_whitespace());
+/// Runs a client of that socket: `client(ctx, socket, "ps -o json")`.
+pub(crate) async fn client(ctx: &TestContext, socket: &Path, line: &str) -> Result<Done> {
+    let mut command = kwitness(ctx, line.split_whitespace());
     command.arg("--socket").arg(socket);
     run(command).await
 }

@@ -7,17 +7,17 @@ mod output;
 mod subtree;
 
 use anyhow::Result;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
     handmade::become_container_if_asked()?;
-    let bed = Bed::make()?;
+    let ctx = TestContext::new()?;
     let mut cases = Vec::new();
     macro_rules! cases {
         ($($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::new(stringify!($name), |bed| bed.block_on($module::$name(bed))));)*
+            $(cases.push(Case::new(stringify!($name), |ctx| ctx.block_on($module::$name(ctx))));)*
         };
     }
     cases![
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         manners::a_stale_socket_is_taken_over,
         manners::a_live_socket_is_not,
         manners::both_signals_end_it_well,
-        manners::every_mistake_in_the_configuration_is_told,
+        manners::all_errors_in_the_configuration_are_reported_together,
         manners::without_root,
         manners::without_a_daemon,
         subtree::a_neighbouring_subtree_is_not_seen,
@@ -43,5 +43,5 @@ fn main() -> Result<()> {
         manners::the_probes_log_when_asked_to,
         manners::a_loss_is_reported_and_repaired,
     ];
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{Basis, Event, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{self, Seen};
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::pod::new_uid;
@@ -23,8 +23,8 @@ const SETTLED: Duration = Duration::from_millis(200);
 /// `nobody`.
 const NOBODY: u32 = 65_534;
 
-pub(crate) async fn the_socket_is_for_user_and_group(bed: &Bed) -> Result<()> {
-    bed.with_agent(&[], async |agent| {
+pub(crate) async fn the_socket_is_for_user_and_group(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&[], async |agent| {
         let mode = |path: &std::path::Path| -> Result<u32> {
             let metadata = fs::metadata(path).with_context(|| format!("stat {}", path.display()))?;
             Ok(metadata.permissions().mode() & 0o7777)
@@ -37,8 +37,8 @@ pub(crate) async fn the_socket_is_for_user_and_group(bed: &Bed) -> Result<()> {
     .await
 }
 
-pub(crate) async fn a_stale_socket_is_taken_over(bed: &Bed) -> Result<()> {
-    let mut agent = Agent::start(&bed.environment, &[]).await?;
+pub(crate) async fn a_stale_socket_is_taken_over(ctx: &TestContext) -> Result<()> {
+    let mut agent = Agent::start(&ctx.environment, &[]).await?;
     agent.kill()?;
     ensure!(agent.socket().exists(), "a killed daemon has removed its socket");
     agent.start_again().await?;
@@ -46,23 +46,23 @@ pub(crate) async fn a_stale_socket_is_taken_over(bed: &Bed) -> Result<()> {
     agent.stop()
 }
 
-pub(crate) async fn a_live_socket_is_not(bed: &Bed) -> Result<()> {
-    bed.with_agent(&[], async |agent| {
-        let mut second = kwitness(bed, ["daemon", "--socket"]);
+pub(crate) async fn a_live_socket_is_not(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&[], async |agent| {
+        let mut second = kwitness(ctx, ["daemon", "--socket"]);
         second.arg(agent.socket());
         let done = run(second).await?;
         let first = agent.pid().to_string();
         done.check(1)?.check_says(&["another instance", &first])?;
         // The first has not felt it.
-        let kubepods = Kubepods::make(&bed.environment)?;
+        let kubepods = Kubepods::make(&ctx.environment)?;
         crate::command::a_short_life(agent, &kubepods).await?.0.seen().check_complete()
     })
     .await
 }
 
-pub(crate) async fn both_signals_end_it_well(bed: &Bed) -> Result<()> {
+pub(crate) async fn both_signals_end_it_well(ctx: &TestContext) -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut agent = Agent::start(&bed.environment, &[]).await?;
+        let mut agent = Agent::start(&ctx.environment, &[]).await?;
         // One who watches must not keep it from ending.
         let watcher = agent.watch(from_now()).await?;
         agent.process().signal(signal)?;
@@ -74,12 +74,12 @@ pub(crate) async fn both_signals_end_it_well(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn every_mistake_in_the_configuration_is_told(bed: &Bed) -> Result<()> {
+pub(crate) async fn all_errors_in_the_configuration_are_reported_together(ctx: &TestContext) -> Result<()> {
     let directory = tempfile::tempdir_in("/run").context("make a directory")?;
     let file = directory.path().join("config.toml");
     let text = "[api]\nsokcet = \"/run/x.sock\"\n\n[kernel]\nlifecycle_ring = \"three\"\n";
     fs::write(&file, text).context("write the configuration")?;
-    let mut command = kwitness(bed, ["daemon", "--set", "journal.replay_windw=4096", "--config"]);
+    let mut command = kwitness(ctx, ["daemon", "--set", "journal.replay_windw=4096", "--config"]);
     command.arg(&file);
     let done = run(command).await?;
     done.check(78)?.check_says(&[
@@ -93,40 +93,40 @@ pub(crate) async fn every_mistake_in_the_configuration_is_told(bed: &Bed) -> Res
     ])?;
     ensure!(!std::path::Path::new("/run/x.sock").exists(), "something was started nevertheless");
     let missing = directory.path().join("missing.toml");
-    let mut command = kwitness(bed, ["daemon", "--config"]);
+    let mut command = kwitness(ctx, ["daemon", "--config"]);
     command.arg(&missing);
     run(command).await?.check(1)?.check_says(&["missing.toml"])
 }
 
-pub(crate) async fn without_root(bed: &Bed) -> Result<()> {
+pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
     let directory = tempfile::tempdir_in("/run").context("make a directory")?;
     chown(directory.path(), Some(NOBODY), Some(NOBODY)).context("give the directory away")?;
-    let mut command = kwitness(bed, ["daemon", "--socket"]);
+    let mut command = kwitness(ctx, ["daemon", "--socket"]);
     command.arg(directory.path().join("kwitness.sock")).uid(NOBODY).gid(NOBODY);
     run(command).await?.check(1)?.check_says(&["privileges", "CAP_BPF"])?;
-    // A client that may not enter the socket's directory is told so, and not that there is no daemon.
-    bed.with_agent(&[], async |agent| {
-        let mut command = kwitness(bed, ["ps", "--socket"]);
+    // A client that may not enter the socket's directory is reported so, and not that there is no daemon.
+    ctx.with_agent(&[], async |agent| {
+        let mut command = kwitness(ctx, ["ps", "--socket"]);
         command.arg(agent.socket()).uid(NOBODY).gid(NOBODY);
         run(command).await?.check(69)?.check_says(&["ermission denied"])
     })
     .await
 }
 
-pub(crate) async fn without_a_daemon(bed: &Bed) -> Result<()> {
+pub(crate) async fn without_a_daemon(ctx: &TestContext) -> Result<()> {
     let nowhere = std::path::Path::new("/run/kwitness-is-not-here.sock");
     for line in ["events", "ps", "status"] {
-        let done = client(bed, nowhere, line).await?;
+        let done = client(ctx, nowhere, line).await?;
         done.check(69)?.check_says(&["/run/kwitness-is-not-here.sock", "kwitness daemon"])?;
         ensure!(done.stdout.is_empty(), "{line} printed {}", done.stdout);
     }
     Ok(())
 }
 
-pub(crate) async fn too_many_watchers(bed: &Bed) -> Result<()> {
-    bed.with_agent(&["api.max_watchers=1"], async |agent| {
+pub(crate) async fn too_many_watchers(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&["api.max_watchers=1"], async |agent| {
         let first = agent.watch(from_now()).await?;
-        let done = client(bed, agent.socket(), "events").await?;
+        let done = client(ctx, agent.socket(), "events").await?;
         done.check(1)?.check_says(&["api.max_watchers"])?;
         drop(first);
         kwitness_tests::process::wait_for("the place to be free again", LIMIT, async || {
@@ -137,10 +137,10 @@ pub(crate) async fn too_many_watchers(bed: &Bed) -> Result<()> {
     .await
 }
 
-pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
+pub(crate) async fn the_probes_log_when_asked_to(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
     for (level, logs) in [("off", false), ("warn", false), ("debug", true)] {
-        bed.with_agent(&[&format!("kernel.log={level}")], async |agent| {
+        ctx.with_agent(&[&format!("kernel.log={level}")], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let container = kubepods.container()?;
             let wanted = format!("cgroup {} is tracked, below", container.cgroup().id()?);
@@ -151,7 +151,7 @@ pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
                 .await
                 .with_context(|| format!("kernel.log={level}: `{wanted}`"));
             }
-            // What was logged at its making is read by the time that its end is told.
+            // What was logged at its making is read by the time that its end is reported.
             watcher.wait_until("the container", |seen| seen.count("created") > 0).await?;
             drop(container);
             watcher.wait_until("its end", |seen| seen.count("deleted") > 0).await?;
@@ -166,15 +166,15 @@ pub(crate) async fn the_probes_log_when_asked_to(bed: &Bed) -> Result<()> {
 
 /// More cgroups than the smallest ring holds, made while the daemon is stopped: those that fit are reported, the others are
 /// counted as lost, and in the end the daemon knows them all.
-pub(crate) async fn a_loss_is_reported_and_repaired(bed: &Bed) -> Result<()> {
+pub(crate) async fn a_loss_is_reported_and_repaired(ctx: &TestContext) -> Result<()> {
     // A record is larger than 64 bytes: 4 KiB hold fewer than 64 of them.
     const CONTAINERS: usize = 150;
     const LEAST_LOST: u64 = CONTAINERS as u64 - 64;
-    let kubepods = Kubepods::make(&bed.environment)?;
+    let kubepods = Kubepods::make(&ctx.environment)?;
     let pod = new_uid()?;
     // The pod's own cgroup is there before the daemon, and is not counted.
     let _first = kubepods.container_of(&pod)?;
-    bed.with_agent(&["kernel.lifecycle_ring=4KiB"], async |agent| {
+    ctx.with_agent(&["kernel.lifecycle_ring=4KiB"], async |agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let paused = agent.pause()?;
         let containers = (0..CONTAINERS).map(|_| kubepods.container_of(&pod)).collect::<Result<Vec<_>>>()?;
@@ -193,10 +193,10 @@ pub(crate) async fn a_loss_is_reported_and_repaired(bed: &Bed) -> Result<()> {
                 ensure!(gap.lost.contains_key("cgroup_mkdir"), "{gap:?}");
             }
         }
-        let (told, repaired) = (made(&seen, Basis::CgroupMkdir), made(&seen, Basis::RepairScan));
+        let (reported, repaired) = (made(&seen, Basis::CgroupMkdir), made(&seen, Basis::RepairScan));
         let lost = lost(&seen);
         ensure!(lost >= LEAST_LOST, "only {lost} of {CONTAINERS} did not fit into 4 KiB");
-        ensure!(told + lost == CONTAINERS as u64, "{told} told and {lost} lost of {CONTAINERS}");
+        ensure!(reported + lost == CONTAINERS as u64, "{reported} reported and {lost} lost of {CONTAINERS}");
         ensure!(repaired == lost, "{repaired} repaired of {lost} lost");
         let status = agent.status().await?;
         ensure!(status.lost.get("ring_full/cgroup_mkdir") == Some(&lost), "{:?} is not {lost}", status.lost);
@@ -207,7 +207,7 @@ pub(crate) async fn a_loss_is_reported_and_repaired(bed: &Bed) -> Result<()> {
     .await
 }
 
-/// Containers whose making was told on that basis.
+/// Containers whose making was reported on that basis.
 fn made(seen: &Seen, basis: Basis) -> u64 {
     let created = seen.events().filter(|event| matches!(event.kind, Some(event::Kind::Created(_))));
     created.filter(|event| event.basis() == basis).count() as u64

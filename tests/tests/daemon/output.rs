@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{kind, short};
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::process::wait_for;
@@ -47,30 +47,30 @@ fn column<'a>(table: &'a str, heading: &str) -> Result<Vec<&'a str>> {
     cells.collect()
 }
 
-pub(crate) async fn events_of_the_past(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
-    bed.with_agent(&[], async |agent| {
+pub(crate) async fn events_of_the_past(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    ctx.with_agent(&[], async |agent| {
         let (watcher, id, _) = a_short_life(agent, &kubepods).await?;
         let seen = watcher.seen();
-        let told: Vec<_> = seen.events().cloned().collect();
+        let reported: Vec<_> = seen.events().cloned().collect();
 
-        let json = client(bed, agent.socket(), "events --no-follow -o json").await?;
+        let json = client(ctx, agent.socket(), "events --no-follow -o json").await?;
         let mut events: Vec<Event> = json_lines(&json)?;
-        ensure!(events == told, "JSON shows:\n{}\nand a watcher got:\n{seen}", json.stdout);
+        ensure!(events == reported, "JSON shows:\n{}\nand a watcher got:\n{seen}", json.stdout);
         ensure!(!json.stdout.contains('\u{1b}'), "colours in JSON");
 
-        let since = client(bed, agent.socket(), "events --no-follow --since 1h -o json").await?;
+        let since = client(ctx, agent.socket(), "events --no-follow --since 1h -o json").await?;
         ensure!(json_lines::<Event>(&since)? == events, "--since 1h shows:\n{}", since.stdout);
         let none =
-            client(bed, agent.socket(), "events --no-follow --since 2100-01-01T00:00:00Z -o json").await?;
+            client(ctx, agent.socket(), "events --no-follow --since 2100-01-01T00:00:00Z -o json").await?;
         ensure!(json_lines::<Event>(&none)?.is_empty(), "from the future:\n{}", none.stdout);
 
-        let yaml = client(bed, agent.socket(), "events --no-follow -o yaml").await?;
+        let yaml = client(ctx, agent.socket(), "events --no-follow -o yaml").await?;
         let documents = yaml.check(0)?.stdout.split("---\n").filter(|text| !text.is_empty()).count();
         ensure!(documents == events.len(), "{documents} YAML documents of {} events", events.len());
 
         for format in ["table", "wide"] {
-            let done = client(bed, agent.socket(), &format!("events --no-follow -o {format}")).await?;
+            let done = client(ctx, agent.socket(), &format!("events --no-follow -o {format}")).await?;
             let table = &done.check(0)?.stdout;
             ensure!(!table.contains('\u{1b}'), "colours in a pipe");
             let kinds: Vec<_> = events.iter().map(kind).collect();
@@ -82,67 +82,67 @@ pub(crate) async fn events_of_the_past(bed: &Bed) -> Result<()> {
         // A container without a name is shown by its id.
         events.retain(|event| event.container.as_ref().is_some_and(|container| container.id == id));
         ensure!(!events.is_empty(), "no events of {id}");
-        let table = client(bed, agent.socket(), "events --no-follow").await?.stdout;
+        let table = client(ctx, agent.socket(), "events --no-follow").await?.stdout;
         ensure!(column(&table, "CONTAINER")?.contains(&short(&id)), "{} is not in:\n{table}", short(&id));
         Ok(())
     })
     .await
 }
 
-pub(crate) async fn filters(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
-    bed.with_agent(&[], async |agent| {
+pub(crate) async fn filters(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    ctx.with_agent(&[], async |agent| {
         let (_, id, pod) = a_short_life(agent, &kubepods).await?;
         let (watcher, _, _) = a_short_life(agent, &kubepods).await?;
         watcher.seen().check_complete()?;
-        let all: Vec<Event> = json_lines(&client(bed, agent.socket(), "events --no-follow -o json").await?)?;
+        let all: Vec<Event> = json_lines(&client(ctx, agent.socket(), "events --no-follow -o json").await?)?;
         let of_first = |event: &&Event| event.container.as_ref().is_some_and(|container| container.id == id);
         let expected: Vec<_> = all.iter().filter(of_first).cloned().collect();
         for filter in
             [format!("--container {}", short(&id)), format!("--container {id}"), format!("--pod {pod}")]
         {
-            let done = client(bed, agent.socket(), &format!("events --no-follow -o json {filter}")).await?;
+            let done = client(ctx, agent.socket(), &format!("events --no-follow -o json {filter}")).await?;
             ensure!(json_lines::<Event>(&done)? == expected, "{filter} shows:\n{}", done.stdout);
         }
-        let done = client(bed, agent.socket(), "events --no-follow -o json --kind exited,deleted").await?;
+        let done = client(ctx, agent.socket(), "events --no-follow -o json --kind exited,deleted").await?;
         let kinds: HashSet<_> = json_lines::<Event>(&done)?.iter().map(kind).collect();
         ensure!(kinds == HashSet::from(["exited", "deleted"]), "{kinds:?}");
 
-        client(bed, agent.socket(), "events --kind exitde")
+        client(ctx, agent.socket(), "events --kind exitde")
             .await?
             .check(2)?
             .check_says(&["exitde", "exited"])?;
-        client(bed, agent.socket(), "events --since yesterday")
+        client(ctx, agent.socket(), "events --since yesterday")
             .await?
             .check(2)?
             .check_says(&["yesterday", "RFC 3339"])?;
-        client(bed, agent.socket(), "evnets").await?.check(2)?.check_says(&["evnets", "events"])
+        client(ctx, agent.socket(), "evnets").await?.check(2)?.check_says(&["evnets", "events"])
     })
     .await
 }
 
-pub(crate) async fn the_list_of_containers(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
-    bed.with_agent(&[], async |agent| {
-        let none = client(bed, agent.socket(), "ps").await?;
+pub(crate) async fn the_list_of_containers(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    ctx.with_agent(&[], async |agent| {
+        let none = client(ctx, agent.socket(), "ps").await?;
         none.check(0)?.check_says(&["no containers"])?;
         ensure!(none.stdout.is_empty(), "{}", none.stdout);
 
         let (container, mut child) = a_long_life(&kubepods)?;
         wait_for("the container to run", LIMIT, async || {
-            let done = client(bed, agent.socket(), "ps -o json").await?;
+            let done = client(ctx, agent.socket(), "ps -o json").await?;
             let [state] = &json_lines::<ContainerState>(&done)?[..] else { return Ok(None) };
             Ok((state.state() == State::Running).then_some(()))
         })
         .await?;
         let pid = child.id().to_string();
         for format in ["table", "wide"] {
-            let table = client(bed, agent.socket(), &format!("ps -o {format}")).await?.stdout;
+            let table = client(ctx, agent.socket(), &format!("ps -o {format}")).await?.stdout;
             ensure!(column(&table, "PID")? == [pid.as_str()], "the pid {pid} in:\n{table}");
             ensure!(column(&table, "STATE")? == ["Running"], "the state in:\n{table}");
             ensure!(table.contains(short(&container.id)), "the id in:\n{table}");
         }
-        let other = client(bed, agent.socket(), "ps -o json --namespace elsewhere").await?;
+        let other = client(ctx, agent.socket(), "ps -o json --namespace elsewhere").await?;
         ensure!(json_lines::<ContainerState>(&other)?.is_empty(), "elsewhere:\n{}", other.stdout);
         child.kill().context("kill the container")?;
         child.wait().context("wait for the container")?;
@@ -151,9 +151,9 @@ pub(crate) async fn the_list_of_containers(bed: &Bed) -> Result<()> {
     .await
 }
 
-pub(crate) async fn the_status(bed: &Bed) -> Result<()> {
-    bed.with_agent(&["node.name=here"], async |agent| {
-        let json: Vec<StatusResponse> = json_lines(&client(bed, agent.socket(), "status -o json").await?)?;
+pub(crate) async fn the_status(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&["node.name=here"], async |agent| {
+        let json: Vec<StatusResponse> = json_lines(&client(ctx, agent.socket(), "status -o json").await?)?;
         let [status] = &json[..] else { anyhow::bail!("{} statuses", json.len()) };
         ensure!(status.node_name == "here", "{}", status.node_name);
         ensure!(!status.needs.is_empty() && status.lost.is_empty(), "{status:?}");
@@ -162,7 +162,7 @@ pub(crate) async fn the_status(bed: &Bed) -> Result<()> {
             ensure!(!need.hook.is_empty() || !need.remedy.is_empty(), "{need:?}: not met, and no remedy");
         }
         for format in ["table", "wide"] {
-            let text = client(bed, agent.socket(), &format!("status -o {format}")).await?;
+            let text = client(ctx, agent.socket(), &format!("status -o {format}")).await?;
             for words in [status.epoch.as_str(), &status.kernel_release, &status.version, "here"] {
                 ensure!(text.check(0)?.stdout.contains(words), "{words} is not in:\n{}", text.stdout);
             }
@@ -172,7 +172,7 @@ pub(crate) async fn the_status(bed: &Bed) -> Result<()> {
     .await
 }
 
-pub(crate) async fn the_doctor_with_and_without_a_daemon(bed: &Bed) -> Result<()> {
+pub(crate) async fn the_doctor_with_and_without_a_daemon(ctx: &TestContext) -> Result<()> {
     let check = |done: &Done, daemon: bool| -> Result<()> {
         let report: serde_json::Value =
             serde_json::from_str(&done.check(0)?.stdout).context("parse the report")?;
@@ -183,19 +183,19 @@ pub(crate) async fn the_doctor_with_and_without_a_daemon(bed: &Bed) -> Result<()
         Ok(())
     };
     let nowhere = Path::new("/run/kwitness-is-not-here.sock");
-    check(&client(bed, nowhere, "doctor -o json").await?, false)?;
-    let text = client(bed, nowhere, "doctor").await?;
+    check(&client(ctx, nowhere, "doctor -o json").await?, false)?;
+    let text = client(ctx, nowhere, "doctor").await?;
     ensure!(text.check(0)?.stdout.contains("kwitness daemon"), "no word about the daemon:\n{}", text.stdout);
-    bed.with_agent(&[], async |agent| {
-        check(&client(bed, agent.socket(), "doctor -o json").await?, true)?;
+    ctx.with_agent(&[], async |agent| {
+        check(&client(ctx, agent.socket(), "doctor -o json").await?, true)?;
         // The hooks that the daemon has are not disturbed by a look at them.
-        let kubepods = Kubepods::make(&bed.environment)?;
+        let kubepods = Kubepods::make(&ctx.environment)?;
         a_short_life(agent, &kubepods).await?.0.seen().check_complete()
     })
     .await
 }
 
-pub(crate) async fn completion_and_manual(bed: &Bed) -> Result<()> {
+pub(crate) async fn completion_and_manual(ctx: &TestContext) -> Result<()> {
     for (arguments, words) in [
         (&["completion", "bash"][..], "kwitness"),
         (&["completion", "zsh"], "#compdef kwitness"),
@@ -204,15 +204,15 @@ pub(crate) async fn completion_and_manual(bed: &Bed) -> Result<()> {
         (&["--version"], "kwitness "),
         (&["events", "--help"], "--no-follow"),
     ] {
-        let done = run(kwitness(bed, arguments)).await?;
+        let done = run(kwitness(ctx, arguments)).await?;
         ensure!(done.check(0)?.stdout.contains(words), "{arguments:?}: no {words} in:\n{}", done.stdout);
     }
     Ok(())
 }
 
 /// `kwitness events`, watching: its head is printed.
-fn following(bed: &Bed, agent: &Agent) -> Result<(Child, BufReader<ChildStdout>)> {
-    let mut command = kwitness(bed, ["events"]);
+fn following(ctx: &TestContext, agent: &Agent) -> Result<(Child, BufReader<ChildStdout>)> {
+    let mut command = kwitness(ctx, ["events"]);
     command.arg("--socket").arg(agent.socket()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("start `kwitness events`")?;
     let mut output = BufReader::new(child.stdout.take().context("no output")?);
@@ -222,9 +222,9 @@ fn following(bed: &Bed, agent: &Agent) -> Result<(Child, BufReader<ChildStdout>)
     Ok((child, output))
 }
 
-pub(crate) async fn events_end_with_control_c(bed: &Bed) -> Result<()> {
-    bed.with_agent(&[], async |agent| {
-        let (child, output) = following(bed, agent)?;
+pub(crate) async fn events_end_with_control_c(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&[], async |agent| {
+        let (child, output) = following(ctx, agent)?;
         kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT).context("send SIGINT")?;
         drop(output);
         let done = child.wait_with_output().context("wait for `kwitness events`")?;
@@ -235,10 +235,10 @@ pub(crate) async fn events_end_with_control_c(bed: &Bed) -> Result<()> {
     .await
 }
 
-pub(crate) async fn events_end_quietly_with_a_closed_pipe(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
-    bed.with_agent(&[], async |agent| {
-        let (child, output) = following(bed, agent)?;
+pub(crate) async fn events_end_quietly_with_a_closed_pipe(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    ctx.with_agent(&[], async |agent| {
+        let (child, output) = following(ctx, agent)?;
         // As `| head -1` does.
         drop(output);
         a_short_life(agent, &kubepods).await?;
@@ -250,10 +250,10 @@ pub(crate) async fn events_end_quietly_with_a_closed_pipe(bed: &Bed) -> Result<(
     .await
 }
 
-pub(crate) async fn events_go_on_after_a_restart_of_the_daemon(bed: &Bed) -> Result<()> {
-    let kubepods = Kubepods::make(&bed.environment)?;
-    let mut agent = Agent::start(&bed.environment, &[]).await?;
-    let (mut child, output) = following(bed, &agent)?;
+pub(crate) async fn events_go_on_after_a_restart_of_the_daemon(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    let mut agent = Agent::start(&ctx.environment, &[]).await?;
+    let (mut child, output) = following(ctx, &agent)?;
     agent.restart().await?;
     let back = wait_for("`kwitness events` to come back", LIMIT, async || {
         Ok((agent.status().await?.watchers > 0).then_some(()))

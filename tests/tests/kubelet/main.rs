@@ -3,16 +3,16 @@
 mod restart;
 
 use anyhow::Result;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
-    let bed = Bed::make()?;
+    let ctx = TestContext::new()?;
     let mut cases = Vec::new();
     macro_rules! once {
         ($($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::once(&bed, stringify!($name), |bed, combination| {
-                bed.block_on($module::$name(bed, combination))
+            $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
+                ctx.block_on($module::$name(ctx, combination))
             })?);)*
         };
     }
@@ -21,5 +21,5 @@ fn main() -> Result<()> {
         restart::a_restart_of_the_proxy_costs_one_attempt,
         restart::events_stay_in_use_over_restarts_of_daemon_and_runtime,
     ];
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }

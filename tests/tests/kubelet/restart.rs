@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::kubelet::{Kubelet, Pleg};
 use kwitness_tests::node::Node;
@@ -38,14 +38,14 @@ async fn crash(node: &Node, pod: &str) -> Result<Duration> {
 }
 
 async fn with_kubelet(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
     body: impl AsyncFnOnce(&mut Node, &mut Agent, &mut Proxy, &Kubelet) -> Result<()>,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let mut agent = Agent::start(&bed.environment, &[]).await?;
-        let mut proxy = Proxy::activated(&bed.environment, agent.socket())?;
-        let kubelet = Kubelet::start(&bed.environment, proxy.socket(), Pleg::Evented).await?;
+    ctx.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&ctx.environment, &[]).await?;
+        let mut proxy = Proxy::activated(&ctx.environment, agent.socket())?;
+        let kubelet = Kubelet::start(&ctx.environment, proxy.socket(), Pleg::Evented).await?;
         let done = body(node, &mut agent, &mut proxy, &kubelet).await;
         let done = done.with_context(|| kubelet.log_tail()).with_context(|| proxy.log_tail());
         let done = done.with_context(|| agent.log_tail());
@@ -57,9 +57,12 @@ async fn with_kubelet(
     .await
 }
 
-pub(crate) async fn a_crashed_pod_is_restarted_at_once(bed: &Bed, combination: Combination) -> Result<()> {
-    with_kubelet(bed, combination, async |node, agent, _, kubelet| {
-        kubelet.place("crash", &["/bin/sleep", "100000"])?;
+pub(crate) async fn a_crashed_pod_is_restarted_at_once(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    with_kubelet(ctx, combination, async |node, agent, _, kubelet| {
+        kubelet.add_pod("crash", &["/bin/sleep", "100000"])?;
         let placed = Instant::now();
         let id = wait_running(node, "crash", "").await?;
         println!("running {:?} after it was placed", placed.elapsed());
@@ -79,10 +82,10 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(bed: &Bed, combination: C
 }
 
 pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_kubelet(bed, combination, async |node, agent, _, kubelet| {
+    with_kubelet(ctx, combination, async |node, agent, _, kubelet| {
         let restarts = match std::env::var("KWITNESS_ROOT").as_deref() {
             Ok("bookworm") => FEW_RESTARTS,
             _ => RESTARTS,
@@ -90,7 +93,7 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
         let began = Instant::now();
         let pods: Vec<_> = (0..2 * restarts).map(|number| format!("pod{number:02}")).collect();
         for pod in &pods {
-            kubelet.place(pod, &["/bin/sleep", "100000"])?;
+            kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;
         }
         for pod in &pods {
             wait_running(node, pod, "").await?;
@@ -119,13 +122,13 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
 }
 
 pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_kubelet(bed, combination, async |node, _, proxy, kubelet| {
+    with_kubelet(ctx, combination, async |node, _, proxy, kubelet| {
         let pods: Vec<_> = (0..PROXY_RESTARTS).map(|number| format!("pod{number}")).collect();
         for pod in &pods {
-            kubelet.place(pod, &["/bin/sleep", "100000"])?;
+            kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;
         }
         for pod in &pods {
             wait_running(node, pod, "").await?;

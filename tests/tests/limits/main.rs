@@ -8,30 +8,30 @@ mod proof;
 mod series;
 
 use anyhow::Result;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
-    let bed = Bed::make()?;
+    let ctx = TestContext::new()?;
     let mut cases = Vec::new();
-    match bed.environment.layout {
+    match ctx.environment.layout {
         CgroupLayout::Unified => {
-            cases.extend(Case::each(&bed, "a_series_of_resizes", |bed, combination| {
-                bed.block_on(series::resizes(bed, combination))
+            cases.extend(Case::each(&ctx, "a_series_of_resizes", |ctx, combination| {
+                ctx.block_on(series::resizes(ctx, combination))
             }));
-            cases.push(Case::once(&bed, "a_quota_is_kept_or_it_is_told", |bed, combination| {
-                bed.block_on(proof::of_a_busy_loop(bed, combination))
+            cases.push(Case::once(&ctx, "a_quota_is_kept_or_it_is_reported", |ctx, combination| {
+                ctx.block_on(proof::of_a_busy_loop(ctx, combination))
             })?);
-            cases.extend(Case::each(&bed, "a_kill_for_want_of_memory", |bed, combination| {
-                bed.block_on(oom::kills(bed, combination))
+            cases.extend(Case::each(&ctx, "a_kill_for_want_of_memory", |ctx, combination| {
+                ctx.block_on(oom::kills(ctx, combination))
             }));
         }
         CgroupLayout::Hybrid => {
-            cases.push(Case::once(&bed, "limits_need_cgroup_v2", |bed, combination| {
-                bed.block_on(plain::limits_need_cgroup_v2(bed, combination))
+            cases.push(Case::once(&ctx, "limits_need_cgroup_v2", |ctx, combination| {
+                ctx.block_on(plain::limits_need_cgroup_v2(ctx, combination))
             })?);
         }
     }
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }

@@ -1,11 +1,11 @@
-//! Kills for want of memory in a real runtime's containers: of a child, which no runtime reports, and of the main process.
+//! Kills because memory ran out in a real runtime's containers: of a child, which no runtime reports, and of the main process.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Event, OomKill, ProcessRole};
 use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
@@ -16,9 +16,9 @@ const LIMIT: u64 = 24 << 20;
 /// that memory is free, it takes it from these, and not the shell that started them.
 const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
-pub(crate) async fn kills(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn kills(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("greedy", combination.handler)?).await?;
             let limited = |name: &str, line: &str| {
@@ -66,7 +66,7 @@ pub(crate) async fn kills(bed: &Bed, combination: Combination) -> Result<()> {
     .await
 }
 
-/// The first kill that is told of a container.
+/// The first kill that is reported a container.
 async fn kill(watcher: &mut Watcher, id: &str) -> Result<(Event, OomKill)> {
     let seen = watcher.wait_until("an OOM kill", |seen| seen.has(id, "oomKill")).await?;
     let mut all = seen.of(id).filter_map(|event| match &event.kind {

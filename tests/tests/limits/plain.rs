@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, VerdictKind, wanted};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 
-pub(crate) async fn limits_need_cgroup_v2(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn limits_need_cgroup_v2(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
             let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
             let request = proto::VerifyRequest {
@@ -30,7 +30,7 @@ pub(crate) async fn limits_need_cgroup_v2(bed: &Bed, combination: Combination) -
                     verdict.reason
                 );
             }
-            // A runtime says on its own of which shares it was told.
+            // A runtime says on its own of which shares it was reported.
             ensure!(answer.verdicts.len() >= 2, "{answer:?}");
             node.remove_pod(&pod).await
         })

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
@@ -16,9 +16,9 @@ const MILLI: u64 = 200;
 /// How long usage is watched.
 const INTERVAL: u32 = 3000;
 
-pub(crate) async fn of_a_busy_loop(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn of_a_busy_loop(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
             let mut spec = ContainerSpec::shell("main", "while :; do :; done");
             spec.resources = Some(cri::LinuxContainerResources {
@@ -52,7 +52,7 @@ pub(crate) async fn of_a_busy_loop(bed: &Bed, combination: Combination) -> Resul
             ensure!(proof.proof() == ProofKind::Exceeded, "{proof:?}");
 
             // The same by the command.
-            let mut command = Command::new(bed.environment.kwitness());
+            let mut command = Command::new(ctx.environment.kwitness());
             command.args([
                 "verify",
                 "busy",

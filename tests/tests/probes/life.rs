@@ -1,4 +1,4 @@
-//! What the probes tell of cgroups and processes, one scenario a function. Each runs once for each kind of hook.
+//! What the probes report cgroups and processes, one scenario a function. Each runs once for each kind of hook.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -30,7 +30,7 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_refilled_group_starts_again", refilled),
     ("a_first_process_is_known_where_it_ends", moved_first),
     ("a_process_moved_in", attach),
-    ("every_exit_status_as_wait_tells_it", statuses),
+    ("every_exit_status_as_wait_reports_it", statuses),
     ("threads_are_no_processes", threads),
     ("an_exec_from_a_thread", exec_from_thread),
     ("a_path_that_is_too_long", long_path),
@@ -365,9 +365,9 @@ fn roots(session: &mut Session, root: &Root) -> Result<()> {
         let below = cgroup::id(&holder.sub(&format!("{name}/below"))?)?;
         session.settle()?;
         let facts = session.facts(id);
-        let told =
+        let reported =
             matches!(facts[..], [Fact::Mkdir { root: true, path, .. }] if *path == holder.path_of(name));
-        ensure!(told == is_root && facts.is_empty() != is_root, "{name}: {facts:#?}");
+        ensure!(reported == is_root && facts.is_empty() != is_root, "{name}: {facts:#?}");
         let facts = session.facts(below);
         ensure!(facts.is_empty() != is_root, "{name}/below: {facts:#?}");
         ensure!(
@@ -415,7 +415,7 @@ fn in_v1(session: &mut Session, mount: &std::path::Path) -> Result<()> {
     let root = Root::make(mount, "v1")?;
     let container = root.sub("ctr")?;
     let ids = [root.id()?, cgroup::id(&container)?];
-    // Its ids may be those of v2 cgroups, so what counts is that nothing is told between here and the end.
+    // Its ids may be those of v2 cgroups, so what counts is that nothing is reported between here and the end.
     session.settle()?;
     let before = session.events().len();
     let child = Child::spawn(None, NO_NAMESPACES, Action::Pause)?;

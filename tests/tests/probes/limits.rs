@@ -1,4 +1,4 @@
-//! Writes to limit files, by each kind of hook: value, writer, outcome and times; which are told, which are not, and how often.
+//! Writes to limit files, by each kind of hook: value, writer, outcome and times; which are reported, which are not, and how often.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,8 +13,8 @@ use kwitness_core::model::{
     CgroupId, Fact, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase, WriteResult,
     WrittenValue,
 };
-use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::find_cgroup2;
 use kwitness_tests::suite::Case;
 use nix::errno::Errno;
@@ -29,22 +29,22 @@ use crate::{Loaded, refusal};
 type Scenario = fn(&mut Session, &Path) -> Result<()>;
 
 const SCENARIOS: [(&str, Scenario); 5] = [
-    ("a_limit_write_is_told_whole", whole),
+    ("a_limit_write_is_reported_whole", whole),
     ("a_refused_limit_write_has_its_errno", refused),
-    ("only_limits_of_the_tracked_and_of_those_above_are_told", filtered),
+    ("only_limits_of_the_tracked_and_of_those_above_are_reported", filtered),
     ("a_value_longer_than_the_record", long_value),
     ("ten_thousand_writes_by_one_lose_no_other", flood),
 ];
 
 /// The rows.
-pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
+pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for kind in [HookKind::Fentry, HookKind::Kprobe] {
         for (name, scenario) in SCENARIOS {
             let loaded = Arc::clone(loaded);
             let body =
-                move |bed: &Bed| {
-                    let parent = &bed.environment.cgroup_directory();
+                move |ctx: &TestContext| {
+                    let parent = &ctx.environment.cgroup_directory();
                     loaded.with(kind, parent, |session| {
                         let chosen =
                             session.running().capabilities().needs.iter().find_map(|report| {
@@ -58,17 +58,17 @@ pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
                         scenario(session, parent)
                     })
                 };
-            cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind)));
+            cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind)));
         }
     }
     let shared = Arc::clone(loaded);
-    cases.push(Case::new("syscall_tells_a_write_and_a_refusal", move |bed| {
-        let parent = &bed.environment.cgroup_directory();
+    cases.push(Case::new("syscall_reports_a_write_and_a_refusal", move |ctx| {
+        let parent = &ctx.environment.cgroup_directory();
         shared.with(HookKind::Syscall, parent, |session| by_syscall(session, parent))
     }));
     let loaded = Arc::clone(loaded);
-    cases.push(Case::new("fanotify_tells_who_wrote_which_limit", move |bed| {
-        let parent = &bed.environment.cgroup_directory();
+    cases.push(Case::new("fanotify_reports_who_wrote_which_limit", move |ctx| {
+        let parent = &ctx.environment.cgroup_directory();
         loaded.with(HookKind::BtfTracepoint, parent, |session| noticed(session, parent))
     }));
     Ok(cases)
@@ -85,7 +85,7 @@ pub fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("write {text} to {}", file.display()))
 }
 
-/// What was told of writes to that cgroup's files, in order.
+/// What was reported writes to that cgroup's files, in order.
 fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
     let facts = session.facts(id).into_iter();
     facts
@@ -104,18 +104,18 @@ fn own_cgroup() -> Result<CgroupId> {
 }
 
 fn whole(session: &mut Session, parent: &Path) -> Result<()> {
-    let root = root_with_controllers(parent, "told")?;
+    let root = root_with_controllers(parent, "reported")?;
     let container = root.sub("ctr")?;
     write(&container.join("pids.max"), "77\n")?;
     session.settle()?;
-    let told = writes(session, cgroup::id(&container)?);
-    let [began, returned] = &told[..] else { anyhow::bail!("{told:#?}") };
+    let reported = writes(session, cgroup::id(&container)?);
+    let [began, returned] = &reported[..] else { anyhow::bail!("{reported:#?}") };
     ensure!(began.phase == WritePhase::Began, "{began:#?}");
     let WritePhase::Returned { result: WriteResult::Accepted, at: Some(at) } = returned.phase else {
         anyhow::bail!("{returned:#?}");
     };
-    ensure!(began.began.is_some_and(|began| began < at), "{told:#?}");
-    ensure!(*returned == LimitWrite { phase: returned.phase, ..began.clone() }, "{told:#?}");
+    ensure!(began.began.is_some_and(|began| began < at), "{reported:#?}");
+    ensure!(*returned == LimitWrite { phase: returned.phase, ..began.clone() }, "{reported:#?}");
     ensure!(began.limit_file == LimitFile::PidsMax, "{began:#?}");
     ensure!(began.value == Some(WrittenValue { text: "77".into(), truncated: false }), "{began:#?}");
     let writer = &began.writer;
@@ -151,7 +151,7 @@ fn overwrite(file: &Path, text: &str) -> Result<()> {
     open.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", file.display()))
 }
 
-/// Without a program at the function: what fanotify can tell, and of which cgroups.
+/// Without a program at the function: what fanotify can report, and of which cgroups.
 fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     let (to, mut notices) = tokio::sync::mpsc::channel(64);
     Watch::open(CgroupFs::find(&Subtree::default())?)?.run(session.running().tracker(), to)?;
@@ -168,20 +168,20 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     // A notice of the root comes after all of the container.
     overwrite(&root.directory().join("cgroup.freeze"), "0")?;
     let (id, root_id) = (cgroup::id(&container)?, root.id()?);
-    let mut told = Vec::new();
-    while !matches!(told.last(), Some(KernelEvent { cgroup, .. }) if cgroup.0 == root_id) {
+    let mut reported = Vec::new();
+    while !matches!(reported.last(), Some(KernelEvent { cgroup, .. }) if cgroup.0 == root_id) {
         match notices.blocking_recv().context("the watch has ended")? {
-            Observation::Kernel(event) => told.push(event),
+            Observation::Kernel(event) => reported.push(event),
             other => anyhow::bail!("{other:#?}"),
         }
     }
-    told.pop();
-    // The two may be told as one.
-    ensure!((1..=2).contains(&told.len()), "{told:#?}");
+    reported.pop();
+    // The two may be reported as one.
+    ensure!((1..=2).contains(&reported.len()), "{reported:#?}");
     let comm = fs::read_to_string("/proc/self/comm")?;
-    for KernelEvent { cgroup, fact, .. } in &told {
-        let Fact::LimitWrite(write) = fact else { anyhow::bail!("{told:#?}") };
-        ensure!(cgroup.0 == id && write.limit_file == LimitFile::CgroupFreeze, "{told:#?}");
+    for KernelEvent { cgroup, fact, .. } in &reported {
+        let Fact::LimitWrite(write) = fact else { anyhow::bail!("{reported:#?}") };
+        ensure!(cgroup.0 == id && write.limit_file == LimitFile::CgroupFreeze, "{reported:#?}");
         ensure!(
             write.seen_by == WriteHook::Fanotify && write.value.is_none() && write.began.is_none(),
             "{write:#?}"
@@ -211,9 +211,9 @@ fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     let long = "9".repeat(1000);
     ensure!(overwrite(&container.join("cgroup.freeze"), &long).is_err(), "the kernel took it");
     session.settle()?;
-    let told = writes(session, cgroup::id(&container)?);
+    let reported = writes(session, cgroup::id(&container)?);
     let refused = |errno: Errno| Some(WriteResult::Refused { errno: errno as i32 });
-    let told_so: Vec<_> = told
+    let told_so: Vec<_> = reported
         .iter()
         .map(|write| {
             let value = write.value.as_ref().map(|value| (value.text.len(), value.truncated));
@@ -236,9 +236,9 @@ fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
                 (cut, None),
                 (cut, refused(Errno::ERANGE)),
             ],
-        "{told:#?}"
+        "{reported:#?}"
     );
-    for write in &told {
+    for write in &reported {
         ensure!(
             write.seen_by == WriteHook::Syscall && write.limit_file == LimitFile::CgroupFreeze,
             "{write:#?}"
@@ -254,12 +254,12 @@ fn refused(session: &mut Session, parent: &Path) -> Result<()> {
     let container = root.sub("ctr")?;
     ensure!(fs::write(container.join("memory.max"), "nonsense").is_err(), "the kernel took it");
     session.settle()?;
-    let told = writes(session, cgroup::id(&container)?);
-    let phases: Vec<_> = told.iter().map(|write| write.phase).collect();
+    let reported = writes(session, cgroup::id(&container)?);
+    let phases: Vec<_> = reported.iter().map(|write| write.phase).collect();
     let [WritePhase::Began, WritePhase::Returned { result, .. }] = phases[..] else {
-        anyhow::bail!("{told:#?}");
+        anyhow::bail!("{reported:#?}");
     };
-    ensure!(result == WriteResult::Refused { errno: Errno::EINVAL as i32 }, "{told:#?}");
+    ensure!(result == WriteResult::Refused { errno: Errno::EINVAL as i32 }, "{reported:#?}");
     Ok(())
 }
 
@@ -280,15 +280,18 @@ fn filtered(session: &mut Session, parent: &Path) -> Result<()> {
     drop(child);
     session.settle()?;
     let values = |id| -> Vec<_> {
-        let told = writes(session, id).into_iter().filter(|write| write.phase == WritePhase::Began);
-        told.map(|write| (write.limit_file, write.value.map(|value| value.text.to_string()))).collect()
+        let reported = writes(session, id).into_iter().filter(|write| write.phase == WritePhase::Began);
+        reported.map(|write| (write.limit_file, write.value.map(|value| value.text.to_string()))).collect()
     };
     let text = |text: &str| Some(text.to_owned());
-    let told = values(above.id()?);
-    ensure!(told == [(LimitFile::PidsMax, text("1002"))], "{told:?}");
+    let reported = values(above.id()?);
+    ensure!(reported == [(LimitFile::PidsMax, text("1002"))], "{reported:?}");
     ensure!(values(beside.id()?).is_empty(), "{:?}", values(beside.id()?));
-    let told = values(cgroup::id(&tracked)?);
-    ensure!(told == [(LimitFile::CgroupFreeze, text("1")), (LimitFile::CgroupFreeze, text("0"))], "{told:?}");
+    let reported = values(cgroup::id(&tracked)?);
+    ensure!(
+        reported == [(LimitFile::CgroupFreeze, text("1")), (LimitFile::CgroupFreeze, text("0"))],
+        "{reported:?}"
+    );
     Ok(())
 }
 
@@ -298,9 +301,9 @@ fn long_value(session: &mut Session, parent: &Path) -> Result<()> {
     let text = "9".repeat(1000);
     ensure!(fs::write(container.join("pids.max"), &text).is_err(), "the kernel took it");
     session.settle()?;
-    let told = writes(session, cgroup::id(&container)?);
-    ensure!(told.len() == 2, "{told:#?}");
-    for write in told {
+    let reported = writes(session, cgroup::id(&container)?);
+    ensure!(reported.len() == 2, "{reported:#?}");
+    for write in reported {
         let value = write.value.context("no value")?;
         ensure!(value.truncated && text.starts_with(&*value.text), "{value:?}");
         ensure!(value.text.len() == kwitness_abi::VALUE_CAP - 1, "{value:?}");
@@ -331,23 +334,23 @@ fn flood(session: &mut Session, parent: &Path) -> Result<()> {
     let returned =
         |id| writes(session, id).iter().filter(|write| write.phase != WritePhase::Began).count() as u64;
     let suppressed = counters.suppressed - before.suppressed;
-    let (told, quiet_told) = (returned(noisy_id), returned(quiet_id));
-    // Where the kernel preempts a program, it skips it for others meanwhile, and counts that: a loss that is told.
+    let (reported, quiet_reported) = (returned(noisy_id), returned(quiet_id));
+    // Where the kernel preempts a program, it skips it for others meanwhile, and counts that: a loss that is reported.
     let skipped = skipped(session) - skipped_before;
     println!(
-        "of {} writes {told} were told, {suppressed} counted, {lost} and {lost_beginnings} beginnings lost, {skipped} skipped",
+        "of {} writes {reported} were reported, {suppressed} counted, {lost} and {lost_beginnings} beginnings lost, {skipped} skipped",
         producer::WRITES
     );
     // A guest's clock may leap, and with it the window of the budget: the ring's end is the second bound.
-    let known = told + suppressed + lost;
+    let known = reported + suppressed + lost;
     ensure!(
         (known..=known + skipped).contains(&producer::WRITES),
-        "{told} told, {suppressed} counted, {lost} lost, {skipped} skipped"
+        "{reported} reported, {suppressed} counted, {lost} lost, {skipped} skipped"
     );
     ensure!(suppressed > 0, "nothing was bounded");
     ensure!(
-        (quiet_told..=quiet_told + skipped).contains(&QUIET),
-        "{quiet_told} of {QUIET} of the quiet one, {skipped} skipped"
+        (quiet_reported..=quiet_reported + skipped).contains(&QUIET),
+        "{quiet_reported} of {QUIET} of the quiet one, {skipped} skipped"
     );
     Ok(())
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use kwitness_agent::probe::Settings;
 use kwitness_agent::probe::environment::{self, Lockdown};
 use kwitness_agent::probe::need::{Exclusion, HookKind, NEEDS};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::suite::{self, Case};
 
@@ -32,17 +32,17 @@ fn main() -> Result<()> {
     for kind in HookKind::TRACEPOINTS {
         for (name, scenario) in life::SCENARIOS {
             let loaded = Arc::clone(&loaded);
-            cases.push(Case::new(&format!("{kind}_{name}"), move |bed| {
-                let parent = &bed.environment.cgroup_directory();
+            cases.push(Case::new(&format!("{kind}_{name}"), move |ctx| {
+                let parent = &ctx.environment.cgroup_directory();
                 loaded.with(kind, parent, |session| scenario(session, &Root::make(parent, name)?))
             }));
         }
     }
-    let bed = Bed::make()?;
-    cases.extend(limits::cases(&bed, &loaded)?);
-    cases.extend(oom::cases(&bed, &loaded)?);
+    let ctx = TestContext::new()?;
+    cases.extend(limits::cases(&ctx, &loaded)?);
+    cases.extend(oom::cases(&ctx, &loaded)?);
     cases.extend(storm::cases(&loaded));
-    suite::run(bed, cases)
+    suite::run(ctx, cases)
 }
 
 /// How often a scenario is played at most. Linux 7.0 and later can preempt a program at most hooks, and skips it for the other
@@ -102,8 +102,8 @@ fn settings(kind: Option<HookKind>) -> Result<Settings> {
 }
 
 /// Why hooks of that kind cannot be had here; none if they can. In a guest they have to.
-fn refusal(bed: &Bed, kind: HookKind) -> Option<&'static str> {
-    let may_be_refused = bed.environment.tier == Tier::Host && environment::lockdown() != Some(Lockdown::Off);
+fn refusal(ctx: &TestContext, kind: HookKind) -> Option<&'static str> {
+    let may_be_refused = ctx.environment.tier == Tier::Host && environment::lockdown() != Some(Lockdown::Off);
     (may_be_refused && matches!(kind, HookKind::Fentry | HookKind::Kprobe))
         .then_some("a locked down kernel has no fentry and no kprobes")
 }

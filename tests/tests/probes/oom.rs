@@ -1,4 +1,4 @@
-//! Kills for want of memory: who, by which limit, at what usage, and how the victim came to be one.
+//! Kills because memory ran out: who, by which limit, at what usage, and how the victim came to be one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_agent::probe::need::HookKind;
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
-use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
 use kwitness_tests::suite::Case;
 
@@ -28,25 +28,25 @@ const SCENARIOS: [(&str, Scenario); 5] = [
 ];
 
 /// The rows.
-pub fn cases(bed: &Bed, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
+pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for kind in [HookKind::Fentry, HookKind::Kprobe] {
         for (name, scenario) in SCENARIOS {
             let loaded = Arc::clone(loaded);
-            let body = move |bed: &Bed| {
-                let parent = &bed.environment.cgroup_directory();
+            let body = move |ctx: &TestContext| {
+                let parent = &ctx.environment.cgroup_directory();
                 loaded.with(kind, parent, |session| scenario(session, parent))
             };
             cases.push(
-                Case::new(&format!("{kind}_{name}"), body).refused(refusal(bed, kind).or(no_memory_v2(bed))),
+                Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind).or(no_memory_v2(ctx))),
             );
         }
     }
     Ok(cases)
 }
 
-fn no_memory_v2(bed: &Bed) -> Option<&'static str> {
-    (bed.environment.layout == CgroupLayout::Hybrid).then_some("the memory controller is in v1")
+fn no_memory_v2(ctx: &TestContext) -> Option<&'static str> {
+    (ctx.environment.layout == CgroupLayout::Hybrid).then_some("the memory controller is in v1")
 }
 
 const PAGE: u64 = 4096;
@@ -88,10 +88,13 @@ fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
     ensure!(child.wait()? == killed(), "the hog survived");
     let id = cgroup::id(&container)?;
     session.settle()?;
-    let told = kills(session, id);
-    ensure!(told.len() == 1, "{told:#?}");
-    check(&told[0], pid, id)?;
-    ensure!(told[0].trigger.pid == Some(pid) && told[0].trigger.cgroup == Some(CgroupId(id)), "{told:#?}");
+    let reported = kills(session, id);
+    ensure!(reported.len() == 1, "{reported:#?}");
+    check(&reported[0], pid, id)?;
+    ensure!(
+        reported[0].trigger.pid == Some(pid) && reported[0].trigger.cgroup == Some(CgroupId(id)),
+        "{reported:#?}"
+    );
     Ok(())
 }
 
@@ -109,9 +112,9 @@ fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
     let pid = child.pid();
     ensure!(child.wait()? == killed(), "the hog survived");
     session.settle()?;
-    let told = kills(session, cgroup::id(&container)?);
-    ensure!(told.len() == 1, "{told:#?}");
-    check(&told[0], pid, cgroup::id(&pod)?)
+    let reported = kills(session, cgroup::id(&container)?);
+    ensure!(reported.len() == 1, "{reported:#?}");
+    check(&reported[0], pid, cgroup::id(&pod)?)
 }
 
 fn group(session: &mut Session, parent: &Path) -> Result<()> {
@@ -129,17 +132,17 @@ fn group(session: &mut Session, parent: &Path) -> Result<()> {
     }
     let id = cgroup::id(&container)?;
     session.settle()?;
-    let told = kills(session, id);
-    ensure!(told.len() == 3, "{told:#?}");
+    let reported = kills(session, id);
+    ensure!(reported.len() == 3, "{reported:#?}");
     let (chosen, rest): (Vec<_>, Vec<_>) =
-        told.iter().partition(|kill| kill.choice == Some(OomChoice::Chosen));
-    ensure!(chosen.len() == 1, "{told:#?}");
+        reported.iter().partition(|kill| kill.choice == Some(OomChoice::Chosen));
+    ensure!(chosen.len() == 1, "{reported:#?}");
     check(chosen[0], pid, id)?;
-    ensure!(rest.iter().all(|kill| kill.choice == Some(OomChoice::GroupMember)), "{told:#?}");
+    ensure!(rest.iter().all(|kill| kill.choice == Some(OomChoice::GroupMember)), "{reported:#?}");
     let mut pids: Vec<_> = rest.iter().map(|kill| kill.victim.key.pid).collect();
     pids.sort_unstable();
     members.sort_unstable();
-    ensure!(pids == members, "{told:#?}");
+    ensure!(pids == members, "{reported:#?}");
     Ok(())
 }
 
@@ -152,9 +155,9 @@ fn child_process(session: &mut Session, parent: &Path) -> Result<()> {
     ensure!(parent.wait()? == ExitStatus::Code(0), "the parent did not survive");
     let id = cgroup::id(&container)?;
     session.settle()?;
-    let told = kills(session, id);
-    ensure!(told.len() == 1 && told[0].victim.ppid == pid, "{told:#?}");
-    check(&told[0], told[0].victim.key.pid, id)
+    let reported = kills(session, id);
+    ensure!(reported.len() == 1 && reported[0].victim.ppid == pid, "{reported:#?}");
+    check(&reported[0], reported[0].victim.key.pid, id)
 }
 
 fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
@@ -174,11 +177,11 @@ fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
     ensure!(child.wait()? == killed(), "the hog survived");
     let id = cgroup::id(&container)?;
     session.settle()?;
-    let told = kills(session, id);
-    ensure!(told.len() == 1, "{told:#?}");
-    check(&told[0], pid, id)?;
+    let reported = kills(session, id);
+    ensure!(reported.len() == 1, "{reported:#?}");
+    check(&reported[0], pid, id)?;
     // Whoever lowered the limit, not the container.
-    ensure!(told[0].trigger.pid == Some(std::process::id()), "{told:#?}");
+    ensure!(reported[0].trigger.pid == Some(std::process::id()), "{reported:#?}");
     // The kill happened within the write.
     let order: Vec<_> = session
         .facts(id)

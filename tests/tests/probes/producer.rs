@@ -1,20 +1,25 @@
 //! The test program in the role of a workload: run again with a variant's name, it does what the variant says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kwitness_core::model::ExitStatus;
+use kwitness_tests::cgroup;
 use nix::sched::CloneFlags;
 
 use crate::child::{Action, Child, exec, exit_thread};
+use crate::session::rmdir;
 
 /// The first argument that makes the test program a workload.
 pub const ROLE: &str = "--produce";
 
 /// How often the variant `forks` forks.
 pub const FORKS: u32 = 200;
+
+/// Of so many containers of the variant `storm`, one executes a program; the others end at once.
+const EXEC_EVERY: u32 = 10;
 
 /// How often the variant `write-often` writes.
 pub const WRITES: u64 = 10_000;
@@ -116,7 +121,7 @@ pub fn run(role: &[&str]) -> Result<()> {
                 std::fs::write(file, number.to_string()).with_context(|| format!("write {file}"))?;
             }
         }
-        "storm" => return crate::storm::produce(arguments),
+        "storm" => return storm(arguments),
         "exec-from-thread" => {
             let become_another = || exec(&[&program()?, ROLE, "end"]);
             match std::thread::spawn(become_another).join() {
@@ -134,4 +139,32 @@ fn hog() {
     let taken: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
     std::thread::sleep(Duration::from_secs(1000));
     drop(taken);
+}
+
+/// The variant `storm`: makes containers one after the other, and prints what it did when all are gone.
+fn storm(arguments: &[&str]) -> Result<()> {
+    let [prefix, count] = arguments else { bail!("the storm takes a prefix and a count") };
+    let count: u32 = count.parse()?;
+    let mut made = String::new();
+    for index in 0..count {
+        let pod = PathBuf::from(format!("{prefix}{index}"));
+        let container = pod.join("ctr");
+        for directory in [&pod, &container] {
+            std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let executed = index % EXEC_EVERY == 0;
+        let (id, pod_id) = (cgroup::id(&container)?, cgroup::id(&pod)?);
+        let child = if executed {
+            spawn(&container, "end-with-1")?
+        } else {
+            Child::spawn(Some(&container), CloneFlags::empty(), Action::Exit((index % 256) as u8))?
+        };
+        let pid = child.pid();
+        let ExitStatus::Code(code) = child.wait()? else { bail!("a container was killed") };
+        rmdir(&container)?;
+        rmdir(&pod)?;
+        made += &format!("{id} {pod_id} {pid} {executed} {code}\n");
+    }
+    print!("{made}");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Loaded probes and what they have told, decoded.
+//! Loaded probes and what they have reported, decoded.
 
 use std::collections::HashSet;
 use std::fs;
@@ -97,7 +97,7 @@ impl Session {
         &self.events
     }
 
-    /// What was told of that cgroup, in the order of the kernel's times.
+    /// What was reported that cgroup, in the order of the kernel's times.
     pub fn facts(&self, id: u64) -> Vec<&Fact> {
         let mut events: Vec<_> = self.events.iter().filter(|event| event.cgroup.0 == id).collect();
         events.sort_by_key(|event| event.at);

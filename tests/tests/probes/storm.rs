@@ -23,17 +23,15 @@ use kwitness_agent::probe::Settings;
 
 const CONTAINERS: u32 = 10_000;
 const PRODUCERS: u32 = 2;
-/// Every so many, a container's process executes a program; the others end at once.
-const EXEC_EVERY: u32 = 10;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
 /// The rows.
 pub fn cases(loaded: &Arc<Loaded>) -> [Case; 2] {
     let case = |name: &str, body: fn(&Path) -> Result<()>| {
         let loaded = Arc::clone(loaded);
-        Case::new(name, move |bed| {
+        Case::new(name, move |ctx| {
             loaded.unload();
-            body(&bed.environment.cgroup_directory())
+            body(&ctx.environment.cgroup_directory())
         })
     };
     [case("a_storm_of_containers_loses_nothing", storm), case("what_is_lost_is_counted_exactly", overflow)]
@@ -67,15 +65,15 @@ fn storm(parent: &Path) -> Result<()> {
     let late = session.events().windows(2).filter(|pair| pair[0].at > pair[1].at).count();
     let mut events: Vec<_> = session.events().iter().collect();
     events.sort_by_key(|event| event.at);
-    let mut told: HashMap<u64, Vec<&Fact>> = HashMap::new();
+    let mut reported: HashMap<u64, Vec<&Fact>> = HashMap::new();
     for event in events {
-        told.entry(event.cgroup.0).or_default().push(&event.fact);
+        reported.entry(event.cgroup.0).or_default().push(&event.fact);
     }
     let none = Vec::new();
     let mut wrong = Vec::new();
     for (id, life) in &lives {
-        let facts = told.get(id).unwrap_or(&none);
-        let pod_facts = told.get(&life.pod).unwrap_or(&none);
+        let facts = reported.get(id).unwrap_or(&none);
+        let pod_facts = reported.get(&life.pod).unwrap_or(&none);
         if !is_life(facts, life) || !is_pod(pod_facts) {
             wrong.push(format!("{id}: {life:?}\n{facts:#?}\npod: {pod_facts:#?}"));
         }
@@ -225,34 +223,6 @@ fn parse(line: &str) -> Result<(u64, Life)> {
     let [id, pod, pid, executed, code] = words[..] else { bail!("a producer said `{line}`") };
     let (executed, status) = (executed == "true", ExitStatus::Code(code.parse()?));
     Ok((id.parse()?, Life { pod: pod.parse()?, pid: pid.parse()?, executed, status }))
-}
-
-/// The producer's side: containers one after the other, told when all is done.
-pub fn produce(arguments: &[&str]) -> Result<()> {
-    let [prefix, count] = arguments else { bail!("the storm takes a prefix and a count") };
-    let count: u32 = count.parse()?;
-    let mut told = String::new();
-    for index in 0..count {
-        let pod = PathBuf::from(format!("{prefix}{index}"));
-        let container = pod.join("ctr");
-        for directory in [&pod, &container] {
-            std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
-        }
-        let executed = index % EXEC_EVERY == 0;
-        let (id, pod_id) = (cgroup::id(&container)?, cgroup::id(&pod)?);
-        let child = if executed {
-            producer::spawn(&container, "end-with-1")?
-        } else {
-            Child::spawn(Some(&container), CloneFlags::empty(), Action::Exit((index % 256) as u8))?
-        };
-        let pid = child.pid();
-        let ExitStatus::Code(code) = child.wait()? else { bail!("a container was killed") };
-        rmdir(&container)?;
-        rmdir(&pod)?;
-        told += &format!("{id} {pod_id} {pid} {executed} {code}\n");
-    }
-    print!("{told}");
-    Ok(())
 }
 
 impl Session {

@@ -9,7 +9,7 @@ use kwitness_agent::wire::convert;
 use kwitness_core::lifecycle::{Bounds, Lifecycle};
 use kwitness_core::model::Output;
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::events::{End, Life, Seen, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec, Qos, new_static_uid};
@@ -26,9 +26,9 @@ pub(crate) fn sandbox(pod: &Pod) -> Life<'_> {
     Life { pod, id: &pod.sandbox, name: None, program: Some("/pause"), end: KILLED, entered: &[] }
 }
 
-pub(crate) async fn a_pod_with_two_containers(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn a_pod_with_two_containers(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
 
@@ -84,7 +84,7 @@ pub(crate) async fn a_pod_with_two_containers(bed: &Bed, combination: Combinatio
                 seen.check_life(life)?;
                 seen.check_known(life)?;
             }
-            // Nobody else's containers, and no container twice under another id.
+            // No other process's containers, and no container twice under another id.
             ensure!(
                 seen.count("created") == lives.len(),
                 "created is there {} times:\n{seen}",
@@ -99,11 +99,11 @@ pub(crate) async fn a_pod_with_two_containers(bed: &Bed, combination: Combinatio
 }
 
 pub(crate) async fn a_container_that_lives_two_milliseconds(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("quick", combination.handler)?).await?;
             let mut ids = Vec::new();
@@ -139,27 +139,27 @@ pub(crate) async fn a_container_that_lives_two_milliseconds(
     .await
 }
 
-/// What `daemon --record` wrote, given to the pure core, makes the same events that a watcher was told.
+/// What `daemon --record` wrote, given to the pure core, makes the same events that a watcher was reported.
 pub(crate) async fn a_recording_replays_to_the_same_events(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
+    ctx.with_node(combination.driver, async |node| {
         let directory = tempfile::tempdir()?;
         let recording = directory.path().join("recording.jsonl");
         let old = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
-        let agent = Agent::start_recording(&bed.environment, &recording).await?;
+        let agent = Agent::start_recording(&ctx.environment, &recording).await?;
         let pod = node.run_pod(&PodSpec::new("recorded", combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::shell("three", "exit 3")).await?;
         node.wait_exited(&id).await?;
         node.remove_pod(&pod).await?;
         node.remove_pod(&old).await?;
         let ids = [&old.sandbox, &pod.sandbox, &id];
-        let told = process::wait_for("the ends of the containers", LIMIT, async || {
+        let reported = process::wait_for("the ends of the containers", LIMIT, async || {
             let seen = agent.replay().await?;
             Ok(ids.iter().all(|id| seen.has(id, "deleted")).then_some(seen))
         });
-        let told = told.await?;
+        let reported = reported.await?;
         agent.stop()?;
 
         let text = fs::read_to_string(&recording).context("read the recording")?;
@@ -178,7 +178,7 @@ pub(crate) async fn a_recording_replays_to_the_same_events(
                 (event.kernel_time, container, event.kind)
             })
             .collect();
-        let told: Vec<_> = told
+        let reported: Vec<_> = reported
             .events()
             .filter(|event| kind(event) != "limitChanged")
             .map(|event| {
@@ -186,18 +186,26 @@ pub(crate) async fn a_recording_replays_to_the_same_events(
                 (event.kernel_time, container, event.kind.clone())
             })
             .collect();
-        ensure!(replayed.len() >= told.len(), "{} were told, {} replayed", told.len(), replayed.len());
-        for (told, replayed) in told.iter().zip(&replayed) {
-            ensure!(told == replayed, "told: {told:#?}\nreplayed: {replayed:#?}");
+        ensure!(
+            replayed.len() >= reported.len(),
+            "{} were reported, {} replayed",
+            reported.len(),
+            replayed.len()
+        );
+        for (reported, replayed) in reported.iter().zip(&replayed) {
+            ensure!(reported == replayed, "reported: {reported:#?}\nreplayed: {replayed:#?}");
         }
         Ok(())
     })
     .await
 }
 
-pub(crate) async fn an_entry_point_that_does_not_exist(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn an_entry_point_that_does_not_exist(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("nothing", combination.handler)?).await?;
             let id = node.create(&pod, &ContainerSpec::new("missing", &["/bin/there-is-no-such"])).await?;
@@ -217,9 +225,12 @@ pub(crate) async fn an_entry_point_that_does_not_exist(bed: &Bed, combination: C
     .await
 }
 
-pub(crate) async fn a_pod_in_the_nodes_pid_namespace(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn a_pod_in_the_nodes_pid_namespace(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let mut spec = PodSpec::new("host-pid", combination.handler)?;
             spec.host_pid = true;
@@ -248,9 +259,12 @@ pub(crate) async fn a_pod_in_the_nodes_pid_namespace(bed: &Bed, combination: Com
 }
 
 /// systemd in a container makes cgroups of its own; so does a test from outside, on every kernel alike.
-pub(crate) async fn cgroups_made_inside_a_container(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn cgroups_made_inside_a_container(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("nested", combination.handler)?).await?;
             let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
@@ -285,9 +299,9 @@ pub(crate) async fn cgroups_made_inside_a_container(bed: &Bed, combination: Comb
     .await
 }
 
-pub(crate) async fn classes_and_static_pods(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn classes_and_static_pods(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let mut pods = Vec::new();
             for (name, qos) in [
@@ -303,7 +317,7 @@ pub(crate) async fn classes_and_static_pods(bed: &Bed, combination: Combination)
                     spec.uid = new_static_uid()?;
                 }
                 let pod = node.run_pod(&spec).await?;
-                // A runtime tells of a sandbox once it runs, and no more once it is removed.
+                // A runtime reports a sandbox once it runs, and no more once it is removed.
                 let known = |seen: &Seen| seen.check_known(&sandbox(&pod)).is_ok();
                 watcher.wait_until("the runtime's knowledge", known).await?;
                 node.remove_pod(&pod).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::proto::{Basis, ContainerState, GapCause, State, event};
 use kwitness_tests::agent::{Agent, after, with_snapshot};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::events::{End, Life, Seen, check_known, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
@@ -40,12 +40,15 @@ fn check_running(containers: &[ContainerState], pod: &Pod, id: &str, pid: u32) -
     Ok(())
 }
 
-pub(crate) async fn containers_older_than_the_daemon(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
+pub(crate) async fn containers_older_than_the_daemon(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
         let pod = node.run_pod(&PodSpec::new("older", combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&id).await?;
-        bed.with_agent(&[], async |agent| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(with_snapshot()).await?;
             let snapshot = watcher.snapshot().await?;
             check_running(&snapshot.containers, &pod, &id, pid)?;
@@ -81,17 +84,17 @@ pub(crate) async fn containers_older_than_the_daemon(bed: &Bed, combination: Com
     .await
 }
 
-/// A daemon is started again and again while containers come and go: each of them is told of once, whether the
+/// A daemon is started again and again while containers come and go: each of them is reported once, whether the
 /// probes or the scan saw it first.
 pub(crate) async fn containers_started_while_the_daemon_starts(
-    bed: &Bed,
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    let rounds = if bed.environment.tier == Tier::Host { 20 } else { 4 };
-    bed.with_node(combination.driver, async |node| {
+    let rounds = if ctx.environment.tier == Tier::Host { 20 } else { 4 };
+    ctx.with_node(combination.driver, async |node| {
         let pod = node.run_pod(&PodSpec::new("meanwhile", combination.handler)?).await?;
         for round in 0..rounds {
-            let mut agent = Agent::spawn(&bed.environment, &[])?;
+            let mut agent = Agent::spawn(&ctx.environment, &[])?;
             // Each round's first container meets the daemon at another step of its start.
             let containers = async {
                 tokio::time::sleep(Duration::from_millis(7 * round)).await;
@@ -107,8 +110,8 @@ pub(crate) async fn containers_started_while_the_daemon_starts(
             };
             let (ready, ids) = tokio::join!(agent.wait_ready(), containers);
             ready?;
-            let told = check_told_once(&agent, &ids?).await;
-            told.with_context(|| format!("round {round}\n{}", agent.log_tail()))?;
+            let reported = check_reported_once(&agent, &ids?).await;
+            reported.with_context(|| format!("round {round}\n{}", agent.log_tail()))?;
             agent.stop()?;
         }
         Ok(())
@@ -116,7 +119,7 @@ pub(crate) async fn containers_started_while_the_daemon_starts(
     .await
 }
 
-async fn check_told_once(agent: &Agent, ids: &[String]) -> Result<()> {
+async fn check_reported_once(agent: &Agent, ids: &[String]) -> Result<()> {
     let replay = wait_for("the containers to be gone", LIMIT, async || {
         let list = agent.list().await?;
         let left = list.containers.iter().filter_map(|state| state.container.as_ref());
@@ -140,11 +143,11 @@ async fn check_told_once(agent: &Agent, ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn a_restart_of_the_daemon(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
+pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
         let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
         let gone = node.run(&pod, &ContainerSpec::new("gone", &["/bin/sleep", "1000"])).await?;
-        let first = Agent::start(&bed.environment, &[]).await?;
+        let first = Agent::start(&ctx.environment, &[]).await?;
         let mut watcher = first.watch(with_snapshot()).await?;
         let position = watcher.snapshot().await?.position.context("a snapshot without a position")?;
         first.stop()?;
@@ -160,7 +163,7 @@ pub(crate) async fn a_restart_of_the_daemon(bed: &Bed, combination: Combination)
         let here = node.run(&pod, &ContainerSpec::new("here", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&here).await?;
 
-        bed.with_agent(&[], async |second| {
+        ctx.with_agent(&[], async |second| {
             let list = second.list().await?;
             check_running(&list.containers, &pod, &here, pid)?;
             ensure!(
@@ -188,25 +191,34 @@ pub(crate) async fn a_restart_of_the_daemon(bed: &Bed, combination: Combination)
 }
 
 /// The runtime is away when the daemon starts and while containers end; what it knows comes later.
-pub(crate) async fn the_runtime_is_away(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
+pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
         let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
         let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&ends).await?;
         node.stop_containerd()?;
-        bed.with_agent(&[], async |agent| {
+        ctx.with_agent(&[], async |agent| {
             let mut watcher = agent.watch(with_snapshot()).await?;
             let snapshot = watcher.snapshot().await?;
             ensure!(snapshot.containers.len() == 3, "{:#?}", snapshot.containers);
             for state in &snapshot.containers {
                 let container = state.container.as_ref().context("no container")?;
-                ensure!(container.name.is_none() && container.labels.is_empty(), "who told? {container:?}");
-                ensure!(container.pod.as_ref().is_some_and(|told| told.uid == pod.spec.uid), "{container:?}");
+                ensure!(
+                    container.name.is_none() && container.labels.is_empty(),
+                    "who reported? {container:?}"
+                );
+                ensure!(
+                    container.pod.as_ref().is_some_and(|reported| reported.uid == pod.spec.uid),
+                    "{container:?}"
+                );
             }
             process::kill_pid(pid)?;
             let seen = watcher.wait_until("`stopped`", |seen| seen.has(&ends, "stopped")).await?;
-            ensure!(seen.subject(&ends).is_some_and(|subject| subject.name.is_none()), "who told?\n{seen}");
+            ensure!(
+                seen.subject(&ends).is_some_and(|subject| subject.name.is_none()),
+                "who reported?\n{seen}"
+            );
 
             node.start_containerd().await?;
             let known = |seen: &Seen, id: &str| {

@@ -1,4 +1,4 @@
-//! What a watcher may ask for, and what it is told when it cannot keep up.
+//! What a watcher may ask for, and what it is reported when it cannot keep up.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::EventKind;
 use kwitness_api::proto::{Event, Filter, GapCause, WatchRequest, event};
 use kwitness_tests::agent::{after, from_now};
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
@@ -16,10 +16,13 @@ const PROGRAMS: usize = 4000;
 /// A guest needs ten milliseconds for each.
 const PROGRAMS_IN_A_GUEST: usize = 2000;
 
-pub(crate) async fn a_slow_watcher_hurts_only_itself(bed: &Bed, combination: Combination) -> Result<()> {
-    let wanted = if bed.environment.tier == Tier::Host { PROGRAMS } else { PROGRAMS_IN_A_GUEST };
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&["journal.replay_window=1024"], async |agent| {
+pub(crate) async fn a_slow_watcher_hurts_only_itself(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    let wanted = if ctx.environment.tier == Tier::Host { PROGRAMS } else { PROGRAMS_IN_A_GUEST };
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&["journal.replay_window=1024"], async |agent| {
             let mut fast = agent.watch(from_now()).await?;
             let mut slow = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
             let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
@@ -78,9 +81,12 @@ pub(crate) async fn a_slow_watcher_hurts_only_itself(bed: &Bed, combination: Com
     .await
 }
 
-pub(crate) async fn a_watcher_resumes_where_it_was(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn a_watcher_resumes_where_it_was(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut whole = agent.watch(from_now()).await?;
             let mut first = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("resume", combination.handler)?).await?;
@@ -117,9 +123,12 @@ pub(crate) async fn a_watcher_resumes_where_it_was(bed: &Bed, combination: Combi
     .await
 }
 
-pub(crate) async fn a_filter_passes_what_was_asked_for(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn a_filter_passes_what_was_asked_for(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut unfiltered = agent.watch(from_now()).await?;
             let mut wanted = PodSpec::new("wanted", combination.handler)?;
             wanted.namespace = "here".to_owned();

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::job::Job;
-use crate::place::{Cache, Turn};
 use crate::signals;
 use crate::vm::Output;
+use crate::workspace::{Cache, Turn};
 
 /// Runs `job` on a node with the root at `tree` and returns the job's exit status.
 ///

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What a job finds in its environment, beside what it sets itself; from ours come only these.
 const INHERITED: &[&str] = &["TERM", "COLUMNS", "LINES", "NO_COLOR", "RUST_LOG"];
 
-/// What the outer side tells.
+/// What the outer side reports.
 #[derive(Args)]
 pub struct Node {
     /// The root, which stays as it is
@@ -42,7 +42,7 @@ pub struct Node {
     /// An empty directory to mount on
     #[arg(long)]
     scratch: PathBuf,
-    /// Where to tell how it ended: `exit STATUS` of the job, `left WHAT` for each thing left behind
+    /// Where to report how it ended: `exit STATUS` of the job, `left WHAT` for each thing left behind
     #[arg(long)]
     report: PathBuf,
 }
@@ -53,7 +53,7 @@ pub fn run(node: &Node) -> Result<()> {
         File::create(&node.report).with_context(|| format!("create {}", node.report.display()))?;
     signals::catch()?;
     // An outer side that is killed cannot ask us to end; the kernel does.
-    prctl::set_pdeathsig(SIGTERM).context("ask to be told when xtask ends")?;
+    prctl::set_pdeathsig(SIGTERM).context("ask to be reported when xtask ends")?;
     prctl::set_child_subreaper(true).context("become the reaper of the job's processes")?;
     unshare(
         CloneFlags::CLONE_NEWNS
@@ -76,7 +76,7 @@ pub fn run(node: &Node) -> Result<()> {
     writeln!(report, "exit {}", status(ended?)).context("write the report")
 }
 
-/// The status as a shell would tell it.
+/// The status as a shell would report it.
 fn status(ended: ExitStatus) -> i32 {
     ended.code().unwrap_or_else(|| 128 + ended.signal().unwrap_or(0))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::place::Cache;
+use crate::workspace::Cache;
 use crate::{run, step};
 
 /// How old the list of another suite's packages may be before something is fetched with it.
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_its_suites_is_told_what_is_missing() {
+    fn a_machine_without_its_suites_is_reported_what_is_missing() {
         let error = Mirrors::parse(TARGETS, "trixie").map(drop).unwrap_err();
         assert!(error.to_string().contains("trixie-security"), "{error}");
     }

@@ -4,9 +4,9 @@
 use anyhow::Result;
 
 use super::go;
-use crate::place::Cache;
 use crate::step::Step;
 use crate::versions::CRI_TOOLS;
+use crate::workspace::Cache;
 
 const MODULE: go::Module = go::module!("critools");
 

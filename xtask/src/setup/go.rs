@@ -9,8 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::place::Cache;
 use crate::run;
+use crate::workspace::Cache;
 
 /// A module below `xtask/go/`.
 pub struct Module {

@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 
 use super::apt::{Mirrors, Suites};
 use super::{disk, vmlinux};
-use crate::place::Cache;
 use crate::run;
 use crate::step::Step;
 use crate::versions::{KERNELS, KernelSeries};
+use crate::workspace::Cache;
 
 /// A kernel that a guest can boot.
 pub struct Kernel {

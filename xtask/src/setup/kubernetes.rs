@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 
 use super::apt::{Mirrors, Suites};
 use super::go;
-use crate::place::Cache;
 use crate::step::Step;
 use crate::versions::{ETCD_SUITE, KUBERNETES};
+use crate::workspace::Cache;
 
 const MODULE: go::Module = go::module!("kubernetes");
 

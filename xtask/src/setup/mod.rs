@@ -21,11 +21,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::place::{Cache, Turn};
 use crate::versions::{
-    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
+    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
 };
-use crate::{run, step, test};
+use crate::workspace::{Cache, Turn};
+use crate::{run, step};
 
 /// What a person may ask setup for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,7 +75,7 @@ impl Needs {
         }
         if wanted(Tier::Vm) {
             needs.bpf = true;
-            needs.disks = test::guest_roots();
+            needs.disks = GUESTS.iter().map(|(_, root)| *root).collect();
             needs.kubernetes = true;
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::place::Cache;
 use crate::run;
 use crate::step::Step;
+use crate::workspace::Cache;
 
 /// The source of `qexit`.
 pub const QEXIT_SOURCE: &str = include_str!("../../guest/qexit.c");

@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::apt::Mirrors;
 use super::{disk, programs};
-use crate::place::{Cache, Turn};
 use crate::run;
 use crate::step::{Step, key};
 use crate::versions::{EVERY_ROOT, Init, ROOTS, RootSpec};
+use crate::workspace::{Cache, Turn};
 
 const INIT: &str = include_str!("../../guest/init");
 const JOB: &str = include_str!("../../guest/job");

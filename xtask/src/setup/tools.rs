@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::place::Cache;
 use crate::versions::{BPF_LINKER, CARGO_DENY, CARGO_MACHETE, LLVM_MAJOR};
+use crate::workspace::Cache;
 use crate::{run, step};
 
 /// Debian's compiler, the one with a `core` for the BPF machine.

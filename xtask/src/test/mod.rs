@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | unit | here, as any user | the tests inside the crates |
 //! | host | this machine's kernel, in private namespaces | the integration tests |
-//! | vm | guests: `places::GUESTS` | the integration tests |
+//! | vm | guests: `versions::GUESTS` | the integration tests |
 //!
-//! A place that could not run is a failure with its reason, never skipped.
+//! A machine that could not run is a failure with its reason, never skipped.
 
-mod places;
+mod machines;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,13 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
-use crate::place::{Cache, Workspace};
 use crate::setup::{self, Needs, critools, kubernetes};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
+use crate::workspace::{Cache, Workspace};
 use crate::{host, images, layout, run, signals, step};
 
-pub use places::guest_roots;
-use places::{Place, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
+use machines::{Machine, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &[
@@ -44,12 +43,12 @@ const UNIT: &[&str] = &[
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
-const APART: &[&str] = &["runtime", "cluster"];
-/// After this long a place is given up.
+const APART: &[&str] = &["runtime", "cri_events", "cluster"];
+/// After this long a machine is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(900);
 /// See [`HOST_LIMIT`].
 const GUEST_LIMIT: Duration = Duration::from_secs(1800);
-/// Lines of a log that are shown of a place that failed without a test to quote.
+/// Lines of a log that are shown of a machine that failed without a test to quote.
 const TAIL: usize = 60;
 
 /// What to test.
@@ -92,20 +91,20 @@ struct Row {
 
 /// Runs the tests; whether all passed.
 pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
-    let places = Place::chosen(test)?;
+    let machines = Machine::chosen(test)?;
     let logs = workspace.scratch("logs")?;
     let unit = test.tier.is_empty() || test.tier.contains(&Tier::Unit);
     let mut rows = Vec::new();
-    match prepare(workspace, cache, test, &places) {
+    match prepare(workspace, cache, test, &machines) {
         Ok(prepared) => {
             if unit {
                 rows.push(row("unit", &logs, |log| unit_tests(&prepared.builder, test, log)));
             }
-            rows.extend(prepared.run(workspace, cache, test, &places, &logs));
+            rows.extend(prepared.run(workspace, cache, test, &machines, &logs));
         }
         // Nothing runs without what all tiers are built from, and each counts as failed.
         Err(error) => {
-            let names = places.iter().map(|place| place.name());
+            let names = machines.iter().map(|machine| machine.name());
             for name in unit.then(|| "unit".to_owned()).into_iter().chain(names) {
                 let tally = Tally::failure(format!("{error:#}"));
                 rows.push(Row { name, tally, time: Duration::ZERO });
@@ -116,7 +115,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-/// What all places share.
+/// What all machines share.
 struct Prepared<'a> {
     builder: Builder<'a>,
     kwitness: PathBuf,
@@ -129,18 +128,18 @@ fn prepare<'a>(
     workspace: &'a Workspace,
     cache: &Cache,
     test: &Test,
-    places: &[Place],
+    machines: &[Machine],
 ) -> Result<Prepared<'a>> {
     let mut needs = Needs { bpf: true, ..Needs::default() };
-    for place in places {
-        needs.extend(place.needs(test));
+    for machine in machines {
+        needs.extend(machine.needs(test));
     }
     let kubernetes = Needs { kubernetes: std::mem::take(&mut needs.kubernetes), ..Needs::default() };
     setup::ensure(cache, &needs)?;
     let no_kubernetes = setup::ensure(cache, &kubernetes).err().map(|error| format!("{error:#}"));
     let builder = Builder::new(workspace, cache)?;
     let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new(), no_kubernetes };
-    if !places.is_empty() {
+    if !machines.is_empty() {
         step::timed("build kwitness and its tests", || {
             prepared.kwitness = prepared.builder.kwitness()?;
             prepared.tests = prepared.builder.tests()?;
@@ -187,13 +186,14 @@ impl Prepared<'_> {
         workspace: &Workspace,
         cache: &Cache,
         test: &Test,
-        places: &[Place],
+        machines: &[Machine],
         logs: &Path,
     ) -> Vec<Row> {
         let one =
             |part: &Part<'_>| row(&part.name(), logs, |log| self.part(workspace, cache, test, part, log));
-        let (hosts, guests): (Vec<_>, Vec<_>) =
-            parts(places, &self.tests).into_iter().partition(|part| matches!(part.place, Place::Host { .. }));
+        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.tests)
+            .into_iter()
+            .partition(|part| matches!(part.machine, Machine::Host { .. }));
         // Alone on the machine: its tests measure times.
         let mut rows: Vec<_> = hosts.iter().map(one).collect();
         let queue = Mutex::new(guests.iter().enumerate());
@@ -251,7 +251,8 @@ impl Prepared<'_> {
             job.add(&target.path, &Path::new("tests").join(&target.name))?;
         }
         let runs = |with: &[&str]| targets.iter().any(|target| with.contains(&target.name.as_str()));
-        let of_cri = runs(WITH_CRI_TOOLS).then_some(&critools::NAMES[..]);
+        let is_host = matches!(part.machine, Machine::Host { .. });
+        let of_cri = (is_host && runs(WITH_CRI_TOOLS)).then_some(&critools::NAMES[..]);
         let of_kubernetes = runs(WITH_KUBERNETES).then_some(&kubernetes::NAMES[..]);
         for name in of_cri.into_iter().chain(of_kubernetes).flatten() {
             job.add(&cache.tool(name), &in_job(name))?;
@@ -265,14 +266,14 @@ impl Prepared<'_> {
         let names: Vec<_> = targets.iter().map(|target| target.name.clone()).collect();
         let script = script(&names, test.filter.as_deref());
         let file = File::create(log).with_context(|| format!("create {}", log.display()))?;
-        let ended = match part.place {
-            Place::Host { root } => {
+        let ended = match part.machine {
+            Machine::Host { root } => {
                 job.env("KWITNESS_TIER", "host");
                 job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
                 host::run(cache, &root.tree(cache)?, &job, Output::File(file), Some(HOST_LIMIT))
             }
-            Place::Guest { kernel, root } => {
+            Machine::Guest { kernel, root } => {
                 job.env("KWITNESS_TIER", "vm");
                 job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
@@ -284,7 +285,7 @@ impl Prepared<'_> {
         };
         let output = fs::read(log).with_context(|| format!("read {}", log.display()))?;
         tally += tally::job(&String::from_utf8_lossy(&output), &names);
-        // The targets' own statuses are in the output; what is left to tell is that the place itself failed.
+        // The targets' own statuses are in the output; what is left to report is that the machine itself failed.
         if let Err(error) = ended {
             tally += Tally::failure(format!("{error:#}"));
         }
@@ -294,7 +295,7 @@ impl Prepared<'_> {
 
 /// What is run in one go: a row of the table at the end.
 struct Part<'a> {
-    place: Place,
+    machine: Machine,
     /// Of [`APART`]; none: all others.
     apart: Option<&'static str>,
     targets: Vec<&'a Executable>,
@@ -302,25 +303,25 @@ struct Part<'a> {
 
 impl Part<'_> {
     fn name(&self) -> String {
-        let place = self.place.name();
-        self.apart.map_or_else(|| place.clone(), |target| format!("{place} {target}"))
+        let machine = self.machine.name();
+        self.apart.map_or_else(|| machine.clone(), |target| format!("{machine} {target}"))
     }
 }
 
 /// Everything that is to be run: hosts whole, guests in parts.
-fn parts<'a>(places: &[Place], tests: &'a [Executable]) -> Vec<Part<'a>> {
+fn parts<'a>(machines: &[Machine], tests: &'a [Executable]) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for apart in std::iter::once(None).chain(APART.iter().copied().map(Some)) {
-        for place in places {
-            let is_guest = matches!(place, Place::Guest { .. });
+        for machine in machines {
+            let is_guest = matches!(machine, Machine::Guest { .. });
             let is_of = |name: &str| match apart {
                 Some(target) => is_guest && name == target,
                 None => !is_guest || !APART.contains(&name),
             };
             let targets: Vec<_> =
-                tests.iter().filter(|built| place.runs(&built.name) && is_of(&built.name)).collect();
+                tests.iter().filter(|built| machine.runs(&built.name) && is_of(&built.name)).collect();
             if !targets.is_empty() {
-                parts.push(Part { place: *place, apart, targets });
+                parts.push(Part { machine: *machine, apart, targets });
             }
         }
     }
@@ -334,13 +335,15 @@ fn script(targets: &[String], filter: Option<&str>) -> String {
     for target in targets {
         // The end has a line of its own even when the target ended within one.
         script += &format!(
-            "echo '{BEGIN}{target}'\n{MOUNT}/tests/{target} --test-threads=1 {filter}\nprintf '\\n{END}%d\\n' $?\n"
+            "echo '{BEGIN}{target}'\nbegan=$(cut -d. -f1 /proc/uptime)\n\
+             {MOUNT}/tests/{target} --test-threads=1 {filter}\n\
+             printf '\\n{END}%d %d\\n' $? $(($(cut -d. -f1 /proc/uptime) - began))\n"
         );
     }
     script
 }
 
-/// Runs one place with its log, and shows what that says of a failure.
+/// Runs one machine with its log, and shows what that says of a failure.
 fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Row {
     if signals::caught() {
         return Row { name: name.to_owned(), tally: Tally::failure("interrupted"), time: Duration::ZERO };
@@ -378,8 +381,11 @@ fn print(rows: &[Row]) -> Tally {
     for row in rows {
         let time = step::seconds(row.time);
         println!("{:<32} {:>7} {:>7} {:>9}", row.name, row.tally.passed, row.tally.failed, time.trim());
+        for (target, seconds) in &row.tally.seconds {
+            println!("    {target:<44} {seconds:>7} s");
+        }
         for name in &row.tally.names {
-            println!("    {name}");
+            println!("    FAILED {name}");
         }
         for reason in &row.tally.reasons {
             println!("    {}", reason.lines().next().unwrap_or_default());
@@ -399,24 +405,25 @@ mod tests {
     fn every_target_is_run_once_wherever_it_runs() {
         let built = |name: &str| Executable { name: name.to_owned(), path: name.into() };
         let tests = ["cri", "daemon", "probes", "runtime"].map(built);
-        let places = [
-            Place::Host { root: RootSpec::find("trixie").unwrap() },
-            Place::Guest {
+        let machines = [
+            Machine::Host { root: RootSpec::find("trixie").unwrap() },
+            Machine::Guest {
                 kernel: KernelSeries::find("6.12").unwrap(),
                 root: RootSpec::find("trixie").unwrap(),
             },
-            Place::Guest {
+            Machine::Guest {
                 kernel: KernelSeries::find("6.1").unwrap(),
                 root: RootSpec::find("trixie").unwrap(),
             },
         ];
-        let parts = parts(&places, &tests);
+        let parts = parts(&machines, &tests);
         let of = |part: &Part<'_>| part.targets.iter().map(|built| built.name.clone()).collect::<Vec<_>>();
         let all: Vec<_> = parts.iter().map(|part| (part.name(), of(part).join(" "))).collect();
-        for place in places {
+        for machine in machines {
             for built in &tests {
-                let runs = parts.iter().filter(|part| part.place == place && of(part).contains(&built.name));
-                assert_eq!(runs.count(), usize::from(place.runs(&built.name)), "{} of {all:?}", built.name);
+                let runs =
+                    parts.iter().filter(|part| part.machine == machine && of(part).contains(&built.name));
+                assert_eq!(runs.count(), usize::from(machine.runs(&built.name)), "{} of {all:?}", built.name);
             }
         }
         let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
@@ -425,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_tells_where_each_target_begins_and_how_it_ended() {
+    fn a_job_reports_where_each_target_begins_and_how_it_ended() {
         let dir = tempfile::tempdir().unwrap();
         let script = script(&["one".to_owned(), "two".to_owned()], Some("a b"));
         // Where the job is mounted there is a stand-in for both targets.

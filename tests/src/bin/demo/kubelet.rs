@@ -35,11 +35,11 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
     asking.retire(&mut node).await?;
 
     tokio::time::sleep(pause).await;
-    stage::say("A kubelet with the Evented PLEG, on the proxy: kwitness tells it.");
-    let told = Kubelet::start(environment, proxy.socket(), Pleg::Evented).await?;
-    let on_events = crashes(&node, &told).await.with_context(|| told.log_tail())?;
-    let in_use = told.check_events_in_use().await;
-    told.retire(&mut node).await?;
+    stage::say("A kubelet with the Evented PLEG, on the proxy: kwitness reports its containers' events.");
+    let reported = Kubelet::start(environment, proxy.socket(), Pleg::Evented).await?;
+    let on_events = crashes(&node, &reported).await.with_context(|| reported.log_tail())?;
+    let in_use = reported.check_events_in_use().await;
+    reported.retire(&mut node).await?;
     proxy.stop()?;
     agent.stop()?;
     node.shutdown().await?;
@@ -66,7 +66,7 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
 async fn crashes(node: &Node, kubelet: &Kubelet) -> Result<Vec<Duration>> {
     let pods: Vec<_> = (1..=PODS).map(|number| format!("web{number}")).collect();
     for pod in &pods {
-        kubelet.place(pod, &["/bin/sleep", "100000"])?;
+        kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;
     }
     let mut took = Vec::new();
     for pod in &pods {

@@ -1,7 +1,7 @@
-//! `kwitness-demo`: does things to a real containerd and shows, live, what kwitness tells of them.
+//! `kwitness-demo`: does things to a real containerd and shows, live, what kwitness reports of them.
 //!
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
-//! the end, what was told is compared with what was done; anything missed, doubled or told wrongly is a failure.
+//! the end, the report is compared with what was done; anything missed, doubled or misreported is a failure.
 
 mod kubelet;
 mod resize;
@@ -38,9 +38,9 @@ struct Arguments {
 enum Scene {
     /// Containers come and go.
     Life,
-    /// Containers are resized, and somebody interferes.
+    /// Containers are resized, and another process interferes.
     Resize,
-    /// A kubelet restarts pods that crash, told of it by kwitness, and by asking.
+    /// A kubelet restarts crashing pods, on kwitness's events and by polling.
     Kubelet,
 }
 
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether what was told is right.
+/// Whether what was reported is right.
 async fn play(arguments: &Arguments) -> Result<bool> {
     let environment = Environment::find()?;
     let combination = environment.first_combination()?;
@@ -86,8 +86,8 @@ async fn life(environment: &Environment, combination: Combination, fast: bool) -
     let agent = Agent::start(environment, &[]).await?;
     stage::introduce(&node, &agent).await?;
 
-    let told = play_with(environment, &node, &agent, combination, pause).await;
-    let verdict = told.with_context(|| format!("{}\n{}", agent.log_tail(), node.log_tail()))?;
+    let reported = play_with(environment, &node, &agent, combination, pause).await;
+    let verdict = reported.with_context(|| format!("{}\n{}", agent.log_tail(), node.log_tail()))?;
     agent.stop()?;
     node.shutdown().await?;
     verdict.print();

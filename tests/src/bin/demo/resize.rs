@@ -1,4 +1,4 @@
-//! The scene `resize`: the tests' own series, told as it happens, with each OCI runtime that this place can run.
+//! The scene `resize`: the tests' own series, reported as it happens, with each OCI runtime that this place can run.
 
 use std::time::Duration;
 

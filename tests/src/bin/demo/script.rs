@@ -76,7 +76,7 @@ impl<'a> Script<'a> {
     async fn a_pod_starts(&mut self) -> Result<Pod> {
         stage::say(
             "Pod `shop` is started with a container `web`, and with a sandbox as every pod has one. The kernel \
-             knows ids; names follow as soon as the runtime has told them (`updated`).",
+             knows ids; names follow as soon as the runtime has reported them (`updated`).",
         );
         let pod = self.pod("shop").await?;
         let web = self.node.run(&pod, &ContainerSpec::new("web", &["/bin/sleep", "1000"])).await?;
@@ -88,7 +88,7 @@ impl<'a> Script<'a> {
 
     async fn somebody_execs(&mut self, shop: &Pod) -> Result<()> {
         stage::say(
-            "Somebody runs `kubectl exec web -- ls /`: a process comes into the container from outside.",
+            "Another process runs `kubectl exec web -- ls /`: a process comes into the container from outside.",
         );
         let web = self.latest("web");
         ensure!(self.node.exec(&web, &["/bin/ls", "/"]).await? == 0, "`ls /` failed in {}", shop.spec.name);

@@ -1,4 +1,4 @@
-//! What was told, compared with what was done; and how long the telling took.
+//! What was reported, compared with what was done; and how long the report took.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +49,7 @@ impl Drop for RuntimeEvents {
 #[derive(Debug)]
 pub(crate) struct Verdict {
     done: usize,
-    told: usize,
+    reported: usize,
     events: usize,
     lost: u64,
     wrong: Vec<String>,
@@ -76,9 +76,9 @@ impl Verdict {
         for deed in deeds {
             check(seen.check_life(&deed.life()).and_then(|()| seen.check_known(&deed.life())));
         }
-        let told = seen.count("created");
-        if told != deeds.len() {
-            wrong.push(format!("{} containers were made, {told} were told of", deeds.len()));
+        let reported = seen.count("created");
+        if reported != deeds.len() {
+            wrong.push(format!("{} containers were made, {reported} were reported", deeds.len()));
         }
         // What rests on a kernel record, and so has the kernel's time.
         let from_kernel = seen.0.iter().filter(|received| {
@@ -87,7 +87,7 @@ impl Verdict {
         let latency =
             from_kernel.map(|received| received.at.saturating_sub(received.event.kernel_time)).collect();
         let arrived = runtime.arrived.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only the ends compare: a runtime tells of a start before the container's program is executed.
+        // Only the ends compare: a runtime reports a start before the container's program is executed.
         let stopped = seen.events().filter(|event| kind(event) == "stopped");
         let runtime = stopped.filter_map(|event| {
             let key = (event.container.as_ref()?.id.clone(), v1::ContainerEventType::ContainerStoppedEvent);
@@ -95,10 +95,10 @@ impl Verdict {
         });
         let runtime = runtime.collect();
         let lost = status.lost.values().sum();
-        Ok(Self { done: deeds.len(), told, events: seen.0.len(), lost, wrong, latency, runtime })
+        Ok(Self { done: deeds.len(), reported, events: seen.0.len(), lost, wrong, latency, runtime })
     }
 
-    /// Nothing was missed, doubled or told wrongly.
+    /// Nothing was missed, doubled or misreported.
     pub(crate) fn is_good(&self) -> bool {
         self.wrong.is_empty() && self.lost == 0
     }
@@ -108,9 +108,9 @@ impl Verdict {
         stage::say(if self.is_good() {
             "Everything was seen."
         } else {
-            "Something was missed or told wrongly."
+            "Something was missed or misreported."
         });
-        stage::item("containers", &format!("{} made, {} told of", self.done, self.told));
+        stage::item("containers", &format!("{} created, {} reported", self.done, self.reported));
         stage::item("events", &format!("{}, lost {}", self.events, self.lost));
         stage::item(
             "latency",
@@ -133,6 +133,6 @@ fn spread(values: &[u64]) -> String {
         Some((median, tail)) => {
             format!("p50 {:6.2} ms, p99 {:6.2} ms", *median as f64 / 1e6, *tail as f64 / 1e6)
         }
-        None => "not told".to_owned(),
+        None => "not reported".to_owned(),
     }
 }

@@ -22,8 +22,8 @@ pub(super) const MIB: u64 = 1 << 20;
 /// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
 const WAIT: u32 = 10_000;
 
-/// The place.
-pub(super) struct Place<'a> {
+/// A resized container, and where its limits are written and read.
+pub(super) struct ResizeContext<'a> {
     pub(super) node: &'a Node,
     pub(super) agent: &'a Agent,
     pub(super) pod: &'a Pod,
@@ -91,7 +91,7 @@ impl fmt::Display for Limit {
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> ResizeContext<'a> {
     pub(super) async fn new(
         node: &'a Node,
         agent: &'a Agent,
@@ -115,14 +115,14 @@ impl<'a> Place<'a> {
             }
             Limit::Weight | Limit::High => bail!("give it with `update_to`"),
         }
-        self.account.asked(&format!("the runtime is told: {limit}"));
+        self.account.asked(&format!("the runtime is asked for: {limit}"));
         self.update_to(linux).await
     }
 
     /// Any update.
     pub(super) async fn update_to(&self, linux: cri::LinuxContainerResources) -> Result<()> {
         if linux.cpu_shares > 0 {
-            self.account.asked(&format!("the runtime is told: {} CPU shares", linux.cpu_shares));
+            self.account.asked(&format!("the runtime is asked for: {} CPU shares", linux.cpu_shares));
         }
         let request =
             cri::UpdateContainerResourcesRequest { container_id: self.container.clone(), linux: Some(linux) };
@@ -152,13 +152,14 @@ impl<'a> Place<'a> {
         process::run(Command::new("systemctl").args(["set-property", "--runtime", slice, property])).map(drop)
     }
 
-    /// Somebody writes to a limit, past all who should.
+    /// Another process writes to a limit, past all who should.
     pub(super) fn meddle(&mut self, directory: &Path, file: &str, text: &str) -> Result<()> {
-        self.account.meddled(&format!("somebody writes `{text}` to the {} {file}", self.whose(directory)));
+        self.account
+            .meddled(&format!("another process writes `{text}` to the {} {file}", self.whose(directory)));
         write(&directory.join(file), text)
     }
 
-    /// Somebody writes to a limit of the container, and to that of crun's inner cgroup, which has the same.
+    /// Another process writes to a limit of the container, and to that of crun's inner cgroup, which has the same.
     pub(super) fn meddle_within(&mut self, file: &str, text: &str) -> Result<()> {
         for directory in [Some(self.own.clone()), self.inner()].into_iter().flatten() {
             self.meddle(&directory, file, text)?;
@@ -171,7 +172,7 @@ impl<'a> Place<'a> {
         Some(self.own.join("container")).filter(|inner| inner.is_dir())
     }
 
-    /// What somebody wrote is put right by hand.
+    /// What another process wrote is put right by hand.
     pub(super) fn mend(&self, directory: &Path, file: &str, text: &str) -> Result<()> {
         self.account.asked(&format!("`{text}` is written to the {} {file} again", self.whose(directory)));
         write(&directory.join(file), text)

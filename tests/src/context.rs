@@ -1,6 +1,6 @@
-//! What the tests of one executable share: the place, one asynchronous runtime, one containerd.
+//! What the tests of one executable share: the environment, one asynchronous runtime, one containerd.
 //!
-//! containerd is started by the first test that needs it and stopped by [`Bed::finish`]; between two tests it
+//! containerd is started by the first test that needs it and stopped by [`TestContext::finish`]; between two tests it
 //! is emptied, so that what one leaves behind when it fails does not fail the next.
 
 use std::future::Future;
@@ -13,18 +13,18 @@ use crate::agent::Agent;
 use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
 
-/// The shared parts.
+/// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
-pub struct Bed {
+pub struct TestContext {
     /// Where the tests run.
     pub environment: Environment,
     runtime: Runtime,
     node: Mutex<Option<Node>>,
 }
 
-impl Bed {
-    /// Looks at the place; starts nothing yet.
-    pub fn make() -> Result<Self> {
+impl TestContext {
+    /// Reads the environment; starts nothing yet.
+    pub fn new() -> Result<Self> {
         let runtime = Runtime::new().context("start tokio")?;
         Ok(Self { environment: Environment::find()?, runtime, node: Mutex::new(None) })
     }
@@ -54,7 +54,7 @@ impl Bed {
         body(node).await.with_context(|| node.log_tail())
     }
 
-    /// Runs `body` with a daemon of its own; a failure is told with the end of the daemon's log.
+    /// Runs `body` with a daemon of its own; a failure shows the end of the daemon's log.
     pub async fn with_agent(
         &self,
         settings: &[&str],

@@ -1,46 +1,39 @@
 //! Where each target of the integration tests runs, and what it needs there: the tables, and the choice of the command line.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Result, bail, ensure};
 
 use super::{Test, Tier};
 use crate::artifacts::Executable;
 use crate::setup::Needs;
 use crate::tally::Tally;
-use crate::versions::{CNI_ROOT, DEFAULT_ROOT, KernelSeries, RootSpec};
+use crate::versions::{CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
 
 /// The roots of nodes on this machine's kernel. Only the first runs what [`ONLY_IN`] does not name.
 const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
-/// The guests, as kernel and root: each kernel with containerd 1.7 or 2.x, and one with systemd as process 1.
-const GUESTS: &[(&str, &str)] = &[
-    ("5.10", "trixie"),
-    ("6.1", "trixie"),
-    ("6.12", "trixie"),
-    ("7.2", "forky"),
-    ("6.12", "trixie-systemd"),
-];
-/// Targets that do not run everywhere, and where they do; the places are named as in the table at the end. Any
-/// other target runs on the host and in each guest, and leaves out by itself what cannot apply there.
+/// Targets that do not run everywhere, and where they do, by the names in the table at the end. Any other target runs on the
+/// host and in each guest; tests that do not apply there are listed as ignored.
 ///
-/// The CRI proxy needs nothing of a kernel, and is compared with containerd 1.6, 1.7 and 2.x; where every instruction is emulated, that
-/// takes long. A kubelet is tried with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
-///
-/// A cluster in a guest takes its two minutes: on the host, hybrid cgroups have no limits to resize.
+/// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
+/// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
+/// - The daemon's command line and start-up depend on little of the kernel: the oldest and the newest.
+/// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
+/// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("cluster", &["host", "vm 6.12 trixie"]),
     ("cri", &["host", "host bookworm", "host forky"]),
+    ("cri_events", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("critest", &["host trixie-cni"]),
+    ("daemon", &["host", "vm 5.10 trixie", "vm 7.2 forky"]),
     ("kubelet", &["host", "host bookworm"]),
 ];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet"];
 /// The targets that need crictl or critest.
-pub const WITH_CRI_TOOLS: &[&str] = &["cri", "critest"];
+pub const WITH_CRI_TOOLS: &[&str] = &["cri", "cri_events", "critest"];
 
 /// Where integration tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Machine {
     /// This machine's own kernel.
     Host {
         /// What its nodes are made of.
@@ -55,7 +48,7 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl Machine {
     /// As in the table at the end, and in [`ONLY_IN`].
     pub fn name(self) -> String {
         match self {
@@ -65,7 +58,7 @@ impl Place {
         }
     }
 
-    /// The places that the command line asks for.
+    /// The machines that the command line asks for.
     pub fn chosen(test: &Test) -> Result<Vec<Self>> {
         let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
         for kernel in &test.kernel {
@@ -75,31 +68,33 @@ impl Place {
             RootSpec::find(root)?;
         }
         let wanted = |asked: &[String], name: &str| asked.is_empty() || asked.iter().any(|a| a == name);
-        let mut places = Vec::new();
+        let mut machines = Vec::new();
         if tier(Tier::Host) {
             for name in HOSTS.iter().filter(|name| wanted(&test.root, name)) {
-                places.push(Self::Host { root: RootSpec::find(name)? });
+                machines.push(Self::Host { root: RootSpec::find(name)? });
             }
         }
         if tier(Tier::Vm) {
-            let before = places.len();
+            let before = machines.len();
             for (kernel, root) in GUESTS {
                 if wanted(&test.kernel, kernel) && wanted(&test.root, root) {
-                    places.push(Self::Guest {
+                    machines.push(Self::Guest {
                         kernel: KernelSeries::find(kernel)?,
                         root: RootSpec::find(root)?,
                     });
                 }
             }
-            if places.len() == before && (!test.kernel.is_empty() || test.tier.contains(&Tier::Vm)) {
+            if machines.len() == before && (!test.kernel.is_empty() || test.tier.contains(&Tier::Vm)) {
                 let guests: Vec<_> = GUESTS.iter().map(|(kernel, root)| format!("{kernel} {root}")).collect();
                 bail!("no guest has that kernel and root; there are: {}", guests.join(", "));
             }
         }
-        let asked = !places.is_empty();
-        places.retain(|place| test.target.is_empty() || test.target.iter().any(|target| place.runs(target)));
-        ensure!(!asked || !places.is_empty(), "{} does not run there", test.target.join(", "));
-        Ok(places)
+        let asked = !machines.is_empty();
+        machines.retain(|machine| {
+            test.target.is_empty() || test.target.iter().any(|target| machine.runs(target))
+        });
+        ensure!(!asked || !machines.is_empty(), "{} does not run there", test.target.join(", "));
+        Ok(machines)
     }
 
     /// What setup must make for the targets that the command line asks for.
@@ -110,7 +105,8 @@ impl Place {
         };
         let mut needs = Needs {
             bpf: true,
-            cri_tools: any(WITH_CRI_TOOLS),
+            // Guests run without them: one machine with a newer or an older crictl proves no more.
+            cri_tools: matches!(self, Self::Host { .. }) && any(WITH_CRI_TOOLS),
             kubernetes: any(WITH_KUBERNETES),
             ..Needs::default()
         };
@@ -128,15 +124,10 @@ impl Place {
     pub fn runs(self, target: &str) -> bool {
         let name = self.name();
         match ONLY_IN.iter().find(|(of, _)| *of == target) {
-            Some((_, places)) => places.contains(&name.as_str()),
+            Some((_, machines)) => machines.contains(&name.as_str()),
             None => name == "host" || matches!(self, Self::Guest { .. }),
         }
     }
-}
-
-/// The roots that guests boot.
-pub fn guest_roots() -> BTreeSet<&'static str> {
-    GUESTS.iter().map(|(_, root)| *root).collect()
 }
 
 /// The targets that can be started, and a failure for each of the others.
@@ -177,7 +168,7 @@ mod tests {
     }
 
     fn names(test: &Test) -> Vec<String> {
-        Place::chosen(test).unwrap().into_iter().map(Place::name).collect()
+        Machine::chosen(test).unwrap().into_iter().map(Machine::name).collect()
     }
 
     #[test]
@@ -194,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_chosen_by_tier_kernel_and_root() {
+    fn machines_are_chosen_by_tier_kernel_and_root() {
         assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
         assert_eq!(
             names(&test(&[Tier::Host], &[], &[])),
@@ -204,30 +195,30 @@ mod tests {
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
         assert_eq!(names(&test(&[], &["7.2"], &["trixie", "forky"])), ["host", "host forky", "vm 7.2 forky"]);
-        assert!(Place::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
-        assert!(Place::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
+        assert!(Machine::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
+        assert!(Machine::chosen(&test(&[Tier::Vm], &["5.10"], &["forky"])).is_err());
     }
 
     #[test]
-    fn places_without_an_asked_target_are_left_out() {
+    fn machines_without_an_asked_target_are_left_out() {
         let of =
             |tiers: &[Tier], target: &str| Test { target: vec![target.to_owned()], ..test(tiers, &[], &[]) };
         assert_eq!(names(&of(&[Tier::Host], "daemon")), ["host"]);
         assert_eq!(names(&of(&[], "critest")), ["host trixie-cni"]);
         assert_eq!(names(&of(&[], "kubelet")), ["host", "host bookworm"]);
-        assert!(Place::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
-        let host = Place::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
+        assert!(Machine::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
+        let host = Machine::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
         let needs = host.needs(&of(&[Tier::Host], "cri"));
         assert!(needs.cri_tools && !needs.kubernetes);
         assert!(host.needs(&test(&[Tier::Host], &[], &[])).kubernetes);
     }
 
     #[test]
-    fn every_place_of_a_target_exists() {
+    fn every_machine_of_a_target_exists() {
         let all = names(&test(&[], &[], &[]));
-        for (target, places) in ONLY_IN {
-            for place in *places {
-                assert!(all.iter().any(|name| name == place), "{target}: {place}");
+        for (target, machines) in ONLY_IN {
+            for machine in *machines {
+                assert!(all.iter().any(|name| name == machine), "{target}: {machine}");
             }
         }
     }

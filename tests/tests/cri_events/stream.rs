@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::agent::connect;
-use kwitness_tests::bed::Bed;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
-use kwitness_tests::cri_events::{LIFE, Subscriber, Told, sandbox_status, wall_clock};
+use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status, wall_clock};
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
@@ -21,9 +21,9 @@ const CALLS: u64 = 20;
 const ASKED: (Duration, u64) = (Duration::from_millis(100), 3);
 const LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) async fn cri_events_of_a_pod(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             // The only one who takes the runtime's own events, so that none are taken from anybody else.
             let mut runtimes = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
             let mut first = Subscriber::open(agent.socket(), None).await?;
@@ -34,20 +34,23 @@ pub(crate) async fn cri_events_of_a_pod(bed: &Bed, combination: Combination) -> 
             // Made, and not started: nothing that the kernel could show.
             let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
             let killed = node.create(&pod, &main).await?;
-            let told =
-                first.wait_until("CREATED", |told| told.has(&killed, Type::ContainerCreatedEvent)).await?;
-            ensure!(!told.has(&killed, Type::ContainerStartedEvent), "{told}");
+            let reported = first
+                .wait_until("CREATED", |reported| reported.has(&killed, Type::ContainerCreatedEvent))
+                .await?;
+            ensure!(!reported.has(&killed, Type::ContainerStartedEvent), "{reported}");
             node.start_container(&killed).await?;
-            first.wait_until("STARTED", |told| told.has(&killed, Type::ContainerStartedEvent)).await?;
+            first
+                .wait_until("STARTED", |reported| reported.has(&killed, Type::ContainerStartedEvent))
+                .await?;
 
             // An exec is no event of the container's.
-            let before = first.told().0.len();
+            let before = first.reported().0.len();
             ensure!(node.exec(&killed, &["/bin/sh", "-c", "exit 5"]).await? == 5, "exec's exit code");
 
             // In the event are the runtime's own bytes.
             let own = sandbox_status(connect(Path::new(CONTAINERD_SOCKET)).await?, &pod.sandbox).await?;
-            let told = first.told();
-            let started = told.find(&killed, Type::ContainerStartedEvent).context("STARTED")?;
+            let reported = first.reported();
+            let started = reported.find(&killed, Type::ContainerStartedEvent).context("STARTED")?;
             // Go writes a map's entries in another order each time.
             let sorted = |bytes: &[u8]| {
                 let mut bytes = bytes.to_vec();
@@ -58,43 +61,50 @@ pub(crate) async fn cri_events_of_a_pod(bed: &Bed, combination: Combination) -> 
                 sorted(&started.event.pod_sandbox_status) == sorted(&own),
                 "the sandbox's status is not the runtime's"
             );
-            ensure!(told.0.len() == before, "the exec was told:\n{told}");
+            ensure!(reported.0.len() == before, "the exec was reported:\n{reported}");
 
             process::kill_pid(node.pid(&killed).await?)?;
-            first.wait_until("STOPPED", |told| told.has(&killed, Type::ContainerStoppedEvent)).await?;
+            first
+                .wait_until("STOPPED", |reported| reported.has(&killed, Type::ContainerStoppedEvent))
+                .await?;
             main.attempt = 1;
             let stopped = node.run(&pod, &main).await?;
-            let told =
-                first.wait_until("STARTED", |told| told.has(&stopped, Type::ContainerStartedEvent)).await?;
-            let event = &told.find(&stopped, Type::ContainerStartedEvent).context("STARTED")?.event;
-            ensure!(event.containers_statuses.len() == 2, "the one that ended is missing:\n{told}");
+            let reported = first
+                .wait_until("STARTED", |reported| reported.has(&stopped, Type::ContainerStartedEvent))
+                .await?;
+            let event = &reported.find(&stopped, Type::ContainerStartedEvent).context("STARTED")?.event;
+            ensure!(event.containers_statuses.len() == 2, "the one that ended is missing:\n{reported}");
             node.remove_container(&killed).await?;
-            first.wait_until("DELETED", |told| told.has(&killed, Type::ContainerDeletedEvent)).await?;
+            first
+                .wait_until("DELETED", |reported| reported.has(&killed, Type::ContainerDeletedEvent))
+                .await?;
             node.stop_container(&stopped, 0).await?;
             let unstarted = node.create(&pod, &ContainerSpec::shell("unstarted", "exit 3")).await?;
-            first.wait_until("CREATED", |told| told.has(&unstarted, Type::ContainerCreatedEvent)).await?;
+            first
+                .wait_until("CREATED", |reported| reported.has(&unstarted, Type::ContainerCreatedEvent))
+                .await?;
             let quick = node.run(&pod, &ContainerSpec::new("quick", &["/bin/true"])).await?;
             node.wait_exited(&quick).await?;
             node.remove_pod(&pod).await?;
 
-            let end = |told: &Told| told.has(&pod.sandbox, Type::ContainerDeletedEvent);
-            let told = first.wait_until("the end", end).await?;
-            told.check_contract()?;
+            let end = |reported: &CriEvents| reported.has(&pod.sandbox, Type::ContainerDeletedEvent);
+            let reported = first.wait_until("the end", end).await?;
+            reported.check_contract()?;
             for id in [&pod.sandbox, &killed, &stopped, &quick] {
-                told.check_life(id, &LIFE)?;
+                reported.check_life(id, &LIFE)?;
             }
-            told.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
-            ensure!(told.0.len() == 18, "someone else's events:\n{told}");
+            reported.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
+            ensure!(reported.0.len() == 18, "someone else's events:\n{reported}");
             let same = second.wait_until("the end", end).await?;
-            ensure!(same.events().eq(told.events()), "two subscribers differ:\n{told}\n{same}");
+            ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
 
-            // The runtime's own stream tells nothing of them that ours does not. (containerd 2.x begins with what nobody took before.)
+            // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what nobody took before.)
             let theirs = runtimes.wait_until("the runtime's own end", end).await?;
-            let of_pod = |id: &str| !told.of(id).is_empty();
+            let of_pod = |id: &str| !reported.of(id).is_empty();
             for event in theirs.events().filter(|event| of_pod(&event.container_id)) {
                 ensure!(
-                    told.has(&event.container_id, event.container_event_type()),
-                    "the runtime told more:\n{theirs}\nthan:\n{told}"
+                    reported.has(&event.container_id, event.container_event_type()),
+                    "the runtime reported more:\n{theirs}\nthan:\n{reported}"
                 );
             }
             let status = agent.status().await?;
@@ -107,7 +117,7 @@ pub(crate) async fn cri_events_of_a_pod(bed: &Bed, combination: Combination) -> 
             let calls = count("cri_events_calls");
             ensure!(calls < allowed(18, 1, began.elapsed()), "{calls} calls in {:?}", began.elapsed());
             println!(
-                "{} calls for 18 events\n{told}\nand of the runtime itself\n{theirs}",
+                "{} calls for 18 events\n{reported}\nand of the runtime itself\n{theirs}",
                 count("cri_events_calls")
             );
             Ok(())
@@ -123,11 +133,11 @@ fn allowed(events: usize, pods: usize, time: Duration) -> u64 {
     CALLS * events as u64 + ASKED.1 * pods as u64 * looks as u64
 }
 
-pub(crate) async fn cri_events_of_a_crash_loop(bed: &Bed, combination: Combination) -> Result<()> {
+pub(crate) async fn events_of_a_crash_loop(ctx: &TestContext, combination: Combination) -> Result<()> {
     // Emulated, each round takes ten seconds.
-    let rounds = if bed.environment.tier == Tier::Host { 10 } else { 3 };
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+    let rounds = if ctx.environment.tier == Tier::Host { 10 } else { 3 };
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let began = Instant::now();
             let mut subscriber = Subscriber::open(agent.socket(), None).await?;
             let mut ids = Vec::new();
@@ -150,17 +160,21 @@ pub(crate) async fn cri_events_of_a_crash_loop(bed: &Bed, combination: Combinati
                 node.remove_pod(pod).await?;
             }
             ids.extend(pods.iter().map(|pod| pod.sandbox.clone()));
-            let end = |told: &Told| ids.iter().all(|id| told.has(id, Type::ContainerDeletedEvent));
-            let told = subscriber.wait_until("the ends", end).await?;
-            told.check_contract()?;
+            let end =
+                |reported: &CriEvents| ids.iter().all(|id| reported.has(id, Type::ContainerDeletedEvent));
+            let reported = subscriber.wait_until("the ends", end).await?;
+            reported.check_contract()?;
             for id in &ids {
-                told.check_life(id, &LIFE)?;
+                reported.check_life(id, &LIFE)?;
             }
             let counters = agent.status().await?.counters;
             let calls = counters.get("cri_events_calls").copied().unwrap_or_default();
-            println!("{} events, {calls} calls", told.0.len());
+            println!("{} events, {calls} calls", reported.0.len());
             let time = began.elapsed();
-            ensure!(calls <= allowed(told.0.len(), pods.len(), time), "{calls} calls in {time:?}\n{told}");
+            ensure!(
+                calls <= allowed(reported.0.len(), pods.len(), time),
+                "{calls} calls in {time:?}\n{reported}"
+            );
             Ok(())
         })
         .await
@@ -168,14 +182,16 @@ pub(crate) async fn cri_events_of_a_crash_loop(bed: &Bed, combination: Combinati
     .await
 }
 
-pub(crate) async fn cri_events_while_the_runtime_is_away(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let mut subscriber = Subscriber::open(agent.socket(), None).await?;
             let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
             let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
             let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
-            subscriber.wait_until("STARTED", |told| told.has(&stays, Type::ContainerStartedEvent)).await?;
+            subscriber
+                .wait_until("STARTED", |reported| reported.has(&stays, Type::ContainerStartedEvent))
+                .await?;
             let pid = node.pid(&ends).await?;
             for _ in 0..2 {
                 node.stop_containerd()?;
@@ -184,33 +200,32 @@ pub(crate) async fn cri_events_while_the_runtime_is_away(bed: &Bed, combination:
             node.stop_containerd()?;
             process::kill_pid(pid)?;
             node.start_containerd().await?;
-            let told =
-                subscriber.wait_until("STOPPED", |told| told.has(&ends, Type::ContainerStoppedEvent)).await?;
+            let reported = subscriber
+                .wait_until("STOPPED", |reported| reported.has(&ends, Type::ContainerStoppedEvent))
+                .await?;
             ensure!(
-                !told.has(&stays, Type::ContainerStoppedEvent),
-                "the other one was told to have stopped:\n{told}"
+                !reported.has(&stays, Type::ContainerStoppedEvent),
+                "the other one was told to have stopped:\n{reported}"
             );
-            told.check_contract()?;
-            told.check_life(&ends, &LIFE[..3])?;
-            told.check_life(&pod.sandbox, &LIFE[..2])
+            reported.check_contract()?;
+            reported.check_life(&ends, &LIFE[..3])?;
+            reported.check_life(&pod.sandbox, &LIFE[..2])
         })
         .await
     })
     .await
 }
 
-pub(crate) async fn cri_events_over_a_restart_of_the_daemon(
-    bed: &Bed,
-    combination: Combination,
-) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        let mut agent = kwitness_tests::agent::Agent::start(&bed.environment, &[]).await?;
+pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        let mut agent = kwitness_tests::agent::Agent::start(&ctx.environment, &[]).await?;
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;
         let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
-        let told =
-            subscriber.wait_until("STARTED", |told| told.has(&ends, Type::ContainerStartedEvent)).await?;
-        let since = told.events().map(|event| event.created_at).max().unwrap_or_else(wall_clock);
+        let reported = subscriber
+            .wait_until("STARTED", |reported| reported.has(&ends, Type::ContainerStartedEvent))
+            .await?;
+        let since = reported.events().map(|event| event.created_at).max().unwrap_or_else(wall_clock);
         agent.kill()?;
         process::kill_pid(node.pid(&ends).await?)?;
         node.wait_exited(&ends).await?;
@@ -219,34 +234,35 @@ pub(crate) async fn cri_events_over_a_restart_of_the_daemon(
         ensure!(subscriber.end().is_some(), "the stream outlived the daemon");
 
         let mut again = Subscriber::open(agent.socket(), Some(since)).await?;
-        let told = again.wait_until("STARTED", |told| told.has(&late, Type::ContainerStartedEvent)).await?;
-        told.check_contract()?;
-        // An event's time is before the runtime's own of what it tells: the last one may come twice.
-        let of_ends = told.of(&ends);
+        let reported =
+            again.wait_until("STARTED", |reported| reported.has(&late, Type::ContainerStartedEvent)).await?;
+        reported.check_contract()?;
+        // An event's time is before the runtime's own of what it reports: the last one may come twice.
+        let of_ends = reported.of(&ends);
         ensure!(
             of_ends.last() == Some(&Type::ContainerStoppedEvent) && of_ends.len() <= 2,
-            "{ends}:\n{told}"
+            "{ends}:\n{reported}"
         );
-        told.check_life(&late, &[Type::ContainerCreatedEvent, Type::ContainerStartedEvent])?;
+        reported.check_life(&late, &[Type::ContainerCreatedEvent, Type::ContainerStartedEvent])?;
         let mut from_now = Subscriber::open(agent.socket(), None).await?;
         node.remove_pod(&pod).await?;
-        let end = |told: &Told| told.has(&pod.sandbox, Type::ContainerDeletedEvent);
-        let told = again.wait_until("the end", end).await?;
-        told.check_life(&pod.sandbox, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
-        let told = from_now.wait_until("the end", end).await?;
-        told.check_life(&late, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
-        told.check_life(&ends, &[Type::ContainerDeletedEvent])?;
+        let end = |reported: &CriEvents| reported.has(&pod.sandbox, Type::ContainerDeletedEvent);
+        let reported = again.wait_until("the end", end).await?;
+        reported.check_life(&pod.sandbox, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
+        let reported = from_now.wait_until("the end", end).await?;
+        reported.check_life(&late, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
+        reported.check_life(&ends, &[Type::ContainerDeletedEvent])?;
         agent.stop()
     })
     .await
 }
 
-pub(crate) async fn cri_methods_that_the_daemon_does_not_serve(
-    bed: &Bed,
+pub(crate) async fn methods_that_the_daemon_does_not_serve(
+    ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
             let daemon = Cri::connect(agent.socket()).await?;
             let request = v1::VersionRequest { version: "v1".to_owned() };
             let (ours, theirs) = (daemon.version(request.clone()).await?, node.cri().version(request).await?);
@@ -264,10 +280,10 @@ pub(crate) async fn cri_methods_that_the_daemon_does_not_serve(
     .await
 }
 
-pub(crate) async fn crictl_events(bed: &Bed, combination: Combination) -> Result<()> {
-    bed.with_node(combination.driver, async |node| {
-        bed.with_agent(&[], async |agent| {
-            let crictl = bed.environment.job.join("bin/crictl");
+pub(crate) async fn crictl_events(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let crictl = ctx.environment.job.join("bin/crictl");
             let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
             let mut command = Command::new(&crictl);
             command.arg("--runtime-endpoint").arg(format!("unix://{}", agent.socket().display()));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::{run, step};
+use crate::run;
 
 /// The source tree and its build directory.
 pub struct Workspace {
@@ -51,7 +51,7 @@ impl Cache {
         let root = set("KWITNESS_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("kwitness")))
             .or_else(|| set("HOME").map(|dir| dir.join(".cache/kwitness")))
-            .context("no place for the cache: set KWITNESS_CACHE to a directory with 9 GB free")?;
+            .context("cannot locate the cache: set KWITNESS_CACHE to a directory with 9 GB free")?;
         let root = std::path::absolute(&root).with_context(|| format!("find {}", root.display()))?;
         Ok(Self { root: make_dir(root)? })
     }
@@ -85,7 +85,7 @@ impl Cache {
         let path = self.root.join(name);
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         if file.try_lock().is_err() {
-            step::say("  ..", "waiting", &format!("for another {what} on this machine to end"));
+            eprintln!("  .. waiting for another {what} on this machine to end");
             file.lock().with_context(|| format!("lock {}", path.display()))?;
         }
         Ok(file)
