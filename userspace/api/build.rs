@@ -21,7 +21,8 @@ fn main() -> anyhow::Result<()> {
     fs::write(out.join("event_kind.rs"), event_kinds(&files)?)?;
     tonic_prost_build::configure()
         .build_transport(false)
-        .build_server(false)
+        // For the client's tests. The daemon's server is generated with a codec of its own.
+        .server_mod_attribute(".", "#[cfg(test)]")
         .btree_map(".")
         // Rare, and several times as large as the others.
         .boxed(".kwitness.v1alpha1.Event.kind.limit_changed")

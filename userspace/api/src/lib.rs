@@ -2,9 +2,12 @@
 //!
 //! Builds on any operating system. Owns nothing of a node: the daemon is known by its socket alone.
 
+pub mod client;
 mod event_kind;
+pub mod text;
 mod timestamp;
 
+pub use client::Client;
 pub use event_kind::{EventKind, UnknownKind};
 pub use timestamp::Timestamp;
 
