@@ -3,12 +3,13 @@
 //! Owns the order of things. The probes are attached first and the tree is scanned after that, so that what starts in
 //! between is seen twice and told once; the API answers once the scan is done.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
+use kwitness_core::lifecycle::Bounds;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +19,11 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
-use crate::engine::{Engine, Handle, Parts};
+use crate::engine::{Engine, Handle, Parts, Scans};
 use crate::hub::Hub;
 use crate::probe::need::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
-use crate::verify::{self, Verifier};
+use crate::verify::{JudgeQueue, Verifier};
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
 
 /// Answers of the runtime on their way to the engine.
@@ -63,18 +64,21 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
     }
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
-    let (tell_touched, touched) = verify::touched();
+    let verdicts = JudgeQueue::default();
+    let (handle, requests) = Handle::new();
+    let scans = Scans::new(cgroups.clone(), Roots::new(settings.roots), probe.tracker());
     let parts = Parts {
         probe,
-        cgroups: cgroups.clone(),
-        roots: Roots::new(settings.roots),
+        bounds: bounds(settings.tracked_capacity),
+        scans,
         writer,
         resolver: resolver.clone(),
         reader,
-        touched: tell_touched.clone(),
+        verdicts: verdicts.clone(),
         answers,
+        requests,
     };
-    let (engine, handle) = Engine::new(parts, record)?;
+    let engine = Engine::new(parts, record)?;
     let mut signals = Signals::handle()?;
     let connections = listener.counters();
     let reports = handle.clone();
@@ -84,12 +88,13 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         capabilities,
         subtree: config.subtree.to_string(),
     };
-    let verifier = Verifier::new(cgroups, handle.clone(), resolver.clone(), config.kubelet_directory.clone());
-    let following = tokio::spawn(verifier.clone().follow(touched));
+    let verifier =
+        Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
+    let following = tokio::spawn(verifier.clone().follow());
     let (events, telling) = cri_events::start(&config.runtime, hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
-    let service = service.with_cri_events(events).with_touched(tell_touched);
+    let service = service.with_cri_events(events);
     let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
 
@@ -137,6 +142,11 @@ async fn until_stop(signals: &mut Signals, reports: &Handle, connections: &Conne
             report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
         tracing::info!(%connections, counters = counters.join(" "), "counters");
     }
+}
+
+/// How much the node remembers: as many cgroups as the kernel side tracks, and in proportion to the defaults what belongs to them.
+fn bounds(tracked: NonZeroU32) -> Bounds {
+    Bounds::for_cgroups(usize::try_from(tracked.get()).unwrap_or(usize::MAX))
 }
 
 fn lock_file(socket: &Path) -> PathBuf {

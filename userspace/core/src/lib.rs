@@ -16,5 +16,6 @@ pub mod lifecycle;
 
 pub mod limits;
 pub mod model;
+pub mod node;
 pub mod reorder;
 pub mod verdicts;

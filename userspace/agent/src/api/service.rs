@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use kwitness_core::journal::{Epoch, Position};
-use kwitness_core::model::{Judged, Subject};
+use kwitness_core::model::{ContainerId, Judged, Observation, Subject};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -19,7 +19,7 @@ use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, NeedReport, ProgramStats};
-use crate::verify::{TouchedSender, Verifier, VerifyError};
+use crate::verify::{Verifier, VerifyError};
 use crate::wire::{convert, verdicts};
 use kwitness_api::{REQUESTS_MAX, Timestamp, proto};
 
@@ -52,7 +52,6 @@ pub struct Service {
     about: Arc<About>,
     watchers: Arc<Semaphore>,
     cri_events: Option<Events>,
-    touched: Option<TouchedSender>,
     stop: CancellationToken,
 }
 
@@ -68,27 +67,12 @@ impl Service {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self {
-            hub,
-            engine,
-            resolver,
-            verifier,
-            about: Arc::new(about),
-            watchers,
-            cri_events: None,
-            touched: None,
-            stop,
-        }
+        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, cri_events: None, stop }
     }
 
     /// Shows the counters of the CRI's event stream, too.
     pub fn with_cri_events(self, events: Events) -> Self {
         Self { cri_events: Some(events), ..self }
-    }
-
-    /// Has verdicts given, unasked, of those whose limits were asked for.
-    pub fn with_touched(self, touched: TouchedSender) -> Self {
-        Self { touched: Some(touched), ..self }
     }
 
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Stopped> {
@@ -200,7 +184,7 @@ impl Kwitness for Service {
         }
         let wait = Duration::from_millis(wait_ms.into());
         let verify = async {
-            let mut verdicts = self.verifier.verify(&filter, &wanted, wait, self.hub.last()).await?;
+            let mut verdicts = self.verifier.verify(&filter, &wanted, wait).await?;
             if prove_ms > 0 {
                 self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
             }
@@ -246,10 +230,8 @@ impl Kwitness for Service {
         if let Some(first) = answer.malformed.first() {
             tracing::warn!(count = answer.malformed.len(), first, "requests that were told of are malformed");
         }
-        let ids = ids.iter().map(String::as_str).collect();
-        for whose in self.verifier.concerned(&ids).await? {
-            self.touched.iter().for_each(|touched| touched.tell(whose.clone()));
-        }
+        let containers = ids.into_iter().map(|id| ContainerId(id.into())).collect();
+        self.engine.observe(Observation::LimitsRequested { at: now, containers }).await?;
         Ok(Response::new(answer))
     }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kwitness_core::journal::Epoch;
-use kwitness_core::lifecycle::{Bounds, Lifecycle};
-use kwitness_core::limits::LimitTracker;
+use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Basis, CgroupId, ContainerId, ContainerState, Event, KernelTime, Kind, Requester, State, Subject,
+    Basis, CgroupId, ContainerId, ContainerState, Event, Evidence, KernelTime, Kind, Observation, Output,
+    Requester, State, Subject,
 };
-use kwitness_core::verdicts::VerdictTracker;
+use kwitness_core::node::Node;
 use kwitness_service::{Limits, Socket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -37,7 +37,7 @@ use crate::cri;
 use crate::engine::{Handle, Report, Request, Snapshot};
 use crate::hub::{Hub, Writer};
 use crate::probe::Capabilities;
-use crate::verify::Verifier;
+use crate::verify::{JudgeQueue, Verifier};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -95,11 +95,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
             }
+            Request::Subjects(_, answer) => answer.send(vec![subject()]).unwrap(),
             Request::Judge(evidence, answer) => {
-                assert_eq!(evidence.requester, Requester::Client, "by its own word");
-                let nothing = Lifecycle::new(Bounds::default());
-                let judged = VerdictTracker::default().judge(&evidence, &LimitTracker::default(), &nothing);
-                answer.send(judged).unwrap();
+                let mut node = Node::new(Bounds::default());
+                let judge = |evidence: Evidence| {
+                    assert_eq!(evidence.requester, Requester::Client, "by its own word");
+                    node.judge(&evidence, &mut Output::default())
+                };
+                answer.send(evidence.into_iter().map(judge).collect()).unwrap();
+            }
+            Request::Observe(observation) => {
+                let Observation::LimitsRequested { containers, .. } = observation else { panic!() };
+                assert!(containers.contains(&subject().container_id));
             }
         }
     }
@@ -121,7 +128,13 @@ impl Served {
         };
         let stop = CancellationToken::new();
         let cgroups = CgroupFs::at(directory.path());
-        let verifier = Verifier::new(cgroups, engine.clone(), resolver.clone(), "/does/not/exist".into());
+        let verifier = Verifier::new(
+            cgroups,
+            engine.clone(),
+            JudgeQueue::default(),
+            resolver.clone(),
+            "/does/not/exist".into(),
+        );
         let service = Service::new(hub.clone(), engine, resolver, verifier, about, 2, stop.clone());
         let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();

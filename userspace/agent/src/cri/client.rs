@@ -87,8 +87,8 @@ pub async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connecti
     Err(refused)
 }
 
-/// A connection to a runtime that has said what it is.
-#[derive(Debug)]
+/// A connection to a runtime that has said what it is. Clones share it.
+#[derive(Clone, Debug)]
 pub struct Connection {
     client: RuntimeServiceClient<Channel>,
     channel: Channel,

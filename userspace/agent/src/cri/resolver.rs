@@ -70,6 +70,8 @@ struct Shared {
     asked: Notify,
     timing: Timing,
     status: Mutex<proto::RuntimeStatus>,
+    /// As long as the runtime answers.
+    connection: Mutex<Option<Connection>>,
     enabled: bool,
     counts: Counts,
 }
@@ -111,6 +113,7 @@ pub(super) fn start_with(
         asked: Notify::new(),
         timing,
         status: Mutex::default(),
+        connection: Mutex::default(),
         enabled: choice != RuntimeChoice::Never,
         counts: Counts::default(),
     });
@@ -149,6 +152,11 @@ impl Resolver {
         self.shared.asked.notify_one();
     }
 
+    /// The connection to the runtime, for other calls; none: it does not answer.
+    pub fn connection(&self) -> Option<Connection> {
+        self.shared.connection().clone()
+    }
+
     /// How the runtime is.
     pub fn status(&self) -> proto::RuntimeStatus {
         self.shared.status().clone()
@@ -178,6 +186,10 @@ impl Shared {
 
     fn status(&self) -> MutexGuard<'_, proto::RuntimeStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When the next question is due; none: none is open.
@@ -213,6 +225,7 @@ impl Worker {
     async fn connect(&self) -> Result<Connection, Error> {
         let connection = client::connect(&self.sockets, self.shared.timing.deadline).await?;
         self.connected(&connection);
+        *self.shared.connection() = Some(connection.clone());
         Ok(connection)
     }
 
@@ -231,6 +244,7 @@ impl Worker {
 
     fn failed(&self, error: &Error) {
         self.shared.counts.failures.fetch_add(1, Relaxed);
+        *self.shared.connection() = None;
         let text = error.to_string();
         let mut status = self.shared.status();
         // Once for each trouble, not for each attempt.

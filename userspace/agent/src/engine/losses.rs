@@ -9,15 +9,15 @@ use kwitness_core::model::{CgroupId, GapCause, KernelTime, Loss};
 
 use crate::clock::Clock;
 
-/// The memory of which writes to limit files came too fast to be told.
+/// Which writes to limit files were only counted, for they came too fast.
 #[derive(Debug, Default)]
-pub(super) struct Untold {
+pub(super) struct SuppressedWrites {
     total: u64,
     by_cgroup: BTreeMap<u64, u64>,
 }
 
-impl Untold {
-    /// Whether there are more than at the last such look; with that, it is worth the while to ask for each cgroup's.
+impl SuppressedWrites {
+    /// Whether there are more than at the last such look; with that, it is worth asking for each cgroup's.
     pub(super) fn is_more(&mut self, total: u64) -> bool {
         std::mem::replace(&mut self.total, total) != total
     }
@@ -169,13 +169,13 @@ mod tests {
 
     #[test]
     fn writes_that_were_only_counted_are_named_by_cgroup_once() {
-        let mut untold = Untold::default();
-        assert!(!untold.is_more(0));
-        assert!(untold.is_more(7) && !untold.is_more(7));
-        assert_eq!(untold.since_last([(1, 5), (2, 2)].into()), [(CgroupId(1), 5), (CgroupId(2), 2)]);
-        assert_eq!(untold.since_last([(1, 5), (2, 3)].into()), [(CgroupId(2), 1)]);
+        let mut suppressed = SuppressedWrites::default();
+        assert!(!suppressed.is_more(0));
+        assert!(suppressed.is_more(7) && !suppressed.is_more(7));
+        assert_eq!(suppressed.since_last([(1, 5), (2, 2)].into()), [(CgroupId(1), 5), (CgroupId(2), 2)]);
+        assert_eq!(suppressed.since_last([(1, 5), (2, 3)].into()), [(CgroupId(2), 1)]);
         // The kernel forgot the first and counts anew.
-        assert_eq!(untold.since_last([(1, 4), (2, 3)].into()), [(CgroupId(1), 4)]);
+        assert_eq!(suppressed.since_last([(1, 4), (2, 3)].into()), [(CgroupId(1), 4)]);
     }
 
     #[test]

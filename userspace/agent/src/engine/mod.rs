@@ -1,57 +1,64 @@
-//! The one owner of the state machines: drains the rings, feeds the core, performs its actions, writes the journal.
+//! The one owner of the core: drains the rings, feeds the node, performs its actions, writes the journal.
 //!
 //! ```text
-//!  rings ──drain──▶ decode ──▶ order ──┐
-//!  scans, answers, losses ─────────────┼──▶ Lifecycle, LimitTracker, VerdictTracker ──▶ events ──▶ hub::Writer
-//!  once a second: Tick, counters ──────┘           └──▶ actions: ask the runtime, scan, read limit files
+//!  rings ──drain──▶ decode ──▶ reorder ──┐
+//!  scans, answers, losses, evidence ─────┼──▶ Node ──▶ events ──▶ hub::Writer
+//!  once a second: Tick, counters ────────┘      └────▶ actions: ask the runtime, scan, read limit files, judge
 //! ```
 //!
-//! Nothing here waits for anyone: there is no channel between a ring and the engine (the ring itself is the bounded one,
-//! and the kernel counts its overflow); a question to the runtime is put down and answered by a later observation; a scan
-//! runs on a thread of its own. Whoever wants to know something asks by [`Handle`].
+//! Does I/O and nothing else: what follows from what is the [`Node`]'s. Nothing here waits for another task: there is no channel
+//! between a ring and the engine (the ring itself is the bounded one, and the kernel counts its overflow); a question to the
+//! runtime is put down and answered by a later observation; a scan runs on a thread of its own.
 //!
-//! A scan is observed only after every record that the kernel had made until its end.
+//! What was read from files (a scan, limits, evidence) is observed only after every record that the kernel had made until then:
+//! it waits in a queue with the rings' positions of that moment, and the rings are drained past them in steps, so that ticks,
+//! requests and the end of the daemon have their turn whatever the load.
 
 mod losses;
 mod recorder;
 mod scans;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kwitness_abi::Counters;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
-use kwitness_core::lifecycle::{Bounds, Lifecycle};
-use kwitness_core::limits::{LimitCounters, LimitTracker};
+use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Resource,
-    ScanReason,
+    Action, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, ScanReason, Subject,
+    VerdictScope,
 };
+use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
-use kwitness_core::verdicts::VerdictTracker;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Scanned};
+use crate::cgroupfs::{LimitReader, Scanned};
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
-use crate::probe::{ProgramStats, Running};
-use crate::verify::{Touched, TouchedSender};
-use losses::{Losses, Untold};
+use crate::probe::{Drained, Produced, ProgramStats, Running};
+use crate::verify::JudgeQueue;
+use losses::{Losses, SuppressedWrites};
 use recorder::Recorder;
-use scans::Scans;
+
+pub(crate) use scans::Scans;
 
 /// Records taken from the rings before others get their turn: about a millisecond's work.
 const DRAIN_BUDGET: usize = 1024;
-/// Between looks at what nobody tells of by itself.
+/// Between looks at what no record reports.
 const TICK: Duration = Duration::from_secs(1);
 /// How long records wait that were made while a drain ran.
 const HELD_FOR: Duration = Duration::from_millis(1);
-/// Requests and answers on their way to the engine.
+/// Requests and answers on their way to the engine, and what waits for the rings.
 const INBOX: usize = 256;
 
 /// The containers as of one place in the journal.
@@ -80,7 +87,9 @@ pub struct Report {
 pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Report(oneshot::Sender<Report>),
-    Judge(Box<Evidence>, oneshot::Sender<Judged>),
+    Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
+    Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
+    Observe(Observation),
 }
 
 /// The engine has ended: the daemon is going down.
@@ -117,12 +126,28 @@ impl Handle {
         self.ask(Request::Report).await
     }
 
-    /// Judges a limit.
+    /// The containers in that scope whose cgroup exists, sandboxes included.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn judge(&self, evidence: Evidence) -> Result<Judged, Stopped> {
-        self.ask(|answer| Request::Judge(Box::new(evidence), answer)).await
+    pub async fn subjects(&self, scope: VerdictScope) -> Result<Vec<Arc<Subject>>, Stopped> {
+        self.ask(|answer| Request::Subjects(scope, answer)).await
+    }
+
+    /// Judges limits: a judgement for each, in the same order.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn judge(&self, evidence: Vec<Evidence>) -> Result<Vec<Judged>, Stopped> {
+        self.ask(|answer| Request::Judge(evidence, answer)).await
+    }
+
+    /// Has the node observe what a client reports.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn observe(&self, observation: Observation) -> Result<(), Stopped> {
+        self.requests.send(Request::Observe(observation)).await.map_err(|_| Stopped)
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
@@ -132,164 +157,278 @@ impl Handle {
     }
 }
 
+/// What the engine needs of the probes.
+pub(crate) trait Probe: Send {
+    /// How far the kernel has written into the rings.
+    type Produced: Send;
+
+    /// Waits until there is something to drain.
+    fn readable(&mut self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Hands out at most so many records.
+    fn drain(&mut self, budget: usize, take: impl FnMut(&[u8])) -> Drained;
+    /// How far the kernel has written by now.
+    fn produced(&self) -> Self::Produced;
+    /// Whether all that was written by then has been handed out.
+    fn has_drained(&self, until: &Self::Produced) -> bool;
+    /// What the kernel side could not deliver.
+    fn counters(&self) -> Counters;
+    /// How often the kernel did not run a program, by capability.
+    fn skipped(&self) -> BTreeMap<&'static str, u64>;
+    /// How many writes to each cgroup's limit files were only counted.
+    fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>>;
+    /// What the kernel says about the programs.
+    fn program_stats(&self) -> Vec<ProgramStats>;
+}
+
+impl Probe for Running {
+    type Produced = Produced;
+
+    fn readable(&mut self) -> impl Future<Output = io::Result<()>> + Send {
+        Running::readable(self)
+    }
+
+    fn drain(&mut self, budget: usize, take: impl FnMut(&[u8])) -> Drained {
+        Running::drain(self, budget, take)
+    }
+
+    fn produced(&self) -> Produced {
+        Running::produced(self)
+    }
+
+    fn has_drained(&self, until: &Produced) -> bool {
+        Running::has_drained(self, until)
+    }
+
+    fn counters(&self) -> Counters {
+        Running::counters(self)
+    }
+
+    fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        Running::skipped(self)
+    }
+
+    fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
+        self.untold_writes()
+    }
+
+    fn program_stats(&self) -> Vec<ProgramStats> {
+        Running::program_stats(self)
+    }
+}
+
+/// What was read from files, and waits for the records that the kernel had made until then.
+struct Waiting<P> {
+    produced: P,
+    at: Clock,
+    what: Read,
+}
+
+enum Read {
+    Scanned(Scanned),
+    Answer(Observation),
+    Evidence(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
+}
+
 /// The engine; see the module's description.
-pub struct Engine {
-    probe: Running,
+pub(crate) struct Engine<P: Probe> {
+    probe: P,
     decoder: Decoder,
-    order: ReorderBuffer,
-    lifecycle: Lifecycle,
-    limit_files: LimitTracker,
-    verdicts: VerdictTracker,
-    reader: LimitReader,
-    touched: TouchedSender,
+    reorder: ReorderBuffer,
+    node: Node,
     output: Output,
+    waiting: VecDeque<Waiting<P::Produced>>,
     writer: Writer,
     resolver: Resolver,
+    reader: LimitReader,
+    verdicts: JudgeQueue,
     answers: mpsc::Receiver<Observation>,
     requests: mpsc::Receiver<Request>,
     scans: Scans,
     losses: Losses,
-    untold: Untold,
+    suppressed: SuppressedWrites,
     recorder: Option<Recorder>,
     records: u64,
+    /// Until the initial scan has been observed.
+    ready: Option<oneshot::Sender<()>>,
 }
 
 /// What the engine works with.
-pub struct Parts {
+pub(crate) struct Parts<P> {
     /// The programs, attached.
-    pub probe: Running,
-    /// What to scan.
-    pub cgroups: CgroupFs,
-    /// From where.
-    pub roots: Roots,
+    pub(crate) probe: P,
+    /// How much is remembered.
+    pub(crate) bounds: Bounds,
+    /// Who walks the cgroup tree.
+    pub(crate) scans: Scans,
     /// Where events go.
-    pub writer: Writer,
+    pub(crate) writer: Writer,
     /// Who is asked for names.
-    pub resolver: Resolver,
+    pub(crate) resolver: Resolver,
     /// Who reads limit files.
-    pub reader: LimitReader,
-    /// Who follows changes of limits.
-    pub touched: TouchedSender,
+    pub(crate) reader: LimitReader,
+    /// Who gathers evidence for verdicts.
+    pub(crate) verdicts: JudgeQueue,
     /// Where the answers come from.
-    pub answers: mpsc::Receiver<Observation>,
+    pub(crate) answers: mpsc::Receiver<Observation>,
+    /// Where requests come from.
+    pub(crate) requests: mpsc::Receiver<Request>,
 }
 
-impl Engine {
+impl<P: Probe> Engine<P> {
     /// Puts the parts together; writes observations to `record` if given.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn new(parts: Parts, record: Option<&Path>) -> anyhow::Result<(Self, Handle)> {
-        let Parts { probe, cgroups, roots, writer, resolver, reader, touched, answers } = parts;
-        let (handle, requests) = Handle::new();
-        let engine = Self {
-            scans: Scans::new(cgroups, roots, probe.tracker()),
+    pub(crate) fn new(parts: Parts<P>, record: Option<&Path>) -> anyhow::Result<Self> {
+        let Parts { probe, bounds, scans, writer, resolver, reader, verdicts, answers, requests } = parts;
+        Ok(Self {
             losses: Losses::new(probe.counters()),
-            untold: Untold::default(),
             probe,
             decoder: Decoder::default(),
-            order: ReorderBuffer::default(),
-            lifecycle: Lifecycle::new(Bounds::default()),
-            limit_files: LimitTracker::default(),
-            verdicts: VerdictTracker::default(),
-            reader,
-            touched,
+            reorder: ReorderBuffer::default(),
+            node: Node::new(bounds),
             output: Output::default(),
+            waiting: VecDeque::new(),
             writer,
             resolver,
+            reader,
+            verdicts,
             answers,
             requests,
+            scans,
+            suppressed: SuppressedWrites::default(),
             recorder: record.map(Recorder::create).transpose()?,
             records: 0,
-        };
-        Ok((engine, handle))
+            ready: None,
+        })
     }
 
-    /// Runs until cancelled. `ready` is told once the initial scan has been observed; until then nobody is answered.
+    /// Runs until cancelled. `ready` is sent once the initial scan has been observed; until then no request is answered.
     ///
     /// # Errors
     /// The rings cannot be read, or the initial scan fails: there is no going on.
-    pub async fn run(mut self, ready: oneshot::Sender<()>, stop: CancellationToken) -> anyhow::Result<()> {
-        let mut ready = Some(ready);
+    pub(crate) async fn run(
+        mut self,
+        ready: oneshot::Sender<()>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        self.ready = Some(ready);
         self.scans.want(ScanReason::Initial);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let has_room = self.waiting.len() < INBOX;
+            let draining = self.reorder.held() > 0 || !self.waiting.is_empty();
             tokio::select! {
                 readable = self.probe.readable() => {
                     readable.context("cannot wait for the kernel's rings")?;
                     self.drain();
                 }
-                () = tokio::time::sleep(HELD_FOR), if self.order.held() > 0 => { self.drain(); }
-                scanned = self.scans.next() => match scanned {
-                    Ok(scanned) => {
-                        self.observe_scan(scanned).await;
-                        if let Some(ready) = ready.take() {
-                            // Nobody waiting for it is no reason to stop.
-                            let _ = ready.send(());
-                        }
-                    }
-                    Err(error) if ready.is_some() => return Err(error).context("the initial scan failed"),
+                () = tokio::time::sleep(HELD_FOR), if draining => self.drain(),
+                scanned = self.scans.next(), if has_room => match scanned {
+                    Ok(scanned) => self.wait_for_records(Read::Scanned(scanned)),
+                    Err(error) if self.ready.is_some() => return Err(error).context("the initial scan failed"),
                     Err(error) => {
                         tracing::error!("the repair scan failed, trying again: {error:#}");
                         self.scans.want(ScanReason::Repair);
                     }
                 },
-                Some(observation) = self.answers.recv() => {
-                    if matches!(observation, Observation::LimitsRead(_)) {
-                        // What was written before the files were read explains what they say.
-                        while self.drain() {
-                            tokio::task::yield_now().await;
-                        }
+                Some(observation) = self.answers.recv(), if has_room => match observation {
+                    // What was written before the files were read explains what they say.
+                    Observation::LimitsRead(_) => self.wait_for_records(Read::Answer(observation)),
+                    other => {
+                        self.observe(other);
+                        self.publish(Clock::read());
                     }
-                    self.observe(observation);
-                    self.publish(Clock::read());
-                }
-                Some(request) = self.requests.recv(), if ready.is_none() => self.answer(request),
+                },
+                Some(request) = self.requests.recv(), if self.ready.is_none() && has_room => self.answer(request),
                 _ = tick.tick() => {
                     let clock = Clock::read();
                     self.observe(Observation::Tick { at: clock.now() });
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
-                    self.look_for_untold(clock);
+                    self.look_for_suppressed(clock);
                     self.publish(clock);
-                    if let Some(recorder) = &mut self.recorder {
-                        recorder.flush();
-                    }
                 }
                 () = stop.cancelled() => return Ok(()),
             }
         }
     }
 
-    /// Takes what is in the rings, within the budget. Whether more is there.
-    fn drain(&mut self) -> bool {
+    /// Takes what is in the rings, within the budget, and observes what has waited for it.
+    fn drain(&mut self) {
         let clock = Clock::read();
-        let Self { probe, decoder, order, losses, .. } = self;
+        let Self { probe, decoder, reorder, losses, .. } = self;
         let drained = probe.drain(DRAIN_BUDGET, |bytes| match decoder.decode(bytes) {
-            Ok(event) => order.push(event),
+            Ok(event) => reorder.push(event),
             Err(error) => losses.malformed(&error),
         });
         self.records += drained.records as u64;
         self.release(clock);
         self.publish(clock);
+        while let Some(next) = self.waiting.front()
+            && self.probe.has_drained(&next.produced)
+            && let Some(Waiting { at, what, .. }) = self.waiting.pop_front()
+        {
+            self.release(at);
+            self.observe_read(what);
+        }
         if drained.records > 0 {
             self.look_for_losses(clock);
             self.publish(clock);
         }
-        drained.more
     }
 
-    /// Observes the records that are not younger than the beginning of the drain that delivered them.
-    fn release(&mut self, began: Clock) {
-        let Self { order, lifecycle, limit_files, verdicts, output, recorder, .. } = self;
-        for event in order.release(began.now()) {
+    /// Observes the records that are not younger than that.
+    fn release(&mut self, until: Clock) {
+        let Self { reorder, node, output, recorder, .. } = self;
+        for event in reorder.release(until.now()) {
             let observation = Observation::Kernel(event);
             if let Some(recorder) = recorder {
                 recorder.write(&observation);
             }
-            take(lifecycle, limit_files, verdicts, observation, output);
+            node.observe(observation, output);
         }
+    }
+
+    /// Has something observed once all records have been that the kernel has made by now.
+    fn wait_for_records(&mut self, what: Read) {
+        self.waiting.push_back(Waiting { produced: self.probe.produced(), at: Clock::read(), what });
+        self.drain();
+    }
+
+    fn observe_read(&mut self, what: Read) {
+        match what {
+            Read::Scanned(Scanned { scan, untracked }) => {
+                tracing::info!(
+                    reason = ?scan.reason,
+                    cgroups = scan.cgroups.len(),
+                    untracked,
+                    took_ms = (scan.ended.0 - scan.began.0) / 1_000_000,
+                    "scanned the cgroup tree"
+                );
+                self.observe(Observation::Scan(scan));
+                if let Some(ready) = self.ready.take() {
+                    // Nobody waiting for it is no reason to stop.
+                    let _ = ready.send(());
+                }
+            }
+            Read::Answer(observation) => self.observe(observation),
+            Read::Evidence(evidence, answer) => {
+                let judged = evidence.into_iter().map(|evidence| self.judge(evidence)).collect();
+                // The client may have gone.
+                drop(answer.send(judged));
+            }
+        }
+        self.publish(Clock::read());
+    }
+
+    fn judge(&mut self, evidence: Evidence) -> Judged {
+        let Some(recorder) = &mut self.recorder else { return self.node.judge(&evidence, &mut self.output) };
+        let observation = Observation::Evidence(Box::new(evidence));
+        recorder.write(&observation);
+        let Observation::Evidence(evidence) = observation else { unreachable!("it was put in above") };
+        self.node.judge(&evidence, &mut self.output)
     }
 
     fn look_for_losses(&mut self, clock: Clock) {
@@ -306,148 +445,72 @@ impl Engine {
         }
     }
 
-    /// A cgroup's limit files were written to faster than is told.
-    fn look_for_untold(&mut self, clock: Clock) {
-        if !self.untold.is_more(self.probe.counters().suppressed) {
+    /// A cgroup's limit files were written to faster than is reported.
+    fn look_for_suppressed(&mut self, clock: Clock) {
+        if !self.suppressed.is_more(self.probe.counters().suppressed) {
             return;
         }
-        match self.probe.untold_writes() {
-            Ok(untold) => {
-                for (cgroup, writes) in self.untold.since_last(untold) {
+        match self.probe.suppressed_writes() {
+            Ok(suppressed) => {
+                for (cgroup, writes) in self.suppressed.since_last(suppressed) {
                     tracing::warn!(%cgroup, writes, "limits are written to too fast: writes were only counted");
                     let fact = Fact::LimitWritesSuppressed(writes);
                     self.observe(Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact }));
                 }
             }
-            Err(error) => tracing::error!(%error, "cannot read which limit writes were not told"),
+            Err(error) => tracing::error!(%error, "cannot read which limit writes were only counted"),
         }
-    }
-
-    /// Observes a scan, after all records that are older than its end.
-    async fn observe_scan(&mut self, Scanned { scan, untracked }: Scanned) {
-        while self.drain() {
-            tokio::task::yield_now().await;
-        }
-        tracing::info!(
-            reason = ?scan.reason,
-            cgroups = scan.cgroups.len(),
-            untracked,
-            took_ms = (scan.ended.0 - scan.began.0) / 1_000_000,
-            "scanned the cgroup tree"
-        );
-        self.observe(Observation::Scan(scan));
-        self.publish(Clock::read());
     }
 
     fn observe(&mut self, observation: Observation) {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
-        let Self { lifecycle, limit_files, verdicts, output, .. } = self;
-        take(lifecycle, limit_files, verdicts, observation, output);
+        self.node.observe(observation, &mut self.output);
     }
 
     /// Writes the journal, then does what is to be done.
     fn publish(&mut self, clock: Clock) {
-        self.output.events.iter().filter_map(touched).for_each(|touched| self.touched.tell(touched));
         self.writer.append(self.output.events.drain(..), clock);
         for action in self.output.actions.drain(..) {
             match action {
                 Action::Resolve(container) => self.resolver.ask(container),
                 Action::Rescan => self.scans.want(ScanReason::Repair),
                 Action::ReadLimits(request) => self.reader.ask(request),
+                Action::Judge(scope) => self.verdicts.push(scope),
             }
         }
     }
 
     fn answer(&mut self, request: Request) {
-        // Whoever asked may have gone: that is their affair.
+        // The client may have gone: that is no error.
         match request {
             Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
             Request::Report(answer) => drop(answer.send(self.report())),
-            Request::Judge(evidence, answer) => {
-                // Writes and kills that led to what was read.
-                self.drain();
-                let judged = self.verdicts.judge(&evidence, &self.limit_files, &self.lifecycle);
-                self.observe(Observation::Evidence(evidence));
+            Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
+            // Writes and kills that led to what was read come first.
+            Request::Judge(evidence, answer) => self.wait_for_records(Read::Evidence(evidence, answer)),
+            Request::Observe(observation) => {
+                self.observe(observation);
                 self.publish(Clock::read());
-                drop(answer.send(judged));
             }
         }
     }
 
     fn snapshot(&self) -> Snapshot {
-        let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
-        containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
-        Snapshot { position: self.writer.position(), containers }
+        Snapshot { position: self.writer.position(), containers: self.node.snapshot() }
     }
 
     fn report(&self) -> Report {
-        let mut counters: BTreeMap<String, u64> = self
-            .lifecycle
-            .counters()
-            .iter()
-            .map(|(name, count)| (format!("lifecycle_{name}"), count))
-            .collect();
-        let LimitCounters { writes, unchanged, coalesced, found, unreturned, cgroups_full } =
-            self.limit_files.counters();
-        let limits = [
-            ("limits_writes", writes),
-            ("limits_unchanged", unchanged),
-            ("limits_coalesced", coalesced),
-            ("limits_found", found),
-            ("limits_unreturned", unreturned),
-            ("limits_cgroups_full", cgroups_full),
-            ("limits_open", self.reader.open() as u64),
-            ("limits_unjudged", self.touched.dropped()),
-        ];
-        counters.extend(limits.map(|(name, count)| (name.to_owned(), count)));
+        let mut counters = self.node.counters();
+        counters.insert("limits_open".to_owned(), self.reader.open() as u64);
         counters.insert("records".to_owned(), self.records);
         counters.insert("scans".to_owned(), self.scans.made());
         Report {
             lost: self.losses.total().clone(),
             counters,
             programs: self.probe.program_stats(),
-            containers: self.lifecycle.containers().count(),
+            containers: self.node.container_count(),
         }
-    }
-}
-
-/// Whose verdicts an event asks for.
-fn touched(event: &Event) -> Option<Touched> {
-    let Kind::LimitChanged(changed) = &event.kind else { return None };
-    Resource::of(changed.limit_file)?;
-    Some(match (&event.subject, &changed.pod, changed.role?) {
-        (Some(subject), ..) => Touched::Container(subject.container_id.clone()),
-        (None, Some(pod), _) => Touched::Pod(pod.pod.uid.clone()),
-        (None, None, _) => Touched::All,
-    })
-}
-
-/// The lifecycle goes first: what a limit is of, it knows.
-fn take(
-    lifecycle: &mut Lifecycle,
-    limit_files: &mut LimitTracker,
-    verdicts: &mut VerdictTracker,
-    observation: Observation,
-    output: &mut Output,
-) {
-    if VerdictTracker::concerns(&observation) {
-        verdicts.observe(&observation, limit_files, lifecycle, output);
-    }
-    if !LimitTracker::concerns(&observation) {
-        return lifecycle.observe(observation, output);
-    }
-    // What is still to be told of the limits is told before the removal.
-    let is_removal = matches!(
-        &observation,
-        Observation::Kernel(KernelEvent { fact: Fact::Rmdir { .. } | Fact::Release, .. })
-    );
-    if is_removal {
-        limit_files.observe(&observation, lifecycle, output);
-        lifecycle.observe(observation, output);
-    } else {
-        lifecycle.observe(observation.clone(), output);
-        limit_files.observe(&observation, lifecycle, output);
     }
 }

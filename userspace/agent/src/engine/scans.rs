@@ -5,6 +5,7 @@
 //!  Idle ──want──▶ Due(at) ──time──▶ Walking ──done──▶ Idle, or Due again if it was wanted meanwhile
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,15 +16,16 @@ use tokio::time::Instant;
 use crate::cgroupfs::{CgroupFs, Roots, ScanError, Scanned, scan};
 use crate::probe::Tracker;
 
+/// Walks the tree once.
+type Walk = Arc<dyn Fn(ScanReason) -> Result<Scanned, ScanError> + Send + Sync>;
+
 /// Between the end of a walk and the next, at least.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The share of the time that walking may take: one part in so many and one.
 const PAUSE_FACTOR: u32 = 4;
 
-pub(super) struct Scans {
-    cgroups: CgroupFs,
-    roots: Roots,
-    tracker: Tracker,
+pub(crate) struct Scans {
+    walk: Walk,
     state: State,
     /// Not before.
     earliest: Instant,
@@ -37,12 +39,19 @@ enum State {
 }
 
 impl Scans {
-    pub(super) fn new(cgroups: CgroupFs, roots: Roots, tracker: Tracker) -> Self {
-        Self { cgroups, roots, tracker, state: State::Idle, earliest: Instant::now(), made: 0 }
+    pub(crate) fn new(cgroups: CgroupFs, roots: Roots, tracker: Tracker) -> Self {
+        Self::by(move |reason| scan(&cgroups, &roots, &tracker, reason))
+    }
+
+    /// Walks that are made by that.
+    pub(crate) fn by(
+        walk: impl Fn(ScanReason) -> Result<Scanned, ScanError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { walk: Arc::new(walk), state: State::Idle, earliest: Instant::now(), made: 0 }
     }
 
     /// Asks for a walk that begins after this call.
-    pub(super) fn want(&mut self, reason: ScanReason) {
+    pub(crate) fn want(&mut self, reason: ScanReason) {
         match &mut self.state {
             State::Idle => self.state = State::Due(reason),
             State::Due(_) => {}
@@ -51,21 +60,20 @@ impl Scans {
     }
 
     /// How many walks have ended.
-    pub(super) fn made(&self) -> u64 {
+    pub(crate) fn made(&self) -> u64 {
         self.made
     }
 
     /// What the next walk gives; pending while none is wanted. Nothing is lost when it is dropped before it is ready.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Scanned> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Scanned> {
         loop {
             match &mut self.state {
                 State::Idle => std::future::pending().await,
                 State::Due(reason) => {
                     let reason = *reason;
                     tokio::time::sleep_until(self.earliest).await;
-                    let (cgroups, roots, tracker) =
-                        (self.cgroups.clone(), self.roots.clone(), self.tracker.clone());
-                    let walk = tokio::task::spawn_blocking(move || scan(&cgroups, &roots, &tracker, reason));
+                    let walk = self.walk.clone();
+                    let walk = tokio::task::spawn_blocking(move || walk(reason));
                     self.state = State::Walking { walk, began: Instant::now(), again: None };
                 }
                 State::Walking { walk, began, again } => {

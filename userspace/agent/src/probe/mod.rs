@@ -21,6 +21,7 @@ mod lock;
 mod log;
 pub mod need;
 mod object;
+mod positions;
 mod ring;
 mod settings;
 mod stats;
@@ -29,7 +30,7 @@ pub use self::{
     capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
-    ring::{Drained, Life, REST_MAX, REST_MIN, Running, Tracker},
+    ring::{Drained, Life, Produced, REST_MAX, REST_MIN, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

@@ -38,6 +38,7 @@ use super::{
     loader::Attached,
     lock::InstanceLock,
     log::LogReader,
+    positions::Positions,
     stats::{self, ProgramStats},
 };
 
@@ -86,9 +87,14 @@ pub struct Drained {
     pub more: bool,
 }
 
+/// How far the kernel had written into the rings at some moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Produced([u64; RINGS.len()]);
+
 /// The programs run and their records are read. Dropping it detaches and unloads everything.
 pub struct Running {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
+    positions: [Positions; RINGS.len()],
     pace: Pace,
     tracker: Tracker,
     counters: CountersView,
@@ -103,18 +109,22 @@ impl Running {
     pub(super) fn new(attached: Attached) -> Result<Self> {
         let Attached { mut ebpf, capabilities, log, lock } = attached;
         let log = LogReader::start(&mut ebpf, log)?;
-        let [first, second, third, fourth] = RINGS.map(|name| {
+        let [first, second, third, fourth] = RINGS.map(|name| -> Result<_> {
             let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
+            let positions = Positions::map(ring.as_fd()).map_err(ProbeError::Register)?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
-            unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-                .map_err(|error| ProbeError::Register(error.into()))
+            let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+                .map_err(|error| ProbeError::Register(error.into()))?;
+            Ok((ring, positions))
         });
+        let ((first, a), (second, b), (third, c), (fourth, d)) = (first?, second?, third?, fourth?);
         let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
         let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
         let counters = CountersView::new(take(&mut ebpf, "COUNTERS")?);
         let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?);
         Ok(Self {
-            rings: [first?, second?, third?, fourth?],
+            rings: [first, second, third, fourth],
+            positions: [a, b, c, d],
             pace: Pace::new().map_err(ProbeError::Register)?,
             tracker: Tracker(Arc::new(Mutex::new(Tracking {
                 tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
@@ -171,6 +181,16 @@ impl Running {
         }
         self.pace.drained(drained);
         drained
+    }
+
+    /// How far the kernel has written by now.
+    pub fn produced(&self) -> Produced {
+        Produced(self.positions.each_ref().map(Positions::produced))
+    }
+
+    /// Whether all that the kernel had written by then has been handed out.
+    pub fn has_drained(&self, until: &Produced) -> bool {
+        self.positions.iter().zip(until.0).all(|(ring, until)| ring.consumed() >= until)
     }
 
     /// What the kernel side could not deliver since it was loaded, summed over all CPUs.

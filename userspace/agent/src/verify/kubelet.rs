@@ -5,21 +5,31 @@
 //! `version` since it is "v2"; the text is JSON again, and `entries` in it maps a pod's UID to the resources of its containers.
 //! An unknown version is refused by name, never guessed. The kubelet replaces the file by renaming another over it
 //! (`pkg/kubelet/util/store`, `FileStore`), so that a reader has the old one or the new one, never half of it.
+//!
+//! A file system that does not answer costs one thread a file and no more: reads are made on a thread of their own, by one for
+//! all who want to know, and nobody waits longer than [`DEADLINE`].
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
 use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::claims::About;
+use super::desired::Desired;
 
 /// The largest checkpoint that is read: a pod takes some hundred bytes.
 const LARGEST: u64 = 16 << 20;
+/// How long a read may take.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a checkpoint says nothing.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +61,12 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Its version.
         version: String,
+    },
+    /// It does not come.
+    #[error("the kubelet's checkpoint {} could not be read within {DEADLINE:?}", path.display())]
+    Slow {
+        /// Where it is.
+        path: PathBuf,
     },
     /// It has no entries.
     #[error("the kubelet's checkpoint {} of version \"v2\" has no `entries` any more", path.display())]
@@ -105,14 +121,20 @@ impl Checkpoint {
     /// Reads it; none: there is no such file, as on a node without a kubelet or before 1.33.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
         let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
-        let text = match std::fs::metadata(path) {
+        // A FIFO or a device in its place would keep a reader for ever.
+        let mut options = std::fs::File::options();
+        let opened = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let file = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(unreadable(source)),
-            Ok(metadata) if metadata.len() > LARGEST => {
-                return Err(unreadable(io::Error::other("larger than 16 MiB")));
-            }
-            Ok(_) => std::fs::read_to_string(path).map_err(unreadable)?,
+            opened => opened.map_err(unreadable)?,
         };
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err(unreadable(io::Error::other("not a regular file")));
+        }
+        let mut text = String::new();
+        if file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)? as u64 > LARGEST {
+            return Err(unreadable(io::Error::other("larger than 16 MiB")));
+        }
         Self::parse(path, &text).map(Some)
     }
 
@@ -131,20 +153,84 @@ impl Checkpoint {
     }
 
     /// What a container should have; empty: the checkpoint does not know it.
-    pub(super) fn container(&self, uid: &str, name: &str, source: Source, at: KernelTime) -> Vec<About> {
+    pub(super) fn container(&self, uid: &str, name: &str, source: Source, at: KernelTime) -> Vec<Desired> {
         let of =
-            |pod: &'_ Pod| pod.container_resources.as_ref()?.get(name).map(|found| claims(found, source, at));
+            |pod: &'_ Pod| pod.container_resources.as_ref()?.get(name).map(|found| limits(found, source, at));
         // What cannot be understood is not claimed.
         self.pods.get(uid).and_then(of).and_then(Result::ok).unwrap_or_default()
     }
 
     /// What a pod should have, where its spec says that of the pod as a whole.
-    pub(super) fn pod(&self, uid: &str, source: Source, at: KernelTime) -> Vec<About> {
+    pub(super) fn pod(&self, uid: &str, source: Source, at: KernelTime) -> Vec<Desired> {
         let found = self.pods.get(uid).and_then(|pod| pod.pod_level_resources.as_ref());
-        let mut claims = found.and_then(|found| claims(found, source, at).ok()).unwrap_or_default();
+        let mut limits = found.and_then(|found| limits(found, source, at).ok()).unwrap_or_default();
         // What the pod as a whole does not limit, its containers may.
-        claims.retain(|(_, claim)| !is_unlimited(claim.wanted));
-        claims
+        limits.retain(|(_, limit)| !is_unlimited(limit.wanted));
+        limits
+    }
+}
+
+/// What a read gave.
+type Read = Result<Arc<Checkpoint>, Arc<CheckpointError>>;
+
+/// Reads one checkpoint for all who want to know. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct CheckpointFile {
+    path: Arc<Path>,
+    /// The read that is under way; it is over when its sender is gone.
+    reading: Arc<Mutex<Option<(Instant, watch::Receiver<Option<Read>>)>>>,
+}
+
+impl CheckpointFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path: path.into(), reading: Arc::default() }
+    }
+
+    /// What it says, by a read that began after this call; empty: there is no such file.
+    pub(super) async fn read(&self) -> Read {
+        let slow = || Arc::new(CheckpointError::Slow { path: self.path.to_path_buf() });
+        tokio::time::timeout(DEADLINE, self.next_read()).await.unwrap_or_else(|_| Err(slow()))
+    }
+
+    async fn next_read(&self) -> Read {
+        let called = Instant::now();
+        loop {
+            let (began, mut reading) = self.join_or_start();
+            // An error says that the thread has ended: what it had to say is there.
+            let _ = reading.wait_for(Option::is_some).await;
+            let read = reading.borrow().clone();
+            if let Some(read) = read
+                && began >= called
+            {
+                return read;
+            }
+        }
+    }
+
+    /// The read that is under way, or a new one.
+    fn join_or_start(&self) -> (Instant, watch::Receiver<Option<Read>>) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((began, under_way)) = &*reading
+            && under_way.borrow().is_none()
+            && under_way.has_changed().is_ok()
+        {
+            return (*began, under_way.clone());
+        }
+        let began = Instant::now();
+        let (sender, receiver) = watch::channel(None);
+        let path = self.path.clone();
+        let read = move || {
+            let read = Checkpoint::read(&path).map(Option::unwrap_or_default);
+            sender.send_replace(Some(read.map(Arc::new).map_err(Arc::new)));
+        };
+        // Not one of the runtime's blocking threads: for those, the end of the process waits.
+        if let Err(source) = std::thread::Builder::new().name("checkpoint-reader".to_owned()).spawn(read) {
+            let error = CheckpointError::Unreadable { path: self.path.to_path_buf(), source };
+            let (_, failed) = watch::channel(Some(Err(Arc::new(error))));
+            return (began, failed);
+        }
+        *reading = Some((began, receiver.clone()));
+        (began, receiver)
     }
 }
 
@@ -153,15 +239,15 @@ fn is_unlimited(wanted: Wanted) -> bool {
 }
 
 /// A container without a limit is given none: the kubelet sends no quota and no memory limit.
-fn claims(found: &Requirements, source: Source, at: KernelTime) -> Result<Vec<About>, QuantityError> {
-    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
+fn limits(found: &Requirements, source: Source, at: KernelTime) -> Result<Vec<Desired>, QuantityError> {
+    let desired = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let limit = found.limits.cpu.as_deref().map(quantity::milli).transpose()?;
     let request = found.requests.cpu.as_deref().map(quantity::milli).transpose()?.or(limit);
     let memory = found.limits.memory.as_deref().map(quantity::whole).transpose()?;
     Ok(vec![
-        claim(Resource::Cpu, Wanted::MilliCpu(limit.unwrap_or(0))),
-        claim(Resource::CpuWeight, Wanted::Shares(convert::shares(request.unwrap_or(0)))),
-        claim(
+        desired(Resource::Cpu, Wanted::MilliCpu(limit.unwrap_or(0))),
+        desired(Resource::CpuWeight, Wanted::Shares(convert::shares(request.unwrap_or(0)))),
+        desired(
             Resource::Memory,
             Wanted::Memory(memory.filter(|bytes| *bytes > 0).map_or(Bound::Unlimited, Bound::At)),
         ),
@@ -187,8 +273,8 @@ mod tests {
         Checkpoint::parse(Path::new("/var/lib/kubelet/allocated_pods_state"), text)
     }
 
-    fn wanted(claims: &[About]) -> Vec<Wanted> {
-        claims.iter().map(|(_, claim)| claim.wanted).collect()
+    fn wanted(limits: &[Desired]) -> Vec<Wanted> {
+        limits.iter().map(|(_, limit)| limit.wanted).collect()
     }
 
     #[test]
@@ -249,5 +335,30 @@ mod tests {
             assert_eq!(Checkpoint::read(&path).unwrap().unwrap().pods.len(), 1);
         }
         writer.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_does_not_answer_costs_one_bounded_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("allocated_pods_state");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let checkpoint = CheckpointFile::new(path.clone());
+        let error = tokio::time::timeout(DEADLINE / 2, checkpoint.read()).await.unwrap().unwrap_err();
+        assert!(
+            matches!(&*error, CheckpointError::Unreadable { source, .. } if source.to_string().contains("regular"))
+        );
+
+        // A read that hangs: nobody starts another, nobody waits for ever, and when it is over, all is well again.
+        let (stuck, receiver) = watch::channel(None);
+        *checkpoint.reading.lock().unwrap() = Some((Instant::now(), receiver));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, file(None, ENTRIES)).unwrap();
+        tokio::time::pause();
+        for _ in 0..2 {
+            assert!(matches!(*checkpoint.read().await.unwrap_err(), CheckpointError::Slow { .. }));
+        }
+        tokio::time::resume();
+        drop(stuck);
+        assert_eq!(checkpoint.read().await.unwrap().pods.len(), 1);
     }
 }

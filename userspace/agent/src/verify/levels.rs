@@ -1,12 +1,13 @@
 //! What the files say at every level, from the innermost cgroup of a container to the root. Reads, and never judges.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kwitness_core::cgroup_path::{Placement, classify};
-use kwitness_core::model::{CgroupId, Level, LevelRole, Reading, Resource};
+use kwitness_core::model::{CgroupId, Level, LevelRole, LimitFile, Reading, Resource};
 
 use crate::cgroupfs::CgroupFs;
 use crate::cgroupfs::limit_files::{read_limit_file, read_text};
@@ -25,13 +26,29 @@ pub(super) struct Levels {
     pub(super) usage: Option<u64>,
 }
 
+/// What was read for one set of verdicts: containers share the levels above them, and each file is read once.
+#[derive(Debug, Default)]
+pub(super) struct Files(HashMap<(String, LimitFile), Reading>);
+
+impl Files {
+    fn reading(&mut self, directory: &Path, path: &str, file: LimitFile) -> Reading {
+        self.0.entry((path.to_owned(), file)).or_insert_with(|| read_limit_file(directory, file)).clone()
+    }
+}
+
 /// The levels of the cgroup of that path.
-pub(super) fn read(cgroups: &CgroupFs, path: &str, id: CgroupId, resource: Resource) -> Levels {
+pub(super) fn read(
+    cgroups: &CgroupFs,
+    files: &mut Files,
+    path: &str,
+    id: CgroupId,
+    resource: Resource,
+) -> Levels {
     let directory = |path: &str| cgroups.mount_point().join(path.trim_start_matches('/'));
-    let level = |path: &str, role| Level {
+    let mut level = |path: &str, role| Level {
         path: Arc::from(if path.is_empty() { "/" } else { path }),
         role,
-        reading: read_limit_file(&directory(path), resource.file()),
+        reading: files.reading(&directory(path), path, resource.file()),
     };
     let mut levels = Vec::new();
     let inner = format!("{path}/{INNER}");
@@ -110,7 +127,7 @@ mod tests {
         let cgroups = CgroupFs::at(root.path());
         let id = CgroupId(inode(own).unwrap());
 
-        let read_all = read(&cgroups, &container, id, Resource::Memory);
+        let read_all = read(&cgroups, &mut Files::default(), &container, id, Resource::Memory);
         let found: Vec<_> =
             read_all.levels.iter().map(|level| (level.role, level.reading.to_string())).collect();
         assert_eq!(
@@ -130,7 +147,8 @@ mod tests {
 
         let (path, pod_id) = pod_around(&cgroups, &container).unwrap();
         assert_eq!((&*path, pod_id.0), (pod, inode(own.parent().unwrap()).unwrap()));
-        let another = read(&cgroups, &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
+        let another =
+            read(&cgroups, &mut Files::default(), &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
         assert_eq!(another.levels[1].reading, Reading::Gone);
     }
 }

@@ -1,69 +1,74 @@
-//! Are the limits that were asked for in force? Gathers what each source says and what the files say, and has the core judge.
+//! Are the desired limits in force? Gathers what each source says and what the files say, and has the core judge.
 //!
 //! ```text
-//!  caller, kubelet's checkpoints, CRI requests, runtime ──▶ claims ─┐
-//!  cgroup files of every level ─────────────────────────▶ levels ───┼──▶ Evidence ──▶ engine: core::resize ──▶ Judged
-//!                                                  attempts to write ┘ (the engine's own memory)
+//!  caller, kubelet's checkpoints, CRI requests, runtime ──▶ desired limits ─┐
+//!  cgroup files of every level ────────────────────────────▶ levels ────────┼──▶ Evidence ──▶ engine: core::verdicts ──▶ Judged
+//!                                                         attempts to write ┘ (the engine's own memory)
 //! ```
 //!
-//! Files are read on a blocking thread, never on the engine's; a source that does not answer is named, and the others are
-//! heard. Changes nothing.
+//! Files are read on blocking threads, a source that does not answer is named, and the others are sources. A call that waits is
+//! woken by changes of its containers' limits ([`JudgeQueue`]); what no event reports (a checkpoint, the runtime's word, memory
+//! that is reclaimed) is looked at in intervals that grow with what a look costs and with how many wait. Changes nothing.
 
-mod claims;
+mod desired;
+mod follow;
 mod kubelet;
 mod levels;
 mod prove;
 mod requests;
-mod standing;
+mod runtime;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kwitness_core::model::{
-    CgroupId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester, Resource,
-    Source, Subject, Verdict,
+    CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester,
+    Resource, Source, Subject, Verdict, VerdictScope,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
-use crate::cri::{Connection, Resolver};
-use crate::engine::{Handle, Snapshot, Stopped};
+use crate::cri::Resolver;
+use crate::engine::{Handle, Stopped};
 use crate::hub::Filter;
-use claims::About;
-use kubelet::Checkpoint;
+use desired::Desired;
+use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
-use kwitness_cri::runtime as cri;
+use runtime::RuntimeWord;
 
+pub use follow::JudgeQueue;
 pub use requests::{Malformed, Requests};
-pub use standing::{Touched, TouchedSender, touched};
 
-/// Between two looks while one waits, at least and at most; in between, each event is a reason to look.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// Between two looks of a call that waits, at least: changes that follow each other fast are one.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+/// Between two looks without an event, at least.
+const RECHECK_MIN: Duration = Duration::from_millis(50);
+/// The share of a core that looks without an event may take, of all calls that wait: one part in so many.
+const RECHECK_SHARE: u32 = 20;
 /// How long the runtime's word is taken for its last one while one waits.
-const TOLD_FOR: Duration = Duration::from_millis(250);
-/// The longest that a call of the runtime may take.
-const CALL: Duration = Duration::from_secs(5);
+const WORD_AGE: Duration = Duration::from_millis(250);
 
-/// Gathers and asks. Clones share the connection to the runtime.
+/// Gathers and asks. Clones share what they know.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     cgroups: CgroupFs,
     engine: Handle,
-    resolver: Resolver,
-    /// The kubelet's root directory.
-    kubelet: PathBuf,
+    queue: JudgeQueue,
+    runtime: RuntimeWord,
     requests: Requests,
-    connection: Arc<Mutex<Option<Connection>>>,
+    allocated: CheckpointFile,
+    actuated: CheckpointFile,
 }
 
-/// What came of it.
+/// The answer to a `Verify` call.
 #[derive(Debug, Default)]
-pub struct Verdicts {
+pub struct VerifyReport {
     /// Each limit that any source knows of, sorted by path; with its container, unless it is a pod's.
     pub judged: Vec<(Option<Arc<Subject>>, Judged)>,
     /// Likewise, whether usage kept to it; none: that was not looked for, or cannot be said of this limit.
@@ -72,17 +77,27 @@ pub struct Verdicts {
     pub unavailable: Vec<String>,
 }
 
-impl Verdicts {
+impl VerifyReport {
     fn all_in_force(&self) -> bool {
         self.judged.iter().all(|(_, judged)| judged.judgement.verdict == Verdict::InForce)
+    }
+
+    /// Puts newer verdicts of some containers and pods in the place of older ones.
+    fn renew(&mut self, newer: Self) {
+        let key = |judged: &Judged| (judged.path.clone(), judged.judgement.resource);
+        let mut all: BTreeMap<_, _> =
+            std::mem::take(&mut self.judged).into_iter().map(|of| (key(&of.1), of)).collect();
+        all.extend(newer.judged.into_iter().map(|of| (key(&of.1), of)));
+        self.judged = all.into_values().collect();
+        self.unavailable = newer.unavailable;
     }
 }
 
 /// Why there are no verdicts.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Nobody to judge.
-    #[error("no container that is known passes the filter")]
+    /// There is nothing to judge.
+    #[error("no known container matches the filter")]
     NoContainer,
     /// The daemon is going down.
     #[error(transparent)]
@@ -95,39 +110,68 @@ struct Target {
     path: Arc<str>,
     cgroup: CgroupId,
     resource: Resource,
-    claims: Vec<DesiredLimit>,
+    desired: Vec<DesiredLimit>,
 }
 
 /// Whose limits are judged.
 struct Subjects {
-    /// All that pass the filter.
+    /// The containers.
     apps: Vec<Arc<Subject>>,
-    /// Of their pods.
+    /// The sandboxes of their pods, which the limits of a pod are requested for.
     sandboxes: Vec<Arc<Subject>>,
 }
 
-/// A pod's containers, each with what is claimed of it.
-type Members = Vec<(Arc<Subject>, Vec<About>)>;
+impl Subjects {
+    fn new(all: Vec<Arc<Subject>>, wants: impl Fn(&Subject) -> bool) -> Self {
+        let (sandboxes, apps): (Vec<_>, Vec<_>) = all.into_iter().partition(|subject| is_sandbox(subject));
+        Self { apps: apps.into_iter().filter(|subject| wants(subject)).collect(), sandboxes }
+    }
+}
 
-/// What the sources said.
+/// A pod's containers, each with what is desired for it.
+type Members = Vec<(Arc<Subject>, Vec<Desired>)>;
+
+/// What the sources say.
 #[derive(Default)]
-struct Heard {
+struct Sources {
+    runtime: HashMap<ContainerId, Arc<[Desired]>>,
     /// By container.
-    runtime: BTreeMap<Arc<str>, Vec<About>>,
-    /// By container.
-    requested: BTreeMap<Arc<str>, Vec<About>>,
+    requested: BTreeMap<Arc<str>, Vec<Desired>>,
     /// By pod.
-    pods_requested: BTreeMap<Arc<str>, Vec<About>>,
-    allocated: Checkpoint,
-    actuated: Checkpoint,
+    pods_requested: BTreeMap<Arc<str>, Vec<Desired>>,
+    allocated: Arc<Checkpoint>,
+    actuated: Arc<Checkpoint>,
     unavailable: Vec<String>,
+}
+
+/// What a look is for.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    filter: &'a Filter,
+    wanted: &'a proto::Wanted,
+    /// What does not agree yet may still do so until then; none: no longer.
+    deadline: Option<KernelTime>,
 }
 
 impl Verifier {
     /// One that looks for the kubelet's checkpoints in that directory.
-    pub fn new(cgroups: CgroupFs, engine: Handle, resolver: Resolver, kubelet: PathBuf) -> Self {
-        let requests = Requests::default();
-        Self { cgroups, engine, resolver, kubelet, requests, connection: Arc::default() }
+    pub fn new(
+        cgroups: CgroupFs,
+        engine: Handle,
+        queue: JudgeQueue,
+        resolver: Resolver,
+        kubelet: PathBuf,
+    ) -> Self {
+        let checkpoint = |name: &str| CheckpointFile::new(kubelet.join(name));
+        Self {
+            cgroups,
+            engine,
+            queue,
+            runtime: RuntimeWord::new(resolver),
+            requests: Requests::default(),
+            allocated: checkpoint("allocated_pods_state"),
+            actuated: checkpoint("actuated_pods_state"),
+        }
     }
 
     /// What the container runtime was asked for.
@@ -135,30 +179,15 @@ impl Verifier {
         &self.requests
     }
 
-    /// Forgets the requests of what has ended. Whose limits these requests were for, as far as that is there.
-    ///
-    /// # Errors
-    /// The daemon is going down.
-    pub async fn concerned(&self, ids: &BTreeSet<&str>) -> Result<Vec<Touched>, Stopped> {
-        let snapshot = self.engine.snapshot().await?;
-        self.forget_ended(&snapshot);
-        let subjects = snapshot.containers.iter().map(|state| &state.subject);
-        let concerned = subjects.filter(|subject| ids.contains(&*subject.container_id.0));
-        Ok(concerned
-            .map(|subject| match &subject.pod {
-                Some(pod) if is_sandbox(subject) => Touched::Pod(pod.uid.clone()),
-                _ => Touched::Container(subject.container_id.clone()),
-            })
-            .collect())
-    }
-
-    fn forget_ended(&self, snapshot: &Snapshot) {
-        let there = snapshot.containers.iter().map(|state| &*state.subject.container_id.0).collect();
+    /// Forgets the requests for what has ended.
+    async fn forget_ended(&self) -> Result<(), Stopped> {
+        let subjects = self.engine.subjects(VerdictScope::All).await?;
+        let there: BTreeSet<&str> = subjects.iter().map(|subject| &*subject.container_id.0).collect();
         self.requests.keep(&there, now());
+        Ok(())
     }
 
-    /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long. `events` tells
-    /// of every event, as a reason to look again.
+    /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long.
     ///
     /// # Errors
     /// No container passes, or the daemon is going down.
@@ -167,124 +196,118 @@ impl Verifier {
         filter: &Filter,
         wanted: &proto::Wanted,
         wait: Duration,
-        mut events: watch::Receiver<u64>,
-    ) -> Result<Verdicts, VerifyError> {
+    ) -> Result<VerifyReport, VerifyError> {
         let until = Instant::now() + wait;
-        let until_kernel =
-            KernelTime(now().0.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)));
-        let mut heard: Option<(Instant, Heard)> = None;
-        loop {
-            let is_last = Instant::now() >= until;
-            let subjects = self.subjects(filter).await?;
-            let fresh = heard.as_ref().is_some_and(|(at, _)| at.elapsed() < TOLD_FOR && !is_last);
-            if !fresh {
-                heard = Some((Instant::now(), self.hear(&subjects).await));
-            }
-            let Some((_, heard)) = &heard else { return Err(VerifyError::NoContainer) };
-            let pods = !filter.asks_for_containers();
-            let targets = self.targets(&subjects.apps, wanted, heard, pods);
-            let is_own = wanted.memory.is_some() || wanted.cpu.is_some();
-            let requester = if is_own || !is_last { Requester::Client } else { Requester::Node };
-            let verdicts = Verdicts {
-                judged: self.judge(targets, (!is_last).then_some(until_kernel), requester).await?,
-                proofs: Vec::new(),
-                unavailable: heard.unavailable.clone(),
-            };
-            if is_last || verdicts.all_in_force() {
-                return Ok(verdicts);
-            }
-            tokio::time::sleep(PAUSE.0).await;
-            events.mark_unchanged();
-            let pause = PAUSE.1.min(until.saturating_duration_since(Instant::now()));
-            // An event, or time: either is a reason to look.
-            let _ = tokio::time::timeout(pause, events.changed()).await;
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        let deadline = Some(KernelTime(now().0.saturating_add(nanos)));
+        if wait.is_zero() {
+            return self
+                .look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO)
+                .await;
         }
-    }
-
-    async fn subjects(&self, filter: &Filter) -> Result<Subjects, VerifyError> {
-        let snapshot = self.engine.snapshot().await?;
-        self.forget_ended(&snapshot);
-        let all = snapshot.containers.into_iter().map(|state| state.subject);
-        let (sandboxes, apps): (Vec<_>, Vec<_>) = all.partition(|subject| is_sandbox(subject));
-        let apps: Vec<_> = apps.into_iter().filter(|subject| filter.wants_container(subject)).collect();
-        if apps.is_empty() { Err(VerifyError::NoContainer) } else { Ok(Subjects { apps, sandboxes }) }
-    }
-
-    /// Asks all sources.
-    async fn hear(&self, subjects: &Subjects) -> Heard {
-        let mut heard = Heard::default();
-        for subject in &subjects.apps {
-            match self.told(&subject.container_id.0).await {
-                Ok(Some(resources)) => {
-                    let claims = claims::of_runtime(&resources, now());
-                    heard.runtime.insert(subject.container_id.0.clone(), claims);
+        let mut changes = self.queue.changes();
+        let look = Look { filter, wanted, deadline };
+        let began = Instant::now();
+        let mut report = self.look(look, VerdictScope::All, WORD_AGE).await?;
+        let mut cost = began.elapsed();
+        while !report.all_in_force() && Instant::now() < until {
+            let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
+            let pause = RECHECK_MIN.max(cost.saturating_mul(RECHECK_SHARE).saturating_mul(waiting));
+            let recheck = Instant::now() + pause;
+            match changed(&mut changes, recheck.min(until)).await {
+                None if Instant::now() >= until => break,
+                None => {
+                    let began = Instant::now();
+                    report = self.look(look, VerdictScope::All, WORD_AGE).await?;
+                    cost = began.elapsed();
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    heard.unavailable.push(format!("runtime: {error}"));
-                    break;
+                Some(scopes) => {
+                    for scope in scopes {
+                        match self.look(look, scope, WORD_AGE).await {
+                            Ok(newer) => report.renew(newer),
+                            // Not of these containers.
+                            Err(VerifyError::NoContainer) => {}
+                            Err(stopped) => return Err(stopped),
+                        }
+                    }
                 }
             }
         }
+        if report.all_in_force() {
+            return Ok(report);
+        }
+        self.look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO).await
+    }
+
+    /// Judges those in the scope that pass the filter, once.
+    async fn look(
+        &self,
+        look: Look<'_>,
+        scope: VerdictScope,
+        word_age: Duration,
+    ) -> Result<VerifyReport, VerifyError> {
+        // A pod's verdict takes all its containers: one of them alone does not say what the pod needs.
+        let pods = !look.filter.asks_for_containers() && !matches!(scope, VerdictScope::Container(_));
+        let subjects =
+            Subjects::new(self.engine.subjects(scope).await?, |subject| look.filter.wants_container(subject));
+        if subjects.apps.is_empty() {
+            return Err(VerifyError::NoContainer);
+        }
+        let sources = self.sources(&subjects, word_age).await;
+        let targets = self.targets(&subjects.apps, look.wanted, &sources, pods);
+        let is_own = look.wanted.memory.is_some() || look.wanted.cpu.is_some();
+        let requester = if is_own || look.deadline.is_some() { Requester::Client } else { Requester::Node };
+        let judged = self.judge(targets, look.deadline, requester).await?;
+        Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })
+    }
+
+    /// Asks all sources; the runtime's word may be so old.
+    async fn sources(&self, subjects: &Subjects, word_age: Duration) -> Sources {
+        let mut sources = Sources::default();
+        let ids = subjects.apps.iter().map(|subject| subject.container_id.clone()).collect();
+        let (runtime, failure) = self.runtime.of(ids, word_age).await;
+        sources.runtime = runtime;
+        sources.unavailable.extend(failure.map(|error| format!("runtime: {error}")));
         // After the runtime: a call that it has answered is known by then, or will soon be.
         for subject in &subjects.apps {
             let id = &subject.container_id.0;
-            heard.requested.insert(id.clone(), self.requests.claims(id));
+            sources.requested.insert(id.clone(), self.requests.desired(id));
         }
         for sandbox in &subjects.sandboxes {
             let Some(pod) = &sandbox.pod else { continue };
-            let claims = self.requests.claims(&sandbox.container_id.0);
-            heard.pods_requested.entry(pod.uid.0.clone()).or_default().extend(claims);
+            let desired = self.requests.desired(&sandbox.container_id.0);
+            sources.pods_requested.entry(pod.uid.0.clone()).or_default().extend(desired);
         }
-        for (name, checkpoint) in
-            [("allocated_pods_state", &mut heard.allocated), ("actuated_pods_state", &mut heard.actuated)]
-        {
-            match Checkpoint::read(&self.kubelet.join(name)) {
-                Ok(found) => *checkpoint = found.unwrap_or_default(),
-                Err(error) => heard.unavailable.push(format!("kubelet: {:#}", anyhow::Error::from(error))),
+        let (allocated, actuated) = tokio::join!(self.allocated.read(), self.actuated.read());
+        for (read, checkpoint) in [(allocated, &mut sources.allocated), (actuated, &mut sources.actuated)] {
+            match read {
+                Ok(read) => *checkpoint = read,
+                Err(error) => sources.unavailable.push(format!("kubelet: {error}")),
             }
         }
-        heard
-    }
-
-    /// What the runtime was told of a container; none: it does not know it, or says nothing.
-    async fn told(&self, container: &str) -> Result<Option<cri::LinuxContainerResources>, String> {
-        let mut connection = self.connection.lock().await;
-        if connection.is_none() {
-            let endpoint = self.resolver.status().endpoint;
-            let Some(socket) = endpoint.strip_prefix("unix://") else {
-                return Err("no container runtime is connected".to_owned());
-            };
-            let opened = Connection::open(socket.as_ref(), CALL).await;
-            *connection = Some(opened.map_err(|error| error.to_string())?);
-        }
-        let Some(open) = connection.as_mut() else { return Ok(None) };
-        open.resources(container).await.map_err(|error| {
-            *connection = None;
-            error.to_string()
-        })
+        sources
     }
 
     fn targets(
         &self,
         subjects: &[Arc<Subject>],
         wanted: &proto::Wanted,
-        heard: &Heard,
+        sources: &Sources,
         pods: bool,
     ) -> Vec<Target> {
         let at = now();
         let mut targets = Vec::new();
         let mut by_pod: BTreeMap<Arc<str>, Members> = BTreeMap::new();
         for subject in subjects {
-            let mut all = claims::of_client(wanted, at);
-            for of in [&heard.runtime, &heard.requested] {
-                all.extend(of.get(&subject.container_id.0).into_iter().flatten().copied());
-            }
+            let mut all = desired::of_client(wanted, at);
+            let id = &subject.container_id;
+            all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
+            all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
             if let (Some(pod), Some(name)) = (&subject.pod, name) {
                 let uid = &*pod.uid.0;
-                all.extend(heard.allocated.container(uid, name, Source::KubeletAllocated, at));
-                all.extend(heard.actuated.container(uid, name, Source::KubeletActuated, at));
+                all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated, at));
+                all.extend(sources.actuated.container(uid, name, Source::KubeletActuated, at));
             }
             let (path, cgroup) = (&subject.cgroup_path, subject.cgroup_id);
             targets.extend(about_one(&all, Some(subject), path, cgroup));
@@ -297,26 +320,27 @@ impl Verifier {
             let Some((path, cgroup)) = levels::pod_around(&self.cgroups, &first.cgroup_path) else {
                 continue;
             };
-            let claims: Vec<Vec<About>> = members.into_iter().map(|(_, claims)| claims).collect();
+            let desired: Vec<Vec<Desired>> = members.into_iter().map(|(_, desired)| desired).collect();
             let mut all = Vec::new();
-            let requested = heard.pods_requested.get(&uid).cloned().unwrap_or_default();
+            let requested = sources.pods_requested.get(&uid).cloned().unwrap_or_default();
             for (source, whole) in [
-                (Source::KubeletAllocated, heard.allocated.pod(&uid, Source::KubeletAllocated, at)),
-                (Source::KubeletActuated, heard.actuated.pod(&uid, Source::KubeletActuated, at)),
+                (Source::KubeletAllocated, sources.allocated.pod(&uid, Source::KubeletAllocated, at)),
+                (Source::KubeletActuated, sources.actuated.pod(&uid, Source::KubeletActuated, at)),
                 (Source::CriRequest, requested),
             ] {
-                let sums = claims::of_pod(source, &claims, at);
-                let unsaid = |(about, _): &About| !whole.iter().any(|(resource, _)| resource == about);
+                let sums = desired::of_pod(source, &desired, at);
+                let unsaid = |(about, _): &Desired| !whole.iter().any(|(resource, _)| resource == about);
                 all.extend(sums.into_iter().filter(unsaid));
                 all.extend(whole.iter().copied());
             }
-            all.extend(claims::of_pod(Source::Runtime, &claims, at));
+            all.extend(desired::of_pod(Source::Runtime, &desired, at));
             targets.extend(about_one(&all, None, &path, cgroup));
         }
         targets.sort_by(|a, b| (&a.path, a.resource).cmp(&(&b.path, b.resource)));
         targets
     }
 
+    /// Gathers what the files say, and has the engine judge all of it at once.
     async fn judge(
         &self,
         targets: Vec<Target>,
@@ -325,51 +349,69 @@ impl Verifier {
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let gathered = tokio::task::spawn_blocking(move || {
+            let mut files = levels::Files::default();
+            let page = procfs::page_size();
             let gather = |target: Target| {
-                let read = levels::read(&cgroups, &target.path, target.cgroup, target.resource);
+                let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource);
                 let evidence = Evidence {
                     requester,
                     at: now(),
                     cgroup: target.cgroup,
                     resource: target.resource,
-                    desired: target.claims,
+                    desired: target.desired,
                     levels: read.levels,
                     own: read.own,
                     usage: read.usage,
                     deadline,
-                    page: procfs::page_size(),
+                    page,
                 };
                 (target.subject, evidence)
             };
-            targets.into_iter().map(gather).collect::<Vec<_>>()
+            targets.into_iter().map(gather).unzip()
         });
-        // A panic while reading is a mistake of ours, and nothing that was read.
-        let gathered = gathered.await.map_err(|_| Stopped)?;
-        let mut judged = Vec::with_capacity(gathered.len());
-        for (subject, evidence) in gathered {
-            let is_gone = evidence.levels.get(evidence.own).is_some_and(|own| own.reading == Reading::Gone);
-            if is_gone && requester == Requester::Node {
-                // It went away meanwhile, as containers do: that is no verdict of the node's.
-                continue;
-            }
-            judged.push((subject, self.engine.judge(evidence).await?));
-        }
-        Ok(judged)
+        // A panic while reading is an error of ours, and nothing that was read.
+        let (subjects, evidence): (Vec<_>, Vec<_>) = gathered.await.map_err(|_| Stopped)?;
+        let judged = self.engine.judge(evidence).await?;
+        let is_gone = |judged: &Judged| judged.judgement.in_force == Reading::Gone;
+        // It went away meanwhile, as containers do: that is no verdict of the node's.
+        let kept = |(_, judged): &(_, Judged)| requester == Requester::Client || !is_gone(judged);
+        Ok(subjects.into_iter().zip(judged).filter(kept).collect())
     }
 }
 
-/// A target for each resource that anybody claims something of.
+/// The scopes that change until then, all of those that change at the same time; none: nothing does.
+async fn changed(
+    changes: &mut broadcast::Receiver<VerdictScope>,
+    until: Instant,
+) -> Option<Vec<VerdictScope>> {
+    let all = || Some(vec![VerdictScope::All]);
+    let first = match tokio::time::timeout_at(until, changes.recv()).await {
+        Ok(Ok(scope)) => scope,
+        Ok(Err(RecvError::Lagged(_))) => return all(),
+        // The engine has stopped: whoever asks it next is told.
+        Ok(Err(RecvError::Closed)) => return all(),
+        Err(_) => return None,
+    };
+    tokio::time::sleep(PAUSE_MIN).await;
+    let mut scopes = BTreeSet::from([first]);
+    while let Ok(scope) = changes.try_recv() {
+        scopes.insert(scope);
+    }
+    if scopes.contains(&VerdictScope::All) { all() } else { Some(scopes.into_iter().collect()) }
+}
+
+/// A target for each resource that any source says something of.
 fn about_one<'a>(
-    claims: &'a [About],
+    desired: &'a [Desired],
     subject: Option<&'a Arc<Subject>>,
     path: &'a Arc<str>,
     cgroup: CgroupId,
 ) -> impl Iterator<Item = Target> + 'a {
     Resource::ALL.into_iter().filter_map(move |resource| {
-        let claims: Vec<DesiredLimit> =
-            claims.iter().filter(|(about, _)| *about == resource).map(|(_, claim)| *claim).collect();
-        let target = Target { subject: subject.cloned(), path: path.clone(), cgroup, resource, claims };
-        (!target.claims.is_empty()).then_some(target)
+        let desired: Vec<DesiredLimit> =
+            desired.iter().filter(|(of, _)| *of == resource).map(|(_, desired)| *desired).collect();
+        let target = Target { subject: subject.cloned(), path: path.clone(), cgroup, resource, desired };
+        (!target.desired.is_empty()).then_some(target)
     })
 }
 

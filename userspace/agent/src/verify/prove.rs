@@ -3,6 +3,7 @@
 //! Files are read on a blocking thread; of a thousand limits, each look takes some milliseconds. Changes nothing.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kwitness_core::model::{CgroupId, Judged, Resource};
@@ -10,7 +11,7 @@ use kwitness_core::verdicts::proof::{Interval, Proof, UsageCounters};
 use procfs::Current as _;
 use tokio::time::Instant;
 
-use super::{Verdicts, Verifier, levels, now};
+use super::{Verifier, VerifyReport, levels, now};
 use crate::cgroupfs::limit_files::read_text;
 use crate::engine::Stopped;
 
@@ -30,8 +31,22 @@ impl Verifier {
     ///
     /// # Errors
     /// The daemon is going down.
-    pub async fn prove(&self, verdicts: &mut Verdicts, interval: Duration) -> Result<(), Stopped> {
-        let mut all: Vec<Watched> = verdicts.judged.iter().map(|(_, judged)| self.watched(judged)).collect();
+    pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), Stopped> {
+        let mount_point = self.cgroups.mount_point().to_owned();
+        let limits: Vec<_> = report
+            .judged
+            .iter()
+            .map(|(_, judged)| (judged.path.clone(), judged.cgroup, judged.judgement.resource))
+            .collect();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let cpus = cpus_online();
+            let watched = |(path, cgroup, resource): (Arc<str>, _, _)| {
+                Watched::new(mount_point.join(path.trim_start_matches('/')), cgroup, resource, cpus)
+            };
+            limits.into_iter().map(watched).collect::<Vec<_>>()
+        });
+        // A panic while reading is an error of ours, and nothing that was read.
+        let mut all = prepared.await.map_err(|_| Stopped)?;
         let began = Instant::now();
         for look in 0..=LOOKS {
             tokio::time::sleep_until(began + interval * look / LOOKS).await;
@@ -39,20 +54,25 @@ impl Verifier {
                 all.iter_mut().for_each(|watched| watched.look(look == 0, look == LOOKS));
                 all
             });
-            // A panic while reading is a mistake of ours, and nothing that was read.
+            // A panic while reading is a error of ours, and nothing that was read.
             all = looked.await.map_err(|_| Stopped)?;
         }
         let of = |((_, judged), watched): (&(_, Judged), &Watched)| -> Option<(Interval, Proof)> {
             Some((watched.seen, judged.judgement.proof(&watched.seen)?))
         };
-        verdicts.proofs = verdicts.judged.iter().zip(&all).map(of).collect();
+        report.proofs = report.judged.iter().zip(&all).map(of).collect();
         Ok(())
     }
+}
 
-    fn watched(&self, judged: &Judged) -> Watched {
-        let directory = self.cgroups.mount_point().join(judged.path.trim_start_matches('/'));
-        let cpus = cpus_online();
-        let burst = match judged.judgement.resource {
+/// Those of the node: the daemon's own share of them, by affinity or quota, says nothing of what a container may run on.
+fn cpus_online() -> u64 {
+    procfs::CpuInfo::current().map_or(1, |cpus| cpus.num_cores() as u64).max(1)
+}
+
+impl Watched {
+    fn new(directory: PathBuf, cgroup: CgroupId, resource: Resource, cpus: u64) -> Self {
+        let burst = match resource {
             Resource::Cpu => number(&directory, "cpu.max.burst").unwrap_or(0),
             _ => 0,
         };
@@ -66,16 +86,9 @@ impl Verifier {
             burst,
             cpus,
         };
-        Watched { directory, cgroup: judged.cgroup, resource: judged.judgement.resource, seen }
+        Self { directory, cgroup, resource, seen }
     }
-}
 
-/// Those of the node: the daemon's own share of them, by affinity or quota, says nothing of what a container may run on.
-fn cpus_online() -> u64 {
-    procfs::CpuInfo::current().map_or(1, |cpus| cpus.num_cores() as u64).max(1)
-}
-
-impl Watched {
     fn look(&mut self, is_first: bool, is_last: bool) {
         // Another cgroup by that name has other counters: of this one nothing more can be said.
         if levels::inode(&self.directory) != Some(self.cgroup.0) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kwitness_core::model::{DesiredLimit, KernelTime, Resource};
 
-use super::claims::{self, About};
+use super::desired::{self, Desired};
 use kwitness_api::proto;
 
 /// Containers and sandboxes of which requests are remembered, far more than a node has; the oldest is forgotten first, and counted.
@@ -54,7 +54,7 @@ struct Known {
 struct Asked {
     /// A container or a sandbox that is or was there.
     born: bool,
-    claims: BTreeMap<Resource, DesiredLimit>,
+    limits: BTreeMap<Resource, DesiredLimit>,
     last: proto::CriRequest,
 }
 
@@ -69,22 +69,22 @@ impl Requests {
         known.told += 1;
         let at = KernelTime(request.received);
         let new = match request.method() {
-            proto::CriMethod::UpdatePodSandboxResources => claims::of_pod_request(&resources, at),
-            _ => claims::of_request(&resources, at),
+            proto::CriMethod::UpdatePodSandboxResources => desired::of_pod_request(&resources, at),
+            _ => desired::of_request(&resources, at),
         };
         if known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str()) {
             known.evict();
         }
         let asked = known.of.entry(request.id.as_str().into()).or_insert_with(|| Asked {
             born: false,
-            claims: BTreeMap::new(),
+            limits: BTreeMap::new(),
             last: request.clone(),
         });
-        for (resource, claim) in new {
+        for (resource, limit) in new {
             // Told in the order of the answers; what counts is the order of the requests.
-            let last = asked.claims.entry(resource).or_insert(claim);
-            if last.at <= claim.at {
-                *last = claim;
+            let last = asked.limits.entry(resource).or_insert(limit);
+            if last.at <= limit.at {
+                *last = limit;
             }
         }
         if asked.last.received <= request.received {
@@ -103,10 +103,10 @@ impl Requests {
     }
 
     /// What a container, or the pod of a sandbox, should have.
-    pub(super) fn claims(&self, id: &str) -> Vec<About> {
+    pub(super) fn desired(&self, id: &str) -> Vec<Desired> {
         let known = self.lock();
         let of = known.of.get(id).into_iter();
-        of.flat_map(|asked| &asked.claims).map(|(resource, claim)| (*resource, *claim)).collect()
+        of.flat_map(|asked| &asked.limits).map(|(resource, limit)| (*resource, *limit)).collect()
     }
 
     /// The last request that was told of.
@@ -157,7 +157,7 @@ fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriR
     }
     let resources = request.resources.as_mut().ok_or(Malformed::Resources)?;
     for text in [&mut resources.memory_swap_max, &mut resources.memory_high] {
-        if claims::unified_bound(text).is_none() {
+        if desired::unified_bound(text).is_none() {
             text.clear();
         }
     }
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn wanted(requests: &Requests, id: &str) -> Vec<(u64, Wanted)> {
-        requests.claims(id).into_iter().map(|(_, claim)| (claim.at.0, claim.wanted)).collect()
+        requests.desired(id).into_iter().map(|(_, limit)| (limit.at.0, limit.wanted)).collect()
     }
 
     #[test]

@@ -20,6 +20,21 @@ pub struct Bounds {
     pub parked: usize,
 }
 
+impl Bounds {
+    /// As many cgroups as that, and in proportion to the defaults what belongs to them.
+    pub fn for_cgroups(cgroups: usize) -> Self {
+        let defaults = Self::default();
+        let scaled = |bound: usize| bound.max(bound.saturating_mul(cgroups) / defaults.cgroups);
+        Self {
+            cgroups,
+            processes: scaled(defaults.processes),
+            removed: scaled(defaults.removed),
+            parked: scaled(defaults.parked),
+            removed_for: defaults.removed_for,
+        }
+    }
+}
+
 impl Default for Bounds {
     fn default() -> Self {
         Self {

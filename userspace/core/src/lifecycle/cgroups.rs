@@ -144,6 +144,14 @@ impl Cgroups {
         }
     }
 
+    /// The container that this cgroup stands for.
+    pub(super) fn subject(&self, id: CgroupId) -> Option<&Arc<Subject>> {
+        match &self.all.get(&id)?.what {
+            What::Container(container) => Some(&container.subject),
+            What::Inner { .. } | What::Other { .. } => None,
+        }
+    }
+
     /// The newest cgroup of that container, also one that was removed.
     pub(super) fn by_container(&self, id: &ContainerId) -> Option<CgroupId> {
         self.by_container.get(id).copied()

@@ -46,9 +46,9 @@ use std::sync::Arc;
 pub use bounds::{Bounds, LifecycleCounters};
 
 use crate::model::{
-    Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, Fact, Gap,
-    KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope, Output,
-    RuntimeFacts, Subject,
+    Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType,
+    Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope,
+    Output, RuntimeFacts, Subject, VerdictScope,
 };
 
 use cgroups::{Added, Cgroups, Owner};
@@ -102,7 +102,7 @@ impl Lifecycle {
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
             Observation::Tick { at } => self.cgroups.expire(at, &self.bounds, &mut self.budget),
             // Bounds are no part of a life.
-            Observation::LimitsRead(_) | Observation::Evidence(_) => {}
+            Observation::LimitsRead(_) | Observation::Evidence(_) | Observation::LimitsRequested { .. } => {}
         }
     }
 
@@ -114,6 +114,38 @@ impl Lifecycle {
     /// The cgroup that stands for that container, also one that was removed a while ago.
     pub fn cgroup_of(&self, container: &ContainerId) -> Option<CgroupId> {
         self.cgroups.by_container(container)
+    }
+
+    /// Whose limits a CRI request with this id is about: a sandbox's are its pod's.
+    pub fn scope_of(&self, container: &ContainerId) -> Option<VerdictScope> {
+        let subject = self.cgroups.subject(self.cgroups.by_container(container)?)?;
+        let is_sandbox =
+            subject.facts.as_ref().is_some_and(|facts| facts.container_type == ContainerType::Sandbox);
+        Some(match &subject.pod {
+            Some(pod) if is_sandbox => VerdictScope::Pod(pod.uid.clone()),
+            _ => VerdictScope::Container(container.clone()),
+        })
+    }
+
+    /// The containers in that scope whose cgroup exists, sandboxes of the pods included; in no particular order.
+    pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
+        let all = self.cgroups.containers().map(|container| &container.subject);
+        match scope {
+            VerdictScope::Container(id) => {
+                let found = self.cgroups.by_container(id).filter(|cgroup| self.cgroups.exists(*cgroup));
+                found.and_then(|cgroup| self.cgroups.subject(cgroup)).cloned().into_iter().collect()
+            }
+            VerdictScope::Pod(uid) => all
+                .filter(|subject| subject.pod.as_ref().is_some_and(|pod| pod.uid == *uid))
+                .cloned()
+                .collect(),
+            VerdictScope::All => all.cloned().collect(),
+        }
+    }
+
+    /// How many containers there are whose cgroup exists.
+    pub fn container_count(&self) -> usize {
+        self.cgroups.containers().count()
     }
 
     /// How much is remembered at most.

@@ -14,7 +14,7 @@
 //! appears, writes that were lost or came too fast. A write of what was there already is no change and not told; one that
 //! the kernel refused is, with its errno.
 //!
-//! Bounded: [`LimitTracker::CGROUPS`] cgroups, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
+//! Bounded: as many cgroups as the lifecycle follows, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
 
 mod tracker;
 

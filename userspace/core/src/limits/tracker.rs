@@ -36,8 +36,10 @@ pub struct LimitCounters {
 }
 
 /// All limit files of all cgroups that are followed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LimitTracker {
+    /// How many are followed at most.
+    capacity: usize,
     cgroups: FxHashMap<CgroupId, Cgroup>,
     /// Those with a write that has begun and not returned.
     busy: FxHashSet<CgroupId>,
@@ -98,8 +100,6 @@ enum End {
 }
 
 impl LimitTracker {
-    /// Cgroups that are followed at most; changes in one more are told with what was there before unknown.
-    pub const CGROUPS: usize = 65_536;
     /// Writes to one file that wait to be read back, at most; one more is counted with the last.
     pub const PENDING: usize = 64;
     /// Attempts to write a file that are remembered for verdicts.
@@ -109,6 +109,16 @@ impl LimitTracker {
     /// A write that was not seen to return for so many nanoseconds is given up. The kernel may reclaim for long, and the
     /// write be seen to return after all: that is taken as another write of the same, and changes nothing.
     pub const RETURNS_WITHIN: u64 = 60_000_000_000;
+
+    /// Follows at most so many cgroups; what is written in one more is lost, and counted.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            cgroups: FxHashMap::default(),
+            busy: FxHashSet::default(),
+            counters: LimitCounters::default(),
+        }
+    }
 
     /// What was counted.
     pub fn counters(&self) -> LimitCounters {
@@ -148,7 +158,10 @@ impl LimitTracker {
                     | Fact::LimitWritesSuppressed(_)
             ),
             Observation::Scan(_) | Observation::LimitsRead(_) | Observation::Tick { .. } => true,
-            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => false,
+            Observation::Lost(_)
+            | Observation::Runtime { .. }
+            | Observation::Evidence(_)
+            | Observation::LimitsRequested { .. } => false,
         }
     }
 
@@ -159,7 +172,10 @@ impl LimitTracker {
             Observation::Scan(scan) => self.scan(scan, index, output),
             Observation::LimitsRead(answer) => self.answered(answer, index, output),
             Observation::Tick { at } => self.give_up(*at, index, output),
-            Observation::Lost(_) | Observation::Runtime { .. } | Observation::Evidence(_) => {}
+            Observation::Lost(_)
+            | Observation::Runtime { .. }
+            | Observation::Evidence(_)
+            | Observation::LimitsRequested { .. } => {}
         }
     }
 
@@ -190,7 +206,7 @@ impl LimitTracker {
     }
 
     fn entry(&mut self, cgroup: CgroupId) -> Option<&mut Cgroup> {
-        if self.cgroups.len() >= Self::CGROUPS && !self.cgroups.contains_key(&cgroup) {
+        if self.cgroups.len() >= self.capacity && !self.cgroups.contains_key(&cgroup) {
             self.counters.cgroups_full += 1;
             return None;
         }

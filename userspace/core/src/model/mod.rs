@@ -31,5 +31,5 @@ pub use observation::{Action, Loss, Observation, Output, Scan, ScanReason, Scann
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{
     Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, Level, Requester, Resource, Source, Tolerance,
-    Verdict, Wanted, Writer,
+    Verdict, VerdictScope, Wanted, Writer,
 };

@@ -10,7 +10,7 @@ use super::event::{Basis, Event, GapCause, Kind};
 use super::ids::{CgroupId, ContainerId, KernelTime};
 use super::kernel::{KernelEvent, TaskInfo};
 use super::limit::{LimitsAnswer, ReadLimits};
-use super::verdict::Evidence;
+use super::verdict::{Evidence, VerdictScope};
 
 /// Something that was seen, told or asked; the whole input of the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +33,15 @@ pub enum Observation {
     },
     /// Limit files were read: the answer to an [`Action::ReadLimits`].
     LimitsRead(LimitsAnswer),
-    /// A limit is to be judged.
+    /// What was gathered to judge a limit: the answer to an [`Action::Judge`], or for a client's `Verify`.
     Evidence(Box<Evidence>),
+    /// The container runtime was asked to set limits, as a CRI request that passed by says.
+    LimitsRequested {
+        /// When that was reported.
+        at: KernelTime,
+        /// Containers and sandboxes whose limits these are.
+        containers: Vec<ContainerId>,
+    },
     /// Time passed: what was kept for a while may go.
     Tick {
         /// Now.
@@ -112,6 +119,8 @@ pub enum Action {
     Rescan,
     /// Read limit files; answer with [`Observation::LimitsRead`].
     ReadLimits(ReadLimits),
+    /// Gather what is to be known of these limits, until the verdict is final; answer with [`Observation::Evidence`].
+    Judge(VerdictScope),
 }
 
 /// What follows from an observation. Reused: whoever takes the contents leaves the capacity.

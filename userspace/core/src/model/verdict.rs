@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::container::{LevelRole, PodNames};
-use super::ids::{CgroupId, KernelTime};
+use super::ids::{CgroupId, ContainerId, KernelTime, PodUid};
 use super::kernel::WriteResult;
 use super::limit_file::LimitFile;
 use super::value::{Bound, CpuMax, Reading, Value};
@@ -42,6 +42,21 @@ impl Resource {
         }
     }
 
+    /// Other files whose writes change what [that file](Self::file) says: the kernel keeps one weight behind all three.
+    pub const fn other_writers(self) -> &'static [LimitFile] {
+        match self {
+            Self::CpuWeight => &[LimitFile::CpuIdle, LimitFile::CpuWeightNice],
+            Self::Cpu | Self::Memory | Self::MemoryHigh | Self::Swap => &[],
+        }
+    }
+
+    /// The resource whose file says something else after a write to this one.
+    pub fn changed_by(limit_file: LimitFile) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|resource| resource.file() == limit_file || resource.other_writers().contains(&limit_file))
+    }
+
     /// The resource that this file limits, if it is judged.
     pub fn of(limit_file: LimitFile) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.file() == limit_file)
@@ -67,6 +82,18 @@ pub enum Source {
     KubeletActuated,
     /// What the container runtime says that it was told.
     Runtime,
+}
+
+/// Whose limits are judged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictScope {
+    /// A container's.
+    Container(ContainerId),
+    /// A pod's, and those of all its containers.
+    Pod(PodUid),
+    /// All pods'.
+    All,
 }
 
 /// One source's word.

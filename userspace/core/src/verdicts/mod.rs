@@ -32,8 +32,8 @@ use std::sync::Arc;
 pub use tracker::VerdictTracker;
 
 use crate::model::{
-    Attempt, Bound, CpuMax, DesiredLimit, Format, Judgement, KernelTime, Level, Reading, Resource, Source,
-    Value, Verdict, Wanted,
+    Attempt, Bound, CpuMax, DesiredLimit, Ended, Format, Judgement, KernelTime, Level, Reading, Resource,
+    Source, Value, Verdict, Wanted,
 };
 
 /// All that a verdict rests on.
@@ -49,6 +49,8 @@ pub struct Case<'a> {
     pub own: usize,
     /// The attempts to write its file that are remembered, the oldest first.
     pub attempts: &'a [Attempt],
+    /// Likewise, to [other files](Resource::other_writers) that change what the judged one says.
+    pub other_writes: &'a [Attempt],
     /// What is used now, in the file's unit, if that is known.
     pub usage: Option<u64>,
     /// How often the OOM killer struck since the last write began, if that is known.
@@ -119,7 +121,10 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
         _ if history.was_in_force(&desired.wanted) => {
-            let last = case.attempts.iter().rev().find(|attempt| attempt.result.may_have_taken());
+            let writes = case.attempts.iter().chain(case.other_writes);
+            let last = writes
+                .filter(|attempt| attempt.result.may_have_taken())
+                .max_by_key(|attempt| attempt.ended.map_or(KernelTime(u64::MAX), Ended::at));
             Verdict::Reverted { writer: last.and_then(|attempt| attempt.writer.clone()) }
         }
         _ => Verdict::Diverged,

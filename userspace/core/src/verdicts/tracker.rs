@@ -11,8 +11,8 @@ use rustc_hash::FxHashMap;
 
 use crate::limits::LimitTracker;
 use crate::model::{
-    Basis, CgroupId, CgroupIndex, Event, Evidence, Fact, Judged, KernelEvent, KernelTime, Kind, LevelRole,
-    Observation, OomScope, Output, Requester, Resource,
+    Attempt, Basis, CgroupId, CgroupIndex, CgroupInfo, Event, Evidence, Fact, Judged, KernelEvent,
+    KernelTime, Kind, LevelRole, Observation, OomScope, Output, Reading, Requester, Resource,
 };
 
 use super::{Case, VerdictHistory, judge};
@@ -31,9 +31,45 @@ impl VerdictTracker {
     /// A write that lowers a limit kills while it runs, or the next allocation does. What comes later has other causes.
     const KILLS_AFTER: u64 = 1_000_000_000;
 
-    /// Judges, and remembers nothing.
-    pub fn judge(&self, evidence: &Evidence, limits: &LimitTracker, index: &impl CgroupIndex) -> Judged {
-        let mut attempts = limits.attempts(evidence.cgroup, evidence.resource.file(), index);
+    /// Judges, remembers what of that is to be remembered, and appends the verdict if it is another than the node's last.
+    pub fn judge(
+        &mut self,
+        evidence: &Evidence,
+        limits: &LimitTracker,
+        index: &impl CgroupIndex,
+        output: &mut Output,
+    ) -> Judged {
+        let info = index.info(evidence.cgroup);
+        let judged = self.judgement(evidence, info.as_ref(), limits, index);
+        // It went away while the evidence was gathered, and nothing would ever forget it again.
+        let Some(info) = info else { return judged };
+        let history = self.history_mut(evidence.cgroup, evidence.resource);
+        match evidence.requester {
+            Requester::Client => history.note_asked(&judged.judgement),
+            Requester::Node if judged.judgement.in_force == Reading::Gone => {
+                // It went away meanwhile, as containers do: that is no verdict of the node's.
+            }
+            Requester::Node if history.note(&judged.judgement) => {
+                let kind = Kind::Verdict(Box::new(judged.clone()));
+                let (at, subject) = (evidence.at, info.subject);
+                output.events.push(Event { at, basis: Basis::LimitRead, subject, kind });
+            }
+            Requester::Node => {}
+        }
+        judged
+    }
+
+    fn judgement(
+        &self,
+        evidence: &Evidence,
+        info: Option<&CgroupInfo>,
+        limits: &LimitTracker,
+        index: &impl CgroupIndex,
+    ) -> Judged {
+        let attempts_of = |file| limits.attempts(evidence.cgroup, file, index);
+        let mut attempts = attempts_of(evidence.resource.file());
+        let others: Vec<Attempt> =
+            evidence.resource.other_writers().iter().flat_map(|file| attempts_of(*file)).collect();
         let kills = attempts.iter().rev().find(|attempt| attempt.result.may_have_taken()).and_then(|last| {
             let until = last.ended.map_or(u64::MAX, |ended| ended.at().0.saturating_add(Self::KILLS_AFTER));
             let struck = |at: &&KernelTime| Some(**at) >= last.began && at.0 <= until;
@@ -47,6 +83,7 @@ impl VerdictTracker {
             levels: &evidence.levels,
             own: evidence.own,
             attempts: &attempts,
+            other_writes: &others,
             usage: evidence.usage,
             kills,
             deadline: evidence.deadline,
@@ -55,13 +92,12 @@ impl VerdictTracker {
         };
         let unknown = VerdictHistory::default();
         let judgement = judge(&case, self.history(evidence).unwrap_or(&unknown));
-        let info = index.info(evidence.cgroup);
         let own = evidence.levels.get(evidence.own);
         Judged {
             cgroup: evidence.cgroup,
             path: own.map_or_else(|| Arc::from(""), |own| own.path.clone()),
             role: own.map_or(LevelRole::Other, |own| own.role),
-            pod: info.and_then(|info| info.pod),
+            pod: info.and_then(|info| info.pod.clone()),
             desired: evidence.desired.clone(),
             attempt: attempts.pop(),
             judgement,
@@ -87,19 +123,7 @@ impl VerdictTracker {
     ) {
         match observation {
             Observation::Evidence(evidence) => {
-                // It went away while the evidence was gathered, and nothing would ever forget it again.
-                let Some(info) = index.info(evidence.cgroup) else { return };
-                let judged = self.judge(evidence, limits, index);
-                let history = self.history_mut(evidence.cgroup, evidence.resource);
-                match evidence.requester {
-                    Requester::Client => history.note_asked(&judged.judgement),
-                    Requester::Node if history.note(&judged.judgement) => {
-                        let kind = Kind::Verdict(Box::new(judged));
-                        let (at, subject) = (evidence.at, info.subject);
-                        output.events.push(Event { at, basis: Basis::LimitRead, subject, kind });
-                    }
-                    Requester::Node => {}
-                }
+                self.judge(evidence, limits, index, output);
             }
             Observation::Scan(_) => {
                 let exists = |id: &CgroupId| index.info(*id).is_some_and(|info| info.exists);

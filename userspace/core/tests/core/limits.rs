@@ -23,6 +23,9 @@ impl CgroupIndex for Map {
     }
 }
 
+/// More than these tests follow.
+const CGROUPS: usize = 1024;
+
 struct Bed {
     limits: LimitTracker,
     index: Map,
@@ -53,7 +56,7 @@ impl Bed {
             exists: true,
         };
         let index = Map([(POD, place)].into());
-        Self { limits: LimitTracker::default(), index, output: Output::default(), now: 0 }
+        Self { limits: LimitTracker::new(CGROUPS), index, output: Output::default(), now: 0 }
     }
 
     fn observe(&mut self, observation: &Observation) {

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kwitness_core::lifecycle::{Bounds, Lifecycle};
-use kwitness_core::model::{ContainerState, Observation, Output};
-
-use crate::common::line;
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{Observation, Output};
+use kwitness_core::node::Node;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -35,25 +34,25 @@ fn observations(path: &Path) -> Vec<Observation> {
         .collect()
 }
 
+/// Every event and every action, whole, as they came out; then the containers that are left, and the counters.
 fn replay(observations: Vec<Observation>) -> String {
-    let mut machine = Lifecycle::new(Bounds::default());
+    let mut node = Node::new(Bounds::default());
     let mut text = String::new();
     let mut output = Output::default();
     for observation in observations {
-        machine.observe(observation, &mut output);
+        node.observe(observation, &mut output);
         for event in output.events.drain(..) {
-            let _ = writeln!(text, "{}", line(&event));
+            let _ = writeln!(text, "{}", serde_json::to_string(&event).expect("an event can be written"));
         }
         for action in output.actions.drain(..) {
-            let _ = writeln!(text, "    {action:?}");
+            let _ =
+                writeln!(text, "    {}", serde_json::to_string(&action).expect("an action can be written"));
         }
     }
-    let mut left: Vec<ContainerState> = machine.containers().collect();
-    left.sort_by_key(|container| container.subject.cgroup_id);
-    for container in left {
+    for container in node.snapshot() {
         let _ = writeln!(text, "\n{container:#?}");
     }
-    let _ = writeln!(text, "\n{:?}", machine.counters());
+    let _ = writeln!(text, "\n{:?}", node.counters());
     text
 }
 

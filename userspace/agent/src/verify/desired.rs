@@ -1,4 +1,4 @@
-//! What each source says, as claims. 0 and "" of the CRI mean "not specified": of such a limit nothing is claimed.
+//! What each source says, as desired limits. 0 and "" of the CRI mean "not specified": such a limit is not desired.
 
 use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
@@ -6,16 +6,16 @@ use kwitness_core::verdicts::convert;
 use kwitness_api::proto;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX, runtime as cri};
 
-/// A claim, and what it is about.
-pub(super) type About = (Resource, DesiredLimit);
+/// A desired limit, and of what.
+pub(super) type Desired = (Resource, DesiredLimit);
 
 /// What a container should have, as the container runtime was told.
-pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<About> {
+pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<Desired> {
     of_cri(resources, Source::Runtime, at)
 }
 
 /// What a container should have, as a request to the container runtime said.
-pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec<About> {
+pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
     let proto::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, .. } = resources;
     let unified =
         [(UNIFIED_SWAP_MAX, &resources.memory_swap_max), (UNIFIED_MEMORY_HIGH, &resources.memory_high)];
@@ -31,15 +31,15 @@ pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec
 
 /// What a pod should have at least, as a request to the container runtime said: overhead and what other containers there are comes
 /// on top.
-pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) -> Vec<About> {
-    let at_least = |(resource, claim): About| {
-        let wanted = match claim.wanted {
+pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
+    let at_least = |(resource, limit): Desired| {
+        let wanted = match limit.wanted {
             Wanted::Quota(cpu) => Wanted::QuotaAtLeast(cpu),
             Wanted::Memory(bound) if resource == Resource::Memory => Wanted::MemoryAtLeast(bound),
             // The kubelet makes a pod's weight of something else.
             _ => return None,
         };
-        Some((resource, DesiredLimit { wanted, ..claim }))
+        Some((resource, DesiredLimit { wanted, ..limit }))
     };
     of_request(resources, at).into_iter().filter_map(at_least).collect()
 }
@@ -52,35 +52,35 @@ pub(super) fn unified_bound(text: &str) -> Option<Bound> {
     }
 }
 
-fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<About> {
-    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
+fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTime) -> Vec<Desired> {
+    let limit = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let bound = |number: i64| match number {
         0 => None,
         number => Some(positive(number).map_or(Bound::Unlimited, Bound::At)),
     };
-    let mut claims = Vec::new();
+    let mut limits = Vec::new();
     if let Some(quota) = bound(resources.cpu_quota) {
         let period = positive(resources.cpu_period).unwrap_or(CpuMax::DEFAULT_PERIOD);
-        claims.push(claim(Resource::Cpu, Wanted::Quota(CpuMax { quota, period })));
+        limits.push(limit(Resource::Cpu, Wanted::Quota(CpuMax { quota, period })));
     }
     if let Some(shares) = positive(resources.cpu_shares) {
-        claims.push(claim(Resource::CpuWeight, Wanted::Shares(shares)));
+        limits.push(limit(Resource::CpuWeight, Wanted::Shares(shares)));
     }
-    if let Some(limit) = bound(resources.memory_limit_in_bytes) {
-        claims.push(claim(Resource::Memory, Wanted::Memory(limit)));
+    if let Some(bytes) = bound(resources.memory_limit_in_bytes) {
+        limits.push(limit(Resource::Memory, Wanted::Memory(bytes)));
     }
     for (key, resource) in [(UNIFIED_MEMORY_HIGH, Resource::MemoryHigh), (UNIFIED_SWAP_MAX, Resource::Swap)] {
         let bound = resources.unified.get(key).and_then(|text| unified_bound(text));
-        claims.extend(bound.map(|bound| claim(resource, Wanted::Memory(bound))));
+        limits.extend(bound.map(|bound| limit(resource, Wanted::Memory(bound))));
     }
-    claims
+    limits
 }
 
 /// What a container should have, by the caller's own word.
-pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<About> {
+pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> {
     use proto::wanted::{Cpu, Memory};
-    let claim = |resource, wanted| (resource, DesiredLimit { source: Source::Client, at, wanted });
+    let limit = |resource, wanted| (resource, DesiredLimit { source: Source::Client, at, wanted });
     let memory = wanted.memory.as_ref().map(|memory| match memory {
         Memory::MemoryBytes(bytes) => Bound::At(*bytes),
         Memory::MemoryUnlimited(_) => Bound::Unlimited,
@@ -90,18 +90,18 @@ pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<About> {
         // The kubelet's word for no limit.
         Cpu::CpuUnlimited(_) => Wanted::MilliCpu(0),
     });
-    let memory = memory.map(|bound| claim(Resource::Memory, Wanted::Memory(bound)));
-    cpu.map(|wanted| claim(Resource::Cpu, wanted)).into_iter().chain(memory).collect()
+    let memory = memory.map(|bound| limit(Resource::Memory, Wanted::Memory(bound)));
+    cpu.map(|wanted| limit(Resource::Cpu, wanted)).into_iter().chain(memory).collect()
 }
 
 /// What a pod should have at least, by what one source says of all its containers; none where it does not say it of all.
-pub(super) fn of_pod(source: Source, containers: &[Vec<About>], at: KernelTime) -> Vec<About> {
+pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>], at: KernelTime) -> Vec<Desired> {
     let all = |resource| -> Option<Vec<Wanted>> {
-        let of = |claims: &Vec<About>| {
-            let mut claims = claims.iter();
-            claims
-                .find(|(about, claim)| *about == resource && claim.source == source)
-                .map(|(_, claim)| claim.wanted)
+        let of = |limits: &Vec<Desired>| {
+            let mut limits = limits.iter();
+            limits
+                .find(|(about, limit)| *about == resource && limit.source == source)
+                .map(|(_, limit)| limit.wanted)
         };
         containers.iter().map(of).collect()
     };
@@ -120,9 +120,9 @@ pub(super) fn of_pod(source: Source, containers: &[Vec<About>], at: KernelTime) 
         }))?;
         Some(CpuMax { quota, period })
     });
-    let claim = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
-    let memory = memory.map(|bound| claim(Resource::Memory, Wanted::MemoryAtLeast(bound)));
-    cpu.map(|cpu| claim(Resource::Cpu, Wanted::QuotaAtLeast(cpu))).into_iter().chain(memory).collect()
+    let limit = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
+    let memory = memory.map(|bound| limit(Resource::Memory, Wanted::MemoryAtLeast(bound)));
+    cpu.map(|cpu| limit(Resource::Cpu, Wanted::QuotaAtLeast(cpu))).into_iter().chain(memory).collect()
 }
 
 #[cfg(test)]
@@ -140,8 +140,8 @@ mod tests {
         }
     }
 
-    fn wanted(claims: &[About]) -> Vec<(Resource, Wanted)> {
-        claims.iter().map(|(resource, claim)| (*resource, claim.wanted)).collect()
+    fn wanted(limits: &[Desired]) -> Vec<(Resource, Wanted)> {
+        limits.iter().map(|(resource, limit)| (*resource, limit.wanted)).collect()
     }
 
     fn cpu(quota: Bound) -> CpuMax {
@@ -180,10 +180,10 @@ mod tests {
             memory_swap_max: "0".to_owned(),
             memory_high: "2048".to_owned(),
         };
-        let claims = of_request(&request, AT);
-        assert!(claims.iter().all(|(_, claim)| claim.source == Source::CriRequest && claim.at == AT));
+        let limits = of_request(&request, AT);
+        assert!(limits.iter().all(|(_, limit)| limit.source == Source::CriRequest && limit.at == AT));
         assert_eq!(
-            wanted(&claims),
+            wanted(&limits),
             [
                 (Resource::Cpu, Wanted::Quota(cpu(Bound::At(50_000)))),
                 (Resource::CpuWeight, Wanted::Shares(512)),

@@ -1,0 +1,139 @@
+//! The engine without a kernel: a producer that never rests, and a tree that is walked meanwhile.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use kwitness_core::journal::Epoch;
+use kwitness_core::model::{KernelTime, Scan};
+use tokio::time::{Instant, timeout};
+
+use super::*;
+use crate::cgroupfs::CgroupFs;
+use crate::config::RuntimeChoice;
+use crate::cri;
+use crate::hub::Hub;
+
+/// How long anything may take: many times what it does.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Rings that are never empty: for each record that is taken, the kernel writes another.
+struct Flood {
+    taken: Arc<AtomicU64>,
+    /// Records that are there at any time.
+    backlog: u64,
+}
+
+impl Probe for Flood {
+    type Produced = u64;
+
+    async fn readable(&mut self) -> io::Result<()> {
+        if self.backlog == 0 {
+            std::future::pending().await
+        }
+        // As the real one does while there is more.
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
+        if self.backlog == 0 {
+            return Drained { records: 0, more: false };
+        }
+        for _ in 0..budget {
+            // Malformed, which is counted: what the records say is of no account here.
+            take(&[]);
+        }
+        self.taken.fetch_add(budget as u64, Relaxed);
+        Drained { records: budget, more: true }
+    }
+
+    fn produced(&self) -> u64 {
+        self.taken.load(Relaxed) + self.backlog
+    }
+
+    fn has_drained(&self, until: &u64) -> bool {
+        self.taken.load(Relaxed) >= *until
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
+
+    fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn program_stats(&self) -> Vec<ProgramStats> {
+        Vec::new()
+    }
+}
+
+struct Running {
+    handle: Handle,
+    taken: Arc<AtomicU64>,
+    ready: oneshot::Receiver<()>,
+    stop: CancellationToken,
+    engine: tokio::task::JoinHandle<anyhow::Result<()>>,
+    _tree: tempfile::TempDir,
+}
+
+/// An engine whose rings always hold so many records.
+fn start(backlog: u64) -> Running {
+    let tree = tempfile::tempdir().unwrap();
+    let (answer, answers) = mpsc::channel(INBOX);
+    let (handle, requests) = Handle::new();
+    let taken = Arc::new(AtomicU64::new(0));
+    let empty = |reason| {
+        let now = Clock::read().now();
+        Ok(Scanned { scan: Scan { reason, began: now, ended: now, cgroups: Vec::new() }, untracked: 0 })
+    };
+    let parts = Parts {
+        probe: Flood { taken: taken.clone(), backlog },
+        bounds: Bounds::default(),
+        scans: Scans::by(empty),
+        writer: Hub::new(Epoch("now".into()), NonZeroUsize::new(64).unwrap()).1,
+        resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
+        reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
+        verdicts: JudgeQueue::default(),
+        answers,
+        requests,
+    };
+    let (ready, is_ready) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let engine = tokio::spawn(Engine::new(parts, None).unwrap().run(ready, stop.clone()));
+    Running { handle, taken, ready: is_ready, stop, engine, _tree: tree }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_requests_and_the_end_have_their_turn_under_a_producer_that_never_rests() {
+    const BACKLOG: u64 = 100_000;
+    let running = start(BACKLOG);
+    timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+    assert!(running.taken.load(Relaxed) >= BACKLOG, "after all that was there when it ended");
+    let report = timeout(SOON, running.handle.report()).await.expect("a request is answered").unwrap();
+    assert!(report.counters["records"] >= BACKLOG);
+    // Evidence waits for what was there when it came, and not for more.
+    let before = running.taken.load(Relaxed);
+    assert_eq!(timeout(SOON, running.handle.judge(Vec::new())).await.expect("it is judged").unwrap(), []);
+    assert!(running.taken.load(Relaxed) >= before + BACKLOG);
+    let told = Instant::now();
+    running.stop.cancel();
+    timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
+    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+}
+
+#[tokio::test]
+async fn a_snapshot_is_of_the_containers_of_the_node() {
+    let running = start(0);
+    timeout(SOON, running.ready).await.unwrap().unwrap();
+    let at = KernelTime(1);
+    running.handle.observe(Observation::Tick { at }).await.unwrap();
+    let snapshot = timeout(SOON, running.handle.snapshot()).await.unwrap().unwrap();
+    assert!(snapshot.containers.is_empty());
+    assert_eq!(timeout(SOON, running.handle.subjects(VerdictScope::All)).await.unwrap().unwrap(), []);
+    running.stop.cancel();
+}

@@ -1,0 +1,188 @@
+//! Verdicts that no client asks for: whatever the core wants judged is followed until its verdict is final.
+//!
+//! ```text
+//!  core ── Action::Judge(scope) ──▶ engine ──▶ JudgeQueue ──▶ due at once ──judged──▶ final: done
+//!                                                                ▲             └──▶ pending: again after 50 ms, 100 ms, … 2 s
+//!                                                                └── judged again: from the beginning
+//! ```
+//!
+//! The runtime's word changes some time after the files that it wrote: so what does not agree is pending at first, and called
+//! diverged or reverted only when it still does not agree after [`SETTLE`]. Nothing is dropped: when more scopes are due than
+//! the queue holds, all containers are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kwitness_core::model::{KernelTime, Requester, Verdict, VerdictScope};
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
+
+use super::{Subjects, Verifier, now};
+use crate::engine::Stopped;
+use kwitness_api::proto;
+
+/// How long a change may take to settle. A runtime reports what it was asked for within milliseconds of the write, in a slow
+/// guest within half a second.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Between the first two looks at one that is pending; doubled each time.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Scopes that are due at once; beyond, all containers are.
+const DUE_MAX: usize = 1024;
+/// Scopes on their way to waiting `Verify` calls; one that lags further looks at all its containers.
+const CHANGES: usize = 256;
+/// Between two looks at which reported CRI requests are still of something.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// The scopes that the core wants judged. Clones share it.
+#[derive(Clone, Debug)]
+pub struct JudgeQueue {
+    due: Arc<Mutex<BTreeSet<VerdictScope>>>,
+    added: Arc<Notify>,
+    /// For calls that wait: whose limits have changed.
+    changes: broadcast::Sender<VerdictScope>,
+}
+
+impl Default for JudgeQueue {
+    fn default() -> Self {
+        Self { due: Arc::default(), added: Arc::default(), changes: broadcast::Sender::new(CHANGES) }
+    }
+}
+
+impl JudgeQueue {
+    /// Has these limits judged. Returns at once.
+    pub fn push(&self, scope: VerdictScope) {
+        let mut due = self.lock();
+        if due.len() >= DUE_MAX && !due.contains(&scope) {
+            due.clear();
+            due.insert(VerdictScope::All);
+        } else {
+            due.insert(scope.clone());
+        }
+        drop(due);
+        self.added.notify_one();
+        // No call waits: that is no error.
+        let _ = self.changes.send(scope);
+    }
+
+    pub(super) fn changes(&self) -> broadcast::Receiver<VerdictScope> {
+        self.changes.subscribe()
+    }
+
+    /// How many calls wait for changes.
+    pub(super) fn waiting(&self) -> usize {
+        self.changes.receiver_count()
+    }
+
+    fn take(&self) -> BTreeSet<VerdictScope> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<VerdictScope>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is followed.
+struct Following {
+    /// When it is looked at next.
+    due: Instant,
+    pause: Duration,
+    /// What does not agree then never will.
+    until: Instant,
+    deadline: KernelTime,
+}
+
+impl Following {
+    fn from_now() -> Self {
+        let settle = u64::try_from(SETTLE.as_nanos()).unwrap_or(u64::MAX);
+        let started = Instant::now();
+        let deadline = KernelTime(now().0.saturating_add(settle));
+        Self { due: started, pause: PAUSE, until: started + SETTLE, deadline }
+    }
+}
+
+impl Verifier {
+    /// Follows what the core wants judged, until the engine has stopped.
+    pub async fn follow(self) {
+        let mut following: BTreeMap<VerdictScope, Following> = BTreeMap::new();
+        let mut forget = Instant::now() + FORGET;
+        loop {
+            let next = following
+                .iter()
+                .min_by_key(|(_, of)| of.due)
+                .map(|(of, following)| (of.clone(), following.due));
+            tokio::select! {
+                biased;
+                () = self.queue.added.notified() => {
+                    let added = self.queue.take().into_iter();
+                    following.extend(added.map(|scope| (scope, Following::from_now())));
+                }
+                Some(scope) = due(next) => {
+                    let Some(mut of) = following.remove(&scope) else { continue };
+                    let is_last = Instant::now() >= of.until;
+                    match self.look_at(&scope, (!is_last).then_some(of.deadline)).await {
+                        Err(Stopped) => return,
+                        Ok(true) if !is_last => {
+                            of.due = (Instant::now() + of.pause).min(of.until);
+                            of.pause *= 2;
+                            following.insert(scope, of);
+                        }
+                        Ok(_) => {}
+                    }
+                }
+                () = tokio::time::sleep_until(forget) => {
+                    forget = Instant::now() + FORGET;
+                    if self.forget_ended().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Judges these limits; whether any verdict is still open.
+    async fn look_at(&self, scope: &VerdictScope, deadline: Option<KernelTime>) -> Result<bool, Stopped> {
+        let subjects = Subjects::new(self.engine.subjects(scope.clone()).await?, |_| true);
+        if subjects.apps.is_empty() {
+            return Ok(false);
+        }
+        let pods = !matches!(scope, VerdictScope::Container(_));
+        let sources = self.sources(&subjects, Duration::ZERO).await;
+        let targets = self.targets(&subjects.apps, &proto::Wanted::default(), &sources, pods);
+        let judged = self.judge(targets, deadline, Requester::Node).await?;
+        Ok(judged.iter().any(|(_, judged)| {
+            matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })
+        }))
+    }
+}
+
+async fn due(next: Option<(VerdictScope, Instant)>) -> Option<VerdictScope> {
+    let (scope, at) = next?;
+    tokio::time::sleep_until(at).await;
+    Some(scope)
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::model::ContainerId;
+
+    use super::*;
+
+    fn container(number: usize) -> VerdictScope {
+        VerdictScope::Container(ContainerId(number.to_string().into()))
+    }
+
+    #[test]
+    fn more_scopes_than_fit_become_all_of_them() {
+        let queue = JudgeQueue::default();
+        for number in 0..DUE_MAX {
+            queue.push(container(number));
+        }
+        queue.push(container(0));
+        assert_eq!(queue.lock().len(), DUE_MAX, "one that is due already");
+        queue.push(container(DUE_MAX));
+        assert_eq!(queue.take(), BTreeSet::from([VerdictScope::All]));
+        assert_eq!(queue.take(), BTreeSet::new());
+    }
+}

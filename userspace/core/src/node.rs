@@ -1,0 +1,142 @@
+//! The node: all machines of the core, in the one order in which they take an observation.
+//!
+//! ```text
+//!                  ┌──▶ VerdictTracker   OOM kills, evidence, what is gone
+//!  Observation ────┼──▶ Lifecycle        whose each cgroup is
+//!                  └──▶ LimitTracker     what the limit files say
+//!                            │
+//!      LimitChanged of a file that is judged, LimitsRequested ──▶ Action::Judge(scope)
+//!                                                                     │ the engine has evidence gathered
+//!      Verdict, if it is another than the last ◀── Observation::Evidence
+//! ```
+//!
+//! The lifecycle goes before the limits, for it knows whose they are; a removal is the exception: what is still to be reported
+//! of a cgroup's limits is reported before it is gone. Owns the machines; never does I/O and never reads a clock, so that a
+//! recording of observations replays to the same events, verdicts included.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::lifecycle::{Bounds, Lifecycle};
+use crate::limits::{LimitCounters, LimitTracker};
+use crate::model::{
+    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Resource,
+    Subject, VerdictScope,
+};
+use crate::verdicts::VerdictTracker;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Node {
+    lifecycle: Lifecycle,
+    limits: LimitTracker,
+    verdicts: VerdictTracker,
+}
+
+impl Node {
+    /// A node of which nothing is known yet: it expects the observation of an initial scan.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            limits: LimitTracker::new(bounds.cgroups),
+            lifecycle: Lifecycle::new(bounds),
+            verdicts: VerdictTracker::default(),
+        }
+    }
+
+    /// Takes one observation; appends what follows from it.
+    pub fn observe(&mut self, observation: Observation, output: &mut Output) {
+        let known = output.events.len();
+        match observation {
+            Observation::Evidence(evidence) => drop(self.judge(&evidence, output)),
+            Observation::LimitsRequested { at: _, containers } => {
+                let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
+                scopes.for_each(|scope| request_verdict(scope, output));
+            }
+            other => self.take(other, output),
+        }
+        for index in known..output.events.len() {
+            if let Some(scope) = judged_after(&output.events[index]) {
+                request_verdict(scope, output);
+            }
+        }
+    }
+
+    /// Takes [evidence](Observation::Evidence), and gives back the judgement itself, too.
+    pub fn judge(&mut self, evidence: &Evidence, output: &mut Output) -> Judged {
+        self.verdicts.judge(evidence, &self.limits, &self.lifecycle, output)
+    }
+
+    fn take(&mut self, observation: Observation, output: &mut Output) {
+        let Self { lifecycle, limits, verdicts } = self;
+        if VerdictTracker::concerns(&observation) {
+            verdicts.observe(&observation, limits, lifecycle, output);
+        }
+        if !LimitTracker::concerns(&observation) {
+            return lifecycle.observe(observation, output);
+        }
+        let is_removal = matches!(
+            &observation,
+            Observation::Kernel(KernelEvent { fact: Fact::Rmdir { .. } | Fact::Release, .. })
+        );
+        if is_removal {
+            limits.observe(&observation, lifecycle, output);
+            lifecycle.observe(observation, output);
+        } else {
+            lifecycle.observe(observation.clone(), output);
+            limits.observe(&observation, lifecycle, output);
+        }
+    }
+
+    /// The containers whose cgroup exists, sorted by path.
+    pub fn snapshot(&self) -> Vec<ContainerState> {
+        let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
+        containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
+        containers
+    }
+
+    /// The containers in that scope whose cgroup exists, sandboxes included.
+    pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
+        self.lifecycle.subjects(scope)
+    }
+
+    /// How many containers there are.
+    pub fn container_count(&self) -> usize {
+        self.lifecycle.container_count()
+    }
+
+    /// What was counted since the start, by name.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let LimitCounters { writes, unchanged, coalesced, found, unreturned, cgroups_full } =
+            self.limits.counters();
+        let limits = [
+            ("limits_writes", writes),
+            ("limits_unchanged", unchanged),
+            ("limits_coalesced", coalesced),
+            ("limits_found", found),
+            ("limits_unreturned", unreturned),
+            ("limits_cgroups_full", cgroups_full),
+        ];
+        let lifecycle = self.lifecycle.counters();
+        let lifecycle = lifecycle.iter().map(|(name, count)| (format!("lifecycle_{name}"), count));
+        lifecycle.chain(limits.map(|(name, count)| (name.to_owned(), count))).collect()
+    }
+}
+
+/// Whose limits are judged again after this event.
+fn judged_after(event: &Event) -> Option<VerdictScope> {
+    let Kind::LimitChanged(change) = &event.kind else { return None };
+    Resource::changed_by(change.limit_file)?;
+    Some(match (&event.subject, &change.pod, change.role?) {
+        (Some(subject), ..) => VerdictScope::Container(subject.container_id.clone()),
+        (None, Some(pod), _) => VerdictScope::Pod(pod.pod.uid.clone()),
+        (None, None, _) => VerdictScope::All,
+    })
+}
+
+/// Once for several changes that one observation brought.
+fn request_verdict(scope: VerdictScope, output: &mut Output) {
+    let action = Action::Judge(scope);
+    if output.actions.last() != Some(&action) {
+        output.actions.push(action);
+    }
+}
