@@ -5,6 +5,10 @@ kwitness_service::counters! {
     Counters {
     /// Connections that were ended by an error, such as what is no HTTP/2, or a frame that is too large.
     connections_broken,
+    /// Connections that were closed because the memory for clients was used up.
+    connections_exhausted,
+    /// Calls that were refused because their connection's calls held too much memory.
+    calls_exhausted,
     /// Calls that were passed on, or tried to be.
     calls,
     /// Of those: answered with `UNAVAILABLE` by the proxy, because the runtime was away, fell silent or went away meanwhile.

@@ -14,6 +14,7 @@
 //! Owns its listening socket and nothing else that lasts: it can be restarted at any time. It needs its two sockets and no privilege.
 //! Never decodes a call on its way, never calls the runtime on its own account but for the runtime's events.
 
+mod budget;
 mod counters;
 mod events;
 #[cfg(test)]
@@ -37,10 +38,16 @@ use tokio_util::sync::CancellationToken;
 pub use counters::Counters;
 pub use runtime::RuntimeSocket;
 
+use budget::Budget;
 use events::Timing;
+use kwitness_service::memory::CountingAllocator;
 use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
 use runtime::Runtime;
 use serve::Front;
+
+// What clients cost is measured.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Where the proxy listens if nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/kwitness-cri/cri.sock";
@@ -73,8 +80,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     );
     kwitness_service::notify_ready();
     let counters = Arc::new(Counters::default());
+    let budget = Budget::new(limits::CLIENTS_MEMORY, limits::CALLS_MEMORY, Arc::clone(&counters));
     let stop = CancellationToken::new();
-    let serving = serve(listener, runtime, daemon, Timing::default(), Arc::clone(&counters), stop.clone());
+    let serving =
+        serve(listener, runtime, daemon, Timing::default(), budget, Arc::clone(&counters), stop.clone());
     let mut serving = tokio::spawn(serving);
     loop {
         tokio::select! {
@@ -95,6 +104,7 @@ async fn serve(
     runtime: RuntimeSocket,
     daemon: PathBuf,
     timing: Timing,
+    budget: Arc<Budget>,
     counters: Arc<Counters>,
     stop: CancellationToken,
 ) {
@@ -103,7 +113,7 @@ async fn serve(
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
     let tidied = Arc::clone(&runtime);
     tokio::select! {
-        () = Front { runtime, events, taps, counters }.serve(listener, stop) => {}
+        () = Front { runtime, events, taps, budget, counters }.serve(listener, stop) => {}
         () = tidied.tidy() => {}
         () = relay => {}
         () = telling => {}

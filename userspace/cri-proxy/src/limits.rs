@@ -27,8 +27,16 @@ pub const CONNECTION_WINDOW: u32 = 64 << 20;
 /// Bytes that wait to be written to a socket, for one call; then its sender waits.
 pub const SEND_BUFFER: usize = 64 << 10;
 
-/// Bytes of metadata in one direction of one call, as grpc-go's default; a call with more is reset.
-pub const HEADERS: u32 = 16 << 20;
+/// Bytes of metadata in one direction of one call (RFC 9113, 6.5.2); a call with more is reset. A status with its details is far smaller.
+pub const HEADERS: u32 = 1 << 20;
+
+/// Bytes of memory that all clients together may cost, with what waits for them from the runtime; at more, the largest connection of the
+/// client that uses most is closed. Below the unit's `MemoryMax=512M` by what the program itself takes, and by what one read of a
+/// connection can add.
+pub const CLIENTS_MEMORY: i64 = 256 << 20;
+
+/// Bytes of memory that one connection's calls may hold; at more, further calls are answered with `RESOURCE_EXHAUSTED`.
+pub const CALLS_MEMORY: i64 = 64 << 20;
 
 /// Calls that a client cancels before the proxy has looked at them; at more the connection is ended (CVE-2023-44487).
 pub const CANCELLED_EARLY: usize = 1024;

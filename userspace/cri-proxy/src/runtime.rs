@@ -16,21 +16,23 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
+use hyper::rt::Executor as _;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::io::InspectReader;
 use tonic::body::Body;
 
+use super::budget::{Guarded, Meter, MeteredExecutor};
 use super::counters::Counters;
 use super::limits;
 use kwitness_cri::CANDIDATES;
 use kwitness_service::memory;
 
 /// After that the task of a connection that was given up has ended.
-const TASKS_END: Duration = Duration::from_millis(100);
+pub const TASKS_END: Duration = Duration::from_millis(100);
 
 /// Where the runtime listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,9 +157,10 @@ impl Runtime {
     }
 
     /// A client's own way.
-    pub fn line(self: &Arc<Self>) -> Arc<Line> {
+    pub fn line(self: &Arc<Self>, meter: Arc<Meter>) -> Arc<Line> {
         let line = Arc::new(Line {
             runtime: Arc::clone(self),
+            meter,
             connection: Mutex::default(),
             calls: AtomicU64::new(0),
             seen: AtomicU64::new(0),
@@ -200,7 +203,7 @@ impl Runtime {
         }
     }
 
-    async fn dial(&self) -> Result<Connection, Unavailable> {
+    async fn dial(&self, meter: &Arc<Meter>) -> Result<Connection, Unavailable> {
         let socket = self.socket.path();
         let dial = |source| Unavailable::Dial { socket: socket.to_owned(), source };
         let connected = connect(socket).await.inspect_err(|_| self.counters.runtime_unreachable.count());
@@ -212,7 +215,9 @@ impl Runtime {
                 hears.store(true, Ordering::Relaxed);
             }
         });
-        let (send, connection) = http2::Builder::new(TokioExecutor::new())
+        let executor = MeteredExecutor(Arc::clone(meter));
+        let stream = Guarded::new(stream, Arc::clone(meter));
+        let (send, connection) = http2::Builder::new(executor.clone())
             .initial_stream_window_size(limits::STREAM_WINDOW)
             .initial_connection_window_size(limits::CONNECTION_WINDOW)
             .max_header_list_size(limits::HEADERS)
@@ -221,8 +226,14 @@ impl Runtime {
             .await
             .map_err(|source| Unavailable::Lost { source })?;
         self.counters.runtime_connections.count();
-        // Ends with the last call and the last handle; how, each call learns by itself.
-        tokio::spawn(connection);
+        // Ends with the last call and the last handle, or with the client; how, each call learns by itself.
+        let closed = meter.closed.clone();
+        executor.execute(async move {
+            tokio::select! {
+                _ = connection => {}
+                () = closed.cancelled() => {}
+            }
+        });
         Ok(Connection {
             send,
             heard,
@@ -314,6 +325,8 @@ mod http2_error {
 pub struct Line {
     /// Whose.
     pub runtime: Arc<Runtime>,
+    /// What it costs.
+    meter: Arc<Meter>,
     connection: Mutex<Option<Connection>>,
     /// So far.
     calls: AtomicU64,
@@ -353,7 +366,7 @@ impl Line {
         if let Some(connection) = slot.as_ref().filter(|connection| !connection.send.is_closed()) {
             return Ok(connection.clone());
         }
-        Ok(slot.insert(self.runtime.dial().await?).clone())
+        Ok(slot.insert(self.runtime.dial(&self.meter).await?).clone())
     }
 
     /// Gives the connection up if there was no call since the last look; whether there was one to give up.

@@ -13,20 +13,21 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::time::timeout;
+use hyper_util::rt::TokioIo;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::budget::{Budget, CallInFlight, Guarded, Meter, Metered, MeteredExecutor};
 use super::counters::Counters;
 use super::events::{self, Events};
 use super::limits;
-use super::runtime::{Failure, Line, Runtime, Unavailable, is_reset};
+use super::runtime::{Failure, Line, Runtime, TASKS_END, Unavailable, is_reset};
 use super::taps::{Tap, Taps};
 use kwitness_cri::Raw;
-use kwitness_service::{Connection, Listener};
+use kwitness_service::{Connection, Listener, memory};
 
 /// What every connection needs.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct Front {
     pub runtime: Arc<Runtime>,
     /// Events.
     pub events: Events,
+    /// Memory for clients.
+    pub budget: Arc<Budget>,
     /// Where calls are noted.
     pub taps: Taps,
     /// Counts.
@@ -53,7 +56,10 @@ impl Front {
                 () = stop.cancelled() => break,
                 connection = listener.accept() => connection,
             };
-            let connection = self.clone().connection(connection, stop.clone());
+            let peer = connection.peer().unwrap_or_default();
+            let meter = self.budget.meter(peer);
+            let connection = self.clone().connection(connection, peer, Arc::clone(&meter), stop.clone());
+            let connection = Metered::new(connection, meter);
             let cut = cut.clone();
             tasks.spawn(async move {
                 tokio::select! {
@@ -73,13 +79,18 @@ impl Front {
         }
     }
 
-    async fn connection(self, stream: Connection, stop: CancellationToken) {
+    async fn connection(self, stream: Connection, peer: i32, meter: Arc<Meter>, stop: CancellationToken) {
         let counters = Arc::clone(&self.counters);
-        let peer = stream.peer().unwrap_or_default();
-        let line = self.runtime.line();
+        // The connection to the runtime ends with the client's, also where the runtime reads nothing.
+        let _closed = meter.closed.clone().drop_guard();
+        let stream = Guarded::new(stream, Arc::clone(&meter));
+        let line = self.runtime.line(Arc::clone(&meter));
+        let executor = MeteredExecutor(Arc::clone(&meter));
+        let closed = meter.closed.clone();
         let Self { events, taps, .. } = self;
-        let service = service_fn(move |request| answer(Arc::clone(&line), events.clone(), &taps, request));
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let service =
+            service_fn(move |request| answer(Arc::clone(&line), &meter, events.clone(), &taps, request));
+        let connection = http2::Builder::new(executor)
             .auto_date_header(false)
             .initial_stream_window_size(limits::STREAM_WINDOW)
             .initial_connection_window_size(limits::CONNECTION_WINDOW)
@@ -91,6 +102,11 @@ impl Front {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            () = closed.cancelled() => {
+                // What it held is free as soon as its tasks have ended.
+                drop(tokio::spawn(memory_back()));
+                return;
+            }
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -108,18 +124,30 @@ impl Front {
     }
 }
 
+/// Gives memory back once the tasks of a connection that was closed have ended.
+async fn memory_back() {
+    sleep(TASKS_END).await;
+    drop(tokio::task::spawn_blocking(memory::give_back));
+}
+
 /// The answer to one call. An error resets the call's stream for the reason within.
 fn answer(
     line: Arc<Line>,
+    meter: &Arc<Meter>,
     events: Events,
     taps: &Taps,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
     let mut tap = taps.tap(request.uri().path());
+    let meter = Arc::clone(meter);
     async move {
         if request.uri().path() == events::METHOD {
             return Ok(tonic::server::Grpc::new(Raw).server_streaming(events, request).await);
         }
+        let Some(call) = meter.call() else {
+            let exhausted = "the calls in flight on this connection hold too much memory";
+            return Ok(Status::resource_exhausted(exhausted).into_http());
+        };
         let request = match &tap {
             Some(tap) => request.map(|body| Body::new(tap.request(body))),
             None => request.map(Body::new),
@@ -130,7 +158,7 @@ fn answer(
                 if let Some(tap) = &mut tap {
                     tap.status(response.headers());
                 }
-                Ok(response.map(|body| Body::new(Answer { body, runtime, tap, ended: false })))
+                Ok(response.map(|body| Body::new(Answer { body, runtime, tap, ended: false, _call: call })))
             }
             Err(Failure::Unavailable(unavailable)) => {
                 line.runtime.note(&unavailable);
@@ -152,6 +180,7 @@ struct Answer {
     runtime: Arc<Runtime>,
     tap: Option<Tap>,
     ended: bool,
+    _call: CallInFlight,
 }
 
 impl http_body::Body for Answer {

@@ -23,8 +23,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::budget::Budget;
 use super::counters::Counters;
 use super::events::{self, EventName, Timing};
+use super::limits;
 use super::runtime::RuntimeSocket;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Socket};
 
@@ -402,6 +404,7 @@ pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
 pub struct Bench {
     pub directory: tempfile::TempDir,
     pub counters: Arc<Counters>,
+    pub budget: Arc<Budget>,
     pub connections: Arc<ConnectionCounters>,
     pub serving: tokio::task::JoinHandle<()>,
     pub stop: CancellationToken,
@@ -414,23 +417,30 @@ impl Bench {
     }
 
     pub fn with(timing: Timing) -> Self {
+        Self::within(timing, limits::CLIENTS_MEMORY, limits::CALLS_MEMORY)
+    }
+
+    /// With bounds of memory: of all clients, and of one connection's calls.
+    pub fn within(timing: Timing, clients: i64, calls: i64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let socket = Socket::listen(&at("cri.sock")).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 2)).unwrap();
         let connections = listener.counters();
         let counters = Arc::new(Counters::default());
+        let budget = Budget::new(clients, calls, Arc::clone(&counters));
         let stop = CancellationToken::new();
         let serving = tokio::spawn(super::serve(
             listener,
             RuntimeSocket::At(at("runtime.sock")),
             at("daemon.sock"),
             timing,
+            Arc::clone(&budget),
             Arc::clone(&counters),
             stop.clone(),
         ));
         let _stop = stop.clone().drop_guard();
-        Self { directory, counters, connections, serving, stop, _stop }
+        Self { directory, counters, budget, connections, serving, stop, _stop }
     }
 
     pub fn socket(&self) -> PathBuf {

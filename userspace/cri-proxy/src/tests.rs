@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 use tonic::body::Body;
 
+use super::events::Timing;
 use super::runtime::{Runtime, RuntimeSocket};
 use super::testing::*;
 
@@ -442,7 +443,7 @@ async fn a_connection_that_nobody_uses_is_given_up_and_made_anew() {
     let bench = Bench::start();
     let _serving = Server::start(&bench.runtime(), echo());
     let runtime = Arc::new(Runtime::new(RuntimeSocket::At(bench.runtime()), Arc::clone(&bench.counters)));
-    let line = runtime.line();
+    let line = runtime.line(bench.budget.meter(0));
     let request = || Client::request(VERSION, &[], body([http_body::Frame::data(framed(b""))]));
     for connections in 1..=2 {
         let answer = line.call(request()).await.unwrap();
@@ -527,4 +528,73 @@ async fn a_client_that_sends_the_sockets_path_as_authority_is_served() {
         client.read_exact(&mut payload).await.unwrap();
     }
     assert_eq!(bench.counters.calls.get(), 2);
+}
+
+/// A frame of HTTP/2 (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A request's header block, with a field in the dynamic table, and so many references to it: each is a byte on the wire.
+fn bomb(stream: u32, references: usize) -> Vec<u8> {
+    let mut block = vec![0x83, 0x86, 0x84, 0x41, 1, b'x'];
+    block.extend(b"\x40\x01a\x01b");
+    block.extend(vec![0xbe; references]);
+    let last = block.chunks(16384).count() - 1;
+    let frames = block.chunks(16384).enumerate().map(|(number, piece)| {
+        frame(if number == 0 { 1 } else { 9 }, if number == last { 4 } else { 0 }, stream, piece)
+    });
+    frames.collect::<Vec<_>>().concat()
+}
+
+#[tokio::test]
+async fn a_client_that_fills_the_memory_while_the_runtime_hangs_is_closed_and_no_other() {
+    const MEMORY: i64 = 16 << 20;
+    let bench = Bench::within(Timing::default(), MEMORY, i64::MAX);
+    // It accepts, by its queue, and never reads.
+    let _hung = UnixListener::bind(bench.runtime()).unwrap();
+    let daemon = Source::daemon();
+    let _daemon = daemon.serve(&bench.daemon());
+    let mut client = bench.client().await;
+    let mut events = client.events().await;
+    daemon.followed(1).await;
+    let mut attacker = UnixStream::connect(bench.socket()).await.unwrap();
+    attacker.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
+    // Each is some 2 MB of memory: far more than there is.
+    let mut written = Ok(());
+    let mut peak = 0;
+    for number in 0..100 {
+        written = attacker.write_all(&bomb(2 * number + 1, 25_000)).await;
+        peak = peak.max(bench.budget.used());
+        if written.is_err() {
+            break;
+        }
+    }
+    assert!(written.is_err(), "it is closed");
+    assert!(peak < MEMORY + (4 << 20), "{peak}");
+    assert_eq!(bench.counters.connections_exhausted.get(), 1);
+    daemon.tell("a:0").await;
+    assert_eq!(events.next().await.unwrap(), "a:0");
+    eventually("its memory to be free", || bench.budget.used() < 1 << 20).await;
+}
+
+#[tokio::test]
+async fn calls_that_hold_too_much_memory_are_followed_by_resource_exhausted() {
+    let bench = Bench::within(Timing::default(), i64::MAX, 2 << 20);
+    let _hung = UnixListener::bind(bench.runtime()).unwrap();
+    let client = bench.client().await;
+    let large = "x".repeat(500_000);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (mut client, large) = (client.clone(), large.clone());
+        calls.spawn(async move { client.call(VERSION, &[("x-large", large.as_bytes())], b"").await });
+    }
+    // The others hang.
+    let seen = timeout(Duration::from_secs(60), calls.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(seen.status().code(), Code::ResourceExhausted);
+    assert!(bench.counters.calls_exhausted.get() > 0);
 }
