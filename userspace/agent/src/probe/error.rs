@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use super::{
     btf::BtfError,
     capability::Refusal,
-    environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY},
+    environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
     need::Need,
 };
 
@@ -37,6 +37,16 @@ pub enum ProbeError {
         "the kernel is locked down for confidentiality, no program may read its memory. Remedy: {LOCKDOWN_REMEDY}"
     )]
     Lockdown,
+
+    /// The clock is not the kernel's.
+    #[error(
+        "this process is in a time namespace: its boot-time clock is off by {offset}, and events could not be ordered. \
+         Remedy: {TIME_NAMESPACE_REMEDY}"
+    )]
+    TimeNamespace {
+        /// How far, in words.
+        offset: String,
+    },
 
     /// Another daemon holds the lock.
     #[error(

@@ -100,6 +100,9 @@ impl Loaded {
         if environment::lockdown() == Some(Lockdown::Confidentiality) {
             return Err(ProbeError::Lockdown);
         }
+        if let Some(offset) = environment::time_offset() {
+            return Err(ProbeError::TimeNamespace { offset });
+        }
         let lock = settings.lock_file.as_deref().map(InstanceLock::acquire).transpose()?;
         let mut loaded = Self::open(settings, lock)?;
         for choice in &mut loaded.choices {
