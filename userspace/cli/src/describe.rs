@@ -175,6 +175,7 @@ fn describe_gap(gap: &proto::Gap) -> String {
         proto::GapCause::WatchOverflow => {
             "limits were written to faster than fanotify tells, how often is not known"
         }
+        proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
         proto::GapCause::ProgramSkipped => "the kernel skipped programs, at most as many records",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {

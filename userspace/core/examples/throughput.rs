@@ -78,7 +78,7 @@ fn machine(containers: u64, decoder: &mut Decoder) -> Lifecycle {
     let mut machine = Lifecycle::new(Bounds::default());
     let mut output = Output::default();
     let now = KernelTime(0);
-    let scan = Scan { reason: ScanReason::Initial, began: now, ended: now, cgroups: vec![] };
+    let scan = Scan { reason: ScanReason::Initial, began: now, ended: now, untracked: 0, cgroups: vec![] };
     machine.observe(Observation::Scan(scan), &mut output);
     for container in 0..containers {
         let record = mkdir(container);

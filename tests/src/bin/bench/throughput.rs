@@ -155,7 +155,8 @@ impl Recording {
         let (mut decoder, mut order) = (Decoder::default(), ReorderBuffer::default());
         let (mut lifecycle, mut output) = (Lifecycle::new(Bounds::default()), Output::default());
         let now = Clock::read().now();
-        let scan = Scan { reason: ScanReason::Initial, began: now, ended: now, cgroups: Vec::new() };
+        let scan =
+            Scan { reason: ScanReason::Initial, began: now, ended: now, untracked: 0, cgroups: Vec::new() };
         lifecycle.observe(Observation::Scan(scan), &mut output);
         let mut fed = 0;
         let mut batch = std::mem::take(&mut self.life);

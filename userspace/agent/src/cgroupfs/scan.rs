@@ -75,7 +75,7 @@ pub fn scan(
         walk.subtree()?;
     }
     let cgroups = walk.found.into_iter().filter_map(Found::read).collect();
-    let scan = Scan { reason, began, ended: Clock::read().now(), cgroups };
+    let scan = Scan { reason, began, ended: Clock::read().now(), untracked: 0, cgroups };
     Ok(Scanned { scan, untracked: walk.untracked })
 }
 

@@ -399,7 +399,8 @@ impl<P: Probe> Engine<P> {
 
     fn observe_read(&mut self, what: Read) {
         match what {
-            Read::Scanned(Scanned { scan, untracked }) => {
+            Read::Scanned(Scanned { mut scan, untracked }) => {
+                scan.untracked = untracked as u64;
                 tracing::info!(
                     reason = ?scan.reason,
                     cgroups = scan.cgroups.len(),

@@ -89,7 +89,10 @@ fn start(backlog: u64) -> Running {
     let taken = Arc::new(AtomicU64::new(0));
     let empty = |reason| {
         let now = Clock::read().now();
-        Ok(Scanned { scan: Scan { reason, began: now, ended: now, cgroups: Vec::new() }, untracked: 0 })
+        Ok(Scanned {
+            scan: Scan { reason, began: now, ended: now, untracked: 0, cgroups: Vec::new() },
+            untracked: 0,
+        })
     };
     let parts = Parts {
         probe: Flood { taken: taken.clone(), backlog },

@@ -194,6 +194,7 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
         core::GapCause::MalformedRecord => proto::GapCause::MalformedRecord,
         core::GapCause::WatchOverflow => proto::GapCause::WatchOverflow,
         core::GapCause::ProgramSkipped => proto::GapCause::ProgramSkipped,
+        core::GapCause::CapacityExceeded => proto::GapCause::CapacityExceeded,
     }
 }
 

@@ -38,6 +38,7 @@ mod bounds;
 mod cgroups;
 mod container;
 mod facts;
+mod overflow;
 mod processes;
 mod scan;
 
@@ -52,6 +53,7 @@ use crate::model::{
 };
 
 use cgroups::{Added, Cgroups, Owner};
+use overflow::{Overflow, Room};
 use processes::Budget;
 use scan::Repair;
 
@@ -66,6 +68,9 @@ pub struct Lifecycle {
     parked: Vec<KernelEvent>,
     start_up: StartUp,
     repair: Option<Repair>,
+    overflow: Overflow,
+    /// For what is not followed.
+    room: Room,
     /// The end of the last loss: what must rest on unbroken records rests on younger ones.
     unbroken_since: KernelTime,
 }
@@ -89,6 +94,8 @@ impl Lifecycle {
             parked: Vec::new(),
             start_up: StartUp::Scanning,
             repair: None,
+            overflow: Overflow::default(),
+            room: Room::default(),
             unbroken_since: KernelTime(0),
         }
     }
@@ -100,7 +107,7 @@ impl Lifecycle {
             Observation::Lost(loss) => self.lost(loss, output),
             Observation::Scan(scan) => self.scan(&scan, output),
             Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
-            Observation::Tick { at } => self.cgroups.expire(at, &self.bounds, &mut self.budget),
+            Observation::Tick { at } => self.tick(at, output),
             // Bounds are no part of a life.
             Observation::LimitsRead(_) | Observation::Evidence(_) | Observation::LimitsRequested { .. } => {}
         }
@@ -165,7 +172,12 @@ impl Lifecycle {
                 match self.cgroups.add(cgroup, *parent, path, at, Some(at), &self.bounds) {
                     Added::Container => self.introduce(at, cgroup, actor.clone(), output),
                     Added::Group | Added::Known => {}
-                    Added::Full => self.counters.cgroups_full += 1,
+                    Added::Full => {
+                        self.counters.cgroups_full += 1;
+                        self.room.lacks();
+                        let owner = self.container_of(*parent);
+                        self.overflow.note("cgroup_mkdir", owner, at);
+                    }
                     Added::Unplaced => self.unknown(event, output),
                 }
             }
@@ -195,6 +207,24 @@ impl Lifecycle {
         }
     }
 
+    fn container_of(&self, cgroup: CgroupId) -> Option<Arc<Subject>> {
+        match self.cgroups.owner(cgroup) {
+            Owner::Container(container) => self.cgroups.subject(container).cloned(),
+            Owner::Nobody | Owner::Unknown => None,
+        }
+    }
+
+    /// Reports what did not fit since the last tick, and looks again where there may be room by now.
+    fn tick(&mut self, at: KernelTime, output: &mut Output) {
+        self.cgroups.expire(at, &self.bounds, &mut self.budget);
+        let refused = std::mem::take(&mut self.budget.unreported);
+        self.overflow.note_many("process", refused, None, at);
+        self.overflow.report(at, output);
+        if self.room.is_due(at) {
+            self.repair_when_there_is_room(at, output);
+        }
+    }
+
     fn introduce(&mut self, at: KernelTime, cgroup: CgroupId, actor: Actor, output: &mut Output) {
         if let Some(container) = self.cgroups.container_mut(cgroup) {
             output.emit(at, Basis::CgroupMkdir, &container.subject, Kind::Created { actor: Some(actor) });
@@ -220,6 +250,7 @@ impl Lifecycle {
             output.emit(at, basis, &container.subject, Kind::Deleted { actor });
         }
         self.cgroups.remove(cgroup, at, &self.bounds, &mut self.budget, &mut self.counters);
+        self.room.made();
     }
 
     fn in_container(&mut self, event: KernelEvent, id: CgroupId, output: &mut Output) {
@@ -287,6 +318,9 @@ impl Lifecycle {
             || self.parked.len() >= self.bounds.parked;
         if hopeless {
             self.counters.unknown_dropped += 1;
+            if self.parked.len() >= self.bounds.parked {
+                self.overflow.note("record", None, event.at);
+            }
             return;
         }
         if !self.scan_is_expected() {

@@ -13,11 +13,13 @@ pub(super) struct Budget {
     left: usize,
     /// How often there was no place.
     pub(super) refused: u64,
+    /// Of these, not reported yet.
+    pub(super) unreported: u64,
 }
 
 impl Budget {
     pub(super) fn new(processes: usize) -> Self {
-        Self { left: processes, refused: 0 }
+        Self { left: processes, refused: 0, unreported: 0 }
     }
 }
 
@@ -58,7 +60,10 @@ impl Processes {
                 budget.left = left;
                 self.known.insert(key, known);
             }
-            None => budget.refused += 1,
+            None => {
+                budget.refused += 1;
+                budget.unreported += 1;
+            }
         }
     }
 

@@ -119,7 +119,12 @@ impl Lifecycle {
             ScanReason::Initial => Basis::InitialScan,
             ScanReason::Repair => Basis::RepairScan,
         };
+        self.room.scanned(scan.ended);
         let gone = self.remove_missing(scan, basis, output);
+        if scan.untracked > 0 {
+            self.room.lacks();
+            self.overflow.note_many("cgroup_mkdir", scan.untracked, None, scan.ended);
+        }
         let views = self.look(scan);
         let found = self.introduce_found(&views, scan, basis, output);
         for view in &views {
@@ -136,6 +141,13 @@ impl Lifecycle {
             }
         }
         self.conclude(scan, Tally { found, gone, corrected }, unclear, output);
+    }
+
+    /// What is not followed may be by now.
+    pub(super) fn repair_when_there_is_room(&mut self, at: KernelTime, output: &mut Output) {
+        self.room.asked();
+        output.actions.push(Action::Rescan);
+        self.repair.get_or_insert(Repair::new(at)).after_gap();
     }
 
     fn remove_missing(&mut self, scan: &Scan, basis: Basis, output: &mut Output) -> u32 {
@@ -162,6 +174,9 @@ impl Lifecycle {
                 Added::Group | Added::Known => Knowledge::Known,
                 Added::Full => {
                     self.counters.cgroups_full += 1;
+                    self.room.lacks();
+                    let owner = self.container_of(cgroup.parent);
+                    self.overflow.note("cgroup_mkdir", owner, scan.ended);
                     continue;
                 }
                 // In a container that was removed or found no place.
@@ -319,6 +334,9 @@ impl Lifecycle {
                 repair.tally.add(tally);
                 if scan.began < repair.since {
                     output.actions.push(Action::Rescan);
+                    self.repair = Some(repair);
+                } else if self.room.is_lacking() {
+                    // Not right as long as something is not followed.
                     self.repair = Some(repair);
                 } else if repair.gap_told || repair.tally != Tally::default() {
                     let Tally { found, gone, corrected } = repair.tally;

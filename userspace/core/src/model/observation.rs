@@ -71,8 +71,16 @@ pub struct Scan {
     pub began: KernelTime,
     /// When it ended.
     pub ended: KernelTime,
+    /// Cgroups that were found and that the kernel side cannot track, for its set is full: their records do not come.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub untracked: u64,
     /// Parents before their children.
     pub cgroups: Vec<ScannedCgroup>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Why a scan is made.

@@ -174,7 +174,7 @@ impl Node {
     pub fn scan(&mut self, reason: ScanReason, began: u64, cgroups: Vec<ScannedCgroup>) {
         self.now += 1;
         let (began, ended) = (KernelTime(began), KernelTime(self.now));
-        self.observe(Observation::Scan(Scan { reason, began, ended, cgroups }));
+        self.observe(Observation::Scan(Scan { reason, began, ended, untracked: 0, cgroups }));
     }
 
     pub fn tell(&mut self, cgroup: u64, facts: Option<Arc<RuntimeFacts>>) {

@@ -260,7 +260,13 @@ fn scan(reason: ScanReason) -> Observation {
         populated: None,
         processes: Vec::new(),
     };
-    Observation::Scan(Scan { reason, began: KernelTime(1), ended: KernelTime(2), cgroups: vec![cgroup] })
+    Observation::Scan(Scan {
+        reason,
+        began: KernelTime(1),
+        ended: KernelTime(2),
+        untracked: 0,
+        cgroups: vec![cgroup],
+    })
 }
 
 #[test]
@@ -525,6 +531,7 @@ mod verdicts {
             reason: ScanReason::Repair,
             began: KernelTime(1_100),
             ended: KernelTime(1_200),
+            untracked: 0,
             cgroups: Vec::new(),
         });
         let mut bed = Bed::new();

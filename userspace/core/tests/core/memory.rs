@@ -1,7 +1,8 @@
 //! What the machine remembers, for how long, and what it does when that is not enough.
 
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{CgroupId, KernelTime, Observation};
+use kwitness_core::model::ScanReason::Repair;
+use kwitness_core::model::{Action, CgroupId, KernelTime, Observation, Scan};
 
 use crate::common::*;
 
@@ -130,4 +131,83 @@ fn a_mkdir_told_twice_is_one() {
     node.mkdir(7);
     assert_eq!(node.events(), ["102 created by runc (mkdir) 7", "104 deleted by runc (rmdir) 7"]);
     assert!(node.machine.containers().all(|container| container.subject.cgroup_id != CgroupId(7)));
+}
+
+#[test]
+fn cgroups_that_do_not_fit_are_a_gap_that_says_whose_they_are() {
+    // The pod, the container and one group in it.
+    let mut node = Node::with(Bounds { cgroups: 3, ..Bounds::default() });
+    node.start(7, 50);
+    for group in 20..25 {
+        node.mkdir_at(group, 7, &group.to_string());
+    }
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+    assert_eq!(node.events(), ["110 gap CapacityExceeded {\"cgroup_mkdir\": 4} (daemon) 7"]);
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+    assert_eq!(node.events(), [""; 0], "once");
+}
+
+#[test]
+fn processes_and_records_that_do_not_fit_are_a_gap() {
+    let mut node = Node::with(Bounds { processes: 1, parked: 1, ..Bounds::default() });
+    node.start(7, 50);
+    node.fork(7, child(51, 7));
+    for unknown in 30..33 {
+        node.populated(unknown, true);
+    }
+    node.events();
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+    assert_eq!(node.events(), ["109 gap CapacityExceeded {\"process\": 1, \"record\": 2} (daemon)"]);
+}
+
+#[test]
+fn the_state_is_right_again_only_when_nothing_is_untracked_and_room_is_used() {
+    let mut node = Node::with(Bounds { cgroups: 2, ..Bounds::default() });
+    node.start(7, 50);
+    node.mkdir(8);
+    node.actions();
+    node.lose(node.now, node.now);
+    let both = || vec![pod(), container(7, vec![(entering(50, 7), "/bin/app")]), container(8, vec![])];
+    node.scan(Repair, node.now, both());
+    let events = node.events();
+    assert!(
+        !events.iter().any(|event| event.contains("resynced")),
+        "container 8 is not followed: {events:?}"
+    );
+    node.actions();
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+    assert_eq!(node.actions(), [], "there is no room yet");
+    // The first container goes, and makes room.
+    node.rmdir(7);
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+    assert_eq!(node.actions(), [Action::Rescan]);
+    node.scan(Repair, node.now, vec![pod(), container(8, vec![])]);
+    let events = node.events();
+    assert!(events.iter().any(|event| event.contains("resynced found 1")), "{events:?}");
+    assert!(node.state(8).is_some());
+}
+
+#[test]
+fn what_the_kernel_side_cannot_track_is_looked_for_again_and_is_never_a_ghost() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.lose(node.now, node.now);
+    node.actions();
+    let found = vec![pod(), container(7, vec![(entering(50, 7), "/bin/app")])];
+    let began = KernelTime(node.now);
+    node.observe(Observation::Scan(Scan {
+        reason: Repair,
+        began,
+        ended: began,
+        untracked: 1,
+        cgroups: found,
+    }));
+    assert!(!node.events().iter().any(|event| event.contains("resynced")));
+    node.actions();
+    // Nothing makes room: its end would not be seen, so it is looked for all the same.
+    node.observe(Observation::Tick { at: KernelTime(began.0 + 10_000_000_000) });
+    assert_eq!(node.actions(), [Action::Rescan]);
+    node.scan(Repair, began.0 + 10_000_000_000, vec![pod()]);
+    assert!(node.state(7).is_none(), "its cgroup is gone");
+    assert!(node.events().iter().any(|event| event.contains("resynced")));
 }
