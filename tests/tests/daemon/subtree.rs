@@ -2,18 +2,18 @@
 
 use anyhow::{Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::bed::Bed;
 use kwitness_tests::cgroup::TestCgroup;
+use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::Kubepods;
 
 use crate::command::{kwitness, run};
 
-pub(crate) async fn a_neighbouring_subtree_is_not_seen(bed: &Bed) -> Result<()> {
-    let subtree = bed.environment.cgroup(&format!("node-{}", std::process::id()));
-    let _top = TestCgroup::make(&bed.environment.cgroup2, &subtree)?;
-    let node = Environment { subtree: Some(subtree.clone()), ..bed.environment.clone() };
-    let (neighbours, own) = (Kubepods::make(&bed.environment)?, Kubepods::make(&node)?);
+pub(crate) async fn a_neighbouring_subtree_is_not_seen(ctx: &TestContext) -> Result<()> {
+    let subtree = ctx.environment.cgroup(&format!("node-{}", std::process::id()));
+    let _top = TestCgroup::make(&ctx.environment.cgroup2, &subtree)?;
+    let node = Environment { subtree: Some(subtree.clone()), ..ctx.environment.clone() };
+    let (neighbours, own) = (Kubepods::make(&ctx.environment)?, Kubepods::make(&node)?);
     let (neighbour, container) = (neighbours.container()?, own.container()?);
     let agent = Agent::start(&node, &[&format!("kernel.subtree={subtree}")]).await?;
 
@@ -35,9 +35,9 @@ pub(crate) async fn a_neighbouring_subtree_is_not_seen(bed: &Bed) -> Result<()> 
     agent.stop()
 }
 
-pub(crate) async fn a_subtree_that_is_not_there_is_an_error(bed: &Bed) -> Result<()> {
+pub(crate) async fn a_subtree_that_is_not_there_is_an_error(ctx: &TestContext) -> Result<()> {
     let directory = tempfile::tempdir_in("/run")?;
-    let mut command = kwitness(bed, ["daemon", "--set", "kernel.subtree=/kwitness-is-not-here", "--socket"]);
+    let mut command = kwitness(ctx, ["daemon", "--set", "kernel.subtree=/kwitness-is-not-here", "--socket"]);
     command.arg(directory.path().join("kwitness.sock"));
     run(command).await?.check(1)?.check_says(&["/kwitness-is-not-here", "kernel.subtree"])
 }

@@ -4,18 +4,15 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
-use kwitness_tests::cgroup;
 use kwitness_tests::suite::Case;
-use nix::sched::CloneFlags;
 
-use crate::child::{Action, Child};
 use crate::producer;
 use crate::session::{Root, Session, rmdir};
 use crate::{Loaded, settings};

@@ -31,7 +31,8 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let (mut later, mut sooner, mut delays) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..count {
         let id = node.run(&pod, &ContainerSpec::shell(&format!("end-{number}"), "sleep 0.1; exit 1")).await?;
-        let stopped = |told: &kwitness_tests::cri_events::Told| told.has(&id, Type::ContainerStoppedEvent);
+        let stopped =
+            |told: &kwitness_tests::cri_events::CriEvents| told.has(&id, Type::ContainerStoppedEvent);
         let mut at = Vec::new();
         for subscriber in [&mut ours, &mut theirs] {
             let told = subscriber.wait_until("STOPPED", stopped).await?;

@@ -173,12 +173,15 @@ impl Checkpoint {
 /// What a read gave.
 type Read = Result<Arc<Checkpoint>, Arc<CheckpointError>>;
 
+/// A read that is under way, and when it began.
+type UnderWay = (Instant, watch::Receiver<Option<Read>>);
+
 /// Reads one checkpoint for all who want to know. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct CheckpointFile {
     path: Arc<Path>,
     /// The read that is under way; it is over when its sender is gone.
-    reading: Arc<Mutex<Option<(Instant, watch::Receiver<Option<Read>>)>>>,
+    reading: Arc<Mutex<Option<UnderWay>>>,
 }
 
 impl CheckpointFile {

@@ -5,7 +5,8 @@
 
 mod address;
 mod error;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;
 mod watch;
 
