@@ -23,6 +23,10 @@ pub const REQUESTS_MAX: usize = 256;
 /// The messages and the client that `build.rs` generates. The module is named without the version: a client moves to the
 /// next one by moving to the next release of this crate.
 #[expect(missing_docs, clippy::allow_attributes, reason = "generated; the protobuf files document it")]
+#[cfg_attr(
+    test,
+    expect(clippy::items_after_test_module, reason = "the generated server is for the client's tests only")
+)]
 pub mod proto {
     tonic::include_proto!("kwitness.v1alpha1");
     include!(concat!(env!("OUT_DIR"), "/kwitness.v1alpha1.serde.rs"));
