@@ -113,6 +113,15 @@ pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>], at: KernelTime
     });
     let cpu = all(Resource::Cpu).and_then(|wanted| {
         let period = CpuMax::DEFAULT_PERIOD;
+        // As the kubelet does it: the sum first, then the least quota that there is.
+        let milli = |wanted: &Wanted| match wanted {
+            Wanted::MilliCpu(milli) if *milli > 0 => Some(*milli),
+            _ => None,
+        };
+        if let Some(all) = wanted.iter().map(milli).collect::<Option<Vec<u64>>>() {
+            let sum = all.into_iter().fold(0, u64::saturating_add);
+            return Some(CpuMax { quota: convert::quota(sum, period), period });
+        }
         let quota = convert::sum(wanted.into_iter().filter_map(|wanted| match wanted {
             Wanted::MilliCpu(milli) => Some(convert::quota(milli, period)),
             Wanted::Quota(cpu) if cpu.period == period => Some(cpu.quota),
@@ -200,6 +209,21 @@ mod tests {
             ]
         );
         assert_eq!(of_request(&proto::CriResources::default(), AT), []);
+    }
+
+    #[test]
+    fn tiny_limits_are_summed_before_the_least_quota_is_taken() {
+        let of = |milli| {
+            let wanted = Wanted::MilliCpu(milli);
+            vec![(Resource::Cpu, DesiredLimit { source: Source::KubeletAllocated, at: AT, wanted })]
+        };
+        for (containers, quota) in [(vec![of(5), of(5)], 1000), (vec![of(4), of(4), of(4)], 1200)] {
+            let pod = of_pod(Source::KubeletAllocated, &containers, AT);
+            assert_eq!(
+                wanted(&pod),
+                [Wanted::QuotaAtLeast(cpu(Bound::At(quota)))].map(|of| (Resource::Cpu, of))
+            );
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wanted};
+use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
@@ -154,19 +154,32 @@ impl Checkpoint {
 
     /// What a container should have; empty: the checkpoint does not know it.
     pub(super) fn container(&self, uid: &str, name: &str, source: Source, at: KernelTime) -> Vec<Desired> {
-        let of =
-            |pod: &'_ Pod| pod.container_resources.as_ref()?.get(name).map(|found| limits(found, source, at));
-        // What cannot be understood is not claimed.
-        self.pods.get(uid).and_then(of).and_then(Result::ok).unwrap_or_default()
+        // What cannot be understood is not desired.
+        let of = |pod: &Pod| {
+            let found = pod.container_resources.as_ref()?.get(name)?;
+            limits(found, pod.pod_level_resources.as_ref(), source, at).ok()
+        };
+        self.pods.get(uid).and_then(of).unwrap_or_default()
     }
 
     /// What a pod should have, where its spec says that of the pod as a whole.
     pub(super) fn pod(&self, uid: &str, source: Source, at: KernelTime) -> Vec<Desired> {
         let found = self.pods.get(uid).and_then(|pod| pod.pod_level_resources.as_ref());
-        let mut limits = found.and_then(|found| limits(found, source, at).ok()).unwrap_or_default();
-        // What the pod as a whole does not limit, its containers may.
-        limits.retain(|(_, limit)| !is_unlimited(limit.wanted));
-        limits
+        let limits = found.and_then(|found| limits(found, None, source, at).ok()).unwrap_or_default();
+        // The overhead of the pod's RuntimeClass comes on top, and raises its weight. What the pod as a whole does not limit, its
+        // containers may.
+        let at_least = |(resource, limit): Desired| {
+            let period = CpuMax::DEFAULT_PERIOD;
+            let wanted = match limit.wanted {
+                Wanted::MilliCpu(milli) if milli > 0 => {
+                    Wanted::QuotaAtLeast(CpuMax { quota: convert::quota(milli, period), period })
+                }
+                Wanted::Memory(bound @ Bound::At(_)) => Wanted::MemoryAtLeast(bound),
+                _ => return None,
+            };
+            Some((resource, DesiredLimit { wanted, ..limit }))
+        };
+        limits.into_iter().filter_map(at_least).collect()
     }
 }
 
@@ -237,16 +250,24 @@ impl CheckpointFile {
     }
 }
 
-fn is_unlimited(wanted: Wanted) -> bool {
-    matches!(wanted, Wanted::MilliCpu(0) | Wanted::Memory(Bound::Unlimited))
-}
-
-/// A container without a limit is given none: the kubelet sends no quota and no memory limit.
-fn limits(found: &Requirements, source: Source, at: KernelTime) -> Result<Vec<Desired>, QuantityError> {
+/// A container without a limit is given its pod's, if the pod as a whole has one (kubelet `getCPULimit`, `getMemoryLimit` in
+/// `kuberuntime_container_linux.go`), and else none: the kubelet sends no quota and no memory limit.
+fn limits(
+    found: &Requirements,
+    pod: Option<&Requirements>,
+    source: Source,
+    at: KernelTime,
+) -> Result<Vec<Desired>, QuantityError> {
+    let of_pod = pod.map(|pod| &pod.limits);
+    let or_pods = |own: &Option<String>, pods: fn(&Quantities) -> &Option<String>| {
+        own.clone().or_else(|| of_pod.and_then(|of| pods(of).clone()))
+    };
+    let cpu = or_pods(&found.limits.cpu, |of| &of.cpu);
+    let memory = or_pods(&found.limits.memory, |of| &of.memory);
     let desired = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
-    let limit = found.limits.cpu.as_deref().map(quantity::milli).transpose()?;
+    let limit = cpu.as_deref().map(quantity::milli).transpose()?;
     let request = found.requests.cpu.as_deref().map(quantity::milli).transpose()?.or(limit);
-    let memory = found.limits.memory.as_deref().map(quantity::whole).transpose()?;
+    let memory = memory.as_deref().map(quantity::whole).transpose()?;
     Ok(vec![
         desired(Resource::Cpu, Wanted::MilliCpu(limit.unwrap_or(0))),
         desired(Resource::CpuWeight, Wanted::Shares(convert::shares(request.unwrap_or(0)))),
@@ -292,11 +313,14 @@ mod tests {
             );
             assert_eq!(
                 of("free"),
-                [Wanted::MilliCpu(0), Wanted::Shares(2), Wanted::Memory(Bound::Unlimited)]
+                [Wanted::MilliCpu(1000), Wanted::Shares(1024), Wanted::Memory(Bound::Unlimited)],
+                "the pod has a CPU limit as a whole, and no memory limit"
             );
             assert_eq!(of("unknown"), []);
             let pod = checkpoint.pod("u", Source::KubeletAllocated, AT);
-            assert_eq!(wanted(&pod), [Wanted::MilliCpu(1000), Wanted::Shares(1024)]);
+            let period = CpuMax::DEFAULT_PERIOD;
+            let quota = CpuMax { quota: Bound::At(100_000), period };
+            assert_eq!(wanted(&pod), [Wanted::QuotaAtLeast(quota)], "a RuntimeClass's overhead comes on top");
         }
         assert!(parse(&file(None, "{}")).unwrap().pods.is_empty(), "no pod yet");
     }

@@ -168,6 +168,11 @@ fn accepts_quota(wanted: CpuMax, cpu: CpuMax) -> Option<Tolerance> {
 fn accepts_memory(wanted: Bound, bound: Bound, page: u64) -> Option<Tolerance> {
     match (wanted, bound) {
         _ if wanted == bound => Some(Tolerance::Exact),
+        // The kernel counts no more pages than that, and shows so many as `max` (`PAGE_COUNTER_MAX` in
+        // `include/linux/page_counter.h`).
+        (Bound::At(wanted), Bound::Unlimited) if wanted >= down_to_page(i64::MAX.unsigned_abs(), page) => {
+            Some(Tolerance::RoundedToPage)
+        }
         (Bound::At(wanted), Bound::At(is)) if down_to_page(wanted, page) == is => {
             Some(Tolerance::RoundedToPage)
         }
@@ -256,6 +261,16 @@ mod tests {
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::At(5000)), memory(1 << 20)), Some(Tolerance::RoomForMore));
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::Unlimited), memory(1 << 20)), None);
         assert_eq!(is(Wanted::Memory(Bound::At(1)), Value::Number(1)), None, "another limit file");
+    }
+
+    #[test]
+    fn a_limit_above_what_the_kernel_counts_is_none() {
+        let accepts = |bytes, page| {
+            Wanted::Memory(Bound::At(bytes)).accepts(&Value::Bound(Bound::Unlimited), page).is_some()
+        };
+        assert!(accepts(9_223_372_036_854_775_807, PAGE) && accepts(9_223_372_036_854_771_712, PAGE));
+        assert!(!accepts(9_223_372_036_854_771_711, PAGE));
+        assert!(accepts(9_223_372_036_854_710_272, 65_536));
     }
 
     proptest! {
