@@ -1,27 +1,52 @@
 //! The two clocks: `CLOCK_BOOTTIME`, which the kernel stamps records with, and the wall clock, which people read.
 //!
-//! Owns the reading of both and the conversion. A step of the wall clock moves what is converted later, never what
-//! was.
+//! Owns reading both and the conversion. The difference between them changes only when the wall clock is stepped (slewing moves
+//! both alike), so it is kept until a reading contradicts it, and each kernel time is converted with the difference that held
+//! then. A time therefore converts to the same wall-clock time whenever it is asked for.
+
+use std::sync::{PoisonError, RwLock};
 
 use kwitness_core::model::KernelTime;
 use nix::time::{ClockId, clock_gettime};
 
 use kwitness_api::Timestamp;
 
+/// Steps of the wall clock that are remembered. When more happen, the oldest go, and times before them convert with the oldest
+/// that is left.
+const STEPS_MAX: usize = 1024;
+/// How far a reading may contradict the known difference without being a step: what NTP corrects between two reads of the clocks.
+const TOLERANCE: i64 = 1_000;
+
+/// The steps of the wall clock, oldest first. A property of the machine, hence one for the process.
+static STEPS: RwLock<Vec<Step>> = RwLock::new(Vec::new());
+
+/// From this time on, the wall clock is so far ahead of boot time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    from: KernelTime,
+    /// Wall clock minus boot time, in nanoseconds.
+    offset: i64,
+}
+
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     now: KernelTime,
-    /// Wall clock minus boot time, in nanoseconds.
-    offset: i64,
+    /// The last step before that moment.
+    step: Step,
 }
 
 impl Clock {
     /// Reads both.
     pub fn read() -> Self {
-        let boot = nanos(ClockId::CLOCK_BOOTTIME);
-        let offset = nanos(ClockId::CLOCK_REALTIME) - boot;
-        Self { now: KernelTime(boot.unsigned_abs()), offset }
+        let reading = Reading::take();
+        let now = KernelTime(reading.after.unsigned_abs());
+        let known = STEPS.read().unwrap_or_else(PoisonError::into_inner).last().copied();
+        if let Some(step) = known.filter(|step| reading.agrees(step.offset)) {
+            return Self { now, step };
+        }
+        let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
+        Self { now, step: step(&mut steps, reading) }
     }
 
     /// The moment of the reading.
@@ -31,14 +56,68 @@ impl Clock {
 
     /// The wall clock's time of a kernel time.
     pub fn wall(self, at: KernelTime) -> Timestamp {
+        let offset = if at >= self.step.from {
+            self.step.offset
+        } else {
+            offset_at(&STEPS.read().unwrap_or_else(PoisonError::into_inner), at)
+        };
         let at = i64::try_from(at.0).unwrap_or(i64::MAX);
-        Timestamp::from_unix_nanos(at.saturating_add(self.offset))
+        Timestamp::from_unix_nanos(at.saturating_add(offset))
     }
 
     /// The kernel time of a wall clock's time; 0 for what was before the boot.
     pub fn kernel(self, time: Timestamp) -> KernelTime {
-        KernelTime(u64::try_from(time.to_unix_nanos().saturating_sub(self.offset)).unwrap_or(0))
+        KernelTime(u64::try_from(time.to_unix_nanos().saturating_sub(self.step.offset)).unwrap_or(0))
     }
+}
+
+/// The wall clock, and boot time right before and after.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    before: i64,
+    wall: i64,
+    after: i64,
+}
+
+impl Reading {
+    fn take() -> Self {
+        let before = nanos(ClockId::CLOCK_BOOTTIME);
+        let wall = nanos(ClockId::CLOCK_REALTIME);
+        Self { before, wall, after: nanos(ClockId::CLOCK_BOOTTIME) }
+    }
+
+    fn agrees(self, offset: i64) -> bool {
+        (self.wall - self.after - TOLERANCE..=self.wall - self.before + TOLERANCE).contains(&offset)
+    }
+
+    fn offset(self) -> i64 {
+        self.wall - self.before.midpoint(self.after)
+    }
+
+    /// The one that took the least time of a few: its offset is the most exact.
+    fn best() -> Self {
+        let readings = (0..8).map(|_| Self::take());
+        readings.min_by_key(|reading| reading.after - reading.before).unwrap_or_else(Self::take)
+    }
+}
+
+/// The step that a reading shows, unless another thread has found it already.
+fn step(steps: &mut Vec<Step>, reading: Reading) -> Step {
+    if let Some(last) = steps.last().filter(|last| reading.agrees(last.offset)) {
+        return *last;
+    }
+    let step = Step { from: KernelTime(reading.before.unsigned_abs()), offset: Reading::best().offset() };
+    if steps.len() == STEPS_MAX {
+        steps.remove(0);
+    }
+    steps.push(step);
+    step
+}
+
+/// The first step stands for all that was before it.
+fn offset_at(steps: &[Step], at: KernelTime) -> i64 {
+    let later = steps.partition_point(|step| step.from <= at);
+    steps.get(later.saturating_sub(1)).map_or(0, |step| step.offset)
 }
 
 /// Both clocks exist on every kernel that runs the probes, and reading one fails for no other reason.
@@ -58,5 +137,28 @@ mod tests {
         let wall = clock.wall(clock.now()).to_unix_nanos();
         let system = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
         assert!((system as i64 - wall).abs() < 1_000_000_000, "{wall} {system}");
+    }
+
+    #[test]
+    fn a_time_converts_to_the_same_whenever_it_is_asked_for() {
+        let at = KernelTime(1_000);
+        let first = Clock::read().wall(at);
+        for _ in 0..10_000 {
+            assert_eq!(Clock::read().wall(at), first);
+        }
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_moves_what_comes_later_and_nothing_before() {
+        let mut steps = vec![Step { from: KernelTime(100), offset: 1_000_000 }];
+        let agreeing = Reading { before: 200, wall: 1_000_210, after: 220 };
+        assert_eq!(step(&mut steps, agreeing).offset, 1_000_000);
+        assert_eq!(steps.len(), 1);
+        let stepped = Reading { before: 300, wall: 9_000_310, after: 320 };
+        step(&mut steps, stepped);
+        assert_eq!((steps.len(), steps[1].from), (2, KernelTime(300)));
+        assert_eq!(offset_at(&steps, KernelTime(299)), 1_000_000);
+        assert_eq!(offset_at(&steps, KernelTime(50)), 1_000_000, "the oldest that is known");
+        assert_eq!(offset_at(&steps, KernelTime(300)), steps[1].offset);
     }
 }

@@ -13,14 +13,14 @@ use kwitness_core::lifecycle::Bounds;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, About, Service};
+use crate::api::{self, About, Admission, Service};
 use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch, in_initial_pid_namespace};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::{Engine, Handle, Parts, Scans};
-use crate::hub::Hub;
+use crate::hub::{Capacity, Hub};
 use crate::probe::need::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
 use crate::verify::{JudgeQueue, Verifier};
@@ -54,8 +54,13 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     tell(&capabilities);
 
     let stop = CancellationToken::new();
-    let (hub, writer) =
-        Hub::new(epoch(), NonZeroUsize::new(config.replay_window).context("no replay window")?);
+    let (hub, writer) = Hub::new(
+        epoch(),
+        Capacity {
+            items: NonZeroUsize::new(config.replay_window).context("no replay window")?,
+            bytes: config.replay_bytes,
+        },
+    );
     let (answer, answers) = mpsc::channel(ANSWERS);
     let reader = LimitReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
@@ -83,7 +88,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let connections = listener.counters();
     let reports = handle.clone();
     let about = About {
-        started_at: clock.wall(clock.now()),
+        started: clock.now(),
+        config_file: config.file.clone(),
+        socket: config.socket.clone(),
         node_name: config.node_name.clone().unwrap_or_else(host_name),
         capabilities,
         subtree: config.subtree.to_string(),
@@ -93,7 +100,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let following = tokio::spawn(verifier.clone().follow());
     let (events, telling) = cri_events::start(&config.runtime, hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
-    let service = Service::new(hub, handle, resolver, verifier, about, config.max_watchers, stop.clone());
+    let admission = Admission::new(config.max_calls);
+    let service = Service::new(hub, handle, resolver, verifier, about, admission, stop.clone());
     let service = service.with_cri_events(events);
     let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();

@@ -32,6 +32,11 @@ pub struct Position {
 pub struct Cursor(u64);
 
 impl Cursor {
+    /// After the event with that number.
+    pub fn after(seq: u64) -> Self {
+        Self(seq)
+    }
+
     /// The number of the last event read; 0 before the first.
     pub fn seq(self) -> u64 {
         self.0
@@ -112,7 +117,32 @@ impl<T> Journal<T> {
         &self.epoch
     }
 
-    /// How many events stay readable.
+    /// The oldest event, which is no longer readable then.
+    pub fn pop_oldest(&mut self) -> Option<T> {
+        self.window.pop_front()
+    }
+
+    /// The event with that number, if it is still there.
+    pub fn get(&self, seq: u64) -> Option<&T> {
+        self.window.get(usize::try_from(seq.checked_sub(self.first_seq())?).ok()?)
+    }
+
+    /// How many events are readable.
+    pub fn len(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Whether no event is readable.
+    pub fn is_empty(&self) -> bool {
+        self.window.is_empty()
+    }
+
+    /// Whether one more event makes the oldest go.
+    pub fn is_full(&self) -> bool {
+        self.window.len() == self.capacity.get()
+    }
+
+    /// How many events stay readable at most.
     pub fn capacity(&self) -> NonZeroUsize {
         self.capacity
     }

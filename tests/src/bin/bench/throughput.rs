@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use kwitness_abi::{Header, Process, RecordKind, TaskExec, TaskExit, TaskFork};
 use kwitness_agent::api::kwitness_server::{Kwitness, KwitnessServer};
 use kwitness_agent::clock::Clock;
-use kwitness_agent::hub::{Batch, Filter, Hub, Start, Watcher, Writer};
+use kwitness_agent::hub::{Batch, Capacity, Filter, Hub, Start, Watcher, Writer};
 use kwitness_agent::probe::{Loaded, Settings};
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
@@ -101,7 +101,13 @@ pub(crate) fn feed(socket: &Path, records: u64) -> Result<()> {
     runtime.block_on(async {
         let recording = Recording::take().await?;
         let epoch = Epoch("bench".into());
-        let (hub, writer) = Hub::new(epoch, NonZeroUsize::new(REPLAY_WINDOW).context("no replay window")?);
+        let (hub, writer) = Hub::new(
+            epoch,
+            Capacity {
+                items: NonZeroUsize::new(REPLAY_WINDOW).context("no replay window")?,
+                bytes: 64 << 20,
+            },
+        );
         let listener = tokio::net::UnixListener::bind(socket).context("listen")?;
         let taken = Arc::new(AtomicU64::new(0));
         let (arrived, mut arrival) = tokio::sync::mpsc::channel(1);

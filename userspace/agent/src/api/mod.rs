@@ -1,8 +1,9 @@
 //! The API: `kwitness.v1alpha1`, the CRI's event stream, health and reflection over one Unix socket.
 //!
-//! Owns the socket, the number of watchers, and the answers' shape. Knows events and containers only as the hub and the
+//! Owns the socket, the limits on calls, and the answers' shape. Knows events and containers only as the hub and the
 //! engine give them; never changes anything.
 
+mod admission;
 mod service;
 #[expect(
     clippy::allow_attributes,
@@ -23,6 +24,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub use admission::Admission;
 pub use service::{About, Service, need};
 
 use crate::cri_events::{RuntimeEvents, Unserved};
@@ -32,6 +34,8 @@ use kwitness_server::KwitnessServer;
 use kwitness_service::Listener;
 pub use server::kwitness_server;
 
+/// The most bytes in a request. The largest that makes sense is a filter with all its lists full, some 400 KiB.
+const REQUEST_BYTES_MAX: usize = 512 << 10;
 /// How long clients get to take what they were sent, once the daemon stops.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -69,13 +73,23 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
-        .context("cannot serve reflection")?;
+        .context("cannot serve reflection")?
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
+    // grpcio's reflection client and older grpcurl know only this one.
+    let reflection_v1alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()
+        .context("cannot serve reflection")?
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
     let server = Server::builder()
-        .add_service(KwitnessServer::new(service))
+        .layer(service.admission().clone())
+        .add_service(KwitnessServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(runtime_events)
         .add_service(Unserved)
-        .add_service(health_service)
-        .add_service(reflection);
+        .add_service(health_service.max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(reflection)
+        .add_service(reflection_v1alpha);
     let closing = health.clone();
     let serving = async move {
         let server =

@@ -1,19 +1,21 @@
 //! The methods of `kwitness.v1alpha1.Kwitness`. Each answer is put together here from what the hub, the engine and the resolver
 //! know; nothing is remembered from one call to the next.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
 use kwitness_core::journal::{Epoch, Position};
-use kwitness_core::model::{ContainerId, Judged, Observation, Subject};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use kwitness_core::model::{ContainerId, Judged, KernelTime, Observation, Subject};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::api::admission::Admission;
 use crate::api::kwitness_server::Kwitness;
 use crate::clock::Clock;
+use crate::config::Call;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
@@ -21,9 +23,8 @@ use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, NeedReport, ProgramStats};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{convert, verdicts};
-use kwitness_api::{REQUESTS_MAX, Timestamp, proto};
+use kwitness_api::{REQUESTS_MAX, proto};
 
-/// Requests in one `ReportCriRequests` at most.
 /// The longest that `Verify` waits.
 const WAIT_MAX_MS: u32 = 600_000;
 /// The longest that it watches usage.
@@ -33,7 +34,11 @@ const PROVE_MAX_MS: u32 = 60_000;
 #[derive(Clone, Debug)]
 pub struct About {
     /// When it was started.
-    pub started_at: Timestamp,
+    pub started: KernelTime,
+    /// The configuration file in use.
+    pub config_file: Option<PathBuf>,
+    /// The socket that it serves.
+    pub socket: PathBuf,
     /// The node's name.
     pub node_name: String,
     /// What the kernel offers.
@@ -50,7 +55,7 @@ pub struct Service {
     resolver: Resolver,
     verifier: Verifier,
     about: Arc<About>,
-    watchers: Arc<Semaphore>,
+    admission: Admission,
     cri_events: Option<Events>,
     stop: CancellationToken,
 }
@@ -63,16 +68,20 @@ impl Service {
         resolver: Resolver,
         verifier: Verifier,
         about: About,
-        max_watchers: usize,
+        admission: Admission,
         stop: CancellationToken,
     ) -> Self {
-        let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self { hub, engine, resolver, verifier, about: Arc::new(about), watchers, cri_events: None, stop }
+        Self { hub, engine, resolver, verifier, about: Arc::new(about), admission, cri_events: None, stop }
     }
 
     /// Shows the counters of the CRI's event stream, too.
     pub fn with_cri_events(self, events: Events) -> Self {
         Self { cri_events: Some(events), ..self }
+    }
+
+    /// How many calls it answers at a time.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Stopped> {
@@ -83,7 +92,17 @@ impl Service {
     }
 
     async fn start(&self, request: proto::WatchRequest, filter: Filter) -> Result<Watching, Status> {
-        let after = request.after.map(|after| Position { epoch: Epoch(after.epoch.into()), seq: after.seq });
+        let options = |mut watcher: Watcher| {
+            if let Some(until) = request.until {
+                watcher = watcher.until(Clock::read().kernel(until));
+            }
+            if request.limit > 0 {
+                watcher = watcher.with_limit(request.limit);
+            }
+            if request.resolve_names { watcher.resolving_names() } else { watcher }
+        };
+        let after =
+            request.after.clone().map(|after| Position { epoch: Epoch(after.epoch.into()), seq: after.seq });
         let start = match (after, request.since) {
             (Some(_), Some(_)) => {
                 return Err(Status::invalid_argument("`after` and `since` exclude each other"));
@@ -101,7 +120,7 @@ impl Service {
                     .watch(Start::Snapshot { position, instead_of: after }, !request.no_follow, filter)
                     .map_err(|error| Status::out_of_range(error.to_string()))?;
                 let first = watcher.opening().with_snapshot(snapshot);
-                return Ok(Watching { first: Some(first), watcher });
+                return Ok(Watching { first: Some(first), watcher: options(watcher) });
             }
             (Some(position), None) => Start::After(position),
             (None, Some(time)) => Start::Since(Clock::read().kernel(time)),
@@ -111,7 +130,7 @@ impl Service {
             .hub
             .watch(start, !request.no_follow, filter)
             .map_err(|error| Status::out_of_range(error.to_string()))?;
-        Ok(Watching { first: Some(watcher.opening()), watcher })
+        Ok(Watching { first: Some(watcher.opening()), watcher: options(watcher) })
     }
 }
 
@@ -122,19 +141,15 @@ struct Watching {
 }
 
 impl Watching {
-    fn into_stream(
-        self,
-        permit: OwnedSemaphorePermit,
-        stop: CancellationToken,
-    ) -> impl Stream<Item = Result<Batch, Status>> {
-        futures_util::stream::unfold(Some((self, permit, stop)), async |state| {
-            let (mut watching, permit, stop) = state?;
+    fn into_stream(self, stop: CancellationToken) -> impl Stream<Item = Result<Batch, Status>> {
+        futures_util::stream::unfold(Some((self, stop)), async |state| {
+            let (mut watching, stop) = state?;
             if let Some(first) = watching.first.take() {
-                return Some((Ok(first), Some((watching, permit, stop))));
+                return Some((Ok(first), Some((watching, stop))));
             }
             tokio::select! {
                 biased;
-                batch = watching.watcher.next() => Some((Ok(batch?), Some((watching, permit, stop)))),
+                batch = watching.watcher.next() => Some((Ok(batch?), Some((watching, stop)))),
                 () = stop.cancelled() => Some((Err(Status::unavailable("the daemon is stopping")), None)),
             }
         })
@@ -149,13 +164,10 @@ impl Kwitness for Service {
         &self,
         request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let Ok(permit) = self.watchers.clone().try_acquire_owned() else {
-            return Err(Status::resource_exhausted("too many watchers; raise api.max_watchers, or end one"));
-        };
         let mut request = request.into_inner();
         let filter = filter(request.filter.take())?;
         let watching = self.start(request, filter).await?;
-        Ok(Response::new(Box::pin(watching.into_stream(permit, self.stop.clone()))))
+        Ok(Response::new(Box::pin(watching.into_stream(self.stop.clone()))))
     }
 
     async fn list(
@@ -240,7 +252,8 @@ impl Kwitness for Service {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let report = self.engine.report().await?;
-        let About { started_at, node_name, capabilities, subtree } = &*self.about;
+        let About { started, config_file, socket, node_name, capabilities, subtree } = &*self.about;
+        let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
         counters.extend(self.verifier.requests().counters());
@@ -248,7 +261,7 @@ impl Kwitness for Service {
         Ok(Response::new(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.hub.position().epoch.0.to_string(),
-            started_at: Some(*started_at),
+            started_at: Some(clock.wall(*started)),
             kernel_release: capabilities.kernel.clone(),
             node_name: node_name.clone(),
             journal: Some(self.hub.extent()),
@@ -258,15 +271,25 @@ impl Kwitness for Service {
             counters,
             runtime: Some(self.resolver.status()),
             containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
-            watchers: u32::try_from(self.hub.watchers()).unwrap_or(u32::MAX),
+            watchers: self.admission.active(Call::Watch),
             cgroup_subtree: subtree.clone(),
-            ..Default::default()
+            uptime_seconds: clock.now().0.saturating_sub(started.0) / 1_000_000_000,
+            config_file: config_file.as_ref().map(|path| path.display().to_string()),
+            socket: socket.display().to_string(),
+            resident_bytes: resident_bytes(),
+            calls: self.admission.limits(),
         }))
     }
 }
 
 fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
     Filter::try_from(filter.unwrap_or_default()).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// The memory that this process has resident.
+fn resident_bytes() -> Option<u64> {
+    let pages = procfs::process::Process::myself().and_then(|process| process.statm()).ok()?.resident;
+    pages.checked_mul(procfs::page_size())
 }
 
 fn api_position(position: &Position) -> proto::Position {

@@ -32,13 +32,21 @@ use kwitness_api::REQUESTS_MAX;
 use super::*;
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
-use crate::config::RuntimeChoice;
+use crate::config::{Call, MaxCalls, RuntimeChoice};
 use crate::cri;
 use crate::engine::{Handle, Report, Request, Snapshot};
-use crate::hub::{Hub, Writer};
+use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::Capabilities;
 use crate::verify::{JudgeQueue, Verifier};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
+
+/// The older version of the reflection service.
+mod v1alpha {
+    pub use tonic_reflection::pb::v1alpha::ServerReflectionRequest;
+    pub use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
+    pub use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
+    pub use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
+}
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -116,12 +124,15 @@ impl Served {
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
-        let (hub, writer) = Hub::new(Epoch("now".into()), NonZeroUsize::new(64).unwrap());
+        let (hub, writer) =
+            Hub::new(Epoch("now".into()), Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 });
         let (engine, requests) = Handle::new();
         tokio::spawn(answer(requests, hub.clone()));
         let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
         let about = About {
-            started_at: Default::default(),
+            started: KernelTime(0),
+            config_file: Some("/etc/kwitness/config.toml".into()),
+            socket: path.clone(),
             node_name: "node-1".into(),
             capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
             subtree: "/".into(),
@@ -135,7 +146,8 @@ impl Served {
             resolver.clone(),
             "/does/not/exist".into(),
         );
-        let service = Service::new(hub.clone(), engine, resolver, verifier, about, 2, stop.clone());
+        let admission = Admission::new(MaxCalls::all(2));
+        let service = Service::new(hub.clone(), engine, resolver, verifier, about, admission, stop.clone());
         let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
@@ -240,6 +252,34 @@ async fn one_watcher_too_many_is_refused_and_room_is_made_again() {
 }
 
 #[tokio::test]
+async fn health_watches_are_limited_and_counted() {
+    let served = Served::start().await;
+    let watch = async || HealthClient::new(served.channel().await).watch(HealthCheckRequest::default()).await;
+    let _held = [watch().await.unwrap(), watch().await.unwrap()];
+    let refused = watch().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("api.max_health_watchers"), "{refused}");
+    let status = KwitnessClient::new(served.channel().await).status(proto::StatusRequest {}).await.unwrap();
+    let calls = status.into_inner().calls;
+    let row = calls.iter().find(|row| row.name == "health_watch").unwrap();
+    assert_eq!((row.max, row.active, row.refused), (2, 2, 1));
+}
+
+#[tokio::test]
+async fn a_giant_filter_is_refused() {
+    let served = Served::start().await;
+    let watch = async |pods| {
+        let filter = Some(proto::Filter { pods, ..Default::default() });
+        served.watch(proto::WatchRequest { filter, ..Default::default() }).await.unwrap_err()
+    };
+    let many = watch(vec!["pod".to_owned(); 1000]).await;
+    assert_eq!(many.code(), Code::InvalidArgument);
+    assert!(many.message().contains("filter.pods"), "{many}");
+    // 3.9 MB: it is not even decoded.
+    assert_eq!(watch(vec!["p".to_owned(); 1_300_000]).await.code(), Code::OutOfRange);
+}
+
+#[tokio::test]
 async fn list_and_status() {
     let mut served = Served::start().await;
     served.writer.append([created()], Clock::read());
@@ -254,6 +294,11 @@ async fn list_and_status() {
     assert_eq!((status.containers, status.lost["ring_full/task_exec"]), (1, 3));
     let journal = status.journal.unwrap();
     assert_eq!((journal.first_seq, journal.last_seq, journal.capacity), (1, 1, 64));
+    assert_eq!(journal.capacity_bytes, 1 << 20);
+    assert_eq!(status.config_file.as_deref(), Some("/etc/kwitness/config.toml"));
+    assert_eq!(status.socket, served.path.display().to_string());
+    assert!(status.uptime_seconds > 0 && status.resident_bytes.is_some_and(|bytes| bytes > 0), "{status:?}");
+    assert_eq!(status.calls.len(), Call::ALL.len());
 }
 
 #[tokio::test]
@@ -280,6 +325,21 @@ async fn reflection_names_the_services() {
     let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response;
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<&str> = list.service.iter().map(|service| &*service.name).collect();
+    assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}
+
+#[tokio::test]
+async fn reflection_v1alpha_names_the_services() {
+    let served = Served::start().await;
+    let mut client = v1alpha::ServerReflectionClient::new(served.channel().await);
+    let request = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(v1alpha::MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
     let names: Vec<&str> = list.service.iter().map(|service| &*service.name).collect();
     assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
 }

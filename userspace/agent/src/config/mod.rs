@@ -4,6 +4,7 @@
 //! All of it is checked before anything starts, and every mistake is told at once. Never touches the system
 //! beyond reading the one file.
 
+mod calls;
 mod settings;
 mod units;
 
@@ -18,6 +19,7 @@ use serde::de::IntoDeserializer as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+pub use calls::{Call, MaxCalls};
 pub use settings::{SETTINGS, Setting};
 
 use crate::cgroupfs::Subtree;
@@ -34,14 +36,18 @@ pub use kwitness_api::DEFAULT_SOCKET;
 pub struct Config {
     /// The API's Unix socket.
     pub socket: PathBuf,
-    /// How many clients may watch at a time.
-    pub max_watchers: usize,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// How many calls of each kind may be active at a time.
+    pub max_calls: MaxCalls,
     /// The part of the cgroup hierarchy that is watched.
     pub subtree: Subtree,
     /// The probes: rings, tracked set, roots, hooks.
     pub probe: probe::Settings,
     /// How many events can be replayed.
     pub replay_window: usize,
+    /// How many bytes of them.
+    pub replay_bytes: usize,
     /// The container runtime to ask.
     pub runtime: RuntimeChoice,
     /// Where the kubelet's checkpoints are.
@@ -115,7 +121,8 @@ impl Config {
                 ));
             }
         };
-        Ok(Self::parse(text.as_deref().map(|text| (path, text)), flags)?)
+        let config = Self::parse(text.as_deref().map(|text| (path, text)), flags)?;
+        Ok(Self { file: text.is_some().then(|| path.to_owned()), ..config })
     }
 
     fn parse(file: Option<(&Path, &str)>, flags: &[String]) -> Result<Self, Problems> {
@@ -269,7 +276,7 @@ mod tests {
         let text = "api.max_watchers = 7\n[kernel]\nroots = [\"docker-\"]\nlifecycle_ring = \"1MiB\"\n";
         let config =
             parse(text, &["api.max_watchers=9", "log.level=debug", "runtime.endpoint=none"]).unwrap();
-        assert_eq!(config.max_watchers, 9);
+        assert_eq!(config.max_calls.get(Call::Watch), 9);
         assert_eq!(config.probe.roots, ["docker-".parse().unwrap()]);
         assert_eq!(config.probe.lifecycle_ring.get(), 1 << 20);
         assert_eq!(config.log_filter, "debug");

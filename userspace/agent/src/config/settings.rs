@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::units::{count, parsed, size, text};
-use super::{Config, RuntimeChoice};
+use super::{Call, Config, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
 use crate::probe::need::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
@@ -49,22 +49,66 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "api.max_watchers",
-        expects: "a number from 1 to 4096",
+        expects: CALLS,
         default: Some("64"),
-        doc: "How many clients may watch at a time; one more is refused with RESOURCE_EXHAUSTED.",
-        apply: |config, value| {
-            config.max_watchers = count(value, 1..=4096)? as usize;
-            Ok(())
-        },
+        doc: "How many `Watch` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::Watch, value),
+    },
+    Setting {
+        key: "api.max_verify_calls",
+        expects: CALLS,
+        default: Some("1024"),
+        doc: "How many `Verify` calls may be active at a time. Waiting ones count. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::Verify, value),
+    },
+    Setting {
+        key: "api.max_list_calls",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many `List` calls may be active at a time. A call counts until its client has read the answer. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::List, value),
+    },
+    Setting {
+        key: "api.max_report_calls",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many `ReportCriRequests` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::ReportCriRequests, value),
+    },
+    Setting {
+        key: "api.max_health_watchers",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many `grpc.health.v1.Health/Watch` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::HealthWatch, value),
+    },
+    Setting {
+        key: "api.max_cri_subscribers",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many clients may subscribe to CRI container events at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::ContainerEvents, value),
     },
     Setting {
         key: "journal.replay_window",
         expects: "a number of events from 1024 to 16777216",
         default: Some("65536"),
-        doc: "How many events are kept, for clients that resume or are slow: about 150 bytes each. A client \
+        doc: "How many events are kept, for clients that resume or are slow. A client \
               that falls further behind gets a gap.",
         apply: |config, value| {
             config.replay_window = count(value, 1024..=1 << 24)? as usize;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "journal.replay_bytes",
+        expects: "a size from 1MiB to 4GiB",
+        default: Some(r#""64MiB""#),
+        doc: "How much memory these events may take. Labels are stored once per container. When either bound is reached, \
+              the oldest events go.",
+        apply: |config, value| {
+            config.replay_bytes =
+                usize::try_from(size(value, 1 << 20..=4 << 30)?).map_err(|_| "it is too large")?;
             Ok(())
         },
     },
@@ -239,10 +283,12 @@ impl Default for Config {
     fn default() -> Self {
         let mut config = Self {
             socket: PathBuf::new(),
-            max_watchers: 0,
+            file: None,
+            max_calls: MaxCalls::default(),
             subtree: Subtree::default(),
             probe: crate::probe::Settings::default(),
             replay_window: 0,
+            replay_bytes: 0,
             runtime: RuntimeChoice::Auto,
             kubelet_directory: PathBuf::new(),
             node_name: None,
@@ -259,6 +305,14 @@ impl Default for Config {
 }
 
 const RING: &str = "a size from 4KiB to 1GiB, a power of two";
+
+const CALLS: &str = "a number from 1 to 4096";
+
+fn set_calls(config: &mut Config, call: Call, value: &Value) -> Result<(), String> {
+    let max = u32::try_from(count(value, 1..=4096)?).map_err(|_| "it is too large")?;
+    config.max_calls.set(call, max);
+    Ok(())
+}
 
 fn set_ring(ring: &mut NonZeroU32, value: &Value) -> Result<(), String> {
     let size = size(value, 4096..=1 << 30)?;

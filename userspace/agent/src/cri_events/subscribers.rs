@@ -1,88 +1,127 @@
-//! Who gets the events: one bounded queue a subscriber, and the last events for one that comes back.
+//! Who gets the events: readers of one [`Window`], which also serves one that comes back.
 //!
-//! Every subscriber gets everything from its subscription on. One that does not read fills its own queue and nothing else; then
-//! its stream ends, after what is queued, with `RESOURCE_EXHAUSTED`. Ending is the honest way: the CRI has no word for "some events
-//! are missing", and a kubelet whose stream ends lists everything at once and subscribes again.
+//! Every subscriber gets everything from its subscription on. One that does not read hurts nobody: it holds at most one batch, and once
+//! the window has moved on without it, its stream ends with `RESOURCE_EXHAUSTED`. Ending is the honest way: the CRI has no word
+//! for "some events are missing", and a kubelet whose stream ends lists everything at once and subscribes again.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc};
+use kwitness_core::journal::{Cursor, Epoch, Journal};
+use tokio::sync::{Notify, watch};
 
-/// Events that wait for a subscriber at most; the kubelet's own queue has 1000 places. Statuses are shared between subscribers, some
-/// kilobytes an event.
-const QUEUE: usize = 1024;
-/// Events kept for one that comes back.
-const KEPT: usize = 4096;
-/// Bytes of them at most.
-const KEPT_BYTES: usize = 16 << 20;
+use crate::hub::window::{BatchMax, Capacity, Item, Window};
+
+/// Events that wait at most, for all subscribers together; the kubelet's own queue has 1000 places. An event has the statuses of a
+/// whole pod, mostly some kilobytes.
+const CAPACITY: Capacity = Capacity { items: NonZeroUsize::new(4096).expect("not zero"), bytes: 16 << 20 };
+/// What a subscriber takes out at a time.
+const BATCH: BatchMax = BatchMax { items: NonZeroUsize::new(64).expect("not zero"), bytes: 256 << 10 };
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Subscribers {
-    inner: Mutex<Inner>,
+    window: Arc<Window<Event>>,
+    session: Mutex<Session>,
     came: Notify,
     /// Streams that were ended because nobody read them.
-    pub(super) ended: AtomicU64,
+    ended: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    all: Vec<Subscriber>,
-    kept: VecDeque<(i64, Bytes)>,
-    kept_bytes: usize,
+struct Session {
     /// What the next session begins with, by the wall clock.
     since: Option<i64>,
-    in_session: bool,
+    is_on: bool,
 }
 
-#[derive(Debug)]
-struct Subscriber {
-    queue: mpsc::Sender<Bytes>,
-    lagged: Arc<AtomicBool>,
+#[derive(Clone, Debug)]
+struct Event {
+    /// By the wall clock.
+    at: i64,
+    bytes: Bytes,
 }
 
-/// A subscriber's end of its queue.
+impl Item for Event {
+    type Index = ();
+
+    fn enter(&self, _: u64, (): &mut ()) -> usize {
+        self.wire_bytes()
+    }
+
+    fn leave(&self, (): &mut ()) -> usize {
+        self.wire_bytes()
+    }
+
+    fn wire_bytes(&self) -> usize {
+        size_of::<Self>() + self.bytes.len()
+    }
+}
+
+/// A subscriber's place in the window.
 #[derive(Debug)]
 pub(super) struct Subscription {
-    replay: VecDeque<Bytes>,
-    queue: mpsc::Receiver<Bytes>,
-    lagged: Arc<AtomicBool>,
+    window: Arc<Window<Event>>,
+    cursor: Cursor,
+    changed: watch::Receiver<u64>,
+    /// Taken out of the window.
+    ready: VecDeque<Bytes>,
+    ended: Arc<AtomicU64>,
+    lagged: bool,
 }
 
-/// The subscriber did not read, and its queue ran over.
+/// The subscriber did not read, and the window moved on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this subscriber did not read {QUEUE} events, and more came: list what there is, then subscribe again"
+    "this subscriber read too slowly and missed {missed} events: list all containers, then subscribe again"
 )]
-pub(super) struct Lagged;
+pub(super) struct Lagged {
+    missed: u64,
+}
+
+impl Default for Subscribers {
+    fn default() -> Self {
+        // The numbers are not shown to anyone: their epoch needs no name.
+        let window = Arc::new(Window::new(Epoch("cri".into()), CAPACITY));
+        Self { window, session: Mutex::default(), came: Notify::new(), ended: Arc::default() }
+    }
+}
 
 impl Subscribers {
     /// One more. It gets what happens from now on, or from a time of the wall clock on, as far as that is still known.
     pub(super) fn subscribe(&self, now: i64, since: Option<i64>) -> Subscription {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let lagged = Arc::new(AtomicBool::new(false));
-        let mut inner = self.lock();
+        let mut session = self.session();
+        let changed = self.window.last();
         let wanted = since.unwrap_or(i64::MAX);
-        let replay =
-            inner.kept.iter().filter(|(at, _)| *at > wanted).map(|(_, event)| event.clone()).collect();
-        if !inner.in_session {
+        let cursor =
+            self.window.look(|journal: &Journal<Event>, ()| journal.since(|event| event.at > wanted));
+        if !session.is_on {
             let begin = since.unwrap_or(now);
-            inner.since = Some(inner.since.map_or(begin, |other| other.min(begin)));
+            session.since = Some(session.since.map_or(begin, |other| other.min(begin)));
         }
-        inner.all.push(Subscriber { queue: sender, lagged: lagged.clone() });
-        drop(inner);
+        drop(session);
         self.came.notify_one();
-        Subscription { replay, queue, lagged }
+        Subscription {
+            window: self.window.clone(),
+            cursor,
+            changed,
+            ready: VecDeque::new(),
+            ended: self.ended.clone(),
+            lagged: false,
+        }
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        let mut inner = self.lock();
-        inner.all.retain(|subscriber| !subscriber.queue.is_closed());
-        inner.all.len()
+        self.window.readers()
+    }
+
+    /// Streams that were ended because nobody read them.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Relaxed)
     }
 
     /// Waits for someone; gives the time from which on events are wanted.
@@ -90,11 +129,11 @@ impl Subscribers {
         loop {
             let came = self.came.notified();
             {
-                let mut inner = self.lock();
-                inner.all.retain(|subscriber| !subscriber.queue.is_closed());
-                if let (false, Some(since)) = (inner.all.is_empty(), inner.since) {
-                    inner.in_session = true;
-                    inner.since = None;
+                let mut session = self.session();
+                if self.count() > 0
+                    && let Some(since) = session.since.take()
+                {
+                    session.is_on = true;
                     return since;
                 }
             }
@@ -102,54 +141,51 @@ impl Subscribers {
         }
     }
 
-    /// Nobody is left; unless someone came just now.
+    /// Nobody is left, unless someone came just now. What was kept is given back.
     pub(super) fn end_session(&self) -> bool {
-        let mut inner = self.lock();
-        inner.all.retain(|subscriber| !subscriber.queue.is_closed());
-        if inner.all.is_empty() {
-            (inner.in_session, inner.kept_bytes) = (false, 0);
-            inner.kept.clear();
+        let mut session = self.session();
+        if self.count() == 0 {
+            session.is_on = false;
+            self.window.clear();
+            kwitness_service::memory::give_back();
         }
-        !inner.in_session
+        !session.is_on
     }
 
     /// Gives an event to all. Never waits.
     pub(super) fn publish(&self, at: i64, event: &Bytes) {
-        let mut inner = self.lock();
-        inner.all.retain(|subscriber| match subscriber.queue.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                subscriber.lagged.store(true, Relaxed);
-                self.ended.fetch_add(1, Relaxed);
-                tracing::warn!("a subscriber to CRI events does not read: its stream ends");
-                false
-            }
-        });
-        inner.kept_bytes += event.len();
-        inner.kept.push_back((at, event.clone()));
-        while inner.kept.len() > KEPT || inner.kept_bytes > KEPT_BYTES {
-            let Some((_, oldest)) = inner.kept.pop_front() else { break };
-            inner.kept_bytes -= oldest.len();
-        }
+        self.window.append([Event { at, bytes: event.clone() }]);
     }
 
     /// Nothing that could panic runs while the lock is held: what it guards is whole.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Subscription {
-    /// The next event; none: nothing will come any more.
+    /// The next event; none: nothing will come any more. Nothing is lost when the future is dropped before it is ready.
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, Lagged>> {
-        if let Some(event) = self.replay.pop_front() {
-            return Some(Ok(event));
-        }
-        match self.queue.recv().await {
-            Some(event) => Some(Ok(event)),
-            None if self.lagged.swap(false, Relaxed) => Some(Err(Lagged)),
-            None => None,
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.lagged {
+                return None;
+            }
+            self.changed.mark_unchanged();
+            let read = self.window.read(self.cursor, BATCH, |event, ()| event);
+            if let Some(missed) = read.missed {
+                self.lagged = true;
+                self.ended.fetch_add(1, Relaxed);
+                tracing::warn!("a subscriber to CRI events reads too slowly; its stream ends");
+                return Some(Err(Lagged { missed: missed.last - missed.first + 1 }));
+            }
+            self.cursor = read.next;
+            self.ready.extend(read.items.into_iter().map(|(_, event)| event.bytes));
+            if self.ready.is_empty() {
+                self.changed.changed().await.ok()?;
+            }
         }
     }
 }
@@ -163,24 +199,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_read_ends_and_the_others_get_everything() {
+    async fn a_subscriber_that_does_not_read_ends_and_the_others_get_everything() {
         let subscribers = Subscribers::default();
         let mut slow = subscribers.subscribe(0, None);
         let mut quick = subscribers.subscribe(0, None);
-        for number in 0..QUEUE + 10 {
+        let count = CAPACITY.items.get() + 10;
+        for number in 0..count {
             subscribers.publish(number as i64, &event(number));
             assert_eq!(quick.next().await, Some(Ok(event(number))));
         }
-        for number in 0..QUEUE {
-            assert_eq!(slow.next().await, Some(Ok(event(number))), "what was queued still comes");
-        }
-        assert_eq!(slow.next().await, Some(Err(Lagged)));
+        assert_eq!(slow.next().await, Some(Err(Lagged { missed: 10 })));
         assert_eq!(slow.next().await, None);
-        assert_eq!((subscribers.count(), subscribers.ended.load(Relaxed)), (1, 1));
+        drop(slow);
+        assert_eq!((subscribers.count(), subscribers.ended()), (1, 1));
     }
 
     #[tokio::test]
-    async fn who_comes_back_gets_what_it_missed() {
+    async fn large_events_are_bounded_in_bytes_whatever_the_number_of_subscribers() {
+        let subscribers = Subscribers::default();
+        let all: Vec<_> = (0..64).map(|_| subscribers.subscribe(0, None)).collect();
+        for at in 0..280 {
+            subscribers.publish(at, &Bytes::from(vec![0; 1 << 20]));
+        }
+        assert!(subscribers.window.usage().bytes <= CAPACITY.bytes, "{:?}", subscribers.window.usage());
+        let held: usize = all.iter().map(|subscription| subscription.ready.len()).sum();
+        assert_eq!(held, 0, "a subscriber has no queue of its own");
+        drop(all);
+        assert!(subscribers.end_session());
+        assert_eq!(subscribers.window.usage().bytes, 0, "given back with the last one");
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_comes_back_gets_what_it_missed() {
         let subscribers = Subscribers::default();
         let first = subscribers.subscribe(5, None);
         assert_eq!(subscribers.begin_session().await, 5);

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -54,7 +53,7 @@ struct Shared {
     failures: AtomicU64,
     counts: std::sync::Mutex<Counts>,
     /// For `Version`, which is passed on.
-    connection: Mutex<Option<Connection>>,
+    connection: std::sync::Mutex<Option<Arc<Connection>>>,
 }
 
 /// Makes the source, and the task that works for it, forever.
@@ -65,7 +64,7 @@ pub fn start(choice: &RuntimeChoice, hub: Arc<Hub>) -> (Events, impl Future<Outp
         calls: Arc::default(),
         failures: AtomicU64::new(0),
         counts: std::sync::Mutex::default(),
-        connection: Mutex::default(),
+        connection: std::sync::Mutex::default(),
     });
     let events = Events { shared: shared.clone() };
     let work = async move {
@@ -94,25 +93,29 @@ impl Events {
 
     /// What the runtime says it is, as the bytes that it says it with.
     pub(super) async fn version(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
-        let mut slot = self.shared.connection.lock().await;
-        if let Some(connection) = &*slot {
+        // Not under the lock: a runtime that hangs costs each caller its own deadline.
+        let known = self.connection().clone();
+        if let Some(connection) = known {
             match connection.version_as_it_is(request.clone()).await {
                 Ok(version) => return Ok(version),
                 // Its own word, unless the connection is lost.
                 Err(cri::Error::Call { status, .. }) if status.code() != tonic::Code::Unavailable => {
                     return Err(*status);
                 }
-                Err(_) => *slot = None,
+                Err(_) => *self.connection() = None,
             }
         }
         let unavailable = |error: cri::Error| match error {
             cri::Error::Call { status, .. } => *status,
             error => tonic::Status::unavailable(format!("the container runtime does not answer: {error}")),
         };
-        let connection = cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?;
-        let version = connection.version_as_it_is(request).await.map_err(unavailable);
-        *slot = Some(connection);
-        version
+        let connection = Arc::new(cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?);
+        *self.connection() = Some(connection.clone());
+        connection.version_as_it_is(request).await.map_err(unavailable)
+    }
+
+    fn connection(&self) -> std::sync::MutexGuard<'_, Option<Arc<Connection>>> {
+        self.shared.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// What was counted.
@@ -128,7 +131,7 @@ impl Events {
             ("cri_events_calls", calls.load(Relaxed)),
             ("cri_events_failures", failures.load(Relaxed)),
             ("cri_events_subscribers", subscribers.count() as u64),
-            ("cri_events_slow_subscribers", subscribers.ended.load(Relaxed)),
+            ("cri_events_slow_subscribers", subscribers.ended()),
         ]
         .map(|(name, count)| (name.to_owned(), count))
         .into()

@@ -11,7 +11,7 @@ use super::*;
 use crate::cgroupfs::CgroupFs;
 use crate::config::RuntimeChoice;
 use crate::cri;
-use crate::hub::Hub;
+use crate::hub::{Capacity, Hub};
 
 /// How long anything may take: many times what it does.
 const SOON: Duration = Duration::from_secs(10);
@@ -98,7 +98,11 @@ fn start(backlog: u64) -> Running {
         probe: Flood { taken: taken.clone(), backlog },
         bounds: Bounds::default(),
         scans: Scans::by(empty),
-        writer: Hub::new(Epoch("now".into()), NonZeroUsize::new(64).unwrap()).1,
+        writer: Hub::new(
+            Epoch("now".into()),
+            Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 },
+        )
+        .1,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
         verdicts: JudgeQueue::default(),

@@ -1,49 +1,54 @@
-//! Where the one who writes events meets the many who read them.
+//! Where the engine's events meet the clients that watch them.
 //!
 //! ```text
-//!  engine ── Writer ──▶ Journal<Entry> (encoded once) ◀── Watcher: a cursor, a filter
+//!  engine ── Writer ──▶ Window<Entry> (encoded once) ◀── Watcher: a cursor, a filter
 //!                            │                                  │
 //!                            └── the last number, watched ──────┘
 //! ```
 //!
-//! Owns the journal and the encoding of events for the wire. A watcher has no queue: it reads the journal at its own
-//! pace, and one that falls out of the window is told what it missed. So the writer never waits for a watcher, and
-//! a slow watcher costs nobody anything.
+//! Owns the journal and the encoding of events for the wire. A watcher has no queue: it reads the journal at its own pace, and
+//! one that falls out of the window gets a gap. So the writer never waits for a watcher, and a slow or demanding watcher costs
+//! the others nothing.
 
 mod batch;
 mod filter;
+mod names;
 #[cfg(test)]
 mod testing;
 mod watcher;
+pub mod window;
 
-use std::collections::HashMap;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
-use kwitness_core::journal::{Epoch, Journal, Position};
-use kwitness_core::model::{Event, KernelTime, Kind, PodNames, Subject};
+use kwitness_core::journal::{Epoch, Position};
+use kwitness_core::model::{Event, KernelTime, Kind, PodNames, RuntimeFacts, Subject};
 use prost::Message as _;
 use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
 pub use filter::Filter;
 pub use watcher::{Start, Watcher};
+pub use window::Capacity;
 
 use crate::clock::Clock;
 use crate::wire::convert;
 use kwitness_api::{EventKind, proto};
+use names::Names;
+use window::{Item, Usage, Window};
 
 /// The journal, shared.
 #[derive(Debug)]
 pub struct Hub {
-    journal: RwLock<Journal<Entry>>,
-    /// The number of the last event; 0 before the first.
-    last: watch::Sender<u64>,
+    epoch: Epoch,
+    capacity: Capacity,
+    window: Window<Entry>,
 }
 
-/// An event as the journal keeps it. On the wire, a protobuf message is the same as the same fields in pieces:
-/// the position is added when it is sent, the container's piece is shared by all its events.
+/// An event as the journal keeps it. On the wire, a protobuf message is the same as the same fields in pieces: the position is
+/// added when it is sent, the container's piece is shared by all its events.
 #[derive(Clone, Debug)]
 struct Entry {
     at: KernelTime,
@@ -53,6 +58,36 @@ struct Entry {
     subject: Option<Arc<EncodedSubject>>,
     /// Without a subject: it concerns more than a container, but is no matter of the stream itself.
     beyond: Option<Beyond>,
+}
+
+impl Item for Entry {
+    type Index = Names;
+
+    fn enter(&self, seq: u64, names: &mut Names) -> usize {
+        let Some(subject) = &self.subject else { return self.own_bytes() };
+        names.enter(seq, subject);
+        // Counted under the window's lock alone.
+        let is_first = subject.entries.fetch_add(1, Relaxed) == 0;
+        self.own_bytes() + if is_first { subject.held_bytes() } else { 0 }
+    }
+
+    fn leave(&self, names: &mut Names) -> usize {
+        let Some(subject) = &self.subject else { return self.own_bytes() };
+        names.leave(subject);
+        let is_last = subject.entries.fetch_sub(1, Relaxed) == 1;
+        self.own_bytes() + if is_last { subject.held_bytes() } else { 0 }
+    }
+
+    fn wire_bytes(&self) -> usize {
+        self.body.len() + self.subject.as_ref().map_or(0, |subject| subject.bytes.len())
+    }
+}
+
+impl Entry {
+    /// What the window holds for this entry alone: itself, its body, and its number in the index.
+    fn own_bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len() + size_of::<u64>()
+    }
 }
 
 /// More than a container.
@@ -72,20 +107,61 @@ impl Beyond {
     }
 }
 
+/// A container as one version of it is known, shared by its events.
 #[derive(Debug)]
 struct EncodedSubject {
+    /// Without labels, which are in `bytes` alone: they may be large.
     subject: Arc<Subject>,
     /// `kwitness.v1alpha1.Event` with nothing but the container, encoded.
     bytes: Box<[u8]>,
+    /// How many entries in the window have it.
+    entries: AtomicUsize,
+}
+
+impl EncodedSubject {
+    fn new(subject: &Arc<Subject>) -> Self {
+        let container = Some(convert::container(subject));
+        let bytes = proto::Event { container, ..Default::default() }.encode_to_vec().into();
+        Self { subject: without_labels(subject), bytes, entries: AtomicUsize::new(0) }
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let event = proto::Event::decode(&*self.bytes).unwrap_or_default();
+        event.container.map(|container| container.labels).unwrap_or_default()
+    }
+
+    fn matches(&self, filter: &Filter) -> bool {
+        filter.matches(&self.subject, || self.labels())
+    }
+
+    /// The encoded bytes, and the two structures; the texts in them are mostly shared with the engine's.
+    fn held_bytes(&self) -> usize {
+        size_of::<Self>() + size_of::<Subject>() + size_of::<RuntimeFacts>() + self.bytes.len()
+    }
+}
+
+fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
+    let Some(facts) = subject.facts.as_ref().filter(|facts| !facts.labels.is_empty()) else {
+        return subject.clone();
+    };
+    let facts = RuntimeFacts {
+        container_type: facts.container_type,
+        name: facts.name.clone(),
+        pod_name: facts.pod_name.clone(),
+        pod_namespace: facts.pod_namespace.clone(),
+        pod_uid: facts.pod_uid.clone(),
+        image: facts.image.clone(),
+        labels: BTreeMap::new(),
+    };
+    let slim = Subject { facts: None, ..(**subject).clone() };
+    Arc::new(Subject { facts: Some(Arc::new(facts)), ..slim })
 }
 
 impl Hub {
-    /// An empty journal of that epoch, and the only one who may write it.
-    pub fn new(epoch: Epoch, capacity: NonZeroUsize) -> (Arc<Self>, Writer) {
-        let hub = Arc::new(Self {
-            journal: RwLock::new(Journal::new(epoch, capacity)),
-            last: watch::Sender::new(0),
-        });
+    /// An empty journal of that epoch, and the only writer.
+    pub fn new(epoch: Epoch, capacity: Capacity) -> (Arc<Self>, Writer) {
+        let window = Window::new(epoch.clone(), capacity);
+        let hub = Arc::new(Self { epoch, capacity, window });
         let writer = Writer {
             hub: hub.clone(),
             subjects: HashMap::new(),
@@ -98,33 +174,25 @@ impl Hub {
 
     /// The place of the newest event.
     pub fn position(&self) -> Position {
-        self.read().position()
+        self.window.look(|journal, _| journal.position())
     }
 
     /// What the journal holds.
     pub fn extent(&self) -> proto::Journal {
-        let journal = self.read();
+        let Usage { bytes, max } = self.window.usage();
+        let (first_seq, last_seq) = self.window.look(|journal, _| (journal.first_seq(), journal.last_seq()));
         proto::Journal {
-            first_seq: journal.first_seq(),
-            last_seq: journal.last_seq(),
-            capacity: u32::try_from(journal.capacity().get()).unwrap_or(u32::MAX),
-            ..Default::default()
+            first_seq,
+            last_seq,
+            capacity: u32::try_from(self.capacity.items.get()).unwrap_or(u32::MAX),
+            bytes: bytes as u64,
+            capacity_bytes: max as u64,
         }
     }
 
     /// The number of the last event, to wait for the next.
     pub fn last(&self) -> watch::Receiver<u64> {
-        self.last.subscribe()
-    }
-
-    /// How many are watching.
-    pub fn watchers(&self) -> usize {
-        self.last.receiver_count()
-    }
-
-    /// Nothing that could panic runs while the lock is held for writing: what it guards is whole.
-    fn read(&self) -> RwLockReadGuard<'_, Journal<Entry>> {
-        self.journal.read().unwrap_or_else(PoisonError::into_inner)
+        self.window.last()
     }
 }
 
@@ -132,8 +200,8 @@ impl Hub {
 #[derive(Debug)]
 pub struct Writer {
     hub: Arc<Hub>,
-    /// By the address of the subject, which stays its own as long as it is in here.
-    subjects: HashMap<usize, Arc<EncodedSubject>>,
+    /// By the subject's address, which stays its own as long as a weak reference to it is in here.
+    subjects: HashMap<usize, (Weak<Subject>, Weak<EncodedSubject>)>,
     sweep_at: usize,
     /// Entries' bodies lie here one after the other, so that an event costs no allocation of its own.
     block: BytesMut,
@@ -144,7 +212,7 @@ const SWEEP_MIN: usize = 1024;
 const BLOCK: usize = 16 << 10;
 
 impl Writer {
-    /// The place of the newest event; nobody else can move it.
+    /// The place of the newest event; nothing else moves it.
     pub fn position(&self) -> Position {
         self.hub.position()
     }
@@ -155,17 +223,9 @@ impl Writer {
             let entry = self.encode(&event, clock);
             self.entries.push(entry);
         }
-        if self.entries.is_empty() {
-            return;
+        if !self.entries.is_empty() {
+            self.hub.window.append(self.entries.drain(..));
         }
-        let last = {
-            let mut journal = self.hub.journal.write().unwrap_or_else(PoisonError::into_inner);
-            for entry in self.entries.drain(..) {
-                journal.push(entry);
-            }
-            journal.last_seq()
-        };
-        self.hub.last.send_replace(last);
     }
 
     fn encode(&mut self, event: &Event, clock: Clock) -> Entry {
@@ -186,23 +246,24 @@ impl Writer {
 
     fn subject(&mut self, subject: &Arc<Subject>) -> Arc<EncodedSubject> {
         if self.subjects.len() >= self.sweep_at {
-            // Only the cache still has it: the container is gone, or more is known of it now.
-            self.subjects.retain(|_, encoded| Arc::strong_count(&encoded.subject) > 1);
+            // The journal no longer has any event of it.
+            self.subjects.retain(|_, (_, encoded)| encoded.strong_count() > 0);
             self.sweep_at = SWEEP_MIN.max(2 * self.subjects.len());
         }
-        self.subjects
-            .entry(Arc::as_ptr(subject).addr())
-            .or_insert_with(|| {
-                let container = Some(convert::container(subject));
-                let bytes = proto::Event { container, ..Default::default() }.encode_to_vec().into();
-                Arc::new(EncodedSubject { subject: subject.clone(), bytes })
-            })
-            .clone()
+        let address = Arc::as_ptr(subject).addr();
+        if let Some(known) = self.subjects.get(&address).and_then(|(_, encoded)| encoded.upgrade()) {
+            return known;
+        }
+        let encoded = Arc::new(EncodedSubject::new(subject));
+        self.subjects.insert(address, (Arc::downgrade(subject), Arc::downgrade(&encoded)));
+        encoded
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use tokio::time::timeout;
@@ -343,14 +404,120 @@ mod tests {
     }
 
     #[test]
-    fn subjects_that_nobody_has_any_more_are_forgotten() {
+    fn subjects_that_left_the_journal_are_forgotten() {
         let (_hub, mut writer) = hub(16);
-        let live = subject(1, None);
-        writer.append([created(&live)], clock());
-        for id in 2..10_000 {
+        for id in 1..10_000 {
             writer.append([created(&subject(id, None))], clock());
         }
         assert!(writer.subjects.len() <= SWEEP_MIN, "{}", writer.subjects.len());
-        assert!(writer.subjects.contains_key(&Arc::as_ptr(&live).addr()));
+    }
+
+    #[test]
+    fn large_labels_are_held_once_and_bounded_in_bytes() {
+        const LABELS: usize = 700_000;
+        let capacity = Capacity { items: NonZeroUsize::new(65_536).unwrap(), bytes: 16 << 20 };
+        let (hub, mut writer) = Hub::new(Epoch("epoch".into()), capacity);
+        let large = |id| {
+            let mut facts = facts("prod", "web", "nginx");
+            facts.labels.insert("large".to_owned(), "x".repeat(LABELS));
+            subject(id, Some(facts))
+        };
+        let one = large(1);
+        writer.append((0..100).map(|_| created(&one)), clock());
+        let bytes = hub.extent().bytes as usize;
+        assert!((LABELS..LABELS + 100_000).contains(&bytes), "100 events share them: {bytes}");
+        for id in 2..100 {
+            writer.append([created(&large(id)), stopped(&large(id))], clock());
+            let extent = hub.extent();
+            assert!(extent.bytes <= extent.capacity_bytes, "{extent:?}");
+        }
+        let extent = hub.extent();
+        let kept = extent.last_seq + 1 - extent.first_seq;
+        assert!((2..=24).contains(&kept), "{extent:?}");
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_bounded_in_bytes() {
+        let (hub, mut writer) = hub(1024);
+        let mut facts = facts("prod", "web", "nginx");
+        facts.labels.insert("large".to_owned(), "x".repeat(700_000));
+        let large = subject(1, Some(facts));
+        writer.append((0..10).map(|_| stopped(&large)), clock());
+        let mut watcher = hub.watch(Start::Since(KernelTime(0)), false, Filter::default()).unwrap();
+        watcher.opening();
+        let mut sizes = Vec::new();
+        while let Some(batch) = watcher.next().await {
+            sizes.push(decode(batch).len());
+        }
+        assert_eq!(sizes, [2; 5], "2 × 0.7 MB a message");
+    }
+
+    /// A watcher in the middle of matching a batch against its filter keeps neither the engine nor `Status` waiting.
+    #[test]
+    fn no_lock_is_held_while_a_filter_is_matched() {
+        let (hub, mut writer) = hub(32_768);
+        let of = subject(1, Some(facts("prod", "web", "nginx")));
+        writer.append((0..17_000).map(|_| stopped(&of)), clock());
+        let filter = proto::Filter {
+            pods: (0..256).map(|number| format!("{number:0253}")).collect(),
+            ..Default::default()
+        };
+        let mut watcher = hub.watch(Start::Since(KernelTime(0)), false, filter.try_into().unwrap()).unwrap();
+        watcher.opening();
+        let (reached, is_matching) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        watcher.before_matching = Some((reached, may_go_on));
+        let reader = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(watcher.next()).is_none()
+        });
+        is_matching.recv().unwrap();
+        // It stands in the middle now. These would wait for ever if it held the lock.
+        let (done, is_done) = mpsc::channel();
+        let beside = hub.clone();
+        std::thread::spawn(move || {
+            writer.append([stopped(&of)], clock());
+            done.send(beside.extent().last_seq).unwrap();
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(30)), Ok(17_001));
+        drop(go_on);
+        assert!(reader.join().unwrap(), "nothing matched");
+    }
+
+    #[tokio::test]
+    async fn history_with_resolved_names_is_in_order_and_named() {
+        let (hub, mut writer) = hub(64);
+        let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
+        let other = subject(2, Some(facts("prod", "db", "postgres")));
+        writer.append([created(&unnamed), created(&other), stopped(&unnamed), updated(&named)], clock());
+        let filter: Filter =
+            proto::Filter { pods: vec!["web".into()], ..Default::default() }.try_into().unwrap();
+        let start = Start::Since(KernelTime(0));
+        let mut watcher = hub.watch(start, false, filter).unwrap().resolving_names();
+        let events = rest(&mut watcher).await;
+        assert_eq!(numbers(&events), [1, 3, 4]);
+        for event in &events {
+            assert_eq!(event.container.as_ref().unwrap().name.as_deref(), Some("nginx"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_after_its_limit_or_its_time() {
+        let (hub, mut writer) = hub(64);
+        let of = subject(1, None);
+        writer.append([created(&of), gap(), stopped(&of), stopped(&of), stopped(&of)], clock());
+        let since = || hub.watch(Start::Since(KernelTime(0)), true, Filter::default()).unwrap();
+        let mut watcher = since().with_limit(2);
+        assert_eq!(numbers(&rest(&mut watcher).await), [1, 2, 3], "a gap does not count");
+        // All events in these tests have the time 7.
+        let mut watcher = since().until(KernelTime(7));
+        assert_eq!(numbers(&rest(&mut watcher).await), [1, 2, 3, 4, 5]);
+        let mut watcher = since().until(KernelTime(6));
+        assert_eq!(numbers(&rest(&mut watcher).await), [0; 0]);
+        let soon = KernelTime(Clock::read().now().0 + 20_000_000);
+        let mut watcher = hub.watch(Start::Now, true, Filter::default()).unwrap().until(soon);
+        watcher.opening();
+        assert!(timeout(Duration::from_secs(5), watcher.next()).await.unwrap().is_none());
+        assert!(Clock::read().now() >= soon);
     }
 }

@@ -1,6 +1,7 @@
 //! Events to test with.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 
 use kwitness_core::model::{
     Basis, CgroupId, ContainerId, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, PodUid, QosClass,
@@ -10,7 +11,7 @@ use kwitness_core::model::{
 use super::*;
 
 pub(super) fn hub(capacity: usize) -> (Arc<Hub>, Writer) {
-    Hub::new(Epoch("epoch".into()), NonZeroUsize::new(capacity).unwrap())
+    Hub::new(Epoch("epoch".into()), Capacity { items: NonZeroUsize::new(capacity).unwrap(), bytes: 64 << 20 })
 }
 
 pub(super) fn clock() -> Clock {

@@ -1,31 +1,37 @@
-//! One who reads the journal: a cursor, a filter, and what is said when the journal no longer has what comes next.
+//! A reader of the journal: a cursor, a filter, and the gap that says what the journal no longer has.
 //!
 //! ```text
-//!            ┌──────────── read ≤ 512 ◀──────────────┐
-//!  opening ─▶│ nothing wanted, more there ── yield ──┤
-//!            │ nothing there ── follow? ── wait ─────┤
-//!            │                    └── no ──▶ end     │
-//!            └ a batch, a gap first if any was missed┘
+//!            ┌──────────── read ≤ 512, ≤ 1 MiB ◀──────┐
+//!  opening ─▶│ nothing matches, more there ── yield ──┤
+//!            │ nothing there ── follow? ── wait ──────┤
+//!            │                    └── no ──▶ end      │
+//!            └ a batch, a gap first if any was missed ┘
 //! ```
 //!
-//! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late,
-//! just before the `updated` event that made the container one it asked for; see [`Watcher::belated`].
+//! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late, just
+//! before the `updated` event that made the container one it asked for ([`Watcher::late_start`]); unless it asked for resolved
+//! names, then every event is matched by the names known when it is read.
+//!
+//! What the filter costs is paid outside of the journal's lock.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
-use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
-use kwitness_core::model::{KernelTime, Subject};
+use kwitness_core::journal::{Cursor, Missed, Position, ResumeError};
+use kwitness_core::model::{CgroupId, KernelTime};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::batch::{Batch, Item};
-use super::{Beyond, Entry, Filter, Hub};
+use super::window::BatchMax;
+use super::{Beyond, EncodedSubject, Entry, Filter, Hub};
 use crate::clock::Clock;
 use kwitness_api::{EventKind, proto};
 
-/// Events in one message at most.
-const BATCH_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+/// Of one message at most. gRPC clients refuse messages above 4 MiB by default.
+const BATCH: BatchMax = BatchMax { items: NonZeroUsize::new(512).expect("not zero"), bytes: 1 << 20 };
 
 /// Where a watcher begins.
 #[derive(Clone, Debug)]
@@ -45,7 +51,7 @@ pub enum Start {
     },
 }
 
-/// One who reads the journal.
+/// A reader of the journal.
 #[derive(Debug)]
 pub struct Watcher {
     hub: Arc<Hub>,
@@ -55,26 +61,49 @@ pub struct Watcher {
     /// No event before is delivered, not even late.
     first_seq: u64,
     /// The number of the last event to deliver; none: follow.
-    until: Option<u64>,
-    /// Said before anything else.
+    last_seq: Option<u64>,
+    /// Delivered before anything else.
     opening: Option<proto::Event>,
     /// What is missed now was expired before the watcher came.
     resuming: bool,
     /// The time of the last event read.
     last_at: Option<KernelTime>,
+    /// Events of a container that match only now.
+    late: Option<Late>,
+    /// The number of the last `updated` event before which late ones were looked for.
+    late_before: u64,
+    resolve_names: bool,
+    /// No event of a later time is delivered; the stream ends at that instant.
+    until: Option<(KernelTime, Instant)>,
+    /// How many events are still to deliver; none: any number.
+    remaining: Option<u32>,
+    /// In tests: says that a batch has been read, and waits before it is matched.
+    #[cfg(test)]
+    pub(super) before_matching: Option<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>,
+}
+
+/// Where the late delivery of a container's events stands.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    of: CgroupId,
+    next: u64,
+    /// The number of the `updated` event that they come before.
+    before: u64,
 }
 
 impl Hub {
     /// Whether everything after that place is still there.
     pub fn can_resume(&self, after: &Position) -> bool {
-        let journal = self.read();
-        journal.resume(after).is_ok_and(|cursor| cursor.seq() + 1 >= journal.first_seq())
+        self.window.look(|journal, _| {
+            journal.resume(after).is_ok_and(|cursor| cursor.seq() + 1 >= journal.first_seq())
+        })
     }
 
     /// A reader of what comes from now on.
     pub fn watch_from_now(self: &Arc<Self>, filter: Filter) -> Watcher {
-        let journal = self.read();
-        self.watcher(&journal, journal.end(), true, filter, None)
+        let changed = self.window.last();
+        let cursor = self.window.look(|journal, _| journal.end());
+        self.watcher(changed, cursor, None, filter, None)
     }
 
     /// A reader of the journal.
@@ -87,87 +116,108 @@ impl Hub {
         follow: bool,
         filter: Filter,
     ) -> Result<Watcher, ResumeError> {
-        let journal = self.read();
-        let mut opening = None;
-        let cursor = match &start {
-            Start::Now => journal.end(),
-            Start::Snapshot { position, instead_of } => {
-                opening = instead_of.as_ref().map(|asked| {
-                    let same = asked.epoch == position.epoch;
-                    let gap = proto::Gap {
-                        cause: proto::GapCause::ReplayExpired.into(),
-                        first_seq: same.then_some(asked.seq + 1),
-                        last_seq: same.then_some(position.seq),
-                        ..Default::default()
-                    };
-                    own_event(&journal, position.seq, gap)
-                });
-                journal.resume(position)?
-            }
-            Start::After(position) => match journal.resume(position) {
-                Ok(cursor) => cursor,
-                Err(ResumeError::OtherEpoch { .. }) => {
-                    let gap =
-                        proto::Gap { cause: proto::GapCause::ReplayExpired.into(), ..Default::default() };
-                    opening = Some(own_event(&journal, journal.start().seq(), gap));
-                    journal.start()
-                }
-                Err(not_yet) => return Err(not_yet),
-            },
-            Start::Since(time) => {
-                let cursor = journal.since(|entry| entry.at >= *time);
-                if cursor == journal.start() && cursor.seq() > 0 {
-                    // Whether the events that are no longer there were younger than that, nobody knows.
-                    let gap = proto::Gap {
-                        cause: proto::GapCause::ReplayExpired.into(),
-                        last_seq: Some(cursor.seq()),
-                        ..Default::default()
-                    };
-                    opening = Some(own_event(&journal, cursor.seq(), gap));
-                }
-                cursor
-            }
+        let changed = self.window.last();
+        let expired = |first_seq, last_seq| proto::Gap {
+            cause: proto::GapCause::ReplayExpired.into(),
+            first_seq,
+            last_seq,
+            ..Default::default()
         };
-        Ok(self.watcher(&journal, cursor, follow, filter, opening))
+        let (cursor, gap, last_seq) = self.window.look(|journal, _| {
+            let (cursor, gap) = match &start {
+                Start::Now => (journal.end(), None),
+                Start::Snapshot { position, instead_of } => {
+                    let gap = instead_of.as_ref().map(|asked| {
+                        let same = asked.epoch == position.epoch;
+                        expired(same.then_some(asked.seq + 1), same.then_some(position.seq))
+                    });
+                    (journal.resume(position)?, gap)
+                }
+                Start::After(position) => match journal.resume(position) {
+                    Ok(cursor) => (cursor, None),
+                    Err(ResumeError::OtherEpoch { .. }) => (journal.start(), Some(expired(None, None))),
+                    Err(not_yet) => return Err(not_yet),
+                },
+                Start::Since(time) => {
+                    let cursor = journal.since(|entry| entry.at >= *time);
+                    // Whether the events that are no longer there were younger than that is not known.
+                    let may_lack = cursor == journal.start() && cursor.seq() > 0;
+                    (cursor, may_lack.then(|| expired(None, Some(cursor.seq()))))
+                }
+            };
+            Ok((cursor, gap, journal.last_seq()))
+        })?;
+        let opening = gap.map(|gap| self.own_event(cursor.seq(), gap));
+        Ok(self.watcher(changed, cursor, (!follow).then_some(last_seq), filter, opening))
     }
 
     fn watcher(
         self: &Arc<Self>,
-        journal: &Journal<Entry>,
+        changed: watch::Receiver<u64>,
         cursor: Cursor,
-        follow: bool,
+        last_seq: Option<u64>,
         filter: Filter,
         opening: Option<proto::Event>,
     ) -> Watcher {
         Watcher {
             hub: self.clone(),
-            changed: self.last.subscribe(),
+            changed,
             filter,
             cursor,
             first_seq: cursor.seq() + 1,
-            until: (!follow).then(|| journal.last_seq()),
+            last_seq,
             opening,
             resuming: true,
             last_at: None,
+            late: None,
+            late_before: 0,
+            resolve_names: false,
+            until: None,
+            remaining: None,
+            #[cfg(test)]
+            before_matching: None,
+        }
+    }
+
+    /// An event that the journal does not have: whoever resumes after it goes on with what the journal does have.
+    fn own_event(&self, seq: u64, gap: proto::Gap) -> proto::Event {
+        let clock = Clock::read();
+        proto::Event {
+            position: Some(proto::Position { epoch: self.epoch.0.to_string(), seq }),
+            time: Some(clock.wall(clock.now())),
+            kernel_time: clock.now().0,
+            container: None,
+            basis: proto::Basis::Daemon.into(),
+            r#type: EventKind::Gap.name().to_owned(),
+            kind: Some(proto::event::Kind::Gap(gap)),
         }
     }
 }
 
 impl Watcher {
-    /// What is said first: where the stream begins, and what it cannot begin with.
+    /// Matches and shows events with the names known when they are read.
+    pub fn resolving_names(self) -> Self {
+        Self { resolve_names: true, ..self }
+    }
+
+    /// Ends the stream after so many events that concern containers or pods.
+    pub fn with_limit(self, events: u32) -> Self {
+        Self { remaining: Some(events), ..self }
+    }
+
+    /// Delivers no event of a later time, and ends the stream then.
+    pub fn until(self, time: KernelTime) -> Self {
+        let left = time.0.saturating_sub(Clock::read().now().0);
+        // A deadline that is too far away for the clock is none.
+        let ends = Instant::now().checked_add(Duration::from_nanos(left));
+        Self { until: ends.map(|ends| (time, ends)), ..self }
+    }
+
+    /// The first message: where the stream begins, and what it cannot begin with.
     pub fn opening(&mut self) -> Batch {
-        let hub = self.hub.clone();
-        let journal = hub.read();
         let items = self.opening.take().into_iter().map(|event| Item::Own(Box::new(event))).collect();
-        Batch {
-            begins_after: Some(proto::Position {
-                epoch: journal.epoch().0.to_string(),
-                seq: self.cursor.seq(),
-            }),
-            snapshot: None,
-            epoch: journal.epoch().clone(),
-            items,
-        }
+        let begins_after = proto::Position { epoch: self.hub.epoch.0.to_string(), seq: self.cursor.seq() };
+        Batch { begins_after: Some(begins_after), snapshot: None, epoch: self.hub.epoch.clone(), items }
     }
 
     /// The number of the last event that has been read.
@@ -180,96 +230,160 @@ impl Watcher {
     /// Nothing is lost when the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<Batch> {
         loop {
-            let last = *self.changed.borrow_and_update();
-            let batch = self.read();
-            if !batch.items.is_empty() {
-                return Some(batch);
+            if let Some((_, ends)) = self.until
+                && self.last_seq.is_none()
+                && Instant::now() >= ends
+            {
+                self.last_seq = Some(*self.changed.borrow());
             }
-            if self.until.is_some_and(|until| self.cursor.seq() >= until) {
+            let last = *self.changed.borrow_and_update();
+            let is_over = self.last_seq.is_some_and(|last| self.cursor.seq() >= last) && self.late.is_none();
+            if is_over || self.remaining == Some(0) {
                 return None;
             }
-            if self.cursor.seq() < last {
+            let items = match self.late.take() {
+                Some(late) => self.read_late(late),
+                None => self.read(),
+            };
+            if !items.is_empty() {
+                let epoch = self.hub.epoch.clone();
+                return Some(Batch { begins_after: None, snapshot: None, epoch, items });
+            }
+            if self.cursor.seq() < last || self.late.is_some() {
                 // A filter that lets little through must not keep others from running.
                 tokio::task::yield_now().await;
-            } else {
-                self.changed.changed().await.ok()?;
+            } else if self.last_seq.is_none() {
+                let ends = self.until.map(|(_, ends)| ends);
+                tokio::select! {
+                    changed = self.changed.changed() => changed.ok()?,
+                    () = async { sleep_until(ends.unwrap_or_else(Instant::now)).await }, if ends.is_some() => {}
+                }
             }
         }
     }
 
-    fn read(&mut self) -> Batch {
+    fn read(&mut self) -> Vec<Item> {
         let hub = self.hub.clone();
-        let journal = hub.read();
-        let read = journal.read(self.cursor, BATCH_MAX);
+        let resolve = self.resolve_names;
+        let read = hub.window.read(
+            self.cursor,
+            BATCH,
+            |entry, names| {
+                if resolve { names.resolve(entry) } else { entry }
+            },
+        );
+        #[cfg(test)]
+        if let Some((reached, go_on)) = &self.before_matching {
+            let _ = (reached.send(()), go_on.recv());
+        }
         let mut items = Vec::with_capacity(read.items.len() + usize::from(read.missed.is_some()));
         if let Some(missed) = read.missed {
-            let gap = self.gap(missed, read.items.clone().next().map(|entry| entry.at));
-            items.push(Item::Own(Box::new(own_event(&journal, missed.last, gap))));
+            let gap = self.gap(missed, read.items.first().map(|(_, entry)| entry.at));
+            items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
         }
         self.resuming = false;
-        for (seq, entry) in (read.first_seq..).zip(read.items) {
-            if self.until.is_some_and(|until| seq > until) {
+        self.cursor = read.next;
+        let mut matching = Matching::default();
+        for (seq, entry) in read.items {
+            if self.last_seq.is_some_and(|last| seq > last) || self.remaining == Some(0) {
                 break;
             }
             self.last_at = Some(entry.at);
             let wanted = match (&entry.subject, &entry.beyond) {
-                (Some(of), _) => self.filter.wants_container(&of.subject),
+                (Some(of), _) => matching.matches(&self.filter, of),
                 (None, Some(Beyond { pod })) => self.filter.wants_pod(pod.as_ref()),
                 (None, None) => true,
             };
-            if !wanted {
+            if !wanted || self.until.is_some_and(|(until, _)| entry.at > until) {
                 continue;
             }
-            if entry.kind == EventKind::Updated
-                && let Some(of) = &entry.subject
+            if let Some(of) = entry.subject.as_ref().filter(|_| entry.kind == EventKind::Updated)
+                && let Some(late) = self.late_start(of, seq)
             {
-                self.belated(&journal, seq, &of.subject, &mut items);
+                // This event is read again, once those before it have been delivered.
+                (self.late, self.cursor) = (Some(late), Cursor::after(seq - 1));
+                break;
             }
-            let is_of_node = entry.subject.is_none() && entry.beyond.is_none();
-            if is_of_node || self.filter.wants_kind(entry.kind) {
-                items.push(Item::Recorded(seq, entry.clone()));
-            }
+            self.deliver(seq, entry, &mut items);
         }
-        self.cursor = read.next;
-        Batch { begins_after: None, snapshot: None, epoch: journal.epoch().clone(), items }
+        items
     }
 
-    /// The events of a container, before the number `before`, whose subject was not yet known to be one that the
-    /// watcher asks for.
-    fn belated(&self, journal: &Journal<Entry>, before: u64, subject: &Subject, items: &mut Vec<Item>) {
-        if !self.filter.asks_for_names() {
-            return;
+    fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
+        let is_of_node = entry.subject.is_none() && entry.beyond.is_none();
+        if is_of_node || self.filter.wants_kind(entry.kind) {
+            items.push(Item::Recorded(seq, entry));
+            if !is_of_node {
+                self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
+            }
         }
-        let mut found = VecDeque::new();
-        let mut end = before;
-        let oldest = self.first_seq.max(journal.first_seq());
-        'back: while end > oldest {
-            let from = end.saturating_sub(BATCH_MAX.get() as u64).max(oldest);
-            let place = Position { epoch: journal.epoch().clone(), seq: from - 1 };
-            let (Ok(cursor), Some(count)) =
-                (journal.resume(&place), NonZeroUsize::new((end - from) as usize))
-            else {
+    }
+
+    /// The first of a container's events, before the `updated` event with the number `before`, whose subject was not yet known
+    /// to be one that the watcher asks for.
+    fn late_start(&mut self, of: &EncodedSubject, before: u64) -> Option<Late> {
+        if self.resolve_names || !self.filter.asks_for_names() || self.late_before >= before {
+            return None;
+        }
+        self.late_before = before;
+        let of = of.subject.cgroup_id;
+        let mut start = before;
+        loop {
+            let range = self.first_seq..start;
+            let newest_first: Vec<(u64, Entry)> = self.hub.window.look(|journal, names| {
+                let seqs = names.events(of, range).rev().take(BATCH.items.get());
+                seqs.filter_map(|seq| Some((seq, journal.get(seq)?.clone()))).collect()
+            });
+            if newest_first.is_empty() {
                 break;
-            };
-            let newest_first = journal.read(cursor, count).items.rev();
-            for (seq, entry) in (from..end).rev().zip(newest_first) {
-                let Some(of) = entry.subject.as_ref().filter(|of| of.subject.cgroup_id == subject.cgroup_id)
-                else {
-                    continue;
-                };
-                if self.filter.wants_container(&of.subject) {
-                    break 'back;
+            }
+            let mut matching = Matching::default();
+            let found_all = newest_first.iter().any(|(seq, entry)| {
+                let delivered = entry.subject.as_ref().is_some_and(|of| matching.matches(&self.filter, of));
+                if !delivered {
+                    start = *seq;
                 }
-                if self.filter.wants_kind(entry.kind) {
-                    found.push_front(Item::Recorded(seq, entry.clone()));
-                }
-                if entry.kind == EventKind::Created {
-                    break 'back;
+                delivered || entry.kind == EventKind::Created
+            });
+            if found_all {
+                break;
+            }
+        }
+        (start < before).then_some(Late { of, next: start, before })
+    }
+
+    fn read_late(&mut self, late: Late) -> Vec<Item> {
+        let Late { of, next, before } = late;
+        let (first_kept, entries) = self.hub.window.look(|journal, names| {
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            for seq in names.events(of, next..before).take(BATCH.items.get()) {
+                let Some(entry) = journal.get(seq) else { continue };
+                bytes += super::window::Item::wire_bytes(entry);
+                entries.push((seq, entry.clone()));
+                if bytes >= BATCH.bytes {
+                    break;
                 }
             }
-            end = from;
+            (journal.first_seq(), entries)
+        });
+        let mut items = Vec::with_capacity(entries.len() + 1);
+        if first_kept > next {
+            let missed = Missed { first: next, last: first_kept.min(before) - 1 };
+            let gap = self.gap(missed, entries.first().map(|(_, entry)| entry.at));
+            items.push(Item::Own(Box::new(self.hub.own_event(missed.last, gap))));
         }
-        items.extend(found);
+        if let Some((last, _)) = entries.last() {
+            self.late = Some(Late { of, next: last + 1, before });
+        }
+        for (seq, entry) in entries {
+            if self.remaining == Some(0) {
+                break;
+            }
+            if self.until.is_none_or(|(until, _)| entry.at <= until) {
+                self.deliver(seq, entry, &mut items);
+            }
+        }
+        items
     }
 
     fn gap(&self, missed: Missed, next_at: Option<KernelTime>) -> proto::Gap {
@@ -287,16 +401,12 @@ impl Watcher {
     }
 }
 
-/// An event that the journal does not have: whoever resumes after it goes on with what the journal does have.
-fn own_event(journal: &Journal<Entry>, seq: u64, gap: proto::Gap) -> proto::Event {
-    let clock = Clock::read();
-    proto::Event {
-        position: Some(proto::Position { epoch: journal.epoch().0.to_string(), seq }),
-        time: Some(clock.wall(clock.now())),
-        kernel_time: clock.now().0,
-        container: None,
-        basis: proto::Basis::Daemon.into(),
-        r#type: EventKind::Gap.name().to_owned(),
-        kind: Some(proto::event::Kind::Gap(gap)),
+/// Which containers match, remembered for one batch: its events share few of them.
+#[derive(Default)]
+struct Matching(HashMap<*const EncodedSubject, bool>);
+
+impl Matching {
+    fn matches(&mut self, filter: &Filter, of: &Arc<EncodedSubject>) -> bool {
+        *self.0.entry(Arc::as_ptr(of)).or_insert_with(|| of.matches(filter))
     }
 }

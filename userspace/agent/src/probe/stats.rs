@@ -28,19 +28,23 @@ pub fn read(name: &'static str, program: &Program) -> ProgramStats {
         .fd()
         .ok()
         .and_then(|fd| fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok());
-    parse(name, &fdinfo.unwrap_or_default())
+    let are_counted =
+        fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() != "0");
+    parse(name, &fdinfo.unwrap_or_default(), are_counted)
 }
 
 /// The lines of a program's fdinfo read `name:\tvalue`.
-fn parse(program: &'static str, fdinfo: &str) -> ProgramStats {
+fn parse(program: &'static str, fdinfo: &str, are_counted: bool) -> ProgramStats {
     let field = |name: &str| {
         let value = fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value.and_then(|value| value.trim().parse().ok())
     };
+    // The kernel shows a zero also where it does not count.
+    let counted = |name| field(name).filter(|count| are_counted || *count > 0);
     ProgramStats {
         program,
-        runs: field("run_cnt"),
-        run_time: field("run_time_ns").map(Duration::from_nanos),
+        runs: counted("run_cnt"),
+        run_time: counted("run_time_ns").map(Duration::from_nanos),
         recursion_misses: field("recursion_misses"),
     }
 }
@@ -51,9 +55,12 @@ mod tests {
 
     #[test]
     fn what_the_kernel_does_not_say_is_absent() {
-        let stats = parse("p", "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t3\n");
+        let stats = parse("p", "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t3\n", true);
         assert_eq!((stats.runs, stats.run_time), (Some(3), Some(Duration::from_nanos(1500))));
         assert_eq!(stats.recursion_misses, None);
-        assert_eq!(parse("p", "recursion_misses:\t2\n").recursion_misses, Some(2));
+        assert_eq!(parse("p", "recursion_misses:\t2\n", true).recursion_misses, Some(2));
+        let off = parse("p", "run_time_ns:\t0\nrun_cnt:\t0\n", false);
+        assert_eq!((off.runs, off.run_time), (None, None), "a zero that was not counted");
+        assert_eq!(parse("p", "run_cnt:\t0\n", true).runs, Some(0));
     }
 }

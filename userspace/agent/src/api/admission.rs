@@ -1,0 +1,227 @@
+//! How many calls of each kind may be active at a time: the one table of what is long-lived or expensive.
+//!
+//! ```text
+//!  request ──▶ a path in the table? ── no ──▶ served
+//!                   │ yes
+//!                   ├── room: served; the place is held until the response body is gone
+//!                   └── none: RESOURCE_EXHAUSTED, which names the setting
+//! ```
+//!
+//! A call counts until its client has read the response or has left, so that slow readers are counted, too. Never looks into
+//! requests.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::{Either, Ready, ready};
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tower::Layer;
+
+use crate::config::{Call, MaxCalls};
+use kwitness_api::proto;
+
+/// A call's name in `Status`, its setting, and its path.
+const fn row(call: Call) -> (&'static str, &'static str, &'static str) {
+    match call {
+        Call::Watch => ("watch", "api.max_watchers", "/kwitness.v1alpha1.Kwitness/Watch"),
+        Call::Verify => ("verify", "api.max_verify_calls", "/kwitness.v1alpha1.Kwitness/Verify"),
+        Call::List => ("list", "api.max_list_calls", "/kwitness.v1alpha1.Kwitness/List"),
+        Call::ReportCriRequests => {
+            ("report_cri_requests", "api.max_report_calls", "/kwitness.v1alpha1.Kwitness/ReportCriRequests")
+        }
+        Call::HealthWatch => ("health_watch", "api.max_health_watchers", "/grpc.health.v1.Health/Watch"),
+        Call::ContainerEvents => {
+            ("container_events", "api.max_cri_subscribers", "/runtime.v1.RuntimeService/GetContainerEvents")
+        }
+    }
+}
+
+/// The table. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Admission(Arc<[Slot; Call::ALL.len()]>);
+
+#[derive(Debug)]
+struct Slot {
+    call: Call,
+    max: u32,
+    free: Arc<Semaphore>,
+    refused: AtomicU64,
+}
+
+impl Admission {
+    /// Nobody is admitted yet.
+    pub fn new(max: MaxCalls) -> Self {
+        Self(Arc::new(Call::ALL.map(|call| Slot {
+            call,
+            max: max.get(call),
+            free: Arc::new(Semaphore::new(max.get(call) as usize)),
+            refused: AtomicU64::new(0),
+        })))
+    }
+
+    /// How many calls of a kind are active.
+    pub fn active(&self, call: Call) -> u32 {
+        self.0[call as usize].active()
+    }
+
+    /// The table for `Status`.
+    pub fn limits(&self) -> Vec<proto::CallLimit> {
+        let limit = |slot: &Slot| {
+            let (name, setting, _) = row(slot.call);
+            proto::CallLimit {
+                name: name.to_owned(),
+                setting: setting.to_owned(),
+                max: slot.max,
+                active: slot.active(),
+                refused: slot.refused.load(Relaxed),
+            }
+        };
+        self.0.iter().map(limit).collect()
+    }
+
+    fn slot(&self, path: &str) -> Option<&Slot> {
+        self.0.iter().find(|slot| row(slot.call).2 == path)
+    }
+}
+
+impl Slot {
+    fn active(&self) -> u32 {
+        let free = u32::try_from(self.free.available_permits()).unwrap_or(u32::MAX);
+        self.max.saturating_sub(free)
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.free.clone().try_acquire_owned().map_err(|_| {
+            self.refused.fetch_add(1, Relaxed);
+            let (name, setting, _) = row(self.call);
+            Status::resource_exhausted(format!(
+                "{} {name} calls are active, the maximum; end one or raise {setting}",
+                self.max
+            ))
+        })
+    }
+}
+
+impl<S> Layer<S> for Admission {
+    type Service = Admitted<S>;
+
+    fn layer(&self, inner: S) -> Admitted<S> {
+        Admitted { inner, admission: self.clone() }
+    }
+}
+
+/// A service behind the table.
+#[derive(Clone, Debug)]
+pub struct Admitted<S> {
+    inner: S,
+    admission: Admission,
+}
+
+impl<S, B> Service<http::Request<B>> for Admitted<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Either<
+        S::Future,
+        Either<Ready<Result<Self::Response, S::Error>>, BoxFuture<Self::Response, S::Error>>,
+    >;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let Some(slot) = self.admission.slot(request.uri().path()) else {
+            return Either::Left(self.inner.call(request));
+        };
+        match slot.admit() {
+            Err(status) => Either::Right(Either::Left(ready(Ok(status.into_http())))),
+            Ok(permit) => {
+                let response = self.inner.call(request);
+                Either::Right(Either::Right(Box::pin(async move {
+                    Ok(response.await?.map(|body| Body::new(Held { body, _permit: permit })))
+                })))
+            }
+        }
+    }
+}
+
+/// A response body that holds a place in the table.
+struct Held {
+    body: Body,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tonic::Code;
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+
+    async fn call(
+        service: &(impl Service<http::Request<()>, Response = http::Response<Body>, Error = Infallible> + Clone),
+        path: &str,
+    ) -> http::Response<Body> {
+        let request = http::Request::builder().uri(path).body(()).unwrap();
+        service.clone().oneshot(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn each_kind_has_its_own_limit_and_a_refusal_names_the_setting() {
+        let admission = Admission::new(MaxCalls::all(1));
+        let served = admission.layer(service_fn(async |_: http::Request<()>| {
+            let body = http_body_util::Full::new(Bytes::from_static(b"response"));
+            Ok::<_, Infallible>(http::Response::new(Body::new(body)))
+        }));
+        let mut held = Vec::new();
+        for kind in Call::ALL {
+            let (name, setting, path) = row(kind);
+            held.push(call(&served, path).await);
+            let refused = call(&served, path).await;
+            let status = Status::from_header_map(refused.headers()).unwrap();
+            assert_eq!(status.code(), Code::ResourceExhausted);
+            assert!(status.message().contains(setting), "{status}");
+            let row = &admission.limits()[kind as usize];
+            assert_eq!((&*row.name, row.max, row.active, row.refused), (name, 1, 1, 1));
+        }
+        // As long as the response has not been read, it counts.
+        held.clear();
+        assert!(Call::ALL.iter().all(|kind| admission.active(*kind) == 0));
+        let others: Vec<_> = [call(&served, "/x").await, call(&served, "/x").await].into();
+        assert!(others.iter().all(|response| Status::from_header_map(response.headers()).is_none()));
+    }
+}

@@ -1,0 +1,64 @@
+//! What the journal's window knows of each container that it has events of: their numbers, and the names known by now.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use kwitness_core::model::CgroupId;
+
+use super::{EncodedSubject, Entry};
+
+/// The containers of the window's events.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<CgroupId, Named>);
+
+#[derive(Debug)]
+struct Named {
+    /// Of the newest event. It leaves the window last.
+    latest: Arc<EncodedSubject>,
+    /// The numbers of the container's events, ascending.
+    events: VecDeque<u64>,
+}
+
+impl Names {
+    pub(super) fn enter(&mut self, seq: u64, subject: &Arc<EncodedSubject>) {
+        let named = self
+            .0
+            .entry(subject.subject.cgroup_id)
+            .or_insert_with(|| Named { latest: subject.clone(), events: VecDeque::new() });
+        named.events.push_back(seq);
+        if !Arc::ptr_eq(&named.latest, subject) {
+            named.latest = subject.clone();
+        }
+    }
+
+    pub(super) fn leave(&mut self, subject: &EncodedSubject) {
+        let Some(named) = self.0.get_mut(&subject.subject.cgroup_id) else { return };
+        named.events.pop_front();
+        if named.events.is_empty() {
+            self.0.remove(&subject.subject.cgroup_id);
+        }
+    }
+
+    /// The entry with what is known of its container by now.
+    pub(super) fn resolve(&self, mut entry: Entry) -> Entry {
+        if let Some(subject) = &mut entry.subject
+            && let Some(named) = self.0.get(&subject.subject.cgroup_id)
+            && !Arc::ptr_eq(&named.latest, subject)
+        {
+            *subject = named.latest.clone();
+        }
+        entry
+    }
+
+    /// The numbers of a container's events from one number to before another, ascending.
+    pub(super) fn events(
+        &self,
+        of: CgroupId,
+        range: std::ops::Range<u64>,
+    ) -> impl DoubleEndedIterator<Item = u64> {
+        let events = self.0.get(&of).map(|named| &named.events);
+        let place = |seq: u64| events.map_or(0, |events| events.partition_point(|event| *event < seq));
+        let (from, to) = (place(range.start), place(range.end));
+        events.into_iter().flat_map(move |events| events.range(from..to.max(from)).copied())
+    }
+}
