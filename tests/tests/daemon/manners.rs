@@ -108,7 +108,7 @@ pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let mut command = kwitness(ctx, ["ps", "--socket"]);
         command.arg(agent.socket()).uid(NOBODY).gid(NOBODY);
-        run(command).await?.check(69)?.check_says(&["ermission denied"])
+        run(command).await?.check(77)?.check_says(&["permission denied", "root:root 0750", "sudo"])
     })
     .await
 }

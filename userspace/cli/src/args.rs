@@ -1,47 +1,89 @@
 //! The arguments. What each does is said here once: the help, the completion and the manual are made from it.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
-
-use crate::text::Moment;
+use clap_complete::engine::ArgValueCompleter;
 use kwitness_api::EventKind;
-use kwitness_api::proto;
+use kwitness_api::proto::wanted::{Cpu, Memory};
 
-/// The kernel's witness: what happens to the containers of this node.
+use crate::complete;
+use crate::examples;
+use crate::select::Label;
+use crate::text::Moment;
+use crate::time::{TimeFormat, Times};
+
+/// The headings of the help.
+const FILTERS: &str = "Filters";
+const OUTPUT: &str = "Output";
+const CONNECTION: &str = "Connection";
+
+/// See what the kernel did to the containers of this node.
 #[derive(Debug, Parser)]
-#[command(name = "kwitness", version, max_term_width = 100, after_help = after_help(), propagate_version = true)]
+#[command(name = "kwitness", version, max_term_width = 100, after_help = examples::overview(), propagate_version = true)]
 pub struct Args {
-    /// The daemon's Unix socket [default: /run/kwitness/kwitness.sock]
-    #[arg(long, global = true, env = "KWITNESS_SOCKET", value_name = "PATH", hide_env_values = true)]
-    pub socket: Option<PathBuf>,
+    /// The daemon's Unix socket, a path or unix:///PATH [default: /run/kwitness/kwitness.sock]
+    #[arg(long, global = true, value_name = "PATH", help_heading = CONNECTION)]
+    pub socket: Option<OsString>,
+    #[command(flatten)]
+    pub color: colorchoice_clap::Color,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// The socket that is named, here or in the environment.
+    pub fn socket(&self) -> Option<OsString> {
+        self.socket
+            .clone()
+            .or_else(|| std::env::var_os("KWITNESS_SOCKET"))
+            .filter(|socket| !socket.is_empty())
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show events as they happen
+    #[command(after_help = examples::of("events"))]
     Events(Events),
     /// List the containers
+    #[command(after_help = examples::of("ps"))]
     Ps(Ps),
-    /// Say whether the limits that were asked for are in force
+    /// Check whether the desired limits are in force
+    #[command(after_help = examples::of("verify"))]
     Verify(Verify),
-    /// Show what the daemon is and what it counted
+    /// Show daemon version, health, hooks and counters
+    #[command(after_help = examples::of("status"))]
     Status(Status),
     #[cfg(node)]
     #[command(flatten)]
     Node(crate::node::Command),
     /// Print the completion script of a shell
+    #[command(after_help = examples::of("completion"))]
     Completion {
-        /// Which
+        /// Shell to generate the script for
         shell: clap_complete::Shell,
     },
     /// Print the manual page
+    #[command(after_help = examples::of("man"))]
     Man {
-        /// Of that command
+        /// Subcommand to document [default: kwitness]
         command: Option<String>,
+        /// Write all manual pages to this directory
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        dir: Option<std::path::PathBuf>,
+    },
+    /// Show the versions of client and daemon
+    #[command(hide = true)]
+    Version,
+    /// What people try who come from kubectl or crictl
+    #[command(hide = true, aliases = ["logs", "top", "describe", "watch"])]
+    Get {
+        /// Ignored
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<OsString>,
     },
 }
 
@@ -49,15 +91,20 @@ pub enum Command {
 pub struct Events {
     #[command(flatten)]
     pub filter: Filter,
-    /// Only events of that kind
-    #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds())]
+    /// Show only events of this kind
+    #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds(), help_heading = FILTERS)]
     pub kind: Vec<EventKind>,
-    /// Begin with what happened since: an age ("5m", "1h30m") or a time (RFC 3339); as far back as the daemon keeps events
-    #[arg(long, value_name = "WHEN")]
+    /// Start with past events: an age ("5m", "1h30m") or a time (RFC 3339), as far back as the daemon keeps events
+    #[arg(long, value_name = "WHEN", help_heading = FILTERS)]
     pub since: Option<Moment>,
-    /// End when everything recorded so far has been shown; without --since, all that the daemon keeps
-    #[arg(long)]
+    /// Exit after past events have been shown; without --since, all that the daemon keeps
+    #[arg(long, help_heading = FILTERS)]
     pub no_follow: bool,
+    /// Keep running and show events as they happen (the default)
+    #[arg(long, short = 'f', conflicts_with = "no_follow", help_heading = FILTERS)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub times: TimeOptions,
     #[command(flatten)]
     pub output: Output,
 }
@@ -66,95 +113,147 @@ pub struct Events {
 pub struct Ps {
     #[command(flatten)]
     pub filter: Filter,
+    /// Show pod sandboxes, too
+    #[arg(long, short = 'a', help_heading = FILTERS)]
+    pub all: bool,
+    /// Keep running and print containers as they change
+    #[arg(long, short = 'w', help_heading = OUTPUT)]
+    pub watch: bool,
+    /// Print no headings
+    #[arg(long, help_heading = OUTPUT)]
+    pub no_headers: bool,
     #[command(flatten)]
     pub output: Output,
 }
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("whose").required(true).args(["name", "all"])))]
+#[command(group(clap::ArgGroup::new("whose").required(true).multiple(true).args(["name", "all", "label"])))]
 pub struct Verify {
-    /// The pod: its name, or its UID
-    #[arg(value_name = "POD")]
+    /// The pod: name, NAMESPACE/NAME, UID, or the beginning of names
+    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
     pub name: Option<String>,
     /// All pods of the node
-    #[arg(long, conflicts_with_all = ["container", "memory", "cpu"])]
+    #[arg(long, short = 'A', visible_alias = "all-namespaces", conflicts_with_all = ["name", "container", "memory", "cpu"], help_heading = FILTERS)]
     pub all: bool,
-    /// Only of that namespace
-    #[arg(long, short = 'n', value_name = "NAMESPACE")]
+    /// Check only pods in this namespace
+    #[arg(long, short = 'n', value_name = "NAMESPACE", add = ArgValueCompleter::new(complete::namespaces), help_heading = FILTERS)]
     pub namespace: Option<String>,
-    /// Only that container: its name, its id, or the beginning of its id; without it, the pod's own limits are judged, too
-    #[arg(long, short = 'c', value_name = "CONTAINER")]
+    /// Check only this container (name, ID, or the beginning of an ID); without it, pod-level limits are checked, too
+    #[arg(long, short = 'c', value_name = "CONTAINER", add = ArgValueCompleter::new(complete::containers), help_heading = FILTERS)]
     pub container: Option<String>,
-    /// The memory limit that each of these containers should have ("512Mi"), or "max" for none; otherwise what the kubelet or
-    /// the runtime says
+    /// Check only pods with this label: "app=web", "app!=web", "app", "!app"
+    #[arg(long, short = 'l', value_delimiter = ',', value_name = "LABEL", help_heading = FILTERS)]
+    pub label: Vec<Label>,
+    /// The memory limit that each container should have ("512Mi"), or "max" for none; by default, what the kubelet or the
+    /// runtime wants
     #[arg(long, value_name = "QUANTITY", value_parser = crate::verify::memory)]
-    pub memory: Option<kwitness_api::proto::wanted::Memory>,
-    /// The CPU limit that each of these containers should have ("500m", "1.5"), or "max" for none; otherwise what the kubelet or
-    /// the runtime says
+    pub memory: Option<Memory>,
+    /// The CPU limit that each container should have ("500m", "1.5"), or "max" for none; by default, what the kubelet or the
+    /// runtime wants
     #[arg(long, value_name = "QUANTITY", value_parser = crate::verify::cpu)]
-    pub cpu: Option<kwitness_api::proto::wanted::Cpu>,
-    /// Wait so long until all are in force ("10s"), 10m at most
+    pub cpu: Option<Cpu>,
+    /// Wait up to this long for all limits to take effect ("10s"), at most 10m
     #[arg(long, value_name = "DURATION", value_parser = crate::verify::wait, default_value = "0s", conflicts_with = "watch")]
-    pub wait: std::time::Duration,
-    /// Watch for so long whether usage keeps to the limits, by the kernel's own counters ("5s"), 1m at most
+    pub wait: Duration,
+    /// Measure for this long whether usage keeps to the limits, by the kernel's own counters ("5s"), at most 1m
     #[arg(long, value_name = "DURATION", value_parser = crate::verify::prove, conflicts_with = "watch")]
-    pub prove: Option<std::time::Duration>,
-    /// Go on with every verdict that changes
-    #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"])]
+    pub prove: Option<Duration>,
+    /// Keep running and print verdicts as they change
+    #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"], help_heading = OUTPUT)]
     pub watch: bool,
     #[command(flatten)]
+    pub times: TimeOptions,
+    #[command(flatten)]
     pub output: Output,
+}
+
+impl Verify {
+    /// Which containers.
+    pub fn filter(&self) -> Filter {
+        Filter {
+            pod: self.name.clone().into_iter().collect(),
+            namespace: self.namespace.clone().into_iter().collect(),
+            container: self.container.clone().into_iter().collect(),
+            label: self.label.clone(),
+            all_namespaces: false,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Status {
     #[command(flatten)]
+    pub times: TimeOptions,
+    #[command(flatten)]
     pub output: Output,
 }
 
 /// Which containers. Conditions are ANDed; values of one are ORed, given by comma or by repeating the option.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Filter {
-    /// Only of that pod: its name, or its UID
-    #[arg(long, short = 'p', value_delimiter = ',', value_name = "POD")]
+    /// Show only this pod: name, NAMESPACE/NAME, UID, or the beginning of names
+    #[arg(long, short = 'p', value_delimiter = ',', value_name = "POD", add = ArgValueCompleter::new(complete::pods), help_heading = FILTERS)]
     pub pod: Vec<String>,
-    /// Only of that namespace
-    #[arg(long, short = 'n', value_delimiter = ',', value_name = "NAMESPACE")]
+    /// Show only pods in this namespace
+    #[arg(long, short = 'n', value_delimiter = ',', value_name = "NAMESPACE", add = ArgValueCompleter::new(complete::namespaces), help_heading = FILTERS)]
     pub namespace: Vec<String>,
-    /// Only that container: its name, its id, or the beginning of its id
-    #[arg(long, short = 'c', value_delimiter = ',', value_name = "CONTAINER")]
+    /// Show only this container: name, ID, or the beginning of an ID
+    #[arg(long, short = 'c', value_delimiter = ',', value_name = "CONTAINER", add = ArgValueCompleter::new(complete::containers), help_heading = FILTERS)]
     pub container: Vec<String>,
+    /// Show only pods with this label: "app=web", "app!=web", "app", "!app" (all of them, if several)
+    #[arg(long, short = 'l', value_delimiter = ',', value_name = "LABEL", help_heading = FILTERS)]
+    pub label: Vec<Label>,
+    /// Show all namespaces (the default)
+    #[arg(long, short = 'A', conflicts_with = "namespace", help_heading = FILTERS)]
+    pub all_namespaces: bool,
 }
 
 impl Filter {
-    /// In the API's shape.
-    pub fn into_api(self, kinds: Vec<EventKind>) -> proto::Filter {
-        let Self { pod, namespace, container } = self;
-        proto::Filter {
-            pods: pod,
-            namespaces: namespace,
-            containers: container,
-            kinds: kinds.into_iter().map(i32::from).collect(),
-            ..Default::default()
-        }
+    /// Whether every container passes.
+    pub fn is_empty(&self) -> bool {
+        let Self { pod, namespace, container, label, all_namespaces: _ } = self;
+        pod.is_empty() && namespace.is_empty() && container.is_empty() && label.is_empty()
+    }
+
+    /// Whether a column of namespaces says nothing.
+    pub fn is_one_namespace(&self) -> bool {
+        self.namespace.len() == 1
     }
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Output {
-    /// How to print; json is one object of the API (canonical protobuf JSON) a line
-    #[arg(long, short = 'o', value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    /// Output format; json prints one API object (canonical protobuf JSON) per line
+    #[arg(long, short = 'o', value_enum, default_value_t = Format::Table, value_name = "FORMAT", help_heading = OUTPUT)]
     pub output: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct TimeOptions {
+    /// Show times in UTC, not in the local zone
+    #[arg(long, help_heading = OUTPUT)]
+    pub utc: bool,
+    /// How to show times [default: clock, with -o wide rfc3339]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = OUTPUT)]
+    pub time_format: Option<TimeFormat>,
+}
+
+impl TimeOptions {
+    /// As asked for.
+    pub fn shown(self, output: Format) -> Times {
+        let default = if output == Format::Wide { TimeFormat::Rfc3339 } else { TimeFormat::Clock };
+        Times::new(self.time_format.unwrap_or(default), self.utc)
+    }
 }
 
 /// How things are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// An aligned table
+    /// An aligned table that fits the terminal
     Table,
-    /// A table with more columns, and nothing shortened
+    /// A table with more columns, nothing shortened
     Wide,
-    /// A JSON object a line
+    /// One JSON object per line
     Json,
     /// YAML documents
     Yaml,
@@ -165,8 +264,8 @@ fn kinds() -> impl TypedValueParser<Value = EventKind> {
     let possible = |kind: EventKind| {
         let value = PossibleValue::new(kind.name());
         match kind {
-            EventKind::LimitChanged => value.alias("limit"),
-            EventKind::OomKill => value.alias("oom"),
+            EventKind::LimitChanged => value.aliases(["limit", "limits"]),
+            EventKind::OomKill => value.aliases(["oom", "OOMKilled"]),
             _ => value,
         }
     };
@@ -176,12 +275,17 @@ fn kinds() -> impl TypedValueParser<Value = EventKind> {
     })
 }
 
-fn after_help() -> String {
-    let mut text = String::from("Exit codes:\n");
-    for (code, meaning) in crate::exit::CODES {
-        text += &format!("  {code:<4} {meaning}\n");
+/// What to use in place of a command that other tools have.
+pub fn instead(command: &str) -> &'static str {
+    match command {
+        "logs" => "`kwitness events` shows what happened to containers; their output is in `kubectl logs`",
+        "top" => "`kwitness verify` compares limits; usage is in `kubectl top`",
+        "describe" => {
+            "`kwitness ps -o wide` and `kwitness events --no-follow -p POD` show what is known of a pod"
+        }
+        "watch" => "`kwitness events` shows events as they happen, `kwitness ps -w` containers",
+        _ => "`kwitness ps` lists the containers of this node",
     }
-    text
 }
 
 #[cfg(test)]
@@ -190,19 +294,72 @@ mod tests {
 
     use super::*;
 
+    fn parse(line: &str) -> Result<Command, String> {
+        let parsed = Args::try_parse_from(std::iter::once("kwitness").chain(line.split_whitespace()));
+        parsed.map(|args| args.command).map_err(|error| error.to_string())
+    }
+
+    fn events(line: &str) -> Events {
+        match parse(line) {
+            Ok(Command::Events(events)) => events,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
     #[test]
-    fn the_arguments_hold_together() {
+    fn the_arguments_are_consistent() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn an_unknown_kind_is_refused_with_a_suggestion() {
-        let error = Args::try_parse_from(["kwitness", "events", "--kind", "startd"]).unwrap_err().to_string();
+    fn an_unknown_kind_is_rejected_with_a_suggestion() {
+        let error = parse("events --kind startd").unwrap_err();
         assert!(error.contains("'started'"), "{error}");
-        let args =
-            Args::try_parse_from(["kwitness", "events", "--kind=started,exited", "-n", "a,b"]).unwrap();
-        let Command::Events(events) = args.command else { panic!("{args:?}") };
+        let events = events("events --kind=started,exited -n a,b");
         assert_eq!(events.kind, [EventKind::Started, EventKind::Exited]);
         assert_eq!(events.filter.namespace, ["a", "b"]);
+    }
+
+    #[test]
+    fn short_names_of_kinds_mean_the_kinds() {
+        assert_eq!(events("events --kind limit,oom").kind, [EventKind::LimitChanged, EventKind::OomKill]);
+    }
+
+    #[test]
+    fn habits_of_other_tools_are_understood() {
+        for line in [
+            "events -f",
+            "events --follow -A",
+            "events -l app=web,tier!=db",
+            "ps -A -a -w --no-headers",
+            "ps -p pod/web-0",
+            "verify prod/web-0",
+            "verify -A -w",
+            "verify -l app=web",
+            "version",
+            "get pods -n prod",
+            "logs -f web-0",
+            "top",
+            "ps --socket unix:///run/kwitness/kwitness.sock --color never",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
+        }
+        for line in ["events -f --no-follow", "ps -A -n prod", "verify", "verify --all web-0", "ps -l a=b=c"]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_with_examples() {
+        let mut command = Args::command();
+        command.build();
+        for command in command.get_subcommands_mut() {
+            if command.is_hide_set() || command.get_name() == "help" {
+                continue;
+            }
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:\n  kwitness "), "{help}");
+        }
     }
 }

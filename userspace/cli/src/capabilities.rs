@@ -1,25 +1,29 @@
-//! What the kernel offers the daemon, as a table: shown by `status` and by `doctor`.
+//! The capabilities that the daemon takes from the kernel, as a table: shown by `status` and `doctor`.
 
 use anstyle::AnsiColor;
 use kwitness_api::proto;
 
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 
-/// Needs and the hooks that serve them.
-pub fn needs_table(needs: &[proto::Need]) -> String {
+/// Capabilities and the hooks that provide them.
+pub fn needs_table(needs: &[proto::Need], limit: Option<usize>) -> String {
     let rows: Vec<_> = needs
         .iter()
         .map(|need| {
             let (state, style) = match (need.hook.is_empty(), need.vital, need.refused.is_empty()) {
-                (true, true, _) => ("missing, vital", AnsiColor::Red.on_default().bold()),
+                (true, true, _) => ("missing, required", AnsiColor::Red.on_default().bold()),
                 (true, false, _) => ("missing", AnsiColor::Yellow.on_default()),
-                (false, _, false) => ("met, second best", AnsiColor::Yellow.on_default()),
-                (false, _, true) => ("met", AnsiColor::Green.on_default()),
+                (false, _, false) => ("degraded", AnsiColor::Yellow.on_default()),
+                (false, _, true) => ("ok", AnsiColor::Green.on_default()),
             };
             let hook = if need.hook.is_empty() { UNKNOWN } else { &need.hook };
-            [need.name.clone().into(), hook.into(), Cell::styled(state, style)] as [Cell; 3]
+            vec![Cell::from(&need.name), hook.into(), Cell::styled(state, style)]
         })
         .collect();
-    Table::new([("NEED", 0), ("HOOK", 0), ("STATE", 0)]).render(&rows)
+    Table::new(limit)
+        .column("CAPABILITY", 0, Fit::Whole)
+        .column("HOOK", 0, Fit::Middle(20))
+        .column("STATE", 0, Fit::Whole)
+        .render(&rows)
 }

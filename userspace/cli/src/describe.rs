@@ -1,9 +1,10 @@
-//! Events and containers in words, for tables. What is not known is said to be so; no cell is ever empty.
+//! Events and containers in words, for tables. What is unknown is shown as such: no cell is ever empty.
 
 use anstyle::{AnsiColor, Style};
 
 use crate::table::Cell;
-use crate::text::{UNKNOWN, short_id, short_uid, time_of_day};
+use crate::text::{UNKNOWN, short_id, short_uid};
+use crate::time::Times;
 use kwitness_api::proto;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
@@ -68,8 +69,15 @@ pub struct Names {
     pub namespace: String,
     /// The pod's name, or its UID.
     pub pod: String,
-    /// The container's name, or its id.
+    /// The container's name, or its ID.
     pub container: String,
+}
+
+impl Names {
+    /// The pod with its namespace, as the command line takes it: `prod/web-0`.
+    pub fn qualified(&self) -> String {
+        if self.namespace == UNKNOWN { self.pod.clone() } else { format!("{}/{}", self.namespace, self.pod) }
+    }
 }
 
 /// The names of a container; in full, or shortened where ids stand for them.
@@ -94,8 +102,8 @@ pub fn names(container: Option<&proto::Container>, full: bool) -> Names {
 }
 
 /// What an event says, in a line.
-pub fn detail(event: &proto::Event) -> String {
-    let Some(kind) = &event.kind else { return "a kind of event that this release does not know".to_owned() };
+pub fn detail(event: &proto::Event, times: Times) -> String {
+    let Some(kind) = &event.kind else { return "an event kind that this release does not know".to_owned() };
     let mut text = match kind {
         Kind::Created(proto::Created { actor }) | Kind::Deleted(proto::Deleted { actor }) => {
             actor.as_ref().map_or_else(String::new, |actor| format!("by {} ({})", actor.comm, actor.pid))
@@ -106,25 +114,27 @@ pub fn detail(event: &proto::Event) -> String {
             let process = exited.process.as_ref().map_or_else(String::new, describe_process);
             // Of a child this says nothing: most forks never execute anything.
             let entered = exited.process.as_ref().is_some_and(|of| of.role() == proto::ProcessRole::Entered);
-            let early = if exited.before_exec && entered { ", before it executed anything" } else { "" };
+            let early = if exited.before_exec && entered { ", before exec" } else { "" };
             format!("{process}: {}{early}", exit_status(exited.status.as_ref()))
         }
         Kind::Stopped(proto::Stopped { never_started: true, .. }) => "never started".to_owned(),
-        Kind::Stopped(proto::Stopped { main_status, main_oom_killed, .. }) => {
-            let oom = if *main_oom_killed { ", for want of memory" } else { "" };
-            exit_status(main_status.as_ref()) + oom
+        Kind::Stopped(proto::Stopped { main_status, main_oom_killed: true, .. }) => {
+            let status = main_status.as_ref();
+            let signal = status.filter(|status| matches!(status.status, Some(Status::Signal(_))));
+            signal.map_or_else(|| "OOMKilled".to_owned(), |of| format!("OOMKilled ({})", of.signal_name))
         }
+        Kind::Stopped(proto::Stopped { main_status, .. }) => exit_status(main_status.as_ref()),
         Kind::OomKill(kill) => crate::limits::oom_kill(kill),
         Kind::Updated(proto::Updated { fields }) => fields.join(", "),
         Kind::LimitChanged(changed) => crate::limits::change(changed),
         Kind::Verdict(verdict) => crate::verify::sentence(verdict),
-        Kind::Gap(gap) => describe_gap(gap),
+        Kind::Gap(gap) => describe_gap(gap, times),
         Kind::Resynced(proto::Resynced { found, gone, corrected }) => {
-            format!("the state is right again: {found} found, {gone} gone, {corrected} corrected")
+            format!("state repaired: {found} found, {gone} gone, {corrected} corrected")
         }
     };
     let found = match event.basis() {
-        proto::Basis::InitialScan => "found at the start",
+        proto::Basis::InitialScan => "found at startup",
         proto::Basis::RepairScan => "found after the gap",
         _ => return if text.is_empty() { UNKNOWN.to_owned() } else { text },
     };
@@ -156,30 +166,30 @@ fn role(process: &proto::Process) -> &'static str {
 
 /// How something ended, in words.
 pub fn exit_status(status: Option<&proto::ExitStatus>) -> String {
-    let Some(status) = status else { return "exit status not seen".to_owned() };
+    let Some(status) = status else { return "exit status unknown".to_owned() };
     match status.status {
         Some(Status::Code(code)) => format!("exit code {code}"),
         Some(Status::Signal(signal)) => {
             let core = if status.core_dumped { ", core dumped" } else { "" };
             format!("killed by {} ({signal}){core}", status.signal_name)
         }
-        None => "exit status not seen".to_owned(),
+        None => "exit status unknown".to_owned(),
     }
 }
 
-fn describe_gap(gap: &proto::Gap) -> String {
+fn describe_gap(gap: &proto::Gap, times: Times) -> String {
     let cause = match gap.cause() {
         proto::GapCause::RingFull => "a kernel ring was full",
         proto::GapCause::TrackedSetFull => "the set of tracked cgroups was full",
         proto::GapCause::MalformedRecord => "records could not be decoded",
         proto::GapCause::WatchOverflow => {
-            "limits were written to faster than fanotify tells, how often is not known"
+            "limits were written faster than fanotify reports; the number is unknown"
         }
         proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
-        proto::GapCause::ProgramSkipped => "the kernel skipped programs, at most as many records",
+        proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
-            "the daemon was restarted; what happened meanwhile was not seen"
+            "the daemon was restarted; events in between were not seen"
         }
         proto::GapCause::ReplayExpired => "earlier events are no longer kept",
         proto::GapCause::Unspecified => "unknown cause",
@@ -190,7 +200,7 @@ fn describe_gap(gap: &proto::Gap) -> String {
         text += &format!(": lost {}", lost.join(", "));
     }
     if let (Some(from), Some(to)) = (gap.from, gap.to) {
-        text += &format!(", between {} and {}", time_of_day(Some(from)), time_of_day(Some(to)));
+        text += &format!(", between {} and {}", times.show(Some(from)), times.show(Some(to)));
     }
     text
 }
@@ -204,6 +214,16 @@ pub fn state(state: &proto::ContainerState) -> Cell {
             Cell::styled("Stopped", if is_bad(state.main_status.as_ref()) { BAD } else { NOTICE })
         }
         proto::State::Unspecified => Cell::from(UNKNOWN),
+    }
+}
+
+/// The QoS class as Kubernetes writes it.
+pub fn qos_class(class: proto::QosClass) -> &'static str {
+    match class {
+        proto::QosClass::Guaranteed => "Guaranteed",
+        proto::QosClass::Burstable => "Burstable",
+        proto::QosClass::BestEffort => "BestEffort",
+        proto::QosClass::Unspecified => UNKNOWN,
     }
 }
 

@@ -1,198 +1,177 @@
 //! `kwitness events`: a stream of events, across restarts of the daemon.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::ffi::OsString;
 
-use crate::args::{Events, Format};
-use crate::client::{connect, failed, socket};
-use crate::describe::{detail, kind, names_of};
-use crate::exit::{Code, Unreachable};
-use crate::output::Output;
-use crate::table::{Cell, Table};
-use crate::text::{UNKNOWN, full_time, time_of_day};
+use kwitness_api::client::{Client, Item};
 use kwitness_api::{Timestamp, proto};
 
-/// Between two attempts to come back.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+use crate::args::{Events, Format};
+use crate::connect::connect;
+use crate::describe::{detail, kind, names_of, word};
+use crate::exit::Code;
+use crate::output::{Output, note};
+use crate::table::{Cell, Fit, Table};
+use crate::text::UNKNOWN;
+use crate::time::Times;
+use crate::{history, select};
 
-pub async fn run(named: Option<PathBuf>, options: Events) -> anyhow::Result<Code> {
-    let Events { filter, kind, since, no_follow, output } = options;
-    let socket = socket(named);
-    let mut printer = Printer::new(output.output);
+pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
+    let Events { filter, kind, since, no_follow, times, output, .. } = options;
+    let mut client = connect(socket).await?;
+    let (selected, not_here) = match select::resolve(&mut client, &filter).await? {
+        Ok(selected) => (selected, None),
+        Err((not_here, literally)) => (literally, Some(not_here)),
+    };
+    let kinds = kind.into_iter().map(i32::from).collect();
     let mut request = proto::WatchRequest {
-        filter: Some(filter.into_api(kind)),
+        filter: Some(proto::Filter { kinds, ..selected }),
         since: since.map(|since| since.to_timestamp()).or(no_follow.then_some(Timestamp::default())),
-        no_follow,
         ..Default::default()
     };
-    let mut client = connect(&socket).await?;
-    loop {
-        let ended = watch(&mut client, &socket, &mut request, &mut printer).await;
-        match ended {
-            Ok(()) => return Ok(Code::Success),
-            Err(error) if no_follow || !error.is::<Unreachable>() => return Err(error),
-            Err(_) => {
-                eprintln!("kwitness: the daemon is gone; waiting for it to come back");
-                client = reconnect(&socket).await;
-                eprintln!("kwitness: the daemon is back");
+    let mut printer = Printer::new(output.output, times.shown(output.output), !filter.is_one_namespace());
+    if request.since.is_some() {
+        let (events, position) = history::read(&mut client, request.clone()).await?;
+        if let Some(not_here) = not_here.clone().filter(|_| no_follow && events.is_empty()) {
+            return Err(not_here.into());
+        }
+        printer.events(&events)?;
+        if no_follow {
+            return Ok(Code::Success);
+        }
+        request = proto::WatchRequest { after: position, since: None, ..request };
+    }
+    if let Some(not_here) = not_here {
+        note(&format!("{not_here}; waiting for its events"));
+    }
+    if !filter.label.is_empty() {
+        note("following the pods that have the label now");
+    }
+    let mut watch = client.watch(request).await?;
+    printer.begin(&mut client).await?;
+    while let Some(item) = watch.next().await? {
+        match item {
+            Item::Events(events) => printer.events(&events)?,
+            Item::Snapshot(_) => {}
+            Item::Disconnected(error) => {
+                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
             }
+            Item::Reconnected => note("the daemon is back"),
         }
     }
-}
-
-/// Shows events until the stream ends; `request` then asks for what comes after the last one.
-async fn watch(
-    client: &mut proto::kwitness_client::KwitnessClient<tonic::transport::Channel>,
-    socket: &Path,
-    request: &mut proto::WatchRequest,
-    printer: &mut Printer,
-) -> anyhow::Result<()> {
-    let broken = |status: tonic::Status| failed(socket, &status);
-    let mut stream = client.watch(request.clone()).await.map_err(broken)?.into_inner();
-    printer.begin()?;
-    while let Some(message) = stream.message().await.map_err(lost(socket))? {
-        let places = message.events.iter().filter_map(|event| event.position.as_ref());
-        // Late events have lower numbers.
-        let last = message.begins_after.as_ref().into_iter().chain(places).max_by_key(|place| place.seq);
-        if let Some(last) = last
-            && request.after.as_ref().is_none_or(|after| after.epoch != last.epoch || after.seq < last.seq)
-        {
-            request.after = Some(last.clone());
-            request.since = None;
-        }
-        printer.events(&message.events)?;
-    }
-    Ok(())
-}
-
-/// A stream that breaks off is a daemon that is gone, by whichever of its names tonic calls that.
-fn lost(socket: &Path) -> impl Fn(tonic::Status) -> anyhow::Error {
-    use tonic::Code::{Cancelled, Internal, Unavailable, Unknown};
-    move |status| match status.code() {
-        Cancelled | Internal | Unavailable | Unknown => {
-            Unreachable { socket: socket.to_owned(), reason: status.message().to_owned() }.into()
-        }
-        _ => failed(socket, &status),
-    }
-}
-
-async fn reconnect(socket: &Path) -> proto::kwitness_client::KwitnessClient<tonic::transport::Channel> {
-    let mut pause = RETRY_MIN;
-    loop {
-        tokio::time::sleep(pause).await;
-        match connect(socket).await {
-            Ok(client) => return client,
-            Err(_) => pause = RETRY_MAX.min(pause * 2),
-        }
-    }
+    Ok(Code::Success)
 }
 
 /// Prints events as they come.
 struct Printer {
     output: Output,
-    shape: Shape,
+    format: Format,
+    times: Times,
+    has_namespaces: bool,
+    table: Table,
     begun: bool,
 }
 
-enum Shape {
-    Table(Table<6>),
-    Wide(Table<9>),
-    Values(Format),
-}
-
 impl Printer {
-    fn new(format: Format) -> Self {
-        let shape = match format {
-            Format::Table => Shape::Table(Table::new([
-                ("TIME", 12),
-                ("EVENT", 8),
-                ("NAMESPACE", 12),
-                ("POD", 24),
-                ("CONTAINER", 16),
-                ("DETAIL", 0),
-            ])),
-            Format::Wide => Shape::Wide(Table::new([
-                ("TIME", 32),
-                ("SEQ", 6),
-                ("EVENT", 8),
-                ("NAMESPACE", 12),
-                ("POD", 36),
-                ("CONTAINER", 16),
-                ("ID", 64),
-                ("BASIS", 16),
-                ("DETAIL", 0),
-            ])),
-            format => Shape::Values(format),
-        };
-        Self { output: Output::new(), shape, begun: false }
+    fn new(format: Format, times: Times, has_namespaces: bool) -> Self {
+        let output = Output::new();
+        let table = table(format, times, output.width(format));
+        Self { output, format, times, has_namespaces, table, begun: false }
     }
 
-    fn begin(&mut self) -> anyhow::Result<()> {
+    /// Prints the headings, with room for the pods that are here; nothing if they stand already.
+    async fn begin(&mut self, client: &mut Client) -> anyhow::Result<()> {
+        if self.begun || !matches!(self.format, Format::Table | Format::Wide) {
+            return Ok(());
+        }
+        let here = client.list(proto::Filter::default()).await?.containers;
+        let event = |container| proto::Event { container, ..Default::default() };
+        let mut rows: Vec<_> = here.into_iter().map(|state| self.row(&event(state.container))).collect();
+        // They have no detail: it takes what is left of the line.
+        rows.iter_mut().for_each(|row| drop(row.pop()));
+        self.table.fit(&rows);
+        self.header()
+    }
+
+    fn header(&mut self) -> anyhow::Result<()> {
         if !std::mem::replace(&mut self.begun, true) {
-            match &self.shape {
-                Shape::Table(table) => self.output.text(&table.header())?,
-                Shape::Wide(table) => self.output.text(&table.header())?,
-                Shape::Values(_) => {}
-            }
+            let header = self.table.header();
+            self.output.text(&header)?;
             self.output.flush()?;
         }
         Ok(())
     }
 
+    fn row(&self, event: &proto::Event) -> Vec<Cell> {
+        match self.format {
+            Format::Wide => wide_row(event, self.times),
+            _ => row(event, self.times, self.has_namespaces),
+        }
+    }
+
     fn events(&mut self, events: &[proto::Event]) -> anyhow::Result<()> {
-        match &mut self.shape {
-            Shape::Table(table) => rows(&mut self.output, table, events, row)?,
-            Shape::Wide(table) => rows(&mut self.output, table, events, wide_row)?,
-            Shape::Values(format) => {
-                for event in events {
-                    self.output.value(*format, event)?;
-                }
+        if !matches!(self.format, Format::Table | Format::Wide) {
+            for event in events {
+                self.output.value(self.format, event)?;
             }
+            return Ok(self.output.flush()?);
+        }
+        let rows: Vec<_> = events.iter().map(|event| self.row(event)).collect();
+        self.table.fit(&rows);
+        self.header()?;
+        for row in &rows {
+            self.output.text(&self.table.line(row))?;
         }
         Ok(self.output.flush()?)
     }
 }
 
-fn rows<const N: usize>(
-    output: &mut Output,
-    table: &mut Table<N>,
-    events: &[proto::Event],
-    row: fn(&proto::Event) -> [Cell; N],
-) -> anyhow::Result<()> {
-    let rows: Vec<_> = events.iter().map(row).collect();
-    table.fit(&rows);
-    for row in &rows {
-        output.text(&table.line(row))?;
+fn table(format: Format, times: Times, limit: Option<usize>) -> Table {
+    let table = Table::new(limit);
+    if format == Format::Wide {
+        return table
+            .column(times.heading(), 27, Fit::Whole)
+            .column("SEQ", 6, Fit::Whole)
+            .column("EVENT", 12, Fit::Whole)
+            .column("NAMESPACE", 12, Fit::Whole)
+            .column("POD", 36, Fit::Whole)
+            .column("CONTAINER", 12, Fit::Whole)
+            .column("ID", 64, Fit::Whole)
+            .column("BASIS", 16, Fit::Whole)
+            .column("DETAIL", 0, Fit::Whole);
     }
-    Ok(())
+    table
+        .column(times.heading(), 12, Fit::Whole)
+        .column("EVENT", 12, Fit::Whole)
+        .column("POD", 24, Fit::Middle(12))
+        .column("CONTAINER", 12, Fit::Middle(9))
+        .column("DETAIL", 40, Fit::End(27))
 }
 
-fn row(event: &proto::Event) -> [Cell; 6] {
+fn row(event: &proto::Event, times: Times, has_namespaces: bool) -> Vec<Cell> {
     let names = names_of(event, false);
-    [
-        time_of_day(event.time).into(),
+    let pod = if has_namespaces { names.qualified() } else { names.pod };
+    vec![
+        times.show(event.time).into(),
         kind(event),
-        names.namespace.into(),
-        names.pod.into(),
+        pod.into(),
         names.container.into(),
-        detail(event).into(),
+        detail(event, times).into(),
     ]
 }
 
-fn wide_row(event: &proto::Event) -> [Cell; 9] {
-    let names = names_of(event, true);
+fn wide_row(event: &proto::Event, times: Times) -> Vec<Cell> {
+    let of_subject = names_of(event, true);
     let seq = event.position.as_ref().map_or_else(|| UNKNOWN.to_owned(), |position| position.seq.to_string());
-    [
-        full_time(event.time).into(),
+    vec![
+        times.show(event.time).into(),
         seq.into(),
         kind(event),
-        names.namespace.into(),
-        names.pod.into(),
-        names.container.into(),
+        of_subject.namespace.into(),
+        of_subject.pod.into(),
+        of_subject.container.into(),
         event.container.as_ref().map_or(UNKNOWN, |container| &container.id).into(),
-        crate::describe::word(event.basis().as_str_name(), "BASIS_").into(),
-        detail(event).into(),
+        word(event.basis().as_str_name(), "BASIS_").into(),
+        detail(event, times).into(),
     ]
 }
 
@@ -200,30 +179,31 @@ fn wide_row(event: &proto::Event) -> [Cell; 9] {
 mod tests {
     use super::*;
     use crate::describe::testing::events;
+    use crate::time::TimeFormat;
 
-    fn plain<const N: usize>(table: Table<N>, row: fn(&proto::Event) -> [Cell; N]) -> String {
-        let rows: Vec<_> = events().iter().map(row).collect();
-        anstream::adapter::strip_str(&table.render(&rows)).to_string()
+    fn shown(format: Format, limit: Option<usize>) -> String {
+        let times = Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z");
+        let rows: Vec<_> = events()
+            .iter()
+            .map(
+                |event| if format == Format::Wide { wide_row(event, times) } else { row(event, times, true) },
+            )
+            .collect();
+        anstream::adapter::strip_str(&table(format, times, limit).render(&rows)).to_string()
     }
 
     #[test]
-    fn a_table_of_every_kind() {
-        let Shape::Table(table) = Printer::new(Format::Table).shape else { panic!() };
-        insta::assert_snapshot!(plain(table, |event| {
-            // The time of day is the machine's; the rest is not.
-            let mut row = row(event);
-            row[0] = "12:34:56.789".into();
-            row
-        }));
+    fn every_kind_in_a_pipe() {
+        insta::assert_snapshot!(shown(Format::Table, None));
     }
 
     #[test]
-    fn a_wide_table_of_every_kind() {
-        let Shape::Wide(table) = Printer::new(Format::Wide).shape else { panic!() };
-        insta::assert_snapshot!(plain(table, |event| {
-            let mut row = wide_row(event);
-            row[0] = "2026-01-02T12:34:56.789000+00:00".into();
-            row
-        }));
+    fn every_kind_on_a_terminal_of_80_columns() {
+        insta::assert_snapshot!(shown(Format::Table, Some(80)));
+    }
+
+    #[test]
+    fn every_kind_with_everything() {
+        insta::assert_snapshot!(shown(Format::Wide, None));
     }
 }

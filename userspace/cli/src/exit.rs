@@ -1,24 +1,31 @@
-//! How the program ends: the exit codes, and what is said on standard error before.
+//! How the program ends: the exit codes, and what is printed on standard error before.
 
-use std::io::{self, Write as _};
+use std::io;
 
+use kwitness_api::client::{Address, Error as ClientError};
 use kwitness_api::proto::VerdictKind;
+
+use crate::output::note;
 
 /// What the program's end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// All is well; also when whoever read the output stopped reading.
+    /// Everything worked; also when the reader of the output stopped reading.
     Success,
-    /// Something failed; `doctor`: something vital is missing.
+    /// Something failed; `doctor`: the node cannot be watched.
     Failure,
-    /// The daemon cannot be reached (`EX_UNAVAILABLE` of sysexits.h).
-    Unreachable,
-    /// The configuration has mistakes (`EX_CONFIG` of sysexits.h).
-    Configuration,
     /// `verify`: not every limit is in force; the worst verdict.
     Verdict(VerdictKind),
     /// `verify --prove`: every limit is in force, and more was used than one allows.
     Exceeded,
+    /// No such pod, namespace or container on this node (`EX_NOINPUT` of sysexits.h).
+    NotHere,
+    /// The daemon cannot be reached (`EX_UNAVAILABLE`).
+    Unreachable,
+    /// This user may not connect to the daemon, or lacks privileges (`EX_NOPERM`).
+    Denied,
+    /// The configuration has errors (`EX_CONFIG`).
+    Configuration,
     /// Ctrl-C, as shells have it.
     Interrupted,
 }
@@ -26,7 +33,7 @@ pub enum Code {
 /// For the help and the manual.
 pub const CODES: &[(&str, &str)] = &[
     ("0", "success; also when the reader of the output closed it"),
-    ("1", "failure; doctor: something vital is missing"),
+    ("1", "failure; doctor: this node cannot be watched"),
     ("2", "wrong usage"),
     ("10", "verify: pending"),
     ("11", "verify: diverged"),
@@ -35,20 +42,20 @@ pub const CODES: &[(&str, &str)] = &[
     ("14", "verify: over limit"),
     ("15", "verify: killed"),
     ("16", "verify: reverted"),
-    ("17", "verify: unknown, or nothing to verify"),
-    ("18", "verify --prove: in force, and exceeded all the same"),
+    ("17", "verify: unknown, or no limit is set"),
+    ("18", "verify --prove: in force, but exceeded"),
+    ("66", "no such pod, namespace or container on this node"),
     ("69", "the daemon cannot be reached"),
-    ("78", "the configuration has mistakes"),
+    ("77", "permission denied"),
+    ("78", "the configuration has errors"),
     ("130", "ended by Ctrl-C"),
 ];
 
-impl From<Code> for std::process::ExitCode {
+impl From<Code> for u8 {
     fn from(code: Code) -> Self {
-        Self::from(match code {
+        match code {
             Code::Success => 0,
             Code::Failure => 1,
-            Code::Unreachable => 69,
-            Code::Configuration => 78,
             Code::Verdict(kind) => match kind {
                 VerdictKind::InForce => 0,
                 VerdictKind::Pending => 10,
@@ -61,25 +68,27 @@ impl From<Code> for std::process::ExitCode {
                 VerdictKind::Unknown | VerdictKind::Unspecified => 17,
             },
             Code::Exceeded => 18,
+            Code::NotHere => 66,
+            Code::Unreachable => 69,
+            Code::Denied => 77,
+            Code::Configuration => 78,
             Code::Interrupted => 130,
-        })
+        }
     }
 }
 
-/// The daemon cannot be reached; says what to do.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no daemon at {}: {reason}; start one with `kwitness daemon`, or name its socket with --socket or KWITNESS_SOCKET",
-    socket.display()
-)]
-pub struct Unreachable {
-    /// Where it was looked for.
-    pub socket: std::path::PathBuf,
-    /// Why it cannot.
-    pub reason: String,
+impl From<Code> for std::process::ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(u8::from(code))
+    }
 }
 
-/// The code of a result; an error is said first.
+/// What was asked for is not on this node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotHere(pub String);
+
+/// The code of a result; an error is printed first.
 pub fn code(done: anyhow::Result<Code>) -> Code {
     let error = match done {
         Ok(code) => return code,
@@ -91,21 +100,61 @@ pub fn code(done: anyhow::Result<Code>) -> Code {
     if error.chain().any(closed) {
         return Code::Success;
     }
-    // Nowhere is left to complain to.
-    let _ = writeln!(anstream::stderr(), "kwitness: {error:#}");
-    if error.is::<Unreachable>() {
-        Code::Unreachable
-    } else if is_configuration(&error) {
-        Code::Configuration
-    } else {
-        Code::Failure
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Unreachable { .. }) => {
+            note(&format!(
+                "{error}; start one with `kwitness daemon`, or name its socket with --socket or KWITNESS_SOCKET"
+            ));
+            Code::Unreachable
+        }
+        Some(ClientError::PermissionDenied { address }) => {
+            note(&format!("{error}{}: run with sudo, or join its group", owner(address)));
+            Code::Denied
+        }
+        _ if is_configuration(&error) => {
+            // One line for each error, and all of them at once.
+            format!("{error:#}").lines().for_each(note);
+            Code::Configuration
+        }
+        _ => {
+            note(&format!("{error:#}"));
+            if error.is::<NotHere>() { Code::NotHere } else { Code::Failure }
+        }
     }
 }
 
+/// Who may connect: " (root:kwitness 0660)", of the socket, or of the innermost directory above it that can be seen.
+#[cfg(unix)]
+fn owner(address: &Address) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let seen = address.unix_path().into_iter().flat_map(std::path::Path::ancestors).find_map(|path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        let user = uzers::get_user_by_uid(metadata.uid());
+        let group = uzers::get_group_by_gid(metadata.gid());
+        let user =
+            user.map_or_else(|| metadata.uid().to_string(), |user| user.name().to_string_lossy().into());
+        let group =
+            group.map_or_else(|| metadata.gid().to_string(), |group| group.name().to_string_lossy().into());
+        let place =
+            if Some(path) == address.unix_path() { String::new() } else { format!("{}: ", path.display()) };
+        Some(format!(" ({place}{user}:{group} {:04o})", metadata.mode() & 0o7777))
+    });
+    seen.unwrap_or_default()
+}
+
+#[cfg(not(unix))]
+fn owner(_: &Address) -> String {
+    String::new()
+}
+
+#[cfg(node)]
 fn is_configuration(error: &anyhow::Error) -> bool {
-    #[cfg(node)]
-    return error.is::<kwitness_agent::config::Problems>();
-    #[cfg(not(node))]
+    error.is::<kwitness_agent::config::Problems>()
+}
+
+#[cfg(not(node))]
+fn is_configuration(_: &anyhow::Error) -> bool {
     false
 }
 
@@ -116,11 +165,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_pipe_is_no_failure() {
+    fn each_error_has_its_code() {
         let closed = Err(io::Error::from(io::ErrorKind::BrokenPipe)).context("cannot write");
         assert_eq!(code(closed), Code::Success);
         assert_eq!(code(Err(anyhow::anyhow!("other"))), Code::Failure);
-        let unreachable = Unreachable { socket: "/x".into(), reason: "gone".into() };
+        let address = Address::Unix("/x".into());
+        let unreachable = ClientError::Unreachable { address: address.clone(), reason: "gone".into() };
         assert_eq!(code(Err(unreachable.into())), Code::Unreachable);
+        assert_eq!(code(Err(ClientError::PermissionDenied { address }.into())), Code::Denied);
+        assert_eq!(code(Err(NotHere("no pod".into()).into())), Code::NotHere);
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let verdicts = (0..=9).filter_map(|number| VerdictKind::try_from(number).ok()).map(Code::Verdict);
+        let codes = [
+            Code::Success,
+            Code::Failure,
+            Code::Exceeded,
+            Code::NotHere,
+            Code::Unreachable,
+            Code::Denied,
+            Code::Configuration,
+            Code::Interrupted,
+        ];
+        for code in codes.into_iter().chain(verdicts) {
+            let number = u8::from(code).to_string();
+            assert!(CODES.iter().any(|(documented, _)| *documented == number), "{code:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_denied_user_learns_who_may() {
+        let address = Address::Unix("/etc/passwd/kwitness.sock".into());
+        assert!(owner(&address).starts_with(" (/etc/passwd: root:root 0"), "{}", owner(&address));
     }
 }

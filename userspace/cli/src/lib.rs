@@ -1,44 +1,63 @@
 //! The command line: `kwitness daemon`, and the clients of its API.
 //!
-//! Owns the arguments, what is printed, and the exit codes. Everything but `daemon` and `doctor` knows the node only through
-//! the API.
+//! Owns the arguments, what is printed, and the exit codes. Everything but `daemon`, `cri-proxy` and `doctor` knows the node
+//! only through the API.
 
 mod args;
 mod capabilities;
-mod client;
+mod complete;
+mod connect;
 mod describe;
+#[cfg(all(test, node))]
+mod documented;
 mod events;
+mod examples;
 mod exit;
+mod history;
 mod limits;
 mod manual;
 #[cfg(node)]
 mod node;
 mod output;
 mod ps;
+mod select;
 mod status;
 mod table;
 mod text;
+mod time;
+mod units;
 mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use args::{Args, Command};
 pub use exit::Code;
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
-    let Args { socket, command } = Args::parse();
-    let done = match command {
-        Command::Events(options) => client::run(events::run(socket, options)),
-        Command::Ps(options) => client::run(ps::run(socket, options)),
-        Command::Verify(options) => client::run(verify::run(socket, options)),
-        Command::Status(options) => client::run(status::run(socket, options)),
+    clap_complete::CompleteEnv::with_factory(Args::command).complete();
+    let args = Args::parse();
+    args.color.write_global();
+    let socket = args.socket();
+    let done = match args.command {
+        Command::Events(options) => connect::run(events::run(socket, options)),
+        Command::Ps(options) => connect::run(ps::run(socket, options)),
+        Command::Verify(options) => connect::run(verify::run(socket, options)),
+        Command::Status(options) => connect::run(status::run(socket, options)),
+        Command::Version => connect::run(status::versions(socket)),
         #[cfg(node)]
         Command::Node(command) => node::run(command, socket),
         Command::Completion { shell } => manual::completion(shell),
-        Command::Man { command } => manual::man(command.as_deref()),
+        Command::Man { command, dir } => manual::man(command.as_deref(), dir.as_deref()),
+        Command::Get { .. } => {
+            let is_command = |word: &&str| ["get", "logs", "top", "describe", "watch"].contains(word);
+            let words: Vec<_> = std::env::args_os().skip(1).collect();
+            let command = words.iter().filter_map(|word| word.to_str()).find(is_command).unwrap_or_default();
+            let hint = format!("kwitness has no command `{command}`: {}", args::instead(command));
+            Args::command().error(clap::error::ErrorKind::InvalidSubcommand, hint).exit()
+        }
     };
     exit::code(done).into()
 }

@@ -1,7 +1,8 @@
-//! Limits in words.
+//! Limits and OOM kills in words, with units as people write them.
 
 use crate::describe::{Names, describe_process};
 use crate::text::{UNKNOWN, short_uid};
+use crate::units;
 use kwitness_api::proto;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::reading::Reading;
@@ -17,7 +18,7 @@ pub fn names(cgroup: Option<&proto::Cgroup>, full: bool) -> Names {
         }),
         container: match cgroup.map(proto::Cgroup::role) {
             Some(proto::CgroupRole::Pod) => "(pod)".to_owned(),
-            Some(proto::CgroupRole::Qos) => "(class)".to_owned(),
+            Some(proto::CgroupRole::Qos) => "(QoS class)".to_owned(),
             Some(proto::CgroupRole::Kubepods) => "(all pods)".to_owned(),
             _ => unknown(),
         },
@@ -27,22 +28,23 @@ pub fn names(cgroup: Option<&proto::Cgroup>, full: bool) -> Names {
 /// A change, in a line.
 pub fn change(changed: &proto::LimitChanged) -> String {
     let file = &changed.file;
-    let (old, new) = (reading(changed.old.as_ref()), reading(changed.new.as_ref()));
+    let (old, new) = (reading(file, changed.old.as_ref()), reading(file, changed.new.as_ref()));
     let Some(write) = &changed.write else {
-        return format!("{file} {old} -> {new}, found{}{}", more(changed), at(changed));
+        return format!("{file} {old} → {new}, found{}{}", more(changed), at(changed));
     };
     let by = write.writer.as_ref().map_or_else(|| "an unknown writer".to_owned(), writer);
-    let presumably = if write.outcome() == proto::WriteOutcome::Unknown { "presumably " } else { "" };
+    let probably = if write.outcome() == proto::WriteOutcome::Unknown { "probably " } else { "" };
     let took = match (write.began, write.returned) {
         (Some(began), Some(returned)) => format!(" in {}", duration(returned.saturating_sub(began))),
         _ => String::new(),
     };
     if let Some(errno) = &write.errno_name {
-        let value = write.value.as_deref().unwrap_or(UNKNOWN);
-        return format!("{file} stays {old}: {value} refused with {errno}, by {by}{took}{}", at(changed));
+        let value =
+            write.value.as_deref().map_or_else(|| UNKNOWN.to_owned(), |value| units::value(file, value));
+        return format!("{file} stays {old}: {value} rejected with {errno}, by {by}{took}{}", at(changed));
     }
     let written = if changed.read_back { "" } else { " (as written)" };
-    format!("{file} {old} -> {new}{written}, {presumably}by {by}{took}{}{}", more(changed), at(changed))
+    format!("{file} {old} → {new}{written}, {probably}by {by}{took}{}{}", more(changed), at(changed))
 }
 
 /// Where, if that is not the container's or the pod's own cgroup.
@@ -57,7 +59,8 @@ fn at(changed: &proto::LimitChanged) -> String {
 fn more(changed: &proto::LimitChanged) -> String {
     match changed.coalesced {
         0 => String::new(),
-        more => format!(", stands for {more} more"),
+        1 => " (+1 similar write)".to_owned(),
+        more => format!(" (+{more} similar writes)"),
     }
 }
 
@@ -66,11 +69,11 @@ fn writer(writer: &proto::Writer) -> String {
     format!("{} ({pid})", writer.comm.as_deref().unwrap_or("an unknown process"))
 }
 
-/// What a file says, in words.
-pub fn reading(reading: Option<&proto::Reading>) -> String {
+/// What a limit file says, in words.
+pub fn reading(file: &str, reading: Option<&proto::Reading>) -> String {
     match reading.and_then(|reading| reading.reading.as_ref()) {
         Some(Reading::Value(value)) if value.is_empty() => "\"\"".to_owned(),
-        Some(Reading::Value(value)) => value.clone(),
+        Some(Reading::Value(value)) => units::value(file, value),
         Some(Reading::Absent(_)) => "absent".to_owned(),
         Some(Reading::Gone(_)) => "gone".to_owned(),
         Some(Reading::Unknown(_)) => "unknown".to_owned(),
@@ -78,17 +81,17 @@ pub fn reading(reading: Option<&proto::Reading>) -> String {
     }
 }
 
-/// A kill for want of memory, in a line.
+/// An OOM kill, in a line.
 pub fn oom_kill(kill: &proto::OomKill) -> String {
     let victim = kill.process.as_ref().map_or_else(|| UNKNOWN.to_owned(), describe_process);
-    let how = match kill.choice() {
-        proto::OomChoice::GroupMember => " killed with its group",
-        proto::OomChoice::Chosen | proto::OomChoice::Unspecified => " killed",
+    let group = match kill.choice() {
+        proto::OomChoice::GroupMember => ", with its group",
+        proto::OomChoice::Chosen | proto::OomChoice::Unspecified => "",
     };
     let limit = match &kill.exhausted {
-        Some(Exhausted::Machine(_)) => "the machine was out of memory".to_owned(),
-        Some(Exhausted::LimitOf(cgroup)) => format!("the memory limit of {} was hit", whose(cgroup)),
-        None => "which limit was hit is not known".to_owned(),
+        Some(Exhausted::Machine(_)) => "the node is out of memory".to_owned(),
+        Some(Exhausted::LimitOf(cgroup)) => format!("{} limit reached", whose(cgroup)),
+        None => "unknown which limit was reached".to_owned(),
     };
     let usage = match (kill.usage_bytes, kill.limit_bytes) {
         (Some(usage), Some(limit)) => format!(" ({} of {} MiB)", usage >> 20, limit >> 20),
@@ -97,19 +100,20 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
     let trigger = kill.trigger.as_ref().filter(|trigger| {
         trigger.pid.is_some() && trigger.pid != kill.process.as_ref().map(|process| process.pid)
     });
-    let by = trigger.map_or_else(String::new, |trigger| format!(", by {}", writer(trigger)));
-    format!("{victim}{how}: {limit}{usage}{by}")
+    let trigger =
+        trigger.map_or_else(String::new, |trigger| format!(", while {} was allocating", writer(trigger)));
+    format!("OOMKilled: {victim}{group}: {limit}{usage}{trigger}")
 }
 
 fn whose(cgroup: &proto::Cgroup) -> &str {
     match cgroup.role() {
-        proto::CgroupRole::Container => "the container",
-        proto::CgroupRole::Pod => "the pod",
-        proto::CgroupRole::Qos => "the QoS class",
-        proto::CgroupRole::Kubepods => "all pods",
-        proto::CgroupRole::Inner => "a group in the container",
+        proto::CgroupRole::Container => "container",
+        proto::CgroupRole::Pod => "pod",
+        proto::CgroupRole::Qos => "QoS class",
+        proto::CgroupRole::Kubepods => "kubepods",
+        proto::CgroupRole::Inner => "inner cgroup",
         proto::CgroupRole::Other | proto::CgroupRole::Unspecified => {
-            cgroup.path.as_deref().unwrap_or("a cgroup above the containers")
+            cgroup.path.as_deref().unwrap_or("ancestor")
         }
     }
 }
@@ -212,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kills_in_words() {
+    fn oom_kills_say_which_limit() {
         let process = proto::Process {
             pid: 12,
             comm: "java".into(),
@@ -222,7 +226,7 @@ mod tests {
         let kill = testing::oom_kill(Some(process));
         assert_eq!(
             oom_kill(&kill),
-            "java (12, main) killed: the memory limit of the pod was hit (64 of 64 MiB), by stress (99)"
+            "OOMKilled: java (12, main): pod limit reached (64 of 64 MiB), while stress (99) was allocating"
         );
         let machine = proto::OomKill {
             exhausted: Some(Exhausted::Machine(true)),
@@ -233,29 +237,29 @@ mod tests {
         };
         assert_eq!(
             oom_kill(&machine),
-            "java (12, main) killed with its group: the machine was out of memory"
+            "OOMKilled: java (12, main), with its group: the node is out of memory"
         );
         let unknown = proto::OomKill { exhausted: None, usage_bytes: None, trigger: None, ..kill };
-        assert_eq!(oom_kill(&unknown), "java (12, main) killed: which limit was hit is not known");
+        assert_eq!(oom_kill(&unknown), "OOMKilled: java (12, main): unknown which limit was reached");
     }
 
     #[test]
-    fn changes_in_words() {
+    fn changes_say_who_and_how_long() {
         assert_eq!(
             change(&testing::refused()),
-            "cpu.max stays 100000 100000: 410000 100000 refused with EINVAL, by runc (77) in 25 ms"
+            "cpu.max stays 1: 4100m rejected with EINVAL, by runc (77) in 25 ms"
         );
         assert_eq!(
             change(&testing::accepted()),
-            "memory.max max -> 67108864, by runc (77) in 25 ms, stands for 2 more"
+            "memory.max max → 64Mi, by runc (77) in 25 ms (+2 similar writes)"
         );
-        assert_eq!(change(&testing::found()), "cpuset.cpus absent -> \"\", found, of /kubepods.slice/x");
+        assert_eq!(change(&testing::found()), "cpuset.cpus absent → \"\", found, of /kubepods.slice/x");
         let mut unsure = testing::accepted();
         if let Some(write) = &mut unsure.write {
             write.outcome = proto::WriteOutcome::Unknown.into();
         }
-        assert!(change(&unsure).contains("-> 67108864, presumably by runc"), "{}", change(&unsure));
+        assert!(change(&unsure).contains("→ 64Mi, probably by runc"), "{}", change(&unsure));
         let unread = proto::LimitChanged { read_back: false, coalesced: 0, ..testing::accepted() };
-        assert!(change(&unread).contains("-> 67108864 (as written), by"), "{}", change(&unread));
+        assert!(change(&unread).contains("→ 64Mi (as written), by"), "{}", change(&unread));
     }
 }

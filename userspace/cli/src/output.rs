@@ -1,14 +1,16 @@
-//! Where output goes: standard output, with colours only where they are seen, and whole messages at a time.
+//! Where output goes: standard output, with colours only where they are seen, and whole messages at a time; notes on
+//! standard error.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
+use kwitness_api::text::escape;
 use serde::Serialize;
 
 use crate::args::Format;
 
-/// Standard output. `NO_COLOR`, `CLICOLOR_FORCE` and what is not a terminal are honoured.
+/// Standard output. `--color`, `NO_COLOR`, `CLICOLOR_FORCE` and what is not a terminal are honoured.
 pub struct Output {
     stream: io::BufWriter<io::Stdout>,
     colours: bool,
@@ -21,13 +23,28 @@ impl Output {
         Self { stream: io::BufWriter::new(io::stdout()), colours }
     }
 
-    /// Writes text.
+    /// The width that rows are to fit: the terminal's, unless everything is to be shown.
+    pub fn width(&self, format: Format) -> Option<usize> {
+        if format == Format::Wide || !io::stdout().is_terminal() {
+            return None;
+        }
+        terminal_size::terminal_size_of(io::stdout())
+            .map(|(width, _)| width.0.into())
+            .filter(|width| *width > 0)
+    }
+
+    /// Writes text that is printable already: a table, a manual page.
     pub fn text(&mut self, text: &str) -> io::Result<()> {
         if self.colours {
             self.stream.write_all(text.as_bytes())
         } else {
             write!(self.stream, "{}", strip_str(text))
         }
+    }
+
+    /// Writes a line of text from anywhere.
+    pub fn line(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.stream, "{}", escape(text))
     }
 
     /// Writes a value in a format made for programs.
@@ -45,8 +62,14 @@ impl Output {
         Ok(())
     }
 
-    /// Lets everything be seen.
+    /// Makes everything visible.
     pub fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
     }
+}
+
+/// A note for people, on standard error: one line, whatever is in it.
+pub fn note(text: &str) {
+    // There is nowhere to report that standard error is closed.
+    let _ = writeln!(io::stderr(), "kwitness: {}", escape(text));
 }

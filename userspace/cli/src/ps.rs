@@ -1,109 +1,206 @@
-//! `kwitness ps`: the containers, once.
+//! `kwitness ps`: the containers, once or as they change.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::ffi::OsString;
 
 use chrono::{DateTime, Utc};
+use kwitness_api::client::{Client, Item};
+use kwitness_api::{EventKind, proto};
 
 use crate::args::{Format, Ps};
-use crate::client::{connect, failed, socket};
-use crate::describe::{names, state, word};
+use crate::connect::connect;
+use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
-use crate::output::Output;
-use crate::table::{Cell, Table};
+use crate::output::{Output, note};
+use crate::select;
+use crate::table::{Cell, Fit, Table};
 use crate::text::{UNKNOWN, age, short_id};
-use kwitness_api::proto;
 
-pub async fn run(named: Option<PathBuf>, options: Ps) -> anyhow::Result<Code> {
-    let Ps { filter, output } = options;
-    let socket = socket(named);
-    let request = proto::ListRequest { filter: Some(filter.into_api(Vec::new())) };
-    let answer = connect(&socket).await?.list(request).await;
-    let mut containers = answer.map_err(|status| failed(&socket, &status))?.into_inner().containers;
+/// What changes a row; a process more or less does not.
+const CHANGES: [EventKind; 6] = [
+    EventKind::Created,
+    EventKind::Started,
+    EventKind::Stopped,
+    EventKind::Deleted,
+    EventKind::Updated,
+    EventKind::Resynced,
+];
+
+pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> {
+    let Ps { filter, all, watch, no_headers, output } = options;
+    let mut client = connect(socket).await?;
+    let selected = match select::resolve(&mut client, &filter).await? {
+        Ok(selected) => selected,
+        Err((not_here, literally)) if watch => {
+            note(&format!("{not_here}; waiting for it"));
+            literally
+        }
+        Err((not_here, _)) => return Err(not_here.into()),
+    };
+    let mut printer = Printer {
+        output: Output::new(),
+        format: output.output,
+        has_namespaces: !filter.is_one_namespace(),
+        no_headers,
+        table: None,
+        shown: HashMap::new(),
+    };
+    // Before the first list, so that nothing is missed in between.
+    let mut changes = if watch {
+        let kinds = CHANGES.into_iter().map(i32::from).collect();
+        let filter = Some(proto::Filter { kinds, ..selected.clone() });
+        Some(client.watch(proto::WatchRequest { filter, ..Default::default() }).await?)
+    } else {
+        None
+    };
+    let count = printer.print(list(&mut client, &selected, all).await?)?;
+    let Some(changes) = &mut changes else {
+        if count == 0 && matches!(output.output, Format::Table | Format::Wide) {
+            note("no containers found");
+        }
+        return Ok(Code::Success);
+    };
+    while let Some(item) = changes.next().await? {
+        match item {
+            Item::Disconnected(error) => {
+                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
+            }
+            Item::Reconnected | Item::Snapshot(_) => {}
+            Item::Events(events) => {
+                let is_deleted =
+                    |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
+                let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
+                deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
+                printer.print(list(&mut client, &selected, all).await?)?;
+            }
+        }
+    }
+    Ok(Code::Success)
+}
+
+async fn list(
+    client: &mut Client,
+    filter: &proto::Filter,
+    all: bool,
+) -> Result<Vec<proto::ContainerState>, kwitness_api::client::Error> {
+    let mut containers = client.list(filter.clone()).await?.containers;
+    let is_sandbox = |state: &proto::ContainerState| {
+        state.container.as_ref().is_some_and(|container| container.r#type() == proto::ContainerType::Sandbox)
+    };
+    containers.retain(|state| all || !is_sandbox(state));
     containers.sort_by_cached_key(|state| {
         let names = names(state.container.as_ref(), true);
         (names.namespace, names.pod, names.container)
     });
-    let mut out = Output::new();
-    let now = Utc::now();
-    match output.output {
-        Format::Table if containers.is_empty() => eprintln!("no containers found"),
-        Format::Wide if containers.is_empty() => eprintln!("no containers found"),
-        Format::Table => out.text(&table(&containers, now))?,
-        Format::Wide => out.text(&wide_table(&containers, now))?,
-        format => {
-            for container in &containers {
-                out.value(format, container)?;
+    Ok(containers)
+}
+
+struct Printer {
+    output: Output,
+    format: Format,
+    has_namespaces: bool,
+    no_headers: bool,
+    /// Once the headings stand.
+    table: Option<Table>,
+    /// The state that was printed last, by cgroup.
+    shown: HashMap<u64, (i32, Option<proto::Container>)>,
+}
+
+impl Printer {
+    /// Prints what is not shown yet, or is shown otherwise.
+    fn print(&mut self, containers: Vec<proto::ContainerState>) -> anyhow::Result<usize> {
+        let mut changed = containers;
+        changed.retain(|state| {
+            let id = state.container.as_ref().map_or(0, |container| container.cgroup_id);
+            let now = (state.state, state.container.clone());
+            self.shown.insert(id, now.clone()) != Some(now)
+        });
+        if !matches!(self.format, Format::Table | Format::Wide) {
+            for container in &changed {
+                self.output.value(self.format, container)?;
+            }
+        } else if !changed.is_empty() {
+            let is_wide = self.format == Format::Wide;
+            let now = Utc::now();
+            let row = if is_wide { wide_row } else { row };
+            let rows: Vec<_> = changed.iter().map(|state| row(state, now, self.has_namespaces)).collect();
+            let is_first = self.table.is_none();
+            let width = self.output.width(self.format);
+            let table = self.table.get_or_insert_with(|| table(is_wide, self.has_namespaces, width));
+            table.fit(&rows);
+            if is_first && !self.no_headers {
+                self.output.text(&table.header())?;
+            }
+            for row in &rows {
+                self.output.text(&table.line(row))?;
             }
         }
+        self.output.flush()?;
+        Ok(changed.len())
     }
-    out.flush()?;
-    Ok(Code::Success)
 }
 
-fn table(containers: &[proto::ContainerState], now: DateTime<Utc>) -> String {
-    let rows: Vec<[Cell; 7]> = containers
-        .iter()
-        .map(|container| {
-            let names = names(container.container.as_ref(), false);
-            let id = container.container.as_ref().map_or(UNKNOWN, |container| short_id(&container.id));
-            [
-                names.namespace.into(),
-                names.pod.into(),
-                names.container.into(),
-                state(container),
-                pid(container).into(),
-                age(container.created_at, now).into(),
-                id.into(),
-            ]
-        })
-        .collect();
-    let columns = ["NAMESPACE", "POD", "CONTAINER", "STATE", "PID", "AGE", "ID"].map(|heading| (heading, 0));
-    Table::new(columns).render(&rows)
+fn table(is_wide: bool, has_namespaces: bool, limit: Option<usize>) -> Table {
+    let mut table = Table::new(limit);
+    if has_namespaces {
+        table = table.column("NAMESPACE", 0, Fit::Middle(9));
+    }
+    table = table
+        .column("POD", 0, Fit::Middle(16))
+        .column("CONTAINER", 0, Fit::Middle(9))
+        .column("STATE", 0, Fit::Whole)
+        .column("PID", 0, Fit::Whole)
+        .column("AGE", 0, Fit::Whole);
+    if is_wide {
+        for heading in ["STARTED", "EXECS", "EXITS", "PROGRAM", "QOS", "RUNTIME", "IMAGE"] {
+            table = table.column(heading, 0, Fit::Whole);
+        }
+    }
+    table.column("ID", 0, Fit::Whole)
 }
 
-fn wide_table(containers: &[proto::ContainerState], now: DateTime<Utc>) -> String {
-    let unknown = || UNKNOWN.to_owned();
-    let rows: Vec<[Cell; 14]> = containers
-        .iter()
-        .map(|state_of| {
-            let names = names(state_of.container.as_ref(), true);
-            let container = state_of.container.clone().unwrap_or_default();
-            let pod = container.pod.clone().unwrap_or_default();
-            [
-                names.namespace.into(),
-                names.pod.into(),
-                names.container.into(),
-                state(state_of),
-                pid(state_of).into(),
-                age(state_of.created_at, now).into(),
-                age(state_of.started_at, now).into(),
-                state_of.execs.to_string().into(),
-                state_of.exits.to_string().into(),
-                state_of.program.clone().unwrap_or_else(unknown).into(),
-                word(pod.qos_class().as_str_name(), "QOS_CLASS_").into(),
-                word(container.runtime().as_str_name(), "RUNTIME_").into(),
-                container.image.clone().unwrap_or_else(unknown).into(),
-                container.id.into(),
-            ]
-        })
-        .collect();
-    let columns = [
-        "NAMESPACE",
-        "POD",
-        "CONTAINER",
-        "STATE",
-        "PID",
-        "AGE",
-        "STARTED",
-        "EXECS",
-        "EXITS",
-        "PROGRAM",
-        "QOS",
-        "RUNTIME",
-        "IMAGE",
-        "ID",
+fn row(state_of: &proto::ContainerState, now: DateTime<Utc>, has_namespaces: bool) -> Vec<Cell> {
+    let names = names(state_of.container.as_ref(), false);
+    let id = state_of.container.as_ref().map_or(UNKNOWN, |container| short_id(&container.id));
+    let mut row = vec![
+        Cell::from(names.namespace),
+        names.pod.into(),
+        names.container.into(),
+        state(state_of),
+        pid(state_of).into(),
+        age(state_of.created_at, now).into(),
+        id.into(),
     ];
-    Table::new(columns.map(|heading| (heading, 0))).render(&rows)
+    if !has_namespaces {
+        row.remove(0);
+    }
+    row
+}
+
+fn wide_row(state_of: &proto::ContainerState, now: DateTime<Utc>, has_namespaces: bool) -> Vec<Cell> {
+    let names = names(state_of.container.as_ref(), true);
+    let container = state_of.container.clone().unwrap_or_default();
+    let pod = container.pod.clone().unwrap_or_default();
+    let mut row = vec![
+        Cell::from(names.namespace),
+        names.pod.into(),
+        names.container.into(),
+        state(state_of),
+        pid(state_of).into(),
+        age(state_of.created_at, now).into(),
+        age(state_of.started_at, now).into(),
+        state_of.execs.to_string().into(),
+        state_of.exits.to_string().into(),
+        state_of.program.as_deref().unwrap_or(UNKNOWN).into(),
+        qos_class(pod.qos_class()).into(),
+        word(container.runtime().as_str_name(), "RUNTIME_").into(),
+        container.image.as_deref().unwrap_or(UNKNOWN).into(),
+        container.id.into(),
+    ];
+    if !has_namespaces {
+        row.remove(0);
+    }
+    row
 }
 
 /// Of the main process.
@@ -116,11 +213,25 @@ mod tests {
     use super::*;
     use crate::describe::testing::containers;
 
-    #[test]
-    fn tables() {
+    fn shown(is_wide: bool, has_namespaces: bool, limit: Option<usize>) -> String {
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
-        let plain = |text: String| anstream::adapter::strip_str(&text).to_string();
-        insta::assert_snapshot!("ps", plain(table(&containers(), now)));
-        insta::assert_snapshot!("ps_wide", plain(wide_table(&containers(), now)));
+        let row = if is_wide { wide_row } else { row };
+        let rows: Vec<_> = containers().iter().map(|state| row(state, now, has_namespaces)).collect();
+        anstream::adapter::strip_str(&table(is_wide, has_namespaces, limit).render(&rows)).to_string()
+    }
+
+    #[test]
+    fn a_list_on_a_terminal_of_80_columns() {
+        insta::assert_snapshot!("ps", shown(false, true, Some(80)));
+    }
+
+    #[test]
+    fn a_list_of_one_namespace() {
+        insta::assert_snapshot!("ps_of_one_namespace", shown(false, false, None));
+    }
+
+    #[test]
+    fn a_list_with_everything() {
+        insta::assert_snapshot!("ps_wide", shown(true, true, None));
     }
 }

@@ -1,95 +1,125 @@
-//! `kwitness status`: what the daemon is, and what it counted.
+//! `kwitness status`: version, health, hooks and counters of the daemon.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use chrono::{DateTime, Utc};
+use kwitness_api::proto;
 
 use crate::args::{Format, Status};
 use crate::capabilities::needs_table;
-use crate::client::{connect, failed, socket};
+use crate::connect::connect;
 use crate::exit::Code;
 use crate::output::Output;
-use crate::table::Table;
-use crate::text::{UNKNOWN, age, full_time};
-use kwitness_api::proto;
+use crate::table::{Cell, Fit, Table};
+use crate::text::{UNKNOWN, age};
+use crate::time::Times;
 
-pub async fn run(named: Option<PathBuf>, options: Status) -> anyhow::Result<Code> {
-    let Status { output } = options;
-    let socket = socket(named);
-    let answer = connect(&socket).await?.status(proto::StatusRequest {}).await;
-    let status = answer.map_err(|status| failed(&socket, &status))?.into_inner();
+pub async fn run(socket: Option<OsString>, options: Status) -> anyhow::Result<Code> {
+    let Status { times, output } = options;
+    let mut client = connect(socket).await?;
+    let status = client.status().await?;
     let mut out = Output::new();
     match output.output {
-        Format::Table => out.text(&text(&status, Utc::now(), false))?,
-        Format::Wide => out.text(&text(&status, Utc::now(), true))?,
+        format @ (Format::Table | Format::Wide) => {
+            let address = client.address().to_string();
+            for line in lines(&status, &address, Utc::now(), times.shown(format)) {
+                out.line(&line)?;
+            }
+            out.line("")?;
+            let width = out.width(format);
+            out.text(&needs_table(&status.needs, width))?;
+            if format == Format::Wide {
+                out.line("")?;
+                out.text(&programs_table(&status.programs))?;
+                if !has_statistics(&status.programs) {
+                    out.line("RUNS and PER RUN are counted while the sysctl kernel.bpf_stats_enabled is 1")?;
+                }
+                out.line("")?;
+                out.text(&counters_table(&status))?;
+            }
+        }
         format => out.value(format, &status)?,
     }
     out.flush()?;
     Ok(Code::Success)
 }
 
-fn text(status: &proto::StatusResponse, now: DateTime<Utc>, wide: bool) -> String {
+/// `kwitness version`: both sides.
+pub async fn versions(socket: Option<OsString>) -> anyhow::Result<Code> {
+    let mut out = Output::new();
+    out.line(&format!("Client: {}", env!("CARGO_PKG_VERSION")))?;
+    out.flush()?;
+    let status = connect(socket).await?.status().await?;
+    out.line(&format!("Daemon: {}", status.version))?;
+    out.flush()?;
+    Ok(Code::Success)
+}
+
+fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, times: Times) -> Vec<String> {
     let journal = status.journal.unwrap_or_default();
     let runtime = status.runtime.clone().unwrap_or_default();
-    let mut lines = vec![
+    let lost: Vec<String> = status.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let lines = [
         ("Version", status.version.clone()),
+        ("Socket", address.to_owned()),
         ("Node", status.node_name.clone()),
         ("Kernel", status.kernel_release.clone()),
-        ("Started", format!("{} ago ({})", age(status.started_at, now), full_time(status.started_at))),
-        ("Epoch", status.epoch.clone()),
+        ("Started", format!("{} ago ({})", age(status.started_at, now), times.show(status.started_at))),
+        ("Epoch", format!("{} (identifies this run of the daemon)", status.epoch)),
         ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
         ("Watchers", status.watchers.to_string()),
         (
             "Journal",
             format!(
-                "events {} to {}, at most {} kept",
+                "events {} to {}, at most {} are kept",
                 journal.first_seq, journal.last_seq, journal.capacity
             ),
         ),
         ("Runtime", describe_runtime(&runtime)),
+        ("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }),
     ];
-    let lost: Vec<String> = status.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
-    lines.push(("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }));
-    let mut text = String::new();
-    for (name, value) in lines {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "{:<14}{value}", format!("{name}:"));
-    }
-    text += "\n";
-    text += &needs_table(&status.needs);
-    if wide {
-        text += "\n";
-        let unknown = || UNKNOWN.to_owned();
-        let rows: Vec<_> = status
-            .programs
-            .iter()
-            .map(|program| {
-                let per_run = program.run_count.zip(program.run_time_ns).filter(|(runs, _)| *runs > 0);
-                [
-                    program.name.clone().into(),
-                    program.run_count.map_or_else(unknown, |count| count.to_string()).into(),
-                    per_run.map_or_else(unknown, |(runs, time)| format!("{} ns", time / runs)).into(),
-                    program.recursion_misses.map_or_else(unknown, |count| count.to_string()).into(),
-                ]
-            })
-            .collect();
-        let columns = [("PROGRAM", 0), ("RUNS", 0), ("PER RUN", 0), ("MISSES", 0)];
-        text += &Table::new(columns).render(&rows);
-        text += "\n";
-        let rows: Vec<_> = status
-            .counters
-            .iter()
-            .map(|(name, count)| [name.clone().into(), count.to_string().into()])
-            .collect();
-        text += &Table::new([("COUNTER", 0), ("VALUE", 0)]).render(&rows);
-    }
-    text
+    lines.into_iter().map(|(name, value)| format!("{:<14}{value}", format!("{name}:"))).collect()
+}
+
+/// While the kernel does not count runs, all are 0: that is no number of runs.
+fn has_statistics(programs: &[proto::ProgramStats]) -> bool {
+    programs.iter().any(|program| program.run_count.is_some_and(|count| count > 0))
+}
+
+fn programs_table(programs: &[proto::ProgramStats]) -> String {
+    let unknown = || UNKNOWN.to_owned();
+    let is_counted = has_statistics(programs);
+    let rows: Vec<_> = programs
+        .iter()
+        .map(|program| {
+            let runs = program.run_count.filter(|_| is_counted);
+            let per_run = runs.zip(program.run_time_ns).filter(|(runs, _)| *runs > 0);
+            vec![
+                Cell::from(&program.name),
+                runs.map_or_else(unknown, |count| count.to_string()).into(),
+                per_run.map_or_else(unknown, |(runs, time)| format!("{} ns", time / runs)).into(),
+                program.recursion_misses.map_or_else(unknown, |count| count.to_string()).into(),
+            ]
+        })
+        .collect();
+    let columns = ["PROGRAM", "RUNS", "PER RUN", "MISSES"];
+    let table =
+        columns.into_iter().fold(Table::new(None), |table, heading| table.column(heading, 0, Fit::Whole));
+    table.render(&rows)
+}
+
+fn counters_table(status: &proto::StatusResponse) -> String {
+    let rows: Vec<_> = status
+        .counters
+        .iter()
+        .map(|(name, count)| vec![Cell::from(name), count.to_string().into()])
+        .collect();
+    Table::new(None).column("COUNTER", 0, Fit::Whole).column("VALUE", 0, Fit::Whole).render(&rows)
 }
 
 fn describe_runtime(runtime: &proto::RuntimeStatus) -> String {
-    let proto::RuntimeStatus { endpoint, name, version, error } = runtime;
+    let proto::RuntimeStatus { endpoint, name, version, error, .. } = runtime;
     match (&**endpoint, &**error) {
         ("", "") => "not asked".to_owned(),
         ("", error) => error.to_owned(),
@@ -104,7 +134,7 @@ mod tests {
     use kwitness_api::Timestamp;
 
     #[test]
-    fn a_status_in_words() {
+    fn a_status_is_complete() {
         let status = proto::StatusResponse {
             version: "0.1.0".into(),
             epoch: "e".into(),
@@ -143,7 +173,21 @@ mod tests {
             ..Default::default()
         };
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
-        let text = text(&status, now, true).replace(&full_time(status.started_at), "LOCAL TIME");
-        insta::assert_snapshot!(anstream::adapter::strip_str(&text).to_string());
+        let times = Times::at(crate::time::TimeFormat::Clock, "2026-01-02T13:00:00Z");
+        let text = format!(
+            "{}\n\n{}\n{}\n{}",
+            lines(&status, "/run/k.sock", now, times).join("\n"),
+            needs_table(&status.needs, None),
+            programs_table(&status.programs),
+            counters_table(&status)
+        );
+        insta::assert_snapshot!("status", anstream::adapter::strip_str(&text).to_string());
+    }
+
+    #[test]
+    fn a_program_without_statistics_has_no_number_of_runs() {
+        let program = proto::ProgramStats { name: "x".into(), run_count: Some(0), ..Default::default() };
+        let text = anstream::adapter::strip_str(&programs_table(&[program])).to_string();
+        assert_eq!(text.lines().last(), Some("x        -     -        -"));
     }
 }

@@ -1,14 +1,21 @@
-//! Aligned columns, for a list and for a stream: a column only ever grows, so that what comes later stays below what
-//! came before. Never shortens a cell.
+//! Aligned columns, for a list and for a stream.
+//!
+//! Owns what is shortened, and when: on a terminal every row fits its width, and after the headings no column moves; elsewhere,
+//! and where the caller gives no width, nothing is shortened and columns only grow. Other people's text is escaped here, as it
+//! becomes a [`Cell`].
 
 use std::fmt::Write as _;
 
 use anstyle::Style;
+use kwitness_api::text::escape;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// Between two columns.
-const GAP: usize = 3;
+const GAP: usize = 2;
+/// No column is made narrower, not even on a terminal that is too small.
+const NARROWEST: usize = 4;
 
-/// A cell: its text, and how it looks on a terminal.
+/// A cell: printable text, and how it looks on a terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
     text: String,
@@ -17,53 +24,124 @@ pub struct Cell {
 
 impl Cell {
     /// With a style.
-    pub fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self { text: text.into(), style }
+    pub fn styled(text: impl AsRef<str>, style: Style) -> Self {
+        Self { text: escape(text.as_ref()).into_owned(), style }
     }
 }
 
-impl<T: Into<String>> From<T> for Cell {
+impl<T: AsRef<str>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Self { text: text.into(), style: Style::new() }
+        Self::styled(text, Style::new())
     }
+}
+
+/// How a column gives way where there is not enough room, and down to which width.
+#[derive(Clone, Copy, Debug)]
+pub enum Fit {
+    /// It does not.
+    Whole,
+    /// The middle is left out: names differ at both ends.
+    Middle(usize),
+    /// The end is left out.
+    End(usize),
 }
 
 /// The columns, and how wide each has become.
 #[derive(Clone, Debug)]
-pub struct Table<const N: usize> {
-    columns: [&'static str; N],
-    widths: [usize; N],
+pub struct Table {
+    headings: Vec<String>,
+    fits: Vec<Fit>,
+    /// What the cells so far would take.
+    natural: Vec<usize>,
+    widths: Vec<usize>,
+    /// The width of the terminal.
+    limit: Option<usize>,
+    is_fixed: bool,
 }
 
-impl<const N: usize> Table<N> {
-    /// With these headings, each at least so wide.
-    pub fn new(columns: [(&'static str, usize); N]) -> Self {
-        let widths = columns.map(|(heading, width)| width.max(heading.len()));
-        Self { columns: columns.map(|(heading, _)| heading), widths }
-    }
-
-    /// Makes room for the rows.
-    pub fn fit(&mut self, rows: &[[Cell; N]]) {
-        for row in rows {
-            for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.text.chars().count());
-            }
+impl Table {
+    /// Without columns; `limit` is the width of the terminal, if rows are to fit one.
+    pub fn new(limit: Option<usize>) -> Self {
+        Self {
+            headings: Vec::new(),
+            fits: Vec::new(),
+            natural: Vec::new(),
+            widths: Vec::new(),
+            limit,
+            is_fixed: false,
         }
     }
 
+    /// With one more column, at least so wide if there is room.
+    pub fn column(mut self, heading: impl Into<String>, width: usize, fit: Fit) -> Self {
+        let heading = heading.into();
+        self.natural.push(width.max(heading.width()));
+        self.fits.push(fit);
+        self.headings.push(heading);
+        self.widths = self.fitted();
+        self
+    }
+
+    /// Makes room for the rows, unless the headings stand already on a terminal.
+    pub fn fit(&mut self, rows: &[Vec<Cell>]) {
+        if self.is_fixed {
+            return;
+        }
+        for row in rows {
+            for (natural, cell) in self.natural.iter_mut().zip(row) {
+                *natural = (*natural).max(cell.text.width());
+            }
+        }
+        self.widths = self.fitted();
+    }
+
+    /// The widths that the terminal has room for.
+    fn fitted(&self) -> Vec<usize> {
+        let mut widths = self.natural.clone();
+        let (Some(limit), Some(last)) = (self.limit, widths.len().checked_sub(1)) else { return widths };
+        let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * last;
+        let floor = |index: usize| match self.fits[index] {
+            Fit::Whole => usize::MAX,
+            Fit::Middle(floor) | Fit::End(floor) => floor,
+        };
+        for is_desperate in [false, true] {
+            let floor =
+                |index| if is_desperate && floor(index) < usize::MAX { NARROWEST } else { floor(index) };
+            while total(&widths) > limit {
+                let widest = (0..=last)
+                    .filter(|index| widths[*index] > floor(*index))
+                    .max_by_key(|index| widths[*index]);
+                let Some(widest) = widest else { break };
+                widths[widest] -= 1;
+            }
+        }
+        if matches!(self.fits[last], Fit::End(_)) {
+            widths[last] += limit.saturating_sub(total(&widths));
+        }
+        widths
+    }
+
     /// The headings.
-    pub fn header(&self) -> String {
-        self.line(&self.columns.map(|heading| Cell::styled(heading, Style::new().bold())))
+    pub fn header(&mut self) -> String {
+        self.is_fixed = self.limit.is_some();
+        let cells: Vec<_> =
+            self.headings.iter().map(|heading| Cell::styled(heading, Style::new().bold())).collect();
+        self.line(&cells)
     }
 
     /// A row.
-    pub fn line(&self, row: &[Cell; N]) -> String {
+    pub fn line(&self, row: &[Cell]) -> String {
         let mut line = String::new();
-        for (index, (Cell { text, style }, width)) in row.iter().zip(self.widths).enumerate() {
+        for (index, (Cell { text, style }, width)) in row.iter().zip(&self.widths).enumerate() {
+            let text = match self.fits[index] {
+                Fit::Middle(_) if self.limit.is_some() => without_middle(text, *width),
+                Fit::End(_) if self.limit.is_some() => without_end(text, *width),
+                _ => text.clone(),
+            };
             // Writing to a string does not fail.
             let _ = write!(line, "{style}{text}{style:#}");
-            if index + 1 < N {
-                let fill = (width + GAP).saturating_sub(text.chars().count()).max(1);
+            if index + 1 < row.len() {
+                let fill = (width + GAP).saturating_sub(text.width()).max(1);
                 let _ = write!(line, "{:fill$}", "");
             }
         }
@@ -72,8 +150,107 @@ impl<const N: usize> Table<N> {
     }
 
     /// All of it: headings and rows.
-    pub fn render(mut self, rows: &[[Cell; N]]) -> String {
+    pub fn render(mut self, rows: &[Vec<Cell>]) -> String {
         self.fit(rows);
-        std::iter::once(self.header()).chain(rows.iter().map(|row| self.line(row))).collect()
+        let header = self.header();
+        std::iter::once(header).chain(rows.iter().map(|row| self.line(row))).collect()
+    }
+}
+
+/// The beginning that is not wider.
+fn beginning(text: &str, width: usize) -> &str {
+    let mut used = 0;
+    let end = text.char_indices().find(|(_, character)| {
+        used += character.width().unwrap_or(0);
+        used > width
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+fn without_end(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    format!("{}…", beginning(text, width.saturating_sub(1)))
+}
+
+fn without_middle(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let head = beginning(text, width / 2);
+    let tail = width.saturating_sub(head.width() + 1);
+    let reversed: String = text.chars().rev().collect();
+    let tail: String = beginning(&reversed, tail).chars().rev().collect();
+    format!("{head}…{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(text: &str) -> Vec<String> {
+        anstream::adapter::strip_str(text).to_string().lines().map(str::to_owned).collect()
+    }
+
+    fn table(limit: Option<usize>) -> Table {
+        Table::new(limit).column("TIME", 8, Fit::Whole).column("POD", 0, Fit::Middle(12)).column(
+            "DETAIL",
+            0,
+            Fit::End(16),
+        )
+    }
+
+    #[test]
+    fn a_cell_cannot_forge_a_row_nor_reach_the_terminal() {
+        let rows = [vec!["12:00".into(), "web".into(), "x\n12:00  bank\x1b]0;owned\x07\u{202e}".into()]];
+        for limit in [None, Some(200)] {
+            let text = table(limit).render(&rows);
+            let lines = plain(&text);
+            assert_eq!(lines.len(), 2, "{text}");
+            assert!(lines[1].ends_with("x\\n12:00  bank\\x1b]0;owned\\x07\\u{202e}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn rows_fit_the_terminal_and_stay_below_their_headings() {
+        let long = vec![
+            "12:00:00".into(),
+            "a-deployment-5d9c7b8f6d-x2x7p".into(),
+            "a detail that is longer than what is left of the line".into(),
+        ];
+        for limit in [40, 60, 80, 120] {
+            let mut table = table(Some(limit));
+            let mut lines = plain(&table.header());
+            table.fit(std::slice::from_ref(&long));
+            lines.extend(plain(&table.line(&long)));
+            assert!(lines.iter().all(|line| line.width() <= limit), "{limit}: {lines:#?}");
+            let at = lines[0].find("DETAIL").unwrap();
+            let before: String = lines[1].chars().take(at).collect();
+            assert!(before.ends_with("  "), "{lines:#?}");
+        }
+        let rows = plain(&table(Some(60)).render(&[long]));
+        assert_eq!(rows[1], "12:00:00  a-deployment…b8f6d-x2x7p  a detail that is longer…");
+    }
+
+    #[test]
+    fn a_pipe_gets_everything() {
+        let rows = [vec!["12".into(), "a".repeat(300).into(), "b".repeat(300).into()]];
+        let lines = plain(&table(None).render(&rows));
+        assert!(lines[1].ends_with(&"b".repeat(300)) && lines[1].contains(&"a".repeat(300)));
+        assert_eq!(lines[0].find("DETAIL"), lines[1].find('b'));
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let lines = plain(
+            &Table::new(None)
+                .column("A", 0, Fit::Whole)
+                .column("B", 0, Fit::Whole)
+                .render(&[vec!["数据".into(), "x".into()], vec!["abcd".into(), "y".into()]]),
+        );
+        assert_eq!(lines, ["A     B", "数据  x", "abcd  y"]);
+        assert_eq!(without_middle("数据库数据库", 7), "数…据库");
+        assert_eq!(without_end("数据库", 4), "数…");
     }
 }

@@ -1,9 +1,9 @@
-//! Small texts: ages, times, shortened ids. The way kubectl writes them.
+//! Small texts: ages, durations, shortened IDs. The way kubectl writes them.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use chrono::{DateTime, Local, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use kwitness_api::Timestamp;
 
@@ -22,20 +22,6 @@ pub fn short_id(id: &str) -> &str {
 /// A pod's UID, shortened.
 pub fn short_uid(uid: &str) -> &str {
     uid.get(..UID_LENGTH).unwrap_or(uid)
-}
-
-/// The time of day with milliseconds, for people here.
-pub fn time_of_day(time: Option<Timestamp>) -> String {
-    local(time).map_or_else(|| UNKNOWN.to_owned(), |time| time.format("%H:%M:%S%.3f").to_string())
-}
-
-/// The whole time.
-pub fn full_time(time: Option<Timestamp>) -> String {
-    local(time).map_or_else(|| UNKNOWN.to_owned(), |time| time.to_rfc3339_opts(SecondsFormat::Micros, false))
-}
-
-fn local(time: Option<Timestamp>) -> Option<DateTime<Local>> {
-    Some(time?.to_utc()?.with_timezone(&Local))
 }
 
 /// How long ago, as kubectl says it; a time to come is now.

@@ -1,21 +1,26 @@
-//! `kwitness verify`: whether the limits that were asked for are in force.
+//! `kwitness verify`: whether the desired limits are in force.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
+use chrono::Utc;
+use kwitness_api::client::{Client, Error, Item, Watch};
+use kwitness_api::proto::wanted::{Cpu, Memory};
+use kwitness_api::proto::{Verdict, VerdictKind};
+use kwitness_api::{EventKind, Timestamp, proto};
 use kwitness_core::verdicts::quantity;
 
 use crate::args::{Format, Verify};
-use crate::client::{connect, failed, socket};
-use crate::describe::{names, verdict_style, word};
+use crate::connect::connect;
+use crate::describe::{Names, names, verdict_style, word};
 use crate::exit::Code;
 use crate::limits::{self, reading};
-use crate::output::Output;
-use crate::table::{Cell, Table};
-use crate::text::{UNKNOWN, duration, time_of_day};
-use kwitness_api::proto::VerdictKind;
-use kwitness_api::proto::wanted::{Cpu, Memory};
-use kwitness_api::{EventKind, proto};
+use crate::output::{Output, note};
+use crate::table::{Cell, Fit, Table};
+use crate::text::{UNKNOWN, duration};
+use crate::time::Times;
+use crate::{select, units};
 
 /// The longest that the daemon waits.
 const WAIT_MAX: Duration = Duration::from_secs(600);
@@ -55,79 +60,90 @@ pub fn prove(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a duration from 100ms to 1m (\"5s\")".to_owned())
 }
 
-pub async fn run(named: Option<PathBuf>, options: Verify) -> anyhow::Result<Code> {
-    let socket = socket(named);
-    let filter = proto::Filter {
-        pods: options.name.clone().into_iter().collect(),
-        namespaces: options.namespace.clone().into_iter().collect(),
-        containers: options.container.clone().into_iter().collect(),
-        ..Default::default()
-    };
+pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
+    let filter = options.filter();
+    let mut client = connect(socket).await?;
+    let selected = select::resolve(&mut client, &filter).await?.map_err(|(not_here, _)| not_here)?;
     let request = proto::VerifyRequest {
-        filter: Some(filter.clone()),
+        filter: Some(selected.clone()),
         wanted: Some(proto::Wanted { memory: options.memory, cpu: options.cpu }),
         wait_ms: u32::try_from(options.wait.as_millis()).unwrap_or(u32::MAX),
         prove_ms: options.prove.map_or(0, |prove| u32::try_from(prove.as_millis()).unwrap_or(u32::MAX)),
     };
-    let mut client = connect(&socket).await?;
     // Before the first verdicts, so that none is missed in between.
     let changes = if options.watch {
-        let filter = proto::Filter { kinds: vec![EventKind::Verdict.into()], ..filter };
-        let request = proto::WatchRequest { filter: Some(filter), ..Default::default() };
-        Some(client.watch(request).await.map_err(|status| failed(&socket, &status))?.into_inner())
+        let filter = proto::Filter { kinds: vec![EventKind::Verdict.into()], ..selected };
+        Some(client.watch(proto::WatchRequest { filter: Some(filter), ..Default::default() }).await?)
     } else {
         None
     };
-    let answer = client.verify(request).await;
-    let answer = match answer {
-        Err(status) if status.code() == tonic::Code::NotFound => {
-            eprintln!("kwitness: {}", status.message());
-            proto::VerifyResponse::default()
-        }
-        answer => answer.map_err(|status| failed(&socket, &status))?.into_inner(),
-    };
-    for source in &answer.unavailable {
-        eprintln!("kwitness: not heard: {source}");
+    let format = options.output.output;
+    let times = options.watch.then(|| options.times.shown(format));
+    let mut printer = Printer::new(format, times, filter.is_one_namespace());
+    let verdicts = ask(&mut client, &request).await?;
+    if verdicts.is_empty() {
+        note("no CPU or memory limit is set for these containers");
     }
-    if answer.verdicts.is_empty() {
-        eprintln!("kwitness: no source asks for a limit: there is nothing to verify");
-    }
-    let mut printer = Printer { format: options.output.output, output: Output::new(), table: table() };
-    printer.print(&answer.verdicts, true)?;
+    printer.print(&verdicts, None)?;
     if let Some(changes) = changes {
-        return follow(&socket, changes, printer).await;
+        return follow(client, request, changes, printer).await;
     }
     let exceeded =
         |of: &proto::VerdictOf| of.proof.is_some_and(|of| of.proof() == proto::ProofKind::Exceeded);
-    Ok(match worst(&answer.verdicts) {
-        VerdictKind::InForce if answer.verdicts.iter().any(exceeded) => Code::Exceeded,
+    Ok(match worst(&verdicts) {
+        VerdictKind::InForce if verdicts.iter().any(exceeded) => Code::Exceeded,
         worst => Code::Verdict(worst),
     })
 }
 
+async fn ask(client: &mut Client, request: &proto::VerifyRequest) -> Result<Vec<proto::VerdictOf>, Error> {
+    let answer = match client.verify(request.clone()).await {
+        // None is here (any more).
+        Err(Error::NotFound(_)) => proto::VerifyResponse::default(),
+        answer => answer?,
+    };
+    for source in &answer.unavailable {
+        note(&format!("warning: cannot query {source}"));
+    }
+    Ok(answer.verdicts)
+}
+
+/// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are asked for again.
 async fn follow(
-    socket: &Path,
-    mut changes: tonic::Streaming<proto::WatchResponse>,
+    mut client: Client,
+    request: proto::VerifyRequest,
+    mut changes: Watch,
     mut printer: Printer,
 ) -> anyhow::Result<Code> {
-    while let Some(message) = changes.message().await.map_err(|status| failed(socket, &status))? {
-        let verdicts: Vec<_> = message
-            .events
-            .into_iter()
-            .filter_map(|event| match event.kind {
-                Some(proto::event::Kind::Verdict(verdict)) => Some(proto::VerdictOf {
-                    container: event.container,
-                    verdict: Some(*verdict),
-                    ..Default::default()
-                }),
-                Some(proto::event::Kind::Gap(_)) => {
-                    eprintln!("kwitness: events were lost; verdicts may be missing");
-                    None
+    while let Some(item) = changes.next().await? {
+        match item {
+            Item::Disconnected(error) => {
+                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
+            }
+            Item::Reconnected => {
+                note("the daemon is back");
+                printer.print(&ask(&mut client, &request).await?, None)?;
+            }
+            Item::Snapshot(_) => {}
+            Item::Events(events) => {
+                let is_gap = |event: &proto::Event| matches!(event.kind, Some(proto::event::Kind::Gap(_)));
+                let is_incomplete = events.iter().any(is_gap);
+                for event in events {
+                    if let Some(proto::event::Kind::Verdict(verdict)) = event.kind {
+                        let of = proto::VerdictOf {
+                            container: event.container,
+                            verdict: Some(*verdict),
+                            ..Default::default()
+                        };
+                        printer.print(&[of], event.time)?;
+                    }
                 }
-                _ => None,
-            })
-            .collect();
-        printer.print(&verdicts, false)?;
+                if is_incomplete {
+                    note("events were lost; asking for all verdicts again");
+                    printer.print(&ask(&mut client, &request).await?, None)?;
+                }
+            }
+        }
     }
     Ok(Code::Success)
 }
@@ -135,30 +151,122 @@ async fn follow(
 struct Printer {
     format: Format,
     output: Output,
-    table: Table<COLUMNS>,
+    /// Of a watch, which has a column of times.
+    times: Option<Times>,
+    is_one_namespace: bool,
+    has_written: bool,
+    table: Table,
+    begun: bool,
+    /// What was printed last of each limit: a call for verdicts also makes events of them.
+    shown: HashMap<(u64, String), Shown>,
+}
+
+/// What makes two verdicts the same for a reader.
+#[derive(PartialEq)]
+struct Shown {
+    verdict: i32,
+    reason: String,
+    in_force: Option<proto::Reading>,
 }
 
 impl Printer {
-    fn print(&mut self, verdicts: &[proto::VerdictOf], is_first: bool) -> anyhow::Result<()> {
-        match self.format {
-            Format::Table | Format::Wide => {
-                let full = self.format == Format::Wide;
-                let rows: Vec<_> = verdicts.iter().map(|verdict| row(verdict, full)).collect();
-                self.table.fit(&rows);
-                if is_first && !rows.is_empty() {
-                    self.output.text(&self.table.header())?;
-                }
-                for row in &rows {
-                    self.output.text(&self.table.line(row))?;
-                }
+    fn new(format: Format, times: Option<Times>, is_one_namespace: bool) -> Self {
+        let output = Output::new();
+        let limit = output.width(format);
+        let (table, has_written) = (table(format, times, limit), has_written(limit));
+        Self {
+            format,
+            output,
+            times,
+            is_one_namespace,
+            has_written,
+            table,
+            begun: false,
+            shown: HashMap::new(),
+        }
+    }
+
+    /// The verdicts that are not shown yet; without a watch, all.
+    fn changed<'a>(&mut self, verdicts: &'a [proto::VerdictOf]) -> Vec<&'a proto::VerdictOf> {
+        let mut changed = Vec::new();
+        for of in verdicts {
+            let verdict = of.verdict.clone().unwrap_or_default();
+            let cgroup = verdict.cgroup.as_ref().map_or(0, |cgroup| cgroup.id);
+            let Verdict { file, verdict, reason, in_force, .. } = verdict;
+            let now = Shown { verdict, reason, in_force };
+            let before = self.shown.get(&(cgroup, file.clone()));
+            if self.times.is_none() || before != Some(&now) {
+                changed.push(of);
             }
-            format => {
-                for verdict in verdicts {
-                    self.output.value(format, verdict)?;
+            self.shown.insert((cgroup, file), now);
+        }
+        changed
+    }
+
+    fn print(&mut self, verdicts: &[proto::VerdictOf], time: Option<Timestamp>) -> anyhow::Result<()> {
+        let changed = self.changed(verdicts);
+        if !matches!(self.format, Format::Table | Format::Wide) {
+            for of in changed {
+                self.output.value(self.format, of)?;
+            }
+            return Ok(self.output.flush()?);
+        }
+        let time = time.or_else(|| Some(Timestamp::from_unix_nanos(Utc::now().timestamp_nanos_opt()?)));
+        let rows: Vec<_> = changed
+            .iter()
+            .map(|of| {
+                let mut row = row(of, self.format == Format::Wide, self.is_one_namespace, self.has_written);
+                if let Some(times) = self.times {
+                    row.insert(0, times.show(time).into());
                 }
+                row
+            })
+            .collect();
+        self.table.fit(&rows);
+        if !rows.is_empty() && !std::mem::replace(&mut self.begun, true) {
+            let header = self.table.header();
+            self.output.text(&header)?;
+        }
+        for row in &rows {
+            self.output.text(&self.table.line(row))?;
+        }
+        if self.format == Format::Table {
+            let reasons: Vec<_> = changed.iter().filter_map(|of| explanation(of)).collect();
+            if !reasons.is_empty() && self.times.is_none() {
+                self.output.line("")?;
+            }
+            for reason in reasons {
+                self.output.line(&reason)?;
             }
         }
         Ok(self.output.flush()?)
+    }
+}
+
+/// Why a limit is not in force, and what usage proves, in a line below the table.
+fn explanation(of: &proto::VerdictOf) -> Option<String> {
+    let verdict = of.verdict.as_ref()?;
+    let proof = of.proof.as_ref().map(|proof| proved(&verdict.file, proof));
+    if verdict.verdict() == VerdictKind::InForce && proof.is_none() {
+        return None;
+    }
+    let names = names_of(of, false);
+    let text = [Some(verdict.reason.clone()).filter(|reason| !reason.is_empty()), proof];
+    let text: Vec<_> = text.into_iter().flatten().collect();
+    Some(format!(
+        "{} {} {}: {}: {}",
+        names.qualified(),
+        names.container,
+        verdict.file,
+        kind(verdict.verdict()),
+        text.join("; ")
+    ))
+}
+
+fn names_of(of: &proto::VerdictOf, full: bool) -> Names {
+    match &of.container {
+        Some(container) => names(Some(container), full),
+        None => limits::names(of.verdict.as_ref().and_then(|verdict| verdict.cgroup.as_ref()), full),
     }
 }
 
@@ -184,65 +292,76 @@ fn severity(kind: VerdictKind) -> u8 {
     }
 }
 
-const COLUMNS: usize = 11;
+/// Narrower terminals have no room for what was written; `-o wide` has it, and so have the events.
+const WRITTEN_WIDTH: usize = 100;
 
-fn table() -> Table<COLUMNS> {
-    let columns = [
-        "NAMESPACE",
-        "POD",
-        "CONTAINER",
-        "LIMIT",
-        "DESIRED",
-        "TOLD",
-        "WRITTEN",
-        "IN FORCE",
-        "EFFECTIVE",
-        "VERDICT",
-        "REASON",
-    ];
-    Table::new(columns.map(|heading| (heading, 0)))
+fn has_written(limit: Option<usize>) -> bool {
+    limit.is_none_or(|limit| limit >= WRITTEN_WIDTH)
 }
 
-fn row(of: &proto::VerdictOf, full: bool) -> [Cell; COLUMNS] {
+fn table(format: Format, times: Option<Times>, limit: Option<usize>) -> Table {
+    let mut table = Table::new(limit);
+    if let Some(times) = times {
+        table = table.column(times.heading(), 12, Fit::Whole);
+    }
+    if format == Format::Wide {
+        table = table.column("NAMESPACE", 0, Fit::Whole);
+    }
+    table = table.column("POD", 0, Fit::Middle(8)).column("CONTAINER", 0, Fit::Middle(7)).column(
+        "LIMIT",
+        0,
+        Fit::Whole,
+    );
+    let columns = ["WANTED", "RUNTIME", "WRITTEN", "CGROUP", "EFFECTIVE"];
+    let columns = columns.into_iter().filter(|heading| *heading != "WRITTEN" || has_written(limit));
+    table = columns.fold(table, |table, heading| table.column(heading, 0, Fit::End(heading.len())));
+    table = table.column("VERDICT", 0, Fit::Whole);
+    if format == Format::Wide { table.column("REASON", 0, Fit::Whole) } else { table }
+}
+
+/// The limit as people write it; in full, as it stands in the file, and with all sources.
+fn row(of: &proto::VerdictOf, full: bool, is_one_namespace: bool, has_written: bool) -> Vec<Cell> {
     let verdict = of.verdict.clone().unwrap_or_default();
-    let names = match &of.container {
-        Some(container) => names(Some(container), full),
-        None => limits::names(verdict.cgroup.as_ref(), full),
-    };
+    let names = names_of(of, full);
+    let file = &verdict.file;
     let unknown = || UNKNOWN.to_owned();
-    let of_source = |wanted: bool| {
-        let runtimes = |claim: &&proto::DesiredLimit| (claim.source() == proto::Source::Runtime) != wanted;
-        let said = verdict.desired.iter().filter(runtimes).map(|claim| match claim.source() {
-            proto::Source::Runtime => claim.value.clone(),
-            // The only one whose time is that of the asking.
-            proto::Source::CriRequest => {
-                format!("{} (CRI request, {})", claim.value, time_of_day(claim.time))
-            }
-            source => format!("{} ({})", claim.value, source_name(source)),
-        });
-        let said: Vec<_> = said.collect();
-        if said.is_empty() { unknown() } else { said.join(", ") }
+    let shown = |raw: &str| if full { raw.to_owned() } else { units::value(file, raw) };
+    let runtime = |desired: &&proto::DesiredLimit| desired.source() == proto::Source::Runtime;
+    let wanted = if full {
+        let all = verdict.desired.iter().filter(|desired| !runtime(desired));
+        let all: Vec<_> =
+            all.map(|desired| format!("{} ({})", desired.value, source_name(desired.source()))).collect();
+        if all.is_empty() { unknown() } else { all.join(", ") }
+    } else {
+        let compared = |desired: &&proto::DesiredLimit| desired.source() == verdict.compared_with();
+        verdict.desired.iter().find(compared).map_or_else(unknown, |desired| shown(&desired.value))
     };
+    let runtime = verdict.desired.iter().find(runtime).map_or_else(unknown, |desired| shown(&desired.value));
     let written = verdict.written.as_ref().map_or_else(unknown, |written| {
-        let value = written.value.clone().unwrap_or_else(unknown);
+        let value = written.value.as_deref().map_or_else(unknown, shown);
         written.errno_name.as_ref().map_or(value.clone(), |errno| format!("{value} ({errno})"))
     });
-    [
-        names.namespace.into(),
-        names.pod.into(),
-        names.container.into(),
-        verdict.file.clone().into(),
-        of_source(true).into(),
-        of_source(false).into(),
-        written.into(),
-        reading(verdict.in_force.as_ref()).into(),
-        verdict.effective.as_ref().map_or_else(unknown, |effective| effective.value.clone()).into(),
-        Cell::styled(kind(verdict.verdict()), verdict_style(verdict.verdict())),
-        match of.proof {
-            Some(proof) => format!("{}; {}", verdict.reason, proved(&verdict.file, &proof)).into(),
+    let cgroup =
+        if full { reading("", verdict.in_force.as_ref()) } else { reading(file, verdict.in_force.as_ref()) };
+    let effective = verdict.effective.as_ref().map_or_else(unknown, |effective| shown(&effective.value));
+    let mut row = Vec::new();
+    if full {
+        row.push(Cell::from(&names.namespace));
+    }
+    row.push(if full || is_one_namespace { names.pod.clone() } else { names.qualified() }.into());
+    row.extend([names.container, file.clone(), wanted, runtime].map(Cell::from));
+    if has_written {
+        row.push(written.into());
+    }
+    row.extend([cgroup, effective].map(Cell::from));
+    row.push(Cell::styled(kind(verdict.verdict()), verdict_style(verdict.verdict())));
+    if full {
+        row.push(match &of.proof {
+            Some(proof) => format!("{}; {}", verdict.reason, proved(file, proof)).into(),
             None => verdict.reason.into(),
-        },
-    ]
+        });
+    }
+    row
 }
 
 /// What usage proves, in words.
@@ -250,23 +369,23 @@ fn proved(file: &str, proof: &proto::Proof) -> String {
     let interval = Duration::from_nanos(proof.ended.saturating_sub(proof.began));
     let interval = format!("{:.1}s", interval.as_secs_f64());
     let (Some(used), Some(allowed)) = (proof.used, proof.allowed) else {
-        return "usage could not be read".to_owned();
+        return "usage cannot be read".to_owned();
     };
     let amount = |number: u64| match file {
         "cpu.max" => format!("{} ms", number / 1000),
-        _ => number.to_string(),
+        _ => units::bytes(number),
     };
     let used = match file {
-        "cpu.max" => format!("{} of at most {} of CPU time were used", amount(used), amount(allowed)),
-        _ => format!("never less than {} of {} were charged", amount(used), amount(allowed)),
+        "cpu.max" => format!("{} of at most {} of CPU time used", amount(used), amount(allowed)),
+        _ => format!("at least {} of {} charged throughout", amount(used), amount(allowed)),
     };
     let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
     match (proof.proof(), proof.enforced) {
         (proto::ProofKind::Kept, Some(enforced)) => {
-            format!("kept to it for {interval}: the kernel enforced it {}, {used}", times(enforced))
+            format!("kept for {interval}: the kernel enforced it {}, {used}", times(enforced))
         }
         (proto::ProofKind::Exceeded, _) => format!("EXCEEDED for {interval}: {used}"),
-        _ => format!("not put to the test for {interval}: {used}"),
+        _ => format!("not reached within {interval}: {used}"),
     }
 }
 
@@ -281,7 +400,7 @@ fn kind(verdict: VerdictKind) -> String {
 
 fn source_name(source: proto::Source) -> &'static str {
     match source {
-        proto::Source::Client => "asked",
+        proto::Source::Client => "requested",
         proto::Source::KubeletAllocated => "allocated",
         proto::Source::CriRequest => "CRI request",
         proto::Source::KubeletActuated => "actuated",
@@ -339,16 +458,42 @@ mod tests {
         of(proto::Verdict { verdict: kind.into(), ..Default::default() })
     }
 
-    #[test]
-    fn a_table_of_verdicts() {
+    fn shown(format: Format, limit: Option<usize>) -> String {
         let in_force = proto::Verdict {
             file: "cpu.max".into(),
             verdict: VerdictKind::InForce.into(),
             reason: "cpu.max is 50000 100000".into(),
+            in_force: Some(proto::Reading {
+                reading: Some(proto::reading::Reading::Value("50000 100000".into())),
+            }),
             ..Default::default()
         };
-        let rows = [row(&of(testing::shadowed()), false), row(&of(in_force), false)];
-        insta::assert_snapshot!(anstream::adapter::strip_str(&table().render(&rows)).to_string());
+        let verdicts = [of(testing::shadowed()), of(in_force)];
+        let rows: Vec<_> =
+            verdicts.iter().map(|of| row(of, format == Format::Wide, false, has_written(limit))).collect();
+        let table = table(format, None, limit).render(&rows);
+        let reasons: Vec<_> = verdicts.iter().filter_map(explanation).collect();
+        format!("{}\n{}\n", anstream::adapter::strip_str(&table), reasons.join("\n"))
+    }
+
+    #[test]
+    fn verdicts_on_a_terminal_of_80_columns() {
+        insta::assert_snapshot!("verify", shown(Format::Table, Some(80)));
+    }
+
+    #[test]
+    fn verdicts_with_everything() {
+        insta::assert_snapshot!("verify_wide", shown(Format::Wide, None));
+    }
+
+    #[test]
+    fn a_watch_shows_a_verdict_once() {
+        let times = Some(Times::new(crate::time::TimeFormat::Clock, true));
+        let mut printer = Printer::new(Format::Table, times, false);
+        let mut changed = |kind| printer.changed(&[verdict(kind)]).len();
+        assert_eq!(changed(VerdictKind::Pending), 1);
+        assert_eq!(changed(VerdictKind::Pending), 0, "the event that the call itself made");
+        assert_eq!(changed(VerdictKind::InForce), 1);
     }
 
     #[test]
@@ -373,19 +518,16 @@ mod tests {
         let kept = proof(proto::ProofKind::Kept, Some(1_000_000), Some(19));
         assert_eq!(
             proved("cpu.max", &kept),
-            "kept to it for 2.0s: the kernel enforced it 19 times, 1000 ms of at most 1072 ms of CPU time were used"
+            "kept for 2.0s: the kernel enforced it 19 times, 1000 ms of at most 1072 ms of CPU time used"
         );
         let exceeded = proof(proto::ProofKind::Exceeded, Some(2_000_000), None);
         assert_eq!(
             proved("memory.max", &exceeded),
-            "EXCEEDED for 2.0s: never less than 2000000 of 1072000 were charged"
+            "EXCEEDED for 2.0s: at least 2M of 1072k charged throughout"
         );
         let idle = proof(proto::ProofKind::NotReached, Some(0), None);
-        assert!(proved("cpu.max", &idle).starts_with("not put to the test for 2.0s: 0 ms"));
-        assert_eq!(
-            proved("cpu.max", &proof(proto::ProofKind::Unknown, None, None)),
-            "usage could not be read"
-        );
+        assert!(proved("cpu.max", &idle).starts_with("not reached within 2.0s: 0 ms"));
+        assert_eq!(proved("cpu.max", &proof(proto::ProofKind::Unknown, None, None)), "usage cannot be read");
         assert!(prove("100ms").is_ok() && prove("99ms").is_err() && prove("61s").is_err());
     }
 

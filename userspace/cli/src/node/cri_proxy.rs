@@ -1,10 +1,11 @@
 //! `kwitness cri-proxy`: flags into options, logging, the runtime.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::client;
+use crate::connect;
 use crate::exit::Code;
 use kwitness_cri_proxy::DEFAULT_SOCKET;
 use kwitness_cri_proxy::{Options, RuntimeSocket};
@@ -27,11 +28,11 @@ pub struct CriProxy {
     pub log_format: LogFormat,
 }
 
-pub fn run(options: CriProxy, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+pub fn run(options: CriProxy, socket: Option<OsString>) -> anyhow::Result<Code> {
     let CriProxy { listen, runtime_endpoint, log_level, log_format } = options;
     let _flush = log::start(&log_level, log_format)?;
-    let options =
-        Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon: client::socket(socket) };
+    let daemon = connect::path(socket.unwrap_or_else(|| kwitness_api::DEFAULT_SOCKET.into()))?;
+    let options = Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon };
     // One thread: a call costs less than waking another would.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(kwitness_cri_proxy::run(options))?;

@@ -1,9 +1,11 @@
 //! `kwitness daemon`: flags and file into a configuration, the runtime.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use crate::connect;
 use crate::exit::Code;
 use kwitness_agent::config::Config;
 use kwitness_service::log;
@@ -30,9 +32,10 @@ pub struct Daemon {
 /// One for the engine, one for its clients; more would only idle on a node that runs other things.
 const WORKERS: usize = 2;
 
-pub fn run(options: Daemon, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     let Daemon { config, mut set, runtime_endpoint, log_level, record } = options;
     let short = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
+    let socket = socket.map(connect::path).transpose()?;
     set.extend(socket.map(|socket| short("api.socket", socket.to_string_lossy().into_owned())));
     set.extend(runtime_endpoint.map(|endpoint| short("runtime.endpoint", endpoint)));
     set.extend(log_level.map(|level| short("log.level", level)));

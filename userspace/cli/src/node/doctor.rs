@@ -1,6 +1,7 @@
-//! `kwitness doctor`: what this node offers, what is missing, what that costs and what to do. With a daemon, its own word on
-//! the hooks; without, they are tried for a moment.
+//! `kwitness doctor`: the node's prerequisites and how to fix problems. A running daemon reports its own hooks and runtime;
+//! without one, the hooks are tried for a moment, which takes privileges.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,22 +10,23 @@ use serde::Serialize;
 
 use crate::args::{Format, Output as OutputArgs};
 use crate::capabilities::needs_table;
-use crate::client::{connect, socket};
+use crate::connect::connect;
 use crate::exit::Code;
 use crate::output::Output;
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Fit, Table};
 use kwitness_agent::api::need;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, in_initial_pid_namespace};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
 use kwitness_agent::probe::survey;
+use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_cri::CANDIDATES;
 
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
-    /// The configuration file to judge without a daemon [default: /etc/kwitness/config.toml, if it exists]
+    /// The configuration file to check without a daemon [default: /etc/kwitness/config.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
@@ -54,52 +56,89 @@ struct Finding {
     remedy: Option<String>,
 }
 
-pub async fn run(named: Option<PathBuf>, options: Doctor) -> anyhow::Result<Code> {
+pub async fn run(named: Option<OsString>, options: Doctor) -> anyhow::Result<Code> {
     let Doctor { config, output } = options;
     let config = Config::load(config.as_deref(), &[])?;
-    let socket = if named.is_none() { config.socket.clone() } else { socket(named) };
-    let report = examine(&config, &socket).await;
+    let socket = named.unwrap_or_else(|| config.socket.clone().into_os_string());
+    let report = examine(&config, socket).await;
     let mut out = Output::new();
     match output.output {
-        Format::Table | Format::Wide => out.text(&text(&report))?,
+        Format::Table => text(&mut out, &report, false)?,
+        Format::Wide => text(&mut out, &report, true)?,
         format => out.value(format, &report)?,
     }
     out.flush()?;
-    Ok(if report.healthy { Code::Success } else { Code::Failure })
+    Ok(match (report.healthy, report.needs.is_empty()) {
+        (true, _) => Code::Success,
+        (false, true) if report.is_unprivileged() => Code::Denied,
+        (false, _) => Code::Failure,
+    })
 }
 
-async fn examine(config: &Config, socket: &Path) -> Report {
+/// The check that everything else takes.
+const PRIVILEGES: &str = "privileges";
+
+async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend([cgroups(&config.subtree), pid_namespace(), runtime(&config.runtime), statistics()]);
-    let status = match connect(socket).await {
-        Ok(mut client) => {
-            client.status(proto::StatusRequest {}).await.map_err(|status| status.message().to_owned())
-        }
-        Err(unreachable) => Err(unreachable.reason),
+    checks.extend([cgroups(&config.subtree), pid_namespace()]);
+    let status = match connect(Some(socket)).await {
+        Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
+        Err(error) => Err(error),
     };
-    let is_running = status.is_ok();
-    let (kernel, needs) = match status {
-        Ok(status) => {
-            let status = status.into_inner();
-            checks
-                .push(Finding::good("daemon", format!("version {} at {}", status.version, socket.display())));
-            (status.kernel_release, status.needs)
+    let mut report = Report {
+        healthy: false,
+        daemon: status.is_ok(),
+        kernel: environment::kernel_release(),
+        checks,
+        needs: Vec::new(),
+    };
+    match status {
+        Ok((address, status)) => {
+            // The daemon has the privileges that this process may lack.
+            report.checks.retain(|check| check.name != PRIVILEGES);
+            report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
+            report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
+            report.kernel = status.kernel_release;
+            report.needs = status.needs;
         }
-        Err(reason) => {
-            let found = format!("none at {}: {reason}; the hooks were tried without one", socket.display());
-            checks.push(Finding::new("daemon", Verdict::Degraded, found, "start it with `kwitness daemon`"));
-            // Loading takes a tenth of a second, and nobody else is waiting here.
-            let mut capabilities = survey(&config.probe);
-            if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
-                watch_limits(&mut capabilities, &cgroups);
+        Err(error) => {
+            report.checks.extend([runtime(&config.runtime), statistics()]);
+            let remedy = match error {
+                Error::PermissionDenied { .. } => "run with sudo, or join the group of its socket",
+                _ => "start it with `kwitness daemon`",
+            };
+            report.checks.push(Finding::new("daemon", Verdict::Degraded, error.to_string(), remedy));
+            if !report.is_unprivileged() {
+                // Loading takes a tenth of a second, and nothing else runs here.
+                let mut capabilities = survey(&config.probe);
+                if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
+                    watch_limits(&mut capabilities, &cgroups);
+                }
+                report.needs = capabilities.needs.iter().map(need).collect();
             }
-            (capabilities.kernel, capabilities.needs.iter().map(need).collect())
         }
-    };
+    }
     let is_fatal = |check: &Finding| check.verdict == Verdict::Fatal.to_string();
-    let healthy = !checks.iter().any(is_fatal)
-        && needs.iter().all(|need: &proto::Need| !need.vital || !need.hook.is_empty());
-    Report { healthy, daemon: is_running, kernel, checks, needs }
+    report.healthy = !report.checks.iter().any(is_fatal)
+        && report.needs.iter().all(|need: &proto::Need| !need.vital || !need.hook.is_empty());
+    report
+}
+
+impl Report {
+    /// Whether the hooks cannot be tried by this process.
+    fn is_unprivileged(&self) -> bool {
+        self.checks
+            .iter()
+            .any(|check| check.name == PRIVILEGES && check.verdict == Verdict::Fatal.to_string())
+    }
+
+    /// What works less well than it could: degraded checks and capabilities. That no daemon runs is no property of the node.
+    fn limitations(&self) -> usize {
+        let is_degraded =
+            |check: &&Finding| check.name != "daemon" && check.verdict == Verdict::Degraded.to_string();
+        let is_missing = |need: &&proto::Need| need.hook.is_empty() || !need.refused.is_empty();
+        self.checks.iter().filter(is_degraded).count() + self.needs.iter().filter(is_missing).count()
+    }
 }
 
 impl Finding {
@@ -145,10 +184,27 @@ fn pid_namespace() -> Finding {
     if in_initial_pid_namespace() {
         return Finding::good(NAME, "the host's");
     }
-    let found = "not the host's: processes that run already cannot be told";
+    let found = "not the host's: existing processes cannot be identified";
     Finding::new(NAME, Verdict::Degraded, found, "run with hostPID: true, or without a pid namespace")
 }
 
+/// What the daemon says of the runtime that it asks.
+fn runtime_of(status: &proto::RuntimeStatus) -> Finding {
+    const NAME: &str = "runtime";
+    let proto::RuntimeStatus { endpoint, name, version, error, .. } = status;
+    match (endpoint.as_str(), error.as_str()) {
+        ("", "") => Finding::good(NAME, "not asked (runtime.endpoint is \"none\")"),
+        (endpoint, "") => Finding::good(NAME, format!("{name} {version} at {endpoint}")),
+        (_, error) => Finding::new(
+            NAME,
+            Verdict::Degraded,
+            format!("{endpoint}: {error}"),
+            "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
+        ),
+    }
+}
+
+/// What a daemon with this configuration would find.
 fn runtime(choice: &RuntimeChoice) -> Finding {
     const NAME: &str = "runtime";
     let found = match choice {
@@ -161,7 +217,7 @@ fn runtime(choice: &RuntimeChoice) -> Finding {
         None => Finding::new(
             NAME,
             Verdict::Degraded,
-            "no container runtime's socket: containers keep their ids for names",
+            "no socket of a container runtime: names of pods and containers stay unknown",
             "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
         ),
     }
@@ -178,42 +234,67 @@ fn statistics() -> Finding {
     Finding::good("BPF statistics", found)
 }
 
-fn text(report: &Report) -> String {
+fn text(out: &mut Output, report: &Report, is_wide: bool) -> anyhow::Result<()> {
+    let width = out.width(if is_wide { Format::Wide } else { Format::Table });
+    out.line(&format!("Kernel {}", report.kernel))?;
+    out.line("")?;
+    out.text(&tables(report, width))?;
+    lines(report, is_wide).iter().try_for_each(|line| out.line(line))?;
+    Ok(())
+}
+
+fn tables(report: &Report, width: Option<usize>) -> String {
     let rows: Vec<_> = report
         .checks
         .iter()
-        .map(|check| [check.name.into(), verdict(&check.verdict), check.found.clone().into()])
+        .map(|check| vec![check.name.into(), verdict(&check.verdict), Cell::from(&check.found)])
         .collect();
-    let mut text = format!("Kernel {}\n\n", report.kernel);
-    text += &Table::new([("CHECK", 0), ("VERDICT", 0), ("FOUND", 0)]).render(&rows);
-    text += "\n";
-    text += &needs_table(&report.needs);
-    let remedies: Vec<String> = report
-        .checks
-        .iter()
-        .filter_map(|check| Some(format!("{}: {}", check.name, check.remedy.as_ref()?)))
-        .chain(report.needs.iter().filter(|need| !need.remedy.is_empty()).map(|need| {
-            format!(
-                "{}: {}\n    without it, not seen: {}\n    {}",
-                need.name,
-                need.remedy,
-                need.cost,
-                need.refused.join("\n    ")
-            )
-        }))
-        .collect();
-    if !remedies.is_empty() {
-        text += "\nWhat to do:\n";
-        for remedy in remedies {
-            text += &format!("  {remedy}\n");
+    let table = Table::new(width).column("CHECK", 0, Fit::Whole).column("VERDICT", 0, Fit::Whole).column(
+        "FOUND",
+        0,
+        Fit::End(20),
+    );
+    let mut text = table.render(&rows);
+    if !report.needs.is_empty() {
+        text += "\n";
+        text += &needs_table(&report.needs, width);
+    }
+    text
+}
+
+/// What to do, and the summary; in full, also why each hook was refused.
+fn lines(report: &Report, is_wide: bool) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    if report.needs.is_empty() && report.is_unprivileged() {
+        lines.push("Cannot check the kernel's BPF capabilities without privileges: unknown.".to_owned());
+        lines.push("Run: sudo kwitness doctor".to_owned());
+        return lines;
+    }
+    let mut remedies = Vec::new();
+    for check in &report.checks {
+        remedies.extend(check.remedy.as_ref().map(|remedy| format!("  {}: {remedy}", check.name)));
+    }
+    for need in &report.needs {
+        if !need.remedy.is_empty() {
+            remedies.push(format!("  {}: {}", need.name, need.remedy));
+            remedies.push(format!("    not observed without it: {}", need.cost));
+        }
+        if is_wide {
+            remedies.extend(need.refused.iter().map(|refused| format!("    {}: {refused}", need.name)));
         }
     }
-    text += if report.healthy {
-        "\nThis node can be watched.\n"
-    } else {
-        "\nThis node cannot be watched: something vital is missing.\n"
-    };
-    text
+    if !remedies.is_empty() {
+        lines.push("What to do:".to_owned());
+        lines.append(&mut remedies);
+        lines.push(String::new());
+    }
+    lines.push(match (report.healthy, report.limitations()) {
+        (false, _) => "This node cannot be watched: a requirement is missing.".to_owned(),
+        (true, 0) => "OK: this node can be watched.".to_owned(),
+        (true, 1) => "OK with 1 limitation.".to_owned(),
+        (true, count) => format!("OK with {count} limitations."),
+    });
+    lines
 }
 
 fn verdict(verdict: &str) -> Cell {
@@ -230,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_in_words() {
+    fn a_report_says_what_to_do() {
         let report = Report {
             healthy: false,
             daemon: false,
@@ -258,6 +339,42 @@ mod tests {
                 },
             ],
         };
-        insta::assert_snapshot!(anstream::adapter::strip_str(&text(&report)).to_string());
+        let shown = |is_wide| {
+            let tables = anstream::adapter::strip_str(&tables(&report, None)).to_string();
+            format!("{tables}{}\n", lines(&report, is_wide).join("\n"))
+        };
+        insta::assert_snapshot!("doctor", shown(false));
+        insta::assert_snapshot!("doctor_wide", shown(true));
+    }
+
+    #[test]
+    fn without_privileges_there_is_one_remedy() {
+        let report = Report {
+            healthy: false,
+            daemon: false,
+            kernel: "6.18.1".into(),
+            checks: vec![Finding::new(PRIVILEGES, Verdict::Fatal, "missing CAP_BPF", "run as root")],
+            needs: Vec::new(),
+        };
+        let lines = lines(&report, false);
+        assert_eq!(lines.iter().filter(|line| line.contains("sudo kwitness doctor")).count(), 1, "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
+    }
+
+    #[test]
+    fn limitations_are_counted() {
+        let need = |hook: &str, refused: &[&str]| proto::Need {
+            hook: hook.into(),
+            refused: refused.iter().map(|text| (*text).to_owned()).collect(),
+            ..Default::default()
+        };
+        let report = Report {
+            healthy: true,
+            daemon: true,
+            kernel: "6.18.1".into(),
+            checks: vec![Finding::new("tracefs", Verdict::Degraded, "not mounted", "mount it")],
+            needs: vec![need("a", &[]), need("b", &["c"]), need("", &["d"])],
+        };
+        assert_eq!(lines(&report, false).last().map(String::as_str), Some("OK with 3 limitations."));
     }
 }

@@ -4,27 +4,31 @@ mod cri_proxy;
 mod daemon;
 mod doctor;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use clap::Subcommand;
 
-use crate::client;
+use crate::connect;
+use crate::examples;
 use crate::exit::Code;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the node agent: load the eBPF probes and serve the API
+    #[command(after_help = examples::of("daemon"))]
     Daemon(daemon::Daemon),
     /// Proxy the CRI so that the kubelet receives container events from kwitness
+    #[command(after_help = examples::of("cri-proxy"))]
     CriProxy(cri_proxy::CriProxy),
     /// Check this node's prerequisites and explain how to fix problems (no daemon needed)
+    #[command(after_help = examples::of("doctor"))]
     Doctor(doctor::Doctor),
 }
 
-pub fn run(command: Command, socket: Option<PathBuf>) -> anyhow::Result<Code> {
+pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
     match command {
         Command::Daemon(options) => daemon::run(options, socket),
         Command::CriProxy(options) => cri_proxy::run(options, socket),
-        Command::Doctor(options) => client::run(doctor::run(socket, options)),
+        Command::Doctor(options) => connect::run(doctor::run(socket, options)),
     }
 }

@@ -1,0 +1,348 @@
+//! Which pods and containers a command is about: what people type, compared with what is on the node.
+//!
+//! Owns the forms of a name (`web-0`, `pod/web-0`, `prod/web-0`, a UID, a prefix, a label) and what is said of one that
+//! matches nothing. The result is a filter of the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kwitness_api::{Client, proto};
+
+use crate::args::Filter;
+use crate::exit::NotHere;
+
+/// The most names that an error lists.
+const LISTED_MAX: usize = 8;
+/// How alike two names must be to suggest one for the other (Jaro-Winkler, 0 to 1).
+const ALIKE: f64 = 0.8;
+/// The daemon compares no shorter beginning with container IDs.
+const ID_PREFIX_MIN: usize = 4;
+
+/// The filter, as far as the node's containers are concerned; `Err` inside: what was named is not here, and the filter is what
+/// waits for it.
+pub async fn resolve(
+    client: &mut Client,
+    filter: &Filter,
+) -> Result<Result<proto::Filter, (NotHere, proto::Filter)>, kwitness_api::client::Error> {
+    if filter.is_empty() {
+        return Ok(Ok(proto::Filter::default()));
+    }
+    let containers = client.list(proto::Filter::default()).await?.containers;
+    let here: Vec<_> = containers.into_iter().filter_map(|state| state.container).collect();
+    Ok(among(&here, filter).map_err(|not_here| (not_here, literally(filter))))
+}
+
+/// As typed, for what may still come.
+fn literally(filter: &Filter) -> proto::Filter {
+    let pods: Vec<_> = filter.pod.iter().map(|pod| PodName::parse(pod)).collect();
+    let mut namespaces = filter.namespace.clone();
+    namespaces.extend(pods.iter().filter_map(|pod| pod.namespace.map(str::to_owned)));
+    proto::Filter {
+        pods: pods.iter().map(|pod| pod.name.to_owned()).collect(),
+        namespaces,
+        containers: filter.container.clone(),
+        ..Default::default()
+    }
+}
+
+/// A pod as people name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PodName<'a> {
+    namespace: Option<&'a str>,
+    name: &'a str,
+}
+
+impl<'a> PodName<'a> {
+    /// `web-0`, `pod/web-0`, `prod/web-0`.
+    fn parse(text: &'a str) -> Self {
+        match text.split_once('/') {
+            Some(("pod" | "pods" | "po", name)) => Self { namespace: None, name },
+            Some((namespace, name)) => Self { namespace: Some(namespace), name },
+            None => Self { namespace: None, name: text },
+        }
+    }
+}
+
+fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter, NotHere> {
+    let mut selected: Vec<_> = here.iter().collect();
+    let mut result = proto::Filter { namespaces: filter.namespace.clone(), ..Default::default() };
+    for namespace in &filter.namespace {
+        if !here.iter().any(|container| namespace_of(container) == Some(namespace.as_str())) {
+            let namespaces = here.iter().filter_map(namespace_of).collect();
+            return Err(not_here("namespace", namespace, "", &namespaces));
+        }
+    }
+    if !filter.namespace.is_empty() {
+        let is_wanted = |namespace: &str| filter.namespace.iter().any(|wanted| wanted == namespace);
+        selected.retain(|container| namespace_of(container).is_some_and(is_wanted));
+    }
+    let in_namespaces = if filter.namespace.is_empty() {
+        String::new()
+    } else {
+        format!(" in namespace {}", quoted(&filter.namespace))
+    };
+    if !filter.label.is_empty() {
+        let labels = labels_of_pods(here);
+        let has = |container: &&proto::Container| {
+            let labels = uid_of(container).and_then(|uid| labels.get(uid));
+            labels.is_some_and(|labels| filter.label.iter().all(|label| label.matches(labels)))
+        };
+        selected.retain(has);
+        if selected.is_empty() {
+            let wanted: Vec<_> = filter.label.iter().map(ToString::to_string).collect();
+            return Err(NotHere(format!("no pod has the label {}{in_namespaces}", quoted(&wanted))));
+        }
+        result.pods = selected.iter().filter_map(|container| uid_of(container)).map(str::to_owned).collect();
+    }
+    if !filter.pod.is_empty() {
+        let (mut pods, mut uids) = (BTreeSet::new(), BTreeSet::new());
+        for text in &filter.pod {
+            let wanted = PodName::parse(text);
+            let candidates = || {
+                selected
+                    .iter()
+                    .copied()
+                    .filter(|of| wanted.namespace.is_none() || namespace_of(of) == wanted.namespace)
+            };
+            let exact: BTreeSet<_> = candidates()
+                .filter(|container| {
+                    name_of(container) == Some(wanted.name) || uid_of(container) == Some(wanted.name)
+                })
+                .filter_map(uid_of)
+                .collect();
+            let is_exact = !exact.is_empty();
+            let found = if !is_exact && !wanted.name.is_empty() {
+                let starts = |container: &&proto::Container| {
+                    name_of(container).is_some_and(|name| name.starts_with(wanted.name))
+                };
+                candidates().filter(starts).filter_map(uid_of).collect()
+            } else {
+                exact
+            };
+            if found.is_empty() {
+                let names = candidates().filter_map(name_of).collect();
+                let place =
+                    wanted.namespace.map_or(in_namespaces.clone(), |one| format!(" in namespace \"{one}\""));
+                return Err(not_here("pod", wanted.name, &place, &names));
+            }
+            let is_only = wanted.namespace.is_none() || filter.pod.len() == 1;
+            if is_exact && is_only && filter.label.is_empty() {
+                // By its name, for a pod of that name may come again, or have been there before.
+                pods.insert(wanted.name.to_owned());
+                result.namespaces.extend(wanted.namespace.map(str::to_owned));
+            } else {
+                pods.extend(found.iter().map(|uid| (*uid).to_owned()));
+            }
+            uids.extend(found.into_iter().map(str::to_owned));
+        }
+        selected.retain(|container| uid_of(container).is_some_and(|uid| uids.contains(uid)));
+        result.pods = pods.into_iter().collect();
+    }
+    for wanted in &filter.container {
+        let is = |of: &&proto::Container| {
+            of.name() == wanted
+                || of.id == *wanted
+                || (wanted.len() >= ID_PREFIX_MIN && of.id.starts_with(wanted))
+        };
+        if !selected.iter().any(is) {
+            let names = selected.iter().filter_map(|container| container.name.as_deref()).collect();
+            let mut error = not_here("container", wanted, "", &names);
+            if wanted.len() < ID_PREFIX_MIN
+                && selected.iter().any(|container| container.id.starts_with(wanted))
+            {
+                error.0 += &format!("; the beginning of an ID has at least {ID_PREFIX_MIN} characters");
+            }
+            return Err(error);
+        }
+    }
+    result.containers.clone_from(&filter.container);
+    result.pods.sort();
+    result.pods.dedup();
+    Ok(result)
+}
+
+/// A pod's labels are those of its sandbox; containers add what the runtime knows of them.
+fn labels_of_pods(here: &[proto::Container]) -> BTreeMap<&str, BTreeMap<&str, &str>> {
+    let mut pods: BTreeMap<&str, BTreeMap<&str, &str>> = BTreeMap::new();
+    for container in here {
+        let Some(uid) = uid_of(container) else { continue };
+        let labels = container.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        pods.entry(uid).or_default().extend(labels);
+    }
+    pods
+}
+
+fn name_of(container: &proto::Container) -> Option<&str> {
+    container.pod.as_ref()?.name.as_deref()
+}
+
+fn namespace_of(container: &proto::Container) -> Option<&str> {
+    container.pod.as_ref()?.namespace.as_deref()
+}
+
+fn uid_of(container: &proto::Container) -> Option<&str> {
+    container.pod.as_ref().map(|pod| pod.uid.as_str())
+}
+
+fn quoted(names: &[impl AsRef<str>]) -> String {
+    names.iter().map(|name| format!("\"{}\"", name.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+fn not_here(what: &str, wanted: &str, place: &str, names: &BTreeSet<&str>) -> NotHere {
+    let near = names
+        .iter()
+        .map(|name| (strsim::jaro_winkler(wanted, name), name))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|left, right| left.0.total_cmp(&right.0));
+    let mut text = format!("no {what} \"{wanted}\"{place} on this node");
+    if let Some((_, name)) = near {
+        text += &format!(", did you mean \"{name}\"?");
+    }
+    if names.is_empty() {
+        text += &format!(" (no {what} is known here)");
+    } else {
+        let listed: Vec<_> = names.iter().copied().take(LISTED_MAX).collect();
+        let more = names.len().saturating_sub(LISTED_MAX);
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        text += &format!(" ({what}s here: {}{more})", listed.join(", "));
+    }
+    NotHere(text)
+}
+
+/// A condition on a label, as kubectl's `-l`: `app=web`, `app!=web`, `app`, `!app`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    key: String,
+    value: Option<String>,
+    is_negated: bool,
+}
+
+impl Label {
+    fn matches(&self, labels: &BTreeMap<&str, &str>) -> bool {
+        let found = labels.get(self.key.as_str());
+        let holds = match &self.value {
+            Some(value) => found.is_some_and(|found| found == value),
+            None => found.is_some(),
+        };
+        holds != self.is_negated
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.value, self.is_negated) {
+            (Some(value), false) => write!(f, "{}={value}", self.key),
+            (Some(value), true) => write!(f, "{}!={value}", self.key),
+            (None, false) => write!(f, "{}", self.key),
+            (None, true) => write!(f, "!{}", self.key),
+        }
+    }
+}
+
+impl std::str::FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value, is_negated) = match text.split_once('=') {
+            Some((key, value)) => match key.strip_suffix('!') {
+                Some(key) => (key, Some(value), true),
+                None => (key, Some(value.strip_prefix('=').unwrap_or(value)), false),
+            },
+            None => text.strip_prefix('!').map_or((text, None, false), |key| (key, None, true)),
+        };
+        let is_word = |text: &str| {
+            text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
+        };
+        if key.is_empty() || !is_word(key) || !value.is_none_or(is_word) {
+            return Err("not a label condition: \"app=web\", \"app!=web\", \"app\" or \"!app\"".to_owned());
+        }
+        Ok(Self { key: key.to_owned(), value: value.map(str::to_owned), is_negated })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(namespace: &str, pod: &str, name: &str) -> proto::Container {
+        proto::Container {
+            id: format!("{name}0123456789"),
+            pod: Some(proto::Pod {
+                uid: format!("uid-{pod}"),
+                namespace: Some(namespace.into()),
+                name: Some(pod.into()),
+                ..Default::default()
+            }),
+            name: Some(name.into()),
+            labels: [("app".to_owned(), pod.split('-').next().unwrap().to_owned())].into(),
+            ..Default::default()
+        }
+    }
+
+    fn here() -> Vec<proto::Container> {
+        vec![
+            container("prod", "web-0", "nginx"),
+            container("prod", "web-1", "nginx"),
+            container("dev", "db-0", "main"),
+        ]
+    }
+
+    fn pods(pods: &[&str], namespaces: &[&str], labels: &[&str]) -> Result<Vec<String>, String> {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let filter = Filter {
+            pod: owned(pods),
+            namespace: owned(namespaces),
+            label: labels.iter().map(|label| label.parse().unwrap()).collect(),
+            ..Default::default()
+        };
+        among(&here(), &filter).map(|filter| filter.pods).map_err(|error| error.0)
+    }
+
+    #[test]
+    fn a_pod_is_found_by_each_form_of_its_name() {
+        for name in ["web-0", "pod/web-0", "pods/web-0", "prod/web-0"] {
+            assert_eq!(pods(&[name], &[], &[]), Ok(vec!["web-0".to_owned()]), "{name}");
+        }
+        assert_eq!(pods(&["uid-web-0"], &[], &[]), Ok(vec!["uid-web-0".to_owned()]));
+        let both = Ok(vec!["uid-web-0".to_owned(), "uid-web-1".to_owned()]);
+        assert_eq!(pods(&["web"], &[], &[]), both, "a prefix");
+        assert_eq!(pods(&["web-"], &["prod"], &["app=web"]), both);
+        assert_eq!(pods(&[], &[], &["app!=db"]), both);
+    }
+
+    #[test]
+    fn a_typo_is_told_apart_from_nothing_there() {
+        assert_eq!(
+            pods(&["wbe-0"], &[], &[]),
+            Err("no pod \"wbe-0\" on this node, did you mean \"web-0\"? (pods here: db-0, web-0, web-1)"
+                .to_owned())
+        );
+        assert_eq!(
+            pods(&["web-0"], &["dev"], &[]),
+            Err("no pod \"web-0\" in namespace \"dev\" on this node (pods here: db-0)".to_owned())
+        );
+        assert_eq!(
+            pods(&[], &["prdo"], &[]),
+            Err("no namespace \"prdo\" on this node, did you mean \"prod\"? (namespaces here: dev, prod)"
+                .to_owned())
+        );
+        assert_eq!(pods(&[], &[], &["app=x"]), Err("no pod has the label \"app=x\"".to_owned()));
+        let error = |name: &str| {
+            let filter = Filter { container: vec![name.into()], ..Default::default() };
+            among(&here(), &filter).unwrap_err().0
+        };
+        assert!(error("mian").contains("did you mean \"main\"?"), "{}", error("mian"));
+        assert!(error("ngi").contains("at least 4 characters"), "{}", error("ngi"));
+    }
+
+    #[test]
+    fn labels_are_kubectls() {
+        for (text, shown) in
+            [("a=b", "a=b"), ("a==b", "a=b"), ("a!=b", "a!=b"), ("a/b.c", "a/b.c"), ("!a", "!a")]
+        {
+            assert_eq!(text.parse::<Label>().unwrap().to_string(), shown);
+        }
+        for wrong in ["", "=b", "a in (b)", "a b"] {
+            assert!(wrong.parse::<Label>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Times as people read them: in which zone, with the date where it matters. Ages are kubectl's, see [`crate::text`].
+
+use chrono::{DateTime, Datelike as _, FixedOffset, Local, Offset as _, SecondsFormat, Utc};
+use clap::ValueEnum;
+use kwitness_api::Timestamp;
+
+use crate::text::{UNKNOWN, age};
+
+/// How times are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimeFormat {
+    /// 15:04:05.000, with the date if it is not today
+    Clock,
+    /// 2006-01-02T15:04:05.000000Z
+    Rfc3339,
+    /// How long ago: 5m3s
+    Relative,
+}
+
+/// What a time is shown relative to.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    format: TimeFormat,
+    now: DateTime<FixedOffset>,
+}
+
+impl Times {
+    /// As asked for, now.
+    pub fn new(format: TimeFormat, utc: bool) -> Self {
+        let now = if utc { Utc::now().fixed_offset() } else { Local::now().fixed_offset() };
+        Self { format, now }
+    }
+
+    #[cfg(test)]
+    pub fn at(format: TimeFormat, now: &str) -> Self {
+        Self { format, now: DateTime::parse_from_rfc3339(now).unwrap() }
+    }
+
+    /// The heading of a column of times, with the zone: the client's is not always the node's.
+    pub fn heading(&self) -> String {
+        match self.format {
+            TimeFormat::Relative => "AGE".to_owned(),
+            TimeFormat::Clock | TimeFormat::Rfc3339 if self.now.offset().local_minus_utc() == 0 => {
+                "TIME (UTC)".to_owned()
+            }
+            TimeFormat::Clock | TimeFormat::Rfc3339 => format!("TIME ({})", self.now.offset().fix()),
+        }
+    }
+
+    /// A time.
+    pub fn show(&self, time: Option<Timestamp>) -> String {
+        let Some(at) = time.and_then(Timestamp::to_utc) else { return UNKNOWN.to_owned() };
+        let local = at.with_timezone(self.now.offset());
+        match self.format {
+            TimeFormat::Relative => age(time, self.now.to_utc()),
+            TimeFormat::Rfc3339 => {
+                local.to_rfc3339_opts(SecondsFormat::Micros, self.now.offset().local_minus_utc() == 0)
+            }
+            TimeFormat::Clock if local.date_naive() == self.now.date_naive() => {
+                local.format("%H:%M:%S%.3f").to_string()
+            }
+            TimeFormat::Clock if local.year() == self.now.year() => {
+                local.format("%b %d %H:%M:%S%.3f").to_string()
+            }
+            TimeFormat::Clock => local.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_and_the_zone_are_shown_where_they_matter() {
+        let time = |text: &str| {
+            let at = DateTime::parse_from_rfc3339(text).unwrap();
+            Some(Timestamp { seconds: at.timestamp(), nanos: at.timestamp_subsec_nanos().cast_signed() })
+        };
+        let clock = Times::at(TimeFormat::Clock, "2026-03-02T12:00:00+02:00");
+        assert_eq!(clock.heading(), "TIME (+02:00)");
+        assert_eq!(clock.show(time("2026-03-02T09:59:59.5Z")), "11:59:59.500");
+        assert_eq!(clock.show(time("2026-03-01T21:59:59Z")), "Mar 01 23:59:59.000");
+        assert_eq!(clock.show(time("2025-12-31T12:00:00Z")), "2025-12-31 14:00:00.000");
+        assert_eq!(clock.show(None), "-");
+        let utc = Times::at(TimeFormat::Rfc3339, "2026-03-02T12:00:00Z");
+        assert_eq!(utc.heading(), "TIME (UTC)");
+        assert_eq!(utc.show(time("2026-03-02T09:59:59.5Z")), "2026-03-02T09:59:59.500000Z");
+        let relative = Times::at(TimeFormat::Relative, "2026-03-02T12:00:00Z");
+        assert_eq!(
+            (relative.heading().as_str(), relative.show(time("2026-03-02T11:54:00Z")).as_str()),
+            ("AGE", "6m")
+        );
+    }
+}
