@@ -443,7 +443,7 @@ mod tests {
         });
         let output = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(text.contains("0 failed; a b\n== end 0\n"), "{text}");
+        assert!(text.contains("0 failed; a b\n== end 0 "), "{text}");
         let tally = tally::job(&text, &["one".to_owned(), "two".to_owned(), "three".to_owned()]);
         assert_eq!((tally.passed, tally.failed), (2, 1), "{text}");
         assert_eq!(tally.reasons, ["three did not run"]);
