@@ -19,11 +19,12 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
+use crate::engine::JudgeQueue;
 use crate::engine::{Engine, Handle, Parts, Scans};
 use crate::hub::{Capacity, Hub};
 use crate::probe::need::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
-use crate::verify::{JudgeQueue, Verifier};
+use crate::verify::Verifier;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
 
 /// Answers of the runtime on their way to the engine.

@@ -4,21 +4,15 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 use kwitness_api::EventKind;
 use kwitness_api::proto::wanted::{Cpu, Memory};
 
 use crate::complete;
 use crate::examples;
-use crate::select::Label;
+use crate::options::{CONNECTION, FILTERS, Filter, Label, OUTPUT, Output, TimeOptions};
 use crate::text::Moment;
-use crate::time::{TimeFormat, Times};
-
-/// The headings of the help.
-const FILTERS: &str = "Filters";
-const OUTPUT: &str = "Output";
-const CONNECTION: &str = "Connection";
 
 /// See what the kernel did to the containers of this node.
 #[derive(Debug, Parser)]
@@ -146,17 +140,17 @@ pub struct Verify {
     pub label: Vec<Label>,
     /// The memory limit that each container should have ("512Mi"), or "max" for none; by default, what the kubelet or the
     /// runtime wants
-    #[arg(long, value_name = "QUANTITY", value_parser = crate::verify::memory)]
+    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::memory)]
     pub memory: Option<Memory>,
     /// The CPU limit that each container should have ("500m", "1.5"), or "max" for none; by default, what the kubelet or the
     /// runtime wants
-    #[arg(long, value_name = "QUANTITY", value_parser = crate::verify::cpu)]
+    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::cpu)]
     pub cpu: Option<Cpu>,
     /// Wait up to this long for all limits to take effect ("10s"), at most 10m
-    #[arg(long, value_name = "DURATION", value_parser = crate::verify::wait, default_value = "0s", conflicts_with = "watch")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::wait, default_value = "0s", conflicts_with = "watch")]
     pub wait: Duration,
     /// Measure for this long whether usage keeps to the limits, by the kernel's own counters ("5s"), at most 1m
-    #[arg(long, value_name = "DURATION", value_parser = crate::verify::prove, conflicts_with = "watch")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::prove, conflicts_with = "watch")]
     pub prove: Option<Duration>,
     /// Keep running and print verdicts as they change
     #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"], help_heading = OUTPUT)]
@@ -186,77 +180,6 @@ pub struct Status {
     pub times: TimeOptions,
     #[command(flatten)]
     pub output: Output,
-}
-
-/// Which containers. Conditions are ANDed; values of one are ORed, given by comma or by repeating the option.
-#[derive(Debug, Default, clap::Args)]
-pub struct Filter {
-    /// Show only this pod: name, NAMESPACE/NAME, UID, or the beginning of names
-    #[arg(long, short = 'p', value_delimiter = ',', value_name = "POD", add = ArgValueCompleter::new(complete::pods), help_heading = FILTERS)]
-    pub pod: Vec<String>,
-    /// Show only pods in this namespace
-    #[arg(long, short = 'n', value_delimiter = ',', value_name = "NAMESPACE", add = ArgValueCompleter::new(complete::namespaces), help_heading = FILTERS)]
-    pub namespace: Vec<String>,
-    /// Show only this container: name, ID, or the beginning of an ID
-    #[arg(long, short = 'c', value_delimiter = ',', value_name = "CONTAINER", add = ArgValueCompleter::new(complete::containers), help_heading = FILTERS)]
-    pub container: Vec<String>,
-    /// Show only pods with this label: "app=web", "app!=web", "app", "!app" (all of them, if several)
-    #[arg(long, short = 'l', value_delimiter = ',', value_name = "LABEL", help_heading = FILTERS)]
-    pub label: Vec<Label>,
-    /// Show all namespaces (the default)
-    #[arg(long, short = 'A', conflicts_with = "namespace", help_heading = FILTERS)]
-    pub all_namespaces: bool,
-}
-
-impl Filter {
-    /// Whether every container passes.
-    pub fn is_empty(&self) -> bool {
-        let Self { pod, namespace, container, label, all_namespaces: _ } = self;
-        pod.is_empty() && namespace.is_empty() && container.is_empty() && label.is_empty()
-    }
-
-    /// Whether a column of namespaces says nothing.
-    pub fn is_one_namespace(&self) -> bool {
-        self.namespace.len() == 1
-    }
-}
-
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Output {
-    /// Output format; json prints one API object (canonical protobuf JSON) per line
-    #[arg(long, short = 'o', value_enum, default_value_t = Format::Table, value_name = "FORMAT", help_heading = OUTPUT)]
-    pub output: Format,
-}
-
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct TimeOptions {
-    /// Show times in UTC, not in the local zone
-    #[arg(long, help_heading = OUTPUT)]
-    pub utc: bool,
-    /// How to show times [default: clock, with -o wide rfc3339]
-    #[arg(long, value_enum, value_name = "FORMAT", help_heading = OUTPUT)]
-    pub time_format: Option<TimeFormat>,
-}
-
-impl TimeOptions {
-    /// As asked for.
-    pub fn shown(self, output: Format) -> Times {
-        let default = if output == Format::Wide { TimeFormat::Rfc3339 } else { TimeFormat::Clock };
-        Times::new(self.time_format.unwrap_or(default), self.utc)
-    }
-}
-
-/// How things are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// An aligned table that fits the terminal
-    Table,
-    /// A table with more columns, nothing shortened
-    Wide,
-    /// One JSON object per line
-    Json,
-    /// YAML documents
-    Yaml,
 }
 
 /// The kinds of event, with shorter names for long ones.

@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use kwitness_api::client::{Client, Item};
 use kwitness_api::{Timestamp, proto};
 
-use crate::args::{Events, Format};
+use crate::args::Events;
 use crate::connect::connect;
 use crate::describe::{detail, kind, names_of, word};
 use crate::exit::Code;
-use crate::output::{Output, note};
+use crate::output::{Format, Output, note};
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 use crate::time::Times;

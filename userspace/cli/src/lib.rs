@@ -14,12 +14,13 @@ mod events;
 mod examples;
 mod exit;
 mod history;
-mod limits;
 mod manual;
 #[cfg(node)]
 mod node;
+mod options;
 mod output;
 mod ps;
+mod quantities;
 mod select;
 mod status;
 mod table;

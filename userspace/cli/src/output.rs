@@ -1,6 +1,7 @@
 //! Where output goes: standard output, with colours only where they are seen, and whole messages at a time; notes on
 //! standard error.
 
+use clap::ValueEnum;
 use std::io::{self, IsTerminal as _, Write};
 
 use anstream::adapter::strip_str;
@@ -8,7 +9,18 @@ use anstream::{AutoStream, ColorChoice};
 use kwitness_api::text::escape;
 use serde::Serialize;
 
-use crate::args::Format;
+/// How things are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// An aligned table that fits the terminal
+    Table,
+    /// A table with more columns, nothing shortened
+    Wide,
+    /// One JSON object per line
+    Json,
+    /// YAML documents
+    Yaml,
+}
 
 /// Standard output. `--color`, `NO_COLOR`, `CLICOLOR_FORCE` and what is not a terminal are honoured.
 pub struct Output {

@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use kwitness_api::client::{Client, Item};
 use kwitness_api::{EventKind, proto};
 
-use crate::args::{Format, Ps};
+use crate::args::Ps;
 use crate::connect::connect;
 use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
-use crate::output::{Output, note};
+use crate::output::{Format, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::{UNKNOWN, age, short_id};

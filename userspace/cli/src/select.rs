@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kwitness_api::{Client, proto};
 
-use crate::args::Filter;
 use crate::exit::NotHere;
+use crate::options::Filter;
+#[cfg(test)]
+use crate::options::Label;
 
 /// The most names that an error lists.
 const LISTED_MAX: usize = 8;
@@ -206,57 +208,6 @@ fn not_here(what: &str, wanted: &str, place: &str, names: &BTreeSet<&str>) -> No
         text += &format!(" ({what}s here: {}{more})", listed.join(", "));
     }
     NotHere(text)
-}
-
-/// A condition on a label, as kubectl's `-l`: `app=web`, `app!=web`, `app`, `!app`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
-    key: String,
-    value: Option<String>,
-    is_negated: bool,
-}
-
-impl Label {
-    fn matches(&self, labels: &BTreeMap<&str, &str>) -> bool {
-        let found = labels.get(self.key.as_str());
-        let holds = match &self.value {
-            Some(value) => found.is_some_and(|found| found == value),
-            None => found.is_some(),
-        };
-        holds != self.is_negated
-    }
-}
-
-impl std::fmt::Display for Label {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.value, self.is_negated) {
-            (Some(value), false) => write!(f, "{}={value}", self.key),
-            (Some(value), true) => write!(f, "{}!={value}", self.key),
-            (None, false) => write!(f, "{}", self.key),
-            (None, true) => write!(f, "!{}", self.key),
-        }
-    }
-}
-
-impl std::str::FromStr for Label {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (key, value, is_negated) = match text.split_once('=') {
-            Some((key, value)) => match key.strip_suffix('!') {
-                Some(key) => (key, Some(value), true),
-                None => (key, Some(value.strip_prefix('=').unwrap_or(value)), false),
-            },
-            None => text.strip_prefix('!').map_or((text, None, false), |key| (key, None, true)),
-        };
-        let is_word = |text: &str| {
-            text.chars().all(|character| character.is_ascii_alphanumeric() || "-_./".contains(character))
-        };
-        if key.is_empty() || !is_word(key) || !value.is_none_or(is_word) {
-            return Err("not a label condition: \"app=web\", \"app!=web\", \"app\" or \"!app\"".to_owned());
-        }
-        Ok(Self { key: key.to_owned(), value: value.map(str::to_owned), is_negated })
-    }
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use chrono::{DateTime, Utc};
 use kwitness_api::proto;
 
-use crate::args::{Format, Status};
+use crate::args::Status;
 use crate::capabilities::needs_table;
 use crate::connect::connect;
 use crate::exit::Code;
-use crate::output::Output;
+use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
 use crate::text::{UNKNOWN, age};
 use crate::time::Times;

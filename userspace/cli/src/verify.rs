@@ -6,59 +6,19 @@ use std::time::Duration;
 
 use chrono::Utc;
 use kwitness_api::client::{Client, Error, Item, Watch};
-use kwitness_api::proto::wanted::{Cpu, Memory};
 use kwitness_api::proto::{Verdict, VerdictKind};
 use kwitness_api::{EventKind, Timestamp, proto};
-use kwitness_core::verdicts::quantity;
 
-use crate::args::{Format, Verify};
+use crate::args::Verify;
 use crate::connect::connect;
-use crate::describe::{Names, names, verdict_style, word};
+use crate::describe::limits::{self, reading};
+use crate::describe::{Names, names, verdict_kind, verdict_style};
 use crate::exit::Code;
-use crate::limits::{self, reading};
-use crate::output::{Output, note};
+use crate::output::{Format, Output, note};
 use crate::table::{Cell, Fit, Table};
-use crate::text::{UNKNOWN, duration};
+use crate::text::UNKNOWN;
 use crate::time::Times;
 use crate::{select, units};
-
-/// The longest that the daemon waits.
-const WAIT_MAX: Duration = Duration::from_secs(600);
-/// The shortest that says anything of a quota's period, and the longest that the daemon watches.
-const PROVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-
-/// A memory limit.
-pub fn memory(text: &str) -> Result<Memory, String> {
-    match text {
-        "max" => Ok(Memory::MemoryUnlimited(true)),
-        _ => quantity::whole(text).map(Memory::MemoryBytes).map_err(|error| error.to_string()),
-    }
-}
-
-/// A CPU limit.
-pub fn cpu(text: &str) -> Result<Cpu, String> {
-    match text {
-        "max" => Ok(Cpu::CpuUnlimited(true)),
-        _ => match quantity::milli(text).map_err(|error| error.to_string())? {
-            0 => Err("no CPU limit is \"max\"; the least is \"1m\"".to_owned()),
-            milli => Ok(Cpu::MilliCpu(milli)),
-        },
-    }
-}
-
-/// How long is waited.
-pub fn wait(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .filter(|wait| *wait <= WAIT_MAX)
-        .ok_or_else(|| "not a duration from 0s to 10m (\"500ms\", \"10s\", \"1m30s\")".to_owned())
-}
-
-/// How long usage is watched.
-pub fn prove(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .filter(|prove| (PROVE.0..=PROVE.1).contains(prove))
-        .ok_or_else(|| "not a duration from 100ms to 1m (\"5s\")".to_owned())
-}
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
     let filter = options.filter();
@@ -258,7 +218,7 @@ fn explanation(of: &proto::VerdictOf) -> Option<String> {
         names.qualified(),
         names.container,
         verdict.file,
-        kind(verdict.verdict()),
+        verdict_kind(verdict.verdict()),
         text.join("; ")
     ))
 }
@@ -354,7 +314,7 @@ fn row(of: &proto::VerdictOf, full: bool, is_one_namespace: bool, has_written: b
         row.push(written.into());
     }
     row.extend([cgroup, effective].map(Cell::from));
-    row.push(Cell::styled(kind(verdict.verdict()), verdict_style(verdict.verdict())));
+    row.push(Cell::styled(verdict_kind(verdict.verdict()), verdict_style(verdict.verdict())));
     if full {
         row.push(match &of.proof {
             Some(proof) => format!("{}; {}", verdict.reason, proved(file, proof)).into(),
@@ -389,15 +349,6 @@ fn proved(file: &str, proof: &proto::Proof) -> String {
     }
 }
 
-/// A verdict, in a line.
-pub fn sentence(verdict: &proto::Verdict) -> String {
-    format!("{}: {}", kind(verdict.verdict()), verdict.reason)
-}
-
-fn kind(verdict: VerdictKind) -> String {
-    word(verdict.as_str_name(), "VERDICT_KIND_").replace('_', " ")
-}
-
 fn source_name(source: proto::Source) -> &'static str {
     match source {
         proto::Source::Client => "requested",
@@ -406,42 +357,6 @@ fn source_name(source: proto::Source) -> &'static str {
         proto::Source::KubeletActuated => "actuated",
         proto::Source::Runtime => "runtime",
         proto::Source::Unspecified => "unknown",
-    }
-}
-
-#[cfg(test)]
-pub(super) mod testing {
-    use super::*;
-
-    pub fn shadowed() -> proto::Verdict {
-        let value =
-            |text: &str| Some(proto::Reading { reading: Some(proto::reading::Reading::Value(text.into())) });
-        let claim = |source: proto::Source, value: &str| proto::DesiredLimit {
-            source: source.into(),
-            value: value.into(),
-            time: None,
-        };
-        proto::Verdict {
-            cgroup: limits::testing::accepted().cgroup,
-            file: "memory.max".into(),
-            verdict: VerdictKind::Shadowed.into(),
-            reason: "memory.max is 100663296, but the pod's cgroup /kubepods/podu allows only 67108864"
-                .into(),
-            desired: vec![
-                claim(proto::Source::Client, "100663296"),
-                claim(proto::Source::KubeletAllocated, "100663296"),
-                claim(proto::Source::CriRequest, "100663296"),
-                claim(proto::Source::Runtime, "100663296"),
-            ],
-            compared_with: proto::Source::Client.into(),
-            in_force: value("100663296"),
-            effective: Some(proto::Effective {
-                value: "67108864".into(),
-                cgroup_path: "/kubepods/podu".into(),
-            }),
-            written: limits::testing::refused().write,
-            ..Default::default()
-        }
     }
 }
 
@@ -468,7 +383,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        let verdicts = [of(testing::shadowed()), of(in_force)];
+        let verdicts = [of(limits::testing::shadowed()), of(in_force)];
         let rows: Vec<_> =
             verdicts.iter().map(|of| row(of, format == Format::Wide, false, has_written(limit))).collect();
         let table = table(format, None, limit).render(&rows);
@@ -528,18 +443,5 @@ mod tests {
         let idle = proof(proto::ProofKind::NotReached, Some(0), None);
         assert!(proved("cpu.max", &idle).starts_with("not reached within 2.0s: 0 ms"));
         assert_eq!(proved("cpu.max", &proof(proto::ProofKind::Unknown, None, None)), "usage cannot be read");
-        assert!(prove("100ms").is_ok() && prove("99ms").is_err() && prove("61s").is_err());
-    }
-
-    #[test]
-    fn limits_are_given_as_kubernetes_has_them() {
-        assert_eq!(memory("512Mi"), Ok(Memory::MemoryBytes(512 << 20)));
-        assert_eq!(memory("max"), Ok(Memory::MemoryUnlimited(true)));
-        assert_eq!(cpu("1.5"), Ok(Cpu::MilliCpu(1500)));
-        assert_eq!(cpu("max"), Ok(Cpu::CpuUnlimited(true)));
-        assert!(cpu("0").unwrap_err().contains("max"));
-        assert!(memory("512MB").is_err());
-        assert_eq!(wait("10s"), Ok(Duration::from_secs(10)));
-        assert!(wait("11m").is_err() && wait("x").is_err());
     }
 }

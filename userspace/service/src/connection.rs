@@ -16,7 +16,18 @@ use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, UdsConnectInfo};
 
 use crate::authority::Rewriter;
-use crate::listener::ConnectionCounters;
+
+crate::counters! {
+    /// Connections of clients.
+    ConnectionCounters {
+        /// Accepted.
+        connections,
+        /// Of those: closed because there were too many.
+        connections_refused,
+        /// Of those: closed because the client did not begin with HTTP/2 in time.
+        connections_silent,
+    }
+}
 
 /// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
 const BEGINNING: usize = 24 + 9;

@@ -14,8 +14,9 @@ mod signals;
 mod socket;
 
 pub use connection::Connection;
+pub use connection::ConnectionCounters;
 pub use counter::Counter;
-pub use listener::{ConnectionCounters, Limits, Listener};
+pub use listener::{Limits, Listener};
 pub use notify::notify_ready;
 pub use signals::{Signal, Signals};
 pub use socket::Socket;

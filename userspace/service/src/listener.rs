@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionCounters};
 use crate::socket::Socket;
 
 /// Bounds of what clients may take.
@@ -51,18 +51,6 @@ impl Limits {
         }
         let connections = usize::try_from(room.clamp(1, CONNECTIONS)).unwrap_or(1);
         Self { connections, silence: SILENCE, watch: WATCH }
-    }
-}
-
-crate::counters! {
-    /// Connections of clients.
-    ConnectionCounters {
-        /// Accepted.
-        connections,
-        /// Of those: closed because there were too many.
-        connections_refused,
-        /// Of those: closed because the client did not begin with HTTP/2 in time.
-        connections_silent,
     }
 }
 

@@ -34,10 +34,11 @@ use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::config::{Call, MaxCalls, RuntimeChoice};
 use crate::cri;
+use crate::engine::JudgeQueue;
 use crate::engine::{Handle, Report, Request, Snapshot};
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::Capabilities;
-use crate::verify::{JudgeQueue, Verifier};
+use crate::verify::Verifier;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 
 /// The older version of the reflection service.

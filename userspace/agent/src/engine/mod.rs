@@ -14,11 +14,14 @@
 //! it waits in a queue with the rings' positions of that moment, and the rings are drained past them in steps, so that ticks,
 //! requests and the end of the daemon have their turn whatever the load.
 
+mod judge_queue;
 mod losses;
 mod recorder;
 mod scans;
 #[cfg(test)]
 mod tests;
+
+pub use judge_queue::JudgeQueue;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -46,7 +49,6 @@ use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::probe::{Drained, Produced, ProgramStats, Running};
-use crate::verify::JudgeQueue;
 use losses::{Losses, SuppressedWrites};
 use recorder::Recorder;
 

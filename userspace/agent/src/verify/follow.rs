@@ -10,12 +10,10 @@
 //! diverged or reverted only when it still does not agree after [`SETTLE`]. Nothing is dropped: when more scopes are due than
 //! the queue holds, all containers are.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kwitness_core::model::{KernelTime, Requester, Verdict, VerdictScope};
-use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use super::{Subjects, Verifier, now};
@@ -27,61 +25,8 @@ use kwitness_api::proto;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Between the first two looks at one that is pending; doubled each time.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Scopes that are due at once; beyond, all containers are.
-const DUE_MAX: usize = 1024;
-/// Scopes on their way to waiting `Verify` calls; one that lags further looks at all its containers.
-const CHANGES: usize = 256;
 /// Between two looks at which reported CRI requests are still of something.
 const FORGET: Duration = Duration::from_secs(10);
-
-/// The scopes that the core wants judged. Clones share it.
-#[derive(Clone, Debug)]
-pub struct JudgeQueue {
-    due: Arc<Mutex<BTreeSet<VerdictScope>>>,
-    added: Arc<Notify>,
-    /// For calls that wait: whose limits have changed.
-    changes: broadcast::Sender<VerdictScope>,
-}
-
-impl Default for JudgeQueue {
-    fn default() -> Self {
-        Self { due: Arc::default(), added: Arc::default(), changes: broadcast::Sender::new(CHANGES) }
-    }
-}
-
-impl JudgeQueue {
-    /// Has these limits judged. Returns at once.
-    pub fn push(&self, scope: VerdictScope) {
-        let mut due = self.lock();
-        if due.len() >= DUE_MAX && !due.contains(&scope) {
-            due.clear();
-            due.insert(VerdictScope::All);
-        } else {
-            due.insert(scope.clone());
-        }
-        drop(due);
-        self.added.notify_one();
-        // No call waits: that is no error.
-        let _ = self.changes.send(scope);
-    }
-
-    pub(super) fn changes(&self) -> broadcast::Receiver<VerdictScope> {
-        self.changes.subscribe()
-    }
-
-    /// How many calls wait for changes.
-    pub(super) fn waiting(&self) -> usize {
-        self.changes.receiver_count()
-    }
-
-    fn take(&self) -> BTreeSet<VerdictScope> {
-        std::mem::take(&mut *self.lock())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<VerdictScope>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What is followed.
 struct Following {
@@ -161,28 +106,4 @@ async fn due(next: Option<(VerdictScope, Instant)>) -> Option<VerdictScope> {
     let (scope, at) = next?;
     tokio::time::sleep_until(at).await;
     Some(scope)
-}
-
-#[cfg(test)]
-mod tests {
-    use kwitness_core::model::ContainerId;
-
-    use super::*;
-
-    fn container(number: usize) -> VerdictScope {
-        VerdictScope::Container(ContainerId(number.to_string().into()))
-    }
-
-    #[test]
-    fn more_scopes_than_fit_become_all_of_them() {
-        let queue = JudgeQueue::default();
-        for number in 0..DUE_MAX {
-            queue.push(container(number));
-        }
-        queue.push(container(0));
-        assert_eq!(queue.lock().len(), DUE_MAX, "one that is due already");
-        queue.push(container(DUE_MAX));
-        assert_eq!(queue.take(), BTreeSet::from([VerdictScope::All]));
-        assert_eq!(queue.take(), BTreeSet::new());
-    }
 }

@@ -35,14 +35,13 @@ use tokio::time::Instant;
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::cri::Resolver;
-use crate::engine::{Handle, Stopped};
+use crate::engine::{Handle, JudgeQueue, Stopped};
 use crate::hub::Filter;
 use desired::Desired;
 use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
 use runtime::RuntimeWord;
 
-pub use follow::JudgeQueue;
 pub use requests::{Malformed, Requests};
 
 /// Between two looks of a call that waits, at least: changes that follow each other fast are one.

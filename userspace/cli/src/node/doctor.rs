@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use anstyle::AnsiColor;
 use serde::Serialize;
 
-use crate::args::{Format, Output as OutputArgs};
 use crate::capabilities::needs_table;
 use crate::connect::connect;
 use crate::exit::Code;
-use crate::output::Output;
+use crate::options::Output as OutputArgs;
+use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
 use kwitness_agent::api::need;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, in_initial_pid_namespace};

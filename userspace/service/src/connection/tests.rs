@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::listener::ConnectionCounters;
+use crate::connection::ConnectionCounters;
 
 fn connection(stream: UnixStream) -> Connection {
     let slot = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();

@@ -1,6 +1,6 @@
 //! Limits and OOM kills in words, with units as people write them.
 
-use crate::describe::{Names, describe_process};
+use super::{Names, describe_process};
 use crate::text::{UNKNOWN, short_uid};
 use crate::units;
 use kwitness_api::proto;
@@ -128,7 +128,7 @@ fn duration(nanos: u64) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     use super::*;
 
     fn value(text: &str) -> Option<proto::Reading> {
@@ -163,6 +163,37 @@ pub(super) mod testing {
     }
 
     /// A child of the container, killed because the pod was full.
+    pub fn shadowed() -> proto::Verdict {
+        let value =
+            |text: &str| Some(proto::Reading { reading: Some(proto::reading::Reading::Value(text.into())) });
+        let claim = |source: proto::Source, value: &str| proto::DesiredLimit {
+            source: source.into(),
+            value: value.into(),
+            time: None,
+        };
+        proto::Verdict {
+            cgroup: accepted().cgroup,
+            file: "memory.max".into(),
+            verdict: proto::VerdictKind::Shadowed.into(),
+            reason: "memory.max is 100663296, but the pod's cgroup /kubepods/podu allows only 67108864"
+                .into(),
+            desired: vec![
+                claim(proto::Source::Client, "100663296"),
+                claim(proto::Source::KubeletAllocated, "100663296"),
+                claim(proto::Source::CriRequest, "100663296"),
+                claim(proto::Source::Runtime, "100663296"),
+            ],
+            compared_with: proto::Source::Client.into(),
+            in_force: value("100663296"),
+            effective: Some(proto::Effective {
+                value: "67108864".into(),
+                cgroup_path: "/kubepods/podu".into(),
+            }),
+            written: refused().write,
+            ..Default::default()
+        }
+    }
+
     pub fn oom_kill(process: Option<proto::Process>) -> proto::OomKill {
         proto::OomKill {
             process,

@@ -2,6 +2,8 @@
 
 use anstyle::{AnsiColor, Style};
 
+pub mod limits;
+
 use crate::table::Cell;
 use crate::text::{UNKNOWN, short_id, short_uid};
 use crate::time::Times;
@@ -57,10 +59,20 @@ fn refused(changed: &proto::LimitChanged) -> bool {
 /// The names of whom an event concerns; a pod's cgroup has no container.
 pub fn names_of(event: &proto::Event, full: bool) -> Names {
     match (&event.container, &event.kind) {
-        (None, Some(Kind::LimitChanged(changed))) => crate::limits::names(changed.cgroup.as_ref(), full),
-        (None, Some(Kind::Verdict(verdict))) => crate::limits::names(verdict.cgroup.as_ref(), full),
+        (None, Some(Kind::LimitChanged(changed))) => limits::names(changed.cgroup.as_ref(), full),
+        (None, Some(Kind::Verdict(verdict))) => limits::names(verdict.cgroup.as_ref(), full),
         (container, _) => names(container.as_ref(), full),
     }
+}
+
+/// A verdict, in a line.
+fn sentence(verdict: &proto::Verdict) -> String {
+    format!("{}: {}", verdict_kind(verdict.verdict()), verdict.reason)
+}
+
+/// A verdict's name as people write it: "in force".
+pub fn verdict_kind(verdict: proto::VerdictKind) -> String {
+    word(verdict.as_str_name(), "VERDICT_KIND_").replace('_', " ")
 }
 
 /// Names for a table's columns; ids where no name is known.
@@ -124,10 +136,10 @@ pub fn detail(event: &proto::Event, times: Times) -> String {
             signal.map_or_else(|| "OOMKilled".to_owned(), |of| format!("OOMKilled ({})", of.signal_name))
         }
         Kind::Stopped(proto::Stopped { main_status, .. }) => exit_status(main_status.as_ref()),
-        Kind::OomKill(kill) => crate::limits::oom_kill(kill),
+        Kind::OomKill(kill) => limits::oom_kill(kill),
         Kind::Updated(proto::Updated { fields }) => fields.join(", "),
-        Kind::LimitChanged(changed) => crate::limits::change(changed),
-        Kind::Verdict(verdict) => crate::verify::sentence(verdict),
+        Kind::LimitChanged(changed) => limits::change(changed),
+        Kind::Verdict(verdict) => sentence(verdict),
         Kind::Gap(gap) => describe_gap(gap, times),
         Kind::Resynced(proto::Resynced { found, gone, corrected }) => {
             format!("state repaired: {found} found, {gone} gone, {corrected} corrected")
@@ -342,10 +354,10 @@ pub(super) mod testing {
             (
                 true,
                 proto::Basis::OomKill,
-                Kind::OomKill(Box::new(crate::limits::testing::oom_kill(process(proto::ProcessRole::Child)))),
+                Kind::OomKill(Box::new(limits::testing::oom_kill(process(proto::ProcessRole::Child)))),
             ),
             (true, proto::Basis::CgroupRmdir, Kind::Deleted(proto::Deleted { actor: None })),
-            (true, proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(crate::limits::testing::refused()))),
+            (true, proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(limits::testing::refused()))),
             (
                 true,
                 proto::Basis::Runtime,
@@ -361,9 +373,9 @@ pub(super) mod testing {
             Kind::Resynced(proto::Resynced { found: 1, gone: 2, corrected: 3 }),
         ];
         let of_pod = [
-            (proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(crate::limits::testing::accepted()))),
-            (proto::Basis::LimitRead, Kind::LimitChanged(Box::new(crate::limits::testing::found()))),
-            (proto::Basis::LimitRead, Kind::Verdict(Box::new(crate::verify::testing::shadowed()))),
+            (proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(limits::testing::accepted()))),
+            (proto::Basis::LimitRead, Kind::LimitChanged(Box::new(limits::testing::found()))),
+            (proto::Basis::LimitRead, Kind::Verdict(Box::new(super::limits::testing::shadowed()))),
         ];
         let event = |container, basis: proto::Basis, kind| proto::Event {
             position: Some(proto::Position { epoch: "e".into(), seq: 7 }),
