@@ -102,11 +102,12 @@ impl Requests {
         });
     }
 
-    /// What a container, or the pod of a sandbox, should have.
+    /// What a container that is there, or the pod of such a sandbox, should have.
     pub(super) fn desired(&self, id: &str) -> Vec<Desired> {
-        let known = self.lock();
-        let of = known.of.get(id).into_iter();
-        of.flat_map(|asked| &asked.limits).map(|(resource, limit)| (*resource, *limit)).collect()
+        let mut known = self.lock();
+        let Some(asked) = known.of.get_mut(id) else { return Vec::new() };
+        asked.born = true;
+        asked.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect()
     }
 
     /// The last request that was told of.
@@ -216,6 +217,15 @@ mod tests {
         requests.keep(&["stays"].into(), KernelTime(NOW.0 + UNBORN));
         assert!(requests.last("new").is_none(), "it never was");
         assert_eq!(requests.counters()["cri_requests_known"], 1);
+    }
+
+    #[test]
+    fn what_was_judged_and_ended_between_two_looks_is_forgotten() {
+        let requests = Requests::default();
+        requests.tell(update("a", NOW.0 - 10, 4096, 0), NOW).unwrap();
+        assert_eq!(requests.desired("a").len(), 1);
+        requests.keep(&BTreeSet::new(), NOW);
+        assert!(requests.last("a").is_none());
     }
 
     #[test]
