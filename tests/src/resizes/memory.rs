@@ -81,7 +81,7 @@ async fn hungry<'a>(
     spec.command = ["/bin/sh", "-c", HOG].map(str::to_owned).to_vec();
     let id = node.run(pod, &spec).await?;
     let context = ResizeContext::new(node, agent, pod, id, account).await?;
-    process::wait_for("the end of what the child reads", Duration::from_secs(60), async || {
+    process::wait_for("the end of what the child reads", Duration::from_secs(180), async || {
         let sleeps = |pid: u32| words(pid).iter().any(|word| word.as_slice() == b"sleep");
         Ok(context.pids()?.into_iter().any(sleeps).then_some(()))
     })
