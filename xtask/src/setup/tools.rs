@@ -40,7 +40,8 @@ pub fn cargo_machete(cache: &Cache) -> Result<()> {
 fn install(cache: &Cache, name: &str, version: &str, options: &[&str], path: Option<PathBuf>) -> Result<()> {
     let want = format!("{name} {version}");
     let found = run::output(Command::new(cache.tool(name)).arg("--version")).unwrap_or_default();
-    if found.trim() == want {
+    // Some tools print their name before the version.
+    if found.split_whitespace().last() == Some(version) {
         return Ok(());
     }
     step::timed(&want, || {
