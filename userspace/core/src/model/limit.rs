@@ -23,7 +23,7 @@ pub struct ReadLimits {
     pub limit_file: Option<LimitFile>,
 }
 
-/// What reading limit_files gave; the answer to [`ReadLimits`](crate::observation::Action::ReadLimits).
+/// What reading limit files gave; the answer to [`ReadLimits`](crate::model::Action::ReadLimits).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsAnswer {
     /// Whose.

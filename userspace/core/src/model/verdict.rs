@@ -309,7 +309,7 @@ pub struct Judged {
 pub enum Tolerance {
     /// To the letter.
     Exact,
-    /// The quota was raised to the least that there is: [`QUOTA_MIN`].
+    /// The quota was raised to the least that there is: [`QUOTA_MIN`](crate::verdicts::convert::QUOTA_MIN).
     MinimumQuota,
     /// systemd's rounding of a quota, up to a hundredth of a CPU.
     RoundedToTenMilliseconds,
