@@ -15,7 +15,7 @@ use kwitness_tests::registry::Registry;
 
 use crate::report::{self, Report};
 
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 /// Those that a runtime must pass to be called conformant.
 const CONFORMANCE: &str = r"\[Conformance\]";
 /// Fewer than that have passed only if something is wrong with the node.

@@ -13,7 +13,7 @@ use kwitness_tests::proxy::Proxy;
 
 /// The kubelet's generic PLEG looks once a second; on events it is much sooner.
 const AT_ONCE: Duration = Duration::from_secs(1);
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 /// Each of daemon and runtime: many more than the five ends of a stream after which a kubelet gives events up for good.
 const RESTARTS: usize = 20;
 /// Where the runtime is another than the one that is tried thoroughly.

@@ -45,7 +45,7 @@ const GUESTS_AT_ONCE: usize = 2;
 /// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
 const APART: &[&str] = &["runtime", "cri_events", "cluster"];
 /// After this long a machine is given up.
-const HOST_LIMIT: Duration = Duration::from_secs(900);
+const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
 const GUEST_LIMIT: Duration = Duration::from_secs(1800);
 /// Lines of a log that are shown of a machine that failed without a test to quote.
