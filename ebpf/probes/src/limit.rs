@@ -7,13 +7,15 @@
 //! What passes is decided in the order of what it costs: the file's name, the cgroup, the hierarchy, the cgroup's budget.
 
 use aya_ebpf::programs::TracePointContext;
-use kwitness_abi::{FLAG_KPROBE, FLAG_SYSCALL, LIMIT_FILE_NAME_CAP, LimitFileName, LimitWrite, RecordKind, VALUE_CAP};
+use kwitness_abi::{
+    FLAG_KPROBE, FLAG_SYSCALL, LIMIT_FILE_NAME_CAP, LimitFileName, LimitWrite, RecordKind, VALUE_CAP,
+};
 
 use crate::{
     emit::{caller, copy_string, copy_user_text, header, tid},
     kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
     maps::{
-        ANCESTORS, IN_FLIGHT, LIMIT_FILES, LIFECYCLE, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
+        ANCESTORS, IN_FLIGHT, LIFECYCLE, LIMIT_FILES, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
         within_budget,
     },
 };
