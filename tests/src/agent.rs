@@ -81,7 +81,9 @@ impl Agent {
         let directory = directory.context("make the daemon's directory in /run")?;
         let socket = directory.path().join("api/kwitness.sock");
         let program = environment.kwitness();
-        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        // Of other cgroups on this machine, a test's daemon sees none.
+        let subtree = environment.subtree.iter().map(|subtree| format!("--set=kernel.subtree={subtree}"));
+        let arguments: Vec<_> = subtree.chain(arguments.into_iter().map(str::to_owned)).collect();
         let process = spawn(&program, &arguments, &socket, directory.path())?;
         Ok(Self { process, program, arguments, socket, directory })
     }

@@ -15,7 +15,7 @@ pub(crate) async fn a_neighbouring_subtree_is_not_seen(ctx: &TestContext) -> Res
     let node = Environment { subtree: Some(subtree.clone()), ..ctx.environment.clone() };
     let (neighbours, own) = (Kubepods::make(&ctx.environment)?, Kubepods::make(&node)?);
     let (neighbour, container) = (neighbours.container()?, own.container()?);
-    let agent = Agent::start(&node, &[&format!("kernel.subtree={subtree}")]).await?;
+    let agent = Agent::start(&node, &[]).await?;
 
     let found = agent.list().await?.containers;
     let ids: Vec<_> = found.iter().filter_map(|state| Some(&state.container.as_ref()?.id)).collect();
