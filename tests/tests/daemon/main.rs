@@ -38,6 +38,7 @@ fn main() -> Result<()> {
         manners::without_root,
         manners::without_a_daemon,
         subtree::a_neighbouring_subtree_is_not_seen,
+        subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
         manners::too_many_watchers,
         manners::the_probes_log_when_asked_to,
