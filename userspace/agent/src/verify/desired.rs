@@ -1,4 +1,5 @@
-//! What each source says, as desired limits. 0 and "" of the CRI mean "not specified": such a limit is not desired.
+//! What each source says, as desired limits. 0 and "" of the CRI mean "not specified": such a limit is not desired. That the runtime was
+//! sent no quota is kept all the same: it may explain why there is none.
 
 use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
@@ -11,7 +12,13 @@ pub(super) type Desired = (Resource, DesiredLimit);
 
 /// What a container should have, as the container runtime was told.
 pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<Desired> {
-    of_cri(resources, Source::Runtime, at)
+    let mut limits = of_cri(resources, Source::Runtime, at);
+    // It speaks of CPU, and knows of no quota.
+    if resources.cpu_quota == 0 && resources.cpu_shares > 0 {
+        let wanted = Wanted::NoQuotaSent;
+        limits.push((Resource::Cpu, DesiredLimit { source: Source::Runtime, at, wanted }));
+    }
+    limits
 }
 
 /// What a container should have, as a request to the container runtime said.
@@ -95,7 +102,7 @@ pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> 
 }
 
 /// What a pod should have at least, by what one source says of all its containers; none where it does not say it of all.
-pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>], at: KernelTime) -> Vec<Desired> {
+pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>]) -> Vec<Desired> {
     let all = |resource| -> Option<Vec<Wanted>> {
         let of = |limits: &Vec<Desired>| {
             let mut limits = limits.iter();
@@ -111,27 +118,13 @@ pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>], at: KernelTime
             _ => None,
         }))
     });
-    let cpu = all(Resource::Cpu).and_then(|wanted| {
-        let period = CpuMax::DEFAULT_PERIOD;
-        // As the kubelet does it: the sum first, then the least quota that there is.
-        let milli = |wanted: &Wanted| match wanted {
-            Wanted::MilliCpu(milli) if *milli > 0 => Some(*milli),
-            _ => None,
-        };
-        if let Some(all) = wanted.iter().map(milli).collect::<Option<Vec<u64>>>() {
-            let sum = all.into_iter().fold(0, u64::saturating_add);
-            return Some(CpuMax { quota: convert::quota(sum, period), period });
-        }
-        let quota = convert::sum(wanted.into_iter().filter_map(|wanted| match wanted {
-            Wanted::MilliCpu(milli) => Some(convert::quota(milli, period)),
-            Wanted::Quota(cpu) if cpu.period == period => Some(cpu.quota),
-            _ => None,
-        }))?;
-        Some(CpuMax { quota, period })
-    });
+    let cpu = all(Resource::Cpu).and_then(|wanted| convert::sum_cpu(&wanted));
+    // As old as the youngest of what it is made of.
+    let of_source = containers.iter().flatten().filter(|(_, limit)| limit.source == source);
+    let Some(at) = of_source.map(|(_, limit)| limit.at).max() else { return Vec::new() };
     let limit = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
     let memory = memory.map(|bound| limit(Resource::Memory, Wanted::MemoryAtLeast(bound)));
-    cpu.map(|cpu| limit(Resource::Cpu, Wanted::QuotaAtLeast(cpu))).into_iter().chain(memory).collect()
+    cpu.map(|cpu| limit(Resource::Cpu, cpu)).into_iter().chain(memory).collect()
 }
 
 #[cfg(test)]
@@ -160,6 +153,11 @@ mod tests {
     #[test]
     fn what_the_runtime_does_not_specify_is_not_claimed() {
         assert_eq!(of_runtime(&resources(0, 0), AT), []);
+        let without_quota = cri::LinuxContainerResources { cpu_shares: 512, ..resources(0, 0) };
+        assert_eq!(
+            wanted(&of_runtime(&without_quota, AT)),
+            [(Resource::CpuWeight, Wanted::Shares(512)), (Resource::Cpu, Wanted::NoQuotaSent)]
+        );
         let all = cri::LinuxContainerResources {
             cpu_shares: 256,
             unified: [("memory.swap.max", "0"), ("memory.high", "max"), ("memory.low", "7")]
@@ -212,34 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn tiny_limits_are_summed_before_the_least_quota_is_taken() {
-        let of = |milli| {
-            let wanted = Wanted::MilliCpu(milli);
-            vec![(Resource::Cpu, DesiredLimit { source: Source::KubeletAllocated, at: AT, wanted })]
-        };
-        for (containers, quota) in [(vec![of(5), of(5)], 1000), (vec![of(4), of(4), of(4)], 1200)] {
-            let pod = of_pod(Source::KubeletAllocated, &containers, AT);
-            assert_eq!(
-                wanted(&pod),
-                [Wanted::QuotaAtLeast(cpu(Bound::At(quota)))].map(|of| (Resource::Cpu, of))
-            );
-        }
-    }
-
-    #[test]
     fn a_pod_needs_the_sum_of_its_containers_if_all_are_known() {
         let one = of_runtime(&resources(50_000, 4096), AT);
         let two = of_runtime(&resources(10_000, 8192), AT);
         assert_eq!(
-            wanted(&of_pod(Source::Runtime, &[one.clone(), two], AT)),
+            wanted(&of_pod(Source::Runtime, &[one.clone(), two])),
             [
                 (Resource::Cpu, Wanted::QuotaAtLeast(cpu(Bound::At(60_000)))),
                 (Resource::Memory, Wanted::MemoryAtLeast(Bound::At(12_288))),
             ]
         );
         let unspecified = of_runtime(&resources(0, 8192), AT);
-        let of_both = of_pod(Source::Runtime, &[one.clone(), unspecified], AT);
+        let of_both = of_pod(Source::Runtime, &[one.clone(), unspecified]);
         assert_eq!(wanted(&of_both), [(Resource::Memory, Wanted::MemoryAtLeast(Bound::At(12_288)))]);
-        assert_eq!(of_pod(Source::Client, &[one], AT), [], "another source's word");
+        assert_eq!(of_pod(Source::Client, &[one]), [], "another source's word");
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! The format is the kubelet's own and may change: `pkg/kubelet/allocation/state`. `{"data": TEXT, "checksum": N}`, with a
 //! `version` since it is "v2"; the text is JSON again, and `entries` in it maps a pod's UID to the resources of its containers.
-//! An unknown version is refused by name, never guessed. The kubelet replaces the file by renaming another over it
-//! (`pkg/kubelet/util/store`, `FileStore`), so that a reader has the old one or the new one, never half of it.
+//! An unknown version is refused by name, never guessed; an entry that is not understood is named, and the others are heard.
+//! The kubelet replaces the file by renaming another over it (`pkg/kubelet/util/store`, `FileStore`), so that a reader has the
+//! old one or the new one, never half of it.
 //!
 //! A file system that does not answer costs one thread a file and no more: reads are made on a thread of their own, by one for
 //! all who want to know, and nobody waits longer than [`DEADLINE`].
@@ -14,17 +15,19 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
+use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::desired::Desired;
+use crate::clock::Clock;
+use kwitness_api::Timestamp;
 
 /// The largest checkpoint that is read: a pod takes some hundred bytes.
 const LARGEST: u64 = 16 << 20;
@@ -85,36 +88,70 @@ struct File {
 
 #[derive(Deserialize)]
 struct Data {
-    entries: Option<HashMap<String, Pod>>,
+    entries: Option<HashMap<String, serde_json::Value>>,
     #[serde(rename = "podList")]
     pod_list: Option<serde::de::IgnoredAny>,
 }
 
+/// A pod's entry. Kubelets before 1.35 have no pod-level resources in it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Pod {
-    container_resources: Option<HashMap<String, Requirements>>,
-    pod_level_resources: Option<Requirements>,
+    container_resources: Option<HashMap<String, Option<Requirements>>>,
+    /// `null` where the pod has none; without the key, the kubelet does not record them.
+    #[serde(default, deserialize_with = "recorded")]
+    pod_level_resources: Option<Option<Requirements>>,
+}
+
+fn recorded<'de, D: Deserializer<'de>>(key: D) -> Result<Option<Option<Requirements>>, D::Error> {
+    Option::deserialize(key).map(Some)
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Requirements {
-    #[serde(default)]
-    limits: Quantities,
-    #[serde(default)]
-    requests: Quantities,
+    limits: Option<Quantities>,
+    requests: Option<Quantities>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Quantities {
     cpu: Option<String>,
     memory: Option<String>,
 }
 
-/// A checkpoint, read.
+/// What is required of a container, or of a pod as a whole; none: the entry does not have it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    /// Thousandths of a CPU.
+    cpu_limit: Option<u64>,
+    cpu_request: Option<u64>,
+    /// Bytes.
+    memory_limit: Option<u64>,
+}
+
+/// A pod's entry, understood.
 #[derive(Debug, Default)]
+struct Entry {
+    containers: HashMap<String, Amounts>,
+    pod: Amounts,
+    /// Whether what it lacks of the pod as a whole is not there.
+    records_pod: bool,
+}
+
+/// A checkpoint, read.
+#[derive(Debug)]
 pub(super) struct Checkpoint {
-    pods: HashMap<String, Pod>,
+    /// When it was written.
+    at: KernelTime,
+    /// By UID; why an entry is not understood.
+    pods: HashMap<String, Result<Entry, String>>,
+}
+
+/// Of a node without that file.
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { at: KernelTime(0), pods: HashMap::new() }
+    }
 }
 
 impl Checkpoint {
@@ -128,65 +165,78 @@ impl Checkpoint {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(unreadable)?,
         };
-        if !file.metadata().map_err(unreadable)?.is_file() {
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
             return Err(unreadable(io::Error::other("not a regular file")));
         }
+        let at = metadata.modified().map_err(unreadable)?;
         let mut text = String::new();
         if file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)? as u64 > LARGEST {
             return Err(unreadable(io::Error::other("larger than 16 MiB")));
         }
-        Self::parse(path, &text).map(Some)
+        Self::parse(path, &text, written(at)).map(Some)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, CheckpointError> {
+    fn parse(path: &Path, text: &str, at: KernelTime) -> Result<Self, CheckpointError> {
         let malformed = |source| CheckpointError::Malformed { path: path.to_owned(), source };
         let file: File = serde_json::from_str(text).map_err(malformed)?;
         if !matches!(file.version.as_str(), "" | "v2") {
             return Err(CheckpointError::Version { path: path.to_owned(), version: file.version });
         }
         let data: Data = serde_json::from_str(&file.data).map_err(malformed)?;
-        match data.entries {
+        let entries = match data.entries {
             // Of v2, entries are a second copy for older kubelets.
-            None if data.pod_list.is_some() => Err(CheckpointError::NoEntries { path: path.to_owned() }),
-            entries => Ok(Self { pods: entries.unwrap_or_default() }),
-        }
+            None if data.pod_list.is_some() => {
+                return Err(CheckpointError::NoEntries { path: path.to_owned() });
+            }
+            entries => entries.unwrap_or_default(),
+        };
+        Ok(Self { at, pods: entries.into_iter().map(|(uid, entry)| (uid, understand(entry))).collect() })
     }
 
-    /// What a container should have; empty: the checkpoint does not know it.
-    pub(super) fn container(&self, uid: &str, name: &str, source: Source, at: KernelTime) -> Vec<Desired> {
-        // What cannot be understood is not desired.
-        let of = |pod: &Pod| {
-            let found = pod.container_resources.as_ref()?.get(name)?;
-            limits(found, pod.pod_level_resources.as_ref(), source, at).ok()
-        };
-        self.pods.get(uid).and_then(of).unwrap_or_default()
+    /// Why nothing is known of a pod that has an entry.
+    pub(super) fn unread(&self, uid: &str) -> Option<String> {
+        let why = self.pods.get(uid)?.as_ref().err()?;
+        Some(format!("the entry of pod {uid} is not understood: {why}"))
     }
 
-    /// What a pod should have, where its spec says that of the pod as a whole.
-    pub(super) fn pod(&self, uid: &str, source: Source, at: KernelTime) -> Vec<Desired> {
-        let found = self.pods.get(uid).and_then(|pod| pod.pod_level_resources.as_ref());
-        let limits = found.and_then(|found| limits(found, None, source, at).ok()).unwrap_or_default();
-        // The overhead of the pod's RuntimeClass comes on top, and raises its weight. What the pod as a whole does not limit, its
-        // containers may.
-        let at_least = |(resource, limit): Desired| {
-            let period = CpuMax::DEFAULT_PERIOD;
-            let wanted = match limit.wanted {
-                Wanted::MilliCpu(milli) if milli > 0 => {
-                    Wanted::QuotaAtLeast(CpuMax { quota: convert::quota(milli, period), period })
-                }
-                Wanted::Memory(bound @ Bound::At(_)) => Wanted::MemoryAtLeast(bound),
-                _ => return None,
-            };
-            Some((resource, DesiredLimit { wanted, ..limit }))
-        };
-        limits.into_iter().filter_map(at_least).collect()
+    /// What a container should have; empty: the checkpoint does not know it. What it does not limit itself, its pod may.
+    pub(super) fn container(&self, uid: &str, name: &str, source: Source) -> Vec<Desired> {
+        let Some(Ok(Entry { containers, pod, .. })) = self.pods.get(uid) else { return Vec::new() };
+        let Some(own) = containers.get(name) else { return Vec::new() };
+        let cpu = positive(own.cpu_limit).or(positive(pod.cpu_limit)).unwrap_or(0);
+        let memory = positive(own.memory_limit).or(positive(pod.memory_limit));
+        [
+            (Resource::Cpu, Wanted::MilliCpu(cpu)),
+            (Resource::CpuWeight, Wanted::Shares(convert::shares(own.cpu_request.unwrap_or(cpu)))),
+            (Resource::Memory, Wanted::Memory(memory.map_or(Bound::Unlimited, Bound::At))),
+        ]
+        .map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted }))
+        .into()
+    }
+
+    /// Whether it says of this pod if it has resources as a whole, which kubelets before 1.35 do not record.
+    pub(super) fn records_pod(&self, uid: &str) -> bool {
+        matches!(self.pods.get(uid), Some(Ok(Entry { records_pod: true, .. })))
+    }
+
+    /// What a pod should have at least, where its spec says that of the pod as a whole.
+    pub(super) fn pod(&self, uid: &str, source: Source) -> Vec<Desired> {
+        let Some(Ok(Entry { pod, .. })) = self.pods.get(uid) else { return Vec::new() };
+        // What the pod as a whole does not limit, its containers may.
+        let cpu = positive(pod.cpu_limit).map(|milli| (Resource::Cpu, Wanted::MilliCpuAtLeast(milli)));
+        let weight = pod.cpu_request.map(convert::shares).map(Wanted::SharesAtLeast);
+        let memory = positive(pod.memory_limit).map(|bytes| Wanted::MemoryAtLeast(Bound::At(bytes)));
+        let weight = weight.map(|wanted| (Resource::CpuWeight, wanted));
+        let memory = memory.map(|wanted| (Resource::Memory, wanted));
+        let all = [cpu, weight, memory].into_iter().flatten();
+        all.map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted })).collect()
     }
 }
 
 /// What a read gave.
 type Read = Result<Arc<Checkpoint>, Arc<CheckpointError>>;
-
-/// A read that is under way, and when it began.
+/// When a read began, and what it gives when it is over.
 type UnderWay = (Instant, watch::Receiver<Option<Read>>);
 
 /// Reads one checkpoint for all who want to know. Clones share it.
@@ -224,7 +274,7 @@ impl CheckpointFile {
     }
 
     /// The read that is under way, or a new one.
-    fn join_or_start(&self) -> (Instant, watch::Receiver<Option<Read>>) {
+    fn join_or_start(&self) -> UnderWay {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((began, under_way)) = &*reading
             && under_way.borrow().is_none()
@@ -250,32 +300,58 @@ impl CheckpointFile {
     }
 }
 
-/// A container without a limit is given its pod's, if the pod as a whole has one (kubelet `getCPULimit`, `getMemoryLimit` in
-/// `kuberuntime_container_linux.go`), and else none: the kubelet sends no quota and no memory limit.
-fn limits(
-    found: &Requirements,
-    pod: Option<&Requirements>,
-    source: Source,
-    at: KernelTime,
-) -> Result<Vec<Desired>, QuantityError> {
-    let of_pod = pod.map(|pod| &pod.limits);
-    let or_pods = |own: &Option<String>, pods: fn(&Quantities) -> &Option<String>| {
-        own.clone().or_else(|| of_pod.and_then(|of| pods(of).clone()))
+/// A limit of 0 is none.
+fn positive(limit: Option<u64>) -> Option<u64> {
+    limit.filter(|amount| *amount > 0)
+}
+
+/// When a file with this modification time was written. The kernel notes the time of its last tick; of the slowest ticks there are a
+/// hundred a second.
+fn written(modified: SystemTime) -> KernelTime {
+    const TICK: u64 = 10_000_000;
+    let clock = Clock::read();
+    let since_epoch = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let nanos = i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX);
+    let at = clock.kernel(Timestamp::from_unix_nanos(nanos)).0.saturating_add(TICK);
+    KernelTime(at.min(clock.now().0))
+}
+
+fn understand(entry: serde_json::Value) -> Result<Entry, String> {
+    let pod: Pod = serde_json::from_value(entry).map_err(|error| error.to_string())?;
+    let of = |whose: String, required: &Requirements| {
+        amounts(required).map_err(|error| format!("{whose}: {error}"))
     };
-    let cpu = or_pods(&found.limits.cpu, |of| &of.cpu);
-    let memory = or_pods(&found.limits.memory, |of| &of.memory);
-    let desired = |resource, wanted| (resource, DesiredLimit { source, at, wanted });
-    let limit = cpu.as_deref().map(quantity::milli).transpose()?;
-    let request = found.requests.cpu.as_deref().map(quantity::milli).transpose()?.or(limit);
-    let memory = memory.as_deref().map(quantity::whole).transpose()?;
-    Ok(vec![
-        desired(Resource::Cpu, Wanted::MilliCpu(limit.unwrap_or(0))),
-        desired(Resource::CpuWeight, Wanted::Shares(convert::shares(request.unwrap_or(0)))),
-        desired(
-            Resource::Memory,
-            Wanted::Memory(memory.filter(|bytes| *bytes > 0).map_or(Bound::Unlimited, Bound::At)),
-        ),
-    ])
+    let mut understood = Entry { records_pod: pod.pod_level_resources.is_some(), ..Entry::default() };
+    if let Some(whole) = pod.pod_level_resources.flatten() {
+        understood.pod = of("pod-level resources".to_owned(), &whole)?;
+    }
+    for (name, required) in pod.container_resources.unwrap_or_default() {
+        let amounts = of(format!("container {name}"), &required.unwrap_or_default())?;
+        understood.containers.insert(name, amounts);
+    }
+    Ok(understood)
+}
+
+fn amounts(required: &Requirements) -> Result<Amounts, QuantityError> {
+    let (limits, requests) = (required.limits.as_ref(), required.requests.as_ref());
+    let cpu = |quantities: &Quantities| quantities.cpu.as_deref().map(|text| capped(quantity::milli(text)));
+    let memory = |quantities: &Quantities| {
+        let memory = quantities.memory.as_deref();
+        memory.map(|text| capped(quantity::whole(text)))
+    };
+    Ok(Amounts {
+        cpu_limit: limits.and_then(cpu).transpose()?,
+        cpu_request: requests.and_then(cpu).transpose()?,
+        memory_limit: limits.and_then(memory).transpose()?,
+    })
+}
+
+/// apimachinery's quantities end at 2^63 - 1.
+fn capped(amount: Result<u64, QuantityError>) -> Result<u64, QuantityError> {
+    match amount {
+        Err(QuantityError::TooLarge(_)) => Ok(i64::MAX.unsigned_abs()),
+        amount => amount,
+    }
 }
 
 #[cfg(test)]
@@ -294,7 +370,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Checkpoint, CheckpointError> {
-        Checkpoint::parse(Path::new("/var/lib/kubelet/allocated_pods_state"), text)
+        Checkpoint::parse(Path::new("/var/lib/kubelet/allocated_pods_state"), text, AT)
     }
 
     fn wanted(limits: &[Desired]) -> Vec<Wanted> {
@@ -306,7 +382,7 @@ mod tests {
         let v2 = ENTRIES.replacen('{', r#"{"podList":"CgA=","#, 1);
         for text in [file(None, ENTRIES), file(Some("v2"), &v2)] {
             let checkpoint = parse(&text).unwrap();
-            let of = |name| wanted(&checkpoint.container("u", name, Source::KubeletAllocated, AT));
+            let of = |name| wanted(&checkpoint.container("u", name, Source::KubeletAllocated));
             assert_eq!(
                 of("app"),
                 [Wanted::MilliCpu(500), Wanted::Shares(256), Wanted::Memory(Bound::At(64 << 20))]
@@ -314,15 +390,136 @@ mod tests {
             assert_eq!(
                 of("free"),
                 [Wanted::MilliCpu(1000), Wanted::Shares(1024), Wanted::Memory(Bound::Unlimited)],
-                "the pod has a CPU limit as a whole, and no memory limit"
+                "the pod's own CPU limit"
             );
             assert_eq!(of("unknown"), []);
-            let pod = checkpoint.pod("u", Source::KubeletAllocated, AT);
-            let period = CpuMax::DEFAULT_PERIOD;
-            let quota = CpuMax { quota: Bound::At(100_000), period };
-            assert_eq!(wanted(&pod), [Wanted::QuotaAtLeast(quota)], "a RuntimeClass's overhead comes on top");
+            let pod = checkpoint.pod("u", Source::KubeletAllocated);
+            assert_eq!(wanted(&pod), [Wanted::MilliCpuAtLeast(1000)]);
         }
         assert!(parse(&file(None, "{}")).unwrap().pods.is_empty(), "no pod yet");
+    }
+
+    fn entry(entry: &str) -> Checkpoint {
+        parse(&file(None, &format!(r#"{{"entries":{{"u":{entry},"other":{{}}}}}}"#))).unwrap()
+    }
+
+    fn container(checkpoint: &Checkpoint, name: &str) -> Vec<Wanted> {
+        wanted(&checkpoint.container("u", name, Source::KubeletAllocated))
+    }
+
+    /// The kubelet gives a container without limits its pod's (`getCPULimit`, `getMemoryLimit`), and its shares by that.
+    #[test]
+    fn a_container_without_limits_has_its_pods() {
+        let checkpoint = entry(
+            r#"{"ContainerResources":{
+                "c1":{"limits":{"cpu":"500m","memory":"100Mi"},"requests":{"cpu":"500m","memory":"50Mi"}},
+                "c2":{},"c3":{"limits":{"cpu":"0"},"requests":{"cpu":"100m"}},"c4":null},
+               "PodLevelResources":{"limits":{"cpu":"1","memory":"200Mi"},"requests":{"cpu":"1","memory":"100Mi"}}}"#,
+        );
+        let memory = |mebibytes: u64| Wanted::Memory(Bound::At(mebibytes << 20));
+        assert_eq!(container(&checkpoint, "c1"), [Wanted::MilliCpu(500), Wanted::Shares(512), memory(100)]);
+        assert_eq!(container(&checkpoint, "c2"), [Wanted::MilliCpu(1000), Wanted::Shares(1024), memory(200)]);
+        assert_eq!(container(&checkpoint, "c3"), [Wanted::MilliCpu(1000), Wanted::Shares(102), memory(200)]);
+        assert_eq!(container(&checkpoint, "c4"), container(&checkpoint, "c2"));
+        // Overhead may be added to all of them.
+        assert_eq!(
+            wanted(&checkpoint.pod("u", Source::KubeletAllocated)),
+            [
+                Wanted::MilliCpuAtLeast(1000),
+                Wanted::SharesAtLeast(1024),
+                Wanted::MemoryAtLeast(Bound::At(200 << 20)),
+            ]
+        );
+        let nothing = entry(r#"{"ContainerResources":{"c":{}},"PodLevelResources":null}"#);
+        assert_eq!(nothing.pod("u", Source::KubeletAllocated), []);
+        let before_1_35 = entry(r#"{"ContainerResources":{"c":{}}}"#);
+        assert!(nothing.records_pod("u") && checkpoint.records_pod("u") && !before_1_35.records_pod("u"));
+        let none = [Wanted::MilliCpu(0), Wanted::Shares(2), Wanted::Memory(Bound::Unlimited)];
+        assert_eq!(container(&nothing, "c"), none);
+    }
+
+    #[test]
+    fn quantities_of_all_spellings_are_read() {
+        for (limits, requests, expected) in [
+            (
+                r#"{"cpu":"0","memory":"0"}"#,
+                r#"{"cpu":"100m","memory":"0"}"#,
+                [Wanted::MilliCpu(0), Wanted::Shares(102), Wanted::Memory(Bound::Unlimited)],
+            ),
+            (
+                r#"{"cpu":"1k","memory":"1e3"}"#,
+                "null",
+                [Wanted::MilliCpu(1_000_000), Wanted::Shares(262_144), Wanted::Memory(Bound::At(1000))],
+            ),
+            (
+                r#"{"cpu":"100u","memory":"0.5Gi"}"#,
+                "{}",
+                [Wanted::MilliCpu(1), Wanted::Shares(2), Wanted::Memory(Bound::At(512 << 20))],
+            ),
+            (
+                r#"{"cpu":"1024Ki","memory":"128974848"}"#,
+                r#"{"cpu":"1"}"#,
+                [
+                    Wanted::MilliCpu(1_048_576_000),
+                    Wanted::Shares(1024),
+                    Wanted::Memory(Bound::At(128_974_848)),
+                ],
+            ),
+            (
+                r#"{"memory":"10E"}"#,
+                r#"{"cpu":"0"}"#,
+                [Wanted::MilliCpu(0), Wanted::Shares(2), Wanted::Memory(Bound::At(i64::MAX.unsigned_abs()))],
+            ),
+            (
+                r#"{"cpu":"1m","memory":"128m"}"#,
+                "{}",
+                [Wanted::MilliCpu(1), Wanted::Shares(2), Wanted::Memory(Bound::At(1))],
+            ),
+        ] {
+            let text =
+                format!(r#"{{"ContainerResources":{{"c":{{"limits":{limits},"requests":{requests}}}}}}}"#);
+            assert_eq!(container(&entry(&text), "c"), expected, "{limits}");
+        }
+    }
+
+    /// One pod's entry says nothing of another's.
+    #[test]
+    fn what_is_not_understood_of_a_pod_is_said_of_that_pod() {
+        for (broken, why) in [
+            (r#"{"ContainerResources":{"c":{"limits":{"cpu":"many"}}}}"#, "container c: \"many\""),
+            (r#"{"PodLevelResources":{"limits":{"memory":"-1"}}}"#, "pod-level resources: \"-1\""),
+            (r#"{"ContainerResources":[]}"#, "invalid type"),
+            (r#"{"ContainerResources":{"c":{"limits":{"cpu":{"exact":1}}}}}"#, "invalid type"),
+        ] {
+            let checkpoint = entry(broken);
+            assert_eq!(container(&checkpoint, "c"), []);
+            let said = checkpoint.unread("u").unwrap();
+            assert!(said.contains("pod u") && said.contains(why), "{said}");
+            assert_eq!((checkpoint.unread("other"), checkpoint.unread("unknown")), (None, None));
+        }
+    }
+
+    /// A static pod's entry has the UID that its cgroup has: a hash, not the mirror pod's UID.
+    #[test]
+    fn a_static_pod_is_found_by_its_hash() {
+        let hash = "9c1d2e3f4a5b6c7d8e9f0a1b2c3d4e5f";
+        let data = format!(r#"{{"entries":{{"{hash}":{{"ContainerResources":{{"c":{{}}}}}}}}}}"#);
+        let checkpoint = parse(&file(None, &data)).unwrap();
+        assert_eq!(checkpoint.container(hash, "c", Source::KubeletActuated).len(), 3);
+    }
+
+    /// A request that came before it was written is older, one that comes after it is younger.
+    #[test]
+    fn a_checkpoint_is_as_old_as_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("allocated_pods_state");
+        let before = Clock::read().now();
+        std::fs::write(&path, file(None, ENTRIES)).unwrap();
+        let at = Checkpoint::read(&path).unwrap().unwrap().at;
+        assert!(before <= at && at <= Clock::read().now(), "{before:?} {at:?}");
+        let hour_ago = SystemTime::now() - std::time::Duration::from_secs(3600);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(hour_ago).unwrap();
+        assert!(Checkpoint::read(&path).unwrap().unwrap().at < before);
     }
 
     #[test]
@@ -331,7 +528,9 @@ mod tests {
         assert!(error.contains("\"v3\"") && error.contains("allocated_pods_state"), "{error}");
         let error = parse(&file(Some("v2"), r#"{"podList":"CgA="}"#)).unwrap_err();
         assert!(matches!(error, CheckpointError::NoEntries { .. }), "{error}");
-        for text in ["", "{", "[]", r#"{"data":7}"#, &file(None, "nonsense")] {
+        let torn = r#"{"data":"{}","checksum":1}"}"#;
+        let no_data = r#"{"data":"","checksum":0}"#;
+        for text in ["", "{", "[]", r#"{"data":7}"#, &file(None, "nonsense"), torn, no_data, "\0\0\0\0"] {
             assert!(matches!(parse(text), Err(CheckpointError::Malformed { .. })), "{text}");
         }
     }

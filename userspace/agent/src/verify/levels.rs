@@ -12,8 +12,8 @@ use kwitness_core::model::{CgroupId, Level, LevelRole, LimitFile, Reading, Resou
 use crate::cgroupfs::CgroupFs;
 use crate::cgroupfs::limit_files::{read_limit_file, read_text};
 
-/// The cgroup that crun makes inside a container's, for systemd to keep out of.
-const INNER: &str = "container";
+/// What systemd makes inside a container's cgroup when it runs there.
+const UNITS: [&str; 3] = [".slice", ".scope", ".service"];
 
 /// What was read for one limit.
 #[derive(Debug)]
@@ -51,9 +51,10 @@ pub(super) fn read(
         reading: files.reading(&directory(path), path, resource.file()),
     };
     let mut levels = Vec::new();
-    let inner = format!("{path}/{INNER}");
-    if role(path) == LevelRole::Container && directory(&inner).is_dir() {
-        levels.push(level(&inner, LevelRole::Inner));
+    if role(path) == LevelRole::Container
+        && let Some(inner) = inner(&directory(path))
+    {
+        levels.push(level(&format!("{path}/{inner}"), LevelRole::Inner));
     }
     let own = levels.len();
     levels.extend(upwards(path).map(|path| level(path, role(path))));
@@ -68,6 +69,28 @@ pub(super) fn read(
         Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
     };
     Levels { levels, own, usage }
+}
+
+/// The name of the cgroup that crun makes inside a container's, for systemd to keep out of, and puts all of its processes into:
+/// `container`, unless the annotation `run.oci.systemd.subgroup` says otherwise. What a workload makes for itself is none.
+pub(super) fn inner(container: &Path) -> Option<String> {
+    let is_empty = |directory: &Path| {
+        let members = read_text(&directory.join("cgroup.procs"));
+        members.is_ok_and(|members| members.trim().is_empty())
+    };
+    // A process here, and none of the cgroups below is the runtime's: the kernel would not have it give controllers to both.
+    if !is_empty(container) {
+        return None;
+    }
+    let is_unit = |name: &str| UNITS.iter().any(|suffix| name.ends_with(suffix));
+    let entries = fs::read_dir(container).ok()?.flatten();
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let names = below.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names = names.filter(|name| !is_unit(name) && !is_empty(&container.join(name)));
+    match (names.next(), names.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
+    }
 }
 
 /// The pod's cgroup around a container's: its path and its id, if it is there.
@@ -117,8 +140,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pod = "/kubepods/burstable/podu";
         let container = format!("{pod}/{ID}");
-        let inner = root.path().join(&format!("{container}/{INNER}")[1..]);
+        // By whatever name crun was told.
+        let inner = root.path().join(&format!("{container}/app")[1..]);
         fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join("cgroup.procs"), "7\n").unwrap();
+        fs::write(inner.parent().unwrap().join("cgroup.procs"), "").unwrap();
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         let own = inner.parent().unwrap();
         fs::write(own.join("memory.max"), "4096\n").unwrap();
@@ -150,5 +176,29 @@ mod tests {
         let another =
             read(&cgroups, &mut Files::default(), &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
         assert_eq!(another.levels[1].reading, Reading::Gone);
+    }
+
+    #[test]
+    fn only_the_runtimes_cgroup_within_a_containers_counts_as_its() {
+        let root = tempfile::tempdir().unwrap();
+        let container = root.path().join("scope");
+        let make = |name: &str, members: &str| {
+            let directory = if name.is_empty() { container.clone() } else { container.join(name) };
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("cgroup.procs"), members).unwrap();
+        };
+        make("", "");
+        assert_eq!(inner(&container), None);
+        make("init.scope", "1\n");
+        make("system.slice", "9\n");
+        assert_eq!(inner(&container), None, "a systemd in the container");
+        make("exec", "");
+        make("container", "7\n");
+        assert_eq!(inner(&container).as_deref(), Some("container"));
+        make("another", "8\n");
+        assert_eq!(inner(&container), None, "the workload's own");
+        fs::remove_dir_all(container.join("another")).unwrap();
+        make("", "6\n");
+        assert_eq!(inner(&container), None, "the processes are here");
     }
 }

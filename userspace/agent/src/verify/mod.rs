@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use kwitness_core::model::{
     CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester,
-    Resource, Source, Subject, Verdict, VerdictScope,
+    Resource, Source, Subject, Verdict, VerdictScope, Wanted,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::broadcast;
@@ -110,6 +110,8 @@ struct Target {
     cgroup: CgroupId,
     resource: Resource,
     desired: Vec<DesiredLimit>,
+    /// See [`Evidence::may_be_less`].
+    may_be_less: bool,
 }
 
 /// Whose limits are judged.
@@ -278,9 +280,15 @@ impl Verifier {
             sources.pods_requested.entry(pod.uid.0.clone()).or_default().extend(desired);
         }
         let (allocated, actuated) = tokio::join!(self.allocated.read(), self.actuated.read());
+        let pods = subjects.apps.iter().filter_map(|subject| subject.pod.as_ref());
+        let pods: BTreeSet<_> = pods.map(|pod| pod.uid.0.clone()).collect();
         for (read, checkpoint) in [(allocated, &mut sources.allocated), (actuated, &mut sources.actuated)] {
             match read {
-                Ok(read) => *checkpoint = read,
+                Ok(read) => {
+                    let unread = pods.iter().filter_map(|uid| read.unread(uid));
+                    sources.unavailable.extend(unread.map(|why| format!("kubelet: {why}")));
+                    *checkpoint = read;
+                }
                 Err(error) => sources.unavailable.push(format!("kubelet: {error}")),
             }
         }
@@ -305,8 +313,8 @@ impl Verifier {
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
             if let (Some(pod), Some(name)) = (&subject.pod, name) {
                 let uid = &*pod.uid.0;
-                all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated, at));
-                all.extend(sources.actuated.container(uid, name, Source::KubeletActuated, at));
+                all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated));
+                all.extend(sources.actuated.container(uid, name, Source::KubeletActuated));
             }
             let (path, cgroup) = (&subject.cgroup_path, subject.cgroup_id);
             targets.extend(about_one(&all, Some(subject), path, cgroup));
@@ -320,20 +328,26 @@ impl Verifier {
                 continue;
             };
             let desired: Vec<Vec<Desired>> = members.into_iter().map(|(_, desired)| desired).collect();
-            let mut all = Vec::new();
-            let requested = sources.pods_requested.get(&uid).cloned().unwrap_or_default();
-            for (source, whole) in [
-                (Source::KubeletAllocated, sources.allocated.pod(&uid, Source::KubeletAllocated, at)),
-                (Source::KubeletActuated, sources.actuated.pod(&uid, Source::KubeletActuated, at)),
-                (Source::CriRequest, requested),
-            ] {
-                let sums = desired::of_pod(source, &desired, at);
-                let unsaid = |(about, _): &Desired| !whole.iter().any(|(resource, _)| resource == about);
-                all.extend(sums.into_iter().filter(unsaid));
-                all.extend(whole.iter().copied());
+            let mut all = sources.allocated.pod(&uid, Source::KubeletAllocated);
+            all.extend(sources.actuated.pod(&uid, Source::KubeletActuated));
+            // The limits of its containers may be more together than the pod's own.
+            let of_kubelet: Vec<Resource> = all.iter().map(|(resource, _)| *resource).collect();
+            all.extend(sources.pods_requested.get(&uid).into_iter().flatten().copied());
+            let of_all: Vec<Resource> = all.iter().map(|(resource, _)| *resource).collect();
+            for source in
+                [Source::KubeletAllocated, Source::KubeletActuated, Source::CriRequest, Source::Runtime]
+            {
+                let sums = desired::of_pod(source, &desired);
+                let is_kubelets = matches!(source, Source::KubeletAllocated | Source::KubeletActuated);
+                let whole = if is_kubelets { &of_kubelet } else { &of_all };
+                all.extend(sums.into_iter().filter(|(resource, _)| !whole.contains(resource)));
             }
-            all.extend(desired::of_pod(Source::Runtime, &desired, at));
-            targets.extend(about_one(&all, None, &path, cgroup));
+            let records = sources.allocated.records_pod(&uid) || sources.actuated.records_pod(&uid);
+            let of_pod = about_one(&all, None, &path, cgroup);
+            targets.extend(of_pod.map(|target| Target {
+                may_be_less: !records && !of_kubelet.contains(&target.resource),
+                ..target
+            }));
         }
         targets.sort_by(|a, b| (&a.path, a.resource).cmp(&(&b.path, b.resource)));
         targets
@@ -358,6 +372,7 @@ impl Verifier {
                     cgroup: target.cgroup,
                     resource: target.resource,
                     desired: target.desired,
+                    may_be_less: target.may_be_less,
                     levels: read.levels,
                     own: read.own,
                     usage: read.usage,
@@ -399,7 +414,7 @@ async fn changed(
     if scopes.contains(&VerdictScope::All) { all() } else { Some(scopes.into_iter().collect()) }
 }
 
-/// A target for each resource that any source says something of.
+/// A target for each resource that any source names a desired limit of.
 fn about_one<'a>(
     desired: &'a [Desired],
     subject: Option<&'a Arc<Subject>>,
@@ -409,8 +424,10 @@ fn about_one<'a>(
     Resource::ALL.into_iter().filter_map(move |resource| {
         let desired: Vec<DesiredLimit> =
             desired.iter().filter(|(of, _)| *of == resource).map(|(_, desired)| *desired).collect();
-        let target = Target { subject: subject.cloned(), path: path.clone(), cgroup, resource, desired };
-        (!target.desired.is_empty()).then_some(target)
+        let (subject, path) = (subject.cloned(), path.clone());
+        let target = Target { subject, path, cgroup, resource, desired, may_be_less: false };
+        // What only explains a file is nothing to judge it by.
+        target.desired.iter().any(|desired| desired.wanted != Wanted::NoQuotaSent).then_some(target)
     })
 }
 

@@ -117,9 +117,13 @@ impl Watched {
         match self.resource {
             Resource::Cpu => {
                 let text = read_text(&self.directory.join("cpu.stat")).unwrap_or_default();
+                // A cgroup counts its own throttling only: crun's inner one has the exact quota, and is held back first.
+                let inner = levels::inner(&self.directory).map(|inner| self.directory.join(inner));
+                let inner = inner.and_then(|inner| read_text(&inner.join("cpu.stat")).ok());
+                let inner = inner.and_then(|text| line(&text, "nr_throttled")).unwrap_or(0);
                 UsageCounters {
                     cpu_usage: line(&text, "usage_usec"),
-                    throttled: line(&text, "nr_throttled"),
+                    throttled: line(&text, "nr_throttled").map(|own| own.saturating_add(inner)),
                     reached: None,
                 }
             }
@@ -155,6 +159,31 @@ mod tests {
             None => 1,
         };
         assert_eq!(cpus_online(), online.trim().split(',').map(of).sum::<u64>());
+    }
+
+    #[test]
+    fn the_throttling_of_cruns_inner_cgroup_counts() {
+        let scope = tempfile::tempdir().unwrap();
+        let inner = scope.path().join("container");
+        std::fs::create_dir(&inner).unwrap();
+        for (directory, members, throttled) in [(scope.path(), "", 2), (inner.as_path(), "7\n", 20)] {
+            std::fs::write(directory.join("cgroup.procs"), members).unwrap();
+            std::fs::write(directory.join("cpu.stat"), format!("usage_usec 9\nnr_throttled {throttled}\n"))
+                .unwrap();
+        }
+        let none = Interval {
+            from: now(),
+            to: now(),
+            first: UsageCounters::default(),
+            last: UsageCounters::default(),
+            memory: None,
+            burst: 0,
+            cpus: 1,
+        };
+        let directory = scope.path().to_owned();
+        let watched = Watched { directory, cgroup: CgroupId(1), resource: Resource::Cpu, seen: none };
+        let counters = watched.counters();
+        assert_eq!((counters.throttled, counters.cpu_usage), (Some(22), Some(9)));
     }
 
     #[test]

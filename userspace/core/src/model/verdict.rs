@@ -200,6 +200,10 @@ pub struct Evidence {
     pub resource: Resource,
     /// Every source's word.
     pub desired: Vec<DesiredLimit>,
+    /// What is desired is the sum over a pod's containers, and no source says whether the pod as a whole has a limit: that
+    /// may be less than the sum.
+    #[serde(default)]
+    pub may_be_less: bool,
     /// From the innermost to the root.
     pub levels: Vec<Level>,
     /// Which of them is judged.
@@ -333,8 +337,14 @@ pub enum Wanted {
     Quota(CpuMax),
     /// A CPU limit of at least that: a pod's, of whose containers some may not be known.
     QuotaAtLeast(CpuMax),
+    /// A CPU limit of at least that, in thousandths of a CPU: a pod's, of whose containers some may not be known.
+    MilliCpuAtLeast(u64),
+    /// The runtime was sent no CPU quota. Nobody desires that: it explains a file without a quota.
+    NoQuotaSent,
     /// A weight in cgroup v1's shares.
     Shares(u64),
+    /// A weight of at least that, in cgroup v1's shares: a pod's, to whose requests overhead may be added.
+    SharesAtLeast(u64),
     /// A memory limit, in bytes.
     Memory(Bound),
     /// A memory limit of at least that: a pod's, of whose containers some may not be known.

@@ -10,7 +10,11 @@
 //! | | or weight = ceil(10^((L² + 125 L) / 612 - 7/34)), L = log2(shares) | the new formula: opencontainers/cgroups 0.0.3 (`ConvertCPUSharesToCgroupV2Value`), crun 1.23 |
 //! | memory limit, bytes | the same, rounded down to the page | kernel `mm/page_counter.c`, `page_counter_memparse` |
 //! | `unified["memory.swap.max"]`, `unified["memory.high"]`, bytes | the same, rounded down to the page | OCI runtime-spec, `linux.resources.unified`; the kubelet has worked them out by then: swap in `configureContainerSwapResources`, MemoryQoS (KEP-2570) in `generateLinuxContainerResources`, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go` |
-//! | a pod's containers | the sum; no limit at all if one of them has none | kubelet, `ResourceConfigForPod` |
+//! | | no limit, from 2^63 - 1 rounded down to the page | kernel `include/linux/page_counter.h`, `PAGE_COUNTER_MAX`: its own `max` |
+//! | a pod's containers | the sum in mCPU, then the quota of it; no limit at all if one of them has none | kubelet, `ResourceConfigForPod` |
+//! | | or the sum of those that have one: a sidecar without a limit after one with a limit does not lift the pod's | component-helpers `AggregateContainerLimits`, which shows the kubelet the sum of the sidecars so far |
+//! | a pod's own limits and requests | at least these: RuntimeClass overhead is added | component-helpers `PodLimits`, `PodRequests` |
+//! | nothing, for a container of a pod with limits of its own | the pod's limits | kubelet, `getCPULimit`, `getMemoryLimit` |
 
 use crate::model::{Bound, CpuMax, Tolerance, Value, Wanted};
 
@@ -81,12 +85,43 @@ pub fn down_to_page(bytes: u64, page: u64) -> u64 {
     bytes.checked_rem(page).map_or(bytes, |rest| bytes - rest)
 }
 
-/// The sum of a pod's containers; none of them: nothing is known.
+/// What a pod must be allowed for its containers: the sum of those that have a limit. None of them has one: no limit at all; none of
+/// them is known: nothing.
 pub fn sum(limits: impl IntoIterator<Item = Bound>) -> Option<Bound> {
     limits.into_iter().reduce(|all, one| match (all, one) {
         (Bound::At(all), Bound::At(one)) => Bound::At(all.saturating_add(one)),
-        _ => Bound::Unlimited,
+        (Bound::Unlimited, one) => one,
+        (all, Bound::Unlimited) => all,
     })
+}
+
+/// The sum of CPU limits of one pod, as a limit of the pod's; none: they cannot be added up.
+pub fn sum_cpu(limits: &[Wanted]) -> Option<Wanted> {
+    let milli = |wanted: &Wanted| match wanted {
+        Wanted::MilliCpu(0) => Some(Bound::Unlimited),
+        Wanted::MilliCpu(milli) => Some(Bound::At(*milli)),
+        _ => None,
+    };
+    // The kubelet raises a quota to its least once, after it has added up: so must whoever adds up quotas that were raised.
+    let quota = |wanted: &Wanted| match wanted {
+        Wanted::Quota(cpu) if cpu.period == CpuMax::DEFAULT_PERIOD => match cpu.quota {
+            Bound::At(QUOTA_MIN) => Some(Bound::At(quota_exact(1, cpu.period))),
+            quota => Some(quota),
+        },
+        _ => None,
+    };
+    if let Some(all) = limits.iter().map(milli).collect::<Option<Vec<_>>>() {
+        return Some(match sum(all)? {
+            Bound::At(milli) => Wanted::MilliCpuAtLeast(milli),
+            Bound::Unlimited => Wanted::MilliCpuAtLeast(0),
+        });
+    }
+    let all = limits.iter().map(quota).collect::<Option<Vec<_>>>()?;
+    let quota = match sum(all)? {
+        Bound::At(quota) => Bound::At(quota.max(QUOTA_MIN)),
+        Bound::Unlimited => Bound::Unlimited,
+    };
+    Some(Wanted::QuotaAtLeast(CpuMax { quota, period: CpuMax::DEFAULT_PERIOD }))
 }
 
 impl Wanted {
@@ -108,12 +143,15 @@ impl Wanted {
                 let more = wanted.quota != Bound::Unlimited && wanted.allows_less(*cpu);
                 accepts_quota(wanted, *cpu).or(more.then_some(Tolerance::RoomForMore))
             }
-            (Self::Shares(shares), Value::Number(weight)) if *weight == new_weight(shares) => {
-                let both = *weight == old_weight(shares);
-                Some(if both { Tolerance::Exact } else { Tolerance::NewWeightFormula })
+            (Self::MilliCpuAtLeast(milli), Value::Cpu(cpu)) => {
+                let least = CpuMax { quota: quota(milli, cpu.period), period: cpu.period };
+                let more = milli > 0 && least.allows_less(*cpu);
+                Self::MilliCpu(milli).accepts(value, page).or(more.then_some(Tolerance::RoomForMore))
             }
-            (Self::Shares(shares), Value::Number(weight)) => {
-                (*weight == old_weight(shares)).then_some(Tolerance::OldWeightFormula)
+            (Self::Shares(shares), Value::Number(weight)) => accepts_weight(shares, *weight),
+            (Self::SharesAtLeast(shares), Value::Number(weight)) => {
+                let least = old_weight(shares).min(new_weight(shares));
+                accepts_weight(shares, *weight).or((*weight > least).then_some(Tolerance::RoomForMore))
             }
             (Self::Memory(wanted), Value::Bound(bound)) => accepts_memory(wanted, *bound, page),
             (Self::MemoryAtLeast(wanted), Value::Bound(bound)) => {
@@ -137,15 +175,28 @@ impl Wanted {
         }
     }
 
+    /// Whether this is the wish for no limit, or for one that the kernel takes for none.
+    pub fn is_unlimited(self, page: u64) -> bool {
+        match self {
+            Self::MilliCpu(milli) | Self::MilliCpuAtLeast(milli) => milli == 0,
+            Self::Quota(cpu) | Self::QuotaAtLeast(cpu) => cpu.quota == Bound::Unlimited,
+            Self::Memory(bound) | Self::MemoryAtLeast(bound) => kept_as(bound, page) == Bound::Unlimited,
+            Self::NoQuotaSent | Self::Shares(_) | Self::SharesAtLeast(_) | Self::Exactly(_) => false,
+        }
+    }
+
     /// What a file would say that is right to the letter; of a CPU limit, in the usual period.
     pub fn ideal(self) -> Value {
         match self {
-            Self::MilliCpu(milli) => {
+            Self::MilliCpu(milli) | Self::MilliCpuAtLeast(milli) => {
                 let period = CpuMax::DEFAULT_PERIOD;
                 Value::Cpu(CpuMax { quota: quota(milli, period), period })
             }
+            Self::NoQuotaSent => {
+                Value::Cpu(CpuMax { quota: Bound::Unlimited, period: CpuMax::DEFAULT_PERIOD })
+            }
             Self::Quota(cpu) | Self::QuotaAtLeast(cpu) => Value::Cpu(cpu),
-            Self::Shares(shares) => Value::Number(new_weight(shares)),
+            Self::Shares(shares) | Self::SharesAtLeast(shares) => Value::Number(new_weight(shares)),
             Self::Memory(bound) | Self::MemoryAtLeast(bound) => Value::Bound(bound),
             Self::Exactly(number) => Value::Bound(Bound::At(number)),
         }
@@ -165,19 +216,27 @@ fn accepts_quota(wanted: CpuMax, cpu: CpuMax) -> Option<Tolerance> {
     scaled(wanted).then_some(Tolerance::RoundedToTenMilliseconds)
 }
 
-fn accepts_memory(wanted: Bound, bound: Bound, page: u64) -> Option<Tolerance> {
-    match (wanted, bound) {
-        _ if wanted == bound => Some(Tolerance::Exact),
-        // The kernel counts no more pages than that, and shows so many as `max` (`PAGE_COUNTER_MAX` in
-        // `include/linux/page_counter.h`).
-        (Bound::At(wanted), Bound::Unlimited) if wanted >= down_to_page(i64::MAX.unsigned_abs(), page) => {
-            Some(Tolerance::RoundedToPage)
-        }
-        (Bound::At(wanted), Bound::At(is)) if down_to_page(wanted, page) == is => {
-            Some(Tolerance::RoundedToPage)
-        }
-        _ => None,
+fn accepts_weight(shares: u64, weight: u64) -> Option<Tolerance> {
+    match (weight == old_weight(shares), weight == new_weight(shares)) {
+        (true, true) => Some(Tolerance::Exact),
+        (true, false) => Some(Tolerance::OldWeightFormula),
+        (false, true) => Some(Tolerance::NewWeightFormula),
+        (false, false) => None,
     }
+}
+
+fn accepts_memory(wanted: Bound, bound: Bound, page: u64) -> Option<Tolerance> {
+    if wanted == bound {
+        return Some(Tolerance::Exact);
+    }
+    (kept_as(wanted, page) == bound).then_some(Tolerance::RoundedToPage)
+}
+
+/// What the kernel makes of an amount of memory: whole pages, and no limit from its largest number of them on.
+fn kept_as(wanted: Bound, page: u64) -> Bound {
+    let Bound::At(bytes) = wanted else { return wanted };
+    let kept = down_to_page(bytes, page);
+    if kept >= down_to_page(i64::MAX.unsigned_abs(), page) { Bound::Unlimited } else { Bound::At(kept) }
 }
 
 #[cfg(test)]
@@ -228,8 +287,66 @@ mod tests {
         assert_eq!((new_weight(0), new_weight(u64::MAX)), (1, 10_000));
         assert_eq!(sum([]), None);
         assert_eq!(sum([Bound::At(u64::MAX), Bound::At(1)]), Some(Bound::At(u64::MAX)));
-        assert_eq!(sum([Bound::At(1), Bound::Unlimited]), Some(Bound::Unlimited));
+        assert_eq!(sum([Bound::At(1), Bound::Unlimited]), Some(Bound::At(1)), "a sidecar may have none");
+        assert_eq!(sum([Bound::Unlimited, Bound::Unlimited]), Some(Bound::Unlimited));
         assert_eq!(down_to_page(5000, 0), 5000);
+    }
+
+    /// The kubelet adds up thousandths of a CPU, and raises the sum's quota to the least once.
+    #[test]
+    fn the_quota_of_a_pod_is_that_of_the_sum() {
+        let accepts = |limits: &[Wanted], quota: u64| sum_cpu(limits)?.accepts(&Value::Cpu(cpu(quota)), PAGE);
+        let tiny = |milli| [Wanted::MilliCpu(milli); 3];
+        assert_eq!(accepts(&tiny(5)[..2], 1000), Some(Tolerance::Exact));
+        assert_eq!(accepts(&tiny(4), 1200), Some(Tolerance::Exact));
+        assert_eq!(accepts(&tiny(4), 2000), Some(Tolerance::RoundedToTenMilliseconds));
+        assert_eq!(accepts(&tiny(4), 1100), None, "less than the sum");
+        assert_eq!(accepts(&tiny(1), 1000), Some(Tolerance::MinimumQuota));
+        // The CRI has the raised quotas: of how much, nobody knows.
+        let raised = [Wanted::Quota(cpu(QUOTA_MIN)); 3];
+        assert!(accepts(&raised, 1200).is_some() && accepts(&raised, 1000).is_some());
+        assert_eq!(accepts(&[Wanted::Quota(cpu(50_000)), Wanted::Quota(cpu(1000))], 50_000), None);
+        assert_eq!(sum_cpu(&[Wanted::MilliCpu(5), Wanted::Quota(cpu(5000))]), None, "two units");
+        assert_eq!(sum_cpu(&[]), None);
+    }
+
+    #[test]
+    fn a_pod_with_an_unlimited_container_has_at_least_what_the_others_need() {
+        let sum = sum_cpu(&[Wanted::MilliCpu(100), Wanted::MilliCpu(0), Wanted::MilliCpu(200)]).unwrap();
+        let unlimited = CpuMax { quota: Bound::Unlimited, period: PERIOD };
+        assert_eq!(sum.accepts(&Value::Cpu(cpu(30_000)), PAGE), Some(Tolerance::Exact));
+        assert_eq!(sum.accepts(&Value::Cpu(unlimited), PAGE), Some(Tolerance::RoomForMore));
+        assert_eq!(sum.accepts(&Value::Cpu(cpu(20_000)), PAGE), None);
+        let none = sum_cpu(&[Wanted::MilliCpu(0)]).unwrap();
+        assert!(none.is_unlimited(PAGE) && none.accepts(&Value::Cpu(unlimited), PAGE).is_some());
+        assert_eq!(none.accepts(&Value::Cpu(cpu(30_000)), PAGE), None);
+    }
+
+    /// `page_counter_memparse` caps at `PAGE_COUNTER_MAX`, which the file shows as `max`.
+    #[test]
+    fn the_largest_amounts_of_memory_are_no_limit() {
+        let max = Value::Bound(Bound::Unlimited);
+        for bytes in [i64::MAX.unsigned_abs(), 9_223_372_036_854_771_712, u64::MAX] {
+            let wanted = Wanted::Memory(Bound::At(bytes));
+            assert_eq!(wanted.accepts(&max, 4096), Some(Tolerance::RoundedToPage), "{bytes}");
+            assert!(wanted.is_unlimited(4096));
+        }
+        let below = Wanted::Memory(Bound::At(9_223_372_036_854_771_712 - 1));
+        assert_eq!(below.accepts(&max, 4096), None);
+        assert!(!below.is_unlimited(4096));
+        // Of larger pages there are fewer.
+        assert!(Wanted::Memory(Bound::At(9_223_372_036_854_710_272)).is_unlimited(65_536));
+    }
+
+    #[test]
+    fn a_pod_with_overhead_has_more_than_its_own_resources() {
+        let weight = |weight| Wanted::SharesAtLeast(1024).accepts(&Value::Number(weight), PAGE);
+        assert_eq!(weight(39), Some(Tolerance::OldWeightFormula));
+        assert_eq!(weight(100), Some(Tolerance::NewWeightFormula));
+        assert_eq!(weight(49), Some(Tolerance::RoomForMore));
+        assert_eq!(weight(38), None);
+        let quota = Wanted::MilliCpuAtLeast(1000).accepts(&Value::Cpu(cpu(125_000)), PAGE);
+        assert_eq!(quota, Some(Tolerance::RoomForMore));
     }
 
     #[test]
@@ -261,16 +378,6 @@ mod tests {
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::At(5000)), memory(1 << 20)), Some(Tolerance::RoomForMore));
         assert_eq!(is(Wanted::MemoryAtLeast(Bound::Unlimited), memory(1 << 20)), None);
         assert_eq!(is(Wanted::Memory(Bound::At(1)), Value::Number(1)), None, "another limit file");
-    }
-
-    #[test]
-    fn a_limit_above_what_the_kernel_counts_is_none() {
-        let accepts = |bytes, page| {
-            Wanted::Memory(Bound::At(bytes)).accepts(&Value::Bound(Bound::Unlimited), page).is_some()
-        };
-        assert!(accepts(9_223_372_036_854_775_807, PAGE) && accepts(9_223_372_036_854_771_712, PAGE));
-        assert!(!accepts(9_223_372_036_854_771_711, PAGE));
-        assert!(accepts(9_223_372_036_854_710_272, 65_536));
     }
 
     proptest! {

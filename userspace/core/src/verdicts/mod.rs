@@ -8,6 +8,7 @@
 //!   ├─ no ─┬─ the write of it failed ──────────────────────────────────────▶ rejected (errno, writer)
 //!   │      ├─ the deadline is to come ─────────────────────────────────────▶ pending
 //!   │      ├─ it was in force before ──────────────────────────────────────▶ reverted (writer)
+//!   │      ├─ the kubelet may have set another, by a rule of its own ──────▶ unknown
 //!   │      └─ ─────────────────────────────────────────────────────────────▶ diverged
 //!   └─ yes ┬─ a level above, or within, allows less ───────────────────────▶ shadowed (level)
 //!          ├─ a level cannot be read ──────────────────────────────────────▶ unknown
@@ -32,8 +33,8 @@ use std::sync::Arc;
 pub use tracker::VerdictTracker;
 
 use crate::model::{
-    Attempt, Bound, CpuMax, DesiredLimit, Ended, Format, Judgement, KernelTime, Level, Reading, Resource,
-    Source, Value, Verdict, Wanted,
+    Attempt, Bound, CpuMax, DesiredLimit, Ended, Format, Judgement, KernelTime, Level, LevelRole, Reading,
+    Resource, Source, Value, Verdict, Wanted,
 };
 
 /// All that a verdict rests on.
@@ -43,6 +44,8 @@ pub struct Case<'a> {
     pub resource: Resource,
     /// Every source's word, in any order.
     pub desired: &'a [DesiredLimit],
+    /// See [`Evidence::may_be_less`](crate::model::Evidence::may_be_less).
+    pub may_be_less: bool,
     /// From the innermost to the root.
     pub levels: &'a [Level],
     /// Which of them is judged.
@@ -65,8 +68,7 @@ pub struct Case<'a> {
 
 /// Gives the verdict.
 pub fn judge(case: &Case<'_>, history: &VerdictHistory) -> Judgement {
-    let desired =
-        case.desired.iter().min_by_key(|desired| (desired.source, std::cmp::Reverse(desired.at))).copied();
+    let desired = decisive(case);
     let own = case.levels.get(case.own);
     let in_force = own.map_or(Reading::Unknown("there is no such level".into()), |own| own.reading.clone());
     let tolerance =
@@ -83,6 +85,18 @@ pub fn judge(case: &Case<'_>, history: &VerdictHistory) -> Judgement {
     };
     let disagreeing = desired.map(|desired| disagreeing(case, &desired)).unwrap_or_default();
     Judgement { resource: case.resource, verdict, desired, disagreeing, tolerance, in_force, effective }
+}
+
+/// The word that is compared with: of the source nearest to the intention, the last. A checkpoint that is older than a request which
+/// says something else is stale: the kubelet could not write it (a full disk), and goes on by its memory.
+fn decisive(case: &Case<'_>) -> Option<DesiredLimit> {
+    let desired = || case.desired.iter().filter(|desired| desired.wanted != Wanted::NoQuotaSent);
+    let first = desired().min_by_key(|desired| (desired.source, std::cmp::Reverse(desired.at)))?;
+    let younger = desired()
+        .filter(|desired| desired.source == Source::CriRequest && desired.at > first.at)
+        .filter(|desired| !says_the_same(first, desired, case.page))
+        .max_by_key(|desired| desired.at);
+    Some(*younger.filter(|_| first.source == Source::KubeletAllocated).unwrap_or(first))
 }
 
 fn unknown(missing: &str) -> Verdict {
@@ -127,7 +141,53 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
                 .max_by_key(|attempt| attempt.ended.map_or(KernelTime(u64::MAX), Ended::at));
             Verdict::Reverted { writer: last.and_then(|attempt| attempt.writer.clone()) }
         }
-        _ => Verdict::Diverged,
+        _ => not_set(case, desired).map_or(Verdict::Diverged, unknown),
+    }
+}
+
+/// Why the kubelet itself may have set another limit than a source says, if there is a sign of that.
+fn not_set(case: &Case<'_>, desired: &DesiredLimit) -> Option<&'static str> {
+    let value = case.levels.get(case.own)?.reading.value()?;
+    if case.may_be_less
+        && desired.source != Source::Client
+        && order(value, &desired.wanted.ideal()) == Some(Ordering::Less)
+    {
+        return Some(
+            "the sum of the containers' limits is more, but the pod may have a limit of its own: no source says so \
+             (pod-level resources are in the checkpoints of kubelets from 1.35 on)",
+        );
+    }
+    if !matches!(desired.source, Source::KubeletAllocated | Source::KubeletActuated) {
+        return None;
+    }
+    // It has sent something else, but not yet what it has admitted.
+    let of_actuated = case.desired.iter().filter(|other| other.source == Source::KubeletActuated);
+    if of_actuated.into_iter().any(|other| !says_the_same(desired, other, case.page)) {
+        return None;
+    }
+    let is_unlimited = |wanted: Wanted| wanted == Wanted::NoQuotaSent || wanted.is_unlimited(case.page);
+    let sent = || {
+        let of = |source| matches!(source, Source::CriRequest | Source::Runtime);
+        case.desired.iter().filter(move |other| of(other.source)).map(|other| other.wanted)
+    };
+    match value {
+        Value::Cpu(CpuMax { quota: Bound::Unlimited, .. }) if sent().any(is_unlimited) => Some(
+            "CPU limits are not enforced here: the runtime was sent no CPU quota \
+             (kubelet setting `cpuCFSQuota: false`, or a container with exclusive CPUs)",
+        ),
+        Value::Cpu(CpuMax { quota: Bound::Unlimited, .. }) if sent().next().is_none() => Some(
+            "there is no CPU quota, and no source says whether the runtime was sent one \
+             (kubelet setting `cpuCFSQuota: false`, or a container with exclusive CPUs)",
+        ),
+        Value::Cpu(_) | Value::Bound(_)
+            if is_unlimited(desired.wanted) && sent().any(|wanted| !is_unlimited(wanted)) =>
+        {
+            Some(
+                "the kubelet's checkpoint has no limit, but the runtime was sent one: \
+                 kubelets before 1.35 do not record pod-level resources",
+            )
+        }
+        _ => None,
     }
 }
 
@@ -144,8 +204,13 @@ fn written(format: Format, text: &str) -> String {
 fn agreement(case: &Case<'_>, own: &Level, desired: &DesiredLimit) -> Verdict {
     let Some(value) = own.reading.value() else { return unknown(&unread(case.resource, own)) };
     if case.resource.is_inherited() {
-        let others =
-            || case.levels.iter().enumerate().filter(|(index, _)| *index != case.own).map(|(_, level)| level);
+        // Where no limit is desired, what all pods of the node may have together takes nothing away.
+        let is_unlimited = desired.wanted.is_unlimited(case.page);
+        let is_nodes = |role| matches!(role, LevelRole::Qos | LevelRole::Kubepods | LevelRole::Other);
+        let others = || {
+            let others = case.levels.iter().enumerate().filter(|(index, _)| *index != case.own);
+            others.map(|(_, level)| level).filter(|level| !(is_unlimited && is_nodes(level.role)))
+        };
         let tighter = others()
             .filter_map(|level| Some((level.reading.value()?, level)))
             .filter(|(limit, _)| order(limit, value) == Some(Ordering::Less))
@@ -202,12 +267,15 @@ fn order(one: &Value, other: &Value) -> Option<Ordering> {
     }
 }
 
+/// Whether a file that is right by one of two words is right by the other, too.
+fn says_the_same(one: &DesiredLimit, other: &DesiredLimit, page: u64) -> bool {
+    one.wanted.accepts(&other.wanted.ideal(), page).is_some()
+        || other.wanted.accepts(&one.wanted.ideal(), page).is_some()
+}
+
 /// The sources whose word differs from the one that is compared with.
 fn disagreeing(case: &Case<'_>, chosen: &DesiredLimit) -> Vec<Source> {
-    let same = |other: &DesiredLimit| {
-        chosen.wanted.accepts(&other.wanted.ideal(), case.page).is_some()
-            || other.wanted.accepts(&chosen.wanted.ideal(), case.page).is_some()
-    };
+    let same = |other: &DesiredLimit| says_the_same(chosen, other, case.page);
     let mut sources: Vec<Source> =
         case.desired.iter().filter(|desired| !same(desired)).map(|desired| desired.source).collect();
     sources.sort_unstable();

@@ -80,6 +80,7 @@ impl VerdictTracker {
         let case = Case {
             resource: evidence.resource,
             desired: &evidence.desired,
+            may_be_less: evidence.may_be_less,
             levels: &evidence.levels,
             own: evidence.own,
             attempts: &attempts,

@@ -460,6 +460,7 @@ mod verdicts {
             cgroup: POD,
             resource: Resource::Memory,
             desired: vec![DesiredLimit { source: Source::Runtime, at: KernelTime(at), wanted }],
+            may_be_less: false,
             levels: vec![level],
             own: 0,
             usage: None,

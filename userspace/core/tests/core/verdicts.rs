@@ -22,6 +22,7 @@ fn number(errno: i32) -> String {
 struct Bed {
     resource: Resource,
     desired: Vec<DesiredLimit>,
+    may_be_less: bool,
     levels: Vec<Level>,
     attempts: Vec<Attempt>,
     usage: Option<u64>,
@@ -77,6 +78,7 @@ impl Bed {
         Self {
             resource,
             desired: vec![desired(Source::Runtime, wanted)],
+            may_be_less: false,
             levels,
             attempts: Vec::new(),
             usage: None,
@@ -91,6 +93,7 @@ impl Bed {
         let case = Case {
             resource: self.resource,
             desired: &self.desired,
+            may_be_less: self.may_be_less,
             levels: &self.levels,
             own: 0,
             attempts: &self.attempts,
@@ -164,6 +167,7 @@ fn cruns_inner_cgroup_counts() {
     let case = Case {
         resource: Resource::Memory,
         desired: &bed.desired,
+        may_be_less: false,
         levels: &bed.levels,
         own: 1,
         attempts: &[],
@@ -319,6 +323,128 @@ fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
     assert_eq!(bed.judge().disagreeing, [], "the same, said in other terms");
 }
 
+fn unlimited_cpu() -> Reading {
+    Reading::Is(Value::Cpu(CpuMax { quota: Bound::Unlimited, period: 100_000 }))
+}
+
+/// Of a kubelet with `cpuCFSQuota: false`, and of a container with exclusive CPUs.
+#[test]
+fn a_cpu_limit_that_the_node_does_not_enforce_is_not_diverged() {
+    let quota = CpuMax { quota: Bound::Unlimited, period: 100_000 };
+    for sent in [Wanted::NoQuotaSent, Wanted::Quota(quota)] {
+        let mut bed = Bed::new(Resource::Cpu, sent, unlimited_cpu(), unlimited_cpu());
+        bed.desired.push(desired(Source::KubeletAllocated, Wanted::MilliCpu(500)));
+        bed.desired.push(desired(Source::KubeletActuated, Wanted::MilliCpu(500)));
+        let judgement = bed.judge();
+        assert!(
+            matches!(&judgement.verdict, Verdict::Unknown { missing } if missing.contains("not enforced")),
+            "{judgement:?}"
+        );
+        assert_eq!(judgement.disagreeing, [Source::Runtime]);
+        // It was in force: then the node does enforce it.
+        bed.history = VerdictHistory::default();
+        bed.levels[0].reading = cpu(50_000);
+        assert_eq!(bed.note().0.verdict, Verdict::InForce);
+        bed.levels[0].reading = unlimited_cpu();
+        assert!(matches!(bed.judge().verdict, Verdict::Reverted { .. }));
+        // Admitted, and not yet sent.
+        bed.history = VerdictHistory::default();
+        bed.desired[2].wanted = Wanted::MilliCpu(0);
+        assert_eq!(bed.judge().verdict, Verdict::Diverged);
+        // The client's word is its own.
+        bed.desired = vec![desired(Source::Client, Wanted::MilliCpu(500)), desired(Source::Runtime, sent)];
+        assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    }
+}
+
+#[test]
+fn that_no_quota_was_sent_is_no_wish() {
+    let bed = Bed::new(Resource::Cpu, Wanted::NoQuotaSent, unlimited_cpu(), unlimited_cpu());
+    assert!(matches!(bed.judge().verdict, Verdict::Unknown { .. }));
+    assert_eq!(bed.judge().desired, None);
+}
+
+/// Kubelets before 1.35 leave pod-level resources out of their checkpoint, and send them as the container's.
+#[test]
+fn a_limit_that_only_the_runtime_was_sent_is_not_diverged() {
+    let mut bed = Bed::new(Resource::Memory, memory(200 * MIB), bytes(200 * MIB), bytes(200 * MIB));
+    bed.desired.push(desired(Source::KubeletAllocated, Wanted::Memory(Bound::Unlimited)));
+    let verdict = bed.judge().verdict;
+    assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
+    // Nobody sent this one.
+    bed.desired[0].wanted = Wanted::Memory(Bound::Unlimited);
+    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+}
+
+/// Without the runtime's word, nothing says whether the kubelet enforces CPU limits at all.
+#[test]
+fn no_quota_without_the_runtimes_word_is_not_diverged() {
+    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(500), unlimited_cpu(), unlimited_cpu());
+    bed.desired[0].source = Source::KubeletAllocated;
+    let verdict = bed.judge().verdict;
+    assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("no source")), "{verdict:?}");
+    bed.levels[0].reading = cpu(5_000);
+    assert_eq!(bed.judge().verdict, Verdict::Diverged, "a quota, but another one");
+}
+
+/// The limits of a pod's containers may be more together than the pod's own: the API server checks each by itself
+/// (`validatePodResourceConsistency`).
+#[test]
+fn a_pod_may_have_less_than_the_sum_of_its_containers() {
+    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpuAtLeast(1600), cpu(100_000), cpu(100_000));
+    assert_eq!(bed.judge().verdict, Verdict::Diverged, "it has no limit of its own");
+    bed.may_be_less = true;
+    let verdict = bed.judge().verdict;
+    assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
+    bed.levels[0].reading = cpu(160_000);
+    bed.levels[1].reading = cpu(160_000);
+    assert_eq!(bed.note().0.verdict, Verdict::InForce);
+    bed.levels[0].reading = cpu(100_000);
+    assert!(matches!(bed.judge().verdict, Verdict::Reverted { .. }), "it had as much");
+}
+
+/// What all pods may have together limits every pod, and is no limit of this one's; a pod's own is.
+#[test]
+fn where_no_limit_is_desired_the_nodes_takes_nothing_away() {
+    let none = || Reading::Is(Value::Bound(Bound::Unlimited));
+    for wanted in [Wanted::Memory(Bound::Unlimited), memory(i64::MAX.unsigned_abs())] {
+        let mut bed = Bed::new(Resource::Memory, wanted, none(), none());
+        bed.levels[2].reading = bytes(4096 * MIB);
+        assert_eq!(bed.judge().verdict, Verdict::InForce);
+        assert_eq!(bed.judge().effective, Some((Value::Bound(Bound::At(4096 * MIB)), "/kubepods".into())));
+        bed.levels[1].reading = bytes(64 * MIB);
+        assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Pod, .. }));
+    }
+    // More than the node has.
+    let mut bed = Bed::new(Resource::Memory, memory(8192 * MIB), bytes(8192 * MIB), none());
+    bed.levels[2].reading = bytes(4096 * MIB);
+    assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
+}
+
+/// A kubelet whose disk is full goes on by its memory.
+#[test]
+fn a_stale_checkpoint_does_not_outvote_a_younger_request() {
+    let at = |source, at, mebibytes| DesiredLimit {
+        at: KernelTime(at),
+        ..desired(source, memory(mebibytes * MIB))
+    };
+    let mut bed = Bed::new(Resource::Memory, memory(96 * MIB), bytes(96 * MIB), bytes(96 * MIB));
+    bed.desired.push(at(Source::KubeletAllocated, 10, 64));
+    bed.desired.push(at(Source::CriRequest, 20, 96));
+    let judgement = bed.judge();
+    assert_eq!(
+        (&judgement.verdict, &judgement.disagreeing[..]),
+        (&Verdict::InForce, &[Source::KubeletAllocated][..])
+    );
+    assert_eq!(judgement.desired.map(|desired| desired.source), Some(Source::CriRequest));
+    // Written since: the request was not the kubelet's last word.
+    bed.desired[1].at = KernelTime(30);
+    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    // The same, said in other terms, is compared with in the checkpoint's.
+    bed.desired[1] = at(Source::KubeletAllocated, 10, 96);
+    assert_eq!(bed.judge().desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
+}
+
 /// A level's limit: unlimited, a number, or not there.
 fn reading() -> impl Strategy<Value = Reading> {
     prop_oneof![
@@ -363,6 +489,7 @@ proptest! {
         let case = Case {
             resource: Resource::Memory,
             desired: &desired,
+            may_be_less: false,
             levels: &levels,
             own,
             attempts: &attempts,
