@@ -101,6 +101,8 @@ pub struct Environment {
     pub subtree: Option<String>,
     /// PID 1 is systemd.
     pub systemd: bool,
+    /// What takes long is wanted, too (`cargo xtask test --long`).
+    pub long: bool,
 }
 
 impl Environment {
@@ -123,7 +125,8 @@ impl Environment {
             tier == Tier::Vm || subtree.is_some(),
             "KWITNESS_CGROUP is not set: on a machine with other cgroups the tests keep to one of their own"
         );
-        Ok(Self { tier, job, layout, cgroup2, subtree, systemd })
+        let long = env::var_os("KWITNESS_LONG").is_some();
+        Ok(Self { tier, job, layout, cgroup2, subtree, systemd, long })
     }
 
     /// A path in the hierarchy that is ours to make: `name` ("kubepods/x"), below the subtree if there is one.

@@ -17,6 +17,10 @@ const OBJECT_VARIABLE: &str = "KWITNESS_PROBES_OBJECT";
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
+/// The profile of the program under test: a release without optimization across crates, which takes half of the build and
+/// changes nothing that a test looks at.
+const UNDER_TEST: &str = "under-test";
+
 /// An executable that was built.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Executable {
@@ -50,15 +54,19 @@ impl<'a> Builder<'a> {
         command
     }
 
-    /// The `kwitness` program, as it is released.
+    /// The `kwitness` program for tests.
     pub fn kwitness(&self) -> Result<PathBuf> {
-        self.program("kwitness", "kwitness")
+        self.built_as(UNDER_TEST, "kwitness", "kwitness")
     }
 
-    /// A program of a package, built as for a release.
+    /// A program of a package, as it is released.
     pub fn program(&self, package: &str, name: &str) -> Result<PathBuf> {
+        self.built_as("release", package, name)
+    }
+
+    fn built_as(&self, profile: &str, package: &str, name: &str) -> Result<PathBuf> {
         let mut command = self.cargo("build");
-        command.args(["--release", "--package", package, "--bin", name]);
+        command.args(["--profile", profile, "--package", package, "--bin", name]);
         let built = executables(&mut command, "bin")?;
         let program = built.into_iter().find(|built| built.name == name);
         Ok(program.with_context(|| format!("cargo built no program {name} of package {package}"))?.path)

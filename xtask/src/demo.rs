@@ -124,7 +124,7 @@ pub fn task(
     let mut job = Job::new(dir.path().join("job"))?;
     step::timed(&format!("build {program}"), || {
         let builder = Builder::new(workspace, cache)?;
-        job.add(&builder.kwitness()?, &in_job("kwitness"))?;
+        job.add(&builder.program("kwitness", "kwitness")?, &in_job("kwitness"))?;
         job.add(&builder.program(TESTS_PACKAGE, program)?, &in_job(program))?;
         for tool in with {
             job.add(&cache.tool(tool), &in_job(tool))?;

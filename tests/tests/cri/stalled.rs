@@ -90,7 +90,8 @@ pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
     combination: Combination,
 ) -> Result<()> {
     with_daemon(ctx, combination, async |node, agent, proxy| {
-        stall(node, agent, proxy, combination).await?;
+        let time = if ctx.environment.long { STALL_LONG } else { STALL };
+        stall(node, agent, proxy, combination, time).await?;
         // containerd 1.7 keeps the events that nobody took for its next subscriber: these are more than a test can take.
         node.stop_containerd()?;
         node.start_containerd().await
@@ -98,8 +99,13 @@ pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
     .await
 }
 
-async fn stall(node: &Node, agent: &Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
-    let time = if std::env::var_os("KWITNESS_LONG").is_some() { STALL_LONG } else { STALL };
+async fn stall(
+    node: &Node,
+    agent: &Agent,
+    proxy: &Proxy,
+    combination: Combination,
+    time: Duration,
+) -> Result<()> {
     let through = Cri::connect(proxy.socket()).await?;
     let mut quick = Vec::new();
     for socket in [proxy.socket(), proxy.socket(), agent.socket()] {

@@ -94,7 +94,7 @@ pub(crate) async fn the_same_tests_pass_and_fail(ctx: &TestContext, combination:
 fn compare(ctx: &TestContext, proxy: &Path) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("kwitness-critest-").tempdir_in("/run");
     let directory = directory.context("make critest's directory in /run")?;
-    let long = std::env::var_os("KWITNESS_LONG").is_some();
+    let long = ctx.environment.long;
     let focus = (!long).then_some(CONFORMANCE);
     let run = |socket: &Path, focus: Option<&str>| critest(ctx, directory.path(), socket, focus);
     let straight = run(Path::new(CONTAINERD_SOCKET), focus)?;

@@ -13,6 +13,9 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
 /// Targets that do not run everywhere, and where they do, by the names in the table at the end. Any other target runs on the
 /// host and in each guest; tests that do not apply there are listed as ignored.
 ///
+/// - The hooks of the probes depend on the kernel: each series once, whatever its process 1 is.
+/// - What is made of their records depends on whole features of a kernel (function hooks, `cgroup.kill`, delayed release) and
+///   on the cgroup driver: the oldest, the newest, and systemd.
 /// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the oldest and the newest.
@@ -25,6 +28,9 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("critest", &["host trixie-cni"]),
     ("daemon", &["host", "vm 5.10 trixie", "vm 7.2 forky"]),
     ("kubelet", &["host", "host bookworm"]),
+    ("limits", &["host", "vm 5.10 trixie", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
+    ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
+    ("runtime", &["host", "vm 5.10 trixie", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet"];
@@ -220,6 +226,16 @@ mod tests {
             for machine in *machines {
                 assert!(all.iter().any(|name| name == machine), "{target}: {machine}");
             }
+        }
+    }
+
+    #[test]
+    fn the_probes_run_on_every_kernel() {
+        let guests = names(&test(&[Tier::Vm], &[], &[]));
+        for kernel in KERNELS {
+            let of = format!("vm {} ", kernel.name);
+            let found = ONLY_IN.iter().find(|(target, _)| *target == "probes").unwrap().1;
+            assert!(found.iter().any(|machine| machine.starts_with(&of)), "{of}: {guests:?}");
         }
     }
 

@@ -408,12 +408,12 @@ mod tests {
         let machines = [
             Machine::Host { root: RootSpec::find("trixie").unwrap() },
             Machine::Guest {
-                kernel: KernelSeries::find("6.12").unwrap(),
+                kernel: KernelSeries::find("5.10").unwrap(),
                 root: RootSpec::find("trixie").unwrap(),
             },
             Machine::Guest {
-                kernel: KernelSeries::find("6.1").unwrap(),
-                root: RootSpec::find("trixie").unwrap(),
+                kernel: KernelSeries::find("6.12").unwrap(),
+                root: RootSpec::find("trixie-systemd").unwrap(),
             },
         ];
         let parts = parts(&machines, &tests);
@@ -427,8 +427,8 @@ mod tests {
             }
         }
         let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
-        let apart = ["vm 6.12 trixie runtime", "vm 6.1 trixie runtime"];
-        assert_eq!(names, [&["host", "vm 6.12 trixie", "vm 6.1 trixie"][..], &apart].concat());
+        let apart = ["vm 5.10 trixie runtime", "vm 6.12 trixie-systemd runtime"];
+        assert_eq!(names, [&["host", "vm 5.10 trixie"][..], &apart].concat());
     }
 
     #[test]
