@@ -14,8 +14,8 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
 /// host and in each guest; tests that do not apply there are listed as ignored.
 ///
 /// - The hooks of the probes depend on the kernel: each series once, whatever its process 1 is.
-/// - What is made of their records depends on whole features of a kernel (function hooks, `cgroup.kill`, delayed release) and
-///   on the cgroup driver: the oldest, the newest, and systemd.
+/// - Limits depend on what of a kernel can be hooked, and on the cgroup driver: the oldest, the newest, and systemd.
+/// - What is made of the records is tested on the host, on the newest kernel, and with systemd.
 /// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the oldest and the newest.
@@ -30,7 +30,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 5.10 trixie", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
-    ("runtime", &["host", "vm 5.10 trixie", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
+    ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet"];
