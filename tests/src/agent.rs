@@ -317,7 +317,7 @@ pub fn after(position: &proto::Position) -> proto::WatchRequest {
     proto::WatchRequest { after: Some(position.clone()), ..proto::WatchRequest::default() }
 }
 
-/// What a client takes in without being asked for more, per stream: HTTP/2's own default. tonic's is large enough to
+/// What a client buffers per stream: HTTP/2's own default. tonic's is large enough to
 /// hide for thousands of events that a watcher does not read.
 const STREAM_WINDOW: u32 = 65_535;
 

@@ -1,6 +1,6 @@
 //! A real control plane on loopback: etcd and the API server, without scheduler and controllers; and kubectl.
 //!
-//! Owns both processes and their directory. A pod needs its `nodeName`, for nobody schedules; whoever has the kubeconfig may do anything.
+//! Owns both processes and their directory. A pod needs its `nodeName`, for there is no scheduler; whoever has the kubeconfig may do anything.
 
 use std::fs;
 use std::path::{Path, PathBuf};

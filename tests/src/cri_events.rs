@@ -94,7 +94,7 @@ impl Subscriber {
         let sink = Arc::clone(&collected);
         let task = tokio::spawn(async move {
             let stream = subscribe(channel, since).await;
-            // Nobody waits any more.
+            // The receiver is gone.
             let _ = subscribed.send(());
             let mut stream = match stream {
                 Ok(stream) => stream,

@@ -37,7 +37,7 @@ pub enum Handler {
 pub enum CgroupDriver {
     /// The OCI runtime itself, with mkdir(2).
     Cgroupfs,
-    /// systemd, asked over D-Bus.
+    /// systemd, over D-Bus.
     Systemd,
 }
 
@@ -154,7 +154,7 @@ impl Environment {
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {
             (_, CgroupDriver::Systemd) if !self.systemd => Some("PID 1 is not systemd"),
-            // Of a systemd guest only the systemd driver is asked: its kubelet would use no other.
+            // A systemd guest tests the systemd driver only: its kubelet would use no other.
             (_, CgroupDriver::Cgroupfs) if self.systemd => Some("PID 1 is systemd"),
             (Handler::Crun, _) if self.layout == CgroupLayout::Hybrid => Some("crun refuses hybrid cgroups"),
             _ => None,

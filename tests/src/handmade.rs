@@ -2,7 +2,7 @@
 //! process with a mount namespace of its own. For what needs a thousand of them, or none of the runtime.
 //!
 //! An executable that starts such containers is also their init helper: its `main` calls
-//! [`become_container_if_asked`] before anything else.
+//! [`become_container_if_requested`] before anything else.
 
 use std::env;
 use std::ffi::CString;
@@ -101,7 +101,7 @@ impl HandMade {
 
 /// In a process that [`HandMade::start`] made: becomes the container's program and does not return. In any other:
 /// does nothing.
-pub fn become_container_if_asked() -> Result<()> {
+pub fn become_container_if_requested() -> Result<()> {
     let Some(directory) = env::var_os(CGROUP) else { return Ok(()) };
     cgroup::enter(Path::new(&directory), std::process::id())?;
     unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;

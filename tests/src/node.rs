@@ -340,7 +340,7 @@ async fn connect(containerd: &mut Managed) -> Result<Cri> {
     ready.with_context(|| containerd.log_tail())
 }
 
-/// Hands containerd the images, and waits until its CRI side has taken notice of them.
+/// Hands containerd the images, and waits until its CRI side lists them.
 async fn import_images(archive: &Path, cri: &Cri) -> Result<()> {
     let mut command = Command::new("ctr");
     command.args(["--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import"]);
@@ -354,7 +354,7 @@ async fn import_images(archive: &Path, cri: &Cri) -> Result<()> {
     Ok(())
 }
 
-/// overlayfs is a module on some kernels, and nobody else would load it.
+/// overlayfs is a module on some kernels, and nothing else would load it.
 fn require_overlay() -> Result<()> {
     let known = || -> Result<bool> {
         let text = fs::read_to_string("/proc/filesystems").context("read /proc/filesystems")?;
@@ -376,7 +376,7 @@ pub fn containerd_version() -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."
     let version = said.split_whitespace().nth(2).map(|word| word.trim_start_matches('v').to_owned());
-    version.with_context(|| format!("cannot tell containerd's version from `{}`", said.trim()))
+    version.with_context(|| format!("cannot parse containerd's version in `{}`", said.trim()))
 }
 
 /// containerd's configuration, in the format of its major version.

@@ -142,7 +142,7 @@ impl PodSpec {
         }
     }
 
-    /// The node's network, so that no CNI is needed; the node's pid namespace if asked for.
+    /// The node's network, so that no CNI is needed; the node's pid namespace if requested.
     fn namespaces(&self) -> v1::NamespaceOption {
         let pid = if self.host_pid { v1::NamespaceMode::Node } else { v1::NamespaceMode::Container };
         v1::NamespaceOption {

@@ -44,7 +44,7 @@ struct Held {
 }
 
 impl Proxy {
-    /// Starts one before containerd, with events from the daemon at `daemon`, or from containerd where nobody is there.
+    /// Starts one before containerd, with events from the daemon at `daemon`, or from containerd where there is no daemon.
     pub async fn start(environment: &Environment, daemon: &Path) -> Result<Self> {
         Self::before(environment, Path::new(CONTAINERD_SOCKET), daemon).await
     }

@@ -1,4 +1,4 @@
-//! The test ctx itself: a real containerd runs, execs into, stops and removes pods here, before anything is asked
+//! The test ctx itself: a real containerd runs, execs into, stops and removes pods here, before anything is expected
 //! of kwitness. What fails here is not kwitness's fault.
 
 use std::path::Path;

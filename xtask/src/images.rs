@@ -1,4 +1,4 @@
-//! The container images of tests and demo, made here: no registry is asked.
+//! The container images of tests and demo, made here: no registry is used.
 //!
 //! Written as a docker-archive: a layer and a configuration for each image, both named by their hash, and a manifest.
 

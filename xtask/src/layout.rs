@@ -1,4 +1,4 @@
-//! The images that critest asks for, made of static programs, as an OCI image layout: no registry is asked.
+//! The images that critest asks for, made of static programs, as an OCI image layout: no registry is used.
 //!
 //! Each image stands in for the one of the same name: it has the commands, users, ports and files that the suite looks for, and an id of
 //! its own where the suite counts images. What serves them is `kwitness_tests::registry`.
@@ -23,7 +23,7 @@ const DIRECTORIES: &[&str] =
 const USERS: &str = "root:x:0:0::/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nwww-data:x:33:33::/var/www:/bin/false\n\
                      nobody:x:65534:65534::/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nnogroup:x:65534:\n";
-/// What the suite calls and Debian's busybox lacks.
+/// What the suite calls and Debian's busybox does not have.
 const PGREP: &str = "#!/bin/sh\nexec pidof \"$1\"\n";
 const IPCS: &str = "#!/bin/sh\nexec cat /proc/sysvipc/shm\n";
 /// A script of that name, for the suite looks for a process called `nginx`.

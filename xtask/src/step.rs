@@ -65,7 +65,7 @@ pub fn say(mark: &str, name: &str, rest: &str) {
         (true, _) => ("\x1b[2m", "\x1b[0m"),
         (false, _) => ("", ""),
     };
-    // Nobody is left to report when standard error is closed.
+    // When standard error is closed there is nowhere to report.
     _ = writeln!(err, "{}", format!("{on}{mark}{off} {name:<36} {rest}").trim_end());
 }
 

@@ -1,6 +1,6 @@
 //! Every version, suite and package name that the tasks depend on: the one place to change when one moves.
 //!
-//! Owns names and numbers only. Never a host name: where packages come from is asked of apt at run time.
+//! Owns names and numbers only. Never a host name: apt knows where packages come from.
 
 /// The linker of BPF objects, from crates.io.
 pub const BPF_LINKER: &str = "0.13.0";
@@ -15,7 +15,7 @@ pub const CARGO_MACHETE: &str = "0.9.2";
 pub const CRI_TOOLS: &str = "1.36.0";
 /// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
 pub const KUBERNETES: &str = "1.36.3";
-/// Where Debian's etcd is taken from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
+/// Where Debian's etcd comes from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
 pub const ETCD_SUITE: &str = "trixie";
 
 /// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
@@ -104,7 +104,7 @@ pub const GUESTS: &[(&str, &str)] = &[
     ("6.12", "trixie-systemd"),
 ];
 
-/// The kernel and the root that `vm` boots unless told otherwise.
+/// The kernel and the root that `vm` boots by default.
 pub const DEFAULT_KERNEL: &str = "6.12";
 /// See [`DEFAULT_KERNEL`].
 pub const DEFAULT_ROOT: &str = "trixie";

@@ -1,4 +1,4 @@
-//! The account of a series: what was asked, who interfered, what the daemon said of it, step by step, for a log or for a person.
+//! The account of a series: what was requested, who interfered, what the daemon reported, step by step, for a log or for a person.
 
 use std::time::Duration;
 
@@ -41,8 +41,8 @@ impl Account {
         anstream::println!("\n{STEP}▶ {text}{STEP:#}");
     }
 
-    /// Something is asked for, by those who are to ask for it.
-    pub(super) fn asked(&self, text: &str) {
+    /// A limit is requested the regular way.
+    pub(super) fn requested(&self, text: &str) {
         anstream::println!("     {text}");
     }
 

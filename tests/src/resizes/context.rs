@@ -115,14 +115,14 @@ impl<'a> ResizeContext<'a> {
             }
             Limit::Weight | Limit::High => bail!("give it with `update_to`"),
         }
-        self.account.asked(&format!("the runtime is asked for: {limit}"));
+        self.account.requested(&format!("requested from the runtime: {limit}"));
         self.update_to(linux).await
     }
 
     /// Any update.
     pub(super) async fn update_to(&self, linux: cri::LinuxContainerResources) -> Result<()> {
         if linux.cpu_shares > 0 {
-            self.account.asked(&format!("the runtime is asked for: {} CPU shares", linux.cpu_shares));
+            self.account.requested(&format!("requested from the runtime: {} CPU shares", linux.cpu_shares));
         }
         let request =
             cri::UpdateContainerResourcesRequest { container_id: self.container.clone(), linux: Some(linux) };
@@ -131,7 +131,7 @@ impl<'a> ResizeContext<'a> {
 
     /// As the kubelet resizes a pod: through systemd where systemd owns the cgroup.
     pub(super) fn resize_pod(&self, limit: Limit) -> Result<()> {
-        self.account.asked(&format!("the pod gets, as by the kubelet: {limit}"));
+        self.account.requested(&format!("the pod's cgroup gets, as by the kubelet: {limit}"));
         match (self.node.driver(), limit) {
             (CgroupDriver::Cgroupfs, Limit::Memory(bytes)) => {
                 write(&self.around.join("memory.max"), &bytes.to_string())
@@ -174,7 +174,7 @@ impl<'a> ResizeContext<'a> {
 
     /// What another process wrote is put right by hand.
     pub(super) fn mend(&self, directory: &Path, file: &str, text: &str) -> Result<()> {
-        self.account.asked(&format!("`{text}` is written to the {} {file} again", self.whose(directory)));
+        self.account.requested(&format!("`{text}` is written to the {} {file} again", self.whose(directory)));
         write(&directory.join(file), text)
     }
 

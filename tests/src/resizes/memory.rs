@@ -14,12 +14,12 @@ use crate::node::Node;
 use crate::pod::{Pod, PodSpec};
 use crate::process;
 
-/// A container with a child that holds 40 MB. From then on nobody in it starts another process, and nobody needs more memory.
+/// A container with a child that holds 40 MB. From then on it starts no process and allocates no memory.
 const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1000";
 /// What holds them.
 const HOLDER: &str = "tail";
 
-/// Nobody in it may be killed: the write returns, and the limit is exceeded.
+/// No process in it may be killed: the write returns, and the limit is exceeded.
 pub(super) async fn nobody_to_kill(
     node: &Node,
     agent: &Agent,
@@ -30,13 +30,13 @@ pub(super) async fn nobody_to_kill(
     let mut context = hungry(node, agent, &pod, account).await?;
     let ctx = &mut context;
     ctx.in_force("a container that uses most of its 64 MiB", Limit::Memory(64 * MIB)).await?;
-    ctx.account.meddled("nobody in it may be killed");
+    ctx.account.meddled("no process in it may be killed");
     for pid in ctx.pids()? {
         spare(pid)?;
     }
     let own = ctx.own.clone();
     ctx.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
-    let step = "memory below usage, nobody to kill";
+    let step = "memory below usage, no process to kill";
     let verdict = ctx.now(step, Limit::Memory(16 * MIB), VerdictKind::OverLimit).await?;
     ensure!(verdict.usage.is_some_and(|usage| usage > 16 * MIB), "{verdict:?}");
     ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;

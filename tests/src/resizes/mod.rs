@@ -125,7 +125,7 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
 
     sabotage::all(ctx, combination).await?;
     let resized = |seen: &Seen| seen.has(&id, "verdict");
-    let seen = watcher.wait_until("verdicts that nobody asked for", resized).await?;
+    let seen = watcher.wait_until("unsolicited verdicts", resized).await?;
     ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
     node.stop_container(&id, 0).await?;
     node.remove_container(&id).await?;
@@ -135,7 +135,7 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
 
 /// A container that is gone has no limits.
 async fn agent_forgets(ctx: &mut ResizeContext<'_>) -> Result<()> {
-    ctx.account.asked("the container is removed");
+    ctx.account.requested("the container is removed");
     process::wait_for("the end of the container", Duration::from_secs(60), async || {
         let answer = ctx.ask(None, 0).await;
         Ok(answer.is_err_and(|status| status.code() == tonic::Code::NotFound).then_some(()))

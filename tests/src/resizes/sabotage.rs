@@ -1,4 +1,4 @@
-//! Each way in which a resize that was told to be done is not.
+//! Each way in which a requested resize fails to take effect.
 
 use std::fs;
 
@@ -24,7 +24,7 @@ pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -
     if combination.driver == CgroupDriver::Systemd {
         rewritten_by_systemd(ctx).await?;
     }
-    ctx.account.part("The runtime was not asked, or the kernel refused.");
+    ctx.account.part("The runtime was not called, or the kernel refused.");
     never_written(ctx).await?;
     ctx.account.part("Two at a time.");
     at_once(ctx).await
@@ -91,7 +91,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
     ctx.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
     let high = ctx.says("memory.high")?;
     ctx.meddle(&own, "memory.high", "max")?;
-    ctx.now("nobody is slowed down any more", Limit::High, VerdictKind::Reverted).await?;
+    ctx.now("throttling is off", Limit::High, VerdictKind::Reverted).await?;
     ctx.mend(&own, "memory.high", &high)?;
     ctx.meddle(&around, "memory.high", "33554432")?;
     ctx.now("and the whole pod, sooner", Limit::High, VerdictKind::Shadowed).await?;
@@ -133,7 +133,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
 /// What another process wrote past the runtime is lost with the runtime's next update.
 async fn overwritten(ctx: &mut ResizeContext<'_>) -> Result<()> {
     ctx.update(Limit::Memory(64 * MIB)).await?;
-    ctx.in_force("memory, told to the runtime", Limit::Memory(64 * MIB)).await?;
+    ctx.in_force("memory, by the runtime", Limit::Memory(64 * MIB)).await?;
     let own = ctx.own.clone();
     if ctx.inner().is_some() {
         ctx.meddle(&own, "memory.max", &(72 * MIB).to_string())?;
@@ -141,7 +141,7 @@ async fn overwritten(ctx: &mut ResizeContext<'_>) -> Result<()> {
         ctx.now(step, Limit::Memory(72 * MIB), VerdictKind::Shadowed).await?;
     }
     ctx.meddle_within("memory.max", &(72 * MIB).to_string())?;
-    ctx.in_force("memory, not told to the runtime", Limit::Memory(72 * MIB)).await?;
+    ctx.in_force("memory, behind the runtime's back", Limit::Memory(72 * MIB)).await?;
     ctx.update(Limit::Memory(64 * MIB)).await?;
     let step = "the runtime's next update undoes it";
     let verdict = ctx.now(step, Limit::Memory(72 * MIB), VerdictKind::Reverted).await?;
@@ -153,7 +153,7 @@ async fn overwritten(ctx: &mut ResizeContext<'_>) -> Result<()> {
 async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
     let own = ctx.own.clone();
     ctx.meddle_within("memory.max", &(72 * MIB).to_string())?;
-    ctx.in_force("memory, not told to systemd", Limit::Memory(72 * MIB)).await?;
+    ctx.in_force("memory, behind systemd's back", Limit::Memory(72 * MIB)).await?;
     let scope = own.file_name().and_then(|name| name.to_str()).context("a scope without a name")?;
     let set = ["set-property", "--runtime", scope, "MemoryHigh=120M"];
     ctx.account.meddled("another process runs `systemctl set-property SCOPE MemoryHigh=120M`");
@@ -171,14 +171,14 @@ async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
 
 /// The file never said it.
 async fn never_written(ctx: &mut ResizeContext<'_>) -> Result<()> {
-    ctx.now("never told to anybody", Limit::Memory(77 * MIB), VerdictKind::Diverged).await?;
+    ctx.now("never written", Limit::Memory(77 * MIB), VerdictKind::Diverged).await?;
     let verdict =
         ctx.verdict("waited for in vain", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
     for (step, limit) in [
-        ("less than it has, and nobody wrote it", Limit::Memory(40 * MIB)),
-        ("a quota that nobody wrote", Limit::Cpu(333)),
+        ("less than it has, and never written", Limit::Memory(40 * MIB)),
+        ("a quota that was never written", Limit::Cpu(333)),
         ("more than all of the node's CPUs", Limit::Cpu(64_000)),
     ] {
         ctx.now(step, limit, VerdictKind::Diverged).await?;
@@ -205,10 +205,10 @@ async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
         ctx.update(limit).await
     };
     let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));
-    let asked = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
-    let (updated, asked) = tokio::join!(late, asked);
+    let answer = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
+    let (updated, answer) = tokio::join!(late, answer);
     updated?;
-    ensure!(asked.context("call Verify")?.verdicts.len() >= 2, "no verdicts");
+    ensure!(answer.context("call Verify")?.verdicts.len() >= 2, "no verdicts");
     ctx.in_force("a resize that comes while it is waited for", limit).await?;
 
     for (one, other) in

@@ -27,30 +27,30 @@ pub(super) async fn checkpoints(
     let id = node.run(&pod, &sleeper()).await?;
     let mut context = ResizeContext::new(node, agent, &pod, id, account).await?;
     let ctx = &mut context;
-    // Without names, nobody knows which container a checkpoint means.
+    // Without names, a checkpoint cannot be matched to a container.
     known(ctx).await?;
     let (allocated, actuated) = (kubelet.join("allocated_pods_state"), kubelet.join("actuated_pods_state"));
-    ctx.account.asked("the kubelet has admitted: memory 64 MiB");
+    ctx.account.requested("the kubelet has admitted: memory 64 MiB");
     write(&allocated, &checkpoint(&pod, "64Mi"))?;
     let verdict = judged(ctx, "in force, by the kubelet's word", 0, VerdictKind::InForce).await?;
     ensure!(verdict.compared_with() == Source::KubeletAllocated, "{verdict:?}");
 
-    ctx.account.asked("the kubelet has admitted: memory 96 MiB");
+    ctx.account.requested("the kubelet has admitted: memory 96 MiB");
     write(&allocated, &checkpoint(&pod, "96Mi"))?;
-    let step = "admitted by the kubelet, told to nobody";
+    let step = "admitted by the kubelet, not actuated";
     let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
-    ctx.account.asked("the kubelet says that it has asked the runtime for: memory 96 MiB");
+    ctx.account.requested("the kubelet has actuated: memory 96 MiB");
     write(&actuated, &checkpoint(&pod, "96Mi"))?;
     let step = "done by the kubelet's word, and not by the file";
     let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     let disagreeing: Vec<_> = verdict.disagreeing().collect();
     ensure!(disagreeing == [Source::Runtime], "{verdict:?}");
     ctx.update(Limit::Memory(96 * MIB)).await?;
-    judged(ctx, "told to the runtime", 10_000, VerdictKind::InForce).await?;
+    judged(ctx, "sent to the runtime", 10_000, VerdictKind::InForce).await?;
 
-    ctx.account.meddled("the checkpoint has a version that nobody knows");
+    ctx.account.meddled("the checkpoint has an unknown version");
     write(&allocated, r#"{"version":"v9","data":"{}","checksum":0}"#)?;
     let answer = ctx.ask(None, 0).await.context("call Verify")?;
     let refusal = answer.unavailable.iter().find(|text| text.contains("\"v9\""));
@@ -62,7 +62,7 @@ pub(super) async fn checkpoints(
     node.remove_pod(&pod).await
 }
 
-/// The verdict on the container's memory, by nobody's own word.
+/// The verdict on the container's memory, without a limit of the request's own.
 async fn judged(
     ctx: &mut ResizeContext<'_>,
     step: &str,

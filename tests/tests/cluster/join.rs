@@ -126,7 +126,7 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(
     with_cluster(ctx, combination, &api, (Pleg::Evented, Way::Proxy), async |cluster| {
         let began = Instant::now();
         let id = cluster.pod("crash").await?;
-        println!("running {:.2} s after it was asked for", began.elapsed().as_secs_f64());
+        println!("running {:.2} s after the request", began.elapsed().as_secs_f64());
         let (_, restarts) = cluster.reported("crash")?;
         let restarts = restarts.context("no restart count")?;
         let pid = cluster.node.pid(&id).await?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::with_proxy;
 
-/// How often an output that reports ages is compared: it may be taken before and after a second's turn.
+/// How often an output that reports ages is compared: a second may end in between.
 const TRIES: usize = 5;
 
 struct Crictl {

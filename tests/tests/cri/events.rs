@@ -29,7 +29,7 @@ impl Subscriber {
         Ok(Self(cri.get_container_events().await?))
     }
 
-    /// The next events of that container, as kinds, until it is deleted or stopped as asked.
+    /// The next events of that container, as kinds, until it is deleted or stopped.
     async fn until(&mut self, id: &str, last: v1::ContainerEventType) -> Result<Vec<v1::ContainerEventType>> {
         let mut kinds = Vec::new();
         while kinds.last() != Some(&last) {
@@ -133,7 +133,7 @@ pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination
             node.start_containerd().await?;
             cri.version(v1::VersionRequest { version: "v1".to_owned() }).await?;
             node.remove_pod(&pod).await?;
-            // A sandbox that is removed right after containerd's start is not always told to have stopped.
+            // A sandbox that is removed right after containerd's start is not always reported as stopped.
             subscriber.until(&pod.sandbox, ContainerDeletedEvent).await?;
         }
         Ok(())

@@ -31,7 +31,7 @@ fn main() -> Result<()> {
         None;
         crictl::crictl_says_the_same,
         methods::every_method_answers_the_same,
-        requests::the_daemon_knows_what_was_asked_for_and_when,
+        requests::the_daemon_knows_what_was_requested_and_when,
         runtimes::a_runtime_that_may_not_be_used_is_said_so,
         runtimes::the_daemon_passes_on_what_the_runtime_says_it_is,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,

@@ -176,7 +176,7 @@ pub(crate) async fn every_method_answers_the_same(ctx: &TestContext, combination
             ("/runtime.v1.ImageService/StreamImages", none(), Exactly),
             ("/runtime.v1.ImageService/ImageFsInfo", none(), Measured),
             ("/runtime.v1.ImageService/RemoveImage", none(), Exactly),
-            // What is no request, and what nobody serves.
+            // Malformed requests, and methods that do not exist.
             ("/runtime.v1.RuntimeService/ContainerStatus", Bytes::from_static(b"\xff\xff\xff"), Exactly),
             ("/runtime.v1.RuntimeService/ContainerStatus", named("caf\u{e9}"), Exactly),
             ("/runtime.v1.RuntimeService/ContainerStatus", Bytes::from_static(b"\x0a\x02\xc3\x28"), Exactly),
@@ -196,8 +196,8 @@ pub(crate) async fn every_method_answers_the_same(ctx: &TestContext, combination
                 describe(&found)
             );
         }
-        ensure!(unimplemented >= 2, "not even what nobody serves is unimplemented");
-        // Larger than what gRPC servers take unasked (4 MiB), and than what containerd takes (16 MiB).
+        ensure!(unimplemented >= 2, "not even unknown methods are unimplemented");
+        // Larger than gRPC's default limit (4 MiB), and than containerd's (16 MiB).
         for (size, code) in [(5 << 20, Code::Ok), (17 << 20, Code::ResourceExhausted)] {
             let path = "/runtime.v1.RuntimeService/Version";
             let request = named(&"x".repeat(size));

@@ -46,11 +46,11 @@ async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<proto::Verdict
     .await
 }
 
-/// What was asked for of one file by way of the CRI.
-fn asked(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::DesiredLimit> {
+/// What was requested for one file over the CRI.
+fn requested(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::DesiredLimit> {
     let mut verdicts = verdicts.iter().filter_map(|of| of.verdict.as_ref());
     let verdict = verdicts.find(|verdict| verdict.file == file)?;
-    verdict.desired.iter().find(|claim| claim.source() == proto::Source::CriRequest).cloned()
+    verdict.desired.iter().find(|limit| limit.source() == proto::Source::CriRequest).cloned()
 }
 
 /// The median of how long updates take.
@@ -65,7 +65,7 @@ async fn timed(cri: &Cri, id: &str) -> Result<Duration> {
     Ok(times[TIMED / 2])
 }
 
-pub(crate) async fn the_daemon_knows_what_was_asked_for_and_when(
+pub(crate) async fn the_daemon_knows_what_was_requested_and_when(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
@@ -89,26 +89,29 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     let last = verdicts[0].last_request.clone().context("the creation")?;
     ensure!(last.method() == proto::CriMethod::CreateContainer && last.code == Some(0), "{last:?}");
     ensure!(before <= last.received && last.received < last.answered && last.answered <= created, "{last:?}");
-    let claim = asked(&verdicts, "memory.max").context("what was asked for at first")?;
-    ensure!(claim.value == (64 << 20).to_string() && claim.time.is_some(), "{claim:?}");
+    let limit = requested(&verdicts, "memory.max").context("what was requested first")?;
+    ensure!(limit.value == (64 << 20).to_string() && limit.time.is_some(), "{limit:?}");
 
     // Of a changed limit the new word counts, of the other the old.
     let before = boottime();
     through.update_container_resources(update(&id, 0, 512)).await?;
     let verdicts = known(agent, &id, before).await?;
-    let still = asked(&verdicts, "memory.max").context("what was asked for at first")?;
+    let still = requested(&verdicts, "memory.max").context("what was requested first")?;
     // The wall clock's time of the same moment, converted anew.
     let moved =
-        still.time.zip(claim.time).map(|(now, then)| now.to_unix_nanos().abs_diff(then.to_unix_nanos()));
+        still.time.zip(limit.time).map(|(now, then)| now.to_unix_nanos().abs_diff(then.to_unix_nanos()));
     ensure!(
-        still.value == claim.value && moved.is_some_and(|nanos| nanos < 1_000_000),
-        "{still:?} {claim:?}"
+        still.value == limit.value && moved.is_some_and(|nanos| nanos < 1_000_000),
+        "{still:?} {limit:?}"
     );
-    let shares = asked(&verdicts, "cpu.weight").context("what was asked for then")?;
-    ensure!(shares.time > claim.time, "{shares:?} {claim:?}");
+    let shares = requested(&verdicts, "cpu.weight").context("what was requested then")?;
+    ensure!(shares.time > limit.time, "{shares:?} {limit:?}");
 
     // A pod's limits come with its sandbox's id. (containerd 1.7 refuses the method before it has read the request: reported by hand.)
-    ensure!(through.update_container_resources(update("nobody", 1 << 30, 0)).await.is_err(), "of nobody");
+    ensure!(
+        through.update_container_resources(update("nobody", 1 << 30, 0)).await.is_err(),
+        "of an unknown container"
+    );
     let now = boottime();
     let request = proto::CriRequest {
         method: proto::CriMethod::UpdatePodSandboxResources.into(),
@@ -120,14 +123,14 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     };
     let reported = proto::ReportCriRequestsRequest { requests: vec![request] };
     let answer = agent.client().await?.report_cri_requests(reported).await?.into_inner();
-    ensure!(answer.taken == 1, "{answer:?}");
+    ensure!(answer.accepted == 1, "{answer:?}");
     let filter = Some(proto::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
     let request = proto::VerifyRequest { filter, ..Default::default() };
-    wait_for("what was asked for the pod", LIMIT, async || {
+    wait_for("what was requested for the pod", LIMIT, async || {
         let mut verdicts = agent.verify(request.clone()).await?.verdicts;
         verdicts.retain(|of| of.container.is_none());
-        let claim = asked(&verdicts, "memory.max").filter(|claim| claim.value == (32 << 20).to_string());
-        Ok(claim.map(drop))
+        let limit = requested(&verdicts, "memory.max").filter(|limit| limit.value == (32 << 20).to_string());
+        Ok(limit.map(drop))
     })
     .await?;
 
@@ -135,13 +138,15 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     let straight = timed(&Cri::connect(Path::new(CONTAINERD_SOCKET)).await?, &id).await?;
     let with_daemon = timed(&through, &id).await?;
     let counts = proxy.counts().await?;
-    ensure!(counts["requests_untold"] == 0 && counts["requests_malformed"] == 0, "{counts:?}");
+    ensure!(counts["requests_dropped"] == 0 && counts["requests_malformed"] == 0, "{counts:?}");
     agent.kill()?;
     let without = timed(&through, &id).await?;
-    println!("an update takes {straight:?} straight, {with_daemon:?} told to a daemon, {without:?} to none");
+    println!(
+        "an update takes {straight:?} straight, {with_daemon:?} reported to a daemon, {without:?} to none"
+    );
     ensure!(with_daemon < straight + SLOWER && without < straight + SLOWER, "that is slower");
-    wait_for("the untold to be counted", LIMIT, async || {
-        Ok((proxy.counts().await?["requests_untold"] >= TIMED as u64).then_some(()))
+    wait_for("the dropped to be counted", LIMIT, async || {
+        Ok((proxy.counts().await?["requests_dropped"] >= TIMED as u64).then_some(()))
     })
     .await?;
 
@@ -150,8 +155,8 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     let before = boottime();
     through.update_container_resources(update(&id, 96 << 20, 0)).await?;
     let verdicts = known(agent, &id, before).await?;
-    let claim = asked(&verdicts, "memory.max").context("what was asked for last")?;
-    ensure!(claim.value == (96 << 20).to_string(), "{claim:?}");
+    let limit = requested(&verdicts, "memory.max").context("what was requested last")?;
+    ensure!(limit.value == (96 << 20).to_string(), "{limit:?}");
 
     // What has ended is forgotten.
     let before = agent.status().await?.counters;

@@ -1,4 +1,4 @@
-//! Subscribers that stop reading during a storm of containers: nobody else notices.
+//! Subscribers that stop reading during a storm of containers: no other client notices.
 
 use std::time::{Duration, Instant};
 
@@ -28,9 +28,9 @@ const CALM: Duration = Duration::from_secs(5);
 /// Labels of the storm's pods, and bytes of each: they are in every event, so that 16 MiB of events come together in time. containerd
 /// takes no longer ones.
 const LABELS: (usize, usize) = (12, 4000);
-/// HTTP/2's own: what is not read is not taken in, either.
+/// HTTP/2's own: what is not read is not buffered, either.
 const WINDOW: u32 = 65_535;
-/// What a stalled stream is waited for before it is taken to be at its end.
+/// What a stalled stream is waited for before it counts as ended.
 const SILENT: Duration = Duration::from_secs(2);
 
 /// One after the other is made, started and removed until it is enough: how long each StartContainer took, and all ids, the
@@ -92,7 +92,7 @@ pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
     with_daemon(ctx, combination, async |node, agent, proxy| {
         let time = if ctx.environment.long { STALL_LONG } else { STALL };
         stall(node, agent, proxy, combination, time).await?;
-        // containerd 1.7 keeps the events that nobody took for its next subscriber: these are more than a test can take.
+        // containerd 1.7 keeps undelivered events for its next subscriber: these are more than a test can read.
         node.stop_containerd()?;
         node.start_containerd().await
     })
@@ -146,7 +146,8 @@ async fn stall(
     for (whose, stream, must_end) in [("the proxy", of_proxy, true), ("the daemon", of_daemon, false)] {
         let (events, end) = read(stream).await;
         let first = events.first().with_context(|| format!("nothing of {whose}"))?;
-        let from = all.iter().position(|event| event == first).context("an event that nobody else has")?;
+        let from =
+            all.iter().position(|event| event == first).context("an event that no other client has")?;
         ensure!(all[from..].starts_with(&events), "a hole in what {whose} reported");
         let code = end.as_ref().map(Status::code);
         ensure!(code.is_none_or(|code| code == Code::ResourceExhausted), "{whose}: {end:?}");

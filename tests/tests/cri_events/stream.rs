@@ -15,16 +15,16 @@ use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process;
 
-/// Calls to the runtime for an event, at most: the pod is asked for soon and often, and then read.
+/// Calls to the runtime for an event, at most: the pod is polled soon and often, and then read.
 const CALLS: u64 = 20;
-/// While the runtime does not agree, a pod is asked for once in that time, with at most so many calls.
+/// While the runtime does not agree, a pod is polled once in that time, with at most so many calls.
 const ASKED: (Duration, u64) = (Duration::from_millis(100), 3);
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         ctx.with_agent(&[], async |agent| {
-            // The only one who takes the runtime's own events, so that none are taken from anybody else.
+            // The only subscriber of the runtime's own events, so that it misses none to another.
             let mut runtimes = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
             let mut first = Subscriber::open(agent.socket(), None).await?;
             let mut second = Subscriber::open(agent.socket(), None).await?;
@@ -98,7 +98,7 @@ pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination)
             let same = second.wait_until("the end", end).await?;
             ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
 
-            // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what nobody took before.)
+            // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber received before.)
             let theirs = runtimes.wait_until("the runtime's own end", end).await?;
             let of_pod = |id: &str| !reported.of(id).is_empty();
             for event in theirs.events().filter(|event| of_pod(&event.container_id)) {
@@ -110,7 +110,7 @@ pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination)
             let status = agent.status().await?;
             let count = |name: &str| status.counters.get(name).copied().unwrap_or_default();
             ensure!(
-                count("cri_events_told") == 18 && count("cri_events_withheld") == 0,
+                count("cri_events_sent") == 18 && count("cri_events_withheld") == 0,
                 "{:?}",
                 status.counters
             );
@@ -205,7 +205,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
                 .await?;
             ensure!(
                 !reported.has(&stays, Type::ContainerStoppedEvent),
-                "the other one was told to have stopped:\n{reported}"
+                "the other one was reported to have stopped:\n{reported}"
             );
             reported.check_contract()?;
             reported.check_life(&ends, &LIFE[..3])?;

@@ -12,7 +12,7 @@ use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
-    handmade::become_container_if_asked()?;
+    handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
     let mut cases = Vec::new();
     macro_rules! cases {
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
         subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
         manners::too_many_watchers,
-        manners::the_probes_log_when_asked_to,
+        manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
     ];
     suite::run(ctx, cases)

@@ -137,7 +137,7 @@ pub(crate) async fn too_many_watchers(ctx: &TestContext) -> Result<()> {
     .await
 }
 
-pub(crate) async fn the_probes_log_when_asked_to(ctx: &TestContext) -> Result<()> {
+pub(crate) async fn the_probes_log_when_enabled(ctx: &TestContext) -> Result<()> {
     let kubepods = Kubepods::make(&ctx.environment)?;
     for (level, logs) in [("off", false), ("warn", false), ("debug", true)] {
         ctx.with_agent(&[&format!("kernel.log={level}")], async |agent| {

@@ -157,10 +157,16 @@ pub(crate) async fn the_status(ctx: &TestContext) -> Result<()> {
         let json: Vec<StatusResponse> = json_lines(&client(ctx, agent.socket(), "status -o json").await?)?;
         let [status] = &json[..] else { anyhow::bail!("{} statuses", json.len()) };
         ensure!(status.node_name == "here", "{}", status.node_name);
-        ensure!(!status.needs.is_empty() && status.lost.is_empty(), "{status:?}");
-        for need in &status.needs {
-            ensure!(!need.vital || !need.hook.is_empty(), "{need:?} is not met, and the daemon runs");
-            ensure!(!need.hook.is_empty() || !need.remedy.is_empty(), "{need:?}: not met, and no remedy");
+        ensure!(!status.capabilities.is_empty() && status.lost.is_empty(), "{status:?}");
+        for capability in &status.capabilities {
+            ensure!(
+                !capability.vital || !capability.hook.is_empty(),
+                "{capability:?} is not met, and the daemon runs"
+            );
+            ensure!(
+                !capability.hook.is_empty() || !capability.remedy.is_empty(),
+                "{capability:?}: not met, and no remedy"
+            );
         }
         for format in ["table", "wide"] {
             let text = client(ctx, agent.socket(), &format!("status -o {format}")).await?;
@@ -178,8 +184,10 @@ pub(crate) async fn the_doctor_with_and_without_a_daemon(ctx: &TestContext) -> R
         let report: serde_json::Value =
             serde_json::from_str(&done.check(0)?.stdout).context("parse the report")?;
         ensure!(report["healthy"] == true && report["daemon"] == daemon, "{report:#}");
-        let needs = report["needs"].as_array().context("no needs")?;
-        let met = needs.iter().filter(|need| need["hook"].as_str().is_some_and(|hook| !hook.is_empty()));
+        let capabilities = report["capabilities"].as_array().context("no capabilities")?;
+        let met = capabilities
+            .iter()
+            .filter(|capability| capability["hook"].as_str().is_some_and(|hook| !hook.is_empty()));
         ensure!(met.count() > 0, "{report:#}");
         Ok(())
     };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, Watch};
-use kwitness_agent::probe::need::{HookKind, LIMIT_WRITES};
+use kwitness_agent::probe::capability::{HookKind, LIMIT_WRITES};
 use kwitness_core::model::{
     CgroupId, Fact, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase, WriteResult,
     WrittenValue,
@@ -42,22 +42,21 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
     for kind in [HookKind::Fentry, HookKind::Kprobe] {
         for (name, scenario) in SCENARIOS {
             let loaded = Arc::clone(loaded);
-            let body =
-                move |ctx: &TestContext| {
-                    let parent = &ctx.environment.cgroup_directory();
-                    loaded.with(kind, parent, |session| {
-                        let chosen =
-                            session.running().capabilities().needs.iter().find_map(|report| {
-                                report.chosen.filter(|_| report.need.name == LIMIT_WRITES)
-                            });
-                        ensure!(
-                            chosen.is_some_and(|hook| hook.kind == kind),
-                            "{:#?}",
-                            session.running().capabilities()
-                        );
-                        scenario(session, parent)
-                    })
-                };
+            let body = move |ctx: &TestContext| {
+                let parent = &ctx.environment.cgroup_directory();
+                loaded.with(kind, parent, |session| {
+                    let chosen =
+                        session.running().capabilities().reports.iter().find_map(|report| {
+                            report.chosen.filter(|_| report.capability.name == LIMIT_WRITES)
+                        });
+                    ensure!(
+                        chosen.is_some_and(|hook| hook.kind == kind),
+                        "{:#?}",
+                        session.running().capabilities()
+                    );
+                    scenario(session, parent)
+                })
+            };
             cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind)));
         }
     }
@@ -133,9 +132,9 @@ fn whole(session: &mut Session, parent: &Path) -> Result<()> {
     let hook = session
         .running()
         .capabilities()
-        .needs
+        .reports
         .iter()
-        .find_map(|report| report.chosen.filter(|_| report.need.name == LIMIT_WRITES));
+        .find_map(|report| report.chosen.filter(|_| report.capability.name == LIMIT_WRITES));
     let expected = match hook.map(|hook| hook.kind) {
         Some(HookKind::Kprobe) => WriteHook::Kprobe,
         _ => WriteHook::Fentry,
@@ -198,7 +197,7 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
 /// By the system call, which any kernel shows: the one limit that every hierarchy has.
 fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     let capabilities = session.running().capabilities();
-    let report = capabilities.needs.iter().find(|report| report.need.name == LIMIT_WRITES);
+    let report = capabilities.reports.iter().find(|report| report.capability.name == LIMIT_WRITES);
     let kind = report.and_then(|report| report.chosen).map(|hook| hook.kind);
     ensure!(kind == Some(HookKind::Syscall), "{report:#?}");
     let root = Root::make(parent, "syscall")?;
@@ -213,7 +212,7 @@ fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     session.settle()?;
     let reported = writes(session, cgroup::id(&container)?);
     let refused = |errno: Errno| Some(WriteResult::Refused { errno: errno as i32 });
-    let told_so: Vec<_> = reported
+    let seen: Vec<_> = reported
         .iter()
         .map(|write| {
             let value = write.value.as_ref().map(|value| (value.text.len(), value.truncated));
@@ -227,15 +226,14 @@ fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     let whole = |length| Some((length, false));
     let cut = Some((kwitness_abi::VALUE_CAP - 1, true));
     ensure!(
-        told_so
-            == [
-                (whole(1), None),
-                (whole(1), Some(WriteResult::Accepted)),
-                (whole(8), None),
-                (whole(8), refused(Errno::EINVAL)),
-                (cut, None),
-                (cut, refused(Errno::ERANGE)),
-            ],
+        seen == [
+            (whole(1), None),
+            (whole(1), Some(WriteResult::Accepted)),
+            (whole(8), None),
+            (whole(8), refused(Errno::EINVAL)),
+            (cut, None),
+            (cut, refused(Errno::ERANGE)),
+        ],
         "{reported:#?}"
     );
     for write in &reported {

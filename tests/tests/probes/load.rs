@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
-use kwitness_agent::probe::need::{Exclusion, HookKind, Importance, NEEDS, Tracepoints};
-use kwitness_agent::probe::{Loaded, NeedReport, ProbeError, ProbeLog, Reason, Settings, survey};
+use kwitness_agent::probe::{CapabilityReport, Loaded, ProbeError, ProbeLog, Reason, Settings, survey};
 use kwitness_tests::suite::Case;
 
 use crate::all_but;
@@ -25,10 +25,10 @@ fn every_hook() -> Result<()> {
     // What the verifier cuts out of programs that log nothing has to pass it, too.
     let logging = [ProbeLog::Off, ProbeLog::Debug];
     for (kind, log) in HookKind::TRACEPOINTS.into_iter().flat_map(|kind| logging.map(|log| (kind, log))) {
-        let capabilities = survey(&Settings { exclude: all_but(kind), log, ..Settings::default() });
+        let capabilities = survey(&Settings { exclude: all_but(kind), log, ..Settings::default() })?;
         ensure!(capabilities.suffices(), "{capabilities:#?}");
-        for report in &capabilities.needs {
-            if report.need.hooks.iter().any(|hook| hook.kind == kind) {
+        for report in &capabilities.reports {
+            if report.capability.hooks.iter().any(|hook| hook.kind == kind) {
                 ensure!(report.chosen.is_some_and(|hook| hook.kind == kind), "{kind}: {report:#?}");
             }
         }
@@ -38,19 +38,24 @@ fn every_hook() -> Result<()> {
 
 fn degrades() -> Result<()> {
     let tracepoints = Tracepoints::of(&kernel_release());
-    let exec = NEEDS.iter().find(|need| need.name == "task_exec").context("no need task_exec")?;
+    let exec = CAPABILITIES
+        .iter()
+        .find(|capability| capability.name == "task_exec")
+        .context("no capability task_exec")?;
     let [first, second, ..] = exec.hooks_in_order(tracepoints)[..] else { bail!("{:?}", exec.hooks) };
     let exclude = vec!["task_fork_btf".parse()?, "task_fork_raw".parse()?, Exclusion::Program(first.program)];
     let attached = Loaded::load(&Settings { exclude, ..Settings::default() })?.attach()?;
     let capabilities = attached.capabilities();
     ensure!(capabilities.suffices());
     // Which hooks at functions there are depends on the kernel: `limits` and `oom` look at those.
-    let at_tracepoint = |report: &&NeedReport| report.need.hooks.iter().all(|hook| hook.at_return.is_none());
-    let unmet: Vec<_> = capabilities.unmet().filter(at_tracepoint).map(|report| report.need.name).collect();
-    ensure!(unmet == ["task_fork"], "{unmet:?}");
-    for report in capabilities.needs.iter().filter(at_tracepoint) {
+    let at_tracepoint =
+        |report: &&CapabilityReport| report.capability.hooks.iter().all(|hook| hook.at_return.is_none());
+    let missing: Vec<_> =
+        capabilities.missing().filter(at_tracepoint).map(|report| report.capability.name).collect();
+    ensure!(missing == ["task_fork"], "{missing:?}");
+    for report in capabilities.reports.iter().filter(at_tracepoint) {
         let (program, refused) = (report.chosen.map(|hook| hook.program), &report.refused);
-        match report.need.name {
+        match report.capability.name {
             "task_fork" => {
                 ensure!(
                     refused.iter().all(|refusal| refusal.reason == Reason::Excluded) && refused.len() == 2
@@ -58,7 +63,7 @@ fn degrades() -> Result<()> {
             }
             "task_exec" => ensure!(program == Some(second.program) && refused.len() == 1, "{report:#?}"),
             _ => {
-                let first = report.need.hooks_in_order(tracepoints)[0].program;
+                let first = report.capability.hooks_in_order(tracepoints)[0].program;
                 ensure!(program == Some(first) && refused.is_empty(), "{report:#?}");
             }
         }
@@ -67,14 +72,14 @@ fn degrades() -> Result<()> {
 }
 
 fn vital() -> Result<()> {
-    for need in NEEDS.iter().filter(|need| need.importance == Importance::Vital) {
-        let exclude = need.hooks.iter().map(|hook| Exclusion::Program(hook.program)).collect();
+    for capability in CAPABILITIES.iter().filter(|capability| capability.importance == Importance::Vital) {
+        let exclude = capability.hooks.iter().map(|hook| Exclusion::Program(hook.program)).collect();
         let settings = Settings { exclude, ..Settings::default() };
-        ensure!(!survey(&settings).suffices());
-        let Err(error) = Loaded::load(&settings) else { anyhow::bail!("loaded without {}", need.name) };
+        ensure!(!survey(&settings)?.suffices());
+        let Err(error) = Loaded::load(&settings) else { anyhow::bail!("loaded without {}", capability.name) };
         let text = error.to_string();
-        let programs = need.hooks.iter().map(|hook| hook.program);
-        for part in [need.name, need.target, "tp_btf", "Remedy"].into_iter().chain(programs) {
+        let programs = capability.hooks.iter().map(|hook| hook.program);
+        for part in [capability.name, capability.target, "tp_btf", "Remedy"].into_iter().chain(programs) {
             ensure!(text.contains(part), "no `{part}` in: {text}");
         }
     }
@@ -90,8 +95,8 @@ fn one_instance() -> Result<()> {
         Err(other) => anyhow::bail!("{other}"),
         Ok(_) => anyhow::bail!("a second one was loaded"),
     }
-    // Looking at what the kernel offers disturbs nobody.
-    ensure!(survey(&settings).suffices());
+    // A survey of the kernel's capabilities disturbs no daemon.
+    ensure!(survey(&settings)?.suffices());
     drop(first);
     Loaded::load(&settings)?;
     Ok(())

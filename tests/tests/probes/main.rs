@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use kwitness_agent::probe::Settings;
+use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind};
 use kwitness_agent::probe::environment::{self, Lockdown};
-use kwitness_agent::probe::need::{Exclusion, HookKind, NEEDS};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::suite::{self, Case};
@@ -88,7 +88,7 @@ impl Loaded {
     }
 }
 
-/// Settings for hooks of that kind, where a need has one, or for the best there are.
+/// Settings for hooks of that kind, where a capability has one, or for the best there are.
 fn settings(kind: Option<HookKind>) -> Result<Settings> {
     Ok(Settings {
         syscalls: kind == Some(HookKind::Syscall),
@@ -108,9 +108,10 @@ fn refusal(ctx: &TestContext, kind: HookKind) -> Option<&'static str> {
         .then_some("a locked down kernel has no fentry and no kprobes")
 }
 
-/// The other hooks of each need that has one of that kind.
+/// The other hooks of each capability that has one of that kind.
 fn all_but(kind: HookKind) -> Vec<Exclusion> {
-    let with_it = NEEDS.iter().filter(|need| need.hooks.iter().any(|hook| hook.kind == kind));
-    let others = with_it.flat_map(|need| need.hooks).filter(|hook| hook.kind != kind);
+    let with_it =
+        CAPABILITIES.iter().filter(|capability| capability.hooks.iter().any(|hook| hook.kind == kind));
+    let others = with_it.flat_map(|capability| capability.hooks).filter(|hook| hook.kind != kind);
     others.map(|hook| Exclusion::Program(hook.program)).collect()
 }

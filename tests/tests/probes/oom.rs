@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness_agent::probe::need::HookKind;
+use kwitness_agent::probe::capability::HookKind;
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
 use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;

@@ -136,9 +136,9 @@ pub fn run(role: &[&str]) -> Result<()> {
 
 /// Takes memory until it has enough or is killed, then keeps it.
 fn hog() {
-    let taken: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
+    let allocated: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
     std::thread::sleep(Duration::from_secs(1000));
-    drop(taken);
+    drop(allocated);
 }
 
 /// The variant `storm`: makes containers one after the other, and prints what it did when all are gone.

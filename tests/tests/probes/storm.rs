@@ -120,7 +120,7 @@ fn is_end(facts: &[&Fact]) -> bool {
     )
 }
 
-/// With rings of one page that nobody reads, what came and what was lost add up to what was produced, kind by kind.
+/// With rings of one page that are not read, what came and what was lost add up to what was produced, kind by kind.
 fn overflow(environment: &Environment) -> Result<()> {
     let parent = &environment.cgroup_directory();
     let page = NonZeroU32::MIN;
@@ -168,7 +168,7 @@ fn overflow(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the kernel has let go of every cgroup below the root: the rings are full, so its records cannot tell.
+/// Waits until the kernel has let go of every cgroup below the root: the rings are full, so no record shows it.
 fn await_releases(root: &Root) -> Result<()> {
     let stat = root.directory().join("cgroup.stat");
     for _ in 0..1000 {

@@ -291,7 +291,7 @@ pub(crate) async fn cgroups_made_inside_a_container(
                 entered: &[("/bin/true", End::Code(0))],
             };
             seen.check_life(&life)?;
-            ensure!(seen.count("created") == 2, "an inner cgroup was taken for a container:\n{seen}");
+            ensure!(seen.count("created") == 2, "an inner cgroup was mistaken for a container:\n{seen}");
             Ok(())
         })
         .await

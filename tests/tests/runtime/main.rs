@@ -41,7 +41,7 @@ fn main() -> Result<()> {
         start::the_runtime_is_away,
         stream::a_slow_watcher_hurts_only_itself,
         stream::a_watcher_resumes_where_it_was,
-        stream::a_filter_passes_what_was_asked_for,
+        stream::a_filter_passes_what_matches,
     ];
     suite::run(ctx, cases)
 }

@@ -123,10 +123,7 @@ pub(crate) async fn a_watcher_resumes_where_it_was(
     .await
 }
 
-pub(crate) async fn a_filter_passes_what_was_asked_for(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn a_filter_passes_what_matches(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         ctx.with_agent(&[], async |agent| {
             let mut unfiltered = agent.watch(from_now()).await?;

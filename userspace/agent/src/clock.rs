@@ -2,7 +2,7 @@
 //!
 //! Owns reading both and the conversion. The difference between them changes only when the wall clock is stepped (slewing moves
 //! both alike), so it is kept until a reading contradicts it, and each kernel time is converted with the difference that held
-//! then. A time therefore converts to the same wall-clock time whenever it is asked for.
+//! then. A time therefore converts to the same wall-clock time whenever it is converted.
 
 use std::sync::{PoisonError, RwLock};
 

@@ -1,7 +1,7 @@
-//! The daemon, put together: probes, engine, resolver, hub, API; and taken apart again when a signal comes.
+//! The daemon: starts probes, engine, resolver, hub and API, and stops them when a signal comes.
 //!
 //! Owns the order of things. The probes are attached first and the tree is scanned after that, so that what starts in
-//! between is seen twice and told once; the API answers once the scan is done.
+//! between is seen twice and reported once; the API answers once the scan is done.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use kwitness_core::lifecycle::Bounds;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, About, Admission, Service};
+use crate::api::{self, Admission, DaemonInfo, Service};
 use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch, in_initial_pid_namespace};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -22,7 +22,7 @@ use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::JudgeQueue;
 use crate::engine::{Engine, Handle, Parts, Scans};
 use crate::hub::{Capacity, Hub};
-use crate::probe::need::LIMIT_WRITES;
+use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
 use crate::verify::Verifier;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
@@ -43,7 +43,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     settings.subtree = cgroups.subtree_id().0;
     if !in_initial_pid_namespace() {
         tracing::warn!(
-            "this process is not in the host's pid namespace: processes that run already cannot be told; run it with \
+            "this process is not in the host's pid namespace: existing processes cannot be identified; run it with \
              hostPID"
         );
     }
@@ -52,7 +52,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
-    tell(&capabilities);
+    log_capabilities(&capabilities);
 
     let stop = CancellationToken::new();
     let (hub, writer) = Hub::new(
@@ -88,7 +88,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let mut signals = Signals::handle()?;
     let connections = listener.counters();
     let reports = handle.clone();
-    let about = About {
+    let info = DaemonInfo {
         started: clock.now(),
         config_file: config.file.clone(),
         socket: config.socket.clone(),
@@ -99,16 +99,16 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let verifier =
         Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
     let following = tokio::spawn(verifier.clone().follow());
-    let (events, telling) = cri_events::start(&config.runtime, hub.clone());
+    let (events, worker) = cri_events::start(&config.runtime, hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let admission = Admission::new(config.max_calls);
-    let service = Service::new(hub, handle, resolver, verifier, about, admission, stop.clone());
+    let service = Service::new(hub, handle, resolver, verifier, info, admission, stop.clone());
     let service = service.with_cri_events(events);
     let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
 
     let resolving = tokio::spawn(resolving);
-    let telling = tokio::spawn(telling);
+    let worker = tokio::spawn(worker);
     let mut running = tokio::spawn(engine.run(ready, stop.clone()));
     let mut serving = tokio::spawn(serving);
     let starting = async {
@@ -131,7 +131,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     stop.cancel();
     resolving.abort();
     following.abort();
-    telling.abort();
+    worker.abort();
     // Each ends by itself now; whichever ended before is not polled again.
     if !running.is_finished() {
         running.await.context("the engine panicked")??;
@@ -166,7 +166,7 @@ fn lock_file(socket: &Path) -> PathBuf {
 
 /// Where no program sees limit writes, fanotify has to.
 pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Option<Watch> {
-    let report = capabilities.needs.iter_mut().find(|report| report.need.name == LIMIT_WRITES)?;
+    let report = capabilities.reports.iter_mut().find(|report| report.capability.name == LIMIT_WRITES)?;
     if report.chosen.is_some() {
         return None;
     }
@@ -182,22 +182,24 @@ pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Opti
     }
 }
 
-fn tell(capabilities: &Capabilities) {
-    for report in &capabilities.needs {
+fn log_capabilities(capabilities: &Capabilities) {
+    for report in &capabilities.reports {
         if let Some(substitute) = &report.substitute {
             tracing::warn!(
-                need = report.need.name,
+                capability = report.capability.name,
                 substitute,
-                missed = report.need.cost_of_missing,
+                missed = report.capability.cost_of_missing,
                 "no hook can be used; see `kwitness doctor`"
             );
             continue;
         }
         match report.chosen {
-            Some(hook) => tracing::info!(need = report.need.name, hook = %hook.kind, "hook attached"),
+            Some(hook) => {
+                tracing::info!(capability = report.capability.name, hook = %hook.kind, "hook attached")
+            }
             None => tracing::warn!(
-                need = report.need.name,
-                missed = report.need.cost_of_missing,
+                capability = report.capability.name,
+                missed = report.capability.cost_of_missing,
                 "no hook can be used; see `kwitness doctor`"
             ),
         }

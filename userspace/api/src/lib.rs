@@ -6,6 +6,7 @@ pub mod client;
 mod event_kind;
 pub mod text;
 mod timestamp;
+pub mod transport;
 
 pub use client::Client;
 pub use event_kind::{EventKind, UnknownKind};

@@ -7,18 +7,19 @@ use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 
 /// Capabilities and the hooks that provide them.
-pub fn needs_table(needs: &[proto::Need], limit: Option<usize>) -> String {
-    let rows: Vec<_> = needs
+pub fn capabilities_table(capabilities: &[proto::Capability], limit: Option<usize>) -> String {
+    let rows: Vec<_> = capabilities
         .iter()
-        .map(|need| {
-            let (state, style) = match (need.hook.is_empty(), need.vital, need.refused.is_empty()) {
-                (true, true, _) => ("missing, required", AnsiColor::Red.on_default().bold()),
-                (true, false, _) => ("missing", AnsiColor::Yellow.on_default()),
-                (false, _, false) => ("degraded", AnsiColor::Yellow.on_default()),
-                (false, _, true) => ("ok", AnsiColor::Green.on_default()),
-            };
-            let hook = if need.hook.is_empty() { UNKNOWN } else { &need.hook };
-            vec![Cell::from(&need.name), hook.into(), Cell::styled(state, style)]
+        .map(|capability| {
+            let (state, style) =
+                match (capability.hook.is_empty(), capability.vital, capability.refused.is_empty()) {
+                    (true, true, _) => ("missing, required", AnsiColor::Red.on_default().bold()),
+                    (true, false, _) => ("missing", AnsiColor::Yellow.on_default()),
+                    (false, _, false) => ("degraded", AnsiColor::Yellow.on_default()),
+                    (false, _, true) => ("ok", AnsiColor::Green.on_default()),
+                };
+            let hook = if capability.hook.is_empty() { UNKNOWN } else { &capability.hook };
+            vec![Cell::from(&capability.name), hook.into(), Cell::styled(state, style)]
         })
         .collect();
     Table::new(limit)

@@ -26,7 +26,7 @@ pub fn address(named: Option<OsString>) -> Address {
     named.map(Address::from).unwrap_or_default()
 }
 
-/// The path of the socket that was named, for those who listen or are told where the daemon does.
+/// The path of the socket that was named, for the commands that listen there or pass it on.
 #[cfg_attr(not(node), expect(dead_code, reason = "only the commands of a node need a path"))]
 pub fn path(named: OsString) -> anyhow::Result<PathBuf> {
     match Address::from(named) {

@@ -22,7 +22,7 @@ pub enum Code {
     NotHere,
     /// The daemon cannot be reached (`EX_UNAVAILABLE`).
     Unreachable,
-    /// This user may not connect to the daemon, or lacks privileges (`EX_NOPERM`).
+    /// This user may not connect to the daemon, or has insufficient privileges (`EX_NOPERM`).
     Denied,
     /// The configuration has errors (`EX_CONFIG`).
     Configuration,
@@ -83,7 +83,7 @@ impl From<Code> for std::process::ExitCode {
     }
 }
 
-/// What was asked for is not on this node.
+/// What was requested is not on this node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotHere(pub String);

@@ -64,7 +64,7 @@ pub struct TimeOptions {
 }
 
 impl TimeOptions {
-    /// As asked for.
+    /// The requested color mode.
     pub fn shown(self, output: Format) -> Times {
         let default = if output == Format::Wide { TimeFormat::Rfc3339 } else { TimeFormat::Clock };
         Times::new(self.time_format.unwrap_or(default), self.utc)

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use kwitness_api::proto;
 
 use crate::args::Status;
-use crate::capabilities::needs_table;
+use crate::capabilities::capabilities_table;
 use crate::connect::connect;
 use crate::exit::Code;
 use crate::output::{Format, Output};
@@ -27,7 +27,7 @@ pub async fn run(socket: Option<OsString>, options: Status) -> anyhow::Result<Co
             }
             out.line("")?;
             let width = out.width(format);
-            out.text(&needs_table(&status.needs, width))?;
+            out.text(&capabilities_table(&status.capabilities, width))?;
             if format == Format::Wide {
                 out.line("")?;
                 out.text(&programs_table(&status.programs))?;
@@ -121,7 +121,7 @@ fn counters_table(status: &proto::StatusResponse) -> String {
 fn describe_runtime(runtime: &proto::RuntimeStatus) -> String {
     let proto::RuntimeStatus { endpoint, name, version, error, .. } = runtime;
     match (&**endpoint, &**error) {
-        ("", "") => "not asked".to_owned(),
+        ("", "") => "not used".to_owned(),
         ("", error) => error.to_owned(),
         (endpoint, "") => format!("{name} {version} at {endpoint}"),
         (endpoint, error) => format!("{name} {version} at {endpoint} does not answer: {error}"),
@@ -147,7 +147,7 @@ mod tests {
                 capacity: 65_536,
                 ..Default::default()
             }),
-            needs: vec![proto::Need {
+            capabilities: vec![proto::Capability {
                 name: "task_exec".into(),
                 vital: true,
                 hook: "tp_btf:sched_process_exec".into(),
@@ -177,7 +177,7 @@ mod tests {
         let text = format!(
             "{}\n\n{}\n{}\n{}",
             lines(&status, "/run/k.sock", now, times).join("\n"),
-            needs_table(&status.needs, None),
+            capabilities_table(&status.capabilities, None),
             programs_table(&status.programs),
             counters_table(&status)
         );

@@ -25,7 +25,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// As asked for, now.
+    /// From the options, now.
     pub fn new(format: TimeFormat, utc: bool) -> Self {
         let now = if utc { Utc::now().fixed_offset() } else { Local::now().fixed_offset() };
         Self { format, now }

@@ -68,7 +68,7 @@ async fn ask(client: &mut Client, request: &proto::VerifyRequest) -> Result<Vec<
     Ok(answer.verdicts)
 }
 
-/// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are asked for again.
+/// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are requested again.
 async fn follow(
     mut client: Client,
     request: proto::VerifyRequest,

@@ -66,7 +66,7 @@ async fn a_restart_makes_calls_wait_and_not_fail() {
     is_answered(version(&mut client).await);
     for _ in 0..3 {
         assert!(proxy.stop(), "it ends well");
-        // Nobody serves now, and yet a new connection is taken and its call waits.
+        // No process serves now, and yet a new connection is accepted and its call waits.
         let mut other = connect(&socket).await;
         let waiting = tokio::spawn(async move { version(&mut other).await });
         tokio::time::sleep(Duration::from_millis(200)).await;

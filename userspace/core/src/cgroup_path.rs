@@ -51,12 +51,12 @@ pub enum Placement {
     Other,
 }
 
-/// What the path tells of a container.
+/// What the path says about a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerPath {
     /// The runtime's id of it.
     pub id: ContainerId,
-    /// The runtime, where the name tells.
+    /// The runtime, where the name says so.
     pub runtime: Option<Runtime>,
     /// Its pod; none outside Kubernetes.
     pub pod: Option<PodRef>,
@@ -172,7 +172,7 @@ fn pod(name: &str, qos: QosClass) -> Option<Placement> {
     Some(Placement::Pod(PodRef { uid: PodUid(Arc::from(uid)), qos }))
 }
 
-/// A container's own cgroup, by its name; its pod only where the name itself tells.
+/// A container's own cgroup, by its name; its pod only where the name itself has it.
 fn container(name: &str, parent: &str) -> Option<ContainerPath> {
     if let Some((slice, unit)) = name.split_once(':') {
         let (prefix, id) = unit.split_once(':')?;

@@ -57,7 +57,7 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// The kind of the malformed record, where the header tells: what the loss is counted under.
+    /// The kind of the malformed record, if the header has it: what the loss is counted under.
     pub fn kind(&self) -> Option<RecordKind> {
         match self {
             Self::Header { .. } | Self::Kind { .. } => None,
@@ -292,7 +292,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What write(2) returned: bytes taken, or a negative errno (`MAX_ERRNO` of the kernel's `include/linux/err.h`).
+    /// What write(2) returned: bytes written, or a negative errno (`MAX_ERRNO` of the kernel's `include/linux/err.h`).
     fn write_result(self, offset: usize) -> Result<WriteResult, DecodeError> {
         const LOWEST: i64 = -4095;
         match self.array(offset).map(i64::from_ne_bytes)? {

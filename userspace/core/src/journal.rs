@@ -1,7 +1,7 @@
 //! Events numbered, and a bounded window of them kept for whoever reads later.
 //!
 //! A reader is a [`Cursor`], nothing more: it takes what is there in batches, at its own pace. The journal never
-//! waits for one. A reader that falls behind the window is told exactly which numbers it missed, and goes on with
+//! waits for one. A reader that falls behind the window learns exactly which numbers it missed, and goes on with
 //! the oldest that is left.
 //!
 //! Never knows what it keeps, never locks: whoever shares it puts it behind a lock.
@@ -56,18 +56,18 @@ pub struct Missed {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ResumeError {
     /// It is another run's.
-    #[error("epoch {asked} is over: the daemon was restarted since, its epoch is {current}", asked = asked.0, current = current.0)]
+    #[error("epoch {requested} is over: the daemon was restarted since, its epoch is {current}", requested = requested.0, current = current.0)]
     OtherEpoch {
         /// The position's.
-        asked: Epoch,
+        requested: Epoch,
         /// This journal's.
         current: Epoch,
     },
     /// No event has had that number yet.
-    #[error("sequence number {asked} was never given: the last one is {last}")]
+    #[error("sequence number {requested} has not been issued: the last one is {last}")]
     NotYet {
         /// The position's.
-        asked: u64,
+        requested: u64,
         /// The journal's last.
         last: u64,
     },
@@ -176,10 +176,13 @@ impl<T> Journal<T> {
     /// [`Self::read`] says which are missed.
     pub fn resume(&self, after: &Position) -> Result<Cursor, ResumeError> {
         if after.epoch != self.epoch {
-            return Err(ResumeError::OtherEpoch { asked: after.epoch.clone(), current: self.epoch.clone() });
+            return Err(ResumeError::OtherEpoch {
+                requested: after.epoch.clone(),
+                current: self.epoch.clone(),
+            });
         }
         if after.seq > self.last {
-            return Err(ResumeError::NotYet { asked: after.seq, last: self.last });
+            return Err(ResumeError::NotYet { requested: after.seq, last: self.last });
         }
         Ok(Cursor(after.seq))
     }

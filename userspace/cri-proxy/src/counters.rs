@@ -15,7 +15,7 @@ kwitness_service::counters! {
     calls_unavailable,
     /// Connections to the runtime that were made.
     runtime_connections,
-    /// Of those: given up, because nobody used them.
+    /// Of those: closed because they were idle.
     runtime_idle,
     /// Connections to the runtime that could not be made.
     runtime_unreachable,
@@ -23,24 +23,24 @@ kwitness_service::counters! {
     event_streams,
     /// Of those: ended, because the client read too slowly.
     event_streams_overflowed,
-    /// Of those: ended as the runtime ends them, because nobody had events.
+    /// Of those: ended with the runtime's status, because no source had events.
     event_streams_refused,
-    /// Events that the daemon told.
+    /// Events received from the daemon.
     events_daemon,
-    /// Events that the runtime told.
+    /// Events received from the runtime.
     events_runtime,
-    /// Of both: left out, because the clients had them already.
+    /// Of both: dropped as duplicates.
     events_double,
-    /// Of both: passed on without a look, because they could not be decoded.
+    /// Of both: forwarded undecoded.
     events_opaque,
     /// Changes from the runtime's events to the daemon's.
     moves_to_daemon,
     /// Changes to the runtime's events, because the daemon was away.
     moves_to_runtime,
-    /// Requests for limits that the daemon was told of.
-    requests_told,
-    /// Those that it could not be told of: away, too slow, or it did not take them.
-    requests_untold,
+    /// Requests for limits that were reported to the daemon.
+    requests_reported,
+    /// Those that were not: the daemon was away, too slow, or rejected them.
+    requests_dropped,
     /// Those that passed while too many were under way.
     requests_missed,
     /// Those that were compressed.
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_them_are_told_by_name() {
+    fn all_of_them_are_printed_by_name() {
         let counters = Counters::default();
         counters.calls.count();
         counters.events_daemon.add(3);

@@ -1,4 +1,4 @@
-//! Mutated messages of a real container runtime at everything here that reads what others wrote: the splitter of the taps, the decoders
+//! Mutated messages of a real container runtime at everything here that reads what others wrote: the splitter of the observed, the decoders
 //! of the CRI's subset, and the stream of events as it comes over the wire.
 //!
 //! The corpus in `tests/corpus/cri` was recorded from containerd (`KWITNESS_CORPUS`, see CONTRIBUTING.md). `PROPTEST_CASES` says how many
@@ -14,7 +14,7 @@ use proptest::sample::Index;
 use prost::Message;
 
 use super::events::{Seen, Verdict};
-use super::taps::{First, wanted};
+use super::requests::{First, wanted};
 use super::testing::{body, framed};
 use kwitness_api::proto::CriMethod;
 use kwitness_cri::{Raw, events as wire, runtime as cri};
@@ -109,14 +109,14 @@ fn decodes<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> 
     true
 }
 
-/// Everything that reads a message of somebody else's; how many could.
+/// Runs every decoder of foreign messages; returns how many succeeded.
 fn read(bytes: &[u8]) -> usize {
     let methods = [
         CriMethod::CreateContainer,
         CriMethod::UpdateContainerResources,
         CriMethod::UpdatePodSandboxResources,
     ];
-    let taps = methods.into_iter().filter(|method| wanted(*method, bytes, bytes).is_ok()).count();
+    let observed = methods.into_iter().filter(|method| wanted(*method, bytes, bytes).is_ok()).count();
     let decoded = [
         decodes::<cri::VersionResponse>(bytes),
         decodes::<cri::ListPodSandboxResponse>(bytes),
@@ -131,7 +131,7 @@ fn read(bytes: &[u8]) -> usize {
         decodes::<wire::ContainerEventResponse>(bytes),
         Seen::default().judge(bytes) != Verdict::Opaque,
     ];
-    taps + decoded.into_iter().filter(|is| *is).count()
+    observed + decoded.into_iter().filter(|is| *is).count()
 }
 
 #[test]

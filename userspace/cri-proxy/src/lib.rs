@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!                        ┌─ every method, as raw HTTP/2 frames ─▶ the runtime's socket, one connection for each of the clients'
-//!                        │     └─ those that ask for limits: noted ─▶ taps ─▶ the daemon's socket
+//!                        │     └─ those that carry limits: observed ─▶ requests ─▶ the daemon's socket
 //!   kubelet ─▶ cri.sock ─┤
 //!                        └─ GetContainerEvents ─▶ relay ─▶ the daemon's socket, or else the runtime's
 //! ```
 //!
-//! A call is passed on by its path, whatever that is: headers, data and trailers as they come, without a look at the messages. So status,
+//! A call is forwarded by its path, whatever that is: headers, data and trailers as they come, without decoding messages. So status,
 //! details, metadata, deadlines and cancellation are the runtime's and the client's own, and a method or a field that does not exist
 //! yet passes as well. Data waits for its reader call by call.
 //!
@@ -17,13 +17,13 @@
 mod budget;
 mod counters;
 mod events;
+mod frontend;
 #[cfg(test)]
 mod fuzz;
 mod limits;
 mod listen;
+mod requests;
 mod runtime;
-mod serve;
-mod taps;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -40,10 +40,10 @@ pub use runtime::RuntimeSocket;
 
 use budget::Budget;
 use events::Timing;
+use frontend::Frontend;
 use kwitness_service::memory::CountingAllocator;
 use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
 use runtime::Runtime;
-use serve::Front;
 
 // What clients cost is measured.
 #[global_allocator]
@@ -52,7 +52,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// Where the proxy listens if nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/kwitness-cri/cri.sock";
 
-/// What the proxy is told.
+/// The proxy's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where to listen, unless systemd passes a socket.
@@ -108,15 +108,15 @@ async fn serve(
     counters: Arc<Counters>,
     stop: CancellationToken,
 ) {
-    let (taps, telling) = taps::start(daemon.clone(), Arc::clone(&counters));
+    let (observer, reporting) = requests::start(daemon.clone(), Arc::clone(&counters));
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
     let tidied = Arc::clone(&runtime);
     tokio::select! {
-        () = Front { runtime, events, taps, budget, counters }.serve(listener, stop) => {}
+        () = Frontend { runtime, events, observer, budget, counters }.serve(listener, stop) => {}
         () = tidied.tidy() => {}
         () = relay => {}
-        () = telling => {}
+        () = reporting => {}
     }
 }
 
@@ -132,9 +132,4 @@ fn check(Options { listen, runtime, daemon }: &Options) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// tonic's own words are "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), innermost)
 }

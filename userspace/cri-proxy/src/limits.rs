@@ -10,17 +10,17 @@ pub const CALLS: u32 = 10_000;
 /// a connection attempt (`minConnectTimeout`).
 pub const RUNTIME_SILENCE: Duration = Duration::from_secs(20);
 
-/// How often is looked which connections to the runtime nobody used since the last look; they are given up, for each takes some 20 KiB. The
-/// next call makes another, which takes less time than the call.
+/// A connection to the runtime without a call for one to two such intervals is closed, for each costs some 20 KiB. The next call makes
+/// another, which takes less time than the call.
 pub const RUNTIME_IDLE: Duration = Duration::from_secs(10);
 
 /// How long a full queue of connections at the runtime's socket is waited for.
 pub const FULL_QUEUE: Duration = Duration::from_secs(2);
 
-/// Bytes of one call's data that may wait in the proxy, each way; then its sender waits, and nobody else.
+/// Bytes of one call's data that may wait in the proxy, each way; then its sender waits, and no other.
 pub const STREAM_WINDOW: u32 = 256 << 10;
 
-/// Bytes of all calls' data of one connection that may wait in the proxy, each way: 256 calls that nobody reads do not stop the
+/// Bytes of all calls' data of one connection that may wait in the proxy, each way: 256 calls that are not read do not stop the
 /// others of the same client; nothing stops another client.
 pub const CONNECTION_WINDOW: u32 = 64 << 20;
 
@@ -41,27 +41,25 @@ pub const CALLS_MEMORY: i64 = 64 << 20;
 /// Calls that a client cancels before the proxy has looked at them; at more the connection is ended (CVE-2023-44487).
 pub const CANCELLED_EARLY: usize = 1024;
 
-/// How long calls that are under way get to end when the proxy is told to. What comes later waits at the listening socket for
+/// How long calls in flight may take to end after SIGTERM. What comes later waits at the listening socket for
 /// the next instance, and the program is ended after [`kwitness_service::Signals`] have waited two seconds, so this must stay short.
 pub const DRAIN: Duration = Duration::from_millis(1500);
 
 /// Bytes of events that wait for one client. At more its stream is ended with `RESOURCE_EXHAUSTED`, which a kubelet answers with a full
-/// relist: the stream has no way to tell of a loss. Events are shared, so this is the bound for all clients together, too.
+/// relist: the stream has no way to report a loss. Events are shared, so this is the bound for all clients together, too.
 pub const EVENTS_WAITING: usize = 16 << 20;
 
-/// The largest event that is taken: the kubelet's own limit for a message.
+/// The largest event that is accepted: the kubelet's own limit for a message.
 pub const EVENT: usize = 16 << 20;
 
-/// Containers of which it is known which events were told; the oldest is forgotten first, and could then be told twice.
+/// Containers whose forwarded events are remembered; the oldest is forgotten first, and its events could then be forwarded twice.
 pub const CONTAINERS_SEEN: usize = 8192;
 
 /// Events on their way from a source to the relay, which never waits for a client: at more the source waits that moment.
 pub const EVENTS_FROM_SOURCE: usize = 64;
 
-/// Calls that ask for limits whose messages are kept at a time, to tell the daemon of; of further ones it is not told, which is counted.
-/// As many as the daemon takes in one batch.
-pub const CALLS_NOTED: usize = kwitness_api::REQUESTS_MAX;
+/// Observed calls at a time; further ones are not reported, which is counted. As many as the daemon accepts in one batch.
+pub const CALLS_OBSERVED: usize = kwitness_api::REQUESTS_MAX;
 
-/// Bytes of a message that are kept for that. A container's creation takes some thousand; of a larger one the daemon is not told, which
-/// is counted.
+/// Bytes of a message that are kept for that. A container's creation takes some thousand; a larger one is not reported, which is counted.
 pub const MESSAGE_KEPT: usize = 64 << 10;

@@ -67,7 +67,7 @@ impl RuntimeSocket {
 /// Why a call got no answer from the runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
-    /// Nobody could be reached.
+    /// Connecting failed.
     #[error(
         "connection error: desc = \"transport: Error while dialing: dial unix {}: connect: {}\"",
         socket.display(),
@@ -79,7 +79,7 @@ pub enum Unavailable {
         /// Why.
         source: io::Error,
     },
-    /// Somebody took the connection and said nothing.
+    /// A process accepted the connection and sent nothing.
     #[error(
         "connection error: desc = \"error reading server preface: nothing came from unix {} for {:?}\"",
         socket.display(),
@@ -121,7 +121,7 @@ fn said_by_library(error: &hyper::Error) -> String {
 /// Why there is no answer that could be passed on.
 #[derive(Debug)]
 pub enum Failure {
-    /// The client is told `UNAVAILABLE`.
+    /// The client gets `UNAVAILABLE`.
     Unavailable(Unavailable),
     /// The runtime reset the stream: the client's is reset for the same reason.
     Reset(hyper::Error),
@@ -147,59 +147,59 @@ pub struct Runtime {
     counters: Arc<Counters>,
     /// For the log: a line when that changes, not a line a call.
     reachable: AtomicBool,
-    lines: std::sync::Mutex<Vec<Weak<Line>>>,
+    upstreams: std::sync::Mutex<Vec<Weak<Upstream>>>,
 }
 
 impl Runtime {
     /// Nothing is dialled yet.
     pub fn new(socket: RuntimeSocket, counters: Arc<Counters>) -> Self {
-        Self { socket, counters, reachable: AtomicBool::new(true), lines: std::sync::Mutex::default() }
+        Self { socket, counters, reachable: AtomicBool::new(true), upstreams: std::sync::Mutex::default() }
     }
 
-    /// A client's own way.
-    pub fn line(self: &Arc<Self>, meter: Arc<Meter>) -> Arc<Line> {
-        let line = Arc::new(Line {
+    /// For one client.
+    pub fn upstream(self: &Arc<Self>, meter: Arc<Meter>) -> Arc<Upstream> {
+        let upstream = Arc::new(Upstream {
             runtime: Arc::clone(self),
             meter,
             connection: Mutex::default(),
             calls: AtomicU64::new(0),
             seen: AtomicU64::new(0),
         });
-        self.lines().push(Arc::downgrade(&line));
-        line
+        self.upstreams().push(Arc::downgrade(&upstream));
+        upstream
     }
 
-    /// Gives up connections that nobody uses, for ever.
+    /// Gives up connections that no client uses, forever.
     pub async fn tidy(&self) {
         loop {
             sleep(limits::RUNTIME_IDLE).await;
-            let lines: Vec<_> = {
-                let mut lines = self.lines();
-                lines.retain(|line| line.strong_count() > 0);
-                lines.iter().filter_map(Weak::upgrade).collect()
+            let upstreams: Vec<_> = {
+                let mut upstreams = self.upstreams();
+                upstreams.retain(|upstream| upstream.strong_count() > 0);
+                upstreams.iter().filter_map(Weak::upgrade).collect()
             };
-            let given_up = lines.iter().filter(|line| line.give_up_if_idle()).count();
+            let given_up = upstreams.iter().filter(|upstream| upstream.give_up_if_idle()).count();
             if given_up > 0 {
                 self.counters.runtime_idle.add(given_up as u64);
                 // Their buffers are free once their tasks have ended.
                 sleep(TASKS_END).await;
-                // It does not panic, and nobody waits for it.
+                // It does not panic, and no task waits for it.
                 drop(tokio::task::spawn_blocking(memory::give_back));
             }
         }
     }
 
     /// Nothing that could panic runs while the lock is held: what it guards is whole.
-    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Line>>> {
-        self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn upstreams(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Upstream>>> {
+        self.upstreams.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Counts and logs what a client is told.
+    /// Counts and logs a call that failed.
     pub fn note(&self, unavailable: &Unavailable) {
         self.counters.calls_unavailable.count();
         tracing::debug!(%unavailable, "a call failed");
         if self.reachable.swap(false, Ordering::Relaxed) {
-            tracing::warn!(socket = %self.socket.path().display(), %unavailable, "the runtime is away");
+            tracing::warn!(socket = %self.socket.path().display(), %unavailable, "the runtime is unreachable");
         }
     }
 
@@ -208,11 +208,11 @@ impl Runtime {
         let dial = |source| Unavailable::Dial { socket: socket.to_owned(), source };
         let connected = connect(socket).await.inspect_err(|_| self.counters.runtime_unreachable.count());
         let stream = connected.map_err(dial)?;
-        let heard = Arc::new(AtomicBool::new(false));
-        let hears = Arc::clone(&heard);
+        let received = Arc::new(AtomicBool::new(false));
+        let is_received = Arc::clone(&received);
         let stream = InspectReader::new(stream, move |bytes| {
             if !bytes.is_empty() {
-                hears.store(true, Ordering::Relaxed);
+                is_received.store(true, Ordering::Relaxed);
             }
         });
         let executor = MeteredExecutor(Arc::clone(meter));
@@ -236,7 +236,7 @@ impl Runtime {
         });
         Ok(Connection {
             send,
-            heard,
+            received,
             deadline: Instant::now() + limits::RUNTIME_SILENCE,
             socket: socket.to_owned(),
         })
@@ -244,7 +244,7 @@ impl Runtime {
 
     fn note_reached(&self) {
         if !self.reachable.swap(true, Ordering::Relaxed) {
-            tracing::info!(socket = %self.socket.path().display(), "the runtime is back");
+            tracing::info!(socket = %self.socket.path().display(), "the runtime is reachable again");
         }
     }
 }
@@ -269,7 +269,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
 struct Connection {
     send: SendRequest<Body>,
     /// Whether a byte ever came.
-    heard: Arc<AtomicBool>,
+    received: Arc<AtomicBool>,
     /// When it is given up if none did.
     deadline: Instant,
     socket: PathBuf,
@@ -278,12 +278,12 @@ struct Connection {
 impl Connection {
     async fn call(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
         let answer = self.send.try_send_request(request);
-        if self.heard.load(Ordering::Relaxed) {
+        if self.received.load(Ordering::Relaxed) {
             return Unanswered::of(answer.await);
         }
         let silence = async {
             sleep_until(self.deadline).await;
-            if self.heard.load(Ordering::Relaxed) {
+            if self.received.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
         };
@@ -298,7 +298,7 @@ impl Connection {
 }
 
 enum Unanswered {
-    /// The connection was lost before the request was sent: nobody has seen it.
+    /// The connection was lost before the request was sent: the runtime has not seen it.
     Unsent(Box<Request<Body>>),
     Failed(Failure),
 }
@@ -320,9 +320,9 @@ mod http2_error {
     pub type Sending = hyper::client::conn::TrySendError<hyper::Request<tonic::body::Body>>;
 }
 
-/// A client's own way to the runtime.
+/// A client's connection to the runtime.
 #[derive(Debug)]
-pub struct Line {
+pub struct Upstream {
     /// Whose.
     pub runtime: Arc<Runtime>,
     /// What it costs.
@@ -334,7 +334,7 @@ pub struct Line {
     seen: AtomicU64,
 }
 
-impl Line {
+impl Upstream {
     /// Passes a call on, and its answer back as soon as its headers are there.
     ///
     /// # Errors
@@ -380,6 +380,6 @@ impl Line {
     }
 
     async fn forget(&self, connection: &Connection) {
-        self.connection.lock().await.take_if(|held| Arc::ptr_eq(&held.heard, &connection.heard));
+        self.connection.lock().await.take_if(|held| Arc::ptr_eq(&held.received, &connection.received));
     }
 }

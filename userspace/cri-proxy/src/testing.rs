@@ -155,7 +155,7 @@ impl Client {
         let stream = UnixStream::connect(socket).await.unwrap();
         let (send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .max_header_list_size(1 << 20)
-            // As grpc-go's, whose connections are not held up by streams that nobody reads.
+            // As grpc-go's, whose connections are not held up by streams that are not read.
             .initial_stream_window_size(64 << 10)
             .initial_connection_window_size(64 << 20)
             .handshake(TokioIo::new(stream))
@@ -273,7 +273,7 @@ impl EventReader {
 #[derive(Clone, Debug, Default)]
 pub enum Conduct {
     #[default]
-    Tell,
+    Serve,
     /// Ends it at once, with that.
     Refuse(Result<(), Status>),
     /// Never answers.
@@ -282,12 +282,12 @@ pub enum Conduct {
 
 /// A source of events.
 #[derive(Clone, Default)]
-pub struct Source {
-    state: Arc<Mutex<SourceState>>,
+pub struct FakeSource {
+    state: Arc<Mutex<FakeSourceState>>,
 }
 
 #[derive(Default)]
-struct SourceState {
+struct FakeSourceState {
     conduct: Conduct,
     subscribers: Vec<mpsc::Sender<Bytes>>,
     subscriptions: usize,
@@ -297,7 +297,7 @@ struct SourceState {
     headers_at_once: bool,
 }
 
-impl Source {
+impl FakeSource {
     pub fn daemon() -> Self {
         let source = Self::default();
         source.state.lock().unwrap().headers_at_once = true;
@@ -333,12 +333,12 @@ impl Source {
         eventually(&format!("{by} followers"), || self.followers() == by).await;
     }
 
-    /// Tells an event, "id:kind", to each.
-    pub async fn tell(&self, event: &str) {
-        self.tell_bytes(encoded(event)).await;
+    /// Sends an event, "id:kind", to each.
+    pub async fn send(&self, event: &str) {
+        self.send_bytes(encoded(event)).await;
     }
 
-    pub async fn tell_bytes(&self, event: Bytes) {
+    pub async fn send_bytes(&self, event: Bytes) {
         let subscribers = self.state.lock().unwrap().subscribers.clone();
         for subscriber in subscribers {
             let _ = subscriber.send(framed(&event)).await;
@@ -353,13 +353,13 @@ impl Source {
         let (conduct, backlog, headers_at_once) = {
             let mut state = self.state.lock().unwrap();
             state.subscriptions += 1;
-            if matches!(state.conduct, Conduct::Tell) {
+            if matches!(state.conduct, Conduct::Serve) {
                 state.subscribers.push(sender);
             }
             (state.conduct.clone(), std::mem::take(&mut state.backlog), state.headers_at_once)
         };
         match conduct {
-            Conduct::Tell => {}
+            Conduct::Serve => {}
             Conduct::Refuse(Err(status)) => return refused(status),
             Conduct::Refuse(Ok(())) => {
                 return answered(

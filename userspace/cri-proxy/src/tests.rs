@@ -1,4 +1,4 @@
-//! The proxy between a client and a runtime of the tests: what passes, and what happens when somebody misbehaves.
+//! The proxy between a client and a runtime of the tests: what passes, and what happens when one side misbehaves.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
@@ -121,11 +121,11 @@ async fn messages_beyond_16_mib_pass_both_ways() {
 async fn a_stream_passes_as_it_comes_and_a_cancelled_one_ends_at_the_runtime() {
     let bench = Bench::start();
     let gone = Arc::new(Notify::new());
-    let told = Arc::clone(&gone);
+    let notify = Arc::clone(&gone);
     let _runtime = Server::start(
         &bench.runtime(),
         Arc::new(move |_| {
-            let told = Arc::clone(&told);
+            let notify = Arc::clone(&notify);
             Box::pin(async move {
                 let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, h2::Error>>(1);
                 tokio::spawn(async move {
@@ -133,7 +133,7 @@ async fn a_stream_passes_as_it_comes_and_a_cancelled_one_ends_at_the_runtime() {
                         sender.send(Ok(Frame::data(framed(&[number])))).await.unwrap();
                     }
                     sender.closed().await;
-                    told.notify_one();
+                    notify.notify_one();
                 });
                 let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
                 Response::new(Body::new(http_body_util::StreamBody::new(frames)))
@@ -154,8 +154,8 @@ async fn a_stream_passes_as_it_comes_and_a_cancelled_one_ends_at_the_runtime() {
 
 #[tokio::test]
 async fn a_unary_call_that_is_cancelled_ends_at_the_runtime() {
-    struct Told(Arc<Notify>);
-    impl Drop for Told {
+    struct OnDrop(Arc<Notify>);
+    impl Drop for OnDrop {
         fn drop(&mut self) {
             self.0.notify_one();
         }
@@ -166,10 +166,10 @@ async fn a_unary_call_that_is_cancelled_ends_at_the_runtime() {
     let _runtime = Server::start(
         &bench.runtime(),
         Arc::new(move |_| {
-            let told = Told(Arc::clone(&ends));
+            let notify = OnDrop(Arc::clone(&ends));
             begins.notify_one();
             Box::pin(async move {
-                let _told = told;
+                let _notify = notify;
                 std::future::pending().await
             })
         }),
@@ -324,9 +324,9 @@ async fn a_runtime_that_takes_connections_and_says_nothing_is_given_up() {
     let bench = Bench::start();
     let listener = UnixListener::bind(bench.runtime()).unwrap();
     let taking = tokio::spawn(async move {
-        let mut taken = Vec::new();
+        let mut accepted = Vec::new();
         loop {
-            taken.push(listener.accept().await.unwrap());
+            accepted.push(listener.accept().await.unwrap());
         }
     });
     let mut client = bench.client().await;
@@ -439,18 +439,18 @@ async fn a_client_that_does_not_begin_is_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_uses_is_given_up_and_made_anew() {
+async fn an_idle_connection_is_closed_and_made_anew() {
     let bench = Bench::start();
     let _serving = Server::start(&bench.runtime(), echo());
     let runtime = Arc::new(Runtime::new(RuntimeSocket::At(bench.runtime()), Arc::clone(&bench.counters)));
-    let line = runtime.line(bench.budget.meter(0));
+    let upstream = runtime.upstream(bench.budget.meter(0));
     let request = || Client::request(VERSION, &[], body([http_body::Frame::data(framed(b""))]));
     for connections in 1..=2 {
-        let answer = line.call(request()).await.unwrap();
-        assert!(!line.give_up_if_idle(), "there was a call");
+        let answer = upstream.call(request()).await.unwrap();
+        assert!(!upstream.give_up_if_idle(), "there was a call");
         // While its answer is still under way.
-        assert!(line.give_up_if_idle());
-        assert!(!line.give_up_if_idle(), "there is none any more");
+        assert!(upstream.give_up_if_idle());
+        assert!(!upstream.give_up_if_idle(), "there is none any more");
         assert_eq!(collect(answer).await.status().code(), Code::Ok);
         assert_eq!(bench.counters.runtime_connections.get(), connections);
     }
@@ -557,7 +557,7 @@ async fn a_client_that_fills_the_memory_while_the_runtime_hangs_is_closed_and_no
     let bench = Bench::within(Timing::default(), MEMORY, i64::MAX);
     // It accepts, by its queue, and never reads.
     let _hung = UnixListener::bind(bench.runtime()).unwrap();
-    let daemon = Source::daemon();
+    let daemon = FakeSource::daemon();
     let _daemon = daemon.serve(&bench.daemon());
     let mut client = bench.client().await;
     let mut events = client.events().await;
@@ -577,7 +577,7 @@ async fn a_client_that_fills_the_memory_while_the_runtime_hangs_is_closed_and_no
     assert!(written.is_err(), "it is closed");
     assert!(peak < MEMORY + (4 << 20), "{peak}");
     assert_eq!(bench.counters.connections_exhausted.get(), 1);
-    daemon.tell("a:0").await;
+    daemon.send("a:0").await;
     assert_eq!(events.next().await.unwrap(), "a:0");
     eventually("its memory to be free", || bench.budget.used() < 1 << 20).await;
 }

@@ -113,7 +113,7 @@ impl<W: Write> Write for ReportDropped<W> {
     }
 }
 
-/// A bare level is ours: what the libraries say below a warning helps nobody who does not ask for it by name.
+/// A bare level is ours: what the libraries log below a warning is shown only if a filter names them.
 ///
 /// # Errors
 /// A word that is neither a level nor `TARGET=LEVEL`.
@@ -137,7 +137,7 @@ pub fn filter(text: &str) -> Result<Targets, String> {
     }
 }
 
-/// Whether standard error is journald's: systemd names the file that it gave, and another may have taken its place since.
+/// Whether standard error is journald's: systemd names the file that it gave, and another may have replaced it since.
 fn is_journald() -> bool {
     let Ok(given) = std::env::var("JOURNAL_STREAM") else { return false };
     std::fs::metadata("/proc/self/fd/2")
@@ -153,14 +153,14 @@ mod tests {
     /// Takes bytes while the gate is open, and waits while it is not, as a full pipe does.
     struct Gate {
         open: Arc<(Mutex<bool>, Condvar)>,
-        taken: Arc<Mutex<Vec<u8>>>,
+        written: Arc<Mutex<Vec<u8>>>,
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let (open, changed) = &*self.open;
             drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-            self.taken.lock().unwrap().extend(bytes);
+            self.written.lock().unwrap().extend(bytes);
             Ok(bytes.len())
         }
 
@@ -174,8 +174,8 @@ mod tests {
         const QUEUE: usize = 8;
         const LINES: usize = 100;
         for format in [LogFormat::Text, LogFormat::Json] {
-            let (open, taken) = (Arc::new((Mutex::new(false), Condvar::new())), Arc::new(Mutex::default()));
-            let gate = Gate { open: Arc::clone(&open), taken: Arc::clone(&taken) };
+            let (open, written) = (Arc::new((Mutex::new(false), Condvar::new())), Arc::new(Mutex::default()));
+            let gate = Gate { open: Arc::clone(&open), written: Arc::clone(&written) };
             let (mut writer, guard) = lossy(gate, format, QUEUE);
             for line in 0..LINES {
                 writer.write_all(format!("{{\"line\":{line}}}\n").as_bytes()).unwrap();
@@ -185,7 +185,7 @@ mod tests {
             assert!((LINES - QUEUE - 1..=LINES - QUEUE).contains(&dropped), "{dropped}");
             *open.0.lock().unwrap() = true;
             open.1.notify_all();
-            let text = || String::from_utf8(taken.lock().unwrap().clone()).unwrap();
+            let text = || String::from_utf8(written.lock().unwrap().clone()).unwrap();
             let began = std::time::Instant::now();
             while text().lines().count() < LINES - dropped + 1 && began.elapsed().as_secs() < 20 {
                 std::thread::sleep(std::time::Duration::from_millis(5));

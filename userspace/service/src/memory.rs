@@ -14,7 +14,7 @@ thread_local! {
 pub struct CountingAllocator;
 
 fn count(bytes: i64) {
-    // A thread that is ending has no counter any more, and nobody asks for it.
+    // A thread that is ending has no counter any more, and it is not read.
     let _ = ALLOCATED.try_with(|allocated| allocated.set(allocated.get() + bytes));
 }
 

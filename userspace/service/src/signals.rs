@@ -46,7 +46,7 @@ impl Signals {
                     SIGHUP => tracing::info!("SIGHUP ignored: restart to apply a new configuration"),
                     SIGUSR1 => drop(to.send(Signal::LogCounters)),
                     _ => {
-                        // Nobody receives it when the program is ending already.
+                        // It has no receiver when the program is ending already.
                         let _ = to.send(Signal::Stop);
                         thread::sleep(STOP);
                         tracing::warn!("not stopped in time: exiting now");

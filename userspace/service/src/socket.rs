@@ -1,4 +1,4 @@
-//! The Unix socket that a program serves: bound, taken over from a process that died, refused to a second one, bound
+//! The Unix socket that a program serves: bound, reclaimed from a process that died, refused to a second one, bound
 //! again where its file was removed, and removed at the end.
 //!
 //! Owns the file and its mode. Never accepts a connection.
@@ -85,9 +85,9 @@ impl Socket {
     /// The listener, once. Within a tokio runtime.
     ///
     /// # Errors
-    /// It cannot be registered with the runtime, or was taken before.
+    /// It cannot be registered with the runtime, or was moved out before.
     pub fn listener(&mut self) -> anyhow::Result<tokio::net::UnixListener> {
-        let listener = self.listener.take().context("the listener was taken before")?;
+        let listener = self.listener.take().context("the listener was moved out before")?;
         Ok(tokio::net::UnixListener::from_std(listener)?)
     }
 
@@ -109,7 +109,7 @@ impl Socket {
         take_over(&self.path)?;
         let failed = || format!("cannot listen on {}", self.path.display());
         let listener = bind(&self.path).with_context(failed)?;
-        // A umask may have taken the group's permission away.
+        // A umask may have removed the group's permission.
         fs::set_permissions(&self.path, Permissions::from_mode(SOCKET_MODE)).with_context(failed)?;
         self.file = Some(FileId::of(&self.path).with_context(failed)?);
         self.listener = Some(listener);
@@ -182,8 +182,9 @@ fn take_over(path: &Path) -> anyhow::Result<()> {
                 .with_context(|| format!("cannot remove the stale socket {}", path.display()))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error)
-            .with_context(|| format!("cannot tell whether another instance listens on {}", path.display())),
+        Err(error) => Err(error).with_context(|| {
+            format!("cannot find out whether another instance listens on {}", path.display())
+        }),
     }
 }
 

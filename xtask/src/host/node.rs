@@ -23,7 +23,7 @@ use super::cgroups::Cgroups;
 use crate::job::MOUNT;
 use crate::signals;
 
-/// How long a job that was asked to end may take, before it is killed.
+/// How long a job may take to end after SIGTERM, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -150,14 +150,14 @@ fn run_job(cgroup: &str) -> Result<ExitStatus> {
         .spawn()
         .context("start the job")?;
     let pid = Pid::from_raw(i32::try_from(job.id())?);
-    let mut asked: Option<Instant> = None;
+    let mut signalled: Option<Instant> = None;
     loop {
         if let Some(status) = job.try_wait().context("wait for the job")? {
             return Ok(status);
         }
-        match asked {
+        match signalled {
             None if signals::caught() => {
-                asked = Some(Instant::now());
+                signalled = Some(Instant::now());
                 // From a terminal the job has its own Ctrl-C already; a second request to end does no harm.
                 kill(pid, SIGTERM).context("ask the job to end")?;
             }
@@ -169,7 +169,7 @@ fn run_job(cgroup: &str) -> Result<ExitStatus> {
 }
 
 /// Kills children until there are none: what a killed one leaves becomes our child. No process id can have been
-/// taken over by a stranger, since only we can free those of our children.
+/// reused by another process, since only we can free those of our children.
 fn kill_children(report: &mut File) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,6 +1,6 @@
 //! Debian's packages: installed on this machine, or fetched from any suite without touching this machine's apt.
 //!
-//! Owns everything about apt. The mirrors are those this machine is configured with, asked for at run time.
+//! Owns everything about apt. The mirrors are those this machine is configured with, read at run time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::{run, step};
 /// How old the list of another suite's packages may be before something is fetched with it.
 const LIST_AGE: Duration = Duration::from_secs(3600);
 
-/// Installs those of `packages` that this machine lacks.
+/// Installs those of `packages` that are missing on this machine.
 pub fn install(cache: &Cache, what: &str, packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
     if missing.is_empty() {

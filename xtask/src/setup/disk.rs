@@ -40,7 +40,7 @@ pub fn root(dir: &Path, image: &Path, room: u64, log: &Path) -> Result<()> {
 fn partition_table(sectors: u64) -> Result<[u8; 72]> {
     let first = u32::try_from(PARTITION_START / SECTOR)?;
     let count = u32::try_from(sectors).context("the root is too large for its partition table")?;
-    // The addresses by cylinder, head and sector, which nobody reads any more, at their maximum.
+    // The addresses by cylinder, head and sector, which are not read any more, at their maximum.
     let unused = [0xfe, 0xff, 0xff];
     let mut table = [0; 72];
     table[..4].copy_from_slice(&DISK_ID.to_le_bytes());

@@ -59,7 +59,7 @@ fn lz4(mut rest: &[u8], length: usize) -> Result<Vec<u8>> {
     Ok(elf)
 }
 
-/// Kernels are packed with the filter for x86 code, which the decoders written in Rust lack: so the tool.
+/// Kernels are packed with the filter for x86 code, which no decoder written in Rust has: so the tool.
 fn xz(packed: &[u8]) -> Result<Vec<u8>> {
     let mut child = Command::new("xz")
         .args(["--decompress", "--stdout"])

@@ -73,7 +73,7 @@ impl Machine {
         for root in &test.root {
             RootSpec::find(root)?;
         }
-        let wanted = |asked: &[String], name: &str| asked.is_empty() || asked.iter().any(|a| a == name);
+        let wanted = |named: &[String], name: &str| named.is_empty() || named.iter().any(|a| a == name);
         let mut machines = Vec::new();
         if tier(Tier::Host) {
             for name in HOSTS.iter().filter(|name| wanted(&test.root, name)) {
@@ -95,19 +95,19 @@ impl Machine {
                 bail!("no guest has that kernel and root; there are: {}", guests.join(", "));
             }
         }
-        let asked = !machines.is_empty();
+        let named = !machines.is_empty();
         machines.retain(|machine| {
             test.target.is_empty() || test.target.iter().any(|target| machine.runs(target))
         });
-        ensure!(!asked || !machines.is_empty(), "{} does not run there", test.target.join(", "));
+        ensure!(!named || !machines.is_empty(), "{} does not run there", test.target.join(", "));
         Ok(machines)
     }
 
     /// What setup must make for the targets that the command line asks for.
     pub fn needs(self, test: &Test) -> Needs {
         let any = |targets: &[&str]| {
-            let asked = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
-            targets.iter().any(|target| asked(target) && self.runs(target))
+            let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
+            targets.iter().any(|target| wanted(target) && self.runs(target))
         };
         let mut needs = Needs {
             bpf: true,
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_without_an_asked_target_are_left_out() {
+    fn machines_without_a_named_target_are_left_out() {
         let of =
             |tiers: &[Tier], target: &str| Test { target: vec![target.to_owned()], ..test(tiers, &[], &[]) };
         assert_eq!(names(&of(&[Tier::Host], "daemon")), ["host"]);

@@ -44,7 +44,7 @@ impl Record {
 pub(crate) async fn serve(socket: &Path, cgroup: u64) -> Result<()> {
     let settings = Settings::default();
     let mut running = Loaded::load(&settings)?.attach()?.run()?;
-    // It is older than the programs, and nobody scans for such here.
+    // It is older than the programs, and nothing scans for such here.
     running.tracker().track(cgroup, Life::Unstarted).context("track the cgroup")?;
     let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     let (sender, receiver) = tokio::sync::mpsc::channel(64);
@@ -99,7 +99,7 @@ impl ServerStreamingService<Vec<Record>> for Records {
         let receiver = self.receiver.lock().ok().and_then(|mut slot| slot.take());
         std::future::ready(match receiver {
             Some(receiver) => Ok(Response::new(ReceiverStream::new(receiver))),
-            None => Err(Status::resource_exhausted("somebody has the stream already")),
+            None => Err(Status::resource_exhausted("the stream has a subscriber already")),
         })
     }
 }

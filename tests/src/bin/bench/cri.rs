@@ -32,11 +32,11 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     for number in 0..count {
         let id = node.run(&pod, &ContainerSpec::shell(&format!("end-{number}"), "sleep 0.1; exit 1")).await?;
         let stopped =
-            |told: &kwitness_tests::cri_events::CriEvents| told.has(&id, Type::ContainerStoppedEvent);
+            |seen: &kwitness_tests::cri_events::CriEvents| seen.has(&id, Type::ContainerStoppedEvent);
         let mut at = Vec::new();
         for subscriber in [&mut ours, &mut theirs] {
-            let told = subscriber.wait_until("STOPPED", stopped).await?;
-            at.push(told.find(&id, Type::ContainerStoppedEvent).context("STOPPED")?.at);
+            let seen = subscriber.wait_until("STOPPED", stopped).await?;
+            at.push(seen.find(&id, Type::ContainerStoppedEvent).context("STOPPED")?.at);
         }
         later.push((at[0] - at[1]) as f64 / 1e6);
         let seen = native.wait_until("stopped", |seen| seen.has(&id, "stopped")).await?;
@@ -54,10 +54,10 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         node.remove_container(&id).await?;
     }
     node.remove_pod(&pod).await?;
-    let told = ours.wait_until("the end", |told| told.has(&pod.sandbox, Type::ContainerDeletedEvent)).await?;
+    let seen = ours.wait_until("the end", |seen| seen.has(&pod.sandbox, Type::ContainerDeletedEvent)).await?;
     let counters = agent.status().await?.counters;
     let calls = counters.get("cri_events_calls").copied().unwrap_or_default();
-    let a_call = calls as f64 / told.0.len() as f64;
+    let a_call = calls as f64 / seen.0.len() as f64;
     drop((ours, theirs));
     agent.stop()?;
     node.shutdown().await?;
@@ -84,7 +84,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
             &[a_call],
             "",
             Target::None,
-            format!("{calls} calls for {} events", told.0.len()),
+            format!("{calls} calls for {} events", seen.0.len()),
         ),
     ])
 }

@@ -1,4 +1,4 @@
-//! Limits: from a write to its `limitChanged` at a client, and to the verdict that somebody waits for; a thousand resizes in a
+//! Limits: from a write to its `limitChanged` at a client, and to the verdict that a client waits for; a thousand resizes in a
 //! row; and what a write to any other file costs with each way of seeing limit writes.
 //!
 //! Where the cgroup v2 hierarchy has no controllers, as on a hybrid node, the changes are of `cgroup.freeze`, the one limit file that
@@ -87,8 +87,12 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 /// The hook that sees limit writes.
 async fn hook(agent: &Agent) -> Result<String> {
     let status = agent.status().await?;
-    let need = status.needs.iter().find(|need| need.name == "limit_write").context("no such need")?;
-    Ok(need.hook.split(':').next().unwrap_or_default().to_owned())
+    let capability = status
+        .capabilities
+        .iter()
+        .find(|capability| capability.name == "limit_write")
+        .context("no such capability")?;
+    Ok(capability.hook.split(':').next().unwrap_or_default().to_owned())
 }
 
 /// A container's cgroup, with files for its limits if there are any.
@@ -148,7 +152,7 @@ async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<
     for number in 0..writes {
         // No value that was there before.
         let bytes = u64::from(number + 1) * MIB + 4096;
-        let asked = async {
+        let verified = async {
             let answer = agent.verify(wanted(&container.id, bytes, 60_000)).await;
             (answer, boottime())
         };
@@ -157,7 +161,7 @@ async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<
             write(&path, &bytes.to_string())?;
             anyhow::Ok(boottime())
         };
-        let ((answer, at), returned) = tokio::join!(asked, written);
+        let ((answer, at), returned) = tokio::join!(verified, written);
         let answer = answer.context("call Verify")?;
         let kinds = kinds(&answer);
         ensure!(kinds == [VerdictKind::InForce], "{kinds:?}");
@@ -199,10 +203,10 @@ async fn thousand(environment: &Environment, kubepods: &Kubepods) -> Result<Row>
     write(&last.cgroup().directory().join("memory.max"), &right.to_string())?;
     let of_last = |seen: &kwitness_tests::events::Seen| seen.has(&last.id, "limitChanged");
     let seen = watcher.wait_until("the last change", of_last).await?;
-    let told = |container: &&HandMade| {
+    let reported = |container: &&HandMade| {
         seen.of(&container.id).filter(|event| matches!(event.kind, Some(Kind::LimitChanged(_)))).count() == 1
     };
-    let missed = containers.len() - containers.iter().filter(told).count() + seen.count("gap");
+    let missed = containers.len() - containers.iter().filter(reported).count() + seen.count("gap");
     let answer = agent.verify(wanted("", right, 0)).await.context("call Verify")?;
     let mut misjudged = 0;
     for (index, container) in containers.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! `kwitness-bench`: what kwitness costs, each figure against a baseline of the same run.
 //!
 //! Rounds of the measured and of the baseline alternate, so that what else the machine does meets both alike; what
-//! is told is the median over the rounds, with its spread. A figure that is not reached is said to be so.
+//! is reported is the median over the rounds, with its spread. A figure that is not reached is said to be so.
 //!
 //! The executable is also its own helpers, each a process of its own as in the field: the bare loop, the workloads.
 
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    handmade::become_container_if_asked()?;
+    handmade::become_container_if_requested()?;
     let arguments = Arguments::parse();
     match arguments.helper {
         Some(Helper::Bare { socket, cgroup }) => current_thread()?.block_on(bare::serve(&socket, cgroup)),

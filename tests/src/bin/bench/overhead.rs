@@ -97,8 +97,13 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
         for round in 0..=rounds {
             let without = run()?;
             let agent = Agent::start(environment, &["log.level=warn", &setting, &syscalls]).await?;
-            let need = agent.status().await?.needs.into_iter().find(|need| need.name == "limit_write");
-            let hook = need.context("no need for limit writes")?.hook;
+            let capability = agent
+                .status()
+                .await?
+                .capabilities
+                .into_iter()
+                .find(|capability| capability.name == "limit_write");
+            let hook = capability.context("no capability for limit writes")?.hook;
             way = hook.split(':').next().unwrap_or_default().to_owned();
             // What the start left to do is no cost of a write.
             tokio::time::sleep(rest).await;

@@ -20,7 +20,7 @@ use crate::footprint::{cpu_times, resident};
 use crate::report::{Row, Target, quantile};
 
 const ROUNDS: usize = 10;
-/// Twice the proxy's look at connections that nobody uses (`RUNTIME_IDLE`), and a little.
+/// Twice `RUNTIME_IDLE`, after which the proxy closes idle connections, and a little.
 const AT_REST: Duration = Duration::from_secs(22);
 const CALLS: usize = 3000;
 const ROUNDS_IN_A_GUEST: usize = 3;
@@ -90,7 +90,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         round(&channel, 1, 1).await?;
         clients.push(channel);
     }
-    // What nobody uses is given up by then.
+    // Idle connections are closed by then.
     tokio::time::sleep(AT_REST).await;
     rows.push(Row::of(
         &format!("proxy: resident with {CLIENTS} connections"),

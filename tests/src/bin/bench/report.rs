@@ -18,7 +18,7 @@ pub(crate) enum Target {
     AtMost(f64),
     /// Not less than that.
     AtLeast(f64),
-    /// Told for what it is worth.
+    /// For information only.
     None,
 }
 

@@ -1,9 +1,9 @@
 //! Events a second to one client, none lost: what everything behind the rings can carry.
 //!
-//! A machine cannot fork as fast as kwitness can tell, so the records of a real container's processes are recorded
+//! A machine cannot fork as fast as kwitness can report, so the records of a real container's processes are recorded
 //! once from the rings and then fed, again and again as other processes, through what the daemon is made of: the
 //! decoder, the merge, the lifecycle machine, the journal, the gRPC stream. Feeder and client are two processes,
-//! as daemon and client are. The feeder stays within half a replay window of what the client has taken, so that
+//! as daemon and client are. The feeder stays within half a replay window of what the client has read, so that
 //! the figure is what goes through and not what is thrown away.
 
 use std::mem::offset_of;
@@ -109,19 +109,19 @@ pub(crate) fn feed(socket: &Path, records: u64) -> Result<()> {
             },
         );
         let listener = tokio::net::UnixListener::bind(socket).context("listen")?;
-        let taken = Arc::new(AtomicU64::new(0));
+        let read = Arc::new(AtomicU64::new(0));
         let (arrived, mut arrival) = tokio::sync::mpsc::channel(1);
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let service = Feeder { hub: Arc::clone(&hub), taken: Arc::clone(&taken), arrived, stopped };
+        let service = Feeder { hub: Arc::clone(&hub), read: Arc::clone(&read), arrived, stopped };
         let server = tonic::transport::Server::builder()
             .add_service(KwitnessServer::new(service))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
                 arrival.recv().await;
-                let fed = recording.feed(writer, &taken, records).await;
+                let fed = recording.feed(writer, &read, records).await;
                 if let Err(error) = fed {
                     eprintln!("{error:?}");
                 }
-                // The stream ends once the watcher has taken everything. The connection stays until this process is ended: the
+                // The stream ends once the watcher has read everything. The connection stays until this process is ended: the
                 // watcher may still be reading what was sent.
                 let _ = stop.send(true);
                 std::future::pending::<()>().await;
@@ -157,7 +157,7 @@ impl Recording {
         Ok(Self { life, activity })
     }
 
-    async fn feed(mut self, mut writer: Writer, taken: &AtomicU64, records: u64) -> Result<()> {
+    async fn feed(mut self, mut writer: Writer, read: &AtomicU64, records: u64) -> Result<()> {
         let (mut decoder, mut order) = (Decoder::default(), ReorderBuffer::default());
         let (mut lifecycle, mut output) = (Lifecycle::new(Bounds::default()), Output::default());
         let now = Clock::read().now();
@@ -179,7 +179,7 @@ impl Recording {
             }
             writer.append(output.events.drain(..), clock);
             output.actions.clear();
-            while writer.position().seq.saturating_sub(taken.load(Ordering::Acquire))
+            while writer.position().seq.saturating_sub(read.load(Ordering::Acquire))
                 > REPLAY_WINDOW as u64 / 2
             {
                 tokio::task::yield_now().await;
@@ -217,7 +217,7 @@ fn kind(record: &[u8]) -> Option<RecordKind> {
 struct Feeder {
     hub: Arc<Hub>,
     /// The last event handed to the stream.
-    taken: Arc<AtomicU64>,
+    read: Arc<AtomicU64>,
     arrived: tokio::sync::mpsc::Sender<()>,
     stopped: tokio::sync::watch::Receiver<bool>,
 }
@@ -230,10 +230,10 @@ impl Kwitness for Feeder {
         let watcher = self.hub.watch(Start::Now, true, Filter::default());
         let watcher = watcher.map_err(|error| Status::out_of_range(error.to_string()))?;
         let _ = self.arrived.send(()).await;
-        let state = (watcher, Arc::clone(&self.hub), Arc::clone(&self.taken), self.stopped.clone());
-        let stream = futures_util::stream::unfold(state, async |(mut watcher, hub, taken, mut stopped)| {
-            let batch = next(&mut watcher, &hub, &taken, &mut stopped).await?;
-            Some((Ok(batch), (watcher, hub, taken, stopped)))
+        let state = (watcher, Arc::clone(&self.hub), Arc::clone(&self.read), self.stopped.clone());
+        let stream = futures_util::stream::unfold(state, async |(mut watcher, hub, read, mut stopped)| {
+            let batch = next(&mut watcher, &hub, &read, &mut stopped).await?;
+            Some((Ok(batch), (watcher, hub, read, stopped)))
         });
         Ok(Response::new(Box::pin(stream)))
     }
@@ -264,11 +264,11 @@ impl Kwitness for Feeder {
     }
 }
 
-/// The next batch; none once everything was fed and taken.
+/// The next batch; none once everything was fed and read.
 async fn next(
     watcher: &mut Watcher,
     hub: &Hub,
-    taken: &AtomicU64,
+    read: &AtomicU64,
     stopped: &mut tokio::sync::watch::Receiver<bool>,
 ) -> Option<Batch> {
     loop {
@@ -277,7 +277,7 @@ async fn next(
         }
         tokio::select! {
             batch = watcher.next() => {
-                taken.store(watcher.seq(), Ordering::Release);
+                read.store(watcher.seq(), Ordering::Release);
                 return batch;
             }
             changed = stopped.changed() => changed.ok()?,

@@ -29,10 +29,12 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
     stage::introduce(&node, &agent).await?;
 
     tokio::time::sleep(pause).await;
-    stage::say("A kubelet with the generic PLEG, straight on containerd: it asks what runs, every second.");
-    let asking = Kubelet::start(environment, CONTAINERD_SOCKET.as_ref(), Pleg::Generic).await?;
-    let asked = crashes(&node, &asking).await.with_context(|| asking.log_tail())?;
-    asking.retire(&mut node).await?;
+    stage::say(
+        "A kubelet with the generic PLEG, straight on containerd: it lists all containers every second.",
+    );
+    let listing = Kubelet::start(environment, CONTAINERD_SOCKET.as_ref(), Pleg::Generic).await?;
+    let on_lists = crashes(&node, &listing).await.with_context(|| listing.log_tail())?;
+    listing.retire(&mut node).await?;
 
     tokio::time::sleep(pause).await;
     stage::say("A kubelet with the Evented PLEG, on the proxy: kwitness reports its containers' events.");
@@ -44,7 +46,7 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
     agent.stop()?;
     node.shutdown().await?;
 
-    let (generic, evented) = (median(&asked), median(&on_events));
+    let (generic, evented) = (median(&on_lists), median(&on_events));
     let sooner = evented < generic && on_events.iter().all(|took| *took < AT_ONCE);
     let good = sooner && in_use.is_ok();
     stage::say(match (sooner, &in_use) {
@@ -53,7 +55,7 @@ pub(crate) async fn play(environment: &Environment, combination: Combination, fa
         (_, Err(_)) => "The kubelet did NOT use the events.",
     });
     stage::item("", "from a container's end until it runs again");
-    stage::item("asking", &line(&asked));
+    stage::item("on lists", &line(&on_lists));
     stage::item("on events", &line(&on_events));
     stage::item("medians", &format!("{generic:.2?} and {evented:.2?}"));
     if let Err(error) = in_use {

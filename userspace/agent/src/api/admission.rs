@@ -56,7 +56,7 @@ struct Slot {
 }
 
 impl Admission {
-    /// Nobody is admitted yet.
+    /// No client is admitted yet.
     pub fn new(max: MaxCalls) -> Self {
         Self(Arc::new(Call::ALL.map(|call| Slot {
             call,

@@ -25,7 +25,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 pub use admission::Admission;
-pub use service::{About, Service, need};
+pub use service::{DaemonInfo, Service, capability};
 
 use crate::cri_events::{RuntimeEvents, Unserved};
 use kwitness_api::SERVICE;

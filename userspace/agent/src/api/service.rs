@@ -20,7 +20,7 @@ use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
-use crate::probe::{Capabilities, NeedReport, ProgramStats};
+use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{convert, verdicts};
 use kwitness_api::{REQUESTS_MAX, proto};
@@ -32,7 +32,7 @@ const PROVE_MAX_MS: u32 = 60_000;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
-pub struct About {
+pub struct DaemonInfo {
     /// When it was started.
     pub started: KernelTime,
     /// The configuration file in use.
@@ -54,7 +54,7 @@ pub struct Service {
     engine: Handle,
     resolver: Resolver,
     verifier: Verifier,
-    about: Arc<About>,
+    info: Arc<DaemonInfo>,
     admission: Admission,
     cri_events: Option<Events>,
     stop: CancellationToken,
@@ -67,11 +67,11 @@ impl Service {
         engine: Handle,
         resolver: Resolver,
         verifier: Verifier,
-        about: About,
+        info: DaemonInfo,
         admission: Admission,
         stop: CancellationToken,
     ) -> Self {
-        Self { hub, engine, resolver, verifier, about: Arc::new(about), admission, cri_events: None, stop }
+        Self { hub, engine, resolver, verifier, info: Arc::new(info), admission, cri_events: None, stop }
     }
 
     /// Shows the counters of the CRI's event stream, too.
@@ -234,13 +234,13 @@ impl Kwitness for Service {
         let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
         let mut answer = proto::ReportCriRequestsResponse::default();
         for (index, request) in requests.into_iter().enumerate() {
-            match self.verifier.requests().tell(request, now) {
-                Ok(()) => answer.taken += 1,
+            match self.verifier.requests().report(request, now) {
+                Ok(()) => answer.accepted += 1,
                 Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
             }
         }
         if let Some(first) = answer.malformed.first() {
-            tracing::warn!(count = answer.malformed.len(), first, "requests that were told of are malformed");
+            tracing::warn!(count = answer.malformed.len(), first, "rejected malformed request reports");
         }
         let containers = ids.into_iter().map(|id| ContainerId(id.into())).collect();
         self.engine.observe(Observation::LimitsRequested { at: now, containers }).await?;
@@ -252,7 +252,7 @@ impl Kwitness for Service {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let report = self.engine.report().await?;
-        let About { started, config_file, socket, node_name, capabilities, subtree } = &*self.about;
+        let DaemonInfo { started, config_file, socket, node_name, capabilities, subtree } = &*self.info;
         let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
@@ -265,7 +265,7 @@ impl Kwitness for Service {
             kernel_release: capabilities.kernel.clone(),
             node_name: node_name.clone(),
             journal: Some(self.hub.extent()),
-            needs: capabilities.needs.iter().map(need).collect(),
+            capabilities: capabilities.reports.iter().map(capability).collect(),
             programs: report.programs.iter().map(program).collect(),
             lost: report.lost,
             counters,
@@ -296,18 +296,18 @@ fn api_position(position: &Position) -> proto::Position {
     proto::Position { epoch: position.epoch.0.to_string(), seq: position.seq }
 }
 
-/// A need in the API's shape; `kwitness doctor` without a daemon says it the same way.
-pub fn need(report: &NeedReport) -> proto::Need {
-    let NeedReport { need, chosen, substitute, refused } = report;
-    proto::Need {
-        name: need.name.to_owned(),
-        vital: need.importance == crate::probe::need::Importance::Vital,
+/// A capability in the API's shape; `kwitness doctor` without a daemon says it the same way.
+pub fn capability(report: &CapabilityReport) -> proto::Capability {
+    let CapabilityReport { capability, chosen, substitute, refused } = report;
+    proto::Capability {
+        name: capability.name.to_owned(),
+        vital: capability.importance == crate::probe::capability::Importance::Vital,
         hook: chosen
-            .map(|hook| format!("{}:{}", hook.kind, need.target))
+            .map(|hook| format!("{}:{}", hook.kind, capability.target))
             .or_else(|| substitute.clone())
             .unwrap_or_default(),
         refused: refused.iter().map(ToString::to_string).collect(),
-        cost: need.cost_of_missing.to_owned(),
+        cost: capability.cost_of_missing.to_owned(),
         remedy: match (chosen, refused.last()) {
             (None, Some(refusal)) => refusal.remedy().to_owned(),
             _ => String::new(),

@@ -130,12 +130,16 @@ impl Served {
         let (engine, requests) = Handle::new();
         tokio::spawn(answer(requests, hub.clone()));
         let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
-        let about = About {
+        let info = DaemonInfo {
             started: KernelTime(0),
             config_file: Some("/etc/kwitness/config.toml".into()),
             socket: path.clone(),
             node_name: "node-1".into(),
-            capabilities: Capabilities { kernel: "6.18".into(), environment: Vec::new(), needs: Vec::new() },
+            capabilities: Capabilities {
+                kernel: "6.18".into(),
+                environment: Vec::new(),
+                reports: Vec::new(),
+            },
             subtree: "/".into(),
         };
         let stop = CancellationToken::new();
@@ -148,7 +152,7 @@ impl Served {
             "/does/not/exist".into(),
         );
         let admission = Admission::new(MaxCalls::all(2));
-        let service = Service::new(hub.clone(), engine, resolver, verifier, about, admission, stop.clone());
+        let service = Service::new(hub.clone(), engine, resolver, verifier, info, admission, stop.clone());
         let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
@@ -366,7 +370,7 @@ async fn a_verdict_says_what_it_rests_on() {
     let verify = async |request| KwitnessClient::new(served.channel().await).verify(request).await;
     let wanted = Some(proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None });
     let answer = verify(proto::VerifyRequest { wanted, ..Default::default() }).await.unwrap().into_inner();
-    assert_eq!(answer.verdicts.len(), 1, "nobody says anything of the CPU");
+    assert_eq!(answer.verdicts.len(), 1, "no source has a CPU limit");
     let verdict = answer.verdicts[0].verdict.as_ref().unwrap();
     assert_eq!(
         (verdict.verdict(), verdict.compared_with()),
@@ -402,9 +406,9 @@ async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
         resources: Some(proto::CriResources { memory_limit_in_bytes: 8192, ..Default::default() }),
     };
     let nobodys = proto::CriRequest { id: String::new(), ..request.clone() };
-    let told = proto::ReportCriRequestsRequest { requests: vec![nobodys, request.clone()] };
-    let answer = client.report_cri_requests(told).await.unwrap().into_inner();
-    assert_eq!(answer.taken, 1);
+    let reports = proto::ReportCriRequestsRequest { requests: vec![nobodys, request.clone()] };
+    let answer = client.report_cri_requests(reports).await.unwrap().into_inner();
+    assert_eq!(answer.accepted, 1);
     assert!(answer.malformed[0].starts_with("requests[0]: `id` is empty"), "{answer:?}");
     let many = proto::ReportCriRequestsRequest { requests: vec![request.clone(); REQUESTS_MAX + 1] };
     assert_eq!(client.report_cri_requests(many).await.unwrap_err().code(), Code::InvalidArgument);
@@ -423,7 +427,7 @@ async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
         "the caller's own word comes first"
     );
     let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
-    assert_eq!((status.counters["cri_requests_told"], status.counters["cri_requests_malformed"]), (1, 1));
+    assert_eq!((status.counters["cri_requests_reported"], status.counters["cri_requests_malformed"]), (1, 1));
 }
 
 /// What grpcio 1.85.3 (C-core, Python) sends for two calls; `:authority` is the socket's path, percent-encoded.

@@ -1,8 +1,8 @@
-//! What the daemon is told to do: a TOML file, then `--set KEY=VALUE` and the flags of `kwitness daemon`.
+//! The daemon's configuration: a TOML file, then `--set KEY=VALUE` and the flags of `kwitness daemon`.
 //!
 //! Owns the reading and the checking; every setting, with its default and its range, stands in [`SETTINGS`].
-//! All of it is checked before anything starts, and every mistake is told at once. Never touches the system
-//! beyond reading the one file.
+//! All of it is checked before anything starts, and all errors are reported together. Never touches the system
+//! but for reading the one file.
 
 mod calls;
 mod settings;
@@ -31,7 +31,7 @@ pub const DEFAULT_FILE: &str = "/etc/kwitness/config.toml";
 /// Where the daemon listens if nothing else is said.
 pub use kwitness_api::DEFAULT_SOCKET;
 
-/// Everything the daemon can be told.
+/// Everything that can be configured.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The API's Unix socket.
@@ -60,7 +60,7 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// Which container runtime is asked for names.
+/// The container runtime that resolves names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeChoice {
     /// The first socket found among the known places.
@@ -78,21 +78,21 @@ enum Origin {
     Flag,
 }
 
-/// One mistake.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Problem {
     origin: Origin,
     message: String,
 }
 
-/// Every mistake that was found.
+/// All errors.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(Vec<Problem>);
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
-        write!(f, "the configuration has {count} mistake{}", if count == 1 { "" } else { "s" })?;
+        write!(f, "the configuration has {count} error{}", if count == 1 { "" } else { "s" })?;
         for Problem { origin, message } in &self.0 {
             match origin {
                 Origin::File { path, line } => write!(f, "\n  {}:{line}: {message}", path.display())?,
@@ -107,7 +107,7 @@ impl Config {
     /// Reads `file`, or [`DEFAULT_FILE`] if that exists, then applies `flags` ("key=value"), which win.
     ///
     /// # Errors
-    /// Every mistake of all of them; a `file` that was named and cannot be read.
+    /// All errors of all of them; a `file` that was named and cannot be read.
     pub fn load(file: Option<&Path>, flags: &[String]) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(path) {

@@ -9,7 +9,7 @@ use toml::Value;
 use super::units::{count, parsed, size, text};
 use super::{Call, Config, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
-use crate::probe::need::Exclusion;
+use crate::probe::capability::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 use kwitness_service::log::LogFormat;
 
@@ -117,14 +117,14 @@ pub const SETTINGS: &[Setting] = &[
         expects: RING,
         default: Some(r#""8MiB""#),
         doc: "The ring buffer for rare, precious records: cgroups made and removed, first programs and their \
-              exits. About 6,000 containers' lives while nobody reads.",
+              exits. Holds the records of about 6,000 container lifetimes.",
         apply: |config, value| set_ring(&mut config.probe.lifecycle_ring, value),
     },
     Setting {
         key: "kernel.tasks_ring",
         expects: RING,
         default: Some(r#""8MiB""#),
-        doc: "The ring buffer for every other exec and exit in containers. What does not fit is counted and told \
+        doc: "The ring buffer for every other exec and exit in containers. What does not fit is counted and reported \
               with a gap.",
         apply: |config, value| set_ring(&mut config.probe.tasks_ring, value),
     },
@@ -139,7 +139,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.tracked_capacity",
         expects: "a number of cgroups from 64 to 1048576",
         default: Some("65536"),
-        doc: "How many cgroups can be tracked at a time. A cgroup that finds the set full is unseen, and told \
+        doc: "How many cgroups can be tracked at a time. A cgroup that finds the set full is not observed, and reported \
               with a gap.",
         apply: |config, value| {
             config.probe.tracked_capacity = non_zero(count(value, 64..=1 << 20)?)?;
@@ -215,7 +215,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "runtime.endpoint",
         expects: "\"auto\", \"none\", or a socket as an absolute path, with or without unix://",
         default: Some(r#""auto""#),
-        doc: "The container runtime that is asked for names, labels and images. auto takes the first that \
+        doc: "The container runtime that provides names, labels and images. auto takes the first that \
               exists of containerd's, k3s's, CRI-O's and cri-dockerd's sockets.",
         apply: |config, value| {
             config.runtime = match text(value)? {
@@ -254,7 +254,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "log.level",
         expects: "error, warn, info, debug, trace, or a filter such as \"info,kwitness_agent::cri=debug\"",
         default: Some(r#""info""#),
-        doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it tell no more than \
+        doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it log no more than \
               warnings, unless a filter names them.",
         apply: |config, value| {
             let filter = text(value)?;

@@ -9,30 +9,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use kwitness_core::model::{ContainerId, ContainerType, PodUid, RuntimeFacts};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::config::RuntimeChoice;
+use kwitness_api::transport::{DialError, unix_endpoint};
 use kwitness_cri::CANDIDATES;
 use kwitness_cri::Raw;
 use kwitness_cri::runtime::runtime_service_client::RuntimeServiceClient;
 use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
 
-/// The largest answer that is taken, the kubelet's own limit.
+/// The largest answer that is accepted, the kubelet's own limit.
 pub const ANSWER_MAX: usize = 16 << 20;
 
 /// Why the runtime did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No socket at any of the places.
+    /// No known socket exists.
     #[error("no socket found at {}; name it with runtime.endpoint", CANDIDATES.join(", "))]
     NoSocket,
-    /// Nobody listens.
-    #[error("cannot connect to {}: {}", socket.display(), innermost(source))]
+    /// Connecting failed.
+    #[error("cannot connect to {}: {source}", socket.display())]
     Connect {
         /// Where.
         socket: PathBuf,
         /// Why.
-        source: tonic::transport::Error,
+        source: DialError,
     },
     /// A call failed.
     #[error("{method}: {status}")]
@@ -50,14 +51,6 @@ pub enum Error {
         /// The longest that a call may take.
         deadline: Duration,
     },
-}
-
-/// tonic's own words are "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => innermost(source),
-        None => error.to_string(),
-    }
 }
 
 /// Where to look for the runtime.
@@ -105,15 +98,10 @@ impl Connection {
     /// Connects, and asks for the version. No call takes longer than the deadline.
     ///
     /// # Errors
-    /// Nobody listens, or whoever does is no runtime.
+    /// Connecting failed, or what listens there is no runtime.
     pub async fn open(socket: &Path, deadline: Duration) -> Result<Self, Error> {
-        let connect = |source| Error::Connect { socket: socket.to_owned(), source };
-        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
-            .map_err(connect)?
-            .connect_timeout(deadline)
-            // What the kubelet calls itself by; some servers refuse other names.
-            .origin(tonic::codegen::http::Uri::from_static("http://localhost"));
-        let channel = endpoint.connect().await.map_err(connect)?;
+        let dial = async { Ok(unix_endpoint(socket)?.connect_timeout(deadline).connect().await?) };
+        let channel = dial.await.map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
         let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
         let version =
             call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
@@ -134,7 +122,7 @@ impl Connection {
         let answer = async {
             let mut grpc =
                 tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
-            let away = |error: tonic::transport::Error| tonic::Status::unavailable(innermost(&error));
+            let away = |error| tonic::Status::unavailable(DialError::from(error).to_string());
             grpc.ready().await.map_err(away)?;
             let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
             grpc.unary(tonic::Request::new(request), path, Raw).await
@@ -151,7 +139,7 @@ impl Connection {
         call(self.deadline, "Version", self.client.version(request)).await.map(drop)
     }
 
-    /// What the runtime was told of a container's limits; none: it does not know the container, or does not say.
+    /// A container's limits as the runtime reports them; none: it does not know the container, or does not report them.
     ///
     /// # Errors
     /// The call fails or takes too long.
@@ -195,7 +183,7 @@ async fn call<T>(
     }
 }
 
-/// Everything by id. What the runtime leaves empty is unknown; an entry without an id is nobody's.
+/// Everything by id. What the runtime leaves empty is unknown; an entry without an id is ignored.
 fn facts(
     sandboxes: Vec<cri::PodSandbox>,
     containers: Vec<cri::Container>,
@@ -259,7 +247,7 @@ mod tests {
         let all =
             facts(vec![sandbox, cri::PodSandbox::default()], vec![container("c", "s"), container("o", "x")]);
         let of = |id: &str| &all[&ContainerId(id.into())];
-        assert_eq!(all.len(), 3, "an entry without an id is nobody's");
+        assert_eq!(all.len(), 3, "an entry without an id is ignored");
         assert_eq!(of("s").container_type, ContainerType::Sandbox);
         assert_eq!((of("s").name.as_deref(), of("s").pod_name.as_deref()), (None, Some("web")));
         assert_eq!(of("s").labels["app"], "web");

@@ -1,6 +1,6 @@
-//! The container runtime, asked over CRI what the kernel cannot know: names, labels, image, sandbox or app.
+//! The container runtime's answers over CRI to what the kernel cannot know: names, labels, image, sandbox or app.
 //!
-//! Owns the connection and the questions that are open. Nothing waits for it: a container's events go out with what is
+//! Owns the connection and the open queries. Nothing waits for it: a container's events go out with what is
 //! known, and the answer comes later, as an observation. A runtime that is away, slow or answers nonsense costs no
 //! event; it is counted, and shown in the status. Never calls a method that changes anything.
 

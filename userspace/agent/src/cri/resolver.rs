@@ -8,7 +8,7 @@
 //! ```
 //!
 //! While the runtime is away, questions stay open. There is at most one open question a container, and a bound on all of
-//! them: one more is counted and not asked.
+//! them: one more is counted and not queried.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ use kwitness_api::proto;
 /// Open questions at most.
 const OPEN_MAX: usize = 16_384;
 
-/// How often and how long is asked.
+/// How often and how long a container is queried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
     /// The longest that a call may take.
@@ -37,9 +37,9 @@ pub(super) struct Timing {
     pub(super) list_pause: Duration,
     /// Between two tries for the same container at most.
     pub(super) retry_max: Duration,
-    /// After the first list that lacks a container, it is asked for no longer than that.
+    /// How long a container is queried after the first list without it.
     pub(super) give_up: Duration,
-    /// Between two looks whether it is still there, while nothing is asked.
+    /// Between two checks whether the runtime still answers, while there is no query.
     pub(super) idle: Duration,
     /// Between two attempts to connect: at first, and at most.
     pub(super) reconnect: (Duration, Duration),
@@ -58,7 +58,7 @@ impl Default for Timing {
     }
 }
 
-/// Takes questions, and tells how the runtime is. Clones share it.
+/// Accepts queries, and reports the runtime's status. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Resolver {
     shared: Arc<Shared>,
@@ -67,7 +67,7 @@ pub struct Resolver {
 #[derive(Debug)]
 struct Shared {
     open: Mutex<HashMap<ContainerId, Question>>,
-    asked: Notify,
+    queried: Notify,
     timing: Timing,
     status: Mutex<proto::RuntimeStatus>,
     /// As long as the runtime answers.
@@ -110,7 +110,7 @@ pub(super) fn start_with(
 ) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
     let shared = Arc::new(Shared {
         open: Mutex::default(),
-        asked: Notify::new(),
+        queried: Notify::new(),
         timing,
         status: Mutex::default(),
         connection: Mutex::default(),
@@ -149,7 +149,7 @@ impl Resolver {
             lacked: None,
         });
         drop(open);
-        self.shared.asked.notify_one();
+        self.shared.queried.notify_one();
     }
 
     /// The connection to the runtime, for other calls; none: it does not answer.
@@ -261,9 +261,9 @@ impl Worker {
     async fn serve(&self, mut connection: Connection) -> (Error, bool) {
         let mut listed: Option<Instant> = None;
         loop {
-            let asked = self.shared.asked.notified();
+            let queried = self.shared.queried.notified();
             let Some(due) = self.shared.due() else {
-                if tokio::time::timeout(self.shared.timing.idle, asked).await.is_err()
+                if tokio::time::timeout(self.shared.timing.idle, queried).await.is_err()
                     && let Err(error) = connection.check().await
                 {
                     return (error, listed.is_some());
@@ -275,7 +275,7 @@ impl Worker {
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
                     // Someone may be due earlier.
-                    () = asked => continue,
+                    () = queried => continue,
                 }
             }
             let began = Instant::now();
@@ -291,7 +291,7 @@ impl Worker {
         }
     }
 
-    /// Answers what a list answers; what it lacks is put off, or given up.
+    /// Answers what a list answers; the others are postponed, or given up.
     async fn answer(&self, facts: &HashMap<ContainerId, Arc<RuntimeFacts>>, began: Instant) {
         let timing = self.shared.timing;
         let mut answered = Vec::new();
@@ -317,7 +317,7 @@ impl Worker {
             let count =
                 if facts.is_some() { &self.shared.counts.resolved } else { &self.shared.counts.unknown };
             count.fetch_add(1, Relaxed);
-            // The engine is gone: nobody is left to be told.
+            // The engine is gone: there is no receiver.
             if self.answers.send(Observation::Runtime { at, container, facts }).await.is_err() {
                 return;
             }

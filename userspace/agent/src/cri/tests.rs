@@ -209,7 +209,7 @@ async fn a_runtime_that_is_away_is_waited_for_without_giving_up() {
     drop(serving);
     std::fs::remove_file(bench.socket()).unwrap();
     sleep(TIMING.idle * 3).await;
-    assert!(!bench.resolver.status().error.is_empty(), "it is gone, and nobody asked");
+    assert!(!bench.resolver.status().error.is_empty(), "it is gone, and no call was made");
     runtime.set(|conduct| conduct.sandboxes = vec!["b"]);
     bench.ask("b");
     let _serving = runtime.serve(&bench.socket());

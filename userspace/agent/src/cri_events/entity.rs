@@ -16,7 +16,7 @@ use kwitness_cri::events as wire;
 /// Where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Progress {
-    /// Nobody was told of it.
+    /// No event of it was sent.
     Unseen,
     /// `CONTAINER_CREATED`.
     Created,

@@ -1,4 +1,4 @@
-//! All pods: whose a container is, what the runtime is to be asked next, and when.
+//! All pods: whose a container is, what to fetch from the runtime next, and when.
 //!
 //! ```text
 //!  hint ─▶ known? ── yes ─▶ its pod asks (see `pod`)
@@ -24,7 +24,7 @@ use super::pod::{Plan, Pod, Reading};
 use kwitness_cri::events::ContainerEventResponse;
 
 /// Between two lists: after something happened, and at most. The first says how late a container that was made and not started, or
-/// removed after its end, is told; the second bounds what a quiet node costs.
+/// removed after its end, is reported; the second bounds what a quiet node costs.
 const LIST_FIRST: Duration = Duration::from_millis(500);
 const LIST_MAX: Duration = Duration::from_secs(10);
 /// Between two tries to find a container that the runtime does not show yet: at first, and at most.
@@ -95,9 +95,9 @@ pub(super) enum Answer {
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Events told.
+    /// Events sent.
     pub(super) events: u64,
-    /// The runtime did not agree with the kernel in time: nothing was told.
+    /// The runtime did not agree with the kernel in time: nothing was sent.
     pub(super) withheld: u64,
     /// The runtime never showed what the kernel showed.
     pub(super) never_found: u64,
@@ -132,7 +132,7 @@ struct Unknown {
 /// The machine.
 #[derive(Debug)]
 pub(super) struct Machine {
-    /// What happened later than that is told, by the wall clock; what is older is known already.
+    /// What happened later than that is reported, by the wall clock; what is older is known already.
     since: i64,
     listed: bool,
     pods: HashMap<PodKey, Pod>,
@@ -145,7 +145,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// A machine that tells what happens after a time of the wall clock.
+    /// A machine that reports what happens after a time of the wall clock.
     pub(super) fn new(since: i64) -> Self {
         Self {
             since,
@@ -193,7 +193,7 @@ impl Machine {
         self.pods.values_mut().for_each(|pod| pod.read_whole(now));
     }
 
-    /// The runtime can be asked again; no answer to what was asked before will come.
+    /// The runtime can be called again; earlier calls will get no answer.
     pub(super) fn connected(&mut self, now: Duration) {
         self.listing = false;
         self.list_due = now;
@@ -323,7 +323,7 @@ impl Machine {
     ) -> bool {
         if let Some(pod) = self.owner.get(id).and_then(|key| self.pods.get_mut(key)) {
             let differs = pod.differs(id, listed);
-            // While its end is expected, it is asked for anyway.
+            // While its end is expected, it is polled anyway.
             if differs && pod.due().is_none() {
                 pod.read_whole(now);
             }
@@ -331,9 +331,9 @@ impl Machine {
         }
         let Some(key) = key else { return false };
         let hinted = self.unknown.remove(id).map_or(Progress::Unseen, |unknown| unknown.reached);
-        let told = self.listed.then_some(Progress::Unseen);
+        let sent = self.listed.then_some(Progress::Unseen);
         self.owner.insert(id.clone(), key.clone());
-        self.pods.entry(key).or_default().add(now, kind, id, told, hinted);
+        self.pods.entry(key).or_default().add(now, kind, id, sent, hinted);
         true
     }
 

@@ -14,8 +14,8 @@
 //!
 //! | Module | Knows |
 //! |---|---|
-//! | `entity` | how far a sandbox or container has come, and what is told of a step |
-//! | `pod` | one pod: what was told, what is expected of the runtime, which events a reading makes. Pure |
+//! | `entity` | how far a sandbox or container has come, and the event of each step |
+//! | `pod` | one pod: what was sent, what is expected of the runtime, which events a reading makes. Pure |
 //! | `machine` | all pods: whose a container is, what to ask next and when. Pure |
 //! | `runtime` | the calls |
 //! | `worker` | the task that brings them together, while anyone is subscribed |

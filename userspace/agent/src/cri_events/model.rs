@@ -1,6 +1,6 @@
 //! The machine against a small model of a kernel and a runtime: sandboxes and containers made, started, ended and removed in any
 //! order; the kernel shows it at once or not at all, the runtime agrees later, its answers take time, and it goes away and comes
-//! back. At the end every life was told whole: in order, once, with statuses that fit.
+//! back. At the end every life was reported whole: in order, once, with statuses that fit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -356,21 +356,21 @@ impl World {
         if !plan.whole && !plan.checks.iter().any(agrees) {
             return Answer::NotYet;
         }
-        let mut asked: BTreeMap<ContainerId, Kind> =
+        let mut fetched: BTreeMap<ContainerId, Kind> =
             plan.sandboxes.iter().map(|id| (id.clone(), Kind::Sandbox)).collect();
-        asked.extend(plan.containers.iter().map(|id| (id.clone(), Kind::Container)));
+        fetched.extend(plan.containers.iter().map(|id| (id.clone(), Kind::Container)));
         let gone = plan.ended.iter().filter(|id| !self.says.contains_key(*id));
-        asked.extend(gone.map(|id| (id.clone(), Kind::Container)));
+        fetched.extend(gone.map(|id| (id.clone(), Kind::Container)));
         let of_pod = |thing: &Thing| thing.kind == Kind::Container && plan.sandboxes.contains(&thing.sandbox);
-        asked.extend(
+        fetched.extend(
             self.says.iter().filter(|(_, thing)| of_pod(thing)).map(|(id, _)| (id.clone(), Kind::Container)),
         );
-        asked.retain(|id, _| !plan.ended.contains(id) || !self.says.contains_key(id));
-        let statuses = asked.into_iter().map(|(id, kind)| (kind, id.clone(), status(&id))).collect();
+        fetched.retain(|id, _| !plan.ended.contains(id) || !self.says.contains_key(id));
+        let statuses = fetched.into_iter().map(|(id, kind)| (kind, id.clone(), status(&id))).collect();
         Answer::Reading(Reading { at, statuses })
     }
 
-    /// Ends everything, waits until all is told, and checks it.
+    /// Ends everything, waits until all is sent, and checks it.
     fn finish(mut self) -> Result<(), TestCaseError> {
         let sandboxes: Vec<_> = self
             .truth
@@ -385,11 +385,11 @@ impl World {
         self.run(40_000);
         prop_assert!(self.most_pending <= self.ever.len() + 2, "{} requests at once", self.most_pending);
 
-        let mut told: BTreeMap<&str, Vec<Type>> = BTreeMap::new();
+        let mut sent: BTreeMap<&str, Vec<Type>> = BTreeMap::new();
         let mut last: BTreeMap<String, i64> = BTreeMap::new();
         for event in &self.events {
             let (id, kind) = (&event.container_id, event.container_event_type());
-            told.entry(id).or_default().push(kind);
+            sent.entry(id).or_default().push(kind);
             let (sandbox, sandbox_state) = look(&event.pod_sandbox_status);
             prop_assert!(event.created_at <= wall(self.now));
             if let Some(before) = last.insert(sandbox.clone(), event.created_at) {
@@ -408,7 +408,7 @@ impl World {
         }
         let slack = 3000 + self.away + 2 * (self.lag + self.latency);
         for (id, life) in &self.ever {
-            let told = told.remove(&*id.0).unwrap_or_default();
+            let sent = sent.remove(&*id.0).unwrap_or_default();
             let whole: &[Type] = if life.ran {
                 &[
                     Type::ContainerCreatedEvent,
@@ -419,14 +419,14 @@ impl World {
             } else {
                 &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent]
             };
-            // One that the runtime never gave a status of may go untold: there is nothing to tell it with.
+            // One that the runtime never gave a status of may go unreported: there is no status to send.
             let long = life.removed.is_some_and(|removed| removed - life.made > slack);
             prop_assert!(
-                told == whole || (told.is_empty() && !life.read && !long),
-                "{id:?} {life:?}: {told:?}"
+                sent == whole || (sent.is_empty() && !life.read && !long),
+                "{id:?} {life:?}: {sent:?}"
             );
         }
-        prop_assert!(told.is_empty(), "told of what never was: {told:?}");
+        prop_assert!(sent.is_empty(), "reported what never was: {sent:?}");
         Ok(())
     }
 }
@@ -435,7 +435,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn every_life_is_told_whole(
+    fn every_life_is_sent_whole(
         ops in proptest::collection::vec(op(), 0..60),
         lag in 0..60u64,
         latency in 0..40u64,

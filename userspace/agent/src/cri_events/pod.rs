@@ -1,18 +1,18 @@
-//! One pod: what was told of its sandboxes and containers, what the runtime is expected to say soon, and the events that a reading
+//! One pod: what was reported of its sandboxes and containers, what the runtime is expected to report soon, and the events that a reading
 //! of its statuses makes.
 //!
 //! ```text
-//!              hint beyond what was told                     the runtime agrees
+//!              hint beyond what was sent                     the runtime agrees
 //!  at rest ───────────────────────────────▶ expecting ───────────────────────────▶ read ──▶ events, at rest
 //!     │                                      │     ▲                                ▲
-//!     │ a list differs, or a gap             │     └── not yet: asked again, later  │
+//!     │ a list differs, or a gap             │     └── not yet: polled again, later │
 //!     └──────────────────────────────────────┼──────────────────────────────────────┘
 //!                                            └── not within 10 s: withheld, counted, at rest
 //! ```
 //!
-//! A reading gives every status of the pod at one time; what in it goes beyond what was told becomes events, all with these
+//! A reading gives every status of the pod at one time; what in it is newer than what was sent becomes events, all with these
 //! statuses. So a burst of hints costs one reading, and a container that came and went between two of them still has its whole
-//! life told, in order. Pure: time and answers come from outside.
+//! life, in order. Pure: time and answers come from outside.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(super) const AGREE_MAX: Duration = Duration::from_secs(10);
 /// Between two questions whether it agrees: first, when the kernel showed the last thing that it does before, and at most.
 const ASK_FIRST: Duration = Duration::from_millis(4);
 const ASK_SOON: Duration = Duration::from_millis(1);
-/// So often it is asked soon before the pauses grow: containerd has its last steps behind it 5 to 30 ms after the cgroup's removal.
+/// So many polls come soon before the pauses grow: containerd has its last steps behind it 5 to 30 ms after the cgroup's removal.
 const SOON_TIMES: u8 = 20;
 const ASK_MAX: Duration = Duration::from_millis(100);
 
@@ -39,9 +39,9 @@ pub(super) struct Plan {
     pub(super) sandboxes: Vec<ContainerId>,
     /// Its containers, as far as known, but for those that have ended.
     pub(super) containers: Vec<ContainerId>,
-    /// Its containers that have ended: their statuses do not change any more, so they are asked for only if they are not listed.
+    /// Its containers that have ended: their statuses do not change any more, so they are fetched only if they are not listed.
     pub(super) ended: Vec<ContainerId>,
-    /// Those that are expected to have come that far. Unless one has, nothing else need be asked, if [`Self::whole`] is not set.
+    /// Those that are expected to have come that far. Unless one has, nothing else need be fetched, if [`Self::whole`] is not set.
     pub(super) checks: Vec<(Kind, ContainerId, Progress)>,
     /// Everything is wanted in any case.
     pub(super) whole: bool,
@@ -52,7 +52,7 @@ pub(super) struct Plan {
 pub(super) struct Reading {
     /// The wall clock before the first question, in nanoseconds.
     pub(super) at: i64,
-    /// Each sandbox and container that was asked for or listed; no status: the runtime does not know it any more.
+    /// Each sandbox and container that was fetched or listed; no status: the runtime does not know it any more.
     pub(super) statuses: Vec<(Kind, ContainerId, Option<Status>)>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Reading {
 struct Entity {
     kind: Kind,
     /// None: it is older than the first list, and its first status decides.
-    told: Option<Progress>,
+    sent: Option<Progress>,
     /// The furthest that the kernel showed.
     hinted: Progress,
     /// How far the runtime is expected to say it is, and since when.
@@ -81,7 +81,7 @@ pub(super) struct Pod {
     entities: BTreeMap<ContainerId, Entity>,
     /// The time of the last event.
     last: i64,
-    /// When it is to be asked for; none: at rest.
+    /// When it is to be polled; none: at rest.
     due: Option<Duration>,
     pause: Duration,
     /// Questions until the pause grows.
@@ -111,12 +111,12 @@ impl Pod {
         now: Duration,
         kind: Kind,
         id: &ContainerId,
-        told: Option<Progress>,
+        sent: Option<Progress>,
         hinted: Progress,
     ) {
         if !self.entities.contains_key(id) {
             let expected = (hinted > Progress::Unseen).then_some((hinted, now));
-            self.entities.insert(id.clone(), Entity { kind, told, hinted, expected, status: None });
+            self.entities.insert(id.clone(), Entity { kind, sent, hinted, expected, status: None });
             self.read_whole(now);
         }
     }
@@ -125,8 +125,8 @@ impl Pod {
     pub(super) fn hint(&mut self, now: Duration, id: &ContainerId, progress: Progress) {
         let Some(entity) = self.entities.get_mut(id) else { return };
         entity.hinted = entity.hinted.max(progress);
-        let told = entity.told.unwrap_or(Progress::Unseen);
-        if progress > told && entity.expected.is_none_or(|(expected, _)| progress > expected) {
+        let sent = entity.sent.unwrap_or(Progress::Unseen);
+        if progress > sent && entity.expected.is_none_or(|(expected, _)| progress > expected) {
             entity.expected = Some((progress, now));
             self.ask(now, ASK_FIRST);
         }
@@ -140,11 +140,11 @@ impl Pod {
         }
     }
 
-    /// Whether a state that a list shows goes beyond what was told.
+    /// Whether a state that a list shows is newer than what was sent.
     pub(super) fn differs(&self, id: &ContainerId, listed: Option<Progress>) -> bool {
         let Some(entity) = self.entities.get(id) else { return true };
-        let told = entity.told.unwrap_or(Progress::Unseen);
-        listed.is_some_and(|listed| listed > told)
+        let sent = entity.sent.unwrap_or(Progress::Unseen);
+        listed.is_some_and(|listed| listed > sent)
     }
 
     /// Asks for everything.
@@ -174,7 +174,7 @@ impl Pod {
         self.entities.values().any(|entity| entity.expected.is_some())
     }
 
-    /// When it is to be asked for.
+    /// When it is to be polled.
     pub(super) fn due(&self) -> Option<Duration> {
         self.due.filter(|_| !self.busy)
     }
@@ -188,7 +188,7 @@ impl Pod {
         self.entities.keys()
     }
 
-    /// What to ask now. Nothing else is asked of this pod until the answer has come.
+    /// What to fetch now. Nothing else of this pod is fetched until the answer has come.
     pub(super) fn plan(&mut self) -> Plan {
         self.busy = true;
         self.due = None;
@@ -211,13 +211,13 @@ impl Pod {
         }
     }
 
-    /// The runtime does not agree yet; gives how many it will not be asked for any more.
+    /// The runtime does not agree yet; returns how many are given up.
     pub(super) fn not_yet(&mut self, now: Duration) -> u64 {
         self.busy = false;
         self.settle(now)
     }
 
-    /// There was no answer: everything is asked again, later.
+    /// There was no answer: everything is fetched again, later.
     pub(super) fn failed(&mut self, now: Duration) {
         self.busy = false;
         self.whole = true;
@@ -229,7 +229,7 @@ impl Pod {
         let mut withheld = 0;
         for entity in self.entities.values_mut() {
             let Some((expected, since)) = entity.expected else { continue };
-            if entity.told.is_some_and(|told| told >= expected) {
+            if entity.sent.is_some_and(|sent| sent >= expected) {
                 entity.expected = None;
             } else if now.saturating_sub(since) >= AGREE_MAX {
                 entity.expected = None;
@@ -259,7 +259,7 @@ impl Pod {
                 outcome.found.push(id.clone());
                 Entity {
                     kind,
-                    told: Some(Progress::Unseen),
+                    sent: Some(Progress::Unseen),
                     hinted: Progress::Unseen,
                     expected: None,
                     status: None,
@@ -267,7 +267,7 @@ impl Pod {
             });
             match status {
                 Some(status) => {
-                    entity.told.get_or_insert_with(|| status.progress_at(since));
+                    entity.sent.get_or_insert_with(|| status.progress_at(since));
                     entity.status = Some(status);
                 }
                 None => {
@@ -277,13 +277,13 @@ impl Pod {
                 }
             }
         }
-        self.tell(reading.at, &gone, &mut outcome);
+        self.emit(reading.at, &gone, &mut outcome);
         outcome.gone = gone.into_keys().collect();
         let withheld = self.settle(now);
         (outcome, withheld)
     }
 
-    fn tell(&mut self, at: i64, gone: &BTreeMap<ContainerId, Entity>, outcome: &mut Outcome) {
+    fn emit(&mut self, at: i64, gone: &BTreeMap<ContainerId, Entity>, outcome: &mut Outcome) {
         let Some(sandbox) = self.sandbox(gone) else { return };
         let left = statuses(self.entities.values());
         let with_gone = statuses(self.entities.values().chain(gone.values()));
@@ -322,25 +322,25 @@ impl Pod {
         })
     }
 
-    /// What is new, as steps; from here on it counts as told.
+    /// What is new, as steps; from here on it counts as sent.
     fn take_steps(&mut self, gone: &BTreeMap<ContainerId, Entity>, outcome: &mut Outcome) -> Vec<Step> {
         let mut all = Vec::new();
         for (id, entity) in &mut self.entities {
-            let (Some(status), Some(told)) = (&entity.status, entity.told) else { continue };
-            let Some(reached) = status.progress.filter(|reached| *reached > told) else { continue };
-            entity.told = Some(reached);
-            for step in steps(told, reached, status.never_started()) {
+            let (Some(status), Some(sent)) = (&entity.status, entity.sent) else { continue };
+            let Some(reached) = status.progress.filter(|reached| *reached > sent) else { continue };
+            entity.sent = Some(reached);
+            for step in steps(sent, reached, status.never_started()) {
                 all.push(Step::of(id, entity.kind, step, status.time_of(step)));
             }
         }
         for (id, entity) in gone {
-            // Nobody was ever told of it, and nothing is known to tell.
-            let Some(told) = entity.told else { continue };
-            let ran = entity.kind == Kind::Sandbox || told.max(entity.hinted) >= Progress::Started;
+            // No event of it was sent, and nothing is known of it.
+            let Some(sent) = entity.sent else { continue };
+            let ran = entity.kind == Kind::Sandbox || sent.max(entity.hinted) >= Progress::Started;
             let reached = if ran { Progress::Stopped } else { Progress::Created };
-            outcome.unread_ends += u64::from(reached > told);
+            outcome.unread_ends += u64::from(reached > sent);
             let time = |step| entity.status.as_ref().map_or(i64::MAX, |status| status.time_of(step));
-            all.extend(steps(told, reached, !ran).map(|step| Step::of(id, entity.kind, step, time(step))));
+            all.extend(steps(sent, reached, !ran).map(|step| Step::of(id, entity.kind, step, time(step))));
             all.push(Step::deleted(id, entity.kind));
         }
         all

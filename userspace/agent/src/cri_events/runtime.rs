@@ -149,9 +149,9 @@ impl Runtime {
         } else {
             at = wall_clock();
         }
-        let asked: HashSet<ContainerId> = statuses.iter().map(|(_, id, _)| id.clone()).collect();
+        let fetched: HashSet<ContainerId> = statuses.iter().map(|(_, id, _)| id.clone()).collect();
         let of = |kind, ids: Vec<ContainerId>| {
-            let wanted = ids.into_iter().filter(|id| !asked.contains(id));
+            let wanted = ids.into_iter().filter(|id| !fetched.contains(id));
             wanted.map(move |id| (kind, id)).collect::<Vec<_>>()
         };
         let lists = join_all(plan.sandboxes.iter().map(|sandbox| {

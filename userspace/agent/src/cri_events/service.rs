@@ -175,7 +175,7 @@ mod tests {
         let service = RuntimeEvents::new(events.clone(), stop.clone());
         let server = Server::builder().add_service(service).add_service(Unserved);
         tokio::spawn(server.serve_with_incoming(connections));
-        // HTTP/2's own window, so that what is not read is not taken in, either.
+        // HTTP/2's own window, so that what is not read is not buffered, either.
         let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap();
         let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
         Served { _directory: directory, channel, events, stop }

@@ -1,6 +1,6 @@
 //! Who gets the events: readers of one [`Window`], which also serves one that comes back.
 //!
-//! Every subscriber gets everything from its subscription on. One that does not read hurts nobody: it holds at most one batch, and once
+//! Every subscriber gets everything from its subscription on. One that does not read delays no other: it holds at most one batch, and once
 //! the window has moved on without it, its stream ends with `RESOURCE_EXHAUSTED`. Ending is the honest way: the CRI has no word
 //! for "some events are missing", and a kubelet whose stream ends lists everything at once and subscribes again.
 
@@ -27,7 +27,7 @@ pub(super) struct Subscribers {
     window: Arc<Window<Event>>,
     session: Mutex<Session>,
     came: Notify,
-    /// Streams that were ended because nobody read them.
+    /// Streams that were ended because they were not read.
     ended: Arc<AtomicU64>,
 }
 
@@ -119,7 +119,7 @@ impl Subscribers {
         self.window.readers()
     }
 
-    /// Streams that were ended because nobody read them.
+    /// Streams that were ended because they were not read.
     pub(super) fn ended(&self) -> u64 {
         self.ended.load(Relaxed)
     }
@@ -141,7 +141,7 @@ impl Subscribers {
         }
     }
 
-    /// Nobody is left, unless someone came just now. What was kept is given back.
+    /// No subscriber is left, unless one came just now. What was kept is freed.
     pub(super) fn end_session(&self) -> bool {
         let mut session = self.session();
         if self.count() == 0 {

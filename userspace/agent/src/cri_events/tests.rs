@@ -15,7 +15,7 @@ fn id(name: &str) -> ContainerId {
     ContainerId(name.into())
 }
 
-/// A status with a field that nobody here knows, number 99: the name.
+/// A status with a field that is unknown here, number 99: the name.
 fn status(kind: Kind, name: &str, state: i32, created_at: i64) -> Status {
     let mut bytes = match kind {
         Kind::Sandbox => wire::PodSandboxStatus { state, created_at }.encode_to_vec(),
@@ -48,7 +48,7 @@ fn read(pod: &mut Pod, now: u64, at: i64, statuses: &[(Kind, &str, Option<i32>)]
     pod.read(after(now), Reading { at, statuses: statuses.collect() }, 0).0
 }
 
-/// A pod whose sandbox and container run, and were told at the time 1000.
+/// A pod whose sandbox and container run, as reported at the time 1000.
 fn running() -> Pod {
     let mut pod = Pod::default();
     for (kind, name) in [(Kind::Sandbox, SANDBOX), (Kind::Container, MAIN)] {
@@ -56,10 +56,10 @@ fn running() -> Pod {
     }
     let outcome =
         read(&mut pod, 1, 1000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(1))]);
-    let told: Vec<_> =
+    let sent: Vec<_> =
         outcome.events.iter().map(|event| (&*event.container_id, event.container_event_type())).collect();
     assert_eq!(
-        told,
+        sent,
         [
             (SANDBOX, Type::ContainerCreatedEvent),
             (SANDBOX, Type::ContainerStartedEvent),
@@ -106,7 +106,7 @@ fn what_the_runtime_never_agrees_with_is_withheld_and_told_once_it_does() {
     let (mut questions, mut withheld) = (0, 0);
     while let Some(due) = pod.due() {
         let plan = pod.plan();
-        assert!(!plan.whole, "only the one container is asked for");
+        assert!(!plan.whole, "only the one container is fetched");
         assert_eq!(plan.checks, [(Kind::Container, id(MAIN), Progress::Stopped)]);
         questions += 1;
         withheld += pod.not_yet(due);
@@ -125,10 +125,10 @@ fn what_the_runtime_never_agrees_with_is_withheld_and_told_once_it_does() {
 fn a_pod_that_was_removed_before_it_was_read_still_ends() {
     let mut pod = running();
     let outcome = read(&mut pod, 11, 2000, &[(Kind::Sandbox, SANDBOX, None), (Kind::Container, MAIN, None)]);
-    let told: Vec<_> =
+    let sent: Vec<_> =
         outcome.events.iter().map(|event| (&*event.container_id, event.container_event_type())).collect();
     assert_eq!(
-        told,
+        sent,
         [
             (MAIN, Type::ContainerStoppedEvent),
             (MAIN, Type::ContainerDeletedEvent),

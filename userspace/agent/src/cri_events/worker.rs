@@ -1,14 +1,14 @@
 //! The task that brings the kernel's hints, the machine and the runtime together while anyone is subscribed.
 //!
 //! ```text
-//!  nobody ──▶ a subscriber ──▶ connect ──▶ serve: hints in, requests out, answers in, events out
+//!  unused ──▶ a subscriber ──▶ connect ──▶ serve: hints in, requests out, answers in, events out
 //!    ▲                            ▲            │
 //!    │                            └─ 0.1…2 s ──┤ the runtime does not answer any more
-//!    └── nobody for 60 s ──────────────────────┘
+//!    └── unused for 60 s ──────────────────────┘
 //! ```
 //!
 //! While the runtime is away the machine keeps what it knows and the hints; once it is back, everything is read again, and what
-//! happened meanwhile is told then.
+//! happened meanwhile is sent then.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -123,7 +123,7 @@ impl Events {
         let Shared { subscribers, calls, failures, counts, .. } = &*self.shared;
         let counts = *counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         [
-            ("cri_events_told", counts.events),
+            ("cri_events_sent", counts.events),
             ("cri_events_withheld", counts.withheld),
             ("cri_events_never_found", counts.never_found),
             ("cri_events_unread_ends", counts.unread_ends),
@@ -159,7 +159,7 @@ struct Session<'a> {
 
 /// Why a connection is served no longer.
 enum End {
-    Nobody,
+    Unused,
     RuntimeAway,
 }
 
@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
                     pause = RECONNECT.0;
                     let runtime = Runtime::new(connection.channel(), self.shared.calls.clone());
                     match self.serve(&runtime).await {
-                        End::Nobody => return,
+                        End::Unused => return,
                         End::RuntimeAway => {}
                     }
                 }
@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
                 }
             }
             self.shared.failures.fetch_add(1, Relaxed);
-            if self.nobody() {
+            if self.is_unused() {
                 return;
             }
             sleep(pause).await;
@@ -198,8 +198,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Nobody has been there for a while.
-    fn nobody(&mut self) -> bool {
+    /// Whether there was no subscriber for a while.
+    fn is_unused(&mut self) -> bool {
         if self.shared.subscribers.count() > 0 {
             self.wanted = Instant::now();
         }
@@ -230,11 +230,11 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 batch = self.watcher.next() => {
-                    let Some(batch) = batch else { return End::Nobody };
+                    let Some(batch) = batch else { return End::Unused };
                     self.hints(&batch);
                 }
                 Some(reply) = tasks.join_next() => {
-                    // A task that panicked said nothing: its request is asked again with everything else.
+                    // A task that panicked gave no answer: everything is fetched again.
                     let Ok((request, answer)) = reply else { return End::RuntimeAway };
                     match answer {
                         Ok(answered) => self.answered(&request, answered),
@@ -252,8 +252,8 @@ impl<'a> Session<'a> {
             }
             if Instant::now() >= look {
                 look = Instant::now() + LOOK;
-                if self.nobody() {
-                    return End::Nobody;
+                if self.is_unused() {
+                    return End::Unused;
                 }
             }
         }

@@ -41,7 +41,7 @@ pub(super) struct Losses {
     seen: Counters,
     /// When the counters were read last.
     looked: KernelTime,
-    /// Programs that were skipped, by need, since the start.
+    /// Programs that were skipped, by capability, since the start.
     skipped: BTreeMap<&'static str, u64>,
     /// When they were counted last.
     skipped_looked: KernelTime,
@@ -115,11 +115,11 @@ impl Losses {
         let from = std::mem::replace(&mut self.skipped_looked, now);
         let before = std::mem::replace(&mut self.skipped, skipped);
         let mut lost = BTreeMap::new();
-        for (need, count) in &self.skipped {
-            let more = count.saturating_sub(before.get(need).copied().unwrap_or(0));
+        for (capability, count) in &self.skipped {
+            let more = count.saturating_sub(before.get(capability).copied().unwrap_or(0));
             if more > 0 {
-                *self.total.entry(format!("program_skipped/{need}")).or_default() += more;
-                lost.insert((*need).to_owned(), more);
+                *self.total.entry(format!("program_skipped/{capability}")).or_default() += more;
+                lost.insert((*capability).to_owned(), more);
             }
         }
         (!lost.is_empty()).then_some(Loss { from, to: now, cause: GapCause::ProgramSkipped, lost })

@@ -210,7 +210,7 @@ impl Probe for Running {
     }
 
     fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
-        self.untold_writes()
+        self.suppressed_writes()
     }
 
     fn program_stats(&self) -> Vec<ProgramStats> {

@@ -6,7 +6,7 @@
 //!                            └── the last number, watched ──────┘
 //! ```
 //!
-//! Owns the journal and the encoding of events for the wire. A watcher has no queue: it reads the journal at its own pace, and
+//! Owns the journal and the encoding of events for the wire. A watcher has no queue: it reads the journal independently, and
 //! one that falls out of the window gets a gap. So the writer never waits for a watcher, and a slow or demanding watcher costs
 //! the others nothing.
 
@@ -57,7 +57,7 @@ struct Entry {
     body: Bytes,
     subject: Option<Arc<EncodedSubject>>,
     /// Without a subject: it concerns more than a container, but is no matter of the stream itself.
-    beyond: Option<Beyond>,
+    non_container: Option<NonContainerScope>,
 }
 
 impl Item for Entry {
@@ -92,12 +92,12 @@ impl Entry {
 
 /// More than a container.
 #[derive(Clone, Debug)]
-struct Beyond {
+struct NonContainerScope {
     /// That pod; none: more than a pod.
     pod: Option<PodNames>,
 }
 
-impl Beyond {
+impl NonContainerScope {
     fn of(event: &Event) -> Option<Self> {
         match &event.kind {
             Kind::LimitChanged(changed) if event.subject.is_none() => Some(Self { pod: changed.pod.clone() }),
@@ -240,7 +240,7 @@ impl Writer {
             kind,
             body: self.block.split().freeze(),
             subject: event.subject.as_ref().map(|subject| self.subject(subject)),
-            beyond: Beyond::of(event),
+            non_container: NonContainerScope::of(event),
         }
     }
 

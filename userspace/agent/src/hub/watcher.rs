@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late, just
-//! before the `updated` event that made the container one it asked for ([`Watcher::late_start`]); unless it asked for resolved
+//! before the `updated` event that made the container match ([`Watcher::late_start`]); unless it requested resolved
 //! names, then every event is matched by the names known when it is read.
 //!
 //! What the filter costs is paid outside of the journal's lock.
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::batch::{Batch, Item};
 use super::window::BatchMax;
-use super::{Beyond, EncodedSubject, Entry, Filter, Hub};
+use super::{EncodedSubject, Entry, Filter, Hub, NonContainerScope};
 use crate::clock::Clock;
 use kwitness_api::{EventKind, proto};
 
@@ -46,7 +46,7 @@ pub enum Start {
     Snapshot {
         /// What it is as of.
         position: Position,
-        /// The place that was asked for, and can no longer be resumed after.
+        /// The requested position, which can no longer be resumed after.
         instead_of: Option<Position>,
     },
 }
@@ -127,9 +127,9 @@ impl Hub {
             let (cursor, gap) = match &start {
                 Start::Now => (journal.end(), None),
                 Start::Snapshot { position, instead_of } => {
-                    let gap = instead_of.as_ref().map(|asked| {
-                        let same = asked.epoch == position.epoch;
-                        expired(same.then_some(asked.seq + 1), same.then_some(position.seq))
+                    let gap = instead_of.as_ref().map(|requested| {
+                        let same = requested.epoch == position.epoch;
+                        expired(same.then_some(requested.seq + 1), same.then_some(position.seq))
                     });
                     (journal.resume(position)?, gap)
                 }
@@ -141,8 +141,8 @@ impl Hub {
                 Start::Since(time) => {
                     let cursor = journal.since(|entry| entry.at >= *time);
                     // Whether the events that are no longer there were younger than that is not known.
-                    let may_lack = cursor == journal.start() && cursor.seq() > 0;
-                    (cursor, may_lack.then(|| expired(None, Some(cursor.seq()))))
+                    let may_miss = cursor == journal.start() && cursor.seq() > 0;
+                    (cursor, may_miss.then(|| expired(None, Some(cursor.seq()))))
                 }
             };
             Ok((cursor, gap, journal.last_seq()))
@@ -225,7 +225,7 @@ impl Watcher {
         self.cursor.seq()
     }
 
-    /// The next events, after the [`Self::opening`]; none when everything that was asked for has been delivered.
+    /// The next events, after the [`Self::opening`]; none when everything requested has been delivered.
     ///
     /// Nothing is lost when the future is dropped before it is ready.
     pub async fn next(&mut self) -> Option<Batch> {
@@ -289,9 +289,9 @@ impl Watcher {
                 break;
             }
             self.last_at = Some(entry.at);
-            let wanted = match (&entry.subject, &entry.beyond) {
+            let wanted = match (&entry.subject, &entry.non_container) {
                 (Some(of), _) => matching.matches(&self.filter, of),
-                (None, Some(Beyond { pod })) => self.filter.wants_pod(pod.as_ref()),
+                (None, Some(NonContainerScope { pod })) => self.filter.wants_pod(pod.as_ref()),
                 (None, None) => true,
             };
             if !wanted || self.until.is_some_and(|(until, _)| entry.at > until) {
@@ -310,7 +310,7 @@ impl Watcher {
     }
 
     fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
-        let is_of_node = entry.subject.is_none() && entry.beyond.is_none();
+        let is_of_node = entry.subject.is_none() && entry.non_container.is_none();
         if is_of_node || self.filter.wants_kind(entry.kind) {
             items.push(Item::Recorded(seq, entry));
             if !is_of_node {

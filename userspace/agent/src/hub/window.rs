@@ -1,4 +1,4 @@
-//! A journal that one writes and many read at their own pace. Both event services are made of it.
+//! A journal that one writes and many read independently. Both event services are made of it.
 //!
 //! ```text
 //!  append ──▶ [ oldest … newest ] ──▶ read(cursor): clones up to a batch out, then unlocks
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A reader has no queue: what waits for it is in the journal, which is bounded whatever the number of readers. Under the lock
-//! runs nothing but pushing, popping and cloning a batch of cheap handles; never what a client asked for.
+//! runs nothing but pushing, popping and cloning a batch of cheap handles; never a client's filter.
 
 use std::num::NonZeroUsize;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};

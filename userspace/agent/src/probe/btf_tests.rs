@@ -202,12 +202,12 @@ proptest! {
 fn the_running_kernel_has_every_field() {
     let bytes = std::fs::read(crate::probe::environment::BTF_PATH).unwrap();
     let layout = crate::probe::layout::resolve(&Btf::parse(&bytes).unwrap());
-    for need in &crate::probe::need::NEEDS {
+    for capability in &crate::probe::capability::CAPABILITIES {
         assert_eq!(
-            crate::probe::layout::missing(&layout, need.fields),
+            crate::probe::layout::missing(&layout, capability.fields),
             Vec::<String>::new(),
             "{}",
-            need.name
+            capability.name
         );
     }
 }

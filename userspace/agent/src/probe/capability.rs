@@ -1,152 +1,438 @@
-//! What the probes can do on this kernel, for people: which hook serves each need, which were refused and by whom, what it
-//! costs to miss one, and what to do.
+//! What kwitness observes, and the hooks that provide it: the table behind every decision of the loader.
 //!
-//! Owns the words of `kwitness doctor`, of the status API and of the loader's errors about hooks. Decides nothing: the
-//! loader fills it in.
+//! Owns which capability is vital, the order of its hooks, the fields that they read, and what missing it costs. Knows nothing
+//! of the running kernel.
 
-use std::{fmt, io};
+use std::{fmt, str::FromStr};
 
-use nix::libc;
+use super::layout::{self, Field};
 
-use super::{
-    environment::Check,
-    need::{Hook, Importance, Need},
-};
-
-/// What this kernel offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// The kernel's release, as uname(2) gives it.
-    pub kernel: String,
-    /// What was found around the probes: privileges, BTF, lockdown, file systems.
-    pub environment: Vec<Check>,
-    /// One for each need, in the order of [`super::need::NEEDS`].
-    pub needs: Vec<NeedReport>,
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HookKind {
+    /// A BTF tracepoint: the program reads the kernel's structures with plain loads.
+    BtfTracepoint,
+    /// A raw tracepoint: the same arguments, read with a helper; about four times the cost of a program run.
+    RawTracepoint,
+    /// A classic tracepoint: a copied event instead of the arguments, the dearest. Needs tracefs. The kernel runs it with
+    /// preemption disabled, also where it no longer does so for the others.
+    Tracepoint,
+    /// A function's entry and return, each with a program of its own, by fentry and fexit: plain loads.
+    Fentry,
+    /// The same by kprobe and kretprobe, for kernels or machines without fentry: read with a helper.
+    Kprobe,
+    /// A system call's beginning and end, by the classic tracepoints of that call: for kernels that allow no program at a function.
+    /// It runs at each such call on the node, and is used only if the settings ask for it.
+    Syscall,
 }
 
-impl Capabilities {
-    /// The needs that no hook serves.
-    pub fn unmet(&self) -> impl Iterator<Item = &NeedReport> {
-        self.needs.iter().filter(|report| report.chosen.is_none())
-    }
+impl HookKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::BtfTracepoint,
+        Self::RawTracepoint,
+        Self::Tracepoint,
+        Self::Fentry,
+        Self::Kprobe,
+        Self::Syscall,
+    ];
+    /// Those that are at tracepoints.
+    pub const TRACEPOINTS: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
 
-    /// Whether the daemon can run.
-    pub fn suffices(&self) -> bool {
-        self.unmet().all(|report| report.need.importance == Importance::Optional)
-    }
-}
-
-/// How a need is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NeedReport {
-    /// The need.
-    pub need: &'static Need,
-    /// The hook that serves it, if one does.
-    pub chosen: Option<Hook>,
-    /// What serves it where no hook does, with less than a hook tells: "fanotify:/sys/fs/cgroup".
-    pub substitute: Option<String>,
-    /// The hooks before it, or all, each with what spoke against it.
-    pub refused: Vec<Refusal>,
-}
-
-/// A hook that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Which.
-    pub hook: Hook,
-    /// What speaks against it.
-    pub reason: Reason,
-}
-
-impl Refusal {
-    /// What a person can do about it.
-    pub fn remedy(&self) -> &'static str {
-        match (&self.reason, self.hook.at_return) {
-            (Reason::Kernel { .. }, Some(_)) => {
-                "a kernel in lockdown (`lockdown=integrity`, Secure Boot) allows no program at a function; boot without, or do \
-                 with less"
-            }
-            (reason, _) => reason.remedy(),
+    /// The usual short name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "tp_btf",
+            Self::RawTracepoint => "raw_tp",
+            Self::Tracepoint => "tp",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Syscall => "syscall",
         }
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for HookKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.hook.program, self.hook.kind, self.reason)
+        f.write_str(self.name())
     }
 }
 
-/// What speaks against a hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The configuration excludes it.
-    Excluded,
-    /// It costs every process of the node something, and the configuration does not ask for it.
-    NotAskedFor,
-    /// The kernel's BTF lacks fields that the program reads.
-    MissingFields(Vec<String>),
-    /// The kernel has no such tracepoint.
-    MissingTracepoint(&'static str),
-    /// The kernel has no such function, or has it built into its callers.
-    MissingFunction(&'static str),
-    /// The kernel said no.
-    Kernel {
-        /// To which system call.
-        call: String,
-        /// The error number; absent if the refusal came without one.
-        errno: Option<i32>,
-        /// The last line of the verifier's log, or the error's text where there is no number.
-        detail: Option<String>,
+/// A program that can provide a capability.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// How it is attached.
+    pub kind: HookKind,
+    /// The program's name in the object.
+    pub program: &'static str,
+    /// The program at the function's return, if the hook is at a function.
+    pub at_return: Option<&'static str>,
+    /// The fields that it reads in addition to those of its capability.
+    pub fields: &'static [&'static Field],
+}
+
+impl Hook {
+    /// The names of all its programs.
+    pub fn programs(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [self.program].into_iter().chain(self.at_return)
+    }
+}
+
+impl PartialEq for Hook {
+    fn eq(&self, other: &Self) -> bool {
+        self.program == other.program
+    }
+}
+
+impl Eq for Hook {}
+
+/// What a missing capability means for the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Importance {
+    /// It does not start.
+    Vital,
+    /// It runs, and reports it as missing.
+    Optional,
+}
+
+/// Something to observe in the kernel.
+pub struct Capability {
+    /// Its name in reports, that of the record kind that it brings.
+    pub name: &'static str,
+    /// Whether the daemon can do without.
+    pub importance: Importance,
+    /// What is not seen without it.
+    pub cost_of_missing: &'static str,
+    /// The tracepoint, or the kernel's function, that its hooks attach to.
+    pub target: &'static str,
+    /// Its hooks, the cheapest first.
+    pub hooks: &'static [Hook],
+    /// The fields that all its programs read.
+    pub fields: &'static [&'static Field],
+}
+
+impl Capability {
+    /// Its hooks, the preferred one first: the cheapest, but where tracepoints are preemptible, one that is not.
+    ///
+    /// The kernel skips a program that is still running on the CPU, so what one program is preempted in, others go unseen
+    /// by. Only a classic tracepoint's is protected there; a capability without one is at a tracepoint that fires with
+    /// interrupts disabled.
+    pub fn hooks_in_order(&self, tracepoints: Tracepoints) -> Vec<Hook> {
+        let mut hooks = self.hooks.to_vec();
+        if tracepoints == Tracepoints::Preemptible {
+            hooks.sort_by_key(|hook| hook.kind != HookKind::Tracepoint);
+        }
+        hooks
+    }
+}
+
+/// Whether the kernel can preempt a task in a program at a tracepoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracepoints {
+    /// It disables preemption before it runs one.
+    Atomic,
+    /// It protects tracepoints with SRCU, as since 7.0 ("tracing: Guard __DECLARE_TRACE() use of __DO_TRACE_CALL() with
+    /// SRCU-fast").
+    Preemptible,
+}
+
+impl Tracepoints {
+    /// What a kernel with that release does; known from its version only. A release that cannot be read counts as a new
+    /// one: what is preferred there works everywhere.
+    pub fn of(release: &str) -> Self {
+        match release.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
+            Some(major) if major < 7 => Self::Atomic,
+            _ => Self::Preemptible,
+        }
+    }
+}
+
+impl fmt::Debug for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Capability {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Capability {}
+
+macro_rules! hooks {
+    ($btf:literal, $raw:literal $(, + $more:ident)* $(, $event:literal $(+ $field:ident)*)?) => {
+        &[
+            Hook { kind: HookKind::BtfTracepoint, program: $btf, at_return: None, fields: &[$(&layout::$more),*] },
+            Hook { kind: HookKind::RawTracepoint, program: $raw, at_return: None, fields: &[$(&layout::$more),*] },
+            $(Hook { kind: HookKind::Tracepoint, program: $event, at_return: None, fields: &[$(&layout::$field),*] })?
+        ]
+    };
+}
+
+macro_rules! function_hooks {
+    ($fentry:literal, $fexit:literal, $kprobe:literal, $kretprobe:literal $(, $more:expr)?) => {
+        &[
+            Hook { kind: HookKind::Fentry, program: $fentry, at_return: Some($fexit), fields: &[] },
+            Hook {
+                kind: HookKind::Kprobe,
+                program: $kprobe,
+                at_return: Some($kretprobe),
+                fields: &[
+                    &layout::REGS_FIRST,
+                    &layout::REGS_SECOND,
+                    &layout::REGS_THIRD,
+                    &layout::REGS_RESULT,
+                ],
+            },
+            $($more,)?
+        ]
+    };
+}
+
+/// Fields behind "which cgroup is this, and is it of the v2 hierarchy".
+macro_rules! cgroup_fields {
+    ($($more:ident),*) => {
+        &[
+            &layout::CGROUP_ROOT, &layout::CGROUP_ROOT_HIERARCHY_ID, &layout::CGROUP_KN, &layout::KERNFS_NODE_ID,
+            $(&layout::$more),*
+        ]
+    };
+}
+
+/// Fields behind "which process is this".
+macro_rules! process_fields {
+    ($($more:ident),*) => {
+        &[
+            &layout::TASK_CGROUPS, &layout::CSS_SET_DFL_CGRP, &layout::CGROUP_KN, &layout::KERNFS_NODE_ID,
+            &layout::TASK_PID, &layout::TASK_TGID, &layout::TASK_REAL_PARENT, &layout::TASK_GROUP_LEADER,
+            &layout::TASK_START_BOOTTIME, &layout::TASK_NSPROXY, &layout::NSPROXY_MNT_NS,
+            &layout::MNT_NAMESPACE_INUM, &layout::TASK_COMM,
+            $(&layout::$more),*
+        ]
+    };
+}
+
+/// The name of the capability for limit writes, which has an alternative that is no program: `cgroupfs::watch`.
+pub const LIMIT_WRITES: &str = "limit_write";
+
+/// Every capability, in the order of attaching. The one that makes a cgroup tracked comes last: of a cgroup that the kernel side
+/// took up by itself, everything that follows is seen.
+pub static CAPABILITIES: [Capability; 11] = [
+    Capability {
+        name: "task_exit",
+        importance: Importance::Vital,
+        cost_of_missing: "exit codes and signals of processes",
+        target: "sched_process_exit",
+        hooks: hooks!("task_exit_btf", "task_exit_raw", "task_exit_event"),
+        fields: process_fields!(
+            TASK_SIGNAL,
+            TASK_EXIT_CODE,
+            SIGNAL_LIVE,
+            SIGNAL_FLAGS,
+            SIGNAL_GROUP_EXIT_CODE
+        ),
     },
+    Capability {
+        name: "task_exec",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container's own program starts, and what is executed in it",
+        target: "sched_process_exec",
+        hooks: hooks!(
+            "task_exec_btf",
+            "task_exec_raw",
+            +BINPRM_FILENAME,
+            "task_exec_event" + EXEC_EVENT_FILENAME
+        ),
+        fields: process_fields!(),
+    },
+    Capability {
+        name: "task_fork",
+        importance: Importance::Optional,
+        cost_of_missing: "processes that a container makes, and entries by CLONE_INTO_CGROUP before they exec",
+        target: "sched_wakeup_new",
+        hooks: hooks!("task_fork_btf", "task_fork_raw"),
+        fields: process_fields!(),
+    },
+    Capability {
+        name: LIMIT_WRITES,
+        importance: Importance::Optional,
+        cost_of_missing: "what is written to a limit, whether that was refused, and when the write began",
+        target: "cgroup_file_write",
+        hooks: function_hooks!(
+            "limit_write_fentry",
+            "limit_write_fexit",
+            "limit_write_kprobe",
+            "limit_write_kretprobe",
+            Hook {
+                kind: HookKind::Syscall,
+                program: "limit_write_enter",
+                at_return: Some("limit_write_exit"),
+                fields: &[
+                    &layout::TASK_FILES,
+                    &layout::FILES_FDT,
+                    &layout::FDTABLE_FD,
+                    &layout::FDTABLE_MAX_FDS,
+                    &layout::FILE_INODE,
+                    &layout::INODE_SB,
+                    &layout::INODE_PRIVATE,
+                    &layout::SUPER_BLOCK_MAGIC,
+                    &layout::SYS_ENTER_ARGS,
+                    &layout::SYS_EXIT_RET,
+                ],
+            }
+        ),
+        fields: process_fields!(
+            OPEN_FILE_KN,
+            KERNFS_NODE_PRIV,
+            KERNFS_NODE_NAME,
+            KERNFS_NODE_PARENT,
+            CGROUP_ROOT,
+            CGROUP_ROOT_HIERARCHY_ID
+        ),
+    },
+    Capability {
+        name: "oom_scope",
+        importance: Importance::Optional,
+        cost_of_missing: "which limit an OOM kill enforced, how full it was, and whether a group was killed as one",
+        target: "oom_kill_process",
+        hooks: function_hooks!(
+            "oom_scope_fentry",
+            "oom_scope_fexit",
+            "oom_scope_kprobe",
+            "oom_scope_kretprobe"
+        ),
+        fields: process_fields!(
+            TASK_SIGNAL,
+            SIGNAL_FLAGS,
+            CGROUP_ROOT,
+            CGROUP_ROOT_HIERARCHY_ID,
+            OOM_MEMCG,
+            OOM_CHOSEN,
+            MEMCG_CGROUP,
+            MEMCG_USAGE,
+            MEMCG_MAX
+        ),
+    },
+    Capability {
+        name: "oom_kill",
+        importance: Importance::Optional,
+        cost_of_missing: "which processes are OOM-killed",
+        target: "mark_victim",
+        hooks: hooks!("oom_kill_btf", "oom_kill_raw"),
+        fields: process_fields!(),
+    },
+    Capability {
+        name: "cgroup_attach",
+        importance: Importance::Optional,
+        cost_of_missing: "who moves a process into a container, and when",
+        target: "cgroup_attach_task",
+        hooks: hooks!("cgroup_attach_btf", "cgroup_attach_raw"),
+        fields: process_fields!(CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID),
+    },
+    Capability {
+        name: "cgroup_populated",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container stops",
+        target: "cgroup_notify_populated",
+        hooks: hooks!("cgroup_populated_btf", "cgroup_populated_raw"),
+        fields: cgroup_fields!(KERNFS_NODE_PARENT),
+    },
+    Capability {
+        name: "cgroup_release",
+        importance: Importance::Vital,
+        cost_of_missing: "when a removed cgroup may be forgotten: the set of tracked cgroups would fill up",
+        target: "cgroup_release",
+        hooks: hooks!("cgroup_release_btf", "cgroup_release_raw"),
+        fields: cgroup_fields!(),
+    },
+    Capability {
+        name: "cgroup_rmdir",
+        importance: Importance::Vital,
+        cost_of_missing: "when a container is deleted, and by whom",
+        target: "cgroup_rmdir",
+        hooks: hooks!("cgroup_rmdir_btf", "cgroup_rmdir_raw"),
+        fields: cgroup_fields!(),
+    },
+    Capability {
+        name: "cgroup_mkdir",
+        importance: Importance::Vital,
+        cost_of_missing: "that a container exists",
+        target: "cgroup_mkdir",
+        hooks: hooks!("cgroup_mkdir_btf", "cgroup_mkdir_raw"),
+        fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT, TASK_CRED, CRED_FSUID),
+    },
+];
+
+/// Hooks that are not to be used: a diagnostic aid, and how the tests reach each alternative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exclusion {
+    /// All hooks of a kind.
+    Kind(HookKind),
+    /// One program.
+    Program(&'static str),
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Exclusion {
+    /// Whether it rules that hook out.
+    pub fn covers(&self, hook: &Hook) -> bool {
         match self {
-            Self::Excluded => f.write_str("excluded by configuration"),
-            Self::NotAskedFor => f.write_str("not asked for by configuration"),
-            Self::MissingFields(fields) => write!(f, "the kernel's BTF does not have {}", fields.join(", ")),
-            Self::MissingTracepoint(tracepoint) => write!(f, "the kernel has no tracepoint {tracepoint}"),
-            Self::MissingFunction(function) => {
-                write!(f, "the kernel has no function {function}, or has it built into its callers")
-            }
-            Self::Kernel { call, errno, detail } => {
-                write!(f, "{call} was refused")?;
-                if let Some(errno) = errno {
-                    write!(f, ": {}", io::Error::from_raw_os_error(*errno))?;
-                }
-                if let Some(detail) = detail {
-                    write!(f, " ({detail})")?;
-                }
-                Ok(())
-            }
+            Self::Kind(kind) => *kind == hook.kind,
+            Self::Program(program) => *program == hook.program,
         }
     }
 }
 
-impl Reason {
-    /// What a person can do about it.
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Excluded => "remove the exclusion from the configuration",
-            Self::NotAskedFor => {
-                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about an \
-                 eighth longer"
-            }
-            Self::MissingFields(_) => {
-                "this kernel's structures are not known to this release: report it with the kernel's version"
-            }
-            Self::MissingTracepoint(_) => {
-                "use a kernel with CONFIG_CGROUPS and CONFIG_TRACEPOINTS; every distribution's kernel has them"
-            }
-            Self::MissingFunction(_) => "report it with the kernel's version",
-            Self::Kernel { errno: Some(libc::EPERM | libc::EACCES), .. } => {
-                "run as root, or with CAP_BPF and CAP_PERFMON, outside a user namespace; if so already, look whether a \
-                 security module (lockdown, SELinux, AppArmor, seccomp) forbids bpf(2)"
-            }
-            Self::Kernel { errno: Some(libc::ENOMEM), .. } => "free memory, or configure smaller rings",
-            Self::Kernel { .. } => "report it with the kernel's version and the text of this refusal",
+/// Not a kind of hook and not a program.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{given}` is neither a kind of hook ({}) nor a program ({})", kinds(), programs())]
+pub struct UnknownHook {
+    given: String,
+}
+
+fn kinds() -> String {
+    HookKind::ALL.map(HookKind::name).join(", ")
+}
+
+fn all_hooks() -> impl Iterator<Item = &'static Hook> {
+    CAPABILITIES.iter().flat_map(|capability| capability.hooks)
+}
+
+fn programs() -> String {
+    all_hooks().map(|hook| hook.program).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for Exclusion {
+    type Err = UnknownHook;
+
+    fn from_str(given: &str) -> Result<Self, UnknownHook> {
+        let kind = HookKind::ALL.into_iter().find(|kind| kind.name() == given).map(Self::Kind);
+        let program = || all_hooks().find(|hook| hook.program == given);
+        kind.or_else(|| program().map(|hook| Self::Program(hook.program)))
+            .ok_or_else(|| UnknownHook { given: given.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_preempted_is_left_to_the_classic_tracepoint() {
+        let first = |release| {
+            CAPABILITIES
+                .each_ref()
+                .map(|capability| capability.hooks_in_order(Tracepoints::of(release))[0].kind)
+        };
+        for release in ["5.10.0-35-amd64", "6.18.44"] {
+            assert!(!first(release).contains(&HookKind::Tracepoint), "{release}");
+        }
+        for release in ["7.0.1", "7.2.13+deb14-cloud-amd64", "10.1", "unknown"] {
+            let classic =
+                CAPABILITIES.iter().zip(first(release)).filter(|(_, kind)| *kind == HookKind::Tracepoint);
+            let names: Vec<_> = classic.map(|(capability, _)| capability.name).collect();
+            assert_eq!(names, ["task_exit", "task_exec"], "{release}");
         }
     }
 }

@@ -81,7 +81,7 @@ impl CountersView {
 
 impl Drop for CountersView {
     fn drop(&mut self) {
-        // SAFETY: the mapping made above, which nobody uses any more. It cannot fail with these arguments.
+        // SAFETY: the mapping made above, which is not used any more. It cannot fail with these arguments.
         let _ = unsafe { munmap(self.address, self.bytes.get()) };
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::{
     utsname,
 };
 
-use super::need::Tracepoints;
+use super::capability::Tracepoints;
 
 /// Where the kernel publishes its type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -78,7 +78,7 @@ pub fn check() -> Vec<Check> {
     ]
 }
 
-/// What the process lacks to load tracing programs; empty if nothing.
+/// The privileges that the process is missing to load tracing programs; empty if none.
 pub fn missing_privileges() -> Vec<&'static str> {
     let Ok(status) = fs::read_to_string("/proc/self/status") else { return Vec::new() };
     let in_user_namespace = fs::read_to_string("/proc/self/uid_map")
@@ -216,7 +216,7 @@ fn tracefs_check() -> Check {
             verdict: Verdict::Degraded,
             found: format!(
                 "not mounted on {TRACEFS_PATH}: exec and exit are seen by programs that this kernel can preempt, and \
-                 what it then skips is told as a gap"
+                 what it then skips is reported as a gap"
             ),
             remedy: Some("mount -t tracefs tracefs /sys/kernel/tracing"),
         },

@@ -4,9 +4,9 @@ use std::{io, path::PathBuf};
 
 use super::{
     btf::BtfError,
-    capability::Refusal,
+    capability::Capability,
     environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
-    need::Need,
+    report::Refusal,
 };
 
 /// The result of a step of the loader.
@@ -16,7 +16,7 @@ pub type Result<T> = std::result::Result<T, ProbeError>;
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The process may not use bpf(2) as it must.
-    #[error("loading the probes takes privileges: missing {}. Remedy: {PRIVILEGES_REMEDY}", missing.join(", "))]
+    #[error("loading the probes requires privileges: missing {}. Remedy: {PRIVILEGES_REMEDY}", missing.join(", "))]
     Unprivileged {
         /// What is missing.
         missing: Vec<&'static str>,
@@ -28,19 +28,19 @@ pub enum ProbeError {
 
     /// The kernel's type information makes no sense.
     #[error(
-        "the kernel's type information in {BTF_PATH} cannot be understood. Remedy: report it with the kernel's version"
+        "the kernel's type information in {BTF_PATH} cannot be parsed. Remedy: report it with the kernel's version"
     )]
     Btf(#[from] BtfError),
 
     /// The kernel is locked down too far.
     #[error(
-        "the kernel is locked down for confidentiality, no program may read its memory. Remedy: {LOCKDOWN_REMEDY}"
+        "kernel lockdown is in confidentiality mode: BPF programs may not read kernel memory. Remedy: {LOCKDOWN_REMEDY}"
     )]
     Lockdown,
 
     /// The clock is not the kernel's.
     #[error(
-        "this process is in a time namespace: its boot-time clock is off by {offset}, and events could not be ordered. \
+        "this process is in a time namespace: its boot-time clock is off by {offset}, so events cannot be ordered. \
          Remedy: {TIME_NAMESPACE_REMEDY}"
     )]
     TimeNamespace {
@@ -70,22 +70,22 @@ pub enum ProbeError {
         source: io::Error,
     },
 
-    /// A map cannot be made for want of memory, or of the right to lock it.
+    /// A map cannot be allocated: not enough memory, or RLIMIT_MEMLOCK too low.
     #[error(
-        "the kernel does not give the memory for map {map} (RLIMIT_MEMLOCK is {memlock}). Remedy: raise the limit (systemd: \
+        "cannot allocate BPF map {map} (RLIMIT_MEMLOCK is {memlock}). Remedy: raise the limit (systemd: \
          LimitMEMLOCK=infinity), configure smaller rings, or give the process's cgroup more memory"
     )]
     Memory {
         /// The map.
         map: String,
-        /// The limit in force.
+        /// RLIMIT_MEMLOCK, for people.
         memlock: String,
         /// What the kernel answered.
         source: io::Error,
     },
 
     /// A map cannot be made or used.
-    #[error("map {map} cannot be set up")]
+    #[error("cannot create BPF map {map}")]
     Map {
         /// The map.
         map: String,
@@ -99,11 +99,11 @@ pub enum ProbeError {
     )]
     Object(#[source] aya::EbpfError),
 
-    /// No hook serves a need that the daemon cannot do without.
-    #[error("{}", describe_unmet(need, refused))]
-    UnmetNeed {
-        /// The need.
-        need: &'static Need,
+    /// No hook serves a capability that the daemon cannot do without.
+    #[error("{}", describe_missing(capability, refused))]
+    MissingCapability {
+        /// The capability.
+        capability: &'static Capability,
         /// Its hooks, each with what spoke against it.
         refused: Vec<Refusal>,
     },
@@ -113,7 +113,7 @@ pub enum ProbeError {
     Log(#[source] aya_log::Error),
 
     /// How many CPUs there may be cannot be read.
-    #[error("cannot tell how many CPUs there may be. Remedy: mount sysfs at /sys")]
+    #[error("cannot read the number of possible CPUs. Remedy: mount sysfs at /sys")]
     Cpus(#[source] io::Error),
 
     /// The rings cannot be waited for.
@@ -121,10 +121,10 @@ pub enum ProbeError {
     Register(#[source] io::Error),
 }
 
-fn describe_unmet(need: &Need, refused: &[Refusal]) -> String {
+fn describe_missing(capability: &Capability, refused: &[Refusal]) -> String {
     let mut text = format!(
-        "without {} there is no telling {}, and no hook at tracepoint {} can be used",
-        need.name, need.cost_of_missing, need.target
+        "capability {} ({}) is required, and no hook at tracepoint {} can be used",
+        capability.name, capability.cost_of_missing, capability.target
     );
     for refusal in refused {
         text += &format!("; {refusal}");

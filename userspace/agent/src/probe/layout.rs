@@ -2,7 +2,7 @@
 //! offsets in the running kernel's [`Btf`].
 //!
 //! Owns the table of names. An offset that is not found stays [`ABSENT`]; what follows from that is decided where the
-//! needs are (`need`).
+//! capabilities are (`capability`).
 
 use kwitness_abi::{ABSENT, KernelLayout};
 

@@ -3,13 +3,13 @@
 //! ```text
 //!  Settings ──load──▶ Loaded ──attach──▶ Attached ──run──▶ Running (module `ring`)
 //!             │          │                  │
-//!             │          │                  └─ records wait in the rings, nobody reads yet
-//!             │          └─ maps exist, roots are configured, each need has its best loadable hook
+//!             │          │                  └─ records wait in the rings, unread
+//!             │          └─ maps exist, roots are configured, each capability has its best loadable hook
 //!             └─ privileges, lock, BTF, object: any failure is final and has its own error
 //! ```
 //!
-//! For each need the hooks are tried in order, at loading and again at attaching: a hook that is refused is noted with the
-//! kernel's answer, and the next one takes its place. A need left without a hook is an error if it is vital, otherwise a
+//! For each capability the hooks are tried in order, at loading and again at attaching: a hook that is refused is noted with the
+//! kernel's answer, and the next one takes its place. A capability left without a hook is an error if it is vital, otherwise a
 //! line in the capability report.
 //!
 //! Owns the choice of hooks and the maps' sizes. Never reads a ring.
@@ -28,14 +28,14 @@ use nix::{libc, sys::resource};
 
 use super::{
     btf::Btf,
-    capability::{Capabilities, NeedReport, Reason, Refusal},
+    capability::{CAPABILITIES, Capability, Hook, HookKind, Importance, Tracepoints},
     counters,
     environment::{self, BTF_PATH, Lockdown},
     error::{ProbeError, Result},
     layout,
     lock::InstanceLock,
-    need::{Hook, HookKind, Importance, NEEDS, Need, Tracepoints},
     object::OBJECT,
+    report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::Running,
     settings::{MAX_ROOTS, ProbeLog, Settings},
 };
@@ -77,13 +77,13 @@ pub struct Attached {
 struct Chooser {
     btf: aya::Btf,
     layout: KernelLayout,
-    exclude: Vec<super::need::Exclusion>,
+    exclude: Vec<super::capability::Exclusion>,
     syscalls: bool,
 }
 
-/// How far the choice of a need's hook has come.
+/// How far the choice of a capability's hook has come.
 struct Choice {
-    need: &'static Need,
+    capability: &'static Capability,
     /// The hooks that have not been tried.
     left: std::vec::IntoIter<Hook>,
     loaded: Option<Hook>,
@@ -91,7 +91,7 @@ struct Choice {
 }
 
 impl Loaded {
-    /// Makes the maps, loads the best hook for each need.
+    /// Makes the maps, loads the best hook for each capability.
     pub fn load(settings: &Settings) -> Result<Self> {
         let missing = environment::missing_privileges();
         if !missing.is_empty() {
@@ -119,7 +119,7 @@ impl Loaded {
         let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
             .map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
         drop(bytes);
-        // Kernels before 5.11 count maps against this limit. Without the right to raise it, the maps' own errors tell.
+        // Kernels before 5.11 count maps against this limit. Without the right to raise it, creating the maps fails, with an error of its own.
         let _ = resource::setrlimit(
             resource::Resource::RLIMIT_MEMLOCK,
             resource::RLIM_INFINITY,
@@ -159,7 +159,7 @@ impl Loaded {
 }
 
 impl Attached {
-    /// What serves each need.
+    /// What serves each capability.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
@@ -170,41 +170,24 @@ impl Attached {
     }
 }
 
-/// Finds out what this kernel offers, by loading and attaching everything for a moment. Takes no lock: it disturbs no
-/// running daemon. What keeps it from trying is in the report's environment and, for each need, in its refusals.
-pub fn survey(settings: &Settings) -> Capabilities {
-    match Loaded::open(settings, None) {
-        Ok(Loaded { mut ebpf, chooser, mut choices, .. }) => {
-            for choice in &mut choices {
-                choice.advance(&mut ebpf, &chooser);
-                choice.attach(&mut ebpf, &chooser);
-            }
-            report(choices)
-        }
-        Err(error) => {
-            let detail = error_chain(&error);
-            let refused = |hook| {
-                let reason = Reason::Kernel {
-                    call: "preparing the probes".to_owned(),
-                    errno: None,
-                    detail: Some(detail.clone()),
-                };
-                Refusal { hook, reason }
-            };
-            report(choices().map(|mut choice| {
-                choice.refused = choice.left.by_ref().map(refused).collect();
-                choice
-            }))
-        }
+/// Reports what this kernel offers, by loading and attaching everything for a moment. Acquires no lock: it disturbs no
+/// running daemon. What prevents every program (no BTF, no memory for a map) is one error; what prevents a single hook is
+/// in its capability's refusals.
+pub fn survey(settings: &Settings) -> Result<Capabilities> {
+    let Loaded { mut ebpf, chooser, mut choices, .. } = Loaded::open(settings, None)?;
+    for choice in &mut choices {
+        choice.advance(&mut ebpf, &chooser);
+        choice.attach(&mut ebpf, &chooser);
     }
+    Ok(report(choices))
 }
 
-/// Every need, with nothing tried.
+/// Every capability, with nothing tried.
 fn choices() -> impl Iterator<Item = Choice> {
     let tracepoints = Tracepoints::of(&environment::kernel_release());
-    NEEDS.iter().map(move |need| Choice {
-        need,
-        left: need.hooks_in_order(tracepoints).into_iter(),
+    CAPABILITIES.iter().map(move |capability| Choice {
+        capability,
+        left: capability.hooks_in_order(tracepoints).into_iter(),
         loaded: None,
         refused: Vec::new(),
     })
@@ -215,7 +198,7 @@ impl Choice {
     fn advance(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
         self.loaded = None;
         for hook in self.left.by_ref() {
-            match chooser.load(ebpf, self.need, &hook) {
+            match chooser.load(ebpf, self.capability, &hook) {
                 Ok(()) => {
                     self.loaded = Some(hook);
                     return;
@@ -228,7 +211,7 @@ impl Choice {
     /// Attaches the loaded hook, or the next one that can be loaded and attached.
     fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
         while let Some(hook) = self.loaded {
-            match attach(ebpf, self.need, &hook) {
+            match attach(ebpf, self.capability, &hook) {
                 Ok(()) => return,
                 Err(reason) => self.refused.push(Refusal { hook, reason }),
             }
@@ -236,53 +219,56 @@ impl Choice {
         }
     }
 
-    /// An error if a vital need is left without a hook.
+    /// An error if a vital capability is left without a hook.
     fn accept(&mut self) -> Result<()> {
-        match (self.loaded, self.need.importance) {
-            (None, Importance::Vital) => {
-                Err(ProbeError::UnmetNeed { need: self.need, refused: std::mem::take(&mut self.refused) })
-            }
+        match (self.loaded, self.capability.importance) {
+            (None, Importance::Vital) => Err(ProbeError::MissingCapability {
+                capability: self.capability,
+                refused: std::mem::take(&mut self.refused),
+            }),
             _ => Ok(()),
         }
     }
 }
 
 impl Chooser {
-    fn load(&self, ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), Reason> {
+    fn load(&self, ebpf: &mut Ebpf, capability: &Capability, hook: &Hook) -> std::result::Result<(), Reason> {
         if self.exclude.iter().any(|exclusion| exclusion.covers(hook)) {
             return Err(Reason::Excluded);
         }
         if hook.kind == HookKind::Syscall && !self.syscalls {
-            return Err(Reason::NotAskedFor);
+            return Err(Reason::NotEnabled);
         }
-        let missing = layout::missing(&self.layout, &[need.fields, hook.fields].concat());
+        let missing = layout::missing(&self.layout, &[capability.fields, hook.fields].concat());
         if !missing.is_empty() {
             return Err(Reason::MissingFields(missing));
         }
         let loaded = hook.programs().try_for_each(|name| match hook.kind {
-            HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::BtfTracepoint => {
+                program::<BtfTracePoint>(ebpf, name)?.load(capability.target, &self.btf)
+            }
             HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.load(),
             HookKind::Tracepoint | HookKind::Syscall => program::<TracePoint>(ebpf, name)?.load(),
             HookKind::Fentry if name == hook.program => {
-                program::<FEntry>(ebpf, name)?.load(need.target, &self.btf)
+                program::<FEntry>(ebpf, name)?.load(capability.target, &self.btf)
             }
-            HookKind::Fentry => program::<FExit>(ebpf, name)?.load(need.target, &self.btf),
+            HookKind::Fentry => program::<FExit>(ebpf, name)?.load(capability.target, &self.btf),
             HookKind::Kprobe => program::<KProbe>(ebpf, name)?.load(),
         });
-        loaded.map_err(|error| refused(ebpf, need, hook, error, "BPF_PROG_LOAD"))
+        loaded.map_err(|error| refused(ebpf, capability, hook, error, "BPF_PROG_LOAD"))
     }
 }
 
-fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), Reason> {
+fn attach(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook) -> std::result::Result<(), Reason> {
     let attached = hook.programs().try_for_each(|name| match hook.kind {
         HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.attach().map(drop),
-        HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(need.target).map(drop),
+        HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(capability.target).map(drop),
         HookKind::Tracepoint => {
-            program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, need.target).map(drop)
+            program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, capability.target).map(drop)
         }
         HookKind::Fentry if name == hook.program => program::<FEntry>(ebpf, name)?.attach().map(drop),
         HookKind::Fentry => program::<FExit>(ebpf, name)?.attach().map(drop),
-        HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(need.target, 0).map(drop),
+        HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(capability.target, 0).map(drop),
         HookKind::Syscall => {
             let event = if name == hook.program { SYSCALL_EVENTS.0 } else { SYSCALL_EVENTS.1 };
             program::<TracePoint>(ebpf, name)?.attach("syscalls", event).map(drop)
@@ -292,11 +278,11 @@ fn attach(ebpf: &mut Ebpf, need: &Need, hook: &Hook) -> std::result::Result<(), 
         HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
         HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
     };
-    attached.map_err(|error| refused(ebpf, need, hook, error, call))
+    attached.map_err(|error| refused(ebpf, capability, hook, error, call))
 }
 
 /// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.
-fn refused(ebpf: &mut Ebpf, need: &Need, hook: &Hook, error: ProgramError, call: &str) -> Reason {
+fn refused(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook, error: ProgramError, call: &str) -> Reason {
     for name in hook.programs() {
         // One that is not loaded needs no unloading.
         let _ = match hook.kind {
@@ -309,7 +295,7 @@ fn refused(ebpf: &mut Ebpf, need: &Need, hook: &Hook, error: ProgramError, call:
             HookKind::Syscall => program::<TracePoint>(ebpf, name).and_then(TracePoint::unload),
         };
     }
-    reason(error, call, need, hook)
+    reason(error, call, capability, hook)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> std::result::Result<&'a mut P, ProgramError>
@@ -321,11 +307,11 @@ where
 }
 
 /// A refusal in our words.
-fn reason(error: ProgramError, call: &str, need: &Need, hook: &Hook) -> Reason {
+fn reason(error: ProgramError, call: &str, capability: &Capability, hook: &Hook) -> Reason {
     let missing = match hook.at_return {
         _ if hook.kind == HookKind::Syscall => Reason::MissingTracepoint(SYSCALL_EVENTS.0),
-        None => Reason::MissingTracepoint(need.target),
-        Some(_) => Reason::MissingFunction(need.target),
+        None => Reason::MissingTracepoint(capability.target),
+        Some(_) => Reason::MissingFunction(capability.target),
     };
     let (call, io_error, detail) = match error {
         ProgramError::LoadError { io_error, verifier_log } => {
@@ -354,12 +340,16 @@ fn last_line(log: &str) -> Option<String> {
 }
 
 fn report(choices: impl IntoIterator<Item = Choice>) -> Capabilities {
-    let report =
-        |Choice { need, loaded, refused, .. }| NeedReport { need, chosen: loaded, substitute: None, refused };
+    let report = |Choice { capability, loaded, refused, .. }| CapabilityReport {
+        capability,
+        chosen: loaded,
+        substitute: None,
+        refused,
+    };
     Capabilities {
         kernel: environment::kernel_release(),
         environment: environment::check(),
-        needs: choices.into_iter().map(report).collect(),
+        reports: choices.into_iter().map(report).collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The probes' user side: what this kernel offers, loading and attaching the best of it, and reading what comes.
 //!
 //! ```text
-//!  need ─────── what must be seen, by which hooks, at what cost if not
+//!  capability ─────── what must be seen, by which hooks, at what cost if not
 //!  btf, layout  where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
 //!  capability, environment, error ── what was found, and what it means, in words
@@ -19,17 +19,17 @@ mod layout;
 mod loader;
 mod lock;
 mod log;
-pub mod need;
 mod object;
 mod positions;
+pub mod report;
 mod ring;
 mod settings;
 mod stats;
 
 pub use self::{
-    capability::{Capabilities, NeedReport, Reason, Refusal},
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
+    report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::{Drained, Life, Produced, REST_MAX, REST_MIN, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,

@@ -1,7 +1,7 @@
 //! Reading the rings: waiting, draining in batches, resting.
 //!
 //! Owns the rings' read side, the tracked set's and the counters' user side, and the policy of waking up. Never interprets
-//! a record beyond the time in its header.
+//! a record but for the time in its header.
 //!
 //! # When the reader wakes
 //!
@@ -32,13 +32,13 @@ use tokio::{
 };
 
 use super::{
-    capability::Capabilities,
     counters::CountersView,
     error::{ProbeError, Result},
     loader::Attached,
     lock::InstanceLock,
     log::LogReader,
     positions::Positions,
+    report::Capabilities,
     stats::{self, ProgramStats},
 };
 
@@ -200,25 +200,25 @@ impl Running {
 
     /// How many writes to each cgroup's limit files were only counted since it was loaded, see [`Budget`]. A cgroup that has
     /// given way to others is missing, and counts from zero when it comes back.
-    pub fn untold_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
-        let mut untold = BTreeMap::new();
+    pub fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
+        let mut suppressed = BTreeMap::new();
         for entry in self.budgets.iter() {
             let (cgroup, BudgetValue(budget)) = entry.map_err(io::Error::other)?;
             if budget.suppressed > 0 {
-                untold.insert(cgroup, budget.suppressed);
+                suppressed.insert(cgroup, budget.suppressed);
             }
         }
-        Ok(untold)
+        Ok(suppressed)
     }
 
-    /// How often the kernel did not run a need's program because that, or for a classic tracepoint any of its type, was
-    /// already running on the CPU: interrupted, or preempted (see [`Tracepoints`](super::need::Tracepoints)). By the
-    /// need's name. At most so many records were not made: the program might have had nothing to tell.
+    /// How often the kernel did not run a capability's program because that, or for a classic tracepoint any of its type, was
+    /// already running on the CPU: interrupted, or preempted (see [`Tracepoints`](super::capability::Tracepoints)). By the
+    /// capability's name. At most so many records were not made: the program might have had nothing to report.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut skipped = BTreeMap::new();
-        for (need, stats) in self.stats() {
+        for (capability, stats) in self.stats() {
             if let Some(misses) = stats.recursion_misses.filter(|misses| *misses > 0) {
-                *skipped.entry(need).or_default() += misses;
+                *skipped.entry(capability).or_default() += misses;
             }
         }
         skipped
@@ -229,7 +229,7 @@ impl Running {
         self.tracker.clone()
     }
 
-    /// What serves each need.
+    /// What serves each capability.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
@@ -239,12 +239,17 @@ impl Running {
         self.stats().map(|(_, stats)| stats).collect()
     }
 
-    /// The statistics of each attached program, and the name of the need that it serves.
+    /// The statistics of each attached program, and the name of the capability that it serves.
     fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
-        let hooks =
-            self.capabilities.needs.iter().filter_map(|report| Some((report.need.name, report.chosen?)));
-        let programs = hooks.flat_map(|(need, hook)| hook.programs().map(move |program| (need, program)));
-        programs.filter_map(|(need, name)| Some((need, stats::read(name, self.ebpf.program(name)?))))
+        let hooks = self
+            .capabilities
+            .reports
+            .iter()
+            .filter_map(|report| Some((report.capability.name, report.chosen?)));
+        let programs =
+            hooks.flat_map(|(capability, hook)| hook.programs().map(move |program| (capability, program)));
+        programs
+            .filter_map(|(capability, name)| Some((capability, stats::read(name, self.ebpf.program(name)?))))
     }
 }
 
@@ -258,10 +263,10 @@ struct Tracking {
 }
 
 impl Tracker {
-    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side has taken up already stays
+    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side tracks already stays
     /// as it is: false.
     ///
-    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and taken up
+    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and tracked
     /// by the kernel side, or both.
     pub fn track(&self, id: u64, life: Life) -> io::Result<bool> {
         let flags = match life {

@@ -4,7 +4,7 @@ use std::{fmt, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use kwitness_abi::{HIERARCHY_ROOT, PATTERN_CAP, Pattern};
 
-use super::need::Exclusion;
+use super::capability::Exclusion;
 
 /// What the caller decides about the probes.
 #[derive(Clone, Debug)]

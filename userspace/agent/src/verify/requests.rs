@@ -45,7 +45,7 @@ pub struct Requests(Arc<Mutex<Known>>);
 #[derive(Debug, Default)]
 struct Known {
     of: BTreeMap<Arc<str>, Asked>,
-    told: u64,
+    reported: u64,
     malformed: u64,
     evicted: u64,
 }
@@ -63,10 +63,10 @@ impl Requests {
     ///
     /// # Errors
     /// What is wrong with it; it is counted.
-    pub fn tell(&self, mut request: proto::CriRequest, now: KernelTime) -> Result<(), Malformed> {
+    pub fn report(&self, mut request: proto::CriRequest, now: KernelTime) -> Result<(), Malformed> {
         let mut known = self.lock();
         let resources = check(&mut request, now).inspect_err(|_| known.malformed += 1)?;
-        known.told += 1;
+        known.reported += 1;
         let at = KernelTime(request.received);
         let new = match request.method() {
             proto::CriMethod::UpdatePodSandboxResources => desired::of_pod_request(&resources, at),
@@ -110,7 +110,7 @@ impl Requests {
         asked.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect()
     }
 
-    /// The last request that was told of.
+    /// The last reported request.
     pub fn last(&self, id: &str) -> Option<proto::CriRequest> {
         self.lock().of.get(id).map(|asked| asked.last.clone())
     }
@@ -119,7 +119,7 @@ impl Requests {
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let known = self.lock();
         [
-            ("cri_requests_told", known.told),
+            ("cri_requests_reported", known.reported),
             ("cri_requests_malformed", known.malformed),
             ("cri_requests_evicted", known.evicted),
             ("cri_requests_known", known.of.len() as u64),
@@ -195,9 +195,9 @@ mod tests {
     #[test]
     fn of_each_limit_the_last_word_counts_in_the_order_of_the_requests() {
         let requests = Requests::default();
-        requests.tell(update("a", 10, 4096, 256), NOW).unwrap();
-        requests.tell(update("a", 30, 8192, 0), NOW).unwrap();
-        requests.tell(update("a", 20, 1, 512), NOW).unwrap();
+        requests.report(update("a", 10, 4096, 256), NOW).unwrap();
+        requests.report(update("a", 30, 8192, 0), NOW).unwrap();
+        requests.report(update("a", 20, 1, 512), NOW).unwrap();
         let (shares, memory) = (Wanted::Shares(512), Wanted::Memory(Bound::At(8192)));
         assert_eq!(wanted(&requests, "a"), [(20, shares), (30, memory)]);
         assert_eq!(requests.last("a").unwrap().received, 30);
@@ -208,7 +208,7 @@ mod tests {
     fn what_ended_is_forgotten_and_what_was_not_begun_is_waited_for() {
         let requests = Requests::default();
         for id in ["old", "new", "stays"] {
-            requests.tell(update(id, NOW.0 - 10, 4096, 0), NOW).unwrap();
+            requests.report(update(id, NOW.0 - 10, 4096, 0), NOW).unwrap();
         }
         requests.keep(&["old", "stays"].into(), NOW);
         requests.keep(&["stays"].into(), NOW);
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn what_was_judged_and_ended_between_two_looks_is_forgotten() {
         let requests = Requests::default();
-        requests.tell(update("a", NOW.0 - 10, 4096, 0), NOW).unwrap();
+        requests.report(update("a", NOW.0 - 10, 4096, 0), NOW).unwrap();
         assert_eq!(requests.desired("a").len(), 1);
         requests.keep(&BTreeSet::new(), NOW);
         assert!(requests.last("a").is_none());
@@ -232,7 +232,7 @@ mod tests {
     fn the_memory_is_bounded_and_the_oldest_goes_first() {
         let requests = Requests::default();
         for number in 0..=KNOWN_MAX {
-            requests.tell(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW).unwrap();
+            requests.report(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW).unwrap();
         }
         assert!(requests.last("0").is_none() && requests.last("1").is_some());
         let counters = requests.counters();
@@ -253,16 +253,16 @@ mod tests {
             (update("a", NOW.0 + 1, 4096, 0), Malformed::Time),
             (proto::CriRequest { resources: None, ..good() }, Malformed::Resources),
         ] {
-            assert_eq!(requests.tell(request, NOW), Err(why));
+            assert_eq!(requests.report(request, NOW), Err(why));
         }
         assert_eq!(requests.counters()["cri_requests_malformed"], 8);
-        assert_eq!(requests.counters()["cri_requests_told"], 0);
+        assert_eq!(requests.counters()["cri_requests_reported"], 0);
         let resources = Some(proto::CriResources {
             memory_swap_max: "9".repeat(1000),
             memory_high: "max, or so".to_owned(),
             ..Default::default()
         });
-        requests.tell(proto::CriRequest { resources, ..good() }, NOW).unwrap();
+        requests.report(proto::CriRequest { resources, ..good() }, NOW).unwrap();
         assert_eq!(requests.last("a").unwrap().resources, Some(proto::CriResources::default()));
     }
 }

@@ -100,7 +100,7 @@ fn caller(caller: &Caller, cgroup_path: Option<&str>) -> proto::Writer {
     }
 }
 
-/// A kill for want of memory.
+/// An OOM kill.
 pub(super) fn oom_kill(kill: &OomKilled) -> proto::OomKill {
     use proto::oom_kill::Exhausted;
     let bytes = |pages: u64| pages.saturating_mul(page_size());

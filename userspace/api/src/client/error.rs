@@ -1,4 +1,4 @@
-//! Why a call failed, in the terms that a client acts on: may I, is anybody there, was the request right.
+//! Why a call failed, in the terms that a client acts on: permission, reachability, a wrong request.
 
 use std::error::Error as StdError;
 use std::io;
@@ -6,6 +6,7 @@ use std::io;
 use tonic::{Code, Status};
 
 use super::Address;
+use crate::transport::{causes, root_cause};
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +65,7 @@ impl Error {
         if is_denied(error) {
             return Self::PermissionDenied { address: address.clone() };
         }
-        Self::unreachable(address, innermost(error))
+        Self::unreachable(address, root_cause(error))
     }
 
     /// Of a call, or of a stream that ended early.
@@ -99,17 +100,8 @@ impl Error {
     }
 }
 
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error| (*error).source())
-}
-
 fn is_denied(error: &(dyn StdError + 'static)) -> bool {
-    chain(error)
+    causes(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::PermissionDenied)
-}
-
-/// tonic's own words are "transport error".
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error).last().map(ToString::to_string).unwrap_or_default()
 }

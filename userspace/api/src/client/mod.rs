@@ -19,6 +19,7 @@ use tonic::{Response, Status};
 
 use crate::proto;
 use crate::proto::kwitness_client::KwitnessClient;
+use crate::transport::{DialError, unix_endpoint};
 
 pub use address::Address;
 pub use error::Error;
@@ -42,17 +43,10 @@ impl Client {
     /// # Errors
     /// [`Error::PermissionDenied`] and [`Error::Unreachable`].
     pub async fn connect(address: Address) -> Result<Self, Error> {
-        let uri = match &address {
-            Address::Uri(uri) => uri.clone(),
-            Address::Unix(path) => match path.to_str() {
-                Some(path) => format!("unix://{path}"),
-                None => return Err(Error::unreachable(&address, "the path is not UTF-8")),
-            },
-        };
-        let failed = |error: tonic::transport::Error| Error::connecting(&address, &error);
-        let endpoint = Endpoint::from_shared(uri).map_err(failed)?.connect_timeout(ANSWER_LIMIT);
-        let channel = endpoint.connect().await.map_err(failed)?;
-        Ok(Self::from_channel(channel, address))
+        match dial(&address).await {
+            Ok(channel) => Ok(Self::from_channel(channel, address)),
+            Err(error) => Err(Error::connecting(&address, &error)),
+        }
     }
 
     /// A client on a channel that the caller has made (TLS, a tunnel); `address` is what errors call it.
@@ -107,6 +101,14 @@ impl Client {
     ) -> Result<tonic::Streaming<proto::WatchResponse>, Error> {
         answer(&self.address, Duration::ZERO, self.inner.watch(request)).await
     }
+}
+
+async fn dial(address: &Address) -> Result<Channel, DialError> {
+    let endpoint = match address {
+        Address::Uri(uri) => Endpoint::from_shared(uri.clone())?,
+        Address::Unix(path) => unix_endpoint(path)?,
+    };
+    Ok(endpoint.connect_timeout(ANSWER_LIMIT).connect().await?)
 }
 
 async fn answer<T>(

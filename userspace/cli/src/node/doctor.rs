@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 use anstyle::AnsiColor;
 use serde::Serialize;
 
-use crate::capabilities::needs_table;
+use crate::capabilities::capabilities_table;
 use crate::connect::connect;
 use crate::exit::Code;
 use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
-use kwitness_agent::api::need;
+use kwitness_agent::api::capability;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, in_initial_pid_namespace};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
-use kwitness_agent::probe::survey;
+use kwitness_agent::probe::{ProbeError, survey};
 use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_cri::CANDIDATES;
@@ -39,11 +39,11 @@ pub struct Doctor {
 struct Report {
     /// Whether the node can be, or is, watched.
     healthy: bool,
-    /// Whether the needs are a running daemon's.
+    /// Whether the capabilities are a running daemon's.
     daemon: bool,
     kernel: String,
     checks: Vec<Finding>,
-    needs: Vec<proto::Need>,
+    capabilities: Vec<proto::Capability>,
 }
 
 /// A fact about the node.
@@ -68,14 +68,14 @@ pub async fn run(named: Option<OsString>, options: Doctor) -> anyhow::Result<Cod
         format => out.value(format, &report)?,
     }
     out.flush()?;
-    Ok(match (report.healthy, report.needs.is_empty()) {
+    Ok(match (report.healthy, report.capabilities.is_empty()) {
         (true, _) => Code::Success,
         (false, true) if report.is_unprivileged() => Code::Denied,
         (false, _) => Code::Failure,
     })
 }
 
-/// The check that everything else takes.
+/// The check that everything else depends on.
 const PRIVILEGES: &str = "privileges";
 
 async fn examine(config: &Config, socket: OsString) -> Report {
@@ -90,16 +90,16 @@ async fn examine(config: &Config, socket: OsString) -> Report {
         daemon: status.is_ok(),
         kernel: environment::kernel_release(),
         checks,
-        needs: Vec::new(),
+        capabilities: Vec::new(),
     };
     match status {
         Ok((address, status)) => {
-            // The daemon has the privileges that this process may lack.
+            // The daemon has its own privileges.
             report.checks.retain(|check| check.name != PRIVILEGES);
             report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
             report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
             report.kernel = status.kernel_release;
-            report.needs = status.needs;
+            report.capabilities = status.capabilities;
         }
         Err(error) => {
             report.checks.extend([runtime(&config.runtime), statistics()]);
@@ -110,17 +110,24 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             report.checks.push(Finding::new("daemon", Verdict::Degraded, error.to_string(), remedy));
             if !report.is_unprivileged() {
                 // Loading takes a tenth of a second, and nothing else runs here.
-                let mut capabilities = survey(&config.probe);
-                if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
-                    watch_limits(&mut capabilities, &cgroups);
+                match survey(&config.probe) {
+                    Ok(mut capabilities) => {
+                        if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
+                            watch_limits(&mut capabilities, &cgroups);
+                        }
+                        report.capabilities = capabilities.reports.iter().map(capability).collect();
+                    }
+                    Err(error) => report.checks.push(Finding::of_probes(error)),
                 }
-                report.needs = capabilities.needs.iter().map(need).collect();
             }
         }
     }
     let is_fatal = |check: &Finding| check.verdict == Verdict::Fatal.to_string();
     report.healthy = !report.checks.iter().any(is_fatal)
-        && report.needs.iter().all(|need: &proto::Need| !need.vital || !need.hook.is_empty());
+        && report
+            .capabilities
+            .iter()
+            .all(|capability: &proto::Capability| !capability.vital || !capability.hook.is_empty());
     report
 }
 
@@ -136,8 +143,9 @@ impl Report {
     fn limitations(&self) -> usize {
         let is_degraded =
             |check: &&Finding| check.name != "daemon" && check.verdict == Verdict::Degraded.to_string();
-        let is_missing = |need: &&proto::Need| need.hook.is_empty() || !need.refused.is_empty();
-        self.checks.iter().filter(is_degraded).count() + self.needs.iter().filter(is_missing).count()
+        let is_missing =
+            |capability: &&proto::Capability| capability.hook.is_empty() || !capability.refused.is_empty();
+        self.checks.iter().filter(is_degraded).count() + self.capabilities.iter().filter(is_missing).count()
     }
 }
 
@@ -149,6 +157,14 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         Self { name, verdict: verdict.to_string(), found: found.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// What prevents every probe: one cause, one remedy.
+    fn of_probes(error: ProbeError) -> Self {
+        let text = format!("{:#}", anyhow::Error::from(error));
+        let (found, remedy) =
+            text.split_once(". Remedy: ").unwrap_or((&text, "report it with the kernel's version"));
+        Self::new("BPF probes", Verdict::Fatal, found, remedy)
     }
 
     fn good(name: &'static str, found: impl Into<String>) -> Self {
@@ -188,12 +204,12 @@ fn pid_namespace() -> Finding {
     Finding::new(NAME, Verdict::Degraded, found, "run with hostPID: true, or without a pid namespace")
 }
 
-/// What the daemon says of the runtime that it asks.
+/// The daemon's status of the runtime.
 fn runtime_of(status: &proto::RuntimeStatus) -> Finding {
     const NAME: &str = "runtime";
     let proto::RuntimeStatus { endpoint, name, version, error, .. } = status;
     match (endpoint.as_str(), error.as_str()) {
-        ("", "") => Finding::good(NAME, "not asked (runtime.endpoint is \"none\")"),
+        ("", "") => Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
         (endpoint, "") => Finding::good(NAME, format!("{name} {version} at {endpoint}")),
         (_, error) => Finding::new(
             NAME,
@@ -208,7 +224,7 @@ fn runtime_of(status: &proto::RuntimeStatus) -> Finding {
 fn runtime(choice: &RuntimeChoice) -> Finding {
     const NAME: &str = "runtime";
     let found = match choice {
-        RuntimeChoice::Never => return Finding::good(NAME, "not asked (runtime.endpoint is \"none\")"),
+        RuntimeChoice::Never => return Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
         RuntimeChoice::Auto => CANDIDATES.iter().map(Path::new).find(|path| path.exists()),
         RuntimeChoice::Socket(socket) => Some(&**socket).filter(|path| path.exists()),
     };
@@ -255,9 +271,9 @@ fn tables(report: &Report, width: Option<usize>) -> String {
         Fit::End(20),
     );
     let mut text = table.render(&rows);
-    if !report.needs.is_empty() {
+    if !report.capabilities.is_empty() {
         text += "\n";
-        text += &needs_table(&report.needs, width);
+        text += &capabilities_table(&report.capabilities, width);
     }
     text
 }
@@ -265,7 +281,7 @@ fn tables(report: &Report, width: Option<usize>) -> String {
 /// What to do, and the summary; in full, also why each hook was refused.
 fn lines(report: &Report, is_wide: bool) -> Vec<String> {
     let mut lines = vec![String::new()];
-    if report.needs.is_empty() && report.is_unprivileged() {
+    if report.capabilities.is_empty() && report.is_unprivileged() {
         lines.push("Cannot check the kernel's BPF capabilities without privileges: unknown.".to_owned());
         lines.push("Run: sudo kwitness doctor".to_owned());
         return lines;
@@ -274,13 +290,15 @@ fn lines(report: &Report, is_wide: bool) -> Vec<String> {
     for check in &report.checks {
         remedies.extend(check.remedy.as_ref().map(|remedy| format!("  {}: {remedy}", check.name)));
     }
-    for need in &report.needs {
-        if !need.remedy.is_empty() {
-            remedies.push(format!("  {}: {}", need.name, need.remedy));
-            remedies.push(format!("    not observed without it: {}", need.cost));
+    for capability in &report.capabilities {
+        if !capability.remedy.is_empty() {
+            remedies.push(format!("  {}: {}", capability.name, capability.remedy));
+            remedies.push(format!("    not observed without it: {}", capability.cost));
         }
         if is_wide {
-            remedies.extend(need.refused.iter().map(|refused| format!("    {}: {refused}", need.name)));
+            remedies.extend(
+                capability.refused.iter().map(|refused| format!("    {}: {refused}", capability.name)),
+            );
         }
     }
     if !remedies.is_empty() {
@@ -320,8 +338,8 @@ mod tests {
                 Finding::good("BTF", "/sys/kernel/btf/vmlinux"),
                 Finding::new("bpffs", Verdict::Degraded, "not mounted", "mount it"),
             ],
-            needs: vec![
-                proto::Need {
+            capabilities: vec![
+                proto::Capability {
                     name: "task_exec".into(),
                     vital: true,
                     refused: vec![
@@ -332,7 +350,7 @@ mod tests {
                     remedy: "run as root".into(),
                     ..Default::default()
                 },
-                proto::Need {
+                proto::Capability {
                     name: "task_fork".into(),
                     hook: "raw_tp:sched_process_fork".into(),
                     ..Default::default()
@@ -354,7 +372,7 @@ mod tests {
             daemon: false,
             kernel: "6.18.1".into(),
             checks: vec![Finding::new(PRIVILEGES, Verdict::Fatal, "missing CAP_BPF", "run as root")],
-            needs: Vec::new(),
+            capabilities: Vec::new(),
         };
         let lines = lines(&report, false);
         assert_eq!(lines.iter().filter(|line| line.contains("sudo kwitness doctor")).count(), 1, "{lines:?}");
@@ -363,7 +381,7 @@ mod tests {
 
     #[test]
     fn limitations_are_counted() {
-        let need = |hook: &str, refused: &[&str]| proto::Need {
+        let capability = |hook: &str, refused: &[&str]| proto::Capability {
             hook: hook.into(),
             refused: refused.iter().map(|text| (*text).to_owned()).collect(),
             ..Default::default()
@@ -373,7 +391,7 @@ mod tests {
             daemon: true,
             kernel: "6.18.1".into(),
             checks: vec![Finding::new("tracefs", Verdict::Degraded, "not mounted", "mount it")],
-            needs: vec![need("a", &[]), need("b", &["c"]), need("", &["d"])],
+            capabilities: vec![capability("a", &[]), capability("b", &["c"]), capability("", &["d"])],
         };
         assert_eq!(lines(&report, false).last().map(String::as_str), Some("OK with 3 limitations."));
     }

@@ -15,8 +15,8 @@ pub struct Bounds {
     pub removed: usize,
     /// For how long.
     pub removed_for: Duration,
-    /// Records about cgroups that are not known yet, kept until a scan tells. One more is dropped: the scan still
-    /// tells the state, but not what happened on the way there.
+    /// Records about cgroups that are not known yet, kept until a scan identifies them. One more is dropped: the scan still
+    /// shows the state, but not what happened on the way there.
     pub parked: usize,
 }
 
@@ -58,7 +58,7 @@ pub struct LifecycleCounters {
     pub removed_forgotten: u64,
     /// Records about cgroups that were not known when they came.
     pub unknown_cgroup: u64,
-    /// Of these, records given up: [`Bounds::parked`], or nobody's even after a scan.
+    /// Of these, records given up: [`Bounds::parked`], or not identified by a scan either.
     pub unknown_dropped: u64,
     /// Answers of the runtime about containers that are not known, or no longer.
     pub runtime_unmatched: u64,

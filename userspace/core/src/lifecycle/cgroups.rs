@@ -51,7 +51,7 @@ enum What {
 pub(super) enum Owner {
     Container(CgroupId),
     /// No container's.
-    Nobody,
+    None,
     /// The cgroup is not known.
     Unknown,
 }
@@ -66,7 +66,7 @@ pub(super) enum Added {
     Known,
     /// There is no place for it.
     Full,
-    /// Its parent is not known, and nothing else tells.
+    /// Unknown: so is its parent.
     Unplaced,
 }
 
@@ -86,7 +86,7 @@ impl Cgroups {
         match self.all.get(&id).map(|cgroup| &cgroup.what) {
             Some(What::Container(_)) => Owner::Container(id),
             Some(What::Inner { container, .. }) => Owner::Container(*container),
-            Some(What::Other { .. }) => Owner::Nobody,
+            Some(What::Other { .. }) => Owner::None,
             None => Owner::Unknown,
         }
     }
@@ -237,7 +237,7 @@ impl Cgroups {
                 Some(What::Container(Box::new(Container::new(Arc::new(subject), made, created_at))))
             }
             (_, Some(container)) => Some(What::Inner { container, path: Some(path) }),
-            // Its container is one that nobody told of.
+            // Its container is unknown.
             (Placement::Inner { .. }, None) => None,
             (Placement::Kubepods | Placement::Qos(_) | Placement::Pod(_) | Placement::Other, None) => {
                 Some(What::Other { path })
@@ -269,7 +269,7 @@ impl Cgroups {
         true
     }
 
-    /// Nothing more will be told of a removed cgroup. `keep_all`: a scan is on its way that may have met it.
+    /// No more records of a removed cgroup will come. `keep_all`: a scan is on its way that may have met it.
     pub(super) fn release(&mut self, id: CgroupId, keep_all: bool, budget: &mut Budget) {
         match self.all.get_mut(&id) {
             Some(Cgroup { presence: Presence::Removed, what: What::Container(container), .. }) => {

@@ -14,7 +14,7 @@
 //! subtree: processes that live in inner groups alone keep a container running. A cgroup that is emptied and filled
 //! again begins another life in `Preparing`.
 //!
-//! **The start** is what tells a container's own first program from the runtime's helper (`runc init`), which is
+//! **The start** distinguishes a container's own first program from the runtime's helper (`runc init`), which is
 //! in the same cgroup before it. The kernel side marks it `first`: since the cgroup was made or emptied, the first
 //! exec by a process whose mount namespace is not its parent's. A mark can be missed: it was given before the probes
 //! were there, or its record was lost. So it is waited for ([`Start::Marked`]) only from the making on, as long as
@@ -62,7 +62,7 @@ enum Phase {
     },
 }
 
-/// How the start will be told.
+/// How the start will be recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
     /// By the kernel side's mark.
@@ -77,12 +77,12 @@ struct Life {
     started_at: Option<KernelTime>,
     main: Option<Main>,
     main_status: Option<ExitStatus>,
-    /// Processes that were killed for want of memory and whose exit is still to come.
+    /// OOM-killed processes whose exit is still to come.
     oom_victims: Vec<ProcKey>,
     main_oom_killed: bool,
 }
 
-/// Most [`Life::oom_victims`]: a kill and the victim's exit are some milliseconds apart. Beyond, `stopped` may lack that the
+/// Most [`Life::oom_victims`]: a kill and the victim's exit are some milliseconds apart. With more, `stopped` may not say that the
 /// main process was one of them.
 const OOM_VICTIMS: usize = 64;
 
@@ -101,7 +101,7 @@ pub(super) enum Found {
     Empty,
     /// Nothing but the runtime's helper.
     Preparing,
-    /// Processes of its own, and which is the first, if that can be told.
+    /// Processes of its own, and which is the first, if known.
     Running(Option<Main>),
 }
 
@@ -111,7 +111,7 @@ pub(super) enum Weight {
     Holds,
     /// A record that the phase rests on is younger.
     Outweighed,
-    /// A process was there later, and which phase that makes was lost: another scan will tell.
+    /// A process was there later, and which phase that makes was lost: another scan shows it.
     Unclear {
         since: KernelTime,
     },
@@ -148,7 +148,7 @@ impl Container {
         self.processes.insert_new(child.key, known, budget);
     }
 
-    /// The first process came. The kernel tells of changes only, so that a container thought to run was emptied before.
+    /// The first process came. The kernel reports changes only, so a container thought to run was emptied before.
     pub(super) fn populated(&mut self, at: KernelTime) -> Option<Kind> {
         let stopped = match &mut self.phase {
             Phase::Running(_) if self.phase_at < at => self.stop(None),
@@ -163,8 +163,8 @@ impl Container {
         stopped
     }
 
-    /// There is a process. Told by `populated`, or, if that is late or lost, by what the process does; a late record of
-    /// what happened before the cgroup was emptied tells nothing.
+    /// There is a process. Reported by `populated`, or, if that is late or lost, by what the process does; a late record of
+    /// what happened before the cgroup was emptied means nothing.
     fn fill(&mut self, at: KernelTime) {
         self.alive_at = self.alive_at.max(Some(at));
         match self.phase {
@@ -277,7 +277,7 @@ impl Container {
         same
     }
 
-    /// A process is killed for want of memory: its exit follows.
+    /// A process is OOM-killed: its exit follows.
     pub(super) fn oom_kill(&mut self, victim: TaskInfo) -> Process {
         let known = self.processes.get_mut(victim.key).map_or(Role::Child, |known| known.role);
         let role = if self.is_main(victim.key) { Role::Main } else { known };
@@ -303,7 +303,7 @@ impl Container {
         let mut role = known.map_or(Role::Child, |known| known.role);
         let is_main = self.is_main(process.key);
         if let Phase::Running(life) | Phase::Stopped { life: Some(life), .. } = &mut self.phase {
-            // The mark tells where a scan found the container running, but not which process is its first.
+            // The mark shows where a scan found the container running, but not which process is its first.
             let victims = life.oom_victims.len();
             life.oom_victims.retain(|victim| *victim != process.key);
             let is_unknown_main = first && life.main.is_none() && life.main_status.is_none();
@@ -352,7 +352,7 @@ impl Container {
                 self.phase = Phase::Empty(Start::ByNamespace);
                 None
             }
-            // The start was not seen, and a later arrival taken for it.
+            // The start was not seen, and a later arrival was mistaken for it.
             (Phase::Running(life), Found::Running(Some(main)))
                 if life
                     .main

@@ -1,4 +1,4 @@
-//! What the runtime tells of a container, compared with what was known.
+//! What the runtime reports about a container, compared with what was known.
 
 use crate::model::{RuntimeFacts, Subject};
 

@@ -20,15 +20,15 @@
 //! | the first process dies before it executes anything | `exited` with `before_exec`, `stopped` with `never_started` |
 //! | groups made in the container | theirs are the container's; its own cgroup's `populated` counts them in |
 //! | crun's inner `container` group | the start happens there, and is the container's |
-//! | an exit that comes late through the other ring, after `stopped` or `deleted` | `exited` goes out all the same: its time tells the order |
-//! | the kernel kills for want of memory | `oomKill`, then `exited`; `stopped` says so if it was the main process |
+//! | an exit that comes late through the other ring, after `stopped` or `deleted` | `exited` is sent all the same: its time shows the order |
+//! | the kernel OOM-kills | `oomKill`, then `exited`; `stopped` says so if it was the main process |
 //! | removed while thought to run | `stopped` on the same fact, then `deleted` |
-//! | a cgroup that nobody told of | the record is parked, a scan asked for, then the record replayed |
+//! | an unknown cgroup | the record is parked, a scan is requested, then the record replayed |
 //! | the runtime answers after the end | `updated` goes out for as long as removed cgroups are remembered |
 //!
 //! **Loss.** A [`Loss`] goes out as `gap` at once and asks for a scan, one at a time. The scan's corrections carry
 //! the basis `repair_scan`, and `resynced` says that nothing is outstanding. A scan that began before the last loss
-//! ended corrects what it can, and another is asked for. The private module
+//! ended corrects what it can, and another is requested. The private module
 //! `scan` says what weighs more than a scan.
 //!
 //! Every memory is bounded by [`Bounds`]; what they drop is in [`LifecycleCounters`]. Never reads a clock: time is what the
@@ -106,7 +106,7 @@ impl Lifecycle {
             Observation::Kernel(event) => self.kernel(event, output),
             Observation::Lost(loss) => self.lost(loss, output),
             Observation::Scan(scan) => self.scan(&scan, output),
-            Observation::Runtime { at, container, facts } => self.told(at, &container, facts, output),
+            Observation::Runtime { at, container, facts } => self.resolved(at, &container, facts, output),
             Observation::Tick { at } => self.tick(at, output),
             // Bounds are no part of a life.
             Observation::LimitsRead(_) | Observation::Evidence(_) | Observation::LimitsRequested { .. } => {}
@@ -174,7 +174,7 @@ impl Lifecycle {
                     Added::Group | Added::Known => {}
                     Added::Full => {
                         self.counters.cgroups_full += 1;
-                        self.room.lacks();
+                        self.room.has_no_room();
                         let owner = self.container_of(*parent);
                         self.overflow.note("cgroup_mkdir", owner, at);
                     }
@@ -201,7 +201,7 @@ impl Lifecycle {
             | Fact::Exec { .. }
             | Fact::Exit { .. } => match self.cgroups.owner(cgroup) {
                 Owner::Container(container) => self.in_container(event, container, output),
-                Owner::Nobody => {}
+                Owner::None => {}
                 Owner::Unknown => self.unknown(event, output),
             },
         }
@@ -210,7 +210,7 @@ impl Lifecycle {
     fn container_of(&self, cgroup: CgroupId) -> Option<Arc<Subject>> {
         match self.cgroups.owner(cgroup) {
             Owner::Container(container) => self.cgroups.subject(container).cloned(),
-            Owner::Nobody | Owner::Unknown => None,
+            Owner::None | Owner::Unknown => None,
         }
     }
 
@@ -309,7 +309,7 @@ impl Lifecycle {
         output.emit(at, Basis::OomKill, &container.subject, Kind::OomKill(Box::new(kill)));
     }
 
-    /// A record about a cgroup that nobody told of: either a scan on its way tells, or one is asked for, provided
+    /// A record about an unknown cgroup: either a scan in progress identifies it, or one is requested, provided
     /// that it can still find the cgroup.
     fn unknown(&mut self, event: KernelEvent, output: &mut Output) {
         self.counters.unknown_cgroup += 1;
@@ -336,7 +336,7 @@ impl Lifecycle {
         self.ask_for_repair(to, output).after_gap();
     }
 
-    fn told(
+    fn resolved(
         &mut self,
         at: KernelTime,
         id: &ContainerId,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::model::{Basis, CgroupId, Event, Gap, GapCause, KernelTime, Kind, Output, Subject};
 
-/// Containers that are told apart between two reports; what is lost of others is reported without a name.
+/// Containers that are distinguished between two reports; what is lost of others is reported without a name.
 const OWNERS: usize = 64;
 /// Between two looks while something is not followed and nothing was seen to make room, in nanoseconds: its end is not seen either.
 const LOOK: u64 = 10_000_000_000;
@@ -59,45 +59,45 @@ impl Overflow {
 /// Whether there is room for what is not followed.
 ///
 /// ```text
-///  Enough ──lacks──▶ Lacking ──a removal, or time──▶ a scan is asked for ──found all──▶ Enough
-///                       ▲                                     └── still lacks ──┐
-///                       └──────────────────────────────────────────────────────┘
+///  Enough ──no room──▶ Full ──a removal, or time──▶ a scan is requested ──found all──▶ Enough
+///                       ▲                                     └── no room again ──┐
+///                       └────────────────────────────────────────────────────────┘
 /// ```
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    lacking: bool,
+    full: bool,
     /// Something was removed since the last scan.
     made: bool,
-    /// A scan was asked for.
-    asked: bool,
+    /// A scan was requested.
+    scan_requested: bool,
     scanned: Option<KernelTime>,
 }
 
 impl Room {
-    pub(super) fn lacks(&mut self) {
-        self.lacking = true;
+    pub(super) fn has_no_room(&mut self) {
+        self.full = true;
     }
 
     pub(super) fn made(&mut self) {
         self.made = true;
     }
 
-    pub(super) fn asked(&mut self) {
-        self.asked = true;
+    pub(super) fn scan_is_requested(&mut self) {
+        self.scan_requested = true;
     }
 
-    /// A scan is observed: what it says of the lack follows.
+    /// A scan begins: whether all had room follows.
     pub(super) fn scanned(&mut self, at: KernelTime) {
         *self = Self { scanned: Some(at), ..Self::default() };
     }
 
-    pub(super) fn is_lacking(&self) -> bool {
-        self.lacking
+    pub(super) fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Whether another scan may find more room.
     pub(super) fn is_due(&self, now: KernelTime) -> bool {
         let is_long_ago = self.scanned.is_none_or(|at| now.0.saturating_sub(at.0) >= LOOK);
-        self.lacking && !self.asked && (self.made || is_long_ago)
+        self.full && !self.scan_requested && (self.made || is_long_ago)
     }
 }

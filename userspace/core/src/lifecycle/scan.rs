@@ -5,11 +5,11 @@
 //!
 //! - a removal that was observed: the scan met the cgroup before, and does not bring it back;
 //! - a record on which a container's phase rests and that is not older than the scan's beginning;
-//! - parked records: they are what happened in a cgroup that nobody had told of. The cgroup takes the state in which
+//! - parked records: they are what happened in a cgroup that was unknown. The cgroup takes the state in which
 //!   the first of them must have found it, then they are replayed.
 //!
 //! A cgroup that was made before the scan began and that it did not meet is gone. A scan that met no process where one was
-//! seen since settles nothing: another is asked for.
+//! seen since settles nothing: another is requested.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role}
 use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
 
-/// A repair that was asked for.
+/// A requested repair.
 #[derive(Debug)]
 pub(super) struct Repair {
     /// A scan settles it if it did not begin before.
     since: KernelTime,
-    /// Watchers were told, and wait for the end.
+    /// Watchers got a gap, and wait for the end.
     gap_told: bool,
     /// By scans that did not settle it.
     tally: Tally,
@@ -83,7 +83,7 @@ enum Knowledge {
 enum Correction {
     None,
     Made,
-    /// A scan that does not begin before that time will tell.
+    /// A scan that does not begin before that time shows it.
     Unclear {
         since: KernelTime,
     },
@@ -122,7 +122,7 @@ impl Lifecycle {
         self.room.scanned(scan.ended);
         let gone = self.remove_missing(scan, basis, output);
         if scan.untracked > 0 {
-            self.room.lacks();
+            self.room.has_no_room();
             self.overflow.note_many("cgroup_mkdir", scan.untracked, None, scan.ended);
         }
         let views = self.look(scan);
@@ -145,7 +145,7 @@ impl Lifecycle {
 
     /// What is not followed may be by now.
     pub(super) fn repair_when_there_is_room(&mut self, at: KernelTime, output: &mut Output) {
-        self.room.asked();
+        self.room.scan_is_requested();
         output.actions.push(Action::Rescan);
         self.repair.get_or_insert(Repair::new(at)).after_gap();
     }
@@ -174,7 +174,7 @@ impl Lifecycle {
                 Added::Group | Added::Known => Knowledge::Known,
                 Added::Full => {
                     self.counters.cgroups_full += 1;
-                    self.room.lacks();
+                    self.room.has_no_room();
                     let owner = self.container_of(cgroup.parent);
                     self.overflow.note("cgroup_mkdir", owner, scan.ended);
                     continue;
@@ -216,7 +216,7 @@ impl Lifecycle {
             };
             let owner = match self.cgroups.owner(*place) {
                 Owner::Container(container) => Some(container),
-                Owner::Nobody => None,
+                Owner::None => None,
                 Owner::Unknown => made_within.get(place).copied(),
             };
             let Some(container) = owner else { continue };
@@ -264,7 +264,7 @@ impl Lifecycle {
         container.reconcile(&processes, began, &mut self.budget);
     }
 
-    /// Corrects what the records did not tell.
+    /// Corrects what the records did not show.
     fn correct(&mut self, view: &View<'_>, scan: &Scan, basis: Basis, output: &mut Output) -> Correction {
         let (Some(container), Some(found)) = (self.cgroups.container_mut(view.container), view.found())
         else {
@@ -283,7 +283,7 @@ impl Lifecycle {
         }
     }
 
-    /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have told of
+    /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have seen
     /// are given up.
     fn replay_parked(&mut self, began: KernelTime, output: &mut Output) {
         for event in std::mem::take(&mut self.parked) {
@@ -335,7 +335,7 @@ impl Lifecycle {
                 if scan.began < repair.since {
                     output.actions.push(Action::Rescan);
                     self.repair = Some(repair);
-                } else if self.room.is_lacking() {
+                } else if self.room.is_full() {
                     // Not right as long as something is not followed.
                     self.repair = Some(repair);
                 } else if repair.gap_told || repair.tally != Tally::default() {
@@ -368,7 +368,7 @@ impl View<'_> {
             })
     }
 
-    /// The state of the container; none if the scan could not tell.
+    /// The state of the container; none if the scan could not determine it.
     fn found(&self) -> Option<Found> {
         if self.own().next().is_some() {
             Some(Found::Running(self.main()))
@@ -416,7 +416,7 @@ fn remembered(process: &ScannedProcess, main: Option<&Main>, since: KernelTime) 
 }
 
 /// The runtime's own process (`runc init`, `crun`), which waits in the container's namespaces for the order to execute
-/// the container's program. A record tells it by its exec; a scan, by what it runs and how it calls itself.
+/// the container's program. A record shows it by its exec; a scan, by what it runs and how it calls itself.
 fn is_runtime_helper(process: &ScannedProcess) -> bool {
     const RUNTIMES: [&str; 3] = ["runc", "crun", "youki"];
     let program = process.program.as_deref().unwrap_or_default();

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!  LimitWrite ──▶ pending ──ReadLimits──▶ LimitsRead ──▶ LimitChanged, seen: old, new, writer, errno, times
-//!  scan, start, untold writes ─ReadLimits─▶ LimitsRead ─differs─▶ LimitChanged, found: old, new
+//!  scan, start, suppressed writes ─ReadLimits─▶ LimitsRead ─differs─▶ LimitChanged, found: old, new
 //!  Rmdir ──▶ what is pending goes out with "gone"
 //! ```
 //!
 //! **The event is a hint, the file is the proof.** A write says that something changed, when, and by whom; what the limit is
-//! now is read back. Of several writes to one file between two readings each is told, the last one with what was read, those
+//! now is read back. Of several writes to one file between two readings each is reported, the last one with what was read, those
 //! before with what was written.
 //!
-//! A change that no write explains is told as found: in-kernel setters, a controller that was enabled so that the file
-//! appears, writes that were lost or came too fast. A write of what was there already is no change and not told; one that
+//! A change that no write explains is reported as found: in-kernel setters, a controller that was enabled so that the file
+//! appears, writes that were lost or came too fast. A write of what was there already is no change and not reported; one that
 //! the kernel refused is, with its errno.
 //!
 //! Bounded: as many cgroups as the lifecycle follows, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
@@ -22,7 +22,7 @@ pub use tracker::{LimitCounters, LimitTracker};
 
 use crate::model::{Bound, CpuMax, LimitFile, Value};
 
-/// What the file of a new cgroup says, if the kernel's `cgroup-v2.rst` tells.
+/// What the file of a new cgroup says, if the kernel's `cgroup-v2.rst` defines it.
 pub fn initial(limit_file: LimitFile) -> Option<Value> {
     Some(match limit_file {
         LimitFile::MemoryMax
@@ -52,7 +52,7 @@ pub fn initial(limit_file: LimitFile) -> Option<Value> {
     })
 }
 
-/// Whether a change of it that no write explains is worth telling. `cpu.weight.nice` and `cpu.weight` are two views of one
+/// Whether a change of it that no write explains is worth reporting. `cpu.weight.nice` and `cpu.weight` are two views of one
 /// number: a write to one changes the other.
 pub fn is_reconciled(limit_file: LimitFile) -> bool {
     !matches!(limit_file, LimitFile::CpuWeightNice)

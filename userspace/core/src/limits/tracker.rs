@@ -1,7 +1,7 @@
 //! What each limit file says as far as known, the writes that have not been read back yet, and what follows when they are.
 //!
 //! ```text
-//!  begins ──▶ running ─┬─ returns ──────────────────────▶ pending ── is read back ──▶ told, if anything has changed
+//!  begins ──▶ running ─┬─ returns ──────────────────────▶ pending ── is read back ──▶ reported, if anything has changed
 //!                      └─ is not seen to return: given up ──▲
 //! ```
 
@@ -25,7 +25,7 @@ pub struct LimitCounters {
     pub writes: u64,
     /// Of those, the ones that wrote what was there.
     pub unchanged: u64,
-    /// Writes told as part of another, for more were pending than are kept.
+    /// Writes merged into another, because more were pending than are kept.
     pub coalesced: u64,
     /// Changes that no write explains.
     pub found: u64,
@@ -54,15 +54,15 @@ struct Cgroup {
     others: Others,
     limit_files: Vec<(LimitFile, State)>,
     /// All are being read.
-    asked: bool,
+    is_reading: bool,
     /// Writes that were only counted, since all were read last.
-    untold: u64,
+    suppressed: u64,
 }
 
 /// What a limit file says that was never read by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Others {
-    /// Nobody knows.
+    /// Unknown.
     #[default]
     Unknown,
     /// The cgroup's making was seen: what the kernel begins with.
@@ -79,7 +79,7 @@ struct State {
     /// Of the last pending one: so many more.
     coalesced: u64,
     /// It is being read.
-    asked: bool,
+    is_reading: bool,
     /// Begun and not returned.
     running: Vec<(KernelTime, LimitWrite)>,
     /// The last ones that returned or were given up, the oldest first.
@@ -107,7 +107,7 @@ impl LimitTracker {
     /// Writes to one file at the same time that are remembered; at one more, the oldest is given up.
     pub const RUNNING: usize = 8;
     /// A write that was not seen to return for so many nanoseconds is given up. The kernel may reclaim for long, and the
-    /// write be seen to return after all: that is taken as another write of the same, and changes nothing.
+    /// write be seen to return after all: that counts as another write of the same, and changes nothing.
     pub const RETURNS_WITHIN: u64 = 60_000_000_000;
 
     /// Follows at most so many cgroups; what is written in one more is lost, and counted.
@@ -192,12 +192,12 @@ impl LimitTracker {
                     self.vanished(*cgroup, gone, index, output);
                 }
             }
-            // What was written while the container was made may have come by ways that nobody sees.
+            // What was written while the container was made may not have been observed.
             Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, index, output),
             Fact::LimitWrite(write) => self.written(*at, *cgroup, write, index, output),
             Fact::LimitWritesSuppressed(count) => {
                 if let Some(entry) = self.entry(*cgroup) {
-                    entry.untold += count;
+                    entry.suppressed += count;
                 }
                 self.ask_whole(*cgroup, index, output);
             }
@@ -301,14 +301,14 @@ impl LimitTracker {
                 last.at = at;
             }
         }
-        if !std::mem::replace(&mut state.asked, true) {
+        if !std::mem::replace(&mut state.is_reading, true) {
             output.actions.push(ask(cgroup, info.as_ref(), Some(write.limit_file)));
         }
     }
 
     fn ask_whole(&mut self, cgroup: CgroupId, index: &impl CgroupIndex, output: &mut Output) {
         let Some(entry) = self.entry(cgroup) else { return };
-        if !std::mem::replace(&mut entry.asked, true) {
+        if !std::mem::replace(&mut entry.is_reading, true) {
             output.actions.push(ask(cgroup, index.info(cgroup).as_ref(), None));
         }
     }
@@ -336,8 +336,8 @@ impl LimitTracker {
                 self.counters.unreturned += 1;
                 pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, index) });
             }
-            let about = About { id, path: path.as_ref(), place: info.as_ref(), limit_file };
-            settle(&about, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
+            let target = WriteTarget { id, path: path.as_ref(), info: info.as_ref(), limit_file };
+            settle(&target, pending, coalesced, old, &Reading::Gone, &mut self.counters, output);
         }
     }
 
@@ -356,13 +356,13 @@ impl LimitTracker {
         let mut limit_files: Vec<LimitFile> =
             answer.readings.iter().map(|(limit_file, _)| *limit_file).collect();
         if answer.whole {
-            entry.asked = false;
+            entry.is_reading = false;
             let unread = |limit_file: &LimitFile| !limit_files.contains(limit_file);
             let absent: Vec<LimitFile> =
                 entry.limit_files.iter().map(|(limit_file, _)| *limit_file).filter(unread).collect();
             limit_files.extend(absent);
         }
-        let untold = if answer.whole { std::mem::take(&mut entry.untold) } else { 0 };
+        let suppressed = if answer.whole { std::mem::take(&mut entry.suppressed) } else { 0 };
         let path = entry.path.clone();
         let mut again = Vec::new();
         for limit_file in limit_files {
@@ -373,14 +373,14 @@ impl LimitTracker {
                 .map_or(Reading::Absent, |(_, reading)| reading.clone());
             let state = entry.state_mut(limit_file);
             if !answer.whole {
-                state.asked = false;
+                state.is_reading = false;
             }
             let told_of = state.pending.partition_point(|pending| pending.at <= answer.began);
             let rest = state.pending.split_off(told_of);
             let settled = std::mem::replace(&mut state.pending, rest);
             let coalesced = if state.pending.is_empty() { std::mem::take(&mut state.coalesced) } else { 0 };
             let old = state.reading.take().unwrap_or_else(|| before.reading(limit_file));
-            let about = About { id, path: path.as_ref(), place: info.as_ref(), limit_file };
+            let target = WriteTarget { id, path: path.as_ref(), info: info.as_ref(), limit_file };
             let explained = !state.pending.is_empty() || !state.running.is_empty();
             if settled.is_empty() && explained {
                 // The write that may have changed it is still to be judged.
@@ -389,15 +389,15 @@ impl LimitTracker {
                 let is_news = is_reconciled(limit_file) && differs(&old, &reading, before);
                 if is_news {
                     self.counters.found += 1;
-                    let changed = about.changed(old, reading.clone(), true, None, untold);
-                    output.events.push(about.event(answer.ended, Basis::LimitRead, changed));
+                    let changed = target.changed(old, reading.clone(), true, None, suppressed);
+                    output.events.push(target.event(answer.ended, Basis::LimitRead, changed));
                 }
                 state.reading = Some(reading);
             } else {
-                settle(&about, settled, coalesced, old, &reading, &mut self.counters, output);
+                settle(&target, settled, coalesced, old, &reading, &mut self.counters, output);
                 state.reading = Some(reading);
             }
-            if !state.pending.is_empty() && !std::mem::replace(&mut state.asked, true) {
+            if !state.pending.is_empty() && !std::mem::replace(&mut state.is_reading, true) {
                 again.push(limit_file);
             }
         }
@@ -413,7 +413,7 @@ impl LimitTracker {
 /// Whether a reading that no write explains is a change.
 fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
     match (old, new) {
-        // Nobody had looked, or nobody could.
+        // It was never read, or could not be.
         (Reading::Unknown(_), _) | (_, Reading::Unknown(_) | Reading::Gone) => false,
         // Which files there are was assumed, not seen.
         (_, Reading::Absent) if before == Others::Initial => false,
@@ -423,7 +423,7 @@ fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
 
 /// Tells of writes that one reading settles.
 fn settle(
-    about: &About<'_>,
+    target: &WriteTarget<'_>,
     writes: Vec<Pending>,
     coalesced: u64,
     old: Reading,
@@ -431,17 +431,17 @@ fn settle(
     counters: &mut LimitCounters,
     output: &mut Output,
 ) {
-    let taken = |pending: &Pending| pending.write.result.may_have_taken();
-    let last = writes.iter().rposition(taken);
+    let accepted = |pending: &Pending| pending.write.result.may_be_accepted();
+    let last = writes.iter().rposition(accepted);
     let mut current = old;
-    // Writes whose text was not seen, told with the next.
+    // Writes whose text was not seen, merged into the next.
     let mut carried = 0;
     for (index, Pending { at, write }) in writes.into_iter().enumerate() {
         let is_last = Some(index) == last;
         let after = match (write.result, is_last, &write.value) {
             (WriteResult::Refused { .. }, ..) => current.clone(),
             (_, true, _) => new.clone(),
-            (WriteResult::Accepted, false, Some(value)) => as_written(about.limit_file, &value.text),
+            (WriteResult::Accepted, false, Some(value)) => as_written(target.limit_file, &value.text),
             (WriteResult::Accepted, false, None) | (WriteResult::Unknown, false, _) => {
                 carried += 1;
                 counters.coalesced += 1;
@@ -449,13 +449,13 @@ fn settle(
             }
         };
         let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
-        if write.result.may_have_taken() && after == current && more == 0 {
+        if write.result.may_be_accepted() && after == current && more == 0 {
             counters.unchanged += 1;
             continue;
         }
-        let read_back = is_last || !write.result.may_have_taken();
-        let changed = about.changed(current, after.clone(), read_back, Some(write), more);
-        output.events.push(about.event(at, Basis::LimitWrite, changed));
+        let read_back = is_last || !write.result.may_be_accepted();
+        let changed = target.changed(current, after.clone(), read_back, Some(write), more);
+        output.events.push(target.event(at, Basis::LimitWrite, changed));
         current = after;
     }
     counters.coalesced += coalesced;
@@ -469,11 +469,11 @@ fn as_written(limit_file: LimitFile, text: &str) -> Reading {
     }
 }
 
-fn ask(cgroup: CgroupId, place: Option<&CgroupInfo>, limit_file: Option<LimitFile>) -> Action {
+fn ask(cgroup: CgroupId, info: Option<&CgroupInfo>, limit_file: Option<LimitFile>) -> Action {
     Action::ReadLimits(ReadLimits {
         cgroup,
-        path: place.map(|info| info.path.clone()),
-        inner: place.is_some_and(|info| info.role == LevelRole::Inner),
+        path: info.map(|info| info.path.clone()),
+        inner: info.is_some_and(|info| info.role == LevelRole::Inner),
         limit_file,
     })
 }
@@ -504,14 +504,14 @@ fn writer(caller: &Caller, index: &impl CgroupIndex) -> Option<Writer> {
 }
 
 /// What an event is about.
-struct About<'a> {
+struct WriteTarget<'a> {
     id: CgroupId,
     path: Option<&'a Arc<str>>,
-    place: Option<&'a CgroupInfo>,
+    info: Option<&'a CgroupInfo>,
     limit_file: LimitFile,
 }
 
-impl About<'_> {
+impl WriteTarget<'_> {
     fn changed(
         &self,
         old: Reading,
@@ -520,12 +520,12 @@ impl About<'_> {
         write: Option<SeenWrite>,
         coalesced: u64,
     ) -> LimitChange {
-        let known = self.place.filter(|info| info.role != LevelRole::Inner).map(|info| &info.path);
+        let known = self.info.filter(|info| info.role != LevelRole::Inner).map(|info| &info.path);
         LimitChange {
             cgroup: self.id,
             path: self.path.or(known).cloned(),
-            role: self.place.map(|info| info.role),
-            pod: self.place.and_then(|info| info.pod.clone()),
+            role: self.info.map(|info| info.role),
+            pod: self.info.and_then(|info| info.pod.clone()),
             limit_file: self.limit_file,
             old,
             new,
@@ -536,7 +536,7 @@ impl About<'_> {
     }
 
     fn event(&self, at: KernelTime, basis: Basis, changed: LimitChange) -> Event {
-        let subject = self.place.and_then(|info| info.subject.clone());
+        let subject = self.info.and_then(|info| info.subject.clone());
         Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
     }
 }

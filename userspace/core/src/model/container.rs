@@ -17,11 +17,11 @@ pub struct Subject {
     pub cgroup_path: Arc<str>,
     /// The runtime's id of the container.
     pub container_id: ContainerId,
-    /// The runtime, where the path or the runtime itself tells.
+    /// The runtime, where the path or the runtime itself names it.
     pub runtime: Option<Runtime>,
     /// Its pod; none outside Kubernetes.
     pub pod: Option<PodRef>,
-    /// What the runtime told of it.
+    /// What the runtime reported.
     pub facts: Option<Arc<RuntimeFacts>>,
 }
 
@@ -62,7 +62,7 @@ impl PodNames {
     }
 }
 
-/// What the container runtime tells of a container.
+/// What the container runtime reports about a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeFacts {
     /// Sandbox or application.
@@ -203,6 +203,6 @@ pub struct CgroupInfo {
 
 /// Whoever knows where cgroups stand.
 pub trait CgroupIndex {
-    /// Where that cgroup stands; none: it is not below a tracked root, or nobody told of it.
+    /// Where that cgroup stands; none: it is not below a tracked root, or is unknown.
     fn info(&self, cgroup: CgroupId) -> Option<CgroupInfo>;
 }

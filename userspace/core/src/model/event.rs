@@ -50,7 +50,7 @@ pub enum Basis {
     InitialScan,
     /// Found after a gap: it happened within.
     RepairScan,
-    /// Told by the container runtime.
+    /// Reported by the container runtime.
     Runtime,
     /// Our own doing.
     Daemon,
@@ -94,10 +94,10 @@ pub enum Kind {
         main_status: Option<ExitStatus>,
         /// No program of the container's own was seen to run.
         never_started: bool,
-        /// The main process was seen to be killed for want of memory.
+        /// The main process was OOM-killed.
         main_oom_killed: bool,
     },
-    /// A process was killed for want of memory.
+    /// A process was OOM-killed.
     OomKill(Box<OomKilled>),
     /// The cgroup is gone.
     Deleted {
@@ -111,13 +111,13 @@ pub enum Kind {
     },
     /// A limit was changed, or an attempt to change it refused. The subject is the container that the cgroup is, or is in.
     LimitChanged(Box<LimitChange>),
-    /// What a limit that was asked for has become: another verdict than before.
+    /// The verdict on a desired limit changed.
     Verdict(Box<Judged>),
     /// Records were lost.
     Gap(Gap),
     /// The state is right again.
     Resynced {
-        /// Containers found that nobody had told of.
+        /// Containers found that had not been reported.
         found: u32,
         /// Containers gone unseen.
         gone: u32,
@@ -126,7 +126,7 @@ pub enum Kind {
     },
 }
 
-/// A kill for want of memory, attributed. What the hook could not tell is absent.
+/// An OOM kill, attributed. What the hook does not report is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OomKilled {
     /// Who was killed.
@@ -151,7 +151,7 @@ pub enum OomExhausted {
     Limit {
         /// Whose.
         cgroup: CgroupId,
-        /// Its path; none: it is not below a tracked root, or nobody told of it.
+        /// Its path; none: it is not below a tracked root, or is unknown.
         path: Option<Arc<str>>,
         /// What it is; none likewise.
         role: Option<LevelRole>,

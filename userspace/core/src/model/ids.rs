@@ -1,4 +1,4 @@
-//! Names for things: newtypes, so that a cgroup id is never taken for a pid, nor the kernel's time for the wall
+//! Names for things: newtypes, so that a cgroup id is never mistaken for a pid, nor the kernel's time for the wall
 //! clock's.
 
 use std::fmt;

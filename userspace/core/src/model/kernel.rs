@@ -76,10 +76,10 @@ pub enum Fact {
     },
     /// A limit file of the cgroup, which may be an ancestor of a tracked one, is written to.
     LimitWrite(Box<LimitWrite>),
-    /// So many writes to limit files of the cgroup were only counted, for they came too fast; what the files hold now tells
+    /// So many writes to limit files of the cgroup were suppressed, because they came too fast; what the files hold now shows
     /// what became of them.
     LimitWritesSuppressed(u64),
-    /// A process of the cgroup was killed for want of memory.
+    /// A process of the cgroup was OOM-killed.
     OomKill(Box<OomKill>),
 }
 
@@ -132,12 +132,12 @@ pub enum ExitStatus {
     },
 }
 
-/// A write to a limit file. A hook that cannot tell something leaves it out.
+/// A write to a limit file. What a hook cannot report is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitWrite {
     /// Which file.
     pub limit_file: LimitFile,
-    /// Begun, or returned. A hook that sees the beginning tells both, and the second repeats all of the first.
+    /// Begun, or returned. A hook that sees the beginning reports both, and the second repeats all of the first.
     pub phase: WritePhase,
     /// What is written.
     pub value: Option<WrittenValue>,
@@ -175,7 +175,7 @@ pub enum WriteResult {
         /// The error number, positive.
         errno: i32,
     },
-    /// The hook does not tell: what the file says is all there is to go by.
+    /// The hook does not report it: only the file shows it.
     Unknown,
 }
 
@@ -189,7 +189,7 @@ impl WriteResult {
     }
 
     /// Whether the file may say now what was written.
-    pub const fn may_have_taken(self) -> bool {
+    pub const fn may_be_accepted(self) -> bool {
         self.errno().is_none()
     }
 }
@@ -203,7 +203,7 @@ pub struct WrittenValue {
     pub truncated: bool,
 }
 
-/// Who made a call, as far as the hook could tell.
+/// Who made a call, as far as the hook could determine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
     /// Its pid.
@@ -229,18 +229,18 @@ pub enum WriteHook {
     /// The tracepoints of the system call: everything, of each write(2); writes by another call are not seen.
     Syscall,
     /// A fanotify mark: file and pid, after the write or the truncation before it returned; not what became of it. Writes by one
-    /// process to one file that follow each other fast are told as one.
+    /// process to one file that follow each other fast are reported as one.
     Fanotify,
 }
 
-/// A kill for want of memory.
+/// An OOM kill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OomKill {
     /// Who is killed.
     pub victim: TaskInfo,
-    /// How it came to be the victim; none: the hook does not tell.
+    /// How it came to be the victim; none: the hook does not report it.
     pub choice: Option<OomChoice>,
-    /// What was exhausted; none: the hook does not tell.
+    /// What was exhausted; none: the hook does not report it.
     pub scope: Option<OomScope>,
     /// What was charged and allowed there.
     pub usage: Option<OomUsage>,

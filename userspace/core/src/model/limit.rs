@@ -30,7 +30,7 @@ pub struct LimitsAnswer {
     pub cgroup: CgroupId,
     /// Its path; none: it was not found.
     pub path: Option<Arc<str>>,
-    /// When reading began: it tells of every write that had returned by then.
+    /// When reading began: it includes every write that had returned by then.
     pub began: KernelTime,
     /// When it ended.
     pub ended: KernelTime,
@@ -47,7 +47,7 @@ pub struct LimitsAnswer {
 pub struct LimitChange {
     /// Whose file it is.
     pub cgroup: CgroupId,
-    /// Its path; none: the cgroup was gone before anybody looked, and nobody had told of it.
+    /// Its path; none: the cgroup was gone before it was read, and had not been reported.
     pub path: Option<Arc<str>>,
     /// What it is, if it is known.
     pub role: Option<LevelRole>,

@@ -1,7 +1,7 @@
 //! The data of the domain: identifiers, limit files and their values, kernel records, containers, events, desired limits and
 //! the evidence for a verdict.
 //!
-//! A leaf: nothing here depends on another module of the crate, and nothing decides anything beyond parsing, printing and
+//! A leaf: nothing here depends on another module of the crate, and nothing decides anything but parsing, printing and
 //! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::verdicts`]) share these types and do
 //! not import each other's.
 

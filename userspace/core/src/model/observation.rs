@@ -12,7 +12,7 @@ use super::kernel::{KernelEvent, TaskInfo};
 use super::limit::{LimitsAnswer, ReadLimits};
 use super::verdict::{Evidence, VerdictScope};
 
-/// Something that was seen, told or asked; the whole input of the core.
+/// A record, an answer or a request; the whole input of the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Observation {
@@ -22,20 +22,20 @@ pub enum Observation {
     Lost(Loss),
     /// The cgroup tree was walked, and every record that the kernel had made until then has been observed.
     Scan(Scan),
-    /// The container runtime answered a [`Action::Resolve`], or told by itself.
+    /// The container runtime answered a [`Action::Resolve`], or reported by itself.
     Runtime {
         /// When the answer came.
         at: KernelTime,
         /// Of whom.
         container: ContainerId,
-        /// What; none: the runtime does not know it, and will not be asked again.
+        /// What; none: the runtime does not know it, and will not be queried again.
         facts: Option<Arc<RuntimeFacts>>,
     },
     /// Limit files were read: the answer to an [`Action::ReadLimits`].
     LimitsRead(LimitsAnswer),
     /// What was gathered to judge a limit: the answer to an [`Action::Judge`], or for a client's `Verify`.
     Evidence(Box<Evidence>),
-    /// The container runtime was asked to set limits, as a CRI request that passed by says.
+    /// A CRI request to set limits was observed.
     LimitsRequested {
         /// When that was reported.
         at: KernelTime,

@@ -78,9 +78,9 @@ pub enum Source {
     KubeletAllocated,
     /// The request to the container runtime, as it passed by.
     CriRequest,
-    /// The kubelet's checkpoint of what it has told the runtime.
+    /// The kubelet's checkpoint of the resources that it actuated with the runtime.
     KubeletActuated,
-    /// What the container runtime says that it was told.
+    /// The resources in the container runtime's status.
     Runtime,
 }
 
@@ -140,7 +140,7 @@ impl fmt::Display for Writer {
 pub struct Attempt {
     /// What was written; none: that was not seen.
     pub value: Option<Arc<str>>,
-    /// What became of it, as far as the hook tells; of one that has not returned, nobody knows.
+    /// Its result, as far as the hook reports it; unknown for one that has not returned.
     pub result: WriteResult,
     /// Who wrote, if that was seen.
     pub writer: Option<Writer>,
@@ -181,7 +181,7 @@ impl Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Requester {
-    /// The node: the verdict is remembered, and told to all if it is another than before.
+    /// The node: the verdict is remembered, and sent to all watchers if it changed.
     Node,
     /// A client, by its own word or before the last word is spoken: no more is remembered than what was in force for it.
     Client,
@@ -216,7 +216,7 @@ pub struct Evidence {
     pub page: u64,
 }
 
-/// What a limit that was asked for has become.
+/// Whether a desired limit took effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -262,7 +262,7 @@ pub enum Verdict {
         /// By whom, if that was seen.
         writer: Option<Writer>,
     },
-    /// It cannot be told.
+    /// It cannot be determined.
     Unknown {
         /// What is missing for that.
         missing: Arc<str>,
@@ -307,7 +307,7 @@ pub struct Judged {
     pub judgement: Judgement,
 }
 
-/// How what is in force agrees with what was asked for.
+/// How the effective limit agrees with the desired one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tolerance {
@@ -327,7 +327,7 @@ pub enum Tolerance {
     RoomForMore,
 }
 
-/// What a limit should be, in the terms of whoever asked for it.
+/// What a limit should be, in the requester's units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {

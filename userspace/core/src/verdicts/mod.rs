@@ -137,7 +137,7 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
         _ if history.was_in_force(&desired.wanted) => {
             let writes = case.attempts.iter().chain(case.other_writes);
             let last = writes
-                .filter(|attempt| attempt.result.may_have_taken())
+                .filter(|attempt| attempt.result.may_be_accepted())
                 .max_by_key(|attempt| attempt.ended.map_or(KernelTime(u64::MAX), Ended::at));
             Verdict::Reverted { writer: last.and_then(|attempt| attempt.writer.clone()) }
         }

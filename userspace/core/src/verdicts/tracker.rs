@@ -70,7 +70,7 @@ impl VerdictTracker {
         let mut attempts = attempts_of(evidence.resource.file());
         let others: Vec<Attempt> =
             evidence.resource.other_writers().iter().flat_map(|file| attempts_of(*file)).collect();
-        let kills = attempts.iter().rev().find(|attempt| attempt.result.may_have_taken()).and_then(|last| {
+        let kills = attempts.iter().rev().find(|attempt| attempt.result.may_be_accepted()).and_then(|last| {
             let until = last.ended.map_or(u64::MAX, |ended| ended.at().0.saturating_add(Self::KILLS_AFTER));
             let struck = |at: &&KernelTime| Some(**at) >= last.began && at.0 <= until;
             let kills =

@@ -99,7 +99,7 @@ fn containers() {
         ("/libpod_parent/libpod-$ID", of("$ID", Some(Podman), None)),
         ("/system.slice/web.service/libpod-payload-$ID", of("$ID", Some(Podman), None)),
         ("/system.slice/containerd.service/$ID", of("$ID", None, None)),
-        // The same in a node that is a container: the name itself tells the pod, which wins over the node.
+        // The same in a node that is a container: the name itself has the pod, which wins over the node.
         (
             "/system.slice/docker-$ID2.scope/system.slice/containerd.service/\
              kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",

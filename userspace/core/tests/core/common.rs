@@ -52,7 +52,7 @@ pub fn entering(pid: u32, cgroup: u64) -> TaskInfo {
     TaskInfo { parent_mnt_ns: Some(NODE_NS), ..child(pid, cgroup) }
 }
 
-/// Facts as a runtime would tell them.
+/// Facts as a runtime would report them.
 pub fn facts(name: &str) -> Arc<RuntimeFacts> {
     Arc::new(RuntimeFacts {
         container_type: ContainerType::App,
@@ -154,7 +154,7 @@ impl Node {
         self.actions();
     }
 
-    /// The kernel kills a process of the cgroup for want of memory.
+    /// The kernel OOM-kills a process of the cgroup.
     pub fn oom_kill(&mut self, cgroup: u64, victim: TaskInfo, scope: Option<OomScope>) {
         let kill = OomKill { victim, choice: None, scope, usage: None, trigger: Caller::default() };
         self.kernel(cgroup, Fact::OomKill(Box::new(kill)));
@@ -177,7 +177,7 @@ impl Node {
         self.observe(Observation::Scan(Scan { reason, began, ended, untracked: 0, cgroups }));
     }
 
-    pub fn tell(&mut self, cgroup: u64, facts: Option<Arc<RuntimeFacts>>) {
+    pub fn resolve(&mut self, cgroup: u64, facts: Option<Arc<RuntimeFacts>>) {
         self.now += 1;
         let (at, container) = (KernelTime(self.now), container_id(cgroup));
         self.observe(Observation::Runtime { at, container, facts });

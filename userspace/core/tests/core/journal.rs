@@ -59,7 +59,7 @@ fn a_reader_that_resumes_gets_what_followed_or_the_reason_why_not() {
     let (missed, items, _) = read(&journal, after(0).expect("there"), 9);
     assert_eq!((missed, items), (Some(Missed { first: 1, last: 2 }), vec![3, 4, 5]));
 
-    assert_eq!(after(6), Err(ResumeError::NotYet { asked: 6, last: 5 }));
+    assert_eq!(after(6), Err(ResumeError::NotYet { requested: 6, last: 5 }));
     let error = journal.resume(&at("e0", 3)).expect_err("another run");
     assert_eq!(error.to_string(), "epoch e0 is over: the daemon was restarted since, its epoch is e1");
 }
@@ -94,7 +94,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Each reader gets or is told that it missed every number after the one it joined at, once, in order.
+    /// Each reader gets every number after the one it joined at, or learns that it missed it, once, in order.
     #[test]
     fn every_reader_accounts_for_every_number(capacity in 1_usize..50, ops in prop::collection::vec(op(), 0..80)) {
         let mut journal = journal(capacity);
@@ -112,7 +112,7 @@ proptest! {
                     Ok(cursor) => readers[reader] = (cursor, seq),
                     Err(error) => {
                         prop_assert!(seq > all);
-                        prop_assert_eq!(error, ResumeError::NotYet { asked: seq, last: all });
+                        prop_assert_eq!(error, ResumeError::NotYet { requested: seq, last: all });
                     }
                 },
                 Op::Read { reader, max } => {

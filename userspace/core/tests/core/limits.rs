@@ -26,24 +26,24 @@ impl CgroupIndex for Map {
 /// More than these tests follow.
 const CGROUPS: usize = 1024;
 
-struct Bed {
+struct Fixture {
     limits: LimitTracker,
     index: Map,
     output: Output,
     now: u64,
 }
 
-impl Bed {
+impl Fixture {
     /// A pod whose making was seen.
     fn new() -> Self {
-        let mut bed = Self::unseen();
-        bed.kernel(Fact::Mkdir {
+        let mut fixture = Self::unseen();
+        fixture.kernel(Fact::Mkdir {
             parent: CgroupId(1),
             path: PathText::Full("/kubepods/podu".into()),
             root: false,
             actor: Actor { pid: 1, comm: "kubelet".into() },
         });
-        bed
+        fixture
     }
 
     /// A pod of which is not known what its files say.
@@ -136,7 +136,7 @@ impl Bed {
     }
 
     /// Which files are to be read; none: all.
-    fn asked(&mut self) -> Vec<Option<LimitFile>> {
+    fn requested_reads(&mut self) -> Vec<Option<LimitFile>> {
         self.output
             .actions
             .drain(..)
@@ -165,12 +165,12 @@ fn old_and_new(changes: &[LimitChange]) -> Vec<(Reading, Reading, bool)> {
 
 #[test]
 fn a_write_is_told_with_what_the_file_says_then() {
-    let mut bed = Bed::new();
-    bed.write(LimitFile::MemoryMax, "5000");
-    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
-    assert_eq!(bed.changes(), [], "not before it was read");
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
-    let changes = bed.changes();
+    let mut fixture = Fixture::new();
+    fixture.write(LimitFile::MemoryMax, "5000");
+    assert_eq!(fixture.requested_reads(), [Some(LimitFile::MemoryMax)]);
+    assert_eq!(fixture.changes(), [], "not before it was read");
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)], "a new cgroup has no limit");
     let changed = &changes[0];
     assert_eq!((changed.path.as_deref(), changed.role), (Some("/kubepods/podu"), Some(LevelRole::Pod)));
@@ -181,75 +181,75 @@ fn a_write_is_told_with_what_the_file_says_then() {
 
 #[test]
 fn a_burst_is_told_write_by_write() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     for value in ["1", "2", "2", "3"] {
-        bed.write(LimitFile::PidsMax, value);
+        fixture.write(LimitFile::PidsMax, value);
     }
-    assert_eq!(bed.asked(), [Some(LimitFile::PidsMax)], "one reading for all");
-    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
+    assert_eq!(fixture.requested_reads(), [Some(LimitFile::PidsMax)], "one reading for all");
+    fixture.read(false, &[(LimitFile::PidsMax, bytes(3))]);
     assert_eq!(
-        old_and_new(&bed.changes()),
+        old_and_new(&fixture.changes()),
         [(unlimited(), bytes(1), false), (bytes(1), bytes(2), false), (bytes(2), bytes(3), true)]
     );
-    assert_eq!(bed.limits.counters().unchanged, 1);
+    assert_eq!(fixture.limits.counters().unchanged, 1);
 }
 
 #[test]
 fn a_write_after_the_reading_began_is_read_again() {
-    let mut bed = Bed::new();
-    let first = bed.write(LimitFile::PidsMax, "1");
-    bed.asked();
-    bed.write(LimitFile::PidsMax, "2");
-    assert_eq!(bed.asked(), []);
-    bed.read_begun_at(first.0 + 1, false, &[(LimitFile::PidsMax, bytes(2))]);
-    assert_eq!(bed.asked(), [Some(LimitFile::PidsMax)]);
-    bed.read(false, &[(LimitFile::PidsMax, bytes(2))]);
-    assert_eq!(bed.asked(), []);
-    let changes = bed.changes();
+    let mut fixture = Fixture::new();
+    let first = fixture.write(LimitFile::PidsMax, "1");
+    fixture.requested_reads();
+    fixture.write(LimitFile::PidsMax, "2");
+    assert_eq!(fixture.requested_reads(), []);
+    fixture.read_begun_at(first.0 + 1, false, &[(LimitFile::PidsMax, bytes(2))]);
+    assert_eq!(fixture.requested_reads(), [Some(LimitFile::PidsMax)]);
+    fixture.read(false, &[(LimitFile::PidsMax, bytes(2))]);
+    assert_eq!(fixture.requested_reads(), []);
+    let changes = fixture.changes();
     assert_eq!(changes.last().unwrap().new, bytes(2));
     assert!(changes.iter().all(|changed| changed.write.is_some()), "nothing is found that was seen");
 }
 
 #[test]
 fn a_refused_write_is_told_with_its_errno() {
-    let mut bed = Bed::new();
-    bed.refused(LimitFile::CpuMax, "410000 100000");
+    let mut fixture = Fixture::new();
+    fixture.refused(LimitFile::CpuMax, "410000 100000");
     let before = initial(LimitFile::CpuMax).map_or(Reading::Absent, Reading::Is);
-    bed.read(false, &[(LimitFile::CpuMax, before.clone())]);
-    let changes = bed.changes();
+    fixture.read(false, &[(LimitFile::CpuMax, before.clone())]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(before.clone(), before, true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Refused { errno: EINVAL });
-    let attempts = bed.limits.attempts(POD, LimitFile::CpuMax, &bed.index);
+    let attempts = fixture.limits.attempts(POD, LimitFile::CpuMax, &fixture.index);
     assert_eq!(attempts[0].result, WriteResult::Refused { errno: EINVAL });
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
 
 #[test]
 fn more_writes_than_are_kept_are_counted_with_the_last() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     let count = LimitTracker::PENDING + 10;
     for value in 1..=count {
-        bed.write(LimitFile::PidsMax, &value.to_string());
+        fixture.write(LimitFile::PidsMax, &value.to_string());
     }
-    bed.read(false, &[(LimitFile::PidsMax, bytes(count as u64))]);
-    let changes = bed.changes();
+    fixture.read(false, &[(LimitFile::PidsMax, bytes(count as u64))]);
+    let changes = fixture.changes();
     assert_eq!(changes.len(), LimitTracker::PENDING);
     assert_eq!(
         (&changes[LimitTracker::PENDING - 1].new, changes[LimitTracker::PENDING - 1].coalesced),
         (&bytes(count as u64), 10)
     );
-    assert_eq!(bed.limits.counters().coalesced, 10);
+    assert_eq!(fixture.limits.counters().coalesced, 10);
 }
 
 #[test]
 fn a_cgroup_that_vanishes_before_it_is_read_is_named() {
-    let mut bed = Bed::new();
-    bed.write(LimitFile::MemoryMax, "4096");
-    bed.asked();
-    bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "kubelet".into() } });
-    assert_eq!(old_and_new(&bed.changes()), [(unlimited(), Reading::Gone, true)]);
-    bed.read(false, &[(LimitFile::MemoryMax, Reading::Gone)]);
-    assert_eq!(bed.changes(), [], "once");
+    let mut fixture = Fixture::new();
+    fixture.write(LimitFile::MemoryMax, "4096");
+    fixture.requested_reads();
+    fixture.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "kubelet".into() } });
+    assert_eq!(old_and_new(&fixture.changes()), [(unlimited(), Reading::Gone, true)]);
+    fixture.read(false, &[(LimitFile::MemoryMax, Reading::Gone)]);
+    assert_eq!(fixture.changes(), [], "once");
 }
 
 fn scan(reason: ScanReason) -> Observation {
@@ -271,17 +271,17 @@ fn scan(reason: ScanReason) -> Observation {
 
 #[test]
 fn what_nobody_saw_is_found() {
-    let mut bed = Bed::unseen();
-    bed.observe(&scan(ScanReason::Initial));
-    assert_eq!(bed.asked(), [None]);
-    bed.read(true, &[(LimitFile::MemoryMax, bytes(4096)), (LimitFile::PidsMax, unlimited())]);
-    assert_eq!(bed.changes(), [], "the first look is no change");
+    let mut fixture = Fixture::unseen();
+    fixture.observe(&scan(ScanReason::Initial));
+    assert_eq!(fixture.requested_reads(), [None]);
+    fixture.read(true, &[(LimitFile::MemoryMax, bytes(4096)), (LimitFile::PidsMax, unlimited())]);
+    assert_eq!(fixture.changes(), [], "the first look is no change");
 
-    bed.observe(&scan(ScanReason::Repair));
-    assert_eq!(bed.asked(), [None]);
+    fixture.observe(&scan(ScanReason::Repair));
+    assert_eq!(fixture.requested_reads(), [None]);
     let quota = Reading::Is(Value::Cpu(CpuMax { quota: Bound::At(1000), period: 100_000 }));
-    bed.read(true, &[(LimitFile::MemoryMax, bytes(8192)), (LimitFile::CpuMax, quota.clone())]);
-    let changes = bed.changes();
+    fixture.read(true, &[(LimitFile::MemoryMax, bytes(8192)), (LimitFile::CpuMax, quota.clone())]);
+    let changes = fixture.changes();
     assert_eq!(
         old_and_new(&changes),
         [
@@ -292,139 +292,142 @@ fn what_nobody_saw_is_found() {
         "a controller was enabled, another disabled"
     );
     assert!(changes.iter().all(|changed| changed.write.is_none()));
-    assert_eq!(bed.limits.counters().found, 3);
+    assert_eq!(fixture.limits.counters().found, 3);
 }
 
 #[test]
 fn a_new_cgroup_without_a_controller_has_not_changed() {
-    let mut bed = Bed::new();
-    bed.kernel(Fact::LimitWritesSuppressed(500));
-    assert_eq!(bed.asked(), [None]);
-    bed.read(true, &[(LimitFile::PidsMax, bytes(9))]);
-    let changes = bed.changes();
+    let mut fixture = Fixture::new();
+    fixture.kernel(Fact::LimitWritesSuppressed(500));
+    assert_eq!(fixture.requested_reads(), [None]);
+    fixture.read(true, &[(LimitFile::PidsMax, bytes(9))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(9), true)]);
     assert_eq!(changes[0].coalesced, 500, "the writes that it stands for");
 }
 
 #[test]
 fn what_a_write_that_has_not_returned_has_set_is_not_found() {
-    let mut bed = Bed::new();
-    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    let running = bed.limits.attempts(POD, LimitFile::MemoryMax, &bed.index);
+    let mut fixture = Fixture::new();
+    fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    let running = fixture.limits.attempts(POD, LimitFile::MemoryMax, &fixture.index);
     assert_eq!((running.len(), running[0].ended), (1, None));
-    bed.read(true, &[(LimitFile::MemoryMax, bytes(4096))]);
-    assert_eq!(bed.changes(), []);
+    fixture.read(true, &[(LimitFile::MemoryMax, bytes(4096))]);
+    assert_eq!(fixture.changes(), []);
     let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-    bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
-    let changes = bed.changes();
+    fixture.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     assert!(changes[0].write.is_some());
 }
 
-fn tick(bed: &mut Bed, after: u64) {
-    let at = KernelTime(bed.now + after);
-    bed.observe(&Observation::Tick { at });
-    bed.now = at.0;
+fn tick(fixture: &mut Fixture, after: u64) {
+    let at = KernelTime(fixture.now + after);
+    fixture.observe(&Observation::Tick { at });
+    fixture.now = at.0;
 }
 
 #[test]
 fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
-    let mut bed = Bed::new();
-    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    tick(&mut bed, LimitTracker::RETURNS_WITHIN - 1);
-    assert_eq!(bed.asked(), []);
-    tick(&mut bed, 1);
-    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
-    let changes = bed.changes();
+    let mut fixture = Fixture::new();
+    fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    tick(&mut fixture, LimitTracker::RETURNS_WITHIN - 1);
+    assert_eq!(fixture.requested_reads(), []);
+    tick(&mut fixture, 1);
+    assert_eq!(fixture.requested_reads(), [Some(LimitFile::MemoryMax)]);
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     let write = changes[0].write.as_ref().unwrap();
     assert_eq!(
         (write.result, write.returned, write.began),
         (WriteResult::Unknown, None, Some(KernelTime(1)))
     );
-    assert_eq!(bed.limits.counters().unreturned, 1);
+    assert_eq!(fixture.limits.counters().unreturned, 1);
 
-    // It stands in nobody's way any more: what nobody saw is found.
-    bed.read(true, &[(LimitFile::MemoryMax, bytes(8192))]);
-    let changes = bed.changes();
+    // It blocks no other any more: an unseen change is found.
+    fixture.read(true, &[(LimitFile::MemoryMax, bytes(8192))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(bytes(4096), bytes(8192), true)]);
     assert!(changes[0].write.is_none());
 
     // And should it return after all, that is no news.
     let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-    bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(8192))]);
-    assert_eq!(bed.changes(), []);
-    tick(&mut bed, 2 * LimitTracker::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.limits.counters().unreturned), (vec![Some(LimitFile::MemoryMax)], 1));
+    fixture.phase(LimitFile::MemoryMax, Some("4096"), phase, 1);
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(8192))]);
+    assert_eq!(fixture.changes(), []);
+    tick(&mut fixture, 2 * LimitTracker::RETURNS_WITHIN);
+    assert_eq!(
+        (fixture.requested_reads(), fixture.limits.counters().unreturned),
+        (vec![Some(LimitFile::MemoryMax)], 1)
+    );
 }
 
 #[test]
 fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_told() {
-    let mut bed = Bed::new();
-    bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
-    bed.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
-    let changes = bed.changes();
+    let mut fixture = Fixture::new();
+    fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
+    fixture.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), Reading::Gone, true)]);
-    assert_eq!(bed.limits.counters().unreturned, 1);
-    tick(&mut bed, LimitTracker::RETURNS_WITHIN);
-    assert_eq!((bed.asked(), bed.limits.counters().unreturned), (vec![], 1));
+    assert_eq!(fixture.limits.counters().unreturned, 1);
+    tick(&mut fixture, LimitTracker::RETURNS_WITHIN);
+    assert_eq!((fixture.requested_reads(), fixture.limits.counters().unreturned), (vec![], 1));
 }
 
 #[test]
 fn of_more_writes_at_once_than_are_kept_the_oldest_is_given_up() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     for began in 1..=LimitTracker::RUNNING as u64 {
-        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, began);
+        fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, began);
     }
-    assert_eq!(bed.asked(), []);
-    bed.phase(LimitFile::MemoryMax, Some("8192"), WritePhase::Began, 100);
-    assert_eq!(bed.asked(), [Some(LimitFile::MemoryMax)]);
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
-    let changes = bed.changes();
+    assert_eq!(fixture.requested_reads(), []);
+    fixture.phase(LimitFile::MemoryMax, Some("8192"), WritePhase::Began, 100);
+    assert_eq!(fixture.requested_reads(), [Some(LimitFile::MemoryMax)]);
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(4096), true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().began, Some(KernelTime(1)));
-    assert_eq!(bed.limits.counters().unreturned, 1);
+    assert_eq!(fixture.limits.counters().unreturned, 1);
 }
 
 #[test]
 fn writes_whose_text_was_not_seen_are_told_as_one() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     for _ in 0..3 {
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
-        bed.phase(LimitFile::PidsMax, None, phase, 1);
+        fixture.phase(LimitFile::PidsMax, None, phase, 1);
     }
-    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
-    let changes = bed.changes();
+    fixture.read(false, &[(LimitFile::PidsMax, bytes(3))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
     assert_eq!(changes[0].coalesced, 2);
 }
 
 #[test]
 fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     let phase = WritePhase::Returned { result: WriteResult::Unknown, at: None };
-    bed.phase(LimitFile::PidsMax, None, phase, 1);
-    bed.read(false, &[(LimitFile::PidsMax, unlimited())]);
-    assert_eq!(bed.changes(), [], "a refused write, for all that is known");
-    bed.phase(LimitFile::PidsMax, None, phase, 1);
-    bed.read(false, &[(LimitFile::PidsMax, bytes(3))]);
-    let changes = bed.changes();
+    fixture.phase(LimitFile::PidsMax, None, phase, 1);
+    fixture.read(false, &[(LimitFile::PidsMax, unlimited())]);
+    assert_eq!(fixture.changes(), [], "a refused write, for all that is known");
+    fixture.phase(LimitFile::PidsMax, None, phase, 1);
+    fixture.read(false, &[(LimitFile::PidsMax, bytes(3))]);
+    let changes = fixture.changes();
     assert_eq!(old_and_new(&changes), [(unlimited(), bytes(3), true)]);
     assert_eq!(changes[0].write.as_ref().unwrap().result, WriteResult::Unknown);
 }
 
 #[test]
 fn a_cgroup_that_nobody_told_of_is_looked_for() {
-    let mut bed = Bed::unseen();
-    bed.index.0.clear();
-    bed.write(LimitFile::MemoryMax, "4096");
-    let Some(Action::ReadLimits(read)) = bed.output.actions.pop() else { panic!() };
+    let mut fixture = Fixture::unseen();
+    fixture.index.0.clear();
+    fixture.write(LimitFile::MemoryMax, "4096");
+    let Some(Action::ReadLimits(read)) = fixture.output.actions.pop() else { panic!() };
     assert_eq!(read.path, None);
-    bed.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
-    let changes = bed.changes();
+    fixture.read(false, &[(LimitFile::MemoryMax, bytes(4096))]);
+    let changes = fixture.changes();
     assert!(matches!(changes[0].old, Reading::Unknown(_)), "{:?}", changes[0].old);
     assert_eq!(changes[0].path, Some(Arc::from("/kubepods/podu")), "as the reader found it");
 }
@@ -485,10 +488,15 @@ mod verdicts {
         Observation::Kernel(KernelEvent { at, cgroup, fact: Fact::OomKill(Box::new(kill)) })
     }
 
-    fn verdicts(bed: &mut Bed, verdicts: &mut VerdictTracker, observation: &Observation) -> Vec<Verdict> {
-        bed.output.events.clear();
-        verdicts.observe(observation, &bed.limits, &bed.index, &mut bed.output);
-        bed.output
+    fn verdicts(
+        fixture: &mut Fixture,
+        verdicts: &mut VerdictTracker,
+        observation: &Observation,
+    ) -> Vec<Verdict> {
+        fixture.output.events.clear();
+        verdicts.observe(observation, &fixture.limits, &fixture.index, &mut fixture.output);
+        fixture
+            .output
             .events
             .drain(..)
             .map(|event| match event.kind {
@@ -500,30 +508,31 @@ mod verdicts {
 
     #[test]
     fn a_verdict_is_told_when_it_is_another() {
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
-        let mut told = |bed: &mut Bed, limit| verdicts(bed, &mut all, &evidence(limit, 1_000));
-        assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
-        assert_eq!(told(&mut bed, 4096), []);
-        bed.write(LimitFile::MemoryMax, "max");
-        let reverted = told(&mut bed, 8192);
+        let mut verdict_of =
+            |fixture: &mut Fixture, limit| verdicts(fixture, &mut all, &evidence(limit, 1_000));
+        assert_eq!(verdict_of(&mut fixture, 4096), [Verdict::InForce]);
+        assert_eq!(verdict_of(&mut fixture, 4096), []);
+        fixture.write(LimitFile::MemoryMax, "max");
+        let reverted = verdict_of(&mut fixture, 8192);
         assert!(
             matches!(&reverted[..], [Verdict::Reverted { writer: Some(writer) }] if &*writer.comm == "runc"),
             "{reverted:?}"
         );
-        assert_eq!(told(&mut bed, 8192), []);
-        assert_eq!(told(&mut bed, 4096), [Verdict::InForce]);
+        assert_eq!(verdict_of(&mut fixture, 8192), []);
+        assert_eq!(verdict_of(&mut fixture, 4096), [Verdict::InForce]);
     }
 
     #[test]
     fn what_a_client_found_in_force_is_remembered_and_not_told() {
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
-        let mut told =
-            |requester, limit| verdicts(&mut bed, &mut all, &evidence_for(requester, limit, 1_000));
-        assert_eq!(told(Requester::Client, 4096), []);
-        assert_eq!(told(Requester::Client, 8192), []);
-        assert_eq!(told(Requester::Node, 8192), [Verdict::Reverted { writer: None }]);
+        let mut verdict_of =
+            |requester, limit| verdicts(&mut fixture, &mut all, &evidence_for(requester, limit, 1_000));
+        assert_eq!(verdict_of(Requester::Client, 4096), []);
+        assert_eq!(verdict_of(Requester::Client, 8192), []);
+        assert_eq!(verdict_of(Requester::Node, 8192), [Verdict::Reverted { writer: None }]);
     }
 
     #[test]
@@ -535,52 +544,52 @@ mod verdicts {
             untracked: 0,
             cgroups: Vec::new(),
         });
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
-        assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 1_000)), [Verdict::InForce]);
-        let place = bed.index.0.remove(&POD).expect("it was there");
-        assert_eq!(verdicts(&mut bed, &mut all, &scan), []);
-        assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_300)), [], "nobody knows it");
-        bed.index.0.insert(POD, place);
+        assert_eq!(verdicts(&mut fixture, &mut all, &evidence(4096, 1_000)), [Verdict::InForce]);
+        let place = fixture.index.0.remove(&POD).expect("it was there");
+        assert_eq!(verdicts(&mut fixture, &mut all, &scan), []);
+        assert_eq!(verdicts(&mut fixture, &mut all, &evidence(8192, 1_300)), [], "it is unknown");
+        fixture.index.0.insert(POD, place);
         // Not a reversal: that it was in force before is forgotten.
-        assert_eq!(verdicts(&mut bed, &mut all, &evidence(8192, 1_400)), [Verdict::Diverged]);
+        assert_eq!(verdicts(&mut fixture, &mut all, &evidence(8192, 1_400)), [Verdict::Diverged]);
     }
 
     #[test]
     fn a_kill_counts_while_the_limit_is_written_and_shortly_after() {
         const SECOND: u64 = 1_000_000_000;
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
         // Before the write began: another limit's doing.
-        verdicts(&mut bed, &mut all, &oom_kill(1));
-        bed.now = 100;
-        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 100);
-        verdicts(&mut bed, &mut all, &oom_kill(105));
+        verdicts(&mut fixture, &mut all, &oom_kill(1));
+        fixture.now = 100;
+        fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 100);
+        verdicts(&mut fixture, &mut all, &oom_kill(105));
         let returned = Some(KernelTime(200));
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: returned };
-        bed.phase(LimitFile::MemoryMax, Some("4096"), phase, 100);
-        verdicts(&mut bed, &mut all, &oom_kill(200 + SECOND));
-        verdicts(&mut bed, &mut all, &oom_kill(201 + SECOND));
-        let told = verdicts(&mut bed, &mut all, &evidence(4096, 300));
-        assert_eq!(told, [Verdict::Killed { kills: 2 }]);
+        fixture.phase(LimitFile::MemoryMax, Some("4096"), phase, 100);
+        verdicts(&mut fixture, &mut all, &oom_kill(200 + SECOND));
+        verdicts(&mut fixture, &mut all, &oom_kill(201 + SECOND));
+        let sent = verdicts(&mut fixture, &mut all, &evidence(4096, 300));
+        assert_eq!(sent, [Verdict::Killed { kills: 2 }]);
         // Nothing is remembered of a cgroup that is gone.
         let gone = Observation::Kernel(KernelEvent { at: KernelTime(400), cgroup: POD, fact: Fact::Release });
-        verdicts(&mut bed, &mut all, &gone);
-        assert_eq!(verdicts(&mut bed, &mut all, &evidence(4096, 500)), [Verdict::InForce]);
+        verdicts(&mut fixture, &mut all, &gone);
+        assert_eq!(verdicts(&mut fixture, &mut all, &evidence(4096, 500)), [Verdict::InForce]);
     }
 
     #[test]
     fn a_kill_long_after_a_write_was_given_up_has_other_causes() {
         const SECOND: u64 = 1_000_000_000;
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
-        bed.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 15);
-        verdicts(&mut bed, &mut all, &oom_kill(30 * SECOND));
-        tick(&mut bed, LimitTracker::RETURNS_WITHIN);
-        let later = bed.now + 2 * SECOND;
-        verdicts(&mut bed, &mut all, &oom_kill(later));
+        fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 15);
+        verdicts(&mut fixture, &mut all, &oom_kill(30 * SECOND));
+        tick(&mut fixture, LimitTracker::RETURNS_WITHIN);
+        let later = fixture.now + 2 * SECOND;
+        verdicts(&mut fixture, &mut all, &oom_kill(later));
         assert_eq!(
-            verdicts(&mut bed, &mut all, &evidence(4096, later + 1)),
+            verdicts(&mut fixture, &mut all, &evidence(4096, later + 1)),
             [Verdict::Killed { kills: 1 }],
             "while it ran, and not since"
         );

@@ -10,15 +10,15 @@ use crate::common::*;
 fn the_runtimes_facts_are_told_once_and_kept() {
     let mut node = Node::new();
     node.start(7, 50);
-    node.tell(7, Some(facts("web")));
-    node.tell(7, Some(facts("web")));
+    node.resolve(7, Some(facts("web")));
+    node.resolve(7, Some(facts("web")));
     node.exit(7, entering(50, 7), 0);
     let named = node.output.events.last().and_then(|event| event.subject.clone()).expect("an exit");
     assert_eq!(named.facts, Some(facts("web")));
-    node.tell(7, Some(facts("db")));
-    // The runtime does not know it, or nobody does.
-    node.tell(7, None);
-    node.tell(8, Some(facts("ghost")));
+    node.resolve(7, Some(facts("db")));
+    // The runtime does not know it, or the node does not.
+    node.resolve(7, None);
+    node.resolve(8, Some(facts("ghost")));
     assert_eq!(
         node.events(),
         [
@@ -37,14 +37,14 @@ fn facts_that_come_after_the_end_are_told_until_the_end_is_forgotten() {
     node.rmdir(7);
     node.release(7);
     node.events();
-    node.tell(7, Some(facts("web")));
+    node.resolve(7, Some(facts("web")));
     assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 7"]);
     let keep = u64::try_from(node.machine.bounds().removed_for.as_nanos()).expect("it fits");
     node.observe(Observation::Tick { at: KernelTime(106 + keep - 1) });
-    node.tell(7, Some(facts("db")));
+    node.resolve(7, Some(facts("db")));
     assert_eq!(node.events(), ["109 updated name (runtime) 7"]);
     node.observe(Observation::Tick { at: KernelTime(106 + keep) });
-    node.tell(7, Some(facts("web")));
+    node.resolve(7, Some(facts("web")));
     assert_eq!(node.events(), [""; 0]);
     assert_eq!(node.machine.counters().runtime_unmatched, 1);
 }
@@ -57,11 +57,11 @@ fn facts_go_to_the_newest_cgroup_of_a_container() {
     // The same container, started again in a new cgroup.
     node.mkdir_at(8, POD, &container_path(7));
     node.events();
-    node.tell(7, Some(facts("web")));
+    node.resolve(7, Some(facts("web")));
     assert_eq!(node.events(), ["108 updated name,type,pod.name,pod.namespace (runtime) 8"]);
     let keep = u64::try_from(node.machine.bounds().removed_for.as_nanos()).expect("it fits");
     node.observe(Observation::Tick { at: KernelTime(keep + 107) });
-    node.tell(7, Some(facts("db")));
+    node.resolve(7, Some(facts("db")));
     assert_eq!(node.events(), ["109 updated name (runtime) 8"]);
 }
 
@@ -74,7 +74,7 @@ fn removed_cgroups_are_remembered_up_to_a_number() {
     }
     node.events();
     for cgroup in 7..10 {
-        node.tell(cgroup, Some(facts("web")));
+        node.resolve(cgroup, Some(facts("web")));
     }
     assert_eq!(node.events().len(), 2);
     let counters = node.machine.counters();

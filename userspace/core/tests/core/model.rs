@@ -73,7 +73,7 @@ impl Container {
     }
 }
 
-/// The kernel, and what should be told of it.
+/// The kernel, and the events that are expected of it.
 #[derive(Default)]
 struct Kernel {
     now: u64,
@@ -310,7 +310,7 @@ struct Observed {
 }
 
 impl Observed {
-    /// Delivers the records but for those that are dropped, which are told of as a loss.
+    /// Delivers the records but for those that are dropped, which are reported as a loss.
     fn deliver(&mut self, drops: &[bool]) {
         let mut drops = drops.iter().copied().chain(std::iter::repeat(false));
         let mut lost: Option<(u64, u64)> = None;
@@ -348,10 +348,10 @@ impl Observed {
         self.events.append(&mut self.node.output.events);
     }
 
-    fn rescan_is_asked_for(&mut self) -> bool {
-        let asked = self.node.actions().into_iter().filter(|action| *action == Action::Rescan).count();
-        assert!(asked <= 1, "one scan at a time");
-        asked == 1
+    fn requests_a_rescan(&mut self) -> bool {
+        let requested = self.node.actions().into_iter().filter(|action| *action == Action::Rescan).count();
+        assert!(requested <= 1, "one scan at a time");
+        requested == 1
     }
 
     fn check_state(&self) {
@@ -367,7 +367,7 @@ impl Observed {
             let state = &known[id];
             if container.runs() {
                 assert_eq!(state.state, State::Running, "{id}");
-                // If the start was lost, whatever enters before the scan is done may be taken for it.
+                // If the start was lost, whatever enters before the scan is done may be mistaken for it.
                 if container.fillings == 1 && !self.dropped.contains(&container.started_at) {
                     assert_eq!(state.main.as_ref().map(|main| main.key.pid), container.main, "{id}");
                 }
@@ -382,7 +382,7 @@ impl Observed {
 
     fn check_events(&self) {
         let mut phases: BTreeMap<CgroupId, &str> = BTreeMap::new();
-        let mut told: BTreeSet<KernelTime> = BTreeSet::new();
+        let mut reported: BTreeSet<KernelTime> = BTreeSet::new();
         for event in &self.events {
             let Some(subject) = &event.subject else { continue };
             let before = phases.get(&subject.cgroup_id).copied();
@@ -396,12 +396,12 @@ impl Observed {
             };
             phases.insert(subject.cgroup_id, after);
             if matches!(event.basis, Basis::TaskExec | Basis::TaskExit) {
-                assert!(told.insert(event.at), "doubled: {}", line(event));
+                assert!(reported.insert(event.at), "doubled: {}", line(event));
             }
         }
         if self.node.machine.counters().unknown_dropped == 0 {
             let delivered: BTreeSet<_> = self.delivered.iter().copied().map(KernelTime).collect();
-            assert_eq!(told, delivered, "each record delivered is an event");
+            assert_eq!(reported, delivered, "each record delivered is an event");
         }
     }
 }
@@ -456,14 +456,14 @@ proptest! {
             dropped: BTreeSet::new(),
         };
         seen.scan(ScanReason::Initial, &while_starting, &[]);
-        prop_assert!(!seen.rescan_is_asked_for());
+        prop_assert!(!seen.requests_a_rescan());
         seen.check_state();
         seen.check_events();
         for (ops, drops, during, drops_during) in rounds {
             ops.into_iter().for_each(|op| seen.kernel.apply(op));
             seen.deliver(&drops);
             let mut meanwhile = (during, drops_during);
-            while seen.rescan_is_asked_for() {
+            while seen.requests_a_rescan() {
                 let (ops, drops) = std::mem::take(&mut meanwhile);
                 seen.scan(ScanReason::Repair, &ops, &drops);
             }

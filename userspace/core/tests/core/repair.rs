@@ -219,7 +219,7 @@ fn an_unknown_cgroup_asks_for_a_scan_without_a_gap() {
     node.rmdir(7);
     node.release(7);
     assert_eq!(node.actions(), []);
-    // A group in a container that nobody told of.
+    // A group in an unknown container.
     node.mkdir_at(9, 8, &format!("{}/inner", container_path(8)));
     node.fork(9, child(52, 8));
     assert_eq!(node.actions(), [Action::Rescan]);

@@ -32,7 +32,7 @@ fn what_runs_at_the_start_is_told_as_found() {
                 &format!("{}/container", container_path(11)),
                 vec![(entering(54, 11), "/bin/app")],
             ),
-            // Nobody can tell which is its main process.
+            // Which is its main process is unknown.
             container(13, vec![(child(55, 13), "/bin/orphan")]),
         ],
     );

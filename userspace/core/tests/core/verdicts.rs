@@ -1,4 +1,4 @@
-//! Whether a limit that was asked for is in force: each verdict, and what holds of all of them.
+//! Whether a desired limit is in force: each verdict, and what holds of all of them.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ fn number(errno: i32) -> String {
 }
 
 /// A container's memory limit, in force at once at all levels, unless a test says otherwise.
-struct Bed {
+struct Fixture {
     resource: Resource,
     desired: Vec<DesiredLimit>,
     may_be_less: bool,
@@ -62,7 +62,7 @@ fn attempt(value: &str, errno: Option<i32>, by: &str) -> Attempt {
     }
 }
 
-impl Bed {
+impl Fixture {
     fn new(resource: Resource, wanted: Wanted, own: Reading, pod: Reading) -> Self {
         let unlimited = match resource {
             Resource::Cpu => Value::Cpu(CpuMax { quota: Bound::Unlimited, period: 100_000 }),
@@ -114,17 +114,17 @@ impl Bed {
     }
 }
 
-fn memory_bed() -> Bed {
-    Bed::new(Resource::Memory, memory(64 * MIB), bytes(64 * MIB), bytes(128 * MIB))
+fn memory_fixture() -> Fixture {
+    Fixture::new(Resource::Memory, memory(64 * MIB), bytes(64 * MIB), bytes(128 * MIB))
 }
 
 #[test]
 fn in_force_names_the_tolerance_and_the_effective_limit() {
-    let judgement = memory_bed().judge();
+    let judgement = memory_fixture().judge();
     assert_eq!((judgement.verdict, judgement.tolerance), (Verdict::InForce, Some(Tolerance::Exact)));
     assert_eq!(judgement.effective, Some((Value::Bound(Bound::At(64 * MIB)), "/kubepods/podu/c".into())));
 
-    let rounded = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000)).judge();
+    let rounded = Fixture::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000)).judge();
     assert_eq!(
         (&rounded.verdict, rounded.tolerance),
         (&Verdict::InForce, Some(Tolerance::RoundedToTenMilliseconds))
@@ -134,9 +134,9 @@ fn in_force_names_the_tolerance_and_the_effective_limit() {
 
 #[test]
 fn a_container_that_was_updated_and_a_pod_that_was_not() {
-    let mut bed = memory_bed();
-    bed.levels[1].reading = bytes(32 * MIB);
-    let judgement = bed.judge();
+    let mut fixture = memory_fixture();
+    fixture.levels[1].reading = bytes(32 * MIB);
+    let judgement = fixture.judge();
     assert_eq!(
         judgement.verdict,
         Verdict::Shadowed {
@@ -151,31 +151,31 @@ fn a_container_that_was_updated_and_a_pod_that_was_not() {
 
 #[test]
 fn the_tightest_of_several_ancestors_is_named() {
-    let mut bed = memory_bed();
-    bed.levels[1].reading = bytes(32 * MIB);
-    bed.levels[2].reading = bytes(16 * MIB);
-    assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
+    let mut fixture = memory_fixture();
+    fixture.levels[1].reading = bytes(32 * MIB);
+    fixture.levels[2].reading = bytes(16 * MIB);
+    assert!(matches!(fixture.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
 }
 
 #[test]
 fn cruns_inner_cgroup_counts() {
-    let mut bed = memory_bed();
-    bed.levels.insert(
+    let mut fixture = memory_fixture();
+    fixture.levels.insert(
         0,
         Level { path: "/kubepods/podu/c/container".into(), role: LevelRole::Inner, reading: bytes(MIB) },
     );
     let case = Case {
         resource: Resource::Memory,
-        desired: &bed.desired,
+        desired: &fixture.desired,
         may_be_less: false,
-        levels: &bed.levels,
+        levels: &fixture.levels,
         own: 1,
         attempts: &[],
         other_writes: &[],
         usage: None,
         kills: None,
         deadline: None,
-        now: bed.now,
+        now: fixture.now,
         page: PAGE,
     };
     assert!(matches!(
@@ -187,127 +187,127 @@ fn cruns_inner_cgroup_counts() {
 #[test]
 fn a_level_that_keeps_what_another_rounds_up_does_not_shadow() {
     // crun: systemd rounds the scope's quota, the inner cgroup has the exact one.
-    let rounded = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_700)).judge();
+    let rounded = Fixture::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_700)).judge();
     assert_eq!(rounded.verdict, Verdict::InForce);
     assert_eq!(rounded.effective.map(|(value, _)| Reading::Is(value)), Some(cpu(41_700)));
-    let less = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_600)).judge();
+    let less = Fixture::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(41_600)).judge();
     assert!(matches!(less.verdict, Verdict::Shadowed { .. }), "{:?}", less.verdict);
 }
 
 #[test]
 fn a_weight_is_no_matter_of_ancestors() {
-    let mut bed = memory_bed();
-    bed.resource = Resource::CpuWeight;
-    bed.desired = vec![desired(Source::Runtime, Wanted::Shares(512))];
+    let mut fixture = memory_fixture();
+    fixture.resource = Resource::CpuWeight;
+    fixture.desired = vec![desired(Source::Runtime, Wanted::Shares(512))];
     for (own, tolerance) in [(20, Tolerance::OldWeightFormula), (59, Tolerance::NewWeightFormula)] {
-        bed.levels[0].reading = Reading::Is(Value::Number(own));
-        bed.levels[1].reading = Reading::Is(Value::Number(1));
-        let judgement = bed.judge();
+        fixture.levels[0].reading = Reading::Is(Value::Number(own));
+        fixture.levels[1].reading = Reading::Is(Value::Number(1));
+        let judgement = fixture.judge();
         assert_eq!((judgement.verdict, judgement.tolerance), (Verdict::InForce, Some(tolerance)));
     }
 }
 
 #[test]
 fn not_yet_until_the_deadline_then_diverged() {
-    let mut bed = memory_bed();
-    bed.levels[0].reading = bytes(32 * MIB);
-    bed.deadline = Some(KernelTime(200));
-    assert_eq!(bed.judge().verdict, Verdict::Pending { until: KernelTime(200) });
-    bed.now = KernelTime(200);
-    assert_eq!(bed.judge().verdict, Verdict::Diverged);
-    bed.deadline = None;
-    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    let mut fixture = memory_fixture();
+    fixture.levels[0].reading = bytes(32 * MIB);
+    fixture.deadline = Some(KernelTime(200));
+    assert_eq!(fixture.judge().verdict, Verdict::Pending { until: KernelTime(200) });
+    fixture.now = KernelTime(200);
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged);
+    fixture.deadline = None;
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged);
 }
 
 #[test]
 fn a_refused_write_is_told_at_once_with_errno_and_writer() {
     // Of a child that wants 4096m where systemd rounded its parent: 410000 would not fit.
-    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(4096), cpu(100_000), cpu(409_600));
-    bed.deadline = Some(KernelTime(200));
-    bed.attempts = vec![
+    let mut fixture = Fixture::new(Resource::Cpu, Wanted::MilliCpu(4096), cpu(100_000), cpu(409_600));
+    fixture.deadline = Some(KernelTime(200));
+    fixture.attempts = vec![
         attempt("100000 100000", None, "runc"),
         attempt("410000 100000\n", Some(EINVAL), "runc"),
         attempt("nonsense", Some(EINVAL), "sh"),
     ];
-    let verdict = bed.judge().verdict;
+    let verdict = fixture.judge().verdict;
     let value = "410000 100000".into();
     assert_eq!(verdict, Verdict::Rejected { value, errno: EINVAL, writer: writer("runc") });
-    // Somebody else's nonsense is no attempt at what is wanted.
-    bed.attempts.remove(1);
-    assert!(matches!(bed.judge().verdict, Verdict::Pending { .. }));
+    // An invalid write by another process is no attempt at what is wanted.
+    fixture.attempts.remove(1);
+    assert!(matches!(fixture.judge().verdict, Verdict::Pending { .. }));
     // A later attempt that succeeds is what counts.
-    bed.attempts.push(attempt("409600 100000", Some(EINVAL), "runc"));
-    bed.attempts.push(attempt("409600 100000", None, "runc"));
-    assert!(matches!(bed.judge().verdict, Verdict::Pending { .. }));
+    fixture.attempts.push(attempt("409600 100000", Some(EINVAL), "runc"));
+    fixture.attempts.push(attempt("409600 100000", None, "runc"));
+    assert!(matches!(fixture.judge().verdict, Verdict::Pending { .. }));
 }
 
 #[test]
 fn what_was_in_force_and_is_undone_is_reverted_by_somebody() {
-    let mut bed = memory_bed();
-    assert_eq!(bed.note().0.verdict, Verdict::InForce);
-    bed.levels[0].reading = Reading::Is(Value::Bound(Bound::Unlimited));
-    bed.attempts = vec![attempt("67108864", None, "runc"), attempt("max", None, "systemd")];
-    let (judgement, changed) = bed.note();
+    let mut fixture = memory_fixture();
+    assert_eq!(fixture.note().0.verdict, Verdict::InForce);
+    fixture.levels[0].reading = Reading::Is(Value::Bound(Bound::Unlimited));
+    fixture.attempts = vec![attempt("67108864", None, "runc"), attempt("max", None, "systemd")];
+    let (judgement, changed) = fixture.note();
     assert_eq!(judgement.verdict, Verdict::Reverted { writer: writer("systemd") });
     assert!(changed && judgement.reason(number).contains("systemd (7)"), "{}", judgement.reason(number));
-    assert!(!bed.note().1, "once");
-    // It is put right, and undone by one that nobody saw.
-    bed.levels[0].reading = bytes(64 * MIB);
-    assert_eq!(bed.note().0.verdict, Verdict::InForce);
-    bed.levels[0].reading = bytes(MIB);
-    bed.attempts.clear();
-    assert_eq!(bed.note().0.verdict, Verdict::Reverted { writer: None });
+    assert!(!fixture.note().1, "once");
+    // It is put right, and undone by an unseen write.
+    fixture.levels[0].reading = bytes(64 * MIB);
+    assert_eq!(fixture.note().0.verdict, Verdict::InForce);
+    fixture.levels[0].reading = bytes(MIB);
+    fixture.attempts.clear();
+    assert_eq!(fixture.note().0.verdict, Verdict::Reverted { writer: None });
 }
 
 #[test]
 fn another_wish_is_no_reversal() {
-    let mut bed = memory_bed();
-    bed.note();
-    bed.desired = vec![desired(Source::Runtime, memory(96 * MIB))];
-    assert_eq!(bed.note().0.verdict, Verdict::Diverged);
-    bed.desired = vec![desired(Source::Runtime, memory(64 * MIB))];
-    bed.levels[0].reading = bytes(96 * MIB);
-    assert_eq!(bed.note().0.verdict, Verdict::Diverged, "the first wish is long forgotten");
+    let mut fixture = memory_fixture();
+    fixture.note();
+    fixture.desired = vec![desired(Source::Runtime, memory(96 * MIB))];
+    assert_eq!(fixture.note().0.verdict, Verdict::Diverged);
+    fixture.desired = vec![desired(Source::Runtime, memory(64 * MIB))];
+    fixture.levels[0].reading = bytes(96 * MIB);
+    assert_eq!(fixture.note().0.verdict, Verdict::Diverged, "the first wish is long forgotten");
 }
 
 #[test]
 fn memory_below_usage_is_over_limit_or_kills() {
-    let mut bed = memory_bed();
-    bed.usage = Some(70 * MIB);
-    assert_eq!(bed.judge().verdict, Verdict::OverLimit { usage: 70 * MIB });
-    bed.kills = Some(1);
-    assert_eq!(bed.judge().verdict, Verdict::Killed { kills: 1 });
-    bed.kills = Some(0);
-    bed.usage = Some(64 * MIB);
-    assert_eq!(bed.judge().verdict, Verdict::InForce);
+    let mut fixture = memory_fixture();
+    fixture.usage = Some(70 * MIB);
+    assert_eq!(fixture.judge().verdict, Verdict::OverLimit { usage: 70 * MIB });
+    fixture.kills = Some(1);
+    assert_eq!(fixture.judge().verdict, Verdict::Killed { kills: 1 });
+    fixture.kills = Some(0);
+    fixture.usage = Some(64 * MIB);
+    assert_eq!(fixture.judge().verdict, Verdict::InForce);
 }
 
 #[test]
 fn what_is_missing_is_said() {
-    let missing = |bed: &Bed| match bed.judge().verdict {
+    let missing = |fixture: &Fixture| match fixture.judge().verdict {
         Verdict::Unknown { missing } => missing.to_string(),
         other => panic!("{other:?}"),
     };
-    let mut bed = memory_bed();
-    bed.desired.clear();
-    assert_eq!(missing(&bed), "no source says what is wanted");
-    let mut bed = memory_bed();
-    bed.levels[0].reading = Reading::Absent;
-    assert!(missing(&bed).contains("cgroup v1 and hybrid"), "{}", missing(&bed));
-    bed.levels[0].reading = Reading::Gone;
-    assert_eq!(missing(&bed), "the cgroup /kubepods/podu/c is gone");
-    let mut bed = memory_bed();
-    bed.levels[2].reading = Reading::Unknown("Permission denied".into());
-    assert_eq!(missing(&bed), "/kubepods/memory.max: Permission denied");
-    assert_eq!(bed.judge().effective, None);
+    let mut fixture = memory_fixture();
+    fixture.desired.clear();
+    assert_eq!(missing(&fixture), "no source says what is wanted");
+    let mut fixture = memory_fixture();
+    fixture.levels[0].reading = Reading::Absent;
+    assert!(missing(&fixture).contains("cgroup v1 and hybrid"), "{}", missing(&fixture));
+    fixture.levels[0].reading = Reading::Gone;
+    assert_eq!(missing(&fixture), "the cgroup /kubepods/podu/c is gone");
+    let mut fixture = memory_fixture();
+    fixture.levels[2].reading = Reading::Unknown("Permission denied".into());
+    assert_eq!(missing(&fixture), "/kubepods/memory.max: Permission denied");
+    assert_eq!(fixture.judge().effective, None);
 }
 
 #[test]
 fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
-    let mut bed = memory_bed();
-    bed.desired.push(desired(Source::KubeletAllocated, memory(96 * MIB)));
-    bed.desired.push(desired(Source::KubeletActuated, memory(96 * MIB)));
-    let judgement = bed.judge();
+    let mut fixture = memory_fixture();
+    fixture.desired.push(desired(Source::KubeletAllocated, memory(96 * MIB)));
+    fixture.desired.push(desired(Source::KubeletActuated, memory(96 * MIB)));
+    let judgement = fixture.judge();
     assert_eq!(judgement.desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
     assert_eq!(judgement.verdict, Verdict::Diverged);
     assert_eq!(judgement.disagreeing, [Source::Runtime]);
@@ -317,10 +317,10 @@ fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
         judgement.reason(number)
     );
 
-    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000));
+    let mut fixture = Fixture::new(Resource::Cpu, Wanted::MilliCpu(417), cpu(42_000), cpu(42_000));
     let quota = CpuMax { quota: Bound::At(41_700), period: 100_000 };
-    bed.desired.push(desired(Source::Client, Wanted::Quota(quota)));
-    assert_eq!(bed.judge().disagreeing, [], "the same, said in other terms");
+    fixture.desired.push(desired(Source::Client, Wanted::Quota(quota)));
+    assert_eq!(fixture.judge().disagreeing, [], "the same, said in other terms");
 }
 
 fn unlimited_cpu() -> Reading {
@@ -332,75 +332,76 @@ fn unlimited_cpu() -> Reading {
 fn a_cpu_limit_that_the_node_does_not_enforce_is_not_diverged() {
     let quota = CpuMax { quota: Bound::Unlimited, period: 100_000 };
     for sent in [Wanted::NoQuotaSent, Wanted::Quota(quota)] {
-        let mut bed = Bed::new(Resource::Cpu, sent, unlimited_cpu(), unlimited_cpu());
-        bed.desired.push(desired(Source::KubeletAllocated, Wanted::MilliCpu(500)));
-        bed.desired.push(desired(Source::KubeletActuated, Wanted::MilliCpu(500)));
-        let judgement = bed.judge();
+        let mut fixture = Fixture::new(Resource::Cpu, sent, unlimited_cpu(), unlimited_cpu());
+        fixture.desired.push(desired(Source::KubeletAllocated, Wanted::MilliCpu(500)));
+        fixture.desired.push(desired(Source::KubeletActuated, Wanted::MilliCpu(500)));
+        let judgement = fixture.judge();
         assert!(
             matches!(&judgement.verdict, Verdict::Unknown { missing } if missing.contains("not enforced")),
             "{judgement:?}"
         );
         assert_eq!(judgement.disagreeing, [Source::Runtime]);
         // It was in force: then the node does enforce it.
-        bed.history = VerdictHistory::default();
-        bed.levels[0].reading = cpu(50_000);
-        assert_eq!(bed.note().0.verdict, Verdict::InForce);
-        bed.levels[0].reading = unlimited_cpu();
-        assert!(matches!(bed.judge().verdict, Verdict::Reverted { .. }));
+        fixture.history = VerdictHistory::default();
+        fixture.levels[0].reading = cpu(50_000);
+        assert_eq!(fixture.note().0.verdict, Verdict::InForce);
+        fixture.levels[0].reading = unlimited_cpu();
+        assert!(matches!(fixture.judge().verdict, Verdict::Reverted { .. }));
         // Admitted, and not yet sent.
-        bed.history = VerdictHistory::default();
-        bed.desired[2].wanted = Wanted::MilliCpu(0);
-        assert_eq!(bed.judge().verdict, Verdict::Diverged);
+        fixture.history = VerdictHistory::default();
+        fixture.desired[2].wanted = Wanted::MilliCpu(0);
+        assert_eq!(fixture.judge().verdict, Verdict::Diverged);
         // The client's word is its own.
-        bed.desired = vec![desired(Source::Client, Wanted::MilliCpu(500)), desired(Source::Runtime, sent)];
-        assert_eq!(bed.judge().verdict, Verdict::Diverged);
+        fixture.desired =
+            vec![desired(Source::Client, Wanted::MilliCpu(500)), desired(Source::Runtime, sent)];
+        assert_eq!(fixture.judge().verdict, Verdict::Diverged);
     }
 }
 
 #[test]
 fn that_no_quota_was_sent_is_no_wish() {
-    let bed = Bed::new(Resource::Cpu, Wanted::NoQuotaSent, unlimited_cpu(), unlimited_cpu());
-    assert!(matches!(bed.judge().verdict, Verdict::Unknown { .. }));
-    assert_eq!(bed.judge().desired, None);
+    let fixture = Fixture::new(Resource::Cpu, Wanted::NoQuotaSent, unlimited_cpu(), unlimited_cpu());
+    assert!(matches!(fixture.judge().verdict, Verdict::Unknown { .. }));
+    assert_eq!(fixture.judge().desired, None);
 }
 
 /// Kubelets before 1.35 leave pod-level resources out of their checkpoint, and send them as the container's.
 #[test]
 fn a_limit_that_only_the_runtime_was_sent_is_not_diverged() {
-    let mut bed = Bed::new(Resource::Memory, memory(200 * MIB), bytes(200 * MIB), bytes(200 * MIB));
-    bed.desired.push(desired(Source::KubeletAllocated, Wanted::Memory(Bound::Unlimited)));
-    let verdict = bed.judge().verdict;
+    let mut fixture = Fixture::new(Resource::Memory, memory(200 * MIB), bytes(200 * MIB), bytes(200 * MIB));
+    fixture.desired.push(desired(Source::KubeletAllocated, Wanted::Memory(Bound::Unlimited)));
+    let verdict = fixture.judge().verdict;
     assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
     // Nobody sent this one.
-    bed.desired[0].wanted = Wanted::Memory(Bound::Unlimited);
-    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    fixture.desired[0].wanted = Wanted::Memory(Bound::Unlimited);
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged);
 }
 
 /// Without the runtime's word, nothing says whether the kubelet enforces CPU limits at all.
 #[test]
 fn no_quota_without_the_runtimes_word_is_not_diverged() {
-    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpu(500), unlimited_cpu(), unlimited_cpu());
-    bed.desired[0].source = Source::KubeletAllocated;
-    let verdict = bed.judge().verdict;
+    let mut fixture = Fixture::new(Resource::Cpu, Wanted::MilliCpu(500), unlimited_cpu(), unlimited_cpu());
+    fixture.desired[0].source = Source::KubeletAllocated;
+    let verdict = fixture.judge().verdict;
     assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("no source")), "{verdict:?}");
-    bed.levels[0].reading = cpu(5_000);
-    assert_eq!(bed.judge().verdict, Verdict::Diverged, "a quota, but another one");
+    fixture.levels[0].reading = cpu(5_000);
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged, "a quota, but another one");
 }
 
 /// The limits of a pod's containers may be more together than the pod's own: the API server checks each by itself
 /// (`validatePodResourceConsistency`).
 #[test]
 fn a_pod_may_have_less_than_the_sum_of_its_containers() {
-    let mut bed = Bed::new(Resource::Cpu, Wanted::MilliCpuAtLeast(1600), cpu(100_000), cpu(100_000));
-    assert_eq!(bed.judge().verdict, Verdict::Diverged, "it has no limit of its own");
-    bed.may_be_less = true;
-    let verdict = bed.judge().verdict;
+    let mut fixture = Fixture::new(Resource::Cpu, Wanted::MilliCpuAtLeast(1600), cpu(100_000), cpu(100_000));
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged, "it has no limit of its own");
+    fixture.may_be_less = true;
+    let verdict = fixture.judge().verdict;
     assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
-    bed.levels[0].reading = cpu(160_000);
-    bed.levels[1].reading = cpu(160_000);
-    assert_eq!(bed.note().0.verdict, Verdict::InForce);
-    bed.levels[0].reading = cpu(100_000);
-    assert!(matches!(bed.judge().verdict, Verdict::Reverted { .. }), "it had as much");
+    fixture.levels[0].reading = cpu(160_000);
+    fixture.levels[1].reading = cpu(160_000);
+    assert_eq!(fixture.note().0.verdict, Verdict::InForce);
+    fixture.levels[0].reading = cpu(100_000);
+    assert!(matches!(fixture.judge().verdict, Verdict::Reverted { .. }), "it had as much");
 }
 
 /// What all pods may have together limits every pod, and is no limit of this one's; a pod's own is.
@@ -408,17 +409,20 @@ fn a_pod_may_have_less_than_the_sum_of_its_containers() {
 fn where_no_limit_is_desired_the_nodes_takes_nothing_away() {
     let none = || Reading::Is(Value::Bound(Bound::Unlimited));
     for wanted in [Wanted::Memory(Bound::Unlimited), memory(i64::MAX.unsigned_abs())] {
-        let mut bed = Bed::new(Resource::Memory, wanted, none(), none());
-        bed.levels[2].reading = bytes(4096 * MIB);
-        assert_eq!(bed.judge().verdict, Verdict::InForce);
-        assert_eq!(bed.judge().effective, Some((Value::Bound(Bound::At(4096 * MIB)), "/kubepods".into())));
-        bed.levels[1].reading = bytes(64 * MIB);
-        assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Pod, .. }));
+        let mut fixture = Fixture::new(Resource::Memory, wanted, none(), none());
+        fixture.levels[2].reading = bytes(4096 * MIB);
+        assert_eq!(fixture.judge().verdict, Verdict::InForce);
+        assert_eq!(
+            fixture.judge().effective,
+            Some((Value::Bound(Bound::At(4096 * MIB)), "/kubepods".into()))
+        );
+        fixture.levels[1].reading = bytes(64 * MIB);
+        assert!(matches!(fixture.judge().verdict, Verdict::Shadowed { role: LevelRole::Pod, .. }));
     }
     // More than the node has.
-    let mut bed = Bed::new(Resource::Memory, memory(8192 * MIB), bytes(8192 * MIB), none());
-    bed.levels[2].reading = bytes(4096 * MIB);
-    assert!(matches!(bed.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
+    let mut fixture = Fixture::new(Resource::Memory, memory(8192 * MIB), bytes(8192 * MIB), none());
+    fixture.levels[2].reading = bytes(4096 * MIB);
+    assert!(matches!(fixture.judge().verdict, Verdict::Shadowed { role: LevelRole::Kubepods, .. }));
 }
 
 /// A kubelet whose disk is full goes on by its memory.
@@ -428,21 +432,21 @@ fn a_stale_checkpoint_does_not_outvote_a_younger_request() {
         at: KernelTime(at),
         ..desired(source, memory(mebibytes * MIB))
     };
-    let mut bed = Bed::new(Resource::Memory, memory(96 * MIB), bytes(96 * MIB), bytes(96 * MIB));
-    bed.desired.push(at(Source::KubeletAllocated, 10, 64));
-    bed.desired.push(at(Source::CriRequest, 20, 96));
-    let judgement = bed.judge();
+    let mut fixture = Fixture::new(Resource::Memory, memory(96 * MIB), bytes(96 * MIB), bytes(96 * MIB));
+    fixture.desired.push(at(Source::KubeletAllocated, 10, 64));
+    fixture.desired.push(at(Source::CriRequest, 20, 96));
+    let judgement = fixture.judge();
     assert_eq!(
         (&judgement.verdict, &judgement.disagreeing[..]),
         (&Verdict::InForce, &[Source::KubeletAllocated][..])
     );
     assert_eq!(judgement.desired.map(|desired| desired.source), Some(Source::CriRequest));
     // Written since: the request was not the kubelet's last word.
-    bed.desired[1].at = KernelTime(30);
-    assert_eq!(bed.judge().verdict, Verdict::Diverged);
+    fixture.desired[1].at = KernelTime(30);
+    assert_eq!(fixture.judge().verdict, Verdict::Diverged);
     // The same, said in other terms, is compared with in the checkpoint's.
-    bed.desired[1] = at(Source::KubeletAllocated, 10, 96);
-    assert_eq!(bed.judge().desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
+    fixture.desired[1] = at(Source::KubeletAllocated, 10, 96);
+    assert_eq!(fixture.judge().desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
 }
 
 /// A level's limit: unlimited, a number, or not there.
@@ -528,11 +532,11 @@ proptest! {
     /// Whatever was judged before: a change of what is in force while the same is wanted is never called "diverged".
     #[test]
     fn what_was_in_force_is_never_merely_diverged(steps in prop::collection::vec(0..3_u64, 1..20)) {
-        let mut bed = memory_bed();
+        let mut fixture = memory_fixture();
         let mut was = false;
         for step in steps {
-            bed.levels[0].reading = bytes((62 + step) * MIB);
-            let (judgement, _) = bed.note();
+            fixture.levels[0].reading = bytes((62 + step) * MIB);
+            let (judgement, _) = fixture.note();
             was |= judgement.verdict == Verdict::InForce;
             prop_assert_eq!(judgement.verdict == Verdict::InForce, step == 2);
             prop_assert_eq!(matches!(judgement.verdict, Verdict::Reverted { .. }), was && step != 2);

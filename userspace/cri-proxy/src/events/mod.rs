@@ -1,15 +1,15 @@
 //! `GetContainerEvents`, the one method that is not passed on: the daemon's events, or else the runtime's.
 //!
 //! One relay follows the sources for all clients together, so that on containerd 1.7, whose subscribers take events from each other,
-//! no client loses one to another. It follows nobody while no client wants events.
+//! no client loses one to another. It follows no source while no client wants events.
 //!
 //! ```text
-//!                  a client comes                        the daemon takes the subscription
+//!                  a client comes                        the daemon accepts the subscription
 //!     Idle ───────────────────────────▶ Seeking ─────────────────────────────────────────▶ Daemon
 //!      ▲                                   │                                               │    ▲
-//!      │ the last client goes,             │ the daemon is away, has no events,            │    │ the daemon takes it; for
+//!      │ the last client goes,             │ the daemon is away, has no events,            │    │ it accepts again; for
 //!      │ from any state                    │ or says nothing for SILENT                    │    │ OVERLAP both are read,
-//!      │                                   ▼                                               │    │ and doubles left out
+//!      │                                   ▼                                               │    │ and duplicates dropped
 //!      └────────────────────────────── Runtime ◀───────────────────────────────────────────┘    │
 //!                                       │    │       its stream ends, or it stops answering     │
 //!                                       │    └──────────────────────────────────────────────────┘
@@ -19,13 +19,13 @@
 //!
 //! In every state both sources are tried again and again, the runtime only where the daemon is not followed. A client's stream stays
 //! open whatever comes and goes behind it; a kubelet gives up events for good after five streams that ended. It is ended where the
-//! kubelet must not rely on it: when nobody has events for a while, which the kubelet then gets to know as without a proxy, or when this
+//! kubelet must not rely on it: when no source has events for a while, which the kubelet then learns as it does without a proxy, or when this
 //! client does not read.
 //!
-//! Owns the choice and the memory of what was told. Never makes up an event, never holds up a source.
+//! Owns the choice of source and the memory of forwarded events. Never makes up an event, never delays a source.
 
-mod leg;
 mod seen;
+mod source;
 mod subscribers;
 #[cfg(test)]
 mod tests;
@@ -44,20 +44,20 @@ use tonic::{Request, Response, Status};
 use super::counters::Counters;
 use super::limits;
 use super::runtime::RuntimeSocket;
-use leg::{Place, Told, Who, Why, follow};
 #[cfg(test)]
 pub use seen::EventName;
 pub use seen::{Seen, Verdict};
+use source::{CloseReason, Source, SourceKind, Update, follow};
 use subscribers::{End, Subscribers};
 
 /// The method's path.
 pub const METHOD: &str = "/runtime.v1.RuntimeService/GetContainerEvents";
 
-/// How long the daemon may take to take the subscription before the runtime is asked, too.
+/// How long the daemon may take to accept the subscription before the runtime is followed, too.
 const SILENT: Duration = Duration::from_secs(1);
-/// How long both are read after the daemon is back: longer than an event that the runtime has told takes to here.
+/// How long both are read after the daemon is back: longer than an event of the runtime is in flight.
 const OVERLAP: Duration = Duration::from_millis(300);
-/// How long clients wait for somebody who has events: longer than a daemon takes to be replaced.
+/// How long clients wait for a source of events: longer than a daemon takes to be replaced.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The times, shorter in tests.
@@ -122,8 +122,8 @@ pub fn start(
     let subscribers = Subscribers::default();
     let events = Events { subscribers: subscribers.clone(), counters: Arc::clone(&counters) };
     let relay = Relay {
-        daemon: Place::Daemon(daemon),
-        runtime: Place::Runtime(runtime),
+        daemon: Source::Daemon(daemon),
+        runtime: Source::Runtime(runtime),
         subscribers,
         counters,
         timing,
@@ -134,17 +134,17 @@ pub fn start(
 }
 
 struct Relay {
-    daemon: Place,
-    runtime: Place,
+    daemon: Source,
+    runtime: Source,
     subscribers: Subscribers,
     counters: Arc<Counters>,
     timing: Timing,
     seen: Seen,
-    /// Nobody has events, as the runtime said. Clients were told, and new ones are at once, until somebody has.
+    /// No source has events: the runtime's status. Clients got it, and new ones get it at once, until a source has events.
     refused: Option<End>,
 }
 
-/// From whom the clients have their events.
+/// Which source serves the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Seeking,
@@ -155,20 +155,20 @@ enum State {
 /// What a set of clients is served with, from the first that came to the last that went.
 struct Session {
     state: State,
-    to: mpsc::Sender<(Who, Told)>,
+    to: mpsc::Sender<(SourceKind, Update)>,
     daemon: JoinSet<()>,
     /// Empty where the runtime is not followed.
     runtime: JoinSet<()>,
-    /// When the runtime is to be asked, if the daemon said nothing by then; or no longer, once the daemon is back.
+    /// When the runtime is to be followed, if the daemon has not answered by then; or no longer, once the daemon is back.
     turn: Option<Instant>,
-    /// When the clients are ended, and how, as nobody has events.
+    /// When the clients' streams are ended, and how, as no source has events.
     give_up: Option<(Instant, End)>,
 }
 
 impl Relay {
     async fn run(mut self) {
         loop {
-            self.subscribers.wait(true).await;
+            self.subscribers.wait_until_used().await;
             self.serve().await;
         }
     }
@@ -186,16 +186,16 @@ impl Relay {
         };
         session.daemon.spawn(follow(self.daemon.clone(), to));
         let subscribers = self.subscribers.clone();
-        let nobody = subscribers.wait(false);
-        tokio::pin!(nobody);
+        let unused = subscribers.wait_until_unused();
+        tokio::pin!(unused);
         loop {
             let turn = session.turn;
             let give_up = session.give_up.as_ref().map(|(when, _)| *when);
             tokio::select! {
                 biased;
-                () = &mut nobody => return,
-                told = from.recv() => match told {
-                    Some((who, told)) => self.hear(&mut session, who, told),
+                () = &mut unused => return,
+                update = from.recv() => match update {
+                    Some((kind, update)) => self.handle(&mut session, kind, update),
                     None => return,
                 },
                 () = until(turn) => self.turn(&mut session),
@@ -204,32 +204,32 @@ impl Relay {
         }
     }
 
-    fn hear(&mut self, session: &mut Session, who: Who, told: Told) {
-        match (who, told) {
-            (_, Told::Event(event)) => self.pass_on(who, &event),
-            (Who::Daemon, Told::Open) => {
+    fn handle(&mut self, session: &mut Session, kind: SourceKind, update: Update) {
+        match (kind, update) {
+            (_, Update::Event(event)) => self.pass_on(kind, &event),
+            (SourceKind::Daemon, Update::Open) => {
                 tracing::info!("container events come from the daemon");
                 self.counters.moves_to_daemon.count();
                 session.state = State::Daemon;
-                // What the runtime told just before is still on its way here.
+                // What the runtime sent just before is still in flight.
                 session.turn = Some(Instant::now() + self.timing.overlap);
                 session.give_up = None;
                 self.refused = None;
             }
-            (Who::Daemon, Told::Closed(why)) => self.without_daemon(session, &why),
-            (Who::Runtime, Told::Open) => {
+            (SourceKind::Daemon, Update::Closed(why)) => self.without_daemon(session, &why),
+            (SourceKind::Runtime, Update::Open) => {
                 if session.state != State::Daemon {
                     session.give_up = None;
                     self.refused = None;
                 }
             }
-            // Its place is taken, or it is soon.
-            (Who::Runtime, Told::Closed(_)) if session.state == State::Daemon => {}
-            (Who::Runtime, Told::Closed(Why::Away(reason))) => {
+            // The daemon serves, or does soon.
+            (SourceKind::Runtime, Update::Closed(_)) if session.state == State::Daemon => {}
+            (SourceKind::Runtime, Update::Closed(CloseReason::Away(reason))) => {
                 tracing::debug!(reason, "the runtime's events ended");
                 session.give_up = None;
             }
-            (Who::Runtime, Told::Closed(Why::Refused(end))) => {
+            (SourceKind::Runtime, Update::Closed(CloseReason::Refused(end))) => {
                 let now = Instant::now();
                 let patience = if self.refused.is_some() { Duration::ZERO } else { self.timing.patience };
                 session.give_up.get_or_insert((now + patience, end));
@@ -237,17 +237,17 @@ impl Relay {
         }
     }
 
-    fn without_daemon(&mut self, session: &mut Session, why: &Why) {
+    fn without_daemon(&mut self, session: &mut Session, why: &CloseReason) {
         if session.state == State::Runtime {
             return;
         }
         tracing::warn!(
             reason = match why {
-                Why::Away(reason) => reason.as_str(),
-                Why::Refused(Err(status)) => status.message(),
-                Why::Refused(Ok(())) => "it has no events",
+                CloseReason::Away(reason) => reason.as_str(),
+                CloseReason::Refused(Err(status)) => status.message(),
+                CloseReason::Refused(Ok(())) => "it has no events",
             },
-            "the daemon does not tell events: they come from the runtime"
+            "no events from the daemon: falling back to the runtime"
         );
         self.use_runtime(session);
     }
@@ -267,7 +267,7 @@ impl Relay {
         if session.state == State::Daemon {
             session.runtime = JoinSet::new();
         } else {
-            tracing::warn!("the daemon takes long: events come from the runtime until it answers");
+            tracing::warn!("the daemon does not answer: events come from the runtime until it does");
             self.use_runtime(session);
         }
     }
@@ -279,16 +279,16 @@ impl Relay {
         if self.refused.is_none() {
             tracing::warn!(
                 streams = ended,
-                "neither the daemon nor the runtime has events: clients are told as the runtime does"
+                "neither the daemon nor the runtime has events: clients get the runtime's status"
             );
         }
         self.refused = Some(end);
     }
 
-    fn pass_on(&mut self, who: Who, event: &Bytes) {
-        match who {
-            Who::Daemon => &self.counters.events_daemon,
-            Who::Runtime => &self.counters.events_runtime,
+    fn pass_on(&mut self, kind: SourceKind, event: &Bytes) {
+        match kind {
+            SourceKind::Daemon => &self.counters.events_daemon,
+            SourceKind::Runtime => &self.counters.events_runtime,
         }
         .count();
         match self.seen.judge(event) {
@@ -297,13 +297,13 @@ impl Relay {
             Verdict::Opaque => {
                 tracing::warn!(
                     bytes = event.len(),
-                    ?who,
+                    ?kind,
                     "an event cannot be decoded: it is passed on as it is"
                 );
                 self.counters.events_opaque.count();
             }
         }
-        let overflowed = self.subscribers.tell(event);
+        let overflowed = self.subscribers.send(event);
         if overflowed > 0 {
             tracing::warn!(streams = overflowed, "a client read its events too slowly: its stream was ended");
             self.counters.event_streams_overflowed.add(overflowed);

@@ -1,6 +1,6 @@
-//! Which events were told: so that a change of source doubles none.
+//! Which events were forwarded, so that a change of source duplicates none.
 //!
-//! A container (or sandbox) of the CRI is created, started, stopped and deleted once each, whoever tells it: its id and the kind
+//! A container (or sandbox) of the CRI is created, started, stopped and deleted once each, whichever source reports it: its id and the kind
 //! name an event for good. Owns that memory, bounded; never the events.
 
 use std::collections::{HashMap, VecDeque};
@@ -28,9 +28,9 @@ const DELETED: i32 = 3;
 /// What is to be done with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nobody had it.
+    /// Not forwarded before.
     New,
-    /// It was told, or the container's end was.
+    /// It was forwarded, or the container's deletion was.
     Double,
     /// It cannot be decoded.
     Opaque,

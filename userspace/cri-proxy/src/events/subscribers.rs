@@ -1,6 +1,6 @@
 //! The clients that want events, each with a bounded queue of its own.
 //!
-//! Owns the queues. Telling never waits: a client whose queue is full has its stream ended with an error, and no other notices.
+//! Owns the queues. Sending never waits: a client whose queue is full has its stream ended with an error, and no other notices.
 //! Every queue is an uninterrupted end of the same sequence of events, and events are shared between queues: all queues together are
 //! never larger than the largest may be.
 
@@ -60,8 +60,8 @@ impl Subscribers {
         Subscriber { shared, all: self.clone() }
     }
 
-    /// Gives an event to everyone; returns how many could not take it, whose streams end.
-    pub fn tell(&self, event: &Bytes) -> u64 {
+    /// Queues an event for every client; returns how many overflowed, whose streams end.
+    pub fn send(&self, event: &Bytes) -> u64 {
         let mut overflowed = 0;
         for subscriber in &*self.0.borrow() {
             let mut queue = subscriber.lock();
@@ -93,11 +93,19 @@ impl Subscribers {
         all.len() as u64
     }
 
-    /// Waits until there is somebody, or nobody.
-    pub async fn wait(&self, somebody: bool) {
-        let mut changes = self.0.subscribe();
+    /// Waits until a client is subscribed.
+    pub async fn wait_until_used(&self) {
+        self.wait_for(|all| !all.is_empty()).await;
+    }
+
+    /// Waits until no client is subscribed.
+    pub async fn wait_until_unused(&self) {
+        self.wait_for(|all| all.is_empty()).await;
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&Vec<Arc<Shared>>) -> bool) {
         // It cannot fail: this holds a sender.
-        let _ = changes.wait_for(|all| all.is_empty() != somebody).await;
+        let _ = self.0.subscribe().wait_for(condition).await;
     }
 }
 
@@ -157,37 +165,37 @@ mod tests {
         let (mut slow, mut quick) = (all.add(), all.add());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
-            assert_eq!(all.tell(&event), 0);
+            assert_eq!(all.send(&event), 0);
             assert_eq!(quick.next().await.unwrap().unwrap(), event);
         }
-        assert_eq!(all.tell(&event), 1);
+        assert_eq!(all.send(&event), 1);
         assert_eq!(quick.next().await.unwrap().unwrap(), event);
         let end = slow.next().await.unwrap().unwrap_err();
         assert_eq!(end.code(), Code::ResourceExhausted);
         assert!(end.message().contains("4 events were waiting"), "{end}");
-        assert_eq!(all.tell(&event), 0, "it is counted once");
+        assert_eq!(all.send(&event), 0, "it is counted once");
         drop(slow);
         assert_eq!(all.0.borrow().len(), 1);
     }
 
     #[tokio::test]
-    async fn what_was_told_before_the_end_is_delivered() {
+    async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
         let mut one = all.add();
-        all.tell(&Bytes::from_static(b"1"));
+        all.send(&Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
-        assert_eq!(all.tell(&Bytes::from_static(b"2")), 0);
+        assert_eq!(all.send(&Bytes::from_static(b"2")), 0);
         assert_eq!(&*one.next().await.unwrap().unwrap(), b"1");
         assert!(one.next().await.is_none());
     }
 
     #[tokio::test]
-    async fn it_is_known_whether_there_is_somebody() {
+    async fn it_is_known_whether_there_are_clients() {
         let all = Subscribers::default();
-        all.wait(false).await;
+        all.wait_until_unused().await;
         let one = all.add();
-        all.wait(true).await;
+        all.wait_until_used().await;
         drop(one);
-        all.wait(false).await;
+        all.wait_until_unused().await;
     }
 }

@@ -121,13 +121,13 @@ fn without_descriptors_it_waits_and_goes_on() {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
         let _client = UnixStream::connect(&path).await.unwrap();
-        let mut taken = Vec::new();
+        let mut held = Vec::new();
         while let Ok(file) = File::open("/dev/null") {
-            taken.push(file);
+            held.push(file);
         }
         timeout(Duration::from_secs(2), listener.accept()).await.unwrap_err();
         assert!(listener.pause.is_some_and(|pause| pause > PAUSE.0), "it waits, longer each time");
-        drop(taken);
+        drop(held);
         timeout(SOON, listener.accept()).await.unwrap();
         assert!(listener.pause.is_none());
     });

@@ -1,4 +1,4 @@
-//! The clients' side: takes connections, gives each a way of its own to the runtime, and ends them all when told to.
+//! The clients' side: accepts connections, gives each an upstream of its own, and drains them all at shutdown.
 //!
 //! What a client does wrong ends its own connection or call, with a line in the log and a count.
 
@@ -24,27 +24,27 @@ use super::budget::{Budget, CallInFlight, Guarded, Meter, Metered, MeteredExecut
 use super::counters::Counters;
 use super::events::{self, Events};
 use super::limits;
-use super::runtime::{Failure, Line, Runtime, TASKS_END, Unavailable, is_reset};
-use super::taps::{Tap, Taps};
+use super::requests::{ObservedCall, RequestObserver};
+use super::runtime::{Failure, Runtime, TASKS_END, Unavailable, Upstream, is_reset};
 use kwitness_cri::Raw;
 use kwitness_service::{Connection, Listener, memory};
 
-/// What every connection needs.
+/// What serves every connection.
 #[derive(Clone, Debug)]
-pub struct Front {
-    /// The way to the runtime.
+pub struct Frontend {
+    /// Makes connections to the runtime.
     pub runtime: Arc<Runtime>,
     /// Events.
     pub events: Events,
     /// Memory for clients.
     pub budget: Arc<Budget>,
-    /// Where calls are noted.
-    pub taps: Taps,
+    /// Observes calls that carry limits.
+    pub observer: RequestObserver,
     /// Counts.
     pub counters: Arc<Counters>,
 }
 
-impl Front {
+impl Frontend {
     /// Serves until stopped; calls that are under way get [`limits::DRAIN`] to end.
     pub async fn serve(self, mut listener: Listener, stop: CancellationToken) {
         let tasks = TaskTracker::new();
@@ -84,12 +84,13 @@ impl Front {
         // The connection to the runtime ends with the client's, also where the runtime reads nothing.
         let _closed = meter.closed.clone().drop_guard();
         let stream = Guarded::new(stream, Arc::clone(&meter));
-        let line = self.runtime.line(Arc::clone(&meter));
+        let upstream = self.runtime.upstream(Arc::clone(&meter));
         let executor = MeteredExecutor(Arc::clone(&meter));
         let closed = meter.closed.clone();
-        let Self { events, taps, .. } = self;
-        let service =
-            service_fn(move |request| answer(Arc::clone(&line), &meter, events.clone(), &taps, request));
+        let Self { events, observer, .. } = self;
+        let service = service_fn(move |request| {
+            answer(Arc::clone(&upstream), &meter, events.clone(), &observer, request)
+        });
         let connection = http2::Builder::new(executor)
             .auto_date_header(false)
             .initial_stream_window_size(limits::STREAM_WINDOW)
@@ -132,13 +133,13 @@ async fn memory_back() {
 
 /// The answer to one call. An error resets the call's stream for the reason within.
 fn answer(
-    line: Arc<Line>,
+    upstream: Arc<Upstream>,
     meter: &Arc<Meter>,
     events: Events,
-    taps: &Taps,
+    observer: &RequestObserver,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
-    let mut tap = taps.tap(request.uri().path());
+    let mut observed = observer.observe(request.uri().path());
     let meter = Arc::clone(meter);
     async move {
         if request.uri().path() == events::METHOD {
@@ -148,23 +149,24 @@ fn answer(
             let exhausted = "the calls in flight on this connection hold too much memory";
             return Ok(Status::resource_exhausted(exhausted).into_http());
         };
-        let request = match &tap {
-            Some(tap) => request.map(|body| Body::new(tap.request(body))),
+        let request = match &observed {
+            Some(observed) => request.map(|body| Body::new(observed.request(body))),
             None => request.map(Body::new),
         };
-        match line.call(request).await {
+        match upstream.call(request).await {
             Ok(response) => {
-                let runtime = Arc::clone(&line.runtime);
-                if let Some(tap) = &mut tap {
-                    tap.status(response.headers());
+                let runtime = Arc::clone(&upstream.runtime);
+                if let Some(observed) = &mut observed {
+                    observed.status(response.headers());
                 }
-                Ok(response.map(|body| Body::new(Answer { body, runtime, tap, ended: false, _call: call })))
+                Ok(response
+                    .map(|body| Body::new(Answer { body, runtime, observed, ended: false, _call: call })))
             }
             Err(Failure::Unavailable(unavailable)) => {
-                line.runtime.note(&unavailable);
+                upstream.runtime.note(&unavailable);
                 let response = Status::unavailable(unavailable.to_string()).into_http();
-                if let Some(tap) = &mut tap {
-                    tap.status(response.headers());
+                if let Some(observed) = &mut observed {
+                    observed.status(response.headers());
                 }
                 Ok(response)
             }
@@ -173,12 +175,12 @@ fn answer(
     }
 }
 
-/// The body of an answer, as it is; where the runtime goes away in the middle, the client is told `UNAVAILABLE` in the trailers, as its
-/// library would have told it.
+/// The body of an answer, unchanged; where the runtime goes away in the middle, the client gets `UNAVAILABLE` in the trailers, as its
+/// library would report it.
 struct Answer {
     body: Incoming,
     runtime: Arc<Runtime>,
-    tap: Option<Tap>,
+    observed: Option<ObservedCall>,
     ended: bool,
     _call: CallInFlight,
 }
@@ -207,13 +209,13 @@ impl http_body::Body for Answer {
             Poll::Ready(Some(frame)) => frame,
             polled => return polled,
         };
-        if let (Some(tap), Ok(frame)) = (&mut self.tap, &frame) {
+        if let (Some(observed), Ok(frame)) = (&mut self.observed, &frame) {
             if let Some(data) = frame.data_ref() {
-                tap.data(data);
+                observed.data(data);
             } else if let Some(trailers) = frame.trailers_ref() {
-                tap.status(trailers);
+                observed.status(trailers);
                 // The call is over, whenever the client comes to take this.
-                self.tap = None;
+                self.observed = None;
             }
         }
         Poll::Ready(Some(frame))

@@ -47,9 +47,9 @@ impl First {
     /// Takes the next piece of the body.
     pub fn push(&mut self, mut piece: &[u8]) {
         if let Self::Head(head, have) = self {
-            let (taken, rest) = piece.split_at(piece.len().min(HEAD - *have));
-            head[*have..*have + taken.len()].copy_from_slice(taken);
-            *have += taken.len();
+            let (start, rest) = piece.split_at(piece.len().min(HEAD - *have));
+            head[*have..*have + start.len()].copy_from_slice(start);
+            *have += start.len();
             if *have < HEAD {
                 return;
             }

@@ -1,7 +1,7 @@
-//! Reads what was kept of calls that are over, and tells the daemon.
+//! Decodes the calls that have ended, and reports them to the daemon.
 //!
-//! Owns the connection to the daemon, made when there is something to tell. What the daemon does not take within [`PATIENCE`] is
-//! dropped and counted; nothing is kept for later.
+//! Owns the connection to the daemon, made for the first report. What the daemon does not accept within [`PATIENCE`] is dropped and
+//! counted; nothing is kept for later.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,43 +11,44 @@ use prost::{DecodeError, Message as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::super::counters::Counters;
 use super::super::limits;
 use super::{Call, First, Unusable};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_api::proto::{self, CriMethod};
+use kwitness_api::transport::{DialError, unix_endpoint};
 use kwitness_cri::runtime as cri;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX};
 
 /// How long the daemon may take for one batch.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Tells until nobody has anything to tell.
+/// Reports until the last observer is dropped.
 pub async fn run(daemon: PathBuf, mut from: mpsc::Receiver<Call>, counters: Arc<Counters>) {
-    let mut teller = Teller { client: None, daemon, is_away: false };
+    let mut reporter = Reporter { client: None, daemon, is_away: false };
     let mut calls = Vec::new();
-    while from.recv_many(&mut calls, limits::CALLS_NOTED).await > 0 {
+    while from.recv_many(&mut calls, limits::CALLS_OBSERVED).await > 0 {
         let requests: Vec<_> = calls.drain(..).filter_map(|call| read(call, &counters)).collect();
         if requests.is_empty() {
             continue;
         }
         let count = requests.len() as u64;
-        match teller.report_cri_requests(requests).await {
-            Ok(proto::ReportCriRequestsResponse { taken, malformed }) => {
-                counters.requests_told.add(taken.into());
-                counters.requests_untold.add(count.saturating_sub(taken.into()));
+        match reporter.report_cri_requests(requests).await {
+            Ok(proto::ReportCriRequestsResponse { accepted, malformed }) => {
+                counters.requests_reported.add(accepted.into());
+                counters.requests_dropped.add(count.saturating_sub(accepted.into()));
                 if let Some(first) = malformed.first() {
-                    tracing::warn!(first, "the daemon does not understand what it is told of requests");
+                    tracing::warn!(first, "the daemon rejected malformed request reports");
                 }
             }
             Err(status) => {
-                counters.requests_untold.add(count);
-                if !std::mem::replace(&mut teller.is_away, true) {
+                counters.requests_dropped.add(count);
+                if !std::mem::replace(&mut reporter.is_away, true) {
                     tracing::warn!(
                         code = %status.code(), reason = status.message(),
-                        "the daemon is not told of requests for limits until it answers"
+                        "limits are not reported to the daemon until it answers"
                     );
                 }
             }
@@ -55,14 +56,14 @@ pub async fn run(daemon: PathBuf, mut from: mpsc::Receiver<Call>, counters: Arc<
     }
 }
 
-struct Teller {
+struct Reporter {
     client: Option<KwitnessClient<Channel>>,
     daemon: PathBuf,
     /// For the log: a line when that changes.
     is_away: bool,
 }
 
-impl Teller {
+impl Reporter {
     async fn report_cri_requests(
         &mut self,
         requests: Vec<proto::CriRequest>,
@@ -75,11 +76,15 @@ impl Teller {
         match &answer {
             Err(_) => self.client = None,
             Ok(_) if std::mem::take(&mut self.is_away) => {
-                tracing::info!("the daemon is told of requests again");
+                tracing::info!("limits are reported to the daemon again");
             }
             Ok(_) => {}
         }
         answer
+    }
+
+    async fn dial(&self) -> Result<Channel, DialError> {
+        Ok(unix_endpoint(&self.daemon)?.connect().await?)
     }
 
     async fn call(
@@ -93,15 +98,13 @@ impl Teller {
                 answer => return answer.map(tonic::Response::into_inner),
             }
         }
-        let away = |error: tonic::transport::Error| Status::unavailable(super::super::innermost(&error));
-        let endpoint = Endpoint::from_shared(format!("unix://{}", self.daemon.display())).map_err(away)?;
-        let channel = endpoint.connect().await.map_err(away)?;
+        let channel = self.dial().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let client = self.client.insert(KwitnessClient::new(channel));
         client.report_cri_requests(message).await.map(tonic::Response::into_inner)
     }
 }
 
-/// What is told of a call; none: nothing can be, which is counted, or it made no container.
+/// The report of a call; none: it cannot be decoded, which is counted, or it created no container.
 fn read(call: Call, counters: &Counters) -> Option<proto::CriRequest> {
     let Call { method, received, answered, code, request, answer } = call;
     let refused = code.is_some_and(|code| code != 0);
@@ -121,7 +124,7 @@ fn read(call: Call, counters: &Counters) -> Option<proto::CriRequest> {
             Some(proto::CriRequest { method: method.into(), id, received, answered, code, resources })
         }
         Err(unread) => {
-            tracing::debug!(method = method.as_str_name(), %unread, "a request cannot be told of");
+            tracing::debug!(method = method.as_str_name(), %unread, "a request cannot be reported");
             match unread {
                 Unread::Unfinished => &counters.requests_unfinished,
                 Unread::Unusable(Unusable::Compressed) => &counters.requests_compressed,
@@ -134,7 +137,7 @@ fn read(call: Call, counters: &Counters) -> Option<proto::CriRequest> {
     }
 }
 
-/// Why the daemon is not told of a request.
+/// Why a request is not reported.
 #[derive(Debug, thiserror::Error)]
 enum Unread {
     #[error("the call ended before its message did")]

@@ -1,16 +1,16 @@
-//! Calls that ask for limits, told to the daemon: `CreateContainer`, `UpdateContainerResources`, `UpdatePodSandboxResources`.
+//! Reports calls that carry limits to the daemon: `CreateContainer`, `UpdateContainerResources`, `UpdatePodSandboxResources`.
 //!
 //! ```text
-//!  client ──▶ Noted request ──▶ runtime      frames pass as they are; a copy of the first message is kept aside
-//!  client ◀── Tap ◀── answer ◀── runtime     likewise; its status and its end are noted
-//!              └── dropped: the call is over ──bounded──▶ teller ──▶ the daemon's `ReportCriRequests`
+//!  client ──▶ Observed request ──▶ runtime    frames pass unchanged; the first message is copied
+//!  client ◀── ObservedCall ◀── answer ◀── runtime    likewise; its status and its end are recorded
+//!              └── dropped: the call is over ──bounded──▶ reporter ──▶ the daemon's `ReportCriRequests`
 //! ```
 //!
-//! Best effort: what cannot be kept, read or told is counted, and the call is none the wiser. No more than limits, id, times and status
-//! leave the proxy: a container's environment and commands do not. Never delays or alters a call.
+//! Best effort: what cannot be kept, decoded or reported is counted, and the call is unaffected. Only limits, id, times and status leave
+//! the proxy: a container's environment and commands do not. Never delays or alters a call.
 
 mod first;
-mod teller;
+mod reporter;
 #[cfg(test)]
 mod tests;
 
@@ -32,11 +32,11 @@ pub use first::First;
 use first::Unusable;
 use kwitness_api::proto::CriMethod;
 #[cfg(test)]
-pub use teller::wanted;
+pub use reporter::wanted;
 
-/// Where calls are noted. Clones share it.
+/// Observes calls that carry limits. Clones share the queue to the reporter.
 #[derive(Clone, Debug)]
-pub struct Taps {
+pub struct RequestObserver {
     to: mpsc::Sender<Call>,
     counters: Arc<Counters>,
 }
@@ -53,26 +53,26 @@ struct Call {
 }
 
 /// The calls' side, and what must run for it.
-pub fn start(daemon: PathBuf, counters: Arc<Counters>) -> (Taps, impl Future<Output = ()>) {
-    let (to, from) = mpsc::channel(limits::CALLS_NOTED);
-    (Taps { to, counters: Arc::clone(&counters) }, teller::run(daemon, from, counters))
+pub fn start(daemon: PathBuf, counters: Arc<Counters>) -> (RequestObserver, impl Future<Output = ()>) {
+    let (to, from) = mpsc::channel(limits::CALLS_OBSERVED);
+    (RequestObserver { to, counters: Arc::clone(&counters) }, reporter::run(daemon, from, counters))
 }
 
-impl Taps {
-    /// Begins to note a call, if it is one that asks for limits and there is room.
-    pub fn tap(&self, path: &str) -> Option<Tap> {
+impl RequestObserver {
+    /// Observes a call, if it is one that carries limits and there is room.
+    pub fn observe(&self, path: &str) -> Option<ObservedCall> {
         let method = match path {
             "/runtime.v1.RuntimeService/CreateContainer" => CriMethod::CreateContainer,
             "/runtime.v1.RuntimeService/UpdateContainerResources" => CriMethod::UpdateContainerResources,
             "/runtime.v1.RuntimeService/UpdatePodSandboxResources" => CriMethod::UpdatePodSandboxResources,
             _ => return None,
         };
-        // The place is kept until the teller has the call.
+        // The place is kept until the reporter has the call.
         let Ok(place) = self.to.clone().try_reserve_owned() else {
             self.counters.requests_missed.count();
             return None;
         };
-        Some(Tap {
+        Some(ObservedCall {
             place: Some(place),
             method,
             received: now(),
@@ -91,7 +91,7 @@ fn now() -> u64 {
 
 /// A call under way. When it is dropped, the call is over.
 #[derive(Debug)]
-pub struct Tap {
+pub struct ObservedCall {
     place: Option<mpsc::OwnedPermit<Call>>,
     method: CriMethod,
     received: u64,
@@ -100,10 +100,10 @@ pub struct Tap {
     code: Option<i32>,
 }
 
-impl Tap {
-    /// The request's body, which notes what passes.
-    pub fn request(&self, body: Incoming) -> Noted {
-        Noted { body, first: Arc::clone(&self.request) }
+impl ObservedCall {
+    /// The request's body, observed as it passes.
+    pub fn request(&self, body: Incoming) -> ObservedBody {
+        ObservedBody { body, first: Arc::clone(&self.request) }
     }
 
     /// The answer's headers or trailers: they have the status.
@@ -114,14 +114,14 @@ impl Tap {
 
     /// A piece of the answer.
     pub fn data(&mut self, data: &[u8]) {
-        // Who it was that was created is not in the request.
+        // The id of the created container is in the answer only.
         if self.method == CriMethod::CreateContainer {
             self.answer.push(data);
         }
     }
 }
 
-impl Drop for Tap {
+impl Drop for ObservedCall {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
         place.send(Call {
@@ -139,14 +139,14 @@ fn lock(first: &Mutex<First>) -> MutexGuard<'_, First> {
     first.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A body as it is, whose first message is noted.
+/// An unchanged body whose first message is copied.
 #[derive(Debug)]
-pub struct Noted {
+pub struct ObservedBody {
     body: Incoming,
     first: Arc<Mutex<First>>,
 }
 
-impl Body for Noted {
+impl Body for ObservedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 

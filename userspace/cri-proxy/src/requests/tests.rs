@@ -1,4 +1,4 @@
-//! Calls that ask for limits, through the proxy: what the daemon is told, and that the call is none the wiser.
+//! Calls that carry limits, through the proxy: what is reported to the daemon, and that the call is unaffected.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,33 +18,36 @@ const CREATE: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const UPDATE: &str = "/runtime.v1.RuntimeService/UpdateContainerResources";
 const UPDATE_POD: &str = "/runtime.v1.RuntimeService/UpdatePodSandboxResources";
 
-/// A daemon that writes down what it is told, as bytes.
+/// A daemon that records the reports, as bytes.
 #[derive(Clone, Default)]
 struct Daemon(Arc<Mutex<Vec<Bytes>>>);
 
 impl Daemon {
     fn serve(&self, bench: &Bench) -> Server {
-        let told = Arc::clone(&self.0);
+        let reports = Arc::clone(&self.0);
         Server::start(
             &bench.daemon(),
             Arc::new(move |request| {
-                let told = Arc::clone(&told);
+                let reports = Arc::clone(&reports);
                 Box::pin(async move {
                     assert_eq!(request.uri().path(), "/kwitness.v1alpha1.Kwitness/ReportCriRequests");
                     let message = request.into_body().collect().await.unwrap().to_bytes().slice(5..);
-                    let taken =
+                    let accepted =
                         proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests.len()
                             as u32;
-                    told.lock().unwrap().push(message);
-                    good(&proto::ReportCriRequestsResponse { taken, malformed: Vec::new() }.encode_to_vec())
+                    reports.lock().unwrap().push(message);
+                    good(
+                        &proto::ReportCriRequestsResponse { accepted, malformed: Vec::new() }.encode_to_vec(),
+                    )
                 })
             }),
         )
     }
 
     fn requests(&self) -> Vec<proto::CriRequest> {
-        let told = self.0.lock().unwrap();
-        told.iter()
+        let reports = self.0.lock().unwrap();
+        reports
+            .iter()
             .flat_map(|message| proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests)
             .collect()
     }
@@ -91,7 +94,7 @@ fn update(id: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn limits_ids_times_and_status_are_told_and_nothing_else() {
+async fn limits_ids_times_and_status_are_reported_and_nothing_else() {
     let bench = Bench::start();
     let daemon = Daemon::default();
     let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_millis(20)));
@@ -125,16 +128,16 @@ async fn limits_ids_times_and_status_are_told_and_nothing_else() {
         let seen = client.call(path, &[], &message).await;
         let after = now();
         assert_eq!(seen.status().code(), code);
-        eventually("it to be told", || daemon.requests().len() > number).await;
-        let told = daemon.requests().remove(number);
-        assert_eq!((told.method(), told.id.as_str(), told.code), (method, id, Some(code as i32)));
-        assert_eq!(told.resources.as_ref(), Some(&expected));
-        assert!(before < told.received && told.received + 20_000_000 <= told.answered, "{told:?}");
-        assert!(told.answered < after + 10_000_000_000, "{told:?}");
+        eventually("the report", || daemon.requests().len() > number).await;
+        let report = daemon.requests().remove(number);
+        assert_eq!((report.method(), report.id.as_str(), report.code), (method, id, Some(code as i32)));
+        assert_eq!(report.resources.as_ref(), Some(&expected));
+        assert!(before < report.received && report.received + 20_000_000 <= report.answered, "{report:?}");
+        assert!(report.answered < after + 10_000_000_000, "{report:?}");
     }
-    eventually("the last to be counted", || bench.counters.requests_told.get() == 3).await;
-    let told = daemon.0.lock().unwrap().concat();
-    assert!(!told.windows(6).any(|bytes| bytes == b"secret"), "what else was asked stays here");
+    eventually("the last to be counted", || bench.counters.requests_reported.get() == 3).await;
+    let reports = daemon.0.lock().unwrap().concat();
+    assert!(!reports.windows(6).any(|bytes| bytes == b"secret"), "the rest of the request is not reported");
 }
 
 #[tokio::test]
@@ -164,11 +167,11 @@ async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
         assert_eq!(seen.status().code(), Code::Ok);
     }
     let counters = &bench.counters;
-    eventually("the last", || counters.requests_told.get() == 1).await;
+    eventually("the last", || counters.requests_reported.get() == 1).await;
     assert_eq!(daemon.requests()[0].id, "pieces");
     assert_eq!((counters.requests_oversized.get(), counters.requests_compressed.get()), (1, 1));
     assert_eq!((counters.requests_malformed.get(), counters.requests_unfinished.get()), (3, 1));
-    assert_eq!(counters.requests_untold.get(), 0);
+    assert_eq!(counters.requests_dropped.get(), 0);
 }
 
 #[tokio::test]
@@ -177,7 +180,7 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     let _runtime = runtime(&bench, Duration::ZERO);
     let mut client = bench.client().await;
     assert_eq!(client.call(UPDATE, &[], &update("away")).await.status().code(), Code::Ok);
-    eventually("one untold", || bench.counters.requests_untold.get() == 1).await;
+    eventually("one dropped", || bench.counters.requests_dropped.get() == 1).await;
 
     let hanging = Server::start(&bench.daemon(), Arc::new(|_| Box::pin(std::future::pending())));
     let began = Instant::now();
@@ -187,16 +190,17 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     // If each waited for the daemon, they would take ten times as long.
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     drop(hanging);
-    // A daemon that comes is told of what comes then.
+    // A daemon that starts gets the reports from then on.
     let daemon = Daemon::default();
     let _serving = daemon.serve(&bench);
-    eventually("the daemon to be told again", || {
-        let (untold, told) = (bench.counters.requests_untold.get(), bench.counters.requests_told.get());
-        untold + told == 101
+    eventually("reports to the daemon again", || {
+        let (dropped, reported) =
+            (bench.counters.requests_dropped.get(), bench.counters.requests_reported.get());
+        dropped + reported == 101
     })
     .await;
     assert_eq!(client.call(UPDATE, &[], &update("back")).await.status().code(), Code::Ok);
-    eventually("what comes then", || daemon.requests().iter().any(|told| told.id == "back")).await;
+    eventually("what comes then", || daemon.requests().iter().any(|report| report.id == "back")).await;
 }
 
 #[tokio::test]
@@ -207,7 +211,7 @@ async fn more_than_can_be_noted_pass_and_are_counted() {
     let client = bench.client().await;
     const MORE: usize = 10;
     let mut calls = tokio::task::JoinSet::new();
-    for number in 0..limits::CALLS_NOTED + MORE {
+    for number in 0..limits::CALLS_OBSERVED + MORE {
         let mut client = client.clone();
         calls.spawn(async move { client.call(UPDATE, &[], &update(&number.to_string())).await });
     }
@@ -215,12 +219,12 @@ async fn more_than_can_be_noted_pass_and_are_counted() {
         assert_eq!(seen.unwrap().status().code(), Code::Ok);
     }
     let counters = &bench.counters;
-    eventually("the others", || counters.requests_told.get() == limits::CALLS_NOTED as u64).await;
+    eventually("the others", || counters.requests_reported.get() == limits::CALLS_OBSERVED as u64).await;
     assert_eq!(counters.requests_missed.get(), MORE as u64);
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_told_without_a_status() {
+async fn a_cancelled_call_is_reported_without_a_status() {
     let bench = Bench::start();
     let daemon = Daemon::default();
     let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_secs(3600)));
@@ -228,8 +232,8 @@ async fn a_call_that_is_given_up_is_told_without_a_status() {
     let calling = tokio::spawn(async move { client.call(UPDATE, &[], &update("given up")).await });
     tokio::time::sleep(Duration::from_millis(300)).await;
     calling.abort();
-    eventually("it to be told", || daemon.requests().len() == 1).await;
-    let told = daemon.requests().remove(0);
-    assert_eq!((told.id.as_str(), told.code), ("given up", None));
-    assert!(told.answered >= told.received + 250_000_000, "{told:?}");
+    eventually("the report", || daemon.requests().len() == 1).await;
+    let report = daemon.requests().remove(0);
+    assert_eq!((report.id.as_str(), report.code), ("given up", None));
+    assert!(report.answered >= report.received + 250_000_000, "{report:?}");
 }
