@@ -8,6 +8,7 @@ mod calls;
 mod settings;
 mod units;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -114,7 +115,7 @@ impl Config {
             Ok(text) => Some(text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                let hint = "name another with --config, or leave the flag away to run with defaults";
+                let hint = "name another with --config, or omit the flag to run with defaults";
                 return Err(anyhow::anyhow!(
                     "cannot read the configuration {}: {error}; {hint}",
                     path.display()
@@ -220,10 +221,11 @@ fn find(key: &str) -> Result<&'static Setting, String> {
         return Ok(setting);
     }
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    let near = |setting: &&Setting| {
-        strsim::jaro_winkler(setting.key, key).max(strsim::jaro_winkler(&last(setting.key), &last(key)))
-    };
-    let best = SETTINGS.iter().max_by(|a, b| near(a).total_cmp(&near(b))).filter(|best| near(best) > 0.75);
+    // By the last word: a section that is misspelt says nothing about which of its settings was meant.
+    let near = |setting: &&Setting| strsim::jaro_winkler(&last(setting.key), &last(key));
+    let both = |setting: &&Setting| (near(setting), strsim::jaro_winkler(setting.key, key));
+    let closer = |a: &&Setting, b: &&Setting| both(a).partial_cmp(&both(b)).unwrap_or(Ordering::Equal);
+    let best = SETTINGS.iter().max_by(closer).filter(|best| near(best) > 0.75);
     Err(match best {
         Some(setting) => format!("{key}: no such setting; did you mean {}?", setting.key),
         None => format!("{key}: no such setting; `kwitness man` lists them"),
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_at_once() {
+    fn all_errors_are_reported_together() {
         let text = r#"
 [api]
 sokcet = "/run/x.sock"
@@ -308,8 +310,16 @@ qqq = 1
     }
 
     #[test]
-    fn what_is_no_toml_is_told_with_its_line() {
+    fn a_syntax_error_has_its_line() {
         insta::assert_snapshot!(parse("[api]\nsocket = /run\n\nmax_watchers == 3\n", &[]).unwrap_err());
+    }
+
+    #[test]
+    fn a_suggestion_is_about_the_setting() {
+        let error = parse("[kernl]\na = 1\n[api]\nsocket = 1\n[kernal]\nlogg = 1\n", &[]).unwrap_err();
+        assert!(error.contains("kernl.a: no such setting; `kwitness man` lists them"), "{error}");
+        assert!(error.contains("kernal.logg: no such setting; did you mean kernel.log?"), "{error}");
+        assert!(error.contains("api.socket = 1: it is an integer; expected"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use toml::Value;
 
 /// A whole number of the range.
 pub(super) fn count(value: &Value, range: RangeInclusive<u64>) -> Result<u64, String> {
-    let number = value.as_integer().ok_or_else(|| format!("it is a {}", value.type_str()))?;
+    let number = value.as_integer().ok_or_else(|| wrong_type(value))?;
     within(u64::try_from(number).map_err(|_| "it is negative".to_owned())?, range)
 }
 
@@ -40,14 +40,21 @@ pub(super) fn text(value: &Value) -> Result<&str, String> {
     match value.as_str() {
         Some("") => Err("it is empty".to_owned()),
         Some(text) => Ok(text),
-        None => Err(format!("it is a {}", value.type_str())),
+        None => Err(wrong_type(value)),
     }
 }
 
 /// A list of strings that each read as a `T`.
 pub(super) fn parsed<T: FromStr<Err: Display>>(value: &Value) -> Result<Vec<T>, String> {
-    let Some(items) = value.as_array() else { return Err(format!("it is a {}", value.type_str())) };
+    let Some(items) = value.as_array() else { return Err(wrong_type(value)) };
     items.iter().map(|item| text(item)?.parse().map_err(|wrong: T::Err| wrong.to_string())).collect()
+}
+
+/// "it is an integer".
+fn wrong_type(value: &Value) -> String {
+    let name = value.type_str();
+    let article = if name.starts_with(['a', 'i']) { "an" } else { "a" };
+    format!("it is {article} {name}")
 }
 
 #[cfg(test)]
