@@ -79,7 +79,10 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         ("Runtime", describe_runtime(&runtime)),
         ("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }),
     ];
-    lines.into_iter().map(|(name, value)| format!("{:<14}{value}", format!("{name}:"))).collect()
+    let problems =
+        status.problems.iter().map(|problem| ("Problem", format!("{}: {}", problem.name, problem.found)));
+    let lines = lines.into_iter().chain(problems);
+    lines.map(|(name, value)| format!("{:<14}{value}", format!("{name}:"))).collect()
 }
 
 /// While the kernel does not count runs, all are 0: that is no number of runs.
@@ -170,6 +173,11 @@ mod tests {
             containers: 2,
             watchers: 1,
             cgroup_subtree: "/".into(),
+            problems: vec![proto::Problem {
+                name: "unreadable_cgroups".into(),
+                found: "containers below are not seen: /kubepods/a (Permission denied)".into(),
+                remedy: "correct the permissions".into(),
+            }],
             ..Default::default()
         };
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();

@@ -25,6 +25,7 @@
 //! it (by crun, systemd, Docker, a whole kind cluster in a CI pod) is its own. If there is none, the first one
 //! outside pods. So kind's node is a plain Docker container, but the pods in it are pods.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
@@ -98,6 +99,17 @@ pub fn classify(path: &str) -> Placement {
         parent = name;
     }
     place
+}
+
+/// A path for a report: of a long one, the beginning and the end.
+pub fn shortened(path: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 256;
+    if path.len() <= LONGEST {
+        return path.into();
+    }
+    let begin = path.floor_char_boundary(LONGEST / 2);
+    let end = path.ceil_char_boundary(path.len() - LONGEST / 2);
+    format!("{}...{} ({} bytes)", &path[..begin], &path[end..], path.len()).into()
 }
 
 fn inner(container: ContainerPath, container_path: &str) -> Placement {

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Resource,
-    Subject, VerdictScope,
+    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Problem,
+    Resource, Subject, VerdictScope,
 };
 use crate::verdicts::VerdictTracker;
 
@@ -102,6 +102,11 @@ impl Node {
     /// How many containers there are.
     pub fn container_count(&self) -> usize {
         self.lifecycle.container_count()
+    }
+
+    /// What cannot be done at present.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.lifecycle.problems()
     }
 
     /// What was counted since the start, by name.

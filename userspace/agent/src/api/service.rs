@@ -22,7 +22,7 @@ use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
 use crate::verify::{Verifier, VerifyError};
-use crate::wire::{convert, verdicts};
+use crate::wire::{convert, problem, verdicts};
 use kwitness_api::{REQUESTS_MAX, proto};
 
 /// The longest that `Verify` waits.
@@ -278,6 +278,7 @@ impl Kwitness for Service {
             socket: socket.display().to_string(),
             resident_bytes: resident_bytes(),
             calls: self.admission.limits(),
+            problems: report.problems.iter().map(problem).collect(),
         }))
     }
 }

@@ -3,16 +3,16 @@
 //! Each reading is of one cgroup and no other: a directory that has another id by now is said to be gone. Never writes.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::ffi::CString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::model::{CgroupId, LimitFile, LimitsAnswer, Observation, ReadLimits, Reading, Value};
+use kwitness_core::model::{LimitFile, LimitsAnswer, Observation, ReadLimits, Reading, Value};
 use tokio::sync::mpsc;
 
-use super::{CgroupFs, gone};
+use super::directory::part_of_path;
+use super::{CgroupFs, Directory, gone};
 use crate::clock::Clock;
 
 /// No limit file is longer: `io.max` has a line of some hundred bytes a device.
@@ -25,8 +25,8 @@ static LIMIT_FILES: LazyLock<HashMap<String, LimitFile>> =
     LazyLock::new(|| LimitFile::all().map(|limit_file| (limit_file.to_string(), limit_file)).collect());
 
 /// What a limit file of the cgroup in that directory says.
-pub fn read_limit_file(directory: &Path, limit_file: LimitFile) -> Reading {
-    match read_text(&directory.join(limit_file.to_string())) {
+pub fn read_limit_file(directory: &Directory, limit_file: LimitFile) -> Reading {
+    match directory.text_within(&limit_file.to_string(), LONGEST) {
         Ok(text) => match Value::parse(limit_file.format(), &text) {
             Ok(value) => Reading::Is(value),
             Err(error) => Reading::Unknown(error.to_string().into()),
@@ -37,20 +37,20 @@ pub fn read_limit_file(directory: &Path, limit_file: LimitFile) -> Reading {
     }
 }
 
-/// A file of a cgroup, as text.
-pub fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    if File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)? as u64 > LONGEST {
-        return Err(io::Error::other("longer than 64 KiB"));
+/// What a limit file of the cgroup of that path says, from the root of the hierarchy.
+pub fn read_limit_file_of(cgroups: &CgroupFs, path: &str, limit_file: LimitFile) -> Reading {
+    match cgroups.open(path) {
+        Ok(directory) => read_limit_file(&directory, limit_file),
+        Err(error) if gone(&error) => Reading::Gone,
+        Err(error) => Reading::Unknown(error.to_string().into()),
     }
-    Ok(text)
 }
 
-/// All limit files that there are in that directory; none: it is gone.
-fn read_all(directory: &Path) -> Option<Vec<(LimitFile, Reading)>> {
-    let entries = fs::read_dir(directory).ok()?;
-    let names = entries.map_while(Result::ok).filter_map(|entry| entry.file_name().into_string().ok());
-    let mut limit_files: Vec<LimitFile> = names.filter_map(|name| LIMIT_FILES.get(&name).copied()).collect();
+/// All limit files that there are in that directory; none: they cannot be listed.
+fn read_all(directory: &Directory) -> Option<Vec<(LimitFile, Reading)>> {
+    let entries = directory.entries().ok()?;
+    let names = entries.iter().filter_map(|entry| entry.name.to_str().ok());
+    let mut limit_files: Vec<LimitFile> = names.filter_map(|name| LIMIT_FILES.get(name).copied()).collect();
     limit_files.sort_unstable();
     let readings =
         limit_files.into_iter().map(|limit_file| (limit_file, read_limit_file(directory, limit_file)));
@@ -62,22 +62,18 @@ fn read_all(directory: &Path) -> Option<Vec<(LimitFile, Reading)>> {
 fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
     let began = Clock::read().now();
     let found = find(cgroups, request);
-    let readings = found.as_ref().and_then(|directory| match request.limit_file {
+    let readings = found.as_ref().and_then(|(directory, _)| match request.limit_file {
         Some(limit_file) => match read_limit_file(directory, limit_file) {
             Reading::Gone => None,
             reading => Some(vec![(limit_file, reading)]),
         },
         None => read_all(directory),
     });
-    // What was read of a cgroup that is gone by now may be another's, or half of it.
-    let readings = readings.filter(|_| found.as_deref().is_some_and(|path| is(path, request.cgroup)));
-    let below = |directory: &PathBuf| {
-        let path = directory.strip_prefix(cgroups.mount_point()).ok()?.to_str()?;
-        Some(Arc::from(format!("/{path}")))
-    };
+    // What was read of a cgroup that is gone by now may be half of it.
+    let readings = readings.filter(|_| found.as_ref().is_some_and(|(directory, _)| directory.exists()));
     LimitsAnswer {
         cgroup: request.cgroup,
-        path: found.as_ref().and_then(below),
+        path: found.and_then(|(_, path)| Some(Arc::from(path.to_str()?))),
         began,
         ended: Clock::read().now(),
         gone: readings.is_none(),
@@ -86,39 +82,46 @@ fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
     }
 }
 
-fn is(directory: &Path, cgroup: CgroupId) -> bool {
-    fs::symlink_metadata(directory).is_ok_and(|metadata| metadata.ino() == cgroup.0)
-}
-
-/// Where a cgroup is: where its path says, below that, or anywhere.
-fn find(cgroups: &CgroupFs, request: &ReadLimits) -> Option<PathBuf> {
-    let mount_point = cgroups.mount_point().to_owned();
-    let start = match &request.path {
-        Some(path) => mount_point.join(path.trim_start_matches('/')),
-        None => mount_point,
-    };
-    let direct = request.path.is_some() && !request.inner;
-    if is(&start, request.cgroup) {
-        return Some(start);
+/// The cgroup's directory and its path from the root of the hierarchy: where its path says, below that, or anywhere.
+fn find(cgroups: &CgroupFs, request: &ReadLimits) -> Option<(Directory, PathBuf)> {
+    let start = Path::new(request.path.as_deref().unwrap_or("/"));
+    let open =
+        |path: &Path| Directory::open(&cgroups.mount_point().join(path.strip_prefix("/").unwrap_or(path)));
+    let top = open(start).ok()?;
+    if top.id().ok()? == request.cgroup {
+        return Some((top, start.to_owned()));
     }
+    let direct = request.path.is_some() && !request.inner;
     if direct {
         return None;
     }
-    let mut open = VecDeque::from([start]);
-    let mut left = SEARCH;
-    while let Some(directory) = open.pop_front() {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        for entry in entries.map_while(Result::ok) {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            use std::os::unix::fs::DirEntryExt as _;
-            if entry.ino() == request.cgroup.0 {
-                return Some(entry.path());
-            }
-            left = left.checked_sub(1)?;
-            open.push_back(entry.path());
+    // Each with its parent's place in here: whole paths would take too much memory.
+    let mut met: Vec<(usize, CString)> = vec![(0, CString::default())];
+    let path_of = |met: &[(usize, CString)], mut place: usize| {
+        let mut names = Vec::new();
+        while place > 0 {
+            names.push(part_of_path(&met[place].1));
+            place = met[place].0;
         }
+        names.iter().rev().fold(start.to_owned(), |path, name| path.join(name))
+    };
+    let mut next = 0;
+    while next < met.len() {
+        let path = path_of(&met, next);
+        let directory = open(&path).ok();
+        let entries = directory.as_ref().and_then(|directory| directory.entries().ok()).unwrap_or_default();
+        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
+            if entry.id == request.cgroup {
+                let found = directory.as_ref()?.child(&entry.name).ok()?;
+                let is_it = found.id().is_ok_and(|id| id == request.cgroup);
+                return is_it.then(|| (found, path.join(part_of_path(&entry.name))));
+            }
+            if met.len() == SEARCH {
+                return None;
+            }
+            met.push((next, entry.name));
+        }
+        next += 1;
     }
     None
 }
@@ -210,9 +213,13 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use kwitness_core::model::Bound;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use kwitness_core::model::{Bound, CgroupId};
 
     use super::*;
+    use crate::cgroupfs::directory::testing::Nest;
 
     fn tree() -> (tempfile::TempDir, CgroupFs, CgroupId) {
         let root = tempfile::tempdir().unwrap();
@@ -285,12 +292,29 @@ mod tests {
         }
     }
 
+    /// Of a cgroup that no path of the kernel's reaches, too, with its path and without.
+    #[test]
+    fn the_limits_of_a_deep_cgroup_are_read() {
+        let (root, cgroups, _) = tree();
+        let top = root.path().join("kubepods/podu/c");
+        let nest = Nest::make(&top, &"x".repeat(250), 18);
+        nest.write("memory.max", "8192\n");
+        let id = nest.innermost().id().unwrap();
+        let whole = format!("/kubepods/podu/c{}", nest.path());
+        for (path, inner) in [(Some(&*whole), false), (Some("/kubepods/podu/c"), true), (None, false)] {
+            let path = path.map(Arc::from);
+            let answer = read(&cgroups, &ReadLimits { cgroup: id, path, inner, limit_file: None });
+            assert_eq!(answer.path.as_deref(), Some(&*whole));
+            assert_eq!(answer.readings, [(LimitFile::MemoryMax, Reading::Is(Value::Bound(Bound::At(8192))))]);
+        }
+    }
+
     #[test]
     fn a_file_that_does_not_end_is_not_read_to_its_end() {
         let (root, ..) = tree();
         let path = root.path().join("io.max");
         fs::write(&path, vec![b'x'; 70_000]).unwrap();
-        let reading = read_limit_file(root.path(), LimitFile::IoMax);
+        let reading = read_limit_file(&Directory::open(root.path()).unwrap(), LimitFile::IoMax);
         assert!(matches!(&reading, Reading::Unknown(why) if why.contains("64 KiB")), "{reading}");
     }
 

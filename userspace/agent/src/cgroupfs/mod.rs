@@ -3,6 +3,7 @@
 //! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is told to the probes
 //! by [`scan::scan`], what was found is for the core to judge.
 
+mod directory;
 pub mod limit_files;
 mod mount;
 mod process;
@@ -10,10 +11,11 @@ mod roots;
 mod scan;
 mod watch;
 
+pub use directory::Directory;
 pub use limit_files::LimitReader;
 pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use process::in_initial_pid_namespace;
 pub use roots::Roots;
 use scan::gone;
-pub use scan::{ScanError, Scanned, Track, scan};
+pub use scan::{ScanError, Track, scan};
 pub use watch::{Watch, WatchError};

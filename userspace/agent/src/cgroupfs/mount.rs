@@ -13,6 +13,8 @@ use kwitness_abi::HIERARCHY_ROOT;
 use kwitness_core::model::CgroupId;
 use procfs::process::Process;
 
+use super::directory::Directory;
+
 /// A mount of the whole cgroup v2 hierarchy, and the subtree that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupFs {
@@ -145,6 +147,14 @@ impl CgroupFs {
     /// Where it is mounted.
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
+    }
+
+    /// Opens the directory of the cgroup of that path from the root of the hierarchy.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(&self, path: &str) -> std::io::Result<Directory> {
+        Directory::open(&self.mount_point.join(path.trim_start_matches('/')))
     }
 
     /// What is watched of it.

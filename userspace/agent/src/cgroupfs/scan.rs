@@ -2,15 +2,23 @@
 //!
 //! What exists before the probes is not tracked. The walk adds each cgroup to the tracked set *before* it lists what is
 //! below: a child is then either listed, or made later and taken up by the kernel side. One is neither: a child whose
-//! mkdir(2) was past the probe, but not yet visible, when its parent was added. A second walk, which only adds, finds it.
+//! mkdir(2) was past the probe, but not yet visible, when its parent was added. A second walk finds it; that one also reads.
+//!
+//! Any user with a delegated cgroup decides how deep the tree is, how long its paths are, and when parts of it vanish. So
+//! the walk holds one descriptor, however deep it is: it goes down by name and up by `..`, with the way back on a stack of
+//! its own, and it opens no path but that of the top. What cannot be read is left out and named in [`Unreadable`]; nothing
+//! but a top that cannot be read fails the walk.
 
-use std::fs::{self, DirEntry};
+use std::ffi::CString;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kwitness_core::model::{CgroupId, Scan, ScanReason, ScannedCgroup};
+use kwitness_core::cgroup_path::shortened;
+use kwitness_core::model::{
+    CgroupId, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable, UnreadableCgroup,
+};
 
+use super::directory::{Directory, text_of};
 use super::{CgroupFs, Roots, process};
 use crate::clock::Clock;
 use crate::probe::{Life, Tracker};
@@ -40,203 +48,295 @@ impl Track for Tracker {
     }
 }
 
-/// A directory of the tree cannot be read.
+/// The top of what is watched cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the cgroup {}", path.display())]
+#[error("cannot read the cgroup {path}")]
 pub struct ScanError {
-    path: PathBuf,
+    path: String,
     source: io::Error,
 }
 
-/// What a walk gives.
-#[derive(Debug)]
-pub struct Scanned {
-    /// What was found.
-    pub scan: Scan,
-    /// Cgroups that were found and cannot be tracked, for the set is full: what happens to them is not seen.
-    pub untracked: usize,
+/// Bytes of the longest path that is kept of a tracked cgroup: the paths of a deep nest take memory by the square of its depth.
+const PATH_LIMIT: usize = 8 << 10;
+
+#[cfg(test)]
+impl ScanError {
+    pub(crate) fn test() -> Self {
+        Self { path: "/".to_owned(), source: io::Error::other("test") }
+    }
 }
 
 /// Walks the tree.
 ///
 /// # Errors
-/// A directory cannot be read. A cgroup that goes away meanwhile is left out.
+/// The top of what is watched cannot be read. Below, what goes away meanwhile is left out, and what cannot be read is
+/// named in the result.
 pub fn scan(
     cgroups: &CgroupFs,
     roots: &Roots,
     track: &impl Track,
     reason: ScanReason,
-) -> Result<Scanned, ScanError> {
+) -> Result<Scan, ScanError> {
     let began = Clock::read().now();
-    let mut walk = Walk { cgroups, roots, track, found: Vec::new(), untracked: 0 };
-    for _ in 0..2 {
-        walk.found.clear();
-        walk.untracked = 0;
-        walk.subtree()?;
-    }
-    let cgroups = walk.found.into_iter().filter_map(Found::read).collect();
-    let scan = Scan { reason, began, ended: Clock::read().now(), untracked: 0, cgroups };
-    Ok(Scanned { scan, untracked: walk.untracked })
+    Walk::new(cgroups, roots, track, false).run()?;
+    let mut walk = Walk::new(cgroups, roots, track, true);
+    walk.run()?;
+    let Walk { found, untracked, unreadable, .. } = walk;
+    Ok(Scan { reason, began, ended: Clock::read().now(), untracked, unreadable, cgroups: found })
 }
 
 struct Walk<'a, T> {
     cgroups: &'a CgroupFs,
     roots: &'a Roots,
     track: &'a T,
-    found: Vec<Found>,
-    untracked: usize,
+    /// Whether the cgroups' files are read, too.
+    reads: bool,
+    /// The path of the innermost level, from the root of the hierarchy.
+    path: String,
+    levels: Vec<Level>,
+    found: Vec<ScannedCgroup>,
+    /// How many tracked cgroups were met, read or not.
+    met: usize,
+    untracked: u64,
+    unreadable: Unreadable,
 }
 
-/// A cgroup whose files are still to be read.
-struct Found {
+/// A directory that is being walked.
+struct Level {
     id: CgroupId,
-    parent: CgroupId,
-    path: Arc<str>,
-    directory: PathBuf,
+    name: CString,
+    is_tracked: bool,
+    /// How long the path is up to here.
+    path_len: usize,
+    /// What stands for the paths below, if they are too long to be kept.
+    long_path: Option<Arc<str>>,
+    /// How many tracked cgroups had been met before.
+    met: usize,
+    children: std::vec::IntoIter<CString>,
 }
 
-/// A directory to be listed.
-#[derive(Clone, Copy)]
-enum Level<'a> {
-    /// Above all tracked roots.
-    Outside { id: Option<CgroupId>, path: &'a str },
-    /// A tracked cgroup.
-    Inside { id: CgroupId, path: &'a str },
+/// An open directory, and which level's it is.
+struct Here {
+    directory: Directory,
+    depth: usize,
 }
 
-impl<T: Track> Walk<'_, T> {
-    /// Walks what is watched. Its top is itself a root, or in one, if it or a cgroup above it is called like one.
-    fn subtree(&mut self) -> Result<(), ScanError> {
-        let (path, id) = (self.cgroups.subtree().path(), self.cgroups.subtree_id());
-        let ends = path.match_indices('/').map(|(slash, _)| slash).skip(1).chain([path.len()]);
-        let above: Vec<&str> = ends.filter(|end| *end > 0).map(|end| &path[..end]).collect();
-        if above.iter().any(|path| self.is_root(path)) {
-            let parent = above.len().checked_sub(2).map_or(Ok(ROOT), |index| self.id(above[index]))?;
-            self.found(parent, id, path)?;
-        } else {
-            self.directory(Level::Outside { id: Some(id), path })?;
+impl<'a, T: Track> Walk<'a, T> {
+    fn new(cgroups: &'a CgroupFs, roots: &'a Roots, track: &'a T, reads: bool) -> Self {
+        Self {
+            cgroups,
+            roots,
+            track,
+            reads,
+            path: String::new(),
+            levels: Vec::new(),
+            found: Vec::new(),
+            met: 0,
+            untracked: 0,
+            unreadable: Unreadable::default(),
         }
-        if !self.found.is_empty() {
-            self.above(ROOT, "");
-            for path in &above {
-                self.above(self.id(path)?, path);
+    }
+
+    fn run(&mut self) -> Result<(), ScanError> {
+        let failed = |source| ScanError { path: self.cgroups.subtree().to_string(), source };
+        let (above, top) = self.above().and_then(|above| Ok((above, self.top()?))).map_err(failed)?;
+        self.cgroups.subtree().path().clone_into(&mut self.path);
+        let parent = above.last().map_or(ROOT, |(id, _)| *id);
+        let is_root = above.iter().any(|(_, is_root)| *is_root) || self.is_root(&top);
+        let entered = self.enter(&top, c"".to_owned(), is_root.then_some(parent));
+        entered.map_err(|source| ScanError { path: self.cgroups.subtree().to_string(), source })?;
+        self.descend(Here { directory: top, depth: 0 });
+        if self.met > 0 {
+            // What limits the subtree from above; its own top is tracked, or was done when it was left.
+            for (id, _) in above {
+                self.track_above(id);
             }
         }
         Ok(())
     }
 
-    fn is_root(&self, path: &str) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        let owner = || fs::symlink_metadata(self.on_disk(path)).map(|metadata| metadata.uid());
-        self.roots.may_contain(path) && owner().is_ok_and(|owner| self.roots.contain(path, owner))
+    /// The cgroups above the subtree from the root on, and whether each is a root of the tracked set.
+    fn above(&self) -> io::Result<Vec<(CgroupId, bool)>> {
+        let subtree = self.cgroups.subtree().path();
+        let ends = subtree.match_indices('/').map(|(slash, _)| slash);
+        ends.map(|end| {
+            let path = &subtree[..end];
+            let (id, owner) = self.cgroups.open(path)?.id_and_owner()?;
+            Ok((id, self.roots.contain(path, owner)))
+        })
+        .collect()
     }
 
-    fn id(&self, path: &str) -> Result<CgroupId, ScanError> {
-        use std::os::unix::fs::MetadataExt as _;
-        let directory = self.on_disk(path);
-        match fs::symlink_metadata(&directory) {
-            Ok(metadata) => Ok(CgroupId(metadata.ino())),
-            Err(source) => Err(ScanError { path: directory, source }),
-        }
+    fn top(&self) -> io::Result<Directory> {
+        self.cgroups.open(self.cgroups.subtree().path())
     }
 
-    /// The limits of the cgroup hold for what was found below it.
-    fn above(&self, id: CgroupId, path: &str) {
-        if let Err(error) = self.track.track_above(id) {
-            tracing::warn!(path, %error, "cannot track a cgroup above containers: changes of its limits are not seen");
-        }
-    }
-
-    fn directory(&mut self, level: Level<'_>) -> Result<(), ScanError> {
-        let found = self.found.len();
-        self.list(level)?;
-        if let Level::Outside { id, path } = level
-            && self.found.len() > found
-        {
-            self.above(id.unwrap_or(ROOT), path);
-        }
-        Ok(())
-    }
-
-    fn list(&mut self, level: Level<'_>) -> Result<(), ScanError> {
-        let (Level::Outside { path, .. } | Level::Inside { path, .. }) = level;
-        let directory = self.on_disk(path);
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if gone(&error) && path != self.cgroups.subtree().path() => return Ok(()),
-            Err(source) => return Err(ScanError { path: directory, source }),
-        };
-        // A cgroup that is removed while it is listed ends the list.
-        for entry in entries.map_while(Result::ok) {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.child(level, &entry)?;
+    /// Walks everything below the level that is `here`.
+    fn descend(&mut self, mut here: Here) {
+        while let Some(level) = self.levels.last_mut() {
+            let Some(name) = level.children.next() else {
+                self.leave();
+                continue;
+            };
+            self.path.truncate(level.path_len);
+            let (parent, is_tracked) = (level.id, level.is_tracked);
+            match self.step(&mut here, &name, parent, is_tracked) {
+                Ok(Some(directory)) => here = Here { directory, depth: here.depth + 1 },
+                Ok(None) => {}
+                Err(error) if gone(&error) => {}
+                Err(error) => self.leave_out(parent, &error),
             }
         }
+    }
+
+    /// Goes into a child of the innermost level, whose id is `parent`; none: the child is left out.
+    fn step(
+        &mut self,
+        here: &mut Here,
+        name: &CString,
+        parent: CgroupId,
+        is_parent_tracked: bool,
+    ) -> io::Result<Option<Directory>> {
+        self.path.push('/');
+        self.path.push_str(&text_of(name));
+        self.return_to(here, self.levels.len() - 1)?;
+        let directory = here.directory.child(name)?;
+        let tracked = (is_parent_tracked || self.is_root(&directory)).then_some(parent);
+        if tracked.is_some() && !self.take_up(&here.directory, name, directory.id()?) {
+            return Ok(None);
+        }
+        self.enter(&directory, name.clone(), tracked)?;
+        Ok(Some(directory))
+    }
+
+    /// Opens the directory of the level of that depth again, if it is not the one that is open.
+    fn return_to(&self, here: &mut Here, depth: usize) -> io::Result<()> {
+        while here.depth > depth {
+            here.directory = here.directory.child(c"..")?;
+            here.depth -= 1;
+        }
+        if here.directory.id()? == self.levels[depth].id {
+            return Ok(());
+        }
+        // What was open has been removed, or moved: from the top, then.
+        let mut directory = self.top()?;
+        for level in &self.levels[1..=depth] {
+            directory = directory.child(&level.name)?;
+        }
+        if directory.id()? != self.levels[depth].id {
+            return Err(nix::errno::Errno::ENODEV.into());
+        }
+        here.directory = directory;
         Ok(())
     }
 
-    fn child(&mut self, parent: Level<'_>, entry: &DirEntry) -> Result<(), ScanError> {
-        use std::os::unix::fs::DirEntryExt as _;
-        let (Level::Outside { path, .. } | Level::Inside { path, .. }) = parent;
-        let path = format!("{path}/{}", entry.file_name().to_string_lossy());
-        let id = CgroupId(entry.ino());
-        let parent = match parent {
-            Level::Inside { id, .. } => id,
-            Level::Outside { id: above, .. } if self.is_root(&path) => above.unwrap_or(ROOT),
-            Level::Outside { .. } => return self.directory(Level::Outside { id: Some(id), path: &path }),
-        };
-        self.found(parent, id, &path)
+    /// Whether a directory, whose path is [`Walk::path`], is a root of the tracked set.
+    fn is_root(&self, directory: &Directory) -> bool {
+        self.roots.may_contain(&self.path)
+            && directory.id_and_owner().is_ok_and(|(_, owner)| self.roots.contain(&self.path, owner))
     }
 
-    /// Takes up a cgroup of the tracked set, and all below.
-    fn found(&mut self, parent: CgroupId, id: CgroupId, path: &str) -> Result<(), ScanError> {
-        let directory = self.on_disk(path);
+    /// Has a cgroup tracked; false: it is gone.
+    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId) -> bool {
         match self.track.track(id) {
-            // The kernel may have told of its end before it was added: nobody else would ever take it out.
-            Ok(true) if fs::symlink_metadata(&directory).is_err_and(|error| gone(&error)) => {
+            // Its end may have been reported before it was added: nothing else would ever take it out.
+            Ok(true) if !parent.id_of(name).is_ok_and(|found| found == id) => {
                 if let Err(error) = self.track.untrack(id) {
-                    tracing::warn!(path, %error, "cannot take a removed cgroup out of the tracked set");
+                    let path = shortened(&self.path);
+                    tracing::warn!(%path, %error, "cannot take a removed cgroup out of the tracked set");
                 }
-                return Ok(());
+                return false;
             }
             Ok(_) => {}
             Err(error) => {
                 if self.untracked == 0 {
-                    tracing::warn!(path, %error, "cannot track a cgroup; if the set is full, raise kernel.tracked_capacity");
+                    let path = shortened(&self.path);
+                    tracing::warn!(%path, %error, "cannot track a cgroup; if the set is full, raise kernel.tracked_capacity");
                 }
                 self.untracked += 1;
             }
         }
-        self.found.push(Found { id, parent, path: path.into(), directory });
-        self.directory(Level::Inside { id, path })
+        true
     }
 
-    fn on_disk(&self, path: &str) -> PathBuf {
-        self.cgroups.mount_point().join(path.trim_start_matches('/'))
+    /// Makes a directory the innermost level. `tracked`: it is a tracked cgroup, with that parent.
+    fn enter(&mut self, directory: &Directory, name: CString, tracked: Option<CgroupId>) -> io::Result<()> {
+        let id = directory.id()?;
+        let met = self.met;
+        if self.levels.is_empty() && tracked.is_some() {
+            // The top has no directory to look it up in; that it is there was just seen.
+            if let Err(error) = self.track.track(id) {
+                tracing::warn!(path = self.path, %error, "cannot track a cgroup");
+                self.untracked += 1;
+            }
+        }
+        let above = self.levels.last().and_then(|level| level.long_path.clone());
+        let long_path = above.or_else(|| (self.path.len() > PATH_LIMIT).then(|| self.long_path()));
+        if let Some(parent) = tracked {
+            self.met += 1;
+            if self.reads {
+                let path = long_path.clone().unwrap_or_else(|| Arc::from(&*self.path));
+                self.found.push(read(directory, id, parent, path)?);
+            }
+        }
+        let children = directory.entries()?.into_iter().filter(|entry| entry.is_directory);
+        let children: Vec<CString> = children.map(|entry| entry.name).collect();
+        let (path_len, is_tracked) = (self.path.len(), tracked.is_some());
+        let children = children.into_iter();
+        self.levels.push(Level { id, name, is_tracked, path_len, long_path, met, children });
+        Ok(())
+    }
+
+    /// In place of a path that is too long to be kept.
+    fn long_path(&self) -> Arc<str> {
+        let above = self.levels.last().map_or(0, |level| level.path_len);
+        Arc::from(format!("{}/...", &self.path[..above]))
+    }
+
+    /// Names a cgroup that cannot be read, whose path is [`Walk::path`].
+    fn leave_out(&mut self, parent: CgroupId, error: &io::Error) {
+        let is_kept = |level: &&Level| level.path_len <= PATH_LIMIT;
+        let above = self.levels.iter().rev().find(is_kept).map_or(0, |level| level.path_len);
+        let path = if self.path.len() > PATH_LIMIT { &self.path[..above] } else { &*self.path };
+        self.unreadable.push(UnreadableCgroup { path: path.into(), parent, error: error.to_string().into() });
+    }
+
+    /// Ends the innermost level.
+    fn leave(&mut self) {
+        let Some(Level { id, is_tracked, met, path_len, .. }) = self.levels.pop() else { return };
+        self.path.truncate(path_len);
+        if !is_tracked && self.met > met {
+            self.track_above(id);
+        }
+    }
+
+    /// The limits of the cgroup hold for what was found below it.
+    fn track_above(&self, id: CgroupId) {
+        if let Err(error) = self.track.track_above(id) {
+            let path = shortened(&self.path);
+            tracing::warn!(%path, %error, "cannot track a cgroup above containers: changes of its limits are not seen");
+        }
     }
 }
 
 /// The hierarchy's root.
-const ROOT: CgroupId = CgroupId(1);
+const ROOT: CgroupId = CgroupId(kwitness_abi::HIERARCHY_ROOT);
 
-impl Found {
-    /// None if the cgroup is gone.
-    fn read(self) -> Option<ScannedCgroup> {
-        let Self { id, parent, path, directory } = self;
-        let populated = match fs::read_to_string(directory.join("cgroup.events")) {
-            Ok(text) => {
-                text.lines().find_map(|line| line.strip_prefix("populated ")).map(|value| value.trim() != "0")
-            }
-            Err(error) if gone(&error) => return None,
-            Err(_) => None,
-        };
-        Some(ScannedCgroup { id, parent, path, populated, processes: processes(&directory) })
-    }
+/// Reads a cgroup's files. An error if it is gone.
+fn read(directory: &Directory, id: CgroupId, parent: CgroupId, path: Arc<str>) -> io::Result<ScannedCgroup> {
+    let populated = match directory.text("cgroup.events") {
+        Ok(text) => {
+            text.lines().find_map(|line| line.strip_prefix("populated ")).map(|value| value.trim() != "0")
+        }
+        Err(error) if gone(&error) => return Err(error),
+        Err(_) => None,
+    };
+    Ok(ScannedCgroup { id, parent, path, populated, processes: processes(directory) })
 }
 
-fn processes(directory: &Path) -> Vec<kwitness_core::model::ScannedProcess> {
+fn processes(directory: &Directory) -> Vec<ScannedProcess> {
     // A threaded cgroup does not list its processes; they are those of the domain above.
-    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let pids = directory.text("cgroup.procs").unwrap_or_default();
     let mut found: Vec<_> =
         pids.lines().filter_map(|pid| pid.trim().parse().ok()).filter_map(process::read).collect();
     found.sort_by_key(|process| (process.task.key.start, process.task.key.pid));
@@ -251,10 +351,13 @@ pub(super) fn gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fs;
     use std::os::unix::fs::MetadataExt as _;
+    use std::path::Path;
     use std::sync::Mutex;
 
     use super::*;
+    use crate::cgroupfs::directory::testing::Nest;
 
     #[derive(Default)]
     struct Set(Mutex<BTreeSet<u64>>, Mutex<BTreeSet<u64>>);
@@ -275,6 +378,10 @@ mod tests {
         }
     }
 
+    fn ino(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().ino()
+    }
+
     /// Who owns what the tests make.
     fn own_uid() -> u32 {
         nix::unistd::geteuid().as_raw()
@@ -285,7 +392,7 @@ mod tests {
         let root = tree(&[("user.slice/x-kubepods/kubepods/podfake", ""), ("kubepods", "")]);
         let set = Set::default();
         let scanned = |roots: &Roots| {
-            let scan = scan(&CgroupFs::at(root.path()), roots, &set, ScanReason::Initial).unwrap().scan;
+            let scan = scan(&CgroupFs::at(root.path()), roots, &set, ScanReason::Initial).unwrap();
             scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect::<Vec<_>>()
         };
         assert!(scanned(&Roots::trusting(&[], own_uid() + 1)).is_empty());
@@ -326,14 +433,13 @@ mod tests {
         ]);
         let set = Set::default();
         let roots = Roots::trusting(&["/machine.slice/libpod-"], own_uid());
-        let Scanned { scan, untracked } =
-            scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
-        assert_eq!(untracked, 0);
+        let scan = scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
+        assert_eq!((scan.untracked, scan.unreadable.count), (0, 0));
         let above = ["machine.slice", "system.slice", "system.slice/docker-abc.scope"]
             .into_iter()
             .chain(["system.slice/docker-abc.scope/kubelet.slice"])
             .map(|path| fs::metadata(root.path().join(path)).unwrap().ino());
-        assert_eq!(*set.1.lock().unwrap(), above.chain([ROOT.0]).collect());
+        assert_eq!(*set.1.lock().unwrap(), above.chain([ino(root.path())]).collect());
         let mut paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
         for (index, cgroup) in scan.cgroups.iter().enumerate() {
             let on_disk = root.path().join(&cgroup.path[1..]);
@@ -383,7 +489,7 @@ mod tests {
         let root = tree(&[("kubepods", ""), ("kubepods/a", ""), ("kubepods/b", "")]);
         let going = root.path().join("kubepods/a");
         let track = Racing(Set::default(), &going);
-        let Scanned { scan, .. } =
+        let scan =
             scan(&CgroupFs::at(root.path()), &Roots::trusting(&[], own_uid()), &track, ScanReason::Repair)
                 .unwrap();
         let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
@@ -398,8 +504,7 @@ mod tests {
         let scanned = |subtree: &str| {
             let cgroups = CgroupFs::below(root.path(), subtree).unwrap();
             let set = Set::default();
-            let scan =
-                scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap().scan;
+            let scan = scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap();
             let paths: Vec<String> = scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect();
             let above = set.1.into_inner().unwrap();
             assert_eq!(set.0.lock().unwrap().len(), paths.len());
@@ -407,7 +512,7 @@ mod tests {
         };
         let ids = |paths: &[&str]| -> BTreeSet<u64> {
             let ids = paths.iter().map(|path| fs::metadata(root.path().join(path)).unwrap().ino());
-            ids.chain([ROOT.0]).collect()
+            ids.chain([ino(root.path())]).collect()
         };
         let (paths, above) = scanned("/node");
         assert_eq!(paths, ["/node/kubelet/kubepods", "/node/kubelet/kubepods/pod2"]);
@@ -419,5 +524,72 @@ mod tests {
         let (paths, above) = scanned("/node2/kubepods/pod3");
         assert_eq!(paths, ["/node2/kubepods/pod3"]);
         assert!(above.is_superset(&ids(&["node2", "node2/kubepods"])));
+    }
+
+    /// As a user without privileges, on a thread of its own: the kernel keeps that user for each thread.
+    #[test]
+    fn what_cannot_be_read_is_left_out_and_named_and_the_rest_is_right() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tree(&[("kubepods/pod1/c/locked/inner", ""), ("kubepods/pod2", ""), ("locked", "")]);
+        let locked = ["kubepods/pod1/c/locked", "locked"].map(|path| root.path().join(path));
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        locked.iter().for_each(|path| mode(path, 0));
+        mode(root.path(), 0o755);
+        let set = Set::default();
+        let cgroups = CgroupFs::at(root.path());
+        let roots = Roots::trusting(&[], own_uid());
+        let walk = || {
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+            scan(&cgroups, &roots, &set, ScanReason::Initial)
+        };
+        let scan = std::thread::scope(|scope| scope.spawn(walk).join()).unwrap().unwrap();
+        locked.iter().for_each(|path| mode(path, 0o755));
+        let mut unreadable: Vec<&str> = scan.unreadable.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
+        unreadable.sort_unstable();
+        assert_eq!(unreadable, ["/kubepods/pod1/c/locked", "/locked"]);
+        assert!(scan.unreadable.cgroups.iter().all(|cgroup| cgroup.error.contains("ermission denied")));
+        let mut paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
+        paths.sort_unstable();
+        assert_eq!(paths, ["/kubepods", "/kubepods/pod1", "/kubepods/pod1/c", "/kubepods/pod2"]);
+    }
+
+    #[test]
+    fn a_nest_that_no_path_reaches_is_walked_with_one_descriptor() {
+        let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+        for (name, depth) in [("x".repeat(250), 18), ("y".repeat(250), 40), ("x".to_owned(), 1500)] {
+            let root = tree(&[("user.slice", ""), ("kubepods/pod1", ""), ("zzz/kubepods", "")]);
+            let outside_top = root.path().join("user.slice");
+            let _outside = Nest::make(&outside_top, &name, depth);
+            let inside_top = root.path().join("kubepods/pod1");
+            let inside = Nest::make(&inside_top, &name, depth);
+            struct Watching(Set, Mutex<usize>);
+            impl Track for Watching {
+                fn track(&self, id: CgroupId) -> io::Result<bool> {
+                    let now = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+                    let mut most = self.1.lock().unwrap();
+                    *most = now.max(*most);
+                    self.0.track(id)
+                }
+                fn untrack(&self, id: CgroupId) -> io::Result<()> {
+                    self.0.untrack(id)
+                }
+                fn track_above(&self, id: CgroupId) -> io::Result<()> {
+                    self.0.track_above(id)
+                }
+            }
+            let watching = Watching(Set::default(), Mutex::default());
+            let before = open();
+            let roots = Roots::trusting(&[], own_uid());
+            let scan = scan(&CgroupFs::at(root.path()), &roots, &watching, ScanReason::Initial).unwrap();
+            // Other tests run beside this one and open files, too; a descriptor a level would show all the same.
+            assert!(*watching.1.lock().unwrap() < before + 100, "a descriptor a level");
+            assert!(scan.unreadable.is_empty(), "{:?}", scan.unreadable);
+            let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
+            assert!(paths.contains(&"/zzz/kubepods") && paths.contains(&"/kubepods/pod1"));
+            assert_eq!((scan.cgroups.len(), watching.0.0.lock().unwrap().len()), (3 + depth, 3 + depth));
+            assert!(paths.iter().all(|path| path.len() <= PATH_LIMIT + 4), "paths take memory");
+            let innermost = scan.cgroups.iter().find(|cgroup| cgroup.id == inside.innermost().id().unwrap());
+            assert!(innermost.is_some_and(|cgroup| cgroup.path.starts_with("/kubepods/pod1/")));
+        }
     }
 }

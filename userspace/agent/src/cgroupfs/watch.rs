@@ -18,7 +18,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::{fs, thread};
 
@@ -32,7 +31,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use tokio::sync::mpsc;
 
-use super::{CgroupFs, process};
+use super::{CgroupFs, Directory, process};
 use crate::clock::Clock;
 use crate::probe::Tracker;
 
@@ -154,13 +153,18 @@ impl Watch {
                 }
             }
             Naming::Descriptor => match self.fanotify.read_events() {
-                Ok(events) => Ok(Batch {
-                    overflow: events.iter().any(|event| event.mask().contains(MaskFlags::FAN_Q_OVERFLOW)),
-                    notices: events
-                        .iter()
-                        .filter_map(|event| by_descriptor(event.fd()?.as_raw_fd(), event.pid()))
-                        .collect(),
-                }),
+                Ok(events) => {
+                    let mut batch = Batch::default();
+                    for event in &events {
+                        batch.overflow |= event.mask().contains(MaskFlags::FAN_Q_OVERFLOW);
+                        match event.fd().map(|file| by_descriptor(file.as_raw_fd(), event.pid())) {
+                            Some(Ok(notice)) => batch.notices.extend(notice),
+                            Some(Err(_)) => batch.overflow = true,
+                            None => {}
+                        }
+                    }
+                    Ok(batch)
+                }
                 Err(Errno::EINTR | Errno::EAGAIN) => Ok(Batch::default()),
                 Err(error) => Err(error.into()),
             },
@@ -206,17 +210,19 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 fn id(directory: &Path) -> Option<CgroupId> {
-    fs::metadata(directory).ok().map(|metadata| CgroupId(metadata.ino()))
+    Directory::open(directory).ok()?.id().ok()
 }
 
 fn overflow(from: KernelTime, to: KernelTime) -> Observation {
     Observation::Lost(Loss { from, to, cause: GapCause::WatchOverflow, lost: BTreeMap::new() })
 }
 
-fn by_descriptor(descriptor: i32, pid: i32) -> Option<Notice> {
-    let path = fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
-    let limit_file = path.file_name()?.to_str()?.parse().ok()?;
-    Some(Notice { pid, cgroup: id(path.parent()?)?, limit_file })
+/// None: it is no limit file, or its cgroup is gone. An error: the kernel does not say which file it is, for its path is too long.
+fn by_descriptor(descriptor: i32, pid: i32) -> io::Result<Option<Notice>> {
+    let path = fs::read_link(format!("/proc/self/fd/{descriptor}"))?;
+    let limit_file = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+    let cgroup = path.parent().and_then(id);
+    Ok(limit_file.zip(cgroup).map(|(limit_file, cgroup)| Notice { pid, cgroup, limit_file }))
 }
 
 /// Reads notices by handle, `struct fanotify_event_metadata` of `include/uapi/linux/fanotify.h` each, followed by one

@@ -31,12 +31,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_abi::Counters;
+use kwitness_core::cgroup_path::shortened;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Action, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, ScanReason, Subject,
-    VerdictScope,
+    Action, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, Problem, Scan,
+    ScanReason, Subject, Unreadable, VerdictScope,
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
@@ -44,7 +45,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroupfs::{LimitReader, Scanned};
+use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
@@ -83,6 +84,8 @@ pub struct Report {
     pub programs: Vec<ProgramStats>,
     /// How many containers there are.
     pub containers: usize,
+    /// What cannot be done at present.
+    pub problems: Vec<Problem>,
 }
 
 #[derive(Debug)]
@@ -226,7 +229,7 @@ struct Waiting<P> {
 }
 
 enum Read {
-    Scanned(Scanned),
+    Scanned(Scan),
     Answer(Observation),
     Evidence(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
 }
@@ -248,6 +251,10 @@ pub(crate) struct Engine<P: Probe> {
     scans: Scans,
     losses: Losses,
     suppressed: SuppressedWrites,
+    /// What the last scan could not read.
+    unreadable: Unreadable,
+    /// Why the last scan failed.
+    scan_error: Option<String>,
     recorder: Option<Recorder>,
     records: u64,
     /// Until the initial scan has been observed.
@@ -299,6 +306,8 @@ impl<P: Probe> Engine<P> {
             requests,
             scans,
             suppressed: SuppressedWrites::default(),
+            unreadable: Unreadable::default(),
+            scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
             records: 0,
             ready: None,
@@ -330,10 +339,7 @@ impl<P: Probe> Engine<P> {
                 scanned = self.scans.next(), if has_room => match scanned {
                     Ok(scanned) => self.wait_for_records(Read::Scanned(scanned)),
                     Err(error) if self.ready.is_some() => return Err(error).context("the initial scan failed"),
-                    Err(error) => {
-                        tracing::error!("the repair scan failed, trying again: {error:#}");
-                        self.scans.want(ScanReason::Repair);
-                    }
+                    Err(error) => self.scan_failed(&error),
                 },
                 Some(observation) = self.answers.recv(), if has_room => match observation {
                     // What was written before the files were read explains what they say.
@@ -393,6 +399,30 @@ impl<P: Probe> Engine<P> {
         }
     }
 
+    /// A failure is logged once, not at each attempt.
+    fn scan_failed(&mut self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        if self.scan_error.as_ref() != Some(&error) {
+            tracing::error!(error, "the repair scan failed; it is repeated");
+        }
+        self.scan_error = Some(error);
+    }
+
+    /// Logs what could not be read and was not reported so far, and what can be read again.
+    fn scanned(&mut self, unreadable: &Unreadable) {
+        if self.scan_error.take().is_some() {
+            tracing::info!("recovered: the cgroup tree can be scanned");
+        }
+        let before = std::mem::replace(&mut self.unreadable, unreadable.clone());
+        for cgroup in unreadable.cgroups.iter().filter(|cgroup| !before.cgroups.contains(cgroup)) {
+            let path = shortened(&cgroup.path);
+            tracing::warn!(%path, error = %cgroup.error, "cannot read a cgroup: it is left out");
+        }
+        if unreadable.is_empty() && !before.is_empty() {
+            tracing::info!(count = before.count, "recovered: every cgroup can be read");
+        }
+    }
+
     /// Has something observed once all records have been that the kernel has made by now.
     fn wait_for_records(&mut self, what: Read) {
         self.waiting.push_back(Waiting { produced: self.probe.produced(), at: Clock::read(), what });
@@ -401,15 +431,16 @@ impl<P: Probe> Engine<P> {
 
     fn observe_read(&mut self, what: Read) {
         match what {
-            Read::Scanned(Scanned { mut scan, untracked }) => {
-                scan.untracked = untracked as u64;
+            Read::Scanned(scan) => {
                 tracing::info!(
                     reason = ?scan.reason,
                     cgroups = scan.cgroups.len(),
-                    untracked,
+                    untracked = scan.untracked,
+                    unreadable = scan.unreadable.count,
                     took_ms = (scan.ended.0 - scan.began.0) / 1_000_000,
                     "scanned the cgroup tree"
                 );
+                self.scanned(&scan.unreadable);
                 self.observe(Observation::Scan(scan));
                 if let Some(ready) = self.ready.take() {
                     // Nobody waiting for it is no reason to stop.
@@ -509,11 +540,13 @@ impl<P: Probe> Engine<P> {
         counters.insert("limits_open".to_owned(), self.reader.open() as u64);
         counters.insert("records".to_owned(), self.records);
         counters.insert("scans".to_owned(), self.scans.made());
+        counters.insert("scan_unreadable".to_owned(), self.unreadable.count);
         Report {
             lost: self.losses.total().clone(),
             counters,
             programs: self.probe.program_stats(),
             containers: self.node.container_count(),
+            problems: self.node.problems(),
         }
     }
 }

@@ -3,39 +3,45 @@
 //!
 //! ```text
 //!  Idle ──want──▶ Due(at) ──time──▶ Walking ──done──▶ Idle, or Due again if it was wanted meanwhile
+//!   ▲                                                    │
+//!   └── Due by itself, later each time, while walks fail or leave something out
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kwitness_core::model::ScanReason;
+use kwitness_core::model::{Scan, ScanReason};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::cgroupfs::{CgroupFs, Roots, ScanError, Scanned, scan};
+use crate::cgroupfs::{CgroupFs, Roots, ScanError, scan};
 use crate::probe::Tracker;
 
 /// Walks the tree once.
-type Walk = Arc<dyn Fn(ScanReason) -> Result<Scanned, ScanError> + Send + Sync>;
+type Walk = Arc<dyn Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync>;
 
 /// Between the end of a walk and the next, at least.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The share of the time that walking may take: one part in so many and one.
 const PAUSE_FACTOR: u32 = 4;
+/// Between a walk that failed, or could not read everything, and its repetition: the first time, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 pub(crate) struct Scans {
     walk: Walk,
     state: State,
     /// Not before.
     earliest: Instant,
+    /// When the last walk is repeated by itself, and how long after it.
+    retry: Option<(Instant, Duration)>,
     made: u64,
 }
 
 enum State {
     Idle,
     Due(ScanReason),
-    Walking { walk: JoinHandle<Result<Scanned, ScanError>>, began: Instant, again: Option<ScanReason> },
+    Walking { walk: JoinHandle<Result<Scan, ScanError>>, began: Instant, again: Option<ScanReason> },
 }
 
 impl Scans {
@@ -44,10 +50,8 @@ impl Scans {
     }
 
     /// Walks that are made by that.
-    pub(crate) fn by(
-        walk: impl Fn(ScanReason) -> Result<Scanned, ScanError> + Send + Sync + 'static,
-    ) -> Self {
-        Self { walk: Arc::new(walk), state: State::Idle, earliest: Instant::now(), made: 0 }
+    pub(crate) fn by(walk: impl Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync + 'static) -> Self {
+        Self { walk: Arc::new(walk), state: State::Idle, earliest: Instant::now(), retry: None, made: 0 }
     }
 
     /// Asks for a walk that begins after this call.
@@ -64,11 +68,16 @@ impl Scans {
         self.made
     }
 
-    /// What the next walk gives; pending while none is wanted. Nothing is lost when it is dropped before it is ready.
-    pub(crate) async fn next(&mut self) -> anyhow::Result<Scanned> {
+    /// What the next walk gives; pending while none is wanted. Nothing is lost when it is dropped before it is ready. A walk that
+    /// failed is repeated.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Scan> {
         loop {
             match &mut self.state {
-                State::Idle => std::future::pending().await,
+                State::Idle => {
+                    let Some((at, _)) = self.retry else { return std::future::pending().await };
+                    tokio::time::sleep_until(at).await;
+                    self.state = State::Due(ScanReason::Repair);
+                }
                 State::Due(reason) => {
                     let reason = *reason;
                     tokio::time::sleep_until(self.earliest).await;
@@ -77,14 +86,62 @@ impl Scans {
                     self.state = State::Walking { walk, began: Instant::now(), again: None };
                 }
                 State::Walking { walk, began, again } => {
-                    let walked = walk.await;
+                    let walked = walk.await.context("the scan panicked").and_then(|walked| Ok(walked?));
                     let now = Instant::now();
                     self.earliest = now + PAUSE_MIN.max((now - *began) * PAUSE_FACTOR);
                     self.state = again.take().map_or(State::Idle, State::Due);
                     self.made += 1;
-                    return Ok(walked.context("the scan panicked")??);
+                    self.plan_retry(now, walked.as_ref().is_ok_and(|scan| scan.unreadable.is_empty()));
+                    return walked;
                 }
             }
         }
+    }
+
+    fn plan_retry(&mut self, now: Instant, is_complete: bool) {
+        let after = self.retry.map_or(RETRY.0, |(_, after)| RETRY.1.min(after * 2));
+        self.retry = (!is_complete).then_some((now + after, after));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use kwitness_core::model::{CgroupId, KernelTime, Unreadable, UnreadableCgroup};
+
+    use super::*;
+
+    fn scan(reason: ScanReason, is_complete: bool) -> Scan {
+        let mut unreadable = Unreadable::default();
+        if !is_complete {
+            let (path, error) = ("/kubepods/a".into(), "Permission denied".into());
+            unreadable.push(UnreadableCgroup { path, parent: CgroupId(1), error });
+        }
+        let at = KernelTime(1);
+        Scan { reason, began: at, ended: at, untracked: 0, unreadable, cgroups: Vec::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_read_is_tried_again_later_each_time_until_it_is() {
+        let walks = Arc::new(Mutex::new(Vec::new()));
+        let times = walks.clone();
+        let mut scans = Scans::by(move |reason| {
+            let mut times = times.lock().unwrap();
+            times.push(Instant::now());
+            match times.len() {
+                2 => Err(ScanError::test()),
+                count => Ok(scan(reason, count > 9)),
+            }
+        });
+        scans.want(ScanReason::Initial);
+        for walk in 1..=10 {
+            assert_eq!(scans.next().await.is_err(), walk == 2);
+        }
+        let times = walks.lock().unwrap().clone();
+        let pauses: Vec<u128> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        let rest = tokio::time::timeout(Duration::from_secs(3600), scans.next()).await;
+        assert!(rest.is_err(), "nothing is left to be read");
     }
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use kwitness_core::journal::Epoch;
-use kwitness_core::model::{KernelTime, Scan};
+use kwitness_core::model::{KernelTime, Scan, Unreadable};
 use tokio::time::{Instant, timeout};
 
 use super::*;
@@ -89,10 +89,8 @@ fn start(backlog: u64) -> Running {
     let taken = Arc::new(AtomicU64::new(0));
     let empty = |reason| {
         let now = Clock::read().now();
-        Ok(Scanned {
-            scan: Scan { reason, began: now, ended: now, untracked: 0, cgroups: Vec::new() },
-            untracked: 0,
-        })
+        let unreadable = Unreadable::default();
+        Ok(Scan { reason, began: now, ended: now, untracked: 0, unreadable, cgroups: Vec::new() })
     };
     let parts = Parts {
         probe: Flood { taken: taken.clone(), backlog },

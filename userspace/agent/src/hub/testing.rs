@@ -63,8 +63,13 @@ pub(super) fn updated(subject: &Arc<Subject>) -> Event {
 }
 
 pub(super) fn gap() -> Event {
-    let gap =
-        Gap { cause: GapCause::RingFull, lost: BTreeMap::new(), from: KernelTime(1), to: KernelTime(2) };
+    let gap = Gap {
+        cause: GapCause::RingFull,
+        lost: BTreeMap::new(),
+        from: KernelTime(1),
+        to: KernelTime(2),
+        path: None,
+    };
     event(None, Kind::Gap(gap))
 }
 

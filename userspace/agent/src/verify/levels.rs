@@ -1,16 +1,14 @@
 //! What the files say at every level, from the innermost cgroup of a container to the root. Reads, and never judges.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::ffi::CString;
 use std::sync::Arc;
 
 use kwitness_core::cgroup_path::{Placement, classify};
 use kwitness_core::model::{CgroupId, Level, LevelRole, LimitFile, Reading, Resource};
 
-use crate::cgroupfs::CgroupFs;
-use crate::cgroupfs::limit_files::{read_limit_file, read_text};
+use crate::cgroupfs::limit_files::read_limit_file_of;
+use crate::cgroupfs::{CgroupFs, Directory};
 
 /// What systemd makes inside a container's cgroup when it runs there.
 const UNITS: [&str; 3] = [".slice", ".scope", ".service"];
@@ -31,8 +29,9 @@ pub(super) struct Levels {
 pub(super) struct Files(HashMap<(String, LimitFile), Reading>);
 
 impl Files {
-    fn reading(&mut self, directory: &Path, path: &str, file: LimitFile) -> Reading {
-        self.0.entry((path.to_owned(), file)).or_insert_with(|| read_limit_file(directory, file)).clone()
+    fn reading(&mut self, cgroups: &CgroupFs, path: &str, file: LimitFile) -> Reading {
+        let read = || read_limit_file_of(cgroups, path, file);
+        self.0.entry((path.to_owned(), file)).or_insert_with(read).clone()
     }
 }
 
@@ -44,27 +43,29 @@ pub(super) fn read(
     id: CgroupId,
     resource: Resource,
 ) -> Levels {
-    let directory = |path: &str| cgroups.mount_point().join(path.trim_start_matches('/'));
+    let directory = cgroups.open(path).ok();
     let mut level = |path: &str, role| Level {
         path: Arc::from(if path.is_empty() { "/" } else { path }),
         role,
-        reading: files.reading(&directory(path), path, resource.file()),
+        reading: files.reading(cgroups, path, resource.file()),
     };
     let mut levels = Vec::new();
     if role(path) == LevelRole::Container
-        && let Some(inner) = inner(&directory(path))
+        && let Some(inner) = directory.as_ref().and_then(inner)
     {
-        levels.push(level(&format!("{path}/{inner}"), LevelRole::Inner));
+        levels.push(level(&format!("{path}/{}", inner.to_string_lossy()), LevelRole::Inner));
     }
     let own = levels.len();
     levels.extend(upwards(path).map(|path| level(path, role(path))));
     // Another cgroup by that name is not the one that was asked for.
-    if inode(&directory(path)) != Some(id.0) {
+    let directory = directory.filter(|directory| directory.id().is_ok_and(|found| found == id));
+    if directory.is_none() {
         levels[own].reading = Reading::Gone;
     }
+    let number = |name| directory.as_ref().and_then(|directory| directory.number(name));
     let usage = match resource {
-        Resource::Memory => number(&directory(path).join("memory.current")),
-        Resource::Swap => number(&directory(path).join("memory.swap.current")),
+        Resource::Memory => number("memory.current"),
+        Resource::Swap => number("memory.swap.current"),
         // More than `memory.high` is how that limit works: whoever takes it is slowed down.
         Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
     };
@@ -73,20 +74,17 @@ pub(super) fn read(
 
 /// The name of the cgroup that crun makes inside a container's, for systemd to keep out of, and puts all of its processes into:
 /// `container`, unless the annotation `run.oci.systemd.subgroup` says otherwise. What a workload makes for itself is none.
-pub(super) fn inner(container: &Path) -> Option<String> {
-    let is_empty = |directory: &Path| {
-        let members = read_text(&directory.join("cgroup.procs"));
-        members.is_ok_and(|members| members.trim().is_empty())
-    };
+pub(super) fn inner(container: &Directory) -> Option<CString> {
+    let is_empty =
+        |directory: &Directory| directory.text("cgroup.procs").is_ok_and(|members| members.trim().is_empty());
     // A process here, and none of the cgroups below is the runtime's: the kernel would not have it give controllers to both.
     if !is_empty(container) {
         return None;
     }
-    let is_unit = |name: &str| UNITS.iter().any(|suffix| name.ends_with(suffix));
-    let entries = fs::read_dir(container).ok()?.flatten();
-    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let names = below.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names = names.filter(|name| !is_unit(name) && !is_empty(&container.join(name)));
+    let is_unit = |name: &CString| UNITS.iter().any(|suffix| name.to_bytes().ends_with(suffix.as_bytes()));
+    let below = container.entries().ok()?.into_iter().filter(|entry| entry.is_directory);
+    let has_members = |name: &CString| container.child(name).is_ok_and(|directory| !is_empty(&directory));
+    let mut names = below.map(|entry| entry.name).filter(|name| !is_unit(name) && has_members(name));
     match (names.next(), names.next()) {
         (Some(only), None) => Some(only),
         _ => None,
@@ -96,8 +94,7 @@ pub(super) fn inner(container: &Path) -> Option<String> {
 /// The pod's cgroup around a container's: its path and its id, if it is there.
 pub(super) fn pod_around(cgroups: &CgroupFs, path: &str) -> Option<(Arc<str>, CgroupId)> {
     let pod = upwards(path).find(|path| matches!(classify(path), Placement::Pod(_)))?;
-    let directory: PathBuf = cgroups.mount_point().join(pod.trim_start_matches('/'));
-    Some((Arc::from(pod), CgroupId(inode(&directory)?)))
+    Some((Arc::from(pod), cgroups.open(pod).ok()?.id().ok()?))
 }
 
 /// The path, its parent's, and so on to the root's, which is empty.
@@ -118,20 +115,18 @@ fn role(path: &str) -> LevelRole {
     }
 }
 
-/// The cgroup's id, which is its directory's inode number.
-pub(super) fn inode(directory: &Path) -> Option<u64> {
-    fs::symlink_metadata(directory).ok().map(|metadata| metadata.ino())
-}
-
-fn number(path: &Path) -> Option<u64> {
-    read_text(path).ok()?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use kwitness_core::model::{Bound, Value};
 
     use super::*;
+
+    fn id_of(directory: &Path) -> CgroupId {
+        Directory::open(directory).unwrap().id().unwrap()
+    }
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -151,7 +146,7 @@ mod tests {
         fs::write(own.join("memory.current"), "100\n").unwrap();
         fs::write(root.path().join("kubepods/memory.max"), "8192\n").unwrap();
         let cgroups = CgroupFs::at(root.path());
-        let id = CgroupId(inode(own).unwrap());
+        let id = id_of(own);
 
         let read_all = read(&cgroups, &mut Files::default(), &container, id, Resource::Memory);
         let found: Vec<_> =
@@ -172,7 +167,7 @@ mod tests {
         assert_eq!(&*read_all.levels[5].path, "/");
 
         let (path, pod_id) = pod_around(&cgroups, &container).unwrap();
-        assert_eq!((&*path, pod_id.0), (pod, inode(own.parent().unwrap()).unwrap()));
+        assert_eq!((&*path, pod_id), (pod, id_of(own.parent().unwrap())));
         let another =
             read(&cgroups, &mut Files::default(), &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
         assert_eq!(another.levels[1].reading, Reading::Gone);
@@ -188,17 +183,21 @@ mod tests {
             fs::write(directory.join("cgroup.procs"), members).unwrap();
         };
         make("", "");
-        assert_eq!(inner(&container), None);
+        let inner = || {
+            let found = super::inner(&Directory::open(&container).unwrap());
+            found.map(|name| name.into_string().unwrap())
+        };
+        assert_eq!(inner(), None);
         make("init.scope", "1\n");
         make("system.slice", "9\n");
-        assert_eq!(inner(&container), None, "a systemd in the container");
+        assert_eq!(inner(), None, "a systemd in the container");
         make("exec", "");
         make("container", "7\n");
-        assert_eq!(inner(&container).as_deref(), Some("container"));
+        assert_eq!(inner().as_deref(), Some("container"));
         make("another", "8\n");
-        assert_eq!(inner(&container), None, "the workload's own");
+        assert_eq!(inner(), None, "the workload's own");
         fs::remove_dir_all(container.join("another")).unwrap();
         make("", "6\n");
-        assert_eq!(inner(&container), None, "the processes are here");
+        assert_eq!(inner(), None, "the processes are here");
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Files are read on a blocking thread; of a thousand limits, each look takes some milliseconds. Changes nothing.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use procfs::Current as _;
 use tokio::time::Instant;
 
 use super::{Verifier, VerifyReport, levels, now};
-use crate::cgroupfs::limit_files::read_text;
+use crate::cgroupfs::{CgroupFs, Directory};
 use crate::engine::Stopped;
 
 /// Looks at what is charged, in the interval: often enough to see it fall below a limit.
@@ -20,7 +19,7 @@ const LOOKS: u32 = 20;
 
 /// A limit whose usage is watched.
 struct Watched {
-    directory: PathBuf,
+    path: Arc<str>,
     cgroup: CgroupId,
     resource: Resource,
     seen: Interval,
@@ -32,7 +31,7 @@ impl Verifier {
     /// # Errors
     /// The daemon is going down.
     pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), Stopped> {
-        let mount_point = self.cgroups.mount_point().to_owned();
+        let cgroups = self.cgroups.clone();
         let limits: Vec<_> = report
             .judged
             .iter()
@@ -40,9 +39,7 @@ impl Verifier {
             .collect();
         let prepared = tokio::task::spawn_blocking(move || {
             let cpus = cpus_online();
-            let watched = |(path, cgroup, resource): (Arc<str>, _, _)| {
-                Watched::new(mount_point.join(path.trim_start_matches('/')), cgroup, resource, cpus)
-            };
+            let watched = |(path, cgroup, resource)| Watched::new(&cgroups, path, cgroup, resource, cpus);
             limits.into_iter().map(watched).collect::<Vec<_>>()
         });
         // A panic while reading is an error of ours, and nothing that was read.
@@ -50,8 +47,9 @@ impl Verifier {
         let began = Instant::now();
         for look in 0..=LOOKS {
             tokio::time::sleep_until(began + interval * look / LOOKS).await;
+            let cgroups = self.cgroups.clone();
             let looked = tokio::task::spawn_blocking(move || {
-                all.iter_mut().for_each(|watched| watched.look(look == 0, look == LOOKS));
+                all.iter_mut().for_each(|watched| watched.look(&cgroups, look == 0, look == LOOKS));
                 all
             });
             // A panic while reading is a error of ours, and nothing that was read.
@@ -71,10 +69,10 @@ fn cpus_online() -> u64 {
 }
 
 impl Watched {
-    fn new(directory: PathBuf, cgroup: CgroupId, resource: Resource, cpus: u64) -> Self {
+    fn new(cgroups: &CgroupFs, path: Arc<str>, cgroup: CgroupId, resource: Resource, cpus: u64) -> Self {
         let burst = match resource {
-            Resource::Cpu => number(&directory, "cpu.max.burst").unwrap_or(0),
-            _ => 0,
+            Resource::Cpu => cgroups.open(&path).ok().and_then(|directory| directory.number("cpu.max.burst")),
+            _ => None,
         };
         let at = now();
         let seen = Interval {
@@ -83,56 +81,58 @@ impl Watched {
             first: UsageCounters::default(),
             last: UsageCounters::default(),
             memory: None,
-            burst,
+            burst: burst.unwrap_or(0),
             cpus,
         };
-        Self { directory, cgroup, resource, seen }
+        Self { path, cgroup, resource, seen }
     }
 
-    fn look(&mut self, is_first: bool, is_last: bool) {
+    fn look(&mut self, cgroups: &CgroupFs, is_first: bool, is_last: bool) {
+        let found = cgroups.open(&self.path).ok();
+        let is_it = |directory: &Directory| directory.id().is_ok_and(|id| id == self.cgroup);
         // Another cgroup by that name has other counters: of this one nothing more can be said.
-        if levels::inode(&self.directory) != Some(self.cgroup.0) {
+        let Some(directory) = found.filter(is_it) else {
             self.seen.last = UsageCounters::default();
             self.seen.memory = None;
             return;
-        }
+        };
         if is_first {
             self.seen.from = now();
-            self.seen.first = self.counters();
+            self.seen.first = counters(&directory, self.resource);
         }
         if self.resource == Resource::Memory
-            && let Some(bytes) = number(&self.directory, "memory.current")
+            && let Some(bytes) = directory.number("memory.current")
         {
             let (least, most) = self.seen.memory.unwrap_or((bytes, bytes));
             self.seen.memory = Some((least.min(bytes), most.max(bytes)));
         }
         if is_last {
-            self.seen.last = self.counters();
+            self.seen.last = counters(&directory, self.resource);
             // After the reading: what was used until then had at least that long.
             self.seen.to = now();
         }
     }
+}
 
-    fn counters(&self) -> UsageCounters {
-        match self.resource {
-            Resource::Cpu => {
-                let text = read_text(&self.directory.join("cpu.stat")).unwrap_or_default();
-                // A cgroup counts its own throttling only: crun's inner one has the exact quota, and is held back first.
-                let inner = levels::inner(&self.directory).map(|inner| self.directory.join(inner));
-                let inner = inner.and_then(|inner| read_text(&inner.join("cpu.stat")).ok());
-                let inner = inner.and_then(|text| line(&text, "nr_throttled")).unwrap_or(0);
-                UsageCounters {
-                    cpu_usage: line(&text, "usage_usec"),
-                    throttled: line(&text, "nr_throttled").map(|own| own.saturating_add(inner)),
-                    reached: None,
-                }
+fn counters(directory: &Directory, resource: Resource) -> UsageCounters {
+    let text = |directory: &Directory, file| directory.text(file).unwrap_or_default();
+    match resource {
+        Resource::Cpu => {
+            let own = text(directory, "cpu.stat");
+            // A cgroup counts its own throttling only: crun's inner one has the exact quota, and is held back first.
+            let inner = levels::inner(directory).and_then(|inner| directory.child(&inner).ok());
+            let inner = inner.and_then(|inner| line(&text(&inner, "cpu.stat"), "nr_throttled")).unwrap_or(0);
+            UsageCounters {
+                cpu_usage: line(&own, "usage_usec"),
+                throttled: line(&own, "nr_throttled").map(|own| own.saturating_add(inner)),
+                reached: None,
             }
-            Resource::Memory => {
-                let text = read_text(&self.directory.join("memory.events")).unwrap_or_default();
-                UsageCounters { reached: line(&text, "max"), ..UsageCounters::default() }
-            }
-            Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => UsageCounters::default(),
         }
+        Resource::Memory => {
+            let text = text(directory, "memory.events");
+            UsageCounters { reached: line(&text, "max"), ..UsageCounters::default() }
+        }
+        Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => UsageCounters::default(),
     }
 }
 
@@ -140,10 +140,6 @@ impl Watched {
 fn line(text: &str, word: &str) -> Option<u64> {
     let mut words = text.lines().filter_map(|line| line.split_once(' '));
     words.find(|(first, _)| *first == word)?.1.trim().parse().ok()
-}
-
-fn number(directory: &Path, file: &str) -> Option<u64> {
-    read_text(&directory.join(file)).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -171,18 +167,7 @@ mod tests {
             std::fs::write(directory.join("cpu.stat"), format!("usage_usec 9\nnr_throttled {throttled}\n"))
                 .unwrap();
         }
-        let none = Interval {
-            from: now(),
-            to: now(),
-            first: UsageCounters::default(),
-            last: UsageCounters::default(),
-            memory: None,
-            burst: 0,
-            cpus: 1,
-        };
-        let directory = scope.path().to_owned();
-        let watched = Watched { directory, cgroup: CgroupId(1), resource: Resource::Cpu, seen: none };
-        let counters = watched.counters();
+        let counters = counters(&Directory::open(scope.path()).unwrap(), Resource::Cpu);
         assert_eq!((counters.throttled, counters.cpu_usage), (Some(22), Some(9)));
     }
 

@@ -1,6 +1,7 @@
 //! The domain's types in the API's shape. What the domain does not know stays absent. Never the other way: the
 //! API is read-only.
 
+use kwitness_core::cgroup_path::shortened;
 use kwitness_core::model as core;
 use nix::sys::signal::Signal;
 
@@ -63,6 +64,7 @@ fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
             to: Some(clock.wall(gap.to)),
             first_seq: None,
             last_seq: None,
+            cgroup_path: gap.path.as_deref().map(|path| shortened(path).into_owned()),
         }),
         core::Kind::Resynced { found, gone, corrected } => {
             Kind::Resynced(proto::Resynced { found: *found, gone: *gone, corrected: *corrected })
@@ -195,6 +197,7 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
         core::GapCause::WatchOverflow => proto::GapCause::WatchOverflow,
         core::GapCause::ProgramSkipped => proto::GapCause::ProgramSkipped,
         core::GapCause::CapacityExceeded => proto::GapCause::CapacityExceeded,
+        core::GapCause::CgroupUnreadable => proto::GapCause::CgroupUnreadable,
     }
 }
 

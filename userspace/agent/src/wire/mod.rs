@@ -2,4 +2,7 @@
 
 pub mod convert;
 mod limits;
+mod problems;
 pub mod verdicts;
+
+pub use problems::problem;

@@ -198,6 +198,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
             "limits were written faster than fanotify reports; the number is unknown"
         }
         proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
+        proto::GapCause::CgroupUnreadable => "a cgroup cannot be read: it and those below are left out",
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
@@ -207,6 +208,9 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::Unspecified => "unknown cause",
     };
     let mut text = cause.to_owned();
+    if let Some(path) = &gap.cgroup_path {
+        text += &format!(" ({path})");
+    }
     let lost: Vec<String> = gap.lost.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     if !lost.is_empty() {
         text += &format!(": lost {}", lost.join(", "));

@@ -1,6 +1,7 @@
 //! `kwitness doctor`: the node's prerequisites and how to fix problems. A running daemon reports its own hooks and runtime;
 //! without one, the hooks are tried for a moment, which takes privileges.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ struct Report {
 /// A fact about the node.
 #[derive(Debug, Serialize)]
 struct Finding {
-    name: &'static str,
+    name: Cow<'static, str>,
     verdict: String,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +99,10 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             report.checks.retain(|check| check.name != PRIVILEGES);
             report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
             report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
+            report.checks.extend(status.problems.into_iter().map(|problem| {
+                let name = problem.name.replace('_', " ");
+                Finding::new(name, Verdict::Degraded, problem.found, problem.remedy)
+            }));
             report.kernel = status.kernel_release;
             report.capabilities = status.capabilities;
         }
@@ -151,12 +156,17 @@ impl Report {
 
 impl Finding {
     fn new(
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         verdict: Verdict,
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { name, verdict: verdict.to_string(), found: found.into(), remedy: Some(remedy.into()) }
+        Self {
+            name: name.into(),
+            verdict: verdict.to_string(),
+            found: found.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 
     /// What prevents every probe: one cause, one remedy.
@@ -168,14 +178,14 @@ impl Finding {
     }
 
     fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Good.to_string(), found: found.into(), remedy: None }
+        Self { name: name.into(), verdict: Verdict::Good.to_string(), found: found.into(), remedy: None }
     }
 }
 
 impl From<environment::Check> for Finding {
     fn from(check: environment::Check) -> Self {
         let environment::Check { name, verdict, found, remedy } = check;
-        Self { name, verdict: verdict.to_string(), found, remedy: remedy.map(str::to_owned) }
+        Self { name: name.into(), verdict: verdict.to_string(), found, remedy: remedy.map(str::to_owned) }
     }
 }
 
@@ -263,7 +273,7 @@ fn tables(report: &Report, width: Option<usize>) -> String {
     let rows: Vec<_> = report
         .checks
         .iter()
-        .map(|check| vec![check.name.into(), verdict(&check.verdict), Cell::from(&check.found)])
+        .map(|check| vec![Cell::from(&*check.name), verdict(&check.verdict), Cell::from(&check.found)])
         .collect();
     let table = Table::new(width).column("CHECK", 0, Fit::Whole).column("VERDICT", 0, Fit::Whole).column(
         "FOUND",

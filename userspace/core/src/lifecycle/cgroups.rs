@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::cgroup_path::{ContainerPath, Placement, classify};
 use crate::model::{
-    CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, Subject,
+    CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, Subject, Unreadable,
 };
 
 use super::bounds::{Bounds, LifecycleCounters};
@@ -131,6 +131,22 @@ impl Cgroups {
 
     pub(super) fn exists(&self, id: CgroupId) -> bool {
         self.all.get(&id).is_some_and(|cgroup| cgroup.presence == Presence::Exists)
+    }
+
+    /// Whether a scan may have missed a cgroup because it could not read something.
+    pub(super) fn may_be_hidden(&self, id: CgroupId, unreadable: &Unreadable) -> bool {
+        if unreadable.is_empty() {
+            return false;
+        }
+        match self.all.get(&id).map(|cgroup| &cgroup.what) {
+            Some(What::Container(container)) => unreadable.may_hide(&container.subject.cgroup_path),
+            Some(What::Other { path } | What::Inner { path: Some(path), .. }) => unreadable.may_hide(path),
+            // Where in its container it lies is not kept.
+            Some(What::Inner { container, path: None }) => self.subject(*container).is_none_or(|subject| {
+                unreadable.may_hide(&subject.cgroup_path) || unreadable.is_in(&subject.cgroup_path)
+            }),
+            None => false,
+        }
     }
 
     pub(super) fn is_full(&self, bounds: &Bounds) -> bool {

@@ -49,7 +49,7 @@ pub use bounds::{Bounds, LifecycleCounters};
 use crate::model::{
     Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType,
     Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope,
-    Output, RuntimeFacts, Subject, VerdictScope,
+    Output, Problem, RuntimeFacts, Subject, Unreadable, VerdictScope,
 };
 
 use cgroups::{Added, Cgroups, Owner};
@@ -71,6 +71,8 @@ pub struct Lifecycle {
     overflow: Overflow,
     /// For what is not followed.
     room: Room,
+    /// What the last scan could not read.
+    unreadable: Unreadable,
     /// The end of the last loss: what must rest on unbroken records rests on younger ones.
     unbroken_since: KernelTime,
 }
@@ -96,6 +98,7 @@ impl Lifecycle {
             repair: None,
             overflow: Overflow::default(),
             room: Room::default(),
+            unreadable: Unreadable::default(),
             unbroken_since: KernelTime(0),
         }
     }
@@ -153,6 +156,12 @@ impl Lifecycle {
     /// How many containers there are whose cgroup exists.
     pub fn container_count(&self) -> usize {
         self.cgroups.containers().count()
+    }
+
+    /// What cannot be done at present.
+    pub fn problems(&self) -> Vec<Problem> {
+        let unreadable = (!self.unreadable.is_empty()).then(|| self.unreadable.clone());
+        unreadable.map(Problem::UnreadableCgroups).into_iter().collect()
     }
 
     /// How much is remembered at most.
@@ -332,7 +341,7 @@ impl Lifecycle {
     fn lost(&mut self, loss: Loss, output: &mut Output) {
         let Loss { from, to, cause, lost } = loss;
         self.unbroken_since = self.unbroken_since.max(to);
-        output.emit_own(to, Kind::Gap(Gap { cause, lost, from, to }));
+        output.emit_own(to, Kind::Gap(Gap { cause, lost, from, to, path: None }));
         self.ask_for_repair(to, output).after_gap();
     }
 

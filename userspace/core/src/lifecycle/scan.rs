@@ -8,16 +8,16 @@
 //! - parked records: they are what happened in a cgroup that was unknown. The cgroup takes the state in which
 //!   the first of them must have found it, then they are replayed.
 //!
-//! A cgroup that was made before the scan began and that it did not meet is gone. A scan that met no process where one was
-//! seen since settles nothing: another is requested.
+//! A cgroup that was made before the scan began and that it did not meet is gone, unless it may lie in one that could not be
+//! read. A scan that met no process where one was seen since settles nothing: another is requested.
 
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::model::{
-    Action, Basis, CgroupId, Fact, KernelTime, Kind, Output, PathText, ProcKey, Role, Scan, ScanReason,
-    ScannedProcess,
+    Action, Basis, CgroupId, Event, Fact, Gap, GapCause, KernelTime, Kind, Output, PathText, ProcKey, Role,
+    Scan, ScanReason, ScannedProcess, Unreadable, UnreadableCgroup,
 };
 
 use super::cgroups::{Added, Owner};
@@ -121,12 +121,14 @@ impl Lifecycle {
         };
         self.room.scanned(scan.ended);
         let gone = self.remove_missing(scan, basis, output);
+        let before = std::mem::replace(&mut self.unreadable, scan.unreadable.clone());
         if scan.untracked > 0 {
             self.room.has_no_room();
             self.overflow.note_many("cgroup_mkdir", scan.untracked, None, scan.ended);
         }
         let views = self.look(scan);
         let found = self.introduce_found(&views, scan, basis, output);
+        self.report_unreadable(&before, scan, output);
         for view in &views {
             self.remember_processes(view, scan.began);
         }
@@ -150,11 +152,35 @@ impl Lifecycle {
         self.repair.get_or_insert(Repair::new(at)).after_gap();
     }
 
+    /// Reports what could not be read and could be before, by its name as far as it is named; and that all can be again.
+    fn report_unreadable(&mut self, before: &Unreadable, scan: &Scan, output: &mut Output) {
+        let Unreadable { count, cgroups } = &scan.unreadable;
+        let is_news =
+            |cgroup: &&UnreadableCgroup| !before.cgroups.iter().any(|known| known.path == cgroup.path);
+        let unnamed = |unreadable: &Unreadable| unreadable.count - unreadable.cgroups.len() as u64;
+        let more = unnamed(&scan.unreadable).saturating_sub(unnamed(before));
+        let news = cgroups.iter().filter(is_news).map(|cgroup| (1, Some(cgroup)));
+        for (count, cgroup) in news.chain((more > 0).then_some((more, None))) {
+            let gap = Gap {
+                cause: GapCause::CgroupUnreadable,
+                lost: [("cgroup".to_owned(), count)].into(),
+                from: scan.began,
+                to: scan.ended,
+                path: cgroup.map(|cgroup| Arc::clone(&cgroup.path)),
+            };
+            let subject = cgroup.and_then(|cgroup| self.container_of(cgroup.parent));
+            output.events.push(Event { at: scan.ended, basis: Basis::Daemon, subject, kind: Kind::Gap(gap) });
+        }
+        if *count == 0 && !before.is_empty() {
+            self.repair.get_or_insert(Repair::new(scan.began)).after_gap();
+        }
+    }
+
     fn remove_missing(&mut self, scan: &Scan, basis: Basis, output: &mut Output) -> u32 {
         let met: FxHashSet<CgroupId> = scan.cgroups.iter().map(|cgroup| cgroup.id).collect();
         let mut gone = 0;
         for id in self.cgroups.existing_before(scan.began) {
-            if !met.contains(&id) {
+            if !met.contains(&id) && !self.cgroups.may_be_hidden(id, &scan.unreadable) {
                 gone += u32::from(self.cgroups.container_mut(id).is_some());
                 self.removed(scan.ended, id, None, basis, output);
             }

@@ -173,6 +173,9 @@ pub struct Gap {
     pub from: KernelTime,
     /// Not after.
     pub to: KernelTime,
+    /// [`GapCause::CgroupUnreadable`] only: the cgroup's path from the root of the hierarchy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Arc<str>>,
 }
 
 /// Why records were lost.
@@ -193,4 +196,6 @@ pub enum GapCause {
     /// A bound of the daemon was reached: what is counted was not followed. The event names the container whose it was, where that
     /// is known.
     CapacityExceeded,
+    /// A walk of the tree could not read a cgroup: it and what is below are left out until that can be read.
+    CgroupUnreadable,
 }

@@ -12,6 +12,7 @@ mod kernel;
 mod limit;
 mod limit_file;
 mod observation;
+mod problem;
 mod value;
 mod verdict;
 
@@ -27,7 +28,11 @@ pub use kernel::{
 };
 pub use limit::{LimitChange, LimitsAnswer, ReadLimits, SeenWrite};
 pub use limit_file::{HugePageSize, LimitFile, UnknownLimitFile};
-pub use observation::{Action, Loss, Observation, Output, Scan, ScanReason, ScannedCgroup, ScannedProcess};
+pub use observation::{
+    Action, Loss, Observation, Output, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable,
+    UnreadableCgroup,
+};
+pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{
     Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, Level, Requester, Resource, Source, Tolerance,

@@ -74,8 +74,64 @@ pub struct Scan {
     /// Cgroups that were found and that the kernel side cannot track, for its set is full: their records do not come.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub untracked: u64,
+    /// What could not be read, and is missing here with all that is below it.
+    #[serde(default, skip_serializing_if = "Unreadable::is_empty")]
+    pub unreadable: Unreadable,
     /// Parents before their children.
     pub cgroups: Vec<ScannedCgroup>,
+}
+
+/// Cgroups that a walk could not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// How many there are.
+    pub count: u64,
+    /// The first [`Unreadable::NAMED`] of them.
+    pub cgroups: Vec<UnreadableCgroup>,
+}
+
+/// A cgroup that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableCgroup {
+    /// Its path from the root of the hierarchy.
+    pub path: Arc<str>,
+    /// The parent's id.
+    pub parent: CgroupId,
+    /// Why.
+    pub error: Arc<str>,
+}
+
+impl Unreadable {
+    /// How many are named at most.
+    pub const NAMED: usize = 32;
+
+    /// Notes one.
+    pub fn push(&mut self, cgroup: UnreadableCgroup) {
+        self.count += 1;
+        if self.cgroups.len() < Self::NAMED {
+            self.cgroups.push(cgroup);
+        }
+    }
+
+    /// Whether everything could be read.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether a cgroup of that path may be there, though the walk did not meet it.
+    pub fn may_hide(&self, path: &str) -> bool {
+        self.count > self.cgroups.len() as u64
+            || self.cgroups.iter().any(|cgroup| is_within(path, &cgroup.path))
+    }
+
+    /// Whether one of those that are named lies in the cgroup of that path.
+    pub fn is_in(&self, path: &str) -> bool {
+        self.cgroups.iter().any(|cgroup| is_within(&cgroup.path, path))
+    }
+}
+
+fn is_within(path: &str, top: &str) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -100,7 +156,8 @@ pub struct ScannedCgroup {
     pub id: CgroupId,
     /// Its parent's.
     pub parent: CgroupId,
-    /// Its path from the root of the hierarchy.
+    /// Its path from the root of the hierarchy. Of one whose path is longer than the walk keeps, a path of a cgroup above it,
+    /// with `/...` at its end.
     pub path: Arc<str>,
     /// `cgroup.events`' `populated`; none if the file could not be read.
     pub populated: Option<bool>,

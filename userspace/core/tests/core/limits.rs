@@ -7,8 +7,8 @@ use kwitness_core::limits::{LimitTracker, initial};
 use kwitness_core::model::{
     Action, Actor, Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, CpuMax, Fact, KernelEvent,
     KernelTime, Kind, LevelRole, LimitChange, LimitFile, LimitWrite, LimitsAnswer, Observation, Output,
-    PathText, PodNames, PodRef, PodUid, QosClass, Reading, Scan, ScanReason, ScannedCgroup, Value, WriteHook,
-    WritePhase, WriteResult, WrittenValue,
+    PathText, PodNames, PodRef, PodUid, QosClass, Reading, Scan, ScanReason, ScannedCgroup, Unreadable,
+    Value, WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 
 const POD: CgroupId = CgroupId(7);
@@ -265,6 +265,7 @@ fn scan(reason: ScanReason) -> Observation {
         began: KernelTime(1),
         ended: KernelTime(2),
         untracked: 0,
+        unreadable: Unreadable::default(),
         cgroups: vec![cgroup],
     })
 }
@@ -542,6 +543,7 @@ mod verdicts {
             began: KernelTime(1_100),
             ended: KernelTime(1_200),
             untracked: 0,
+            unreadable: Unreadable::default(),
             cgroups: Vec::new(),
         });
         let mut fixture = Fixture::new();

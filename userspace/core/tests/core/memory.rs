@@ -2,7 +2,9 @@
 
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::ScanReason::Repair;
-use kwitness_core::model::{Action, CgroupId, KernelTime, Observation, Scan};
+use kwitness_core::model::{
+    Action, CgroupId, KernelTime, Observation, Problem, Scan, Unreadable, UnreadableCgroup,
+};
 
 use crate::common::*;
 
@@ -200,6 +202,7 @@ fn what_the_kernel_side_cannot_track_is_looked_for_again_and_is_never_a_ghost() 
         began,
         ended: began,
         untracked: 1,
+        unreadable: Unreadable::default(),
         cgroups: found,
     }));
     assert!(!node.events().iter().any(|event| event.contains("resynced")));
@@ -210,4 +213,60 @@ fn what_the_kernel_side_cannot_track_is_looked_for_again_and_is_never_a_ghost() 
     node.scan(Repair, began.0 + 10_000_000_000, vec![pod()]);
     assert!(node.state(7).is_none(), "its cgroup is gone");
     assert!(node.events().iter().any(|event| event.contains("resynced")));
+}
+
+/// A scan that cannot read a cgroup within a container, and did not meet what follows.
+fn half_blind(node: &mut Node, path: &str, parent: u64, met: Vec<kwitness_core::model::ScannedCgroup>) {
+    let mut unreadable = Unreadable::default();
+    unreadable.push(UnreadableCgroup {
+        path: path.into(),
+        parent: CgroupId(parent),
+        error: "Permission denied".into(),
+    });
+    node.now += 1;
+    let at = KernelTime(node.now);
+    node.observe(Observation::Scan(Scan {
+        reason: Repair,
+        began: at,
+        ended: at,
+        untracked: 0,
+        unreadable,
+        cgroups: met,
+    }));
+}
+
+#[test]
+fn what_cannot_be_read_is_named_once_and_not_taken_for_gone() {
+    let mut node = Node::new();
+    for (cgroup, pid) in [(7, 50), (8, 60), (9, 70)] {
+        node.start(cgroup, pid);
+    }
+    node.mkdir_at(20, 7, "a");
+    node.mkdir_at(21, 20, "b");
+    let seven = || container(7, vec![(entering(50, 7), "/bin/app")]);
+    let eight = format!("{POD_PATH}/{}", container_id(8));
+    for _ in 0..2 {
+        // Of the first container an inner cgroup; the second as a whole; the third is not there any more.
+        half_blind(
+            &mut node,
+            &format!("{}/a", container_path(7)),
+            7,
+            vec![pod(), seven(), container(8, vec![])],
+        );
+        half_blind(&mut node, &eight, POD, vec![pod(), seven(), container(20, vec![])]);
+    }
+    let events = node.events();
+    let gaps: Vec<&String> = events.iter().filter(|event| event.contains("gap CgroupUnreadable")).collect();
+    assert_eq!(gaps.len(), 4, "what is read and then is not again, is news: {events:?}");
+    assert!(gaps[0].ends_with("7") && gaps[1].ends_with("(daemon)"), "{gaps:?}");
+    assert!(node.state(8).is_some() && node.state(9).is_none());
+    assert!(matches!(&node.machine.problems()[..], [Problem::UnreadableCgroups(found)] if found.count == 1));
+    let same = vec![pod(), seven(), container(20, vec![])];
+    half_blind(&mut node, &eight, POD, same.clone());
+    assert!(!node.events().iter().any(|event| event.contains("gap")), "once");
+    // The second can be read again, and is gone.
+    node.scan(Repair, node.now, same);
+    let events = node.events();
+    assert!(events.iter().any(|event| event.contains("resynced found 0 gone 1")), "{events:?}");
+    assert!(node.machine.problems().is_empty() && node.state(8).is_none());
 }
