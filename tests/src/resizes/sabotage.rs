@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::{self, Source, VerdictKind, wanted};
-use tokio::time::{Duration, sleep};
+use tokio::time::Duration;
 
 use super::context::directory;
 use super::{Account, Limit, MIB, ResizeContext, sleeper};
@@ -201,7 +201,11 @@ async fn never_written(ctx: &mut ResizeContext<'_>) -> Result<()> {
 async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
     let limit = Limit::Memory(100 * MIB);
     let late = async {
-        sleep(Duration::from_millis(300)).await;
+        process::wait_for("the call that waits", Duration::from_secs(20), async || {
+            let calls = ctx.agent.status().await?.calls;
+            Ok(calls.iter().any(|call| call.name == "verify" && call.active > 0).then_some(()))
+        })
+        .await?;
         ctx.update(limit).await
     };
     let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));

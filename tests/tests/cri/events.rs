@@ -175,7 +175,11 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
         node.wait_exited(&id).await?;
         if daemon {
             // It follows the daemon again, which is there to report what comes.
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            process::wait_for("the proxy to follow the daemon", LIMIT, async || {
+                let calls = agent.status().await?.calls;
+                Ok(calls.iter().any(|call| call.name == "container_events" && call.active > 0).then_some(()))
+            })
+            .await?;
         }
         node.remove_container(&id).await?;
         node.remove_pod(&pod).await?;

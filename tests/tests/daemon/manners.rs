@@ -18,8 +18,6 @@ use nix::sys::signal::Signal;
 use crate::command::{client, kwitness, run};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// By then the log has what was logged before the last event.
-const SETTLED: Duration = Duration::from_millis(200);
 /// `nobody`.
 const NOBODY: u32 = 65_534;
 
@@ -140,26 +138,22 @@ pub(crate) async fn too_many_watchers(ctx: &TestContext) -> Result<()> {
 pub(crate) async fn the_probes_log_when_enabled(ctx: &TestContext) -> Result<()> {
     let kubepods = Kubepods::make(&ctx.environment)?;
     for (level, logs) in [("off", false), ("warn", false), ("debug", true)] {
-        ctx.with_agent(&[&format!("kernel.log={level}")], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let container = kubepods.container()?;
-            let wanted = format!("cgroup {} is tracked, below", container.cgroup().id()?);
-            if logs {
-                return wait_for("the probes' log", LIMIT, async || {
-                    Ok(agent.log()?.contains(&wanted).then_some(()))
-                })
-                .await
-                .with_context(|| format!("kernel.log={level}: `{wanted}`"));
-            }
-            // What was logged at its making is read by the time that its end is reported.
+        let mut agent = Agent::start(&ctx.environment, &[&format!("kernel.log={level}")]).await?;
+        let mut watcher = agent.watch(from_now()).await?;
+        let container = kubepods.container()?;
+        let wanted = format!("cgroup {} is tracked, below", container.cgroup().id()?);
+        let logged = |agent: &Agent| Ok::<_, anyhow::Error>(agent.log()?.contains(&wanted));
+        if logs {
+            let found = wait_for("the probes' log", LIMIT, async || Ok(logged(&agent)?.then_some(())));
+            found.await.with_context(|| format!("kernel.log={level}: `{wanted}`"))?;
+        } else {
             watcher.wait_until("the container", |seen| seen.count("created") > 0).await?;
-            drop(container);
-            watcher.wait_until("its end", |seen| seen.count("deleted") > 0).await?;
-            tokio::time::sleep(SETTLED).await;
-            ensure!(!agent.log()?.contains(&wanted), "kernel.log={level}: `{wanted}`");
-            Ok(())
-        })
-        .await?;
+        }
+        drop(container);
+        watcher.wait_until("its end", |seen| seen.count("deleted") > 0).await?;
+        // Its whole log.
+        agent.process().terminate(LIMIT)?;
+        ensure!(logged(&agent)? == logs, "kernel.log={level}: `{wanted}`");
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use kwitness_core::model::ExitStatus;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// `CLONE_INTO_CGROUP` of `include/uapi/linux/sched.h`; libc's own is too narrow a type.
@@ -90,6 +90,14 @@ impl Child {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.pid, signal).with_context(|| format!("send {signal} to {}", self.pid))
+    }
+
+    /// Waits until it is stopped by a signal.
+    pub fn wait_stopped(&self) -> Result<()> {
+        match waitpid(self.pid, Some(WaitPidFlag::WUNTRACED)).context("waitpid")? {
+            WaitStatus::Stopped(..) => Ok(()),
+            other => anyhow::bail!("it is not stopped: {other:?}"),
+        }
     }
 
     /// Waits for its end; what wait(2) says of it.

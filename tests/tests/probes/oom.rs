@@ -165,14 +165,8 @@ fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
     let container = root.sub("ctr")?;
     let child = producer::spawn(&container, "hog")?;
     let pid = child.pid();
-    let current = container.join("memory.current");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while std::fs::read_to_string(&current)?.trim().parse::<u64>()? < (producer::HOG as u64) << 20 {
-        ensure!(std::time::Instant::now() < deadline, "the hog takes no memory");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    // It has what it wants and sleeps: from here on only the write can hit the limit.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // It has what it wants: from here on only the write can hit the limit.
+    child.wait_stopped()?;
     limit(&container)?;
     ensure!(child.wait()? == killed(), "the hog survived");
     let id = cgroup::id(&container)?;

@@ -111,7 +111,7 @@ pub fn run(role: &[&str]) -> Result<()> {
             barrier.wait();
             exit_thread(0)
         }
-        "hog" => hog(),
+        "hog" => hog()?,
         "parent-of-hog" => {
             Child::spawn(None, CloneFlags::empty(), Action::Exec(&[&program()?, ROLE, "hog"]))?.wait()?;
         }
@@ -134,11 +134,12 @@ pub fn run(role: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Takes memory until it has enough or is killed, then keeps it.
-fn hog() {
+/// Takes memory until it is killed or has enough, and then stops itself.
+fn hog() -> Result<()> {
     let allocated: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
-    std::thread::sleep(Duration::from_secs(1000));
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).context("stop this process")?;
     drop(allocated);
+    Ok(())
 }
 
 /// The variant `storm`: makes containers one after the other, and prints what it did when all are gone.
