@@ -135,6 +135,12 @@ impl Subscriber {
         lock(&self.collected).end.clone()
     }
 
+    /// Waits for that event.
+    pub async fn until(&mut self, id: &str, kind: Type) -> Result<CriEvents> {
+        let what = format!("{} of {id}", kind.as_str_name());
+        self.wait_until(&what, |reported| reported.has(id, kind)).await
+    }
+
     /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&CriEvents) -> bool) -> Result<CriEvents> {
         let all = async {

@@ -6,12 +6,12 @@ use std::fs;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
-use crate::setup::{self, Needs, kubernetes};
+use crate::setup::{self, Needs};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
@@ -42,8 +42,6 @@ enum Scene {
     Life,
     /// Containers are resized, and another process interferes: needs cgroup v2 with its controllers
     Resize,
-    /// A kubelet restarts crashing pods, on kwitness's events and by polling
-    Kubelet,
 }
 
 impl Scene {
@@ -52,7 +50,6 @@ impl Scene {
         match self {
             Self::Life => "life",
             Self::Resize => "resize",
-            Self::Kubelet => "kubelet",
         }
     }
 
@@ -72,13 +69,8 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         );
         options.vm = Some(STAND_IN.to_owned());
     }
-    ensure!(
-        demo.scene != Scene::Kubelet || options.vm.is_none(),
-        "the scene `kubelet` compares times that say nothing in an emulated guest: leave out --vm"
-    );
     options.arguments.insert(0, demo.scene.name().to_owned());
-    let with: &[&str] = if demo.scene == Scene::Kubelet { &[kubernetes::KUBELET] } else { &[] };
-    task(workspace, cache, "kwitness-demo", with, &options)
+    task(workspace, cache, "kwitness-demo", &options)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -100,17 +92,11 @@ pub struct Watched {
     arguments: Vec<String>,
 }
 
-/// Builds `program`, runs it with some tools of the cache beside it, and returns its exit status.
-pub fn task(
-    workspace: &Workspace,
-    cache: &Cache,
-    program: &str,
-    with: &[&str],
-    options: &Watched,
-) -> Result<i32> {
+/// Builds `program`, runs it, and returns its exit status.
+pub fn task(workspace: &Workspace, cache: &Cache, program: &str, options: &Watched) -> Result<i32> {
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
-    let mut needs = Needs { bpf: true, kubernetes: !with.is_empty(), ..Needs::default() };
+    let mut needs = Needs { bpf: true, ..Needs::default() };
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -126,9 +112,6 @@ pub fn task(
         let builder = Builder::new(workspace, cache)?;
         job.add(&builder.program("kwitness", "kwitness")?, &in_job("kwitness"))?;
         job.add(&builder.program(TESTS_PACKAGE, program)?, &in_job(program))?;
-        for tool in with {
-            job.add(&cache.tool(tool), &in_job(tool))?;
-        }
         images::write(cache, &job.dir().join("images.tar"))?;
         Ok(String::new())
     })?;

@@ -140,7 +140,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Bench(bench) => {
             let (workspace, cache) = (Workspace::find()?, Cache::open()?);
-            return Ok(exit_code(demo::task(&workspace, &cache, "kwitness-bench", &[], &bench)?));
+            return Ok(exit_code(demo::task(&workspace, &cache, "kwitness-bench", &bench)?));
         }
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;

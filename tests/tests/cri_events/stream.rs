@@ -34,14 +34,10 @@ pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination)
             // Made, and not started: nothing that the kernel could show.
             let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
             let killed = node.create(&pod, &main).await?;
-            let reported = first
-                .wait_until("CREATED", |reported| reported.has(&killed, Type::ContainerCreatedEvent))
-                .await?;
+            let reported = first.until(&killed, Type::ContainerCreatedEvent).await?;
             ensure!(!reported.has(&killed, Type::ContainerStartedEvent), "{reported}");
             node.start_container(&killed).await?;
-            first
-                .wait_until("STARTED", |reported| reported.has(&killed, Type::ContainerStartedEvent))
-                .await?;
+            first.until(&killed, Type::ContainerStartedEvent).await?;
 
             // An exec is no event of the container's.
             let before = first.reported().0.len();
@@ -64,42 +60,32 @@ pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination)
             ensure!(reported.0.len() == before, "the exec was reported:\n{reported}");
 
             process::kill_pid(node.pid(&killed).await?)?;
-            first
-                .wait_until("STOPPED", |reported| reported.has(&killed, Type::ContainerStoppedEvent))
-                .await?;
+            first.until(&killed, Type::ContainerStoppedEvent).await?;
             main.attempt = 1;
             let stopped = node.run(&pod, &main).await?;
-            let reported = first
-                .wait_until("STARTED", |reported| reported.has(&stopped, Type::ContainerStartedEvent))
-                .await?;
+            let reported = first.until(&stopped, Type::ContainerStartedEvent).await?;
             let event = &reported.find(&stopped, Type::ContainerStartedEvent).context("STARTED")?.event;
             ensure!(event.containers_statuses.len() == 2, "the one that ended is missing:\n{reported}");
             node.remove_container(&killed).await?;
-            first
-                .wait_until("DELETED", |reported| reported.has(&killed, Type::ContainerDeletedEvent))
-                .await?;
+            first.until(&killed, Type::ContainerDeletedEvent).await?;
             node.stop_container(&stopped, 0).await?;
             let unstarted = node.create(&pod, &ContainerSpec::shell("unstarted", "exit 3")).await?;
-            first
-                .wait_until("CREATED", |reported| reported.has(&unstarted, Type::ContainerCreatedEvent))
-                .await?;
+            first.until(&unstarted, Type::ContainerCreatedEvent).await?;
             let quick = node.run(&pod, &ContainerSpec::new("quick", &["/bin/true"])).await?;
             node.wait_exited(&quick).await?;
             node.remove_pod(&pod).await?;
-
-            let end = |reported: &CriEvents| reported.has(&pod.sandbox, Type::ContainerDeletedEvent);
-            let reported = first.wait_until("the end", end).await?;
+            let reported = first.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
             reported.check_contract()?;
             for id in [&pod.sandbox, &killed, &stopped, &quick] {
                 reported.check_life(id, &LIFE)?;
             }
             reported.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
             ensure!(reported.0.len() == 18, "someone else's events:\n{reported}");
-            let same = second.wait_until("the end", end).await?;
+            let same = second.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
             ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
 
             // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber received before.)
-            let theirs = runtimes.wait_until("the runtime's own end", end).await?;
+            let theirs = runtimes.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
             let of_pod = |id: &str| !reported.of(id).is_empty();
             for event in theirs.events().filter(|event| of_pod(&event.container_id)) {
                 ensure!(
@@ -189,9 +175,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
             let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
             let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
             let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
-            subscriber
-                .wait_until("STARTED", |reported| reported.has(&stays, Type::ContainerStartedEvent))
-                .await?;
+            subscriber.until(&stays, Type::ContainerStartedEvent).await?;
             let pid = node.pid(&ends).await?;
             for _ in 0..2 {
                 node.stop_containerd()?;
@@ -200,9 +184,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
             node.stop_containerd()?;
             process::kill_pid(pid)?;
             node.start_containerd().await?;
-            let reported = subscriber
-                .wait_until("STOPPED", |reported| reported.has(&ends, Type::ContainerStoppedEvent))
-                .await?;
+            let reported = subscriber.until(&ends, Type::ContainerStoppedEvent).await?;
             ensure!(
                 !reported.has(&stays, Type::ContainerStoppedEvent),
                 "the other one was reported to have stopped:\n{reported}"
@@ -222,9 +204,7 @@ pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Comb
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;
         let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
-        let reported = subscriber
-            .wait_until("STARTED", |reported| reported.has(&ends, Type::ContainerStartedEvent))
-            .await?;
+        let reported = subscriber.until(&ends, Type::ContainerStartedEvent).await?;
         let since = reported.events().map(|event| event.created_at).max().unwrap_or_else(wall_clock);
         agent.kill()?;
         process::kill_pid(node.pid(&ends).await?)?;
@@ -234,8 +214,7 @@ pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Comb
         ensure!(subscriber.end().is_some(), "the stream outlived the daemon");
 
         let mut again = Subscriber::open(agent.socket(), Some(since)).await?;
-        let reported =
-            again.wait_until("STARTED", |reported| reported.has(&late, Type::ContainerStartedEvent)).await?;
+        let reported = again.until(&late, Type::ContainerStartedEvent).await?;
         reported.check_contract()?;
         // An event's time is before the runtime's own of what it reports: the last one may come twice.
         let of_ends = reported.of(&ends);
@@ -246,10 +225,9 @@ pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Comb
         reported.check_life(&late, &[Type::ContainerCreatedEvent, Type::ContainerStartedEvent])?;
         let mut from_now = Subscriber::open(agent.socket(), None).await?;
         node.remove_pod(&pod).await?;
-        let end = |reported: &CriEvents| reported.has(&pod.sandbox, Type::ContainerDeletedEvent);
-        let reported = again.wait_until("the end", end).await?;
+        let reported = again.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
         reported.check_life(&pod.sandbox, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
-        let reported = from_now.wait_until("the end", end).await?;
+        let reported = from_now.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
         reported.check_life(&late, &[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent])?;
         reported.check_life(&ends, &[Type::ContainerDeletedEvent])?;
         agent.stop()

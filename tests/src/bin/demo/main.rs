@@ -3,7 +3,6 @@
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
 //! the end, the report is compared with what was done; anything missed, doubled or misreported is a failure.
 
-mod kubelet;
 mod resize;
 mod script;
 mod stage;
@@ -40,8 +39,6 @@ enum Scene {
     Life,
     /// Containers are resized, and another process interferes.
     Resize,
-    /// A kubelet restarts crashing pods, on kwitness's events and by polling.
-    Kubelet,
 }
 
 fn main() -> ExitCode {
@@ -75,7 +72,6 @@ async fn play(arguments: &Arguments) -> Result<bool> {
     match arguments.scene {
         Scene::Life => life(&environment, combination, arguments.fast).await,
         Scene::Resize => resize::play(&environment, arguments.fast).await,
-        Scene::Kubelet => kubelet::play(&environment, combination, arguments.fast).await,
     }
 }
 

@@ -542,27 +542,6 @@ mod tests {
         assert!(matches!(Checkpoint::read(directory.path()), Err(CheckpointError::Unreadable { .. })));
     }
 
-    #[test]
-    fn a_reader_never_has_half_of_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("allocated_pods_state");
-        let next = directory.path().join("next");
-        std::fs::write(&path, file(None, ENTRIES)).unwrap();
-        let writer = std::thread::spawn({
-            let path = path.clone();
-            move || {
-                for _ in 0..200 {
-                    std::fs::write(&next, file(None, ENTRIES)).unwrap();
-                    std::fs::rename(&next, &path).unwrap();
-                }
-            }
-        });
-        while !writer.is_finished() {
-            assert_eq!(Checkpoint::read(&path).unwrap().unwrap().pods.len(), 1);
-        }
-        writer.join().unwrap();
-    }
-
     #[tokio::test]
     async fn a_file_that_does_not_answer_costs_one_bounded_read() {
         let directory = tempfile::tempdir().unwrap();
