@@ -5,7 +5,8 @@
 //! | [`TRACKED`] | the tracked cgroups | adds what exists at its scan |
 //! | [`ROOTS`] | configured roots of the tracked set | fills it before attaching |
 //! | [`LIFECYCLE`] | rare, precious records | reads, is woken |
-//! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken |
+//! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken when it waits |
+//! | [`READER_WAITS`] | whether the reader waits for [`TASKS`] | sets it before it waits |
 //! | [`FORKS`] | their forks | reads, is not woken |
 //! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
 //! | [`COUNTERS`] | what was lost | reads |
@@ -43,9 +44,15 @@ pub static ROOTS: LpmTrie<Pattern, u8> = LpmTrie::with_max_entries(64, 0);
 #[map]
 pub static LIFECYCLE: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
-/// Exec and exit of the other processes: a storm of them cannot evict a lifecycle record.
+/// Exec and exit of the other processes: a storm of them cannot evict a lifecycle record. Records are committed without a
+/// wake-up; see [`wake_waiting_reader`].
 #[map]
 pub static TASKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Not 0 while the reader waits for [`TASKS`] instead of looking at it by itself. User space maps it into its memory, for the
+/// reason given at [`COUNTERS`].
+#[map]
+pub static READER_WAITS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Forks inside a container. A ring of their own because nobody waits for them: a record that was committed without a
 /// wake-up would keep the records behind it from waking the reader, too, as the kernel wakes only for the record at the
@@ -172,11 +179,33 @@ fn count(which: impl FnOnce(*mut Counters) -> *mut u64) {
     }
 }
 
-/// How to commit a record to [`FORKS`]: silently, until the ring is a quarter full; then the reader is far behind, and
-/// every record calls it.
+/// How to commit a record to a ring whose reader looks at it by itself: without a wake-up, until the ring is a quarter full; then
+/// the reader is far behind, and every record wakes it.
 #[inline(always)]
-pub fn fork_wakeup() -> u64 {
-    let quarter = FORKS.query(u64::from(BPF_RB_RING_SIZE)) / 4;
-    let filled = FORKS.query(u64::from(BPF_RB_AVAIL_DATA));
+pub fn wakeup_if_filling(ring: &RingBuf) -> u64 {
+    let quarter = ring.query(u64::from(BPF_RB_RING_SIZE)) / 4;
+    let filled = ring.query(u64::from(BPF_RB_AVAIL_DATA));
     u64::from(if filled >= quarter { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+}
+
+/// Wakes the reader if it waits for [`TASKS`]; called after a record was committed there.
+///
+/// The order matters: the commit is a full barrier, and so is what the reader does between setting [`READER_WAITS`] and its last
+/// look at the ring. Either this sees that the reader waits, or the reader sees the record.
+///
+/// Only a commit can wake a reader, hence the empty record, which is discarded. Whoever resets [`READER_WAITS`] wakes the reader
+/// afterwards, so a reset that hits a later wait only ends that early.
+#[inline(always)]
+pub fn wake_waiting_reader() {
+    let Some(waits) = READER_WAITS.get_ptr_mut(0) else { return };
+    // SAFETY: a live map element.
+    if unsafe { waits.read_volatile() } == 0 {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { waits.write_volatile(0) };
+    // Without room for it the ring is more than a quarter full, and its records have woken the reader.
+    if let Some(empty) = TASKS.reserve::<u64>(0) {
+        empty.discard(u64::from(BPF_RB_FORCE_WAKEUP));
+    }
 }

@@ -37,7 +37,10 @@ use crate::{
         Address, Arguments, Hook, Task, binprm_filename, exec_filename_of_event, group_dead,
         group_dead_of_event,
     },
-    maps::{EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, fork_wakeup, reserve},
+    maps::{
+        EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, reserve, wake_waiting_reader,
+        wakeup_if_filling,
+    },
 };
 
 /// The flag of the kernel's `bpf_map_update_elem` that refuses to replace an element.
@@ -68,7 +71,7 @@ pub fn fork<H: Arguments>(hook: &H) {
 fn emit_fork<H: Hook>(ring: &RingBuf, id: u64, flags: u16, child: &Task<H>) {
     let Some(mut entry) = reserve::<TaskFork>(ring, RecordKind::TaskFork) else { return };
     entry.write(TaskFork { header: header(RecordKind::TaskFork, id, flags), child: child.process() });
-    entry.submit(if flags == 0 { fork_wakeup() } else { 0 });
+    entry.submit(if flags == 0 { wakeup_if_filling(&FORKS) } else { 0 });
 }
 
 /// `sched_process_exec(task, old_pid, binprm)`: the task runs the new program.
@@ -96,6 +99,7 @@ fn executed<H: Hook>(task: &Task<H>, filename: impl FnOnce() -> Address) {
         emit_exec(&LIFECYCLE, id, FLAG_FIRST, process, filename);
     } else {
         emit_exec(&TASKS, id, 0, process, filename);
+        wake_waiting_reader();
     }
 }
 
@@ -124,7 +128,7 @@ fn emit_exec(ring: &RingBuf, id: u64, flags: u16, process: Process, filename: Ad
         (*record).filename_len = copy_string::<FILENAME_CAP>(filename, (&raw mut (*record).filename).cast());
         (*record).pad = 0;
     }
-    entry.submit(0);
+    entry.submit(wakeup(flags));
 }
 
 /// `sched_process_exit(task)`, with `bool group_dead` on newer kernels: the task is still in its cgroup, and its exit
@@ -150,6 +154,7 @@ fn exited<H: Hook>(task: &Task<H>, group_dead: impl FnOnce() -> Option<bool>) {
         emit_exit(&LIFECYCLE, id, FLAG_FIRST_EXIT, task);
     } else {
         emit_exit(&TASKS, id, 0, task);
+        wake_waiting_reader();
     }
 }
 
@@ -174,5 +179,11 @@ fn emit_exit<H: Hook>(ring: &RingBuf, id: u64, flags: u16, task: &Task<H>) {
         wait_status: task.wait_status(),
         pad: 0,
     });
-    entry.submit(0);
+    entry.submit(wakeup(flags));
+}
+
+/// How to commit an exec or exit: those with a flag are in [`LIFECYCLE`], and wake the reader; the others are in [`TASKS`].
+#[inline(always)]
+fn wakeup(flags: u16) -> u64 {
+    if flags == 0 { wakeup_if_filling(&TASKS) } else { 0 }
 }

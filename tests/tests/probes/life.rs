@@ -30,6 +30,7 @@ pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_refilled_group_starts_again", refilled),
     ("a_first_process_is_known_where_it_ends", moved_first),
     ("a_process_moved_in", attach),
+    ("a_lone_exit_wakes_a_reader_that_waits", lone_exit),
     ("every_exit_status_as_wait_reports_it", statuses),
     ("threads_are_no_processes", threads),
     ("an_exec_from_a_thread", exec_from_thread),
@@ -64,6 +65,31 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
 fn expect(session: &Session, id: u64, expected: &[&str]) -> Result<()> {
     let facts = session.facts(id);
     ensure!(kinds(&facts) == expected, "expected {expected:?}, got {:?}:\n{facts:#?}", kinds(&facts));
+    Ok(())
+}
+
+/// The exit of one of two processes: no record of any other ring comes with it.
+fn lone_exit(session: &mut Session, root: &Root) -> Result<()> {
+    let container = root.sub("ctr")?;
+    let id = cgroup::id(&container)?;
+    let pause = || Child::spawn(Some(&container), NO_NAMESPACES, Action::Pause);
+    let (stays, ends) = (pause()?, pause()?);
+    session.settle()?;
+    let pid = ends.pid();
+    let waits = session.running().reader_waits();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !waits.is_set() {
+                std::thread::yield_now();
+            }
+            ends.signal(Signal::SIGKILL)
+        });
+        session.read_until(|event| {
+            event.cgroup.0 == id
+                && matches!(&event.fact, Fact::Exit { process, .. } if process.key.pid == pid)
+        })
+    })?;
+    drop((stays, ends));
     Ok(())
 }
 

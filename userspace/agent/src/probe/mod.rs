@@ -4,6 +4,7 @@
 //!  capability ─────── what must be seen, by which hooks, at what cost if not
 //!  btf, layout  where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
+//!  pace ─────── when the reader looks at the rings
 //!  capability, environment, error ── what was found, and what it means, in words
 //! ```
 //!
@@ -20,6 +21,7 @@ mod loader;
 mod lock;
 mod log;
 mod object;
+mod pace;
 mod positions;
 pub mod report;
 mod ring;
@@ -29,8 +31,9 @@ mod stats;
 pub use self::{
     error::{ProbeError, Result},
     loader::{Attached, Loaded, survey},
+    pace::ReaderWaits,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
-    ring::{Drained, Life, Produced, REST_MAX, REST_MIN, Running, Tracker},
+    ring::{Drained, Life, Produced, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

@@ -1,23 +1,14 @@
-//! Reading the rings: waiting, draining in batches, resting.
+//! Reading the rings: waiting, and draining in batches merged by time.
 //!
-//! Owns the rings' read side, the tracked set's and the counters' user side, and the policy of waking up. Never interprets
-//! a record but for the time in its header.
-//!
-//! # When the reader wakes
-//!
-//! The price of an event is the wake-up of its reader (some 20 µs for the process that caused it), not the program (under
-//! 1 µs). The kernel wakes the reader only for the record at the reader's own position. So after a drain that found
-//! something, the reader rests before it waits again: a burst costs one wake-up for each rest, a lone event after a quiet
-//! time is delivered at once. The rest is [`REST_MIN`] at first and doubles, up to [`REST_MAX`], while each rest ends with
-//! records already there. [`Running::readable`] does all of this; the caller only alternates it with [`Running::drain`].
+//! Owns the rings' read side, and the user side of the tracked set and of the counters. When to look at the rings is decided
+//! in [`pace`](super::pace). Never interprets a record but for the time in its header.
 
 use std::{
     collections::BTreeMap,
     io, mem,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
-    time::Duration,
 };
 
 use aya::{
@@ -25,11 +16,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
 use kwitness_abi::{Budget, Counters, Header, TRACKED_STARTED, Tracked};
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::Instant,
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     counters::CountersView,
@@ -37,18 +24,18 @@ use super::{
     loader::Attached,
     lock::InstanceLock,
     log::LogReader,
+    pace::{Next, Pace, ReaderWaits},
     positions::Positions,
     report::Capabilities,
     stats::{self, ProgramStats},
 };
 
-/// The first rest after a quiet time.
-pub const REST_MIN: Duration = Duration::from_micros(200);
-/// The longest rest, and so the most that resting adds to an event's latency.
-pub const REST_MAX: Duration = Duration::from_millis(1);
-
 /// The rings' names; a record of an earlier ring wins a tie of times.
-const RINGS: [&str; 4] = ["LIFECYCLE", "OWN_WRITES", "FORKS", "TASKS"];
+const RINGS: [&str; 4] = ["LIFECYCLE", "OWN_WRITES", "FORKS", TASKS];
+/// The ring that wakes its reader only while that waits.
+const TASKS: &str = "TASKS";
+/// The rings before this one wake their reader for each first record; see [`pace`](super::pace).
+const FIRST_QUIET_RING: usize = 2;
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = nix::libc::EEXIST;
@@ -122,10 +109,12 @@ impl Running {
         let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
         let counters = CountersView::new(take(&mut ebpf, "COUNTERS")?);
         let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?);
+        let reader_waits = ReaderWaits::new(take(&mut ebpf, "READER_WAITS")?);
         Ok(Self {
             rings: [first, second, third, fourth],
             positions: [a, b, c, d],
-            pace: Pace::new().map_err(ProbeError::Register)?,
+            pace: Pace::new(reader_waits.map_err(|source| map_error("READER_WAITS", source))?)
+                .map_err(ProbeError::Register)?,
             tracker: Tracker(Arc::new(Mutex::new(Tracking {
                 tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
                 ancestors: ancestors.map_err(|source| map_error("ANCESTORS", source))?,
@@ -139,30 +128,43 @@ impl Running {
         })
     }
 
-    /// Waits until there is something to drain, resting first if it must (see the module's description). Cancelling it
-    /// loses nothing.
+    /// Waits until it is time to drain (see [`pace`](super::pace)). Cancelling it loses nothing.
     pub async fn readable(&mut self) -> io::Result<()> {
-        match self.pace.next {
+        let Self { rings, pace, .. } = self;
+        match pace.next() {
             Next::Drain => {
                 tokio::task::yield_now().await;
                 return Ok(());
             }
-            Next::Rest { until } => self.pace.rest(until).await?,
+            Next::Rest { closed_until, until } => {
+                pace.sleep_until(closed_until).await?;
+                pace.open();
+                if until > closed_until {
+                    tokio::select! {
+                        biased;
+                        slept = pace.sleep_until(until) => slept?,
+                        ready = any_readable(rings) => ready?,
+                    }
+                    pace.rested();
+                    return Ok(());
+                }
+                pace.rested();
+            }
             Next::Wait => {}
         }
-        let rings = &mut self.rings;
-        std::future::poll_fn(|context| {
-            let mut any = Poll::Pending;
-            for ring in rings.iter_mut() {
-                // Readiness is cleared before the drain: a record that comes in between sets it again.
-                if let Poll::Ready(ready) = ring.poll_read_ready(context) {
-                    ready?.clear_ready();
-                    any = Poll::Ready(Ok(()));
-                }
-            }
-            any
-        })
-        .await
+        pace.waits().set();
+        // What was recorded before that wakes nobody: a last look.
+        let [.., tasks] = rings;
+        if Merging::new(tasks.get_mut()).head_time().is_none() {
+            any_readable(rings).await?;
+        }
+        pace.waits().reset();
+        Ok(())
+    }
+
+    /// Whether the reader waits in [`readable`](Self::readable), for an observer in another thread.
+    pub fn reader_waits(&self) -> Arc<ReaderWaits> {
+        Arc::clone(self.pace.waits())
     }
 
     /// Hands out at most `budget` records, merged by their time: of two that are there, the earlier comes first, and so does
@@ -171,6 +173,7 @@ impl Running {
     pub fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
         let mut heads = self.rings.each_mut().map(|ring| Merging::new(ring.get_mut()));
         let mut drained = Drained { records: 0, more: false };
+        let mut urgent = 0;
         while let Some(index) = earliest(&mut heads) {
             if drained.records == budget {
                 drained.more = true;
@@ -178,8 +181,9 @@ impl Running {
             }
             heads[index].take(&mut take);
             drained.records += 1;
+            urgent += usize::from(index < FIRST_QUIET_RING);
         }
-        self.pace.drained(drained);
+        self.pace.drained(drained, urgent);
         drained
     }
 
@@ -306,6 +310,22 @@ impl Tracker {
     }
 }
 
+/// Waits until a ring's descriptor is readable.
+async fn any_readable(rings: &[AsyncFd<RingBuf<MapData>>; RINGS.len()]) -> io::Result<()> {
+    std::future::poll_fn(|context| {
+        let mut any = Poll::Pending;
+        for ring in rings {
+            // Readiness is cleared before the drain: a record that comes in between sets it again.
+            if let Poll::Ready(ready) = ring.poll_read_ready(context) {
+                ready?.clear_ready();
+                any = Poll::Ready(Ok(()));
+            }
+        }
+        any
+    })
+    .await
+}
+
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name).ok_or_else(|| map_error(name, MapError::ElementNotFound))
 }
@@ -359,67 +379,4 @@ fn earliest(heads: &mut [Merging<'_>; RINGS.len()]) -> Option<usize> {
 fn ktime(record: &[u8]) -> u64 {
     const { assert!(mem::offset_of!(Header, ktime) == 0) };
     record.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-}
-
-/// When to wait and when to rest, see the module's description.
-struct Pace {
-    /// tokio's own timers are too coarse: they count milliseconds.
-    timer: AsyncFd<Timer>,
-    rest: Duration,
-    next: Next,
-    /// When the last rest ended.
-    rested: Option<Instant>,
-}
-
-/// A timer that an [`AsyncFd`] takes.
-struct Timer(TimerFd);
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// What [`Running::readable`] does next.
-#[derive(Clone, Copy)]
-enum Next {
-    /// Nothing: the last drain left records behind.
-    Drain,
-    /// Rest, then wait.
-    Rest { until: Instant },
-    /// Wait.
-    Wait,
-}
-
-impl Pace {
-    fn new() -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = Timer(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
-        // SAFETY: the timer owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
-        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;
-        Ok(Self { timer, rest: REST_MIN, next: Next::Wait, rested: None })
-    }
-
-    fn drained(&mut self, Drained { records, more }: Drained) {
-        if more {
-            self.next = Next::Drain;
-        } else if records > 0 {
-            let now = Instant::now();
-            // Records that were there as soon as the last rest ended: the time is not quiet.
-            let busy = self.rested.is_some_and(|end| now.duration_since(end) < REST_MIN);
-            self.rest = if busy { REST_MAX.min(self.rest * 2) } else { REST_MIN };
-            self.next = Next::Rest { until: now + self.rest };
-        }
-    }
-
-    async fn rest(&mut self, until: Instant) -> io::Result<()> {
-        let left = until.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            self.timer.get_ref().0.set(Expiration::OneShot(left.into()), TimerSetTimeFlags::empty())?;
-            self.timer.readable().await?.clear_ready();
-        }
-        self.rested = Some(Instant::now());
-        self.next = Next::Wait;
-        Ok(())
-    }
 }
