@@ -1,4 +1,4 @@
-//! From the kernel's hook to a gRPC client, on an idle machine: kwitness against the bare loop.
+//! From the kernel's hook to a gRPC client, on an idle machine: kwitness against a floor.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::process::{Managed, wait_for};
 use tokio::time::timeout;
 
-use crate::bare::{self, Record};
+use crate::floor::{self, Record};
 use crate::report::{Row, Target, quantile};
 
 const TICKS: u32 = 200;
@@ -27,25 +27,24 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
     };
     let kubepods = Kubepods::make(environment)?;
-    let (mut bare, mut full) = (Vec::new(), Vec::new());
+    let (mut floor, mut full) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        bare.push(of_bare(&kubepods, ticks).await.context("of the bare loop")?);
+        floor.push(of_floor(&kubepods, ticks).await.context("of the floor")?);
         full.push(of_kwitness(environment, &kubepods, ticks).await.context("of kwitness")?);
     }
     let row = |name: &str, share: f64, target: Target| {
         let of = |rounds: &[Vec<f64>]| rounds.iter().map(|round| quantile(round, share)).collect::<Vec<_>>();
-        let (bare, full) = (of(&bare), of(&full));
-        let ratios: Vec<_> = full.iter().zip(&bare).map(|(full, bare)| full / bare).collect();
+        let (floor, full) = (of(&floor), of(&full));
         let note = format!(
-            "kwitness {:.0} us, bare loop {:.0} us; {rounds} rounds of {ticks} events, 10 ms apart",
+            "kwitness {:.0} us, floor {:.0} us; {rounds} rounds of {ticks} events, 10 ms apart",
             quantile(&full, 0.5) / 1e3,
-            quantile(&bare, 0.5) / 1e3
+            quantile(&floor, 0.5) / 1e3
         );
-        Row::of(name, &ratios, "x", target, note)
+        Row::ratio(name, &full, &floor, target, note)
     };
     Ok(vec![
-        row("latency: hook to client, p50, against bare loop", 0.5, Target::AtMost(1.2)),
-        row("latency: hook to client, p99, against bare loop", 0.99, Target::None),
+        row("latency: hook to client, p50, against floor", 0.5, Target::AtMost(1.2)),
+        row("latency: hook to client, p99, against floor", 0.99, Target::None),
     ])
 }
 
@@ -76,24 +75,24 @@ impl Drop for Ticking {
     }
 }
 
-/// From the hook to a client of the bare loop, in nanoseconds.
-pub(crate) async fn of_bare(kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
+/// From the hook to a client of the floor, in nanoseconds.
+pub(crate) async fn of_floor(kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>> {
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
-    let socket = directory.path().join("bare.sock");
+    let socket = directory.path().join("floor.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("bare").arg(&socket).arg(kubepods.id()?.to_string()).stdin(Stdio::null());
-    let mut server = Managed::spawn("the bare loop", command, &directory.path().join("log"))?;
-    let channel = wait_for("the bare loop", LIMIT, async || {
+    command.arg("floor").arg(&socket).arg(kubepods.id()?.to_string()).stdin(Stdio::null());
+    let mut server = Managed::spawn("the floor", command, &directory.path().join("log"))?;
+    let channel = wait_for("the floor", LIMIT, async || {
         server.check_running()?;
-        Ok(bare::connect(&socket).await.ok())
+        Ok(floor::connect(&socket).await.ok())
     });
-    let mut stream = bare::watch(channel.await?).await?;
+    let mut stream = floor::watch(channel.await?).await?;
     let ticking = Ticking::start(kubepods, ticks)?;
     let mut delays = Vec::new();
     while delays.len() < ticks as usize {
-        let message = timeout(LIMIT, stream.message()).await.context("the bare loop is silent")?;
+        let message = timeout(LIMIT, stream.message()).await.context("the floor is silent")?;
         let at = boottime();
-        let records = message.context("the bare loop's stream")?.context("the bare loop's stream ended")?;
+        let records = message.context("the floor's stream")?.context("the floor's stream ended")?;
         if let [Record { time, cgroup }] = records[..]
             && cgroup == ticking.cgroup
         {

@@ -1,18 +1,19 @@
 //! `kwitness-bench`: what kwitness costs, each figure against a baseline of the same run.
 //!
 //! Rounds of the measured and of the baseline alternate, so that what else the machine does meets both alike; what
-//! is reported is the median over the rounds, with its spread. A figure that is not reached is said to be so.
+//! is reported is the median over the rounds, with its spread. A row whose baseline was slower than kwitness is invalid.
 //!
-//! The executable is also its own helpers, each a process of its own as in the field: the bare loop, the workloads.
+//! The executable is also its own helpers, each a process of its own as in the field: the floors, the workloads.
 
-mod bare;
 mod cri;
+mod floor;
 mod footprint;
 mod latency;
 mod limits;
 mod overhead;
 mod proxy;
 mod report;
+mod start;
 mod throughput;
 mod workload;
 
@@ -44,7 +45,7 @@ struct Arguments {
 enum Helper {
     /// Reads the rings and streams times, and does nothing else.
     #[command(hide = true)]
-    Bare {
+    Floor {
         /// Where to serve.
         socket: PathBuf,
         /// The cgroup below which everything is to be seen.
@@ -57,6 +58,28 @@ enum Helper {
         socket: PathBuf,
         /// How many records.
         records: u64,
+    },
+    /// Reads kwitness's stream and drops it.
+    #[command(hide = true)]
+    Watch {
+        /// Where kwitness serves.
+        socket: PathBuf,
+    },
+    /// Copies bytes between its clients and a server, both ways.
+    #[command(hide = true)]
+    Forward {
+        /// Where to listen.
+        socket: PathBuf,
+        /// The server.
+        server: PathBuf,
+    },
+    /// Loads and attaches programs, walks a tree, says so and waits to be ended.
+    #[command(hide = true)]
+    Attach {
+        /// The cgroup tree.
+        tree: PathBuf,
+        /// The programs, each with how and where it is attached (`tp_btf:cgroup_mkdir:cgroup_mkdir_btf`).
+        hooks: Vec<String>,
     },
     /// Answers health checks.
     #[command(hide = true)]
@@ -110,8 +133,13 @@ fn run() -> Result<()> {
     handmade::become_container_if_requested()?;
     let arguments = Arguments::parse();
     match arguments.helper {
-        Some(Helper::Bare { socket, cgroup }) => current_thread()?.block_on(bare::serve(&socket, cgroup)),
+        Some(Helper::Floor { socket, cgroup }) => current_thread()?.block_on(floor::serve(&socket, cgroup)),
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
+        Some(Helper::Watch { socket }) => current_thread()?.block_on(overhead::watch(&socket)),
+        Some(Helper::Forward { socket, server }) => {
+            current_thread()?.block_on(proxy::forward(&socket, server))
+        }
+        Some(Helper::Attach { tree, hooks }) => start::floor(&tree, &hooks),
         Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Writes { count }) => workload::writes(count),
@@ -138,6 +166,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if wanted("overhead") {
         add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);
     }
+    if wanted("cpu") {
+        add(runtime.block_on(overhead::of_a_life(&environment)).context("measure the CPU of a life")?);
+    }
     if wanted("limits") {
         add(runtime.block_on(limits::measure(&environment)).context("measure limits")?);
     }
@@ -155,7 +186,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         let runtime = tokio::runtime::Runtime::new().context("start tokio")?;
         add(runtime.block_on(cri::measure(&environment)).context("measure the CRI's events")?);
     }
-    table.foot(&rows);
+    table.foot(&rows)?;
     if arguments.json {
         report::print_json(&rows)?;
     }

@@ -1,6 +1,7 @@
-//! A unary call through the CRI proxy against the same call straight, and what the proxy takes with a hundred clients.
+//! What the CRI proxy adds to a unary call, against what a plain copy of the bytes between the same two sockets adds; and what the
+//! proxy takes with a hundred clients.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use kwitness_tests::agent::connect;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::process::{Managed, wait_for};
 use kwitness_tests::proxy::Proxy;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Server};
@@ -20,7 +21,7 @@ use crate::footprint::{cpu_times, resident};
 use crate::report::{Row, Target, quantile};
 
 const ROUNDS: usize = 10;
-/// Twice `RUNTIME_IDLE`, after which the proxy closes idle connections, and a little.
+/// Twice the proxy's look at idle connections (`RUNTIME_IDLE`), and a little.
 const AT_REST: Duration = Duration::from_secs(22);
 const CALLS: usize = 3000;
 const ROUNDS_IN_A_GUEST: usize = 3;
@@ -35,6 +36,19 @@ pub(crate) async fn serve(socket: &Path) -> Result<()> {
     let (_reporter, service) = tonic_health::server::health_reporter();
     let connections = UnixListenerStream::new(listener);
     Server::builder().add_service(service).serve_with_incoming(connections).await.context("serve")
+}
+
+/// The floor: what any process in between costs, whatever it does with the bytes.
+pub(crate) async fn forward(socket: &Path, server: PathBuf) -> Result<()> {
+    let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
+    loop {
+        let (mut client, _) = listener.accept().await.context("accept a connection")?;
+        let server = server.clone();
+        tokio::spawn(async move {
+            let mut server = UnixStream::connect(&server).await?;
+            tokio::io::copy_bidirectional(&mut client, &mut server).await
+        });
+    }
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
@@ -54,31 +68,44 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let straight = straight.await?;
     let proxy = Proxy::before(environment, &socket, &directory.path().join("no-daemon.sock")).await?;
     let proxied = connect(proxy.socket()).await?;
+    let forwarded_at = directory.path().join("forwarder.sock");
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("forward").arg(&forwarded_at).arg(&socket).stdin(Stdio::null());
+    let mut forwarder = Managed::spawn("the forwarder", command, &directory.path().join("forwarder.log"))?;
+    let forwarded = wait_for("the forwarder", LIMIT, async || {
+        forwarder.check_running()?;
+        Ok(connect(&forwarded_at).await.ok())
+    });
+    let forwarded = forwarded.await?;
     let mut rows = Vec::new();
     for in_flight in IN_FLIGHT {
-        let (mut before, mut through) = (Vec::new(), Vec::new());
+        let (mut before, mut copied, mut through) = (Vec::new(), Vec::new(), Vec::new());
         let mut busy = Duration::ZERO;
         for _ in 0..rounds {
             before.push(round(&straight, in_flight, calls).await.context("straight")?);
+            copied.push(round(&forwarded, in_flight, calls).await.context("through the forwarder")?);
             let ran = cpu_times(proxy.pid())?;
             through.push(round(&proxied, in_flight, calls).await.context("through the proxy")?);
             busy += crate::footprint::ran(&ran, &cpu_times(proxy.pid())?);
         }
-        for (share, name, target) in [(0.5, "p50", 100.0), (0.99, "p99", 300.0)] {
+        for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
             let of = |rounds: &[Vec<f64>]| rounds.iter().map(|one| quantile(one, share)).collect::<Vec<_>>();
-            let (before, through) = (of(&before), of(&through));
-            let added: Vec<_> =
-                through.iter().zip(&before).map(|(through, before)| through - before).collect();
-            rows.push(Row::of(
+            let (before, copied, through) = (of(&before), of(&copied), of(&through));
+            let added = |with: &[f64]| {
+                with.iter().zip(&before).map(|(with, before)| with - before).collect::<Vec<_>>()
+            };
+            let median = |values: &[f64]| quantile(values, 0.5);
+            rows.push(Row::ratio(
                 &format!("proxy: added to a call, {in_flight} in flight, {name}"),
-                &added,
-                "us",
-                Target::AtMost(target),
+                &added(&through),
+                &added(&copied),
+                Target::AtMost(1.3),
                 format!(
-                    "straight {:.0} us, through the proxy {:.0} us, {:.1} x; {:.0} us of a core for a call; {rounds} rounds of {calls} calls",
-                    quantile(&before, 0.5),
-                    quantile(&through, 0.5),
-                    quantile(&through, 0.5) / quantile(&before, 0.5),
+                    "straight {:.0} us, forwarder {:.0} us, proxy {:.0} us ({:.2} x the forwarder in all); {:.0} us of a core for a call; {rounds} rounds of {calls} calls",
+                    median(&before),
+                    median(&copied),
+                    median(&through),
+                    median(&through) / median(&copied),
                     busy.as_secs_f64() * 1e6 / (rounds * calls) as f64
                 ),
             ));
@@ -99,8 +126,9 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Target::AtMost(10.0),
         "each has made a call, and rests; the program's own text included".to_owned(),
     ));
-    drop((clients, straight, proxied));
+    drop((clients, straight, forwarded, proxied));
     proxy.stop()?;
+    forwarder.terminate(LIMIT)?;
     server.terminate(LIMIT)?;
     Ok(rows)
 }

@@ -18,9 +18,26 @@ pub(crate) enum Target {
     AtMost(f64),
     /// Not less than that.
     AtLeast(f64),
-    /// For information only.
+    /// Reported only.
     None,
 }
+
+/// What a row comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// The target is reached.
+    Reached,
+    /// It is not.
+    NotReached,
+    /// The baseline was slower than the product, so it is no baseline.
+    Invalid,
+    /// There is no target.
+    Reported,
+}
+
+/// A baseline is invalid if three quarters of the rounds have a ratio below this: noise alone does not do that.
+const INVALID_BELOW: f64 = 0.99;
 
 /// A figure.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +52,8 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     /// What it must be.
     pub(crate) target: Target,
+    /// Whether the value is a ratio to a floor, which a product cannot beat.
+    is_ratio_to_floor: bool,
     /// What it rests on.
     pub(crate) note: String,
 }
@@ -43,16 +62,25 @@ impl Row {
     /// A figure from its rounds.
     pub(crate) fn of(name: &str, rounds: &[f64], unit: &'static str, target: Target, note: String) -> Self {
         let spread = (quantile(rounds, 0.25), quantile(rounds, 0.75));
-        Self { name: name.to_owned(), value: quantile(rounds, 0.5), spread, unit, target, note }
+        let value = quantile(rounds, 0.5);
+        Self { name: name.to_owned(), value, spread, unit, target, is_ratio_to_floor: false, note }
     }
 
-    /// Whether the target is reached; none if there is none.
-    pub(crate) fn reached(&self) -> Option<bool> {
-        match self.target {
-            Target::AtMost(limit) => Some(self.value <= limit),
-            Target::AtLeast(limit) => Some(self.value >= limit),
-            Target::None => None,
-        }
+    /// A ratio to a floor, round by round.
+    pub(crate) fn ratio(name: &str, product: &[f64], floor: &[f64], target: Target, note: String) -> Self {
+        let ratios: Vec<_> = product.iter().zip(floor).map(|(product, floor)| product / floor).collect();
+        Self { is_ratio_to_floor: true, ..Self::of(name, &ratios, "x", target, note) }
+    }
+
+    /// Whether the row counts, and whether its target is reached.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let reached = match self.target {
+            _ if self.is_ratio_to_floor && !(self.spread.1 >= INVALID_BELOW) => return Outcome::Invalid,
+            Target::AtMost(limit) => self.value <= limit,
+            Target::AtLeast(limit) => self.value >= limit,
+            Target::None => return Outcome::Reported,
+        };
+        if reached { Outcome::Reached } else { Outcome::NotReached }
     }
 }
 
@@ -83,7 +111,8 @@ impl Table {
         let (kernel, layout, tier) =
             (kernel.release().to_string_lossy(), environment.layout, environment.tier);
         self.line(&format!(
-            "{FAINT}kernel {kernel}, {cpus} CPUs, cgroups {layout:?}, tier {tier:?}{FAINT:#}"
+            "{FAINT}kernel {kernel}, {cpus} CPUs, cgroups {layout:?}, tier {tier:?}, load average {}{FAINT:#}",
+            load_average()?
         ));
         self.line(&format!(
             "{HEAD}{:<50} {:>12} {:>21} {:>10}{HEAD:#}",
@@ -102,10 +131,11 @@ impl Table {
             Target::AtLeast(limit) => format!(">= {limit}"),
             Target::None => String::new(),
         };
-        let (style, verdict) = match row.reached() {
-            Some(true) => (GOOD, "reached"),
-            Some(false) => (BAD, "NOT REACHED"),
-            None => (FAINT, ""),
+        let (style, verdict) = match row.outcome() {
+            Outcome::Reached => (GOOD, "reached"),
+            Outcome::NotReached => (BAD, "NOT REACHED"),
+            Outcome::Invalid => (BAD, "INVALID: slower baseline"),
+            Outcome::Reported => (FAINT, ""),
         };
         let (low, high) = row.spread;
         let value = format!("{} {unit}", number(row.value));
@@ -118,10 +148,13 @@ impl Table {
     }
 
     /// The sum.
-    pub(crate) fn foot(self, rows: &[Row]) {
-        let judged = rows.iter().filter_map(Row::reached).count();
-        let reached = rows.iter().filter_map(Row::reached).filter(|reached| *reached).count();
-        self.line(&format!("{HEAD}{reached} of {judged} targets reached{HEAD:#}"));
+    pub(crate) fn foot(self, rows: &[Row]) -> Result<()> {
+        let count = |outcome| rows.iter().filter(|row| row.outcome() == outcome).count();
+        let (reached, invalid) = (count(Outcome::Reached), count(Outcome::Invalid));
+        let judged = reached + count(Outcome::NotReached);
+        self.line(&format!("{HEAD}{reached} of {judged} targets reached, {invalid} rows invalid{HEAD:#}"));
+        self.line(&format!("{FAINT}load average at the end {}{FAINT:#}", load_average()?));
+        Ok(())
     }
 
     fn line(self, text: &str) {
@@ -133,16 +166,22 @@ impl Table {
     }
 }
 
+/// The load of the last minute: other work distorts every figure.
+fn load_average() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    Ok(text.split(' ').next().unwrap_or_default().to_owned())
+}
+
 /// The rows for machines, one object a line.
 pub(crate) fn print_json(rows: &[Row]) -> Result<()> {
     #[derive(Serialize)]
     struct Judged<'a> {
         #[serde(flatten)]
         row: &'a Row,
-        reached: Option<bool>,
+        outcome: Outcome,
     }
     for row in rows {
-        let judged = Judged { row, reached: row.reached() };
+        let judged = Judged { row, outcome: row.outcome() };
         println!("{}", serde_json::to_string(&judged).context("write a row as JSON")?);
     }
     Ok(())

@@ -164,10 +164,21 @@ impl Attached {
         &self.capabilities
     }
 
+    /// The object with its programs attached, for a reader other than [`Running`].
+    pub fn into_ebpf(self) -> Ebpf {
+        self.ebpf
+    }
+
     /// Opens the rings for reading. Within a tokio runtime.
     pub fn run(self) -> Result<Running> {
         Running::new(self)
     }
+}
+
+/// The offsets in this kernel's structures, as the programs' global `LAYOUT` has them: for a loader other than [`Loaded`].
+pub fn kernel_layout() -> Result<impl aya::Pod> {
+    let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
+    Ok(LayoutGlobal(layout::resolve(&Btf::parse(&bytes)?)))
 }
 
 /// Reports what this kernel offers, by loading and attaching everything for a moment. Acquires no lock: it disturbs no

@@ -30,7 +30,8 @@ mod stats;
 
 pub use self::{
     error::{ProbeError, Result},
-    loader::{Attached, Loaded, survey},
+    loader::{Attached, Loaded, kernel_layout, survey},
+    object::OBJECT,
     pace::ReaderWaits,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::{Drained, Life, Produced, Running, Tracker},

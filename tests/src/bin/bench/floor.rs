@@ -1,6 +1,8 @@
-//! The baseline for latency: the same programs in the kernel, their rings read in one thread, and of each record
-//! nothing but its time and its cgroup sent on by the plainest stream that tonic can make. What kwitness adds to this
-//! is decoding, the machine, the journal and the event's own content.
+//! The floor for latency: the same hooks and the same rings, and of everything else the least that can be written by hand. Its own
+//! reader waits on the ring's descriptor, never rests, and sends of each record nothing but its time and its cgroup, in an
+//! encoding of its own, on the plainest stream that tonic can make.
+//!
+//! It shares no code with what it judges but the attachment of the hooks.
 
 use std::mem::offset_of;
 use std::path::Path;
@@ -8,10 +10,13 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
 use bytes::{Buf, BufMut};
 use hyper_util::rt::TokioIo;
 use kwitness_abi::Header;
-use kwitness_agent::probe::{Life, Loaded, Settings};
+use kwitness_agent::probe::{Loaded, Settings};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::body::Body;
@@ -21,10 +26,12 @@ use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The one method.
-const METHOD: &str = "/bench.Bare/Records";
+const METHOD: &str = "/bench.Floor/Records";
 
-/// Records handed out at a time.
-const BUDGET: usize = 512;
+/// The ring of the records that are timed: execs of processes that are not a container's first.
+const RING: &str = "TASKS";
+/// [`kwitness_abi::Tracked`] of a cgroup without flags.
+const TRACKED: u64 = 0;
 
 /// Of a record, when it was made and whom it is about: the beginning of its header.
 #[derive(Clone, Copy, Debug)]
@@ -40,12 +47,20 @@ impl Record {
     }
 }
 
-/// Loads the programs and serves one stream of what their records begin with.
+/// Attaches the hooks and serves one stream of what their records begin with.
 pub(crate) async fn serve(socket: &Path, cgroup: u64) -> Result<()> {
-    let settings = Settings::default();
-    let mut running = Loaded::load(&settings)?.attach()?.run()?;
-    // It is older than the programs, and nothing scans for such here.
-    running.tracker().track(cgroup, Life::Unstarted).context("track the cgroup")?;
+    let mut ebpf = Loaded::load(&Settings::default())?.attach()?.into_ebpf();
+    let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
+    // It is older than the programs, and no scan adds it here.
+    let mut tracked = HashMap::<_, u64, u64>::try_from(take("TRACKED")?)?;
+    tracked.insert(cgroup, TRACKED, 0).context("track the cgroup")?;
+    let mut waits = Array::<_, u32>::try_from(take("READER_WAITS")?)?;
+    let ring = RingBuf::try_from(take(RING)?)?;
+    #[expect(
+        deprecated,
+        reason = "its replacement is unsafe; the ring owns its descriptor, as that asks for"
+    )]
+    let mut ring = AsyncFd::with_interest(ring, Interest::READABLE)?;
     let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     let (sender, receiver) = tokio::sync::mpsc::channel(64);
     let service = Records { receiver: std::sync::Arc::new(std::sync::Mutex::new(Some(receiver))) };
@@ -53,11 +68,13 @@ pub(crate) async fn serve(socket: &Path, cgroup: u64) -> Result<()> {
         Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
     let pump = async {
         loop {
-            running.readable().await.context("wait for records")?;
-            let mut records = Vec::new();
-            running.drain(BUDGET, |record| {
-                records.extend(Record::read(record));
-            });
+            // The kernel wakes the reader of this ring once for each time that it is asked to.
+            waits.set(0, 1, 0).context("ask for a wake-up")?;
+            let mut records = drain(ring.get_mut());
+            if records.is_empty() {
+                ring.readable().await.context("wait for records")?.clear_ready();
+                records = drain(ring.get_mut());
+            }
             if !records.is_empty() && sender.send(Ok(records)).await.is_err() {
                 return anyhow::Ok(());
             }
@@ -69,25 +86,29 @@ pub(crate) async fn serve(socket: &Path, cgroup: u64) -> Result<()> {
     }
 }
 
+fn drain(ring: &mut RingBuf<MapData>) -> Vec<Record> {
+    std::iter::from_fn(|| ring.next().map(|item| Record::read(&item))).flatten().collect()
+}
+
 /// Opens the stream.
 pub(crate) async fn watch(channel: Channel) -> Result<Streaming<Vec<Record>>> {
     let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.context("the bare loop's channel")?;
+    client.ready().await.context("the floor's channel")?;
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(METHOD);
     let answer = client.server_streaming(Request::new(Vec::new()), path, RecordsCodec).await;
-    Ok(answer.context("call the bare loop")?.into_inner())
+    Ok(answer.context("call the floor")?.into_inner())
 }
 
 type Receiver = tokio::sync::mpsc::Receiver<Result<Vec<Record>, Status>>;
 
-/// The service: hands its one receiver to the first who asks.
+/// The service: hands its one receiver to its first client.
 #[derive(Clone, Debug)]
 struct Records {
     receiver: std::sync::Arc<std::sync::Mutex<Option<Receiver>>>,
 }
 
 impl NamedService for Records {
-    const NAME: &'static str = "bench.Bare";
+    const NAME: &'static str = "bench.Floor";
 }
 
 impl ServerStreamingService<Vec<Record>> for Records {
@@ -164,13 +185,13 @@ impl Decoder for RecordsCodec {
     }
 }
 
-/// Connects to the bare loop.
+/// Connects to the floor.
 pub(crate) async fn connect(socket: &Path) -> Result<Channel> {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let endpoint = tonic::transport::Endpoint::from_static("http://bare.invalid");
-    endpoint.connect_with_connector(connector).await.context("connect to the bare loop")
+    let endpoint = tonic::transport::Endpoint::from_static("http://floor.invalid");
+    endpoint.connect_with_connector(connector).await.context("connect to the floor")
 }

@@ -1,0 +1,125 @@
+//! The floor for a start: the same programs loaded and attached by nothing but aya, one after the other, and a bare walk of the same
+//! cgroup tree that reads every `cgroup.procs`. What kwitness adds is choosing hooks, knowing containers, and the API.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf, EbpfLoader};
+use kwitness_agent::probe::{Loaded, OBJECT, Settings, kernel_layout};
+
+/// What the floor attaches: what kwitness attaches on this kernel.
+pub(crate) struct Floor(Vec<String>);
+
+impl Floor {
+    /// Asks kwitness's loader which hooks it chooses here.
+    pub(crate) fn of_this_kernel() -> Result<Self> {
+        let attached = Loaded::load(&Settings::default())?.attach()?;
+        let chosen = attached
+            .capabilities()
+            .reports
+            .iter()
+            .filter_map(|report| Some((report.capability, report.chosen?)));
+        let hooks = chosen.flat_map(|(capability, hook)| {
+            hook.programs().map(move |program| {
+                let is_return = hook.at_return == Some(program);
+                format!("{}:{}:{program}:{is_return}", hook.kind, capability.target)
+            })
+        });
+        Ok(Self(hooks.collect()))
+    }
+
+    /// From execve to everything attached and walked, in milliseconds.
+    pub(crate) fn time(&self, tree: &Path) -> Result<f64> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("attach").arg(tree).args(&self.0).stdin(Stdio::null()).stdout(Stdio::piped());
+        let began = Instant::now();
+        let mut child = command.spawn().context("start the floor")?;
+        let mut ready = [0];
+        let output = child.stdout.as_mut().context("the floor has no output")?;
+        std::io::Read::read_exact(output, &mut ready).context("wait for the floor")?;
+        let took = began.elapsed();
+        child.kill().context("end the floor")?;
+        child.wait().context("wait for the floor's end")?;
+        Ok(took.as_secs_f64() * 1e3)
+    }
+}
+
+/// The floor's process: prints a byte when it is ready, and waits to be ended.
+pub(crate) fn floor(tree: &Path, hooks: &[String]) -> Result<()> {
+    let btf = Btf::from_sys_fs().context("read the kernel's BTF")?;
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&btf))
+        .override_global("LAYOUT", &kernel_layout()?, true)
+        .map_max_entries("COUNTERS", u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?)
+        .load(OBJECT)?;
+    for hook in hooks {
+        attach(&mut ebpf, &btf, hook).with_context(|| format!("attach {hook}"))?;
+    }
+    let cgroups = walk(tree)?;
+    ensure!(cgroups > 0, "no cgroups below {}", tree.display());
+    print!(".");
+    std::io::stdout().flush().context("say that it is ready")?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, btf: &Btf, hook: &str) -> Result<()> {
+    let [kind, target, program, is_return] = hook.split(':').collect::<Vec<_>>()[..] else {
+        bail!("not kind:target:program:return")
+    };
+    let program = ebpf.program_mut(program).context("no such program")?;
+    match (kind, is_return == "true") {
+        ("tp_btf", _) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        ("raw_tp", _) => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(target)?;
+        }
+        ("tp", _) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach("sched", target)?;
+        }
+        ("fentry", false) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        ("fentry", true) => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        ("kprobe", _) => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(target, 0)?;
+        }
+        _ => bail!("unknown kind of hook"),
+    }
+    Ok(())
+}
+
+/// Reads the processes of every cgroup below; how many cgroups there are.
+fn walk(directory: &Path) -> Result<usize> {
+    let path = directory.join("cgroup.procs");
+    fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let mut cgroups = 1;
+    for entry in fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            cgroups += walk(&entry.path())?;
+        }
+    }
+    Ok(cgroups)
+}
