@@ -17,8 +17,7 @@ const OBJECT_VARIABLE: &str = "KWITNESS_PROBES_OBJECT";
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
-/// The profile of the program under test: a release without optimization across crates, which takes half of the build and
-/// changes nothing that a test looks at.
+/// The profile of the program under test: a release with less optimization, which no test looks at.
 const UNDER_TEST: &str = "under-test";
 
 /// An executable that was built.

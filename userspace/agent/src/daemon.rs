@@ -5,7 +5,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
@@ -47,7 +47,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
              hostPID"
         );
     }
-    let attached = Loaded::load(&settings)?.attach()?;
+    let began = Instant::now();
+    let loaded = Loaded::load(&settings)?;
+    let until_loaded = began.elapsed();
+    let attached = loaded.attach()?;
+    let until_attached = began.elapsed();
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
     let mut capabilities = attached.capabilities().clone();
@@ -115,8 +119,15 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         if is_ready.await.is_ok() {
             health.ready().await;
             kwitness_service::memory::give_back();
-            let took = Clock::read().now().0.saturating_sub(clock.now().0) / 1_000_000;
-            tracing::info!(socket = %config.socket.display(), took_ms = took, "ready");
+            let until_ready = began.elapsed();
+            tracing::info!(
+                socket = %config.socket.display(),
+                took_ms = until_ready.as_millis(),
+                load_ms = until_loaded.as_millis(),
+                attach_ms = (until_attached - until_loaded).as_millis(),
+                scan_ms = (until_ready - until_attached).as_millis(),
+                "ready"
+            );
             notify_ready();
         }
         std::future::pending::<()>().await;
