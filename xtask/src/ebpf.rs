@@ -191,7 +191,7 @@ fn hash_sources(root: &Path) -> Result<String> {
 }
 
 /// Adds the files at and below `path`, if there are any.
-fn list_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+pub(crate) fn list_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     if path.is_file() {
         files.push(path.to_owned());
     } else if path.is_dir() {
