@@ -76,10 +76,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let verdicts = JudgeQueue::default();
     let (handle, requests) = Handle::new();
-    let scans = Scans::new(cgroups.clone(), Roots::new(settings.roots), probe.tracker());
+    let bounds = bounds(settings.tracked_capacity);
+    let scans = Scans::new(cgroups.clone(), Roots::new(settings.roots), probe.tracker(), bounds.cgroups);
     let parts = Parts {
         probe,
-        bounds: bounds(settings.tracked_capacity),
+        bounds,
         scans,
         writer,
         resolver: resolver.clone(),

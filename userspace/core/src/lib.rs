@@ -17,5 +17,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod model;
 pub mod node;
+mod overflow;
 pub mod reorder;
+pub mod shares;
 pub mod verdicts;

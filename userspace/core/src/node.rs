@@ -48,7 +48,8 @@ impl Node {
         let known = output.events.len();
         match observation {
             Observation::Evidence(evidence) => drop(self.judge(&evidence, output)),
-            Observation::LimitsRequested { at: _, containers } => {
+            Observation::LimitsRequested { at, containers, forgotten } => {
+                self.lifecycle.forgot_requests(at, &forgotten);
                 let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
                 scopes.for_each(|scope| request_verdict(scope, output));
             }

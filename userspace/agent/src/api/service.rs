@@ -233,9 +233,13 @@ impl Kwitness for Service {
         let now = Clock::read().now();
         let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
         let mut answer = proto::ReportCriRequestsResponse::default();
+        let mut forgotten = Vec::new();
         for (index, request) in requests.into_iter().enumerate() {
             match self.verifier.requests().report(request, now) {
-                Ok(()) => answer.accepted += 1,
+                Ok(instead_of) => {
+                    answer.accepted += 1;
+                    forgotten.extend(instead_of);
+                }
                 Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
             }
         }
@@ -243,7 +247,7 @@ impl Kwitness for Service {
             tracing::warn!(count = answer.malformed.len(), first, "rejected malformed request reports");
         }
         let containers = ids.into_iter().map(|id| ContainerId(id.into())).collect();
-        self.engine.observe(Observation::LimitsRequested { at: now, containers }).await?;
+        self.engine.observe(Observation::LimitsRequested { at: now, containers, forgotten }).await?;
         Ok(Response::new(answer))
     }
 

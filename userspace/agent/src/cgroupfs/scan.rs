@@ -13,10 +13,12 @@ use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
-use kwitness_core::cgroup_path::shortened;
+use kwitness_core::cgroup_path::{ContainerPath, Placement, classify, shortened};
 use kwitness_core::model::{
     CgroupId, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable, UnreadableCgroup,
 };
+
+use kwitness_core::shares::Shares;
 
 use super::directory::{Directory, text_of};
 use super::{CgroupFs, Roots, process};
@@ -27,6 +29,8 @@ use crate::probe::{Life, Tracker};
 pub trait Track {
     /// Adds a cgroup; whether it was not there before.
     fn track(&self, id: CgroupId) -> io::Result<bool>;
+    /// Whether a cgroup is there.
+    fn is_tracked(&self, id: CgroupId) -> bool;
     /// Takes out one that was added and is gone.
     fn untrack(&self, id: CgroupId) -> io::Result<()>;
     /// Adds one that is above a tracked root: its limits hold below.
@@ -37,6 +41,10 @@ impl Track for Tracker {
     fn track(&self, id: CgroupId) -> io::Result<bool> {
         // Whether it has been started, the core tells by its processes: nothing rests on the kernel side's mark.
         Tracker::track(self, id.0, Life::Unstarted)
+    }
+
+    fn is_tracked(&self, id: CgroupId) -> bool {
+        Tracker::is_tracked(self, id.0)
     }
 
     fn untrack(&self, id: CgroupId) -> io::Result<()> {
@@ -66,7 +74,7 @@ impl ScanError {
     }
 }
 
-/// Walks the tree.
+/// Walks the tree. The tracked set has room for `capacity` cgroups; a container may have its share of it.
 ///
 /// # Errors
 /// The top of what is watched cannot be read. Below, what goes away meanwhile is left out, and what cannot be read is
@@ -75,11 +83,12 @@ pub fn scan(
     cgroups: &CgroupFs,
     roots: &Roots,
     track: &impl Track,
+    capacity: usize,
     reason: ScanReason,
 ) -> Result<Scan, ScanError> {
     let began = Clock::read().now();
-    Walk::new(cgroups, roots, track, false).run()?;
-    let mut walk = Walk::new(cgroups, roots, track, true);
+    Walk::new(cgroups, roots, track, capacity, false).run()?;
+    let mut walk = Walk::new(cgroups, roots, track, capacity, true);
     walk.run()?;
     let Walk { found, untracked, unreadable, .. } = walk;
     Ok(Scan { reason, began, ended: Clock::read().now(), untracked, unreadable, cgroups: found })
@@ -97,6 +106,8 @@ struct Walk<'a, T> {
     found: Vec<ScannedCgroup>,
     /// How many tracked cgroups were met, read or not.
     met: usize,
+    /// Of the tracked set.
+    shares: Shares<CgroupId>,
     untracked: u64,
     unreadable: Unreadable,
 }
@@ -106,6 +117,7 @@ struct Level {
     id: CgroupId,
     name: CString,
     is_tracked: bool,
+    within: Within,
     /// How long the path is up to here.
     path_len: usize,
     /// What stands for the paths below, if they are too long to be kept.
@@ -115,6 +127,42 @@ struct Level {
     children: std::vec::IntoIter<CString>,
 }
 
+/// The container that a cgroup lies in.
+#[derive(Clone, Copy)]
+enum Within {
+    None,
+    /// One outside of pods: another may lie in it.
+    Plain(CgroupId),
+    Pod(CgroupId),
+}
+
+impl Within {
+    fn container(self) -> Option<CgroupId> {
+        match self {
+            Self::None => None,
+            Self::Plain(container) | Self::Pod(container) => Some(container),
+        }
+    }
+
+    /// What lies in a cgroup that lies in this.
+    fn of(self, id: CgroupId, path: &str) -> Self {
+        match (self, classify(path)) {
+            (Self::Pod(container), _) => Self::Pod(container),
+            (_, Placement::Container(ContainerPath { pod: Some(_), .. })) => Self::Pod(id),
+            (_, Placement::Container(_)) => Self::Plain(id),
+            (within, _) => within,
+        }
+    }
+}
+
+/// What has become of a cgroup that is to be tracked.
+enum Tracked {
+    Yes,
+    Gone,
+    /// Its container has more than its share.
+    BeyondShare,
+}
+
 /// An open directory, and which level's it is.
 struct Here {
     directory: Directory,
@@ -122,7 +170,7 @@ struct Here {
 }
 
 impl<'a, T: Track> Walk<'a, T> {
-    fn new(cgroups: &'a CgroupFs, roots: &'a Roots, track: &'a T, reads: bool) -> Self {
+    fn new(cgroups: &'a CgroupFs, roots: &'a Roots, track: &'a T, capacity: usize, reads: bool) -> Self {
         Self {
             cgroups,
             roots,
@@ -132,6 +180,7 @@ impl<'a, T: Track> Walk<'a, T> {
             levels: Vec::new(),
             found: Vec::new(),
             met: 0,
+            shares: Shares::new(capacity),
             untracked: 0,
             unreadable: Unreadable::default(),
         }
@@ -202,8 +251,19 @@ impl<'a, T: Track> Walk<'a, T> {
         self.return_to(here, self.levels.len() - 1)?;
         let directory = here.directory.child(name)?;
         let tracked = (is_parent_tracked || self.is_root(&directory)).then_some(parent);
-        if tracked.is_some() && !self.take_up(&here.directory, name, directory.id()?) {
-            return Ok(None);
+        if tracked.is_some() {
+            let id = directory.id()?;
+            match self.take_up(&here.directory, name, id) {
+                Tracked::Yes => {}
+                Tracked::Gone => return Ok(None),
+                Tracked::BeyondShare => {
+                    let path = self.kept_path();
+                    let (populated, processes) = (None, Vec::new());
+                    let cgroup = ScannedCgroup { id, parent, path, beyond_share: true, populated, processes };
+                    self.found.extend(self.reads.then_some(cgroup));
+                    return Ok(None);
+                }
+            }
         }
         self.enter(&directory, name.clone(), tracked)?;
         Ok(Some(directory))
@@ -236,8 +296,16 @@ impl<'a, T: Track> Walk<'a, T> {
             && directory.id_and_owner().is_ok_and(|(_, owner)| self.roots.contain(&self.path, owner))
     }
 
-    /// Has a cgroup tracked; false: it is gone.
-    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId) -> bool {
+    /// Has a cgroup tracked.
+    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId) -> Tracked {
+        let container = self.levels.last().and_then(|level| level.within.container());
+        // For want of room altogether, the set itself refuses it.
+        if !self.shares.take(container) && container.is_some() {
+            if !self.track.is_tracked(id) {
+                return Tracked::BeyondShare;
+            }
+            self.shares.hold(container);
+        }
         match self.track.track(id) {
             // Its end may have been reported before it was added: nothing else would ever take it out.
             Ok(true) if !parent.id_of(name).is_ok_and(|found| found == id) => {
@@ -245,7 +313,7 @@ impl<'a, T: Track> Walk<'a, T> {
                     let path = shortened(&self.path);
                     tracing::warn!(%path, %error, "cannot take a removed cgroup out of the tracked set");
                 }
-                return false;
+                return Tracked::Gone;
             }
             Ok(_) => {}
             Err(error) => {
@@ -256,7 +324,7 @@ impl<'a, T: Track> Walk<'a, T> {
                 self.untracked += 1;
             }
         }
-        true
+        Tracked::Yes
     }
 
     /// Makes a directory the innermost level. `tracked`: it is a tracked cgroup, with that parent.
@@ -270,12 +338,13 @@ impl<'a, T: Track> Walk<'a, T> {
                 self.untracked += 1;
             }
         }
-        let above = self.levels.last().and_then(|level| level.long_path.clone());
-        let long_path = above.or_else(|| (self.path.len() > PATH_LIMIT).then(|| self.long_path()));
+        let long_path = self.long_path();
+        let within = self.levels.last().map_or(Within::None, |level| level.within);
+        let within = tracked.map_or(Within::None, |_| within.of(id, &self.path));
         if let Some(parent) = tracked {
             self.met += 1;
             if self.reads {
-                let path = long_path.clone().unwrap_or_else(|| Arc::from(&*self.path));
+                let path = self.kept_path();
                 self.found.push(read(directory, id, parent, path)?);
             }
         }
@@ -283,14 +352,21 @@ impl<'a, T: Track> Walk<'a, T> {
         let children: Vec<CString> = children.map(|entry| entry.name).collect();
         let (path_len, is_tracked) = (self.path.len(), tracked.is_some());
         let children = children.into_iter();
-        self.levels.push(Level { id, name, is_tracked, path_len, long_path, met, children });
+        self.levels.push(Level { id, name, is_tracked, within, path_len, long_path, met, children });
         Ok(())
     }
 
-    /// In place of a path that is too long to be kept.
-    fn long_path(&self) -> Arc<str> {
-        let above = self.levels.last().map_or(0, |level| level.path_len);
-        Arc::from(format!("{}/...", &self.path[..above]))
+    /// [`Walk::path`], or what stands for it.
+    fn kept_path(&self) -> Arc<str> {
+        self.long_path().unwrap_or_else(|| Arc::from(&*self.path))
+    }
+
+    /// What stands for [`Walk::path`], if that is too long to be kept.
+    fn long_path(&self) -> Option<Arc<str>> {
+        let above = self.levels.last();
+        let made = || format!("{}/...", &self.path[..above.map_or(0, |level| level.path_len)]).into();
+        let kept = above.and_then(|level| level.long_path.clone());
+        kept.or_else(|| (self.path.len() > PATH_LIMIT).then(made))
     }
 
     /// Names a cgroup that cannot be read, whose path is [`Walk::path`].
@@ -331,7 +407,7 @@ fn read(directory: &Directory, id: CgroupId, parent: CgroupId, path: Arc<str>) -
         Err(error) if gone(&error) => return Err(error),
         Err(_) => None,
     };
-    Ok(ScannedCgroup { id, parent, path, populated, processes: processes(directory) })
+    Ok(ScannedCgroup { id, parent, path, beyond_share: false, populated, processes: processes(directory) })
 }
 
 fn processes(directory: &Directory) -> Vec<ScannedProcess> {
@@ -359,12 +435,19 @@ mod tests {
     use super::*;
     use crate::cgroupfs::directory::testing::Nest;
 
+    /// More than any test makes.
+    const CAPACITY: usize = 65_536;
+
     #[derive(Default)]
     struct Set(Mutex<BTreeSet<u64>>, Mutex<BTreeSet<u64>>);
 
     impl Track for Set {
         fn track(&self, id: CgroupId) -> io::Result<bool> {
             Ok(self.0.lock().unwrap().insert(id.0))
+        }
+
+        fn is_tracked(&self, id: CgroupId) -> bool {
+            self.0.lock().unwrap().contains(&id.0)
         }
 
         fn untrack(&self, id: CgroupId) -> io::Result<()> {
@@ -392,7 +475,7 @@ mod tests {
         let root = tree(&[("user.slice/x-kubepods/kubepods/podfake", ""), ("kubepods", "")]);
         let set = Set::default();
         let scanned = |roots: &Roots| {
-            let scan = scan(&CgroupFs::at(root.path()), roots, &set, ScanReason::Initial).unwrap();
+            let scan = scan(&CgroupFs::at(root.path()), roots, &set, CAPACITY, ScanReason::Initial).unwrap();
             scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect::<Vec<_>>()
         };
         assert!(scanned(&Roots::trusting(&[], own_uid() + 1)).is_empty());
@@ -433,7 +516,7 @@ mod tests {
         ]);
         let set = Set::default();
         let roots = Roots::trusting(&["/machine.slice/libpod-"], own_uid());
-        let scan = scan(&CgroupFs::at(root.path()), &roots, &set, ScanReason::Initial).unwrap();
+        let scan = scan(&CgroupFs::at(root.path()), &roots, &set, CAPACITY, ScanReason::Initial).unwrap();
         assert_eq!((scan.untracked, scan.unreadable.count), (0, 0));
         let above = ["machine.slice", "system.slice", "system.slice/docker-abc.scope"]
             .into_iter()
@@ -479,6 +562,9 @@ mod tests {
                 }
                 self.0.track(id)
             }
+            fn is_tracked(&self, id: CgroupId) -> bool {
+                self.0.is_tracked(id)
+            }
             fn untrack(&self, id: CgroupId) -> io::Result<()> {
                 self.0.untrack(id)
             }
@@ -489,9 +575,14 @@ mod tests {
         let root = tree(&[("kubepods", ""), ("kubepods/a", ""), ("kubepods/b", "")]);
         let going = root.path().join("kubepods/a");
         let track = Racing(Set::default(), &going);
-        let scan =
-            scan(&CgroupFs::at(root.path()), &Roots::trusting(&[], own_uid()), &track, ScanReason::Repair)
-                .unwrap();
+        let scan = scan(
+            &CgroupFs::at(root.path()),
+            &Roots::trusting(&[], own_uid()),
+            &track,
+            CAPACITY,
+            ScanReason::Repair,
+        )
+        .unwrap();
         let paths: Vec<&str> = scan.cgroups.iter().map(|cgroup| &*cgroup.path).collect();
         assert_eq!(paths, ["/kubepods", "/kubepods/b"]);
         assert_eq!(track.0.0.lock().unwrap().len(), 2);
@@ -504,7 +595,8 @@ mod tests {
         let scanned = |subtree: &str| {
             let cgroups = CgroupFs::below(root.path(), subtree).unwrap();
             let set = Set::default();
-            let scan = scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, ScanReason::Initial).unwrap();
+            let scan = scan(&cgroups, &Roots::trusting(&[], own_uid()), &set, CAPACITY, ScanReason::Initial)
+                .unwrap();
             let paths: Vec<String> = scan.cgroups.iter().map(|cgroup| cgroup.path.to_string()).collect();
             let above = set.1.into_inner().unwrap();
             assert_eq!(set.0.lock().unwrap().len(), paths.len());
@@ -526,6 +618,29 @@ mod tests {
         assert!(above.is_superset(&ids(&["node2", "node2/kubepods"])));
     }
 
+    #[test]
+    fn one_containers_groups_leave_room_in_the_tracked_set() {
+        let id = "7c1e0d5b9a3f48627c1e0d5b9a3f48627c1e0d5b9a3f48627c1e0d5b9a3f4862";
+        let other = id.replace('7', "6");
+        let groups: Vec<String> = (0..40).map(|group| format!("kubepods/poda/{id}/{group}")).collect();
+        let late = format!("kubepods/podz/{other}");
+        let mut all: Vec<(&str, &str)> = groups.iter().map(|path| (&**path, "")).collect();
+        all.push((&late, ""));
+        let root = tree(&all);
+        let set = Set::default();
+        let cgroups = CgroupFs::at(root.path());
+        let roots = Roots::trusting(&[], own_uid());
+        let scanned = || scan(&cgroups, &roots, &set, 25, ScanReason::Initial).unwrap();
+        let first = scanned();
+        let beyond = |scan: &Scan| scan.cgroups.iter().filter(|cgroup| cgroup.beyond_share).count();
+        // kubepods, a pod and the container are three, the other pod and its container two: of what is left, half at most.
+        let followed = 40 - beyond(&first);
+        assert!((9..=11).contains(&followed), "{followed}");
+        assert!(first.cgroups.iter().any(|cgroup| cgroup.path.ends_with(&other) && !cgroup.beyond_share));
+        assert_eq!((first.untracked, set.0.lock().unwrap().len()), (0, followed + 5));
+        assert_eq!(beyond(&scanned()), 40 - followed, "what is tracked stays so");
+    }
+
     /// As a user without privileges, on a thread of its own: the kernel keeps that user for each thread.
     #[test]
     fn what_cannot_be_read_is_left_out_and_named_and_the_rest_is_right() {
@@ -540,7 +655,7 @@ mod tests {
         let roots = Roots::trusting(&[], own_uid());
         let walk = || {
             nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
-            scan(&cgroups, &roots, &set, ScanReason::Initial)
+            scan(&cgroups, &roots, &set, CAPACITY, ScanReason::Initial)
         };
         let scan = std::thread::scope(|scope| scope.spawn(walk).join()).unwrap().unwrap();
         locked.iter().for_each(|path| mode(path, 0o755));
@@ -570,6 +685,9 @@ mod tests {
                     *most = now.max(*most);
                     self.0.track(id)
                 }
+                fn is_tracked(&self, id: CgroupId) -> bool {
+                    self.0.is_tracked(id)
+                }
                 fn untrack(&self, id: CgroupId) -> io::Result<()> {
                     self.0.untrack(id)
                 }
@@ -580,7 +698,8 @@ mod tests {
             let watching = Watching(Set::default(), Mutex::default());
             let before = open();
             let roots = Roots::trusting(&[], own_uid());
-            let scan = scan(&CgroupFs::at(root.path()), &roots, &watching, ScanReason::Initial).unwrap();
+            let scan =
+                scan(&CgroupFs::at(root.path()), &roots, &watching, CAPACITY, ScanReason::Initial).unwrap();
             // Other tests run beside this one and open files, too; a descriptor a level would show all the same.
             assert!(*watching.1.lock().unwrap() < before + 100, "a descriptor a level");
             assert!(scan.unreadable.is_empty(), "{:?}", scan.unreadable);

@@ -36,8 +36,8 @@ use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Action, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, Problem, Scan,
-    ScanReason, Subject, Unreadable, VerdictScope,
+    Action, CgroupId, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, Problem,
+    Scan, ScanReason, Subject, Unreadable, VerdictScope,
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
@@ -175,6 +175,8 @@ pub(crate) trait Probe: Send {
     fn produced(&self) -> Self::Produced;
     /// Whether all that was written by then has been handed out.
     fn has_drained(&self, until: &Self::Produced) -> bool;
+    /// Takes a cgroup out of the tracked set.
+    fn untrack(&self, cgroup: CgroupId) -> io::Result<()>;
     /// What the kernel side could not deliver.
     fn counters(&self) -> Counters;
     /// How often the kernel did not run a program, by capability.
@@ -202,6 +204,10 @@ impl Probe for Running {
 
     fn has_drained(&self, until: &Produced) -> bool {
         Running::has_drained(self, until)
+    }
+
+    fn untrack(&self, cgroup: CgroupId) -> io::Result<()> {
+        self.tracker().untrack(cgroup.0)
     }
 
     fn counters(&self) -> Counters {
@@ -510,6 +516,12 @@ impl<P: Probe> Engine<P> {
             match action {
                 Action::Resolve(container) => self.resolver.ask(container),
                 Action::Rescan => self.scans.want(ScanReason::Repair),
+                // Its place stays taken: there is less room for others, and nothing else to be done.
+                Action::Untrack(cgroup) => {
+                    if let Err(error) = self.probe.untrack(cgroup) {
+                        tracing::debug!(%cgroup, %error, "cannot take a cgroup out of the tracked set");
+                    }
+                }
                 Action::ReadLimits(request) => self.reader.ask(request),
                 Action::Judge(scope) => self.verdicts.push(scope),
             }

@@ -45,8 +45,9 @@ enum State {
 }
 
 impl Scans {
-    pub(crate) fn new(cgroups: CgroupFs, roots: Roots, tracker: Tracker) -> Self {
-        Self::by(move |reason| scan(&cgroups, &roots, &tracker, reason))
+    /// Walks of the tree that have tracked what is new, in a set with room for so many cgroups.
+    pub(crate) fn new(cgroups: CgroupFs, roots: Roots, tracker: Tracker, capacity: usize) -> Self {
+        Self::by(move |reason| scan(&cgroups, &roots, &tracker, capacity, reason))
     }
 
     /// Walks that are made by that.

@@ -55,6 +55,10 @@ impl Probe for Flood {
         self.taken.load(Relaxed) >= *until
     }
 
+    fn untrack(&self, _: CgroupId) -> io::Result<()> {
+        Ok(())
+    }
+
     fn counters(&self) -> Counters {
         Counters::default()
     }

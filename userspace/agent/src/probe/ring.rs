@@ -293,6 +293,11 @@ impl Tracker {
         }
     }
 
+    /// Whether a cgroup is in the tracked set.
+    pub fn is_tracked(&self, id: u64) -> bool {
+        self.lock().tracked.get(&id, 0).is_ok()
+    }
+
     /// Has the limits of a cgroup watched that is above tracked ones.
     pub fn track_above(&self, id: u64) -> io::Result<()> {
         self.lock().ancestors.insert(id, 0, 0).map_err(io::Error::other)

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::model::{DesiredLimit, KernelTime, Resource};
+use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Resource};
 
 use super::desired::{self, Desired};
 use kwitness_api::proto;
@@ -59,11 +59,15 @@ struct Asked {
 }
 
 impl Requests {
-    /// Takes note of one.
+    /// Takes note of one; gives back whose requests had to be forgotten for that, if any.
     ///
     /// # Errors
     /// What is wrong with it; it is counted.
-    pub fn report(&self, mut request: proto::CriRequest, now: KernelTime) -> Result<(), Malformed> {
+    pub fn report(
+        &self,
+        mut request: proto::CriRequest,
+        now: KernelTime,
+    ) -> Result<Option<ContainerId>, Malformed> {
         let mut known = self.lock();
         let resources = check(&mut request, now).inspect_err(|_| known.malformed += 1)?;
         known.reported += 1;
@@ -72,9 +76,8 @@ impl Requests {
             proto::CriMethod::UpdatePodSandboxResources => desired::of_pod_request(&resources, at),
             _ => desired::of_request(&resources, at),
         };
-        if known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str()) {
-            known.evict();
-        }
+        let is_full = known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str());
+        let forgotten = is_full.then(|| known.evict()).flatten();
         let asked = known.of.entry(request.id.as_str().into()).or_insert_with(|| Asked {
             born: false,
             limits: BTreeMap::new(),
@@ -90,7 +93,7 @@ impl Requests {
         if asked.last.received <= request.received {
             asked.last = request;
         }
-        Ok(())
+        Ok(forgotten)
     }
 
     /// Forgets what has ended, given all that is there.
@@ -135,12 +138,14 @@ impl Requests {
 }
 
 impl Known {
-    fn evict(&mut self) {
-        let oldest = self.of.iter().min_by_key(|(_, asked)| asked.last.received).map(|(id, _)| id.clone());
-        if let Some(oldest) = oldest {
-            self.of.remove(&oldest);
-            self.evicted += 1;
-        }
+    /// The oldest goes first of those that are not seen to be there: what is reported of containers that nobody made costs those
+    /// that are there nothing.
+    fn evict(&mut self) -> Option<ContainerId> {
+        let order = |(_, asked): &(&Arc<str>, &Asked)| (asked.born, asked.last.received);
+        let oldest = self.of.iter().min_by_key(order).map(|(id, _)| id.clone())?;
+        self.of.remove(&oldest);
+        self.evicted += 1;
+        Some(ContainerId(oldest))
     }
 }
 
@@ -231,10 +236,15 @@ mod tests {
     #[test]
     fn the_memory_is_bounded_and_the_oldest_goes_first() {
         let requests = Requests::default();
-        for number in 0..=KNOWN_MAX {
-            requests.report(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW).unwrap();
-        }
-        assert!(requests.last("0").is_none() && requests.last("1").is_some());
+        let report = |number: usize| {
+            let forgotten = requests.report(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW);
+            forgotten.unwrap().map(|id| id.to_string())
+        };
+        assert_eq!(report(0), None);
+        assert_eq!(requests.desired("0").len(), 1, "a container that is there");
+        assert!((1..KNOWN_MAX).all(|number| report(number).is_none()));
+        assert_eq!(report(KNOWN_MAX).as_deref(), Some("1"));
+        assert!(requests.last("1").is_none() && requests.last("0").is_some() && requests.last("2").is_some());
         let counters = requests.counters();
         assert_eq!((counters["cri_requests_known"], counters["cri_requests_evicted"]), (KNOWN_MAX as u64, 1));
     }

@@ -22,5 +22,18 @@ pub fn problem(problem: &Problem) -> proto::Problem {
                     .to_owned(),
             }
         }
+        Problem::Full => proto::Problem {
+            name: "too_many_cgroups".to_owned(),
+            found: "there are more cgroups than are tracked: containers among them are not seen".to_owned(),
+            remedy: "raise kernel.tracked_capacity".to_owned(),
+        },
+        Problem::BeyondShare(container) => proto::Problem {
+            name: "cgroups_beyond_share".to_owned(),
+            found: format!(
+                "container {} has more cgroups within its own than its share of what is tracked: events of some are not seen",
+                container.container_id
+            ),
+            remedy: "raise kernel.tracked_capacity, or find out why it makes so many".to_owned(),
+        },
     }
 }

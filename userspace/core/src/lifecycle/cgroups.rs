@@ -13,15 +13,18 @@ use crate::model::{
     CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, Subject, Unreadable,
 };
 
-use super::bounds::{Bounds, LifecycleCounters};
+use super::bounds::Bounds;
 use super::container::Container;
 use super::processes::Budget;
+use crate::shares::Shares;
 
 #[derive(Debug)]
 struct Cgroup {
     /// A scan that began later must have met it.
     made: KernelTime,
     presence: Presence,
+    /// The container that it lies in, and whose share it takes from.
+    owner: Option<CgroupId>,
     what: What,
 }
 
@@ -52,6 +55,8 @@ pub(super) enum Owner {
     Container(CgroupId),
     /// No container's.
     None,
+    /// That container's, which has used up its share: it is not followed.
+    BeyondShare(CgroupId),
     /// The cgroup is not known.
     Unknown,
 }
@@ -64,30 +69,53 @@ pub(super) enum Added {
     Group,
     /// It is known already, or was removed.
     Known,
-    /// There is no place for it.
-    Full,
+    /// There is no room for it, or no more for the container that it lies in.
+    Full {
+        owner: Option<CgroupId>,
+    },
     /// Unknown: so is its parent.
     Unplaced,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Cgroups {
     all: FxHashMap<CgroupId, Cgroup>,
-    /// How many of `all` exist.
-    existing: usize,
+    /// Of those that exist.
+    shares: Shares<CgroupId>,
     /// The newest cgroup of each container.
     by_container: FxHashMap<ContainerId, CgroupId>,
-    /// Those of `all` that were removed, the oldest first, and when. Some may be forgotten by now.
-    removed: VecDeque<(KernelTime, CgroupId)>,
+    /// Those of `all` that were removed and when, by owner, the oldest first. Some may be forgotten by now.
+    removed: FxHashMap<Option<CgroupId>, VecDeque<(KernelTime, CgroupId)>>,
+    /// Of what is in `removed`.
+    removed_shares: Shares<CgroupId>,
+    removed_for: u64,
+    /// Cgroups that are beyond their container's share: records of them may still be on their way. The oldest goes first.
+    beyond_share: FxHashMap<CgroupId, CgroupId>,
+    beyond_share_order: VecDeque<CgroupId>,
+    beyond_share_max: usize,
 }
 
 impl Cgroups {
+    pub(super) fn new(bounds: &Bounds) -> Self {
+        Self {
+            all: FxHashMap::default(),
+            shares: Shares::new(bounds.cgroups),
+            by_container: FxHashMap::default(),
+            removed: FxHashMap::default(),
+            removed_shares: Shares::new(bounds.removed),
+            removed_for: u64::try_from(bounds.removed_for.as_nanos()).unwrap_or(u64::MAX),
+            beyond_share: FxHashMap::default(),
+            beyond_share_order: VecDeque::new(),
+            beyond_share_max: bounds.removed,
+        }
+    }
+
     pub(super) fn owner(&self, id: CgroupId) -> Owner {
         match self.all.get(&id).map(|cgroup| &cgroup.what) {
             Some(What::Container(_)) => Owner::Container(id),
             Some(What::Inner { container, .. }) => Owner::Container(*container),
             Some(What::Other { .. }) => Owner::None,
-            None => Owner::Unknown,
+            None => self.beyond_share.get(&id).map_or(Owner::Unknown, |owner| Owner::BeyondShare(*owner)),
         }
     }
 
@@ -149,8 +177,13 @@ impl Cgroups {
         }
     }
 
-    pub(super) fn is_full(&self, bounds: &Bounds) -> bool {
-        self.existing >= bounds.cgroups
+    pub(super) fn is_full(&self) -> bool {
+        self.shares.free() == 0
+    }
+
+    /// The container that a cgroup lies in, and whose share it takes from.
+    pub(super) fn holder(&self, id: CgroupId) -> Option<CgroupId> {
+        self.all.get(&id)?.owner
     }
 
     pub(super) fn container_mut(&mut self, id: CgroupId) -> Option<&mut Container> {
@@ -200,15 +233,21 @@ impl Cgroups {
         path: &PathText,
         made: KernelTime,
         created_at: Option<KernelTime>,
-        bounds: &Bounds,
     ) -> Added {
         if self.all.contains_key(&id) {
             return Added::Known;
         }
-        if self.is_full(bounds) {
-            return Added::Full;
+        if let Some(owner) = self.beyond_share.get(&parent).copied() {
+            return self.refuse(id, Some(owner));
+        }
+        if self.is_full() {
+            return self.refuse(id, self.holder_in(parent));
         }
         let Some(what) = self.place(id, parent, path, made, created_at) else { return Added::Unplaced };
+        let owner = self.holder_in(parent);
+        if !self.shares.take(owner) {
+            return self.refuse(id, owner);
+        }
         let added = match &what {
             What::Container(container) => {
                 self.by_container.insert(container.subject.container_id.clone(), id);
@@ -216,9 +255,41 @@ impl Cgroups {
             }
             What::Inner { .. } | What::Other { .. } => Added::Group,
         };
-        self.all.insert(id, Cgroup { made, presence: Presence::Exists, what });
-        self.existing += 1;
+        self.all.insert(id, Cgroup { made, presence: Presence::Exists, owner, what });
         added
+    }
+
+    /// The container that what is made in this cgroup lies in.
+    fn holder_in(&self, parent: CgroupId) -> Option<CgroupId> {
+        match self.owner(parent) {
+            Owner::Container(container) | Owner::BeyondShare(container) => Some(container),
+            Owner::None | Owner::Unknown => None,
+        }
+    }
+
+    /// A cgroup that exists and that the kernel side does not track, for its container has more than its share of that set.
+    pub(super) fn add_beyond_share(&mut self, id: CgroupId, parent: CgroupId) -> Added {
+        if self.all.contains_key(&id) { Added::Known } else { self.refuse(id, self.holder_in(parent)) }
+    }
+
+    fn refuse(&mut self, id: CgroupId, owner: Option<CgroupId>) -> Added {
+        if let Some(owner) = owner
+            && self.beyond_share.insert(id, owner).is_none()
+        {
+            self.beyond_share_order.push_back(id);
+            if self.beyond_share_order.len() > self.beyond_share_max
+                && let Some(oldest) = self.beyond_share_order.pop_front()
+            {
+                self.beyond_share.remove(&oldest);
+            }
+        }
+        Added::Full { owner }
+    }
+
+    /// Whatever is beyond a share is looked at anew.
+    pub(super) fn reconsider(&mut self) {
+        self.beyond_share.clear();
+        self.beyond_share_order.clear();
     }
 
     fn place(
@@ -261,28 +332,30 @@ impl Cgroups {
         }
     }
 
-    /// The cgroup is no more, but remembered for a while. False: it was not known to exist.
-    pub(super) fn remove(
-        &mut self,
-        id: CgroupId,
-        at: KernelTime,
-        bounds: &Bounds,
-        budget: &mut Budget,
-        counters: &mut LifecycleCounters,
-    ) -> bool {
-        match self.all.get_mut(&id) {
-            Some(cgroup) if cgroup.presence == Presence::Exists => cgroup.presence = Presence::Removed,
-            Some(_) | None => return false,
+    /// The cgroup is no more, but remembered for a while. How many others had to be forgotten early for that, all of the same
+    /// container unless it has none.
+    pub(super) fn remove(&mut self, id: CgroupId, at: KernelTime, budget: &mut Budget) -> u64 {
+        let owner = match self.all.get_mut(&id) {
+            Some(cgroup) if cgroup.presence == Presence::Exists => {
+                cgroup.presence = Presence::Removed;
+                cgroup.owner
+            }
+            Some(_) | None => return 0,
+        };
+        self.shares.give_back(owner);
+        let mut forgotten = 0;
+        while !self.removed_shares.take(owner) {
+            let has_own = self.removed.get(&owner).is_some_and(|removed| !removed.is_empty());
+            let from = if has_own { owner } else { self.removed_shares.largest() };
+            let Some((_, oldest)) = self.removed.get_mut(&from).and_then(VecDeque::pop_front) else {
+                // There is no room at all.
+                return forgotten + u64::from(self.forget(id, budget));
+            };
+            self.removed_shares.give_back(from);
+            forgotten += u64::from(self.forget(oldest, budget));
         }
-        self.existing -= 1;
-        self.removed.push_back((at, id));
-        if self.removed.len() > bounds.removed
-            && let Some((_, oldest)) = self.removed.pop_front()
-            && self.forget(oldest, budget)
-        {
-            counters.removed_forgotten += 1;
-        }
-        true
+        self.removed.entry(owner).or_default().push_back((at, id));
+        forgotten
     }
 
     /// No more records of a removed cgroup will come. `keep_all`: a scan is on its way that may have met it.
@@ -294,17 +367,26 @@ impl Cgroups {
             Some(Cgroup { presence: Presence::Removed, .. }) if !keep_all => {
                 self.all.remove(&id);
             }
-            Some(_) | None => {}
+            Some(_) => {}
+            None => {
+                self.beyond_share.remove(&id);
+            }
         }
     }
 
     /// Forgets what was removed long enough ago.
-    pub(super) fn expire(&mut self, now: KernelTime, bounds: &Bounds, budget: &mut Budget) {
-        let keep_for = u64::try_from(bounds.removed_for.as_nanos()).unwrap_or(u64::MAX);
-        while let Some(&(at, id)) = self.removed.front()
-            && at.0.saturating_add(keep_for) <= now.0
-        {
-            self.removed.pop_front();
+    pub(super) fn expire(&mut self, now: KernelTime, budget: &mut Budget) {
+        let mut old = Vec::new();
+        for (owner, removed) in &mut self.removed {
+            while let Some((_, id)) =
+                removed.pop_front_if(|(at, _)| at.0.saturating_add(self.removed_for) <= now.0)
+            {
+                self.removed_shares.give_back(*owner);
+                old.push(id);
+            }
+        }
+        self.removed.retain(|_, removed| !removed.is_empty());
+        for id in old {
             self.forget(id, budget);
         }
     }

@@ -38,8 +38,9 @@ mod bounds;
 mod cgroups;
 mod container;
 mod facts;
-mod overflow;
+mod parked;
 mod processes;
+mod room;
 mod scan;
 
 use std::sync::Arc;
@@ -52,9 +53,11 @@ use crate::model::{
     Output, Problem, RuntimeFacts, Subject, Unreadable, VerdictScope,
 };
 
+use crate::overflow::Overflow;
 use cgroups::{Added, Cgroups, Owner};
-use overflow::{Overflow, Room};
+use parked::Parked;
 use processes::Budget;
+use room::Room;
 use scan::Repair;
 
 /// The machine: all containers of the node.
@@ -64,8 +67,7 @@ pub struct Lifecycle {
     counters: LifecycleCounters,
     budget: Budget,
     cgroups: Cgroups,
-    /// Records about cgroups that are not known, in the order in which they came.
-    parked: Vec<KernelEvent>,
+    parked: Parked,
     start_up: StartUp,
     repair: Option<Repair>,
     overflow: Overflow,
@@ -90,10 +92,10 @@ impl Lifecycle {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             budget: Budget::new(bounds.processes),
+            cgroups: Cgroups::new(&bounds),
+            parked: Parked::new(bounds.parked),
             bounds,
             counters: LifecycleCounters::default(),
-            cgroups: Cgroups::default(),
-            parked: Vec::new(),
             start_up: StartUp::Scanning,
             repair: None,
             overflow: Overflow::default(),
@@ -161,7 +163,10 @@ impl Lifecycle {
     /// What cannot be done at present.
     pub fn problems(&self) -> Vec<Problem> {
         let unreadable = (!self.unreadable.is_empty()).then(|| self.unreadable.clone());
-        unreadable.map(Problem::UnreadableCgroups).into_iter().collect()
+        let beyond = self.room.beyond_share().iter().filter_map(|container| self.cgroups.subject(*container));
+        let unreadable = unreadable.map(Problem::UnreadableCgroups).into_iter();
+        let full = self.room.is_full().then_some(Problem::Full).into_iter();
+        unreadable.chain(full).chain(beyond.cloned().map(Problem::BeyondShare)).collect()
     }
 
     /// How much is remembered at most.
@@ -178,15 +183,10 @@ impl Lifecycle {
         let (at, cgroup) = (event.at, event.cgroup);
         match &event.fact {
             Fact::Mkdir { parent, path, root: _, actor } => {
-                match self.cgroups.add(cgroup, *parent, path, at, Some(at), &self.bounds) {
+                match self.cgroups.add(cgroup, *parent, path, at, Some(at)) {
                     Added::Container => self.introduce(at, cgroup, actor.clone(), output),
                     Added::Group | Added::Known => {}
-                    Added::Full => {
-                        self.counters.cgroups_full += 1;
-                        self.room.has_no_room();
-                        let owner = self.container_of(*parent);
-                        self.overflow.note("cgroup_mkdir", owner, at);
-                    }
+                    Added::Full { owner } => self.refused(cgroup, owner, at, output),
                     Added::Unplaced => self.unknown(event, output),
                 }
             }
@@ -210,7 +210,7 @@ impl Lifecycle {
             | Fact::Exec { .. }
             | Fact::Exit { .. } => match self.cgroups.owner(cgroup) {
                 Owner::Container(container) => self.in_container(event, container, output),
-                Owner::None => {}
+                Owner::None | Owner::BeyondShare(_) => {}
                 Owner::Unknown => self.unknown(event, output),
             },
         }
@@ -218,16 +218,48 @@ impl Lifecycle {
 
     fn container_of(&self, cgroup: CgroupId) -> Option<Arc<Subject>> {
         match self.cgroups.owner(cgroup) {
-            Owner::Container(container) => self.cgroups.subject(container).cloned(),
+            Owner::Container(container) | Owner::BeyondShare(container) => {
+                self.cgroups.subject(container).cloned()
+            }
             Owner::None | Owner::Unknown => None,
+        }
+    }
+
+    /// A cgroup that exists is not followed, for want of room. What is beyond a container's share gives up its place in the
+    /// kernel's set, too.
+    fn refused(&mut self, cgroup: CgroupId, owner: Option<CgroupId>, at: KernelTime, output: &mut Output) {
+        self.counters.cgroups_full += 1;
+        let subject = owner.and_then(|owner| self.cgroups.subject(owner)).cloned();
+        self.overflow.note("cgroup_mkdir", subject, at);
+        match owner {
+            Some(owner) => {
+                self.room.is_beyond_share(owner);
+                output.actions.push(Action::Untrack(cgroup));
+            }
+            None => self.room.has_no_room(),
+        }
+    }
+
+    /// Requests for these containers' limits are not remembered any more: a verdict may lack them.
+    pub fn forgot_requests(&mut self, at: KernelTime, containers: &[ContainerId]) {
+        for container in containers {
+            let cgroup = self.cgroups.by_container(container);
+            let subject = cgroup.and_then(|cgroup| self.cgroups.subject(cgroup)).cloned();
+            self.overflow.note("cri_request", subject, at);
+        }
+    }
+
+    /// Reports processes that did not fit, as that container's.
+    fn note_refused_processes(&mut self, container: CgroupId, at: KernelTime) {
+        let refused = self.budget.take_unreported();
+        if refused > 0 {
+            self.overflow.note_many("process", refused, self.cgroups.subject(container).cloned(), at);
         }
     }
 
     /// Reports what did not fit since the last tick, and looks again where there may be room by now.
     fn tick(&mut self, at: KernelTime, output: &mut Output) {
-        self.cgroups.expire(at, &self.bounds, &mut self.budget);
-        let refused = std::mem::take(&mut self.budget.unreported);
-        self.overflow.note_many("process", refused, None, at);
+        self.cgroups.expire(at, &mut self.budget);
         self.overflow.report(at, output);
         if self.room.is_due(at) {
             self.repair_when_there_is_room(at, output);
@@ -258,8 +290,19 @@ impl Lifecycle {
             }
             output.emit(at, basis, &container.subject, Kind::Deleted { actor });
         }
-        self.cgroups.remove(cgroup, at, &self.bounds, &mut self.budget, &mut self.counters);
-        self.room.made();
+        self.forget_existing(cgroup, at);
+    }
+
+    /// The cgroup is no more. What is forgotten early for that is its container's.
+    fn forget_existing(&mut self, cgroup: CgroupId, at: KernelTime) {
+        let owner = self.cgroups.holder(cgroup);
+        let forgotten = self.cgroups.remove(cgroup, at, &mut self.budget);
+        if forgotten > 0 {
+            self.counters.removed_forgotten += forgotten;
+            let subject = owner.and_then(|owner| self.cgroups.subject(owner)).cloned();
+            self.overflow.note_many("removed_cgroup", forgotten, subject, at);
+        }
+        self.room.made(cgroup, owner);
     }
 
     fn in_container(&mut self, event: KernelEvent, id: CgroupId, output: &mut Output) {
@@ -270,8 +313,14 @@ impl Lifecycle {
         let Some(container) = self.cgroups.container_mut(id) else { return };
         let budget = &mut self.budget;
         let (basis, kind) = match fact {
-            Fact::Attach { process, actor: _ } => return container.attach(at, &process, budget),
-            Fact::Fork { child, entered } => return container.fork(at, &child, entered, budget),
+            Fact::Attach { process, actor: _ } => {
+                container.attach(at, &process, budget);
+                return self.note_refused_processes(id, at);
+            }
+            Fact::Fork { child, entered } => {
+                container.fork(at, &child, entered, budget);
+                return self.note_refused_processes(id, at);
+            }
             // An inner group's.
             Fact::Populated(_) if cgroup != id => return,
             Fact::Populated(populated) => {
@@ -295,6 +344,7 @@ impl Lifecycle {
             | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
+        self.note_refused_processes(id, at);
     }
 
     fn oom_kill(&mut self, at: KernelTime, id: CgroupId, kill: OomKill, output: &mut Output) {
@@ -322,20 +372,19 @@ impl Lifecycle {
     /// that it can still find the cgroup.
     fn unknown(&mut self, event: KernelEvent, output: &mut Output) {
         self.counters.unknown_cgroup += 1;
-        let hopeless = self.cgroups.is_full(&self.bounds)
-            || (!self.scan_is_expected() && !shows_living_cgroup(&event.fact))
-            || self.parked.len() >= self.bounds.parked;
-        if hopeless {
+        let hopeless = !self.scan_is_expected() && !shows_living_cgroup(&event.fact);
+        if hopeless || self.cgroups.is_full() {
             self.counters.unknown_dropped += 1;
-            if self.parked.len() >= self.bounds.parked {
-                self.overflow.note("record", None, event.at);
-            }
             return;
         }
         if !self.scan_is_expected() {
             self.ask_for_repair(event.at, output);
         }
-        self.parked.push(event);
+        let at = event.at;
+        if !self.parked.push(event) {
+            self.counters.unknown_dropped += 1;
+            self.overflow.note("record", None, at);
+        }
     }
 
     fn lost(&mut self, loss: Loss, output: &mut Output) {

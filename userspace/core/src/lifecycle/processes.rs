@@ -1,11 +1,12 @@
 //! What is remembered of a container's processes between their first record and their last.
 //!
-//! A table for each container, so that it goes with the container, whatever was lost; one [`Budget`] for all, so
-//! that a fork bomb costs memory only up to a bound.
+//! A table for each container, so that it goes with the container, whatever was lost; one [`Budget`] for all, of which each has
+//! a share, so that a fork bomb costs memory only up to a bound, and other containers nothing.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::model::{KernelTime, ProcKey, Role};
+use crate::shares::may_take;
 
 /// How many processes may still be remembered.
 #[derive(Debug)]
@@ -13,13 +14,18 @@ pub(super) struct Budget {
     left: usize,
     /// How often there was no place.
     pub(super) refused: u64,
-    /// Of these, not reported yet.
-    pub(super) unreported: u64,
+    /// Of these, since the last look at [`Budget::take_unreported`].
+    unreported: u64,
 }
 
 impl Budget {
     pub(super) fn new(processes: usize) -> Self {
         Self { left: processes, refused: 0, unreported: 0 }
+    }
+
+    /// How often there was no place since the last call.
+    pub(super) fn take_unreported(&mut self) -> u64 {
+        std::mem::take(&mut self.unreported)
     }
 }
 
@@ -50,20 +56,17 @@ impl Processes {
         self.known.get_mut(&key)
     }
 
-    /// Remembers a process, unless it is known or the budget is used up.
+    /// Remembers a process, unless it is known or this container's share of the budget is used up.
     pub(super) fn insert_new(&mut self, key: ProcKey, known: Known, budget: &mut Budget) {
         if self.known.contains_key(&key) {
             return;
         }
-        match budget.left.checked_sub(1) {
-            Some(left) => {
-                budget.left = left;
-                self.known.insert(key, known);
-            }
-            None => {
-                budget.refused += 1;
-                budget.unreported += 1;
-            }
+        if may_take(self.known.len(), budget.left) {
+            budget.left -= 1;
+            self.known.insert(key, known);
+        } else {
+            budget.refused += 1;
+            budget.unreported += 1;
         }
     }
 

@@ -11,6 +11,7 @@
 //! A cgroup that was made before the scan began and that it did not meet is gone, unless it may lie in one that could not be
 //! read. A scan that met no process where one was seen since settles nothing: another is requested.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -22,6 +23,7 @@ use crate::model::{
 
 use super::cgroups::{Added, Owner};
 use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role};
+use super::parked::place;
 use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
 
@@ -55,6 +57,11 @@ struct Tally {
 }
 
 impl Tally {
+    fn resynced(self) -> Kind {
+        let Self { found, gone, corrected } = self;
+        Kind::Resynced { found, gone, corrected }
+    }
+
     fn add(&mut self, other: Self) {
         self.found += other.found;
         self.gone += other.gone;
@@ -119,14 +126,15 @@ impl Lifecycle {
             ScanReason::Initial => Basis::InitialScan,
             ScanReason::Repair => Basis::RepairScan,
         };
-        self.room.scanned(scan.ended);
+        let beyond_share = self.room.scanned(scan.ended);
+        self.cgroups.reconsider();
         let gone = self.remove_missing(scan, basis, output);
         let before = std::mem::replace(&mut self.unreadable, scan.unreadable.clone());
         if scan.untracked > 0 {
             self.room.has_no_room();
             self.overflow.note_many("cgroup_mkdir", scan.untracked, None, scan.ended);
         }
-        let views = self.look(scan);
+        let views = self.look(scan, &beyond_share, output);
         let found = self.introduce_found(&views, scan, basis, output);
         self.report_unreadable(&before, scan, output);
         for view in &views {
@@ -143,6 +151,13 @@ impl Lifecycle {
             }
         }
         self.conclude(scan, Tally { found, gone, corrected }, unclear, output);
+        for container in beyond_share.difference(self.room.beyond_share()) {
+            if let Some(subject) =
+                self.cgroups.subject(*container).filter(|_| self.cgroups.exists(*container))
+            {
+                output.emit(scan.ended, Basis::Daemon, subject, Tally::default().resynced());
+            }
+        }
     }
 
     /// What is not followed may be by now.
@@ -189,20 +204,31 @@ impl Lifecycle {
     }
 
     /// Adds the cgroups that are news, and sorts all processes by container.
-    fn look<'a>(&mut self, scan: &'a Scan) -> Vec<View<'a>> {
+    /// `beyond_share`: the containers that were before, whose gaps are reported.
+    fn look<'a>(
+        &mut self,
+        scan: &'a Scan,
+        beyond_share: &BTreeSet<CgroupId>,
+        output: &mut Output,
+    ) -> Vec<View<'a>> {
         let mut views: Vec<View<'a>> = Vec::new();
         let mut index: FxHashMap<CgroupId, usize> = FxHashMap::default();
         for cgroup in &scan.cgroups {
             let path = PathText::Full(Arc::clone(&cgroup.path));
-            let added = self.cgroups.add(cgroup.id, cgroup.parent, &path, scan.began, None, &self.bounds);
+            let added = match cgroup.beyond_share {
+                true => self.cgroups.add_beyond_share(cgroup.id, cgroup.parent),
+                false => self.cgroups.add(cgroup.id, cgroup.parent, &path, scan.began, None),
+            };
             let known = match added {
                 Added::Container => Knowledge::News,
                 Added::Group | Added::Known => Knowledge::Known,
-                Added::Full => {
-                    self.counters.cgroups_full += 1;
-                    self.room.has_no_room();
-                    let owner = self.container_of(cgroup.parent);
-                    self.overflow.note("cgroup_mkdir", owner, scan.ended);
+                Added::Full { owner: Some(owner) } if beyond_share.contains(&owner) => {
+                    self.room.is_beyond_share(owner);
+                    output.actions.push(Action::Untrack(cgroup.id));
+                    continue;
+                }
+                Added::Full { owner } => {
+                    self.refused(cgroup.id, owner, scan.ended, output);
                     continue;
                 }
                 // In a container that was removed or found no place.
@@ -211,8 +237,7 @@ impl Lifecycle {
             let Owner::Container(container) = self.cgroups.owner(cgroup.id) else { continue };
             if !self.cgroups.exists(container) {
                 // The scan met it before. What is parked of it is still its container's.
-                let Self { cgroups, bounds, budget, counters, .. } = self;
-                cgroups.remove(cgroup.id, scan.ended, bounds, budget, counters);
+                self.forget_existing(cgroup.id, scan.ended);
                 continue;
             }
             if !self.cgroups.exists(cgroup.id) {
@@ -234,16 +259,13 @@ impl Lifecycle {
     fn before_parked(&self) -> FxHashMap<CgroupId, Before> {
         let mut all: FxHashMap<CgroupId, Before> = FxHashMap::default();
         let mut made_within: FxHashMap<CgroupId, CgroupId> = FxHashMap::default();
-        for event in &self.parked {
-            // A group that was made and removed while the scan was elsewhere is known by its parked mkdir alone.
-            let place = match &event.fact {
-                Fact::Mkdir { parent, .. } => parent,
-                _ => &event.cgroup,
-            };
-            let owner = match self.cgroups.owner(*place) {
+        for event in self.parked.iter() {
+            let place = place(event);
+            let owner = match self.cgroups.owner(place) {
                 Owner::Container(container) => Some(container),
                 Owner::None => None,
-                Owner::Unknown => made_within.get(place).copied(),
+                Owner::BeyondShare(_) => None,
+                Owner::Unknown => made_within.get(&place).copied(),
             };
             let Some(container) = owner else { continue };
             made_within.insert(event.cgroup, container);
@@ -288,6 +310,7 @@ impl Lifecycle {
             |process: &&ScannedProcess| (process.task.key, remembered(process, main.as_ref(), began));
         let processes: Vec<_> = view.processes.iter().map(remember).collect();
         container.reconcile(&processes, began, &mut self.budget);
+        self.note_refused_processes(view.container, began);
     }
 
     /// Corrects what the records did not show.
@@ -312,7 +335,7 @@ impl Lifecycle {
     /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have seen
     /// are given up.
     fn replay_parked(&mut self, began: KernelTime, output: &mut Output) {
-        for event in std::mem::take(&mut self.parked) {
+        for event in self.parked.take() {
             let placed = match &event.fact {
                 Fact::Mkdir { parent, .. } => {
                     self.cgroups.owner(event.cgroup) != Owner::Unknown
@@ -323,7 +346,8 @@ impl Lifecycle {
             if placed {
                 self.kernel(event, output);
             } else if event.at >= began {
-                self.parked.push(event);
+                // It had room before.
+                let _ = self.parked.push(event);
             } else {
                 self.counters.unknown_dropped += 1;
             }
@@ -365,14 +389,12 @@ impl Lifecycle {
                     // Not right as long as something is not followed.
                     self.repair = Some(repair);
                 } else if repair.gap_told || repair.tally != Tally::default() {
-                    let Tally { found, gone, corrected } = repair.tally;
-                    output.emit_own(scan.ended, Kind::Resynced { found, gone, corrected });
+                    output.emit_own(scan.ended, repair.tally.resynced());
                 }
             }
         }
         if self.repair.is_none() {
-            self.counters.unknown_dropped += self.parked.len() as u64;
-            self.parked.clear();
+            self.counters.unknown_dropped += self.parked.take().len() as u64;
         }
     }
 }

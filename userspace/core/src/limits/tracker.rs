@@ -17,6 +17,7 @@ use crate::model::{
 };
 
 use super::{initial, is_reconciled};
+use crate::overflow::Overflow;
 
 /// What was dropped or came to nothing, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct LimitTracker {
     cgroups: FxHashMap<CgroupId, Cgroup>,
     /// Those with a write that has begun and not returned.
     busy: FxHashSet<CgroupId>,
+    /// What did not fit since the last tick.
+    overflow: Overflow,
     counters: LimitCounters,
 }
 
@@ -110,12 +113,13 @@ impl LimitTracker {
     /// write be seen to return after all: that counts as another write of the same, and changes nothing.
     pub const RETURNS_WITHIN: u64 = 60_000_000_000;
 
-    /// Follows at most so many cgroups; what is written in one more is lost, and counted.
+    /// Follows at most so many cgroups; what is written in one more is lost, and reported.
     pub fn new(capacity: usize) -> Self {
         Self {
             capacity,
             cgroups: FxHashMap::default(),
             busy: FxHashSet::default(),
+            overflow: Overflow::default(),
             counters: LimitCounters::default(),
         }
     }
@@ -171,7 +175,10 @@ impl LimitTracker {
             Observation::Kernel(event) => self.kernel(event, index, output),
             Observation::Scan(scan) => self.scan(scan, index, output),
             Observation::LimitsRead(answer) => self.answered(answer, index, output),
-            Observation::Tick { at } => self.give_up(*at, index, output),
+            Observation::Tick { at } => {
+                self.give_up(*at, index, output);
+                self.overflow.report(*at, output);
+            }
             Observation::Lost(_)
             | Observation::Runtime { .. }
             | Observation::Evidence(_)
@@ -183,7 +190,9 @@ impl LimitTracker {
         let KernelEvent { at, cgroup, fact } = event;
         match fact {
             Fact::Mkdir { .. } => {
-                if let Some(entry) = self.entry(*cgroup) {
+                if index.info(*cgroup).is_some()
+                    && let Some(entry) = self.entry(*cgroup, *at, index)
+                {
                     entry.others = Others::Initial;
                 }
             }
@@ -193,21 +202,24 @@ impl LimitTracker {
                 }
             }
             // What was written while the container was made may not have been observed.
-            Fact::Exec { first: true, .. } => self.ask_whole(*cgroup, index, output),
+            Fact::Exec { first: true, .. } => self.ask_whole(*at, *cgroup, index, output),
             Fact::LimitWrite(write) => self.written(*at, *cgroup, write, index, output),
             Fact::LimitWritesSuppressed(count) => {
-                if let Some(entry) = self.entry(*cgroup) {
+                if let Some(entry) = self.entry(*cgroup, *at, index) {
                     entry.suppressed += count;
                 }
-                self.ask_whole(*cgroup, index, output);
+                self.ask_whole(*at, *cgroup, index, output);
             }
             _ => {}
         }
     }
 
-    fn entry(&mut self, cgroup: CgroupId) -> Option<&mut Cgroup> {
+    /// None: there is no room for another. Of what is made, only what the index follows is followed, so that its shares are
+    /// the shares here, too.
+    fn entry(&mut self, cgroup: CgroupId, at: KernelTime, index: &impl CgroupIndex) -> Option<&mut Cgroup> {
         if self.cgroups.len() >= self.capacity && !self.cgroups.contains_key(&cgroup) {
             self.counters.cgroups_full += 1;
+            self.overflow.note("limit_write", index.info(cgroup).and_then(|info| info.subject), at);
             return None;
         }
         Some(self.cgroups.entry(cgroup).or_default())
@@ -221,7 +233,7 @@ impl LimitTracker {
         index: &impl CgroupIndex,
         output: &mut Output,
     ) {
-        let Some(entry) = self.entry(cgroup) else { return };
+        let Some(entry) = self.entry(cgroup, at, index) else { return };
         let running = &mut entry.state_mut(write.limit_file).running;
         match write.phase {
             WritePhase::Began => {
@@ -281,7 +293,7 @@ impl LimitTracker {
             }
         };
         let info = index.info(cgroup);
-        let Some(entry) = self.entry(cgroup) else { return };
+        let Some(entry) = self.entry(cgroup, at, index) else { return };
         let state = entry.state_mut(write.limit_file);
         if state.attempts.len() == Self::ATTEMPTS {
             state.attempts.pop_front();
@@ -306,8 +318,8 @@ impl LimitTracker {
         }
     }
 
-    fn ask_whole(&mut self, cgroup: CgroupId, index: &impl CgroupIndex, output: &mut Output) {
-        let Some(entry) = self.entry(cgroup) else { return };
+    fn ask_whole(&mut self, at: KernelTime, cgroup: CgroupId, index: &impl CgroupIndex, output: &mut Output) {
+        let Some(entry) = self.entry(cgroup, at, index) else { return };
         if !std::mem::replace(&mut entry.is_reading, true) {
             output.actions.push(ask(cgroup, index.info(cgroup).as_ref(), None));
         }
@@ -317,7 +329,7 @@ impl LimitTracker {
         self.cgroups.retain(|id, _| index.info(*id).is_none_or(|info| info.exists));
         for found in &scan.cgroups {
             if index.info(found.id).is_some_and(|info| info.exists) {
-                self.ask_whole(found.id, index, output);
+                self.ask_whole(scan.ended, found.id, index, output);
             }
         }
     }

@@ -41,6 +41,9 @@ pub enum Observation {
         at: KernelTime,
         /// Containers and sandboxes whose limits these are.
         containers: Vec<ContainerId>,
+        /// Those whose earlier requests are not remembered any more, for there were too many.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        forgotten: Vec<ContainerId>,
     },
     /// Time passed: what was kept for a while may go.
     Tick {
@@ -159,6 +162,9 @@ pub struct ScannedCgroup {
     /// Its path from the root of the hierarchy. Of one whose path is longer than the walk keeps, a path of a cgroup above it,
     /// with `/...` at its end.
     pub path: Arc<str>,
+    /// The kernel side does not track it, for its container has more than its share of what is tracked; what is below is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beyond_share: bool,
     /// `cgroup.events`' `populated`; none if the file could not be read.
     pub populated: Option<bool>,
     /// The processes in the cgroup itself, by age; those that went away while being read are left out.
@@ -182,6 +188,8 @@ pub enum Action {
     Resolve(ContainerId),
     /// Walk the cgroup tree; answer with [`Observation::Scan`].
     Rescan,
+    /// Take a cgroup out of the kernel side's set: it is beyond its container's share.
+    Untrack(CgroupId),
     /// Read limit files; answer with [`Observation::LimitsRead`].
     ReadLimits(ReadLimits),
     /// Gather what is to be known of these limits, until the verdict is final; answer with [`Observation::Evidence`].

@@ -230,7 +230,8 @@ pub fn scanned(id: u64, parent: u64, path: &str, processes: Vec<(TaskInfo, &str)
             ScannedProcess { task, program: Some(program.into()) }
         })
         .collect();
-    ScannedCgroup { id: CgroupId(id), parent: CgroupId(parent), path: path.into(), populated, processes }
+    let (id, parent, path) = (CgroupId(id), CgroupId(parent), path.into());
+    ScannedCgroup { id, parent, path, beyond_share: false, populated, processes }
 }
 
 /// The scanned pod.

@@ -257,6 +257,7 @@ fn scan(reason: ScanReason) -> Observation {
         id: POD,
         parent: CgroupId(1),
         path: "/kubepods/podu".into(),
+        beyond_share: false,
         populated: None,
         processes: Vec::new(),
     };

@@ -102,7 +102,8 @@ fn a_cgroup_too_many_is_counted_and_asks_for_no_scan() {
 
 #[test]
 fn a_process_too_many_is_told_but_not_claimed_about() {
-    let mut node = Node::with(Bounds { processes: 2, ..Bounds::default() });
+    // Two are as many as the one container may have.
+    let mut node = Node::with(Bounds { processes: 3, ..Bounds::default() });
     node.start(7, 50);
     node.fork(7, child(51, 7));
     node.fork(7, child(52, 7));
@@ -159,7 +160,13 @@ fn processes_and_records_that_do_not_fit_are_a_gap() {
     }
     node.events();
     node.observe(Observation::Tick { at: KernelTime(node.now) });
-    assert_eq!(node.events(), ["109 gap CapacityExceeded {\"process\": 1, \"record\": 2} (daemon)"]);
+    assert_eq!(
+        node.events(),
+        [
+            "109 gap CapacityExceeded {\"record\": 2} (daemon)",
+            "109 gap CapacityExceeded {\"process\": 1} (daemon) 7"
+        ]
+    );
 }
 
 #[test]
@@ -269,4 +276,163 @@ fn what_cannot_be_read_is_named_once_and_not_taken_for_gone() {
     let events = node.events();
     assert!(events.iter().any(|event| event.contains("resynced found 0 gone 1")), "{events:?}");
     assert!(node.machine.problems().is_empty() && node.state(8).is_none());
+}
+
+/// The events since one looked last that are about that cgroup's container.
+fn lines_of(node: &mut Node, cgroup: u64) -> Vec<String> {
+    let suffix = format!(" {cgroup}");
+    node.events().into_iter().filter(|line| line.ends_with(&suffix)).collect()
+}
+
+fn tick(node: &mut Node) {
+    node.observe(Observation::Tick { at: KernelTime(node.now) });
+}
+
+#[test]
+fn one_container_that_makes_many_groups_costs_no_other_an_event() {
+    let mut node = Node::with(Bounds { cgroups: 100, ..Bounds::default() });
+    node.start(7, 50);
+    for group in 1000..1200 {
+        node.mkdir_at(group, 7, &group.to_string());
+        // What is in a group that is not followed is no reason for a scan.
+        node.populated(group, true);
+    }
+    let untracked = |action: &Action| matches!(action, Action::Untrack(_));
+    let actions = node.actions();
+    assert!(actions.iter().all(untracked), "no scan is asked for");
+    // The pod and the container are two: of 98, half is as much as is free then.
+    assert_eq!(actions.len(), 200 - 49);
+    tick(&mut node);
+    assert_eq!(
+        node.events(),
+        [format!("{} gap CapacityExceeded {{\"cgroup_mkdir\": 151}} (daemon) 7", node.now)]
+    );
+    assert!(
+        matches!(&node.machine.problems()[..], [Problem::BeyondShare(subject)] if subject.cgroup_id == CgroupId(7))
+    );
+    // Another container's whole life.
+    node.mkdir(8);
+    node.populated(8, true);
+    node.attach(8, task(60));
+    node.first_exec(8, entering(60, 8), "/bin/app");
+    node.mkdir_at(2000, 8, "inner");
+    node.exec(2000, child(61, 8), "/bin/inner");
+    node.exit(8, entering(60, 8), 0);
+    node.populated(8, false);
+    node.rmdir(2000);
+    node.rmdir(8);
+    let events = lines_of(&mut node, 8);
+    let kinds: Vec<&str> = events.iter().filter_map(|line| line.split(' ').nth(1)).collect();
+    assert_eq!(kinds, ["created", "started", "exec", "exited", "stopped", "deleted"]);
+}
+
+#[test]
+fn a_container_beyond_its_share_is_whole_again_once_there_is_room() {
+    let mut node = Node::with(Bounds { cgroups: 10, ..Bounds::default() });
+    node.start(7, 50);
+    let groups =
+        || (20..28).map(|group| scanned(group, 7, &format!("{}/{group}", container_path(7)), vec![]));
+    for group in 20..28 {
+        node.mkdir_at(group, 7, &group.to_string());
+    }
+    tick(&mut node);
+    node.events();
+    node.actions();
+    // The node's own losses are repaired all the same, and the container's are reported once.
+    node.lose(node.now, node.now);
+    let running = || container(7, vec![(entering(50, 7), "/bin/app")]);
+    node.scan(Repair, node.now, [pod(), running()].into_iter().chain(groups()).collect());
+    tick(&mut node);
+    let events = node.events();
+    assert!(events.iter().any(|line| line.contains("resynced") && line.ends_with("(daemon)")), "{events:?}");
+    assert!(!events.iter().any(|line| line.contains("CapacityExceeded")), "{events:?}");
+    node.actions();
+    // Two of its groups are removed: worth a look.
+    node.rmdir(20);
+    node.rmdir(21);
+    tick(&mut node);
+    assert_eq!(node.actions(), [Action::Rescan]);
+    let left = groups().filter(|group| group.id.0 >= 24);
+    node.scan(Repair, node.now, [pod(), running()].into_iter().chain(left).collect());
+    let events = lines_of(&mut node, 7);
+    assert!(events.iter().any(|line| line.contains("resynced")), "{events:?}");
+    assert!(node.machine.problems().is_empty());
+}
+
+#[test]
+fn a_scan_does_not_follow_what_the_kernel_side_does_not_track() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.lose(node.now, node.now);
+    let running = container(7, vec![(entering(50, 7), "/bin/app")]);
+    let mut group = scanned(20, 7, &format!("{}/20", container_path(7)), vec![]);
+    group.beyond_share = true;
+    node.scan(Repair, node.now, vec![pod(), running, group]);
+    tick(&mut node);
+    let events = lines_of(&mut node, 7);
+    assert!(
+        events.iter().any(|line| line.contains("gap CapacityExceeded {\"cgroup_mkdir\": 1}")),
+        "{events:?}"
+    );
+    assert!(matches!(&node.machine.problems()[..], [Problem::BeyondShare(_)]));
+}
+
+#[test]
+fn a_fork_bomb_leaves_other_containers_their_processes() {
+    let mut node = Node::with(Bounds { processes: 20, ..Bounds::default() });
+    node.start(7, 50);
+    for pid in 100..200 {
+        node.fork(7, child(pid, 7));
+    }
+    tick(&mut node);
+    let events = node.events();
+    assert_eq!(events, [format!("{} gap CapacityExceeded {{\"process\": 91}} (daemon) 7", node.now)]);
+    node.start(8, 300);
+    node.fork(8, child(301, 8));
+    node.exit(8, child(301, 8), 0);
+    let events = node.events();
+    assert!(events[0].contains("exited child 301 code 0 before_exec"), "it is remembered: {events:?}");
+}
+
+#[test]
+fn removed_groups_of_one_container_do_not_make_others_forgotten() {
+    let mut node = Node::with(Bounds { removed: 10, ..Bounds::default() });
+    node.start(7, 50);
+    node.start(8, 60);
+    node.rmdir(8);
+    for group in 1000..1100 {
+        node.mkdir_at(group, 7, &group.to_string());
+        node.rmdir(group);
+    }
+    tick(&mut node);
+    let gaps = lines_of(&mut node, 7);
+    assert!(gaps.iter().any(|line| line.contains("\"removed_cgroup\": 95")), "{gaps:?}");
+    // The other's runtime answers late.
+    node.resolve(8, Some(facts("web")));
+    assert!(node.events().iter().any(|line| line.contains("updated") && line.ends_with(" 8")));
+}
+
+#[test]
+fn requests_that_are_forgotten_are_a_gap_of_their_containers() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.machine.forgot_requests(KernelTime(node.now), &[container_id(7), container_id(8)]);
+    tick(&mut node);
+    let now = node.now;
+    let gap = |whose: &str| format!("{now} gap CapacityExceeded {{\"cri_request\": 1}} (daemon){whose}");
+    assert_eq!(node.events(), [gap(""), gap(" 7")]);
+}
+
+#[test]
+fn records_of_one_unknown_cgroup_leave_room_for_those_of_another() {
+    let mut node = Node::with(Bounds { parked: 20, ..Bounds::default() });
+    node.lose(node.now, node.now);
+    for pid in 100..200 {
+        node.fork(30, child(pid, 30));
+    }
+    node.populated(31, true);
+    node.events();
+    tick(&mut node);
+    let events = node.events();
+    assert_eq!(events, [format!("{} gap CapacityExceeded {{\"record\": 90}} (daemon)", node.now)]);
 }
