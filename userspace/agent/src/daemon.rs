@@ -104,7 +104,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let verifier =
         Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
     let following = tokio::spawn(verifier.clone().follow());
-    let (events, worker) = cri_events::start(&config.runtime, hub.clone());
+    let (events, worker) = cri_events::start(resolver.clone(), hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let admission = Admission::new(config.max_calls);
     let service = Service::new(hub, handle, resolver, verifier, info, admission, stop.clone());

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use kwitness_api::Client;
-use kwitness_api::client::{Address, Error};
+use kwitness_api::client::{Address, Error, Item};
 
 use crate::exit::Code;
+use crate::output::note;
 
 /// Runs a client until it ends, or Ctrl-C.
 pub fn run(client: impl Future<Output = anyhow::Result<Code>>) -> anyhow::Result<Code> {
@@ -35,7 +36,49 @@ pub fn path(named: OsString) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Says once that the daemon is gone, however the reason changes meanwhile, and that it is back.
+#[derive(Debug, Default)]
+pub struct Outage {
+    is_known: bool,
+}
+
+impl Outage {
+    /// Notes what a watch yielded.
+    pub fn note(&mut self, item: &Item) {
+        if let Some(text) = self.text(item) {
+            note(&text);
+        }
+    }
+
+    fn text(&mut self, item: &Item) -> Option<String> {
+        match item {
+            Item::Disconnected(error) => (!std::mem::replace(&mut self.is_known, true))
+                .then(|| format!("the daemon is gone ({error}); waiting for it to come back")),
+            Item::Reconnected => std::mem::take(&mut self.is_known).then(|| "the daemon is back".to_owned()),
+            Item::Events(_) | Item::Snapshot(_) => None,
+        }
+    }
+}
+
 /// Connects.
 pub async fn connect(named: Option<OsString>) -> Result<Client, Error> {
     Client::connect(address(named)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_noted_once() {
+        let gone = |reason: &str| {
+            Item::Disconnected(Error::Unreachable { address: Address::default(), reason: reason.to_owned() })
+        };
+        let items = [gone("stopping"), gone("no such file"), Item::Reconnected, gone("stopping")];
+        let mut outage = Outage::default();
+        let noted = items.map(|item| outage.text(&item));
+        assert!(noted[0].as_ref().is_some_and(|text| text.contains("stopping")), "{noted:?}");
+        assert_eq!(noted[1..3], [None, Some("the daemon is back".to_owned())]);
+        assert!(noted[3].is_some());
+    }
 }

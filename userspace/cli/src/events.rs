@@ -2,18 +2,18 @@
 
 use std::ffi::OsString;
 
-use kwitness_api::client::{Client, Item};
+use kwitness_api::client::{Client, Error, Item};
 use kwitness_api::{Timestamp, proto};
 
 use crate::args::Events;
-use crate::connect::connect;
+use crate::connect::{Outage, connect};
 use crate::describe::{detail, kind, names_of, word};
 use crate::exit::Code;
 use crate::output::{Format, Output, note};
+use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 use crate::time::Times;
-use crate::{history, select};
 
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
     let Events { filter, kind, since, no_follow, times, output, .. } = options;
@@ -30,7 +30,7 @@ pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Co
     };
     let mut printer = Printer::new(output.output, times.shown(output.output), !filter.is_one_namespace());
     if request.since.is_some() {
-        let (events, position) = history::read(&mut client, request.clone()).await?;
+        let (events, position) = history(&mut client, request.clone()).await?;
         if let Some(not_here) = not_here.clone().filter(|_| no_follow && events.is_empty()) {
             return Err(not_here.into());
         }
@@ -48,17 +48,30 @@ pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Co
     }
     let mut watch = client.watch(request).await?;
     printer.begin(&mut client).await?;
+    let mut outage = Outage::default();
     while let Some(item) = watch.next().await? {
-        match item {
-            Item::Events(events) => printer.events(&events)?,
-            Item::Snapshot(_) => {}
-            Item::Disconnected(error) => {
-                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
-            }
-            Item::Reconnected => note("the daemon is back"),
+        outage.note(&item);
+        if let Item::Events(events) = item {
+            printer.events(&events)?;
         }
     }
     Ok(Code::Success)
+}
+
+/// What the daemon has recorded, with the names that are known by now, and where it ends.
+async fn history(
+    client: &mut Client,
+    request: proto::WatchRequest,
+) -> Result<(Vec<proto::Event>, Option<proto::Position>), Error> {
+    let request = proto::WatchRequest { no_follow: true, resolve_names: true, ..request };
+    let mut watch = client.watch(request).await?;
+    let mut events = Vec::new();
+    while let Some(item) = watch.next().await? {
+        if let Item::Events(batch) = item {
+            events.extend(batch);
+        }
+    }
+    Ok((events, watch.position().cloned()))
 }
 
 /// Prints events as they come.
@@ -74,7 +87,10 @@ struct Printer {
 impl Printer {
     fn new(format: Format, times: Times, has_namespaces: bool) -> Self {
         let output = Output::new();
-        let table = table(format, times, output.width(format));
+        let limit = output.width(format);
+        let times = if is_narrow(limit) { times.to_seconds() } else { times };
+        let has_namespaces = has_namespaces && !is_narrow(limit);
+        let table = table(format, times, limit);
         Self { output, format, times, has_namespaces, table, begun: false }
     }
 
@@ -125,6 +141,13 @@ impl Printer {
     }
 }
 
+/// Narrower terminals show no namespaces and no milliseconds; `-o wide` has both, and so has a wider terminal.
+const WIDTH: usize = 100;
+
+fn is_narrow(limit: Option<usize>) -> bool {
+    limit.is_some_and(|limit| limit < WIDTH)
+}
+
 fn table(format: Format, times: Times, limit: Option<usize>) -> Table {
     let table = Table::new(limit);
     if format == Format::Wide {
@@ -139,12 +162,13 @@ fn table(format: Format, times: Times, limit: Option<usize>) -> Table {
             .column("BASIS", 16, Fit::Whole)
             .column("DETAIL", 0, Fit::Whole);
     }
+    let time = if is_narrow(limit) { 8 } else { 12 };
     table
-        .column(times.heading(), 12, Fit::Whole)
+        .column(times.heading(), time, Fit::Whole)
         .column("EVENT", 12, Fit::Whole)
         .column("POD", 24, Fit::Middle(12))
         .column("CONTAINER", 12, Fit::Middle(9))
-        .column("DETAIL", 40, Fit::End(27))
+        .column("DETAIL", 60, Fit::End(31))
 }
 
 fn row(event: &proto::Event, times: Times, has_namespaces: bool) -> Vec<Cell> {
@@ -178,18 +202,66 @@ fn wide_row(event: &proto::Event, times: Times) -> Vec<Cell> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::describe::limits;
     use crate::describe::testing::events;
     use crate::time::TimeFormat;
 
     fn shown(format: Format, limit: Option<usize>) -> String {
         let times = Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z");
+        let times = if is_narrow(limit) { times.to_seconds() } else { times };
         let rows: Vec<_> = events()
             .iter()
-            .map(
-                |event| if format == Format::Wide { wide_row(event, times) } else { row(event, times, true) },
-            )
+            .map(|event| {
+                if format == Format::Wide {
+                    wide_row(event, times)
+                } else {
+                    row(event, times, !is_narrow(limit))
+                }
+            })
             .collect();
         anstream::adapter::strip_str(&table(format, times, limit).render(&rows)).to_string()
+    }
+
+    #[test]
+    fn the_readme_shows_what_is_printed() {
+        use proto::event::Kind;
+        let at = |nanos| Some(Timestamp { seconds: 14_998, nanos });
+        let app = proto::Container {
+            name: Some("app".into()),
+            pod: Some(proto::Pod { name: Some("web-0".into()), ..Default::default() }),
+            ..Default::default()
+        };
+        let java = proto::Process { pid: 812, comm: "java".into(), ..Default::default() };
+        let oom_kill = proto::OomKill {
+            usage_bytes: Some(2 << 30),
+            limit_bytes: Some(2 << 30),
+            trigger: None,
+            ..limits::testing::oom_kill(Some(java))
+        };
+        let stopped = proto::Stopped {
+            main_status: Some(proto::ExitStatus {
+                status: Some(proto::exit_status::Status::Signal(9)),
+                signal_name: "SIGKILL".into(),
+                core_dumped: false,
+            }),
+            main_oom_killed: true,
+            never_started: false,
+        };
+        let event = |time, kind| proto::Event {
+            time,
+            container: Some(app.clone()),
+            kind: Some(kind),
+            ..Default::default()
+        };
+        let events = [
+            event(at(899_000_000), Kind::OomKill(Box::new(oom_kill))),
+            event(at(951_000_000), Kind::Stopped(stopped)),
+        ];
+        let times = Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z");
+        let rows: Vec<_> = events.iter().map(|event| row(event, times, false)).collect();
+        let shown =
+            anstream::adapter::strip_str(&table(Format::Table, times, None).render(&rows)).to_string();
+        assert!(include_str!("../../../README.md").contains(&shown), "README.md does not show:\n{shown}");
     }
 
     #[test]

@@ -13,7 +13,6 @@ mod documented;
 mod events;
 mod examples;
 mod exit;
-mod history;
 mod manual;
 #[cfg(node)]
 mod node;
@@ -26,7 +25,6 @@ mod status;
 mod table;
 mod text;
 mod time;
-mod units;
 mod verify;
 
 use std::process::ExitCode;

@@ -22,18 +22,24 @@ pub enum TimeFormat {
 pub struct Times {
     format: TimeFormat,
     now: DateTime<FixedOffset>,
+    has_millis: bool,
 }
 
 impl Times {
     /// From the options, now.
     pub fn new(format: TimeFormat, utc: bool) -> Self {
         let now = if utc { Utc::now().fixed_offset() } else { Local::now().fixed_offset() };
-        Self { format, now }
+        Self { format, now, has_millis: true }
+    }
+
+    /// Clock times without milliseconds, for a narrow terminal.
+    pub fn to_seconds(self) -> Self {
+        Self { has_millis: false, ..self }
     }
 
     #[cfg(test)]
     pub fn at(format: TimeFormat, now: &str) -> Self {
-        Self { format, now: DateTime::parse_from_rfc3339(now).unwrap() }
+        Self { format, now: DateTime::parse_from_rfc3339(now).unwrap(), has_millis: true }
     }
 
     /// The heading of a column of times, with the zone: the client's is not always the node's.
@@ -41,7 +47,7 @@ impl Times {
         match self.format {
             TimeFormat::Relative => "AGE".to_owned(),
             TimeFormat::Clock | TimeFormat::Rfc3339 if self.now.offset().local_minus_utc() == 0 => {
-                "TIME (UTC)".to_owned()
+                if self.has_millis { "TIME (UTC)" } else { "UTC" }.to_owned()
             }
             TimeFormat::Clock | TimeFormat::Rfc3339 => format!("TIME ({})", self.now.offset().fix()),
         }
@@ -56,13 +62,15 @@ impl Times {
             TimeFormat::Rfc3339 => {
                 local.to_rfc3339_opts(SecondsFormat::Micros, self.now.offset().local_minus_utc() == 0)
             }
-            TimeFormat::Clock if local.date_naive() == self.now.date_naive() => {
-                local.format("%H:%M:%S%.3f").to_string()
+            TimeFormat::Clock => {
+                let date = match () {
+                    () if local.date_naive() == self.now.date_naive() => "",
+                    () if local.year() == self.now.year() => "%b %d ",
+                    () => "%Y-%m-%d ",
+                };
+                let clock = if self.has_millis { "%H:%M:%S%.3f" } else { "%H:%M:%S" };
+                local.format(&format!("{date}{clock}")).to_string()
             }
-            TimeFormat::Clock if local.year() == self.now.year() => {
-                local.format("%b %d %H:%M:%S%.3f").to_string()
-            }
-            TimeFormat::Clock => local.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
         }
     }
 }
@@ -83,6 +91,7 @@ mod tests {
         assert_eq!(clock.show(time("2026-03-01T21:59:59Z")), "Mar 01 23:59:59.000");
         assert_eq!(clock.show(time("2025-12-31T12:00:00Z")), "2025-12-31 14:00:00.000");
         assert_eq!(clock.show(None), "-");
+        assert_eq!(clock.to_seconds().show(time("2026-03-02T09:59:59.5Z")), "11:59:59");
         let utc = Times::at(TimeFormat::Rfc3339, "2026-03-02T12:00:00Z");
         assert_eq!(utc.heading(), "TIME (UTC)");
         assert_eq!(utc.show(time("2026-03-02T09:59:59.5Z")), "2026-03-02T09:59:59.500000Z");

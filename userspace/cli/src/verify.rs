@@ -10,7 +10,7 @@ use kwitness_api::proto::{Verdict, VerdictKind};
 use kwitness_api::{EventKind, Timestamp, proto};
 
 use crate::args::Verify;
-use crate::connect::connect;
+use crate::connect::Outage;
 use crate::describe::limits::{self, reading};
 use crate::describe::{Names, names, verdict_kind, verdict_style};
 use crate::exit::Code;
@@ -18,11 +18,12 @@ use crate::output::{Format, Output, note};
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 use crate::time::Times;
-use crate::{select, units};
+use crate::{connect, select};
+use kwitness_core::units;
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
     let filter = options.filter();
-    let mut client = connect(socket).await?;
+    let mut client = connect::connect(socket).await?;
     let selected = select::resolve(&mut client, &filter).await?.map_err(|(not_here, _)| not_here)?;
     let request = proto::VerifyRequest {
         filter: Some(selected.clone()),
@@ -75,16 +76,14 @@ async fn follow(
     mut changes: Watch,
     mut printer: Printer,
 ) -> anyhow::Result<Code> {
+    let mut outage = Outage::default();
     while let Some(item) = changes.next().await? {
+        outage.note(&item);
         match item {
-            Item::Disconnected(error) => {
-                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
-            }
+            Item::Disconnected(_) | Item::Snapshot(_) => {}
             Item::Reconnected => {
-                note("the daemon is back");
                 printer.print(&ask(&mut client, &request).await?, None)?;
             }
-            Item::Snapshot(_) => {}
             Item::Events(events) => {
                 let is_gap = |event: &proto::Event| matches!(event.kind, Some(proto::event::Kind::Gap(_)));
                 let is_incomplete = events.iter().any(is_gap);
@@ -377,7 +376,7 @@ mod tests {
         let in_force = proto::Verdict {
             file: "cpu.max".into(),
             verdict: VerdictKind::InForce.into(),
-            reason: "cpu.max is 50000 100000".into(),
+            reason: "cpu.max is 500m".into(),
             in_force: Some(proto::Reading {
                 reading: Some(proto::reading::Reading::Value("50000 100000".into())),
             }),
@@ -389,6 +388,29 @@ mod tests {
         let table = table(format, None, limit).render(&rows);
         let reasons: Vec<_> = verdicts.iter().filter_map(explanation).collect();
         format!("{}\n{}\n", anstream::adapter::strip_str(&table), reasons.join("\n"))
+    }
+
+    #[test]
+    fn the_readme_shows_what_is_printed() {
+        let verdict = proto::Verdict {
+            reason: "memory.max is 96Mi, but the pod's cgroup /kubepods/burstable/pod7c1… allows only 64Mi"
+                .into(),
+            ..limits::testing::shadowed()
+        };
+        let app = proto::Container {
+            name: Some("app".into()),
+            pod: Some(proto::Pod {
+                name: Some("web-0".into()),
+                namespace: Some("prod".into()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let of = proto::VerdictOf { container: Some(app), verdict: Some(verdict), ..Default::default() };
+        let rows = [row(&of, false, true, false)];
+        let table = table(Format::Table, None, Some(80)).render(&rows);
+        let shown = format!("{}\n{}\n", anstream::adapter::strip_str(&table), explanation(&of).unwrap());
+        assert!(include_str!("../../../README.md").contains(&shown), "README.md does not show:\n{shown}");
     }
 
     #[test]

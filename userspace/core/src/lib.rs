@@ -20,4 +20,5 @@ pub mod node;
 mod overflow;
 pub mod reorder;
 pub mod shares;
+pub mod units;
 pub mod verdicts;

@@ -36,10 +36,11 @@ pub use server::kwitness_server;
 
 /// The most bytes in a request. The largest that makes sense is a filter with all its lists full, some 400 KiB.
 const REQUEST_BYTES_MAX: usize = 512 << 10;
-/// How long clients get to take what they were sent, once the daemon stops.
-const GRACE: Duration = Duration::from_millis(1500);
+/// How long clients get to read what they were sent, once the daemon stops: half of what [`kwitness_service::Signals`] allow for
+/// all of it. The other half is for the kernel, which detaches the probes.
+const GRACE: Duration = Duration::from_secs(1);
 
-/// Tells health checks whether the daemon serves.
+/// The health service's answer: whether the daemon serves.
 #[derive(Clone, Debug)]
 pub struct Health(HealthReporter);
 
@@ -102,7 +103,7 @@ pub async fn serve(
                 match tokio::time::timeout(GRACE, server).await {
                     Ok(served) => served,
                     Err(_) => {
-                        tracing::warn!("some clients did not take what they were sent in time");
+                        tracing::warn!("some clients did not read what they were sent in time");
                         Ok(())
                     }
                 }

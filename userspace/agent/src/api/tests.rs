@@ -152,8 +152,9 @@ impl Served {
             "/does/not/exist".into(),
         );
         let admission = Admission::new(MaxCalls::all(2));
-        let service = Service::new(hub.clone(), engine, resolver, verifier, info, admission, stop.clone());
-        let events = RuntimeEvents::new(crate::cri_events::start(&RuntimeChoice::Never, hub).0, stop.clone());
+        let service =
+            Service::new(hub.clone(), engine, resolver.clone(), verifier, info, admission, stop.clone());
+        let events = RuntimeEvents::new(crate::cri_events::start(resolver, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
         let (health, serving) = serve(listener, service, events, stop.clone()).await.unwrap();

@@ -54,7 +54,7 @@ pub enum Error {
 }
 
 /// Where to look for the runtime.
-pub fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
+pub(super) fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
     match choice {
         RuntimeChoice::Never => Vec::new(),
         RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
@@ -66,7 +66,7 @@ pub fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// None does; what the last one said.
-pub async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connection, Error> {
+pub(super) async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connection, Error> {
     let mut refused = Error::NoSocket;
     for socket in sockets {
         if sockets.len() > 1 && !socket.exists() {

@@ -9,5 +9,5 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-pub use client::{ANSWER_MAX, Connection, Error, connect, sockets};
+pub use client::{ANSWER_MAX, Connection, Error};
 pub use resolver::{Resolver, start};

@@ -53,7 +53,7 @@ impl Default for Timing {
             retry_max: Duration::from_secs(2),
             give_up: Duration::from_secs(30),
             idle: Duration::from_secs(30),
-            reconnect: (Duration::from_millis(250), Duration::from_secs(5)),
+            reconnect: (Duration::from_millis(250), Duration::from_secs(2)),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::cri::ANSWER_MAX;
 use kwitness_cri::events as wire;
 
 /// The longest that a call may take.
-pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Connected to a runtime. Clones share the connection.
 #[derive(Clone, Debug)]

@@ -169,7 +169,8 @@ mod tests {
         let path = directory.path().join("cri.sock");
         let (hub, _) =
             Hub::new(Epoch("now".into()), Capacity { items: NonZeroUsize::new(4).unwrap(), bytes: 1 << 20 });
-        let events = start(&RuntimeChoice::Never, hub).0;
+        let resolver = crate::cri::start(RuntimeChoice::Never, tokio::sync::mpsc::channel(1).0).0;
+        let events = start(resolver, hub).0;
         let stop = CancellationToken::new();
         let connections = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
         let service = RuntimeEvents::new(events.clone(), stop.clone());

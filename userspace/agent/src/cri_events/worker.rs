@@ -11,7 +11,6 @@
 //! happened meanwhile is sent then.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -23,10 +22,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::entity::Progress;
 use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
-use super::runtime::{DEADLINE, Runtime, wall_clock};
+use super::runtime::{Runtime, wall_clock};
 use super::subscribers::{Subscribers, Subscription};
-use crate::config::RuntimeChoice;
-use crate::cri::{self, Connection};
+use crate::cri::{self, Connection, Resolver};
 use crate::hub::{Filter, Hub, Watcher};
 use kwitness_api::EventKind;
 
@@ -36,7 +34,7 @@ const AT_ONCE: usize = 4;
 const LINGER: Duration = Duration::from_secs(60);
 /// How often is looked whether anyone is left.
 const LOOK: Duration = Duration::from_secs(5);
-/// Between two attempts to connect: at first, and at most.
+/// Between two attempts to serve: at first, and at most.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The stream's source, for whoever serves it. Clones share it.
@@ -48,23 +46,21 @@ pub struct Events {
 #[derive(Debug)]
 struct Shared {
     subscribers: Subscribers,
-    sockets: Vec<PathBuf>,
+    /// Has the connection to the runtime, and reconnects.
+    resolver: Resolver,
     calls: Arc<AtomicU64>,
     failures: AtomicU64,
     counts: std::sync::Mutex<Counts>,
-    /// For `Version`, which is passed on.
-    connection: std::sync::Mutex<Option<Arc<Connection>>>,
 }
 
 /// Makes the source, and the task that works for it, forever.
-pub fn start(choice: &RuntimeChoice, hub: Arc<Hub>) -> (Events, impl Future<Output = ()> + Send + 'static) {
+pub fn start(resolver: Resolver, hub: Arc<Hub>) -> (Events, impl Future<Output = ()> + Send + 'static) {
     let shared = Arc::new(Shared {
         subscribers: Subscribers::default(),
-        sockets: cri::sockets(choice),
+        resolver,
         calls: Arc::default(),
         failures: AtomicU64::new(0),
         counts: std::sync::Mutex::default(),
-        connection: std::sync::Mutex::default(),
     });
     let events = Events { shared: shared.clone() };
     let work = async move {
@@ -91,31 +87,13 @@ impl Events {
         self.shared.subscribers.count()
     }
 
-    /// What the runtime says it is, as the bytes that it says it with.
+    /// The runtime's own answer to `Version`, as bytes.
     pub(super) async fn version(&self, request: Bytes) -> Result<Bytes, tonic::Status> {
-        // Not under the lock: a runtime that hangs costs each caller its own deadline.
-        let known = self.connection().clone();
-        if let Some(connection) = known {
-            match connection.version_as_it_is(request.clone()).await {
-                Ok(version) => return Ok(version),
-                // Its own word, unless the connection is lost.
-                Err(cri::Error::Call { status, .. }) if status.code() != tonic::Code::Unavailable => {
-                    return Err(*status);
-                }
-                Err(_) => *self.connection() = None,
-            }
-        }
-        let unavailable = |error: cri::Error| match error {
+        let connection = self.shared.connection().map_err(tonic::Status::unavailable)?;
+        connection.version_as_it_is(request).await.map_err(|error| match error {
             cri::Error::Call { status, .. } => *status,
             error => tonic::Status::unavailable(format!("the container runtime does not answer: {error}")),
-        };
-        let connection = Arc::new(cri::connect(&self.shared.sockets, DEADLINE).await.map_err(unavailable)?);
-        *self.connection() = Some(connection.clone());
-        connection.version_as_it_is(request).await.map_err(unavailable)
-    }
-
-    fn connection(&self) -> std::sync::MutexGuard<'_, Option<Arc<Connection>>> {
-        self.shared.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        })
     }
 
     /// What was counted.
@@ -138,6 +116,16 @@ impl Events {
     }
 }
 
+impl Shared {
+    /// The connection to the runtime, or why there is none.
+    fn connection(&self) -> Result<Connection, String> {
+        self.resolver.connection().ok_or_else(|| match self.resolver.status().error {
+            error if error.is_empty() => "no container runtime is connected".to_owned(),
+            error => format!("the container runtime does not answer: {error}"),
+        })
+    }
+}
+
 type Reply = (Request, Result<Answered, tonic::Status>);
 
 enum Answered {
@@ -155,6 +143,8 @@ struct Session<'a> {
     wanted: Instant,
     /// Of sessions before this one.
     before: Counts,
+    /// The runtime has, since it was served last: the next attempt comes soon.
+    has_answered: bool,
 }
 
 /// Why a connection is served no longer.
@@ -169,25 +159,32 @@ impl<'a> Session<'a> {
         let watcher = hub.watch_from_now(Filter::of_kinds(hints));
         let before = *shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
-        Self { shared, watcher, machine: Machine::new(since), began: now, wanted: now, before }
+        Self {
+            shared,
+            watcher,
+            machine: Machine::new(since),
+            began: now,
+            wanted: now,
+            before,
+            has_answered: false,
+        }
     }
 
     async fn run(mut self) {
         let mut pause = RECONNECT.0;
         loop {
             // Hints that come meanwhile are in the hub's journal, which is as long as it is.
-            match cri::connect(&self.shared.sockets, DEADLINE).await {
+            match self.shared.connection() {
                 Ok(connection) => {
-                    pause = RECONNECT.0;
                     let runtime = Runtime::new(connection.channel(), self.shared.calls.clone());
+                    self.has_answered = false;
                     match self.serve(&runtime).await {
                         End::Unused => return,
+                        End::RuntimeAway if self.has_answered => pause = RECONNECT.0,
                         End::RuntimeAway => {}
                     }
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "no CRI events while the container runtime does not answer")
-                }
+                Err(reason) => tracing::debug!(reason, "no CRI events"),
             }
             self.shared.failures.fetch_add(1, Relaxed);
             if self.is_unused() {
@@ -280,6 +277,7 @@ impl<'a> Session<'a> {
 
     fn answered(&mut self, request: &Request, answered: Answered) {
         let now = self.now();
+        self.has_answered = true;
         match (request, answered) {
             (Request::List, Answered::Listing(listing)) => self.machine.list(now, &listing),
             (Request::Find(id), Answered::Listing(listing)) => self.machine.found(now, id, &listing),

@@ -207,6 +207,24 @@ async fn a_refused_resume_is_final() {
 }
 
 #[tokio::test]
+async fn a_limit_counts_across_reconnections() {
+    let gap = Event { kind: Some(proto::event::Kind::Gap(proto::Gap::default())), ..Default::default() };
+    let lost = Ok(WatchResponse { events: vec![gap.clone()], ..Default::default() });
+    let server = Server::start([
+        Ok(vec![begins("a", 0), batch("a", &[1, 2]), lost, gone()]),
+        Ok(vec![begins("a", 2), batch("a", &[3]), gone()]),
+    ]);
+    let mut watch = server.watch(WatchRequest { limit: 3, ..Default::default() }).await;
+    assert_eq!(item(&mut watch).await, Item::Events(events("a", &[1, 2])));
+    assert_eq!(item(&mut watch).await, Item::Events(vec![gap]));
+    assert!(matches!(item(&mut watch).await, Item::Disconnected(_)));
+    assert_eq!(item(&mut watch).await, Item::Reconnected);
+    assert_eq!(item(&mut watch).await, Item::Events(events("a", &[3])));
+    assert_eq!(watch.next().await, Ok(None), "no third stream for what is complete");
+    assert_eq!(server.requests().iter().map(|request| request.limit).collect::<Vec<_>>(), [3, 1]);
+}
+
+#[tokio::test]
 async fn history_that_breaks_off_is_an_error() {
     let request = WatchRequest { no_follow: true, ..since() };
     let server = Server::start([Ok(vec![begins("a", 0), batch("a", &[1]), gone()])]);
@@ -228,7 +246,7 @@ async fn each_status_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn nobody_there_and_not_allowed_are_told_apart() {
+async fn no_daemon_and_no_permission_are_distinguished() {
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(socket(directory.path()));
     let error = Client::connect(address.clone()).await.unwrap_err();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Client, Error};
-use crate::proto;
+use crate::{EventKind, proto};
 
 /// The wait before the first attempt to reconnect, and the longest between two.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ pub enum Item {
 #[derive(Debug)]
 pub struct Watch {
     client: Client,
-    /// What to ask for next time: `after` is the highest position so far.
+    /// What to request next time: `after` is the highest position so far, `limit` what is left of it.
     request: proto::WatchRequest,
     state: State,
     ready: VecDeque<Item>,
@@ -121,8 +121,24 @@ impl Watch {
             }
         }
         self.ready.extend(snapshot.map(Item::Snapshot));
+        self.count(&events);
         if !events.is_empty() {
             self.ready.push_back(Item::Events(events));
+        }
+    }
+
+    /// Asks for as many events less after a reconnection. A stream that has all of them does not reconnect.
+    fn count(&mut self, events: &[proto::Event]) {
+        let of_node = |event: &&proto::Event| {
+            matches!(EventKind::of(event), Some(EventKind::Gap | EventKind::Resynced))
+        };
+        if self.request.limit == 0 {
+            return;
+        }
+        let counted = events.len() - events.iter().filter(of_node).count();
+        self.request.limit = self.request.limit.saturating_sub(u32::try_from(counted).unwrap_or(u32::MAX));
+        if self.request.limit == 0 {
+            self.state = State::Ended;
         }
     }
 

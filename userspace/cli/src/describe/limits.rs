@@ -2,10 +2,10 @@
 
 use super::{Names, describe_process};
 use crate::text::{UNKNOWN, short_uid};
-use crate::units;
 use kwitness_api::proto;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::reading::Reading;
+use kwitness_core::units;
 
 /// The names of a cgroup that is no container's.
 pub fn names(cgroup: Option<&proto::Cgroup>, full: bool) -> Names {
@@ -166,7 +166,7 @@ pub(crate) mod testing {
     pub fn shadowed() -> proto::Verdict {
         let value =
             |text: &str| Some(proto::Reading { reading: Some(proto::reading::Reading::Value(text.into())) });
-        let claim = |source: proto::Source, value: &str| proto::DesiredLimit {
+        let desired = |source: proto::Source, value: &str| proto::DesiredLimit {
             source: source.into(),
             value: value.into(),
             time: None,
@@ -175,13 +175,12 @@ pub(crate) mod testing {
             cgroup: accepted().cgroup,
             file: "memory.max".into(),
             verdict: proto::VerdictKind::Shadowed.into(),
-            reason: "memory.max is 100663296, but the pod's cgroup /kubepods/podu allows only 67108864"
-                .into(),
+            reason: "memory.max is 96Mi, but the pod's cgroup /kubepods/podu allows only 64Mi".into(),
             desired: vec![
-                claim(proto::Source::Client, "100663296"),
-                claim(proto::Source::KubeletAllocated, "100663296"),
-                claim(proto::Source::CriRequest, "100663296"),
-                claim(proto::Source::Runtime, "100663296"),
+                desired(proto::Source::Client, "100663296"),
+                desired(proto::Source::KubeletAllocated, "100663296"),
+                desired(proto::Source::CriRequest, "100663296"),
+                desired(proto::Source::Runtime, "100663296"),
             ],
             compared_with: proto::Source::Client.into(),
             in_force: value("100663296"),

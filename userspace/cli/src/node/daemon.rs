@@ -32,6 +32,10 @@ pub struct Daemon {
 /// One for the engine, one for its clients; more would only idle on a node that runs other things.
 const WORKERS: usize = 2;
 
+/// Threads that read files of cgroups for scans and verdicts. A call that waits for one costs no thread, and at the end of the
+/// process there are few to wait for.
+const READERS: usize = 4;
+
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     let Daemon { config, mut set, runtime_endpoint, log_level, record } = options;
     let short = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
@@ -43,9 +47,12 @@ pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     let _flush = log::start(&config.log_filter, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .max_blocking_threads(READERS)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(kwitness_agent::daemon::run(config, record.as_deref()))?;
-    Ok(Code::Success)
+    let ended = runtime.block_on(kwitness_agent::daemon::run(config, record.as_deref()));
+    // A read that is under way is nothing to wait for.
+    runtime.shutdown_background();
+    ended.map(|()| Code::Success)
 }

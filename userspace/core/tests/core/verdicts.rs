@@ -146,7 +146,7 @@ fn a_container_that_was_updated_and_a_pod_that_was_not() {
         }
     );
     assert_eq!(judgement.effective, Some((Value::Bound(Bound::At(32 * MIB)), "/kubepods/podu".into())));
-    assert!(judgement.reason(number).contains("the pod's cgroup /kubepods/podu allows only 33554432"));
+    assert!(judgement.reason(number).contains("the pod's cgroup /kubepods/podu allows only 32Mi"));
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn the_nearest_source_is_compared_with_and_others_are_shown_to_disagree() {
     assert_eq!(judgement.verdict, Verdict::Diverged);
     assert_eq!(judgement.disagreeing, [Source::Runtime]);
     assert!(
-        judgement.reason(number).ends_with("the sources disagree: runtime want otherwise"),
+        judgement.reason(number).ends_with("the sources disagree: runtime has another limit"),
         "{}",
         judgement.reason(number)
     );
