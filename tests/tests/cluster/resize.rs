@@ -67,7 +67,7 @@ async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline
     let watch = WatchRequest { filter: Some(of_pod(name)), ..from_now() };
     let mut watcher = cluster.agent.watch(watch).await?;
 
-    let asked = Asked::open(cluster, name).await?;
+    let api = ApiWatches::open(cluster, name).await?;
 
     timeline.report(Source::Test, "kubectl patch --subresource resize");
     cluster.api.run(&["patch", "pod", name, "--subresource=resize", "--patch", PATCH])?;
@@ -80,7 +80,7 @@ async fn follow(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline
         Ok(())
     };
     let looking = look(cluster, name, id, timeline);
-    let asking = ask(&asked, name, timeline);
+    let asking = ask(&api, name, timeline);
     tokio::try_join!(waiting, looking, asking)?;
 
     let seen = watcher.wait_until("the last write", |seen| {
@@ -168,14 +168,14 @@ async fn look(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline) 
 }
 
 /// What the API says of events and of the pod, in two files that grow.
-struct Asked {
+struct ApiWatches {
     events: PathBuf,
     pod: PathBuf,
     _watching: [Managed; 2],
     _directory: tempfile::TempDir,
 }
 
-impl Asked {
+impl ApiWatches {
     /// Begins to ask, and waits until answers come.
     async fn open(cluster: &Cluster<'_>, name: &str) -> Result<Self> {
         const EVENTS: &str = r#"jsonpath={.involvedObject.name}|{.reason}|{.message}{"\n"}"#;
@@ -198,8 +198,8 @@ impl Asked {
 }
 
 /// Follows what the API says, until it has the new limits and says no more that a resize is under way.
-async fn ask(asked: &Asked, name: &str, timeline: &Timeline) -> Result<()> {
-    let Asked { events: events_said, pod: pod_said, .. } = asked;
+async fn ask(api: &ApiWatches, name: &str, timeline: &Timeline) -> Result<()> {
+    let ApiWatches { events: events_said, pod: pod_said, .. } = api;
     let (mut reported, mut completed, mut settled) = (0, false, false);
     let mut before = String::new();
     let done = wait_for("the API to have the new limits", SOON, async || {

@@ -84,7 +84,7 @@ mod tests {
 
     /// In a process of its own: this test starts itself again. Its only worker is stuck, as by a file that never answers.
     #[test]
-    fn a_program_that_is_stuck_ends_and_only_when_it_is_told_to_stop() {
+    fn a_stuck_program_ends_and_only_after_a_signal_to_stop() {
         if std::env::var_os(CHILD).is_some() {
             let mut signals = Signals::handle().unwrap();
             println!("\nready");
@@ -97,7 +97,7 @@ mod tests {
         }
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
-            .arg("signals::tests::a_program_that_is_stuck_ends_and_only_when_it_is_told_to_stop")
+            .arg("signals::tests::a_stuck_program_ends_and_only_after_a_signal_to_stop")
             .env(CHILD, "1")
             .stdout(Stdio::piped())
             .spawn()
@@ -109,7 +109,7 @@ mod tests {
         kill(pid, Unix::SIGUSR1).unwrap();
         assert!(lines.any(|line| line == "counters"), "neither ends it");
         kill(pid, Unix::SIGTERM).unwrap();
-        // Waits for ever without the fix.
+        // Waits forever unless the signals' thread ends it.
         assert_eq!(child.wait().unwrap().code(), Some(0));
     }
 }

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 
 /// No limit file is longer: `io.max` has a line of some hundred bytes a device.
 const LONGEST: u64 = 64 << 10;
-/// Directories that are looked into for a cgroup that nobody told of.
+/// Directories that are searched for an unknown cgroup.
 const SEARCH: usize = 65_536;
 
 /// Every limit file there can be, by its name.
@@ -143,7 +143,7 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// One file each: somebody waits for a change to be told.
+    /// One file each: its change is to be reported.
     files: VecDeque<ReadLimits>,
     /// Whole cgroups.
     whole: VecDeque<ReadLimits>,
@@ -161,7 +161,7 @@ impl LimitReader {
         std::thread::Builder::new().name("limit-reader".to_owned()).spawn(move || {
             while let Some(request) = of_thread.next() {
                 let answer = read(&cgroups, &request);
-                // The engine is gone: nobody is left to be told.
+                // The engine is gone: there is no receiver.
                 if answers.blocking_send(Observation::LimitsRead(answer)).is_err() {
                     return;
                 }

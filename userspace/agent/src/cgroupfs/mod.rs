@@ -1,6 +1,6 @@
 //! The cgroup v2 file system: where it is mounted, and what is in it below the tracked roots.
 //!
-//! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is told to the probes
+//! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is added to the probes' set
 //! by [`scan::scan`], what was found is for the core to judge.
 
 mod directory;

@@ -1,7 +1,7 @@
 //! The walk of the cgroup tree: every cgroup below a tracked root, with its processes.
 //!
 //! What exists before the probes is not tracked. The walk adds each cgroup to the tracked set *before* it lists what is
-//! below: a child is then either listed, or made later and taken up by the kernel side. One is neither: a child whose
+//! below: a child is then either listed, or made later and tracked by the kernel side. One is neither: a child whose
 //! mkdir(2) was past the probe, but not yet visible, when its parent was added. A second walk finds it; that one also reads.
 //!
 //! Any user with a delegated cgroup decides how deep the tree is, how long its paths are, and when parts of it vanish. So
@@ -25,7 +25,7 @@ use super::{CgroupFs, Roots, process};
 use crate::clock::Clock;
 use crate::probe::{Life, Tracker};
 
-/// Where the walk tells which cgroups are to be tracked.
+/// Where the walk adds the cgroups that are to be tracked.
 pub trait Track {
     /// Adds a cgroup; whether it was not there before.
     fn track(&self, id: CgroupId) -> io::Result<bool>;
@@ -39,7 +39,7 @@ pub trait Track {
 
 impl Track for Tracker {
     fn track(&self, id: CgroupId) -> io::Result<bool> {
-        // Whether it has been started, the core tells by its processes: nothing rests on the kernel side's mark.
+        // Whether it has been started, the core infers from its processes: nothing rests on the kernel side's mark.
         Tracker::track(self, id.0, Life::Unstarted)
     }
 

@@ -1,10 +1,10 @@
-//! Writes to limit files as fanotify tells them: the way that is left where no program can be at the kernel's function.
+//! Writes to limit files as fanotify reports them: the way that is left where no program can be at the kernel's function.
 //!
 //! ```text
 //!  cgroup2 ──FAN_MODIFY──▶ a thread: file, cgroup, writer's pid ──▶ KernelEvent ──▶ the engine
 //! ```
 //!
-//! The kernel tells after a write has returned that it took: neither the text, nor a refusal, nor when the write began. Opening a
+//! The kernel reports a write that it accepted after its return: neither the text, nor a refusal, nor when the write began. Opening a
 //! file to truncate it, as a shell's `>` does, gives the same notice with newer kernels, whatever becomes of the write that follows. So what became of
 //! a write is unknown here, and what the file says is read back. Writes by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
 //! when the notice arrives; of one that has ended by then, the pid is all there is.
@@ -13,7 +13,7 @@
 //! cgroup's id. Older kernels hand out an open descriptor of the file instead, whose link in procfs is the path.
 //!
 //! The thread waits for the engine while its inbox is full; meanwhile the notices wait in the kernel, 16,384 of them
-//! (`fs.fanotify.max_queued_events`). What comes beyond that is lost, and told as a loss.
+//! (`fs.fanotify.max_queued_events`). What exceeds that is lost, and reported as a loss.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -106,7 +106,7 @@ impl Watch {
         Ok(fanotify)
     }
 
-    /// Tells `to` what is written to limits of the cgroups that `tracker` has, until nobody listens any more.
+    /// Sends `to` what is written to limits of the cgroups that `tracker` has, until the receiver is gone.
     ///
     /// # Errors
     /// No thread can be made.
@@ -226,7 +226,7 @@ fn by_descriptor(descriptor: i32, pid: i32) -> io::Result<Option<Notice>> {
 }
 
 /// Reads notices by handle, `struct fanotify_event_metadata` of `include/uapi/linux/fanotify.h` each, followed by one
-/// `struct fanotify_event_info_fid` or more. What has another shape than is asked for is passed over.
+/// `struct fanotify_event_info_fid` or more. Records of another shape are skipped.
 fn parse(mut bytes: &[u8]) -> Batch {
     let mut batch = Batch::default();
     while let Some(length) = u32_at(bytes, 0).map(|length| length as usize) {

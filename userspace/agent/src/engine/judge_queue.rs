@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kwitness_core::model::VerdictScope;
 use tokio::sync::{Notify, broadcast};
 
-/// Scopes that are due at once; beyond, all containers are.
+/// Scopes that are due at once; with more, all containers are.
 const DUE_MAX: usize = 1024;
 /// Scopes on their way to waiting `Verify` calls; one that lags further looks at all its containers.
 const CHANGES: usize = 256;

@@ -55,7 +55,7 @@ use recorder::Recorder;
 
 pub(crate) use scans::Scans;
 
-/// Records taken from the rings before others get their turn: about a millisecond's work.
+/// Records read from the rings before others get their turn: about a millisecond's work.
 const DRAIN_BUDGET: usize = 1024;
 /// Between looks at what no record reports.
 const TICK: Duration = Duration::from_secs(1);
@@ -277,7 +277,7 @@ pub(crate) struct Parts<P> {
     pub(crate) scans: Scans,
     /// Where events go.
     pub(crate) writer: Writer,
-    /// Who is asked for names.
+    /// Resolves names.
     pub(crate) resolver: Resolver,
     /// Who reads limit files.
     pub(crate) reader: LimitReader,
@@ -449,7 +449,7 @@ impl<P: Probe> Engine<P> {
                 self.scanned(&scan.unreadable);
                 self.observe(Observation::Scan(scan));
                 if let Some(ready) = self.ready.take() {
-                    // Nobody waiting for it is no reason to stop.
+                    // That no task waits for it is no reason to stop.
                     let _ = ready.send(());
                 }
             }

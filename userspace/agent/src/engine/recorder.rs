@@ -35,7 +35,7 @@ impl Recorder {
             if let Err(error) = write_all(&observations, BufWriter::new(file)) {
                 tracing::error!(path = %path.display(), %error, "the recording has ended: it cannot be written");
             }
-            // The recorder is gone already: nobody waits.
+            // The recorder is gone already.
             let _ = end.send(());
         };
         std::thread::Builder::new()

@@ -16,9 +16,9 @@ use crate::hub::{Capacity, Hub};
 /// How long anything may take: many times what it does.
 const SOON: Duration = Duration::from_secs(10);
 
-/// Rings that are never empty: for each record that is taken, the kernel writes another.
+/// Rings that are never empty: for each record that is read, the kernel writes another.
 struct Flood {
-    taken: Arc<AtomicU64>,
+    read: Arc<AtomicU64>,
     /// Records that are there at any time.
     backlog: u64,
 }
@@ -43,16 +43,16 @@ impl Probe for Flood {
             // Malformed, which is counted: what the records say is of no account here.
             take(&[]);
         }
-        self.taken.fetch_add(budget as u64, Relaxed);
+        self.read.fetch_add(budget as u64, Relaxed);
         Drained { records: budget, more: true }
     }
 
     fn produced(&self) -> u64 {
-        self.taken.load(Relaxed) + self.backlog
+        self.read.load(Relaxed) + self.backlog
     }
 
     fn has_drained(&self, until: &u64) -> bool {
-        self.taken.load(Relaxed) >= *until
+        self.read.load(Relaxed) >= *until
     }
 
     fn untrack(&self, _: CgroupId) -> io::Result<()> {
@@ -78,7 +78,7 @@ impl Probe for Flood {
 
 struct Running {
     handle: Handle,
-    taken: Arc<AtomicU64>,
+    read: Arc<AtomicU64>,
     ready: oneshot::Receiver<()>,
     stop: CancellationToken,
     engine: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -90,14 +90,14 @@ fn start(backlog: u64) -> Running {
     let tree = tempfile::tempdir().unwrap();
     let (answer, answers) = mpsc::channel(INBOX);
     let (handle, requests) = Handle::new();
-    let taken = Arc::new(AtomicU64::new(0));
+    let read = Arc::new(AtomicU64::new(0));
     let empty = |reason| {
         let now = Clock::read().now();
         let unreadable = Unreadable::default();
         Ok(Scan { reason, began: now, ended: now, untracked: 0, unreadable, cgroups: Vec::new() })
     };
     let parts = Parts {
-        probe: Flood { taken: taken.clone(), backlog },
+        probe: Flood { read: read.clone(), backlog },
         bounds: Bounds::default(),
         scans: Scans::by(empty),
         writer: Hub::new(
@@ -114,7 +114,7 @@ fn start(backlog: u64) -> Running {
     let (ready, is_ready) = oneshot::channel();
     let stop = CancellationToken::new();
     let engine = tokio::spawn(Engine::new(parts, None).unwrap().run(ready, stop.clone()));
-    Running { handle, taken, ready: is_ready, stop, engine, _tree: tree }
+    Running { handle, read, ready: is_ready, stop, engine, _tree: tree }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,17 +122,17 @@ async fn a_scan_requests_and_the_end_have_their_turn_under_a_producer_that_never
     const BACKLOG: u64 = 100_000;
     let running = start(BACKLOG);
     timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
-    assert!(running.taken.load(Relaxed) >= BACKLOG, "after all that was there when it ended");
+    assert!(running.read.load(Relaxed) >= BACKLOG, "after all that was there when it ended");
     let report = timeout(SOON, running.handle.report()).await.expect("a request is answered").unwrap();
     assert!(report.counters["records"] >= BACKLOG);
     // Evidence waits for what was there when it came, and not for more.
-    let before = running.taken.load(Relaxed);
+    let before = running.read.load(Relaxed);
     assert_eq!(timeout(SOON, running.handle.judge(Vec::new())).await.expect("it is judged").unwrap(), []);
-    assert!(running.taken.load(Relaxed) >= before + BACKLOG);
-    let told = Instant::now();
+    assert!(running.read.load(Relaxed) >= before + BACKLOG);
+    let stopped = Instant::now();
     running.stop.cancel();
     timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
-    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
 }
 
 #[tokio::test]

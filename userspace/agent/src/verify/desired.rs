@@ -10,7 +10,7 @@ use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX, runtime as cri};
 /// A desired limit, and of what.
 pub(super) type Desired = (Resource, DesiredLimit);
 
-/// What a container should have, as the container runtime was told.
+/// What a container should have, as requested from the container runtime.
 pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<Desired> {
     let mut limits = of_cri(resources, Source::Runtime, at);
     // It speaks of CPU, and knows of no quota.

@@ -20,7 +20,7 @@ use super::{Subjects, Verifier, now};
 use crate::engine::Stopped;
 use kwitness_api::proto;
 
-/// How long a change may take to settle. A runtime reports what it was asked for within milliseconds of the write, in a slow
+/// How long a change may take to settle. A runtime reports a request within milliseconds of the write, in a slow
 /// guest within half a second.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Between the first two looks at one that is pending; doubled each time.

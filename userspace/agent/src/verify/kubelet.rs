@@ -1,4 +1,4 @@
-//! The kubelet's checkpoints of what it has admitted (`allocated_pods_state`) and of what it has told the runtime
+//! The kubelet's checkpoints of what it has admitted (`allocated_pods_state`) and of what it has actuated with the runtime
 //! (`actuated_pods_state`), in its root directory.
 //!
 //! The format is the kubelet's own and may change: `pkg/kubelet/allocation/state`. `{"data": TEXT, "checksum": N}`, with a
@@ -8,7 +8,7 @@
 //! old one or the new one, never half of it.
 //!
 //! A file system that does not answer costs one thread a file and no more: reads are made on a thread of their own, by one for
-//! all who want to know, and nobody waits longer than [`DEADLINE`].
+//! all calls, and none waits longer than [`DEADLINE`].
 
 use std::collections::HashMap;
 use std::io::{self, Read as _};
@@ -134,7 +134,7 @@ struct Amounts {
 struct Entry {
     containers: HashMap<String, Amounts>,
     pod: Amounts,
-    /// Whether what it lacks of the pod as a whole is not there.
+    /// Whether what it does not have of the pod as a whole is not set.
     records_pod: bool,
 }
 
@@ -553,7 +553,7 @@ mod tests {
             matches!(&*error, CheckpointError::Unreadable { source, .. } if source.to_string().contains("regular"))
         );
 
-        // A read that hangs: nobody starts another, nobody waits for ever, and when it is over, all is well again.
+        // A read that hangs: no other is started, no call waits forever, and when it is over, reads succeed again.
         let (stuck, receiver) = watch::channel(None);
         *checkpoint.reading.lock().unwrap() = Some((Instant::now(), receiver));
         std::fs::remove_file(&path).unwrap();

@@ -18,7 +18,7 @@ const UNITS: [&str; 3] = [".slice", ".scope", ".service"];
 pub(super) struct Levels {
     /// From the innermost to the root.
     pub(super) levels: Vec<Level>,
-    /// Which of them is the one that was asked for.
+    /// Which of them is the requested one.
     pub(super) own: usize,
     /// What is used there, in the file's unit, if that is known.
     pub(super) usage: Option<u64>,
@@ -57,7 +57,7 @@ pub(super) fn read(
     }
     let own = levels.len();
     levels.extend(upwards(path).map(|path| level(path, role(path))));
-    // Another cgroup by that name is not the one that was asked for.
+    // Another cgroup by that name is not the requested one.
     let directory = directory.filter(|directory| directory.id().is_ok_and(|found| found == id));
     if directory.is_none() {
         levels[own].reading = Reading::Gone;
@@ -135,7 +135,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pod = "/kubepods/burstable/podu";
         let container = format!("{pod}/{ID}");
-        // By whatever name crun was told.
+        // By whatever name crun was configured with.
         let inner = root.path().join(&format!("{container}/app")[1..]);
         fs::create_dir_all(&inner).unwrap();
         fs::write(inner.join("cgroup.procs"), "7\n").unwrap();

@@ -40,7 +40,7 @@ use crate::hub::Filter;
 use desired::Desired;
 use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
-use runtime::RuntimeWord;
+use runtime::RuntimeLimits;
 
 pub use requests::{Malformed, Requests};
 
@@ -50,16 +50,16 @@ const PAUSE_MIN: Duration = Duration::from_millis(2);
 const RECHECK_MIN: Duration = Duration::from_millis(50);
 /// The share of a core that looks without an event may take, of all calls that wait: one part in so many.
 const RECHECK_SHARE: u32 = 20;
-/// How long the runtime's word is taken for its last one while one waits.
-const WORD_AGE: Duration = Duration::from_millis(250);
+/// How old the runtime's answer may be for a call that waits.
+const STATUS_AGE: Duration = Duration::from_millis(250);
 
-/// Gathers and asks. Clones share what they know.
+/// Gathers evidence and has it judged. Clones share what they know.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     cgroups: CgroupFs,
     engine: Handle,
     queue: JudgeQueue,
-    runtime: RuntimeWord,
+    runtime: RuntimeLimits,
     requests: Requests,
     allocated: CheckpointFile,
     actuated: CheckpointFile,
@@ -72,7 +72,7 @@ pub struct VerifyReport {
     pub judged: Vec<(Option<Arc<Subject>>, Judged)>,
     /// Likewise, whether usage kept to it; none: that was not looked for, or cannot be said of this limit.
     pub proofs: Vec<Option<(Interval, Proof)>>,
-    /// Sources that could not be asked, and why.
+    /// Sources that could not be queried, and why.
     pub unavailable: Vec<String>,
 }
 
@@ -168,14 +168,14 @@ impl Verifier {
             cgroups,
             engine,
             queue,
-            runtime: RuntimeWord::new(resolver),
+            runtime: RuntimeLimits::new(resolver),
             requests: Requests::default(),
             allocated: checkpoint("allocated_pods_state"),
             actuated: checkpoint("actuated_pods_state"),
         }
     }
 
-    /// What the container runtime was asked for.
+    /// The limits that were requested from the container runtime.
     pub fn requests(&self) -> &Requests {
         &self.requests
     }
@@ -209,7 +209,7 @@ impl Verifier {
         let mut changes = self.queue.changes();
         let look = Look { filter, wanted, deadline };
         let began = Instant::now();
-        let mut report = self.look(look, VerdictScope::All, WORD_AGE).await?;
+        let mut report = self.look(look, VerdictScope::All, STATUS_AGE).await?;
         let mut cost = began.elapsed();
         while !report.all_in_force() && Instant::now() < until {
             let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
@@ -219,12 +219,12 @@ impl Verifier {
                 None if Instant::now() >= until => break,
                 None => {
                     let began = Instant::now();
-                    report = self.look(look, VerdictScope::All, WORD_AGE).await?;
+                    report = self.look(look, VerdictScope::All, STATUS_AGE).await?;
                     cost = began.elapsed();
                 }
                 Some(scopes) => {
                     for scope in scopes {
-                        match self.look(look, scope, WORD_AGE).await {
+                        match self.look(look, scope, STATUS_AGE).await {
                             Ok(newer) => report.renew(newer),
                             // Not of these containers.
                             Err(VerifyError::NoContainer) => {}
@@ -245,7 +245,7 @@ impl Verifier {
         &self,
         look: Look<'_>,
         scope: VerdictScope,
-        word_age: Duration,
+        status_age: Duration,
     ) -> Result<VerifyReport, VerifyError> {
         // A pod's verdict takes all its containers: one of them alone does not say what the pod needs.
         let pods = !look.filter.asks_for_containers() && !matches!(scope, VerdictScope::Container(_));
@@ -254,7 +254,7 @@ impl Verifier {
         if subjects.apps.is_empty() {
             return Err(VerifyError::NoContainer);
         }
-        let sources = self.sources(&subjects, word_age).await;
+        let sources = self.sources(&subjects, status_age).await;
         let targets = self.targets(&subjects.apps, look.wanted, &sources, pods);
         let is_own = look.wanted.memory.is_some() || look.wanted.cpu.is_some();
         let requester = if is_own || look.deadline.is_some() { Requester::Client } else { Requester::Node };
@@ -262,11 +262,11 @@ impl Verifier {
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })
     }
 
-    /// Asks all sources; the runtime's word may be so old.
-    async fn sources(&self, subjects: &Subjects, word_age: Duration) -> Sources {
+    /// Queries all sources; the runtime's status may be so old.
+    async fn sources(&self, subjects: &Subjects, status_age: Duration) -> Sources {
         let mut sources = Sources::default();
         let ids = subjects.apps.iter().map(|subject| subject.container_id.clone()).collect();
-        let (runtime, failure) = self.runtime.of(ids, word_age).await;
+        let (runtime, failure) = self.runtime.of(ids, status_age).await;
         sources.runtime = runtime;
         sources.unavailable.extend(failure.map(|error| format!("runtime: {error}")));
         // After the runtime: a call that it has answered is known by then, or will soon be.
@@ -402,7 +402,7 @@ async fn changed(
     let first = match tokio::time::timeout_at(until, changes.recv()).await {
         Ok(Ok(scope)) => scope,
         Ok(Err(RecvError::Lagged(_))) => return all(),
-        // The engine has stopped: whoever asks it next is told.
+        // The engine has stopped: the next request to it fails.
         Ok(Err(RecvError::Closed)) => return all(),
         Err(_) => return None,
     };

@@ -1,7 +1,7 @@
-//! What the container runtime was asked for, as `kwitness cri-proxy` tells it: of each container the last word on each limit, and
+//! What the container runtime was requested to set, as `kwitness cri-proxy` reports it: of each container the last value of each limit, and
 //! the last request; of each sandbox likewise, for its pod.
 //!
-//! Owns that memory, bounded. What came to its end is forgotten when the next request is told or a verdict is asked for; what never
+//! Owns that memory, bounded. What came to its end is forgotten when the next request is reported or a verdict is requested; what never
 //! began, after [`UNBORN`]. Never asks the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,13 +19,13 @@ const UNBORN: u64 = 600_000_000_000;
 /// Bytes of an id; those of the runtimes have 64.
 const ID_MAX: usize = 256;
 
-/// Why a request is not taken note of.
+/// Why a request is not recorded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The method is none that asks for limits.
     #[error("`method` is unspecified or unknown: {0}")]
     Method(i32),
-    /// Nobody's.
+    /// Without an id.
     #[error("`id` is empty, or longer than {ID_MAX} bytes")]
     Id,
     /// No such time.
@@ -33,7 +33,7 @@ pub enum Malformed {
         "`received` is 0 or yet to come, or `answered` is before it: these are CLOCK_BOOTTIME in nanoseconds"
     )]
     Time,
-    /// Nothing is asked for.
+    /// It sets no limit.
     #[error("`resources` is missing")]
     Resources,
 }
@@ -44,14 +44,14 @@ pub struct Requests(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    of: BTreeMap<Arc<str>, Asked>,
+    of: BTreeMap<Arc<str>, Requested>,
     reported: u64,
     malformed: u64,
     evicted: u64,
 }
 
 #[derive(Debug)]
-struct Asked {
+struct Requested {
     /// A container or a sandbox that is or was there.
     born: bool,
     limits: BTreeMap<Resource, DesiredLimit>,
@@ -59,7 +59,7 @@ struct Asked {
 }
 
 impl Requests {
-    /// Takes note of one; gives back whose requests had to be forgotten for that, if any.
+    /// Records one; returns whose requests had to be forgotten for that, if any.
     ///
     /// # Errors
     /// What is wrong with it; it is counted.
@@ -78,44 +78,44 @@ impl Requests {
         };
         let is_full = known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str());
         let forgotten = is_full.then(|| known.evict()).flatten();
-        let asked = known.of.entry(request.id.as_str().into()).or_insert_with(|| Asked {
+        let requested = known.of.entry(request.id.as_str().into()).or_insert_with(|| Requested {
             born: false,
             limits: BTreeMap::new(),
             last: request.clone(),
         });
         for (resource, limit) in new {
-            // Told in the order of the answers; what counts is the order of the requests.
-            let last = asked.limits.entry(resource).or_insert(limit);
+            // Reported in the order of the answers; what counts is the order of the requests.
+            let last = requested.limits.entry(resource).or_insert(limit);
             if last.at <= limit.at {
                 *last = limit;
             }
         }
-        if asked.last.received <= request.received {
-            asked.last = request;
+        if requested.last.received <= request.received {
+            requested.last = request;
         }
         Ok(forgotten)
     }
 
     /// Forgets what has ended, given all that is there.
     pub(super) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
-        self.lock().of.retain(|id, asked| {
+        self.lock().of.retain(|id, requested| {
             let is_there = there.contains(&**id);
-            asked.born |= is_there;
-            is_there || !asked.born && now.0.saturating_sub(asked.last.answered) < UNBORN
+            requested.born |= is_there;
+            is_there || !requested.born && now.0.saturating_sub(requested.last.answered) < UNBORN
         });
     }
 
     /// What a container that is there, or the pod of such a sandbox, should have.
     pub(super) fn desired(&self, id: &str) -> Vec<Desired> {
         let mut known = self.lock();
-        let Some(asked) = known.of.get_mut(id) else { return Vec::new() };
-        asked.born = true;
-        asked.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect()
+        let Some(requested) = known.of.get_mut(id) else { return Vec::new() };
+        requested.born = true;
+        requested.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect()
     }
 
     /// The last reported request.
     pub fn last(&self, id: &str) -> Option<proto::CriRequest> {
-        self.lock().of.get(id).map(|asked| asked.last.clone())
+        self.lock().of.get(id).map(|requested| requested.last.clone())
     }
 
     /// What was counted.
@@ -138,10 +138,10 @@ impl Requests {
 }
 
 impl Known {
-    /// The oldest goes first of those that are not seen to be there: what is reported of containers that nobody made costs those
+    /// The oldest goes first of those that are not seen to be there: what is reported of containers that do not exist costs those
     /// that are there nothing.
     fn evict(&mut self) -> Option<ContainerId> {
-        let order = |(_, asked): &(&Arc<str>, &Asked)| (asked.born, asked.last.received);
+        let order = |(_, requested): &(&Arc<str>, &Requested)| (requested.born, requested.last.received);
         let oldest = self.of.iter().min_by_key(order).map(|(id, _)| id.clone())?;
         self.of.remove(&oldest);
         self.evicted += 1;
@@ -149,7 +149,7 @@ impl Known {
     }
 }
 
-/// What it asks for, if it can be so; what is too long to be true is taken out.
+/// The limits that it sets, if they are valid; texts that are too long are removed.
 fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriResources, Malformed> {
     if request.method() == proto::CriMethod::Unspecified {
         return Err(Malformed::Method(request.method));

@@ -1,7 +1,7 @@
-//! What the container runtime says that it was asked for, shared by all who want to know.
+//! Desired limits in the container runtime's status, shared by all calls.
 //!
 //! A call for a container is made once for all who ask while it is under way, or shortly after it as far as they allow. No lock
-//! is held across a call. A runtime that has just failed to answer is not asked again for [`FAILED_FOR`]: all share the failure.
+//! is held across a call. A runtime that has just failed to answer is not called again for [`FAILED_FOR`]: all share the failure.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ type Answer = Result<Arc<[Desired]>, Arc<str>>;
 
 /// Asks the runtime. Clones share what is under way.
 #[derive(Clone)]
-pub(super) struct RuntimeWord {
+pub(super) struct RuntimeLimits {
     resolver: Resolver,
     state: Arc<Mutex<State>>,
 }
@@ -39,12 +39,12 @@ struct State {
     failed: Option<(Instant, Arc<str>)>,
 }
 
-impl RuntimeWord {
+impl RuntimeLimits {
     pub(super) fn new(resolver: Resolver) -> Self {
         Self { resolver, state: Arc::default() }
     }
 
-    /// What the runtime says of each container, asked no longer ago than `max_age`; and the first failure. Of one that it does
+    /// What the runtime says of each container, queried no longer ago than `max_age`; and the first failure. Of one that it does
     /// not know, nothing.
     pub(super) async fn of(
         &self,
@@ -71,7 +71,7 @@ impl RuntimeWord {
     }
 
     fn call(&self, id: ContainerId, max_age: Duration) -> Shared<BoxFuture<'static, Answer>> {
-        let asked = Instant::now();
+        let now = Instant::now();
         let mut state = self.lock();
         if let Some((at, error)) = &state.failed
             && at.elapsed() < FAILED_FOR
@@ -79,7 +79,7 @@ impl RuntimeWord {
             return std::future::ready(Err(error.clone())).boxed().shared();
         }
         if let Some((began, call)) = state.calls.get(&id)
-            && asked.duration_since(*began) <= max_age
+            && now.duration_since(*began) <= max_age
         {
             return call.clone();
         }
@@ -89,7 +89,7 @@ impl RuntimeWord {
             state.calls.remove(&oldest);
         }
         let call = self.clone().ask(id.clone()).boxed().shared();
-        state.calls.insert(id, (asked, call.clone()));
+        state.calls.insert(id, (now, call.clone()));
         call
     }
 
@@ -121,8 +121,8 @@ impl RuntimeWord {
     }
 }
 
-impl std::fmt::Debug for RuntimeWord {
+impl std::fmt::Debug for RuntimeLimits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RuntimeWord").finish_non_exhaustive()
+        f.debug_struct("RuntimeLimits").finish_non_exhaustive()
     }
 }

@@ -339,7 +339,7 @@ pub enum Wanted {
     QuotaAtLeast(CpuMax),
     /// A CPU limit of at least that, in thousandths of a CPU: a pod's, of whose containers some may not be known.
     MilliCpuAtLeast(u64),
-    /// The runtime was sent no CPU quota. Nobody desires that: it explains a file without a quota.
+    /// The runtime was sent no CPU quota. It is no desired limit: it explains a file without a quota.
     NoQuotaSent,
     /// A weight in cgroup v1's shares.
     Shares(u64),

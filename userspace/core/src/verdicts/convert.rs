@@ -1,4 +1,4 @@
-//! From what was asked for to what the files should say: the conversions of the kubelet and of the container runtimes, and
+//! From desired limits to what the files should say: the conversions of the kubelet and of the container runtimes, and
 //! how far a file may differ without being wrong. All of them stand here, each with its source.
 //!
 //! | Asked for | The file says | Source |
@@ -125,7 +125,7 @@ pub fn sum_cpu(limits: &[Wanted]) -> Option<Wanted> {
 }
 
 impl Wanted {
-    /// Whether a file that says this is what was asked for, and how well; none: it is not.
+    /// Whether a file that says this is what is desired, and how well; none: it is not.
     pub fn accepts(self, value: &Value, page: u64) -> Option<Tolerance> {
         match (self, value) {
             (Self::MilliCpu(milli), Value::Cpu(cpu)) => {
@@ -164,7 +164,7 @@ impl Wanted {
         }
     }
 
-    /// Whether a write of this is one of what was asked for, whatever the kernel says to it: a quota may be smaller than the
+    /// Whether a write of this is one of a desired limit, whatever the kernel answers: a quota may be smaller than the
     /// least that there is.
     pub fn is_meant_by(self, value: &Value, page: u64) -> bool {
         match (self, value) {
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(accepts(&tiny(4), 2000), Some(Tolerance::RoundedToTenMilliseconds));
         assert_eq!(accepts(&tiny(4), 1100), None, "less than the sum");
         assert_eq!(accepts(&tiny(1), 1000), Some(Tolerance::MinimumQuota));
-        // The CRI has the raised quotas: of how much, nobody knows.
+        // The CRI has the raised quotas: of how much is unknown.
         let raised = [Wanted::Quota(cpu(QUOTA_MIN)); 3];
         assert!(accepts(&raised, 1200).is_some() && accepts(&raised, 1000).is_some());
         assert_eq!(accepts(&[Wanted::Quota(cpu(50_000)), Wanted::Quota(cpu(1000))], 50_000), None);

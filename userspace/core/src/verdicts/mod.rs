@@ -1,4 +1,4 @@
-//! Whether a limit that was asked for is in force. Pure: [`judge`] looks at what was wanted, what was written and what the
+//! Whether a desired limit is in force. Pure: [`judge`] looks at what was wanted, what was written and what the
 //! files say, and gives one verdict; [`VerdictHistory`] remembers enough to call a change back a reversal.
 //!
 //! ```text
@@ -288,15 +288,15 @@ fn disagreeing(case: &Case<'_>, chosen: &DesiredLimit) -> Vec<Source> {
 pub struct VerdictHistory {
     /// What the file would say to the letter.
     in_force: Option<Value>,
-    /// Likewise, of what one client asked for last.
-    asked: Option<Value>,
+    /// Likewise, of what one client requested last.
+    requested: Option<Value>,
     last: Option<Verdict>,
 }
 
 impl VerdictHistory {
     fn was_in_force(&self, wanted: &Wanted) -> bool {
         let ideal = Some(wanted.ideal());
-        self.in_force == ideal || self.asked == ideal
+        self.in_force == ideal || self.requested == ideal
     }
 
     /// Takes note of a judgement; whether its verdict is another one than the last.
@@ -321,9 +321,9 @@ impl VerdictHistory {
 
     /// Takes note of a judgement by one client's own word: it is no verdict of the node's, but of a limit that was in force for that
     /// client, a change is a reversal.
-    fn note_asked(&mut self, judgement: &Judgement) {
+    fn note_requested(&mut self, judgement: &Judgement) {
         if let Some(desired) = judgement.desired.filter(|_| judgement.tolerance.is_some()) {
-            self.asked = Some(desired.wanted.ideal());
+            self.requested = Some(desired.wanted.ideal());
         }
     }
 

@@ -1,6 +1,6 @@
 //! Quantities as Kubernetes writes them ("512Mi", "1.5", "250m"): the format of apimachinery's `resource.Quantity`.
 //!
-//! A part of the smallest unit that is asked for is rounded up, as `Quantity.Value` and `Quantity.MilliValue` do.
+//! A part of the smallest unit is rounded up, as `Quantity.Value` and `Quantity.MilliValue` do.
 
 use thiserror::Error;
 
@@ -18,7 +18,7 @@ pub enum QuantityError {
     TooLarge(String),
 }
 
-/// Parts per unit that are asked for.
+/// Parts per unit.
 const MILLI: u128 = 1000;
 
 /// In thousandths: CPUs.

@@ -1,8 +1,8 @@
 //! The verdicts of all limits that were judged: what was in force, what killed, what the last verdict was.
 //!
 //! Evidence is gathered outside, for it takes the runtime's word and the files of every level; the judging is done here, with
-//! the attempts that [`LimitTracker`] remembers. Bounded: what is remembered of a cgroup goes with it, nothing is of one that nobody
-//! knows, and a scan finds those whose end was not told.
+//! the attempts that [`LimitTracker`] remembers. Bounded: what is remembered of a cgroup goes with it, nothing is of an unknown
+//! one, and a scan finds those whose end was not reported.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl VerdictTracker {
         let Some(info) = info else { return judged };
         let history = self.history_mut(evidence.cgroup, evidence.resource);
         match evidence.requester {
-            Requester::Client => history.note_asked(&judged.judgement),
+            Requester::Client => history.note_requested(&judged.judgement),
             Requester::Node if judged.judgement.in_force == Reading::Gone => {
                 // It went away meanwhile, as containers do: that is no verdict of the node's.
             }

@@ -372,7 +372,7 @@ fn a_limit_that_only_the_runtime_was_sent_is_not_diverged() {
     fixture.desired.push(desired(Source::KubeletAllocated, Wanted::Memory(Bound::Unlimited)));
     let verdict = fixture.judge().verdict;
     assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
-    // Nobody sent this one.
+    // This one was not requested.
     fixture.desired[0].wanted = Wanted::Memory(Bound::Unlimited);
     assert_eq!(fixture.judge().verdict, Verdict::Diverged);
 }
