@@ -15,6 +15,8 @@ pub const CARGO_MACHETE: &str = "0.9.2";
 pub const CRI_TOOLS: &str = "1.36.0";
 /// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
 pub const KUBERNETES: &str = "1.36.3";
+/// The Python of [`CLIENT_ROOT`]'s suite, for which packages are fetched.
+pub const CLIENT_PYTHON: &str = "3.13";
 /// Where Debian's etcd comes from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
 pub const ETCD_SUITE: &str = "trixie";
 
@@ -26,6 +28,9 @@ pub const ROOT_PACKAGES: &[&str] =
     &["mmdebstrap", "debian-archive-keyring", "busybox-static", "gcc", "libc6-dev", "iproute2"];
 /// What makes and boots guests, beyond [`ROOT_PACKAGES`].
 pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
+
+/// What makes clients of other languages: `protoc` with the types that all share, and the installer of Python's packages.
+pub const CLIENT_PACKAGES: &[&str] = &["protobuf-compiler", "libprotobuf-dev", "python3-pip"];
 
 /// A kernel to boot guests with: the newest cloud build of a series that the suites have.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,6 +91,8 @@ pub const ROOTS: &[RootSpec] = &[
         packages: &["containernetworking-plugins", "iptables"],
         init: Init::Script,
     },
+    // Clients of the API in Python; what they are made of beyond Debian's comes with the job.
+    RootSpec { name: CLIENT_ROOT, suite: "trixie", packages: &["python3", "libstdc++6"], init: Init::Script },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -110,6 +117,8 @@ pub const DEFAULT_KERNEL: &str = "6.12";
 pub const DEFAULT_ROOT: &str = "trixie";
 /// The root with CNI plugins.
 pub const CNI_ROOT: &str = "trixie-cni";
+/// The root with Python.
+pub const CLIENT_ROOT: &str = "trixie-python";
 /// The root whose process 1 is systemd.
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 

@@ -1,6 +1,6 @@
 // Prints events, one JSON object a line, and survives restarts of the daemon.
 //
-//	protoc -I proto --go_out=. --go-grpc_out=. --go_opt=module=example.com/watch --go-grpc_opt=module=example.com/watch \
+//	protoc -I ../../../proto --go_out=. --go-grpc_out=. --go_opt=module=example.com/watch --go-grpc_opt=module=example.com/watch \
 //	  --go_opt=Mkwitness/v1alpha1/kwitness.proto=example.com/watch/kwitnessv1alpha1 \
 //	  --go-grpc_opt=Mkwitness/v1alpha1/kwitness.proto=example.com/watch/kwitnessv1alpha1 \
 //	  kwitness/v1alpha1/kwitness.proto

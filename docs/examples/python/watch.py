@@ -1,7 +1,8 @@
 """Prints events, one JSON object a line, and survives restarts of the daemon.
 
-    python -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. kwitness/v1alpha1/kwitness.proto
-    python watch.py unix:///run/kwitness/kwitness.sock [COUNT]
+    python3 watch.py unix:///run/kwitness/kwitness.sock [COUNT]
+
+docs/api.md says how the modules that it imports are generated.
 """
 
 import sys

@@ -18,6 +18,8 @@ pub struct Module {
     pub name: &'static str,
     /// Its files, with what is in them.
     pub files: [(&'static str, &'static str); 3],
+    /// Whether what is compiled stays in Go's own cache, for another build to use: for no more than some hundred megabytes.
+    pub keeps: bool,
 }
 
 /// The module in that directory below `xtask/go/`.
@@ -25,6 +27,7 @@ macro_rules! module {
     ($name:literal) => {
         $crate::setup::go::Module {
             name: $name,
+            keeps: false,
             files: [
                 ("go.mod", include_str!(concat!("../../go/", $name, "/go.mod"))),
                 ("go.sum", include_str!(concat!("../../go/", $name, "/go.sum"))),
@@ -67,7 +70,10 @@ impl Module {
         let mut go = Command::new("go");
         go.args(how).args(["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o"]);
         go.arg(cache.tool(name)).arg(package);
-        go.current_dir(directory).env("CGO_ENABLED", "0").env("GOCACHE", directory.join("cache"));
+        go.current_dir(directory).env("CGO_ENABLED", "0");
+        if !self.keeps {
+            go.env("GOCACHE", directory.join("cache"));
+        }
         run::logged(&mut go, &cache.log(name)?).with_context(|| {
             format!(
                 "go cannot build {package}: it needs the network, and the Go that xtask/go/{}/go.mod names",

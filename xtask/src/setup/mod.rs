@@ -4,6 +4,7 @@
 //! order of steps and the checks that come before them.
 
 pub mod apt;
+pub mod clients;
 pub mod critools;
 pub mod disk;
 mod go;
@@ -51,6 +52,8 @@ pub struct Needs {
     pub cri_tools: bool,
     /// Kubelet, API server, kubectl and etcd.
     pub kubernetes: bool,
+    /// Clients of other languages.
+    pub clients: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -71,6 +74,7 @@ impl Needs {
             needs.bpf = true;
             needs.cri_tools = true;
             needs.kubernetes = true;
+            needs.clients = true;
             needs.trees = ROOTS.iter().map(|root| root.name).collect();
         }
         if wanted(Tier::Vm) {
@@ -88,11 +92,12 @@ impl Needs {
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, kubernetes, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, kubernetes, clients, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
         self.kubernetes |= kubernetes;
+        self.clients |= clients;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -131,6 +136,9 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.kubernetes {
                 kubernetes::ensure(cache)?;
+            }
+            if needs.clients {
+                clients::ensure(cache)?;
             }
             Ok(())
         });

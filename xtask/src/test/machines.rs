@@ -6,10 +6,10 @@ use super::{Test, Tier};
 use crate::artifacts::Executable;
 use crate::setup::Needs;
 use crate::tally::Tally;
-use crate::versions::{CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
+use crate::versions::{CLIENT_ROOT, CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
 
 /// The roots of nodes on this machine's kernel. Only the first runs what [`ONLY_IN`] does not name.
-const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
+const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky"];
 /// Targets that do not run everywhere, and where they do, by the names in the table at the end. Any other target runs on the
 /// host and in each guest; tests that do not apply there are listed as ignored.
 ///
@@ -20,8 +20,10 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, "bookworm", "forky"];
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the oldest and the newest.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
+/// - Clients of other languages need Python, and nothing of a kernel.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
 const ONLY_IN: &[(&str, &[&str])] = &[
+    ("clients", &["host trixie-python"]),
     ("cluster", &["host", "vm 6.12 trixie"]),
     ("cri", &["host", "host bookworm", "host forky"]),
     ("cri_events", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
@@ -34,6 +36,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet"];
+/// The targets that need clients of other languages.
+pub const WITH_CLIENTS: &[&str] = &["clients"];
 /// The targets that need crictl or critest.
 pub const WITH_CRI_TOOLS: &[&str] = &["cri", "cri_events", "critest"];
 
@@ -114,6 +118,7 @@ impl Machine {
             // Guests run without them: one machine with a newer or an older crictl proves no more.
             cri_tools: matches!(self, Self::Host { .. }) && any(WITH_CRI_TOOLS),
             kubernetes: any(WITH_KUBERNETES),
+            clients: any(WITH_CLIENTS),
             ..Needs::default()
         };
         match self {
@@ -136,19 +141,28 @@ impl Machine {
     }
 }
 
+/// Programs that could not be made.
+#[derive(Debug)]
+pub struct Missing {
+    /// The targets that need them.
+    pub targets: &'static [&'static str],
+    /// Why they are not there.
+    pub why: String,
+}
+
 /// The targets that can be started, and a failure for each of the others.
 pub fn startable<'a>(
     targets: impl Iterator<Item = &'a Executable>,
-    no_kubernetes: Option<&str>,
+    missing: &[Missing],
 ) -> (Vec<&'a Executable>, Tally) {
     let mut tally = Tally::default();
     let mut there = Vec::new();
     for target in targets {
-        match no_kubernetes {
-            Some(why) if WITH_KUBERNETES.contains(&target.name.as_str()) => {
+        match missing.iter().find(|missing| missing.targets.contains(&target.name.as_str())) {
+            Some(Missing { why, .. }) => {
                 tally += Tally::failure(format!("{} did not run: {why}", target.name));
             }
-            _ => there.push(target),
+            None => there.push(target),
         }
     }
     (there, tally)
@@ -195,7 +209,7 @@ mod tests {
         assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
         assert_eq!(
             names(&test(&[Tier::Host], &[], &[])),
-            ["host", "host trixie-cni", "host bookworm", "host forky"]
+            ["host", "host trixie-cni", "host trixie-python", "host bookworm", "host forky"]
         );
         assert_eq!(names(&test(&[Tier::Host], &[], &["bookworm"])), ["host bookworm"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
@@ -243,13 +257,14 @@ mod tests {
     fn a_target_without_its_programs_is_a_failure_and_the_others_run() {
         let built = |name: &str| Executable { name: name.to_owned(), path: PathBuf::from(name) };
         let built = ["daemon", "kubelet"].map(built);
-        let (there, tally) = startable(built.iter(), Some("go cannot build it"));
+        let missing = [Missing { targets: WITH_KUBERNETES, why: "go cannot build it".to_owned() }];
+        let (there, tally) = startable(built.iter(), &missing);
         assert_eq!(there.iter().map(|built| built.name.as_str()).collect::<Vec<_>>(), ["daemon"]);
         assert_eq!(
             (tally.failed, tally.reasons),
             (1, vec!["kubelet did not run: go cannot build it".to_owned()])
         );
-        let (there, tally) = startable(built.iter(), None);
+        let (there, tally) = startable(built.iter(), &[]);
         assert_eq!((there.len(), tally), (2, Tally::default()));
     }
 }

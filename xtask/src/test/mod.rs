@@ -20,13 +20,13 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
-use crate::setup::{self, Needs, critools, kubernetes};
+use crate::setup::{self, Needs, clients, critools, kubernetes};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, images, layout, run, signals, step};
 
-use machines::{Machine, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
+use machines::{Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &[
@@ -120,8 +120,8 @@ struct Prepared<'a> {
     builder: Builder<'a>,
     kwitness: PathBuf,
     tests: Vec<Executable>,
-    /// Why the programs of Kubernetes are not there; none if they are, or are not needed.
-    no_kubernetes: Option<String>,
+    /// Programs that are needed and could not be made.
+    missing: Vec<Missing>,
 }
 
 fn prepare<'a>(
@@ -135,10 +135,16 @@ fn prepare<'a>(
         needs.extend(machine.needs(test));
     }
     let kubernetes = Needs { kubernetes: std::mem::take(&mut needs.kubernetes), ..Needs::default() };
+    let clients = Needs { clients: std::mem::take(&mut needs.clients), ..Needs::default() };
     setup::ensure(cache, &needs)?;
-    let no_kubernetes = setup::ensure(cache, &kubernetes).err().map(|error| format!("{error:#}"));
+    let missing = [(WITH_KUBERNETES, kubernetes), (WITH_CLIENTS, clients)].into_iter();
+    let missing = missing.filter_map(|(targets, needs)| {
+        let error = setup::ensure(cache, &needs).err()?;
+        Some(Missing { targets, why: format!("{error:#}") })
+    });
+    let missing = missing.collect();
     let builder = Builder::new(workspace, cache)?;
-    let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new(), no_kubernetes };
+    let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new(), missing };
     if !machines.is_empty() {
         step::timed("build kwitness and its tests", || {
             prepared.kwitness = prepared.builder.kwitness()?;
@@ -238,7 +244,7 @@ impl Prepared<'_> {
         log: &Path,
     ) -> Result<Tally> {
         let here = part.targets.iter().copied();
-        let (targets, mut tally) = startable(here, self.no_kubernetes.as_deref());
+        let (targets, mut tally) = startable(here, &self.missing);
         if targets.is_empty() {
             return Ok(tally);
         }
@@ -254,8 +260,15 @@ impl Prepared<'_> {
         let is_host = matches!(part.machine, Machine::Host { .. });
         let of_cri = (is_host && runs(WITH_CRI_TOOLS)).then_some(&critools::NAMES[..]);
         let of_kubernetes = runs(WITH_KUBERNETES).then_some(&kubernetes::NAMES[..]);
-        for name in of_cri.into_iter().chain(of_kubernetes).flatten() {
+        let of_clients = runs(WITH_CLIENTS).then_some(&clients::NAMES[..]);
+        for name in [of_cri, of_kubernetes, of_clients].into_iter().flatten().flatten() {
             job.add(&cache.tool(name), &in_job(name))?;
+        }
+        if runs(WITH_CLIENTS) {
+            job.add(&clients::python(cache), Path::new("python"))?;
+            for folder in ["proto", "docs"] {
+                job.add(&workspace.root.join(folder), Path::new(folder))?;
+            }
         }
         if runs(&["critest"]) {
             layout::write(cache, &job.dir().join("layout"))?;

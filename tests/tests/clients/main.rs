@@ -1,0 +1,264 @@
+//! Clients of other languages with their defaults, at the daemon and through the CRI proxy: Python (gRPC's C core, which sends the
+//! socket's path as `:authority`), Go and grpcurl. What the docs show is run as it is written there.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::cri::v1;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::process;
+use kwitness_tests::proxy::Proxy;
+use kwitness_tests::suite::{self, Case};
+use serde_json::Value;
+
+/// A client that does not end within that time has failed.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Where the docs' commands expect the daemon.
+const DEFAULT_DIRECTORY: &str = "/run/kwitness";
+
+fn main() -> Result<()> {
+    handmade::become_container_if_requested()?;
+    let ctx = TestContext::new()?;
+    let mut cases = vec![
+        Case::new("the_python_example", |ctx| ctx.block_on(the_python_example(ctx))),
+        Case::new("the_go_example", |ctx| ctx.block_on(the_go_example(ctx))),
+        Case::new("grpcurl_as_the_docs_show_it", |ctx| ctx.block_on(grpcurl_as_the_docs_show_it(ctx))),
+        Case::new("reflection_of_both_versions", |ctx| ctx.block_on(reflection_of_both_versions(ctx))),
+    ];
+    cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
+        ctx.block_on(the_cri_through_the_proxy(ctx, combination))
+    })?);
+    suite::run(ctx, cases)
+}
+
+/// A copy of the docs and the protocol to work in, as in a checkout.
+struct Checkout<'a> {
+    job: &'a Path,
+    directory: tempfile::TempDir,
+}
+
+impl<'a> Checkout<'a> {
+    fn make(ctx: &'a TestContext) -> Result<Self> {
+        let job = ctx.environment.job.as_path();
+        let directory = tempfile::tempdir().context("make a directory")?;
+        let mut copy = Command::new("cp");
+        copy.arg("-r").args([job.join("docs"), job.join("proto")]).arg(directory.path());
+        process::run(&mut copy)?;
+        Ok(Self { job, directory })
+    }
+
+    /// The commands in `docs/api.md` that begin with those words.
+    fn documented(&self, words: &str) -> Result<Vec<String>> {
+        let path = self.directory.path().join("docs/api.md");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut commands = Vec::new();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            let Some(first) = line.strip_prefix("$ ").filter(|command| command.starts_with(words)) else {
+                continue;
+            };
+            // A prompt and what belongs to it end where the next prompt or the block does.
+            let rest = lines.clone().take_while(|line| line.starts_with("    "));
+            commands.push(std::iter::once(first).chain(rest).collect::<Vec<_>>().join("\n"));
+        }
+        ensure!(!commands.is_empty(), "docs/api.md shows no `{words}`");
+        Ok(commands)
+    }
+
+    /// What a line of shell prints, with the tools of the job.
+    async fn shell(&self, line: &str) -> Result<String> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-ec", line]).current_dir(self.directory.path());
+        let path = format!("{}:/usr/bin:/bin", self.job.join("bin").display());
+        command.env("PATH", path).env("PYTHONPATH", self.job.join("python"));
+        let running = tokio::task::spawn_blocking(move || process::run(&mut command));
+        tokio::time::timeout(LIMIT, running).await.with_context(|| format!("{line}: does not end"))??
+    }
+
+    /// What a line of shell prints, one JSON value a line.
+    async fn json(&self, line: &str) -> Result<Vec<Value>> {
+        let text = self.shell(line).await?;
+        let values = text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned()));
+        values.collect()
+    }
+}
+
+/// The place of the default socket, as long as this is there.
+struct DefaultSocket;
+
+impl DefaultSocket {
+    fn of(agent: &Agent) -> Result<Self> {
+        let directory = agent.socket().parent().context("the socket has no directory")?;
+        symlink(directory, DEFAULT_DIRECTORY).with_context(|| format!("link {DEFAULT_DIRECTORY}"))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for DefaultSocket {
+    fn drop(&mut self) {
+        // The next test makes it anew, and says what is wrong if it is still there.
+        let _ = fs::remove_file(DEFAULT_DIRECTORY);
+    }
+}
+
+/// Lets a container exit with code 7 and go; its id.
+async fn a_short_life(
+    agent: &Agent,
+    environment: &kwitness_tests::environment::Environment,
+) -> Result<String> {
+    let kubepods = Kubepods::make(environment)?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let container = kubepods.container()?;
+    let id = container.id.clone();
+    container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
+    drop(container);
+    watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
+    Ok(id)
+}
+
+/// That an example has printed the start and the end of that container.
+fn check_example(printed: &[Value], id: &str) -> Result<()> {
+    let types: Vec<_> = printed.iter().map(|event| event["type"].as_str().unwrap_or_default()).collect();
+    ensure!(types == ["started", "stopped"], "{printed:#?}");
+    ensure!(printed.iter().all(|event| event["container"]["id"] == id), "not of {id}: {printed:#?}");
+    ensure!(printed[1]["stopped"]["mainStatus"]["code"] == 7, "{printed:#?}");
+    Ok(())
+}
+
+async fn the_python_example(ctx: &TestContext) -> Result<()> {
+    let checkout = Checkout::make(ctx)?;
+    ctx.with_agent(&[], async |agent| {
+        let _default = DefaultSocket::of(agent)?;
+        let id = a_short_life(agent, &ctx.environment).await?;
+        let commands = checkout.documented("python3 ")?;
+        let (run, generate) = commands.split_last().context("no command")?;
+        for command in generate {
+            checkout.shell(command).await?;
+        }
+        check_example(&checkout.json(&format!("{run} 2")).await?, &id)
+    })
+    .await
+}
+
+/// `cargo xtask setup` has built it as its comment says.
+async fn the_go_example(ctx: &TestContext) -> Result<()> {
+    let checkout = Checkout::make(ctx)?;
+    ctx.with_agent(&[], async |agent| {
+        let id = a_short_life(agent, &ctx.environment).await?;
+        let line = format!("go-example unix://{} 2", agent.socket().display());
+        check_example(&checkout.json(&line).await?, &id)
+    })
+    .await
+}
+
+async fn grpcurl_as_the_docs_show_it(ctx: &TestContext) -> Result<()> {
+    let checkout = Checkout::make(ctx)?;
+    ctx.with_agent(&[], async |agent| {
+        let _default = DefaultSocket::of(agent)?;
+        for command in checkout.documented("grpcurl ")? {
+            let text = checkout.shell(&command).await?;
+            if command.ends_with("/Status") {
+                let status: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+                ensure!(status["epoch"] == agent.status().await?.epoch, "{status:#}");
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// What lists services, of either version: neither knows the other's messages.
+const REFLECTION: &str = r#"
+syntax = "proto3";
+package grpc.reflection.VERSION;
+service ServerReflection {
+  rpc ServerReflectionInfo(stream ServerReflectionRequest) returns (stream ServerReflectionResponse);
+}
+message ServerReflectionRequest { string list_services = 7; }
+message ServerReflectionResponse { ListServiceResponse list_services_response = 6; }
+message ListServiceResponse { repeated ServiceResponse service = 1; }
+message ServiceResponse { string name = 1; }
+"#;
+
+async fn reflection_of_both_versions(ctx: &TestContext) -> Result<()> {
+    let checkout = Checkout::make(ctx)?;
+    ctx.with_agent(&[], async |agent| {
+        let socket = agent.socket().display();
+        let listed = checkout.shell(&format!("grpcurl -plaintext -unix {socket} list")).await?;
+        let wanted = ["grpc.health.v1.Health", "kwitness.v1alpha1.Kwitness"];
+        ensure!(wanted.iter().all(|name| listed.lines().any(|line| line == *name)), "{listed}");
+        for version in ["v1", "v1alpha"] {
+            let proto = REFLECTION.replace("VERSION", version);
+            fs::write(checkout.directory.path().join("reflection.proto"), proto)
+                .context("write the proto")?;
+            let method = format!("grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+            let request = "'{\"listServices\": \"*\"}'";
+            let line =
+                format!("grpcurl -plaintext -unix -proto reflection.proto -d {request} {socket} {method}");
+            let text = checkout.shell(&line).await?;
+            let answer: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+            let found = answer["listServicesResponse"]["service"].as_array().context("no services")?;
+            let has = |name: &str| found.iter().any(|service| service["name"] == name);
+            ensure!(wanted.into_iter().all(has), "{version}: {text}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Calls on one connection, for the header table to fill, and on a second one.
+const PYTHON_CRI: &str = r#"
+import sys, grpc
+from runtime.v1 import api_pb2 as api, api_pb2_grpc as rpc
+for _ in range(2):
+    with grpc.insecure_channel(sys.argv[1]) as channel:
+        runtime = rpc.RuntimeServiceStub(channel)
+        for _ in range(50):
+            version = runtime.Version(api.VersionRequest())
+            runtime.ListContainers(api.ListContainersRequest())
+print(version.runtime_name, version.runtime_version)
+"#;
+
+async fn the_cri_through_the_proxy(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let checkout = Checkout::make(ctx)?;
+    ctx.with_node(combination.driver, async |node| {
+        let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
+        let said = clients_of_the_cri(&checkout, proxy.socket()).await.with_context(|| proxy.log_tail())?;
+        let direct = node.cri().version(v1::VersionRequest::default()).await?;
+        let expected = format!("{} {}", direct.runtime_name, direct.runtime_version);
+        for (client, said) in said {
+            ensure!(said == expected, "{client}: {said}, not {expected}");
+        }
+        proxy.stop()
+    })
+    .await
+}
+
+/// The runtime's name and version, as each client was answered.
+async fn clients_of_the_cri(checkout: &Checkout<'_>, socket: &Path) -> Result<[(&'static str, String); 2]> {
+    let socket = socket.display();
+    let script: PathBuf = checkout.directory.path().join("version.py");
+    fs::write(&script, PYTHON_CRI).context("write the script")?;
+    let proto = "runtime/v1/api.proto";
+    let generate =
+        format!("python3 -m grpc_tools.protoc -I proto/cri --python_out=. --grpc_python_out=. {proto}");
+    checkout.shell(&generate).await?;
+    let python = checkout.shell(&format!("python3 version.py unix://{socket}")).await?;
+
+    let imports = format!("-import-path proto/cri -proto {proto}");
+    let method = "runtime.v1.RuntimeService/Version";
+    let go = checkout.shell(&format!("grpcurl -plaintext -unix {imports} {socket} {method}")).await?;
+    let go: Value = serde_json::from_str(&go).with_context(|| go.clone())?;
+    let field = |name: &str| go[name].as_str().unwrap_or_default().to_owned();
+    Ok([
+        ("Python", python.trim_end().to_owned()),
+        ("Go", format!("{} {}", field("runtimeName"), field("runtimeVersion"))),
+    ])
+}
