@@ -1,9 +1,10 @@
-//! Every command that the documentation or the help shows is one that the program accepts.
+//! Every command that the documentation or the help shows is one that the program accepts, and every flag is documented.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Args, Command};
 use crate::examples;
@@ -61,6 +62,28 @@ fn documented_commands_parse() {
         }
     }
     assert!(count >= 8, "only {count} commands were found");
+}
+
+/// The long flags of the program and of all its commands.
+fn flags(command: &clap::Command, all: &mut BTreeSet<String>) {
+    all.extend(command.get_arguments().filter_map(|argument| Some(format!("--{}", argument.get_long()?))));
+    command.get_subcommands().for_each(|command| flags(command, all));
+}
+
+/// The table of flags names all that exist and no others.
+#[test]
+fn the_table_of_flags_is_complete() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
+    let text = fs::read_to_string(page).unwrap();
+    let section = text.split("\n## ").find(|section| section.starts_with("Flags\n")).unwrap();
+    let column = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let quoted = column.flat_map(|flags| flags.split('`').filter(|flag| flag.starts_with("--")));
+    let documented: BTreeSet<_> = quoted.map(str::to_owned).collect();
+    let mut command = Args::command();
+    command.build();
+    let mut existing = BTreeSet::new();
+    flags(&command, &mut existing);
+    assert_eq!(documented, existing);
 }
 
 #[test]
