@@ -41,12 +41,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     settings.lock_file = Some(lock_file(&config.socket));
     let cgroups = CgroupFs::find(&config.subtree)?;
     settings.subtree = cgroups.subtree_id().0;
-    if !in_initial_pid_namespace() {
-        tracing::warn!(
-            "this process is not in the host's pid namespace: existing processes cannot be identified; run it with \
-             hostPID"
-        );
-    }
+    check_pid_namespace(config.any_pid_namespace)?;
     let began = Instant::now();
     let loaded = Loaded::load(&settings)?;
     let until_loaded = began.elapsed();
@@ -163,6 +158,21 @@ async fn until_stop(signals: &mut Signals, reports: &Handle, connections: &Conne
             report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
         tracing::info!(%connections, counters = counters.join(" "), "counters");
     }
+}
+
+/// Pids in records are the host's. In another pid namespace, none of those that /proc shows is: a scan would find no process.
+fn check_pid_namespace(any: bool) -> anyhow::Result<()> {
+    const FOUND: &str =
+        "this process is not in the host's pid namespace: existing processes cannot be identified";
+    if in_initial_pid_namespace() {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        any,
+        "{FOUND}. Remedy: run it with hostPID: true, or accept this with kernel.pid_namespace = \"any\""
+    );
+    tracing::warn!("{FOUND} (kernel.pid_namespace is \"any\")");
+    Ok(())
 }
 
 /// How much the node remembers: as many cgroups as the kernel side tracks, and in proportion to the defaults what belongs to them.

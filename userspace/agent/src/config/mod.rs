@@ -43,6 +43,8 @@ pub struct Config {
     pub max_calls: MaxCalls,
     /// The part of the cgroup hierarchy that is watched.
     pub subtree: Subtree,
+    /// Whether the daemon starts outside of the host's pid namespace, too.
+    pub any_pid_namespace: bool,
     /// The probes: rings, tracked set, roots, hooks.
     pub probe: probe::Settings,
     /// How many events can be replayed.

@@ -196,6 +196,21 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "kernel.pid_namespace",
+        expects: "\"host\" or \"any\"",
+        default: Some(r#""host""#),
+        doc: "Whether to start outside of the host's pid namespace (a pod without `hostPID: true`), too: then processes that \
+              exist before the daemon cannot be identified.",
+        apply: |config, value| {
+            config.any_pid_namespace = match text(value)? {
+                "host" => false,
+                "any" => true,
+                _ => return Err("it is neither".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
         key: "kernel.log",
         expects: "\"off\", \"warn\" or \"debug\"",
         default: Some(r#""off""#),
@@ -286,6 +301,7 @@ impl Default for Config {
             file: None,
             max_calls: MaxCalls::default(),
             subtree: Subtree::default(),
+            any_pid_namespace: false,
             probe: crate::probe::Settings::default(),
             replay_window: 0,
             replay_bytes: 0,

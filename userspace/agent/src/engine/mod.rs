@@ -31,13 +31,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_abi::Counters;
-use kwitness_core::cgroup_path::shortened;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
     Action, CgroupId, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, Problem,
-    Scan, ScanReason, Subject, Unreadable, VerdictScope,
+    Scan, ScanReason, Subject, VerdictScope,
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
@@ -50,6 +49,8 @@ use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::probe::{Drained, Produced, ProgramStats, Running};
+use crate::wire::problem;
+use kwitness_api::proto;
 use losses::{Losses, SuppressedWrites};
 use recorder::Recorder;
 
@@ -257,8 +258,8 @@ pub(crate) struct Engine<P: Probe> {
     scans: Scans,
     losses: Losses,
     suppressed: SuppressedWrites,
-    /// What the last scan could not read.
-    unreadable: Unreadable,
+    /// What could not be done at the last look.
+    problems: Vec<proto::Problem>,
     /// Why the last scan failed.
     scan_error: Option<String>,
     recorder: Option<Recorder>,
@@ -312,7 +313,7 @@ impl<P: Probe> Engine<P> {
             requests,
             scans,
             suppressed: SuppressedWrites::default(),
-            unreadable: Unreadable::default(),
+            problems: Vec::new(),
             scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
             records: 0,
@@ -362,6 +363,7 @@ impl<P: Probe> Engine<P> {
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
                     self.look_for_suppressed(clock);
+                    self.look_for_problems();
                     self.publish(clock);
                 }
                 () = stop.cancelled() => return Ok(()),
@@ -414,19 +416,17 @@ impl<P: Probe> Engine<P> {
         self.scan_error = Some(error);
     }
 
-    /// Logs what could not be read and was not reported so far, and what can be read again.
-    fn scanned(&mut self, unreadable: &Unreadable) {
-        if self.scan_error.take().is_some() {
-            tracing::info!("recovered: the cgroup tree can be scanned");
+    /// Logs what cannot be done and could be at the last look, and what can be done again.
+    fn look_for_problems(&mut self) {
+        let problems: Vec<_> = self.node.problems().iter().map(problem).collect();
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            tracing::warn!(problem = problem.name, remedy = problem.remedy, "{}", problem.found);
         }
-        let before = std::mem::replace(&mut self.unreadable, unreadable.clone());
-        for cgroup in unreadable.cgroups.iter().filter(|cgroup| !before.cgroups.contains(cgroup)) {
-            let path = shortened(&cgroup.path);
-            tracing::warn!(%path, error = %cgroup.error, "cannot read a cgroup: it is left out");
+        let is_named = |name: &str| problems.iter().any(|problem| problem.name == name);
+        for problem in self.problems.iter().filter(|problem| !is_named(&problem.name)) {
+            tracing::info!(problem = problem.name, "recovered");
         }
-        if unreadable.is_empty() && !before.is_empty() {
-            tracing::info!(count = before.count, "recovered: every cgroup can be read");
-        }
+        self.problems = problems;
     }
 
     /// Has something observed once all records have been that the kernel has made by now.
@@ -446,7 +446,9 @@ impl<P: Probe> Engine<P> {
                     took_ms = (scan.ended.0 - scan.began.0) / 1_000_000,
                     "scanned the cgroup tree"
                 );
-                self.scanned(&scan.unreadable);
+                if self.scan_error.take().is_some() {
+                    tracing::info!("recovered: the cgroup tree can be scanned");
+                }
                 self.observe(Observation::Scan(scan));
                 if let Some(ready) = self.ready.take() {
                     // That no task waits for it is no reason to stop.
@@ -552,7 +554,6 @@ impl<P: Probe> Engine<P> {
         counters.insert("limits_open".to_owned(), self.reader.open() as u64);
         counters.insert("records".to_owned(), self.records);
         counters.insert("scans".to_owned(), self.scans.made());
-        counters.insert("scan_unreadable".to_owned(), self.unreadable.count);
         Report {
             lost: self.losses.total().clone(),
             counters,

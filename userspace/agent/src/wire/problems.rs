@@ -22,6 +22,24 @@ pub fn problem(problem: &Problem) -> proto::Problem {
                     .to_owned(),
             }
         }
+        Problem::OtherPod { container, runtime } => proto::Problem {
+            name: "other_pod".to_owned(),
+            found: format!(
+                "the cgroup {} is not given the names of container {}: the runtime says that this is of pod {runtime}",
+                shortened(&container.cgroup_path),
+                container.container_id
+            ),
+            remedy: "find out who made the cgroup: a runtime makes none of another pod".to_owned(),
+        },
+        Problem::Ambiguous { container, paths } => {
+            let paths: Vec<_> = paths.iter().map(|path| shortened(path)).collect();
+            proto::Problem {
+                name: "ambiguous_container".to_owned(),
+                found: format!("several cgroups are named as container {container}: {}", paths.join(", ")),
+                remedy: "find out who made them: a runtime makes one; the names are given to that of the container's pod only"
+                    .to_owned(),
+            }
+        }
         Problem::Full => proto::Problem {
             name: "too_many_cgroups".to_owned(),
             found: "there are more cgroups than are tracked: containers among them are not seen".to_owned(),

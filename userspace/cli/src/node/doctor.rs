@@ -81,7 +81,7 @@ const PRIVILEGES: &str = "privileges";
 
 async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend([cgroups(&config.subtree), pid_namespace()]);
+    checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace)]);
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
         Err(error) => Err(error),
@@ -205,13 +205,15 @@ fn cgroups(subtree: &Subtree) -> Finding {
     }
 }
 
-fn pid_namespace() -> Finding {
+fn pid_namespace(any: bool) -> Finding {
     const NAME: &str = "pid namespace";
     if in_initial_pid_namespace() {
         return Finding::good(NAME, "the host's");
     }
     let found = "not the host's: existing processes cannot be identified";
-    Finding::new(NAME, Verdict::Degraded, found, "run with hostPID: true, or without a pid namespace")
+    let verdict = if any { Verdict::Degraded } else { Verdict::Fatal };
+    let remedy = "run with hostPID: true, or without a pid namespace; or set kernel.pid_namespace to \"any\"";
+    Finding::new(NAME, verdict, found, remedy)
 }
 
 /// The daemon's status of the runtime.

@@ -3,7 +3,7 @@
 //! What was removed is remembered for a while: records of its processes may come late through the other ring, the
 //! runtime may answer late, and a scan that began before must not bring it back. Bounded by count and time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -82,8 +82,10 @@ pub(super) struct Cgroups {
     all: FxHashMap<CgroupId, Cgroup>,
     /// Of those that exist.
     shares: Shares<CgroupId>,
-    /// The newest cgroup of each container.
+    /// The newest cgroup of each container; of several that exist, the one that the runtime's answer was for.
     by_container: FxHashMap<ContainerId, CgroupId>,
+    /// The cgroups of each container that several which exist are named as.
+    twins: BTreeMap<ContainerId, BTreeSet<CgroupId>>,
     /// Those of `all` that were removed and when, by owner, the oldest first. Some may be forgotten by now.
     removed: FxHashMap<Option<CgroupId>, VecDeque<(KernelTime, CgroupId)>>,
     /// Of what is in `removed`.
@@ -101,6 +103,7 @@ impl Cgroups {
             all: FxHashMap::default(),
             shares: Shares::new(bounds.cgroups),
             by_container: FxHashMap::default(),
+            twins: BTreeMap::new(),
             removed: FxHashMap::default(),
             removed_shares: Shares::new(bounds.removed),
             removed_for: u64::try_from(bounds.removed_for.as_nanos()).unwrap_or(u64::MAX),
@@ -206,6 +209,29 @@ impl Cgroups {
         self.by_container.get(id).copied()
     }
 
+    /// The containers that several cgroups which exist are named as, with these.
+    pub(super) fn twins(&self) -> &BTreeMap<ContainerId, BTreeSet<CgroupId>> {
+        &self.twins
+    }
+
+    /// The runtime's answer about a container is for this cgroup, and no other.
+    pub(super) fn prefer(&mut self, container: &ContainerId, cgroup: CgroupId) {
+        self.by_container.insert(container.clone(), cgroup);
+    }
+
+    /// Of a container's cgroups, this one is no more; gives back the container if only one is left, which is its own then.
+    pub(super) fn leave_twins(&mut self, cgroup: CgroupId) -> Option<ContainerId> {
+        let container = self.subject(cgroup)?.container_id.clone();
+        let twins = self.twins.get_mut(&container)?;
+        twins.remove(&cgroup);
+        if twins.len() > 1 {
+            return None;
+        }
+        let left = self.twins.remove(&container)?.pop_first()?;
+        self.prefer(&container, left);
+        Some(container)
+    }
+
     /// The containers whose cgroup exists.
     pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
         self.all.values().filter(|cgroup| cgroup.presence == Presence::Exists).filter_map(|cgroup| {
@@ -250,7 +276,12 @@ impl Cgroups {
         }
         let added = match &what {
             What::Container(container) => {
-                self.by_container.insert(container.subject.container_id.clone(), id);
+                let name = container.subject.container_id.clone();
+                if let Some(other) = self.by_container.insert(name.clone(), id)
+                    && self.exists(other)
+                {
+                    self.twins.entry(name).or_default().extend([other, id]);
+                }
                 Added::Container
             }
             What::Inner { .. } | What::Other { .. } => Added::Group,

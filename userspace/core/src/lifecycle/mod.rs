@@ -43,6 +43,7 @@ mod processes;
 mod room;
 mod scan;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use bounds::{Bounds, LifecycleCounters};
@@ -50,7 +51,7 @@ pub use bounds::{Bounds, LifecycleCounters};
 use crate::model::{
     Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType,
     Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope,
-    Output, Problem, RuntimeFacts, Subject, Unreadable, VerdictScope,
+    Output, PodUid, Problem, RuntimeFacts, Subject, Unreadable, VerdictScope,
 };
 
 use crate::overflow::Overflow;
@@ -73,6 +74,8 @@ pub struct Lifecycle {
     overflow: Overflow,
     /// For what is not followed.
     room: Room,
+    /// Containers that are of another pod by the runtime's word than by their cgroup's path.
+    other_pods: BTreeMap<CgroupId, PodUid>,
     /// What the last scan could not read.
     unreadable: Unreadable,
     /// The end of the last loss: what must rest on unbroken records rests on younger ones.
@@ -100,6 +103,7 @@ impl Lifecycle {
             repair: None,
             overflow: Overflow::default(),
             room: Room::default(),
+            other_pods: BTreeMap::new(),
             unreadable: Unreadable::default(),
             unbroken_since: KernelTime(0),
         }
@@ -166,7 +170,18 @@ impl Lifecycle {
         let beyond = self.room.beyond_share().iter().filter_map(|container| self.cgroups.subject(*container));
         let unreadable = unreadable.map(Problem::UnreadableCgroups).into_iter();
         let full = self.room.is_full().then_some(Problem::Full).into_iter();
-        unreadable.chain(full).chain(beyond.cloned().map(Problem::BeyondShare)).collect()
+        let path = |cgroup: &CgroupId| Some(Arc::clone(&self.cgroups.subject(*cgroup)?.cgroup_path));
+        let ambiguous = self.cgroups.twins().iter().map(|(container, cgroups)| {
+            let mut paths: Vec<_> = cgroups.iter().filter_map(path).collect();
+            paths.sort_unstable();
+            Problem::Ambiguous { container: container.clone(), paths }
+        });
+        let other_pods = self.other_pods.iter().filter_map(|(cgroup, runtime)| {
+            let container = self.cgroups.subject(*cgroup)?.clone();
+            Some(Problem::OtherPod { container, runtime: runtime.clone() })
+        });
+        let beyond = beyond.cloned().map(Problem::BeyondShare);
+        unreadable.chain(full).chain(beyond).chain(ambiguous).chain(other_pods).collect()
     }
 
     /// How much is remembered at most.
@@ -290,6 +305,10 @@ impl Lifecycle {
             }
             output.emit(at, basis, &container.subject, Kind::Deleted { actor });
         }
+        self.other_pods.remove(&cgroup);
+        if let Some(container) = self.cgroups.leave_twins(cgroup) {
+            output.actions.push(Action::Resolve(container));
+        }
         self.forget_existing(cgroup, at);
     }
 
@@ -401,8 +420,28 @@ impl Lifecycle {
         facts: Option<Arc<RuntimeFacts>>,
         output: &mut Output,
     ) {
-        let known = self.cgroups.by_container(id);
-        let (Some(facts), Some(container)) = (facts, known.and_then(|id| self.cgroups.container_mut(id)))
+        let Some((facts, cgroup)) = facts.zip(self.cgroups.by_container(id)) else {
+            self.counters.runtime_unmatched += 1;
+            return;
+        };
+        let uid = facts.pod_uid.as_ref();
+        let is_of_pod = |cgroup: &CgroupId| {
+            let pod = self.cgroups.subject(*cgroup).and_then(|subject| subject.pod.as_ref());
+            pod.zip(uid).is_none_or(|(pod, uid)| pod.uid.is_static() || pod.uid.is_same(uid))
+        };
+        let cgroup = match self.cgroups.twins().get(id) {
+            None if is_of_pod(&cgroup) => Some(cgroup),
+            None => {
+                self.other_pods.extend(uid.map(|uid| (cgroup, uid.clone())));
+                None
+            }
+            // The one that lies where the runtime says; if that does not tell, nobody knows which is the container's.
+            Some(twins) => {
+                let mut of_pod = twins.iter().copied().filter(is_of_pod);
+                of_pod.next().filter(|_| of_pod.next().is_none())
+            }
+        };
+        let Some((cgroup, container)) = cgroup.and_then(|id| Some((id, self.cgroups.container_mut(id)?)))
         else {
             self.counters.runtime_unmatched += 1;
             return;
@@ -412,6 +451,7 @@ impl Lifecycle {
             container.subject = Arc::new(Subject { facts: Some(facts), ..(*container.subject).clone() });
             output.emit(at, Basis::Runtime, &container.subject, Kind::Updated { fields });
         }
+        self.cgroups.prefer(id, cgroup);
     }
 }
 

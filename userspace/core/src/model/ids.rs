@@ -62,6 +62,19 @@ pub struct ContainerId(pub Arc<str>);
 #[serde(transparent)]
 pub struct PodUid(pub Arc<str>);
 
+impl PodUid {
+    /// Whether it is a static pod's, which the runtime may know by its mirror's.
+    pub fn is_static(&self) -> bool {
+        self.0.len() == 32 && !self.0.contains('-')
+    }
+
+    /// Whether both name one pod, by whatever spelling: with dashes or without.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let digits = |uid: &Self| uid.0.bytes().filter(|byte| *byte != b'-').collect::<Vec<_>>();
+        digits(self).eq_ignore_ascii_case(&digits(other))
+    }
+}
+
 /// A pod's quality-of-service class, read off its cgroup's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

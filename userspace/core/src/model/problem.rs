@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::container::Subject;
+use super::ids::{ContainerId, PodUid};
 use super::observation::Unreadable;
 
 /// Something that cannot be done at present, until its cause is gone.
@@ -14,4 +15,18 @@ pub enum Problem {
     Full,
     /// Cgroups within this container are not followed, for it has more than its share of all that are.
     BeyondShare(Arc<Subject>),
+    /// The runtime says that this container is of another pod than its cgroup's path does: it is not given the runtime's names.
+    OtherPod {
+        /// By its cgroup.
+        container: Arc<Subject>,
+        /// The pod that the runtime names.
+        runtime: PodUid,
+    },
+    /// Several cgroups that exist are named as one container's.
+    Ambiguous {
+        /// The container.
+        container: ContainerId,
+        /// The cgroups' paths, sorted.
+        paths: Vec<Arc<str>>,
+    },
 }

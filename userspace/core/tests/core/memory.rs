@@ -436,3 +436,58 @@ fn records_of_one_unknown_cgroup_leave_room_for_those_of_another() {
     let events = node.events();
     assert_eq!(events, [format!("{} gap CapacityExceeded {{\"record\": 90}} (daemon)", node.now)]);
 }
+
+fn facts_of_pod(name: &str, uid: &str) -> Option<std::sync::Arc<kwitness_core::model::RuntimeFacts>> {
+    let facts = kwitness_core::model::RuntimeFacts {
+        pod_uid: Some(kwitness_core::model::PodUid(uid.into())),
+        ..(*facts(name)).clone()
+    };
+    Some(facts.into())
+}
+
+/// As its path spells it.
+const POD_UID: &str = "1b4f2a3c-0d5e-4f6a-8b7c-9d0e1f2a3b4c";
+
+#[test]
+fn a_container_whose_path_and_runtime_name_different_pods_has_no_names() {
+    let mut node = Node::new();
+    node.mkdir(7);
+    node.mkdir(8);
+    node.events();
+    node.resolve(7, facts_of_pod("web", "6e7d8c9b-1a2b-4c3d-9e8f-0a1b2c3d4e5f"));
+    assert_eq!(node.events(), [""; 0]);
+    assert!(matches!(
+        &node.machine.problems()[..],
+        [Problem::OtherPod { container, .. }] if container.cgroup_id == CgroupId(7)
+    ));
+    node.resolve(8, facts_of_pod("db", &POD_UID.replace('-', "")));
+    assert_eq!(node.events().len(), 1, "the same pod");
+    node.rmdir(7);
+    assert!(node.machine.problems().is_empty());
+}
+
+#[test]
+fn of_two_cgroups_with_one_containers_id_only_that_of_its_pod_has_its_names() {
+    let fake = |pod: &str| format!("/kubepods/pod{pod}/{}", container_id(7));
+    let other = "6e7d8c9b-1a2b-4c3d-9e8f-0a1b2c3d4e5f";
+    let mut node = Node::new();
+    node.mkdir(7);
+    node.mkdir_at(2, 0, &format!("/kubepods/pod{other}"));
+    node.mkdir_at(9, 2, &fake(other));
+    let problems = node.machine.problems();
+    assert!(
+        matches!(&problems[..], [Problem::Ambiguous { container, paths }] if *container == container_id(7) && paths.len() == 2)
+    );
+    node.events();
+    node.actions();
+    node.resolve(7, Some(facts("web")));
+    assert_eq!(node.events(), [""; 0], "the runtime does not say of which pod it is");
+    node.resolve(7, facts_of_pod("web", POD_UID));
+    let events = node.events();
+    assert!(events.len() == 1 && events[0].ends_with(" 7"), "{events:?}");
+    assert_eq!(node.machine.cgroup_of(&container_id(7)), Some(CgroupId(7)), "it is the one that is judged");
+    // The other one goes: nothing is unclear any more.
+    node.rmdir(9);
+    assert!(node.machine.problems().is_empty());
+    assert_eq!(node.actions(), [Action::Resolve(container_id(7))]);
+}
