@@ -101,6 +101,11 @@ pub fn classify(path: &str) -> Placement {
     place
 }
 
+/// Whether the cgroup of that path is named as the virtual machine of a sandbox, which holds no container of the runtime's by itself.
+pub fn is_machine(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with("kata_"))
+}
+
 /// A path for a report: of a long one, the beginning and the end.
 pub fn shortened(path: &str) -> Cow<'_, str> {
     const LONGEST: usize = 256;

@@ -206,7 +206,10 @@ impl Machine {
     /// A request got no answer.
     pub(super) fn failed(&mut self, now: Duration, request: &Request) {
         match request {
-            Request::List => (self.listing, self.list_due) = (false, now + LIST_FIRST),
+            Request::List => {
+                (self.listing, self.list_due) = (false, now + self.list_pause);
+                self.list_pause = LIST_MAX.min(self.list_pause * 2);
+            }
             Request::Find(id) => {
                 if let Some(unknown) = self.unknown.get_mut(id) {
                     unknown.retry(now);

@@ -31,6 +31,8 @@ const ASK_SOON: Duration = Duration::from_millis(1);
 /// So many polls come soon before the pauses grow: containerd has its last steps behind it 5 to 30 ms after the cgroup's removal.
 const SOON_TIMES: u8 = 20;
 const ASK_MAX: Duration = Duration::from_millis(100);
+/// After a question that the runtime failed to answer: at first as after others, then twice as long each time, and at most.
+const FAILED_MAX: Duration = Duration::from_secs(10);
 
 /// What to ask of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub(super) struct Pod {
     soon: u8,
     whole: bool,
     busy: bool,
+    /// Questions in a row that were not answered.
+    failures: u32,
 }
 
 /// What came of a reading.
@@ -156,6 +160,7 @@ impl Pod {
     /// After the runtime was away: it has as long as ever to agree.
     pub(super) fn start_over(&mut self, now: Duration) {
         self.busy = false;
+        self.failures = 0;
         for entity in self.entities.values_mut() {
             if let Some((_, since)) = &mut entity.expected {
                 *since = now;
@@ -214,14 +219,17 @@ impl Pod {
     /// The runtime does not agree yet; returns how many are given up.
     pub(super) fn not_yet(&mut self, now: Duration) -> u64 {
         self.busy = false;
+        self.failures = 0;
         self.settle(now)
     }
 
-    /// There was no answer: everything is fetched again, later.
+    /// There was no answer: everything is fetched again, later each time.
     pub(super) fn failed(&mut self, now: Duration) {
         self.busy = false;
         self.whole = true;
-        self.due = Some(now + ASK_MAX);
+        let pause = ASK_MAX.saturating_mul(2_u32.saturating_pow(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        self.due = Some(now + pause.min(FAILED_MAX));
     }
 
     /// Asks again for what is still expected, unless that took too long.
@@ -252,6 +260,7 @@ impl Pod {
     /// happened later than that is new.
     pub(super) fn read(&mut self, now: Duration, reading: Reading, since: i64) -> (Outcome, u64) {
         self.busy = false;
+        self.failures = 0;
         let mut outcome = Outcome::default();
         let mut gone = BTreeMap::new();
         for (kind, id, status) in reading.statuses {

@@ -174,3 +174,20 @@ fn the_newest_sandbox_is_the_pods() {
 fn nonsense_is_no_status() {
     assert!(Status::new(Kind::Container, Bytes::from_static(b"\xff\xff\xff")).is_err());
 }
+
+#[test]
+fn a_runtime_that_fails_is_asked_less_and_less_often_until_it_answers() {
+    let mut pod = running();
+    let mut now = 1000;
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        pod.failed(after(now));
+        let due = pod.due().expect("it is asked again").as_millis() as u64;
+        pauses.push(due - now);
+        now = due;
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    read(&mut pod, now, 2000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(1))]);
+    pod.failed(after(now));
+    assert_eq!(pod.due(), Some(after(now + 100)));
+}

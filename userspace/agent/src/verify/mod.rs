@@ -23,9 +23,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kwitness_core::cgroup_path::is_machine;
 use kwitness_core::model::{
     CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester,
-    Resource, Source, Subject, Verdict, VerdictScope, Wanted,
+    Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope, Wanted,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::broadcast;
@@ -431,8 +432,10 @@ fn about_one<'a>(
     })
 }
 
+/// A pod's sandbox, by the runtime's word or by its name: its limits are not those of a container.
 fn is_sandbox(subject: &Subject) -> bool {
-    subject.facts.as_ref().is_some_and(|facts| facts.container_type == ContainerType::Sandbox)
+    let by_runtime = |facts: &Arc<RuntimeFacts>| facts.container_type == ContainerType::Sandbox;
+    subject.facts.as_ref().is_some_and(by_runtime) || is_machine(&subject.cgroup_path)
 }
 
 fn now() -> KernelTime {

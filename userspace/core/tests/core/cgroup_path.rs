@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kwitness_core::cgroup_path::{ContainerPath, Placement, classify};
+use kwitness_core::cgroup_path::{ContainerPath, Placement, classify, is_machine};
 use kwitness_core::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
 use proptest::prelude::*;
 
@@ -375,5 +375,15 @@ proptest! {
         let own = path("/system.slice/docker-$ID.scope");
         let expected = Placement::Inner { container: of("$ID", Some(Docker), None), container_path: own.as_str().into() };
         prop_assert_eq!(classify(&format!("{own}/{}", below.join("/"))), expected);
+    }
+}
+
+#[test]
+fn a_katas_machine_is_known_by_its_name() {
+    assert!(is_machine(&path("/kubepods/besteffort/pod$UID/kata_$ID")));
+    for other in
+        ["/kubepods/besteffort/pod$UID/$ID", "/kata_overhead/$ID", "/kubepods/pod$UID/kata_$ID/inner"]
+    {
+        assert!(!is_machine(&path(other)), "{other}");
     }
 }
