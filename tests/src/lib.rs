@@ -17,6 +17,9 @@
 //! | [`control_plane`] | a real API server and its etcd |
 //! | [`registry`] | container images, as a registry serves them |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
+//! | [`proxy`] | the `kwitness cri-proxy` under test |
+//! | [`recording`] | what a daemon recorded, replayed without a kernel |
+//! | [`hostile`] | a client that makes a server keep as much as it will |
 //! | [`resizes`] | a series of resizes, many of them sabotaged, and the verdict that each must get |
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
@@ -31,6 +34,7 @@ pub mod cri_events;
 pub mod environment;
 pub mod events;
 pub mod handmade;
+pub mod hostile;
 pub mod kubelet;
 pub mod node;
 pub mod pod;

@@ -2,6 +2,7 @@
 
 mod crictl;
 mod events;
+mod hostile;
 mod methods;
 mod requests;
 mod runtimes;
@@ -35,6 +36,7 @@ fn main() -> Result<()> {
         runtimes::a_runtime_that_may_not_be_used_is_said_so,
         runtimes::the_daemon_passes_on_what_the_runtime_says_it_is,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,
+        hostile::no_client_makes_the_proxy_too_large,
     ];
     // Without a daemon, the proxy has no other events than the runtime's.
     let no_events = containerd_version()?.starts_with("1.6.").then_some("containerd 1.6 has no events");

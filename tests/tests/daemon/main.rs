@@ -41,6 +41,7 @@ fn main() -> Result<()> {
         subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
         manners::too_many_watchers,
+        manners::no_client_makes_the_daemon_too_large,
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
     ];
