@@ -75,7 +75,9 @@ impl Row {
     /// Whether the row counts, and whether its target is reached.
     pub(crate) fn outcome(&self) -> Outcome {
         let reached = match self.target {
-            _ if self.is_ratio_to_floor && !(self.spread.1 >= INVALID_BELOW) => return Outcome::Invalid,
+            _ if self.is_ratio_to_floor && (self.spread.1.is_nan() || self.spread.1 < INVALID_BELOW) => {
+                return Outcome::Invalid;
+            }
             Target::AtMost(limit) => self.value <= limit,
             Target::AtLeast(limit) => self.value >= limit,
             Target::None => return Outcome::Reported,
