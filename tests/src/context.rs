@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use crate::agent::Agent;
 use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
+use crate::recording::Recording;
 
 /// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
@@ -62,6 +63,25 @@ impl TestContext {
     ) -> Result<()> {
         let agent = Agent::start(&self.environment, settings).await?;
         match body(&agent).await {
+            Ok(()) => agent.stop(),
+            Err(error) => Err(error.context(agent.log_tail())),
+        }
+    }
+
+    /// The same, and what the daemon recorded must replay to the events that it served. `body` leaves nothing behind that makes
+    /// events.
+    pub async fn with_recorded_agent(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&Agent) -> Result<()>,
+    ) -> Result<()> {
+        let recording = Recording::new()?;
+        let agent = Agent::start_recording(&self.environment, settings, &recording).await?;
+        let done = async {
+            body(&agent).await?;
+            recording.check(&agent).await
+        };
+        match done.await {
             Ok(()) => agent.stop(),
             Err(error) => Err(error.context(agent.log_tail())),
         }

@@ -40,6 +40,7 @@ pub mod node;
 pub mod pod;
 pub mod process;
 pub mod proxy;
+pub mod recording;
 pub mod registry;
 pub mod resizes;
 pub mod suite;

@@ -18,7 +18,7 @@ const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /d
 
 pub(crate) async fn kills(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
+        ctx.with_recorded_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("greedy", combination.handler)?).await?;
             let limited = |name: &str, line: &str| {

@@ -9,7 +9,7 @@ pub(crate) async fn resizes(ctx: &TestContext, combination: Combination) -> Resu
     let kubelet = tempfile::tempdir().context("make the kubelet's directory")?;
     let setting = format!("kubelet.directory={}", kubelet.path().display());
     ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[&setting], async |agent| {
+        ctx.with_recorded_agent(&[&setting], async |agent| {
             let mut account = Account::default();
             resizes::play(node, agent, combination, kubelet.path(), &mut account).await?;
             println!("  {} steps, {} of them sabotaged", account.steps(), account.sabotaged());
