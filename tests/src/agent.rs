@@ -22,7 +22,6 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::environment::Environment;
 use crate::events::{Received, Seen};
 use crate::process::{Managed, Paused, wait_for};
-use crate::recording::Recording;
 
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -73,10 +72,9 @@ impl Agent {
     pub async fn start_recording(
         environment: &Environment,
         settings: &[&str],
-        recording: &Recording,
+        recording: &Path,
     ) -> Result<Self> {
-        let path = recording.path();
-        let mut arguments = vec!["--record", path.to_str().context("a path in UTF-8")?];
+        let mut arguments = vec!["--record", recording.to_str().context("a path in UTF-8")?];
         arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         let mut agent = Self::spawn_with(environment, arguments)?;
         agent.wait_ready().await?;

@@ -76,7 +76,7 @@ impl TestContext {
         body: impl AsyncFnOnce(&Agent) -> Result<()>,
     ) -> Result<()> {
         let recording = Recording::new()?;
-        let agent = Agent::start_recording(&self.environment, settings, &recording).await?;
+        let agent = Agent::start_recording(&self.environment, settings, &recording.path()).await?;
         let done = async {
             body(&agent).await?;
             recording.check(&agent).await

@@ -128,7 +128,7 @@ impl Running {
         })
     }
 
-    /// Waits until it is time to drain (see [`pace`](super::pace)). Cancelling it loses nothing.
+    /// Waits until it is time to drain (see the module `pace`). Cancelling it loses nothing.
     pub async fn readable(&mut self) -> io::Result<()> {
         let Self { rings, pace, .. } = self;
         match pace.next() {
