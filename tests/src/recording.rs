@@ -7,10 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_agent::clock::Clock;
 use kwitness_agent::wire::convert;
+use kwitness_api::Timestamp;
+use kwitness_api::proto::Event;
 use kwitness_api::proto::event::Kind;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::Output;
 use kwitness_core::node::Node;
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use crate::agent::Agent;
 use crate::process::wait_for;
@@ -24,9 +28,9 @@ pub struct Recording {
     directory: tempfile::TempDir,
 }
 
-/// What two events that are the same have in common: when, about which container, what. Their wall-clock time depends on when it
-/// was converted.
-type Essence = (u64, Option<String>, Option<Kind>);
+/// What two events that are the same have in common: when, about which container, what, as JSON without wall-clock times. Those
+/// depend on this process's reading of both clocks, some nanoseconds from the daemon's.
+type Essence = (u64, Option<String>, Value);
 
 impl Recording {
     /// A file for a daemon to write.
@@ -71,9 +75,26 @@ impl Recording {
         let essence = output.events.iter().map(|event| {
             let container = event.subject.as_ref().map(|subject| subject.container_id.to_string());
             let (_, event) = convert::event(event, clock);
-            (event.kernel_time, container, event.kind)
+            essence(event.kernel_time, container, event.kind)
         });
-        Ok(essence.collect())
+        essence.collect()
+    }
+}
+
+fn essence(kernel_time: u64, container: Option<String>, kind: Option<Kind>) -> Result<Essence> {
+    let event = Event { kind, ..Event::default() };
+    let mut value = serde_json::to_value(&event).context("write an event as JSON")?;
+    blank_times(&mut value);
+    Ok((kernel_time, container, value))
+}
+
+/// Takes every RFC 3339 timestamp out of a value.
+fn blank_times(value: &mut Value) {
+    match value {
+        Value::Array(values) => values.iter_mut().for_each(blank_times),
+        Value::Object(fields) => fields.values_mut().for_each(blank_times),
+        _ if value.is_string() && Timestamp::deserialize(&*value).is_ok() => *value = Value::Null,
+        _ => {}
     }
 }
 
@@ -82,7 +103,7 @@ async fn served(agent: &Agent) -> Result<Vec<Essence>> {
     let seen = agent.replay().await?;
     let essence = seen.events().map(|event| {
         let container = event.container.as_ref().map(|container| container.id.clone());
-        (event.kernel_time, container, event.kind.clone())
+        essence(event.kernel_time, container, event.kind.clone())
     });
-    Ok(essence.collect())
+    essence.collect()
 }
