@@ -22,6 +22,9 @@ const RESTARTS: usize = 30;
 /// Far more than an event ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// The kinds of the events of each container.
+type Seen = HashMap<String, Vec<v1::ContainerEventType>>;
+
 struct Subscriber(Streaming<v1::ContainerEventResponse>);
 
 impl Subscriber {
@@ -44,18 +47,16 @@ impl Subscriber {
         Ok(kinds)
     }
 
-    /// All events until each of these has been deleted, by container.
-    async fn ends(&mut self, ids: &[&str]) -> Result<HashMap<String, Vec<v1::ContainerEventType>>> {
-        let mut seen = HashMap::<String, Vec<_>>::new();
-        let ended =
-            |kinds: Option<&Vec<_>>| kinds.is_some_and(|kinds| kinds.contains(&ContainerDeletedEvent));
-        while !ids.iter().all(|id| ended(seen.get(*id))) {
+    /// Adds all events to `seen`, by container, until each of these containers has had that one.
+    async fn collect(&mut self, seen: &mut Seen, ids: &[&str], last: v1::ContainerEventType) -> Result<()> {
+        let has = |kinds: Option<&Vec<_>>| kinds.is_some_and(|kinds| kinds.contains(&last));
+        while !ids.iter().all(|id| has(seen.get(*id))) {
             let next = tokio::time::timeout(LIMIT, self.0.message());
             let next = next.await.with_context(|| format!("no more came after {seen:?}"))?;
             let event = next.context("the stream ended with an error")?.context("the stream ended")?;
             seen.entry(event.container_id.clone()).or_default().push(event.container_event_type());
         }
-        Ok(seen)
+        Ok(())
     }
 }
 
@@ -103,7 +104,8 @@ pub(crate) async fn nobody_loses_an_event_to_another(
         let ids = life(node, "shared", combination, 5).await?;
         for subscriber in &mut subscribers {
             let all: Vec<_> = ids.iter().map(String::as_str).collect();
-            let seen = subscriber.ends(&all).await?;
+            let mut seen = Seen::new();
+            subscriber.collect(&mut seen, &all, ContainerDeletedEvent).await?;
             for id in &ids {
                 let mut kinds = seen.get(id).cloned().unwrap_or_default();
                 // containerd reports a short life's end before its start now and then.
@@ -173,17 +175,13 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
             agent.start_again().await?;
         }
         node.wait_exited(&id).await?;
-        if daemon {
-            // It follows the daemon again, which is there to report what comes.
-            process::wait_for("the proxy to follow the daemon", LIMIT, async || {
-                let calls = agent.status().await?.calls;
-                Ok(calls.iter().any(|call| call.name == "container_events" && call.active > 0).then_some(()))
-            })
-            .await?;
-        }
+        // What is removed before anybody has seen its end can only be reported as deleted.
+        let (mut seen, in_round) = (Seen::new(), || format!("round {round}"));
+        subscriber.collect(&mut seen, &[&id], ContainerStoppedEvent).await.with_context(in_round)?;
         node.remove_container(&id).await?;
         node.remove_pod(&pod).await?;
-        let seen = subscriber.ends(&[&id, &pod.sandbox]).await.with_context(|| format!("round {round}"))?;
+        let both = [&*id, &pod.sandbox];
+        subscriber.collect(&mut seen, &both, ContainerDeletedEvent).await.with_context(in_round)?;
         for (id, mut kinds) in seen {
             kinds.sort();
             ensure!(kinds == LIFE, "round {round}: {id}: {kinds:?}");

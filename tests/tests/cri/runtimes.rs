@@ -32,7 +32,7 @@ pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
         ensure!(counts["calls_unavailable"] == 3 && counts["runtime_unreachable"] == 3, "{counts:?}");
         let log = proxy.log_tail();
         ensure!(
-            log.matches("the runtime is away").count() == 1 && log.contains("permission denied"),
+            log.matches("the runtime is unreachable").count() == 1 && log.contains("permission denied"),
             "{log}"
         );
         proxy.stop()
