@@ -293,7 +293,7 @@ pub struct Counters {
     pub lost: [u64; RecordKind::ALL.len()],
     /// Cgroups that could not be tracked because the tracked set was full: they and all below them are unseen.
     pub untracked: u64,
-    /// Writes to limit files that were not told, each beyond its cgroup's [`Budget`].
+    /// Suppressed writes to limit files, each beyond its cgroup's [`Budget`].
     pub suppressed: u64,
 }
 

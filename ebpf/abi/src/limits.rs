@@ -103,7 +103,7 @@ pub struct OomContext {
 
 /// What a cgroup's limit files may take of the rings; the value of the map `BUDGETS`, whose key is the cgroup's id.
 ///
-/// Within each window of [`BUDGET_WINDOW`] nanoseconds, [`BUDGET_WRITES`] writes are told; those beyond are only counted here
+/// Within each window of [`BUDGET_WINDOW`] nanoseconds, [`BUDGET_WRITES`] writes are reported; those beyond are only counted here
 /// and in [`crate::Counters::suppressed`]. So a workload that writes to files of its own, as often as it can, costs what one
 /// that writes now and then does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub struct Budget {
     pub since: u64,
     /// Writes in this window.
     pub writes: u64,
-    /// Writes that were not told, in all windows.
+    /// Suppressed writes, in all windows.
     pub suppressed: u64,
 }
 

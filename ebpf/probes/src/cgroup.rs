@@ -154,7 +154,7 @@ pub fn attach<H: Arguments>(hook: &H) {
     entry.submit(0);
 }
 
-/// `cgroup_notify_populated(cgroup, path, populated)`: told for the cgroup and for each ancestor that changed with it,
+/// `cgroup_notify_populated(cgroup, path, populated)`: reported for the cgroup and for each ancestor that changed with it,
 /// the innermost first.
 #[inline(always)]
 pub fn populated(hook: &impl Arguments) {

@@ -8,7 +8,7 @@ use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
 use crate::kernel::{Address, Task};
 
-/// A header that says "now" and "here".
+/// A header with the current time and CPU.
 #[inline(always)]
 pub fn header(kind: RecordKind, cgroup_id: u64, flags: u16) -> Header {
     // SAFETY: a helper without arguments.

@@ -126,7 +126,7 @@ pub trait Returned {
 }
 
 impl Returned for FExitContext {
-    /// It follows the arguments of `cgroup_file_write`, which are four. The helper that tells without counting is younger
+    /// It follows the arguments of `cgroup_file_write`, which are four. The helper that does not depend on that count is younger
     /// than the oldest kernel.
     #[inline(always)]
     fn result(&self) -> i64 {
@@ -478,7 +478,7 @@ impl<H: Hook> Task<H> {
     }
 }
 
-/// What `sched_process_exit` says about "the last thread", where it says it.
+/// The `group_dead` argument of `sched_process_exit`, on kernels that have it.
 #[inline(always)]
 pub fn group_dead(hook: &impl Arguments) -> Option<bool> {
     // The verifier drops the branch that the layout rules out, and with it the load of an argument that is not there.

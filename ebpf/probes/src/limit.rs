@@ -1,8 +1,8 @@
 //! Writes to limit files: of tracked cgroups, and of the cgroups above tracked roots, whose limits hold below.
 //!
-//! The kernel's `cgroup_file_write` is behind every write to a file of a cgroup. It is told twice: when it begins, for the
-//! write may reclaim memory or kill before it returns, and when it has returned, with what. What was said at the beginning
-//! is kept by thread and said again at the return: by then the text is cut up by the kernel's own parser.
+//! The kernel's `cgroup_file_write` is behind every write to a file of a cgroup. It is reported twice: when it begins, for the
+//! write may reclaim memory or kill before it returns, and when it has returned, with its result. The record of the beginning
+//! is kept by thread and sent again at the return: by then the text is cut up by the kernel's own parser.
 //!
 //! What passes is decided in the order of what it costs: the file's name, the cgroup, the hierarchy, the cgroup's budget.
 
@@ -88,7 +88,7 @@ fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
             count_lost(RecordKind::LimitWriteBegan);
             return;
         }
-        tell(RecordKind::LimitWriteBegan, record);
+        report(RecordKind::LimitWriteBegan, record);
     }
 }
 
@@ -102,13 +102,13 @@ pub fn returned(hook: &impl Returned) {
         (*record).header =
             header(RecordKind::LimitWriteReturned, (*record).header.cgroup_id, (*record).header.flags);
         (*record).result = hook.result();
-        tell(RecordKind::LimitWriteReturned, &*record);
+        report(RecordKind::LimitWriteReturned, &*record);
     }
     let _ = IN_FLIGHT.remove(tid);
 }
 
 #[inline(always)]
-fn tell(kind: RecordKind, record: &LimitWrite) {
+fn report(kind: RecordKind, record: &LimitWrite) {
     let by_workload = TRACKED.get_ptr(record.writer.cgroup_id).is_some();
     output(if by_workload { &OWN_WRITES } else { &LIFECYCLE }, kind, record);
 }

@@ -163,7 +163,7 @@ pub fn oom_scope_kretprobe(_: RetProbeContext) -> u32 {
     0
 }
 
-/// What tells perf that no sample is to be written for a classic tracepoint's event.
+/// The return value with which a classic tracepoint's program keeps perf from writing a sample.
 const NO_SAMPLE: u32 = 0;
 
 /// Some helpers are reserved for programs that may be used under the GPL.

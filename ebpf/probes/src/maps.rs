@@ -11,10 +11,10 @@
 //! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
 //! | [`COUNTERS`] | what was lost | reads |
 //! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
-//! | [`EXITED`] | processes whose exit is told already | nothing |
+//! | [`EXITED`] | processes whose exit has been reported | nothing |
 //! | [`LIMIT_FILES`] | the names of limit files | fills it before attaching |
 //! | [`ANCESTORS`] | cgroups above tracked roots | adds what exists at its scan |
-//! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads what was not told |
+//! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads how many writes were suppressed |
 //! | [`IN_FLIGHT`] | writes to limit files that have not returned | nothing |
 //! | [`OOM_CONTEXTS`] | what was exhausted, while the kernel chooses and kills | nothing |
 //!
@@ -40,7 +40,7 @@ pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(65_536, 0)
 #[map]
 pub static ROOTS: LpmTrie<Pattern, u8> = LpmTrie::with_max_entries(64, 0);
 
-/// What a container's life cannot be told without: cgroups, first programs, entries, exits of first programs.
+/// The records that a container's lifecycle is made of: cgroups, first programs, entries, exits of first programs.
 #[map]
 pub static LIFECYCLE: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
@@ -106,9 +106,9 @@ pub static SCRATCH: PerCpuArray<LimitWrite> = PerCpuArray::with_max_entries(1, 0
 #[map]
 pub static OOM_CONTEXTS: LruHashMap<u32, OomContext> = LruHashMap::with_max_entries(1_024, 0);
 
-/// Whether another write to that cgroup's limit files may be told now, see [`Budget`]. If not, it is counted.
+/// Whether another write to that cgroup's limit files may be reported now, see [`Budget`]. If not, it is counted.
 ///
-/// Two writers at the same moment may both read what one of them wrote: the bound is not exact, what is told always is.
+/// Two writers at the same moment may both read what one of them wrote: the bound is approximate, the count of reported writes is exact.
 #[inline(always)]
 pub fn within_budget(cgroup: u64, now: u64) -> bool {
     let Some(budget) = BUDGETS.get_ptr_mut(cgroup) else {

@@ -1,14 +1,14 @@
 //! Kills for want of memory.
 //!
-//! | Hook | Tells |
+//! | Hook | Reports |
 //! |---|---|
 //! | `mark_victim` | who is killed: once for each process, the chosen one and the members of its group alike |
 //! | `oom_kill_process`, its beginning | whose limit was hit, how full it was, and whom the kernel chose |
 //! | `oom_kill_process`, its return | that no later victim of this thread belongs to that |
 //!
-//! The second and third are more than some kernels allow; without them a kill is told with its victim alone. The kernel also
+//! The second and third are more than some kernels allow; without them a kill is reported with its victim alone. The kernel also
 //! marks a process that it finds dying already, to let it end sooner. That is no kill, and the kernel does not count it as one;
-//! it can be told from one only where the second hook is there.
+//! it can be distinguished from one only where the second hook is there.
 
 use kwitness_abi::{
     FLAG_OOM_CHOSEN, FLAG_OOM_GLOBAL, FLAG_OOM_LIMIT, FLAG_OOM_MEMBER, FLAG_OOM_USAGE, OomContext, OomKill,
@@ -45,7 +45,7 @@ pub fn begins<H: Arguments>(hook: &H) {
             context.flags |= FLAG_OOM_LIMIT;
         }
     }
-    // Without room a kill is told with its victim alone.
+    // Without room a kill is reported with its victim alone.
     let _ = OOM_CONTEXTS.insert(tid(), context, 0);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! # Which program is the container's own
 //!
-//! Before a container's own program runs, its cgroup holds the runtime's helpers. What tells them apart is the **mount
+//! Before a container's own program runs, its cgroup holds the runtime's helpers. They are distinguished by the **mount
 //! namespace: that of the container's program differs from its parent's**. Seen with runc 1.1 and 1.3, crun 1.8 and 1.28,
 //! on 6.18 and 7.2:
 //!
@@ -21,7 +21,7 @@
 //!   children.
 //! - A shared or a host pid namespace changes nothing, which is why this is not decided by being pid 1.
 //! - An exec into a container looks like its start, hence only the first counts ([`TRACKED_STARTED`]). Into a container that
-//!   is created and not started, it would be taken for the first; the kubelet does not do that.
+//!   is created and not started, it would count as the first; the kubelet does not do that.
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
 use aya_ebpf::{helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext};
@@ -161,7 +161,7 @@ fn exited<H: Hook>(task: &Task<H>, group_dead: impl FnOnce() -> Option<bool>) {
 /// Whether the process ends with this thread.
 ///
 /// Where the tracepoint does not say so, `signal->live` does, but not only to one: two threads may both have counted it
-/// down before either arrives here, so they have to settle who tells.
+/// down before either arrives here, so only one of them may report.
 #[inline(always)]
 fn is_last_thread<H: Hook>(task: &Task<H>, group_dead: Option<bool>) -> bool {
     match group_dead {
