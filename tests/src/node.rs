@@ -26,7 +26,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// A guest without hardware virtualization needs six seconds for what the machine itself does in a tenth of one.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// How often a container is made when the runtime cannot start it for want of its shim.
+/// How often a container is made when the runtime cannot start it because its shim is missing.
 const START_ATTEMPTS: u32 = 3;
 /// How containerd's error for that begins.
 const SHIM_GONE: &str = "failed to start shim";

@@ -299,7 +299,7 @@ impl<'a, T: Track> Walk<'a, T> {
     /// Has a cgroup tracked.
     fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId) -> Tracked {
         let container = self.levels.last().and_then(|level| level.within.container());
-        // For want of room altogether, the set itself refuses it.
+        // When the whole set is full, the kernel refuses it.
         if !self.shares.take(container) && container.is_some() {
             if !self.track.is_tracked(id) {
                 return Tracked::BeyondShare;

@@ -240,7 +240,7 @@ impl Lifecycle {
         }
     }
 
-    /// A cgroup that exists is not followed, for want of room. What is beyond a container's share gives up its place in the
+    /// A cgroup that exists is not followed because there is no room. What is beyond a container's share gives up its place in the
     /// kernel's set, too.
     fn refused(&mut self, cgroup: CgroupId, owner: Option<CgroupId>, at: KernelTime, output: &mut Output) {
         self.counters.cgroups_full += 1;
@@ -255,7 +255,7 @@ impl Lifecycle {
         }
     }
 
-    /// Requests for these containers' limits are not remembered any more: a verdict may lack them.
+    /// Requests for these containers' limits are not remembered any more: a verdict may miss them.
     pub fn forgot_requests(&mut self, at: KernelTime, containers: &[ContainerId]) {
         for container in containers {
             let cgroup = self.cgroups.by_container(container);

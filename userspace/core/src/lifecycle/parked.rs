@@ -1,4 +1,4 @@
-//! Records about cgroups that are not known, in the order in which they came, until a scan tells whose they are.
+//! Records about cgroups that are not known, in the order in which they came, until a scan finds whose they are.
 
 use crate::model::{CgroupId, Fact, KernelEvent};
 use crate::shares::Shares;

@@ -1,4 +1,4 @@
-//! When it is worth looking again for cgroups that are not followed, for want of room.
+//! When it is worth looking again for cgroups that are not followed because there was no room.
 //!
 //! ```text
 //!  Enough ──no room──▶ Full ──a removal, or time──▶ a scan is requested ──found all──▶ Enough

@@ -448,7 +448,7 @@ impl Before {
     }
 }
 
-/// What is remembered of a process that a scan found: that it has executed a program, for want of proof that not.
+/// What is remembered of a process that a scan found: assumed to have executed a program.
 fn remembered(process: &ScannedProcess, main: Option<&Main>, since: KernelTime) -> Known {
     if is_runtime_helper(process) {
         return Known { role: Role::Entered, executed: Executed::NotSeen, since };

@@ -433,7 +433,7 @@ fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
     }
 }
 
-/// Tells of writes that one reading settles.
+/// Reports writes that one reading settles.
 fn settle(
     target: &WriteTarget<'_>,
     writes: Vec<Pending>,
