@@ -175,9 +175,22 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
             agent.start_again().await?;
         }
         node.wait_exited(&id).await?;
-        // What is removed before anybody has seen its end can only be reported as deleted.
+        // What is removed before its end was read can only be reported as deleted.
         let (mut seen, in_round) = (Seen::new(), || format!("round {round}"));
         subscriber.collect(&mut seen, &[&id], ContainerStoppedEvent).await.with_context(in_round)?;
+        if daemon {
+            process::wait_for("the proxy to follow the daemon", LIMIT, async || {
+                let calls = agent.status().await?.calls;
+                Ok(calls.iter().any(|call| call.name == "container_events" && call.active > 0).then_some(()))
+            })
+            .await?;
+            // Before the new daemon reports a later pod's whole life, it has listed and read the earlier ones.
+            let later = node.run_pod(&PodSpec::new(&format!("later-{round}"), combination.handler)?).await?;
+            let sandbox = [&*later.sandbox];
+            subscriber.collect(&mut seen, &sandbox, ContainerStartedEvent).await.with_context(in_round)?;
+            node.remove_pod(&later).await?;
+            subscriber.collect(&mut seen, &sandbox, ContainerDeletedEvent).await.with_context(in_round)?;
+        }
         node.remove_container(&id).await?;
         node.remove_pod(&pod).await?;
         let both = [&*id, &pod.sandbox];
