@@ -38,7 +38,7 @@ const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
     "type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}"#;
-const EXIT_LIMIT: Duration = Duration::from_secs(180);
+const EXIT_LIMIT: Duration = Duration::from_secs(400);
 
 /// What a node may have beside its runtimes.
 #[derive(Clone, Copy, Debug, Default)]

@@ -47,7 +47,7 @@ const APART: &[&str] = &["runtime", "cri_events", "cluster"];
 /// After this long a machine is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
-const GUEST_LIMIT: Duration = Duration::from_secs(1800);
+const GUEST_LIMIT: Duration = Duration::from_secs(2400);
 /// Lines of a log that are shown of a machine that failed without a test to quote.
 const TAIL: usize = 60;
 
