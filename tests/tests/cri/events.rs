@@ -17,7 +17,7 @@ use tonic::Streaming;
 use crate::{with_daemon, with_proxy};
 
 /// Rounds of restarts; of three, two restart the daemon and two the runtime.
-const RESTARTS: usize = 30;
+const RESTARTS: usize = 15;
 
 /// Far more than an event ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -143,7 +143,7 @@ pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination
     .await
 }
 
-/// One stream over twenty restarts of the daemon and as many of containerd, in turn and together: each container and each sandbox is
+/// One stream over ten restarts of the daemon and as many of containerd, in turn and together: each container and each sandbox is
 /// created, started, stopped and deleted once in it, also what ended while both were away.
 pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
     ctx: &TestContext,

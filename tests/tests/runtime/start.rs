@@ -90,7 +90,7 @@ pub(crate) async fn containers_started_while_the_daemon_starts(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    let rounds = if ctx.environment.tier == Tier::Host { 20 } else { 4 };
+    let rounds = if ctx.environment.tier == Tier::Host { 20 } else { 2 };
     ctx.with_node(combination.driver, async |node| {
         let pod = node.run_pod(&PodSpec::new("meanwhile", combination.handler)?).await?;
         for round in 0..rounds {
