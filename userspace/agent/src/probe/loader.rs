@@ -14,7 +14,7 @@
 //!
 //! Owns the choice of hooks and the maps' sizes. Never reads a ring.
 
-use std::{fs, thread};
+use std::fs;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -115,15 +115,9 @@ impl Loaded {
     /// Everything but the programs.
     fn open(settings: &Settings, lock: Option<InstanceLock>) -> Result<Self> {
         let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
-        // A new loader parses the kernel's BTF, too, and that is most of what a start takes: all at the same time.
-        let (mut loader, btf, layout) = thread::scope(|scope| {
-            let loader = scope.spawn(EbpfLoader::new);
-            let btf = scope.spawn(|| aya::Btf::parse(&bytes, aya::Endianness::default()));
-            let layout = Btf::parse(&bytes).map(|btf| layout::resolve(&btf));
-            (joined(loader), joined(btf), layout)
-        });
-        let layout = layout?;
-        let btf = btf.map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
+        let layout = layout::resolve(&Btf::parse(&bytes)?);
+        let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
+            .map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
         drop(bytes);
         // Kernels before 5.11 count maps against this limit. Without the right to raise it, creating the maps fails, with an error of its own.
         let _ = resource::setrlimit(
@@ -132,9 +126,8 @@ impl Loaded {
             resource::RLIM_INFINITY,
         );
         let tracked = settings.tracked_capacity.get();
-        let mut ebpf = loader
-            // The object has no relocations by BTF: its offsets are in `LAYOUT`.
-            .btf(None)
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
             .override_global("SUBTREE", &settings.subtree, true)
             .override_global(aya_log::LEVEL, &settings.log.level(), true)
@@ -198,11 +191,6 @@ pub fn survey(settings: &Settings) -> Result<Capabilities> {
         choice.attach(&mut ebpf, &chooser);
     }
     Ok(report(choices))
-}
-
-/// What a thread returned; its panic goes on here.
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Every capability, with nothing tried.
