@@ -20,7 +20,7 @@ const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1
 const HOLDER: &str = "tail";
 
 /// No process in it may be killed: the write returns, and the limit is exceeded.
-pub(super) async fn nobody_to_kill(
+pub(super) async fn no_process_to_kill(
     node: &Node,
     agent: &Agent,
     combination: Combination,

@@ -43,7 +43,7 @@ pub async fn play(
     account.part("A container is resized, up and down, and its pod with it.");
     ordinary(node, agent, combination, account).await?;
     account.part("Limits below what is used.");
-    memory::nobody_to_kill(node, agent, combination, account).await?;
+    memory::no_process_to_kill(node, agent, combination, account).await?;
     memory::a_child_is_killed(node, agent, combination, account).await?;
     account.part("A container that ends while it is resized, and starts again.");
     sabotage::restarted(node, agent, combination, account).await?;

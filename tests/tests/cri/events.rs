@@ -90,7 +90,7 @@ async fn warm_up(subscriber: &mut Subscriber, node: &Node, combination: Combinat
 }
 
 /// On containerd 1.7 two subscribers take events from each other; behind the proxy each has all of them.
-pub(crate) async fn nobody_loses_an_event_to_another(
+pub(crate) async fn no_client_loses_an_event_to_another(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {

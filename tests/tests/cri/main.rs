@@ -43,11 +43,11 @@ fn main() -> Result<()> {
     once![
         no_events;
         methods::what_is_decoded_passes,
-        events::nobody_loses_an_event_to_another,
+        events::no_client_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
     ];
     // Last, for it leaves much behind in containerd.
-    once![None; stalled::a_subscriber_that_does_not_read_holds_up_nobody];
+    once![None; stalled::a_subscriber_that_does_not_read_delays_no_other];
     suite::run(ctx, cases)
 }
 

@@ -85,7 +85,7 @@ async fn read(mut stream: Streaming<wire::ContainerEventResponse>) -> (Vec<(Stri
     }
 }
 
-pub(crate) async fn a_subscriber_that_does_not_read_holds_up_nobody(
+pub(crate) async fn a_subscriber_that_does_not_read_delays_no_other(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {

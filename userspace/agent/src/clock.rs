@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_converts_to_the_same_whenever_it_is_asked_for() {
+    fn a_time_always_converts_to_the_same() {
         let at = KernelTime(1_000);
         let first = Clock::read().wall(at);
         for _ in 0..10_000 {

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_of_the_command_line_is_asked() {
+    fn the_socket_of_the_command_line_is_used() {
         let line = |text: &str| socket(text.split(' ').map(OsString::from));
         assert_eq!(line("kwitness -- kwitness ps --socket /x -p"), Some("/x".into()));
         assert_eq!(line("kwitness -- kwitness --socket=unix:///x ps"), Some("unix:///x".into()));

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_is_told_apart_from_nothing_there() {
+    fn a_typo_is_distinguished_from_nothing_there() {
         assert_eq!(
             pods(&["wbe-0"], &[], &[]),
             Err("no pod \"wbe-0\" on this node, did you mean \"web-0\"? (pods here: db-0, web-0, web-1)"

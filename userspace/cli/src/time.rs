@@ -63,10 +63,12 @@ impl Times {
                 local.to_rfc3339_opts(SecondsFormat::Micros, self.now.offset().local_minus_utc() == 0)
             }
             TimeFormat::Clock => {
-                let date = match () {
-                    () if local.date_naive() == self.now.date_naive() => "",
-                    () if local.year() == self.now.year() => "%b %d ",
-                    () => "%Y-%m-%d ",
+                let date = if local.date_naive() == self.now.date_naive() {
+                    ""
+                } else if local.year() == self.now.year() {
+                    "%b %d "
+                } else {
+                    "%Y-%m-%d "
                 };
                 let clock = if self.has_millis { "%H:%M:%S%.3f" } else { "%H:%M:%S" };
                 local.format(&format!("{date}{clock}")).to_string()

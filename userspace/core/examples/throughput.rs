@@ -13,7 +13,7 @@ use kwitness_abi as abi;
 use kwitness_abi::RecordKind;
 use kwitness_core::decode::Decoder;
 use kwitness_core::lifecycle::{Bounds, Lifecycle};
-use kwitness_core::model::{KernelTime, Observation, Output, Scan, ScanReason, Unreadable};
+use kwitness_core::model::{KernelTime, Observation, Output, Scan, ScanReason};
 use kwitness_core::reorder::ReorderBuffer;
 
 /// Records a drain.
@@ -77,15 +77,7 @@ fn report(what: &str, records: f64, mut round: impl FnMut()) {
 fn machine(containers: u64, decoder: &mut Decoder) -> Lifecycle {
     let mut machine = Lifecycle::new(Bounds::default());
     let mut output = Output::default();
-    let now = KernelTime(0);
-    let scan = Scan {
-        reason: ScanReason::Initial,
-        began: now,
-        ended: now,
-        untracked: 0,
-        unreadable: Unreadable::default(),
-        cgroups: vec![],
-    };
+    let scan = Scan::empty(ScanReason::Initial, KernelTime(0));
     machine.observe(Observation::Scan(scan), &mut output);
     for container in 0..containers {
         let record = mkdir(container);

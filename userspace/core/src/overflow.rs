@@ -37,8 +37,8 @@ impl Overflow {
             return;
         }
         let id = owner.as_ref().map(|owner| owner.cgroup_id);
-        let is_told_apart = self.by_owner.len() < OWNERS || self.by_owner.contains_key(&id);
-        let (id, owner) = if is_told_apart { (id, owner) } else { (None, None) };
+        let is_distinguished = self.by_owner.len() < OWNERS || self.by_owner.contains_key(&id);
+        let (id, owner) = if is_distinguished { (id, owner) } else { (None, None) };
         let lost =
             self.by_owner.entry(id).or_insert_with(|| Lost { owner, by_kind: BTreeMap::new(), from: at });
         *lost.by_kind.entry(kind).or_default() += count;

@@ -2,7 +2,8 @@
 //!
 //! A process's exec travels on one ring, the making of its cgroup on another. Each drain ends at another moment,
 //! so that the records of one ring may run ahead of the other's. [`ReorderBuffer`] holds back what is younger than the
-//! moment at which the drain began: everything older has been read from both rings by then.
+//! moment at which the drain began: everything older has been read from both rings by then. So it never holds more than one drain
+//! hands out, which is bounded.
 //!
 //! What is left is a record whose hook ran before that moment and which was committed after it (the few hundred
 //! nanoseconds between reading the clock and the commit). It comes late; `lifecycle` has an outcome for it.

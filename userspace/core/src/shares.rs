@@ -41,7 +41,7 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         self.held.get(&owner).copied().unwrap_or(0)
     }
 
-    /// Takes one for that owner, if it may; what is nobody's own may be taken while anything is free.
+    /// Takes one for that owner, if it may. Without an owner, one may be taken while anything is free.
     #[must_use]
     pub fn take(&mut self, owner: Option<K>) -> bool {
         let may_take = match owner {
@@ -74,11 +74,6 @@ impl<K: Copy + Eq + Hash> Shares<K> {
             }
         }
     }
-
-    /// The owner that holds most.
-    pub fn largest(&self) -> Option<K> {
-        self.held.iter().max_by_key(|(_, held)| **held).map(|(owner, _)| *owner)
-    }
 }
 
 #[cfg(test)]
@@ -110,7 +105,7 @@ mod tests {
         assert!(shares.take(Some('a')) && shares.take(None));
         assert!(!shares.take(Some('a')), "it holds as much as is free");
         assert!(shares.take(Some('b')) && !shares.take(None) && !shares.take(Some('c')));
-        assert_eq!((shares.free(), shares.largest().is_some()), (0, true));
+        assert_eq!(shares.free(), 0);
         shares.give_back(None);
         shares.give_back(Some('b'));
         assert!(shares.take(Some('a')));

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_hangs_stops_nobody_and_the_loss_is_logged() {
+    fn a_reader_that_hangs_stops_no_other_and_the_loss_is_logged() {
         const QUEUE: usize = 8;
         const LINES: usize = 100;
         for format in [LogFormat::Text, LogFormat::Json] {

@@ -196,7 +196,7 @@ mod tests {
                            http://m/debian-security/ bookworm-security\nhttp://other/ tools\n";
 
     #[test]
-    fn mirrors_are_told_apart_by_suite() {
+    fn mirrors_are_distinguished_by_suite() {
         let mirrors = Mirrors::parse(TARGETS, "bookworm").unwrap();
         let source = mirrors.source("bullseye");
         assert!(source.ends_with(" http://m/debian/ bullseye main"), "{source}");

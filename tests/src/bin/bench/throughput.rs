@@ -26,7 +26,7 @@ use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::{Bounds, Lifecycle};
-use kwitness_core::model::{Observation, Output, Scan, ScanReason, Unreadable};
+use kwitness_core::model::{Observation, Output, Scan, ScanReason};
 use kwitness_core::reorder::ReorderBuffer;
 use kwitness_tests::agent::{connect, from_now};
 use kwitness_tests::environment::{Environment, Tier};
@@ -161,14 +161,7 @@ impl Recording {
         let (mut decoder, mut order) = (Decoder::default(), ReorderBuffer::default());
         let (mut lifecycle, mut output) = (Lifecycle::new(Bounds::default()), Output::default());
         let now = Clock::read().now();
-        let scan = Scan {
-            reason: ScanReason::Initial,
-            began: now,
-            ended: now,
-            untracked: 0,
-            unreadable: Unreadable::default(),
-            cgroups: Vec::new(),
-        };
+        let scan = Scan::empty(ScanReason::Initial, now);
         lifecycle.observe(Observation::Scan(scan), &mut output);
         let mut fed = 0;
         let mut batch = std::mem::take(&mut self.life);

@@ -63,7 +63,7 @@ impl<'a> Script<'a> {
     pub(crate) async fn play(&mut self) -> Result<()> {
         self.stage.pause().await;
         let shop = self.a_pod_starts().await?;
-        self.somebody_execs(&shop).await?;
+        self.a_program_from_outside(&shop).await?;
         self.a_job_fails(&shop).await?;
         self.the_server_is_killed_and_comes_back(&shop).await?;
         self.a_program_crashes().await?;
@@ -86,7 +86,7 @@ impl<'a> Script<'a> {
         Ok(pod)
     }
 
-    async fn somebody_execs(&mut self, shop: &Pod) -> Result<()> {
+    async fn a_program_from_outside(&mut self, shop: &Pod) -> Result<()> {
         stage::say(
             "Another process runs `kubectl exec web -- ls /`: a process comes into the container from outside.",
         );

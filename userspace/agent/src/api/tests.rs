@@ -394,7 +394,7 @@ async fn a_verdict_says_what_it_rests_on() {
 }
 
 #[tokio::test]
-async fn what_is_told_is_a_claim_and_what_is_malformed_is_named() {
+async fn a_reported_request_is_a_desired_limit_and_a_malformed_one_is_named() {
     let served = Served::start().await;
     let mut client = KwitnessClient::new(served.channel().await);
     let now = Clock::read().now().0;

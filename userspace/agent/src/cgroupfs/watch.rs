@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_writer_that_has_ended_the_pid_is_told() {
+    fn of_a_writer_that_has_ended_the_pid_is_reported() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();

@@ -217,7 +217,7 @@ async fn a_runtime_that_is_away_is_waited_for_without_giving_up() {
 }
 
 #[tokio::test]
-async fn a_slow_or_failing_runtime_is_counted_and_asked_again() {
+async fn a_slow_or_failing_runtime_is_counted_and_queried_again() {
     let mut bench = Bench::new();
     let runtime = Runtime::default();
     runtime.set(|conduct| conduct.delay = TIMING.deadline * 2);
@@ -284,7 +284,7 @@ async fn there_is_a_bound_on_questions() {
 }
 
 #[tokio::test]
-async fn a_container_that_the_runtime_does_not_know_was_told_nothing() {
+async fn a_container_that_the_runtime_does_not_know_has_no_limits_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("cri.sock");
     let _serving = Runtime::default().serve(&socket);

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn where_it_was_is_told_by_the_runtimes_times() {
+    fn where_it_was_follows_from_the_runtimes_times() {
         let exited = container(2, 10, 20, 30);
         for (time, progress) in [
             (9, Progress::Unseen),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_told_once_and_in_order() {
+    fn steps_are_sent_once_and_in_order() {
         use Progress::*;
         assert_eq!(steps(Unseen, Stopped, false).collect::<Vec<_>>(), [Created, Started, Stopped]);
         assert_eq!(steps(Unseen, Stopped, true).collect::<Vec<_>>(), [Created, Stopped]);

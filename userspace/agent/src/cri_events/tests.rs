@@ -100,7 +100,7 @@ fn times_go_on_when_the_wall_clock_is_set_back() {
 }
 
 #[test]
-fn what_the_runtime_never_agrees_with_is_withheld_and_told_once_it_does() {
+fn what_the_runtime_does_not_confirm_is_withheld_and_sent_once_it_does() {
     let mut pod = running();
     pod.hint(after(10), &id(MAIN), Progress::Stopped);
     let (mut questions, mut withheld) = (0, 0);
@@ -176,7 +176,7 @@ fn nonsense_is_no_status() {
 }
 
 #[test]
-fn a_runtime_that_fails_is_asked_less_and_less_often_until_it_answers() {
+fn a_runtime_that_fails_is_queried_less_and_less_often_until_it_answers() {
     let mut pod = running();
     let mut now = 1000;
     let mut pauses = Vec::new();

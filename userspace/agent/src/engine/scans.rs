@@ -119,8 +119,7 @@ mod tests {
             let (path, error) = ("/kubepods/a".into(), "Permission denied".into());
             unreadable.push(UnreadableCgroup { path, parent: CgroupId(1), error });
         }
-        let at = KernelTime(1);
-        Scan { reason, began: at, ended: at, untracked: 0, unreadable, cgroups: Vec::new() }
+        Scan { unreadable, ..Scan::empty(reason, KernelTime(1)) }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use kwitness_core::journal::Epoch;
-use kwitness_core::model::{KernelTime, Scan, Unreadable};
+use kwitness_core::model::{KernelTime, Scan};
 use tokio::time::{Instant, timeout};
 
 use super::*;
@@ -91,11 +91,7 @@ fn start(backlog: u64) -> Running {
     let (answer, answers) = mpsc::channel(INBOX);
     let (handle, requests) = Handle::new();
     let read = Arc::new(AtomicU64::new(0));
-    let empty = |reason| {
-        let now = Clock::read().now();
-        let unreadable = Unreadable::default();
-        Ok(Scan { reason, began: now, ended: now, untracked: 0, unreadable, cgroups: Vec::new() })
-    };
+    let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
     let parts = Parts {
         probe: Flood { read: read.clone(), backlog },
         bounds: Bounds::default(),

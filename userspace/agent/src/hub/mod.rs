@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watcher_that_lags_is_told_what_it_missed_and_goes_on() {
+    async fn a_watcher_that_lags_gets_a_gap_and_goes_on() {
         let (hub, mut writer) = hub(16);
         let subject = subject(1, None);
         let mut slow = hub.watch(Start::Now, true, Filter::default()).unwrap();

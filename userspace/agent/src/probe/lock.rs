@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_is_told_who_the_first_is() {
+    fn the_second_learns_who_the_first_is() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
         let first = InstanceLock::acquire(&path).unwrap();

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_runtime_does_not_specify_is_not_claimed() {
+    fn what_the_runtime_does_not_specify_is_not_desired() {
         assert_eq!(of_runtime(&resources(0, 0), AT), []);
         let without_quota = cri::LinuxContainerResources { cpu_shares: 512, ..resources(0, 0) };
         assert_eq!(
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_claims_as_the_runtime_does_and_for_a_pod_at_least() {
+    fn a_request_is_desired_as_by_the_runtime_and_for_a_pod_at_least() {
         let request = proto::CriResources {
             cpu_period: 100_000,
             cpu_quota: 50_000,

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_is_found_among_others_whatever_else_a_kernel_tells() {
+    fn a_counter_is_found_among_others_whatever_else_a_kernel_has() {
         let text = "usage_usec 12\nnew_field a b\nnr_throttled 3\nnr_throttled_more 4\n";
         assert_eq!((line(text, "usage_usec"), line(text, "nr_throttled")), (Some(12), Some(3)));
         assert_eq!((line(text, "nr_periods"), line(text, "new_field"), line("", "x")), (None, None, None));

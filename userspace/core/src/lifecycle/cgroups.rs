@@ -363,27 +363,35 @@ impl Cgroups {
         }
     }
 
-    /// The cgroup is no more, but remembered for a while. How many others had to be forgotten early for that, all of the same
-    /// container unless it has none.
-    pub(super) fn remove(&mut self, id: CgroupId, at: KernelTime, budget: &mut Budget) -> u64 {
+    /// The cgroup is no more, but remembered for a while. Gives back the owner of each that had to be forgotten early for that: the
+    /// same one, or else the one of which most are remembered.
+    pub(super) fn remove(
+        &mut self,
+        id: CgroupId,
+        at: KernelTime,
+        budget: &mut Budget,
+    ) -> Vec<Option<CgroupId>> {
+        let mut forgotten = Vec::new();
         let owner = match self.all.get_mut(&id) {
             Some(cgroup) if cgroup.presence == Presence::Exists => {
                 cgroup.presence = Presence::Removed;
                 cgroup.owner
             }
-            Some(_) | None => return 0,
+            Some(_) | None => return forgotten,
         };
         self.shares.give_back(owner);
-        let mut forgotten = 0;
         while !self.removed_shares.take(owner) {
             let has_own = self.removed.get(&owner).is_some_and(|removed| !removed.is_empty());
-            let from = if has_own { owner } else { self.removed_shares.largest() };
-            let Some((_, oldest)) = self.removed.get_mut(&from).and_then(VecDeque::pop_front) else {
+            let most = || self.removed.iter().max_by_key(|(_, removed)| removed.len()).map(|(from, _)| *from);
+            let from = if has_own { Some(owner) } else { most() };
+            let oldest = from.and_then(|from| Some((from, self.removed.get_mut(&from)?.pop_front()?.1)));
+            let Some((from, oldest)) = oldest else {
                 // There is no room at all.
-                return forgotten + u64::from(self.forget(id, budget));
+                forgotten.extend(self.forget(id, budget).then_some(owner));
+                return forgotten;
             };
             self.removed_shares.give_back(from);
-            forgotten += u64::from(self.forget(oldest, budget));
+            forgotten.extend(self.forget(oldest, budget).then_some(from));
         }
         self.removed.entry(owner).or_default().push_back((at, id));
         forgotten

@@ -312,14 +312,13 @@ impl Lifecycle {
         self.forget_existing(cgroup, at);
     }
 
-    /// The cgroup is no more. What is forgotten early for that is its container's.
+    /// The cgroup is no more. What is forgotten early for that is reported as its owner's.
     fn forget_existing(&mut self, cgroup: CgroupId, at: KernelTime) {
         let owner = self.cgroups.holder(cgroup);
-        let forgotten = self.cgroups.remove(cgroup, at, &mut self.budget);
-        if forgotten > 0 {
-            self.counters.removed_forgotten += forgotten;
-            let subject = owner.and_then(|owner| self.cgroups.subject(owner)).cloned();
-            self.overflow.note_many("removed_cgroup", forgotten, subject, at);
+        for forgotten in self.cgroups.remove(cgroup, at, &mut self.budget) {
+            self.counters.removed_forgotten += 1;
+            let subject = forgotten.and_then(|owner| self.cgroups.subject(owner)).cloned();
+            self.overflow.note("removed_cgroup", subject, at);
         }
         self.room.made(cgroup, owner);
     }
@@ -435,7 +434,7 @@ impl Lifecycle {
                 self.other_pods.extend(uid.map(|uid| (cgroup, uid.clone())));
                 None
             }
-            // The one that lies where the runtime says; if that does not tell, nobody knows which is the container's.
+            // The one that lies where the runtime says; if that fits several or none, it is unknown which is the container's.
             Some(twins) => {
                 let mut of_pod = twins.iter().copied().filter(is_of_pod);
                 of_pod.next().filter(|_| of_pod.next().is_none())

@@ -33,18 +33,18 @@ pub(super) struct Repair {
     /// A scan settles it if it did not begin before.
     since: KernelTime,
     /// Watchers got a gap, and wait for the end.
-    gap_told: bool,
+    is_reported: bool,
     /// By scans that did not settle it.
     tally: Tally,
 }
 
 impl Repair {
     fn new(since: KernelTime) -> Self {
-        Self { since, gap_told: false, tally: Tally::default() }
+        Self { since, is_reported: false, tally: Tally::default() }
     }
 
     pub(super) fn after_gap(&mut self) {
-        self.gap_told = true;
+        self.is_reported = true;
     }
 }
 
@@ -388,7 +388,7 @@ impl Lifecycle {
                 } else if self.room.is_full() {
                     // Not right as long as something is not followed.
                     self.repair = Some(repair);
-                } else if repair.gap_told || repair.tally != Tally::default() {
+                } else if repair.is_reported || repair.tally != Tally::default() {
                     output.emit_own(scan.ended, repair.tally.resynced());
                 }
             }

@@ -84,6 +84,14 @@ pub struct Scan {
     pub cgroups: Vec<ScannedCgroup>,
 }
 
+impl Scan {
+    /// A walk that took no time and met nothing.
+    pub fn empty(reason: ScanReason, at: KernelTime) -> Self {
+        let unreadable = Unreadable::default();
+        Self { reason, began: at, ended: at, untracked: 0, unreadable, cgroups: Vec::new() }
+    }
+}
+
 /// Cgroups that a walk could not read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {

@@ -77,7 +77,8 @@ impl Judgement {
         };
         if !self.disagreeing.is_empty() {
             let sources: Vec<_> = self.disagreeing.iter().map(|source| source.name()).collect();
-            reason += &format!("; the sources disagree: {} has another limit", sources.join(", "));
+            let have = if sources.len() == 1 { "has" } else { "have" };
+            reason += &format!("; the sources disagree: {} {have} another limit", sources.join(", "));
         }
         reason
     }

@@ -8,7 +8,7 @@ use kwitness_core::model::{
     Action, Actor, Basis, Caller, CgroupId, ContainerId, ContainerState, ContainerType, Event, ExitStatus,
     Fact, GapCause, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomScope,
     Output, PathText, ProcKey, Process, Role, RuntimeFacts, Scan, ScanReason, ScannedCgroup, ScannedProcess,
-    State, TaskInfo, Unreadable,
+    State, TaskInfo,
 };
 
 /// To what a scan knows start times.
@@ -174,14 +174,7 @@ impl Node {
     pub fn scan(&mut self, reason: ScanReason, began: u64, cgroups: Vec<ScannedCgroup>) {
         self.now += 1;
         let (began, ended) = (KernelTime(began), KernelTime(self.now));
-        self.observe(Observation::Scan(Scan {
-            reason,
-            began,
-            ended,
-            untracked: 0,
-            unreadable: Unreadable::default(),
-            cgroups,
-        }));
+        self.observe(Observation::Scan(Scan { ended, cgroups, ..Scan::empty(reason, began) }));
     }
 
     pub fn resolve(&mut self, cgroup: u64, facts: Option<Arc<RuntimeFacts>>) {

@@ -200,7 +200,7 @@ fn every_kind_decodes() {
 }
 
 #[test]
-fn a_name_alone_is_told_from_a_path() {
+fn a_name_alone_is_distinguished_from_a_path() {
     let Ok(Fact::Mkdir { path, root, .. }) = mkdir(abi::FLAG_NAME_ONLY, b"container").fact() else {
         panic!("no mkdir")
     };

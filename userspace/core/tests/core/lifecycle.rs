@@ -91,7 +91,7 @@ fn another_processs_kill_is_not_the_main_ones() {
 }
 
 #[test]
-fn the_state_tells_the_whole_life() {
+fn the_state_shows_the_whole_life() {
     let mut node = Node::new();
     node.start(7, 52);
     node.fork(7, child(53, 7));
@@ -110,7 +110,7 @@ fn the_state_tells_the_whole_life() {
 }
 
 #[test]
-fn what_enters_a_running_container_is_told_from_its_children() {
+fn what_enters_a_running_container_is_distinguished_from_its_children() {
     let mut node = Node::new();
     node.start(7, 52);
     // runc exec: the helper is moved in, its grandchild executes the command.
@@ -347,7 +347,7 @@ fn a_container_outlives_its_main_process() {
 }
 
 #[test]
-fn an_exit_that_comes_late_is_told_with_its_own_time() {
+fn an_exit_that_comes_late_is_reported_with_its_own_time() {
     let mut node = Node::new();
     node.start(7, 50);
     node.fork(7, child(51, 7));
@@ -384,7 +384,7 @@ fn removed_while_thought_to_run() {
 }
 
 #[test]
-fn a_release_tells_of_a_removal_that_was_lost_and_only_then() {
+fn a_release_shows_a_removal_that_was_lost_and_only_then() {
     let mut node = Node::new();
     node.start(7, 50);
     node.release(7);

@@ -7,8 +7,8 @@ use kwitness_core::limits::{LimitTracker, initial};
 use kwitness_core::model::{
     Action, Actor, Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, CpuMax, Fact, KernelEvent,
     KernelTime, Kind, LevelRole, LimitChange, LimitFile, LimitWrite, LimitsAnswer, Observation, Output,
-    PathText, PodNames, PodRef, PodUid, QosClass, Reading, Scan, ScanReason, ScannedCgroup, Unreadable,
-    Value, WriteHook, WritePhase, WriteResult, WrittenValue,
+    PathText, PodNames, PodRef, PodUid, QosClass, Reading, Scan, ScanReason, ScannedCgroup, Value, WriteHook,
+    WritePhase, WriteResult, WrittenValue,
 };
 
 const POD: CgroupId = CgroupId(7);
@@ -164,7 +164,7 @@ fn old_and_new(changes: &[LimitChange]) -> Vec<(Reading, Reading, bool)> {
 }
 
 #[test]
-fn a_write_is_told_with_what_the_file_says_then() {
+fn a_write_is_reported_with_what_the_file_says_then() {
     let mut fixture = Fixture::new();
     fixture.write(LimitFile::MemoryMax, "5000");
     assert_eq!(fixture.requested_reads(), [Some(LimitFile::MemoryMax)]);
@@ -180,7 +180,7 @@ fn a_write_is_told_with_what_the_file_says_then() {
 }
 
 #[test]
-fn a_burst_is_told_write_by_write() {
+fn a_burst_is_reported_write_by_write() {
     let mut fixture = Fixture::new();
     for value in ["1", "2", "2", "3"] {
         fixture.write(LimitFile::PidsMax, value);
@@ -211,7 +211,7 @@ fn a_write_after_the_reading_began_is_read_again() {
 }
 
 #[test]
-fn a_refused_write_is_told_with_its_errno() {
+fn a_refused_write_is_reported_with_its_errno() {
     let mut fixture = Fixture::new();
     fixture.refused(LimitFile::CpuMax, "410000 100000");
     let before = initial(LimitFile::CpuMax).map_or(Reading::Absent, Reading::Is);
@@ -261,18 +261,12 @@ fn scan(reason: ScanReason) -> Observation {
         populated: None,
         processes: Vec::new(),
     };
-    Observation::Scan(Scan {
-        reason,
-        began: KernelTime(1),
-        ended: KernelTime(2),
-        untracked: 0,
-        unreadable: Unreadable::default(),
-        cgroups: vec![cgroup],
-    })
+    let empty = Scan::empty(reason, KernelTime(1));
+    Observation::Scan(Scan { ended: KernelTime(2), cgroups: vec![cgroup], ..empty })
 }
 
 #[test]
-fn what_nobody_saw_is_found() {
+fn what_was_not_seen_is_found() {
     let mut fixture = Fixture::unseen();
     fixture.observe(&scan(ScanReason::Initial));
     assert_eq!(fixture.requested_reads(), [None]);
@@ -331,7 +325,7 @@ fn tick(fixture: &mut Fixture, after: u64) {
 }
 
 #[test]
-fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
+fn a_write_that_is_not_seen_to_return_is_reported_all_the_same() {
     let mut fixture = Fixture::new();
     fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
     tick(&mut fixture, LimitTracker::RETURNS_WITHIN - 1);
@@ -367,7 +361,7 @@ fn a_write_that_is_not_seen_to_return_is_told_all_the_same() {
 }
 
 #[test]
-fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_told() {
+fn a_write_that_is_not_seen_to_return_before_its_cgroup_goes_is_reported() {
     let mut fixture = Fixture::new();
     fixture.phase(LimitFile::MemoryMax, Some("4096"), WritePhase::Began, 1);
     fixture.kernel(Fact::Rmdir { actor: Actor { pid: 1, comm: "runc".into() } });
@@ -395,7 +389,7 @@ fn of_more_writes_at_once_than_are_kept_the_oldest_is_given_up() {
 }
 
 #[test]
-fn writes_whose_text_was_not_seen_are_told_as_one() {
+fn writes_whose_text_was_not_seen_are_reported_as_one() {
     let mut fixture = Fixture::new();
     for _ in 0..3 {
         let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
@@ -408,7 +402,7 @@ fn writes_whose_text_was_not_seen_are_told_as_one() {
 }
 
 #[test]
-fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
+fn a_write_whose_outcome_is_not_known_is_reported_if_it_changed_the_file() {
     let mut fixture = Fixture::new();
     let phase = WritePhase::Returned { result: WriteResult::Unknown, at: None };
     fixture.phase(LimitFile::PidsMax, None, phase, 1);
@@ -422,7 +416,7 @@ fn a_write_whose_outcome_is_not_known_is_told_if_it_changed_the_file() {
 }
 
 #[test]
-fn a_cgroup_that_nobody_told_of_is_looked_for() {
+fn an_unknown_cgroup_is_looked_for() {
     let mut fixture = Fixture::unseen();
     fixture.index.0.clear();
     fixture.write(LimitFile::MemoryMax, "4096");
@@ -509,7 +503,7 @@ mod verdicts {
     }
 
     #[test]
-    fn a_verdict_is_told_when_it_is_another() {
+    fn a_verdict_is_reported_when_it_is_another() {
         let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
         let mut verdict_of =
@@ -527,7 +521,7 @@ mod verdicts {
     }
 
     #[test]
-    fn what_a_client_found_in_force_is_remembered_and_not_told() {
+    fn what_a_client_found_in_force_is_remembered_and_not_reported() {
         let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
         let mut verdict_of =
@@ -538,15 +532,9 @@ mod verdicts {
     }
 
     #[test]
-    fn nothing_is_kept_of_a_cgroup_whose_end_was_not_told() {
-        let scan = Observation::Scan(Scan {
-            reason: ScanReason::Repair,
-            began: KernelTime(1_100),
-            ended: KernelTime(1_200),
-            untracked: 0,
-            unreadable: Unreadable::default(),
-            cgroups: Vec::new(),
-        });
+    fn nothing_is_kept_of_a_cgroup_whose_end_was_not_seen() {
+        let empty = Scan::empty(ScanReason::Repair, KernelTime(1_100));
+        let scan = Observation::Scan(Scan { ended: KernelTime(1_200), ..empty });
         let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
         assert_eq!(verdicts(&mut fixture, &mut all, &evidence(4096, 1_000)), [Verdict::InForce]);

@@ -9,7 +9,7 @@ use kwitness_core::model::{
 use crate::common::*;
 
 #[test]
-fn the_runtimes_facts_are_told_once_and_kept() {
+fn the_runtimes_facts_are_reported_once_and_kept() {
     let mut node = Node::new();
     node.start(7, 50);
     node.resolve(7, Some(facts("web")));
@@ -33,7 +33,7 @@ fn the_runtimes_facts_are_told_once_and_kept() {
 }
 
 #[test]
-fn facts_that_come_after_the_end_are_told_until_the_end_is_forgotten() {
+fn facts_that_come_after_the_end_are_reported_until_the_end_is_forgotten() {
     let mut node = Node::new();
     node.start(7, 50);
     node.rmdir(7);
@@ -101,7 +101,7 @@ fn a_cgroup_too_many_is_counted_and_asks_for_no_scan() {
 }
 
 #[test]
-fn a_process_too_many_is_told_but_not_claimed_about() {
+fn a_process_too_many_is_reported_without_what_is_not_known_of_it() {
     // Two are as many as the one container may have.
     let mut node = Node::with(Bounds { processes: 3, ..Bounds::default() });
     node.start(7, 50);
@@ -124,7 +124,7 @@ fn a_process_too_many_is_told_but_not_claimed_about() {
 }
 
 #[test]
-fn a_mkdir_told_twice_is_one() {
+fn a_mkdir_seen_twice_is_one() {
     let mut node = Node::new();
     node.mkdir(7);
     node.mkdir(7);
@@ -204,14 +204,7 @@ fn what_the_kernel_side_cannot_track_is_looked_for_again_and_is_never_a_ghost() 
     node.actions();
     let found = vec![pod(), container(7, vec![(entering(50, 7), "/bin/app")])];
     let began = KernelTime(node.now);
-    node.observe(Observation::Scan(Scan {
-        reason: Repair,
-        began,
-        ended: began,
-        untracked: 1,
-        unreadable: Unreadable::default(),
-        cgroups: found,
-    }));
+    node.observe(Observation::Scan(Scan { untracked: 1, cgroups: found, ..Scan::empty(Repair, began) }));
     assert!(!node.events().iter().any(|event| event.contains("resynced")));
     node.actions();
     // Nothing makes room: its end would not be seen, so it is looked for all the same.
@@ -231,15 +224,8 @@ fn half_blind(node: &mut Node, path: &str, parent: u64, met: Vec<kwitness_core::
         error: "Permission denied".into(),
     });
     node.now += 1;
-    let at = KernelTime(node.now);
-    node.observe(Observation::Scan(Scan {
-        reason: Repair,
-        began: at,
-        ended: at,
-        untracked: 0,
-        unreadable,
-        cgroups: met,
-    }));
+    let empty = Scan::empty(Repair, KernelTime(node.now));
+    node.observe(Observation::Scan(Scan { unreadable, cgroups: met, ..empty }));
 }
 
 #[test]
@@ -299,7 +285,7 @@ fn one_container_that_makes_many_groups_costs_no_other_an_event() {
     }
     let untracked = |action: &Action| matches!(action, Action::Untrack(_));
     let actions = node.actions();
-    assert!(actions.iter().all(untracked), "no scan is asked for");
+    assert!(actions.iter().all(untracked), "no scan is requested");
     // The pod and the container are two: of 98, half is as much as is free then.
     assert_eq!(actions.len(), 200 - 49);
     tick(&mut node);
@@ -410,6 +396,29 @@ fn removed_groups_of_one_container_do_not_make_others_forgotten() {
     // The other's runtime answers late.
     node.resolve(8, Some(facts("web")));
     assert!(node.events().iter().any(|line| line.contains("updated") && line.ends_with(" 8")));
+}
+
+#[test]
+fn whose_removed_groups_are_forgotten_is_who_has_most() {
+    let mut node = Node::with(Bounds { removed: 10, ..Bounds::default() });
+    node.start(7, 50);
+    node.mkdir_at(1000, 7, "group");
+    node.rmdir(1000);
+    // Containers are in no other's share: these take what is left, and then of their own.
+    for container in 20..40 {
+        node.mkdir(container);
+        node.rmdir(container);
+    }
+    node.start(8, 60);
+    node.mkdir_at(1001, 8, "group");
+    node.rmdir(1001);
+    node.events();
+    tick(&mut node);
+    // Eleven of their own, and one more for the group of 8; the group of 7 is still remembered.
+    assert_eq!(
+        node.events(),
+        [format!("{} gap CapacityExceeded {{\"removed_cgroup\": 12}} (daemon)", node.now)]
+    );
 }
 
 #[test]

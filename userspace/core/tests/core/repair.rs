@@ -8,7 +8,7 @@ use kwitness_core::model::{Action, State};
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn a_loss_is_told_at_once_and_asks_for_one_scan() {
+fn a_loss_is_reported_at_once_and_requests_one_scan() {
     let mut node = Node::new();
     node.start(7, 50);
     node.lose(110, 120);
@@ -269,7 +269,7 @@ fn a_record_younger_than_the_scan_waits_for_the_next() {
 }
 
 #[test]
-fn after_a_loss_nothing_is_claimed_that_rests_on_the_lost_records() {
+fn after_a_loss_nothing_is_reported_that_rests_on_the_lost_records() {
     let mut node = Node::new();
     node.start(7, 50);
     node.fork(7, child(51, 7));

@@ -7,7 +7,7 @@ use kwitness_core::model::{Action, ExitStatus, Fact, KernelTime, ProcKey, State,
 use crate::common::*;
 
 #[test]
-fn what_runs_at_the_start_is_told_as_found() {
+fn what_runs_at_the_start_is_reported_as_found() {
     let mut node = Node::starting(Bounds::default());
     node.scan(
         Initial,
@@ -159,7 +159,7 @@ fn a_loss_before_the_first_scan_is_repaired_after_it() {
 }
 
 #[test]
-fn a_main_process_nobody_saw_start_is_told_by_the_kernels_mark() {
+fn a_main_process_whose_start_was_not_seen_is_known_by_the_kernels_mark() {
     let mut node = Node::starting(Bounds::default());
     node.scan(Initial, 100, vec![pod(), container(7, vec![(child(50, 7), "/bin/app")])]);
     node.events();

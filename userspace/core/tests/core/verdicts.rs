@@ -220,7 +220,7 @@ fn not_yet_until_the_deadline_then_diverged() {
 }
 
 #[test]
-fn a_refused_write_is_told_at_once_with_errno_and_writer() {
+fn a_refused_write_is_reported_at_once_with_errno_and_writer() {
     // Of a child that wants 4096m where systemd rounded its parent: 410000 would not fit.
     let mut fixture = Fixture::new(Resource::Cpu, Wanted::MilliCpu(4096), cpu(100_000), cpu(409_600));
     fixture.deadline = Some(KernelTime(200));
@@ -242,7 +242,7 @@ fn a_refused_write_is_told_at_once_with_errno_and_writer() {
 }
 
 #[test]
-fn what_was_in_force_and_is_undone_is_reverted_by_somebody() {
+fn what_was_in_force_and_is_undone_is_reverted_by_its_writer() {
     let mut fixture = memory_fixture();
     assert_eq!(fixture.note().0.verdict, Verdict::InForce);
     fixture.levels[0].reading = Reading::Is(Value::Bound(Bound::Unlimited));

@@ -55,7 +55,7 @@ pub enum Update {
     Closed(CloseReason),
 }
 
-/// CloseReason a source is not followed.
+/// Why a source is not followed.
 #[derive(Clone, Debug)]
 pub enum CloseReason {
     /// It cannot be reached, or broke off.
