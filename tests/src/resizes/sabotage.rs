@@ -212,7 +212,12 @@ async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
     let answer = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
     let (updated, answer) = tokio::join!(late, answer);
     updated?;
-    ensure!(answer.context("call Verify")?.verdicts.len() >= 2, "no verdicts");
+    let verdicts = answer.context("call Verify")?.verdicts;
+    let of_memory = verdicts.iter().filter_map(|of| of.verdict.as_ref()).find(|of| of.file == "memory.max");
+    ensure!(
+        of_memory.is_some_and(|verdict| verdict.verdict() == VerdictKind::InForce),
+        "a resize that came while the call waited: {verdicts:?}"
+    );
     ctx.in_force("a resize that comes while it is waited for", limit).await?;
 
     for (one, other) in

@@ -280,7 +280,11 @@ pub(crate) async fn events_go_on_after_a_restart_of_the_daemon(ctx: &TestContext
         Ok(lines)
     });
     let lines = tokio::time::timeout(LIMIT, lines).await.context("no events after the restart")???;
-    ensure!(lines.iter().filter(|line| line.contains(short(&id))).count() >= 5, "{}", lines.join("\n"));
+    let of_it = lines.iter().filter(|line| line.contains(short(&id))).collect::<Vec<_>>();
+    let expected = ["created", "started", "exited", "stopped", "deleted"];
+    let as_expected = of_it.len() == expected.len()
+        && of_it.iter().zip(expected).all(|(line, word)| line.split_whitespace().any(|cell| cell == word));
+    ensure!(as_expected, "{}", lines.join("\n"));
     child.kill().context("kill `kwitness events`")?;
     let done = child.wait_with_output().context("wait for `kwitness events`")?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();

@@ -21,17 +21,23 @@ pub(crate) async fn limits_need_cgroup_v2(ctx: &TestContext, combination: Combin
                 prove_ms: 0,
             };
             let answer = agent.verify(request).await.context("call Verify")?;
-            for (file, of) in ["cpu.max", "memory.max"].iter().zip(&answer.verdicts) {
+            let mut files = Vec::new();
+            for of in &answer.verdicts {
                 let verdict = of.verdict.as_ref().context("no verdict")?;
-                ensure!(verdict.file == *file && verdict.verdict() == VerdictKind::Unknown, "{verdict:?}");
+                files.push(verdict.file.as_str());
+                ensure!(verdict.verdict() == VerdictKind::Unknown, "{verdict:?}");
                 ensure!(
                     verdict.reason.contains("cgroup v1"),
                     "the reason does not say why: {}",
                     verdict.reason
                 );
             }
-            // A runtime says on its own of which shares it was reported.
-            ensure!(answer.verdicts.len() >= 2, "{answer:?}");
+            files.sort_unstable();
+            // Some runtimes report shares that were not requested.
+            ensure!(
+                files == ["cpu.max", "memory.max"] || files == ["cpu.max", "cpu.weight", "memory.max"],
+                "{answer:?}"
+            );
             node.remove_pod(&pod).await
         })
         .await
