@@ -15,7 +15,7 @@ use kwitness_abi::{
 
 use crate::{
     emit::{actor, copy_string, header},
-    kernel::{Address, Arguments, Cgroup, Hook, KernfsNode, Task},
+    kernel::{Address, Arguments, Cgroup, KernfsNode, Task},
     maps::{ANCESTORS, LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
 };
 
@@ -110,7 +110,7 @@ pub fn release(hook: &impl Arguments) {
 
 /// Keeps the cgroups above a root of the tracked set: what is written to their limit files matters below.
 #[inline(always)]
-fn remember_ancestors<H: Hook>(root: &KernfsNode<H>) {
+fn remember_ancestors(root: &KernfsNode) {
     let mut id = root.parent_id();
     let mut node = root.parent();
     for _ in 0..MAX_ANCESTORS {
@@ -135,13 +135,13 @@ fn removed(kind: RecordKind, id: u64) {
 
 /// `cgroup_attach_task(destination, path, task, threadgroup)`: the task is in the destination.
 #[inline(always)]
-pub fn attach<H: Arguments>(hook: &H) {
+pub fn attach(hook: &impl Arguments) {
     let destination = cgroup(hook);
     if !destination.is_v2() {
         return;
     }
     let id = destination.node().id();
-    let task = Task::<H>::at(hook.arg(2));
+    let task = Task::at(hook.arg(2));
     if TRACKED.get_ptr(id).is_none() || !task.is_leader() {
         return;
     }
@@ -184,7 +184,7 @@ fn has_started(id: u64) -> bool {
 }
 
 #[inline(always)]
-fn cgroup<H: Arguments>(hook: &H) -> Cgroup<H> {
+fn cgroup(hook: &impl Arguments) -> Cgroup {
     Cgroup::at(hook.arg(0))
 }
 
@@ -194,7 +194,7 @@ fn cgroup<H: Arguments>(hook: &H) -> Cgroup<H> {
 /// - Its name begins with `kubepods`, contains `-kubepods`, or begins with one of [`ROOTS`], and root owns it.
 /// - Its path begins with one of [`ROOTS`], whoever owns it.
 #[inline(always)]
-fn is_root(node: &KernfsNode<impl Hook>, path: Address) -> bool {
+fn is_root(node: &KernfsNode, path: Address) -> bool {
     let mut key = Key::new(0, [0; PATTERN_CAP]);
     let text = (&raw mut key.data).cast::<u8>();
     // SAFETY: `text` points to `PATTERN_CAP` bytes.
@@ -209,7 +209,7 @@ fn is_root(node: &KernfsNode<impl Hook>, path: Address) -> bool {
 
 /// Whether a cgroup lies below [`SUBTREE`].
 #[inline(always)]
-fn is_in_subtree<H: Hook>(root: &KernfsNode<H>) -> bool {
+fn is_in_subtree(root: &KernfsNode) -> bool {
     // SAFETY: a static of this program; volatile, so that the compiler does not take the initial value for the final one.
     let subtree = unsafe { ptr::read_volatile(&raw const SUBTREE) };
     if subtree == HIERARCHY_ROOT {

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
 };
 use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
-use crate::kernel::{Address, Task};
+use crate::kernel::{Address, Task, current_cgroup_id};
 
 /// A header with the current time and CPU.
 #[inline(always)]
@@ -29,7 +29,7 @@ pub fn actor() -> Actor {
 #[inline(always)]
 pub fn caller() -> Caller {
     let current = Task::current();
-    Caller { start_boottime: current.key().start_boottime, cgroup_id: current.cgroup_id(), actor: actor() }
+    Caller { start_boottime: current.key().start_boottime, cgroup_id: current_cgroup_id(), actor: actor() }
 }
 
 /// The thread that the hook runs in.

@@ -1,23 +1,21 @@
 //! Reading the kernel's own structures, at offsets that user space resolved from the running kernel's BTF.
 //!
-//! Owns [`LAYOUT`] and every access by offset. No offset is ever written here. The programs are bodies over a
-//! [`Hook`], the context of the tracepoint that they are attached to, which decides how memory is read:
-//!
-//! - a BTF tracepoint's pointers keep their types in the verifier, so a field is a plain load;
-//! - a raw tracepoint's pointers are numbers, so a field is a `bpf_probe_read_kernel`;
-//! - at a function's entry and return, fentry and fexit do as BTF tracepoints, kprobe and kretprobe as raw ones;
-//! - a classic tracepoint passes no pointers, only a copied event: what it is about is the current task, read likewise.
+//! Owns [`LAYOUT`] and every access by offset. No offset is ever written here. Every field is read with
+//! `bpf_probe_read_kernel`, whatever the program is attached to. A BTF tracepoint could read with plain loads, which saves
+//! 1 µs a record; but for each pointer that a trusted one is followed to, the verifier of Linux 6.3 and later searches all of
+//! the kernel's types three times (`btf_nested_type_is_trusted`): that took 40 % of the daemon's start.
 //!
 //! A field that cannot be read is zero, a null pointer's fields are zero.
 
-use core::{marker::PhantomData, mem::MaybeUninit, ptr};
+use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     Argument, EbpfContext,
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
+    },
     programs::{
-        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
-        RetProbeContext, TracePointContext,
+        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
     },
 };
 use kwitness_abi::{ABSENT, COMM_LEN, KernelLayout, Process, ProcessKey};
@@ -44,27 +42,10 @@ macro_rules! layout {
     };
 }
 
-/// The context of a tracepoint: how the kernel's memory is read from it.
-pub trait Hook {
-    /// What is at `address`; zero if it cannot be read.
-    ///
-    /// # Safety
-    /// `address` is an argument of this hook, or a field read from one, plus an offset of [`LAYOUT`]; any bit pattern
-    /// is a valid `T`.
-    unsafe fn read<T: Copy>(address: *const T) -> T;
-}
-
-/// The context of a tracepoint that passes the kernel's own arguments.
-pub trait Arguments: Hook {
-    /// The tracepoint's argument `n`.
+/// The context of a hook that passes the kernel's own arguments.
+pub trait Arguments: EbpfContext {
+    /// The hook's argument `n`.
     fn arg<T: Argument>(&self, n: usize) -> T;
-}
-
-impl Arguments for BtfTracePointContext {
-    #[inline(always)]
-    fn arg<T: Argument>(&self, n: usize) -> T {
-        self.arg(n)
-    }
 }
 
 impl Arguments for RawTracePointContext {
@@ -74,27 +55,10 @@ impl Arguments for RawTracePointContext {
     }
 }
 
-impl Hook for BtfTracePointContext {
-    #[inline(always)]
-    unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: a load through a typed pointer, which the verifier has checked against BTF and which the kernel
-        // makes yield zero instead of a fault.
-        unsafe { ptr::read_volatile(address) }
-    }
-}
-
 impl Arguments for FEntryContext {
     #[inline(always)]
     fn arg<T: Argument>(&self, n: usize) -> T {
         self.arg(n)
-    }
-}
-
-impl Hook for FEntryContext {
-    #[inline(always)]
-    unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: as for a BTF tracepoint.
-        unsafe { ptr::read_volatile(address) }
     }
 }
 
@@ -108,14 +72,6 @@ impl Arguments for ProbeContext {
             _ => layout!(regs_third),
         };
         T::from_register(register(self, offset))
-    }
-}
-
-impl Hook for ProbeContext {
-    #[inline(always)]
-    unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: this function's contract.
-        unsafe { read_checked(address) }
     }
 }
 
@@ -147,7 +103,7 @@ impl Returned for TracePointContext {
     fn result(&self) -> i64 {
         let result = event(self).wrapping_add(layout!(sys_exit_ret) as usize);
         // SAFETY: the offset is that of the field in the event that the context points to.
-        unsafe { read_checked(result.cast()) }
+        unsafe { read(result.cast()) }
     }
 }
 
@@ -155,41 +111,25 @@ impl Returned for TracePointContext {
 #[inline(always)]
 fn register(context: &impl EbpfContext, offset: u32) -> u64 {
     // SAFETY: the offset is that of a register in the `struct pt_regs` that the context points to.
-    unsafe { read_checked(context.as_ptr().cast::<u8>().wrapping_add(offset as usize).cast()) }
+    unsafe { read(context.as_ptr().cast::<u8>().wrapping_add(offset as usize).cast()) }
 }
 
-impl Hook for RawTracePointContext {
-    #[inline(always)]
-    unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: this function's contract.
-        unsafe { read_checked(address) }
-    }
-}
-
-impl Hook for TracePointContext {
-    #[inline(always)]
-    unsafe fn read<T: Copy>(address: *const T) -> T {
-        // SAFETY: this function's contract.
-        unsafe { read_checked(address) }
-    }
-}
-
-/// What is at `address`, read with the helper that checks it.
+/// What is at `address`; zero if it cannot be read.
 ///
 /// # Safety
 /// Any bit pattern is a valid `T`.
 #[inline(always)]
-unsafe fn read_checked<T: Copy>(address: *const T) -> T {
+unsafe fn read<T: Copy>(address: *const T) -> T {
     // SAFETY: the helper checks the address; zero is a valid `T` by this function's contract.
     unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
 }
 
 /// The field at an offset of [`LAYOUT`] of the object at an address.
 macro_rules! field {
-    ($hook:ident, $base:expr, $field:ident) => {{
+    ($base:expr, $field:ident) => {{
         let address = $base.wrapping_add(layout!($field) as usize).cast();
-        // SAFETY: `$base` comes from the hook, and the offset is that of the field of its type.
-        unsafe { $hook::read(address) }
+        // SAFETY: a field of the layout is an integer or an address.
+        unsafe { read(address) }
     }};
 }
 
@@ -197,13 +137,13 @@ macro_rules! field {
 macro_rules! object {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        pub struct $name<H>(Address, PhantomData<H>);
+        pub struct $name(Address);
 
-        impl<H: Hook> $name<H> {
+        impl $name {
             /// The object at that address.
             #[inline(always)]
             pub fn at(address: Address) -> Self {
-                Self(address, PhantomData)
+                Self(address)
             }
         }
     };
@@ -234,195 +174,195 @@ object! {
     MemoryCgroup
 }
 
+/// The id of the v2 cgroup that the current task is in.
+#[inline(always)]
+pub fn current_cgroup_id() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
 /// Argument `n` of a system call that begins.
 #[inline(always)]
 pub fn syscall_arg(hook: &TracePointContext, n: usize) -> u64 {
     let args = event(hook).wrapping_add(layout!(sys_enter_args) as usize);
     // SAFETY: the offset is that of the field in the event that the context points to; six arguments follow each other.
-    unsafe { read_checked(args.wrapping_add(n * size_of::<u64>()).cast()) }
+    unsafe { read(args.wrapping_add(n * size_of::<u64>()).cast()) }
 }
 
 /// The file of the cgroup2 file system that the current task has open under that number.
 #[inline(always)]
-pub fn cgroup_file(descriptor: u64) -> Option<KernfsNode<TracePointContext>> {
-    type H = TracePointContext;
-    let files: Address = field!(H, Task::current().0, task_files);
-    let table: Address = field!(H, files, files_fdt);
-    let size: u32 = field!(H, table, fdtable_max_fds);
+pub fn cgroup_file(descriptor: u64) -> Option<KernfsNode> {
+    let files: Address = field!(Task::current().0, task_files);
+    let table: Address = field!(files, files_fdt);
+    let size: u32 = field!(table, fdtable_max_fds);
     if descriptor >= u64::from(size) {
         return None;
     }
-    let slots: Address = field!(H, table, fdtable_fd);
+    let slots: Address = field!(table, fdtable_fd);
     // SAFETY: below the table's size; the helper checks the address in any case.
     let file: Address =
-        unsafe { read_checked(slots.wrapping_add(descriptor as usize * size_of::<Address>()).cast()) };
-    let inode: Address = field!(H, file, file_inode);
-    let super_block: Address = field!(H, inode, inode_sb);
-    let magic: u64 = field!(H, super_block, super_block_magic);
+        unsafe { read(slots.wrapping_add(descriptor as usize * size_of::<Address>()).cast()) };
+    let inode: Address = field!(file, file_inode);
+    let super_block: Address = field!(inode, inode_sb);
+    let magic: u64 = field!(super_block, super_block_magic);
     if magic != CGROUP2_SUPER_MAGIC {
         return None;
     }
-    Some(KernfsNode::at(field!(H, inode, inode_private)))
+    Some(KernfsNode::at(field!(inode, inode_private)))
 }
 
-impl<H: Hook> OpenFile<H> {
+impl OpenFile {
     /// The file itself.
     #[inline(always)]
-    pub fn node(&self) -> KernfsNode<H> {
-        KernfsNode::at(field!(H, self.0, open_file_kn))
+    pub fn node(&self) -> KernfsNode {
+        KernfsNode::at(field!(self.0, open_file_kn))
     }
 }
 
-impl<H: Hook> OomControl<H> {
+impl OomControl {
     /// Whose limit was hit; none: the machine's memory.
     #[inline(always)]
-    pub fn memory_cgroup(&self) -> Option<MemoryCgroup<H>> {
-        let memcg: Address = field!(H, self.0, oom_memcg);
+    pub fn memory_cgroup(&self) -> Option<MemoryCgroup> {
+        let memcg: Address = field!(self.0, oom_memcg);
         (!memcg.is_null()).then(|| MemoryCgroup::at(memcg))
     }
 
     /// Who will be killed.
     #[inline(always)]
-    pub fn chosen(&self) -> Task<H> {
-        Task::at(field!(H, self.0, oom_chosen))
+    pub fn chosen(&self) -> Task {
+        Task::at(field!(self.0, oom_chosen))
     }
 }
 
-impl<H: Hook> MemoryCgroup<H> {
+impl MemoryCgroup {
     /// Its cgroup, of v1's memory hierarchy where that has the controller.
     #[inline(always)]
-    pub fn cgroup(&self) -> Cgroup<H> {
-        Cgroup::at(field!(H, self.0, memcg_cgroup))
+    pub fn cgroup(&self) -> Cgroup {
+        Cgroup::at(field!(self.0, memcg_cgroup))
     }
 
     /// Pages charged, and pages allowed.
     #[inline(always)]
     pub fn usage_and_limit(&self) -> (u64, u64) {
-        (field!(H, self.0, memcg_usage), field!(H, self.0, memcg_max))
+        (field!(self.0, memcg_usage), field!(self.0, memcg_max))
     }
 }
 
-impl<H: Hook> Cgroup<H> {
+impl Cgroup {
     /// Whether it is in the default (v2) hierarchy. Ids are unique within one hierarchy only, and the v1 hierarchies that
     /// may exist beside it are none of our business.
     #[inline(always)]
     pub fn is_v2(&self) -> bool {
-        let root: Address = field!(H, self.0, cgroup_root);
-        let hierarchy: i32 = field!(H, root, cgroup_root_hierarchy_id);
+        let root: Address = field!(self.0, cgroup_root);
+        let hierarchy: i32 = field!(root, cgroup_root_hierarchy_id);
         hierarchy == 0
     }
 
     /// Its directory.
     #[inline(always)]
-    pub fn node(&self) -> KernfsNode<H> {
-        KernfsNode::at(field!(H, self.0, cgroup_kn))
+    pub fn node(&self) -> KernfsNode {
+        KernfsNode::at(field!(self.0, cgroup_kn))
     }
 
     /// Its depth; the hierarchy's root is 0.
     #[inline(always)]
     pub fn level(&self) -> u32 {
-        field!(H, self.0, cgroup_level)
+        field!(self.0, cgroup_level)
     }
 }
 
-impl<H: Hook> KernfsNode<H> {
+impl KernfsNode {
     /// The inode number, which is the cgroup id.
     #[inline(always)]
     pub fn id(&self) -> u64 {
-        field!(H, self.0, kernfs_node_id)
+        field!(self.0, kernfs_node_id)
     }
 
     /// The directory that it is in; the hierarchy's root has none, and an id of 0.
     #[inline(always)]
     pub fn parent_id(&self) -> u64 {
-        let parent: Address = field!(H, self.0, kernfs_node_parent);
+        let parent: Address = field!(self.0, kernfs_node_parent);
         if parent.is_null() { 0 } else { Self::at(parent).id() }
     }
 
     /// The directory that it is in.
     #[inline(always)]
     pub fn parent(&self) -> Self {
-        Self::at(field!(H, self.0, kernfs_node_parent))
+        Self::at(field!(self.0, kernfs_node_parent))
     }
 
-    /// The cgroup whose directory it is. The kernel has it as an untyped pointer, so that it is read like a raw tracepoint's.
+    /// The cgroup whose directory it is.
     #[inline(always)]
-    pub fn cgroup(&self) -> Cgroup<RawTracePointContext> {
-        Cgroup::at(field!(H, self.0, kernfs_node_priv))
+    pub fn cgroup(&self) -> Cgroup {
+        Cgroup::at(field!(self.0, kernfs_node_priv))
     }
 
     /// Its name, a string.
     #[inline(always)]
     pub fn name(&self) -> Address {
-        field!(H, self.0, kernfs_node_name)
+        field!(self.0, kernfs_node_name)
     }
 }
 
-impl Task<TracePointContext> {
+impl Task {
     /// The one that the hook runs in.
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: the helper has no precondition.
         Self::at(unsafe { bpf_get_current_task() } as Address)
     }
-}
 
-impl<H: Hook> Task<H> {
     /// Its process's id in the initial pid namespace.
     #[inline(always)]
     pub fn tgid(&self) -> u32 {
-        field!(H, self.0, task_tgid)
+        field!(self.0, task_tgid)
     }
 
     /// Whether it is its process's first thread, the one that names it.
     #[inline(always)]
     pub fn is_leader(&self) -> bool {
-        let pid: u32 = field!(H, self.0, task_pid);
+        let pid: u32 = field!(self.0, task_pid);
         pid == self.tgid()
     }
 
     #[inline(always)]
     fn leader(&self) -> Self {
-        Self::at(field!(H, self.0, task_group_leader))
+        Self::at(field!(self.0, task_group_leader))
     }
 
-    /// The id of the v2 cgroup that it is in.
+    /// The id of the v2 cgroup that it is in. For the current task, [`current_cgroup_id`] costs less.
     #[inline(always)]
     pub fn cgroup_id(&self) -> u64 {
-        let set: Address = field!(H, self.0, task_cgroups);
-        let cgroup: Address = field!(H, set, css_set_dfl_cgrp);
-        Cgroup::<H>::at(cgroup).node().id()
+        let set: Address = field!(self.0, task_cgroups);
+        let cgroup: Address = field!(set, css_set_dfl_cgrp);
+        Cgroup::at(cgroup).node().id()
     }
 
     /// The inode number of its mount namespace; 0 once it has given up its namespaces.
     #[inline(always)]
     fn mnt_ns(&self) -> u32 {
-        let proxy: Address = field!(H, self.0, task_nsproxy);
+        let proxy: Address = field!(self.0, task_nsproxy);
         if proxy.is_null() {
             return 0;
         }
-        let namespace: Address = field!(H, proxy, nsproxy_mnt_ns);
+        let namespace: Address = field!(proxy, nsproxy_mnt_ns);
         if namespace.is_null() {
             return 0;
         }
-        field!(H, namespace, mnt_namespace_inum)
+        field!(namespace, mnt_namespace_inum)
     }
 
     /// What names its process for good.
     #[inline(always)]
     pub fn key(&self) -> ProcessKey {
-        ProcessKey {
-            start_boottime: field!(H, self.leader().0, task_start_boottime),
-            pid: self.tgid(),
-            pad: 0,
-        }
+        ProcessKey { start_boottime: field!(self.leader().0, task_start_boottime), pid: self.tgid(), pad: 0 }
     }
 
     /// The process that it is a thread of.
     #[inline(always)]
     pub fn process(&self) -> Process {
         let ProcessKey { start_boottime, pid, pad: _ } = self.key();
-        let parent = Self::at(field!(H, self.0, task_real_parent));
+        let parent = Self::at(field!(self.0, task_real_parent));
         Process {
             start_boottime,
             pid,
@@ -446,34 +386,34 @@ impl<H: Hook> Task<H> {
     /// Whether its process is being ended by a signal, or by one of its threads.
     #[inline(always)]
     pub fn is_group_exiting(&self) -> bool {
-        let signal: Address = field!(H, self.0, task_signal);
-        let flags: u32 = field!(H, signal, signal_flags);
+        let signal: Address = field!(self.0, task_signal);
+        let flags: u32 = field!(signal, signal_flags);
         flags & SIGNAL_GROUP_EXIT != 0
     }
 
     /// The user, in the initial user namespace, whom the files and directories that it makes belong to.
     #[inline(always)]
     pub fn fsuid(&self) -> u32 {
-        let cred: Address = field!(H, self.0, task_cred);
-        field!(H, cred, cred_fsuid)
+        let cred: Address = field!(self.0, task_cred);
+        field!(cred, cred_fsuid)
     }
 
     /// How many threads of its process have not begun to exit.
     #[inline(always)]
     pub fn live_threads(&self) -> i32 {
-        let signal: Address = field!(H, self.0, task_signal);
-        field!(H, signal, signal_live)
+        let signal: Address = field!(self.0, task_signal);
+        field!(signal, signal_live)
     }
 
     /// The status that wait(2) gives, by the rule of the kernel's `wait_task_zombie`.
     #[inline(always)]
     pub fn wait_status(&self) -> u32 {
-        let signal: Address = field!(H, self.0, task_signal);
-        let flags: u32 = field!(H, signal, signal_flags);
+        let signal: Address = field!(self.0, task_signal);
+        let flags: u32 = field!(signal, signal_flags);
         if flags & SIGNAL_GROUP_EXIT != 0 {
-            field!(H, signal, signal_group_exit_code)
+            field!(signal, signal_group_exit_code)
         } else {
-            field!(H, self.leader().0, task_exit_code)
+            field!(self.leader().0, task_exit_code)
         }
     }
 }
@@ -490,13 +430,13 @@ pub fn group_dead(hook: &impl Arguments) -> Option<bool> {
 pub fn group_dead_of_event(hook: &TracePointContext) -> Option<bool> {
     let offset = layout!(exit_event_group_dead);
     // SAFETY: the offset is that of the field in the event that the context points to.
-    (offset != ABSENT).then(|| unsafe { read_checked::<u8>(event(hook).wrapping_add(offset as usize)) } != 0)
+    (offset != ABSENT).then(|| unsafe { read::<u8>(event(hook).wrapping_add(offset as usize)) } != 0)
 }
 
 /// The name of the file that a `struct linux_binprm` is about, a string.
 #[inline(always)]
-pub fn binprm_filename<H: Hook>(binprm: Address) -> Address {
-    field!(H, binprm, binprm_filename)
+pub fn binprm_filename(binprm: Address) -> Address {
+    field!(binprm, binprm_filename)
 }
 
 /// The same in the event of the classic tracepoint `sched_process_exec`.
@@ -505,7 +445,7 @@ pub fn exec_filename_of_event(hook: &TracePointContext) -> Address {
     let slot = event(hook).wrapping_add(layout!(exec_event_filename) as usize);
     // A `__data_loc`: the length in the upper half, in the lower the offset from the event's beginning.
     // SAFETY: the offset is that of the field in the event that the context points to.
-    let location: u32 = unsafe { read_checked(slot.cast()) };
+    let location: u32 = unsafe { read(slot.cast()) };
     event(hook).wrapping_add((location & 0xffff) as usize)
 }
 

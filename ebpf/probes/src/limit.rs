@@ -13,7 +13,7 @@ use kwitness_abi::{
 
 use crate::{
     emit::{caller, copy_string, copy_user_text, header, tid},
-    kernel::{Address, Arguments, Hook, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
+    kernel::{Address, Arguments, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
     maps::{
         ANCESTORS, IN_FLIGHT, LIFECYCLE, LIMIT_FILES, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
         within_budget,
@@ -49,13 +49,13 @@ pub fn begins_at_syscall(hook: &TracePointContext) {
 }
 
 #[inline(always)]
-fn write<H: Arguments>(hook: &H, flags: u16) {
-    let file = OpenFile::<H>::at(hook.arg(0)).node();
+fn write(hook: &impl Arguments, flags: u16) {
+    let file = OpenFile::at(hook.arg(0)).node();
     put(&file, hook.arg(1), hook.arg(2), flags);
 }
 
 #[inline(always)]
-fn put<H: Hook>(file: &KernfsNode<H>, text: Address, length: u64, flags: u16) {
+fn put(file: &KernfsNode, text: Address, length: u64, flags: u16) {
     let Some(limit_file) = limit_file(file) else { return };
     let directory = file.parent();
     let id = directory.id();
@@ -115,7 +115,7 @@ fn report(kind: RecordKind, record: &LimitWrite) {
 
 /// The number of a file that is a limit.
 #[inline(always)]
-fn limit_file(file: &KernfsNode<impl Hook>) -> Option<u32> {
+fn limit_file(file: &KernfsNode) -> Option<u32> {
     let mut name: LimitFileName = [0; LIMIT_FILE_NAME_CAP];
     // SAFETY: `name` has that many bytes.
     unsafe { copy_string::<LIMIT_FILE_NAME_CAP>(file.name(), (&raw mut name).cast()) };

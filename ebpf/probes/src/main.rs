@@ -1,7 +1,7 @@
 //! The BPF programs of kwitness: every entry point, and nothing else.
 //!
-//! Each hook has entry points with one body: a BTF tracepoint (`_btf`), the cheapest, and a raw tracepoint (`_raw`) for
-//! kernels that refuse the first. The loader picks one of them.
+//! The tracepoints are raw ones: they pass the kernel's own arguments, and every kernel from 5.10 on takes them. Where a hook
+//! has several entry points with one body, the loader picks one of them.
 //!
 //! # Preemption
 //!
@@ -9,7 +9,7 @@
 //! tracepoints ran with preemption disabled, so that could not happen to us. Since then they are protected by SRCU, and a
 //! task that is preempted within a program makes others on that CPU go unseen. The cgroup tracepoints fire under a spin
 //! lock with interrupts disabled (`TRACE_CGROUP_PATH` of `kernel/cgroup/cgroup-internal.h`), and so does
-//! `sched_wakeup_new`. `sched_process_exec` and `sched_process_exit` do not: they have a third entry point, a classic
+//! `sched_wakeup_new`. `sched_process_exec` and `sched_process_exit` do not: they have a second entry point, a classic
 //! tracepoint (`_event`), for perf disables preemption before it runs a program (`include/trace/perf.h`). Such kernels
 //! get that one.
 //!
@@ -41,42 +41,34 @@ mod oom;
 mod task;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
+    macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
     programs::{
-        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
-        RetProbeContext, TracePointContext,
+        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
     },
 };
 
-/// Two entry points of one body at one tracepoint.
-macro_rules! entry_points {
-    ($($tracepoint:literal => $body:path: $btf:ident, $raw:ident;)*) => {$(
-        #[doc = concat!("`", $tracepoint, "` as a BTF tracepoint.")]
-        #[btf_tracepoint(function = $tracepoint)]
-        pub fn $btf(hook: BtfTracePointContext) -> i32 {
-            $body(&hook);
-            0
-        }
-
-        #[doc = concat!("`", $tracepoint, "` as a raw tracepoint.")]
+/// Entry points at raw tracepoints.
+macro_rules! tracepoints {
+    ($($tracepoint:literal => $body:path: $program:ident;)*) => {$(
+        #[doc = concat!("`", $tracepoint, "`.")]
         #[raw_tracepoint(tracepoint = $tracepoint)]
-        pub fn $raw(hook: RawTracePointContext) -> i32 {
+        pub fn $program(hook: RawTracePointContext) -> i32 {
             $body(&hook);
             0
         }
     )*};
 }
 
-entry_points! {
-    "cgroup_mkdir" => cgroup::mkdir: cgroup_mkdir_btf, cgroup_mkdir_raw;
-    "cgroup_rmdir" => cgroup::rmdir: cgroup_rmdir_btf, cgroup_rmdir_raw;
-    "cgroup_release" => cgroup::release: cgroup_release_btf, cgroup_release_raw;
-    "cgroup_attach_task" => cgroup::attach: cgroup_attach_btf, cgroup_attach_raw;
-    "cgroup_notify_populated" => cgroup::populated: cgroup_populated_btf, cgroup_populated_raw;
-    "sched_wakeup_new" => task::fork: task_fork_btf, task_fork_raw;
-    "sched_process_exec" => task::exec: task_exec_btf, task_exec_raw;
-    "sched_process_exit" => task::exit: task_exit_btf, task_exit_raw;
-    "mark_victim" => oom::marked: oom_kill_btf, oom_kill_raw;
+tracepoints! {
+    "cgroup_mkdir" => cgroup::mkdir: cgroup_mkdir;
+    "cgroup_rmdir" => cgroup::rmdir: cgroup_rmdir;
+    "cgroup_release" => cgroup::release: cgroup_release;
+    "cgroup_attach_task" => cgroup::attach: cgroup_attach;
+    "cgroup_notify_populated" => cgroup::populated: cgroup_populated;
+    "sched_wakeup_new" => task::fork: task_fork;
+    "sched_process_exec" => task::exec: task_exec;
+    "sched_process_exit" => task::exit: task_exit;
+    "mark_victim" => oom::marked: oom_kill;
 }
 
 /// `sched:sched_process_exec` as a classic tracepoint.

@@ -23,8 +23,8 @@ use crate::{
 
 /// `oom_kill_process(oom_control, message)` begins: the kernel has chosen.
 #[inline(always)]
-pub fn begins<H: Arguments>(hook: &H) {
-    let control = OomControl::<H>::at(hook.arg(0));
+pub fn begins(hook: &impl Arguments) {
+    let control = OomControl::at(hook.arg(0));
     let chosen = control.chosen();
     let mut context = OomContext {
         chosen: chosen.key(),
@@ -57,8 +57,8 @@ pub fn ended() {
 
 /// `mark_victim(task, uid)`: the task has been sent its SIGKILL, and is still in its cgroup.
 #[inline(always)]
-pub fn marked<H: Arguments>(hook: &H) {
-    let task = Task::<H>::at(hook.arg(0));
+pub fn marked(hook: &impl Arguments) {
+    let task = Task::at(hook.arg(0));
     let id = task.cgroup_id();
     if TRACKED.get_ptr(id).is_none() {
         return;

@@ -24,7 +24,7 @@
 //!   is created and not started, it would count as the first; the kubelet does not do that.
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
-use aya_ebpf::{helpers::bpf_get_current_cgroup_id, maps::RingBuf, programs::TracePointContext};
+use aya_ebpf::{maps::RingBuf, programs::TracePointContext};
 use aya_log_ebpf::debug;
 use kwitness_abi::{
     FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
@@ -34,7 +34,7 @@ use kwitness_abi::{
 use crate::{
     emit::{copy_string, header},
     kernel::{
-        Address, Arguments, Hook, Task, binprm_filename, exec_filename_of_event, group_dead,
+        Address, Arguments, Task, binprm_filename, current_cgroup_id, exec_filename_of_event, group_dead,
         group_dead_of_event,
     },
     maps::{
@@ -52,15 +52,13 @@ const BPF_NOEXIST: u64 = aya_ebpf::bindings::BPF_NOEXIST as u64;
 /// Not `sched_process_fork`, a moment earlier: that runs where it can be preempted (see the crate's description), this
 /// under the lock of a run queue.
 #[inline(always)]
-pub fn fork<H: Arguments>(hook: &H) {
-    let child = Task::<H>::at(hook.arg(0));
+pub fn fork(hook: &impl Arguments) {
+    let child = Task::at(hook.arg(0));
     let id = child.cgroup_id();
     if TRACKED.get_ptr(id).is_none() || !child.is_leader() {
         return;
     }
-    // SAFETY: the helper has no precondition.
-    let parents = unsafe { bpf_get_current_cgroup_id() };
-    if parents == id {
+    if current_cgroup_id() == id {
         emit_fork(&FORKS, id, 0, &child);
     } else {
         emit_fork(&LIFECYCLE, id, FLAG_ENTERED, &child);
@@ -68,27 +66,27 @@ pub fn fork<H: Arguments>(hook: &H) {
 }
 
 #[inline(always)]
-fn emit_fork<H: Hook>(ring: &RingBuf, id: u64, flags: u16, child: &Task<H>) {
+fn emit_fork(ring: &RingBuf, id: u64, flags: u16, child: &Task) {
     let Some(mut entry) = reserve::<TaskFork>(ring, RecordKind::TaskFork) else { return };
     entry.write(TaskFork { header: header(RecordKind::TaskFork, id, flags), child: child.process() });
     entry.submit(if flags == 0 { wakeup_if_filling(&FORKS) } else { 0 });
 }
 
-/// `sched_process_exec(task, old_pid, binprm)`: the task runs the new program.
+/// `sched_process_exec(task, old_pid, binprm)`: the task, the current one, runs the new program.
 #[inline(always)]
-pub fn exec<H: Arguments>(hook: &H) {
-    executed(&Task::<H>::at(hook.arg(0)), || binprm_filename::<H>(hook.arg(2)));
+pub fn exec(hook: &impl Arguments) {
+    executed(&Task::at(hook.arg(0)), || binprm_filename(hook.arg(2)));
 }
 
-/// The same from the classic tracepoint's event; the task is the current one.
+/// The same from the classic tracepoint's event.
 #[inline(always)]
 pub fn exec_event(hook: &TracePointContext) {
     executed(&Task::current(), || exec_filename_of_event(hook));
 }
 
 #[inline(always)]
-fn executed<H: Hook>(task: &Task<H>, filename: impl FnOnce() -> Address) {
-    let id = task.cgroup_id();
+fn executed(task: &Task, filename: impl FnOnce() -> Address) {
+    let id = current_cgroup_id();
     let Some(tracked) = TRACKED.get_ptr_mut(id) else { return };
     let process = task.process();
     let filename = filename();
@@ -131,22 +129,22 @@ fn emit_exec(ring: &RingBuf, id: u64, flags: u16, process: Process, filename: Ad
     entry.submit(wakeup(flags));
 }
 
-/// `sched_process_exit(task)`, with `bool group_dead` on newer kernels: the task is still in its cgroup, and its exit
+/// `sched_process_exit(task)`, with `bool group_dead` on newer kernels: the task, the current one, is still in its cgroup, and its exit
 /// code is set.
 #[inline(always)]
-pub fn exit<H: Arguments>(hook: &H) {
-    exited(&Task::<H>::at(hook.arg(0)), || group_dead(hook));
+pub fn exit(hook: &impl Arguments) {
+    exited(&Task::at(hook.arg(0)), || group_dead(hook));
 }
 
-/// The same from the classic tracepoint's event; the task is the current one.
+/// The same from the classic tracepoint's event.
 #[inline(always)]
 pub fn exit_event(hook: &TracePointContext) {
     exited(&Task::current(), || group_dead_of_event(hook));
 }
 
 #[inline(always)]
-fn exited<H: Hook>(task: &Task<H>, group_dead: impl FnOnce() -> Option<bool>) {
-    let id = task.cgroup_id();
+fn exited(task: &Task, group_dead: impl FnOnce() -> Option<bool>) {
+    let id = current_cgroup_id();
     if TRACKED.get_ptr(id).is_none() || !is_last_thread(task, group_dead()) {
         return;
     }
@@ -163,7 +161,7 @@ fn exited<H: Hook>(task: &Task<H>, group_dead: impl FnOnce() -> Option<bool>) {
 /// Where the tracepoint does not say so, `signal->live` does, but not only to one: two threads may both have counted it
 /// down before either arrives here, so only one of them may report.
 #[inline(always)]
-fn is_last_thread<H: Hook>(task: &Task<H>, group_dead: Option<bool>) -> bool {
+fn is_last_thread(task: &Task, group_dead: Option<bool>) -> bool {
     match group_dead {
         Some(dead) => dead,
         None => task.live_threads() == 0 && EXITED.insert(task.key(), 0, BPF_NOEXIST).is_ok(),
@@ -171,7 +169,7 @@ fn is_last_thread<H: Hook>(task: &Task<H>, group_dead: Option<bool>) -> bool {
 }
 
 #[inline(always)]
-fn emit_exit<H: Hook>(ring: &RingBuf, id: u64, flags: u16, task: &Task<H>) {
+fn emit_exit(ring: &RingBuf, id: u64, flags: u16, task: &Task) {
     let Some(mut entry) = reserve::<TaskExit>(ring, RecordKind::TaskExit) else { return };
     entry.write(TaskExit {
         header: header(RecordKind::TaskExit, id, flags),

@@ -68,7 +68,7 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
     let loaded = Arc::clone(loaded);
     cases.push(Case::new("fanotify_reports_who_wrote_which_limit", move |ctx| {
         let parent = &ctx.environment.cgroup_directory();
-        loaded.with(HookKind::BtfTracepoint, parent, |session| noticed(session, parent))
+        loaded.with(HookKind::RawTracepoint, parent, |session| noticed(session, parent))
     }));
     Ok(cases)
 }

@@ -153,11 +153,11 @@ mod tests {
             capabilities: vec![proto::Capability {
                 name: "task_exec".into(),
                 vital: true,
-                hook: "tp_btf:sched_process_exec".into(),
+                hook: "raw_tp:sched_process_exec".into(),
                 ..Default::default()
             }],
             programs: vec![proto::ProgramStats {
-                name: "task_exec_btf".into(),
+                name: "task_exec".into(),
                 run_count: Some(4),
                 run_time_ns: Some(1000),
                 recursion_misses: None,

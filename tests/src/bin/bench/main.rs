@@ -78,7 +78,7 @@ enum Helper {
     Attach {
         /// The cgroup tree.
         tree: PathBuf,
-        /// The programs, each with how and where it is attached (`tp_btf:cgroup_mkdir:cgroup_mkdir_btf`).
+        /// The programs, each with how and where it is attached (`raw_tp:cgroup_mkdir:cgroup_mkdir`).
         hooks: Vec<String>,
     },
     /// Answers health checks.

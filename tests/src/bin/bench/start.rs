@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, RawTracePoint, TracePoint};
+use aya::programs::{FEntry, FExit, KProbe, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kwitness_agent::probe::{Loaded, OBJECT, Settings, kernel_layout};
 
@@ -75,11 +75,6 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, hook: &str) -> Result<()> {
     };
     let program = ebpf.program_mut(program).context("no such program")?;
     match (kind, is_return == "true") {
-        ("tp_btf", _) => {
-            let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(target, btf)?;
-            program.attach()?;
-        }
         ("raw_tp", _) => {
             let program: &mut RawTracePoint = program.try_into()?;
             program.load()?;

@@ -176,7 +176,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "kernel.excluded_hooks",
-        expects: "a list of programs (\"task_exec_btf\") or kinds of hook (\"tp_btf\")",
+        expects: "a list of programs (\"task_exec_event\") or kinds of hook (\"raw_tp\")",
         default: Some("[]"),
         doc: "Hooks not to be used: the next best one takes its place.",
         apply: |config, value| {

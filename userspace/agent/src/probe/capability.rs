@@ -10,16 +10,14 @@ use super::layout::{self, Field};
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HookKind {
-    /// A BTF tracepoint: the program reads the kernel's structures with plain loads.
-    BtfTracepoint,
-    /// A raw tracepoint: the same arguments, read with a helper; about four times the cost of a program run.
+    /// A raw tracepoint: the kernel's own arguments.
     RawTracepoint,
     /// A classic tracepoint: a copied event instead of the arguments, the dearest. Needs tracefs. The kernel runs it with
-    /// preemption disabled, also where it no longer does so for the others.
+    /// preemption disabled, also where it no longer does so for raw ones.
     Tracepoint,
-    /// A function's entry and return, each with a program of its own, by fentry and fexit: plain loads.
+    /// A function's entry and return, each with a program of its own, by fentry and fexit.
     Fentry,
-    /// The same by kprobe and kretprobe, for kernels or machines without fentry: read with a helper.
+    /// The same by kprobe and kretprobe, for kernels or machines without fentry.
     Kprobe,
     /// A system call's beginning and end, by the classic tracepoints of that call: for kernels that allow no program at a function.
     /// It runs at each such call on the node, and is used only if the settings ask for it.
@@ -28,21 +26,14 @@ pub enum HookKind {
 
 impl HookKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
-        Self::BtfTracepoint,
-        Self::RawTracepoint,
-        Self::Tracepoint,
-        Self::Fentry,
-        Self::Kprobe,
-        Self::Syscall,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::RawTracepoint, Self::Tracepoint, Self::Fentry, Self::Kprobe, Self::Syscall];
     /// Those that are at tracepoints.
-    pub const TRACEPOINTS: [Self; 3] = [Self::BtfTracepoint, Self::RawTracepoint, Self::Tracepoint];
+    pub const TRACEPOINTS: [Self; 2] = [Self::RawTracepoint, Self::Tracepoint];
 
     /// The usual short name.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::BtfTracepoint => "tp_btf",
             Self::RawTracepoint => "raw_tp",
             Self::Tracepoint => "tp",
             Self::Fentry => "fentry",
@@ -162,9 +153,8 @@ impl PartialEq for Capability {
 impl Eq for Capability {}
 
 macro_rules! hooks {
-    ($btf:literal, $raw:literal $(, + $more:ident)* $(, $event:literal $(+ $field:ident)*)?) => {
+    ($raw:literal $(, + $more:ident)* $(, $event:literal $(+ $field:ident)*)?) => {
         &[
-            Hook { kind: HookKind::BtfTracepoint, program: $btf, at_return: None, fields: &[$(&layout::$more),*] },
             Hook { kind: HookKind::RawTracepoint, program: $raw, at_return: None, fields: &[$(&layout::$more),*] },
             $(Hook { kind: HookKind::Tracepoint, program: $event, at_return: None, fields: &[$(&layout::$field),*] })?
         ]
@@ -225,7 +215,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Vital,
         cost_of_missing: "exit codes and signals of processes",
         target: "sched_process_exit",
-        hooks: hooks!("task_exit_btf", "task_exit_raw", "task_exit_event"),
+        hooks: hooks!("task_exit", "task_exit_event"),
         fields: process_fields!(
             TASK_SIGNAL,
             TASK_EXIT_CODE,
@@ -240,8 +230,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         cost_of_missing: "when a container's own program starts, and what is executed in it",
         target: "sched_process_exec",
         hooks: hooks!(
-            "task_exec_btf",
-            "task_exec_raw",
+            "task_exec",
             +BINPRM_FILENAME,
             "task_exec_event" + EXEC_EVENT_FILENAME
         ),
@@ -252,7 +241,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Optional,
         cost_of_missing: "processes that a container makes, and entries by CLONE_INTO_CGROUP before they exec",
         target: "sched_wakeup_new",
-        hooks: hooks!("task_fork_btf", "task_fork_raw"),
+        hooks: hooks!("task_fork"),
         fields: process_fields!(),
     },
     Capability {
@@ -320,7 +309,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Optional,
         cost_of_missing: "which processes are OOM-killed",
         target: "mark_victim",
-        hooks: hooks!("oom_kill_btf", "oom_kill_raw"),
+        hooks: hooks!("oom_kill"),
         fields: process_fields!(),
     },
     Capability {
@@ -328,7 +317,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Optional,
         cost_of_missing: "who moves a process into a container, and when",
         target: "cgroup_attach_task",
-        hooks: hooks!("cgroup_attach_btf", "cgroup_attach_raw"),
+        hooks: hooks!("cgroup_attach"),
         fields: process_fields!(CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID),
     },
     Capability {
@@ -336,7 +325,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Vital,
         cost_of_missing: "when a container stops",
         target: "cgroup_notify_populated",
-        hooks: hooks!("cgroup_populated_btf", "cgroup_populated_raw"),
+        hooks: hooks!("cgroup_populated"),
         fields: cgroup_fields!(KERNFS_NODE_PARENT),
     },
     Capability {
@@ -344,7 +333,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Vital,
         cost_of_missing: "when a removed cgroup may be forgotten: the set of tracked cgroups would fill up",
         target: "cgroup_release",
-        hooks: hooks!("cgroup_release_btf", "cgroup_release_raw"),
+        hooks: hooks!("cgroup_release"),
         fields: cgroup_fields!(),
     },
     Capability {
@@ -352,7 +341,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Vital,
         cost_of_missing: "when a container is deleted, and by whom",
         target: "cgroup_rmdir",
-        hooks: hooks!("cgroup_rmdir_btf", "cgroup_rmdir_raw"),
+        hooks: hooks!("cgroup_rmdir"),
         fields: cgroup_fields!(),
     },
     Capability {
@@ -360,7 +349,7 @@ pub static CAPABILITIES: [Capability; 11] = [
         importance: Importance::Vital,
         cost_of_missing: "that a container exists",
         target: "cgroup_mkdir",
-        hooks: hooks!("cgroup_mkdir_btf", "cgroup_mkdir_raw"),
+        hooks: hooks!("cgroup_mkdir"),
         fields: cgroup_fields!(CGROUP_LEVEL, KERNFS_NODE_NAME, KERNFS_NODE_PARENT, TASK_CRED, CRED_FSUID),
     },
 ];

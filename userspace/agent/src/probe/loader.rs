@@ -19,7 +19,7 @@ use std::fs;
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{HashMap, MapError, lpm_trie::Key, lpm_trie::LpmTrie},
-    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
     sys::SyscallError,
 };
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
@@ -255,9 +255,6 @@ impl Chooser {
             return Err(Reason::MissingFields(missing));
         }
         let loaded = hook.programs().try_for_each(|name| match hook.kind {
-            HookKind::BtfTracepoint => {
-                program::<BtfTracePoint>(ebpf, name)?.load(capability.target, &self.btf)
-            }
             HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.load(),
             HookKind::Tracepoint | HookKind::Syscall => program::<TracePoint>(ebpf, name)?.load(),
             HookKind::Fentry if name == hook.program => {
@@ -272,7 +269,6 @@ impl Chooser {
 
 fn attach(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook) -> std::result::Result<(), Reason> {
     let attached = hook.programs().try_for_each(|name| match hook.kind {
-        HookKind::BtfTracepoint => program::<BtfTracePoint>(ebpf, name)?.attach().map(drop),
         HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(capability.target).map(drop),
         HookKind::Tracepoint => {
             program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, capability.target).map(drop)
@@ -286,7 +282,7 @@ fn attach(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook) -> std::result:
         }
     });
     let call = match hook.kind {
-        HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
+        HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
         HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
     };
     attached.map_err(|error| refused(ebpf, capability, hook, error, call))
@@ -297,7 +293,7 @@ fn refused(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook, error: Program
     for name in hook.programs() {
         // One that is not loaded needs no unloading.
         let _ = match hook.kind {
-            HookKind::BtfTracepoint | HookKind::RawTracepoint | HookKind::Tracepoint => Ok(()),
+            HookKind::RawTracepoint | HookKind::Tracepoint => Ok(()),
             HookKind::Fentry if name == hook.program => {
                 program::<FEntry>(ebpf, name).and_then(FEntry::unload)
             }

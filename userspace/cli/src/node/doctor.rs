@@ -355,7 +355,7 @@ mod tests {
                     name: "task_exec".into(),
                     vital: true,
                     refused: vec![
-                        "task_exec_btf (tp_btf): excluded".into(),
+                        "task_exec (raw_tp): excluded".into(),
                         "task_exec_raw (raw_tp): refused".into(),
                     ],
                     cost: "when a program starts".into(),
