@@ -105,6 +105,15 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     ])
 }
 
+/// The bytes of a process that no file backs: what is its own, whoever else runs the same program.
+pub(crate) fn anonymous(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let kilobytes = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+    let kilobytes = kilobytes.with_context(|| format!("{path} has no RssAnon"))?;
+    Ok(kilobytes.parse::<f64>().with_context(|| format!("{path}: `{kilobytes}`"))? * 1024.0)
+}
+
 /// The bytes of a process that are in memory, without what it maps of the kernel's rings.
 pub(crate) fn resident(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps");
