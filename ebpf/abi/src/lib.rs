@@ -60,7 +60,7 @@ pub enum RecordKind {
     LimitWriteBegan = 9,
     /// A write to a limit file has returned: [`LimitWrite`].
     LimitWriteReturned = 10,
-    /// A process in a tracked cgroup was killed for want of memory: [`OomKill`].
+    /// A process in a tracked cgroup was OOM-killed: [`OomKill`].
     OomKill = 11,
 }
 

@@ -1,4 +1,4 @@
-//! Records about limits: writes to a cgroup's limit files, and kills for want of memory.
+//! Records about limits: writes to a cgroup's limit files, and OOM kills.
 
 use crate::{Actor, COMM_LEN, Header, Process, ProcessKey};
 
@@ -62,7 +62,7 @@ pub struct LimitWrite {
     pub value: [u8; VALUE_CAP],
 }
 
-/// The kernel killed a process of a tracked cgroup for want of memory.
+/// The kernel OOM-killed a process of a tracked cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OomKill {

@@ -19,7 +19,7 @@
 //! - [`cgroup`]: the life of cgroups, and the tracked set
 //! - [`task`]: the life of processes in tracked cgroups
 //! - [`limit`]: writes to limit files
-//! - [`oom`]: kills for want of memory
+//! - [`oom`]: OOM kills
 //! - [`kernel`]: reading the kernel's structures
 //! - [`maps`]: every map, and the rings' rules
 //!

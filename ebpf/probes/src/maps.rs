@@ -54,7 +54,7 @@ pub static TASKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static READER_WAITS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Forks inside a container. A ring of their own because nobody waits for them: a record that was committed without a
+/// Forks inside a container. A ring of their own because no reader waits for them: a record that was committed without a
 /// wake-up would keep the records behind it from waking the reader, too, as the kernel wakes only for the record at the
 /// consumer's position.
 #[map]

@@ -1,4 +1,4 @@
-//! Kills for want of memory.
+//! OOM kills.
 //!
 //! | Hook | Reports |
 //! |---|---|

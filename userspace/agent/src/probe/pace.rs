@@ -222,7 +222,7 @@ impl ReaderWaits {
 
 impl Drop for ReaderWaits {
     fn drop(&mut self) {
-        // SAFETY: the mapping made above, which nobody uses any more. It cannot fail with these arguments.
+        // SAFETY: the mapping made above, which is not used any more. It cannot fail with these arguments.
         let _ = unsafe { munmap(self.address, Self::BYTES.get()) };
     }
 }

@@ -153,7 +153,7 @@ impl Running {
             Next::Wait => {}
         }
         pace.waits().set();
-        // What was recorded before that wakes nobody: a last look.
+        // What was recorded before that wakes no reader: a last look.
         let [.., tasks] = rings;
         if Merging::new(tasks.get_mut()).head_time().is_none() {
             any_readable(rings).await?;
