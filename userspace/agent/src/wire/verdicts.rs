@@ -22,7 +22,7 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
         desired: judged.desired.iter().map(|of| desired_limit(of, clock)).collect(),
         compared_with: judgement
             .desired
-            .map_or(proto::Source::Unspecified, |claim| source(claim.source))
+            .map_or(proto::Source::Unspecified, |desired| source(desired.source))
             .into(),
         disagreeing: judgement.disagreeing.iter().map(|of| source(*of).into()).collect(),
         tolerance: judgement.tolerance.map_or(proto::Tolerance::Unspecified, tolerance).into(),
