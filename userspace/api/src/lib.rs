@@ -1,15 +1,19 @@
-//! The API of kwitness for its clients: the messages of `kwitness.v1alpha1` with their canonical JSON, and the client.
+//! The API of kwitness for its clients: the messages of `kwitness.v1alpha1` with their canonical JSON, the
+//! client, and recordings that answer like a daemon.
 //!
 //! Builds on any operating system. Owns nothing of a node: the daemon is known by its socket alone.
 
 pub mod client;
 mod event_kind;
+pub mod recording;
+mod source;
 pub mod text;
 mod timestamp;
 pub mod transport;
 
 pub use client::Client;
 pub use event_kind::{EventKind, UnknownKind};
+pub use source::{Error as SourceError, Events, Source};
 pub use timestamp::Timestamp;
 
 /// Where the daemon listens by default.

@@ -11,7 +11,7 @@ use kwitness_api::proto::wanted::{Cpu, Memory};
 
 use crate::complete;
 use crate::examples;
-use crate::options::{CONNECTION, FILTERS, Filter, Label, OUTPUT, Output, TimeOptions};
+use crate::options::{CONNECTION, FILTERS, Filter, From, Label, OUTPUT, Output, TimeOptions};
 use crate::text::Moment;
 
 /// See what the kernel did to the containers of this node.
@@ -51,6 +51,9 @@ pub enum Command {
     /// Show daemon version, health, hooks and counters
     #[command(after_help = examples::of("status"))]
     Status(Status),
+    /// Record events to a file that --file reads
+    #[command(after_help = examples::of("record"))]
+    Record(crate::record::Record),
     #[cfg(node)]
     #[command(flatten)]
     Node(crate::node::Command),
@@ -88,15 +91,18 @@ pub struct Events {
     /// Show only events of this kind
     #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds(), help_heading = FILTERS)]
     pub kind: Vec<EventKind>,
-    /// Start with past events: an age ("5m", "1h30m") or a time (RFC 3339), as far back as the daemon keeps events
+    /// Start with past events: an age ("5m", "1h30m") or a time (RFC 3339), as far back as the daemon keeps
+    /// events; in a recording, ages count back from its end
     #[arg(long, value_name = "WHEN", help_heading = FILTERS)]
     pub since: Option<Moment>,
     /// Exit after past events have been shown; without --since, all that the daemon keeps
     #[arg(long, help_heading = FILTERS)]
     pub no_follow: bool,
     /// Keep running and show events as they happen (the default)
-    #[arg(long, short = 'f', conflicts_with = "no_follow", help_heading = FILTERS)]
+    #[arg(long, short = 'f', conflicts_with_all = ["no_follow", "file"], help_heading = FILTERS)]
     pub follow: bool,
+    #[command(flatten)]
+    pub from: From,
     #[command(flatten)]
     pub times: TimeOptions,
     #[command(flatten)]
@@ -111,11 +117,13 @@ pub struct Ps {
     #[arg(long, short = 'a', help_heading = FILTERS)]
     pub all: bool,
     /// Keep running and print containers as they change
-    #[arg(long, short = 'w', help_heading = OUTPUT)]
+    #[arg(long, short = 'w', conflicts_with = "file", help_heading = OUTPUT)]
     pub watch: bool,
     /// Print no headings
     #[arg(long, help_heading = OUTPUT)]
     pub no_headers: bool,
+    #[command(flatten)]
+    pub from: From,
     #[command(flatten)]
     pub output: Output,
 }
@@ -140,21 +148,23 @@ pub struct Verify {
     pub label: Vec<Label>,
     /// The memory limit that each container should have ("512Mi"), or "max" for none; by default, what the kubelet or the
     /// runtime wants
-    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::memory)]
+    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::memory, conflicts_with = "file")]
     pub memory: Option<Memory>,
     /// The CPU limit that each container should have ("500m", "1.5"), or "max" for none; by default, what the kubelet or the
     /// runtime wants
-    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::cpu)]
+    #[arg(long, value_name = "QUANTITY", value_parser = crate::quantities::cpu, conflicts_with = "file")]
     pub cpu: Option<Cpu>,
     /// Wait up to this long for all limits to take effect ("10s"), at most 10m
-    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::wait, default_value = "0s", conflicts_with = "watch")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::wait, default_value = "0s", conflicts_with_all = ["watch", "file"])]
     pub wait: Duration,
     /// Measure for this long whether usage keeps to the limits, by the kernel's own counters ("5s"), at most 1m
-    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::prove, conflicts_with = "watch")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::quantities::prove, conflicts_with_all = ["watch", "file"])]
     pub prove: Option<Duration>,
     /// Keep running and print verdicts as they change
-    #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu"], help_heading = OUTPUT)]
+    #[arg(long, short = 'w', conflicts_with_all = ["memory", "cpu", "file"], help_heading = OUTPUT)]
     pub watch: bool,
+    #[command(flatten)]
+    pub from: From,
     #[command(flatten)]
     pub times: TimeOptions,
     #[command(flatten)]
@@ -264,11 +274,22 @@ mod tests {
             "logs -f web-0",
             "top",
             "ps --socket unix:///run/kwitness/kwitness.sock --color never",
+            "ps --file x --at 30s",
+            "verify web-0 --file x",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
         }
-        for line in ["events -f --no-follow", "ps -A -n prod", "verify", "verify --all web-0", "ps -l a=b=c"]
-        {
+        for line in [
+            "events -f --no-follow",
+            "events -f --file x",
+            "ps -w --file x",
+            "ps --at 5m",
+            "verify -A --file x --wait 1s",
+            "ps -A -n prod",
+            "verify",
+            "verify --all web-0",
+            "ps -l a=b=c",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -1,25 +1,34 @@
-//! The connection to the daemon, and the little runtime that a client needs.
+//! The connection to the daemon or to a recording, and the little runtime that a client needs.
 
 use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use kwitness_api::Client;
+use chrono::{DateTime, Utc};
 use kwitness_api::client::{Address, Error, Item};
+use kwitness_api::recording::Recording;
+use kwitness_api::{Client, Source, SourceError, Timestamp};
 
 use crate::exit::Code;
+use crate::options::From;
 use crate::output::note;
+use crate::text::Moment;
 
 /// Runs a client until it ends, or Ctrl-C.
 pub fn run(client: impl Future<Output = anyhow::Result<Code>>) -> anyhow::Result<Code> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(async {
+    run_to_its_end(async {
         tokio::select! {
             done = client => done,
             _ = tokio::signal::ctrl_c() => Ok(Code::Interrupted),
         }
     })
+}
+
+/// Runs a client that handles signals itself.
+pub fn run_to_its_end(client: impl Future<Output = anyhow::Result<Code>>) -> anyhow::Result<Code> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(client)
 }
 
 /// The address that was named, or the default one.
@@ -58,6 +67,38 @@ impl Outage {
             Item::Events(_) | Item::Snapshot(_) => None,
         }
     }
+}
+
+/// Opens what the options name: a recording, or else the daemon. What a recording does not have is noted.
+pub async fn open(named: Option<OsString>, from: &From) -> Result<Source, SourceError> {
+    let Some(file) = &from.file else { return Ok(Source::Live(connect(named).await?)) };
+    let mut recording = Recording::open(file, None).await?;
+    let until = from.at.map(|at| at.before(end(&recording)));
+    if until.is_some() {
+        recording = Recording::open(file, until).await?;
+    }
+    if let Some(torn) = recording.torn() {
+        note(&format!("{} was cut short; everything before that is shown", torn.display()));
+    }
+    if recording.known_since().is_none() {
+        note("the recording has no snapshot before that time: only containers with events are known");
+    }
+    Ok(Source::Recorded(Box::new(recording)))
+}
+
+/// The end of a recording; now, if there is nothing in it.
+fn end(recording: &Recording) -> DateTime<Utc> {
+    recording.span().and_then(|(_, last)| last.to_utc()).unwrap_or_else(Utc::now)
+}
+
+/// What ages are relative to: now, or the end of a recording.
+pub fn now(source: &Source) -> DateTime<Utc> {
+    source.recording().map_or_else(Utc::now, end)
+}
+
+/// A time relative to [`now`].
+pub fn moment(source: &Source, moment: Moment) -> Timestamp {
+    moment.before(now(source))
 }
 
 /// Connects.

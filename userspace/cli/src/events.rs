@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 
-use kwitness_api::client::{Client, Error, Item};
-use kwitness_api::{Timestamp, proto};
+use kwitness_api::client::Item;
+use kwitness_api::{Source, SourceError, Timestamp, proto};
 
 use crate::args::Events;
-use crate::connect::{Outage, connect};
+use crate::connect::{self, Outage};
 use crate::describe::{detail, kind, names_of, word};
-use crate::exit::Code;
+use crate::exit::{Code, NotHere};
 use crate::output::{Format, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
@@ -16,21 +16,26 @@ use crate::text::UNKNOWN;
 use crate::time::Times;
 
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
-    let Events { filter, kind, since, no_follow, times, output, .. } = options;
-    let mut client = connect(socket).await?;
-    let (selected, not_here) = match select::resolve(&mut client, &filter).await? {
+    let Events { filter, kind, since, no_follow, from, times, output, .. } = options;
+    let mut source = connect::open(socket, &from).await?;
+    let (selected, not_here) = match select::resolve(&mut source, &filter).await? {
         Ok(selected) => (selected, None),
         Err((not_here, literally)) => (literally, Some(not_here)),
     };
     let kinds = kind.into_iter().map(i32::from).collect();
     let mut request = proto::WatchRequest {
         filter: Some(proto::Filter { kinds, ..selected }),
-        since: since.map(|since| since.to_timestamp()).or(no_follow.then_some(Timestamp::default())),
+        since: since
+            .map(|since| connect::moment(&source, since))
+            .or(no_follow.then_some(Timestamp::default())),
         ..Default::default()
     };
     let mut printer = Printer::new(output.output, times.shown(output.output), !filter.is_one_namespace());
+    if source.recording().is_some() {
+        return recorded(&source, request, printer, not_here).await;
+    }
     if request.since.is_some() {
-        let (events, position) = history(&mut client, request.clone()).await?;
+        let (events, position) = history(&source, request.clone()).await?;
         if let Some(not_here) = not_here.clone().filter(|_| no_follow && events.is_empty()) {
             return Err(not_here.into());
         }
@@ -46,8 +51,8 @@ pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Co
     if !filter.label.is_empty() {
         note("following the pods that have the label now");
     }
-    let mut watch = client.watch(request).await?;
-    printer.begin(&mut client).await?;
+    let mut watch = source.watch(request).await?;
+    printer.begin(&mut source).await?;
     let mut outage = Outage::default();
     while let Some(item) = watch.next().await? {
         outage.note(&item);
@@ -58,13 +63,34 @@ pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Co
     Ok(Code::Success)
 }
 
+/// What a recording has, a batch at a time.
+async fn recorded(
+    source: &Source,
+    request: proto::WatchRequest,
+    mut printer: Printer,
+    not_here: Option<NotHere>,
+) -> anyhow::Result<Code> {
+    let mut events = source.watch(request).await?;
+    let mut is_empty = true;
+    while let Some(item) = events.next().await? {
+        if let Item::Events(events) = item {
+            is_empty = false;
+            printer.events(&events)?;
+        }
+    }
+    match not_here.filter(|_| is_empty) {
+        Some(not_here) => Err(not_here.into()),
+        None => Ok(Code::Success),
+    }
+}
+
 /// What the daemon has recorded, with the names that are known by now, and where it ends.
 async fn history(
-    client: &mut Client,
+    source: &Source,
     request: proto::WatchRequest,
-) -> Result<(Vec<proto::Event>, Option<proto::Position>), Error> {
+) -> Result<(Vec<proto::Event>, Option<proto::Position>), SourceError> {
     let request = proto::WatchRequest { no_follow: true, resolve_names: true, ..request };
-    let mut watch = client.watch(request).await?;
+    let mut watch = source.watch(request).await?;
     let mut events = Vec::new();
     while let Some(item) = watch.next().await? {
         if let Item::Events(batch) = item {
@@ -95,11 +121,11 @@ impl Printer {
     }
 
     /// Prints the headings, with room for the pods that are here; nothing if they stand already.
-    async fn begin(&mut self, client: &mut Client) -> anyhow::Result<()> {
+    async fn begin(&mut self, source: &mut Source) -> anyhow::Result<()> {
         if self.begun || !matches!(self.format, Format::Table | Format::Wide) {
             return Ok(());
         }
-        let here = client.list(proto::Filter::default()).await?.containers;
+        let here = source.list(proto::Filter::default()).await?.containers;
         let event = |container| proto::Event { container, ..Default::default() };
         let mut rows: Vec<_> = here.into_iter().map(|state| self.row(&event(state.container))).collect();
         // They have no detail: it takes what is left of the line.

@@ -39,6 +39,15 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "record",
+        &[
+            ("kwitness record -o node.kwr --zstd", "until Ctrl-C; run it again to continue"),
+            ("kwitness record -o incident.kwr --since 1h --no-follow", "save what the daemon still has"),
+            ("kwitness events --file incident.kwr --kind oom", "what happened then"),
+            ("kwitness ps --file incident.kwr --at 2026-01-02T12:30:00Z", "the containers at that time"),
+        ],
+    ),
+    (
         "daemon",
         &[
             ("kwitness daemon", "with /etc/kwitness/config.toml, if it exists"),

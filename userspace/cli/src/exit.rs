@@ -2,6 +2,7 @@
 
 use std::io;
 
+use kwitness_api::SourceError;
 use kwitness_api::client::{Address, Error as ClientError};
 use kwitness_api::proto::VerdictKind;
 
@@ -100,7 +101,11 @@ pub fn code(done: anyhow::Result<Code>) -> Code {
     if error.chain().any(closed) {
         return Code::Success;
     }
-    match error.downcast_ref::<ClientError>() {
+    let of_source = error.downcast_ref::<SourceError>().and_then(|error| match error {
+        SourceError::Client(error) => Some(error),
+        SourceError::Recording(_) => None,
+    });
+    match of_source.or_else(|| error.downcast_ref::<ClientError>()) {
         Some(ClientError::Unreachable { .. }) => {
             note(&format!(
                 "{error}; start one with `kwitness daemon`, or name its socket with --socket or KWITNESS_SOCKET"
@@ -172,6 +177,8 @@ mod tests {
         let address = Address::Unix("/x".into());
         let unreachable = ClientError::Unreachable { address: address.clone(), reason: "gone".into() };
         assert_eq!(code(Err(unreachable.into())), Code::Unreachable);
+        let unreachable = ClientError::Unreachable { address: address.clone(), reason: "gone".into() };
+        assert_eq!(code(Err(SourceError::Client(unreachable).into())), Code::Unreachable);
         assert_eq!(code(Err(ClientError::PermissionDenied { address }.into())), Code::Denied);
         assert_eq!(code(Err(NotHere("no pod".into()).into())), Code::NotHere);
     }

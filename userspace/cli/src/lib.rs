@@ -20,6 +20,7 @@ mod options;
 mod output;
 mod ps;
 mod quantities;
+mod record;
 mod select;
 mod status;
 mod table;
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Ps(options) => connect::run(ps::run(socket, options)),
         Command::Verify(options) => connect::run(verify::run(socket, options)),
         Command::Status(options) => connect::run(status::run(socket, options)),
+        Command::Record(options) => connect::run_to_its_end(record::run(socket, options)),
         Command::Version => connect::run(status::versions(socket)),
         #[cfg(node)]
         Command::Node(command) => node::run(command, socket),

@@ -1,11 +1,13 @@
 //! The groups of options that several commands share: which containers, which format, which times.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap_complete::engine::ArgValueCompleter;
 
 use crate::complete;
 use crate::output::Format;
+use crate::text::Moment;
 use crate::time::{TimeFormat, Times};
 
 /// The headings of the help.
@@ -44,6 +46,17 @@ impl Filter {
     pub fn is_one_namespace(&self) -> bool {
         self.namespace.len() == 1
     }
+}
+
+/// Where events and containers come from.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct From {
+    /// Read this recording instead of the daemon (see `kwitness record`)
+    #[arg(long, value_name = "FILE", help_heading = CONNECTION)]
+    pub file: Option<PathBuf>,
+    /// Read it as of this time: RFC 3339, or an age before its end ("30s")
+    #[arg(long, value_name = "TIME", requires = "file", help_heading = CONNECTION)]
+    pub at: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 
 use chrono::{DateTime, Utc};
-use kwitness_api::client::{Client, Item};
-use kwitness_api::{EventKind, proto};
+use kwitness_api::client::Item;
+use kwitness_api::{EventKind, Source, SourceError, proto};
 
 use crate::args::Ps;
-use crate::connect::connect;
+use crate::connect;
 use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
 use crate::output::{Format, Output, note};
@@ -27,9 +27,9 @@ const CHANGES: [EventKind; 6] = [
 ];
 
 pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> {
-    let Ps { filter, all, watch, no_headers, output } = options;
-    let mut client = connect(socket).await?;
-    let selected = match select::resolve(&mut client, &filter).await? {
+    let Ps { filter, all, watch, no_headers, from, output } = options;
+    let mut source = connect::open(socket, &from).await?;
+    let selected = match select::resolve(&mut source, &filter).await? {
         Ok(selected) => selected,
         Err((not_here, literally)) if watch => {
             note(&format!("{not_here}; waiting for it"));
@@ -49,11 +49,11 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
     let mut changes = if watch {
         let kinds = CHANGES.into_iter().map(i32::from).collect();
         let filter = Some(proto::Filter { kinds, ..selected.clone() });
-        Some(client.watch(proto::WatchRequest { filter, ..Default::default() }).await?)
+        Some(source.watch(proto::WatchRequest { filter, ..Default::default() }).await?)
     } else {
         None
     };
-    let count = printer.print(list(&mut client, &selected, all).await?)?;
+    let count = printer.print(list(&mut source, &selected, all).await?, connect::now(&source))?;
     let Some(changes) = &mut changes else {
         if count == 0 && matches!(output.output, Format::Table | Format::Wide) {
             note("no containers found");
@@ -71,7 +71,7 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
                     |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
                 let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
                 deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
-                printer.print(list(&mut client, &selected, all).await?)?;
+                printer.print(list(&mut source, &selected, all).await?, Utc::now())?;
             }
         }
     }
@@ -79,11 +79,11 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
 }
 
 async fn list(
-    client: &mut Client,
+    source: &mut Source,
     filter: &proto::Filter,
     all: bool,
-) -> Result<Vec<proto::ContainerState>, kwitness_api::client::Error> {
-    let mut containers = client.list(filter.clone()).await?.containers;
+) -> Result<Vec<proto::ContainerState>, SourceError> {
+    let mut containers = source.list(filter.clone()).await?.containers;
     let is_sandbox = |state: &proto::ContainerState| {
         state.container.as_ref().is_some_and(|container| container.r#type() == proto::ContainerType::Sandbox)
     };
@@ -108,7 +108,7 @@ struct Printer {
 
 impl Printer {
     /// Prints what is not shown yet, or is shown otherwise.
-    fn print(&mut self, containers: Vec<proto::ContainerState>) -> anyhow::Result<usize> {
+    fn print(&mut self, containers: Vec<proto::ContainerState>, now: DateTime<Utc>) -> anyhow::Result<usize> {
         let mut changed = containers;
         changed.retain(|state| {
             let id = state.container.as_ref().map_or(0, |container| container.cgroup_id);
@@ -121,7 +121,6 @@ impl Printer {
             }
         } else if !changed.is_empty() {
             let is_wide = self.format == Format::Wide;
-            let now = Utc::now();
             let row = if is_wide { wide_row } else { row };
             let rows: Vec<_> = changed.iter().map(|state| row(state, now, self.has_namespaces)).collect();
             let is_first = self.table.is_none();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kwitness_api::{Client, proto};
+use kwitness_api::{Source, SourceError, proto};
 
 use crate::exit::NotHere;
 use crate::options::Filter;
@@ -22,13 +22,13 @@ const ID_PREFIX_MIN: usize = 4;
 /// The filter, as far as the node's containers are concerned; `Err` inside: what was named is not here, and the filter is what
 /// waits for it.
 pub async fn resolve(
-    client: &mut Client,
+    source: &mut Source,
     filter: &Filter,
-) -> Result<Result<proto::Filter, (NotHere, proto::Filter)>, kwitness_api::client::Error> {
+) -> Result<Result<proto::Filter, (NotHere, proto::Filter)>, SourceError> {
     if filter.is_empty() {
         return Ok(Ok(proto::Filter::default()));
     }
-    let containers = client.list(proto::Filter::default()).await?.containers;
+    let containers = source.list(proto::Filter::default()).await?.containers;
     let here: Vec<_> = containers.into_iter().filter_map(|state| state.container).collect();
     Ok(among(&here, filter).map_err(|not_here| (not_here, literally(filter))))
 }

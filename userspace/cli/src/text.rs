@@ -57,13 +57,13 @@ pub enum Moment {
 }
 
 impl Moment {
-    /// As a time.
-    pub fn to_timestamp(self) -> Timestamp {
+    /// As a time; an age is relative to this one.
+    pub fn before(self, now: DateTime<Utc>) -> Timestamp {
         match self {
             Self::At(time) => time,
             Self::Ago(age) => {
                 let age = TimeDelta::from_std(age).unwrap_or(TimeDelta::MAX);
-                let time = Utc::now().checked_sub_signed(age).unwrap_or(DateTime::UNIX_EPOCH);
+                let time = now.checked_sub_signed(age).unwrap_or(DateTime::UNIX_EPOCH);
                 Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
             }
         }

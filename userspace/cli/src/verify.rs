@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use chrono::Utc;
-use kwitness_api::client::{Client, Error, Item, Watch};
+use kwitness_api::client::Item;
 use kwitness_api::proto::{Verdict, VerdictKind};
-use kwitness_api::{EventKind, Timestamp, proto};
+use kwitness_api::{EventKind, Events, Source, SourceError, Timestamp, proto};
 
 use crate::args::Verify;
 use crate::connect::Outage;
@@ -23,8 +23,8 @@ use kwitness_core::units;
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
     let filter = options.filter();
-    let mut client = connect::connect(socket).await?;
-    let selected = select::resolve(&mut client, &filter).await?.map_err(|(not_here, _)| not_here)?;
+    let mut source = connect::open(socket, &options.from).await?;
+    let selected = select::resolve(&mut source, &filter).await?.map_err(|(not_here, _)| not_here)?;
     let request = proto::VerifyRequest {
         filter: Some(selected.clone()),
         wanted: Some(proto::Wanted { memory: options.memory, cpu: options.cpu }),
@@ -34,20 +34,20 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     // Before the first verdicts, so that none is missed in between.
     let changes = if options.watch {
         let filter = proto::Filter { kinds: vec![EventKind::Verdict.into()], ..selected };
-        Some(client.watch(proto::WatchRequest { filter: Some(filter), ..Default::default() }).await?)
+        Some(source.watch(proto::WatchRequest { filter: Some(filter), ..Default::default() }).await?)
     } else {
         None
     };
     let format = options.output.output;
     let times = options.watch.then(|| options.times.shown(format));
     let mut printer = Printer::new(format, times, filter.is_one_namespace());
-    let verdicts = ask(&mut client, &request).await?;
+    let verdicts = ask(&mut source, &request).await?;
     if verdicts.is_empty() {
         note("no CPU or memory limit is set for these containers");
     }
     printer.print(&verdicts, None)?;
     if let Some(changes) = changes {
-        return follow(client, request, changes, printer).await;
+        return follow(source, request, changes, printer).await;
     }
     let exceeded =
         |of: &proto::VerdictOf| of.proof.is_some_and(|of| of.proof() == proto::ProofKind::Exceeded);
@@ -57,12 +57,11 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     })
 }
 
-async fn ask(client: &mut Client, request: &proto::VerifyRequest) -> Result<Vec<proto::VerdictOf>, Error> {
-    let answer = match client.verify(request.clone()).await {
-        // None is here (any more).
-        Err(Error::NotFound(_)) => proto::VerifyResponse::default(),
-        answer => answer?,
-    };
+async fn ask(
+    source: &mut Source,
+    request: &proto::VerifyRequest,
+) -> Result<Vec<proto::VerdictOf>, SourceError> {
+    let answer = source.verify(request.clone()).await?;
     for source in &answer.unavailable {
         note(&format!("warning: cannot query {source}"));
     }
@@ -71,9 +70,9 @@ async fn ask(client: &mut Client, request: &proto::VerifyRequest) -> Result<Vec<
 
 /// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are requested again.
 async fn follow(
-    mut client: Client,
+    mut source: Source,
     request: proto::VerifyRequest,
-    mut changes: Watch,
+    mut changes: Events,
     mut printer: Printer,
 ) -> anyhow::Result<Code> {
     let mut outage = Outage::default();
@@ -82,7 +81,7 @@ async fn follow(
         match item {
             Item::Disconnected(_) | Item::Snapshot(_) => {}
             Item::Reconnected => {
-                printer.print(&ask(&mut client, &request).await?, None)?;
+                printer.print(&ask(&mut source, &request).await?, None)?;
             }
             Item::Events(events) => {
                 let is_gap = |event: &proto::Event| matches!(event.kind, Some(proto::event::Kind::Gap(_)));
@@ -99,7 +98,7 @@ async fn follow(
                 }
                 if is_incomplete {
                     note("events were lost; asking for all verdicts again");
-                    printer.print(&ask(&mut client, &request).await?, None)?;
+                    printer.print(&ask(&mut source, &request).await?, None)?;
                 }
             }
         }

@@ -1,0 +1,197 @@
+//! The lines of one file, plain or compressed, up to its end or to where it is torn.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::{Error, FORMAT, Header, Line};
+
+/// How a file of zstd frames begins (RFC 8878, 3.1.1).
+pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// The most that one frame may unpack to. A writer makes frames of some 256 KiB, or of one longer line.
+const FRAME_MAX: u64 = 1 << 30;
+
+/// The lines of a file. After the last one, [`Lines::is_torn`] says whether something incomplete follows it.
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    file: BufReader<File>,
+    packing: Packing,
+    header: Header,
+    /// Up to where the file is intact.
+    intact: u64,
+    is_torn: bool,
+}
+
+#[derive(Debug)]
+enum Packing {
+    Plain,
+    /// What is left of the frame that was read last.
+    Zstd(io::Cursor<Vec<u8>>),
+}
+
+impl Lines {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoHeader`], [`Error::Newer`], [`Error::Damaged`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut file = BufReader::with_capacity(64 << 10, file);
+        let start = file.fill_buf().map_err(Error::io("read", path))?;
+        let packing = if start.starts_with(&ZSTD_MAGIC) {
+            Packing::Zstd(io::Cursor::default())
+        } else {
+            Packing::Plain
+        };
+        let mut lines = Self {
+            path: path.to_owned(),
+            file,
+            packing,
+            header: Header::default(),
+            intact: 0,
+            is_torn: false,
+        };
+        match lines.next() {
+            Some(Ok(Line::Header(header))) if header.format > FORMAT => {
+                Err(Error::Newer { path: path.to_owned(), format: header.format })
+            }
+            Some(Ok(Line::Header(header))) => Ok(Self { header, ..lines }),
+            Some(Err(error @ Error::Io { .. })) => Err(error),
+            None | Some(_) => Err(Error::NoHeader { path: path.to_owned(), is_torn: lines.is_torn }),
+        }
+    }
+
+    /// The file's first line.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Whether the file ends within a line or a frame: its writer did not come to write the rest.
+    pub fn is_torn(&self) -> bool {
+        self.is_torn
+    }
+
+    /// How many bytes of the file are whole lines, as far as it has been read.
+    pub fn intact(&self) -> u64 {
+        self.intact
+    }
+
+    /// Whether the file consists of zstd frames.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.packing, Packing::Zstd(_))
+    }
+
+    fn damaged(&self, reason: impl ToString) -> Error {
+        Error::Damaged { path: self.path.clone(), offset: self.intact, reason: reason.to_string() }
+    }
+
+    /// The next whole line, with its end.
+    fn text(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let mut line = Vec::new();
+        loop {
+            let source: &mut dyn io::BufRead = match &mut self.packing {
+                Packing::Plain => &mut self.file,
+                Packing::Zstd(frame) => frame,
+            };
+            source.read_until(b'\n', &mut line).map_err(Error::io("read", &self.path))?;
+            let is_whole = line.last() == Some(&b'\n');
+            match &self.packing {
+                Packing::Plain if is_whole => {
+                    self.intact += line.len() as u64;
+                    return Ok(Some(line));
+                }
+                Packing::Plain => {
+                    self.is_torn = !line.is_empty();
+                    return Ok(None);
+                }
+                Packing::Zstd(_) if is_whole => return Ok(Some(line)),
+                // A frame holds whole lines.
+                Packing::Zstd(_) if !line.is_empty() => {
+                    return Err(self.damaged("a frame ends within a line"));
+                }
+                Packing::Zstd(_) => match self.frame()? {
+                    Some(frame) => self.packing = Packing::Zstd(io::Cursor::new(frame)),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// The contents of the next whole frame.
+    fn frame(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        if self.file.fill_buf().map_err(Error::io("read", &self.path))?.is_empty() {
+            return Ok(None);
+        }
+        let mut source = Counted { source: &mut self.file, count: 0, has_ended: false };
+        let contents = unpack(&mut source);
+        let Counted { count, has_ended, .. } = source;
+        match contents {
+            Ok(contents) => {
+                self.intact += count;
+                Ok(Some(contents))
+            }
+            Err(_) if has_ended => {
+                self.is_torn = true;
+                Ok(None)
+            }
+            Err(reason) => Err(self.damaged(reason)),
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<Line, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.text() {
+            Ok(Some(text)) => Some(Line::parse(&text).map_err(|error| {
+                let offset = self.intact.saturating_sub(text.len() as u64);
+                Error::Damaged { path: self.path.clone(), offset, reason: error.to_string() }
+            })),
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+/// Unpacks one frame and checks it.
+fn unpack(source: &mut impl Read) -> Result<Vec<u8>, String> {
+    let mut decoder = FrameDecoder::new();
+    decoder.reset(&mut *source).map_err(|error| error.to_string())?;
+    let mut contents = Vec::new();
+    while !decoder.is_finished() || decoder.can_collect() > 0 {
+        let strategy = BlockDecodingStrategy::UptoBlocks(1);
+        if !decoder.is_finished() {
+            decoder.decode_blocks(&mut *source, strategy).map_err(|error| error.to_string())?;
+        }
+        decoder.collect_to_writer(&mut contents).map_err(|error| error.to_string())?;
+        if contents.len() as u64 > FRAME_MAX {
+            return Err(format!("a frame unpacks to more than {FRAME_MAX} bytes"));
+        }
+    }
+    match (decoder.get_checksum_from_data(), decoder.get_calculated_checksum()) {
+        (Some(written), Some(found)) if written != found => {
+            Err("the checksum of a frame is wrong".to_owned())
+        }
+        _ => Ok(contents),
+    }
+}
+
+/// Counts what is read, and notes when there was no more.
+struct Counted<R> {
+    source: R,
+    count: u64,
+    has_ended: bool,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        self.count += count as u64;
+        self.has_ended |= count == 0 && !buffer.is_empty();
+        Ok(count)
+    }
+}

@@ -1,0 +1,115 @@
+//! The node's state as of a moment of a recording: the last snapshot and the last verdicts before it, and the events since.
+//!
+//! Owns what `List` and `Verify` answer from. What no event reports stays as the snapshot has it (the number of forks).
+
+use std::collections::HashMap;
+
+use super::Line;
+use crate::proto::event::Kind;
+use crate::{Timestamp, proto};
+
+/// The state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    /// The journal position of the state.
+    pub position: Option<proto::Position>,
+    /// When the first snapshot was taken: before it, only containers are known that an event named.
+    pub known_since: Option<Timestamp>,
+    /// By cgroup ID.
+    pub containers: HashMap<u64, proto::ContainerState>,
+    /// By cgroup ID and limit file.
+    pub verdicts: HashMap<(u64, String), proto::VerdictOf>,
+    /// Sources that could not be queried when the verdicts were recorded.
+    pub unavailable: Vec<String>,
+}
+
+impl State {
+    /// Takes a line that is not later than the moment.
+    pub fn apply(&mut self, line: &Line) {
+        match line {
+            Line::Header(_) => {}
+            Line::Snapshot(snapshot) => {
+                self.known_since = self.known_since.or(Some(snapshot.time));
+                self.position = snapshot.answer.position.clone();
+                let key = |state: &proto::ContainerState| Some(state.container.as_ref()?.cgroup_id);
+                let containers = snapshot.answer.containers.iter();
+                self.containers = containers.filter_map(|state| Some((key(state)?, state.clone()))).collect();
+                self.verdicts.retain(|(_, _), of| {
+                    of.container.as_ref().is_none_or(|of| self.containers.contains_key(&of.cgroup_id))
+                });
+            }
+            Line::Verdicts(verdicts) => {
+                self.unavailable.clone_from(&verdicts.answer.unavailable);
+                let verdicts = verdicts.answer.verdicts.iter();
+                self.verdicts =
+                    verdicts.filter_map(|of| Some((key(of.verdict.as_ref()?), of.clone()))).collect();
+            }
+            Line::Event(event) => {
+                let is_known = |position: &proto::Position| {
+                    self.position.as_ref().is_some_and(|snapshot| {
+                        snapshot.epoch == position.epoch && position.seq <= snapshot.seq
+                    })
+                };
+                if !event.position.as_ref().is_some_and(is_known) {
+                    self.event(event);
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, event: &proto::Event) {
+        self.position.clone_from(&event.position);
+        let Some(kind) = &event.kind else { return };
+        if let Kind::Verdict(verdict) = kind {
+            let of = proto::VerdictOf {
+                container: event.container.clone(),
+                verdict: Some((**verdict).clone()),
+                ..Default::default()
+            };
+            self.verdicts.insert(key(verdict), of);
+        }
+        let Some(container) = &event.container else { return };
+        if let Kind::Deleted(_) = kind {
+            self.containers.remove(&container.cgroup_id);
+            self.verdicts.retain(|(cgroup, _), _| *cgroup != container.cgroup_id);
+            return;
+        }
+        // An event about a container that is gone: its names came late.
+        if matches!(kind, Kind::Updated(_)) && !self.containers.contains_key(&container.cgroup_id) {
+            return;
+        }
+        let state = self.containers.entry(container.cgroup_id).or_default();
+        state.container = Some(container.clone());
+        // What a scan found happened earlier.
+        let at = event
+            .time
+            .filter(|_| !matches!(event.basis(), proto::Basis::InitialScan | proto::Basis::RepairScan));
+        match kind {
+            Kind::Created(_) => {
+                state.state = proto::State::Created.into();
+                state.created_at = at;
+            }
+            Kind::Started(started) => {
+                state.state = proto::State::Running.into();
+                state.started_at = at;
+                state.stopped_at = None;
+                state.main_status = None;
+                state.main.clone_from(&started.process);
+                state.program.clone_from(&started.program);
+                state.execs += 1;
+            }
+            Kind::Exec(_) => state.execs += 1,
+            Kind::Exited(_) => state.exits += 1,
+            Kind::Stopped(stopped) => {
+                state.state = proto::State::Stopped.into();
+                state.stopped_at = at;
+                state.main_status.clone_from(&stopped.main_status);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn key(verdict: &proto::Verdict) -> (u64, String) {
+    (verdict.cgroup.as_ref().map_or(0, |cgroup| cgroup.id), verdict.file.clone())
+}

@@ -1,0 +1,218 @@
+//! `kwitness record`: the daemon's events as a recording that `--file` reads.
+//!
+//! Owns when a snapshot is taken, when lines are written, and where a recording goes on. The format is the API's.
+//!
+//! ```text
+//!  open the file ─▶ position of its last event ─▶ snapshot, verdicts ─▶ events after that position ─▶ …
+//!        ▲                                                                       │ the file is full
+//!        └────────────────────────────── begin the next file ◀───────────────────┘
+//! ```
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::Utc;
+use kwitness_api::client::{Client, Error, Item};
+use kwitness_api::recording::{At, FORMAT, Header, Line, Options, Writer};
+use kwitness_api::{Timestamp, proto};
+use kwitness_core::verdicts::quantity;
+use tokio::time::{Instant, sleep_until};
+
+use crate::connect::{Outage, connect};
+use crate::exit::Code;
+use crate::output::note;
+use crate::text::Moment;
+
+/// The longest that an event is held back before it is written.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Smaller files would hold little but their snapshot.
+const MAX_SIZE_MIN: u64 = 64 << 10;
+
+#[derive(Debug, clap::Args)]
+pub struct Record {
+    /// The file to write; if it is a recording of this node, continue it where it ends
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub output: PathBuf,
+    /// Begin a new file at this size, at least 64KiB
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "100MiB")]
+    pub max_size: u64,
+    /// Keep this many files: FILE (the newest), FILE.1, FILE.2, …
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), default_value_t = 5)]
+    pub keep: u32,
+    /// Compress with zstd, in frames of whole lines
+    #[arg(long)]
+    pub zstd: bool,
+    /// Start a new recording with past events: an age ("5m", "1h30m") or a time (RFC 3339)
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Moment>,
+    /// Exit after past events have been recorded; without --since, all that the daemon keeps
+    #[arg(long)]
+    pub no_follow: bool,
+}
+
+pub async fn run(socket: Option<OsString>, options: Record) -> anyhow::Result<Code> {
+    let no_follow = options.no_follow;
+    let since = options.since.map(|since| since.before(Utc::now()));
+    let since = since.or(no_follow.then_some(Timestamp::default()));
+    let writing = Options { max_size: options.max_size, keep: options.keep, zstd: options.zstd };
+    let client = connect(socket).await?;
+    let mut recorder = Recorder::open(client, options.output, writing, since.is_none()).await?;
+    tokio::select! {
+        done = recorder.record(since, no_follow) => done?,
+        () = ended() => {}
+    }
+    recorder.writer.finish()?;
+    note(&format!("{} events recorded", recorder.count));
+    Ok(Code::Success)
+}
+
+struct Recorder {
+    client: Client,
+    writer: Writer,
+    /// The last event in the recording.
+    position: Option<proto::Position>,
+    count: u64,
+}
+
+impl Recorder {
+    /// Opens or begins the file and writes a snapshot. A new recording that is to begin now begins with the snapshot.
+    async fn open(
+        mut client: Client,
+        path: PathBuf,
+        writing: Options,
+        from_now: bool,
+    ) -> anyhow::Result<Self> {
+        let header = header(&mut client).await?;
+        let (writer, position) = Writer::open(&path, writing, &header)?;
+        let mut recorder = Self { client, writer, position, count: 0 };
+        recorder.snapshot(from_now).await?;
+        Ok(recorder)
+    }
+
+    async fn record(&mut self, since: Option<Timestamp>, no_follow: bool) -> anyhow::Result<()> {
+        let after = self.position.clone();
+        let request = proto::WatchRequest {
+            snapshot: after.is_some(),
+            since: since.filter(|_| after.is_none()),
+            after,
+            no_follow,
+            ..Default::default()
+        };
+        let mut watch = self.client.watch(request).await?;
+        let mut outage = Outage::default();
+        let mut flush: Option<Instant> = None;
+        loop {
+            let due = flush.unwrap_or_else(|| Instant::now() + FLUSH);
+            let item = tokio::select! {
+                item = watch.next() => item?,
+                () = sleep_until(due), if flush.is_some() => {
+                    self.writer.flush()?;
+                    flush = None;
+                    continue;
+                }
+            };
+            let Some(item) = item else { return Ok(()) };
+            outage.note(&item);
+            match item {
+                Item::Events(events) => self.events(events)?,
+                // Of another epoch, which has its own position.
+                Item::Snapshot(answer) => {
+                    let line = At { time: now(), after: self.position.clone(), answer };
+                    self.writer.append(&Line::Snapshot(line))?;
+                }
+                Item::Disconnected(_) => {}
+                Item::Reconnected => self.verdicts().await?,
+            }
+            flush.get_or_insert_with(|| Instant::now() + FLUSH);
+            if self.writer.is_full() {
+                let header = header(&mut self.client).await?;
+                self.writer.rotate(&header)?;
+                self.snapshot(false).await?;
+            }
+        }
+    }
+
+    fn events(&mut self, events: Vec<proto::Event>) -> anyhow::Result<()> {
+        for event in events {
+            // A loss that only this client had has a number that is not the journal's.
+            self.position = event.position.clone().or_else(|| self.position.take());
+            self.writer.append(&Line::Event(Box::new(event)))?;
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&mut self, from_now: bool) -> anyhow::Result<()> {
+        let proto::ListResponse { position, containers } = self.client.list(proto::Filter::default()).await?;
+        if from_now && self.position.is_none() {
+            self.position.clone_from(&position);
+        }
+        let answer = proto::Snapshot { position, containers };
+        let line = At { time: now(), after: self.position.clone(), answer };
+        self.writer.append(&Line::Snapshot(line))?;
+        self.verdicts().await?;
+        Ok(self.writer.flush()?)
+    }
+
+    async fn verdicts(&mut self) -> anyhow::Result<()> {
+        let answer = match self.client.verify(proto::VerifyRequest::default()).await {
+            // No container is here.
+            Err(Error::NotFound(_)) => proto::VerifyResponse::default(),
+            answer => answer?,
+        };
+        Ok(self.writer.append(&Line::Verdicts(At { time: now(), after: None, answer }))?)
+    }
+}
+
+async fn header(client: &mut Client) -> anyhow::Result<Header> {
+    let status = client.status().await?;
+    Ok(Header {
+        format: FORMAT,
+        node: status.node_name,
+        kernel: status.kernel_release,
+        daemon: status.version,
+        epoch: status.epoch,
+        recorder: env!("CARGO_PKG_VERSION").to_owned(),
+        time: Some(now()),
+    })
+}
+
+fn now() -> Timestamp {
+    Moment::Ago(Duration::ZERO).before(Utc::now())
+}
+
+/// Ctrl-C, or SIGTERM from a service manager: what was recorded is written first.
+async fn ended() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    _ = tokio::signal::ctrl_c().await;
+}
+
+/// "100MiB", "100Mi", "1G".
+fn size(text: &str) -> Result<u64, String> {
+    let size = quantity::whole(text.strip_suffix('B').unwrap_or(text)).map_err(|error| error.to_string())?;
+    if size < MAX_SIZE_MIN { Err("at least 64KiB".to_owned()) } else { Ok(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_people_do() {
+        assert_eq!(size("100MiB"), Ok(100 << 20));
+        assert_eq!(size("64Ki"), Ok(64 << 10));
+        assert_eq!(size("1GB"), Ok(1_000_000_000));
+        assert!(size("63KiB").is_err() && size("100 MiB").is_err() && size("B").is_err());
+    }
+}
