@@ -51,9 +51,18 @@ pub enum Command {
     /// Show daemon version, health, hooks and counters
     #[command(after_help = examples::of("status"))]
     Status(Status),
+    /// Show what happened to a pod: what killed it, whose limit, who wrote it
+    #[command(after_help = examples::of("timeline"))]
+    Timeline(crate::timeline::Options),
     /// Record events to a file that --file reads
     #[command(after_help = examples::of("record"))]
     Record(crate::record::Record),
+    /// Collect what a bug report needs in one archive
+    #[command(after_help = examples::of("bugtool"))]
+    Bugtool(crate::bugtool::Bugtool),
+    /// Play a recorded incident: an OOM kill and who set the limit (no daemon needed)
+    #[command(after_help = examples::of("demo"))]
+    Demo(crate::demo::Demo),
     #[cfg(node)]
     #[command(flatten)]
     Node(crate::node::Command),
@@ -213,9 +222,7 @@ pub fn instead(command: &str) -> &'static str {
     match command {
         "logs" => "`kwitness events` shows what happened to containers; their output is in `kubectl logs`",
         "top" => "`kwitness verify` compares limits; usage is in `kubectl top`",
-        "describe" => {
-            "`kwitness ps -o wide` and `kwitness events --no-follow -p POD` show what is known of a pod"
-        }
+        "describe" => "`kwitness timeline POD` shows what happened to a pod",
         "watch" => "`kwitness events` shows events as they happen, `kwitness ps -w` containers",
         _ => "`kwitness ps` lists the containers of this node",
     }

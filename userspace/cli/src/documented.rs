@@ -88,9 +88,21 @@ fn the_table_of_flags_is_complete() {
 
 #[test]
 fn examples_parse() {
-    for command in
-        ["events", "ps", "verify", "status", "record", "daemon", "cri-proxy", "doctor", "completion", "man"]
-    {
+    for command in [
+        "events",
+        "ps",
+        "verify",
+        "status",
+        "timeline",
+        "record",
+        "bugtool",
+        "demo",
+        "daemon",
+        "cri-proxy",
+        "doctor",
+        "completion",
+        "man",
+    ] {
         assert!(examples::all(command).count() > 0, "{command}");
         for (line, _) in examples::all(command) {
             check(line.trim_start_matches("sudo "), command);

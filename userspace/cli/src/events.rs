@@ -101,7 +101,7 @@ async fn history(
 }
 
 /// Prints events as they come.
-struct Printer {
+pub struct Printer {
     output: Output,
     format: Format,
     times: Times,
@@ -111,7 +111,8 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(format: Format, times: Times, has_namespaces: bool) -> Self {
+    /// On standard output.
+    pub fn new(format: Format, times: Times, has_namespaces: bool) -> Self {
         let output = Output::new();
         let limit = output.width(format);
         let times = if is_narrow(limit) { times.to_seconds() } else { times };
@@ -150,7 +151,14 @@ impl Printer {
         }
     }
 
-    fn events(&mut self, events: &[proto::Event]) -> anyhow::Result<()> {
+    /// Makes room for events that are printed later.
+    pub fn room(&mut self, events: &[proto::Event]) {
+        let rows: Vec<_> = events.iter().map(|event| self.row(event)).collect();
+        self.table.fit(&rows);
+    }
+
+    /// Prints events, with the headings first.
+    pub fn events(&mut self, events: &[proto::Event]) -> anyhow::Result<()> {
         if !matches!(self.format, Format::Table | Format::Wide) {
             for event in events {
                 self.output.value(self.format, event)?;

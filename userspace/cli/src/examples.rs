@@ -39,12 +39,35 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "timeline",
+        &[
+            ("kwitness timeline web-0", "the last hour of a pod, even if it is gone"),
+            ("kwitness timeline prod/web-0 -o html > web-0.html", "a page for a browser"),
+            ("kwitness timeline web-0 -o perfetto > web-0.pftrace", "for ui.perfetto.dev"),
+            ("kwitness timeline --file incident.kwr", "the node, from a recording"),
+        ],
+    ),
+    (
         "record",
         &[
             ("kwitness record -o node.kwr --zstd", "until Ctrl-C; run it again to continue"),
             ("kwitness record -o incident.kwr --since 1h --no-follow", "save what the daemon still has"),
             ("kwitness events --file incident.kwr --kind oom", "what happened then"),
             ("kwitness ps --file incident.kwr --at 2026-01-02T12:30:00Z", "the containers at that time"),
+        ],
+    ),
+    (
+        "bugtool",
+        &[
+            ("sudo kwitness bugtool", "status, doctor, kernel facts and the events of 30 minutes"),
+            ("sudo kwitness bugtool --since 2h --logs --redact", "with the log, and without names"),
+        ],
+    ),
+    (
+        "demo",
+        &[
+            ("kwitness demo", "half a minute, on any machine"),
+            ("kwitness demo --save incident.kwr", "the recording, for --file"),
         ],
     ),
     (

@@ -4,9 +4,11 @@
 //! only through the API.
 
 mod args;
+mod bugtool;
 mod capabilities;
 mod complete;
 mod connect;
+mod demo;
 mod describe;
 #[cfg(all(test, node))]
 mod documented;
@@ -26,6 +28,7 @@ mod status;
 mod table;
 mod text;
 mod time;
+mod timeline;
 mod verify;
 
 use std::process::ExitCode;
@@ -46,6 +49,9 @@ pub fn main() -> ExitCode {
         Command::Ps(options) => connect::run(ps::run(socket, options)),
         Command::Verify(options) => connect::run(verify::run(socket, options)),
         Command::Status(options) => connect::run(status::run(socket, options)),
+        Command::Timeline(options) => connect::run(timeline::run(socket, options)),
+        Command::Bugtool(options) => connect::run(bugtool::run(socket, options)),
+        Command::Demo(options) => connect::run(demo::run(options)),
         Command::Record(options) => connect::run_to_its_end(record::run(socket, options)),
         Command::Version => connect::run(status::versions(socket)),
         #[cfg(node)]

@@ -59,6 +59,11 @@ impl Output {
         writeln!(self.stream, "{}", escape(text))
     }
 
+    /// Writes a file's contents.
+    pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
     /// Writes a value in a format made for programs.
     pub fn value(&mut self, format: Format, value: &impl Serialize) -> anyhow::Result<()> {
         match format {

@@ -64,7 +64,8 @@ impl<'a> PodName<'a> {
     }
 }
 
-fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter, NotHere> {
+/// The same among containers that are known already.
+pub fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter, NotHere> {
     let mut selected: Vec<_> = here.iter().collect();
     let mut result = proto::Filter { namespaces: filter.namespace.clone(), ..Default::default() };
     for namespace in &filter.namespace {

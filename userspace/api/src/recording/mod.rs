@@ -24,7 +24,7 @@ mod tests;
 mod write;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,24 @@ pub struct At<T> {
     pub answer: T,
 }
 
+/// A part of a recording.
+#[derive(Clone, Debug)]
+enum Part {
+    File(PathBuf),
+    /// Built into the program.
+    Embedded(&'static [u8]),
+}
+
+impl Part {
+    /// What errors call it.
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Embedded(_) => Path::new("(embedded)"),
+        }
+    }
+}
+
 /// What tells the lines apart. No event has one of these types.
 const HEADER: &str = "recording";
 const SNAPSHOT: &str = "snapshot";
@@ -122,8 +140,11 @@ impl Line {
         }
     }
 
-    /// Appends the line.
-    fn write(&self, to: &mut Vec<u8>) -> serde_json::Result<()> {
+    /// Appends the line as JSON, with its end.
+    ///
+    /// # Errors
+    /// A time that is out of range.
+    pub fn write(&self, to: &mut Vec<u8>) -> serde_json::Result<()> {
         match self {
             Self::Header(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: HEADER, line })?,
             Self::Snapshot(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: SNAPSHOT, line })?,
@@ -195,7 +216,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Io { action, path, error }
     }

@@ -1,12 +1,12 @@
 //! The lines of one file, plain or compressed, up to its end or to where it is torn.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader, Read};
+use std::path::Path;
 
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-use super::{Error, FORMAT, Header, Line};
+use super::{Error, FORMAT, Header, Line, Part};
 
 /// How a file of zstd frames begins (RFC 8878, 3.1.1).
 pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -16,13 +16,29 @@ const FRAME_MAX: u64 = 1 << 30;
 /// The lines of a file. After the last one, [`Lines::is_torn`] says whether something incomplete follows it.
 #[derive(Debug)]
 pub struct Lines {
-    path: PathBuf,
-    file: BufReader<File>,
+    part: Part,
+    file: Contents,
     packing: Packing,
     header: Header,
     /// Up to where the file is intact.
     intact: u64,
     is_torn: bool,
+}
+
+/// What is read.
+#[derive(Debug)]
+enum Contents {
+    File(BufReader<File>),
+    Embedded(&'static [u8]),
+}
+
+impl Contents {
+    fn reader(&mut self) -> &mut dyn io::BufRead {
+        match self {
+            Self::File(file) => file,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -38,22 +54,26 @@ impl Lines {
     /// # Errors
     /// [`Error::Io`], [`Error::NoHeader`], [`Error::Newer`], [`Error::Damaged`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let mut file = BufReader::with_capacity(64 << 10, file);
-        let start = file.fill_buf().map_err(Error::io("read", path))?;
+        Self::of(&Part::File(path.to_owned()))
+    }
+
+    pub(super) fn of(part: &Part) -> Result<Self, Error> {
+        let path = part.path();
+        let mut file = match part {
+            Part::File(path) => {
+                let file = File::open(path).map_err(Error::io("open", path))?;
+                Contents::File(BufReader::with_capacity(64 << 10, file))
+            }
+            Part::Embedded(bytes) => Contents::Embedded(bytes),
+        };
+        let start = file.reader().fill_buf().map_err(Error::io("read", path))?;
         let packing = if start.starts_with(&ZSTD_MAGIC) {
             Packing::Zstd(io::Cursor::default())
         } else {
             Packing::Plain
         };
-        let mut lines = Self {
-            path: path.to_owned(),
-            file,
-            packing,
-            header: Header::default(),
-            intact: 0,
-            is_torn: false,
-        };
+        let mut lines =
+            Self { part: part.clone(), file, packing, header: Header::default(), intact: 0, is_torn: false };
         match lines.next() {
             Some(Ok(Line::Header(header))) if header.format > FORMAT => {
                 Err(Error::Newer { path: path.to_owned(), format: header.format })
@@ -85,7 +105,7 @@ impl Lines {
     }
 
     fn damaged(&self, reason: impl ToString) -> Error {
-        Error::Damaged { path: self.path.clone(), offset: self.intact, reason: reason.to_string() }
+        Error::Damaged { path: self.part.path().to_owned(), offset: self.intact, reason: reason.to_string() }
     }
 
     /// The next whole line, with its end.
@@ -93,10 +113,10 @@ impl Lines {
         let mut line = Vec::new();
         loop {
             let source: &mut dyn io::BufRead = match &mut self.packing {
-                Packing::Plain => &mut self.file,
+                Packing::Plain => self.file.reader(),
                 Packing::Zstd(frame) => frame,
             };
-            source.read_until(b'\n', &mut line).map_err(Error::io("read", &self.path))?;
+            source.read_until(b'\n', &mut line).map_err(Error::io("read", self.part.path()))?;
             let is_whole = line.last() == Some(&b'\n');
             match &self.packing {
                 Packing::Plain if is_whole => {
@@ -122,10 +142,10 @@ impl Lines {
 
     /// The contents of the next whole frame.
     fn frame(&mut self) -> Result<Option<Vec<u8>>, Error> {
-        if self.file.fill_buf().map_err(Error::io("read", &self.path))?.is_empty() {
+        if self.file.reader().fill_buf().map_err(Error::io("read", self.part.path()))?.is_empty() {
             return Ok(None);
         }
-        let mut source = Counted { source: &mut self.file, count: 0, has_ended: false };
+        let mut source = Counted { source: self.file.reader(), count: 0, has_ended: false };
         let contents = unpack(&mut source);
         let Counted { count, has_ended, .. } = source;
         match contents {
@@ -149,7 +169,7 @@ impl Iterator for Lines {
         match self.text() {
             Ok(Some(text)) => Some(Line::parse(&text).map_err(|error| {
                 let offset = self.intact.saturating_sub(text.len() as u64);
-                Error::Damaged { path: self.path.clone(), offset, reason: error.to_string() }
+                Error::Damaged { path: self.part.path().to_owned(), offset, reason: error.to_string() }
             })),
             Ok(None) => None,
             Err(error) => Some(Err(error)),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::filter::{wants_container, wants_event};
 use super::state::State;
 use super::write::parts;
-use super::{Error, Header, Line, Lines};
+use super::{Error, Header, Line, Lines, Part};
 use crate::client::Item;
 use crate::{Timestamp, proto};
 
@@ -21,7 +21,7 @@ const BATCH: usize = 512;
 #[derive(Clone, Debug)]
 pub struct Recording {
     /// Oldest first.
-    parts: Arc<[PathBuf]>,
+    parts: Arc<[Part]>,
     header: Header,
     until: Option<Timestamp>,
     state: State,
@@ -44,9 +44,22 @@ impl Recording {
     /// # Errors
     /// See [`Error`].
     pub async fn open(path: &Path, until: Option<Timestamp>) -> Result<Self, Error> {
-        let parts: Arc<[PathBuf]> = parts(path).into();
+        Self::of(parts(path).into_iter().map(Part::File).collect(), until).await
+    }
+
+    /// Opens a recording that is built into the program, as of its end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn embedded(bytes: &'static [u8]) -> Result<Self, Error> {
+        Self::of([Part::Embedded(bytes)].into(), None).await
+    }
+
+    /// The newest part is the last one, and there is at least one.
+    async fn of(parts: Arc<[Part]>, until: Option<Timestamp>) -> Result<Self, Error> {
+        let newest = &parts[parts.len() - 1];
         let mut recording = Self {
-            header: Lines::open(path)?.header().clone(),
+            header: Lines::of(newest)?.header().clone(),
             parts: Arc::clone(&parts),
             until,
             state: State::default(),
@@ -58,11 +71,11 @@ impl Recording {
         let mut names = Names::default();
         let mut count = 0_usize;
         for part in parts.iter() {
-            let mut lines = Lines::open(part)?;
+            let mut lines = Lines::of(part)?;
             let (found, expected) = (&lines.header().node, &recording.header.node);
             if found != expected {
                 let (found, expected) = (found.clone(), expected.clone());
-                return Err(Error::OtherNode { path: part.clone(), found, expected });
+                return Err(Error::OtherNode { path: part.path().to_owned(), found, expected });
             }
             for line in &mut lines {
                 let line = line?;
@@ -75,7 +88,7 @@ impl Recording {
                 }
             }
             if lines.is_torn() {
-                recording.torn = Some(part.clone());
+                recording.torn = Some(part.path().to_owned());
             }
         }
         recording.names = Arc::new(names);
@@ -193,7 +206,7 @@ impl Recording {
 #[derive(Debug)]
 pub struct Replay {
     recording: Recording,
-    parts: VecDeque<PathBuf>,
+    parts: VecDeque<Part>,
     lines: Option<Lines>,
     /// How many events may follow.
     left: Option<u32>,
@@ -246,7 +259,7 @@ impl Replay {
                 self.lines = None;
             }
             match self.parts.pop_front() {
-                Some(part) => self.lines = Some(Lines::open(&part)?),
+                Some(part) => self.lines = Some(Lines::of(&part)?),
                 None => return Ok(None),
             }
         }

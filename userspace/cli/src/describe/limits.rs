@@ -64,7 +64,8 @@ fn more(changed: &proto::LimitChanged) -> String {
     }
 }
 
-fn writer(writer: &proto::Writer) -> String {
+/// A process that wrote or triggered: "runc (77)".
+pub fn writer(writer: &proto::Writer) -> String {
     let pid = writer.pid.map_or_else(|| UNKNOWN.to_owned(), |pid| pid.to_string());
     format!("{} ({pid})", writer.comm.as_deref().unwrap_or("an unknown process"))
 }
@@ -105,7 +106,8 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
     format!("OOMKilled: {victim}{group}: {limit}{usage}{trigger}")
 }
 
-fn whose(cgroup: &proto::Cgroup) -> &str {
+/// Whose limit a cgroup's is: "pod".
+pub fn whose(cgroup: &proto::Cgroup) -> &str {
     match cgroup.role() {
         proto::CgroupRole::Container => "container",
         proto::CgroupRole::Pod => "pod",

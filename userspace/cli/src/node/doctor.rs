@@ -76,6 +76,13 @@ pub async fn run(named: Option<OsString>, options: Doctor) -> anyhow::Result<Cod
     })
 }
 
+/// What was found out with the default configuration, for `bugtool`.
+pub async fn report(named: Option<OsString>) -> anyhow::Result<impl Serialize> {
+    let config = Config::load(None, &[])?;
+    let socket = named.unwrap_or_else(|| config.socket.clone().into_os_string());
+    Ok(examine(&config, socket).await)
+}
+
 /// The check that everything else depends on.
 const PRIVILEGES: &str = "privileges";
 

@@ -2,7 +2,7 @@
 
 mod cri_proxy;
 mod daemon;
-mod doctor;
+pub mod doctor;
 
 use std::ffi::OsString;
 

@@ -1,0 +1,474 @@
+//! A timeline: tracks with spans, marks and curves, made of events. Pure: the same events make the same timeline.
+//!
+//! Owns what is a span and what is a mark. What the timeline means is [`super::answers`]'s, how it looks the outputs'.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::oom_kill::Exhausted;
+use kwitness_api::proto::reading::Reading;
+use kwitness_api::{EventKind, proto};
+use serde::Serialize;
+
+use super::answers::Answer;
+use crate::describe::{detail, limits, names, verdict_kind};
+use crate::time::Times;
+
+/// Microseconds since the Unix epoch: exact in JSON, whose readers often have 53 bits.
+pub type Micros = i64;
+
+/// What happened to a pod, or to a node.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeline {
+    /// "prod/web-0", or the node's name.
+    pub subject: String,
+    /// The node's name.
+    pub node: String,
+    /// The first and the last moment.
+    pub from: Micros,
+    pub to: Micros,
+    /// Wall-clock time minus `CLOCK_BOOTTIME`, in nanoseconds, at the last event: what a kernel trace is aligned by.
+    #[serde(skip)]
+    pub boot_offset: Option<i64>,
+    /// The page's questions.
+    pub answers: Vec<Answer>,
+    pub tracks: Vec<Track>,
+    /// Every event, as `kwitness events` shows it.
+    pub events: Vec<Row>,
+}
+
+/// What a track is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TrackKind {
+    /// Losses: while one is open, what is not here may have happened.
+    Node,
+    /// The cgroup of a pod, or one above.
+    Cgroup,
+    /// A container.
+    Container,
+}
+
+/// A container, a pod's cgroup, or the node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Track {
+    pub name: String,
+    /// The container's ID, or the cgroup's path.
+    pub id: String,
+    pub kind: TrackKind,
+    /// Spans that overlap are in different lanes; those of one lane follow each other.
+    pub lanes: Vec<Vec<Span>>,
+    pub marks: Vec<Mark>,
+    pub curves: Vec<Curve>,
+}
+
+/// Something that lasted.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Span {
+    pub name: String,
+    pub from: Micros,
+    pub to: Micros,
+    /// It had not ended by then.
+    pub is_open: bool,
+    /// It had begun before anything was seen of it.
+    pub is_earlier: bool,
+    pub style: Style,
+    pub detail: String,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mark {
+    pub name: String,
+    pub at: Micros,
+    pub style: Style,
+    pub detail: String,
+}
+
+/// A quantity in bytes, where it was seen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Curve {
+    pub name: String,
+    /// A limit holds until the next point; usage is known at its points only.
+    pub is_step: bool,
+    /// How long it is known.
+    pub until: Micros,
+    pub points: Vec<Point>,
+}
+
+/// A point of a [`Curve`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Point {
+    pub at: Micros,
+    /// In bytes; none: no limit.
+    pub value: Option<u64>,
+}
+
+/// How a span or a mark looks. Of spans that begin and end together, the first of these is the uppermost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Style {
+    Life,
+    Main,
+    Exec,
+    Limit,
+    Good,
+    Notice,
+    Bad,
+    Gap,
+}
+
+/// An event in a table.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    pub at: Option<Micros>,
+    pub kind: String,
+    pub subject: String,
+    pub detail: String,
+    #[serde(skip)]
+    pub time: Option<kwitness_api::Timestamp>,
+}
+
+impl Timeline {
+    /// Of these events, in the order in which they were reported.
+    pub fn new(subject: String, node: String, events: &[proto::Event], times: Times) -> Self {
+        let mut builder = Builder::default();
+        let mut timeline = Self { subject, node, ..Self::default() };
+        let at = events.iter().filter_map(micros);
+        timeline.from = at.clone().min().unwrap_or_default();
+        timeline.to = at.max().unwrap_or_default();
+        for event in events {
+            builder.event(event, times);
+            let row = Row {
+                at: micros(event),
+                kind: EventKind::of(event).map_or("unknown", EventKind::name).to_owned(),
+                subject: subject_of(event),
+                detail: detail(event, times),
+                time: event.time,
+            };
+            timeline.events.push(row);
+            if let (Some(time), true) = (event.time, event.kernel_time > 0) {
+                let boot = i64::try_from(event.kernel_time).unwrap_or(i64::MAX);
+                timeline.boot_offset = Some(time.to_unix_nanos().saturating_sub(boot));
+            }
+        }
+        timeline.tracks = builder.finish(timeline.from, timeline.to);
+        timeline.answers = super::answers::answers(events, times);
+        timeline
+    }
+}
+
+fn subject_of(event: &proto::Event) -> String {
+    let names = crate::describe::names_of(event, false);
+    [names.pod, names.container]
+        .into_iter()
+        .filter(|name| name != crate::text::UNKNOWN)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The kernel's time of an event, as wall-clock time.
+fn micros(event: &proto::Event) -> Option<Micros> {
+    event.time.map(|time| time.to_unix_nanos().div_euclid(1000))
+}
+
+/// Tracks by cgroup ID; 0 is the node.
+#[derive(Default)]
+struct Builder {
+    tracks: BTreeMap<u64, Draft>,
+}
+
+/// A track in the making.
+#[derive(Default)]
+struct Draft {
+    name: String,
+    id: String,
+    kind: Option<TrackKind>,
+    order: usize,
+    created: Option<Start>,
+    running: Option<Start>,
+    /// By PID and start time.
+    processes: HashMap<(u32, u64), (Start, String, Style)>,
+    spans: Vec<Span>,
+    marks: Vec<Mark>,
+    limits: BTreeMap<String, Vec<Point>>,
+    usage: Vec<Point>,
+}
+
+#[derive(Clone, Copy)]
+struct Start {
+    at: Micros,
+    is_earlier: bool,
+}
+
+impl Builder {
+    fn event(&mut self, event: &proto::Event, times: Times) {
+        let (Some(at), Some(kind)) = (micros(event), &event.kind) else { return };
+        let text = detail(event, times);
+        let mark = |name: &str, style| Mark { name: name.to_owned(), at, style, detail: text.clone() };
+        match kind {
+            Kind::LimitChanged(changed) => {
+                let Some(cgroup) = &changed.cgroup else { return };
+                let track = self.track(event.container.as_ref(), cgroup);
+                let is_refused = changed.write.as_ref().is_some_and(|write| write.errno.is_some());
+                track.marks.push(mark(&changed.file, if is_refused { Style::Bad } else { Style::Limit }));
+                if let (true, Some(new)) = (is_memory_limit(&changed.file), bytes(changed.new.as_ref())) {
+                    let points = track.limits.entry(changed.file.clone()).or_default();
+                    if let (true, Some(old)) = (points.is_empty(), bytes(changed.old.as_ref())) {
+                        points.push(Point { at: Micros::MIN, value: old });
+                    }
+                    if points.last().is_none_or(|last| last.value != new) {
+                        points.push(Point { at, value: new });
+                    }
+                }
+            }
+            Kind::Verdict(verdict) => {
+                let Some(cgroup) = &verdict.cgroup else { return };
+                let track = self.track(event.container.as_ref(), cgroup);
+                let style = match verdict.verdict() {
+                    proto::VerdictKind::InForce => Style::Good,
+                    proto::VerdictKind::Pending
+                    | proto::VerdictKind::Unknown
+                    | proto::VerdictKind::Unspecified => Style::Notice,
+                    _ => Style::Bad,
+                };
+                let name = format!("{} {}", verdict.file, verdict_kind(verdict.verdict()));
+                track.marks.push(mark(&name, style));
+                if let (true, Some(usage)) = (verdict.file.starts_with("memory."), verdict.usage) {
+                    track.usage.push(Point { at, value: Some(usage) });
+                }
+                if let (true, Some(value)) = (verdict.file == "memory.max", bytes(verdict.in_force.as_ref()))
+                {
+                    let points = track.limits.entry(verdict.file.clone()).or_default();
+                    if points.last().is_none_or(|last| last.value != value) {
+                        points.push(Point { at, value });
+                    }
+                }
+            }
+            Kind::OomKill(kill) => {
+                if let Some(Exhausted::LimitOf(cgroup)) = &kill.exhausted {
+                    let is_own = event.container.as_ref().is_some_and(|of| of.cgroup_id == cgroup.id);
+                    let track = self.track(event.container.as_ref().filter(|_| is_own), cgroup);
+                    track.usage.extend(kill.usage_bytes.map(|usage| Point { at, value: Some(usage) }));
+                    if let Some(limit) = kill.limit_bytes {
+                        let points = track.limits.entry("memory.max".to_owned()).or_default();
+                        if points.last().is_none_or(|last| last.value != Some(limit)) {
+                            points.push(Point { at, value: Some(limit) });
+                        }
+                    }
+                    if !is_own {
+                        track.marks.push(mark("OOMKilled", Style::Bad));
+                    }
+                }
+                if let Some(container) = &event.container {
+                    self.container(container).marks.push(mark("OOMKilled", Style::Bad));
+                }
+            }
+            Kind::Gap(gap) => {
+                let track = self.node();
+                let from = gap.from.map_or(at, |from| from.to_unix_nanos().div_euclid(1000));
+                let to = gap.to.map_or(at, |to| to.to_unix_nanos().div_euclid(1000)).max(from);
+                let (is_open, is_earlier) = (false, false);
+                let name = "gap".to_owned();
+                let span = Span { name, from, to, is_open, is_earlier, style: Style::Gap, detail: text };
+                track.spans.push(span);
+            }
+            Kind::Resynced(_) => {
+                let mark = mark("resynced", Style::Notice);
+                self.node().marks.push(mark);
+            }
+            _ => {
+                if let Some(container) = &event.container {
+                    let is_earlier =
+                        matches!(event.basis(), proto::Basis::InitialScan | proto::Basis::RepairScan);
+                    let start = Start { at, is_earlier };
+                    self.container(container).life(kind, start, text);
+                }
+            }
+        }
+    }
+
+    fn node(&mut self) -> &mut Draft {
+        let order = self.tracks.len();
+        let draft = self.tracks.entry(0).or_insert_with(|| Draft { order, ..Draft::default() });
+        draft.kind = Some(TrackKind::Node);
+        "losses".clone_into(&mut draft.name);
+        draft
+    }
+
+    fn container(&mut self, container: &proto::Container) -> &mut Draft {
+        let order = self.tracks.len();
+        let draft =
+            self.tracks.entry(container.cgroup_id).or_insert_with(|| Draft { order, ..Draft::default() });
+        draft.kind = Some(TrackKind::Container);
+        draft.name = names(Some(container), false).container;
+        draft.id.clone_from(&container.id);
+        draft
+    }
+
+    /// The track whose limit a cgroup has: an inner cgroup counts as its container's.
+    fn track(&mut self, container: Option<&proto::Container>, cgroup: &proto::Cgroup) -> &mut Draft {
+        if let Some(container) = container {
+            return self.container(container);
+        }
+        let order = self.tracks.len();
+        let draft = self.tracks.entry(cgroup.id).or_insert_with(|| Draft { order, ..Draft::default() });
+        if draft.kind.is_none() {
+            draft.kind = Some(TrackKind::Cgroup);
+            draft.name = limits::names(Some(cgroup), false).container;
+            draft.id = cgroup.path.clone().unwrap_or_default();
+        }
+        draft
+    }
+
+    fn finish(self, from: Micros, to: Micros) -> Vec<Track> {
+        let mut drafts: Vec<_> = self.tracks.into_values().collect();
+        drafts.sort_by_key(|draft| (draft.kind, draft.order));
+        drafts.into_iter().map(|draft| draft.finish(from, to)).collect()
+    }
+}
+
+impl Draft {
+    fn life(&mut self, kind: &Kind, start: Start, text: String) {
+        let at = start.at;
+        match kind {
+            Kind::Created(_) => self.created = Some(start),
+            Kind::Started(started) => {
+                self.running = Some(start);
+                self.process(started.process.as_ref(), start, started.program.as_deref(), Style::Main);
+            }
+            Kind::Exec(exec) => {
+                self.process(exec.process.as_ref(), start, Some(&exec.program), Style::Exec);
+            }
+            Kind::Exited(exited) => {
+                let key = exited.process.as_ref().map(|process| (process.pid, process.start_time));
+                if let Some((start, name, style)) = key.and_then(|key| self.processes.remove(&key)) {
+                    self.spans.push(span(name, start, Some(at), style, text));
+                }
+            }
+            Kind::Stopped(stopped) => {
+                let is_bad = stopped.main_oom_killed
+                    || !matches!(
+                        stopped.main_status.as_ref().and_then(|of| of.status),
+                        None | Some(proto::exit_status::Status::Code(0))
+                    );
+                let mark = Mark {
+                    name: "stopped".to_owned(),
+                    at,
+                    style: if is_bad { Style::Bad } else { Style::Notice },
+                    detail: text.clone(),
+                };
+                self.marks.push(mark);
+                // No process is left. The event of its exit may follow.
+                for (_, (start, name, style)) in self.processes.drain() {
+                    self.spans.push(span(name, start, Some(at), style, "ended by then".to_owned()));
+                }
+                if let Some(start) = self.running.take() {
+                    self.spans.push(span("running".to_owned(), start, Some(at), Style::Life, text));
+                }
+            }
+            Kind::Deleted(_) => {
+                if let Some(start) = self.created.take() {
+                    self.spans.push(span("cgroup".to_owned(), start, Some(at), Style::Notice, text));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A process that executed a program. A second program of the same process continues the first one's span.
+    fn process(&mut self, of: Option<&proto::Process>, start: Start, program: Option<&str>, style: Style) {
+        let Some(process) = of else { return };
+        // A program that was opened before has no name of its own: "/proc/self/exe", "/dev/fd/6".
+        let is_named = |program: &&str| !["/proc/", "/dev/"].iter().any(|place| program.starts_with(place));
+        let program = program.filter(is_named).unwrap_or(&process.comm);
+        let name = format!("{} ({})", program.rsplit('/').next().unwrap_or(program), process.pid);
+        let entry = self.processes.entry((process.pid, process.start_time));
+        entry.and_modify(|(_, old, _)| old.clone_from(&name)).or_insert((start, name, style));
+    }
+
+    fn finish(mut self, from: Micros, to: Micros) -> Track {
+        if let Some(start) = self.running.take() {
+            self.spans.push(span("running".to_owned(), start, None, Style::Life, "still running".to_owned()));
+        }
+        if let Some(start) = self.created.take() {
+            self.spans.push(span("cgroup".to_owned(), start, None, Style::Notice, "still there".to_owned()));
+        }
+        for (_, (start, name, style)) in self.processes.drain() {
+            self.spans.push(span(name, start, None, style, "still running".to_owned()));
+        }
+        for span in &mut self.spans {
+            span.from = if span.is_earlier { from } else { span.from };
+            span.to = if span.is_open { to } else { span.to.max(span.from) };
+        }
+        // A limit is there as long as its cgroup is.
+        let begin = self.spans.iter().map(|span| span.from).min().unwrap_or(from);
+        let until = self.spans.iter().map(|span| span.to).max().unwrap_or(to);
+        let mut curves: Vec<_> = std::mem::take(&mut self.limits)
+            .into_iter()
+            .map(|(name, mut points)| {
+                points.iter_mut().for_each(|point| point.at = point.at.max(begin));
+                Curve { name, is_step: true, until, points }
+            })
+            .collect();
+        if !self.usage.is_empty() {
+            curves.push(Curve { name: "usage".to_owned(), is_step: false, until, points: self.usage });
+        }
+        Track {
+            name: self.name,
+            id: self.id,
+            kind: self.kind.unwrap_or(TrackKind::Cgroup),
+            lanes: lanes(self.spans),
+            marks: self.marks,
+            curves,
+        }
+    }
+}
+
+fn span(name: String, start: Start, end: Option<Micros>, style: Style, detail: String) -> Span {
+    let Start { at: from, is_earlier } = start;
+    Span { name, from, to: end.unwrap_or(from), is_open: end.is_none(), is_earlier, style, detail }
+}
+
+/// Puts each span into the first lane that is free by then; lanes of a container's states come before those of processes.
+fn lanes(spans: Vec<Span>) -> Vec<Vec<Span>> {
+    let is_state = |span: &Span| !matches!(span.style, Style::Main | Style::Exec);
+    let (mut states, mut processes): (Vec<_>, Vec<_>) = spans.into_iter().partition(is_state);
+    let mut lanes = Vec::new();
+    for spans in [&mut states, &mut processes] {
+        spans.sort_by(|left, right| {
+            let key = |span: &Span| (span.from, std::cmp::Reverse(span.to), span.style);
+            key(left).cmp(&key(right)).then_with(|| left.name.cmp(&right.name))
+        });
+        let mut own: Vec<Vec<Span>> = Vec::new();
+        for span in spans.drain(..) {
+            let free = own.iter_mut().find(|lane| lane.last().is_none_or(|last| last.to <= span.from));
+            match free {
+                Some(lane) => lane.push(span),
+                None => own.push(vec![span]),
+            }
+        }
+        lanes.append(&mut own);
+    }
+    lanes
+}
+
+/// The limits whose value is an amount of memory that usage can be compared with.
+fn is_memory_limit(file: &str) -> bool {
+    matches!(file, "memory.max" | "memory.high")
+}
+
+/// A reading as bytes; inside, none is "max".
+fn bytes(reading: Option<&proto::Reading>) -> Option<Option<u64>> {
+    match reading?.reading.as_ref()? {
+        Reading::Value(value) if value == "max" => Some(None),
+        Reading::Value(value) => value.parse().ok().map(Some),
+        _ => None,
+    }
+}
