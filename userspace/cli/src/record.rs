@@ -26,15 +26,15 @@ use crate::text::Moment;
 
 /// The longest that an event is held back before it is written.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Smaller files would hold little but their snapshot.
-const MAX_SIZE_MIN: u64 = 64 << 10;
+/// Each file begins with a snapshot and verdicts, some 5 KiB per container: smaller files would hold little else.
+const MAX_SIZE_MIN: u64 = 16 << 20;
 
 #[derive(Debug, clap::Args)]
 pub struct Record {
     /// The file to write; if it is a recording of this node, continue it where it ends
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: PathBuf,
-    /// Begin a new file at this size, at least 64KiB
+    /// Begin a new file at this size, at least 16MiB
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "100MiB")]
     pub max_size: u64,
     /// Keep this many files: FILE (the newest), FILE.1, FILE.2, …
@@ -201,7 +201,7 @@ async fn ended() {
 /// "100MiB", "100Mi", "1G".
 fn size(text: &str) -> Result<u64, String> {
     let size = quantity::whole(text.strip_suffix('B').unwrap_or(text)).map_err(|error| error.to_string())?;
-    if size < MAX_SIZE_MIN { Err("at least 64KiB".to_owned()) } else { Ok(size) }
+    if size < MAX_SIZE_MIN { Err("at least 16MiB".to_owned()) } else { Ok(size) }
 }
 
 #[cfg(test)]
@@ -211,8 +211,8 @@ mod tests {
     #[test]
     fn sizes_are_written_as_people_do() {
         assert_eq!(size("100MiB"), Ok(100 << 20));
-        assert_eq!(size("64Ki"), Ok(64 << 10));
+        assert_eq!(size("16Mi"), Ok(16 << 20));
         assert_eq!(size("1GB"), Ok(1_000_000_000));
-        assert!(size("63KiB").is_err() && size("100 MiB").is_err() && size("B").is_err());
+        assert!(size("15MiB").is_err() && size("100 MiB").is_err() && size("B").is_err());
     }
 }
