@@ -62,7 +62,7 @@ pub enum Command {
     Bugtool(crate::bugtool::Bugtool),
     /// Play a recorded incident: an OOM kill and who set the limit (no daemon needed)
     #[command(after_help = examples::of("demo"))]
-    Demo(crate::demo::Demo),
+    Demo(Demo),
     #[cfg(node)]
     #[command(flatten)]
     Node(crate::node::Command),
@@ -91,6 +91,16 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         rest: Vec<OsString>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Demo {
+    /// Print everything at once
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Write the recording to this file instead, to try `--file` with it
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

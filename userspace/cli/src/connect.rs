@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
@@ -11,7 +11,6 @@ use kwitness_api::recording::Recording;
 use kwitness_api::{Client, Source, SourceError, Timestamp};
 
 use crate::exit::Code;
-use crate::options::From;
 use crate::output::note;
 use crate::text::Moment;
 
@@ -69,11 +68,15 @@ impl Outage {
     }
 }
 
-/// Opens what the options name: a recording, or else the daemon. What a recording does not have is noted.
-pub async fn open(named: Option<OsString>, from: &From) -> Result<Source, SourceError> {
-    let Some(file) = &from.file else { return Ok(Source::Live(connect(named).await?)) };
+/// Opens a recording, as of a time, or else the daemon. What a recording does not have is noted.
+pub async fn open(
+    named: Option<OsString>,
+    file: Option<&Path>,
+    at: Option<Moment>,
+) -> Result<Source, SourceError> {
+    let Some(file) = file else { return Ok(Source::Live(connect(named).await?)) };
     let mut recording = Recording::open(file, None).await?;
-    let until = from.at.map(|at| at.before(end(&recording)));
+    let until = at.map(|at| at.before(end(&recording)));
     if until.is_some() {
         recording = Recording::open(file, until).await?;
     }

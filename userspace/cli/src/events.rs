@@ -17,7 +17,7 @@ use crate::time::Times;
 
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
     let Events { filter, kind, since, no_follow, from, times, output, .. } = options;
-    let mut source = connect::open(socket, &from).await?;
+    let mut source = from.open(socket).await?;
     let (selected, not_here) = match select::resolve(&mut source, &filter).await? {
         Ok(selected) => (selected, None),
         Err((not_here, literally)) => (literally, Some(not_here)),

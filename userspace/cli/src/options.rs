@@ -1,11 +1,14 @@
 //! The groups of options that several commands share: which containers, which format, which times.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap_complete::engine::ArgValueCompleter;
+use kwitness_api::{Source, SourceError};
 
 use crate::complete;
+use crate::connect;
 use crate::output::Format;
 use crate::text::Moment;
 use crate::time::{TimeFormat, Times};
@@ -57,6 +60,13 @@ pub struct From {
     /// Read it as of this time: RFC 3339, or an age before its end ("30s")
     #[arg(long, value_name = "TIME", requires = "file", help_heading = CONNECTION)]
     pub at: Option<Moment>,
+}
+
+impl From {
+    /// Opens the recording, or else the daemon.
+    pub async fn open(&self, socket: Option<OsString>) -> Result<Source, SourceError> {
+        connect::open(socket, self.file.as_deref(), self.at).await
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -28,7 +28,7 @@ const CHANGES: [EventKind; 6] = [
 
 pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> {
     let Ps { filter, all, watch, no_headers, from, output } = options;
-    let mut source = connect::open(socket, &from).await?;
+    let mut source = from.open(socket).await?;
     let selected = match select::resolve(&mut source, &filter).await? {
         Ok(selected) => selected,
         Err((not_here, literally)) if watch => {

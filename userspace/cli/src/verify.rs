@@ -15,15 +15,15 @@ use crate::describe::limits::{self, reading};
 use crate::describe::{Names, names, verdict_kind, verdict_style};
 use crate::exit::Code;
 use crate::output::{Format, Output, note};
+use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 use crate::time::Times;
-use crate::{connect, select};
 use kwitness_core::units;
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
     let filter = options.filter();
-    let mut source = connect::open(socket, &options.from).await?;
+    let mut source = options.from.open(socket).await?;
     let selected = select::resolve(&mut source, &filter).await?.map_err(|(not_here, _)| not_here)?;
     let request = proto::VerifyRequest {
         filter: Some(selected.clone()),

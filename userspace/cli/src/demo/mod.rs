@@ -2,13 +2,13 @@
 //!
 //! The recording is one of a real node. `userspace/agent/examples/incident.rs` says which, and makes it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use kwitness_api::client::Item;
 use kwitness_api::recording::Recording;
 use kwitness_api::{EventKind, Source, proto};
 
+use crate::args::Demo;
 use crate::exit::Code;
 use crate::options::Filter;
 use crate::output::{Format, Output, note};
@@ -21,16 +21,6 @@ const POD: &str = "greedy";
 /// How long the events are played, and the longest pause in between.
 const LENGTH: Duration = Duration::from_secs(20);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-
-#[derive(Debug, clap::Args)]
-pub struct Demo {
-    /// Print everything at once
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Write the recording to this file instead, to try `--file` with it
-    #[arg(long, value_name = "FILE")]
-    pub save: Option<PathBuf>,
-}
 
 pub async fn run(options: Demo) -> anyhow::Result<Code> {
     if let Some(path) = options.save {

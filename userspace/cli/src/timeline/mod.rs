@@ -63,7 +63,7 @@ pub struct Options {
 
 pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<Code> {
     let Options { pod, namespace, since, output, from, times } = options;
-    let mut source = connect::open(socket, &from).await?;
+    let mut source = from.open(socket).await?;
     let since = match (since, source.recording()) {
         (None, Some(_)) => None,
         (since, _) => {
