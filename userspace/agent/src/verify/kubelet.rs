@@ -206,13 +206,16 @@ impl Checkpoint {
         let Some(own) = containers.get(name) else { return Vec::new() };
         let cpu = positive(own.cpu_limit).or(positive(pod.cpu_limit)).unwrap_or(0);
         let memory = positive(own.memory_limit).or(positive(pod.memory_limit));
-        [
-            (Resource::Cpu, Wanted::MilliCpu(cpu)),
-            (Resource::CpuWeight, Wanted::Shares(convert::shares(own.cpu_request.unwrap_or(cpu)))),
-            (Resource::Memory, Wanted::Memory(memory.map_or(Bound::Unlimited, Bound::At))),
-        ]
-        .map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted }))
-        .into()
+        // The kubelet gives a container that has nothing but its pod's limit shares by that when it creates it, and the fewest
+        // when it resizes it (`calculateLinuxResources`, `updatePodContainerResources`): what it has done, other sources know.
+        let shares = own.cpu_request.or(positive(own.cpu_limit)).or((cpu == 0).then_some(0));
+        let limits = [
+            Some((Resource::Cpu, Wanted::MilliCpu(cpu))),
+            shares.map(|milli| (Resource::CpuWeight, Wanted::Shares(convert::shares(milli)))),
+            Some((Resource::Memory, Wanted::Memory(memory.map_or(Bound::Unlimited, Bound::At)))),
+        ];
+        let limits = limits.into_iter().flatten();
+        limits.map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted })).collect()
     }
 
     /// Whether it says of this pod if it has resources as a whole, which kubelets before 1.35 do not record.
@@ -389,7 +392,7 @@ mod tests {
             );
             assert_eq!(
                 of("free"),
-                [Wanted::MilliCpu(1000), Wanted::Shares(1024), Wanted::Memory(Bound::Unlimited)],
+                [Wanted::MilliCpu(1000), Wanted::Memory(Bound::Unlimited)],
                 "the pod's own CPU limit"
             );
             assert_eq!(of("unknown"), []);
@@ -407,7 +410,8 @@ mod tests {
         wanted(&checkpoint.container("u", name, Source::KubeletAllocated))
     }
 
-    /// The kubelet gives a container without limits its pod's (`getCPULimit`, `getMemoryLimit`), and its shares by that.
+    /// The kubelet gives a container without limits its pod's (`getCPULimit`, `getMemoryLimit`). Its shares are by that at first, and the
+    /// fewest after a resize: the checkpoint does not say which.
     #[test]
     fn a_container_without_limits_has_its_pods() {
         let checkpoint = entry(
@@ -418,7 +422,7 @@ mod tests {
         );
         let memory = |mebibytes: u64| Wanted::Memory(Bound::At(mebibytes << 20));
         assert_eq!(container(&checkpoint, "c1"), [Wanted::MilliCpu(500), Wanted::Shares(512), memory(100)]);
-        assert_eq!(container(&checkpoint, "c2"), [Wanted::MilliCpu(1000), Wanted::Shares(1024), memory(200)]);
+        assert_eq!(container(&checkpoint, "c2"), [Wanted::MilliCpu(1000), memory(200)]);
         assert_eq!(container(&checkpoint, "c3"), [Wanted::MilliCpu(1000), Wanted::Shares(102), memory(200)]);
         assert_eq!(container(&checkpoint, "c4"), container(&checkpoint, "c2"));
         // Overhead may be added to all of them.
