@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cgroup;
 use crate::control_plane::ControlPlane;
-use crate::environment::Environment;
+use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
 use crate::pod::APP_IMAGE;
 use crate::process::{self, Managed, wait_for};
@@ -53,6 +54,24 @@ pub enum Pleg {
     Evented,
 }
 
+/// How a kubelet is configured.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where its container events come from.
+    pub pleg: Pleg,
+    /// Who makes the pods' cgroups.
+    pub driver: CgroupDriver,
+    /// Further fields of its `KubeletConfiguration`; `featureGates` are added to those that are set anyway.
+    pub settings: Map<String, Value>,
+}
+
+impl From<Pleg> for Setup {
+    /// With cgroups made by the kubelet itself, and nothing else set.
+    fn from(pleg: Pleg) -> Self {
+        Self { pleg, driver: CgroupDriver::Cgroupfs, settings: Map::new() }
+    }
+}
+
 /// A running kubelet.
 #[derive(Debug)]
 pub struct Kubelet {
@@ -71,7 +90,7 @@ impl Kubelet {
 
     /// Starts it standalone on a runtime's socket, and waits until it says that it is well.
     pub async fn start(environment: &Environment, runtime: &Path, pleg: Pleg) -> Result<Self> {
-        Self::start_with(environment, runtime, pleg, None).await
+        Self::start_as(environment, runtime, pleg.into(), None).await
     }
 
     /// Starts it joined to a control plane, as the node [`NODE`].
@@ -81,13 +100,14 @@ impl Kubelet {
         pleg: Pleg,
         control_plane: &ControlPlane,
     ) -> Result<Self> {
-        Self::start_with(environment, runtime, pleg, Some(control_plane)).await
+        Self::start_as(environment, runtime, pleg.into(), Some(control_plane)).await
     }
 
-    async fn start_with(
+    /// Starts it with that configuration, standalone or joined to a control plane.
+    pub async fn start_as(
         environment: &Environment,
         runtime: &Path,
-        pleg: Pleg,
+        setup: Setup,
         control_plane: Option<&ControlPlane>,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-kubelet-").tempdir_in("/run");
@@ -110,7 +130,7 @@ impl Kubelet {
         let manifests = directory.path().join("manifests");
         fs::create_dir(&manifests).context("make the directory of manifests")?;
         let configuration = directory.path().join("kubelet.yaml");
-        fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, pleg))
+        fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, setup).to_string())
             .context("write the kubelet's configuration")?;
         let mut command = Command::new(Self::program(environment));
         command.arg("--config").arg(&configuration).args(["--hostname-override", NODE, "-v=4"]);
@@ -137,6 +157,11 @@ impl Kubelet {
              terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {APP_IMAGE}\n    imagePullPolicy: \
              Never\n    command: {command}\n"
         );
+        self.place(name, &text)
+    }
+
+    /// Has it run the pod of a manifest, in YAML or JSON.
+    pub fn place(&self, name: &str, text: &str) -> Result<()> {
         // Under its name only when it is whole: the kubelet reads what it sees.
         let path = self.manifest(name);
         let draft = self.directory.path().join("draft.yaml");
@@ -255,20 +280,37 @@ fn shield_sysctls(directory: &Path, mounted: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, pleg: Pleg) -> String {
-    format!(
-        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: {}\n\
-         containerRuntimeEndpoint: unix://{}\ncgroupDriver: cgroupfs\ncgroupRoot: {cgroup}\ncgroupsPerQOS: true\n\
-         enforceNodeAllocatable: [pods]\nfailSwapOn: false\nfailCgroupV1: false\n\
-         authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
-         authorization: {{mode: AlwaysAllow}}\naddress: 127.0.0.1\nhealthzPort: {HEALTH_PORT}\n\
-         readOnlyPort: {READ_ONLY_PORT}\nresolvConf: ''\n\
-         evictionHard: {{imagefs.available: '0%', nodefs.available: '0%', memory.available: 1Mi}}\n\
-         imageMinimumGCAge: 24h\nfeatureGates: {{EventedPLEG: {}}}\n",
-        manifests.display(),
-        runtime.display(),
-        pleg == Pleg::Evented
-    )
+fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -> Value {
+    // systemd would take the dashes of another root's name for levels.
+    let root = if setup.driver == CgroupDriver::Systemd { "/" } else { cgroup };
+    let mut configuration = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "staticPodPath": manifests,
+        "containerRuntimeEndpoint": format!("unix://{}", runtime.display()),
+        "cgroupDriver": setup.driver.name(),
+        "cgroupRoot": root,
+        "cgroupsPerQOS": true,
+        "enforceNodeAllocatable": ["pods"],
+        "failSwapOn": false,
+        "failCgroupV1": false,
+        "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
+        "authorization": { "mode": "AlwaysAllow" },
+        "address": "127.0.0.1",
+        "healthzPort": HEALTH_PORT,
+        "readOnlyPort": READ_ONLY_PORT,
+        "resolvConf": "",
+        "evictionHard": { "imagefs.available": "0%", "nodefs.available": "0%", "memory.available": "1Mi" },
+        "imageMinimumGCAge": "24h",
+        "featureGates": { "EventedPLEG": setup.pleg == Pleg::Evented },
+    });
+    for (name, value) in setup.settings {
+        match (&mut configuration[&name], value) {
+            (Value::Object(gates), Value::Object(more)) if name == "featureGates" => gates.extend(more),
+            (field, value) => *field = value,
+        }
+    }
+    configuration
 }
 
 /// A page of the kubelet's.

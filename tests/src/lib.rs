@@ -20,6 +20,7 @@
 //! | [`proxy`] | the `kwitness cri-proxy` under test |
 //! | [`recording`] | what a daemon recorded, replayed without a kernel |
 //! | [`hostile`] | a client that makes a server keep as much as it will |
+//! | [`matrix`] | the pods of the verdict matrix, and the verdicts that they must get |
 //! | [`resizes`] | a series of resizes, many of them sabotaged, and the verdict that each must get |
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
@@ -36,6 +37,7 @@ pub mod events;
 pub mod handmade;
 pub mod hostile;
 pub mod kubelet;
+pub mod matrix;
 pub mod node;
 pub mod pod;
 pub mod process;

@@ -47,6 +47,8 @@ pub struct Extras {
     pub registry: Option<SocketAddr>,
     /// Pods may have a network of their own; the root needs CNI plugins for that.
     pub network: bool,
+    /// The OCI runtime of pods that name none; none: containerd's own choice, runc.
+    pub default_handler: Option<Handler>,
 }
 
 /// A containerd and what runs on it.
@@ -412,6 +414,10 @@ fn configuration(directory: &Path, driver: CgroupDriver, extras: &Extras) -> Res
             "plugins.'{runtime}'.cni.bin_dir = '{CNI_PLUGINS}'\nplugins.'{runtime}'.cni.conf_dir = '{}'\n",
             networks.display()
         ));
+    }
+    if let Some(handler) = extras.default_handler {
+        let name = handler.name();
+        text.push_str(&format!("plugins.'{runtime}'.containerd.default_runtime_name = '{name}'\n"));
     }
     let systemd = driver == CgroupDriver::Systemd;
     for handler in [Handler::Runc, Handler::Crun] {

@@ -20,6 +20,7 @@ mod step;
 mod tally;
 mod test;
 mod unused;
+mod verdicts;
 mod versions;
 mod vm;
 mod workspace;
@@ -62,6 +63,8 @@ enum Task {
     Bench(demo::Watched),
     /// Run the tests: unit, on this machine's own kernel, and in guests
     Test(test::Test),
+    /// Write the table of docs/verdicts.md from the last runs of the test target `matrix`
+    Verdicts,
     /// Boot a guest and run a command in it, or a shell
     Vm(command::Vm),
     /// Run a command, or a shell, as on a node, but on this machine's own kernel
@@ -146,6 +149,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Task::Verdicts => verdicts::task(&Workspace::find()?)?,
         Task::Vm(vm) => return Ok(exit_code(command::vm(&Workspace::find()?, &Cache::open()?, &vm)?)),
         Task::Host(what) => {
             return Ok(exit_code(command::host(&Workspace::find()?, &Cache::open()?, &what)?));

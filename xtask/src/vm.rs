@@ -32,7 +32,7 @@ pub struct Guest<'a> {
     pub kernel: &'a KernelSeries,
     /// With which root.
     pub root: &'a RootSpec,
-    /// With how many processors. More than one is emulated faithfully enough only by newer QEMU.
+    /// With how many processors. More than one are emulated in turns: all at once is done faithfully enough only by newer QEMU.
     pub processors: u32,
     /// With how much memory, in MiB.
     pub memory: u32,
@@ -110,7 +110,8 @@ impl Guest<'_> {
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35"]);
         // cx16=off: QEMU 7.2 corrupts registers after cmpxchg16b in one boot out of eight.
-        command.args(["-accel", "tcg", "-cpu", "max,cx16=off"]);
+        let accelerator = if self.processors > 1 { "tcg,thread=single" } else { "tcg" };
+        command.args(["-accel", accelerator, "-cpu", "max,cx16=off"]);
         command.args(["-smp", &self.processors.to_string(), "-m", &self.memory.to_string()]);
         command.arg("-kernel").arg(kernel.elf).arg("-append").arg(append);
         let mut disk = |serial: &str, file: &Path, options: &str| -> Result<()> {

@@ -79,7 +79,7 @@ fn exactly(name: &str) -> String {
 
 pub(crate) async fn the_same_tests_pass_and_fail(ctx: &TestContext, combination: Combination) -> Result<()> {
     let registry = Registry::start(&ctx.environment.job.join("layout")).await?;
-    let extras = Extras { registry: Some(registry.address()), network: true };
+    let extras = Extras { registry: Some(registry.address()), network: true, ..Extras::default() };
     let node = Node::start_with(&ctx.environment, combination.driver, &extras).await?;
     let agent = Agent::start(&ctx.environment, &[]).await?;
     let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;

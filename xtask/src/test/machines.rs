@@ -22,6 +22,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
+/// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("clients", &["host trixie-python"]),
     ("cluster", &["host", "vm 6.12 trixie"]),
@@ -31,11 +32,14 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("daemon", &["host", "vm 7.2 forky"]),
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
+    ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
+/// What of that runs with `--long` only.
+const LONG_ONLY: &[(&str, &str)] = &[("matrix", "vm 6.12 trixie-systemd")];
 /// The targets that need programs of Kubernetes.
-pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet"];
+pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
 /// The targets that need clients of other languages.
 pub const WITH_CLIENTS: &[&str] = &["clients"];
 /// The targets that need crictl or critest.
@@ -101,7 +105,7 @@ impl Machine {
         }
         let named = !machines.is_empty();
         machines.retain(|machine| {
-            test.target.is_empty() || test.target.iter().any(|target| machine.runs(target))
+            test.target.is_empty() || test.target.iter().any(|target| machine.runs(target, test.long))
         });
         ensure!(!named || !machines.is_empty(), "{} does not run there", test.target.join(", "));
         Ok(machines)
@@ -111,7 +115,7 @@ impl Machine {
     pub fn needs(self, test: &Test) -> Needs {
         let any = |targets: &[&str]| {
             let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
-            targets.iter().any(|target| wanted(target) && self.runs(target))
+            targets.iter().any(|target| wanted(target) && self.runs(target, test.long))
         };
         let mut needs = Needs {
             bpf: true,
@@ -132,8 +136,11 @@ impl Machine {
     }
 
     /// Whether a target runs here.
-    pub fn runs(self, target: &str) -> bool {
+    pub fn runs(self, target: &str, long: bool) -> bool {
         let name = self.name();
+        if !long && LONG_ONLY.contains(&(target, name.as_str())) {
+            return false;
+        }
         match ONLY_IN.iter().find(|(of, _)| *of == target) {
             Some((_, machines)) => machines.contains(&name.as_str()),
             None => name == "host" || matches!(self, Self::Guest { .. }),
@@ -227,6 +234,9 @@ mod tests {
         assert_eq!(names(&of(&[], "critest")), ["host trixie-cni"]);
         assert_eq!(names(&of(&[], "kubelet")), ["host", "host bookworm"]);
         assert!(Machine::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
+        assert_eq!(names(&of(&[], "matrix")), ["vm 6.12 trixie"]);
+        let long = Test { long: true, ..of(&[], "matrix") };
+        assert_eq!(names(&long), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
         let host = Machine::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
         let needs = host.needs(&of(&[Tier::Host], "cri"));
         assert!(needs.cri_tools && !needs.kubernetes);

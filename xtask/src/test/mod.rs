@@ -43,7 +43,7 @@ const UNIT: &[&str] = &[
 /// Guests that run at a time; each is emulated by one processor.
 const GUESTS_AT_ONCE: usize = 2;
 /// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
-const APART: &[&str] = &["runtime", "cri_events", "cluster"];
+const APART: &[&str] = &["runtime", "cri_events", "cluster", "matrix"];
 /// After this long a machine is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
@@ -69,7 +69,7 @@ pub struct Test {
     /// Only tests whose name has this in it
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute
+    /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix
     #[arg(long)]
     long: bool,
 }
@@ -197,7 +197,7 @@ impl Prepared<'_> {
     ) -> Vec<Row> {
         let one =
             |part: &Part<'_>| row(&part.name(), logs, |log| self.part(workspace, cache, test, part, log));
-        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.tests)
+        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.tests, test.long)
             .into_iter()
             .partition(|part| matches!(part.machine, Machine::Host { .. }));
         // Alone on the machine: its tests measure times.
@@ -290,9 +290,11 @@ impl Prepared<'_> {
                 job.env("KWITNESS_TIER", "vm");
                 job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
-                // A control plane needs a gigabyte of its own.
-                let memory = if runs(&["cluster"]) { 4096 } else { 2048 };
-                let guest = Guest { kernel, root, processors: 1, memory, timeout: Some(GUEST_LIMIT) };
+                // A control plane needs a gigabyte of its own, and so do the shims of some sixty pods.
+                let memory = if runs(&["cluster", "matrix"]) { 4096 } else { 2048 };
+                // A container can have a processor of its own only where others are left.
+                let processors = if test.long && runs(&["matrix"]) { 3 } else { 1 };
+                let guest = Guest { kernel, root, processors, memory, timeout: Some(GUEST_LIMIT) };
                 guest.run(cache, &job, Output::File(file))
             }
         };
@@ -322,7 +324,7 @@ impl Part<'_> {
 }
 
 /// Everything that is to be run: hosts whole, guests in parts.
-fn parts<'a>(machines: &[Machine], tests: &'a [Executable]) -> Vec<Part<'a>> {
+fn parts<'a>(machines: &[Machine], tests: &'a [Executable], long: bool) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for apart in std::iter::once(None).chain(APART.iter().copied().map(Some)) {
         for machine in machines {
@@ -332,7 +334,7 @@ fn parts<'a>(machines: &[Machine], tests: &'a [Executable]) -> Vec<Part<'a>> {
                 None => !is_guest || !APART.contains(&name),
             };
             let targets: Vec<_> =
-                tests.iter().filter(|built| machine.runs(&built.name) && is_of(&built.name)).collect();
+                tests.iter().filter(|built| machine.runs(&built.name, long) && is_of(&built.name)).collect();
             if !targets.is_empty() {
                 parts.push(Part { machine: *machine, apart, targets });
             }
@@ -429,14 +431,19 @@ mod tests {
                 root: RootSpec::find("trixie-systemd").unwrap(),
             },
         ];
-        let parts = parts(&machines, &tests);
+        let parts = parts(&machines, &tests, false);
         let of = |part: &Part<'_>| part.targets.iter().map(|built| built.name.clone()).collect::<Vec<_>>();
         let all: Vec<_> = parts.iter().map(|part| (part.name(), of(part).join(" "))).collect();
         for machine in machines {
             for built in &tests {
                 let runs =
                     parts.iter().filter(|part| part.machine == machine && of(part).contains(&built.name));
-                assert_eq!(runs.count(), usize::from(machine.runs(&built.name)), "{} of {all:?}", built.name);
+                assert_eq!(
+                    runs.count(),
+                    usize::from(machine.runs(&built.name, false)),
+                    "{} of {all:?}",
+                    built.name
+                );
             }
         }
         let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();

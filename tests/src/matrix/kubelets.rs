@@ -1,0 +1,167 @@
+//! The kubelets: their settings, and the pods that each is given.
+
+use anyhow::Result;
+use kwitness_api::proto::VerdictKind;
+use serde_json::{Value, json};
+
+use super::{Spec, pods};
+use crate::environment::{CgroupDriver, Handler};
+use crate::pod::new_uid;
+
+/// A kubelet's settings, and its pods.
+#[derive(Clone, Copy, Debug)]
+pub struct KubeletVariant {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// What differs from the defaults in its `KubeletConfiguration`.
+    pub settings: fn() -> Value,
+    /// Its calls pass the CRI proxy, so that each request is a source, too. With the systemd driver, each kubelet's do.
+    pub proxy: bool,
+    /// Those of its pods that are tried in every run; an emulated guest needs ten seconds for each.
+    pub short: &'static [&'static str],
+    /// The processors that its node needs.
+    pub processors: usize,
+    /// Whether its containers are in cgroups that are tracked.
+    pub tracked: bool,
+    /// Where its pods are from.
+    pub origin: Origin,
+    /// The OCI runtime of its pods with the driver `cgroupfs`; with `systemd` it is the other one.
+    handler: Handler,
+    pods: fn() -> Vec<Spec>,
+}
+
+/// Where a kubelet has its pods from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Files with the pods' UIDs: a kubelet resizes these pods in place.
+    Files,
+    /// Files without: a kubelet resizes none.
+    FilesWithoutUid,
+    /// The API server.
+    Api,
+}
+
+impl KubeletVariant {
+    /// Its pods, as new.
+    ///
+    /// # Errors
+    /// There are no UIDs to be had.
+    pub fn pods(&self) -> Result<Vec<Spec>> {
+        let mut pods = (self.pods)();
+        for pod in pods.iter_mut().filter(|_| self.origin == Origin::Files) {
+            pod.uid = Some(new_uid()?);
+        }
+        Ok(pods)
+    }
+
+    /// The OCI runtime of its pods.
+    pub fn handler(&self, driver: CgroupDriver) -> Handler {
+        match (self.handler, driver) {
+            (handler, CgroupDriver::Cgroupfs) => handler,
+            (Handler::Runc, CgroupDriver::Systemd) => Handler::Crun,
+            (Handler::Crun, CgroupDriver::Systemd) => Handler::Runc,
+        }
+    }
+
+    /// Its name in that of a test.
+    pub fn id(&self) -> String {
+        let letters = self.name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        letters.collect::<Vec<_>>().join("_").to_lowercase()
+    }
+}
+
+const DEFAULT: KubeletVariant = KubeletVariant {
+    name: "default",
+    settings: || json!({}),
+    proxy: false,
+    short: &[
+        "requests-only",
+        "cpu-417m",
+        "tiny-sum",
+        "one-unlimited",
+        "sidecar-unlimited-second",
+        "pod-memory",
+        "overhead",
+    ],
+    processors: 1,
+    tracked: true,
+    origin: Origin::Files,
+    handler: Handler::Crun,
+    pods: pods::all,
+};
+
+const SETTINGS: KubeletVariant =
+    KubeletVariant { proxy: true, short: &[], handler: Handler::Runc, pods: pods::few, ..DEFAULT };
+
+/// All that are tried.
+pub const KUBELETS: [KubeletVariant; 9] = [
+    DEFAULT,
+    KubeletVariant { name: "with an API server", origin: Origin::Api, pods: pods::of_the_api, ..SETTINGS },
+    KubeletVariant {
+        name: "without UIDs in manifests",
+        origin: Origin::FilesWithoutUid,
+        pods: pods::without_uid,
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "cpuCFSQuota: false",
+        settings: || json!({ "cpuCFSQuota": false }),
+        pods: not_enforced,
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "cpuCFSQuotaPeriod: 10ms",
+        settings: || json!({ "cpuCFSQuotaPeriod": "10ms", "featureGates": { "CustomCPUCFSQuotaPeriod": true } }),
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "MemoryQoS",
+        settings: || json!({ "memoryThrottlingFactor": 0.8, "featureGates": { "MemoryQoS": true } }),
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "LimitedSwap",
+        settings: || json!({ "memorySwap": { "swapBehavior": "LimitedSwap" } }),
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "static CPU manager",
+        settings: || json!({ "cpuManagerPolicy": "static", "reservedSystemCPUs": "0" }),
+        processors: 3,
+        pods: exclusive,
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "cgroupsPerQOS: false",
+        settings: || json!({ "cgroupsPerQOS": false, "enforceNodeAllocatable": [] }),
+        tracked: false,
+        ..SETTINGS
+    },
+];
+
+/// What a kubelet that enforces no CPU limits says of one.
+const NOT_ENFORCED: &str = "CPU limits are not enforced here";
+
+/// Of a kubelet that enforces no CPU limits: whether any is in force cannot be said.
+fn not_enforced() -> Vec<Spec> {
+    let limited = |spec: Spec| {
+        let of_pod = spec.pod.is_some_and(|(limits, _)| limits.contains("cpu="));
+        let is_limited = |limits: &str| of_pod || limits.contains("cpu=");
+        let containers = spec.containers.iter().map(|(_, of)| *of);
+        let names: Vec<_> = containers.filter(|of| is_limited(of.1)).map(|of| of.0).collect();
+        names
+            .into_iter()
+            .fold(spec, |spec, name| spec.expect(name, "cpu.max", VerdictKind::Unknown, NOT_ENFORCED))
+    };
+    pods::few().into_iter().map(limited).collect()
+}
+
+/// A container with a processor of its own has no quota; one processor is reserved, and one is left for the other pods. No guaranteed pod of such a kubelet can be resized in place.
+fn exclusive() -> Vec<Spec> {
+    let is_guaranteed = |spec: &Spec| spec.name == "guaranteed";
+    let pods = pods::few().into_iter();
+    let mut specs: Vec<_> = pods.map(|spec| if is_guaranteed(&spec) { spec.fixed() } else { spec }).collect();
+    let own = Spec::one("exclusive", "cpu=1 memory=32Mi", "").fixed();
+    specs.insert(0, own.expect("app", "cpu.max", VerdictKind::Unknown, NOT_ENFORCED));
+    specs
+}

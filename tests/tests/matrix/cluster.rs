@@ -1,0 +1,165 @@
+//! The node with its kubelet, and the pods on it: made, resized, and listed as the runtime has them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use kwitness_tests::agent::Agent;
+use kwitness_tests::context::TestContext;
+use kwitness_tests::control_plane::ControlPlane;
+use kwitness_tests::cri::v1;
+use kwitness_tests::environment::CgroupDriver;
+use kwitness_tests::kubelet::{Kubelet, NODE, Pleg, Setup};
+use kwitness_tests::matrix::{KubeletVariant, Origin, Spec};
+use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
+use kwitness_tests::pod::APP_IMAGE;
+use kwitness_tests::process::wait_for;
+use kwitness_tests::proxy::Proxy;
+use serde_json::{Value, json};
+
+/// How long anything may take; an emulated guest is slow.
+pub(crate) const SOON: Duration = Duration::from_secs(300);
+/// Pods that start at a time: their containers are a hundred megabytes of starting processes each.
+const BATCH: usize = 16;
+/// Between two looks, each of which costs an emulated guest.
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
+const EPHEMERAL: &str = "debugger";
+
+/// What runs while a kubelet's pods are judged.
+pub(crate) struct Cluster<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) agent: &'a Agent,
+    kubelet: &'a Kubelet,
+    api: Option<&'a ControlPlane>,
+}
+
+/// Runs `body` on a node with that kubelet.
+pub(crate) async fn with_cluster(
+    ctx: &TestContext,
+    driver: CgroupDriver,
+    variant: KubeletVariant,
+    body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
+) -> Result<()> {
+    let environment = &ctx.environment;
+    let api = match variant.origin {
+        Origin::Api => Some(ControlPlane::start(environment).await?),
+        Origin::Files | Origin::FilesWithoutUid => None,
+    };
+    let api = api.as_ref();
+    let extras = Extras { default_handler: Some(variant.handler(driver)), ..Extras::default() };
+    let mut node = Node::start_with(environment, driver, &extras).await?;
+    let agent = Agent::start(environment, &[]).await?;
+    let proxy = Proxy::start(environment, agent.socket()).await?;
+    let is_proxied = variant.proxy || driver == CgroupDriver::Systemd;
+    let runtime = if is_proxied { proxy.socket() } else { Path::new(CONTAINERD_SOCKET) };
+    // No pod waits for the runtime so long that the kubelet gives up.
+    let mut settings = json!({ "runtimeRequestTimeout": "15m" });
+    if let (Value::Object(all), Value::Object(more)) = (&mut settings, (variant.settings)()) {
+        all.extend(more);
+    }
+    let settings = settings.as_object().cloned().unwrap_or_default();
+    let setup = Setup { pleg: Pleg::Generic, driver, settings };
+    let kubelet = Kubelet::start_as(environment, runtime, setup, api).await?;
+    let done = body(&Cluster { node: &node, agent: &agent, kubelet: &kubelet, api }).await;
+    let done = done.with_context(|| kubelet.log_tail()).with_context(|| agent.log_tail());
+    let done = done.with_context(|| node.log_tail());
+    kubelet.retire(&mut node).await?;
+    node.shutdown().await?;
+    done?;
+    proxy.stop()?;
+    agent.stop()
+}
+
+impl Cluster<'_> {
+    /// Has the kubelet run all pods, and waits until they do.
+    pub(crate) async fn run(&self, specs: &[Spec]) -> Result<()> {
+        if let Some(api) = self.api {
+            let there = async || Ok(api.get("node", NODE).ok());
+            wait_for("the node to be registered", SOON, there).await?;
+        }
+        for batch in specs.chunks(BATCH) {
+            let began = Instant::now();
+            for spec in batch {
+                let manifest = spec.manifest(1);
+                match self.api {
+                    Some(api) => api.create(&manifest)?,
+                    None => self.kubelet.place(spec.name, &manifest.to_string())?,
+                }
+            }
+            let all = batch.iter().flat_map(|spec| spec.running().map(|name| (self.pod_name(spec), name)));
+            self.wait_running(all).await?;
+            for spec in batch.iter().filter(|spec| spec.ephemeral) {
+                let api = self.api.context("no API server to add an ephemeral container by")?;
+                let container = json!({
+                    "name": EPHEMERAL,
+                    "image": APP_IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": ["/bin/sleep", "100000"],
+                });
+                let patch = json!({ "spec": { "ephemeralContainers": [container] } }).to_string();
+                api.run(&[
+                    "patch",
+                    "pod",
+                    spec.name,
+                    "--subresource=ephemeralcontainers",
+                    "--patch",
+                    &patch,
+                ])?;
+                self.wait_running([(self.pod_name(spec), EPHEMERAL)].into_iter()).await?;
+            }
+            println!("{} pods run after {:.1} s", batch.len(), began.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    async fn wait_running(&self, wanted: impl Iterator<Item = (String, &'static str)>) -> Result<()> {
+        let mut missing: BTreeSet<_> = wanted.collect();
+        let all = wait_for("all containers to run", SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            let request = v1::ListContainersRequest::default();
+            for of in self.node.cri().list_containers(request).await?.containers {
+                let label = |name: &str| of.labels.get(name).cloned().unwrap_or_default();
+                let (pod, name) = (label("io.kubernetes.pod.name"), label("io.kubernetes.container.name"));
+                if of.state() == v1::ContainerState::ContainerRunning {
+                    missing.retain(|(of_pod, of_name)| (of_pod, *of_name) != (&pod, &name));
+                }
+            }
+            Ok(missing.is_empty().then_some(()))
+        });
+        let all = all.await;
+        all.with_context(|| format!("these do not run: {missing:?}"))
+    }
+
+    /// Asks for limits that are so many times those of the table.
+    pub(crate) fn resize(&self, spec: &Spec, times: u64) -> Result<()> {
+        let manifest = spec.manifest(times);
+        let Some(api) = self.api else { return self.kubelet.place(spec.name, &manifest.to_string()) };
+        let resources = |of: &Value| {
+            let all = of.as_array().into_iter().flatten();
+            all.map(|of| json!({ "name": of["name"], "resources": of["resources"] })).collect::<Vec<_>>()
+        };
+        let spec_of = &manifest["spec"];
+        let mut patch = json!({ "spec": {
+            "initContainers": resources(&spec_of["initContainers"]),
+            "containers": resources(&spec_of["containers"]),
+        } });
+        if !spec_of["resources"].is_null() {
+            patch["spec"]["resources"] = spec_of["resources"].clone();
+        }
+        let patch = patch.to_string();
+        api.run(&["patch", "pod", spec.name, "--subresource=resize", "--patch", &patch]).map(drop)
+    }
+
+    /// The kubelet adds its node's name to that of a pod from a file.
+    fn pod_name(&self, spec: &Spec) -> String {
+        if self.api.is_some() { spec.name.to_owned() } else { format!("{}-{NODE}", spec.name) }
+    }
+
+    /// What the kubelet says of its resizes.
+    pub(crate) fn resizes(&self) -> Result<String> {
+        let log = self.kubelet.log()?;
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("esize")).collect();
+        Ok(lines[lines.len().saturating_sub(40)..].join("\n"))
+    }
+}
