@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::JudgeQueue;
-use crate::engine::{Engine, Handle, Parts, Scans};
+use crate::engine::{Engine, Handle, Outside, Parts, Scans};
 use crate::hub::{Capacity, Hub};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
@@ -72,11 +72,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let verdicts = JudgeQueue::default();
     let (handle, requests) = Handle::new();
     let bounds = bounds(settings.tracked_capacity);
-    let scans = Scans::new(cgroups.clone(), Roots::new(settings.roots), probe.tracker(), bounds.cgroups);
+    let roots = Roots::new(settings.roots);
+    let outside = Outside::new(cgroups.clone(), roots.clone());
+    let scans = Scans::new(cgroups.clone(), roots, probe.tracker(), bounds.cgroups);
     let parts = Parts {
         probe,
         bounds,
         scans,
+        outside,
         writer,
         resolver: resolver.clone(),
         reader,

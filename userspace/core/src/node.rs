@@ -20,8 +20,8 @@ use std::sync::Arc;
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation, Output, Problem,
-    Resource, Subject, VerdictScope,
+    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation,
+    Output, Problem, Resource, Subject, VerdictScope,
 };
 use crate::verdicts::VerdictTracker;
 
@@ -98,6 +98,11 @@ impl Node {
     /// The containers in that scope whose cgroup exists, sandboxes included.
     pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
         self.lifecycle.subjects(scope)
+    }
+
+    /// Whether a cgroup of that container is known, also one that was removed a while ago.
+    pub fn knows(&self, container: &ContainerId) -> bool {
+        self.lifecycle.cgroup_of(container).is_some()
     }
 
     /// How many containers there are.

@@ -17,5 +17,5 @@ pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use process::in_initial_pid_namespace;
 pub use roots::Roots;
 use scan::gone;
-pub use scan::{ScanError, Track, scan};
+pub use scan::{ScanError, Track, outside_roots, scan};
 pub use watch::{Watch, WatchError};

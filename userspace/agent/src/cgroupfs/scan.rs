@@ -9,13 +9,14 @@
 //! its own, and it opens no path but that of the top. What cannot be read is left out and named in [`Unreadable`]; nothing
 //! but a top that cannot be read fails the walk.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 
 use kwitness_core::cgroup_path::{ContainerPath, Placement, classify, shortened};
 use kwitness_core::model::{
-    CgroupId, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable, UnreadableCgroup,
+    CgroupId, ContainerId, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable, UnreadableCgroup,
 };
 use kwitness_core::shares::Shares;
 
@@ -96,6 +97,42 @@ pub fn scan(
     Ok(Scan { reason, began, ended: Clock::read().now(), untracked, unreadable, cgroups: found })
 }
 
+/// Which of these containers have a cgroup in no tracked root, and its path; by the cgroup's name. Tracks nothing.
+///
+/// # Errors
+/// The top of what is watched cannot be read.
+pub fn outside_roots(
+    cgroups: &CgroupFs,
+    roots: &Roots,
+    containers: &BTreeSet<ContainerId>,
+) -> Result<BTreeMap<ContainerId, Arc<str>>, ScanError> {
+    let mut walk = Walk::new(cgroups, roots, &TrackNothing, usize::MAX, false);
+    walk.sought = Some(containers);
+    walk.run()?;
+    Ok(walk.outside)
+}
+
+/// For a walk that only looks.
+struct TrackNothing;
+
+impl Track for TrackNothing {
+    fn track(&self, _: CgroupId) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn is_tracked(&self, _: CgroupId) -> bool {
+        false
+    }
+
+    fn untrack(&self, _: CgroupId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn track_above(&self, _: CgroupId) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Walk<'a, T> {
     cgroups: &'a CgroupFs,
     roots: &'a Roots,
@@ -112,6 +149,10 @@ struct Walk<'a, T> {
     shares: Shares<CgroupId>,
     untracked: u64,
     unreadable: Unreadable,
+    /// The containers whose cgroups are looked for outside of all roots, if any are.
+    sought: Option<&'a BTreeSet<ContainerId>>,
+    /// Of these, what was found.
+    outside: BTreeMap<ContainerId, Arc<str>>,
 }
 
 /// A directory that is being walked.
@@ -185,6 +226,8 @@ impl<'a, T: Track> Walk<'a, T> {
             shares: Shares::new(capacity),
             untracked: 0,
             unreadable: Unreadable::default(),
+            sought: None,
+            outside: BTreeMap::new(),
         }
     }
 
@@ -267,8 +310,21 @@ impl<'a, T: Track> Walk<'a, T> {
                 }
             }
         }
+        if tracked.is_none() {
+            self.look_for_container();
+        }
         self.enter(&directory, name.clone(), tracked)?;
         Ok(Some(directory))
+    }
+
+    /// Notes the cgroup of [`Walk::path`], which is not tracked, if it is a container's that is sought.
+    fn look_for_container(&mut self) {
+        if let Some(sought) = self.sought.filter(|_| self.path.len() <= PATH_LIMIT)
+            && let Placement::Container(ContainerPath { id, .. }) = classify(&self.path)
+            && sought.contains(&id)
+        {
+            self.outside.entry(id).or_insert_with(|| Arc::from(&*self.path));
+        }
     }
 
     /// Opens the directory of the level of that depth again, if it is not the one that is open.

@@ -1,7 +1,7 @@
 //! One connection to one runtime: what it is, and all it knows of containers. Never retries, that is
 //! [`super::resolver`]'s.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,18 @@ use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRe
 
 /// The largest answer that is accepted, the kubelet's own limit.
 pub const ANSWER_MAX: usize = 16 << 20;
+
+/// `CONTAINER_RUNNING` of the CRI's `ContainerState`.
+const RUNNING: i32 = 1;
+
+/// Everything that a runtime lists.
+#[derive(Debug)]
+pub struct Listing {
+    /// What it knows, by id.
+    pub facts: HashMap<ContainerId, Arc<RuntimeFacts>>,
+    /// The containers that it says are running; sandboxes are not among them.
+    pub running: BTreeSet<ContainerId>,
+}
 
 /// Why the runtime did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +72,18 @@ pub(super) fn sockets(choice: &RuntimeChoice) -> Vec<PathBuf> {
         RuntimeChoice::Auto => CANDIDATES.map(PathBuf::from).to_vec(),
         RuntimeChoice::Socket(socket) => vec![socket.clone()],
     }
+}
+
+/// What the runtime lists now; none: no runtime is to be used.
+///
+/// # Errors
+/// It does not answer within the deadline of each call.
+pub async fn list_once(choice: &RuntimeChoice, deadline: Duration) -> Result<Option<Listing>, Error> {
+    let sockets = sockets(choice);
+    if sockets.is_empty() {
+        return Ok(None);
+    }
+    connect(&sockets, deadline).await?.list().await.map(Some)
 }
 
 /// Connects to the first that is there and answers.
@@ -130,15 +154,6 @@ impl Connection {
         call(self.deadline, "Version", answer).await
     }
 
-    /// Whether it is still there.
-    ///
-    /// # Errors
-    /// It is not, or does not say so in time.
-    pub async fn check(&mut self) -> Result<(), Error> {
-        let request = VersionRequest { version: "v1".into() };
-        call(self.deadline, "Version", self.client.version(request)).await.map(drop)
-    }
-
     /// A container's limits as the runtime reports them; none: it does not know the container, or does not report them.
     ///
     /// # Errors
@@ -159,7 +174,7 @@ impl Connection {
     ///
     /// # Errors
     /// A call fails or takes too long.
-    pub async fn list(&mut self) -> Result<HashMap<ContainerId, Arc<RuntimeFacts>>, Error> {
+    pub async fn list(&mut self) -> Result<Listing, Error> {
         // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
         let containers =
             call(self.deadline, "ListContainers", self.client.list_containers(ListContainersRequest {}))
@@ -167,7 +182,10 @@ impl Connection {
         let sandboxes =
             call(self.deadline, "ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {}))
                 .await?;
-        Ok(facts(sandboxes.items, containers.containers))
+        let containers = containers.containers;
+        let running = containers.iter().filter(|container| container.state == RUNNING);
+        let running = running.map(|container| ContainerId(container.id.as_str().into())).collect();
+        Ok(Listing { running, facts: facts(sandboxes.items, containers) })
     }
 }
 
@@ -242,6 +260,7 @@ mod tests {
             pod_sandbox_id: sandbox.into(),
             metadata: Some(cri::ContainerMetadata { name: "nginx".into(), attempt: 1 }),
             image: Some(cri::ImageSpec { image: "sha256:1".into(), user_specified_image: "nginx:1".into() }),
+            state: RUNNING,
             labels: Default::default(),
         };
         let all =

@@ -9,5 +9,5 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-pub use client::{ANSWER_MAX, Connection, Error};
+pub use client::{ANSWER_MAX, Connection, Error, Listing, list_once};
 pub use resolver::{Resolver, start};

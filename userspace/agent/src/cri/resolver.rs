@@ -7,20 +7,22 @@
 //!                                      30 s after the first list without it: answered with nothing
 //! ```
 //!
+//! Without a question, the runtime is listed twice a minute: whether it still answers, and which containers it runs.
+//!
 //! While the runtime is away, questions stay open. There is at most one open question a container, and a bound on all of
 //! them: one more is counted and not queried.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kwitness_core::model::{ContainerId, Observation, RuntimeFacts};
+use kwitness_core::model::{ContainerId, Observation};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::client::{self, Connection, Error};
+use super::client::{self, Connection, Error, Listing};
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
 use kwitness_api::proto;
@@ -39,7 +41,7 @@ pub(super) struct Timing {
     pub(super) retry_max: Duration,
     /// How long a container is queried after the first list without it.
     pub(super) give_up: Duration,
-    /// Between two checks whether the runtime still answers, while there is no query.
+    /// Between two lists at most.
     pub(super) idle: Duration,
     /// Between two attempts to connect: at first, and at most.
     pub(super) reconnect: (Duration, Duration),
@@ -72,6 +74,8 @@ struct Shared {
     status: Mutex<proto::RuntimeStatus>,
     /// As long as the runtime answers.
     connection: Mutex<Option<Connection>>,
+    /// Of the last list.
+    running: Mutex<Arc<BTreeSet<ContainerId>>>,
     enabled: bool,
     counts: Counts,
 }
@@ -114,6 +118,7 @@ pub(super) fn start_with(
         timing,
         status: Mutex::default(),
         connection: Mutex::default(),
+        running: Mutex::default(),
         enabled: choice != RuntimeChoice::Never,
         counts: Counts::default(),
     });
@@ -157,6 +162,11 @@ impl Resolver {
         self.shared.connection().clone()
     }
 
+    /// The containers that the runtime's last list says are running, without sandboxes; none before the first list.
+    pub fn running(&self) -> Arc<BTreeSet<ContainerId>> {
+        self.shared.running().clone()
+    }
+
     /// How the runtime is.
     pub fn status(&self) -> proto::RuntimeStatus {
         self.shared.status().clone()
@@ -190,6 +200,10 @@ impl Shared {
 
     fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Arc<BTreeSet<ContainerId>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When the next question is due; none: none is open.
@@ -236,9 +250,8 @@ impl Worker {
         if (&status.endpoint, &status.name, &status.version) != (&endpoint, name, version) {
             tracing::info!(endpoint, name, version, "connected to the container runtime");
         }
-        // That it said its name is no answer to what it did not answer before.
-        let error =
-            if self.shared.due().is_some() { std::mem::take(&mut status.error) } else { String::new() };
+        // That it said its name is no answer to what it did not answer before: a list is.
+        let error = std::mem::take(&mut status.error);
         *status = proto::RuntimeStatus { endpoint, name: name.clone(), version: version.clone(), error };
     }
 
@@ -259,19 +272,16 @@ impl Worker {
 
     /// Answers questions until the connection fails; whether any list came before.
     async fn serve(&self, mut connection: Connection) -> (Error, bool) {
+        let Timing { list_pause, idle, .. } = self.shared.timing;
         let mut listed: Option<Instant> = None;
         loop {
             let queried = self.shared.queried.notified();
-            let Some(due) = self.shared.due() else {
-                if tokio::time::timeout(self.shared.timing.idle, queried).await.is_err()
-                    && let Err(error) = connection.check().await
-                {
-                    return (error, listed.is_some());
-                }
-                continue;
-            };
-            let due = listed.map_or(due, |listed| due.max(listed + self.shared.timing.list_pause));
-            if due > Instant::now() {
+            let now = Instant::now();
+            let due = listed.map_or(now, |listed| {
+                let regular = listed + idle;
+                self.shared.due().map_or(regular, |due| regular.min(due.max(listed + list_pause)))
+            });
+            if due > now {
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
                     // Someone may be due earlier.
@@ -280,10 +290,10 @@ impl Worker {
             }
             let began = Instant::now();
             match connection.list().await {
-                Ok(facts) => {
+                Ok(listing) => {
                     self.shared.counts.lists.fetch_add(1, Relaxed);
                     self.shared.status().error.clear();
-                    self.answer(&facts, began).await;
+                    self.answer(listing, began).await;
                 }
                 Err(error) => return (error, listed.is_some()),
             }
@@ -292,7 +302,9 @@ impl Worker {
     }
 
     /// Answers what a list answers; the others are postponed, or given up.
-    async fn answer(&self, facts: &HashMap<ContainerId, Arc<RuntimeFacts>>, began: Instant) {
+    async fn answer(&self, listing: Listing, began: Instant) {
+        let Listing { facts, running } = listing;
+        *self.shared.running() = Arc::new(running);
         let timing = self.shared.timing;
         let mut answered = Vec::new();
         self.shared.open().retain(|container, question| {

@@ -31,6 +31,8 @@ const TIMING: Timing = Timing {
 #[derive(Clone, Debug, Default)]
 struct Conduct {
     sandboxes: Vec<&'static str>,
+    /// With their states.
+    containers: Vec<(&'static str, i32)>,
     delay: Duration,
     refuse: bool,
 }
@@ -99,8 +101,10 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        self.behave().await?;
-        Ok(Response::new(ListContainersResponse::default()))
+        let containers = self.behave().await?.containers.into_iter();
+        let containers =
+            containers.map(|(id, state)| Container { id: id.into(), state, ..Default::default() });
+        Ok(Response::new(ListContainersResponse { containers: containers.collect() }))
     }
 
     async fn container_status(
@@ -170,6 +174,31 @@ async fn what_is_listed_is_answered_and_the_runtime_is_shown() {
     assert_eq!((&*status.name, &*status.version, &*status.error), ("fake", "1.0", ""));
     assert_eq!(status.endpoint, format!("unix://{}", bench.socket().display()));
     assert_eq!(bench.count("cri_open"), 0);
+}
+
+#[tokio::test]
+async fn what_runs_is_known_without_a_question() {
+    let bench = Bench::new();
+    let runtime = Runtime::default();
+    let set = |containers: &[(&'static str, i32)]| {
+        let containers = containers.to_vec();
+        runtime
+            .set(|conduct| *conduct = Conduct { sandboxes: vec!["pod"], containers, ..Conduct::default() });
+    };
+    let running = async |expected: &[&str]| {
+        let expected = expected.iter().map(|id| ContainerId((*id).into())).collect();
+        let is_so = async {
+            while *bench.resolver.running() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), is_so).await.expect("it is listed");
+    };
+    set(&[("created", 0), ("a", 1), ("b", 1), ("exited", 2), ("unknown", 3)]);
+    let _serving = runtime.serve(&bench.socket());
+    running(&["a", "b"]).await;
+    set(&[("a", 2), ("b", 1)]);
+    running(&["b"]).await;
 }
 
 #[tokio::test]

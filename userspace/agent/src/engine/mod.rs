@@ -16,6 +16,7 @@
 
 mod judge_queue;
 mod losses;
+mod outside;
 mod recorder;
 mod scans;
 #[cfg(test)]
@@ -54,6 +55,7 @@ use kwitness_api::proto;
 use losses::{Losses, SuppressedWrites};
 use recorder::Recorder;
 
+pub(crate) use outside::Outside;
 pub(crate) use scans::Scans;
 
 /// Records read from the rings before others get their turn: about a millisecond's work.
@@ -258,8 +260,9 @@ pub(crate) struct Engine<P: Probe> {
     scans: Scans,
     losses: Losses,
     suppressed: SuppressedWrites,
+    outside: Outside,
     /// What could not be done at the last look.
-    problems: Vec<proto::Problem>,
+    problems: Vec<Problem>,
     /// Why the last scan failed.
     scan_error: Option<String>,
     recorder: Option<Recorder>,
@@ -276,6 +279,8 @@ pub(crate) struct Parts<P> {
     pub(crate) bounds: Bounds,
     /// Who walks the cgroup tree.
     pub(crate) scans: Scans,
+    /// Who looks for containers outside of all roots.
+    pub(crate) outside: Outside,
     /// Where events go.
     pub(crate) writer: Writer,
     /// Resolves names.
@@ -296,7 +301,8 @@ impl<P: Probe> Engine<P> {
     /// # Errors
     /// The file cannot be made.
     pub(crate) fn new(parts: Parts<P>, record: Option<&Path>) -> anyhow::Result<Self> {
-        let Parts { probe, bounds, scans, writer, resolver, reader, verdicts, answers, requests } = parts;
+        let Parts { probe, bounds, scans, outside, writer, resolver, reader, verdicts, answers, requests } =
+            parts;
         Ok(Self {
             losses: Losses::new(probe.counters()),
             probe,
@@ -313,6 +319,7 @@ impl<P: Probe> Engine<P> {
             requests,
             scans,
             suppressed: SuppressedWrites::default(),
+            outside,
             problems: Vec::new(),
             scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
@@ -416,15 +423,27 @@ impl<P: Probe> Engine<P> {
         self.scan_error = Some(error);
     }
 
+    /// What cannot be done at present.
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.node.problems();
+        problems.extend(self.outside.problem());
+        problems
+    }
+
     /// Logs what cannot be done and could be at the last look, and what can be done again.
     fn look_for_problems(&mut self) {
-        let problems: Vec<_> = self.node.problems().iter().map(problem).collect();
-        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
-            tracing::warn!(problem = problem.name, remedy = problem.remedy, "{}", problem.found);
+        let Self { outside, resolver, node, .. } = self;
+        outside.look(&resolver.running(), |container| node.knows(container));
+        let problems = self.problems();
+        let is_news = |problem: &&Problem| !self.problems.iter().any(|known| known.is_same_as(problem));
+        for proto::Problem { name, found, remedy } in problems.iter().filter(is_news).map(problem) {
+            tracing::warn!(problem = name, remedy, "{found}");
         }
-        let is_named = |name: &str| problems.iter().any(|problem| problem.name == name);
-        for problem in self.problems.iter().filter(|problem| !is_named(&problem.name)) {
-            tracing::info!(problem = problem.name, "recovered");
+        let names: Vec<_> = problems.iter().map(|present| problem(present).name).collect();
+        for proto::Problem { name, .. } in self.problems.iter().map(problem) {
+            if !names.contains(&name) {
+                tracing::info!(problem = name, "recovered");
+            }
         }
         self.problems = problems;
     }
@@ -559,7 +578,7 @@ impl<P: Probe> Engine<P> {
             counters,
             programs: self.probe.program_stats(),
             containers: self.node.container_count(),
-            problems: self.node.problems(),
+            problems: self.problems(),
         }
     }
 }

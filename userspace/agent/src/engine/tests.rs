@@ -96,6 +96,7 @@ fn start(backlog: u64) -> Running {
         probe: Flood { read: read.clone(), backlog },
         bounds: Bounds::default(),
         scans: Scans::by(empty),
+        outside: Outside::by(|_| BTreeMap::new()),
         writer: Hub::new(
             Epoch("now".into()),
             Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 },

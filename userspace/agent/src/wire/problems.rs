@@ -2,7 +2,9 @@
 
 use kwitness_api::proto;
 use kwitness_core::cgroup_path::shortened;
-use kwitness_core::model::{Problem, UnreadableCgroup};
+use kwitness_core::model::{ContainerId, Problem, UnreadableCgroup};
+
+use crate::probe::RootPattern;
 
 /// In the API's shape.
 pub fn problem(problem: &Problem) -> proto::Problem {
@@ -20,6 +22,20 @@ pub fn problem(problem: &Problem) -> proto::Problem {
                 remedy: "correct the permissions of these directories, or give the daemon CAP_DAC_READ_SEARCH; they are \
                          tried again by themselves"
                     .to_owned(),
+            }
+        }
+        Problem::OutsideRoots { count, container, path } => {
+            let (containers, are) = if *count == 1 { ("container", "is") } else { ("containers", "are") };
+            proto::Problem {
+                name: "containers_outside_roots".to_owned(),
+                found: format!(
+                    "{count} running {containers} of the runtime {are} in cgroups that are not tracked, such as {} in {}: \
+                     neither events nor limits of {} are seen",
+                    short_id(container),
+                    shortened(path),
+                    if *count == 1 { "it" } else { "them" },
+                ),
+                remedy: format!("add {} to kernel.roots, and restart the daemon", root_of(path, container)),
             }
         }
         Problem::OtherPod { container, runtime } => proto::Problem {
@@ -53,5 +69,45 @@ pub fn problem(problem: &Problem) -> proto::Problem {
             ),
             remedy: "raise kernel.tracked_capacity, or find out why it makes so many".to_owned(),
         },
+    }
+}
+
+/// As much of an id as people are used to see.
+fn short_id(container: &ContainerId) -> &str {
+    container.0.get(..12).unwrap_or(&container.0)
+}
+
+/// What to configure as a root for a container's cgroup, quoted: the path up to the id, as far as that is allowed.
+fn root_of(path: &str, container: &ContainerId) -> String {
+    let end = path.rfind(&*container.0).unwrap_or(path.len());
+    let name = path[..end].rsplit('/').next().unwrap_or_default();
+    [&path[..end], name]
+        .into_iter()
+        .find(|pattern| pattern.parse::<RootPattern>().is_ok())
+        .map_or_else(|| "the beginning of that path".to_owned(), |pattern| format!("{pattern:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_configure_as_a_root_covers_the_example_and_its_like() {
+        let id = "7c1e0d5b9a3f4862".repeat(4);
+        let container = ContainerId(id.as_str().into());
+        let root = |path: &str| root_of(&path.replace("ID", &id), &container);
+        assert_eq!(root("/k8s.io/ID"), "\"/k8s.io/\"");
+        assert_eq!(root("/system.slice/cri-containerd-ID.scope"), "\"/system.slice/cri-containerd-\"");
+        assert_eq!(root("/kubelet/ID"), "\"/kubelet/\"");
+        let deep = format!("{}/crio-ID.scope", "/a".repeat(100));
+        assert_eq!(root(&deep), "\"crio-\"", "a pattern has a limit");
+        assert_eq!(root("/ID"), "the beginning of that path", "a root of everything is none");
+        let outside = |count| {
+            let path = format!("/k8s.io/{id}").into();
+            problem(&Problem::OutsideRoots { count, container: container.clone(), path })
+        };
+        assert!(outside(3).found.starts_with("3 running containers of the runtime are in cgroups that"));
+        assert!(outside(1).found.contains("such as 7c1e0d5b9a3f in /k8s.io/"), "{}", outside(1).found);
+        assert!(outside(1).remedy.contains("add \"/k8s.io/\" to kernel.roots"), "{}", outside(1).remedy);
     }
 }

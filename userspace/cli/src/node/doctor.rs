@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anstyle::AnsiColor;
 use serde::Serialize;
@@ -16,13 +17,16 @@ use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
 use kwitness_agent::api::capability;
-use kwitness_agent::cgroupfs::{CgroupFs, Subtree, in_initial_pid_namespace};
+use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree, in_initial_pid_namespace};
 use kwitness_agent::config::{Config, RuntimeChoice};
+use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
 use kwitness_agent::probe::{ProbeError, survey};
+use kwitness_agent::wire::problem;
 use kwitness_api::client::Error;
 use kwitness_api::proto;
+use kwitness_core::model::Problem;
 use kwitness_cri::CANDIDATES;
 
 #[derive(Debug, clap::Args)]
@@ -106,15 +110,13 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             report.checks.retain(|check| check.name != PRIVILEGES);
             report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
             report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
-            report.checks.extend(status.problems.into_iter().map(|problem| {
-                let name = problem.name.replace('_', " ");
-                Finding::new(name, Verdict::Degraded, problem.found, problem.remedy)
-            }));
+            report.checks.extend(status.problems.into_iter().map(Finding::from));
             report.kernel = status.kernel_release;
             report.capabilities = status.capabilities;
         }
         Err(error) => {
             report.checks.extend([runtime(&config.runtime), statistics()]);
+            report.checks.extend(outside_roots(config).await);
             let remedy = match error {
                 Error::PermissionDenied { .. } => "run with sudo, or join the group of its socket",
                 _ => "start it with `kwitness daemon`",
@@ -196,6 +198,13 @@ impl From<environment::Check> for Finding {
     }
 }
 
+impl From<proto::Problem> for Finding {
+    fn from(problem: proto::Problem) -> Self {
+        let proto::Problem { name, found, remedy } = problem;
+        Self::new(name.replace('_', " "), Verdict::Degraded, found, remedy)
+    }
+}
+
 fn cgroups(subtree: &Subtree) -> Finding {
     const NAME: &str = "cgroup v2";
     match CgroupFs::find(subtree) {
@@ -256,6 +265,17 @@ fn runtime(choice: &RuntimeChoice) -> Finding {
             "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
         ),
     }
+}
+
+/// The containers that a daemon with this configuration would not see; none: there are none, or that cannot be found out.
+async fn outside_roots(config: &Config) -> Option<Finding> {
+    /// The longest that a call may take.
+    const DEADLINE: Duration = Duration::from_secs(2);
+    let running = list_once(&config.runtime, DEADLINE).await.ok()??.running;
+    let cgroups = CgroupFs::find(&config.subtree).ok()?;
+    let outside =
+        cgroupfs::outside_roots(&cgroups, &Roots::new(config.probe.roots.clone()), &running).ok()?;
+    Problem::outside_roots(&outside).map(|outside| Finding::from(problem(&outside)))
 }
 
 fn statistics() -> Finding {

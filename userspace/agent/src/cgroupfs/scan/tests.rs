@@ -206,6 +206,32 @@ fn one_containers_groups_leave_room_in_the_tracked_set() {
     assert_eq!(beyond(&scanned()), 40 - followed, "what is tracked stays so");
 }
 
+#[test]
+fn containers_outside_of_all_roots_are_found_by_their_cgroups_names() {
+    let id = |digit: &str| ContainerId(digit.repeat(64).into());
+    let [tracked, plain, scope, elsewhere] = ["1", "2", "3", "4"].map(id);
+    let paths = [
+        format!("kubepods/pod1/{tracked}"),
+        format!("k8s.io/{plain}"),
+        format!("system.slice/cri-containerd-{scope}.scope/init"),
+        format!("node/cri-containerd-{elsewhere}.scope"),
+    ];
+    let root = tree(&paths.each_ref().map(|path| (&**path, "")));
+    let all = [&tracked, &plain, &scope, &elsewhere].map(Clone::clone).into();
+    let outside = |roots: &[&str], subtree: &str, sought: &BTreeSet<ContainerId>| {
+        let cgroups = CgroupFs::below(root.path(), subtree).unwrap();
+        let found = outside_roots(&cgroups, &Roots::trusting(roots, own_uid()), sought).unwrap();
+        found.into_iter().map(|(id, path)| (id, path.to_string())).collect::<Vec<_>>()
+    };
+    let of_plain = (plain.clone(), format!("/k8s.io/{plain}"));
+    let of_scope = (scope.clone(), format!("/system.slice/cri-containerd-{scope}.scope"));
+    let of_elsewhere = (elsewhere.clone(), format!("/node/cri-containerd-{elsewhere}.scope"));
+    assert_eq!(outside(&[], "/", &all), [of_plain.clone(), of_scope, of_elsewhere.clone()]);
+    assert_eq!(outside(&["cri-containerd-"], "/", &all), *std::slice::from_ref(&of_plain), "the remedy");
+    assert_eq!(outside(&[], "/", &[plain].into()), [of_plain], "only what the runtime runs");
+    assert_eq!(outside(&[], "/node", &all), [of_elsewhere], "only in what is watched");
+}
+
 /// As a user without privileges, on a thread of its own: the kernel keeps that user for each thread.
 #[test]
 fn what_cannot_be_read_is_left_out_and_named_and_the_rest_is_right() {

@@ -1,0 +1,161 @@
+//! The containers that the runtime runs in cgroups outside of all roots: nothing of them is seen, so that has to be said.
+//!
+//! ```text
+//!  running, and unknown at two looks one after the other ──▶ a walk looks for their cgroups ──▶ found outside: a problem
+//!                                                            (again only for others, and not soon)
+//! ```
+//!
+//! A container that the runtime lists is known to the node soon after: its cgroup is made before. One that stays unknown may have no
+//! cgroup of its own (a virtual machine's), or one that found no room, which others report; a problem is made of those only whose
+//! cgroup was found in no root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kwitness_core::model::{ContainerId, Problem};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::cgroupfs::{CgroupFs, Roots, outside_roots};
+
+/// Between two walks, at least.
+const PAUSE_MIN: Duration = Duration::from_secs(10);
+/// The share of the time that walking may take: one part in so many and one.
+const PAUSE_FACTOR: u32 = 100;
+
+type Found = BTreeMap<ContainerId, Arc<str>>;
+
+/// Looks for the cgroups of these containers.
+type Walk = Arc<dyn Fn(&BTreeSet<ContainerId>) -> Found + Send + Sync>;
+
+pub(crate) struct Outside {
+    walk: Walk,
+    walking: Option<oneshot::Receiver<Walked>>,
+    /// No walk begins before.
+    earliest: Instant,
+    /// Running and unknown at the last look.
+    unknown: BTreeSet<ContainerId>,
+    /// Of these, what a walk has looked for.
+    looked_for: BTreeSet<ContainerId>,
+    /// Of these, what lies outside.
+    found: Found,
+}
+
+struct Walked {
+    looked_for: BTreeSet<ContainerId>,
+    found: Found,
+    took: Duration,
+}
+
+impl Outside {
+    /// Looks in that hierarchy.
+    pub(crate) fn new(cgroups: CgroupFs, roots: Roots) -> Self {
+        Self::by(move |sought| {
+            // A top that cannot be read fails the scan as well, which reports it.
+            outside_roots(&cgroups, &roots, sought).unwrap_or_default()
+        })
+    }
+
+    /// Looks by that.
+    pub(super) fn by(walk: impl Fn(&BTreeSet<ContainerId>) -> Found + Send + Sync + 'static) -> Self {
+        Self {
+            walk: Arc::new(walk),
+            walking: None,
+            earliest: Instant::now(),
+            unknown: BTreeSet::new(),
+            looked_for: BTreeSet::new(),
+            found: Found::new(),
+        }
+    }
+
+    /// Compares what the runtime runs with what is known.
+    pub(super) fn look(&mut self, running: &BTreeSet<ContainerId>, is_known: impl Fn(&ContainerId) -> bool) {
+        let unknown: BTreeSet<_> = running.iter().filter(|id| !is_known(id)).cloned().collect();
+        let before = std::mem::replace(&mut self.unknown, unknown);
+        if let Some(Walked { looked_for, found, took }) =
+            self.walking.as_mut().and_then(|walked| walked.try_recv().ok())
+        {
+            self.walking = None;
+            self.earliest = Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR);
+            self.looked_for = looked_for;
+            self.found = found;
+        }
+        self.looked_for.retain(|id| self.unknown.contains(id));
+        self.found.retain(|id, _| self.unknown.contains(id));
+        let lasting: BTreeSet<_> = self.unknown.intersection(&before).cloned().collect();
+        if self.walking.is_none() && Instant::now() >= self.earliest && !lasting.is_subset(&self.looked_for) {
+            self.walk_for(lasting);
+        }
+    }
+
+    fn walk_for(&mut self, looked_for: BTreeSet<ContainerId>) {
+        let (walked, walking) = oneshot::channel();
+        let walk = Arc::clone(&self.walk);
+        tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let found = walk(&looked_for);
+            // The engine may have stopped.
+            drop(walked.send(Walked { looked_for, found, took: began.elapsed() }));
+        });
+        self.walking = Some(walking);
+    }
+
+    /// What lies outside of all roots, if anything does.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        Problem::outside_roots(&self.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn ids(ids: &[&str]) -> BTreeSet<ContainerId> {
+        ids.iter().map(|id| ContainerId((*id).into())).collect()
+    }
+
+    /// Looks until the walk that is under way has ended.
+    async fn look_until_walked(outside: &mut Outside, running: &BTreeSet<ContainerId>) {
+        while outside.walking.is_some() {
+            tokio::task::yield_now().await;
+            outside.look(running, |_| false);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stays_unknown_is_looked_for_once_and_recovers() {
+        let walks = Arc::new(Mutex::new(Vec::new()));
+        let made = walks.clone();
+        let mut outside = Outside::by(move |sought| {
+            made.lock().unwrap().push(sought.clone());
+            let is_outside = |id: &&ContainerId| id.0.starts_with("out");
+            sought.iter().filter(is_outside).map(|id| (id.clone(), Arc::from(format!("/x/{id}")))).collect()
+        });
+        let running = ids(&["out1", "out2", "vm", "known", "new"]);
+        outside.look(&running, |id| &*id.0 == "known");
+        assert!(outside.walking.is_none(), "its record may be on its way");
+        outside.look(&running, |id| matches!(&*id.0, "known" | "new"));
+        look_until_walked(&mut outside, &ids(&["out1", "out2", "vm"])).await;
+        assert_eq!(*walks.lock().unwrap(), [ids(&["out1", "out2", "vm"])]);
+        let container = ContainerId("out1".into());
+        let problem = Problem::OutsideRoots { count: 2, container, path: "/x/out1".into() };
+        assert_eq!(outside.problem(), Some(problem));
+
+        // The same ones: nothing to look for. Another one: not before its time.
+        outside.earliest = Instant::now();
+        outside.look(&ids(&["out1", "out2", "vm"]), |_| false);
+        assert!(outside.walking.is_none());
+        outside.earliest = Instant::now() + Duration::from_secs(3600);
+        for _ in 0..2 {
+            outside.look(&ids(&["out2", "out3"]), |_| false);
+        }
+        assert!(outside.walking.is_none());
+        assert!(matches!(outside.problem(), Some(Problem::OutsideRoots { count: 1, .. })));
+
+        outside.look(&ids(&["out2", "vm"]), |id| &*id.0 == "out2");
+        assert_eq!(outside.problem(), None, "it is tracked now");
+    }
+}
