@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use kwitness_core::journal::{Epoch, Position};
 use kwitness_core::model::{ContainerId, Judged, KernelTime, Observation, Subject};
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -29,6 +30,9 @@ use kwitness_api::{REQUESTS_MAX, proto};
 const WAIT_MAX_MS: u32 = 600_000;
 /// The longest that it watches usage.
 const PROVE_MAX_MS: u32 = 60_000;
+
+/// Bytes of the containers in one answer, encoded, at most: ten thousand with 3 KiB of labels each. More fails the call.
+const CONTAINERS_BYTES_MAX: usize = 32 << 20;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -84,11 +88,12 @@ impl Service {
         &self.admission
     }
 
-    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Stopped> {
+    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Status> {
         let snapshot = self.engine.snapshot().await?;
         let clock = Clock::read();
         let wanted = snapshot.containers.iter().filter(|state| filter.wants_container(&state.subject));
-        Ok((snapshot.position, wanted.map(|state| convert::container_state(state, clock)).collect()))
+        let containers = wanted.map(|state| convert::container_state(state, clock));
+        Ok((snapshot.position, bounded(containers, CONTAINERS_BYTES_MAX)?))
     }
 
     async fn start(&self, request: proto::WatchRequest, filter: Filter) -> Result<Watching, Status> {
@@ -291,6 +296,24 @@ fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
     Filter::try_from(filter.unwrap_or_default()).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
+/// The containers of one answer, unless they take more bytes than that.
+fn bounded(
+    containers: impl Iterator<Item = proto::ContainerState>,
+    max: usize,
+) -> Result<Vec<proto::ContainerState>, Status> {
+    let mut left = max;
+    let fits = |container: proto::ContainerState| {
+        left = left.checked_sub(container.encoded_len()).ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "the containers in this answer take more than {max} bytes: ask for fewer with `filter`, such as one \
+                 namespace's at a time"
+            ))
+        })?;
+        Ok(container)
+    };
+    containers.map(fits).collect()
+}
+
 /// The memory that this process has resident.
 fn resident_bytes() -> Option<u64> {
     let pages = procfs::process::Process::myself().and_then(|process| process.statm()).ok()?.resident;
@@ -342,5 +365,26 @@ impl From<VerifyError> for Status {
 impl From<Stopped> for Status {
     fn from(stopped: Stopped) -> Self {
         Self::unavailable(stopped.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_large_is_refused_with_what_to_do() {
+        let container = proto::ContainerState { program: Some("x".repeat(1000)), ..Default::default() };
+        let size = container.encoded_len();
+        let many = |count| std::iter::repeat_n(container.clone(), count);
+        assert_eq!(bounded(many(3), 3 * size).unwrap().len(), 3);
+        let refused = bounded(many(4), 3 * size).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains("`filter`"), "{refused}");
+        // What comes after that is not even looked at.
+        let mut looked_at = 0;
+        let endless = std::iter::repeat(container.clone()).inspect(|_| looked_at += 1);
+        assert!(bounded(endless, 10 * size).is_err());
+        assert_eq!(looked_at, 11);
     }
 }
