@@ -34,6 +34,13 @@ pub(super) struct Runtime {
 
 type Result<T> = std::result::Result<T, GrpcStatus>;
 
+/// Whether the runtime itself said that: it is there, and the call is all that failed. What came in between has a cause, or one of
+/// the codes of a connection.
+pub(super) fn is_answer(status: &GrpcStatus) -> bool {
+    std::error::Error::source(status).is_none()
+        && !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
 impl Runtime {
     pub(super) fn new(channel: Channel, calls: Arc<AtomicU64>) -> Self {
         Self { channel, calls }
@@ -207,4 +214,21 @@ fn sandbox(listed: wire::PodSandbox) -> ListedSandbox {
 pub(super) fn wall_clock() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_runtime_answers_is_no_failed_connection() {
+        for code in [Code::Unknown, Code::NotFound, Code::Internal, Code::ResourceExhausted] {
+            assert!(is_answer(&GrpcStatus::new(code, "No such container: x")), "{code}");
+        }
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
+            assert!(!is_answer(&GrpcStatus::new(code, "")), "{code}");
+        }
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(!is_answer(&GrpcStatus::from_error(Box::new(broken))));
+    }
 }

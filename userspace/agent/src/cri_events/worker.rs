@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::entity::Progress;
 use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
-use super::runtime::{Runtime, wall_clock};
+use super::runtime::{Runtime, is_answer, wall_clock};
 use super::subscribers::{Subscribers, Subscription};
 use crate::cri::{self, Connection, Resolver};
 use crate::hub::{Filter, Hub, Watcher};
@@ -239,7 +239,7 @@ impl<'a> Session<'a> {
                             tracing::debug!(?request, %status, "the container runtime did not answer");
                             self.machine.failed(self.now(), &request);
                             self.shared.failures.fetch_add(1, Relaxed);
-                            if runtime.check().await.is_err() {
+                            if !is_answer(&status) && runtime.check().await.is_err() {
                                 return End::RuntimeAway;
                             }
                         }
