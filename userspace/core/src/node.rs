@@ -100,6 +100,11 @@ impl Node {
         self.lifecycle.subjects(scope)
     }
 
+    /// The containers whose cgroup exists and of which the runtime has reported nothing.
+    pub fn unnamed(&self) -> impl Iterator<Item = &ContainerId> {
+        self.lifecycle.unnamed()
+    }
+
     /// Whether a cgroup of that container is known, also one that was removed a while ago.
     pub fn knows(&self, container: &ContainerId) -> bool {
         self.lifecycle.cgroup_of(container).is_some()

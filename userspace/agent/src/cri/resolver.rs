@@ -10,11 +10,11 @@
 //! Without a question, the runtime is listed twice a minute: whether it still answers, and which containers it runs.
 //!
 //! While the runtime is away, questions stay open. There is at most one open question a container, and a bound on all of
-//! them: one more is counted and not queried.
+//! them: one more is counted and not queried now. Once half of them are answered, whoever asked is to ask again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ pub struct Resolver {
 #[derive(Debug)]
 struct Shared {
     open: Mutex<HashMap<ContainerId, Question>>,
+    /// Questions were turned away, and have not been asked again.
+    turned_away: AtomicBool,
     queried: Notify,
     timing: Timing,
     status: Mutex<proto::RuntimeStatus>,
@@ -114,6 +116,7 @@ pub(super) fn start_with(
 ) -> (Resolver, impl Future<Output = ()> + Send + 'static) {
     let shared = Arc::new(Shared {
         open: Mutex::default(),
+        turned_away: AtomicBool::new(false),
         queried: Notify::new(),
         timing,
         status: Mutex::default(),
@@ -146,6 +149,7 @@ impl Resolver {
         let mut open = self.shared.open();
         if open.len() >= OPEN_MAX && !open.contains_key(&container) {
             self.shared.counts.refused.fetch_add(1, Relaxed);
+            self.shared.turned_away.store(true, Relaxed);
             return;
         }
         open.entry(container).or_insert_with(|| Question {
@@ -155,6 +159,17 @@ impl Resolver {
         });
         drop(open);
         self.shared.queried.notify_one();
+    }
+
+    /// Whether questions were turned away that have not been asked again: containers stay without their names.
+    pub fn has_turned_away(&self) -> bool {
+        self.shared.turned_away.load(Relaxed)
+    }
+
+    /// Whether there is room by now for the questions that were turned away. If so, the caller asks all of them again.
+    pub fn ask_again(&self) -> bool {
+        let has_room = self.shared.open().len() <= OPEN_MAX / 2;
+        has_room && self.shared.turned_away.swap(false, Relaxed)
     }
 
     /// The connection to the runtime, for other calls; none: it does not answer.

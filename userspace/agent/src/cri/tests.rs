@@ -310,6 +310,25 @@ async fn there_is_a_bound_on_questions() {
         bench.ask(&format!("c{id}"));
     }
     assert_eq!((bench.count("cri_open"), bench.count("cri_refused")), (16_384, 20_000 - 16_384));
+    assert!(bench.resolver.has_turned_away() && !bench.resolver.ask_again(), "there is no room yet");
+}
+
+#[tokio::test]
+async fn what_was_turned_away_is_to_be_asked_again_once_there_is_room() {
+    let mut bench = Bench::new();
+    let ids: Vec<&'static str> = (0..16_385).map(|id| &*format!("c{id}").leak()).collect();
+    ids.iter().for_each(|id| bench.ask(id));
+    assert!(bench.resolver.has_turned_away());
+    let runtime = Runtime::default();
+    runtime.set(|conduct| conduct.sandboxes = ids.clone());
+    let _serving = runtime.serve(&bench.socket());
+    for _ in 1..ids.len() {
+        assert!(bench.answer().await.1.is_some());
+    }
+    assert!(bench.resolver.ask_again());
+    assert!(!bench.resolver.has_turned_away() && !bench.resolver.ask_again(), "once");
+    bench.ask(ids[16_384]);
+    assert_eq!(bench.pod_of("c16384").await, "pod-of-c16384");
 }
 
 #[tokio::test]

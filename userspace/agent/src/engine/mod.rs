@@ -370,6 +370,7 @@ impl<P: Probe> Engine<P> {
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
                     self.look_for_suppressed(clock);
+                    self.ask_again();
                     self.look_for_problems();
                     self.publish(clock);
                 }
@@ -423,10 +424,18 @@ impl<P: Probe> Engine<P> {
         self.scan_error = Some(error);
     }
 
+    /// Asks for the names that were not asked for because there were too many questions.
+    fn ask_again(&self) {
+        if self.resolver.ask_again() {
+            self.node.unnamed().for_each(|container| self.resolver.ask(container.clone()));
+        }
+    }
+
     /// What cannot be done at present.
     fn problems(&self) -> Vec<Problem> {
         let mut problems = self.node.problems();
         problems.extend(self.outside.problem());
+        problems.extend(self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed));
         problems
     }
 

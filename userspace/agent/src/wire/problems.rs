@@ -24,6 +24,13 @@ pub fn problem(problem: &Problem) -> proto::Problem {
                     .to_owned(),
             }
         }
+        Problem::TooManyUnnamed => proto::Problem {
+            name: "runtime_queries_full".to_owned(),
+            found: "too many containers wait for the runtime's answer: others stay without names and labels until there \
+                    is room"
+                .to_owned(),
+            remedy: "see how the runtime is; find out why there are so many containers that it does not know".to_owned(),
+        },
         Problem::OutsideRoots { count, container, path } => {
             let (containers, are) = if *count == 1 { ("container", "is") } else { ("containers", "are") };
             proto::Problem {

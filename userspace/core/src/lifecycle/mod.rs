@@ -159,6 +159,12 @@ impl Lifecycle {
         }
     }
 
+    /// The containers whose cgroup exists and of which the runtime has reported nothing.
+    pub fn unnamed(&self) -> impl Iterator<Item = &ContainerId> {
+        let subjects = self.cgroups.containers().map(|container| &container.subject);
+        subjects.filter(|subject| subject.facts.is_none()).map(|subject| &subject.container_id)
+    }
+
     /// How many containers there are whose cgroup exists.
     pub fn container_count(&self) -> usize {
         self.cgroups.containers().count()

@@ -16,6 +16,8 @@ pub enum Problem {
     Full,
     /// Cgroups within this container are not followed, for it has more than its share of all that are.
     BeyondShare(Arc<Subject>),
+    /// More containers wait for the runtime's names than can be queried at a time: those of others are queried later.
+    TooManyUnnamed,
     /// The runtime runs containers in cgroups that no root of the tracked set contains.
     OutsideRoots {
         /// How many there are.
