@@ -404,10 +404,9 @@ impl Lifecycle {
         if !self.scan_is_expected() {
             self.ask_for_repair(event.at, output);
         }
-        let at = event.at;
+        // Whose it was is known once the scan has been observed, and reported then.
         if !self.parked.push(event) {
             self.counters.unknown_dropped += 1;
-            self.overflow.note("record", None, at);
         }
     }
 

@@ -23,7 +23,7 @@ use crate::model::{
 
 use super::cgroups::{Added, Owner};
 use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role};
-use super::parked::place;
+use super::parked::{Refused, place};
 use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
 
@@ -335,6 +335,10 @@ impl Lifecycle {
     /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have seen
     /// are given up.
     fn replay_parked(&mut self, began: KernelTime, output: &mut Output) {
+        for (place, Refused { count, from }) in self.parked.take_refused() {
+            let owner = place.and_then(|place| self.container_of(place));
+            self.overflow.note_many("record", count, owner, from);
+        }
         for event in self.parked.take() {
             let placed = match &event.fact {
                 Fact::Mkdir { parent, .. } => {

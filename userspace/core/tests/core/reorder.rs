@@ -1,7 +1,7 @@
 //! Records of two rings, drained at different moments, come out as they happened.
 
 use kwitness_core::model::{CgroupId, Fact, KernelEvent, KernelTime};
-use kwitness_core::reorder::ReorderBuffer;
+use kwitness_core::reorder::{HELD_MAX, ReorderBuffer};
 use proptest::prelude::*;
 
 fn record(at: u64) -> KernelEvent {
@@ -22,6 +22,20 @@ fn what_is_younger_than_the_drain_waits() {
     merge.push(record(6));
     assert_eq!(times(merge.release(KernelTime(10))), [6, 7]);
     assert_eq!(merge.held(), 0);
+}
+
+#[test]
+fn what_is_of_the_future_takes_bounded_memory_and_is_not_lost() {
+    let mut merge = ReorderBuffer::default();
+    let count = HELD_MAX as u64 + 100;
+    let mut out = Vec::new();
+    for at in (1..=count).rev() {
+        merge.push(record(1000 + at));
+    }
+    out.extend(times(merge.release(KernelTime(1))));
+    assert_eq!((merge.held(), out.len()), (HELD_MAX, 100));
+    out.extend(times(merge.release(KernelTime(u64::MAX))));
+    assert_eq!(out, (1001..=1000 + count).collect::<Vec<_>>());
 }
 
 proptest! {
