@@ -171,7 +171,7 @@ impl Machine {
         if let Some(pod) = self.owner.get(id).and_then(|key| self.pods.get_mut(key)) {
             match hint {
                 Hint::Reached(progress) => pod.hint(now, id, progress),
-                Hint::Removed => pod.hurry(now),
+                Hint::Removed => pod.hurry(now, id),
             }
             return;
         }
@@ -190,7 +190,7 @@ impl Machine {
     /// Hints may have been lost.
     pub(super) fn gap(&mut self, now: Duration) {
         self.list_due = now;
-        self.pods.values_mut().for_each(|pod| pod.read_whole(now));
+        self.pods.values_mut().for_each(|pod| pod.gap(now));
     }
 
     /// The runtime can be called again; earlier calls will get no answer.

@@ -66,14 +66,28 @@ struct Entity {
     sent: Option<Progress>,
     /// The furthest that the kernel showed.
     hinted: Progress,
+    /// The kernel showed that a program runs in it, and no end since.
+    runs: bool,
     /// How far the runtime is expected to say it is, and since when.
     expected: Option<(Progress, Duration)>,
     status: Option<Status>,
 }
 
 impl Entity {
+    fn new(now: Duration, kind: Kind, sent: Option<Progress>, hinted: Progress) -> Self {
+        let expected = (hinted > Progress::Unseen).then_some((hinted, now));
+        Self { kind, sent, hinted, runs: hinted == Progress::Started, expected, status: None }
+    }
+
     fn has_ended(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.progress == Some(Progress::Stopped))
+    }
+
+    /// How far it has come, if the runtime says this. A sandbox in which a program runs has not stopped: "not ready" may also mean
+    /// that it has no address of its own (cri-dockerd says so of those in the host's network).
+    fn reached(&self, said: Progress) -> Progress {
+        let is_only_not_ready = self.kind == Kind::Sandbox && self.runs && said == Progress::Stopped;
+        if is_only_not_ready { Progress::Started } else { said }
     }
 }
 
@@ -119,8 +133,7 @@ impl Pod {
         hinted: Progress,
     ) {
         if !self.entities.contains_key(id) {
-            let expected = (hinted > Progress::Unseen).then_some((hinted, now));
-            self.entities.insert(id.clone(), Entity { kind, sent, hinted, expected, status: None });
+            self.entities.insert(id.clone(), Entity::new(now, kind, sent, hinted));
             self.read_whole(now);
         }
     }
@@ -129,6 +142,11 @@ impl Pod {
     pub(super) fn hint(&mut self, now: Duration, id: &ContainerId, progress: Progress) {
         let Some(entity) = self.entities.get_mut(id) else { return };
         entity.hinted = entity.hinted.max(progress);
+        entity.runs = match progress {
+            Progress::Unseen | Progress::Created => entity.runs,
+            Progress::Started => true,
+            Progress::Stopped => false,
+        };
         let sent = entity.sent.unwrap_or(Progress::Unseen);
         if progress > sent && entity.expected.is_none_or(|(expected, _)| progress > expected) {
             entity.expected = Some((progress, now));
@@ -137,7 +155,10 @@ impl Pod {
     }
 
     /// The kernel showed the last thing that a runtime does before it calls a container ended: its cgroup was removed.
-    pub(super) fn hurry(&mut self, now: Duration) {
+    pub(super) fn hurry(&mut self, now: Duration, id: &ContainerId) {
+        if let Some(entity) = self.entities.get_mut(id) {
+            entity.runs = false;
+        }
         if self.expects() {
             self.ask(now, ASK_SOON);
             self.soon = SOON_TIMES;
@@ -148,7 +169,13 @@ impl Pod {
     pub(super) fn differs(&self, id: &ContainerId, listed: Option<Progress>) -> bool {
         let Some(entity) = self.entities.get(id) else { return true };
         let sent = entity.sent.unwrap_or(Progress::Unseen);
-        listed.is_some_and(|listed| listed > sent)
+        listed.is_some_and(|listed| entity.reached(listed) > sent)
+    }
+
+    /// Hints may have been lost: what ran may have ended.
+    pub(super) fn gap(&mut self, now: Duration) {
+        self.entities.values_mut().for_each(|entity| entity.runs = false);
+        self.read_whole(now);
     }
 
     /// Asks for everything.
@@ -266,13 +293,7 @@ impl Pod {
         for (kind, id, status) in reading.statuses {
             let entity = self.entities.entry(id.clone()).or_insert_with(|| {
                 outcome.found.push(id.clone());
-                Entity {
-                    kind,
-                    sent: Some(Progress::Unseen),
-                    hinted: Progress::Unseen,
-                    expected: None,
-                    status: None,
-                }
+                Entity::new(now, kind, Some(Progress::Unseen), Progress::Unseen)
             });
             match status {
                 Some(status) => {
@@ -336,11 +357,12 @@ impl Pod {
         let mut all = Vec::new();
         for (id, entity) in &mut self.entities {
             let (Some(status), Some(sent)) = (&entity.status, entity.sent) else { continue };
-            let Some(reached) = status.progress.filter(|reached| *reached > sent) else { continue };
-            entity.sent = Some(reached);
+            let reached = status.progress.map(|said| entity.reached(said));
+            let Some(reached) = reached.filter(|reached| *reached > sent) else { continue };
             for step in steps(sent, reached, status.never_started()) {
                 all.push(Step::of(id, entity.kind, step, status.time_of(step)));
             }
+            entity.sent = Some(reached);
         }
         for (id, entity) in gone {
             // No event of it was sent, and nothing is known of it.

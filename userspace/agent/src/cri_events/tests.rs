@@ -171,6 +171,39 @@ fn the_newest_sandbox_is_the_pods() {
 }
 
 #[test]
+fn a_sandbox_that_is_not_ready_while_its_program_runs_has_not_stopped() {
+    let sandbox = id(SANDBOX);
+    // Of cri-dockerd, in the host's network.
+    let not_ready = [(Kind::Sandbox, SANDBOX, Some(1)), (Kind::Container, MAIN, Some(1))];
+    let ends = |pod: &mut Pod| {
+        assert!(pod.differs(&sandbox, Some(Progress::Stopped)));
+        let outcome = read(pod, 31, 3000, &not_ready);
+        let [event] = &outcome.events[..] else { panic!("{outcome:?}") };
+        assert_eq!(
+            (&*event.container_id, event.container_event_type()),
+            (SANDBOX, Type::ContainerStoppedEvent)
+        );
+    };
+    let shown_running = || {
+        let mut pod = running();
+        pod.hint(after(10), &sandbox, Progress::Started);
+        assert!(!pod.differs(&sandbox, Some(Progress::Stopped)), "no list asks for a reading");
+        assert!(read(&mut pod, 20, 2000, &not_ready).events.is_empty());
+        assert_eq!(pod.due(), None, "at rest");
+        pod
+    };
+    let mut pod = shown_running();
+    pod.hint(after(30), &sandbox, Progress::Stopped);
+    ends(&mut pod);
+    let mut pod = shown_running();
+    pod.hurry(after(30), &sandbox);
+    ends(&mut pod);
+    let mut pod = shown_running();
+    pod.gap(after(30));
+    ends(&mut pod);
+}
+
+#[test]
 fn nonsense_is_no_status() {
     assert!(Status::new(Kind::Container, Bytes::from_static(b"\xff\xff\xff")).is_err());
 }
