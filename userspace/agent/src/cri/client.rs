@@ -1,7 +1,7 @@
 //! One connection to one runtime: what it is, and all it knows of containers. Never retries, that is
 //! [`super::resolver`]'s.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,7 +184,7 @@ impl Connection {
                 .await?;
         let containers = containers.containers;
         let running = containers.iter().filter(|container| container.state == RUNNING);
-        let running = running.map(|container| ContainerId(container.id.as_str().into())).collect();
+        let running = running.map(|container| ContainerId(text(container.id.clone()).into())).collect();
         Ok(Listing { running, facts: facts(sandboxes.items, containers) })
     }
 }
@@ -206,41 +206,49 @@ fn facts(
     sandboxes: Vec<cri::PodSandbox>,
     containers: Vec<cri::Container>,
 ) -> HashMap<ContainerId, Arc<RuntimeFacts>> {
-    let text = |text: String| (!text.is_empty()).then(|| Arc::from(text));
-    let pods: HashMap<String, cri::PodSandboxMetadata> = sandboxes
+    let known = |bytes: Vec<u8>| (!bytes.is_empty()).then(|| Arc::<str>::from(text(bytes)));
+    let pods: HashMap<Vec<u8>, cri::PodSandboxMetadata> = sandboxes
         .iter()
         .filter_map(|sandbox| Some((sandbox.id.clone(), sandbox.metadata.clone()?)))
         .collect();
-    let of_pod = |sandbox: &str, container_type, name, image, labels| {
+    let of_pod = |sandbox: &[u8], container_type, name, image, labels: Vec<cri::Label>| {
         let pod = pods.get(sandbox).cloned().unwrap_or_default();
+        let labels = labels.into_iter().map(|cri::Label { key, value }| (text(key), text(value)));
         Arc::new(RuntimeFacts {
             container_type,
             name,
-            pod_name: text(pod.name),
-            pod_namespace: text(pod.namespace),
-            pod_uid: text(pod.uid).map(PodUid),
+            pod_name: known(pod.name),
+            pod_namespace: known(pod.namespace),
+            pod_uid: known(pod.uid).map(PodUid),
             image,
-            labels,
+            labels: labels.collect::<BTreeMap<_, _>>(),
         })
     };
     let mut all = HashMap::with_capacity(sandboxes.len() + containers.len());
     for sandbox in sandboxes {
         let facts = of_pod(&sandbox.id, ContainerType::Sandbox, None, None, sandbox.labels);
-        all.insert(ContainerId(sandbox.id.into()), facts);
+        all.insert(ContainerId(text(sandbox.id).into()), facts);
     }
     for container in containers {
-        let name = text(container.metadata.unwrap_or_default().name);
+        let name = known(container.metadata.unwrap_or_default().name);
         let image = container.image.unwrap_or_default();
-        let image = text(image.user_specified_image).or_else(|| text(image.image));
+        let image = known(image.user_specified_image).or_else(|| known(image.image));
         let facts = of_pod(&container.pod_sandbox_id, ContainerType::App, name, image, container.labels);
-        all.insert(ContainerId(container.id.into()), facts);
+        all.insert(ContainerId(text(container.id).into()), facts);
     }
     all.remove(&ContainerId("".into()));
     all
 }
 
+/// A text of the runtime's; what is not UTF-8 in it is replaced.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
@@ -253,7 +261,7 @@ mod tests {
                 namespace: "prod".into(),
                 attempt: 0,
             }),
-            labels: [("app".to_owned(), "web".to_owned())].into(),
+            labels: vec![cri::Label { key: "app".into(), value: "web".into() }],
         };
         let container = |id: &str, sandbox: &str| cri::Container {
             id: id.into(),
@@ -281,5 +289,28 @@ mod tests {
             (None, None),
             "unknown is not empty"
         );
+    }
+
+    #[test]
+    fn a_text_of_the_runtimes_that_is_not_utf8_costs_that_text() {
+        let container = cri::Container {
+            id: "c".into(),
+            metadata: Some(cri::ContainerMetadata { name: "nginx".into(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: b"\xff\xfe".into(), ..Default::default() }),
+            labels: vec![
+                cri::Label { key: "app".into(), value: "web".into() },
+                cri::Label { key: "note".into(), value: b"a\xff\xfe".into() },
+            ],
+            ..Default::default()
+        };
+        let mut bytes = cri::ListContainersResponse { containers: vec![container] }.encode_to_vec();
+        // A container that has nothing but an id, which is none.
+        bytes.extend(b"\x0a\x06\x0a\x04\xff\xfe\xfd\xfc");
+        let listed = cri::ListContainersResponse::decode(&*bytes).unwrap();
+        let all = facts(Vec::new(), listed.containers);
+        let found = &all[&ContainerId("c".into())];
+        assert_eq!(found.name.as_deref(), Some("nginx"));
+        assert_eq!(found.image.as_deref(), Some("\u{fffd}\u{fffd}"));
+        assert_eq!((&*found.labels["app"], &*found.labels["note"]), ("web", "a\u{fffd}\u{fffd}"));
     }
 }

@@ -91,7 +91,7 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
         let items = self.behave().await?.sandboxes.into_iter().map(|id| PodSandbox {
             id: id.into(),
-            metadata: Some(PodSandboxMetadata { name: format!("pod-of-{id}"), ..Default::default() }),
+            metadata: Some(PodSandboxMetadata { name: format!("pod-of-{id}").into(), ..Default::default() }),
             labels: Default::default(),
         });
         Ok(Response::new(ListPodSandboxResponse { items: items.collect() }))

@@ -85,7 +85,7 @@ impl Runtime {
         let sandboxes: wire::ListPodSandboxResponse =
             self.call("/runtime.v1.RuntimeService/ListPodSandbox", sandboxes).await?;
         let mut listing =
-            Listing { sandboxes: sandboxes.items.into_iter().map(sandbox).collect(), containers };
+            Listing { sandboxes: sandboxes.items.into_iter().filter_map(sandbox).collect(), containers };
         let known: HashSet<_> = listing.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
         if id.is_some() {
             for of in listing.containers.iter().map(|container| &container.sandbox) {
@@ -97,7 +97,7 @@ impl Runtime {
                             wire::ListPodSandboxRequest { filter },
                         )
                         .await?;
-                    listing.sandboxes.extend(found.items.into_iter().map(sandbox));
+                    listing.sandboxes.extend(found.items.into_iter().filter_map(sandbox));
                 }
             }
         }
@@ -107,12 +107,7 @@ impl Runtime {
     async fn containers(&self, request: wire::ListContainersRequest) -> Result<Vec<ListedContainer>> {
         let answer: wire::ListContainersResponse =
             self.call("/runtime.v1.RuntimeService/ListContainers", request).await?;
-        let listed = answer.containers.into_iter().map(|container| ListedContainer {
-            id: ContainerId(container.id.into()),
-            sandbox: ContainerId(container.pod_sandbox_id.into()),
-            progress: Kind::Container.progress(container.state),
-        });
-        Ok(listed.collect())
+        Ok(answer.containers.into_iter().filter_map(container).collect())
     }
 
     /// A status; none: the runtime does not know it.
@@ -202,12 +197,26 @@ fn agrees(status: &Status, expected: Progress) -> bool {
     status.progress.is_some_and(|progress| progress >= expected)
 }
 
-fn sandbox(listed: wire::PodSandbox) -> ListedSandbox {
-    ListedSandbox {
-        id: ContainerId(listed.id.into()),
-        uid: listed.metadata.map(|metadata| metadata.uid).unwrap_or_default().into(),
+fn sandbox(listed: wire::PodSandbox) -> Option<ListedSandbox> {
+    let uid = listed.metadata.map(|metadata| metadata.uid).unwrap_or_default();
+    Some(ListedSandbox {
+        id: id(&listed.id)?,
+        uid: String::from_utf8_lossy(&uid).into(),
         progress: Kind::Sandbox.progress(listed.state),
-    }
+    })
+}
+
+fn container(listed: wire::Container) -> Option<ListedContainer> {
+    Some(ListedContainer {
+        id: id(&listed.id)?,
+        sandbox: id(&listed.pod_sandbox_id)?,
+        progress: Kind::Container.progress(listed.state),
+    })
+}
+
+/// An id; none: it is no text, and nobody can ask for what has it.
+fn id(bytes: &[u8]) -> Option<ContainerId> {
+    std::str::from_utf8(bytes).ok().map(|text| ContainerId(text.into()))
 }
 
 /// Nanoseconds since the Unix epoch.
@@ -219,6 +228,25 @@ pub(super) fn wall_clock() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_list_what_has_no_text_for_an_id_is_left_out() {
+        use prost::Message as _;
+        let bad = b"\xff\xfe";
+        let listed = |id: &[u8], sandbox: &[u8]| wire::Container {
+            id: Bytes::copy_from_slice(id),
+            pod_sandbox_id: Bytes::copy_from_slice(sandbox),
+            ..Default::default()
+        };
+        let containers = vec![listed(bad, b"s"), listed(b"c", b"s"), listed(b"d", bad)];
+        let bytes = wire::ListContainersResponse { containers }.encode_to_vec();
+        let answer = wire::ListContainersResponse::decode(&*bytes).unwrap();
+        let left: Vec<_> = answer.containers.into_iter().filter_map(container).map(|left| left.id).collect();
+        assert_eq!(left, [ContainerId("c".into())]);
+        let metadata = Some(wire::PodSandboxMetadata { uid: Bytes::from_static(bad) });
+        let pod = wire::PodSandbox { id: "s".into(), metadata, ..Default::default() };
+        assert_eq!(sandbox(pod).map(|pod| pod.uid).as_deref(), Some("\u{fffd}\u{fffd}"));
+    }
 
     #[test]
     fn what_the_runtime_answers_is_no_failed_connection() {
