@@ -129,8 +129,23 @@ impl Runtime {
                 Status::new(kind, bytes).map(Some).map_err(|error| GrpcStatus::data_loss(error.to_string()))
             }
             Err(status) if status.code() == Code::NotFound => Ok(None),
+            // cri-dockerd has no code for what it does not know: what it lists decides.
+            Err(status) if is_answer(&status) => {
+                if self.lists(id).await? {
+                    Err(status)
+                } else {
+                    Ok(None)
+                }
+            }
             Err(status) => Err(status),
         }
+    }
+
+    /// Whether it lists that sandbox or container.
+    async fn lists(&self, id: &ContainerId) -> Result<bool> {
+        let Listing { sandboxes, containers } = self.list(Some(id)).await?;
+        let mut listed = sandboxes.iter().map(|sandbox| &sandbox.id);
+        Ok(listed.any(|listed| listed == id) || containers.iter().any(|container| container.id == *id))
     }
 
     /// A pod's statuses, if those that are to be checked say what is expected.
@@ -227,7 +242,70 @@ pub(super) fn wall_clock() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use kwitness_api::transport::unix_endpoint;
+    use kwitness_cri::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+    use kwitness_cri::runtime::*;
+    use tokio::net::UnixListener;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::Response;
+    use tonic::transport::Server;
+
     use super::*;
+
+    /// Lists a sandbox and a container, and refuses every status as cri-dockerd does those of what is gone.
+    struct Refusing;
+
+    #[tonic::async_trait]
+    impl RuntimeService for Refusing {
+        async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>> {
+            Ok(Response::new(VersionResponse::default()))
+        }
+
+        async fn list_pod_sandbox(
+            &self,
+            _: Request<ListPodSandboxRequest>,
+        ) -> Result<Response<ListPodSandboxResponse>> {
+            let items = vec![PodSandbox { id: "pod".into(), ..Default::default() }];
+            Ok(Response::new(ListPodSandboxResponse { items }))
+        }
+
+        async fn list_containers(
+            &self,
+            _: Request<ListContainersRequest>,
+        ) -> Result<Response<ListContainersResponse>> {
+            let listed = Container { id: "there".into(), pod_sandbox_id: "pod".into(), ..Default::default() };
+            Ok(Response::new(ListContainersResponse { containers: vec![listed] }))
+        }
+
+        async fn container_status(
+            &self,
+            _: Request<ContainerStatusRequest>,
+        ) -> Result<Response<ContainerStatusResponse>> {
+            Err(GrpcStatus::unknown("Error response from daemon: No such container"))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_without_a_code_is_gone_if_it_is_not_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("cri.sock");
+        let connections = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        let server = Server::builder().add_service(RuntimeServiceServer::new(Refusing));
+        tokio::spawn(server.serve_with_incoming(connections));
+        let channel = unix_endpoint(&socket).unwrap().connect().await.unwrap();
+        let runtime = Runtime::new(channel, Arc::default());
+        for (kind, id, is_listed) in [
+            (Kind::Container, "gone", false),
+            (Kind::Container, "there", true),
+            (Kind::Sandbox, "gone", false),
+            (Kind::Sandbox, "pod", true),
+        ] {
+            match runtime.status(kind, &ContainerId(id.into())).await {
+                Ok(status) => assert_eq!((status, is_listed), (None, false), "{kind:?} {id}"),
+                Err(refused) => assert!(is_listed && is_answer(&refused), "{kind:?} {id}: {refused}"),
+            }
+        }
+    }
 
     #[test]
     fn of_a_list_what_has_no_text_for_an_id_is_left_out() {
