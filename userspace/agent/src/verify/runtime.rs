@@ -39,6 +39,13 @@ struct State {
     failed: Option<(Instant, Arc<str>)>,
 }
 
+impl State {
+    /// The failure that stands for all calls at present.
+    fn failure(&self) -> Option<&Arc<str>> {
+        self.failed.as_ref().filter(|(at, _)| at.elapsed() < FAILED_FOR).map(|(_, error)| error)
+    }
+}
+
 impl RuntimeLimits {
     pub(super) fn new(resolver: Resolver) -> Self {
         Self { resolver, state: Arc::default() }
@@ -61,9 +68,11 @@ impl RuntimeLimits {
             match answer {
                 Ok(desired) => drop(all.insert(id, desired)),
                 Err(error) => {
-                    failure = Some(error);
-                    // The others would wait as long, for the same.
-                    break;
+                    failure.get_or_insert(error);
+                    // Of a runtime that does not answer, the others would wait as long for the same.
+                    if self.lock().failure().is_some() {
+                        break;
+                    }
                 }
             }
         }
@@ -73,9 +82,7 @@ impl RuntimeLimits {
     fn call(&self, id: ContainerId, max_age: Duration) -> Shared<BoxFuture<'static, Answer>> {
         let now = Instant::now();
         let mut state = self.lock();
-        if let Some((at, error)) = &state.failed
-            && at.elapsed() < FAILED_FOR
-        {
+        if let Some(error) = state.failure() {
             return std::future::ready(Err(error.clone())).boxed().shared();
         }
         if let Some((began, call)) = state.calls.get(&id)
