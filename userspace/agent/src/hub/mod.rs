@@ -359,6 +359,20 @@ mod tests {
         assert_eq!(numbers(&rest(&mut watcher).await), [1, 2, 3]);
     }
 
+    #[test]
+    fn a_snapshot_in_place_of_any_number_begins() {
+        let (hub, _writer) = hub(16);
+        for seq in [0, 1, u64::MAX] {
+            let instead_of = Some(Position { epoch: Epoch("epoch".into()), seq });
+            let start = Start::Snapshot { position: hub.position(), instead_of };
+            let mut watcher = hub.watch(start, true, Filter::default()).unwrap();
+            let events = decode(watcher.opening());
+            let [event] = &events[..] else { panic!("no gap for {seq}") };
+            let Some(ApiKind::Gap(gap)) = &event.kind else { panic!("{event:?}") };
+            assert_eq!(gap.first_seq, Some(seq.saturating_add(1)));
+        }
+    }
+
     #[tokio::test]
     async fn a_filter_by_kind_and_container_is_applied_here() {
         let (hub, mut writer) = hub(2048);

@@ -129,7 +129,7 @@ impl Hub {
                 Start::Snapshot { position, instead_of } => {
                     let gap = instead_of.as_ref().map(|requested| {
                         let same = requested.epoch == position.epoch;
-                        expired(same.then_some(requested.seq + 1), same.then_some(position.seq))
+                        expired(same.then_some(requested.seq.saturating_add(1)), same.then_some(position.seq))
                     });
                     (journal.resume(position)?, gap)
                 }
