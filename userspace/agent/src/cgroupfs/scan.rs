@@ -171,7 +171,7 @@ struct Level {
 }
 
 /// The container that a cgroup lies in.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Within {
     None,
     /// One outside of pods: another may lie in it.
@@ -187,13 +187,16 @@ impl Within {
         }
     }
 
-    /// What lies in a cgroup that lies in this.
+    /// What lies in a cgroup that lies in this. A path that is too long to be kept is no container's: looking at each of a deep nest
+    /// would take time by the square of its depth.
     fn of(self, id: CgroupId, path: &str) -> Self {
-        match (self, classify(path)) {
-            (Self::Pod(container), _) => Self::Pod(container),
-            (_, Placement::Container(ContainerPath { pod: Some(_), .. })) => Self::Pod(id),
-            (_, Placement::Container(_)) => Self::Plain(id),
-            (within, _) => within,
+        if matches!(self, Self::Pod(_)) || path.len() > PATH_LIMIT {
+            return self;
+        }
+        match classify(path) {
+            Placement::Container(ContainerPath { pod: Some(_), .. }) => Self::Pod(id),
+            Placement::Container(_) => Self::Plain(id),
+            _ => self,
         }
     }
 }

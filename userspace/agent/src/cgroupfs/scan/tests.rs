@@ -260,6 +260,18 @@ fn what_cannot_be_read_is_left_out_and_named_and_the_rest_is_right() {
 }
 
 #[test]
+fn of_a_path_that_is_not_kept_no_name_counts() {
+    let (node, container) = (CgroupId(1), CgroupId(2));
+    let [id, other] = ["a", "b"].map(|digit| digit.repeat(64));
+    let within =
+        |nest: &str| Within::Plain(node).of(container, &format!("/docker/{other}{nest}/kubepods/podx/{id}"));
+    assert_eq!(within("/kubelet"), Within::Pod(container));
+    assert_eq!(within(&"/kubelet".repeat(PATH_LIMIT / 8)), Within::Plain(node));
+    // What lies in a pod's container is that container's.
+    assert_eq!(Within::Pod(node).of(container, &format!("/kubepods/podx/{id}")), Within::Pod(node));
+}
+
+#[test]
 fn a_nest_that_no_path_reaches_is_walked_with_one_descriptor() {
     let open = || fs::read_dir("/proc/self/fd").unwrap().count();
     for (name, depth) in [("x".repeat(250), 18), ("y".repeat(250), 40), ("x".to_owned(), 1500)] {
