@@ -30,7 +30,7 @@ pub enum Malformed {
     Id,
     /// No such time.
     #[error(
-        "`received` is 0 or yet to come, or `answered` is before it: these are CLOCK_BOOTTIME in nanoseconds"
+        "`received` is 0, `answered` is before it, or either is yet to come: these are CLOCK_BOOTTIME in nanoseconds"
     )]
     Time,
     /// It sets no limit.
@@ -158,7 +158,7 @@ fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriR
         return Err(Malformed::Id);
     }
     let proto::CriRequest { received, answered, .. } = *request;
-    if received == 0 || answered < received || now.0 < received {
+    if received == 0 || answered < received || now.0 < answered {
         return Err(Malformed::Time);
     }
     let resources = request.resources.as_mut().ok_or(Malformed::Resources)?;
@@ -261,11 +261,13 @@ mod tests {
             (proto::CriRequest { received: 0, ..good() }, Malformed::Time),
             (proto::CriRequest { answered: 9, ..good() }, Malformed::Time),
             (update("a", NOW.0 + 1, 4096, 0), Malformed::Time),
+            // It would never be too old to be kept.
+            (proto::CriRequest { answered: u64::MAX, ..good() }, Malformed::Time),
             (proto::CriRequest { resources: None, ..good() }, Malformed::Resources),
         ] {
             assert_eq!(requests.report(request, NOW), Err(why));
         }
-        assert_eq!(requests.counters()["cri_requests_malformed"], 8);
+        assert_eq!(requests.counters()["cri_requests_malformed"], 9);
         assert_eq!(requests.counters()["cri_requests_reported"], 0);
         let resources = Some(proto::CriResources {
             memory_swap_max: "9".repeat(1000),
