@@ -29,6 +29,9 @@ use kwitness_api::proto;
 
 /// Open questions at most.
 const OPEN_MAX: usize = 16_384;
+/// The share of the time that listing may take: one part in so many and one. Whatever is asked for, a long list is not made again and
+/// again.
+const PAUSE_FACTOR: u32 = 4;
 
 /// How often and how long a container is queried.
 #[derive(Clone, Copy, Debug)]
@@ -288,13 +291,14 @@ impl Worker {
     /// Answers questions until the connection fails; whether any list came before.
     async fn serve(&self, mut connection: Connection) -> (Error, bool) {
         let Timing { list_pause, idle, .. } = self.shared.timing;
-        let mut listed: Option<Instant> = None;
+        // The end of the last list, and how long it took.
+        let mut listed: Option<(Instant, Duration)> = None;
         loop {
             let queried = self.shared.queried.notified();
             let now = Instant::now();
-            let due = listed.map_or(now, |listed| {
-                let regular = listed + idle;
-                self.shared.due().map_or(regular, |due| regular.min(due.max(listed + list_pause)))
+            let due = listed.map_or(now, |(listed, took)| {
+                let (earliest, regular) = (listed + list_pause.max(took * PAUSE_FACTOR), listed + idle);
+                self.shared.due().map_or(regular, |due| regular.min(due.max(earliest)))
             });
             if due > now {
                 tokio::select! {
@@ -306,13 +310,14 @@ impl Worker {
             let began = Instant::now();
             match connection.list().await {
                 Ok(listing) => {
+                    let took = began.elapsed();
                     self.shared.counts.lists.fetch_add(1, Relaxed);
                     self.shared.status().error.clear();
                     self.answer(listing, began).await;
+                    listed = Some((Instant::now(), took));
                 }
                 Err(error) => return (error, listed.is_some()),
             }
-            listed = Some(Instant::now());
         }
     }
 

@@ -304,6 +304,28 @@ async fn many_questions_are_answered_by_few_lists() {
 }
 
 #[tokio::test]
+async fn what_the_runtime_does_not_know_does_not_keep_it_listing() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    let delay = TIMING.idle / 4;
+    runtime.set(|conduct| conduct.delay = delay);
+    let _serving = runtime.serve(&bench.socket());
+    let began = std::time::Instant::now();
+    // One more each time: one of them is always due.
+    for number in 0.. {
+        bench.ask(&format!("c{number}"));
+        let _given_up = timeout(Duration::from_millis(5), bench.answers.recv()).await;
+        if began.elapsed() >= delay * 80 {
+            break;
+        }
+    }
+    // A list takes two delays, the pause until the next one four at least.
+    let most = began.elapsed().as_millis() / (delay * 6).as_millis() + 1;
+    let lists = u128::from(bench.count("cri_lists"));
+    assert!((2..=most).contains(&lists), "{lists} lists, at most {most}");
+}
+
+#[tokio::test]
 async fn there_is_a_bound_on_questions() {
     let bench = Bench::new();
     for id in 0..20_000 {
