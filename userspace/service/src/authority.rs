@@ -39,11 +39,11 @@ const NAME: &[u8] = b":authority";
 /// [`NAME`] in HPACK's Huffman code.
 const NAME_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// A character that cannot be in the authority of a URI, and what stands for it.
+/// A character that cannot be in the authority of a URI, and what stands for it in the Huffman code.
 struct Substitute {
     byte: u8,
     by: u8,
-    /// Bits of both in the Huffman code (RFC 7541, appendix B).
+    /// Bits of both (RFC 7541, appendix B).
     bits: usize,
     code: u16,
     by_code: u16,
@@ -53,14 +53,16 @@ const fn substitute(byte: u8, by: u8, bits: usize, code: u16, by_code: u16) -> S
     Substitute { byte, by, bits, code, by_code }
 }
 
-/// The rest of what is refused has no equally long substitute, and is percent-encoded by every client.
-const SUBSTITUTES: [Substitute; 10] = [
+/// The rest of what is refused (``#<>\^`{}``, and what is not ASCII) has no substitute of its length. Clients that use the Huffman code
+/// percent-encode it.
+const SUBSTITUTES: [Substitute; 11] = [
     substitute(b'%', b'-', 6, 0x15, 0x16),
     substitute(b'/', b'-', 6, 0x18, 0x16),
     substitute(b' ', b'-', 6, 0x14, 0x16),
     substitute(b':', b'B', 7, 0x5c, 0x5d),
     substitute(b'?', b'!', 10, 0x3fc, 0x3f8),
     substitute(b'"', b'!', 10, 0x3f9, 0x3f8),
+    substitute(b'|', b'\'', 11, 0x7fc, 0x7fa),
     substitute(b'@', b'$', 13, 0x1ffa, 0x1ff9),
     substitute(b'[', b'$', 13, 0x1ffb, 0x1ff9),
     substitute(b']', b'$', 13, 0x1ffc, 0x1ff9),
@@ -274,13 +276,14 @@ fn is_path(value: &[u8], huffman: bool) -> bool {
     Codes { value, at: 0 }.any(|(_, found)| found.is_some_and(|found| marks.contains(&found.byte)))
 }
 
+/// Whether an authority may have it anywhere, without a meaning (RFC 3986: unreserved, sub-delims).
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
 fn rewrite_value(value: &mut [u8], huffman: bool) {
     if !huffman {
-        for byte in value {
-            if let Some(found) = SUBSTITUTES.iter().find(|substitute| substitute.byte == *byte) {
-                *byte = found.by;
-            }
-        }
+        value.iter_mut().filter(|byte| !is_plain(**byte)).for_each(|byte| *byte = b'-');
         return;
     }
     let found: Vec<_> = Codes { value, at: 0 }.filter_map(|(at, found)| Some((at, found?))).collect();

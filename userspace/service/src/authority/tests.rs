@@ -175,6 +175,18 @@ proptest! {
         }
     }
 
+    /// Whatever a path has: outside of the Huffman code, all of it can be replaced.
+    #[test]
+    fn every_path_becomes_acceptable(mut path in prop::collection::vec(any::<u8>(), 0..100), at in any::<Index>()) {
+        path.insert(at.index(path.len() + 1), b'/');
+        let length = path.len();
+        let mut block = vec![0x41, length as u8];
+        block.extend(path);
+        rewrite_fields(&mut block);
+        prop_assert_eq!(block.len(), 2 + length);
+        prop_assert!(Authority::try_from(&block[2..]).is_ok(), "{:?}", &block[2..]);
+    }
+
     /// Whatever comes passes, as long as it came, in whatever pieces.
     #[test]
     fn any_bytes_pass_however_they_are_cut(
@@ -198,6 +210,31 @@ fn a_block_that_never_ends_is_not_held_back() {
         held.drain(..judged);
         assert!(held.len() < LOOK);
     }
+}
+
+#[test]
+fn the_beginning_of_a_block_that_is_longer_than_what_is_held_back_counts() {
+    let mut rewriter = Rewriter::default();
+    assert_eq!(rewriter.rewrite(&mut PREFACE_TEXT.clone()), PREFACE);
+    let mut block = vec![0x41, PATHS[1].len() as u8];
+    block.extend(PATHS[1].as_bytes());
+    block.resize(2 * LOOK, b'x');
+    let mut wire = frame(HEADERS, 0, &block);
+    // The rest of it, and what follows, have not come.
+    wire.truncate(LOOK);
+    assert_eq!(rewriter.rewrite(&mut wire), LOOK);
+    let value = &wire[HEAD + 2..][..PATHS[1].len()];
+    assert_eq!(value, PATHS[1].replace('/', "-").as_bytes());
+}
+
+#[test]
+fn changes_of_the_tables_size_come_before_the_field() {
+    // To 0, and to 4096 again (RFC 7541, 4.2 and 6.3).
+    let mut block = vec![0x20, 0x3f, 0xe1, 0x1f, 0x41, PATHS[1].len() as u8];
+    let begins = block.len();
+    block.extend(PATHS[1].as_bytes());
+    rewrite_fields(&mut block);
+    assert_eq!(block[begins..], *PATHS[1].replace('/', "-").as_bytes());
 }
 
 #[test]
