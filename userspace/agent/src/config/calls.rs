@@ -15,17 +15,20 @@ pub enum Call {
     HealthWatch,
     /// `runtime.v1.RuntimeService/GetContainerEvents`.
     ContainerEvents,
+    /// Every other: reflection is a stream, and whatever is called may be sent slowly.
+    Other,
 }
 
 impl Call {
     /// All of them, in the order of their values.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Watch,
         Self::Verify,
         Self::List,
         Self::ReportCriRequests,
         Self::HealthWatch,
         Self::ContainerEvents,
+        Self::Other,
     ];
 }
 

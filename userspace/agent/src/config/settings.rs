@@ -90,6 +90,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, value| set_calls(config, Call::ContainerEvents, value),
     },
     Setting {
+        key: "api.max_other_calls",
+        expects: CALLS,
+        default: Some("256"),
+        doc: "How many calls of any other method, reflection among them, may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::Other, value),
+    },
+    Setting {
         key: "journal.replay_window",
         expects: "a number of events from 1024 to 16777216",
         default: Some("65536"),
