@@ -36,6 +36,8 @@ const ANSWERS: usize = 256;
 /// What keeps it from starting or going on; each with what to do.
 pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let clock = Clock::read();
+    // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
+    let mut signals = Signals::handle()?;
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
@@ -88,7 +90,6 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         requests,
     };
     let engine = Engine::new(parts, record)?;
-    let mut signals = Signals::handle()?;
     let connections = listener.counters();
     let reports = handle.clone();
     let info = DaemonInfo {

@@ -69,12 +69,13 @@ pub struct Options {
 /// What keeps it from starting; each with what to do.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     check(&options)?;
+    // Until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
+    let mut signals = Signals::handle()?;
     let Options { listen, runtime, daemon } = options;
     // Each connection needs another one to the runtime.
     let limits = Limits::for_descriptors(descriptors::raise_limit(), 2);
     let listener = Listener::new(listen::listen(&listen)?, limits)?;
     let connections = listener.counters();
-    let mut signals = Signals::handle()?;
     tracing::info!(
         socket = %listen.display(), runtime = %runtime.path().display(), daemon = %daemon.display(), "ready"
     );
