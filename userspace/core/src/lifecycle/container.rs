@@ -18,7 +18,8 @@
 //! in the same cgroup before it. The kernel side marks it `first`: since the cgroup was made or emptied, the first
 //! exec by a process whose mount namespace is not its parent's. A mark can be missed: it was given before the probes
 //! were there, or its record was lost. So it is waited for ([`Start::Marked`]) only from the making on, as long as
-//! nothing was lost. In any other case ([`Start::ByNamespace`]) every exec by such a process will do.
+//! nothing was lost. In any other case ([`Start::ByNamespace`]) every exec by such a process will do. A container without mounts
+//! of its own has no start; that a program was executed in it is known all the same, so that it is not said to have never started.
 //!
 //! Owns the container's processes; never knows of other containers, scans or the runtime.
 
@@ -36,6 +37,8 @@ pub(super) struct Container {
     pub(super) subject: Arc<Subject>,
     created_at: Option<KernelTime>,
     phase: Phase,
+    /// Since the first process came, a program was executed that is neither the start nor the runtime's helper.
+    has_executed: bool,
     /// When the last record came that `phase` rests on: a scan that began later knows better.
     phase_at: KernelTime,
     /// When a process was last seen to come or to do something: a scan that began before may have met none.
@@ -124,6 +127,7 @@ impl Container {
             subject,
             created_at,
             phase: Phase::Empty(start),
+            has_executed: false,
             phase_at: made,
             alive_at: None,
             processes: Processes::default(),
@@ -154,6 +158,7 @@ impl Container {
             Phase::Running(_) if self.phase_at < at => self.stop(None),
             Phase::Preparing(start) if self.phase_at < at => {
                 *start = Start::ByNamespace;
+                self.has_executed = false;
                 None
             }
             Phase::Empty(_) | Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => None,
@@ -167,11 +172,12 @@ impl Container {
     /// what happened before the cgroup was emptied means nothing.
     fn fill(&mut self, at: KernelTime) {
         self.alive_at = self.alive_at.max(Some(at));
-        match self.phase {
-            Phase::Empty(start) => self.phase = Phase::Preparing(start),
-            Phase::Stopped { .. } if self.phase_at < at => self.phase = Phase::Preparing(Start::ByNamespace),
-            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => {}
-        }
+        self.phase = match self.phase {
+            Phase::Empty(start) => Phase::Preparing(start),
+            Phase::Stopped { .. } if self.phase_at < at => Phase::Preparing(Start::ByNamespace),
+            Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => return,
+        };
+        self.has_executed = false;
     }
 
     /// The last process went. Stops the container at once, with what is known then: its main process's exit is
@@ -201,7 +207,7 @@ impl Container {
         };
         let kind = Kind::Stopped {
             main_status: life.as_ref().and_then(|life| life.main_status),
-            never_started: life.is_none(),
+            never_started: life.is_none() && !self.has_executed,
             main_oom_killed: life.as_ref().is_some_and(|life| life.main_oom_killed),
         };
         self.phase = Phase::Stopped { at, life };
@@ -236,6 +242,7 @@ impl Container {
         let mnt_ns = process.mnt_ns;
         let process = with_role(process, role);
         if !starts {
+            self.has_executed |= at >= self.phase_at && !is_by_descriptor(&program);
             return Kind::Exec { process, program };
         }
         self.phase_at = at;
@@ -408,6 +415,11 @@ impl Container {
 
 pub(super) fn with_role(task: TaskInfo, role: Role) -> Process {
     Process { key: task.key, ppid: task.ppid, comm: task.comm, role }
+}
+
+/// As `runc init` executes itself again, from a copy in memory. No image's entry point is one.
+fn is_by_descriptor(program: &str) -> bool {
+    program == "/proc/self/exe" || program.starts_with("/proc/self/fd/") || program.starts_with("/dev/fd/")
 }
 
 pub(super) fn leaves_parents_namespace(process: &TaskInfo) -> bool {

@@ -191,6 +191,31 @@ fn a_first_process_that_dies_before_it_executes_anything() {
 }
 
 #[test]
+fn a_program_without_mounts_of_its_own_ran_all_the_same() {
+    for (program, never_started) in [("/bin/app", ""), ("/dev/fd/6", " never_started")] {
+        let mut node = Node::new();
+        node.mkdir(7);
+        node.populated(7, true);
+        node.attach(7, task(50));
+        node.exec(7, task(50), program);
+        node.exit(7, task(50), 3);
+        node.populated(7, false);
+        // What ran in a life before is nothing to this one.
+        node.populated(7, true);
+        node.populated(7, false);
+        assert_eq!(
+            node.events()[1..],
+            [
+                format!("105 exec entered 50 {program} (exec) 7"),
+                "106 exited entered 50 code 3 (exit) 7".to_owned(),
+                format!("107 stopped ?{never_started} (populated) 7"),
+                "109 stopped ? never_started (populated) 7".to_owned(),
+            ]
+        );
+    }
+}
+
+#[test]
 fn a_sandbox_without_a_process_is_never_stopped() {
     let mut node = Node::new();
     let path = format!("{POD_PATH}/crio-{}", container_id(7));
