@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use kwitness_core::cgroup_path::is_machine;
 use kwitness_core::model::{
-    CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, Reading, Requester,
-    Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope, Wanted,
+    CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, PodUid, Reading,
+    Requester, Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope, Wanted,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::broadcast;
@@ -281,12 +281,11 @@ impl Verifier {
             sources.pods_requested.entry(pod.uid.0.clone()).or_default().extend(desired);
         }
         let (allocated, actuated) = tokio::join!(self.allocated.read(), self.actuated.read());
-        let pods = subjects.apps.iter().filter_map(|subject| subject.pod.as_ref());
-        let pods: BTreeSet<_> = pods.map(|pod| pod.uid.0.clone()).collect();
+        let pods: BTreeSet<_> = subjects.apps.iter().filter_map(|subject| pod_uid(subject)).collect();
         for (read, checkpoint) in [(allocated, &mut sources.allocated), (actuated, &mut sources.actuated)] {
             match read {
                 Ok(read) => {
-                    let unread = pods.iter().filter_map(|uid| read.unread(uid));
+                    let unread = pods.iter().filter_map(|uid| read.unread(&uid.0));
                     sources.unavailable.extend(unread.map(|why| format!("kubelet: {why}")));
                     *checkpoint = read;
                 }
@@ -312,8 +311,8 @@ impl Verifier {
             all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
             all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
-            if let (Some(pod), Some(name)) = (&subject.pod, name) {
-                let uid = &*pod.uid.0;
+            if let (Some(uid), Some(name)) = (pod_uid(subject), name) {
+                let uid = &*uid.0;
                 all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated));
                 all.extend(sources.actuated.container(uid, name, Source::KubeletActuated));
             }
@@ -432,6 +431,12 @@ fn about_one<'a>(
     })
 }
 
+/// The UID of its pod: by its path, or, where pods have no cgroups of their own, by the runtime's word.
+fn pod_uid(subject: &Subject) -> Option<&PodUid> {
+    let of_runtime = || subject.facts.as_ref().and_then(|facts| facts.pod_uid.as_ref());
+    subject.pod.as_ref().map(|pod| &pod.uid).or_else(of_runtime)
+}
+
 /// A pod's sandbox, by the runtime's word or by its name: its limits are not those of a container.
 fn is_sandbox(subject: &Subject) -> bool {
     let by_runtime = |facts: &Arc<RuntimeFacts>| facts.container_type == ContainerType::Sandbox;
@@ -440,4 +445,35 @@ fn is_sandbox(subject: &Subject) -> bool {
 
 fn now() -> KernelTime {
     Clock::read().now()
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::model::{PodRef, QosClass};
+
+    use super::*;
+
+    #[test]
+    fn a_container_outside_of_pods_cgroups_is_of_the_runtimes_pod() {
+        let facts = RuntimeFacts {
+            container_type: ContainerType::App,
+            name: Some("main".into()),
+            pod_name: None,
+            pod_namespace: None,
+            pod_uid: Some(PodUid("of-runtime".into())),
+            image: None,
+            labels: BTreeMap::new(),
+        };
+        let outside = Subject {
+            cgroup_id: CgroupId(7),
+            cgroup_path: "/k8s.io/7".into(),
+            container_id: ContainerId("7".into()),
+            runtime: None,
+            pod: None,
+            facts: Some(Arc::new(facts)),
+        };
+        assert_eq!(pod_uid(&outside), Some(&PodUid("of-runtime".into())));
+        let pod = Some(PodRef { uid: PodUid("of-path".into()), qos: QosClass::Burstable });
+        assert_eq!(pod_uid(&Subject { pod, ..outside }), Some(&PodUid("of-path".into())));
+    }
 }
