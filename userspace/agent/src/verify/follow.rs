@@ -6,6 +6,9 @@
 //!                                                                └── judged again: from the beginning
 //! ```
 //!
+//! Due at once, but for what was looked at just before: a workload that writes limits of its own does not decide how often the
+//! runtime is asked.
+//!
 //! The runtime's word changes some time after the files that it wrote: so what does not agree is pending at first, and called
 //! diverged or reverted only when it still does not agree after [`SETTLE`]. Nothing is dropped: when more scopes are due than
 //! the queue holds, all containers are.
@@ -16,7 +19,7 @@ use std::time::Duration;
 use kwitness_core::model::{KernelTime, Requester, Verdict, VerdictScope};
 use tokio::time::Instant;
 
-use super::{Subjects, Verifier, now};
+use super::{CHANGES_SHARE, Subjects, Verifier, now};
 use crate::engine::Stopped;
 use kwitness_api::proto;
 
@@ -39,11 +42,13 @@ struct Following {
 }
 
 impl Following {
-    fn from_now() -> Self {
+    /// `earliest`: no look comes before.
+    fn from_now(earliest: Option<Instant>) -> Self {
         let settle = u64::try_from(SETTLE.as_nanos()).unwrap_or(u64::MAX);
         let started = Instant::now();
         let deadline = KernelTime(now().0.saturating_add(settle));
-        Self { due: started, pause: PAUSE, until: started + SETTLE, deadline }
+        let due = earliest.map_or(started, |earliest| started.max(earliest));
+        Self { due, pause: PAUSE, until: started + SETTLE, deadline }
     }
 }
 
@@ -51,6 +56,8 @@ impl Verifier {
     /// Follows what the core wants judged, until the engine has stopped.
     pub async fn follow(self) {
         let mut following: BTreeMap<VerdictScope, Following> = BTreeMap::new();
+        // When those that were looked at just before may be looked at again.
+        let mut resting: BTreeMap<VerdictScope, Instant> = BTreeMap::new();
         let mut forget = Instant::now() + FORGET;
         loop {
             let next = following
@@ -60,13 +67,21 @@ impl Verifier {
             tokio::select! {
                 biased;
                 () = self.queue.added.notified() => {
-                    let added = self.queue.take().into_iter();
-                    following.extend(added.map(|scope| (scope, Following::from_now())));
+                    let at = Instant::now();
+                    resting.retain(|_, earliest| *earliest > at);
+                    let follow = |scope: VerdictScope| {
+                        let of = Following::from_now(resting.get(&scope).copied());
+                        (scope, of)
+                    };
+                    following.extend(self.queue.take().into_iter().map(follow));
                 }
                 Some(scope) = due(next) => {
                     let Some(mut of) = following.remove(&scope) else { continue };
-                    let is_last = Instant::now() >= of.until;
-                    match self.look_at(&scope, (!is_last).then_some(of.deadline)).await {
+                    let began = Instant::now();
+                    let is_last = began >= of.until;
+                    let looked = self.look_at(&scope, (!is_last).then_some(of.deadline)).await;
+                    resting.insert(scope.clone(), Instant::now() + began.elapsed() * CHANGES_SHARE);
+                    match looked {
                         Err(Stopped) => return,
                         Ok(true) if !is_last => {
                             of.due = (Instant::now() + of.pause).min(of.until);

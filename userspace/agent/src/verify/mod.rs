@@ -30,7 +30,7 @@ use kwitness_core::model::{
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
@@ -51,6 +51,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(2);
 const RECHECK_MIN: Duration = Duration::from_millis(50);
 /// The share of a core that looks without an event may take, of all calls that wait: one part in so many.
 const RECHECK_SHARE: u32 = 20;
+/// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
+/// so many and one. Whoever may write limits of its own decides how often they change.
+const CHANGES_SHARE: u32 = 4;
 /// How old the runtime's answer may be for a call that waits.
 const STATUS_AGE: Duration = Duration::from_millis(250);
 
@@ -212,11 +215,13 @@ impl Verifier {
         let began = Instant::now();
         let mut report = self.look(look, VerdictScope::All, STATUS_AGE).await?;
         let mut cost = began.elapsed();
+        // No look after an event comes before.
+        let mut earliest = Instant::now();
         while !report.all_in_force() && Instant::now() < until {
             let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
             let pause = RECHECK_MIN.max(cost.saturating_mul(RECHECK_SHARE).saturating_mul(waiting));
             let recheck = Instant::now() + pause;
-            match changed(&mut changes, recheck.min(until)).await {
+            match changed(&mut changes, earliest, recheck.min(until)).await {
                 None if Instant::now() >= until => break,
                 None => {
                     let began = Instant::now();
@@ -224,6 +229,7 @@ impl Verifier {
                     cost = began.elapsed();
                 }
                 Some(scopes) => {
+                    let began = Instant::now();
                     for scope in scopes {
                         match self.look(look, scope, STATUS_AGE).await {
                             Ok(newer) => report.renew(newer),
@@ -232,6 +238,8 @@ impl Verifier {
                             Err(stopped) => return Err(stopped),
                         }
                     }
+                    earliest = Instant::now()
+                        + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }
             }
         }
@@ -393,9 +401,10 @@ impl Verifier {
     }
 }
 
-/// The scopes that change until then, all of those that change at the same time; none: nothing does.
+/// The scopes that change until then, all of those that change at the same time or before a look may come; none: nothing does.
 async fn changed(
     changes: &mut broadcast::Receiver<VerdictScope>,
+    earliest: Instant,
     until: Instant,
 ) -> Option<Vec<VerdictScope>> {
     let all = || Some(vec![VerdictScope::All]);
@@ -406,10 +415,16 @@ async fn changed(
         Ok(Err(RecvError::Closed)) => return all(),
         Err(_) => return None,
     };
-    tokio::time::sleep(PAUSE_MIN).await;
+    tokio::time::sleep_until(earliest.min(until).max(Instant::now() + PAUSE_MIN)).await;
     let mut scopes = BTreeSet::from([first]);
-    while let Ok(scope) = changes.try_recv() {
-        scopes.insert(scope);
+    loop {
+        match changes.try_recv() {
+            Ok(scope) => {
+                scopes.insert(scope);
+            }
+            Err(TryRecvError::Lagged(_)) => return all(),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+        }
     }
     if scopes.contains(&VerdictScope::All) { all() } else { Some(scopes.into_iter().collect()) }
 }
@@ -452,6 +467,38 @@ mod tests {
     use kwitness_core::model::{PodRef, QosClass};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_come_before_a_look_may_come_are_one() {
+        let container = |id: &str| VerdictScope::Container(ContainerId(id.into()));
+        let queue = JudgeQueue::default();
+        let mut changes = queue.changes();
+        let began = Instant::now();
+        let after = |milliseconds| began + Duration::from_millis(milliseconds);
+        queue.push(container("a"));
+        assert_eq!(changed(&mut changes, began, after(1000)).await, Some(vec![container("a")]));
+        assert_eq!(began.elapsed().as_millis(), PAUSE_MIN.as_millis(), "at once, if none came before");
+        let pushing = async {
+            for _ in 0..100 {
+                queue.push(container("a"));
+                queue.push(container("b"));
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let (all, ()) = tokio::join!(changed(&mut changes, after(500), after(1000)), pushing);
+        assert_eq!(all, Some(vec![container("a"), container("b")]));
+        assert_eq!(began.elapsed().as_millis(), 500);
+        assert_eq!(changed(&mut changes, after(5000), after(1000)).await, None, "nothing changes");
+        queue.push(container("a"));
+        assert_eq!(changed(&mut changes, after(5000), after(1000)).await, Some(vec![container("a")]));
+        assert!(Instant::now() < after(1100), "no longer than the call waits");
+        (0..1000).for_each(|number| queue.push(container(&number.to_string())));
+        assert_eq!(changed(&mut changes, began, after(2000)).await, Some(vec![VerdictScope::All]), "it lags");
+        queue.push(container("a"));
+        let many = async { (0..1000).for_each(|number| queue.push(container(&number.to_string()))) };
+        let (all, ()) = tokio::join!(changed(&mut changes, began, after(2000)), many);
+        assert_eq!(all, Some(vec![VerdictScope::All]), "likewise, once the first has come");
+    }
 
     #[test]
     fn a_container_outside_of_pods_cgroups_is_of_the_runtimes_pod() {
