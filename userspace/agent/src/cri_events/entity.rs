@@ -137,6 +137,11 @@ mod tests {
         let never_ran = container(2, 10, 0, 30);
         assert_eq!(never_ran.progress_at(29), Progress::Created);
         assert_eq!(never_ran.progress_at(30), Progress::Stopped);
+        // cri-dockerd, by Docker's time of the year 1.
+        let never_ran = container(2, 10, -6_795_364_578_871_345_152, 30);
+        assert!(never_ran.never_started());
+        assert_eq!(never_ran.progress_at(29), Progress::Created);
+        assert_eq!(never_ran.time_of(Progress::Started), 10);
         assert_eq!(container(0, 10, 0, 0).progress_at(10), Progress::Created);
         assert_eq!(container(1, 10, 20, 0).progress_at(25), Progress::Started);
     }
