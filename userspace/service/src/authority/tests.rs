@@ -7,10 +7,13 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// As C-core sends it; the raw path, as older clients do; a path with everything that a file name may have.
-const PATHS: [&str; 5] = [
+/// As C-core sends it; the raw path, as Java does; with a mark of its own, as Swift does, or a port, as Dart did; a path with
+/// everything that a file name may have.
+const PATHS: [&str; 7] = [
     "%2Frun%2Fkwitness%2Fkwitness.sock",
     "/run/kwitness/kwitness.sock",
+    "[unix]/run/kwitness/kwitness.sock",
+    "/run/kwitness/kwitness.sock:0",
     "%2Frun%2Fa:b:c@[d]%20e%C3%A9.sock",
     "%00abstract",
     "/run/with space?.sock",
