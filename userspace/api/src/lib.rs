@@ -24,6 +24,8 @@ pub const SERVICE: &str = "kwitness.v1alpha1.Kwitness";
 
 /// The most requests that one `ReportCriRequests` call may carry.
 pub const REQUESTS_MAX: usize = 256;
+/// The most bytes in the id of one; those of the runtimes have 64.
+pub const REQUEST_ID_BYTES_MAX: usize = 256;
 
 /// The messages and the client that `build.rs` generates. The module is named without the version: a client moves to the
 /// next one by moving to the next release of this crate.

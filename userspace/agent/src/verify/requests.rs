@@ -10,14 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Resource};
 
 use super::desired::{self, Desired};
-use kwitness_api::proto;
+use kwitness_api::{REQUEST_ID_BYTES_MAX as ID_MAX, proto};
 
 /// Containers and sandboxes of which requests are remembered, far more than a node has; the oldest is forgotten first, and counted.
 const KNOWN_MAX: usize = 8192;
 /// How long a container may take from its creation to its cgroup, which is made when it is started.
 const UNBORN: u64 = 600_000_000_000;
-/// Bytes of an id; those of the runtimes have 64.
-const ID_MAX: usize = 256;
 
 /// Why a request is not recorded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

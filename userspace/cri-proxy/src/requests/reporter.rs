@@ -16,12 +16,15 @@ use tonic::transport::Channel;
 use super::super::counters::Counters;
 use super::super::limits;
 use super::{Call, First, Unusable};
+use kwitness_api::REQUEST_ID_BYTES_MAX;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_api::proto::{self, CriMethod};
 use kwitness_api::transport::{DialError, unix_endpoint};
 use kwitness_cri::runtime as cri;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX};
 
+/// Bytes of the largest number of bytes, as text.
+const NUMBER_MAX: usize = 20;
 /// How long the daemon may take for one batch.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -119,6 +122,11 @@ fn read(call: Call, counters: &Counters) -> Option<proto::CriRequest> {
         Ok(wanted(method, &request, &id)?)
     });
     match read {
+        // What one client makes too large must not keep the daemon from a batch with the reports of others.
+        Ok((id, _)) if id.len() > REQUEST_ID_BYTES_MAX => {
+            counters.requests_malformed.count();
+            None
+        }
         Ok((id, resources)) => {
             let resources = Some(self::resources(resources));
             Some(proto::CriRequest { method: method.into(), id, received, answered, code, resources })
@@ -181,13 +189,23 @@ pub fn wanted(
     Ok((id, resources.unwrap_or_default()))
 }
 
-fn resources(mut resources: cri::LinuxContainerResources) -> proto::CriResources {
+fn resources(resources: cri::LinuxContainerResources) -> proto::CriResources {
+    let cri::LinuxContainerResources {
+        cpu_period,
+        cpu_quota,
+        cpu_shares,
+        memory_limit_in_bytes,
+        mut unified,
+    } = resources;
+    // What is longer is no number, and nothing to the daemon.
+    let mut text =
+        |key: &str| unified.remove(key).filter(|text| text.len() <= NUMBER_MAX).unwrap_or_default();
     proto::CriResources {
-        cpu_period: resources.cpu_period,
-        cpu_quota: resources.cpu_quota,
-        cpu_shares: resources.cpu_shares,
-        memory_limit_in_bytes: resources.memory_limit_in_bytes,
-        memory_swap_max: resources.unified.remove(UNIFIED_SWAP_MAX).unwrap_or_default(),
-        memory_high: resources.unified.remove(UNIFIED_MEMORY_HIGH).unwrap_or_default(),
+        cpu_period,
+        cpu_quota,
+        cpu_shares,
+        memory_limit_in_bytes,
+        memory_swap_max: text(UNIFIED_SWAP_MAX),
+        memory_high: text(UNIFIED_MEMORY_HIGH),
     }
 }

@@ -175,6 +175,32 @@ async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
 }
 
 #[tokio::test]
+async fn what_one_client_makes_large_is_no_part_of_a_batch() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::ZERO));
+    let mut client = bench.client().await;
+    let text = "9".repeat(limits::MESSAGE_KEPT / 4);
+    let linux = cri::LinuxContainerResources {
+        unified: [("memory.swap.max".to_owned(), text.clone()), ("memory.high".to_owned(), text.clone())]
+            .into(),
+        ..resources()
+    };
+    let request =
+        cri::UpdateContainerResourcesRequest { container_id: "texts".to_owned(), linux: Some(linux) };
+    for message in [update(&text), request.encode_to_vec()] {
+        assert_eq!(client.call(UPDATE, &[], &message).await.status().code(), Code::Ok);
+    }
+    eventually("the report", || bench.counters.requests_reported.get() == 1).await;
+    assert_eq!(bench.counters.requests_malformed.get(), 1, "no runtime has such an id");
+    let report = daemon.requests().remove(0);
+    assert_eq!(report.id, "texts");
+    let resources = report.resources.unwrap();
+    assert_eq!((&*resources.memory_swap_max, &*resources.memory_high), ("", ""));
+    assert_eq!(resources.memory_limit_in_bytes, 64 << 20);
+}
+
+#[tokio::test]
 async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     let bench = Bench::start();
     let _runtime = runtime(&bench, Duration::ZERO);
