@@ -21,6 +21,8 @@ kwitness_service::counters! {
     runtime_unreachable,
     /// Clients' streams of events.
     event_streams,
+    /// Of those: refused, because there were too many.
+    event_streams_exhausted,
     /// Of those: ended, because the client read too slowly.
     event_streams_overflowed,
     /// Of those: ended with the runtime's status, because no source had events.

@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -97,7 +98,13 @@ impl tonic::server::ServerStreamingService<Bytes> for Events {
         std::future::ready(match GetEventsRequest::decode(request.into_inner()) {
             Ok(GetEventsRequest {}) => {
                 self.counters.event_streams.count();
-                Ok(Response::new(Box::pin(self.subscribers.add().into_stream())))
+                self.subscribers.add().map(|one| Response::new(one.into_stream().boxed())).ok_or_else(|| {
+                    self.counters.event_streams_exhausted.count();
+                    Status::resource_exhausted(format!(
+                        "{} clients are subscribed to events, the maximum",
+                        limits::EVENT_STREAMS
+                    ))
+                })
             }
             // grpc-go's code and words.
             Err(error) => Err(Status::internal(format!("grpc: error unmarshalling request: {error}"))),

@@ -53,11 +53,17 @@ impl Default for Subscribers {
 }
 
 impl Subscribers {
-    /// One more.
-    pub fn add(&self) -> Subscriber {
+    /// One more; none: there are [`limits::EVENT_STREAMS`].
+    pub fn add(&self) -> Option<Subscriber> {
         let shared = Arc::new(Shared::default());
-        self.0.send_modify(|all| all.push(Arc::clone(&shared)));
-        Subscriber { shared, all: self.clone() }
+        let added = self.0.send_if_modified(|all| {
+            let has_room = all.len() < limits::EVENT_STREAMS;
+            if has_room {
+                all.push(Arc::clone(&shared));
+            }
+            has_room
+        });
+        added.then(|| Subscriber { shared, all: self.clone() })
     }
 
     /// Queues an event for every client; returns how many overflowed, whose streams end.
@@ -162,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_ends_its_own_stream_only() {
         let all = Subscribers::default();
-        let (mut slow, mut quick) = (all.add(), all.add());
+        let (mut slow, mut quick) = (all.add().unwrap(), all.add().unwrap());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
             assert_eq!(all.send(&event), 0);
@@ -181,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
-        let mut one = all.add();
+        let mut one = all.add().unwrap();
         all.send(&Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
         assert_eq!(all.send(&Bytes::from_static(b"2")), 0);
@@ -189,11 +195,20 @@ mod tests {
         assert!(one.next().await.is_none());
     }
 
+    #[test]
+    fn there_are_no_more_than_allowed() {
+        let all = Subscribers::default();
+        let mut held: Vec<_> = (0..limits::EVENT_STREAMS).map(|_| all.add().unwrap()).collect();
+        assert!(all.add().is_none());
+        held.pop();
+        assert!(all.add().is_some(), "room is made again");
+    }
+
     #[tokio::test]
     async fn it_is_known_whether_there_are_clients() {
         let all = Subscribers::default();
         all.wait_until_unused().await;
-        let one = all.add();
+        let one = all.add().unwrap();
         all.wait_until_used().await;
         drop(one);
         all.wait_until_unused().await;
