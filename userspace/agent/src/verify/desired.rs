@@ -178,6 +178,33 @@ mod tests {
     }
 
     #[test]
+    fn the_least_and_the_largest_numbers_are_limits_or_none() {
+        let all = |number: i64| cri::LinuxContainerResources {
+            cpu_period: number,
+            cpu_quota: number,
+            cpu_shares: number,
+            memory_limit_in_bytes: number,
+            unified: [("memory.high".to_owned(), number.to_string())].into(),
+        };
+        let memory = |bound| (Resource::Memory, Wanted::Memory(bound));
+        let unlimited = CpuMax { quota: Bound::Unlimited, period: CpuMax::DEFAULT_PERIOD };
+        assert_eq!(
+            wanted(&of_runtime(&all(i64::MIN), AT)),
+            [(Resource::Cpu, Wanted::Quota(unlimited)), memory(Bound::Unlimited)]
+        );
+        let most = i64::MAX.unsigned_abs();
+        assert_eq!(
+            wanted(&of_runtime(&all(i64::MAX), AT)),
+            [
+                (Resource::Cpu, Wanted::Quota(CpuMax { quota: Bound::At(most), period: most })),
+                (Resource::CpuWeight, Wanted::Shares(most)),
+                memory(Bound::At(most)),
+                (Resource::MemoryHigh, Wanted::Memory(Bound::At(most))),
+            ]
+        );
+    }
+
+    #[test]
     fn a_request_is_desired_as_by_the_runtime_and_for_a_pod_at_least() {
         let request = proto::CriResources {
             cpu_period: 100_000,
