@@ -278,13 +278,19 @@ impl Worker {
         *self.shared.connection() = None;
         let text = error.to_string();
         let mut status = self.shared.status();
-        // Once for each trouble, not for each attempt.
-        if status.error != text {
+        // Once for each outage, whose reason may change with each attempt.
+        if status.error.is_empty() {
             tracing::warn!(
                 error = text,
                 "the container runtime does not answer; names stay unknown until it does"
             );
-            status.error = text;
+        }
+        status.error = text;
+    }
+
+    fn recovered(&self) {
+        if !std::mem::take(&mut self.shared.status().error).is_empty() {
+            tracing::info!("recovered: the container runtime answers");
         }
     }
 
@@ -312,7 +318,7 @@ impl Worker {
                 Ok(listing) => {
                     let took = began.elapsed();
                     self.shared.counts.lists.fetch_add(1, Relaxed);
-                    self.shared.status().error.clear();
+                    self.recovered();
                     self.answer(listing, began).await;
                     listed = Some((Instant::now(), took));
                 }
