@@ -8,7 +8,7 @@ use kwitness_api::client::Item;
 use kwitness_api::{EventKind, Source, SourceError, proto};
 
 use crate::args::Ps;
-use crate::connect;
+use crate::connect::{self, Outage};
 use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
 use crate::output::{Format, Output, note};
@@ -60,19 +60,15 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
         }
         return Ok(Code::Success);
     };
+    let mut outage = Outage::default();
     while let Some(item) = changes.next().await? {
-        match item {
-            Item::Disconnected(error) => {
-                note(&format!("the daemon is gone ({error}); waiting for it to come back"))
-            }
-            Item::Reconnected | Item::Snapshot(_) => {}
-            Item::Events(events) => {
-                let is_deleted =
-                    |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
-                let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
-                deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
-                printer.print(list(&mut source, &selected, all).await?, Utc::now())?;
-            }
+        outage.note(&item);
+        if let Item::Events(events) = item {
+            let is_deleted =
+                |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
+            let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
+            deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
+            printer.print(list(&mut source, &selected, all).await?, Utc::now())?;
         }
     }
     Ok(Code::Success)

@@ -168,7 +168,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: io::Error,
     },
     /// The file begins with something else than a header.
