@@ -68,7 +68,13 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
                 |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
             let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
             deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
-            printer.print(list(&mut source, &selected, all).await?, Utc::now())?;
+            match list(&mut source, &selected, all).await {
+                // It is gone again; when it is back, a gap has them listed.
+                Err(SourceError::Client(error)) if error.is_transient() => {}
+                containers => {
+                    printer.print(containers?, Utc::now())?;
+                }
+            }
         }
     }
     Ok(Code::Success)

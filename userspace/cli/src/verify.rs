@@ -33,7 +33,8 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     };
     // Before the first verdicts, so that none is missed in between.
     let changes = if options.watch {
-        let filter = proto::Filter { kinds: vec![EventKind::Verdict.into()], ..selected };
+        let kinds = [EventKind::Verdict, EventKind::Updated].map(i32::from).into();
+        let filter = proto::Filter { kinds, ..selected };
         Some(source.watch(proto::WatchRequest { filter: Some(filter), ..Default::default() }).await?)
     } else {
         None
@@ -68,26 +69,42 @@ async fn ask(
     Ok(answer.verdicts)
 }
 
-/// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are requested again.
+/// The same during a watch, which a daemon that is gone again does not end.
+async fn ask_again(
+    source: &mut Source,
+    request: &proto::VerifyRequest,
+) -> Result<Vec<proto::VerdictOf>, SourceError> {
+    match ask(source, request).await {
+        Err(SourceError::Client(error)) if error.is_transient() => Ok(Vec::new()),
+        answer => answer,
+    }
+}
+
+/// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are requested again, if need be once the
+/// names of the containers are known.
 async fn follow(
     mut source: Source,
     request: proto::VerifyRequest,
     mut changes: Events,
     mut printer: Printer,
 ) -> anyhow::Result<Code> {
+    use proto::event::Kind;
+
     let mut outage = Outage::default();
+    let mut is_due = false;
     while let Some(item) = changes.next().await? {
         outage.note(&item);
         match item {
-            Item::Disconnected(_) | Item::Snapshot(_) => {}
-            Item::Reconnected => {
-                printer.print(&ask(&mut source, &request).await?, None)?;
-            }
+            Item::Disconnected(_) | Item::Snapshot(_) => continue,
+            Item::Reconnected => is_due = true,
             Item::Events(events) => {
-                let is_gap = |event: &proto::Event| matches!(event.kind, Some(proto::event::Kind::Gap(_)));
-                let is_incomplete = events.iter().any(is_gap);
+                let is_gap = |event: &proto::Event| matches!(event.kind, Some(Kind::Gap(_)));
+                if events.iter().any(is_gap) {
+                    note("events were lost; requesting all verdicts again");
+                    is_due = true;
+                }
                 for event in events {
-                    if let Some(proto::event::Kind::Verdict(verdict)) = event.kind {
+                    if let Some(Kind::Verdict(verdict)) = event.kind {
                         let of = proto::VerdictOf {
                             container: event.container,
                             verdict: Some(*verdict),
@@ -96,11 +113,13 @@ async fn follow(
                         printer.print(&[of], event.time)?;
                     }
                 }
-                if is_incomplete {
-                    note("events were lost; asking for all verdicts again");
-                    printer.print(&ask(&mut source, &request).await?, None)?;
-                }
             }
+        }
+        if is_due {
+            let verdicts = ask_again(&mut source, &request).await?;
+            // A new daemon does not know the names of the containers yet.
+            is_due = verdicts.is_empty();
+            printer.print(&verdicts, None)?;
         }
     }
     Ok(Code::Success)
