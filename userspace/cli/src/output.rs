@@ -1,11 +1,12 @@
 //! Where output goes: standard output, with colours only where they are seen, and whole messages at a time; notes on
 //! standard error.
 
-use clap::ValueEnum;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write};
 
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
+use clap::ValueEnum;
 use kwitness_api::text::escape;
 use serde::Serialize;
 
@@ -59,6 +60,11 @@ impl Output {
         writeln!(self.stream, "{}", escape(text))
     }
 
+    /// Whether a person sees what is written.
+    pub fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
     /// Writes a file's contents.
     pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
@@ -72,7 +78,7 @@ impl Output {
                 serde_yaml_ng::to_writer(&mut self.stream, value)?;
             }
             Format::Json | Format::Table | Format::Wide => {
-                serde_json::to_writer(&mut self.stream, value).map_err(io::Error::from)?;
+                json(&mut self.stream, value)?;
                 self.stream.write_all(b"\n")?;
             }
         }
@@ -89,4 +95,49 @@ impl Output {
 pub fn note(text: &str) {
     // There is nowhere to report that standard error is closed.
     let _ = writeln!(io::stderr(), "kwitness: {}", escape(text));
+}
+
+/// Writes JSON that may be seen on a terminal, too.
+fn json(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(to, Printable);
+    value.serialize(&mut serializer).map_err(io::Error::from)
+}
+
+/// Escapes in strings what [`escape`] escapes: JSON itself asks for no more than C0. Parsers read the same text.
+struct Printable;
+
+impl serde_json::ser::Formatter for Printable {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        if let Cow::Borrowed(plain) = escape(fragment) {
+            return to.write_all(plain.as_bytes());
+        }
+        for character in fragment.chars() {
+            let (mut bytes, mut units) = ([0; 4], [0; 2]);
+            match escape(character.encode_utf8(&mut bytes)) {
+                Cow::Borrowed(plain) => to.write_all(plain.as_bytes())?,
+                Cow::Owned(_) => {
+                    for unit in character.encode_utf16(&mut units) {
+                        write!(to, "\\u{unit:04x}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_nothing_that_a_terminal_acts_on_and_reads_as_the_same() {
+        let text = "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \"größer\" 数据库 \u{1f980}";
+        let mut written = Vec::new();
+        json(&mut written, &text).unwrap();
+        let written = String::from_utf8(written).unwrap();
+        assert!(matches!(escape(&written), Cow::Borrowed(_)), "{written}");
+        assert!(written.contains("größer") && written.contains("数据库 \u{1f980}"), "{written}");
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
+    }
 }

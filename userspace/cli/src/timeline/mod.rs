@@ -63,6 +63,10 @@ pub struct Options {
 
 pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<Code> {
     let Options { pod, namespace, since, output, from, times } = options;
+    let mut out = Output::new();
+    if output == Form::Perfetto && out.is_terminal() {
+        anyhow::bail!("a Perfetto trace is binary: write it to a file (-o perfetto > FILE)");
+    }
     let mut source = from.open(socket).await?;
     let since = match (since, source.recording()) {
         (None, Some(_)) => None,
@@ -84,7 +88,6 @@ pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<C
     };
     let history = History::read(&mut source, request).await?;
     let timeline = history.timeline(&filter, node(&source).await?, times.shown(Format::Table))?;
-    let mut out = Output::new();
     match output {
         Form::Text => text::write(&mut out, &timeline, times.shown(Format::Table))?,
         Form::Json => out.value(Format::Json, &timeline)?,
