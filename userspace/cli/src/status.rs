@@ -59,12 +59,18 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
     let journal = status.journal.unwrap_or_default();
     let runtime = status.runtime.clone().unwrap_or_default();
     let lost: Vec<String> = status.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let started = format!("{} ago ({})", age(status.started_at, now), times.show_alone(status.started_at));
+    let memory = status
+        .resident_bytes
+        .map_or_else(|| UNKNOWN.to_owned(), |bytes| format!("{} MiB resident", bytes >> 20));
     let lines = [
         ("Version", status.version.clone()),
         ("Socket", address.to_owned()),
+        ("Config", status.config_file.clone().unwrap_or_else(|| "defaults, no file".to_owned())),
         ("Node", status.node_name.clone()),
         ("Kernel", status.kernel_release.clone()),
-        ("Started", format!("{} ago ({})", age(status.started_at, now), times.show(status.started_at))),
+        ("Started", started),
+        ("Memory", memory),
         ("Epoch", format!("{} (identifies this run of the daemon)", status.epoch)),
         ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
@@ -173,6 +179,8 @@ mod tests {
             containers: 2,
             watchers: 1,
             cgroup_subtree: "/".into(),
+            config_file: Some("/etc/kwitness/config.toml".into()),
+            resident_bytes: Some(17 << 20),
             problems: vec![proto::Problem {
                 name: "unreadable_cgroups".into(),
                 found: "containers below are not seen: /kubepods/a (Permission denied)".into(),

@@ -46,10 +46,25 @@ impl Times {
     pub fn heading(&self) -> String {
         match self.format {
             TimeFormat::Relative => "AGE".to_owned(),
-            TimeFormat::Clock | TimeFormat::Rfc3339 if self.now.offset().local_minus_utc() == 0 => {
-                if self.has_millis { "TIME (UTC)" } else { "UTC" }.to_owned()
-            }
-            TimeFormat::Clock | TimeFormat::Rfc3339 => format!("TIME ({})", self.now.offset().fix()),
+            TimeFormat::Clock | TimeFormat::Rfc3339 if self.has_millis => format!("TIME ({})", self.zone()),
+            TimeFormat::Clock | TimeFormat::Rfc3339 => self.zone(),
+        }
+    }
+
+    /// The zone of the times: "UTC", "+02:00".
+    fn zone(&self) -> String {
+        if self.now.offset().local_minus_utc() == 0 {
+            "UTC".to_owned()
+        } else {
+            self.now.offset().fix().to_string()
+        }
+    }
+
+    /// A time that stands below no heading: with the zone, unless the format has it.
+    pub fn show_alone(&self, time: Option<Timestamp>) -> String {
+        match self.format {
+            TimeFormat::Clock if time.is_some() => format!("{} {}", self.show(time), self.zone()),
+            TimeFormat::Clock | TimeFormat::Rfc3339 | TimeFormat::Relative => self.show(time),
         }
     }
 
@@ -92,7 +107,9 @@ mod tests {
         assert_eq!(clock.show(time("2026-03-02T09:59:59.5Z")), "11:59:59.500");
         assert_eq!(clock.show(time("2026-03-01T21:59:59Z")), "Mar 01 23:59:59.000");
         assert_eq!(clock.show(time("2025-12-31T12:00:00Z")), "2025-12-31 14:00:00.000");
-        assert_eq!(clock.show(None), "-");
+        assert_eq!((clock.show(None).as_str(), clock.show_alone(None).as_str()), ("-", "-"));
+        assert_eq!(clock.show_alone(time("2026-03-02T09:59:59.5Z")), "11:59:59.500 +02:00");
+        assert_eq!(clock.to_seconds().heading(), "+02:00");
         assert_eq!(clock.to_seconds().show(time("2026-03-02T09:59:59.5Z")), "11:59:59");
         let utc = Times::at(TimeFormat::Rfc3339, "2026-03-02T12:00:00Z");
         assert_eq!(utc.heading(), "TIME (UTC)");

@@ -29,7 +29,8 @@ pub fn lines(timeline: &Timeline, times: Times, limit: Option<usize>) -> Vec<Str
     let last = timeline.events.iter().map(|row| row.time).max().flatten();
     let node = if timeline.node.is_empty() { String::new() } else { format!(" on {}", timeline.node) };
     let mut lines = wrap(&format!("{}{node}", timeline.subject), "", width);
-    lines.push(format!("{} to {}, {} events", times.show(first), times.show(last), timeline.events.len()));
+    let (first, last) = (times.show(first), times.show_alone(last));
+    lines.push(format!("{first} to {last}, {} events", timeline.events.len()));
     lines.push(String::new());
     for answer in &timeline.answers {
         lines.extend(wrap(&answer.what, "", width));
