@@ -148,7 +148,7 @@ pub struct Ps {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("whose").required(true).multiple(true).args(["name", "all", "label"])))]
+#[command(group(clap::ArgGroup::new("whose").required(true).multiple(true).args(["name", "all", "label", "namespace"])))]
 pub struct Verify {
     /// The pod: name, NAMESPACE/NAME, UID, or the beginning of names
     #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
@@ -286,6 +286,7 @@ mod tests {
             "verify prod/web-0",
             "verify -A -w",
             "verify -l app=web",
+            "verify -n prod",
             "version",
             "get pods -n prod",
             "logs -f web-0",

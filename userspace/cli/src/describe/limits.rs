@@ -43,6 +43,12 @@ pub fn change(changed: &proto::LimitChanged) -> String {
             write.value.as_deref().map_or_else(|| UNKNOWN.to_owned(), |value| units::value(file, value));
         return format!("{file} stays {old}: {value} rejected with {errno}, by {by}{took}{}", at(changed));
     }
+    if changed.old == changed.new {
+        // Writes that the hook reports without their values: the last one restored what was there.
+        let writes = changed.coalesced + 1;
+        let times = if writes == 1 { "once".to_owned() } else { format!("{writes} times") };
+        return format!("{file} is {new} as before, written {times}, {probably}by {by}{took}{}", at(changed));
+    }
     let written = if changed.read_back { "" } else { " (as written)" };
     format!("{file} {old} → {new}{written}, {probably}by {by}{took}{}{}", more(changed), at(changed))
 }
@@ -291,6 +297,11 @@ mod tests {
             write.outcome = proto::WriteOutcome::Unknown.into();
         }
         assert!(change(&unsure).contains("→ 64Mi, probably by runc"), "{}", change(&unsure));
+        let restored = proto::LimitChanged { old: testing::accepted().new, ..unsure };
+        assert_eq!(
+            change(&restored),
+            "memory.max is 64Mi as before, written 3 times, probably by runc (77) in 25 ms"
+        );
         let unread = proto::LimitChanged { read_back: false, coalesced: 0, ..testing::accepted() };
         assert!(change(&unread).contains("→ 64Mi (as written), by"), "{}", change(&unread));
     }
