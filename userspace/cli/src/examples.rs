@@ -5,11 +5,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "events",
         &[
-            ("kwitness events", "everything that happens from now on"),
-            (
-                "kwitness events -n prod -p web --kind oom,limit",
-                "OOM kills and limit changes of the pods web*",
-            ),
+            ("kwitness events", "everything from now on"),
+            ("kwitness events -n prod -p web --kind oom,limit", "of pods named web…"),
             ("kwitness events --since 1h --no-follow --utc", "the last hour, in UTC"),
             ("kwitness events -o json --kind exited", "for jq: one object per line"),
         ],
@@ -26,9 +23,9 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "verify",
         &[
             ("kwitness verify web-0", "all limits of a pod"),
-            ("kwitness verify web-0 --memory 512Mi --wait 10s", "wait until a resize has taken effect"),
-            ("kwitness verify web-0 --prove 5s", "does usage keep to the limits?"),
-            ("kwitness verify --all -w", "the whole node, and every verdict that changes"),
+            ("kwitness verify web-0 --memory 512Mi --wait 10s", "wait for a resize"),
+            ("kwitness verify web-0 --prove 5s", "does usage stay below?"),
+            ("kwitness verify --all -w", "the node, as it changes"),
         ],
     ),
     (
@@ -41,26 +38,26 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "timeline",
         &[
-            ("kwitness timeline web-0", "the last hour of a pod, even if it is gone"),
+            ("kwitness timeline web-0", "even if it is gone"),
             ("kwitness timeline prod/web-0 -o html > web-0.html", "a page for a browser"),
             ("kwitness timeline web-0 -o perfetto > web-0.pftrace", "for ui.perfetto.dev"),
-            ("kwitness timeline --file incident.kwr", "the node, from a recording"),
+            ("kwitness timeline --file incident.kwr", "the node, recorded"),
         ],
     ),
     (
         "record",
         &[
-            ("kwitness record -o node.kwr --zstd", "until Ctrl-C; run it again to continue"),
-            ("kwitness record -o incident.kwr --since 1h --no-follow", "save what the daemon still has"),
+            ("kwitness record -o node.kwr --zstd", "repeat to continue"),
+            ("kwitness record -o incident.kwr --since 1h --no-follow", "the past hour"),
             ("kwitness events --file incident.kwr --kind oom", "what happened then"),
-            ("kwitness ps --file incident.kwr --at 2026-01-02T12:30:00Z", "the containers at that time"),
+            ("kwitness ps --file incident.kwr --at 30s", "30 s before its end"),
         ],
     ),
     (
         "bugtool",
         &[
-            ("sudo kwitness bugtool", "status, doctor, kernel facts and the events of 30 minutes"),
-            ("sudo kwitness bugtool --since 2h --logs --redact", "with the log, and without names"),
+            ("sudo kwitness bugtool", "all that a report needs"),
+            ("sudo kwitness bugtool --since 2h --logs --redact", "with log, without names"),
         ],
     ),
     (
@@ -73,22 +70,16 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "daemon",
         &[
-            ("kwitness daemon", "with /etc/kwitness/config.toml, if it exists"),
-            ("kwitness daemon --set log.level=\"debug\"", "with a setting of the file replaced"),
+            ("kwitness daemon", "with its configuration file"),
+            ("kwitness daemon --set log.level=\"debug\"", "with one setting replaced"),
         ],
     ),
-    (
-        "cri-proxy",
-        &[(
-            "kwitness cri-proxy --runtime-endpoint /run/containerd/containerd.sock",
-            "in front of containerd",
-        )],
-    ),
+    ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
     (
         "doctor",
         &[
-            ("sudo kwitness doctor", "what this node offers, and how to get what is missing"),
-            ("sudo kwitness doctor -o wide", "with every hook that was tried, and why it was refused"),
+            ("sudo kwitness doctor", "checks, and how to fix problems"),
+            ("sudo kwitness doctor -o wide", "and why each hook was refused"),
         ],
     ),
     (
@@ -129,4 +120,18 @@ pub fn overview() -> String {
         text += &format!("  {code:<4} {meaning}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_fit_80_columns() {
+        for (command, _) in EXAMPLES {
+            for line in of(command).lines() {
+                assert!(line.len() <= 80, "{command}: {line}");
+            }
+        }
+    }
 }
