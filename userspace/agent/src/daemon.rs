@@ -213,15 +213,19 @@ fn log_capabilities(capabilities: &Capabilities) {
         if let Some(substitute) = &report.substitute {
             tracing::warn!(
                 capability = report.capability.name,
-                substitute,
-                missed = report.capability.cost_of_missing,
-                "no hook can be used; see `kwitness doctor`"
+                hook = substitute,
+                "limit writes: using the fanotify fallback; values and errors are not recorded"
             );
             continue;
         }
         match report.chosen {
             Some(hook) => {
-                tracing::info!(capability = report.capability.name, hook = %hook.kind, "hook attached")
+                tracing::info!(
+                    capability = report.capability.name,
+                    hook = %hook.kind,
+                    program = hook.program,
+                    "hook attached"
+                )
             }
             None => tracing::warn!(
                 capability = report.capability.name,

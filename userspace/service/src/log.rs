@@ -12,7 +12,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::Context as _;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -52,7 +51,7 @@ pub struct Flush(#[expect(dead_code, reason = "flushes when dropped")] WorkerGua
 /// # Errors
 /// The level is none.
 pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Flush> {
-    let filter = filter(level).map_err(anyhow::Error::msg).context("log.level")?;
+    let filter = filter(level).map_err(|error| anyhow::anyhow!("log level: {error}; expected {LEVELS}"))?;
     let (writer, guard) = lossy(io::stderr(), format, QUEUE);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
@@ -113,6 +112,10 @@ impl<W: Write> Write for ReportDropped<W> {
     }
 }
 
+/// What [`filter`] takes.
+pub const LEVELS: &str =
+    "error, warn, info, debug, trace, or a filter such as \"info,kwitness_agent::cri=debug\"";
+
 /// A bare level is ours: what the libraries log below a warning is shown only if a filter names them.
 ///
 /// # Errors
@@ -130,9 +133,7 @@ pub fn filter(text: &str) -> Result<Targets, String> {
         None => word.is_empty() || word.parse::<LevelFilter>().is_err(),
     });
     match unknown {
-        Some(word) => Err(format!(
-            "unknown level \"{word}\": expected error, warn, info, debug or trace, or TARGET=LEVEL"
-        )),
+        Some(word) => Err(format!("unknown level \"{word}\"")),
         None => text.parse::<Targets>().map_err(|error| error.to_string()),
     }
 }

@@ -117,7 +117,7 @@ impl Config {
             Ok(text) => Some(text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                let hint = "name another with --config, or omit the flag to run with defaults";
+                let hint = "pass another file with --config, or omit the flag to use the defaults";
                 return Err(anyhow::anyhow!(
                     "cannot read the configuration {}: {error}; {hint}",
                     path.display()

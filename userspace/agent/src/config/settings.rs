@@ -274,7 +274,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "log.level",
-        expects: "error, warn, info, debug, trace, or a filter such as \"info,kwitness_agent::cri=debug\"",
+        expects: kwitness_service::log::LEVELS,
         default: Some(r#""info""#),
         doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it log no more than \
               warnings, unless a filter names them.",

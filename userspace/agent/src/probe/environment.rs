@@ -183,7 +183,11 @@ fn lockdown_check() -> Check {
             "confidentiality: no program may read kernel memory".to_owned(),
             Some(LOCKDOWN_REMEDY),
         ),
-        None => (Verdict::Unknown, format!("{LOCKDOWN_PATH} cannot be read"), None),
+        None => (
+            Verdict::Unknown,
+            format!("{LOCKDOWN_PATH} cannot be read"),
+            Some("mount securityfs as root: mount -t securityfs securityfs /sys/kernel/security"),
+        ),
     };
     Check { name: "lockdown", verdict, found, remedy }
 }
