@@ -93,6 +93,7 @@ const PRIVILEGES: &str = "privileges";
 async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
     checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace)]);
+    checks.extend(controllers(&config.subtree));
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
         Err(error) => Err(error),
@@ -219,6 +220,25 @@ fn cgroups(subtree: &Subtree) -> Finding {
             Finding::new(NAME, Verdict::Fatal, found, remedy)
         }
     }
+}
+
+/// Whether limits can be verified; none: there is no hierarchy.
+fn controllers(subtree: &Subtree) -> Option<Finding> {
+    const NAME: &str = "controllers";
+    let path = CgroupFs::find(subtree).ok()?.mount_point().join("cgroup.controllers");
+    let found = fs::read_to_string(path).unwrap_or_default();
+    let is_missing = |name: &&str| found.split_whitespace().all(|found| found != *name);
+    let missing: Vec<_> = ["cpu", "memory"].into_iter().filter(is_missing).collect();
+    Some(if missing.is_empty() {
+        Finding::good(NAME, found.trim())
+    } else {
+        Finding::new(
+            NAME,
+            Verdict::Degraded,
+            format!("no {} in cgroup v2: limits cannot be verified", missing.join(" and ")),
+            "use cgroup v2 for all controllers: boot with systemd.unified_cgroup_hierarchy=1",
+        )
+    })
 }
 
 fn pid_namespace(any: bool) -> Finding {

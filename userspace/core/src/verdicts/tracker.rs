@@ -49,6 +49,9 @@ impl VerdictTracker {
             Requester::Node if judged.judgement.in_force == Reading::Gone => {
                 // It went away meanwhile, as containers do: that is no verdict of the node's.
             }
+            Requester::Node if has_no_file(evidence) => {
+                // So it is on the whole node, and for every container alike: `Verify` and `kwitness doctor` report it.
+            }
             Requester::Node if history.note(&judged.judgement) => {
                 let kind = Kind::Verdict(Box::new(judged.clone()));
                 let (at, subject) = (evidence.at, info.subject);
@@ -163,4 +166,9 @@ impl VerdictTracker {
         let all = self.history.get(&evidence.cgroup)?;
         all.iter().find(|(resource, _)| *resource == evidence.resource).map(|(_, history)| history)
     }
+}
+
+/// Whether no level has the limit file: its controller is in another hierarchy, or the kernel does not have it.
+fn has_no_file(evidence: &Evidence) -> bool {
+    evidence.levels.iter().all(|level| level.reading == Reading::Absent)
 }

@@ -521,6 +521,19 @@ mod verdicts {
     }
 
     #[test]
+    fn a_file_that_no_level_has_is_no_news_of_a_container() {
+        let mut fixture = Fixture::new();
+        let mut all = VerdictTracker::default();
+        let Observation::Evidence(mut evidence) = evidence(4096, 1_000) else { unreachable!() };
+        evidence.levels[0].reading = Reading::Absent;
+        assert_eq!(verdicts(&mut fixture, &mut all, &Observation::Evidence(evidence.clone())), []);
+        let parent = Level { path: "/kubepods".into(), role: LevelRole::Kubepods, reading: bytes(8192) };
+        evidence.levels.push(parent);
+        let reported = verdicts(&mut fixture, &mut all, &Observation::Evidence(evidence));
+        assert!(matches!(&reported[..], [Verdict::Unknown { .. }]), "not enabled for this one: {reported:?}");
+    }
+
+    #[test]
     fn what_a_client_found_in_force_is_remembered_and_not_reported() {
         let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
