@@ -5,15 +5,21 @@
 //!               └─ full: dropped, counted; the count is logged once standard error takes lines again
 //! ```
 //!
-//! Logging never waits: a reader of standard error that hangs costs lines, not the program.
+//! Logging never waits: a reader of standard error that hangs costs lines, not the program. What others wrote into a line
+//! (paths, names, errors) is escaped as everywhere: tracing escapes the message only, and in it what colours need.
 
+use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use kwitness_api::text::escape;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -62,10 +68,21 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Flush> {
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
-        LogFormat::Text if is_journald() => registry.with(lines.without_time()).init(),
-        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Text if is_journald() => registry.with(lines.fmt_fields(Escaped).without_time()).init(),
+        LogFormat::Text => registry.with(lines.fmt_fields(Escaped)).init(),
     }
     Ok(Flush(guard))
+}
+
+/// The message and the fields of a line as tracing writes them, escaped.
+struct Escaped;
+
+impl<'writer> FormatFields<'writer> for Escaped {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut text = String::new();
+        DefaultFields::new().format_fields(Writer::new(&mut text), fields)?;
+        writer.write_str(&escape(&text))
+    }
 }
 
 /// A writer that never waits for `to`.
@@ -200,6 +217,23 @@ mod tests {
                 assert!(report.starts_with('{') && report.ends_with('}'), "{report}");
             }
         }
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_reach_the_terminal_nor_forge_a_line() {
+        let open = Arc::new((Mutex::new(true), Condvar::new()));
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&written);
+        let gate = move || Gate { open: Arc::clone(&open), written: Arc::clone(&to) };
+        let lines = tracing_subscriber::fmt::layer().with_writer(gate).with_ansi(false).fmt_fields(Escaped);
+        let hostile = "/kubepods/\x1b]0;x\x07\r\n ERROR forged \u{9b}2J \u{202e}";
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            tracing::warn!(path = %hostile, error = hostile, "found {hostile}");
+        });
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.trim_end_matches('\n').chars().any(char::is_control), "{text:?}");
+        assert!(!text.contains('\u{202e}') && text.matches("/kubepods/").count() == 3, "{text:?}");
     }
 
     #[test]
