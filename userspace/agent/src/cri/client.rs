@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kwitness_core::model::{ContainerId, ContainerType, PodUid, RuntimeFacts};
+use kwitness_core::model::{ContainerId, ContainerType, PodUid, Runtime, RuntimeFacts};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
@@ -185,7 +185,7 @@ impl Connection {
         let containers = containers.containers;
         let running = containers.iter().filter(|container| container.state == RUNNING);
         let running = running.map(|container| ContainerId(text(container.id.clone()).into())).collect();
-        Ok(Listing { running, facts: facts(sandboxes.items, containers) })
+        Ok(Listing { running, facts: facts(runtime(&self.name), sandboxes.items, containers) })
     }
 }
 
@@ -201,8 +201,20 @@ async fn call<T>(
     }
 }
 
+/// A runtime by what it calls itself (`RuntimeName` of `VersionResponse`).
+fn runtime(name: &str) -> Option<Runtime> {
+    match name {
+        "containerd" => Some(Runtime::Containerd),
+        "cri-o" => Some(Runtime::Crio),
+        // cri-dockerd.
+        "docker" => Some(Runtime::Docker),
+        _ => None,
+    }
+}
+
 /// Everything by id. What the runtime leaves empty is unknown; an entry without an id is ignored.
 fn facts(
+    runtime: Option<Runtime>,
     sandboxes: Vec<cri::PodSandbox>,
     containers: Vec<cri::Container>,
 ) -> HashMap<ContainerId, Arc<RuntimeFacts>> {
@@ -215,6 +227,7 @@ fn facts(
         let pod = pods.get(sandbox).cloned().unwrap_or_default();
         let labels = labels.into_iter().map(|cri::Label { key, value }| (text(key), text(value)));
         Arc::new(RuntimeFacts {
+            runtime,
             container_type,
             name,
             pod_name: known(pod.name),
@@ -271,11 +284,17 @@ mod tests {
             state: RUNNING,
             labels: Default::default(),
         };
-        let all =
-            facts(vec![sandbox, cri::PodSandbox::default()], vec![container("c", "s"), container("o", "x")]);
+        let all = facts(
+            runtime("containerd"),
+            vec![sandbox, cri::PodSandbox::default()],
+            vec![container("c", "s"), container("o", "x")],
+        );
         let of = |id: &str| &all[&ContainerId(id.into())];
         assert_eq!(all.len(), 3, "an entry without an id is ignored");
-        assert_eq!(of("s").container_type, ContainerType::Sandbox);
+        assert_eq!(
+            (of("s").runtime, of("s").container_type),
+            (Some(Runtime::Containerd), ContainerType::Sandbox)
+        );
         assert_eq!((of("s").name.as_deref(), of("s").pod_name.as_deref()), (None, Some("web")));
         assert_eq!(of("s").labels["app"], "web");
         assert_eq!(of("c").container_type, ContainerType::App);

@@ -145,6 +145,7 @@ fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
         return subject.clone();
     };
     let facts = RuntimeFacts {
+        runtime: facts.runtime,
         container_type: facts.container_type,
         name: facts.name.clone(),
         pod_name: facts.pod_name.clone(),

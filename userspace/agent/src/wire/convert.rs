@@ -81,7 +81,11 @@ pub fn container(subject: &core::Subject) -> proto::Container {
         id: subject.container_id.to_string(),
         cgroup_id: subject.cgroup_id.0,
         cgroup_path: subject.cgroup_path.to_string(),
-        runtime: subject.runtime.map_or(proto::Runtime::Unspecified, runtime).into(),
+        runtime: subject
+            .runtime
+            .or(facts.and_then(|facts| facts.runtime))
+            .map_or(proto::Runtime::Unspecified, runtime)
+            .into(),
         pod: uid.map(|uid| proto::Pod {
             uid: uid.to_string(),
             namespace: facts.and_then(|facts| facts.pod_namespace.as_ref()).map(text),

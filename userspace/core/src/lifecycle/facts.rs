@@ -8,7 +8,10 @@ pub(super) fn changed_fields(subject: &Subject, new: &RuntimeFacts) -> Vec<Strin
     // The pod's UID is the path's, where there is one: the runtime's is the same, or a mirror's.
     let uid_matters = subject.pod.is_none();
     let no_labels = new.labels.is_empty();
+    // So is the runtime, where the name of the cgroup has it.
+    let runtime_matters = subject.runtime.is_none();
     [
+        ("runtime", runtime_matters && old.and_then(|old| old.runtime) != new.runtime),
         ("name", old.and_then(|old| old.name.as_ref()) != new.name.as_ref()),
         ("image", old.and_then(|old| old.image.as_ref()) != new.image.as_ref()),
         ("labels", old.map_or(!no_labels, |old| old.labels != new.labels)),

@@ -65,6 +65,9 @@ impl PodNames {
 /// What the container runtime reports about a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeFacts {
+    /// Which runtime it is, unless it is one that is not known here.
+    #[serde(default)]
+    pub runtime: Option<Runtime>,
     /// Sandbox or application.
     pub container_type: ContainerType,
     /// The container's name in its pod; a sandbox has none.

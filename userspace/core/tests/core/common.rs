@@ -55,6 +55,7 @@ pub fn entering(pid: u32, cgroup: u64) -> TaskInfo {
 /// Facts as a runtime would report them.
 pub fn facts(name: &str) -> Arc<RuntimeFacts> {
     Arc::new(RuntimeFacts {
+        runtime: None,
         container_type: ContainerType::App,
         name: Some(name.into()),
         pod_name: Some("web-0".into()),
