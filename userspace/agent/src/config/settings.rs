@@ -123,7 +123,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.lifecycle_ring",
         expects: RING,
         default: Some(r#""8MiB""#),
-        doc: "The ring buffer for rare, precious records: cgroups made and removed, first programs and their \
+        doc: "The ring buffer for container lifecycles: cgroups created and removed, main processes and their \
               exits. Holds the records of about 6,000 container lifetimes.",
         apply: |config, value| set_ring(&mut config.probe.lifecycle_ring, value),
     },
@@ -170,9 +170,9 @@ pub const SETTINGS: &[Setting] = &[
         expects: "a list of beginnings of cgroup names (\"docker-\") or of paths (\"/machine.slice/libpod-\"), at \
                   most 64",
         default: Some("[]"),
-        doc: "Cgroups to track besides those of the kubelet: for containers outside Kubernetes. A cgroup whose name \
-              counts must belong to root, for any user may make one of that name; a path counts whoever owns the \
-              cgroup, as a rootless runtime's.",
+        doc: "Cgroups to track besides those of the kubelet, for containers outside Kubernetes. A cgroup that \
+              matches by its name must belong to root, because any user can create one with that name; one that \
+              matches by its path may belong to anybody, such as a rootless runtime.",
         apply: |config, value| {
             config.probe.roots = parsed::<RootPattern>(value)?;
             if config.probe.roots.len() > MAX_ROOTS as usize {
@@ -185,7 +185,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.excluded_hooks",
         expects: "a list of programs (\"task_exec_event\") or kinds of hook (\"raw_tp\")",
         default: Some("[]"),
-        doc: "Hooks not to be used: the next best one takes its place.",
+        doc: "Hooks that must not be used: the next one in order takes their place.",
         apply: |config, value| {
             config.probe.exclude = parsed::<Exclusion>(value)?;
             Ok(())
@@ -195,8 +195,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.syscall_hooks",
         expects: "true or false",
         default: Some("false"),
-        doc: "Where no program may be at the kernel's function behind limit writes (lockdown), look at every write(2) of the node \
-              instead: then refused writes are seen, too. Each then takes about an eighth longer.",
+        doc: "With kernel lockdown, observe limit writes at every write(2) of the node: values and refused writes \
+              are then recorded, and each write(2) is about 12 % slower.",
         apply: |config, value| {
             config.probe.syscalls = value.as_bool().ok_or("it is neither")?;
             Ok(())
@@ -206,8 +206,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.pid_namespace",
         expects: "\"host\" or \"any\"",
         default: Some(r#""host""#),
-        doc: "Whether to start outside of the host's pid namespace (a pod without `hostPID: true`), too: then processes that \
-              exist before the daemon cannot be identified.",
+        doc: "`any` also lets the daemon start outside the host's PID namespace (a pod without `hostPID: true`). \
+              Processes that existed before the daemon are then not identified.",
         apply: |config, value| {
             config.any_pid_namespace = match text(value)? {
                 "host" => false,
