@@ -305,8 +305,8 @@ fn bounded(
     let fits = |container: proto::ContainerState| {
         left = left.checked_sub(container.encoded_len()).ok_or_else(|| {
             Status::resource_exhausted(format!(
-                "the containers in this answer take more than {max} bytes: ask for fewer with `filter`, such as one \
-                 namespace's at a time"
+                "the containers in this answer take more than {max} bytes: narrow it with `filter`, for example to \
+                 one namespace"
             ))
         })?;
         Ok(container)
