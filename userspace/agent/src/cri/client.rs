@@ -223,11 +223,12 @@ fn facts(
         .iter()
         .filter_map(|sandbox| Some((sandbox.id.clone(), sandbox.metadata.clone()?)))
         .collect();
-    let of_pod = |sandbox: &[u8], container_type, name, image, labels: Vec<cri::Label>| {
+    let of_pod = |sandbox: &[u8], container_type, created_at: i64, name, image, labels: Vec<cri::Label>| {
         let pod = pods.get(sandbox).cloned().unwrap_or_default();
         let labels = labels.into_iter().map(|cri::Label { key, value }| (text(key), text(value)));
         Arc::new(RuntimeFacts {
             runtime,
+            created_at: Some(created_at).filter(|at| *at > 0),
             container_type,
             name,
             pod_name: known(pod.name),
@@ -239,14 +240,16 @@ fn facts(
     };
     let mut all = HashMap::with_capacity(sandboxes.len() + containers.len());
     for sandbox in sandboxes {
-        let facts = of_pod(&sandbox.id, ContainerType::Sandbox, None, None, sandbox.labels);
+        let created_at = sandbox.created_at;
+        let facts = of_pod(&sandbox.id, ContainerType::Sandbox, created_at, None, None, sandbox.labels);
         all.insert(ContainerId(text(sandbox.id).into()), facts);
     }
     for container in containers {
         let name = known(container.metadata.unwrap_or_default().name);
         let image = container.image.unwrap_or_default();
         let image = known(image.user_specified_image).or_else(|| known(image.image));
-        let facts = of_pod(&container.pod_sandbox_id, ContainerType::App, name, image, container.labels);
+        let (sandbox, created_at) = (&container.pod_sandbox_id, container.created_at);
+        let facts = of_pod(sandbox, ContainerType::App, created_at, name, image, container.labels);
         all.insert(ContainerId(text(container.id).into()), facts);
     }
     all.remove(&ContainerId("".into()));
@@ -274,6 +277,7 @@ mod tests {
                 namespace: "prod".into(),
                 attempt: 0,
             }),
+            created_at: 0,
             labels: vec![cri::Label { key: "app".into(), value: "web".into() }],
         };
         let container = |id: &str, sandbox: &str| cri::Container {
@@ -282,6 +286,7 @@ mod tests {
             metadata: Some(cri::ContainerMetadata { name: "nginx".into(), attempt: 1 }),
             image: Some(cri::ImageSpec { image: "sha256:1".into(), user_specified_image: "nginx:1".into() }),
             state: RUNNING,
+            created_at: 1_767_357_000_000_000_000,
             labels: Default::default(),
         };
         let all = facts(
@@ -298,6 +303,11 @@ mod tests {
         assert_eq!((of("s").name.as_deref(), of("s").pod_name.as_deref()), (None, Some("web")));
         assert_eq!(of("s").labels["app"], "web");
         assert_eq!(of("c").container_type, ContainerType::App);
+        assert_eq!(
+            (of("s").created_at, of("c").created_at),
+            (None, Some(1_767_357_000_000_000_000)),
+            "0 is unknown"
+        );
         assert_eq!(
             (of("c").name.as_deref(), of("c").pod_namespace.as_deref()),
             (Some("nginx"), Some("prod"))

@@ -92,7 +92,7 @@ impl RuntimeService for Runtime {
         let items = self.behave().await?.sandboxes.into_iter().map(|id| PodSandbox {
             id: id.into(),
             metadata: Some(PodSandboxMetadata { name: format!("pod-of-{id}").into(), ..Default::default() }),
-            labels: Default::default(),
+            ..Default::default()
         });
         Ok(Response::new(ListPodSandboxResponse { items: items.collect() }))
     }

@@ -146,6 +146,7 @@ fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
     };
     let facts = RuntimeFacts {
         runtime: facts.runtime,
+        created_at: facts.created_at,
         container_type: facts.container_type,
         name: facts.name.clone(),
         pod_name: facts.pod_name.clone(),

@@ -21,6 +21,7 @@ pub(super) fn clock() -> Clock {
 pub(super) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
     RuntimeFacts {
         runtime: None,
+        created_at: None,
         container_type: ContainerType::App,
         name: Some(name.into()),
         pod_name: Some(pod.into()),

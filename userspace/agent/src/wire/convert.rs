@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{limits, verdicts};
 use crate::clock::Clock;
-use kwitness_api::{EventKind, proto};
+use kwitness_api::{EventKind, Timestamp, proto};
 
 /// An event without its position and its container, which the journal adds; and its kind.
 pub fn event(event: &core::Event, clock: Clock) -> (EventKind, proto::Event) {
@@ -110,6 +110,8 @@ pub fn container(subject: &core::Subject) -> proto::Container {
 
 /// A container as it is now.
 pub fn container_state(state: &core::ContainerState, clock: Clock) -> proto::ContainerState {
+    // Of a container that is older than the daemon, only the runtime knows when it was created.
+    let reported = state.subject.facts.as_ref().and_then(|facts| facts.created_at);
     proto::ContainerState {
         container: Some(container(&state.subject)),
         state: match state.state {
@@ -118,7 +120,7 @@ pub fn container_state(state: &core::ContainerState, clock: Clock) -> proto::Con
             core::State::Stopped => proto::State::Stopped,
         }
         .into(),
-        created_at: state.created_at.map(|at| clock.wall(at)),
+        created_at: state.created_at.map(|at| clock.wall(at)).or(reported.map(Timestamp::from_unix_nanos)),
         started_at: state.started_at.map(|at| clock.wall(at)),
         stopped_at: state.stopped_at.map(|at| clock.wall(at)),
         main: state.main.as_ref().map(process),

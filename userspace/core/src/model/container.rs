@@ -17,7 +17,7 @@ pub struct Subject {
     pub cgroup_path: Arc<str>,
     /// The runtime's id of the container.
     pub container_id: ContainerId,
-    /// The runtime, where the path or the runtime itself names it.
+    /// The runtime, where the path names it; elsewhere [`RuntimeFacts::runtime`] may.
     pub runtime: Option<Runtime>,
     /// Its pod; none outside Kubernetes.
     pub pod: Option<PodRef>,
@@ -68,6 +68,9 @@ pub struct RuntimeFacts {
     /// Which runtime it is, unless it is one that is not known here.
     #[serde(default)]
     pub runtime: Option<Runtime>,
+    /// When the runtime created it, by the wall clock: nanoseconds since the Unix epoch.
+    #[serde(default)]
+    pub created_at: Option<i64>,
     /// Sandbox or application.
     pub container_type: ContainerType,
     /// The container's name in its pod; a sandbox has none.

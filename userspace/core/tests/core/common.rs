@@ -56,6 +56,7 @@ pub fn entering(pid: u32, cgroup: u64) -> TaskInfo {
 pub fn facts(name: &str) -> Arc<RuntimeFacts> {
     Arc::new(RuntimeFacts {
         runtime: None,
+        created_at: None,
         container_type: ContainerType::App,
         name: Some(name.into()),
         pod_name: Some("web-0".into()),
