@@ -158,7 +158,7 @@ impl Table {
 }
 
 /// The beginning that is not wider.
-fn beginning(text: &str, width: usize) -> &str {
+pub fn beginning(text: &str, width: usize) -> &str {
     let mut used = 0;
     let end = text.char_indices().find(|(_, character)| {
         used += character.width().unwrap_or(0);

@@ -220,10 +220,10 @@ fn spans_of_one_lane_do_not_overlap() {
 fn text_fits_80_columns() {
     use unicode_width::UnicodeWidthStr as _;
 
-    let timeline = timeline("a-container-with-a-long-name-数据库");
-    let lines = text::lines(&timeline, times(), Some(80));
-    for line in &lines {
-        assert!(line.width() <= 80, "{line}");
+    for name in ["a-container-with-a-long-name-数据库", "数据库数据库数据库数据库", HOSTILE] {
+        for line in text::lines(&timeline(name), times(), Some(80)) {
+            assert!(line.width() <= 80 && !line.chars().any(char::is_control), "{line}");
+        }
     }
     let text = text::lines(&self::timeline("app"), times(), Some(80)).join("\n");
     let page = include_str!("../../../../docs/what-happened.md");

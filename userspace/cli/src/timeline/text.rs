@@ -1,8 +1,9 @@
 //! A timeline on a terminal: the answers, a chart of one line per track, and the events.
 
 use crate::output::{Format, Output};
-use crate::table::{Cell, Fit, Table};
+use crate::table::{Cell, Fit, Table, beginning};
 use crate::time::Times;
+use kwitness_api::text::escape;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::model::{Micros, Style, Timeline, Track};
@@ -88,7 +89,8 @@ fn bar(timeline: &Timeline, track: &Track, columns: usize) -> String {
         }
     }
     let bar: String = bar.into_iter().collect();
-    let name: String = track.name.chars().take(NAME).collect();
+    let name = escape(&track.name);
+    let name = beginning(&name, NAME);
     let pad = NAME.saturating_sub(name.width());
     format!("{name}{:pad$}  {}", "", bar.trim_end())
 }
@@ -117,7 +119,8 @@ fn events(timeline: &Timeline, times: Times, limit: Option<usize>) -> String {
 fn wrap(text: &str, indent: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = indent.to_owned();
-    for word in text.split(' ') {
+    // What is escaped only when it is printed is wider than it was here.
+    for word in escape(text).split(' ') {
         let is_begun = line.len() > indent.len();
         if is_begun && line.width() + 1 + word.width() > width {
             lines.push(std::mem::replace(&mut line, indent.to_owned()));
