@@ -30,6 +30,8 @@ fn main() -> Result<()> {
         output::events_end_with_control_c,
         output::events_end_quietly_with_a_closed_pipe,
         output::events_go_on_after_a_restart_of_the_daemon,
+        output::verdicts_and_containers_go_on_after_a_restart,
+        output::hostile_names_reach_no_terminal,
         manners::the_socket_is_for_user_and_group,
         manners::a_stale_socket_is_taken_over,
         manners::a_live_socket_is_not,

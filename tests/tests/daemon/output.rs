@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
-use kwitness_tests::agent::Agent;
+use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{kind, short};
 use kwitness_tests::handmade::Kubepods;
@@ -290,4 +290,68 @@ pub(crate) async fn events_go_on_after_a_restart_of_the_daemon(ctx: &TestContext
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     ensure!(said.contains("gone") && said.contains("back"), "it said `{said}`");
     agent.stop()
+}
+
+pub(crate) async fn verdicts_and_containers_go_on_after_a_restart(ctx: &TestContext) -> Result<()> {
+    for words in [&["verify", "--all", "-w"][..], &["ps", "-w"]] {
+        let mut agent = Agent::start(&ctx.environment, &[]).await?;
+        let mut command = kwitness(ctx, words);
+        command.arg("--socket").arg(agent.socket()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {words:?}"))?;
+        let notes = BufReader::new(child.stderr.take().context("no standard error")?);
+        let watching =
+            wait_for("it to watch", LIMIT, async || Ok((agent.status().await?.watchers > 0).then_some(())));
+        watching.await.with_context(|| format!("{words:?}"))?;
+        agent.restart().await?;
+        let notes = tokio::task::spawn_blocking(move || -> Result<String> {
+            let mut said = String::new();
+            for line in notes.lines() {
+                said += &line.context("read its notes")?;
+                if said.contains("is back") {
+                    break;
+                }
+            }
+            Ok(said)
+        });
+        let said = tokio::time::timeout(LIMIT, notes).await.context("it does not come back")???;
+        ensure!(said.contains("is gone") && said.contains("is back"), "{words:?} said `{said}`");
+        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT).context("send SIGINT")?;
+        let status = child.wait().with_context(|| format!("wait for {words:?}"))?;
+        ensure!(status.code() == Some(130), "{words:?}: {status}");
+        agent.stop()?;
+    }
+    Ok(())
+}
+
+/// A program whose name has what terminals act on: escape sequences of C0 and C1, and a bidirectional mark.
+pub(crate) async fn hostile_names_reach_no_terminal(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    let directory = tempfile::tempdir().context("make a directory")?;
+    let program = directory.path().join("evil\u{1b}]0;x\u{7}\r\n\u{9b}2J\u{202e}\u{7f}");
+    std::fs::copy("/usr/bin/busybox", &program).context("copy a program")?;
+    let program = program.to_str().context("a path that is not UTF-8")?;
+    ctx.with_agent(&[], async |agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let container = kubepods.container()?;
+        let id = container.id.clone();
+        // What it does, and how it ends, is of no matter.
+        container.start(program, &[])?.wait().context("wait for it")?;
+        drop(container);
+        watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
+        for line in [
+            "events --no-follow",
+            "events --no-follow -o wide",
+            "events --no-follow -o json",
+            "timeline",
+            "timeline -o json",
+        ] {
+            let done = client(ctx, agent.socket(), line).await?;
+            ensure!(done.check(0)?.stdout.contains("evil"), "`{line}` does not show it: {}", done.stdout);
+            let acts =
+                |character: char| character != '\n' && (character.is_control() || character == '\u{202e}');
+            ensure!(!done.stdout.chars().any(acts), "`{line}` printed {:?}", done.stdout);
+        }
+        Ok(())
+    })
+    .await
 }
