@@ -58,11 +58,13 @@ pub async fn run(socket: Option<OsString>, options: Record) -> anyhow::Result<Co
     let writing = Options { max_size: options.max_size, keep: options.keep, zstd: options.zstd };
     let client = connect(socket).await?;
     let mut recorder = Recorder::open(client, options.output, writing, since.is_none()).await?;
-    tokio::select! {
-        done = recorder.record(since, no_follow) => done?,
-        () = ended() => {}
-    }
+    let done = tokio::select! {
+        done = recorder.record(since, no_follow) => done,
+        () = ended() => Ok(()),
+    };
+    // What was received is kept, whatever ends the recording.
     recorder.writer.finish()?;
+    done?;
     note(&format!("{} events recorded", recorder.count));
     Ok(Code::Success)
 }
@@ -122,15 +124,19 @@ impl Recorder {
                     self.writer.append(&Line::Snapshot(line))?;
                 }
                 Item::Disconnected(_) => {}
-                Item::Reconnected => self.verdicts().await?,
+                Item::Reconnected => unless_gone(self.verdicts().await)?,
             }
             flush.get_or_insert_with(|| Instant::now() + FLUSH);
             if self.writer.is_full() {
-                let header = header(&mut self.client).await?;
-                self.writer.rotate(&header)?;
-                self.snapshot(false).await?;
+                unless_gone(self.next_file().await)?;
             }
         }
+    }
+
+    async fn next_file(&mut self) -> anyhow::Result<()> {
+        let header = header(&mut self.client).await?;
+        self.writer.rotate(&header)?;
+        self.snapshot(false).await
     }
 
     fn events(&mut self, events: Vec<proto::Event>) -> anyhow::Result<()> {
@@ -162,6 +168,14 @@ impl Recorder {
             answer => answer?,
         };
         Ok(self.writer.append(&Line::Verdicts(At { time: now(), after: None, answer }))?)
+    }
+}
+
+/// That the daemon is gone again ends no recording: the watch goes on once it is back.
+fn unless_gone(done: anyhow::Result<()>) -> anyhow::Result<()> {
+    match done {
+        Err(error) if error.downcast_ref::<Error>().is_some_and(Error::is_transient) => Ok(()),
+        done => done,
     }
 }
 
