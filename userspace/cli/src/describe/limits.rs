@@ -88,7 +88,7 @@ pub fn reading(file: &str, reading: Option<&proto::Reading>) -> String {
     }
 }
 
-/// An OOM kill, in a line.
+/// An OOM kill, in a line: whose limit comes first, for a narrow terminal shows no more.
 pub fn oom_kill(kill: &proto::OomKill) -> String {
     let victim = kill.process.as_ref().map_or_else(|| UNKNOWN.to_owned(), describe_process);
     let group = match kill.choice() {
@@ -96,9 +96,9 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
         proto::OomChoice::Chosen | proto::OomChoice::Unspecified => "",
     };
     let limit = match &kill.exhausted {
-        Some(Exhausted::Machine(_)) => "the node is out of memory".to_owned(),
-        Some(Exhausted::LimitOf(cgroup)) => format!("{} limit reached", whose(cgroup)),
-        None => "unknown which limit was reached".to_owned(),
+        Some(Exhausted::Machine(_)) => ", the node is out of memory".to_owned(),
+        Some(Exhausted::LimitOf(cgroup)) => format!(" by the {} limit", whose(cgroup)),
+        None => " by an unknown limit".to_owned(),
     };
     let usage = match (kill.usage_bytes, kill.limit_bytes) {
         (Some(usage), Some(limit)) => format!(" ({} of {} MiB)", usage >> 20, limit >> 20),
@@ -109,7 +109,7 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
     });
     let trigger =
         trigger.map_or_else(String::new, |trigger| format!(", while {} was allocating", writer(trigger)));
-    format!("OOMKilled: {victim}{group}: {limit}{usage}{trigger}")
+    format!("OOMKilled{limit}{usage}: {victim}{group}{trigger}")
 }
 
 /// Whose limit a cgroup's is: "pod".
@@ -264,7 +264,7 @@ mod tests {
         let kill = testing::oom_kill(Some(process));
         assert_eq!(
             oom_kill(&kill),
-            "OOMKilled: java (12, main): pod limit reached (64 of 64 MiB), while stress (99) was allocating"
+            "OOMKilled by the pod limit (64 of 64 MiB): java (12, main), while stress (99) was allocating"
         );
         let machine = proto::OomKill {
             exhausted: Some(Exhausted::Machine(true)),
@@ -275,10 +275,10 @@ mod tests {
         };
         assert_eq!(
             oom_kill(&machine),
-            "OOMKilled: java (12, main), with its group: the node is out of memory"
+            "OOMKilled, the node is out of memory: java (12, main), with its group"
         );
         let unknown = proto::OomKill { exhausted: None, usage_bytes: None, trigger: None, ..kill };
-        assert_eq!(oom_kill(&unknown), "OOMKilled: java (12, main): unknown which limit was reached");
+        assert_eq!(oom_kill(&unknown), "OOMKilled by an unknown limit: java (12, main)");
     }
 
     #[test]
