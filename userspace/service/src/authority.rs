@@ -39,34 +39,32 @@ const NAME: &[u8] = b":authority";
 /// [`NAME`] in HPACK's Huffman code.
 const NAME_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// A character that cannot be in the authority of a URI, and what stands for it in the Huffman code.
+/// A character that cannot be in the authority of a URI, and the Huffman code of one of the same length that can (RFC 7541, appendix B).
 struct Substitute {
     byte: u8,
-    by: u8,
-    /// Bits of both (RFC 7541, appendix B).
     bits: usize,
     code: u16,
     by_code: u16,
 }
 
-const fn substitute(byte: u8, by: u8, bits: usize, code: u16, by_code: u16) -> Substitute {
-    Substitute { byte, by, bits, code, by_code }
+const fn substitute(byte: u8, bits: usize, code: u16, by_code: u16) -> Substitute {
+    Substitute { byte, bits, code, by_code }
 }
 
 /// The rest of what is refused (``#<>\^`{}``, and what is not ASCII) has no substitute of its length. Clients that use the Huffman code
 /// percent-encode it.
 const SUBSTITUTES: [Substitute; 11] = [
-    substitute(b'%', b'-', 6, 0x15, 0x16),
-    substitute(b'/', b'-', 6, 0x18, 0x16),
-    substitute(b' ', b'-', 6, 0x14, 0x16),
-    substitute(b':', b'B', 7, 0x5c, 0x5d),
-    substitute(b'?', b'!', 10, 0x3fc, 0x3f8),
-    substitute(b'"', b'!', 10, 0x3f9, 0x3f8),
-    substitute(b'|', b'\'', 11, 0x7fc, 0x7fa),
-    substitute(b'@', b'$', 13, 0x1ffa, 0x1ff9),
-    substitute(b'[', b'$', 13, 0x1ffb, 0x1ff9),
-    substitute(b']', b'$', 13, 0x1ffc, 0x1ff9),
-    substitute(0, b'$', 13, 0x1ff8, 0x1ff9),
+    substitute(b'%', 6, 0x15, 0x16),      // -
+    substitute(b'/', 6, 0x18, 0x16),      // -
+    substitute(b' ', 6, 0x14, 0x16),      // -
+    substitute(b':', 7, 0x5c, 0x5d),      // B
+    substitute(b'?', 10, 0x3fc, 0x3f8),   // !
+    substitute(b'"', 10, 0x3f9, 0x3f8),   // !
+    substitute(b'|', 11, 0x7fc, 0x7fa),   // '
+    substitute(b'@', 13, 0x1ffa, 0x1ff9), // $
+    substitute(b'[', 13, 0x1ffb, 0x1ff9), // $
+    substitute(b']', 13, 0x1ffc, 0x1ff9), // $
+    substitute(0, 13, 0x1ff8, 0x1ff9),    // $
 ];
 
 /// The Huffman codes of up to 13 bits by their length: the first one, and how many there are. All printable characters but

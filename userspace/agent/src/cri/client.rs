@@ -336,7 +336,7 @@ mod tests {
         // A container that has nothing but an id, which is none.
         bytes.extend(b"\x0a\x06\x0a\x04\xff\xfe\xfd\xfc");
         let listed = cri::ListContainersResponse::decode(&*bytes).unwrap();
-        let all = facts(Vec::new(), listed.containers);
+        let all = facts(None, Vec::new(), listed.containers);
         let found = &all[&ContainerId("c".into())];
         assert_eq!(found.name.as_deref(), Some("nginx"));
         assert_eq!(found.image.as_deref(), Some("\u{fffd}\u{fffd}"));

@@ -503,6 +503,8 @@ mod tests {
     #[test]
     fn a_container_outside_of_pods_cgroups_is_of_the_runtimes_pod() {
         let facts = RuntimeFacts {
+            runtime: None,
+            created_at: None,
             container_type: ContainerType::App,
             name: Some("main".into()),
             pod_name: None,
