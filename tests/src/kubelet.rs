@@ -226,8 +226,13 @@ impl Kubelet {
     }
 
     /// The value of a metric without labels; none: it has not got that far.
+    ///
+    /// While the kubelet knows two instances of a container, it serves no metrics: it would name those of both alike.
     pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
-        let text = get(READ_ONLY_PORT, "/metrics").await?;
+        let text = wait_for("the kubelet's metrics", START_LIMIT, async || {
+            Ok(get(READ_ONLY_PORT, "/metrics").await.ok())
+        })
+        .await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map(|value| value.trim().parse().with_context(|| format!("the metric {name}"))).transpose()
     }
@@ -320,6 +325,8 @@ async fn get(port: u16, path: &str) -> Result<String> {
     stream.write_all(request.as_bytes()).await.context("ask the kubelet")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.context("read the kubelet's answer")?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("the kubelet's answer has no body")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the kubelet's answer has no body")?;
+    let status = head.lines().next().unwrap_or_default();
+    ensure!(status.split(' ').nth(1) == Some("200"), "{path}: {status}");
     Ok(body.to_owned())
 }
