@@ -3,6 +3,7 @@
 //! Reads the command line and calls the task; each task is a module.
 
 mod artifacts;
+mod chart;
 mod client;
 mod command;
 mod cycles;
@@ -55,6 +56,8 @@ enum Task {
     Unused,
     /// Check that the client side builds without anything that needs Linux
     Client,
+    /// Check the Helm chart, and write what is made of it
+    Chart(Chart),
     /// Check that the modules of each crate do not import each other in circles
     Cycles,
     /// Watch kwitness at work on real containers
@@ -88,6 +91,13 @@ struct Ebpf {
     /// Build only, leave the prebuilt object alone, and print where the built one is
     #[arg(long, conflicts_with = "check")]
     build_only: bool,
+}
+
+#[derive(Args)]
+struct Chart {
+    /// Write nothing; fail if what is made of the chart is out of date
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -135,6 +145,11 @@ fn perform(task: Task) -> Result<ExitCode> {
             let cache = Cache::open()?;
             setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
             unused::task(&Workspace::find()?, &cache)?;
+        }
+        Task::Chart(Chart { check }) => {
+            let cache = Cache::open()?;
+            setup::ensure(&cache, &Needs { helm: true, ..Needs::default() })?;
+            chart::task(&Workspace::find()?, &cache, check)?;
         }
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,

@@ -15,6 +15,8 @@ pub const CARGO_MACHETE: &str = "0.9.2";
 pub const CRI_TOOLS: &str = "1.36.0";
 /// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
 pub const KUBERNETES: &str = "1.36.3";
+/// helm, built from its Go module; `xtask/go/helm/go.mod` requires the same.
+pub const HELM: &str = "4.3.1";
 /// The Python of [`CLIENT_ROOT`]'s suite, for which packages are fetched.
 pub const CLIENT_PYTHON: &str = "3.13";
 /// Where Debian's etcd comes from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
@@ -28,7 +30,6 @@ pub const ROOT_PACKAGES: &[&str] =
     &["mmdebstrap", "debian-archive-keyring", "busybox-static", "gcc", "libc6-dev", "iproute2"];
 /// What makes and boots guests, beyond [`ROOT_PACKAGES`].
 pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
-
 /// What makes clients of other languages: `protoc` with the types that all share, and the installer of Python's packages.
 pub const CLIENT_PACKAGES: &[&str] = &["protobuf-compiler", "libprotobuf-dev", "python3-pip"];
 

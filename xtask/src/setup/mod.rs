@@ -8,6 +8,7 @@ pub mod clients;
 pub mod critools;
 pub mod disk;
 mod go;
+pub mod helm;
 pub mod kernel;
 pub mod kubernetes;
 pub mod programs;
@@ -54,6 +55,8 @@ pub struct Needs {
     pub kubernetes: bool,
     /// Clients of other languages.
     pub clients: bool,
+    /// helm and kubeconform.
+    pub helm: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -86,18 +89,20 @@ impl Needs {
         if wanted(Tier::Lint) {
             needs.bpf = true;
             needs.lint = true;
+            needs.helm = true;
         }
         needs
     }
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, kubernetes, clients, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, kubernetes, clients, helm, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
         self.kubernetes |= kubernetes;
         self.clients |= clients;
+        self.helm |= helm;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -139,6 +144,9 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.clients {
                 clients::ensure(cache)?;
+            }
+            if needs.helm {
+                helm::ensure(cache)?;
             }
             Ok(())
         });

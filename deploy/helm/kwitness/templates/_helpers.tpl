@@ -1,0 +1,55 @@
+{{- define "kwitness.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* The release's name, which most often has the chart's in it. */}}
+{{- define "kwitness.fullname" -}}
+{{- $name := include "kwitness.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- /* Never change between versions: a DaemonSet's selector cannot. */}}
+{{- define "kwitness.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "kwitness.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "kwitness.labels" -}}
+{{ include "kwitness.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "kwitness.serviceAccountName" -}}
+{{- default (ternary (include "kwitness.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "kwitness.image" -}}
+{{- with .Values.image }}
+{{- .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /*
+The daemon's configuration as TOML: the chart's own settings, then those of `config`. Each value is written as JSON, which for strings,
+numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
+*/}}
+{{- define "kwitness.toml" -}}
+{{- $own := dict
+  "api" (dict "socket" "/run/kwitness/kwitness.sock")
+  "kubelet" (dict "directory" .Values.kubelet.hostPath)
+  "runtime" (dict "endpoint" (ternary .Values.runtime.socket "none" .Values.runtime.enabled))
+}}
+{{- range $section, $settings := mergeOverwrite (deepCopy .Values.config) $own }}
+[{{ $section }}]
+{{- range $key, $value := $settings }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,217 @@
+//! The `chart` task: the Helm chart in `deploy/helm/kwitness`, and what is made of it.
+//!
+//! Owns `deploy/kwitness.yaml`, which is the chart rendered with its defaults. The real helm lints and renders the chart with each value
+//! set in its `ci/`; kubeconform validates what comes out, as strictly as the API server. Never decides what the chart deploys, except
+//! that its defaults are of least privilege.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+use crate::run;
+use crate::setup::helm;
+use crate::workspace::{Cache, Workspace};
+
+const CHART: &str = "deploy/helm/kwitness";
+const MANIFEST: &str = "deploy/kwitness.yaml";
+const MANIFEST_HEAD: &str = "# Written by `cargo xtask chart`: the chart deploy/helm/kwitness with its default values.\n\
+                             # Set the image (the DaemonSet's `image:`) to where your registry has it, then `kubectl apply -f` this file.\n";
+/// The only directory of the host that the daemon writes to.
+const WRITTEN: &str = "/run/kwitness";
+
+/// Checks the chart; the manifest that is made of it is written anew or, with `check`, compared.
+pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
+    let chart = Chart { directory: workspace.root.join(CHART), helm: cache.tool("helm") };
+    chart.check_versions()?;
+    run::output(chart.helm("lint").arg("--strict").arg(&chart.directory))?;
+    let manifest = format!("{MANIFEST_HEAD}{}", chart.render(&["--set=namespace.create=true"])?);
+    let path = workspace.root.join(MANIFEST);
+    if !fs::read_to_string(&path).is_ok_and(|found| found == manifest) {
+        ensure!(!check, "{MANIFEST} is out of date: run `cargo xtask chart` and commit it");
+        fs::write(&path, &manifest).with_context(|| format!("write {}", path.display()))?;
+    }
+    check_privileges(&manifest)?;
+
+    let rendered = workspace.scratch("chart")?;
+    let mut files = vec![path];
+    for set in chart.value_sets()? {
+        let name = set.file_name().context("a value set has a name")?;
+        let path = rendered.join(name);
+        let text = chart.render(&["--values", &set.to_string_lossy()])?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        files.push(path);
+    }
+    let schemas = helm::schemas(cache)?.join("{{ .ResourceKind }}{{ .KindSuffix }}.json");
+    let mut kubeconform = Command::new(cache.tool("kubeconform"));
+    kubeconform.args(["-strict", "-summary", "-schema-location"]).arg(schemas);
+    let summary =
+        run::output(kubeconform.args(&files)).context("the chart renders what Kubernetes refuses")?;
+    let refused = chart.check_unknown_keys()?;
+    println!("{}", summary.trim());
+    println!("{} value sets rendered; an unknown key is refused in each of {refused} objects", files.len());
+    Ok(())
+}
+
+struct Chart {
+    directory: PathBuf,
+    helm: PathBuf,
+}
+
+impl Chart {
+    fn helm(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.helm);
+        command.arg(subcommand);
+        command
+    }
+
+    fn render(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.helm("template");
+        run::output(command.arg("kwitness").arg(&self.directory).arg("--namespace=kwitness").args(arguments))
+    }
+
+    /// The chart's versions are those of the workspace.
+    fn check_versions(&self) -> Result<()> {
+        let chart: Value = self.read("Chart.yaml")?;
+        for field in ["version", "appVersion"] {
+            let ours = env!("CARGO_PKG_VERSION");
+            ensure!(chart[field] == ours, "Chart.yaml: {field} is {}, not {ours}", chart[field]);
+        }
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<Value> {
+        let path = self.directory.join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_yaml_ng::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    fn value_sets(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        crate::ebpf::list_files(&self.directory.join("ci"), &mut files)?;
+        files.sort();
+        ensure!(!files.is_empty(), "{CHART}/ci has no value sets");
+        Ok(files)
+    }
+
+    /// Whether helm refuses an unknown key in every object whose keys the schema names; how many these are.
+    fn check_unknown_keys(&self) -> Result<usize> {
+        let mut objects = Vec::new();
+        closed_objects(&self.read("values.schema.json")?, "", &mut objects);
+        for path in &objects {
+            let refused = self.render(&[&format!("--set={path}noSuchKey=1")]);
+            let Err(error) = refused else { bail!("helm accepts the unknown key {path}noSuchKey") };
+            let error = format!("{error:#}");
+            ensure!(
+                error.contains("'noSuchKey' not allowed"),
+                "{path}noSuchKey is refused for another reason: {error}"
+            );
+        }
+        Ok(objects.len())
+    }
+}
+
+/// The objects that have no other keys than the schema's, each with a dot at its end.
+fn closed_objects(schema: &Value, path: &str, found: &mut Vec<String>) {
+    if schema["additionalProperties"] == false {
+        found.push(path.to_owned());
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        closed_objects(property, &format!("{path}{name}."), found);
+    }
+}
+
+/// The defaults give the daemon no more than it needs: what a reader of the chart may rely on.
+fn check_privileges(manifest: &str) -> Result<()> {
+    let objects = serde_yaml_ng::Deserializer::from_str(manifest)
+        .map(Value::deserialize)
+        .collect::<Result<Vec<_>, _>>()
+        .context("parse the rendered manifest")?;
+    let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+    let pod = &of("DaemonSet").context("the manifest has no DaemonSet")?["spec"]["template"]["spec"];
+    let security = &pod["containers"][0]["securityContext"];
+    let expected = json!({
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"], "add": ["BPF", "PERFMON", "SYS_PTRACE"] },
+    });
+    ensure!(*security == expected, "the container's securityContext is {security}, not {expected}");
+    for field in ["hostNetwork", "hostIPC"] {
+        ensure!(pod[field].is_null(), "{field} is set");
+    }
+    let account = of("ServiceAccount").context("the manifest has no ServiceAccount")?;
+    for automount in [&pod["automountServiceAccountToken"], &account["automountServiceAccountToken"]] {
+        ensure!(*automount == false, "a token of the service account is mounted");
+    }
+    for role in ["Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"] {
+        ensure!(of(role).is_none(), "the manifest has a {role}");
+    }
+    for mount in pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten() {
+        let writable = mount["readOnly"] != true;
+        ensure!(writable == (mount["mountPath"] == WRITTEN), "{mount}: only {WRITTEN} is writable");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn root() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    }
+
+    /// Settings that follow from a value of the chart.
+    const OWN: &[&str] = &["api.socket", "kubelet.directory", "node.name", "runtime.endpoint"];
+
+    #[test]
+    fn the_schema_has_every_setting_of_the_daemon() {
+        let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+        let (_, table) = page.split_once("<!-- settings -->").unwrap();
+        let (table, _) = table.split_once("<!-- end of settings -->").unwrap();
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+        let mut documented: Vec<_> =
+            rows.map(|(key, _)| key.to_owned()).filter(|key| !OWN.contains(&key.as_str())).collect();
+        documented.sort();
+        let schema = fs::read_to_string(root().join(CHART).join("values.schema.json")).unwrap();
+        let schema: Value = serde_json::from_str(&schema).unwrap();
+        let sections = schema["properties"]["config"]["properties"].as_object().unwrap();
+        let mut known: Vec<_> = sections
+            .iter()
+            .flat_map(|(section, object)| {
+                let settings = object["properties"].as_object().unwrap().keys();
+                settings.map(move |setting| format!("{section}.{setting}"))
+            })
+            .collect();
+        known.sort();
+        assert_eq!(known, documented);
+    }
+
+    #[test]
+    fn the_manifest_is_of_least_privilege() {
+        let manifest = fs::read_to_string(root().join(MANIFEST)).unwrap();
+        check_privileges(&manifest).unwrap();
+        for (part, replacement, error) in [
+            ("- SYS_PTRACE", "- SYS_ADMIN", "securityContext is"),
+            ("privileged: false", "privileged: true", "securityContext is"),
+            ("hostPID: true", "hostPID: true\n      hostNetwork: true", "hostNetwork is set"),
+            (
+                "mountPath: /sys/fs/cgroup\n              readOnly: true",
+                "mountPath: /sys/fs/cgroup",
+                "only /run/kwitness",
+            ),
+            ("automountServiceAccountToken: false", "automountServiceAccountToken: true", "a token"),
+            ("kind: ConfigMap", "kind: ClusterRole", "has a ClusterRole"),
+        ] {
+            assert!(manifest.contains(part), "{part}");
+            let found = check_privileges(&manifest.replace(part, replacement)).unwrap_err().to_string();
+            assert!(found.contains(error), "{part}: {found}");
+        }
+    }
+}
