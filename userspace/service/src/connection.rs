@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
-use tonic::transport::server::{Connected, UdsConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::authority::Rewriter;
+use crate::slots::{ConnectionId, Slot};
 
 crate::counters! {
     /// Connections of clients.
     ConnectionCounters {
         /// Accepted.
         connections,
-        /// Of those: closed because there were too many.
+        /// Of those: closed because there were too many, when they came or later.
         connections_refused,
         /// Of those: closed because the client did not begin with HTTP/2 in time.
         connections_silent,
@@ -38,6 +38,8 @@ const READ: usize = 4096;
 /// A client's connection, as the HTTP/2 server reads and writes it.
 #[derive(Debug)]
 pub struct Connection {
+    // Dropped before the stream, whose descriptor it knows.
+    slot: Slot,
     stream: UnixStream,
     rewriter: Rewriter,
     /// Read, and not passed on yet. Empty but for the moments when a header block has come in part.
@@ -45,8 +47,6 @@ pub struct Connection {
     /// How much of it has been judged.
     judged: usize,
     beginning: Option<Beginning>,
-    /// Its share of the connections that may be open.
-    _slot: OwnedSemaphorePermit,
 }
 
 /// Until the client has begun.
@@ -73,18 +73,18 @@ impl Connection {
     /// A connection of which nothing has been read.
     pub(crate) fn new(
         stream: UnixStream,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
         silence: Duration,
         counters: Arc<ConnectionCounters>,
     ) -> Self {
         let beginning = Beginning { read: 0, timer: Box::pin(sleep(silence)), silence, counters };
         Self {
+            slot,
             stream,
             rewriter: Rewriter::default(),
             held: Vec::new(),
             judged: 0,
             beginning: Some(beginning),
-            _slot: slot,
         }
     }
 
@@ -205,10 +205,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
+    type ConnectInfo = ConnectionId;
 
-    fn connect_info(&self) -> UdsConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> ConnectionId {
+        self.slot.id()
     }
 }
 

@@ -11,6 +11,7 @@ pub mod log;
 pub mod memory;
 mod notify;
 mod signals;
+mod slots;
 mod socket;
 
 pub use connection::Connection;
@@ -19,4 +20,5 @@ pub use counter::Counter;
 pub use listener::{Limits, Listener};
 pub use notify::notify_ready;
 pub use signals::{Signal, Signals};
+pub use slots::ConnectionId;
 pub use socket::Socket;

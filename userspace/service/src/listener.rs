@@ -1,30 +1,30 @@
 //! Accepts connections, for both programs, and keeps the socket reachable.
 //!
 //! ```text
-//!   accept ──▶ limit reached?  ── yes ──▶ closed, counted
-//!     │            └─ no ──▶ Connection (closed and counted if it stays silent before the HTTP/2 preface)
+//!   accept ──▶ a slot? ── none ──▶ closed, counted
+//!     │            └─ yes ──▶ Connection (closed and counted if it stays silent before the HTTP/2 preface)
 //!     ├─ error (EMFILE) ──▶ wait, longer each time, logged once; "accepting again" at the next success
 //!     └─ every WATCH: is the socket's file still ours? ── no ──▶ listen again
 //! ```
 //!
-//! Owns the number of connections. Never reads from one.
+//! Which connection goes where there are too many, the slots decide. Never reads from one.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::connection::{Connection, ConnectionCounters};
+use crate::slots::{Admitted, Peer, Slot, Slots};
 use crate::socket::Socket;
 
 /// Bounds of what clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; one more is closed at once.
+    /// Connections at a time; for one more, one of the client with most is closed.
     pub connections: usize,
     /// How long a client may take to send its HTTP/2 preface and the head of its first frame.
     pub silence: Duration,
@@ -60,7 +60,7 @@ pub struct Listener {
     listener: UnixListener,
     socket: Socket,
     limits: Limits,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     counters: Arc<ConnectionCounters>,
     watch: Interval,
     /// The wait after the next error; none while accepting works.
@@ -83,7 +83,7 @@ impl Listener {
             listener: socket.listener()?,
             socket,
             limits,
-            slots: Arc::new(Semaphore::new(limits.connections)),
+            slots: Slots::new(limits.connections),
             counters: Arc::default(),
             watch,
             pause: None,
@@ -118,26 +118,37 @@ impl Listener {
                 tracing::info!("accepting connections again");
             }
             self.counters.connections.count();
-            match Arc::clone(&self.slots).try_acquire_owned() {
-                Ok(slot) => {
-                    if std::mem::take(&mut self.full) {
-                        let refused = self.counters.connections_refused.get();
-                        tracing::info!(refused, "below the limit of connections again");
-                    }
-                    let counters = Arc::clone(&self.counters);
-                    return Connection::new(stream, slot, self.limits.silence, counters);
-                }
-                Err(_) => {
-                    self.counters.connections_refused.count();
-                    if !std::mem::replace(&mut self.full, true) {
-                        tracing::warn!(
-                            limit = self.limits.connections,
-                            "too many connections: closing new ones"
-                        );
-                    }
-                }
+            if let Some(slot) = self.slot(&stream) {
+                return Connection::new(stream, slot, self.limits.silence, Arc::clone(&self.counters));
             }
         }
+    }
+
+    /// A place for a new connection, if there is or can be made one. One of them goes where there are too many, which is counted.
+    fn slot(&mut self, stream: &UnixStream) -> Option<Slot> {
+        let peer = Peer::of(stream);
+        let (slot, closed) = match self.slots.admit(peer, stream) {
+            Admitted::Room(slot) => {
+                if std::mem::take(&mut self.full) {
+                    let closed = self.counters.connections_refused.get();
+                    tracing::info!(closed, "below the limit of connections again");
+                }
+                return Some(slot);
+            }
+            Admitted::InPlaceOf(slot, other) => (Some(slot), other),
+            Admitted::Refused => (None, peer),
+        };
+        self.counters.connections_refused.count();
+        if !std::mem::replace(&mut self.full, true) {
+            let (limit, Peer { user, process }) = (self.limits.connections, closed);
+            tracing::warn!(
+                limit,
+                user,
+                process,
+                "too many connections: for each new one, one of the client with most is closed"
+            );
+        }
+        slot
     }
 
     /// All of them, one after the other, for as long as it is polled.

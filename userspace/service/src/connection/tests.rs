@@ -6,9 +6,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::connection::ConnectionCounters;
+use crate::slots::{Admitted, Peer, Slots};
 
 fn connection(stream: UnixStream) -> Connection {
-    let slot = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+    let Admitted::Room(slot) = Slots::new(1).admit(Peer::of(&stream), &stream) else { panic!() };
     Connection::new(stream, slot, Duration::from_secs(120), Arc::new(ConnectionCounters::default()))
 }
 

@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::*;
+use crate::slots::KEPT;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -46,6 +47,45 @@ async fn one_too_many_is_closed_and_the_next_has_its_place() {
     let _fourth = UnixStream::connect(&path).await.unwrap();
     timeout(SOON, next).await.unwrap().unwrap();
     assert_eq!(counters.connections.get(), 4);
+}
+
+/// In a process of its own: this test starts itself again. It opens two connections and waits for the end of the newer one.
+#[test]
+fn a_client_that_takes_all_connections_keeps_no_other_out() {
+    const CHILD: &str = "KWITNESS_TEST_TAKES_ALL";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if let Some(path) = std::env::var_os(CHILD) {
+        runtime.block_on(async {
+            let mut streams = Vec::new();
+            for _ in 0..KEPT + 1 {
+                streams.push(UnixStream::connect(&path).await.unwrap());
+            }
+            let mut last = streams.pop().unwrap();
+            assert_eq!(timeout(SOON, last.read(&mut [0])).await.unwrap().unwrap(), 0);
+            assert_eq!(streams[0].try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        });
+        return;
+    }
+    runtime.block_on(async {
+        let Place { mut listener, path, _directory } = place(Limits { connections: KEPT + 1, ..LIMITS });
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "listener::tests::a_client_that_takes_all_connections_keeps_no_other_out"])
+            .env(CHILD, &path)
+            .spawn()
+            .unwrap();
+        let mut accepted = Vec::new();
+        for _ in 0..KEPT + 1 {
+            accepted.push(listener.accept().await);
+        }
+        let _own = UnixStream::connect(&path).await.unwrap();
+        timeout(SOON, listener.accept()).await.expect("it is accepted");
+        assert_eq!(
+            accepted.last_mut().unwrap().read(&mut [0; 64]).await.unwrap(),
+            0,
+            "its server sees it, too"
+        );
+        assert!(child.wait().unwrap().success());
+    });
 }
 
 #[tokio::test(start_paused = true)]

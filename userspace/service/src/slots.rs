@@ -1,0 +1,260 @@
+//! Who is connected, and whose connection goes when there are too many.
+//!
+//! ```text
+//!  new connection ──▶ room? ── yes ──▶ Slot
+//!                       └─ no ──▶ of the user with most connections the process with most: its newest is shut down
+//! ```
+//!
+//! So one client that opens connections without end closes its own, and every other client can connect. Of the user of the new
+//! connection only a process with more than [`KEPT`] has to give one up: many processes of one user keep further ones of the same
+//! user out, and none that is connected.
+//!
+//! Owns the account of what is open. Never reads from a connection, nor closes its descriptor.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::net::UnixStream;
+
+/// Connections that a process keeps whatever others of its user do: more than a client opens that has one for each thing it does.
+pub(crate) const KEPT: usize = 16;
+/// Connections that were shut down and whose server has not dropped them yet, at most: each still has its descriptor.
+const ENDING: usize = 64;
+
+/// Of all connections of a listener, in the order in which they came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Who is at the other end: a process, of a user, as far as the kernel says so (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Peer {
+    pub(crate) user: Option<u32>,
+    pub(crate) process: Option<i32>,
+}
+
+impl Peer {
+    pub(crate) fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
+        Self { user: credentials.map(|of| of.uid()), process: credentials.and_then(|of| of.pid()) }
+    }
+}
+
+/// What became of a new connection.
+#[derive(Debug)]
+pub(crate) enum Admitted {
+    /// There was room.
+    Room(Slot),
+    /// In the place of one of that peer.
+    InPlaceOf(Slot, Peer),
+    /// It is one too many itself.
+    Refused,
+}
+
+/// All places. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Slots(Arc<Mutex<Open>>);
+
+#[derive(Debug)]
+struct Open {
+    max: usize,
+    next: u64,
+    /// Without peers that have none.
+    of: BTreeMap<Peer, BTreeMap<ConnectionId, RawFd>>,
+    count: usize,
+    /// Of those that were shut down.
+    ending: usize,
+}
+
+impl Slots {
+    pub(crate) fn new(max: usize) -> Self {
+        Self(Arc::new(Mutex::new(Open { max, next: 0, of: BTreeMap::new(), count: 0, ending: 0 })))
+    }
+
+    /// Makes room for a connection, if it can. The slot has to be dropped before the stream.
+    pub(crate) fn admit(&self, peer: Peer, stream: &UnixStream) -> Admitted {
+        let mut open = self.lock();
+        let slot =
+            |open: &mut Open| Slot { slots: self.clone(), peer, id: open.add(peer, stream.as_raw_fd()) };
+        if open.count < open.max {
+            return Admitted::Room(slot(&mut open));
+        }
+        match open.heaviest(peer) {
+            Some((other, id)) if open.ending < ENDING => {
+                open.shut_down(other, id);
+                Admitted::InPlaceOf(slot(&mut open), other)
+            }
+            _ => Admitted::Refused,
+        }
+    }
+
+    /// Nothing that could panic runs while it is held.
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn add(&mut self, peer: Peer, descriptor: RawFd) -> ConnectionId {
+        self.next += 1;
+        let id = ConnectionId(self.next);
+        self.of.entry(peer).or_default().insert(id, descriptor);
+        self.count += 1;
+        id
+    }
+
+    /// The newest connection of the peer that has most, counting one more of `new`; none: that one is it.
+    fn heaviest(&self, new: Peer) -> Option<(Peer, ConnectionId)> {
+        let mut users: BTreeMap<Option<u32>, usize> = BTreeMap::from([(new.user, 1)]);
+        for (peer, connections) in &self.of {
+            *users.entry(peer.user).or_default() += connections.len();
+        }
+        let weight = |(peer, connections): &(&Peer, &BTreeMap<_, _>)| {
+            let of_user = users.get(&peer.user).copied().unwrap_or_default();
+            (
+                of_user,
+                connections.len() + usize::from(**peer == new),
+                connections.last_key_value().map(|(id, _)| *id),
+            )
+        };
+        let (peer, connections) = self.of.iter().max_by_key(weight)?;
+        let (id, _) = connections.last_key_value()?;
+        let gives_up = if peer.user == new.user { *peer != new && connections.len() > KEPT } else { true };
+        gives_up.then_some((*peer, *id))
+    }
+
+    fn shut_down(&mut self, peer: Peer, id: ConnectionId) {
+        if let Some(descriptor) = self.remove(peer, id) {
+            self.ending += 1;
+            // It is open as long as it was listed here. A client that is gone already needs no more.
+            let _ = shutdown(descriptor, Shutdown::Both);
+        }
+    }
+
+    fn remove(&mut self, peer: Peer, id: ConnectionId) -> Option<RawFd> {
+        let connections = self.of.get_mut(&peer)?;
+        let descriptor = connections.remove(&id)?;
+        if connections.is_empty() {
+            self.of.remove(&peer);
+        }
+        self.count -= 1;
+        Some(descriptor)
+    }
+}
+
+/// A connection's place.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    slots: Slots,
+    peer: Peer,
+    id: ConnectionId,
+}
+
+impl Slot {
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.id
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.slots.lock();
+        if open.remove(self.peer, self.id).is_none() {
+            open.ending -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read as _};
+    use std::os::unix::net;
+
+    use super::*;
+
+    const fn peer(user: u32, process: i32) -> Peer {
+        Peer { user: Some(user), process: Some(process) }
+    }
+
+    /// A connection's two ends; the slot goes before the server's.
+    struct Pair {
+        slot: Option<Slot>,
+        _server: UnixStream,
+        client: net::UnixStream,
+    }
+
+    impl Pair {
+        fn is_open(&self) -> bool {
+            (&self.client).read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        }
+    }
+
+    fn counts(slots: &Slots) -> (usize, usize) {
+        let open = slots.lock();
+        (open.count, open.ending)
+    }
+
+    fn connect(slots: &Slots, peer: Peer) -> Pair {
+        let (server, client) = net::UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let server = UnixStream::from_std(server).unwrap();
+        let slot = match slots.admit(peer, &server) {
+            Admitted::Room(slot) | Admitted::InPlaceOf(slot, _) => Some(slot),
+            Admitted::Refused => None,
+        };
+        Pair { slot, _server: server, client }
+    }
+
+    #[tokio::test]
+    async fn who_has_most_gives_one_up_and_nobody_else() {
+        let slots = Slots::new(40);
+        let honest: Vec<_> = (0..3).map(|_| connect(&slots, peer(0, 1))).collect();
+        let mut many: Vec<_> = (0..37).map(|_| connect(&slots, peer(0, 2))).collect();
+        assert!(connect(&slots, peer(0, 2)).slot.is_none(), "its own is one too many");
+        let new = connect(&slots, peer(0, 3));
+        assert!(new.slot.is_some());
+        let closed = many.pop().unwrap();
+        assert!(!closed.is_open());
+        assert!(honest.iter().chain(&many).all(Pair::is_open));
+        drop(closed);
+        assert_eq!(counts(&slots), (40, 0));
+        drop((honest, many, new));
+        assert_eq!(counts(&slots), (0, 0));
+        assert!(slots.lock().of.is_empty());
+    }
+
+    #[tokio::test]
+    async fn many_processes_of_one_user_keep_no_other_user_out() {
+        let slots = Slots::new(40);
+        let clients: Vec<_> = (0..3).map(|_| connect(&slots, peer(0, 1))).collect();
+        let forks: Vec<_> = (0..37).map(|process| connect(&slots, peer(1000, 100 + process))).collect();
+        let other = connect(&slots, peer(0, 2));
+        assert!(other.slot.is_some(), "another user's");
+        assert!(connect(&slots, peer(1000, 500)).slot.is_none(), "the same user's");
+        assert!(
+            clients.iter().all(Pair::is_open),
+            "they have more than each of them, but are another user's"
+        );
+        assert_eq!(forks.iter().filter(|fork| !fork.is_open()).count(), 1);
+        let slots = Slots::new(10);
+        let clients: Vec<_> = (0..3).map(|_| connect(&slots, peer(0, 1))).collect();
+        let _forks: Vec<_> = (0..7).map(|process| connect(&slots, peer(0, 100 + process))).collect();
+        assert!(connect(&slots, peer(0, 2)).slot.is_none() && clients.iter().all(Pair::is_open));
+    }
+
+    #[tokio::test]
+    async fn those_that_are_shut_down_are_bounded_until_they_are_dropped() {
+        const MAX: usize = 3 * ENDING;
+        let slots = Slots::new(MAX);
+        let many: Vec<_> = (0..MAX).map(|_| connect(&slots, peer(1000, 1))).collect();
+        let others: Vec<_> = (0..ENDING).map(|_| connect(&slots, peer(0, 1))).collect();
+        assert!(others.iter().all(|other| other.slot.is_some()));
+        assert!(connect(&slots, peer(0, 1)).slot.is_none(), "not before one of them is gone");
+        assert_eq!(counts(&slots), (MAX, ENDING));
+        drop(many);
+        assert_eq!(counts(&slots).1, 0);
+        assert!(connect(&slots, peer(0, 1)).slot.is_some());
+    }
+}
