@@ -1,8 +1,9 @@
 //! Accepts clients that send the socket's path as `:authority`, as C-core (Python, C++, Ruby, PHP), Java and Swift do.
 //!
 //! `%2Frun%2Fkwitness%2Fkwitness.sock` is no authority of a URI, so the `http` crate refuses it and h2 resets the stream
-//! (hyperium/h2#487). On a Unix socket the value means nothing. [`Rewriter`] replaces the characters that are refused by others
-//! of the **same length on the wire**, as they are and in HPACK's Huffman code (`%` and `/` become `-`, six bits each):
+//! (hyperium/h2#487). On a Unix socket the value means nothing. Where it is refused, [`Rewriter`] replaces the characters that may be
+//! the reason by others of the **same length on the wire**, as they are and in HPACK's Huffman code (`%` and `/` become `-`, six bits
+//! each):
 //!
 //! ```text
 //!   %2Frun%2Fkwitness%2Fkwitness.sock   in
@@ -13,10 +14,16 @@
 //! client refers to later is the rewritten one. That is why nothing is decoded into fields and encoded again, no table is
 //! followed, and a connection with an acceptable authority passes byte for byte.
 //!
-//! Owns the search for the field. Never judges a frame or a field: whatever cannot be read is left for h2 to refuse. It does not find a
-//! field whose *name* is a reference into the dynamic table; `:authority` is in the static table, which encoders search first.
+//! Owns the search for the field. Never judges a frame or another field: whatever cannot be read is left for h2 to refuse, which costs
+//! the client that call. So is
+//!
+//! - an empty value, which has no other of its length, and which RFC 9113 (8.3.1) forbids;
+//! - a field whose *name* is a reference into the dynamic table: `:authority` is in the static table, where encoders look first;
+//! - a value that ends after [`LOOK`] bytes of its header block, ten times the longest path.
 
 use std::ops::Range;
+
+use http::uri::Authority;
 
 /// The client connection preface (RFC 9113, 3.4).
 const PREFACE: usize = 24;
@@ -39,45 +46,40 @@ const NAME: &[u8] = b":authority";
 /// [`NAME`] in HPACK's Huffman code.
 const NAME_HUFFMAN: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
 
-/// A character that cannot be in the authority of a URI, and the Huffman code of one of the same length that can (RFC 7541, appendix B).
-struct Substitute {
-    byte: u8,
+/// The Huffman codes of one length (RFC 7541, appendix B). The code is canonical: each begins where the shorter ones end.
+struct Length {
     bits: usize,
-    code: u16,
-    by_code: u16,
+    count: u32,
+    /// The first of them, as far as they are printable or 0.
+    symbols: &'static [u8],
 }
 
-const fn substitute(byte: u8, bits: usize, code: u16, by_code: u16) -> Substitute {
-    Substitute { byte, bits, code, by_code }
+const fn length(bits: usize, count: u32, symbols: &'static [u8]) -> Length {
+    Length { bits, count, symbols }
 }
 
-/// The rest of what is refused (``#<>\^`{}``, and what is not ASCII) has no substitute of its length. Clients that use the Huffman code
-/// percent-encode it.
-const SUBSTITUTES: [Substitute; 11] = [
-    substitute(b'%', 6, 0x15, 0x16),      // -
-    substitute(b'/', 6, 0x18, 0x16),      // -
-    substitute(b' ', 6, 0x14, 0x16),      // -
-    substitute(b':', 7, 0x5c, 0x5d),      // B
-    substitute(b'?', 10, 0x3fc, 0x3f8),   // !
-    substitute(b'"', 10, 0x3f9, 0x3f8),   // !
-    substitute(b'|', 11, 0x7fc, 0x7fa),   // '
-    substitute(b'@', 13, 0x1ffa, 0x1ff9), // $
-    substitute(b'[', 13, 0x1ffb, 0x1ff9), // $
-    substitute(b']', 13, 0x1ffc, 0x1ff9), // $
-    substitute(0, 13, 0x1ff8, 0x1ff9),    // $
-];
-
-/// The Huffman codes of up to 13 bits by their length: the first one, and how many there are. All printable characters but
-/// seven are among them.
-const CODES: [(usize, u16, u16); 8] = [
-    (5, 0, 10),
-    (6, 0x14, 26),
-    (7, 0x5c, 32),
-    (8, 0xf8, 6),
-    (10, 0x3f8, 5),
-    (11, 0x7fa, 3),
-    (12, 0xffa, 2),
-    (13, 0x1ff8, 6),
+const LENGTHS: [Length; 21] = [
+    length(5, 10, b"012aceiost"),
+    length(6, 26, b" %-./3456789=A_bdfghlmnpru"),
+    length(7, 32, b":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz"),
+    length(8, 6, b"&*,;XZ"),
+    length(10, 5, b"!\"()?"),
+    length(11, 3, b"'+|"),
+    length(12, 2, b"#>"),
+    length(13, 6, b"\0$@[]~"),
+    length(14, 2, b"^}"),
+    length(15, 3, b"<`{"),
+    length(19, 3, b"\\"),
+    length(20, 8, b""),
+    length(21, 13, b""),
+    length(22, 26, b""),
+    length(23, 29, b""),
+    length(24, 12, b""),
+    length(25, 4, b""),
+    length(26, 15, b""),
+    length(27, 19, b""),
+    length(28, 29, b""),
+    length(30, 4, b""),
 ];
 
 /// Follows the frames that one client sends.
@@ -189,11 +191,10 @@ fn fragments(frames: &[u8]) -> (Vec<Range<usize>>, bool) {
 
 /// Rewrites the first `:authority` of a header block, or of the beginning of one.
 fn rewrite_fields(block: &mut [u8]) {
-    if let Some((value, huffman)) = find_authority(block) {
-        let value = &mut block[value];
-        if is_path(value, huffman) {
-            rewrite_value(value, huffman);
-        }
+    match find_authority(block) {
+        Some((value, true)) => rewrite_huffman(&mut block[value]),
+        Some((value, false)) => rewrite_plain(&mut block[value]),
+        None => {}
     }
 }
 
@@ -265,66 +266,120 @@ impl Reader<'_> {
     }
 }
 
-/// Whether it has a character that every path has, percent-encoded or not, and no authority of a client on a network.
-fn is_path(value: &[u8], huffman: bool) -> bool {
-    let marks = [b'%', b'/'];
-    if !huffman {
-        return value.iter().any(|byte| marks.contains(byte));
-    }
-    Codes { value, at: 0 }.any(|(_, found)| found.is_some_and(|found| marks.contains(&found.byte)))
-}
-
 /// Whether an authority may have it anywhere, without a meaning (RFC 3986: unreserved, sub-delims).
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
-fn rewrite_value(value: &mut [u8], huffman: bool) {
-    if !huffman {
+/// What h2 refuses.
+fn is_refused(value: &[u8]) -> bool {
+    Authority::try_from(value).is_err()
+}
+
+fn rewrite_plain(value: &mut [u8]) {
+    if is_refused(value) {
         value.iter_mut().filter(|byte| !is_plain(**byte)).for_each(|byte| *byte = b'-');
-        return;
-    }
-    let found: Vec<_> = Codes { value, at: 0 }.filter_map(|(at, found)| Some((at, found?))).collect();
-    for (at, found) in found {
-        set_bits(value, at, found.bits, found.by_code);
     }
 }
 
-/// Where each Huffman code begins, and its substitute. Ends at the padding, and at a longer code, which no authority has.
-struct Codes<'a> {
+fn rewrite_huffman(value: &mut [u8]) {
+    let symbols: Vec<Symbol> = Symbols { value, at: 0 }.collect();
+    // What has no byte here is in no authority either.
+    let text: Vec<u8> = symbols.iter().map(|symbol| symbol.byte.unwrap_or(b'\\')).collect();
+    if !is_refused(&text) {
+        return;
+    }
+    let others = symbols.iter().filter(|symbol| !symbol.byte.is_some_and(is_plain));
+    let substitutes: Option<Vec<_>> = others
+        .map(|symbol| Some((symbol.at, plain_codes().find(|(bits, _)| *bits == symbol.bits)?)))
+        .collect();
+    match substitutes {
+        Some(substitutes) => {
+            for (at, (bits, code)) in substitutes {
+                set_bits(value, at, bits, code);
+            }
+        }
+        None => replace(value, symbols.len()),
+    }
+}
+
+/// Replaces all of a value by as many characters as it has, whose codes fill as many bytes; unless they are too long for that.
+fn replace(value: &mut [u8], count: usize) {
+    let mut codes = Vec::new();
+    let mut rest = 8 * value.len();
+    for others in (0..count).rev() {
+        let fits = |(bits, _): &(usize, u32)| bits + others * LENGTHS[0].bits <= rest;
+        let Some((bits, code)) = plain_codes().filter(fits).last() else { return };
+        codes.push((bits, code));
+        rest -= bits;
+    }
+    // The padding is shorter than a byte, and of ones (RFC 7541, 5.2).
+    if rest < 8 {
+        value.fill(0xff);
+        let mut at = 0;
+        for (bits, code) in codes {
+            set_bits(value, at, bits, code);
+            at += bits;
+        }
+    }
+}
+
+/// Of each length the first code of a plain character, if there is one, in the order of the lengths.
+fn plain_codes() -> impl Iterator<Item = (usize, u32)> {
+    lengths().filter_map(|(length, first)| {
+        let at = length.symbols.iter().position(|byte| is_plain(*byte))?;
+        Some((length.bits, first + u32::try_from(at).ok()?))
+    })
+}
+
+/// Each length with its first code.
+fn lengths() -> impl Iterator<Item = (&'static Length, u32)> {
+    LENGTHS.iter().scan((0, 0), |(bits, next), length| {
+        let first = *next << (length.bits - *bits);
+        (*bits, *next) = (length.bits, first + length.count);
+        Some((length, first))
+    })
+}
+
+/// A character in the Huffman code.
+struct Symbol {
+    /// Where its code begins, in bits.
+    at: usize,
+    bits: usize,
+    byte: Option<u8>,
+}
+
+/// Those of a value. Ends at the padding.
+struct Symbols<'a> {
     value: &'a [u8],
-    /// In bits.
     at: usize,
 }
 
-impl Iterator for Codes<'_> {
-    type Item = (usize, Option<&'static Substitute>);
+impl Iterator for Symbols<'_> {
+    type Item = Symbol;
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn next(&mut self) -> Option<Symbol> {
         let at = self.at;
-        for (length, first, count) in CODES {
-            let code = bits(self.value, at, length)?;
-            if code < first + count {
-                self.at += length;
-                let mut substitutes = SUBSTITUTES.iter();
-                return Some((
-                    at,
-                    substitutes.find(|substitute| substitute.bits == length && substitute.code == code),
-                ));
+        for (length, first) in lengths() {
+            let index = bits(self.value, at, length.bits)?.checked_sub(first)?;
+            if index < length.count {
+                self.at += length.bits;
+                let byte = usize::try_from(index).ok().and_then(|index| length.symbols.get(index)).copied();
+                return Some(Symbol { at, bits: length.bits, byte });
             }
         }
         None
     }
 }
 
-fn bits(bytes: &[u8], at: usize, length: usize) -> Option<u16> {
+fn bits(bytes: &[u8], at: usize, length: usize) -> Option<u32> {
     (at..at + length).try_fold(0, |code, bit| {
         let byte = bytes.get(bit / 8)?;
-        Some(code << 1 | u16::from(byte >> (7 - bit % 8) & 1))
+        Some(code << 1 | u32::from(byte >> (7 - bit % 8) & 1))
     })
 }
 
-fn set_bits(bytes: &mut [u8], at: usize, length: usize, code: u16) {
+fn set_bits(bytes: &mut [u8], at: usize, length: usize, code: u32) {
     for (bit, from) in (at..at + length).zip((0..length).rev()) {
         let mask = 0x80 >> (bit % 8);
         if code >> from & 1 == 0 {

@@ -1,15 +1,14 @@
 //! Against another implementation of HPACK, and against the rules of the `http` crate.
 
 use httlib_hpack::{Decoder, Encoder};
-use http::uri::Authority;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
 
 /// As C-core sends it; the raw path, as Java does; with a mark of its own, as Swift does, or a port, as Dart did; a path with
-/// everything that a file name may have.
-const PATHS: [&str; 7] = [
+/// everything that a file name may have; two colons, as of `vsock:` and IPv6.
+const PATHS: [&str; 12] = [
     "%2Frun%2Fkwitness%2Fkwitness.sock",
     "/run/kwitness/kwitness.sock",
     "[unix]/run/kwitness/kwitness.sock",
@@ -17,6 +16,11 @@ const PATHS: [&str; 7] = [
     "%2Frun%2Fa:b:c@[d]%20e%C3%A9.sock",
     "%00abstract",
     "/run/with space?.sock",
+    "/run/{a}#<b>|^`\\.sock",
+    "/run/caf\u{e9}.sock",
+    "vsock:2:1234",
+    "::1",
+    "a#b",
 ];
 
 /// One field of a request, with the representation that the encoder is to choose.
@@ -190,6 +194,20 @@ proptest! {
         prop_assert!(Authority::try_from(&block[2..]).is_ok(), "{:?}", &block[2..]);
     }
 
+    /// The same in the Huffman code, unless what it has is too long for that many plain characters.
+    #[test]
+    fn every_printable_path_becomes_acceptable_in_the_huffman_code(path in "/[ -~]{0,60}") {
+        let mut block = Vec::new();
+        encode(&mut Encoder::default(), &(":authority", path.clone(), Encoder::HUFFMAN_VALUE), &mut block);
+        let sent = block.clone();
+        rewrite_fields(&mut block);
+        prop_assert_eq!(block.len(), sent.len());
+        let value = decode(&mut Decoder::default(), &block).remove(0).1;
+        prop_assert_eq!(value.len(), path.len());
+        let is_mostly_long = 2 * path.matches(['\\', '<', '`', '{', '^', '}']).count() > path.len();
+        prop_assert!(Authority::try_from(value.as_str()).is_ok() || is_mostly_long, "{}", value);
+    }
+
     /// Whatever comes passes, as long as it came, in whatever pieces.
     #[test]
     fn any_bytes_pass_however_they_are_cut(
@@ -254,18 +272,50 @@ fn the_name_in_the_huffman_code_is_recognized() {
 }
 
 #[test]
-fn every_substitute_is_as_long_as_what_it_stands_for() {
-    // The code of a character, and its bits: eight of them fill whole bytes, after a flag, the name and the value's head.
-    let code_of = |byte: u8| {
+fn the_huffman_table_is_that_of_the_other_implementation() {
+    let all: Vec<u8> = LENGTHS.iter().flat_map(|length| length.symbols).copied().collect();
+    assert!((b' '..=b'~').all(|byte| all.contains(&byte)));
+    assert_eq!(LENGTHS.iter().map(|length| length.count).sum::<u32>(), 257);
+    for byte in all {
         let mut block = Vec::new();
         let value = String::from_utf8(vec![byte; 8]).unwrap();
         encode(&mut Encoder::default(), &("a", value, Encoder::HUFFMAN_VALUE), &mut block);
-        let length = block[4..].len();
-        (bits(&block[4..], 0, length), length)
-    };
-    for Substitute { byte, bits, code, by_code } in SUBSTITUTES {
-        assert_eq!(code_of(byte), (Some(code), bits), "{byte:#x}");
-        let allowed = b"-B!'$".iter().any(|by| code_of(*by) == (Some(by_code), bits));
-        assert!(allowed, "{byte:#x}");
+        // Eight of them fill whole bytes: a flag, the name, the value's head.
+        let symbols: Vec<Symbol> = Symbols { value: &block[4..], at: 0 }.collect();
+        assert!(symbols.len() == 8 && symbols.iter().all(|symbol| symbol.byte == Some(byte)), "{byte:#x}");
+        assert_eq!(block[4..].len(), symbols[0].bits, "{byte:#x}");
     }
+    for (bits, code) in plain_codes() {
+        let mut value = vec![0xff; bits.div_ceil(8)];
+        set_bits(&mut value, 0, bits, code);
+        let symbol = Symbols { value: &value, at: 0 }.next().unwrap();
+        assert!(symbol.bits == bits && symbol.byte.is_some_and(is_plain));
+    }
+}
+
+/// RFC 9113, 8.3.1: it must not be empty. There is nothing to replace.
+#[test]
+fn an_empty_value_is_left_for_the_server_to_refuse() {
+    for block in [&[0x41, 0][..], &[0x41, 0x80]] {
+        let mut passed = block.to_vec();
+        rewrite_fields(&mut passed);
+        assert_eq!(passed, block);
+    }
+}
+
+#[test]
+fn a_value_that_does_not_end_in_what_is_held_back_is_left_alone_and_the_next_is_not() {
+    let mut rewriter = Rewriter::default();
+    assert_eq!(rewriter.rewrite(&mut PREFACE_TEXT.clone()), PREFACE);
+    let long = vec![b'/'; LOOK];
+    let block = [&[0x41, 0x7f, 0x81, 0x1f], &long[..]].concat();
+    let wire = frame(HEADERS, END_HEADERS, &block);
+    let (beginning, rest) = wire.split_at(LOOK);
+    let (mut first, mut second) = (beginning.to_vec(), rest.to_vec());
+    assert_eq!((rewriter.rewrite(&mut first), rewriter.rewrite(&mut second)), (first.len(), second.len()));
+    assert_eq!([first, second].concat(), wire);
+    let short = [&[0x41, PATHS[1].len() as u8], PATHS[1].as_bytes()].concat();
+    let mut next = frame(HEADERS, END_HEADERS, &short);
+    rewriter.rewrite(&mut next);
+    assert_eq!(next[HEAD + 2..], *PATHS[1].replace('/', "-").as_bytes());
 }

@@ -51,3 +51,32 @@ async fn a_block_that_is_cut_off_is_passed_on_with_the_end() {
         .unwrap();
     assert_eq!(read, wire);
 }
+
+/// RFC 9113, 4.1: a request without a body.
+fn request(stream: u8, authority: &[u8]) -> Vec<u8> {
+    // `:method: POST`, `:scheme: http`, `:path: /`.
+    let block = [&[0x83, 0x86, 0x84], authority].concat();
+    [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream], &block[..]].concat()
+}
+
+#[tokio::test]
+async fn an_authority_that_cannot_be_mended_costs_its_call_only() {
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let path = b"/run/kwitness.sock";
+    let value = |head: &[u8]| [head, &[path.len() as u8], path].concat();
+    let wire = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
+        // Into the dynamic table, whose first entry is 62.
+        request(1, &value(&[0x41])),
+        request(3, &[0x01, 0]),
+        request(5, &value(&[0x0f, 62 - 15])),
+        request(7, &[0x80 | 62]),
+    ];
+    client.write_all(&wire.concat()).await.unwrap();
+    let mut server = h2::server::handshake(connection(server)).await.unwrap();
+    for stream in [1, 7] {
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        assert_eq!(u32::from(respond.stream_id()), stream);
+        assert_eq!(request.uri().authority().unwrap(), "-run-kwitness.sock");
+    }
+}
