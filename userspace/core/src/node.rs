@@ -95,7 +95,7 @@ impl Node {
         containers
     }
 
-    /// The containers in that scope whose cgroup exists, sandboxes included.
+    /// The containers in that scope whose cgroup exists, sandboxes included; see [`Lifecycle::subjects`].
     pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
         self.lifecycle.subjects(scope)
     }

@@ -143,13 +143,20 @@ impl Lifecycle {
         })
     }
 
-    /// The containers in that scope whose cgroup exists, sandboxes of the pods included; in no particular order.
+    /// The containers in that scope whose cgroup exists, sandboxes of the pods included; in no particular order. Of several cgroups
+    /// that are named as one container, only the one that has the runtime's names: what is desired for it says nothing of the others.
     pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
+        let twins = self.cgroups.twins();
+        let is_itself =
+            |subject: &Subject| subject.facts.is_some() || !twins.contains_key(&subject.container_id);
         let all = self.cgroups.containers().map(|container| &container.subject);
+        let all = all.filter(|subject| is_itself(subject));
         match scope {
             VerdictScope::Container(id) => {
-                let found = self.cgroups.by_container(id).filter(|cgroup| self.cgroups.exists(*cgroup));
-                found.and_then(|cgroup| self.cgroups.subject(cgroup)).cloned().into_iter().collect()
+                let only = self.cgroups.by_container(id).filter(|cgroup| self.cgroups.exists(*cgroup));
+                let cgroups = twins.get(id).cloned().unwrap_or_else(|| only.into_iter().collect());
+                let subjects = cgroups.iter().filter_map(|cgroup| self.cgroups.subject(*cgroup));
+                subjects.filter(|subject| is_itself(subject)).cloned().collect()
             }
             VerdictScope::Pod(uid) => all
                 .filter(|subject| subject.pod.as_ref().is_some_and(|pod| pod.uid == *uid))

@@ -3,7 +3,8 @@
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::ScanReason::Repair;
 use kwitness_core::model::{
-    Action, CgroupId, KernelTime, Observation, Problem, Scan, Unreadable, UnreadableCgroup,
+    Action, CgroupId, KernelTime, Observation, PodUid, Problem, Scan, Unreadable, UnreadableCgroup,
+    VerdictScope,
 };
 
 use crate::common::*;
@@ -497,10 +498,21 @@ fn of_two_cgroups_with_one_containers_id_only_that_of_its_pod_has_its_names() {
     node.actions();
     node.resolve(7, Some(facts("web")));
     assert_eq!(node.events(), [""; 0], "the runtime does not say of which pod it is");
+    let judged = |node: &Node, scope| {
+        let subjects = node.machine.subjects(&scope);
+        subjects.iter().map(|subject| subject.cgroup_id.0).collect::<Vec<_>>()
+    };
+    let scopes = || {
+        let pods = [POD_UID, other].map(|uid| VerdictScope::Pod(PodUid(uid.into())));
+        pods.into_iter().chain([VerdictScope::All, VerdictScope::Container(container_id(7))])
+    };
+    assert!(scopes().all(|scope| judged(&node, scope).is_empty()), "neither is known to be the container");
     node.resolve(7, facts_of_pod("web", POD_UID));
     let events = node.events();
     assert!(events.len() == 1 && events[0].ends_with(" 7"), "{events:?}");
-    assert_eq!(node.machine.cgroup_of(&container_id(7)), Some(CgroupId(7)), "it is the one that is judged");
+    assert_eq!(node.machine.cgroup_of(&container_id(7)), Some(CgroupId(7)));
+    let of_scopes: Vec<_> = scopes().map(|scope| judged(&node, scope)).collect();
+    assert_eq!(of_scopes, [vec![7], vec![], vec![7], vec![7]], "it is the one that is judged");
     // The other one goes: nothing is unclear any more.
     node.rmdir(9);
     assert!(node.machine.problems().is_empty());
