@@ -150,6 +150,22 @@ impl Environment {
         first.context("this place can run no combination of OCI runtime and cgroup driver")
     }
 
+    /// Why a row of a table does not run with that combination here; none if it does. `row` is its number in the table.
+    ///
+    /// A guest is emulated and slow: there, each row runs with one OCI runtime, and the next row with the other. Over a
+    /// guest with each cgroup driver, each row so runs with both runtimes and with both drivers, and a table of two rows
+    /// or more with all four combinations. With `--long`, each row runs with every combination.
+    pub fn leaves_out(&self, combination: Combination, row: usize) -> Option<&'static str> {
+        let first = match combination.driver {
+            CgroupDriver::Cgroupfs => Handler::Runc,
+            // The only combination in which a container has a cgroup of the runtime's within its own.
+            CgroupDriver::Systemd => Handler::Crun,
+        };
+        let has_turn = (combination.handler == first) == row.is_multiple_of(2);
+        let all = self.tier == Tier::Host || self.long;
+        (!all && !has_turn).then_some("only with --long")
+    }
+
     /// Why a combination cannot run here; none if it can.
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {
@@ -180,4 +196,45 @@ pub fn find_cgroup2() -> Result<(PathBuf, CgroupLayout)> {
     }
     let cgroup2 = cgroup2.context("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")?;
     Ok((cgroup2, layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn guest(systemd: bool, long: bool) -> Environment {
+        Environment {
+            tier: Tier::Vm,
+            job: PathBuf::new(),
+            layout: CgroupLayout::Unified,
+            cgroup2: PathBuf::new(),
+            subtree: None,
+            systemd,
+            long,
+        }
+    }
+
+    /// The combinations with which that row runs, in a guest of each cgroup driver.
+    fn combinations(row: usize, long: bool) -> HashSet<Combination> {
+        let guests = [guest(false, long), guest(true, long)];
+        let runs = |guest: &Environment, combination| {
+            guest.refuses(combination).or(guest.leaves_out(combination, row)).is_none()
+        };
+        let all = Combination::ALL.into_iter();
+        all.filter(|combination| guests.iter().any(|guest| runs(guest, *combination))).collect()
+    }
+
+    #[test]
+    fn each_row_runs_with_both_runtimes_and_both_drivers() {
+        for row in 0..4 {
+            let run = combinations(row, false);
+            assert_eq!(run.len(), 2, "{run:?}");
+            assert_eq!(run.iter().map(|combination| combination.handler).collect::<HashSet<_>>().len(), 2);
+            assert_eq!(run.iter().map(|combination| combination.driver).collect::<HashSet<_>>().len(), 2);
+            assert_eq!(run.union(&combinations(row + 1, false)).count(), 4);
+            assert_eq!(combinations(row, true).len(), 4);
+        }
+    }
 }

@@ -16,6 +16,9 @@ use crate::process;
 /// What a row does.
 type Body = Box<dyn FnOnce(&TestContext) -> Result<()> + Send>;
 
+/// What a row of [`Case::each`] does, with a combination.
+pub type Combined = fn(&TestContext, Combination) -> Result<()>;
+
 /// A row of the table.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
 pub struct Case {
@@ -35,17 +38,23 @@ impl Case {
         Self { refused: self.refused.or(reason), ..self }
     }
 
-    /// A row for each combination of OCI runtime and cgroup driver.
-    pub fn each(
-        ctx: &TestContext,
-        name: &str,
-        body: impl Fn(&TestContext, Combination) -> Result<()> + Copy + Send + 'static,
-    ) -> impl Iterator<Item = Self> {
-        Combination::ALL.into_iter().map(move |combination| Self {
-            name: format!("{}_{name}", combination.name()),
-            refused: ctx.environment.refuses(combination),
-            body: Box::new(move |ctx| body(ctx, combination)),
-        })
+    /// A table of what depends on OCI runtime and cgroup driver: each row with each combination of them.
+    pub fn each(ctx: &TestContext, table: &[(&str, Combined)]) -> Vec<Self> {
+        let mut cases = Vec::new();
+        for (row, (name, body)) in table.iter().enumerate() {
+            let body = *body;
+            cases.extend(Combination::ALL.map(|combination| {
+                Self {
+                    name: format!("{}_{name}", combination.name()),
+                    refused: ctx
+                        .environment
+                        .refuses(combination)
+                        .or_else(|| ctx.environment.leaves_out(combination, row)),
+                    body: Box::new(move |ctx| body(ctx, combination)),
+                }
+            }));
+        }
+        cases
     }
 
     /// A row for the first combination that this place can run: for what does not depend on it.

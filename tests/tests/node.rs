@@ -13,10 +13,10 @@ use kwitness_tests::{cgroup, process};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
-    let cases = Case::each(&ctx, "a_pods_whole_life", |ctx, combination| {
-        ctx.block_on(whole_life(&ctx.environment, combination))
-    });
-    let cases = cases.collect();
+    let cases = Case::each(
+        &ctx,
+        &[("a_pods_whole_life", |ctx, combination| ctx.block_on(whole_life(&ctx.environment, combination)))],
+    );
     suite::run(ctx, cases)
 }
 

@@ -8,10 +8,10 @@ use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
-    let mut cases: Vec<_> = Case::each(&ctx, "events_of_a_pod", |ctx, combination| {
-        ctx.block_on(stream::events_of_a_pod(ctx, combination))
-    })
-    .collect();
+    let mut cases = Case::each(
+        &ctx,
+        &[("events_of_a_pod", |ctx, combination| ctx.block_on(stream::events_of_a_pod(ctx, combination)))],
+    );
     macro_rules! once {
         ($($name:ident),* $(,)?) => {
             $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {

@@ -17,15 +17,20 @@ fn main() -> Result<()> {
     let mut cases = Vec::new();
     match ctx.environment.layout {
         CgroupLayout::Unified => {
-            cases.extend(Case::each(&ctx, "a_series_of_resizes", |ctx, combination| {
-                ctx.block_on(series::resizes(ctx, combination))
-            }));
+            cases.extend(Case::each(
+                &ctx,
+                &[
+                    ("a_series_of_resizes", |ctx, combination| {
+                        ctx.block_on(series::resizes(ctx, combination))
+                    }),
+                    ("a_kill_for_want_of_memory", |ctx, combination| {
+                        ctx.block_on(oom::kills(ctx, combination))
+                    }),
+                ],
+            ));
             cases.push(Case::once(&ctx, "a_quota_is_kept_or_it_is_reported", |ctx, combination| {
                 ctx.block_on(proof::of_a_busy_loop(ctx, combination))
             })?);
-            cases.extend(Case::each(&ctx, "a_kill_for_want_of_memory", |ctx, combination| {
-                ctx.block_on(oom::kills(ctx, combination))
-            }));
         }
         CgroupLayout::Hybrid => {
             cases.push(Case::once(&ctx, "limits_need_cgroup_v2", |ctx, combination| {

@@ -14,9 +14,9 @@ fn main() -> Result<()> {
     let mut cases = Vec::new();
     macro_rules! each {
         ($($module:ident::$name:ident),* $(,)?) => {
-            $(cases.extend(Case::each(&ctx, stringify!($name), |ctx, combination| {
+            cases.extend(Case::each(&ctx, &[$((stringify!($name), |ctx, combination| {
                 ctx.block_on($module::$name(ctx, combination))
-            }));)*
+            })),*]));
         };
     }
     macro_rules! once {

@@ -23,6 +23,10 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - Clients of other languages need Python, and nothing of a kernel.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
+///
+/// Of OCI runtimes and cgroup drivers, the host runs each test with all combinations that it has. A guest runs it with one, and the
+/// next test with another: over the guests, each with both runtimes and both drivers (`Environment::leaves_out` of the tests). With
+/// `--long`, all of them.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("clients", &["host trixie-python"]),
     ("cluster", &["host", "vm 6.12 trixie"]),

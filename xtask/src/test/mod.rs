@@ -69,7 +69,8 @@ pub struct Test {
     /// Only tests whose name has this in it
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix
+    /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
+    /// in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
