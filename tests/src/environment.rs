@@ -166,6 +166,11 @@ impl Environment {
         (!all && !has_turn).then_some("only with --long")
     }
 
+    /// Why what is the same on every machine does not run here; none if it does: on the host, in a fraction of the time.
+    pub fn same_everywhere(&self) -> Option<&'static str> {
+        (self.tier == Tier::Vm && !self.long).then_some("the same on the host; here only with --long")
+    }
+
     /// Why a combination cannot run here; none if it can.
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {

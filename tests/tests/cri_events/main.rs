@@ -13,14 +13,15 @@ fn main() -> Result<()> {
         &[("events_of_a_pod", |ctx, combination| ctx.block_on(stream::events_of_a_pod(ctx, combination)))],
     );
     macro_rules! once {
-        ($($name:ident),* $(,)?) => {
+        ($refused:expr; $($name:ident),* $(,)?) => {
             $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
                 ctx.block_on(stream::$name(ctx, combination))
-            })?);)*
+            })?.refused($refused));)*
         };
     }
+    once![None; events_of_a_crash_loop];
     once![
-        events_of_a_crash_loop,
+        ctx.environment.same_everywhere();
         the_runtime_is_away,
         a_restart_of_the_daemon,
         methods_that_the_daemon_does_not_serve,

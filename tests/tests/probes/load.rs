@@ -6,17 +6,20 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
 use kwitness_agent::probe::{CapabilityReport, Loaded, ProbeError, ProbeLog, Reason, Settings, survey};
+use kwitness_tests::context::TestContext;
 use kwitness_tests::suite::Case;
 
 use crate::all_but;
 
 /// The rows.
-pub fn cases() -> Vec<Case> {
+pub fn cases(ctx: &TestContext) -> Vec<Case> {
+    // What is refused by name, or by a lock, is so before the kernel is called.
+    let repeated = ctx.environment.same_everywhere();
     vec![
         Case::new("every_hook_of_every_capability_loads", |_| every_hook()),
         Case::new("a_missing_optional_capability_degrades", |_| degrades()),
-        Case::new("a_missing_vital_capability_is_an_error_in_words", |_| vital()),
-        Case::new("one_instance_at_a_time", |_| one_instance()),
+        Case::new("a_missing_vital_capability_is_an_error_in_words", |_| vital()).refused(repeated),
+        Case::new("one_instance_at_a_time", |_| one_instance()).refused(repeated),
         Case::new("a_set_too_large_for_the_machine", |_| too_large()),
     ]
 }

@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     if let [producer::ROLE, role @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return producer::run(role);
     }
-    let mut cases = load::cases();
+    let ctx = TestContext::new()?;
+    let mut cases = load::cases(&ctx);
     let loaded = Arc::new(Loaded::default());
     for kind in HookKind::TRACEPOINTS {
         for (name, scenario) in life::SCENARIOS {
@@ -38,7 +39,6 @@ fn main() -> Result<()> {
             }));
         }
     }
-    let ctx = TestContext::new()?;
     cases.extend(limits::cases(&ctx, &loaded)?);
     cases.extend(oom::cases(&ctx, &loaded)?);
     cases.extend(storm::cases(&loaded));

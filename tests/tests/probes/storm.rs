@@ -21,8 +21,8 @@ use kwitness_agent::probe::Settings;
 
 /// On a real processor, and where what takes long is wanted.
 const CONTAINERS: u32 = 10_000;
-/// In an emulated guest, where each takes some thirty milliseconds.
-const CONTAINERS_EMULATED: u32 = 2_000;
+/// In an emulated guest, where each takes some fifty milliseconds.
+const CONTAINERS_EMULATED: u32 = 1_000;
 const PRODUCERS: u32 = 2;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
