@@ -8,10 +8,9 @@ use crate::setup::Needs;
 use crate::tally::Tally;
 use crate::versions::{CLIENT_ROOT, CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
 
-/// The roots of nodes on this machine's kernel. Only the first runs what [`ONLY_IN`] does not name.
+/// The roots of nodes on this machine's kernel.
 const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky"];
-/// Targets that do not run everywhere, and where they do, by the names in the table at the end. Any other target runs on the
-/// host and in each guest; tests that do not apply there are listed as ignored.
+/// Where each target runs, by the names in the table at the end; tests that do not apply there are listed as ignored.
 ///
 /// - The hooks of the probes depend on the kernel: each series once, whatever its process 1 is.
 /// - What is made of their records (lifecycle, limits) depends on the cgroup driver and little on the kernel: the host, the newest
@@ -19,6 +18,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the host's and the newest.
+/// - The node that the tests run on is tested where pods are made for their own sake: the host, and a guest of each cgroup driver.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
@@ -27,7 +27,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// Of OCI runtimes and cgroup drivers, the host runs each test with all combinations that it has. A guest runs it with one, and the
 /// next test with another: over the guests, each with both runtimes and both drivers (`Environment::leaves_out` of the tests). With
 /// `--long`, all of them.
-const ONLY_IN: &[(&str, &[&str])] = &[
+const RUNS_IN: &[(&str, &[&str])] = &[
     ("clients", &["host trixie-python"]),
     ("cluster", &["host", "vm 6.12 trixie"]),
     ("cri", &["host", "host bookworm", "host forky"]),
@@ -37,6 +37,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
+    ("node", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
@@ -67,7 +68,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// As in the table at the end, and in [`ONLY_IN`].
+    /// As in the table at the end, and in [`RUNS_IN`].
     pub fn name(self) -> String {
         match self {
             Self::Host { root } if root.name == DEFAULT_ROOT => "host".to_owned(),
@@ -145,10 +146,7 @@ impl Machine {
         if !long && LONG_ONLY.contains(&(target, name.as_str())) {
             return false;
         }
-        match ONLY_IN.iter().find(|(of, _)| *of == target) {
-            Some((_, machines)) => machines.contains(&name.as_str()),
-            None => name == "host" || matches!(self, Self::Guest { .. }),
-        }
+        RUNS_IN.iter().any(|(of, machines)| *of == target && machines.contains(&name.as_str()))
     }
 }
 
@@ -181,6 +179,7 @@ pub fn startable<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
 
     use super::*;
@@ -223,7 +222,7 @@ mod tests {
             ["host", "host trixie-cni", "host trixie-python", "host bookworm", "host forky"]
         );
         assert_eq!(names(&test(&[Tier::Host], &[], &["bookworm"])), ["host bookworm"]);
-        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
+        assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie-systemd", "vm 6.12 trixie"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &["trixie"])), ["vm 6.12 trixie"]);
         assert_eq!(names(&test(&[], &["7.2"], &["trixie", "forky"])), ["host", "host forky", "vm 7.2 forky"]);
         assert!(Machine::chosen(&test(&[Tier::Vm], &["4.19"], &[])).is_err());
@@ -240,7 +239,7 @@ mod tests {
         assert!(Machine::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
         assert_eq!(names(&of(&[], "matrix")), ["vm 6.12 trixie"]);
         let long = Test { long: true, ..of(&[], "matrix") };
-        assert_eq!(names(&long), ["vm 6.12 trixie", "vm 6.12 trixie-systemd"]);
+        assert_eq!(names(&long), ["vm 6.12 trixie-systemd", "vm 6.12 trixie"]);
         let host = Machine::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
         let needs = host.needs(&of(&[Tier::Host], "cri"));
         assert!(needs.cri_tools && !needs.kubernetes);
@@ -250,7 +249,7 @@ mod tests {
     #[test]
     fn every_machine_of_a_target_exists() {
         let all = names(&test(&[], &[], &[]));
-        for (target, machines) in ONLY_IN {
+        for (target, machines) in RUNS_IN {
             for machine in *machines {
                 assert!(all.iter().any(|name| name == machine), "{target}: {machine}");
             }
@@ -258,11 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn every_target_runs_somewhere() {
+        let manifest = include_str!("../../../tests/Cargo.toml").parse::<toml::Table>().unwrap();
+        let targets =
+            manifest["test"].as_array().unwrap().iter().map(|target| target["name"].as_str().unwrap());
+        let in_table: BTreeSet<_> = RUNS_IN.iter().map(|(target, _)| *target).collect();
+        assert_eq!(in_table, targets.collect());
+    }
+
+    #[test]
     fn the_probes_run_on_every_kernel() {
         let guests = names(&test(&[Tier::Vm], &[], &[]));
         for kernel in KERNELS {
             let of = format!("vm {} ", kernel.name);
-            let found = ONLY_IN.iter().find(|(target, _)| *target == "probes").unwrap().1;
+            let found = RUNS_IN.iter().find(|(target, _)| *target == "probes").unwrap().1;
             assert!(found.iter().any(|machine| machine.starts_with(&of)), "{of}: {guests:?}");
         }
     }
