@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -24,6 +24,9 @@ use crate::process::{self, Managed, wait_for};
 /// An emulated guest that runs the control plane as well is slow.
 const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// With the generic PLEG the kubelet lists everything once in that time (`genericPlegRelistPeriod` of `pkg/kubelet/kubelet.go`), on
+/// events once in 300 s (`eventedPlegRelistPeriod`).
+const RELIST_PERIOD: Duration = Duration::from_secs(1);
 /// The ports of its health and, without authentication, of its metrics.
 const HEALTH_PORT: u16 = 10248;
 const READ_ONLY_PORT: u16 = 10255;
@@ -218,6 +221,19 @@ impl Kubelet {
         ensure!(!log.contains("Fall back to Generic PLEG"), "the kubelet gave events up");
         ensure!(log.contains("Generated pod status from the received event"), "the kubelet used no event");
         Ok(())
+    }
+
+    /// How long it takes until the kubelet has acted on what `change` does and waits for. Fails if it may have found out by itself:
+    /// it listed everything meanwhile.
+    pub async fn acts_on_events(&self, change: impl AsyncFnOnce() -> Result<()>) -> Result<Duration> {
+        let before = self.relists().await?;
+        let began = Instant::now();
+        change().await?;
+        let took = began.elapsed();
+        let relists = self.relists().await? - before;
+        // One in 300 s may fall into any change. Only a kubelet that lists every second is slower than that for it.
+        ensure!(relists < 1.0 || took < RELIST_PERIOD, "acted after {took:?}, with {relists} relists");
+        Ok(took)
     }
 
     /// How often it has listed everything.

@@ -6,20 +6,19 @@ mod timeline;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{CgroupLayout, Tier};
+use kwitness_tests::environment::CgroupLayout;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
     let no_limits = hybrid.then_some("hybrid cgroups have no limits");
-    let guest = ctx.environment.tier == Tier::Vm;
-    let slow = guest.then_some("it asks for less than a second, which an emulated guest cannot give");
     let crash = Case::once(&ctx, "a_crashed_pod_of_the_api_is_restarted_at_once", |ctx, combination| {
         ctx.block_on(join::a_crashed_pod_is_restarted_at_once(ctx, combination))
     })?;
     let resize = Case::once(&ctx, "a_resize_is_in_force_when_the_kernel_has_it", |ctx, combination| {
         ctx.block_on(resize::a_resize_is_in_force_when_the_kernel_has_it(ctx, combination))
     })?;
-    suite::run(ctx, vec![crash.refused(slow), resize.refused(no_limits)])
+    let cases = vec![crash.refused(ctx.environment.same_everywhere()), resize.refused(no_limits)];
+    suite::run(ctx, cases)
 }

@@ -25,6 +25,9 @@ const STALL_LONG: Duration = Duration::from_secs(60);
 const OVERFLOW_MAX: Duration = Duration::from_secs(300);
 /// The storm that it is compared with, in which everybody reads.
 const CALM: Duration = Duration::from_secs(5);
+/// What a call may take longer while others do not read: far more than the machine's other work adds, and far less than waiting for
+/// them would.
+const DELAY: Duration = Duration::from_secs(1);
 /// Labels of the storm's pods, and bytes of each: they are in every event, so that 16 MiB of events come together in time. containerd
 /// takes no longer ones.
 const LABELS: (usize, usize) = (12, 4000);
@@ -121,10 +124,9 @@ async fn stall(
     };
     let (starts, ids) = storm(node, &through, "storm", combination, enough).await?;
 
-    // As fast as before.
     let (before, during) = (calm[calm.len() / 2], starts[starts.len() / 2]);
     println!("StartContainer took {before:?} of {}, then {during:?} of {}", calm.len(), starts.len());
-    ensure!(during < before * 3 / 2 + Duration::from_millis(10), "slower: {before:?}, then {during:?}");
+    ensure!(during < before + DELAY, "slower: {before:?}, then {during:?}");
 
     // Everybody else has everything, once, in order.
     let sandbox = ids.last().context("the sandbox")?;

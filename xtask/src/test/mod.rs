@@ -7,6 +7,9 @@
 //! | vm | guests: `versions::GUESTS` | the integration tests |
 //!
 //! A machine that could not run is a failure with its reason, never skipped.
+//!
+//! Guests run in two lanes: one from the start, the other after the unit tests and the hosts, which mostly wait. So no test may
+//! depend on an idle machine.
 
 mod machines;
 
@@ -40,10 +43,10 @@ const UNIT: &[&str] = &[
     "kwitness",
     "xtask",
 ];
-/// Guests that run at a time; each is emulated by one processor.
-const GUESTS_AT_ONCE: usize = 2;
-/// Targets that guests run in a boot of their own, after all others: in parts, two guests at a time end at about the same time.
-const APART: &[&str] = &["runtime", "cri_events", "cluster", "matrix"];
+/// What runs at a time; a guest is emulated by one processor.
+const LANES: usize = 2;
+/// Targets that guests run in a boot of their own, after all others: in parts, the lanes end at about the same time.
+const APART: &[&str] = &["cluster", "runtime", "matrix"];
 /// After this long a machine is given up.
 const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
@@ -95,23 +98,16 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     let machines = Machine::chosen(test)?;
     let logs = workspace.scratch("logs")?;
     let unit = test.tier.is_empty() || test.tier.contains(&Tier::Unit);
-    let mut rows = Vec::new();
-    match prepare(workspace, cache, test, &machines) {
-        Ok(prepared) => {
-            if unit {
-                rows.push(row("unit", &logs, |log| unit_tests(&prepared.builder, test, log)));
-            }
-            rows.extend(prepared.run(workspace, cache, test, &machines, &logs));
-        }
+    let rows = match prepare(workspace, cache, test, &machines) {
+        Ok(prepared) => prepared.run(workspace, cache, test, unit, &machines, &logs),
         // Nothing runs without what all tiers are built from, and each counts as failed.
         Err(error) => {
             let names = machines.iter().map(|machine| machine.name());
-            for name in unit.then(|| "unit".to_owned()).into_iter().chain(names) {
-                let tally = Tally::failure(format!("{error:#}"));
-                rows.push(Row { name, tally, time: Duration::ZERO });
-            }
+            let names = unit.then(|| "unit".to_owned()).into_iter().chain(names);
+            let tally = Tally::failure(format!("{error:#}"));
+            names.map(|name| Row { name, tally: tally.clone(), time: Duration::ZERO }).collect()
         }
-    }
+    };
     let total = print(&rows);
     Ok(total.failed == 0)
 }
@@ -193,6 +189,7 @@ impl Prepared<'_> {
         workspace: &Workspace,
         cache: &Cache,
         test: &Test,
+        unit: bool,
         machines: &[Machine],
         logs: &Path,
     ) -> Vec<Row> {
@@ -201,23 +198,28 @@ impl Prepared<'_> {
         let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.tests, test.long)
             .into_iter()
             .partition(|part| matches!(part.machine, Machine::Host { .. }));
-        // Alone on the machine: its tests measure times.
-        let mut rows: Vec<_> = hosts.iter().map(one).collect();
         let queue = Mutex::new(guests.iter().enumerate());
         let done = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..GUESTS_AT_ONCE.min(guests.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let next = queue.lock().ok().and_then(|mut queue| queue.next());
-                        let Some((index, part)) = next else { return };
-                        let row = one(part);
-                        if let Ok(mut done) = done.lock() {
-                            done.push((index, row));
-                        }
-                    }
-                });
+        let guest_after_guest = || {
+            loop {
+                let next = queue.lock().ok().and_then(|mut queue| queue.next());
+                let Some((index, part)) = next else { return };
+                let row = one(part);
+                if let Ok(mut done) = done.lock() {
+                    done.push((index, row));
+                }
             }
+        };
+        let mut rows = Vec::new();
+        std::thread::scope(|scope| {
+            for _ in 1..LANES {
+                scope.spawn(guest_after_guest);
+            }
+            if unit {
+                rows.push(row("unit", logs, |log| unit_tests(&self.builder, test, log)));
+            }
+            rows.extend(hosts.iter().map(one));
+            guest_after_guest();
         });
         let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         done.sort_by_key(|(index, _)| *index);
