@@ -7,7 +7,7 @@ use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::TestCgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::handmade::{HandMade, Kubepods};
 
 use crate::command::{kwitness, run};
 
@@ -16,6 +16,13 @@ fn node(ctx: &TestContext) -> Result<(TestCgroup, Environment)> {
     let subtree = ctx.environment.cgroup(&format!("node-{}", std::process::id()));
     let top = TestCgroup::make(&ctx.environment.cgroup2, &subtree)?;
     Ok((top, Environment { subtree: Some(subtree), ..ctx.environment.clone() }))
+}
+
+/// Runs a program in the container to its end.
+fn run_program(container: &HandMade) -> Result<()> {
+    let status = container.start("/usr/bin/busybox", &["true"])?.wait().context("wait for the program")?;
+    ensure!(status.success(), "the container's program ended with {status}");
+    Ok(())
 }
 
 pub(crate) async fn a_neighbouring_subtree_is_not_seen(ctx: &TestContext) -> Result<()> {
@@ -31,7 +38,7 @@ pub(crate) async fn a_neighbouring_subtree_is_not_seen(ctx: &TestContext) -> Res
 
     let mut watcher = agent.watch(from_now()).await?;
     drop(neighbour);
-    neighbours.container()?.start("/bin/true", &[])?.wait()?;
+    run_program(&neighbours.container()?)?;
     let new = own.container()?;
     // What the neighbours did came before.
     let seen = watcher.wait_until("the container in the subtree", |seen| seen.count("created") > 0).await?;
@@ -65,7 +72,7 @@ pub(crate) async fn a_storm_in_a_neighbouring_subtree_changes_nothing(ctx: &Test
 
     let mut storm = (0..NEIGHBOURS).map(|_| neighbours.container()).collect::<Result<Vec<_>>>()?;
     for neighbour in &storm[..WITH_PROCESS] {
-        neighbour.start("/bin/true", &[])?.wait().context("wait for a neighbour's process")?;
+        run_program(neighbour)?;
     }
     // A half stays, and a half is gone.
     storm.truncate(NEIGHBOURS / 2);
