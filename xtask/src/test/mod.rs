@@ -253,7 +253,9 @@ impl Prepared<'_> {
         }
         let dir = tempfile::tempdir_in(workspace.scratch("jobs")?).context("make the job's directory")?;
         let mut job = Job::new(dir.path().join("job"))?;
+        // Of panics only: an error's is never shown, and costs an emulated processor much.
         job.env("RUST_BACKTRACE", "1");
+        job.env("RUST_LIB_BACKTRACE", "0");
         job.add(&self.kwitness, &in_job("kwitness"))?;
         images::write(cache, &job.dir().join("images.tar"))?;
         for target in &targets {
