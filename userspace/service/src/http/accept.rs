@@ -1,0 +1,144 @@
+//! Accepts connections on either kind of address. Never gives up: an error is logged once and tried again.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::HttpAddress;
+use crate::Socket;
+
+/// The wait after an error of accept(2), doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// A listening socket.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    listener: Listener,
+    address: HttpAddress,
+    /// The wait after the next error; none while accepting works.
+    pause: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        /// Removes its file when dropped.
+        _socket: Socket,
+    },
+}
+
+impl Acceptor {
+    /// Listens; within a tokio runtime.
+    pub(super) fn listen(address: &HttpAddress) -> anyhow::Result<Self> {
+        let failed = || format!("cannot listen on {address} for HTTP");
+        let (listener, address) = match address {
+            HttpAddress::Tcp(tcp) => {
+                let listener = bind(*tcp).with_context(failed)?;
+                listener.set_nonblocking(true).with_context(failed)?;
+                let address = HttpAddress::Tcp(listener.local_addr().with_context(failed)?);
+                (Listener::Tcp(TcpListener::from_std(listener).with_context(failed)?), address)
+            }
+            HttpAddress::Unix(path) => {
+                Socket::make_directory(path)?;
+                let mut socket = Socket::listen(path).with_context(failed)?;
+                (Listener::Unix { listener: socket.listener()?, _socket: socket }, address.clone())
+            }
+        };
+        Ok(Self { listener, address, pause: None })
+    }
+
+    pub(super) fn address(&self) -> &HttpAddress {
+        &self.address
+    }
+
+    /// The next connection. May be dropped and called again.
+    pub(super) async fn accept(&mut self) -> Stream {
+        loop {
+            let accepted = match &self.listener {
+                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+                Listener::Unix { listener, .. } => {
+                    listener.accept().await.map(|(stream, _)| Stream::Unix(stream))
+                }
+            };
+            match accepted {
+                Ok(stream) => {
+                    if self.pause.take().is_some() {
+                        tracing::info!("accepting HTTP connections again");
+                    }
+                    return stream;
+                }
+                Err(error) => {
+                    if self.pause.is_none() {
+                        tracing::warn!(%error, "cannot accept HTTP connections: trying again");
+                    }
+                    let pause = self.pause.map_or(PAUSE.0, |pause| (pause * 2).min(PAUSE.1));
+                    self.pause = Some(pause);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// `[::]` stands for all addresses also on a node without IPv6, so that one configuration serves both.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let bound = std::net::TcpListener::bind(address);
+    match bound.as_ref().map_err(io::Error::raw_os_error) {
+        Err(Some(EAFNOSUPPORT | EADDRNOTAVAIL)) if address.is_ipv6() && address.ip().is_unspecified() => {
+            std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+        }
+        _ => bound,
+    }
+}
+
+/// A connection of either kind.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

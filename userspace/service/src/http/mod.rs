@@ -1,0 +1,227 @@
+//! The HTTP listener of a program, apart from its API: metrics, and the kubelet's three probes.
+//!
+//! ```text
+//!  accept ──▶ full? ── yes ──▶ the oldest connection is closed, counted
+//!     │                              │
+//!     ▼                              ▼
+//!  one request (head ≤ 5 s, ≤ 16 KiB; all ≤ 30 s) ──▶ /metrics /livez /readyz /startupz ──▶ close
+//! ```
+//!
+//! Owns a thread of its own, so that no scrape, however many there are, takes a turn from what the program is for. A connection
+//! serves one request: what is slow or silent is closed after a time, and a newcomer displaces the oldest rather than being
+//! refused, so that clients that hold connections open cannot keep the kubelet's probes out. Never reads a request's body, never
+//! changes anything, and knows neither TLS nor users: who may connect is up to the address, a socket's mode or a NetworkPolicy.
+
+mod accept;
+mod address;
+mod answer;
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::oneshot;
+
+use crate::metrics::Exposition;
+use accept::{Acceptor, Stream};
+pub use address::{EXPECTS, HttpAddress};
+
+/// How many connections may be open unless a setting says otherwise: a kubelet's three probes and a few Prometheus servers.
+pub const CONNECTIONS: usize = 16;
+
+crate::counters! {
+    /// What the listener counted.
+    HttpCounters {
+        /// Connections that were accepted.
+        connections,
+        /// Of those: closed for a newer one, because too many were open.
+        connections_displaced,
+        /// Of those: closed because the request or the reading of its answer took too long.
+        connections_timed_out,
+        /// Of those: closed because what came was no HTTP/1 request.
+        connections_broken,
+        /// Requests that were answered.
+        requests,
+        /// Of those: with another status than 200.
+        requests_failed,
+    }
+}
+
+/// Bounds of what clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Connections at a time; one more closes the oldest.
+    pub connections: usize,
+    /// How long a client may take to send the request's head.
+    pub head: Duration,
+    /// How long a connection may last.
+    pub whole: Duration,
+}
+
+impl HttpLimits {
+    /// With so many connections; a scrape of Prometheus takes at most 10 seconds unless configured otherwise.
+    pub const fn with_connections(connections: usize) -> Self {
+        Self { connections, head: Duration::from_secs(5), whole: Duration::from_secs(30) }
+    }
+}
+
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 << 10;
+const HEADERS: usize = 64;
+
+/// What the kubelet wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether the program works at all; if not, a restart may help.
+    Live,
+    /// Whether it serves.
+    Ready,
+    /// Whether it has started.
+    Startup,
+}
+
+/// The answer to a probe: yes or no, each with the reason in one line.
+pub type Health = Result<Cow<'static, str>, Cow<'static, str>>;
+
+/// What is served.
+pub trait Pages: Send + Sync + 'static {
+    /// The samples of this moment. It runs on the listener's thread and waits for no other.
+    fn metrics(&self) -> Exposition;
+    /// The answer to a probe, likewise.
+    fn probe(&self, probe: Probe) -> Health;
+    /// Runs on the listener's thread for as long as it serves.
+    fn work(&self) -> impl Future<Output = Infallible> {
+        std::future::pending()
+    }
+}
+
+/// A listener that serves until it is dropped.
+#[derive(Debug)]
+pub struct HttpServer {
+    address: HttpAddress,
+    stop: Option<oneshot::Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Listens and serves.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or there is no thread.
+    pub fn start(
+        address: &HttpAddress,
+        limits: HttpLimits,
+        pages: Arc<impl Pages>,
+        counters: Arc<HttpCounters>,
+    ) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the runtime of the HTTP listener")?;
+        let acceptor = {
+            let _within = runtime.enter();
+            Acceptor::listen(address)?
+        };
+        let address = acceptor.address().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("kwitness-http".to_owned())
+            .spawn(move || runtime.block_on(serve(acceptor, limits, &*pages, &counters, stopped)))
+            .context("cannot start the thread of the HTTP listener")?;
+        tracing::info!(%address, "serving metrics and probes over HTTP");
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens, with the port that the kernel chose where 0 was asked for.
+    pub fn address(&self) -> &HttpAddress {
+        &self.address
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.stop = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread of the HTTP listener panicked");
+        }
+    }
+}
+
+async fn serve(
+    mut acceptor: Acceptor,
+    limits: HttpLimits,
+    pages: &impl Pages,
+    counters: &HttpCounters,
+    mut stopped: oneshot::Receiver<Infallible>,
+) {
+    let mut connections = FuturesUnordered::new();
+    // Oldest first; dropping the sender closes the connection.
+    let mut open: VecDeque<(u64, oneshot::Sender<Infallible>)> = VecDeque::new();
+    let mut last = 0;
+    let work = pages.work();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            stream = acceptor.accept() => {
+                counters.connections.count();
+                if open.len() >= limits.connections {
+                    counters.connections_displaced.count();
+                    open.pop_front();
+                }
+                let (displace, displaced) = oneshot::channel();
+                last += 1;
+                open.push_back((last, displace));
+                connections.push(connection(last, stream, limits, pages, counters, displaced));
+            }
+            Some(ended) = connections.next() => open.retain(|(number, _)| *number != ended),
+            never = &mut work => match never {},
+            _ = &mut stopped => return,
+        }
+    }
+}
+
+/// Serves one request; returns the connection's number.
+async fn connection(
+    number: u64,
+    stream: Stream,
+    limits: HttpLimits,
+    pages: &impl Pages,
+    counters: &HttpCounters,
+    displaced: oneshot::Receiver<Infallible>,
+) -> u64 {
+    let service = service_fn(|request| {
+        let response = answer::answer(&request, pages);
+        counters.requests.count();
+        if !response.status().is_success() {
+            counters.requests_failed.count();
+        }
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .keep_alive(false)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = tokio::time::timeout(limits.whole, connection) => match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if error.is_timeout() => counters.connections_timed_out.count(),
+            Ok(Err(_)) => counters.connections_broken.count(),
+            Err(_) => counters.connections_timed_out.count(),
+        },
+        _ = displaced => {}
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests;
