@@ -14,6 +14,7 @@ mod host;
 mod images;
 mod job;
 mod layout;
+mod metrics;
 mod run;
 mod setup;
 mod signals;
@@ -68,6 +69,8 @@ enum Task {
     Test(test::Test),
     /// Write the table of docs/verdicts.md from the last runs of the test target `matrix`
     Verdicts,
+    /// Write the tables of docs/metrics.md from the metrics' definitions
+    Metrics,
     /// Boot a guest and run a command in it, or a shell
     Vm(command::Vm),
     /// Run a command, or a shell, as on a node, but on this machine's own kernel
@@ -165,6 +168,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Task::Verdicts => verdicts::task(&Workspace::find()?)?,
+        Task::Metrics => metrics::task(&Workspace::find()?)?,
         Task::Vm(vm) => return Ok(exit_code(command::vm(&Workspace::find()?, &Cache::open()?, &vm)?)),
         Task::Host(what) => {
             return Ok(exit_code(command::host(&Workspace::find()?, &Cache::open()?, &what)?));

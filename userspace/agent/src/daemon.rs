@@ -5,6 +5,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -22,9 +23,11 @@ use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::JudgeQueue;
 use crate::engine::{Engine, Handle, Outside, Parts, Scans};
 use crate::hub::{Capacity, Hub};
+use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::{Capabilities, Loaded};
 use crate::verify::Verifier;
+use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
 
 /// Answers of the runtime on their way to the engine.
@@ -41,6 +44,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
+    let http = Arc::<HttpCounters>::default();
+    let metrics = Arc::new(Metrics::new(config.metrics_labels, Arc::clone(&http)));
+    let pages = |address| {
+        let limits = HttpLimits::with_connections(config.http_connections);
+        HttpServer::start(address, limits, Arc::clone(&metrics), Arc::clone(&http))
+    };
+    // It answers from the start on, so that probes say what is being waited for.
+    let _http = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
     settings.subtree = cgroups.subtree_id().0;
     check_pid_namespace(config.any_pid_namespace)?;
@@ -66,6 +77,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (answer, answers) = mpsc::channel(ANSWERS);
     let reader = LimitReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
+    metrics.reached(Stage::Scanning);
     let probe = attached.run()?;
     if let Some(watch) = watch {
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
@@ -92,6 +104,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let engine = Engine::new(parts, record)?;
     let connections = listener.counters();
     let reports = handle.clone();
+    let capabilities_shown = capabilities.clone();
     let info = DaemonInfo {
         started: clock.now(),
         config_file: config.file.clone(),
@@ -106,6 +119,17 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let (events, worker) = cri_events::start(resolver.clone(), hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
     let admission = Admission::new(config.max_calls);
+    metrics.connect(Sources {
+        hub: hub.clone(),
+        engine: handle.clone(),
+        resolver: resolver.clone(),
+        verifier: verifier.clone(),
+        cri_events: events.clone(),
+        admission: admission.clone(),
+        connections: Arc::clone(&connections),
+        capabilities: capabilities_shown,
+        tracked_capacity: settings.tracked_capacity.get(),
+    });
     let service = Service::new(hub, handle, resolver, verifier, info, admission, stop.clone());
     let service = service.with_cri_events(events);
     let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
@@ -118,6 +142,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let starting = async {
         if is_ready.await.is_ok() {
             health.ready().await;
+            metrics.reached(Stage::Ready);
             kwitness_service::memory::give_back();
             let until_ready = began.elapsed();
             tracing::info!(
@@ -138,6 +163,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
         () = until_stop(&mut signals, &reports, &connections) => None,
         () = starting => None,
     };
+    metrics.reached(Stage::Stopping);
     tracing::info!("stopping");
     stop.cancel();
     resolving.abort();

@@ -11,6 +11,7 @@ pub mod cri_events;
 pub mod daemon;
 pub mod engine;
 pub mod hub;
+pub mod metrics;
 pub mod probe;
 pub mod verify;
 pub mod wire;

@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use kwitness_service::http::HttpAddress;
 use kwitness_service::log::LogFormat;
 use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
@@ -24,6 +25,7 @@ pub use calls::{Call, MaxCalls};
 pub use settings::{SETTINGS, Setting};
 
 use crate::cgroupfs::Subtree;
+use crate::metrics::Labels;
 use crate::probe;
 
 /// Read if it exists and no other file is named.
@@ -57,6 +59,12 @@ pub struct Config {
     pub kubelet_directory: PathBuf,
     /// The node's name in `Status`; none: the host's name.
     pub node_name: Option<String>,
+    /// Where metrics and probes are served over HTTP; none: nowhere.
+    pub http: Option<HttpAddress>,
+    /// How many HTTP connections may be open.
+    pub http_connections: usize,
+    /// The labels of containers' series.
+    pub metrics_labels: Labels,
     /// What is logged.
     pub log_filter: String,
     /// How it is written.

@@ -9,6 +9,7 @@ use toml::Value;
 use super::units::{count, parsed, size, text};
 use super::{Call, Config, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
+use crate::metrics::Labels;
 use crate::probe::capability::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 use kwitness_service::log::LogFormat;
@@ -95,6 +96,48 @@ pub const SETTINGS: &[Setting] = &[
         default: Some("256"),
         doc: "How many calls of any other method, reflection among them, may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Other, value),
+    },
+    Setting {
+        key: "http.listen",
+        expects: kwitness_service::http::EXPECTS,
+        default: None,
+        doc: "Where metrics (`/metrics`) and probes (`/livez`, `/readyz`, `/startupz`) are served; nowhere if not set. There is \
+              no authentication: use a loopback address, or a NetworkPolicy. `[::]` is all addresses of both families.",
+        apply: |config, value| {
+            config.http = Some(text(value)?.parse()?);
+            Ok(())
+        },
+    },
+    Setting {
+        key: "http.max_connections",
+        expects: "a number from 4 to 1024",
+        default: Some("16"),
+        doc: "How many HTTP connections may be open at a time. One more closes the oldest.",
+        apply: |config, value| {
+            config.http_connections =
+                usize::try_from(count(value, 4..=1024)?).map_err(|_| "it is too large")?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "metrics.labels",
+        expects: "a list of \"namespace\", \"pod\" and \"container\"",
+        default: Some(r#"["namespace", "pod", "container"]"#),
+        doc: "The labels of metrics about containers. What a label would tell apart is summed without it; `[]` leaves one sum \
+              for the node.",
+        apply: |config, value| {
+            let mut labels = Labels { namespace: false, pod: false, container: false };
+            for name in parsed::<String>(value)? {
+                match name.as_str() {
+                    "namespace" => labels.namespace = true,
+                    "pod" => labels.pod = true,
+                    "container" => labels.container = true,
+                    other => return Err(format!("\"{other}\" is none of these")),
+                }
+            }
+            config.metrics_labels = labels;
+            Ok(())
+        },
     },
     Setting {
         key: "journal.replay_window",
@@ -315,6 +358,9 @@ impl Default for Config {
             runtime: RuntimeChoice::Auto,
             kubelet_directory: PathBuf::new(),
             node_name: None,
+            http: None,
+            http_connections: 0,
+            metrics_labels: Labels { namespace: false, pod: false, container: false },
             log_filter: String::new(),
             log_format: LogFormat::Text,
         };

@@ -13,13 +13,14 @@
 mod batch;
 mod filter;
 mod names;
+mod tap;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod watcher;
 pub mod window;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
 pub use filter::Filter;
+pub use tap::{Tap, Tapped};
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 
@@ -45,6 +47,8 @@ pub struct Hub {
     epoch: Epoch,
     capacity: Capacity,
     window: Window<Entry>,
+    /// Events that watchers fell too far behind for, summed over all of them.
+    lagged: AtomicU64,
 }
 
 /// An event as the journal keeps it. On the wire, a protobuf message is the same as the same fields in pieces: the position is
@@ -163,7 +167,7 @@ impl Hub {
     /// An empty journal of that epoch, and the only writer.
     pub fn new(epoch: Epoch, capacity: Capacity) -> (Arc<Self>, Writer) {
         let window = Window::new(epoch.clone(), capacity);
-        let hub = Arc::new(Self { epoch, capacity, window });
+        let hub = Arc::new(Self { epoch, capacity, window, lagged: AtomicU64::new(0) });
         let writer = Writer {
             hub: hub.clone(),
             subjects: HashMap::new(),
@@ -190,6 +194,11 @@ impl Hub {
             bytes: bytes as u64,
             capacity_bytes: max as u64,
         }
+    }
+
+    /// How many events watchers missed because they fell out of the window, summed over all watchers.
+    pub fn lagged(&self) -> u64 {
+        self.lagged.load(Relaxed)
     }
 
     /// The number of the last event, to wait for the next.

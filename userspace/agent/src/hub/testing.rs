@@ -10,15 +10,15 @@ use kwitness_core::model::{
 
 use super::*;
 
-pub(super) fn hub(capacity: usize) -> (Arc<Hub>, Writer) {
+pub(crate) fn hub(capacity: usize) -> (Arc<Hub>, Writer) {
     Hub::new(Epoch("epoch".into()), Capacity { items: NonZeroUsize::new(capacity).unwrap(), bytes: 64 << 20 })
 }
 
-pub(super) fn clock() -> Clock {
+pub(crate) fn clock() -> Clock {
     Clock::read()
 }
 
-pub(super) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
+pub(crate) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
     RuntimeFacts {
         runtime: None,
         created_at: None,
@@ -32,12 +32,12 @@ pub(super) fn facts(namespace: &str, pod: &str, name: &str) -> RuntimeFacts {
     }
 }
 
-pub(super) fn pod(uid: &str, name: Option<&str>) -> PodNames {
+pub(crate) fn pod(uid: &str, name: Option<&str>) -> PodNames {
     let pod = PodRef { uid: PodUid(uid.into()), qos: QosClass::Burstable };
     PodNames { name: name.map(Into::into), ..PodNames::unnamed(pod) }
 }
 
-pub(super) fn subject(id: u64, facts: Option<RuntimeFacts>) -> Arc<Subject> {
+pub(crate) fn subject(id: u64, facts: Option<RuntimeFacts>) -> Arc<Subject> {
     Arc::new(Subject {
         cgroup_id: CgroupId(id),
         cgroup_path: format!("/kubepods/poduid-{id}/{id:064}").into(),
@@ -52,19 +52,19 @@ fn event(subject: Option<&Arc<Subject>>, kind: Kind) -> Event {
     Event { at: KernelTime(7), basis: Basis::CgroupMkdir, subject: subject.cloned(), kind }
 }
 
-pub(super) fn created(subject: &Arc<Subject>) -> Event {
+pub(crate) fn created(subject: &Arc<Subject>) -> Event {
     event(Some(subject), Kind::Created { actor: None })
 }
 
-pub(super) fn stopped(subject: &Arc<Subject>) -> Event {
+pub(crate) fn stopped(subject: &Arc<Subject>) -> Event {
     event(Some(subject), Kind::Stopped { main_status: None, never_started: true, main_oom_killed: false })
 }
 
-pub(super) fn updated(subject: &Arc<Subject>) -> Event {
+pub(crate) fn updated(subject: &Arc<Subject>) -> Event {
     event(Some(subject), Kind::Updated { fields: vec!["name".to_owned()] })
 }
 
-pub(super) fn gap() -> Event {
+pub(crate) fn gap() -> Event {
     let gap = Gap {
         cause: GapCause::RingFull,
         lost: BTreeMap::new(),
@@ -75,13 +75,13 @@ pub(super) fn gap() -> Event {
     event(None, Kind::Gap(gap))
 }
 
-pub(super) fn decode(batch: Batch) -> Vec<proto::Event> {
+pub(crate) fn decode(batch: Batch) -> Vec<proto::Event> {
     let mut bytes = Vec::new();
     batch.encode(&mut bytes).unwrap();
     proto::WatchResponse::decode(&*bytes).unwrap().events
 }
 
-pub(super) async fn rest(watcher: &mut Watcher) -> Vec<proto::Event> {
+pub(crate) async fn rest(watcher: &mut Watcher) -> Vec<proto::Event> {
     let mut events = decode(watcher.opening());
     while let Some(batch) = watcher.next().await {
         events.extend(decode(batch));
@@ -89,6 +89,6 @@ pub(super) async fn rest(watcher: &mut Watcher) -> Vec<proto::Event> {
     events
 }
 
-pub(super) fn numbers(events: &[proto::Event]) -> Vec<u64> {
+pub(crate) fn numbers(events: &[proto::Event]) -> Vec<u64> {
     events.iter().map(|event| event.position.as_ref().unwrap().seq).collect()
 }

@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use kwitness_core::journal::{Cursor, Missed, Position, ResumeError};
@@ -31,7 +32,8 @@ use crate::clock::Clock;
 use kwitness_api::{EventKind, proto};
 
 /// Of one message at most. gRPC clients refuse messages above 4 MiB by default.
-const BATCH: BatchMax = BatchMax { items: NonZeroUsize::new(512).expect("not zero"), bytes: 1 << 20 };
+pub(super) const BATCH: BatchMax =
+    BatchMax { items: NonZeroUsize::new(512).expect("not zero"), bytes: 1 << 20 };
 
 /// Where a watcher begins.
 #[derive(Clone, Debug)]
@@ -278,6 +280,9 @@ impl Watcher {
         }
         let mut items = Vec::with_capacity(read.items.len() + usize::from(read.missed.is_some()));
         if let Some(missed) = read.missed {
+            if !self.resuming {
+                hub.lagged.fetch_add(missed.last - missed.first + 1, Relaxed);
+            }
             let gap = self.gap(missed, read.items.first().map(|(_, entry)| entry.at));
             items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
         }

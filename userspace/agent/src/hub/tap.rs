@@ -1,0 +1,91 @@
+//! The journal as the daemon itself reads it: in one go to its end, each event with what is known of its container by now.
+//! Never waits, and never keeps the writer from anything that a watcher would not.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kwitness_core::journal::Cursor;
+use kwitness_core::model::{KernelTime, Subject};
+use prost::Message as _;
+
+use super::Hub;
+use super::watcher::BATCH;
+use kwitness_api::{EventKind, proto};
+
+/// A reader of all events from the journal's first.
+#[derive(Debug)]
+pub struct Tap {
+    hub: Arc<Hub>,
+    cursor: Cursor,
+}
+
+/// An event.
+#[derive(Debug)]
+pub struct Tapped {
+    /// Its kind.
+    pub kind: EventKind,
+    /// When it happened.
+    pub at: KernelTime,
+    /// Whom it concerns, without labels.
+    pub subject: Option<Arc<Subject>>,
+    body: Bytes,
+}
+
+impl Tapped {
+    /// The event without position and container.
+    pub fn decode(&self) -> proto::Event {
+        proto::Event::decode(self.body.clone()).expect("the journal holds what was encoded")
+    }
+}
+
+impl Hub {
+    /// A reader of all events from the journal's first.
+    pub fn tap(self: &Arc<Self>) -> Tap {
+        Tap { hub: Arc::clone(self), cursor: Cursor::after(0) }
+    }
+}
+
+impl Tap {
+    /// Takes what the journal has by now; returns how many events it no longer had.
+    pub fn read(&mut self, mut take: impl FnMut(&Tapped)) -> u64 {
+        let end = self.hub.window.look(|journal, _| journal.end());
+        let mut missed = 0;
+        while self.cursor < end {
+            let read = self.hub.window.read(self.cursor, BATCH, |entry, names| names.resolve(entry));
+            missed += read.missed.map_or(0, |missed| missed.last - missed.first + 1);
+            self.cursor = read.next;
+            for (_, entry) in read.items {
+                let subject = entry.subject.map(|of| Arc::clone(&of.subject));
+                take(&Tapped { kind: entry.kind, at: entry.at, subject, body: entry.body });
+            }
+        }
+        missed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn all_events_once_with_the_names_known_by_now_and_what_is_missed_counted() {
+        let (hub, mut writer) = hub(16);
+        let mut tap = hub.tap();
+        let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
+        writer.append([created(&unnamed), updated(&named), gap()], clock());
+        let mut seen = Vec::new();
+        let read = |tap: &mut Tap, seen: &mut Vec<_>| {
+            tap.read(|event| {
+                assert_eq!(EventKind::of(&event.decode()), Some(event.kind));
+                let named = event.subject.as_ref().is_some_and(|subject| subject.facts.is_some());
+                seen.push((event.kind, named));
+            })
+        };
+        assert_eq!(read(&mut tap, &mut seen), 0);
+        assert_eq!(seen, [(EventKind::Created, true), (EventKind::Updated, true), (EventKind::Gap, false)]);
+        assert_eq!((read(&mut tap, &mut seen), seen.len()), (0, 3), "nothing is new");
+        writer.append((0..20).map(|_| stopped(&named)), clock());
+        assert_eq!((read(&mut tap, &mut seen), seen.len()), (4, 19));
+    }
+}

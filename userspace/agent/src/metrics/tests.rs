@@ -1,0 +1,124 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use kwitness_service::metrics::Kind;
+
+#[test]
+fn probes_say_what_they_wait_for() {
+    let text =
+        |probe, stage, silence: Option<u64>| match health(probe, stage, silence.map(Duration::from_secs)) {
+            Ok(reason) => format!("ok: {reason}"),
+            Err(reason) => format!("failed: {reason}"),
+        };
+    assert_eq!(text(Probe::Startup, Stage::Loading, None), "failed: the probes are not attached yet");
+    assert!(text(Probe::Ready, Stage::Scanning, None).ends_with("the first scan is not complete"));
+    for stage in [Stage::Loading, Stage::Scanning] {
+        assert_eq!(text(Probe::Live, stage, None), "ok: starting", "startup has a probe of its own");
+    }
+    for probe in [Probe::Startup, Probe::Ready] {
+        assert!(text(probe, Stage::Ready, Some(3600)).starts_with("ok: "), "a stall is liveness' matter");
+    }
+    assert_eq!(text(Probe::Live, Stage::Ready, Some(60)), "ok: running");
+    assert_eq!(text(Probe::Live, Stage::Ready, Some(61)), "failed: the engine has not answered for 61 s");
+    assert_eq!(text(Probe::Ready, Stage::Stopping, Some(0)), "failed: the daemon is stopping");
+    assert_eq!(text(Probe::Live, Stage::Stopping, Some(99)), "ok: running", "it ends by itself");
+}
+
+#[test]
+fn names_follow_prometheus_conventions_and_stand_once() {
+    let mut names: Vec<_> = CATALOG.iter().map(|metric| metric.name).collect();
+    for metric in CATALOG {
+        let kind = metric.kind.name();
+        assert_eq!(metric.name.ends_with("_total"), kind == "counter", "{}", metric.name);
+        assert!(
+            metric.name.starts_with("kwitness_") || metric.name.starts_with("process_"),
+            "{}",
+            metric.name
+        );
+        assert!(metric.help.ends_with(['.', '*']) && !metric.help.contains('\n'), "{}", metric.name);
+        for label in metric.labels {
+            assert!(!["id", "uid", "pid", "image"].contains(label), "{} has {label}", metric.name);
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), CATALOG.len());
+}
+
+#[test]
+fn the_counters_of_bounds_exist() {
+    let bounds = kwitness_core::lifecycle::Bounds::for_cgroups(64);
+    let counters = kwitness_core::node::Node::new(bounds).counters();
+    for (name, _) in expose::BOUNDS.iter().filter(|(name, _)| !name.starts_with("cri_")) {
+        assert!(counters.contains_key(*name), "{name}");
+    }
+    assert!(counters.contains_key("limits_writes"));
+}
+
+fn repository(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+/// `cargo xtask metrics` writes the table anew.
+#[test]
+fn the_reference_page_has_every_metric() {
+    let page = repository("docs/metrics.md");
+    let text = fs::read_to_string(&page).unwrap();
+    let (begin, end) = ("<!-- daemon -->\n", "<!-- end of daemon -->");
+    let (before, rest) = text.split_once(begin).expect("a mark where the table begins");
+    let (table, after) = rest.split_once(end).expect("a mark where the table ends");
+    let expected = kwitness_service::metrics::table(CATALOG);
+    if std::env::var_os("KWITNESS_BLESS").is_some() {
+        fs::write(&page, format!("{before}{begin}{expected}{end}{after}")).unwrap();
+    } else {
+        assert_eq!(table, expected, "{} is not up to date", page.display());
+    }
+}
+
+#[test]
+fn rules_and_dashboards_ask_for_metrics_that_exist() {
+    let exists = |name: &str| {
+        CATALOG.iter().any(|metric| match metric.kind {
+            Kind::Histogram => name
+                .strip_prefix(metric.name)
+                .is_some_and(|part| ["_bucket", "_sum", "_count"].contains(&part)),
+            Kind::Counter | Kind::Gauge => name == metric.name,
+        })
+    };
+    for file in [
+        "deploy/prometheus/alerts.yaml",
+        "deploy/prometheus/alerts.test.yaml",
+        "deploy/grafana/kwitness.json",
+    ] {
+        let text = fs::read_to_string(repository(file)).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let asked: Vec<_> =
+            words.filter(|word| word.starts_with("kwitness_") || word.starts_with("process_")).collect();
+        assert!(asked.len() > 5, "{file}");
+        let unknown: Vec<_> = asked.into_iter().filter(|word| !exists(word)).collect();
+        assert!(unknown.is_empty(), "{file} asks for {unknown:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_one() {
+    let text = fs::read_to_string(repository("deploy/grafana/kwitness.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let asking = panels.iter().filter(|panel| panel["type"] != "row");
+    for panel in asking {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty() && targets.iter().all(|target| target["expr"].is_string()), "{panel}");
+    }
+}
+
+#[test]
+fn before_there_is_anything_to_show_a_scrape_shows_the_process() {
+    let metrics = Metrics::new(Labels { namespace: true, pod: true, container: true }, Arc::default());
+    let text = metrics.metrics().text(kwitness_service::metrics::Format::Prometheus);
+    for name in ["kwitness_build_info{version=", "process_resident_memory_bytes ", "process_open_fds "] {
+        assert!(text.contains(&format!("\n{name}")), "{text}");
+    }
+    assert!(!text.contains("kwitness_events_total"), "{text}");
+}

@@ -1,0 +1,236 @@
+//! Through the real journal: what the engine writes is what is counted.
+
+use std::collections::BTreeMap;
+
+use kwitness_service::metrics::Format;
+
+use super::*;
+use crate::hub::testing::{clock, created, facts, hub, stopped, subject, updated};
+use crate::hub::{Hub, Tap, Writer};
+use kwitness_core::model::{
+    Basis, Caller, Event, Judged, Judgement, Kind, LevelRole, OomExhausted, OomKilled, ProcKey, Process,
+    Reading, Role, RuntimeFacts, Verdict,
+};
+use kwitness_service::metrics::Exposition;
+
+const ALL: Labels = Labels { namespace: true, pod: true, container: true };
+
+struct Bed {
+    _hub: Arc<Hub>,
+    writer: Writer,
+    tap: Tap,
+    workload: Workload,
+    now: Instant,
+}
+
+impl Bed {
+    fn new(labels: Labels) -> Self {
+        let (hub, writer) = hub(1 << 16);
+        let tap = hub.tap();
+        Self { _hub: hub, writer, tap, workload: Workload::new(labels), now: Instant::now() }
+    }
+
+    fn happen(&mut self, events: impl IntoIterator<Item = Event>) {
+        self.writer.append(events, clock());
+        let Self { tap, workload, now, .. } = self;
+        assert_eq!(tap.read(|event| workload.take(event, *now)), 0);
+    }
+
+    fn later(&mut self, after: Duration) {
+        self.now += after;
+        self.workload.forget(self.now);
+    }
+
+    /// The samples as a scrape shows them.
+    fn scrape(&self) -> BTreeMap<String, f64> {
+        let mut exposition = Exposition::default();
+        super::super::expose::workload(&mut exposition, &self.workload);
+        let text = exposition.text(Format::OpenMetrics);
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+            .collect()
+    }
+
+    fn oom_kills(&self) -> BTreeMap<String, f64> {
+        self.scrape().into_iter().filter(|(name, _)| name.starts_with("kwitness_container_oom")).collect()
+    }
+}
+
+fn named(id: u64, pod: &str) -> Arc<Subject> {
+    subject(id, Some(facts("prod", pod, "app")))
+}
+
+fn event(of: &Arc<Subject>, kind: Kind) -> Event {
+    Event { at: KernelTime(9), basis: Basis::Daemon, subject: Some(Arc::clone(of)), kind }
+}
+
+fn deleted(of: &Arc<Subject>) -> Event {
+    event(of, Kind::Deleted { actor: None })
+}
+
+fn oom_kill(of: &Arc<Subject>, scope: Option<OomExhausted>) -> Event {
+    let key = ProcKey { pid: 7, start: KernelTime(1) };
+    let process = Process { key, ppid: 1, comm: "stress".into(), role: Role::Main };
+    let trigger = Caller::default();
+    event(
+        of,
+        Kind::OomKill(Box::new(OomKilled {
+            process,
+            choice: None,
+            scope,
+            usage: None,
+            trigger,
+            trigger_cgroup: None,
+        })),
+    )
+}
+
+fn verdict(of: &Arc<Subject>, resource: Resource, verdict: Verdict) -> Event {
+    let judgement = Judgement {
+        resource,
+        verdict,
+        desired: None,
+        disagreeing: Vec::new(),
+        tolerance: None,
+        in_force: Reading::Absent,
+        effective: None,
+    };
+    event(
+        of,
+        Kind::Verdict(Box::new(Judged {
+            cgroup: of.cgroup_id,
+            path: of.cgroup_path.clone(),
+            role: LevelRole::Container,
+            pod: None,
+            desired: Vec::new(),
+            attempt: None,
+            judgement,
+        })),
+    )
+}
+
+const WEB: &str = r#"kwitness_container_oom_kills_total{namespace="prod",pod="web",container="app"}"#;
+
+#[test]
+fn an_oom_counter_exists_from_the_start_and_outlives_its_container() {
+    let mut bed = Bed::new(ALL);
+    let (unnamed, web) = (subject(1, None), named(1, "web"));
+    bed.happen([created(&unnamed), oom_kill(&unnamed, Some(OomExhausted::Machine))]);
+    assert!(bed.oom_kills().is_empty(), "no id is a label: what has no name waits");
+    bed.happen([updated(&web)]);
+    assert_eq!(bed.oom_kills()[WEB], 1.0);
+    bed.happen([oom_kill(&web, None), deleted(&web)]);
+    bed.later(KEEP - Duration::from_secs(1));
+    assert_eq!(bed.oom_kills()[WEB], 2.0);
+
+    // Its successor goes on with it.
+    let next = named(2, "web");
+    bed.happen([created(&next)]);
+    bed.later(KEEP);
+    bed.happen([oom_kill(&next, None), deleted(&next)]);
+    assert_eq!(bed.oom_kills()[WEB], 3.0);
+    bed.later(KEEP);
+    assert!(bed.oom_kills().is_empty());
+    let node = bed.scrape();
+    assert_eq!(node[r#"kwitness_oom_kills_total{scope="node"}"#], 1.0);
+    assert_eq!(node[r#"kwitness_oom_kills_total{scope="unknown"}"#], 3.0 - 1.0);
+    assert_eq!(node[r#"kwitness_oom_kills_total{scope="pod"}"#], 0.0);
+}
+
+#[test]
+fn a_container_has_at_most_six_series_whatever_its_verdicts() {
+    let mut bed = Bed::new(ALL);
+    let web = named(1, "web");
+    bed.happen([created(&web)]);
+    for verdict_now in [Verdict::Diverged, Verdict::InForce] {
+        bed.happen(Resource::ALL.map(|resource| verdict(&web, resource, verdict_now.clone())));
+    }
+    let of_web: Vec<_> = bed.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
+    assert_eq!(of_web.len(), 6, "{of_web:?}");
+    let verdicts = of_web.iter().filter(|(name, _)| name.starts_with("kwitness_limit_verdict"));
+    assert!(verdicts.clone().all(|(name, value)| name.contains("verdict=\"in_force\"") && *value == 1.0));
+    bed.happen([deleted(&web)]);
+    let of_web: Vec<_> = bed.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
+    assert_eq!(of_web, [(WEB.to_owned(), 0.0)], "a verdict goes with its container");
+}
+
+#[test]
+fn without_labels_containers_are_summed() {
+    let mut bed = Bed::new(Labels { namespace: true, pod: false, container: false });
+    let pods = [named(1, "web"), named(2, "db")];
+    for pod in &pods {
+        bed.happen([created(pod), oom_kill(pod, None), verdict(pod, Resource::Memory, Verdict::Diverged)]);
+    }
+    let sums = bed.scrape();
+    assert_eq!(sums[r#"kwitness_container_oom_kills_total{namespace="prod"}"#], 2.0);
+    let verdict = r#"kwitness_limit_verdict{namespace="prod",resource="memory",verdict="diverged"}"#;
+    assert_eq!(sums[verdict], 2.0);
+    bed.happen([deleted(&pods[0])]);
+    assert_eq!(bed.scrape()[verdict], 1.0);
+    assert_eq!(bed.oom_kills().into_values().sum::<f64>(), 2.0, "a counter never goes back");
+}
+
+#[test]
+fn those_that_are_gone_give_way_and_what_has_no_room_is_counted() {
+    let mut bed = Bed::new(ALL);
+    let first = named(1, "gone");
+    bed.happen([created(&first), deleted(&first)]);
+    let pods: Vec<_> = (2..).map(|id| named(id, &format!("pod-{id}"))).take(KEYS_MAX).collect();
+    bed.happen(pods.iter().map(created));
+    assert_eq!((bed.oom_kills().len(), bed.workload.omitted), (KEYS_MAX, 0));
+    assert!(!bed.oom_kills().keys().any(|name| name.contains("gone")));
+    let extra = named(1 << 20, "extra");
+    bed.happen([created(&extra), updated(&extra), oom_kill(&extra, None)]);
+    assert_eq!((bed.oom_kills().len(), bed.workload.omitted), (KEYS_MAX, 1));
+    assert_eq!(bed.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#], 1.0, "the node's sum has it");
+}
+
+#[test]
+fn states_stops_and_sandboxes() {
+    let mut bed = Bed::new(ALL);
+    let sandbox = RuntimeFacts { container_type: ContainerType::Sandbox, ..facts("prod", "web", "") };
+    let (web, sandbox) = (named(1, "web"), subject(2, Some(sandbox)));
+    bed.happen([created(&web), created(&sandbox)]);
+    let state = |bed: &Bed, state| bed.scrape()[&format!("kwitness_containers{{state=\"{state}\"}}")];
+    assert_eq!(state(&bed, "created"), 1.0);
+    bed.happen([stopped(&web), stopped(&sandbox)]);
+    assert_eq!((state(&bed, "created"), state(&bed, "stopped")), (0.0, 1.0));
+    assert_eq!(bed.scrape()[r#"kwitness_container_stops_total{reason="Unknown"}"#], 1.0);
+    assert_eq!(bed.scrape()[r#"kwitness_events_total{type="stopped"}"#], 2.0);
+    assert_eq!(bed.oom_kills().len(), 1, "a sandbox has no series");
+}
+
+#[test]
+fn foreign_names_are_bounded_and_escaped() {
+    let mut bed = Bed::new(ALL);
+    let hostile = facts("prod\n# EOF", &"x".repeat(10_000), "a\"} 1\nevil 1");
+    bed.happen([created(&subject(1, Some(hostile)))]);
+    let kills = bed.oom_kills();
+    let (name, _) = kills.first_key_value().unwrap();
+    assert!(kills.len() == 1 && name.len() < 400 && name.contains(r#"a\"} 1"#), "{name}");
+}
+
+#[test]
+fn a_snapshot_stands_in_for_missed_events() {
+    let mut bed = Bed::new(ALL);
+    let (gone, there) = (named(1, "gone"), named(2, "there"));
+    bed.happen([created(&gone), oom_kill(&gone, None)]);
+    let state = ContainerState {
+        subject: there,
+        state: State::Running,
+        created_at: None,
+        started_at: None,
+        stopped_at: None,
+        main: None,
+        program: None,
+        main_status: None,
+        forks: 0,
+        execs: 0,
+        exits: 0,
+    };
+    bed.workload.resync(&[state], bed.now);
+    assert_eq!((bed.workload.in_state(State::Running), bed.workload.in_state(State::Created)), (1, 0));
+    assert_eq!(bed.oom_kills().len(), 2, "the counter of the one that is gone stays for a while");
+}
