@@ -68,6 +68,17 @@ impl Outage {
     }
 }
 
+/// The answer to a request during a watch, which a daemon that is gone does not end: then none, and the watch says when it is back.
+///
+/// # Errors
+/// Any other.
+pub fn unless_gone<T>(answer: Result<T, SourceError>) -> Result<Option<T>, SourceError> {
+    match answer {
+        Err(SourceError::Client(error)) if error.is_transient() => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 /// Opens a recording, as of a time, or else the daemon. What a recording does not have is noted.
 pub async fn open(
     named: Option<OsString>,

@@ -8,7 +8,7 @@ use kwitness_api::client::Item;
 use kwitness_api::{EventKind, Source, SourceError, proto};
 
 use crate::args::Ps;
-use crate::connect::{self, Outage};
+use crate::connect::{self, Outage, unless_gone};
 use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
 use crate::output::{Format, Output, note};
@@ -53,7 +53,9 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
     } else {
         None
     };
-    let count = printer.print(list(&mut source, &selected, all).await?, connect::now(&source))?;
+    let containers = list(&mut source, &selected, all).await;
+    let containers = if watch { unless_gone(containers)?.unwrap_or_default() } else { containers? };
+    let count = printer.print(containers, connect::now(&source))?;
     let Some(changes) = &mut changes else {
         if count == 0 && matches!(output.output, Format::Table | Format::Wide) {
             note("no containers found");
@@ -68,13 +70,9 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
                 |event: &&proto::Event| matches!(event.kind, Some(proto::event::Kind::Deleted(_)));
             let deleted = events.iter().filter(is_deleted).filter_map(|event| event.container.as_ref());
             deleted.for_each(|container| drop(printer.shown.remove(&container.cgroup_id)));
-            match list(&mut source, &selected, all).await {
-                // It is gone again; when it is back, a gap has them listed.
-                Err(SourceError::Client(error)) if error.is_transient() => {}
-                containers => {
-                    printer.print(containers?, Utc::now())?;
-                }
-            }
+            // If it is gone again: when it is back, a gap has them listed.
+            let containers = unless_gone(list(&mut source, &selected, all).await)?.unwrap_or_default();
+            printer.print(containers, Utc::now())?;
         }
     }
     Ok(Code::Success)

@@ -10,7 +10,7 @@ use kwitness_api::proto::{Verdict, VerdictKind};
 use kwitness_api::{EventKind, Events, Source, SourceError, Timestamp, proto};
 
 use crate::args::Verify;
-use crate::connect::Outage;
+use crate::connect::{Outage, unless_gone};
 use crate::describe::limits::{self, reading};
 use crate::describe::{Names, names, verdict_kind, verdict_style};
 use crate::exit::Code;
@@ -42,10 +42,12 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     let format = options.output.output;
     let times = options.watch.then(|| options.times.shown(format));
     let mut printer = Printer::new(format, times, filter.is_one_namespace());
-    let verdicts = ask(&mut source, &request).await?;
-    if verdicts.is_empty() {
+    let answer = ask(&mut source, &request).await;
+    let answer = if options.watch { unless_gone(answer)? } else { Some(answer?) };
+    if answer.as_ref().is_some_and(Vec::is_empty) {
         note("no CPU or memory limit is set for these containers");
     }
+    let verdicts = answer.unwrap_or_default();
     printer.print(&verdicts, None)?;
     if let Some(changes) = changes {
         return follow(source, request, changes, printer).await;
@@ -67,17 +69,6 @@ async fn ask(
         note(&format!("warning: cannot query {source}"));
     }
     Ok(answer.verdicts)
-}
-
-/// The same during a watch, which a daemon that is gone again does not end.
-async fn ask_again(
-    source: &mut Source,
-    request: &proto::VerifyRequest,
-) -> Result<Vec<proto::VerdictOf>, SourceError> {
-    match ask(source, request).await {
-        Err(SourceError::Client(error)) if error.is_transient() => Ok(Vec::new()),
-        answer => answer,
-    }
 }
 
 /// Prints verdicts as they change. After a loss, and after a restart of the daemon, all are requested again, if need be once the
@@ -116,7 +107,7 @@ async fn follow(
             }
         }
         if is_due {
-            let verdicts = ask_again(&mut source, &request).await?;
+            let verdicts = unless_gone(ask(&mut source, &request).await)?.unwrap_or_default();
             // A new daemon does not know the names of the containers yet.
             is_due = verdicts.is_empty();
             printer.print(&verdicts, None)?;
