@@ -46,6 +46,9 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
   "kubelet" (dict "directory" .Values.kubelet.hostPath)
   "runtime" (dict "endpoint" (ternary .Values.runtime.socket "none" .Values.runtime.enabled))
 }}
+{{- if .Values.http.enabled }}
+{{- $_ := set $own "http" (dict "listen" (printf "%s:%v" .Values.http.address .Values.http.port)) }}
+{{- end }}
 {{- range $section, $settings := mergeOverwrite (deepCopy .Values.config) $own }}
 [{{ $section }}]
 {{- range $key, $value := $settings }}
