@@ -99,6 +99,11 @@ impl Agent {
         self.wait_ready().await
     }
 
+    /// Gives it one more argument, from its next start on.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
     /// Ends it with SIGTERM and starts it again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.terminate(STOP_LIMIT)?;

@@ -211,7 +211,9 @@ impl Seen {
                 }
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
-                Kind::Gap(_) | Kind::Resynced(_) => bail!("`{what}` has a container"),
+                Kind::Gap(_) | Kind::Resynced(_) | Kind::AgentRestarted(_) => {
+                    bail!("`{what}` has a container")
+                }
             }
         }
         ensure!(main_end == life.end, "the main process ended with {main_end:?}, not {:?}", life.end);

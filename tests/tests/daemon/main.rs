@@ -3,6 +3,7 @@
 
 mod command;
 mod manners;
+mod outage;
 mod output;
 mod subtree;
 
@@ -46,6 +47,10 @@ fn main() -> Result<()> {
         manners::no_client_makes_the_daemon_too_large,
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
+        outage::nothing_is_lost_over_crashes,
+        outage::another_layout_replaces_the_programs_and_keeps_the_epoch,
+        outage::what_is_half_made_or_torn_is_replaced_by_name,
+        outage::nothing_is_left_behind,
     ];
     suite::run(ctx, cases)
 }

@@ -8,6 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use kwitness_core::model::KernelTime;
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 use kwitness_api::Timestamp;
 
@@ -21,7 +22,7 @@ const TOLERANCE: i64 = 1_000;
 static STEPS: RwLock<Vec<Step>> = RwLock::new(Vec::new());
 
 /// From this time on, the wall clock is so far ahead of boot time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Step {
     from: KernelTime,
     /// Wall clock minus boot time, in nanoseconds.
@@ -29,11 +30,31 @@ struct Step {
 }
 
 /// Both clocks at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
     now: KernelTime,
     /// The last step before that moment.
     step: Step,
+}
+
+/// The steps that this process knows of, for the next one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct History(Vec<Step>);
+
+impl History {
+    /// Of now.
+    pub fn get() -> Self {
+        Self(STEPS.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Times before now convert as they did then. A step since is found by the next reading.
+    pub fn restore(self) {
+        let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.0.is_empty() {
+            *steps = self.0;
+        }
+    }
 }
 
 impl Clock {
@@ -47,6 +68,14 @@ impl Clock {
         }
         let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
         Self { now, step: step(&mut steps, reading) }
+    }
+
+    /// Has the step before a moment that an earlier process read known to this one.
+    pub fn restore(self) {
+        let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
+        if steps.last().is_none_or(|last| last.from < self.step.from) {
+            steps.push(self.step);
+        }
     }
 
     /// The moment of the reading.

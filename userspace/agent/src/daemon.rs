@@ -21,11 +21,12 @@ use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::JudgeQueue;
-use crate::engine::{Engine, Handle, Outside, Parts, Scans};
-use crate::hub::{Capacity, Hub};
+use crate::engine::{Engine, Handle, History, Memory, Outside, Parts, Place, Refusal, Resumes, Scans};
+use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
-use crate::probe::{Capabilities, Loaded};
+use crate::probe::pins::{self, Origin};
+use crate::probe::{Attached, Capabilities, Loaded, Unpinned, error_chain};
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
@@ -33,17 +34,38 @@ use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, So
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
 
-/// Runs the daemon until SIGTERM or SIGINT; writes what the core observes to `record` if given.
+/// What a run of the daemon is asked for besides its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What the core observes is written to that file.
+    pub record: Option<PathBuf>,
+    /// At its end, nothing stays pinned.
+    pub unpin: bool,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps it from starting or going on; each with what to do.
-pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
+pub async fn run(config: Config, options: Options) -> anyhow::Result<()> {
+    let directory = config.pin_directory.clone();
+    let place = ledger(&config);
+    let ended = watch_node(config, options.record.as_deref()).await;
+    if options.unpin {
+        pins::uninstall(&directory).context("cannot remove the pinned programs")?;
+        place.remove().context("cannot remove the ledger")?;
+    }
+    ended
+}
+
+async fn watch_node(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let clock = Clock::read();
     // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
+    settings.pins = config.pin.then(|| config.pin_directory.clone());
     let http = Arc::<HttpCounters>::default();
     let metrics = Arc::new(Metrics::new(config.metrics_labels, Arc::clone(&http)));
     let pages = |address| {
@@ -65,15 +87,22 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     log_capabilities(&capabilities);
+    log_pins(&attached);
 
     let stop = CancellationToken::new();
-    let (hub, writer) = Hub::new(
-        epoch(),
-        Capacity {
-            items: NonZeroUsize::new(config.replay_window).context("no replay window")?,
-            bytes: config.replay_bytes,
-        },
-    );
+    let capacity = Capacity {
+        items: NonZeroUsize::new(config.replay_window).context("no replay window")?,
+        bytes: config.replay_bytes,
+    };
+    let place = ledger(&config);
+    let Past { hub, writer, memory, resumes, place } = match &attached.pinned {
+        Ok(set) => {
+            let same_maps = *set.origin() == Origin::Adopted;
+            let resumes = Resumes { unrecorded: attached.unrecorded(&capabilities), same_maps };
+            Past::read(place, capacity, resumes)
+        }
+        Err(_) => Past::none(place, capacity),
+    };
     let (answer, answers) = mpsc::channel(ANSWERS);
     let reader = LimitReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
@@ -91,7 +120,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
     let scans = Scans::new(cgroups.clone(), roots, probe.tracker(), bounds.cgroups);
     let parts = Parts {
         probe,
-        bounds,
+        memory,
+        resumes,
+        place,
         scans,
         outside,
         writer,
@@ -205,6 +236,55 @@ fn check_pid_namespace(any: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is known of the time before this daemon.
+struct Past {
+    hub: Arc<Hub>,
+    writer: Writer,
+    memory: Memory,
+    resumes: Option<Resumes>,
+    place: Option<Place>,
+}
+
+impl Past {
+    /// Nothing: a new epoch begins, and nothing is kept of it.
+    fn none(place: Place, capacity: Capacity) -> Self {
+        if let Err(error) = place.remove() {
+            tracing::warn!(%error, "cannot remove the ledger of an earlier daemon");
+        }
+        let (hub, writer) = Hub::new(epoch(), capacity);
+        Self { hub, writer, memory: Memory::new(place.bounds), resumes: None, place: None }
+    }
+
+    /// What an earlier daemon left.
+    fn read(place: Place, capacity: Capacity, resumes: Resumes) -> Self {
+        let replay = |history: History| {
+            let (hub, mut writer) = Hub::resumed(history.position().clone(), capacity);
+            let memory = history.replay(&mut writer)?;
+            Ok::<_, Refusal>(Self { hub, writer, memory, resumes: Some(resumes), place: Some(place.clone()) })
+        };
+        match place.read().and_then(|history| history.map(replay).transpose()) {
+            Ok(Some(past)) => past,
+            Ok(None) => Self { place: Some(place.clone()), ..Self::none(place, capacity) },
+            Err(refusal) => {
+                let error = error_chain(&refusal);
+                tracing::warn!(error, "the earlier daemon's ledger is refused; a new epoch begins");
+                Self { place: Some(place.clone()), ..Self::none(place, capacity) }
+            }
+        }
+    }
+}
+
+/// Where what is taken in is kept for the next daemon: beside the socket, which is in memory (`/run`).
+fn ledger(config: &Config) -> Place {
+    let mut directory = config.socket.as_os_str().to_owned();
+    directory.push(".ledger");
+    Place {
+        directory: directory.into(),
+        bytes: config.replay_bytes,
+        bounds: bounds(config.probe.tracked_capacity),
+    }
+}
+
 /// How much the node remembers: as many cgroups as the kernel side tracks, and in proportion to the defaults what belongs to them.
 fn bounds(tracked: NonZeroU32) -> Bounds {
     Bounds::for_cgroups(usize::try_from(tracked.get()).unwrap_or(usize::MAX))
@@ -258,6 +338,31 @@ fn log_capabilities(capabilities: &Capabilities) {
                 missed = report.capability.cost_of_missing,
                 "no hook can be used; see `kwitness doctor`"
             ),
+        }
+    }
+}
+
+fn log_pins(attached: &Attached) {
+    match &attached.pinned {
+        Ok(set) => {
+            let (set, origin) = (set.path().display(), set.origin());
+            match origin {
+                Origin::Adopted => tracing::info!(%set, "adopted the programs of an earlier daemon"),
+                Origin::Made { replaced } => {
+                    for (name, flaw) in replaced {
+                        tracing::warn!(name, %flaw, "replaced the programs of an earlier daemon");
+                    }
+                    tracing::info!(%set, "the programs outlive the daemon");
+                }
+            }
+        }
+        Err(Unpinned::Off) => {}
+        Err(error) => {
+            let error = error_chain(error);
+            tracing::warn!(
+                error,
+                "the programs end with the daemon; what happens while none runs is not recorded"
+            );
         }
     }
 }

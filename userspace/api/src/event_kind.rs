@@ -10,6 +10,11 @@ impl EventKind {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
+    /// Whether such an event is the node's, unless it has a container: it matches every filter and counts against no limit.
+    pub fn is_of_node(self) -> bool {
+        matches!(self, Self::Gap | Self::Resynced | Self::AgentRestarted)
+    }
+
     /// The kind of an event; none if it was sent by a newer daemon.
     pub fn of(event: &proto::Event) -> Option<Self> {
         event.kind.as_ref().map(Self::from)

@@ -76,6 +76,10 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ),
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
     (
+        "uninstall-pins",
+        &[("sudo kwitness uninstall-pins", "after the last daemon with kernel.pin = \"auto\" has ended")],
+    ),
+    (
         "doctor",
         &[
             ("sudo kwitness doctor", "checks, and how to fix problems"),

@@ -34,7 +34,7 @@ pub fn completion(shell: Shell) -> anyhow::Result<Code> {
 
 /// The section of a command's page: what an administrator runs is in 8.
 fn section(command: &str) -> &'static str {
-    if matches!(command, "daemon" | "cri-proxy" | "doctor") { "8" } else { "1" }
+    if matches!(command, "daemon" | "cri-proxy" | "doctor" | "uninstall-pins") { "8" } else { "1" }
 }
 
 pub fn man(command: Option<&str>, directory: Option<&Path>) -> anyhow::Result<Code> {

@@ -102,6 +102,11 @@ impl<T> Journal<T> {
         Self { epoch, last: 0, window: VecDeque::new(), capacity }
     }
 
+    /// An empty journal whose next event has the number after that place.
+    pub fn resumed(position: Position, capacity: NonZeroUsize) -> Self {
+        Self { last: position.seq, ..Self::new(position.epoch, capacity) }
+    }
+
     /// Appends an event, and gives its number: 1, 2, 3, …
     pub fn push(&mut self, item: T) -> u64 {
         if self.window.len() == self.capacity.get() {

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod model;
 pub mod node;
 mod overflow;
+mod pairs;
 pub mod reorder;
 pub mod shares;
 pub mod units;

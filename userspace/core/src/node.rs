@@ -17,6 +17,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
@@ -26,7 +28,7 @@ use crate::model::{
 use crate::verdicts::VerdictTracker;
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Node {
     lifecycle: Lifecycle,
     limits: LimitTracker,

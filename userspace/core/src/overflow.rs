@@ -1,7 +1,10 @@
 //! What does not fit into a bound: counted by container, and reported as gaps once a tick.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Basis, CgroupId, Event, Gap, GapCause, KernelTime, Kind, Output, Subject};
 
@@ -9,15 +12,17 @@ use crate::model::{Basis, CgroupId, Event, Gap, GapCause, KernelTime, Kind, Outp
 const OWNERS: usize = 64;
 
 /// What did not fit since the last report.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Overflow {
+    #[serde(with = "crate::pairs")]
     by_owner: BTreeMap<Option<CgroupId>, Lost>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Lost {
     owner: Option<Arc<Subject>>,
-    by_kind: BTreeMap<&'static str, u64>,
+    #[serde(with = "crate::pairs")]
+    by_kind: BTreeMap<Cow<'static, str>, u64>,
     from: KernelTime,
 }
 
@@ -41,13 +46,13 @@ impl Overflow {
         let (id, owner) = if is_distinguished { (id, owner) } else { (None, None) };
         let lost =
             self.by_owner.entry(id).or_insert_with(|| Lost { owner, by_kind: BTreeMap::new(), from: at });
-        *lost.by_kind.entry(kind).or_default() += count;
+        *lost.by_kind.entry(kind.into()).or_default() += count;
     }
 
     /// Reports all of it.
     pub(crate) fn report(&mut self, to: KernelTime, output: &mut Output) {
         for (_, Lost { owner, by_kind, from }) in std::mem::take(&mut self.by_owner) {
-            let lost = by_kind.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
+            let lost = by_kind.into_iter().map(|(kind, count)| (kind.into_owned(), count)).collect();
             let kind = Kind::Gap(Gap { cause: GapCause::CapacityExceeded, lost, from, to, path: None });
             output.events.push(Event { at: to, basis: Basis::Daemon, subject: owner, kind });
         }

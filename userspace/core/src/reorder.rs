@@ -8,13 +8,15 @@
 //! What is left is a record whose hook ran before that moment and which was committed after it (the few hundred
 //! nanoseconds between reading the clock and the commit). It comes late; `lifecycle` has an outcome for it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{KernelEvent, KernelTime};
 
 /// Records held back at most: several drains' worth.
 pub const HELD_MAX: usize = 8_192;
 
 /// Records on their way from the rings to the machines.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct ReorderBuffer {
     held: Vec<KernelEvent>,
 }

@@ -10,6 +10,7 @@
 use std::hash::Hash;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 /// Whether an owner that holds so many may take one more while so many are free.
 pub fn may_take(held: usize, free: usize) -> bool {
@@ -17,11 +18,13 @@ pub fn may_take(held: usize, free: usize) -> bool {
 }
 
 /// A bound, and who holds how much of it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound(serialize = "K: Serialize", deserialize = "K: Deserialize<'de> + Eq + Hash"))]
 pub struct Shares<K> {
     capacity: usize,
     used: usize,
     /// Of owners that hold something.
+    #[serde(with = "crate::pairs")]
     held: FxHashMap<K, usize>,
 }
 

@@ -47,6 +47,10 @@ pub struct Config {
     pub subtree: Subtree,
     /// Whether the daemon starts outside of the host's pid namespace, too.
     pub any_pid_namespace: bool,
+    /// Whether the kernel side outlives the daemon, where it can.
+    pub pin: bool,
+    /// Where it is pinned.
+    pub pin_directory: PathBuf,
     /// The probes: rings, tracked set, roots, hooks.
     pub probe: probe::Settings,
     /// How many events can be replayed.

@@ -261,6 +261,32 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "kernel.pin",
+        expects: "\"auto\" or \"off\"",
+        default: Some(r#""off""#),
+        doc: "Whether maps, programs and links outlive the daemon: then what happens while none runs is recorded, as far as the \
+              rings hold it, and the next daemon reports it. auto needs a BPF file system, and does without where there is \
+              none. `kwitness uninstall-pins` removes what is left.",
+        apply: |config, value| {
+            config.pin = match text(value)? {
+                "auto" => true,
+                "off" => false,
+                _ => return Err("it is neither".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kernel.pin_directory",
+        expects: "an absolute path in a BPF file system",
+        default: Some(r#""/sys/fs/bpf/kwitness""#),
+        doc: "Where they are pinned. Each daemon needs a directory of its own.",
+        apply: |config, value| {
+            config.pin_directory = absolute(value)?;
+            Ok(())
+        },
+    },
+    Setting {
         key: "kernel.log",
         expects: "\"off\", \"warn\" or \"debug\"",
         default: Some(r#""off""#),
@@ -297,11 +323,7 @@ pub const SETTINGS: &[Setting] = &[
         default: Some(r#""/var/lib/kubelet""#),
         doc: "The kubelet's root directory (its --root-dir). Its checkpoints there say what limits containers should have.",
         apply: |config, value| {
-            let path = PathBuf::from(text(value)?);
-            if !path.is_absolute() {
-                return Err("it is not absolute".to_owned());
-            }
-            config.kubelet_directory = path;
+            config.kubelet_directory = absolute(value)?;
             Ok(())
         },
     },
@@ -352,6 +374,8 @@ impl Default for Config {
             max_calls: MaxCalls::default(),
             subtree: Subtree::default(),
             any_pid_namespace: false,
+            pin: false,
+            pin_directory: PathBuf::new(),
             probe: crate::probe::Settings::default(),
             replay_window: 0,
             replay_bytes: 0,
@@ -394,6 +418,11 @@ fn set_ring(ring: &mut NonZeroU32, value: &Value) -> Result<(), String> {
 
 fn non_zero(value: u64) -> Result<NonZeroU32, String> {
     u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| "it is zero or too large".to_owned())
+}
+
+fn absolute(value: &Value) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() { Ok(path) } else { Err("it is not absolute".to_owned()) }
 }
 
 /// The longest path that `sockaddr_un` holds.

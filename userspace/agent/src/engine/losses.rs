@@ -6,14 +6,40 @@ use std::collections::BTreeMap;
 use kwitness_abi::{Counters, RecordKind};
 use kwitness_core::decode::DecodeError;
 use kwitness_core::model::{CgroupId, GapCause, KernelTime, Loss};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 
+/// What has been accounted for of the kernel side's counters, for the next daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// By [`RecordKind::index`].
+    lost: Vec<u64>,
+    untracked: u64,
+    skipped: BTreeMap<String, u64>,
+    suppressed: SuppressedWrites,
+}
+
 /// Which writes to limit files were only counted, for they came too fast.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SuppressedWrites {
     total: u64,
     by_cgroup: BTreeMap<u64, u64>,
+}
+
+impl Seen {
+    /// What counts from zero again: what the kernel says of programs that were loaded anew, and all of it if the maps are new.
+    pub(super) fn forget(&mut self, loaded: &[&str], same_maps: bool) {
+        self.skipped.retain(|capability, _| !loaded.contains(&&**capability));
+        if !same_maps {
+            *self = Self::default();
+        }
+    }
+
+    /// Which writes to limit files were only counted.
+    pub(super) fn suppressed(&self) -> SuppressedWrites {
+        self.suppressed.clone()
+    }
 }
 
 impl SuppressedWrites {
@@ -42,7 +68,7 @@ pub(super) struct Losses {
     /// When the counters were read last.
     looked: KernelTime,
     /// Programs that were skipped, by capability, since the start.
-    skipped: BTreeMap<&'static str, u64>,
+    skipped: BTreeMap<String, u64>,
     /// When they were counted last.
     skipped_looked: KernelTime,
     /// By kind, since the last look.
@@ -62,6 +88,28 @@ impl Losses {
             skipped_looked: now,
             malformed: BTreeMap::new(),
             total: BTreeMap::new(),
+        }
+    }
+
+    /// Goes on from what an earlier daemon had accounted for until that time.
+    pub(super) fn resumed(seen: &Seen, until: KernelTime) -> Self {
+        let mut counters = Counters { untracked: seen.untracked, ..Counters::default() };
+        counters.lost.iter_mut().zip(&seen.lost).for_each(|(lost, seen)| *lost = *seen);
+        Self { looked: until, skipped: seen.skipped.clone(), skipped_looked: until, ..Self::new(counters) }
+    }
+
+    /// Until when.
+    pub(super) fn looked(&self) -> KernelTime {
+        self.looked
+    }
+
+    /// What has been accounted for.
+    pub(super) fn seen(&self, suppressed: &SuppressedWrites) -> Seen {
+        Seen {
+            lost: self.seen.lost.to_vec(),
+            untracked: self.seen.untracked,
+            skipped: self.skipped.clone(),
+            suppressed: suppressed.clone(),
         }
     }
 
@@ -113,13 +161,14 @@ impl Losses {
         now: KernelTime,
     ) -> Option<Loss> {
         let from = std::mem::replace(&mut self.skipped_looked, now);
+        let skipped = skipped.into_iter().map(|(capability, count)| (capability.to_owned(), count)).collect();
         let before = std::mem::replace(&mut self.skipped, skipped);
         let mut lost = BTreeMap::new();
         for (capability, count) in &self.skipped {
             let more = count.saturating_sub(before.get(capability).copied().unwrap_or(0));
             if more > 0 {
                 *self.total.entry(format!("program_skipped/{capability}")).or_default() += more;
-                lost.insert((*capability).to_owned(), more);
+                lost.insert(capability.clone(), more);
             }
         }
         (!lost.is_empty()).then_some(Loss { from, to: now, cause: GapCause::ProgramSkipped, lost })

@@ -15,6 +15,7 @@
 //! requests and the end of the daemon have their turn whatever the load.
 
 mod judge_queue;
+mod ledger;
 mod losses;
 mod outside;
 mod recorder;
@@ -34,10 +35,9 @@ use anyhow::Context as _;
 use kwitness_abi::Counters;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
-use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Action, CgroupId, ContainerState, Evidence, Fact, Judged, KernelEvent, Observation, Output, Problem,
-    Scan, ScanReason, Subject, VerdictScope,
+    Action, CgroupId, ContainerState, Evidence, Fact, GapCause, Judged, KernelEvent, KernelTime, Loss,
+    Observation, Output, Problem, Scan, ScanReason, Subject, VerdictScope,
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
@@ -52,9 +52,11 @@ use crate::hub::Writer;
 use crate::probe::{Drained, Produced, ProgramStats, Running};
 use crate::wire::problem;
 use kwitness_api::proto;
+use ledger::{Asked, Ledger, MemoryOf};
 use losses::{Losses, SuppressedWrites};
 use recorder::Recorder;
 
+pub(crate) use ledger::{History, Memory, Place, Refusal};
 pub(crate) use outside::Outside;
 pub(crate) use scans::Scans;
 
@@ -241,6 +243,10 @@ enum Read {
     Scanned(Scan),
     Answer(Observation),
     Evidence(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
+    /// What the rings held when this daemon took over from one that had ended by then.
+    Restarted {
+        from: KernelTime,
+    },
 }
 
 /// The engine; see the module's description.
@@ -266,17 +272,37 @@ pub(crate) struct Engine<P: Probe> {
     /// Why the last scan failed.
     scan_error: Option<String>,
     recorder: Option<Recorder>,
+    /// What is taken in is written there first, if it is to survive the process.
+    ledger: Option<Ledger>,
+    asked: Asked,
+    /// The last record that the ledger has of an earlier daemon: it may be in its ring still. Empty once that is known.
+    last_record: Vec<u8>,
+    /// Whether an earlier daemon's work goes on.
+    resumes: Option<Resumes>,
     records: u64,
     /// Until the initial scan has been observed.
     ready: Option<oneshot::Sender<()>>,
+}
+
+/// How an earlier daemon's work goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Resumes {
+    /// What was not recorded meanwhile, by capability; everything, if the programs ended with that daemon.
+    pub(crate) unrecorded: Vec<&'static str>,
+    /// Whether the maps are that daemon's, the counters with them.
+    pub(crate) same_maps: bool,
 }
 
 /// What the engine works with.
 pub(crate) struct Parts<P> {
     /// The programs, attached.
     pub(crate) probe: P,
-    /// How much is remembered.
-    pub(crate) bounds: Bounds,
+    /// What is known already.
+    pub(crate) memory: Memory,
+    /// By whom, if by an earlier daemon.
+    pub(crate) resumes: Option<Resumes>,
+    /// Where what is taken in is kept.
+    pub(crate) place: Option<Place>,
     /// Who walks the cgroup tree.
     pub(crate) scans: Scans,
     /// Who looks for containers outside of all roots.
@@ -295,21 +321,54 @@ pub(crate) struct Parts<P> {
     pub(crate) requests: mpsc::Receiver<Request>,
 }
 
+/// It is no reason to stop: the next daemon begins a new epoch.
+fn not_kept(place: &Place, error: &io::Error) {
+    tracing::error!(
+        path = %place.directory.display(),
+        %error,
+        "what is observed cannot be kept for the next daemon, which will begin a new epoch"
+    );
+    if let Err(error) = place.remove() {
+        tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
+    }
+}
+
 impl<P: Probe> Engine<P> {
     /// Puts the parts together; writes observations to `record` if given.
     ///
     /// # Errors
     /// The file cannot be made.
     pub(crate) fn new(parts: Parts<P>, record: Option<&Path>) -> anyhow::Result<Self> {
-        let Parts { probe, bounds, scans, outside, writer, resolver, reader, verdicts, answers, requests } =
-            parts;
-        Ok(Self {
-            losses: Losses::new(probe.counters()),
+        let Parts {
+            probe,
+            memory,
+            resumes,
+            place,
+            scans,
+            outside,
+            writer,
+            resolver,
+            reader,
+            verdicts,
+            answers,
+            requests,
+        } = parts;
+        let Memory { node, reorder, events, mut seen, asked, last_record, until } = memory;
+        let since = match &resumes {
+            Some(Resumes { unrecorded, same_maps }) => {
+                seen.forget(unrecorded, *same_maps);
+                until
+            }
+            None => Clock::read().now(),
+        };
+        let losses = Losses::resumed(&seen, since);
+        let mut engine = Self {
+            losses,
             probe,
             decoder: Decoder::default(),
-            reorder: ReorderBuffer::default(),
-            node: Node::new(bounds),
-            output: Output::default(),
+            reorder,
+            node,
+            output: Output { events, actions: Vec::new() },
             waiting: VecDeque::new(),
             writer,
             resolver,
@@ -318,14 +377,78 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
             scans,
-            suppressed: SuppressedWrites::default(),
+            suppressed: seen.suppressed(),
             outside,
             problems: Vec::new(),
             scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
+            ledger: None,
+            asked,
+            last_record,
+            resumes,
             records: 0,
             ready: None,
-        })
+        };
+        if let Some(place) = place {
+            let begun = place.clone().begin(engine.writer.position(), &engine.memory());
+            match begun {
+                Ok(ledger) => engine.ledger = Some(ledger),
+                Err(error) => not_kept(&place, &error),
+            }
+        }
+        Ok(engine)
+    }
+
+    /// What the next daemon has to know.
+    fn memory(&self) -> MemoryOf<'_> {
+        MemoryOf {
+            node: &self.node,
+            reorder: &self.reorder,
+            events: &self.output.events,
+            seen: self.losses.seen(&self.suppressed),
+            asked: &self.asked,
+            last_record: &self.last_record,
+            until: Clock::read().now(),
+        }
+    }
+
+    /// Writes to the ledger, in a new segment if there is no room in this one. Whether it is there.
+    fn keep(&mut self, write: impl Fn(&mut Ledger) -> bool) -> bool {
+        let Some(ledger) = &mut self.ledger else { return true };
+        if write(ledger) {
+            return true;
+        }
+        self.turn();
+        self.ledger.as_mut().is_none_or(write)
+    }
+
+    /// Begins a new segment of the ledger.
+    fn turn(&mut self) {
+        let Some(mut ledger) = self.ledger.take() else { return };
+        match ledger.turn(self.writer.position(), &self.memory()) {
+            Ok(()) => self.ledger = Some(ledger),
+            Err(error) => not_kept(ledger.place(), &error),
+        }
+    }
+
+    /// Goes on with what an earlier daemon had begun.
+    fn resume(&mut self) {
+        let Some(Resumes { unrecorded, .. }) = self.resumes.take() else {
+            self.scans.want(ScanReason::Initial);
+            return;
+        };
+        let clock = Clock::read();
+        let from = self.losses.looked();
+        self.output.actions.extend(self.asked.actions());
+        self.asked = Asked::default();
+        self.publish(clock);
+        if !unrecorded.is_empty() {
+            let lost = unrecorded.iter().map(|capability| ((*capability).to_owned(), 0)).collect();
+            self.observe(Observation::Lost(Loss { from, to: clock.now(), cause: GapCause::AgentDown, lost }));
+        }
+        self.scans.want(ScanReason::Repair);
+        self.verdicts.push(VerdictScope::All);
+        self.wait_for_records(Read::Restarted { from });
     }
 
     /// Runs until cancelled. `ready` is sent once the initial scan has been observed; until then no request is answered.
@@ -338,7 +461,7 @@ impl<P: Probe> Engine<P> {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         self.ready = Some(ready);
-        self.scans.want(ScanReason::Initial);
+        self.resume();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -382,11 +505,29 @@ impl<P: Probe> Engine<P> {
     /// Takes what is in the rings, within the budget, and observes what has waited for it.
     fn drain(&mut self) {
         let clock = Clock::read();
-        let Self { probe, decoder, reorder, losses, .. } = self;
-        let drained = probe.drain(DRAIN_BUDGET, |bytes| match decoder.decode(bytes) {
-            Ok(event) => reorder.push(event),
-            Err(error) => losses.malformed(&error),
+        if self.ledger.as_ref().is_some_and(Ledger::is_nearly_full) {
+            self.turn();
+        }
+        let Self { probe, decoder, reorder, losses, ledger, last_record, .. } = self;
+        let mut is_kept = true;
+        let drained = probe.drain(DRAIN_BUDGET, |bytes| {
+            if bytes == last_record {
+                // The earlier daemon ended between writing it down and consuming it.
+                last_record.clear();
+                return;
+            }
+            is_kept &= ledger.as_mut().is_none_or(|ledger| ledger.record(bytes));
+            match decoder.decode(bytes) {
+                Ok(event) => reorder.push(event),
+                Err(error) => losses.malformed(&error),
+            }
         });
+        if !is_kept {
+            self.turn();
+        }
+        if !drained.more {
+            self.last_record.clear();
+        }
         self.records += drained.records as u64;
         self.release(clock);
         self.publish(clock);
@@ -405,6 +546,10 @@ impl<P: Probe> Engine<P> {
 
     /// Observes the records that are not younger than that.
     fn release(&mut self, until: Clock) {
+        if self.reorder.held() == 0 {
+            return;
+        }
+        self.keep(|ledger| ledger.release(until.now()));
         let Self { reorder, node, output, recorder, .. } = self;
         for event in reorder.release(until.now()) {
             let observation = Observation::Kernel(event);
@@ -484,6 +629,11 @@ impl<P: Probe> Engine<P> {
                 }
             }
             Read::Answer(observation) => self.observe(observation),
+            Read::Restarted { from } => {
+                let (to, records) = (Clock::read().now(), self.records);
+                tracing::info!(records, "goes on where the earlier daemon ended");
+                self.observe(Observation::AgentRestarted { from, to, records });
+            }
             Read::Evidence(evidence, answer) => {
                 let judged = evidence.into_iter().map(|evidence| self.judge(evidence)).collect();
                 // The client may have gone.
@@ -494,17 +644,27 @@ impl<P: Probe> Engine<P> {
     }
 
     fn judge(&mut self, evidence: Evidence) -> Judged {
-        let Some(recorder) = &mut self.recorder else { return self.node.judge(&evidence, &mut self.output) };
+        if self.recorder.is_none() && self.ledger.is_none() {
+            return self.node.judge(&evidence, &mut self.output);
+        }
         let observation = Observation::Evidence(Box::new(evidence));
-        recorder.write(&observation);
+        let is_kept = self.keep(|ledger| ledger.observation(&observation));
+        if let Some(recorder) = &mut self.recorder {
+            recorder.write(&observation);
+        }
         let Observation::Evidence(evidence) = observation else { unreachable!("it was put in above") };
-        self.node.judge(&evidence, &mut self.output)
+        let judged = self.node.judge(&evidence, &mut self.output);
+        if !is_kept {
+            self.turn();
+        }
+        judged
     }
 
     fn look_for_losses(&mut self, clock: Clock) {
         for loss in self.losses.since_last(self.probe.counters(), clock.now()) {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
             self.observe(Observation::Lost(loss));
+            self.keep_seen();
         }
     }
 
@@ -512,6 +672,7 @@ impl<P: Probe> Engine<P> {
         if let Some(loss) = self.losses.skipped_since_last(self.probe.skipped(), clock.now()) {
             tracing::warn!(lost = ?loss.lost, "the kernel skipped programs; a scan follows");
             self.observe(Observation::Lost(loss));
+            self.keep_seen();
         }
     }
 
@@ -527,22 +688,41 @@ impl<P: Probe> Engine<P> {
                     let fact = Fact::LimitWritesSuppressed(writes);
                     self.observe(Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact }));
                 }
+                self.keep_seen();
             }
             Err(error) => tracing::error!(%error, "cannot read which limit writes were only counted"),
         }
     }
 
     fn observe(&mut self, observation: Observation) {
+        let is_kept = self.keep(|ledger| ledger.observation(&observation));
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
+        self.asked.answered(&observation);
         self.node.observe(observation, &mut self.output);
+        if !is_kept {
+            // It is larger than a segment: what followed from it is kept instead.
+            self.turn();
+        }
+    }
+
+    /// What has been accounted for of the kernel's counters.
+    fn keep_seen(&mut self) {
+        if self.ledger.is_some() {
+            let seen = self.losses.seen(&self.suppressed);
+            self.keep(|ledger| ledger.seen(&seen));
+        }
     }
 
     /// Writes the journal, then does what is to be done.
     fn publish(&mut self, clock: Clock) {
-        self.writer.append(self.output.events.drain(..), clock);
+        if !self.output.events.is_empty() {
+            self.keep(|ledger| ledger.publish(clock));
+            self.writer.append(self.output.events.drain(..), clock);
+        }
         for action in self.output.actions.drain(..) {
+            self.asked.note(&action);
             match action {
                 Action::Resolve(container) => self.resolver.ask(container),
                 Action::Rescan => self.scans.want(ScanReason::Repair),

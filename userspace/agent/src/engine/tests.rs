@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use kwitness_core::journal::Epoch;
+use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{KernelTime, Scan};
 use tokio::time::{Instant, timeout};
 
@@ -94,7 +95,9 @@ fn start(backlog: u64) -> Running {
     let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
     let parts = Parts {
         probe: Flood { read: read.clone(), backlog },
-        bounds: Bounds::default(),
+        memory: Memory::new(Bounds::default()),
+        resumes: None,
+        place: None,
         scans: Scans::by(empty),
         outside: Outside::by(|_| BTreeMap::new()),
         writer: Hub::new(

@@ -166,7 +166,13 @@ fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
 impl Hub {
     /// An empty journal of that epoch, and the only writer.
     pub fn new(epoch: Epoch, capacity: Capacity) -> (Arc<Self>, Writer) {
-        let window = Window::new(epoch.clone(), capacity);
+        Self::resumed(Position { epoch, seq: 0 }, capacity)
+    }
+
+    /// An empty journal that goes on after that place, and the only writer.
+    pub fn resumed(position: Position, capacity: Capacity) -> (Arc<Self>, Writer) {
+        let epoch = position.epoch.clone();
+        let window = Window::resumed(position, capacity);
         let hub = Arc::new(Self { epoch, capacity, window, lagged: AtomicU64::new(0) });
         let writer = Writer {
             hub: hub.clone(),

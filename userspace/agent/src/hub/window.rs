@@ -12,7 +12,7 @@
 use std::num::NonZeroUsize;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use kwitness_core::journal::{Cursor, Epoch, Journal, Missed};
+use kwitness_core::journal::{Cursor, Epoch, Journal, Missed, Position};
 use tokio::sync::watch;
 
 /// What a window keeps. Clones are cheap: they share what is large.
@@ -84,13 +84,19 @@ pub struct Usage {
 impl<T: Item> Window<T> {
     /// An empty window.
     pub fn new(epoch: Epoch, capacity: Capacity) -> Self {
+        Self::resumed(Position { epoch, seq: 0 }, capacity)
+    }
+
+    /// An empty window whose next item has the number after that place.
+    pub fn resumed(position: Position, capacity: Capacity) -> Self {
+        let last = position.seq;
         let inner = Inner {
-            journal: Journal::new(epoch, capacity.items),
+            journal: Journal::resumed(position, capacity.items),
             index: T::Index::default(),
             bytes: 0,
             bytes_max: capacity.bytes,
         };
-        Self { inner: RwLock::new(inner), last: watch::Sender::new(0) }
+        Self { inner: RwLock::new(inner), last: watch::Sender::new(last) }
     }
 
     /// Appends items, and wakes the readers once.

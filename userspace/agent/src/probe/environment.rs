@@ -19,7 +19,7 @@ const TRACEFS_PATH: &str = "/sys/kernel/tracing";
 const LOCKDOWN_PATH: &str = "/sys/kernel/security/lockdown";
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
-const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+pub(super) const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 /// `TRACEFS_MAGIC` of `include/uapi/linux/magic.h`.
 const TRACEFS_MAGIC: FsType = FsType(0x7472_6163);
 
@@ -204,7 +204,7 @@ fn time_namespace_check() -> Check {
 }
 
 fn bpffs_check() -> Check {
-    unneeded_mount("bpffs", BPFFS_PATH, BPF_FS_MAGIC, "programs and maps live as long as the daemon")
+    unneeded_mount("bpffs", BPFFS_PATH, BPF_FS_MAGIC, "without it, programs and maps end with the daemon")
 }
 
 fn tracefs_check() -> Check {

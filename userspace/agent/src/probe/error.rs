@@ -108,6 +108,17 @@ pub enum ProbeError {
         refused: Vec<Refusal>,
     },
 
+    /// An attached program's descriptor cannot be had.
+    #[error(
+        "the attached program {program} cannot be opened. Remedy: run `kwitness uninstall-pins`, then start again"
+    )]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
     /// The ring of the programs' log messages cannot be read.
     #[error("the programs' log cannot be read. Remedy: set kernel.log to \"off\"")]
     Log(#[source] aya_log::Error),

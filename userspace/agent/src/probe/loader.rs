@@ -14,12 +14,16 @@
 //!
 //! Owns the choice of hooks and the maps' sizes. Never reads a ring.
 
-use std::fs;
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{HashMap, MapError, lpm_trie::Key, lpm_trie::LpmTrie},
-    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
+    pin::PinError,
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, links::FdLink},
     sys::SyscallError,
 };
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
@@ -35,6 +39,7 @@ use super::{
     layout,
     lock::InstanceLock,
     object::OBJECT,
+    pins::{self, Unpinned},
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::Running,
     settings::{MAX_ROOTS, ProbeLog, Settings},
@@ -63,6 +68,7 @@ pub struct Loaded {
     choices: Vec<Choice>,
     log: ProbeLog,
     lock: Option<InstanceLock>,
+    pinned: std::result::Result<pins::Set, Unpinned>,
 }
 
 /// The programs run; what they record waits in the rings.
@@ -71,6 +77,19 @@ pub struct Attached {
     pub(super) capabilities: Capabilities,
     pub(super) log: ProbeLog,
     pub(super) lock: Option<InstanceLock>,
+    /// Every attached program.
+    pub(super) programs: Vec<AttachedProgram>,
+    /// The capabilities whose hooks were attached by this process, or that have none.
+    pub(super) new: Vec<&'static str>,
+    /// What outlives this process; or why nothing does.
+    pub pinned: std::result::Result<pins::Set, Unpinned>,
+}
+
+/// A program that serves a capability.
+pub(super) struct AttachedProgram {
+    pub(super) capability: &'static str,
+    pub(super) name: &'static str,
+    pub(super) fd: OwnedFd,
 }
 
 /// What is known for the choice of hooks.
@@ -87,7 +106,19 @@ struct Choice {
     /// The hooks that have not been tried.
     left: std::vec::IntoIter<Hook>,
     loaded: Option<Hook>,
+    links: Links,
     refused: Vec<Refusal>,
+}
+
+/// What keeps a capability's hook attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    /// This process: they end with it.
+    Ours,
+    /// Pins that this process made.
+    Pinned,
+    /// Pins of an earlier daemon: they were there all the time.
+    Adopted,
 }
 
 impl Loaded {
@@ -104,8 +135,14 @@ impl Loaded {
             return Err(ProbeError::TimeNamespace { offset });
         }
         let lock = settings.lock_file.as_deref().map(InstanceLock::acquire).transpose()?;
-        let mut loaded = Self::open(settings, lock)?;
+        let pinned = pins::take(settings);
+        let mut loaded = Self::open(settings, lock, pinned)?;
         for choice in &mut loaded.choices {
+            if let Ok(set) = &loaded.pinned
+                && choice.adopt(set)
+            {
+                continue;
+            }
             choice.advance(&mut loaded.ebpf, &loaded.chooser);
             choice.accept()?;
         }
@@ -113,7 +150,11 @@ impl Loaded {
     }
 
     /// Everything but the programs.
-    fn open(settings: &Settings, lock: Option<InstanceLock>) -> Result<Self> {
+    fn open(
+        settings: &Settings,
+        lock: Option<InstanceLock>,
+        pinned: std::result::Result<pins::Set, Unpinned>,
+    ) -> Result<Self> {
         let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
         let layout = layout::resolve(&Btf::parse(&bytes)?);
         let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
@@ -126,7 +167,13 @@ impl Loaded {
             resource::RLIM_INFINITY,
         );
         let tracked = settings.tracked_capacity.get();
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Ok(set) = &pinned {
+            for map in pins::MAPS {
+                loader.map_pin_path(map, set.map(map));
+            }
+        }
+        let mut ebpf = loader
             .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
             .override_global("SUBTREE", &settings.subtree, true)
@@ -145,16 +192,31 @@ impl Loaded {
         configure_limit_files(&mut ebpf)?;
         let chooser = Chooser { btf, layout, exclude: settings.exclude.clone(), syscalls: settings.syscalls };
         let choices = choices().collect();
-        Ok(Self { ebpf, chooser, choices, log: settings.log, lock })
+        Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })
     }
 
     /// Attaches every loaded program.
     pub fn attach(mut self) -> Result<Attached> {
-        for choice in &mut self.choices {
-            choice.attach(&mut self.ebpf, &self.chooser);
+        let set = self.pinned.as_ref().ok();
+        for choice in self.choices.iter_mut().filter(|choice| choice.links != Links::Adopted) {
+            choice.attach(&mut self.ebpf, &self.chooser, set);
             choice.accept()?;
         }
-        Ok(Attached { capabilities: report(self.choices), ebpf: self.ebpf, log: self.log, lock: self.lock })
+        let mut programs = Vec::new();
+        for choice in &self.choices {
+            programs.extend(choice.programs(&self.ebpf, set)?);
+        }
+        if let Some(set) = set
+            && let Err(error) = set.complete()
+        {
+            // One that is not complete is replaced at the next start, as after a crash.
+            tracing::warn!(%error, "the pinned programs cannot be adopted by the next daemon");
+        }
+        let Self { ebpf, choices, log, lock, pinned, .. } = self;
+        // A capability without a hook may have a substitute, which is no program.
+        let is_new = |choice: &&Choice| choice.links != Links::Adopted;
+        let new = choices.iter().filter(is_new).map(|choice| choice.capability.name).collect();
+        Ok(Attached { new, capabilities: report(choices), ebpf, log, lock, programs, pinned })
     }
 }
 
@@ -162,6 +224,16 @@ impl Attached {
     /// What serves each capability.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    /// What was not recorded before this process attached it, by capability. One that has no hook, and no substitute either, never
+    /// is.
+    pub fn unrecorded(&self, capabilities: &Capabilities) -> Vec<&'static str> {
+        let served = capabilities
+            .reports
+            .iter()
+            .filter(|report| report.chosen.is_some() || report.substitute.is_some());
+        served.map(|report| report.capability.name).filter(|name| self.new.contains(name)).collect()
     }
 
     /// The object with its programs attached, for a reader other than [`Running`].
@@ -185,10 +257,10 @@ pub fn kernel_layout() -> Result<impl aya::Pod> {
 /// running daemon. What prevents every program (no BTF, no memory for a map) is one error; what prevents a single hook is
 /// in its capability's refusals.
 pub fn survey(settings: &Settings) -> Result<Capabilities> {
-    let Loaded { mut ebpf, chooser, mut choices, .. } = Loaded::open(settings, None)?;
+    let Loaded { mut ebpf, chooser, mut choices, .. } = Loaded::open(settings, None, Err(Unpinned::Off))?;
     for choice in &mut choices {
         choice.advance(&mut ebpf, &chooser);
-        choice.attach(&mut ebpf, &chooser);
+        choice.attach(&mut ebpf, &chooser, None);
     }
     Ok(report(choices))
 }
@@ -200,11 +272,39 @@ fn choices() -> impl Iterator<Item = Choice> {
         capability,
         left: capability.hooks_in_order(tracepoints).into_iter(),
         loaded: None,
+        links: Links::Ours,
         refused: Vec::new(),
     })
 }
 
 impl Choice {
+    /// Takes over the hook that an earlier daemon has attached; false if there is none.
+    fn adopt(&mut self, set: &pins::Set) -> bool {
+        self.loaded = set.hook(self.capability, Tracepoints::of(&environment::kernel_release()));
+        if self.loaded.is_some() {
+            self.links = Links::Adopted;
+        }
+        self.loaded.is_some()
+    }
+
+    /// The programs of its hook.
+    fn programs(&self, ebpf: &Ebpf, set: Option<&pins::Set>) -> Result<Vec<AttachedProgram>> {
+        let mut programs = Vec::new();
+        for name in self.loaded.iter().flat_map(Hook::programs) {
+            let fd = match (set, ebpf.program(name)) {
+                (Some(set), _) if self.links == Links::Adopted => pins::object(&set.program(name)),
+                (_, Some(program)) => program
+                    .fd()
+                    .map_err(io::Error::other)
+                    .and_then(|program| program.as_fd().try_clone_to_owned()),
+                (_, None) => Err(io::ErrorKind::NotFound.into()),
+            };
+            let fd = fd.map_err(|source| ProbeError::Program { program: name, source })?;
+            programs.push(AttachedProgram { capability: self.capability.name, name, fd });
+        }
+        Ok(programs)
+    }
+
     /// Loads the next hook that can be loaded.
     fn advance(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
         self.loaded = None;
@@ -220,10 +320,13 @@ impl Choice {
     }
 
     /// Attaches the loaded hook, or the next one that can be loaded and attached.
-    fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser) {
+    fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser, set: Option<&pins::Set>) {
         while let Some(hook) = self.loaded {
-            match attach(ebpf, self.capability, &hook) {
-                Ok(()) => return,
+            match attach(ebpf, self.capability, &hook, set) {
+                Ok(links) => {
+                    self.links = links;
+                    return;
+                }
                 Err(reason) => self.refused.push(Refusal { hook, reason }),
             }
             self.advance(ebpf, chooser);
@@ -267,25 +370,86 @@ impl Chooser {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook) -> std::result::Result<(), Reason> {
-    let attached = hook.programs().try_for_each(|name| match hook.kind {
-        HookKind::RawTracepoint => program::<RawTracePoint>(ebpf, name)?.attach(capability.target).map(drop),
-        HookKind::Tracepoint => {
-            program::<TracePoint>(ebpf, name)?.attach(TRACE_SYSTEM, capability.target).map(drop)
+/// Attaches a hook's programs, and pins all their links if that is possible.
+fn attach(
+    ebpf: &mut Ebpf,
+    capability: &Capability,
+    hook: &Hook,
+    set: Option<&pins::Set>,
+) -> std::result::Result<Links, Reason> {
+    let mut attach_all = || {
+        if let Some(set) = set {
+            let is_pinned = |name| {
+                let link = attach_program(ebpf, capability, hook, name, Keep::Out)?;
+                Ok(link.is_some_and(|link| pin(ebpf, name, link, set).is_ok()))
+            };
+            let pinned: Vec<bool> =
+                hook.programs().map(is_pinned).collect::<std::result::Result<_, ProgramError>>()?;
+            if !pinned.contains(&false) {
+                return Ok(Links::Pinned);
+            }
+            // A link that cannot be pinned is gone by now, and with these so are the others.
+            hook.programs().for_each(|name| set.forget(name));
         }
-        HookKind::Fentry if name == hook.program => program::<FEntry>(ebpf, name)?.attach().map(drop),
-        HookKind::Fentry => program::<FExit>(ebpf, name)?.attach().map(drop),
-        HookKind::Kprobe => program::<KProbe>(ebpf, name)?.attach(capability.target, 0).map(drop),
-        HookKind::Syscall => {
-            let event = if name == hook.program { SYSCALL_EVENTS.0 } else { SYSCALL_EVENTS.1 };
-            program::<TracePoint>(ebpf, name)?.attach("syscalls", event).map(drop)
-        }
-    });
+        hook.programs()
+            .try_for_each(|name| attach_program(ebpf, capability, hook, name, Keep::In).map(drop))?;
+        Ok(Links::Ours)
+    };
+    let attached = attach_all();
     let call = match hook.kind {
         HookKind::RawTracepoint | HookKind::Fentry => "BPF_RAW_TRACEPOINT_OPEN",
         HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
     };
     attached.map_err(|error| refused(ebpf, capability, hook, error, call))
+}
+
+/// Whose a new link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// The loaded object's: it ends with that.
+    In,
+    /// The caller's.
+    Out,
+}
+
+/// Attaches a program. The link, if it is to be the caller's, and is of a kind that can be.
+fn attach_program(
+    ebpf: &mut Ebpf,
+    capability: &Capability,
+    hook: &Hook,
+    name: &str,
+    keep: Keep,
+) -> std::result::Result<Option<FdLink>, ProgramError> {
+    macro_rules! attached {
+        ($kind:ty, |$program:ident| $attach:expr) => {{
+            let $program = program::<$kind>(ebpf, name)?;
+            let id = $attach?;
+            match keep {
+                Keep::In => Ok(None),
+                Keep::Out => Ok($program.take_link(id)?.try_into().ok()),
+            }
+        }};
+    }
+    match hook.kind {
+        HookKind::RawTracepoint => attached!(RawTracePoint, |program| program.attach(capability.target)),
+        HookKind::Tracepoint => {
+            attached!(TracePoint, |program| program.attach(TRACE_SYSTEM, capability.target))
+        }
+        HookKind::Fentry if name == hook.program => attached!(FEntry, |program| program.attach()),
+        HookKind::Fentry => attached!(FExit, |program| program.attach()),
+        HookKind::Kprobe => attached!(KProbe, |program| program.attach(capability.target, 0)),
+        HookKind::Syscall => {
+            let event = if name == hook.program { SYSCALL_EVENTS.0 } else { SYSCALL_EVENTS.1 };
+            attached!(TracePoint, |program| program.attach("syscalls", event))
+        }
+    }
+}
+
+/// Has a program and its link outlive this process.
+fn pin(ebpf: &mut Ebpf, name: &str, link: FdLink, set: &pins::Set) -> std::result::Result<(), PinError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| PinError::NoFd { name: name.to_owned() })?;
+    program.pin(set.program(name))?;
+    link.pin(set.link(name)).map(drop)
 }
 
 /// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.
@@ -409,7 +573,7 @@ fn object_error(error: EbpfError) -> ProbeError {
 }
 
 /// An error with its causes, in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

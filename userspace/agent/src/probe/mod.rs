@@ -4,6 +4,7 @@
 //!  capability ─────── what must be seen, by which hooks, at what cost if not
 //!  btf, layout  where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
+//!  pins ─────── what of it outlives the process
 //!  pace ─────── when the reader looks at the rings
 //!  capability, environment, error ── what was found, and what it means, in words
 //! ```
@@ -20,8 +21,10 @@ mod layout;
 mod loader;
 mod lock;
 mod log;
+pub mod mapped;
 mod object;
 mod pace;
+pub mod pins;
 mod positions;
 pub mod report;
 mod ring;
@@ -30,9 +33,10 @@ mod stats;
 
 pub use self::{
     error::{ProbeError, Result},
-    loader::{Attached, Loaded, kernel_layout, survey},
+    loader::{Attached, Loaded, error_chain, kernel_layout, survey},
     object::OBJECT,
     pace::ReaderWaits,
+    pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::{Drained, Life, Produced, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},

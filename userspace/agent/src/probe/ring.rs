@@ -21,10 +21,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     counters::CountersView,
     error::{ProbeError, Result},
-    loader::Attached,
+    loader::{Attached, AttachedProgram},
     lock::InstanceLock,
     log::LogReader,
     pace::{Next, Pace, ReaderWaits},
+    pins::{self, Unpinned},
     positions::Positions,
     report::Capabilities,
     stats::{self, ProgramStats},
@@ -78,7 +79,7 @@ pub struct Drained {
 #[derive(Clone, Copy, Debug)]
 pub struct Produced([u64; RINGS.len()]);
 
-/// The programs run and their records are read. Dropping it detaches and unloads everything.
+/// The programs run and their records are read. Dropping it detaches and unloads everything that is not pinned.
 pub struct Running {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     positions: [Positions; RINGS.len()],
@@ -87,14 +88,18 @@ pub struct Running {
     counters: CountersView,
     budgets: HashMap<MapData, u64, BudgetValue>,
     capabilities: Capabilities,
-    ebpf: Ebpf,
+    programs: Vec<AttachedProgram>,
+    /// Keeps other daemons away from what is pinned.
+    _pinned: std::result::Result<pins::Set, Unpinned>,
+    /// Holds the links that are not pinned.
+    _ebpf: Ebpf,
     _log: Option<LogReader>,
     _lock: Option<InstanceLock>,
 }
 
 impl Running {
     pub(super) fn new(attached: Attached) -> Result<Self> {
-        let Attached { mut ebpf, capabilities, log, lock } = attached;
+        let Attached { mut ebpf, capabilities, log, lock, programs, pinned, new: _ } = attached;
         let log = LogReader::start(&mut ebpf, log)?;
         let [first, second, third, fourth] = RINGS.map(|name| -> Result<_> {
             let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
@@ -122,7 +127,9 @@ impl Running {
             counters: counters.map_err(|source| map_error("COUNTERS", source))?,
             budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
             capabilities,
-            ebpf,
+            programs,
+            _pinned: pinned,
+            _ebpf: ebpf,
             _log: log,
             _lock: lock,
         })
@@ -245,15 +252,8 @@ impl Running {
 
     /// The statistics of each attached program, and the name of the capability that it serves.
     fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
-        let hooks = self
-            .capabilities
-            .reports
-            .iter()
-            .filter_map(|report| Some((report.capability.name, report.chosen?)));
-        let programs =
-            hooks.flat_map(|(capability, hook)| hook.programs().map(move |program| (capability, program)));
-        programs
-            .filter_map(|(capability, name)| Some((capability, stats::read(name, self.ebpf.program(name)?))))
+        let programs = self.programs.iter();
+        programs.map(|AttachedProgram { capability, name, fd }| (*capability, stats::read(name, fd.as_fd())))
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Settings {
     pub log: ProbeLog,
     /// Held as long as the probes are loaded, so that one instance runs at a time.
     pub lock_file: Option<PathBuf>,
+    /// Where maps, programs and links are pinned, in a BPF file system; none: they end with the process.
+    pub pins: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -48,6 +50,7 @@ impl Default for Settings {
             syscalls: false,
             log: ProbeLog::Off,
             lock_file: None,
+            pins: None,
         }
     }
 }

@@ -2,11 +2,9 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsRawFd as _, BorrowedFd},
     time::Duration,
 };
-
-use aya::programs::Program;
 
 /// What the kernel says about a loaded program. Absent is what it does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +20,9 @@ pub struct ProgramStats {
     pub recursion_misses: Option<u64>,
 }
 
-/// Reads a program's statistics.
-pub fn read(name: &'static str, program: &Program) -> ProgramStats {
-    let fdinfo = program
-        .fd()
-        .ok()
-        .and_then(|fd| fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok());
+/// Reads the statistics of the program that has this descriptor.
+pub fn read(name: &'static str, program: BorrowedFd<'_>) -> ProgramStats {
+    let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).ok();
     let are_counted =
         fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() != "0");
     parse(name, &fdinfo.unwrap_or_default(), are_counted)

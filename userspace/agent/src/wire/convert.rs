@@ -69,6 +69,11 @@ fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
         core::Kind::Resynced { found, gone, corrected } => {
             Kind::Resynced(proto::Resynced { found: *found, gone: *gone, corrected: *corrected })
         }
+        core::Kind::AgentRestarted { from, to, records } => Kind::AgentRestarted(proto::AgentRestarted {
+            from: Some(clock.wall(*from)),
+            to: Some(clock.wall(*to)),
+            records: *records,
+        }),
     }
 }
 
@@ -204,6 +209,7 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
         core::GapCause::ProgramSkipped => proto::GapCause::ProgramSkipped,
         core::GapCause::CapacityExceeded => proto::GapCause::CapacityExceeded,
         core::GapCause::CgroupUnreadable => proto::GapCause::CgroupUnreadable,
+        core::GapCause::AgentDown => proto::GapCause::AgentDown,
     }
 }
 

@@ -129,9 +129,7 @@ impl Watch {
 
     /// Asks for as many events less after a reconnection. A stream that has all of them does not reconnect.
     fn count(&mut self, events: &[proto::Event]) {
-        let of_node = |event: &&proto::Event| {
-            matches!(EventKind::of(event), Some(EventKind::Gap | EventKind::Resynced))
-        };
+        let of_node = |event: &&proto::Event| EventKind::of(event).is_some_and(EventKind::is_of_node);
         if self.request.limit == 0 {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::proto;
+use crate::{EventKind, proto};
 
 /// The shortest beginning of a container ID that counts.
 const ID_PREFIX_MIN: usize = 4;
@@ -21,12 +21,11 @@ pub(super) fn wants_container(filter: &proto::Filter, container: &proto::Contain
 
 /// Whether an event matches.
 pub(super) fn wants_event(filter: &proto::Filter, event: &proto::Event) -> bool {
-    let kind = event.kind.as_ref();
-    if matches!(kind, Some(proto::event::Kind::Gap(_) | proto::event::Kind::Resynced(_))) {
+    let kind = EventKind::of(event);
+    if kind.is_some_and(EventKind::is_of_node) {
         return true;
     }
-    let wants_kind = filter.kinds.is_empty()
-        || kind.is_some_and(|kind| filter.kinds.contains(&crate::EventKind::from(kind).into()));
+    let wants_kind = filter.kinds.is_empty() || kind.is_some_and(|kind| filter.kinds.contains(&kind.into()));
     wants_kind
         && match &event.container {
             Some(container) => wants_container(filter, container),

@@ -12,7 +12,7 @@ use super::state::State;
 use super::write::parts;
 use super::{Error, Header, Line, Lines, Part};
 use crate::client::Item;
-use crate::{Timestamp, proto};
+use crate::{EventKind, Timestamp, proto};
 
 /// As many events as the daemon sends at once.
 const BATCH: usize = 512;
@@ -225,8 +225,7 @@ impl Replay {
             let Line::Event(mut event) = line else { continue };
             self.recording.names.name_event(&mut event);
             if self.wants(&event) {
-                let is_counted =
-                    !matches!(event.kind, Some(proto::event::Kind::Gap(_) | proto::event::Kind::Resynced(_)));
+                let is_counted = !EventKind::of(&event).is_some_and(EventKind::is_of_node);
                 self.left = self.left.map(|left| left - u32::from(is_counted));
                 batch.push(*event);
             }

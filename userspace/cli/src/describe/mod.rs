@@ -33,6 +33,7 @@ pub fn kind(event: &proto::Event) -> Cell {
         Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
         Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
+        Some(Kind::AgentRestarted(_)) => ("agentRestarted", NOTICE.bold()),
         None => ("unknown", NOTICE),
     };
     Cell::styled(name, style)
@@ -144,6 +145,9 @@ pub fn detail(event: &proto::Event, times: Times) -> String {
         Kind::Resynced(proto::Resynced { found, gone, corrected }) => {
             format!("state repaired: {found} found, {gone} gone, {corrected} corrected")
         }
+        Kind::AgentRestarted(proto::AgentRestarted { records, .. }) => {
+            format!("the daemon was restarted: {records} records of the time without it were read")
+        }
     };
     let found = match event.basis() {
         proto::Basis::InitialScan => "found at startup",
@@ -200,6 +204,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
         proto::GapCause::CgroupUnreadable => "a cgroup cannot be read: it and those below are left out",
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
+        proto::GapCause::AgentDown => "not recorded while no daemon ran; the numbers are unknown",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
             "the daemon was restarted; events in between were not seen"
@@ -375,6 +380,7 @@ pub(super) mod testing {
                 ..Default::default()
             }),
             Kind::Resynced(proto::Resynced { found: 1, gone: 2, corrected: 3 }),
+            Kind::AgentRestarted(proto::AgentRestarted { records: 7, ..Default::default() }),
         ];
         let of_pod = [
             (proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(limits::testing::accepted()))),

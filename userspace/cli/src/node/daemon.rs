@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use crate::connect;
 use crate::exit::Code;
 use kwitness_agent::config::Config;
+use kwitness_agent::daemon::Options;
 use kwitness_service::log;
 
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,9 @@ pub struct Daemon {
     /// Write every observation to a file, one JSON object a line, to replay it in a test
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Leave nothing in the kernel at the end: remove what is pinned (kernel.pin)
+    #[arg(long)]
+    pub unpin: bool,
 }
 
 /// One for the engine, one for its clients; more would only idle on a node that runs other things.
@@ -37,7 +41,7 @@ const WORKERS: usize = 2;
 const READERS: usize = 4;
 
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
-    let Daemon { config, mut set, runtime_endpoint, log_level, record } = options;
+    let Daemon { config, mut set, runtime_endpoint, log_level, record, unpin } = options;
     let short = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
     let socket = socket.map(connect::path).transpose()?;
     set.extend(socket.map(|socket| short("api.socket", socket.to_string_lossy().into_owned())));
@@ -51,7 +55,7 @@ pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(kwitness_agent::daemon::run(config, record.as_deref()));
+    let ended = runtime.block_on(kwitness_agent::daemon::run(config, Options { record, unpin }));
     // A read that is under way is nothing to wait for.
     runtime.shutdown_background();
     ended.map(|()| Code::Success)

@@ -22,7 +22,7 @@ use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
-use kwitness_agent::probe::{ProbeError, survey};
+use kwitness_agent::probe::{ProbeError, pins, survey};
 use kwitness_agent::wire::problem;
 use kwitness_api::client::Error;
 use kwitness_api::proto;
@@ -92,7 +92,7 @@ const PRIVILEGES: &str = "privileges";
 
 async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace)]);
+    checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace), pinned(config)]);
     checks.extend(controllers(&config.subtree));
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
@@ -250,6 +250,37 @@ fn pid_namespace(any: bool) -> Finding {
     let verdict = if any { Verdict::Degraded } else { Verdict::Fatal };
     let remedy = "run with hostPID: true, or without a pid namespace; or set kernel.pid_namespace to \"any\"";
     Finding::new(NAME, verdict, found, remedy)
+}
+
+/// What outlives a daemon, and how long an outage may be.
+fn pinned(config: &Config) -> Finding {
+    const NAME: &str = "pins";
+    /// Bytes of the ring of lifecycle records that a container's life takes, see `kernel.lifecycle_ring`.
+    const LIFE: u32 = 1331;
+    let directory = config.pin_directory.display();
+    let sets = match pins::found(&config.pin_directory) {
+        Ok(sets) => sets,
+        Err(error) => return Finding::new(NAME, Verdict::Unknown, error.to_string(), "run with sudo"),
+    };
+    let (whole, flawed): (Vec<_>, Vec<_>) = sets.iter().partition(|(_, flaw)| flaw.is_none());
+    if let Some((name, Some(flaw))) = flawed.first() {
+        let remedy = "the next daemon replaces it; or remove it with `kwitness uninstall-pins`";
+        return Finding::new(NAME, Verdict::Degraded, format!("{directory}/{name}: {flaw}"), remedy);
+    }
+    let kept = match whole.first() {
+        Some((name, _)) => format!("{directory}/{name}"),
+        None => format!("nothing in {directory}"),
+    };
+    let lives = config.probe.lifecycle_ring.get() / LIFE;
+    Finding::good(
+        NAME,
+        match config.pin {
+            true => {
+                format!("{kept}; while no daemon runs, the rings hold the lives of about {lives} containers")
+            }
+            false => format!("{kept}; kernel.pin is \"off\": while no daemon runs, nothing is recorded"),
+        },
+    )
 }
 
 /// The daemon's status of the runtime.

@@ -1,8 +1,9 @@
-//! The commands that need the node itself: the daemon, the CRI proxy, the doctor. Linux only, behind the feature `node`.
+//! The commands that need the node itself: the daemon, the CRI proxy, the doctor, the end of what a daemon left. Linux only, behind the feature `node`.
 
 mod cri_proxy;
 mod daemon;
 pub mod doctor;
+mod uninstall_pins;
 
 use std::ffi::OsString;
 
@@ -23,6 +24,9 @@ pub enum Command {
     /// Check this node's prerequisites and explain how to fix problems (no daemon needed)
     #[command(after_help = examples::of("doctor"))]
     Doctor(doctor::Doctor),
+    /// Remove the programs and maps that daemons left in the kernel (kernel.pin)
+    #[command(after_help = examples::of("uninstall-pins"))]
+    UninstallPins(uninstall_pins::UninstallPins),
 }
 
 pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
@@ -30,5 +34,6 @@ pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
         Command::Daemon(options) => daemon::run(options, socket),
         Command::CriProxy(options) => cri_proxy::run(options, socket),
         Command::Doctor(options) => connect::run(doctor::run(socket, options)),
+        Command::UninstallPins(options) => uninstall_pins::run(options),
     }
 }

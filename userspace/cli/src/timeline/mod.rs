@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use clap_complete::engine::ArgValueCompleter;
 use kwitness_api::client::Item;
 use kwitness_api::proto::event::Kind;
-use kwitness_api::{Source, proto};
+use kwitness_api::{EventKind, Source, proto};
 
 use crate::describe::names;
 use crate::exit::Code;
@@ -182,7 +182,7 @@ fn pod_of(event: &proto::Event) -> About<'_> {
     let cgroup = match &event.kind {
         Some(Kind::LimitChanged(changed)) => changed.cgroup.as_ref(),
         Some(Kind::Verdict(verdict)) => verdict.cgroup.as_ref(),
-        Some(Kind::Gap(_) | Kind::Resynced(_)) => return About::Everything,
+        _ if EventKind::of(event).is_some_and(EventKind::is_of_node) => return About::Everything,
         _ => None,
     };
     match cgroup {

@@ -283,6 +283,10 @@ impl Builder {
                 let mark = mark("resynced", Style::Notice);
                 self.node().marks.push(mark);
             }
+            Kind::AgentRestarted(_) => {
+                let mark = mark("agentRestarted", Style::Notice);
+                self.node().marks.push(mark);
+            }
             _ => {
                 if let Some(container) = &event.container {
                     let is_earlier =

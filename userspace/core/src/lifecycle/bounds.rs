@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How much is remembered. Each bound says what is lost when it is reached; [`LifecycleCounters`] says how often it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     /// Cgroups that exist. One more is not followed: if it is a container's, that is not reported.
     pub cgroups: usize,
@@ -48,7 +50,7 @@ impl Default for Bounds {
 }
 
 /// What was dropped or could not be placed, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LifecycleCounters {
     /// Cgroups not followed: [`Bounds::cgroups`].
     pub cgroups_full: u64,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup_path::{ContainerPath, Placement, classify};
 use crate::model::{
@@ -18,7 +19,7 @@ use super::container::Container;
 use super::processes::Budget;
 use crate::shares::Shares;
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Cgroup {
     /// A scan that began later must have met it.
     made: KernelTime,
@@ -28,13 +29,13 @@ struct Cgroup {
     what: What,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Presence {
     Exists,
     Removed,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum What {
     Container(Box<Container>),
     /// In that container.
@@ -77,21 +78,26 @@ pub(super) enum Added {
     Unplaced,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Cgroups {
+    #[serde(with = "crate::pairs")]
     all: FxHashMap<CgroupId, Cgroup>,
     /// Of those that exist.
     shares: Shares<CgroupId>,
     /// The newest cgroup of each container; of several that exist, the one that the runtime's answer was for.
+    #[serde(with = "crate::pairs")]
     by_container: FxHashMap<ContainerId, CgroupId>,
     /// The cgroups of each container that several which exist are named as.
+    #[serde(with = "crate::pairs")]
     twins: BTreeMap<ContainerId, BTreeSet<CgroupId>>,
     /// Those of `all` that were removed and when, by owner, the oldest first. Some may be forgotten by now.
+    #[serde(with = "crate::pairs")]
     removed: FxHashMap<Option<CgroupId>, VecDeque<(KernelTime, CgroupId)>>,
     /// Of what is in `removed`.
     removed_shares: Shares<CgroupId>,
     removed_for: u64,
     /// Cgroups that are beyond their container's share: records of them may still be on their way. The oldest goes first.
+    #[serde(with = "crate::pairs")]
     beyond_share: FxHashMap<CgroupId, CgroupId>,
     beyond_share_order: VecDeque<CgroupId>,
     beyond_share_max: usize,

@@ -25,6 +25,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{
     ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, State, Subject, TaskInfo,
 };
@@ -32,7 +34,7 @@ use crate::model::{
 use super::processes::{Budget, Executed, Known, Processes};
 
 /// A container whose cgroup exists, or did until a while ago.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Container {
     pub(super) subject: Arc<Subject>,
     created_at: Option<KernelTime>,
@@ -49,7 +51,7 @@ pub(super) struct Container {
     exits: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Phase {
     /// No process yet.
     Empty(Start),
@@ -66,7 +68,7 @@ enum Phase {
 }
 
 /// How the start will be recognized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Start {
     /// By the kernel side's mark.
     Marked,
@@ -75,7 +77,7 @@ pub(super) enum Start {
 }
 
 /// From a start on.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Life {
     started_at: Option<KernelTime>,
     main: Option<Main>,
@@ -90,7 +92,7 @@ struct Life {
 const OOM_VICTIMS: usize = 64;
 
 /// The process of the container's own first program.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Main {
     pub(super) process: Process,
     pub(super) program: Option<Arc<str>>,

@@ -48,6 +48,8 @@ use std::sync::Arc;
 
 pub use bounds::{Bounds, LifecycleCounters};
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{
     Action, Actor, Basis, CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType,
     Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation, OomExhausted, OomKill, OomKilled, OomScope,
@@ -62,7 +64,7 @@ use room::Room;
 use scan::Repair;
 
 /// The machine: all containers of the node.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Lifecycle {
     bounds: Bounds,
     counters: LifecycleCounters,
@@ -75,6 +77,7 @@ pub struct Lifecycle {
     /// For what is not followed.
     room: Room,
     /// Containers that are of another pod by the runtime's word than by their cgroup's path.
+    #[serde(with = "crate::pairs")]
     other_pods: BTreeMap<CgroupId, PodUid>,
     /// What the last scan could not read.
     unreadable: Unreadable,
@@ -83,7 +86,7 @@ pub struct Lifecycle {
 }
 
 /// Whether the first scan is still to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum StartUp {
     /// Cgroups that are not known may be older than the probes.
     Scanning,
@@ -117,6 +120,9 @@ impl Lifecycle {
             Observation::Scan(scan) => self.scan(&scan, output),
             Observation::Runtime { at, container, facts } => self.resolved(at, &container, facts, output),
             Observation::Tick { at } => self.tick(at, output),
+            Observation::AgentRestarted { from, to, records } => {
+                output.emit_own(to, Kind::AgentRestarted { from, to, records });
+            }
             // Bounds are no part of a life.
             Observation::LimitsRead(_) | Observation::Evidence(_) | Observation::LimitsRequested { .. } => {}
         }

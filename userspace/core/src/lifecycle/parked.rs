@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{CgroupId, Fact, KernelEvent, KernelTime};
 use crate::shares::Shares;
 
@@ -11,17 +13,18 @@ use crate::shares::Shares;
 const REFUSED_OF: usize = 64;
 
 /// The records. One cgroup has no more than its share of the bound.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Parked {
     capacity: usize,
     events: Vec<KernelEvent>,
     shares: Shares<CgroupId>,
     /// What found no room, by the cgroup that places it; none: of more cgroups than are distinguished.
+    #[serde(with = "crate::pairs")]
     refused: BTreeMap<Option<CgroupId>, Refused>,
 }
 
 /// Records of one cgroup that found no room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Refused {
     pub(super) count: u64,
     /// The first one's time.

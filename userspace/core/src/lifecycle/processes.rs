@@ -4,12 +4,13 @@
 //! a share, so that a fork bomb costs memory only up to a bound, and other containers nothing.
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{KernelTime, ProcKey, Role};
 use crate::shares::may_take;
 
 /// How many processes may still be remembered.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Budget {
     left: usize,
     /// How often there was no place.
@@ -30,7 +31,7 @@ impl Budget {
 }
 
 /// What is remembered of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Known {
     pub(super) role: Role,
     pub(super) executed: Executed,
@@ -39,15 +40,16 @@ pub(super) struct Known {
 }
 
 /// Whether a process has executed a program in the container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Executed {
     Yes,
     NotSeen,
 }
 
 /// The processes of one container.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Processes {
+    #[serde(with = "crate::pairs")]
     known: FxHashMap<ProcKey, Known>,
 }
 

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{CgroupId, KernelTime};
 
 /// Between two looks while something is not followed and nothing was seen to make room, in nanoseconds: its end is not seen either.
@@ -16,7 +18,7 @@ const LOOK: u64 = 10_000_000_000;
 const LOOK_FOR_SHARES: u64 = 60_000_000_000;
 
 /// Whether there is room for what is not followed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Room {
     /// Something does not fit, whoever's it is.
     full: bool,

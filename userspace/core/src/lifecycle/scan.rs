@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Action, Basis, CgroupId, Event, Fact, Gap, GapCause, KernelTime, Kind, Output, PathText, ProcKey, Role,
@@ -28,7 +29,7 @@ use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
 
 /// A requested repair.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Repair {
     /// A scan settles it if it did not begin before.
     since: KernelTime,
@@ -49,7 +50,7 @@ impl Repair {
 }
 
 /// What scans changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Tally {
     found: u32,
     gone: u32,

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Action, Attempt, Basis, Caller, CgroupId, CgroupIndex, CgroupInfo, Ended, Event, Fact, KernelEvent,
@@ -20,7 +21,7 @@ use super::{initial, is_reconciled};
 use crate::overflow::Overflow;
 
 /// What was dropped or came to nothing, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitCounters {
     /// Writes to limit files that were seen to return.
     pub writes: u64,
@@ -37,10 +38,11 @@ pub struct LimitCounters {
 }
 
 /// All limit files of all cgroups that are followed.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct LimitTracker {
     /// How many are followed at most.
     capacity: usize,
+    #[serde(with = "crate::pairs")]
     cgroups: FxHashMap<CgroupId, Cgroup>,
     /// Those with a write that has begun and not returned.
     busy: FxHashSet<CgroupId>,
@@ -49,7 +51,7 @@ pub struct LimitTracker {
     counters: LimitCounters,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Cgroup {
     /// As the last answer had it.
     path: Option<Arc<str>>,
@@ -63,7 +65,7 @@ struct Cgroup {
 }
 
 /// What a limit file says that was never read by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Others {
     /// Unknown.
     #[default]
@@ -74,7 +76,7 @@ enum Others {
     Absent,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct State {
     reading: Option<Reading>,
     /// Returned or given up, and not read back yet; the oldest first.
@@ -89,7 +91,7 @@ struct State {
     attempts: VecDeque<Attempt>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pending {
     at: KernelTime,
     write: SeenWrite,
@@ -165,7 +167,8 @@ impl LimitTracker {
             Observation::Lost(_)
             | Observation::Runtime { .. }
             | Observation::Evidence(_)
-            | Observation::LimitsRequested { .. } => false,
+            | Observation::LimitsRequested { .. }
+            | Observation::AgentRestarted { .. } => false,
         }
     }
 
@@ -182,7 +185,8 @@ impl LimitTracker {
             Observation::Lost(_)
             | Observation::Runtime { .. }
             | Observation::Evidence(_)
-            | Observation::LimitsRequested { .. } => {}
+            | Observation::LimitsRequested { .. }
+            | Observation::AgentRestarted { .. } => {}
         }
     }
 

@@ -124,6 +124,16 @@ pub enum Kind {
         /// Containers whose state was corrected.
         corrected: u32,
     },
+    /// Another daemon goes on where one ended: what happened meanwhile has been reported before this, but for the gaps that say
+    /// otherwise.
+    AgentRestarted {
+        /// When the earlier one was last seen to work.
+        from: KernelTime,
+        /// When the records of that time had been read.
+        to: KernelTime,
+        /// How many these were.
+        records: u64,
+    },
 }
 
 /// An OOM kill, attributed. What the hook does not report is absent.
@@ -198,4 +208,6 @@ pub enum GapCause {
     CapacityExceeded,
     /// A walk of the tree could not read a cgroup: it and what is below are left out until that can be read.
     CgroupUnreadable,
+    /// No program ran while no daemon did: the capabilities that are named recorded nothing, and how much that is is not known.
+    AgentDown,
 }

@@ -45,6 +45,15 @@ pub enum Observation {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         forgotten: Vec<ContainerId>,
     },
+    /// Another daemon goes on where one ended.
+    AgentRestarted {
+        /// When the earlier one was last seen to work.
+        from: KernelTime,
+        /// When the records of that time had been read.
+        to: KernelTime,
+        /// How many these were.
+        records: u64,
+    },
     /// Time passed: what was kept for a while may go.
     Tick {
         /// Now.

@@ -32,6 +32,8 @@ use std::sync::Arc;
 
 pub use tracker::VerdictTracker;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{
     Attempt, Bound, CpuMax, DesiredLimit, Ended, Format, Judgement, KernelTime, Level, LevelRole, Reading,
     Resource, Source, Value, Verdict, Wanted,
@@ -284,7 +286,7 @@ fn disagreeing(case: &Case<'_>, chosen: &DesiredLimit) -> Vec<Source> {
 }
 
 /// What is remembered of one limit between verdicts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VerdictHistory {
     /// What the file would say to the letter.
     in_force: Option<Value>,

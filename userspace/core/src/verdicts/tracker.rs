@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::LimitTracker;
 use crate::model::{
@@ -18,10 +19,12 @@ use crate::model::{
 use super::{Case, VerdictHistory, judge};
 
 /// What is remembered of all limits that were judged.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct VerdictTracker {
+    #[serde(with = "crate::pairs")]
     history: FxHashMap<CgroupId, Vec<(Resource, VerdictHistory)>>,
     /// When a limit of this cgroup killed; the last ones, the oldest first.
+    #[serde(with = "crate::pairs")]
     kills: FxHashMap<CgroupId, VecDeque<KernelTime>>,
 }
 

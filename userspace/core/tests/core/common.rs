@@ -296,6 +296,7 @@ pub fn line(event: &Event) -> String {
         Kind::Resynced { found, gone, corrected } => {
             format!("resynced found {found} gone {gone} corrected {corrected}")
         }
+        Kind::AgentRestarted { records, .. } => format!("agentRestarted {records} records"),
     };
     let basis = match event.basis {
         Basis::CgroupMkdir => "mkdir",

@@ -34,12 +34,21 @@ fn observations(path: &Path) -> Vec<Observation> {
         .collect()
 }
 
-/// Every event and every action, whole, as they came out; then the containers that are left, and the counters.
 fn replay(observations: Vec<Observation>) -> String {
+    replay_in_turns(observations, usize::MAX)
+}
+
+/// Every event and every action, whole, as they came out; then the containers that are left, and the counters. After so many
+/// observations at a time, another node goes on from what the one before was written as.
+fn replay_in_turns(observations: Vec<Observation>, turn: usize) -> String {
     let mut node = Node::new(Bounds::default());
     let mut text = String::new();
     let mut output = Output::default();
-    for observation in observations {
+    for (index, observation) in observations.into_iter().enumerate() {
+        if index % turn == turn - 1 {
+            let written = serde_json::to_string(&node).expect("a node can be written");
+            node = serde_json::from_str(&written).expect("a node can be read");
+        }
         node.observe(observation, &mut output);
         for event in output.events.drain(..) {
             let _ = writeln!(text, "{}", serde_json::to_string(&event).expect("an event can be written"));
@@ -65,6 +74,18 @@ fn recordings_replay_to_the_same_events() {
         insta::with_settings!({ snapshot_path => fixtures(), prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!(name, replay(observations(&path)));
         });
+    }
+}
+
+#[test]
+fn a_node_goes_on_from_what_another_was_written_as() {
+    for path in recordings() {
+        assert_eq!(
+            replay_in_turns(observations(&path), 7),
+            replay(observations(&path)),
+            "{}",
+            path.display()
+        );
     }
 }
 

@@ -1,0 +1,559 @@
+//! The ledger: what the engine took in, in files that survive the process, so that the next one goes on where it ended.
+//!
+//! ```text
+//!  DIRECTORY/0000000000000007     a segment: a state, then everything that was taken in after it
+//!  DIRECTORY/0000000000000008     the next: the state at which the first ended, and so on
+//!
+//!  record ──▶ ledger ──▶ consumed in the kernel's ring        a record that is in both is the last one here
+//!  observation ──▶ ledger ──▶ node ──▶ events ──▶ ledger: published ──▶ clients
+//! ```
+//!
+//! Events are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same numbers
+//! and times. A segment says which number its first event has; if the replay comes to another, the ledger is refused.
+//!
+//! An entry counts once the number of bytes at the beginning of its segment includes it: at whatever instant the process ends,
+//! an entry is there whole or not at all. Bounded: when the segments together have more bytes than allowed, the oldest goes.
+//!
+//! Owns the files and their format. Never decides what follows from an observation.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use kwitness_core::decode::Decoder;
+use kwitness_core::journal::Position;
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{Action, ContainerId, Event, KernelTime, Observation, Output, ReadLimits};
+use kwitness_core::node::Node;
+use kwitness_core::reorder::ReorderBuffer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::losses::Seen;
+use crate::clock::{self, Clock};
+use crate::hub::Writer;
+use crate::probe::mapped::MappedFile;
+
+/// What a segment begins with; its last digit is the format's version.
+const MAGIC: [u8; 8] = *b"kwledg01";
+/// Where the number of bytes that count stands, and where the entries begin.
+const COMMITTED: usize = 8;
+const ENTRIES: usize = 16;
+/// Bytes of an entry before its payload: length and tag.
+const ENTRY_HEAD: usize = 5;
+/// A segment has at least so many bytes.
+const SEGMENT: usize = 8 << 20;
+/// Room that is there when the rings are drained: for all records of a drain.
+const DRAIN_ROOM: usize = 1 << 20;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What an entry is; its number stands in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Tag {
+    /// [`Head`].
+    Head = 1,
+    /// [`Memory`].
+    State,
+    /// A record, as it was in the ring.
+    Record,
+    /// [`KernelTime`]: the records until then were put in order and observed.
+    Release,
+    /// [`Observation`].
+    Observation,
+    /// [`Clock`]: the events so far were published, with times of that clock.
+    Publish,
+    /// [`Seen`].
+    Seen,
+}
+
+impl Tag {
+    const ALL: [Self; 7] =
+        [Self::Head, Self::State, Self::Record, Self::Release, Self::Observation, Self::Publish, Self::Seen];
+}
+
+/// Why the ledger of an earlier daemon is not used. A new epoch begins.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("{} cannot be read", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} belongs to user {uid}, with mode {mode:o}", path.display())]
+    Foreign { path: PathBuf, uid: u32, mode: u32 },
+    #[error("{} is not a ledger of this release", path.display())]
+    OtherFormat { path: PathBuf },
+    #[error("{} is torn: {what}", path.display())]
+    Torn { path: PathBuf, what: String },
+    #[error("{} is of another boot of the machine", path.display())]
+    OtherBoot { path: PathBuf },
+    #[error("{} was written with another kernel.tracked_capacity", path.display())]
+    OtherBounds { path: PathBuf },
+    #[error("{} leads to event {replayed}, and the earlier daemon had come to {written}", path.display())]
+    Differs { path: PathBuf, replayed: u64, written: u64 },
+}
+
+/// What a segment says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Head {
+    boot: String,
+    bounds: Bounds,
+    /// The last event that was published before.
+    position: Position,
+    /// The steps of the wall clock.
+    clock: clock::History,
+    /// [`Memory::last_record`]
+    last_record: Vec<u8>,
+}
+
+/// All that the engine knows and that cannot be read from the kernel again.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    pub(super) node: Node,
+    pub(super) reorder: ReorderBuffer,
+    /// Not published yet.
+    pub(super) events: Vec<Event>,
+    pub(super) seen: Seen,
+    pub(super) asked: Asked,
+    /// The last record that was taken from a ring: it may be there still.
+    #[serde(skip)]
+    pub(super) last_record: Vec<u8>,
+    /// When something was written last.
+    pub(super) until: KernelTime,
+}
+
+impl Memory {
+    /// Of nothing.
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            node: Node::new(bounds),
+            reorder: ReorderBuffer::default(),
+            events: Vec::new(),
+            seen: Seen::default(),
+            asked: Asked::default(),
+            last_record: Vec::new(),
+            until: KernelTime(0),
+        }
+    }
+}
+
+/// The same, borrowed.
+#[derive(Debug, Serialize)]
+pub(super) struct MemoryOf<'a> {
+    pub(super) node: &'a Node,
+    pub(super) reorder: &'a ReorderBuffer,
+    pub(super) events: &'a [Event],
+    pub(super) seen: Seen,
+    pub(super) asked: &'a Asked,
+    #[serde(skip)]
+    pub(super) last_record: &'a [u8],
+    pub(super) until: KernelTime,
+}
+
+/// Actions whose outcome has not been observed: they are done again by the next daemon.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Asked {
+    resolve: VecDeque<ContainerId>,
+    read: VecDeque<ReadLimits>,
+}
+
+impl Asked {
+    /// More than that are not remembered: a scan and the next change of a limit make up for them.
+    const MAX: usize = 4096;
+
+    pub(super) fn note(&mut self, action: &Action) {
+        match action {
+            Action::Resolve(container) => push(&mut self.resolve, container),
+            Action::ReadLimits(request) => push(&mut self.read, request),
+            // These are done anew in any case.
+            Action::Rescan | Action::Judge(_) | Action::Untrack(_) => {}
+        }
+    }
+
+    pub(super) fn answered(&mut self, observation: &Observation) {
+        match observation {
+            Observation::Runtime { container, .. } => self.resolve.retain(|asked| asked != container),
+            Observation::LimitsRead(answer) => self.read.retain(|request| {
+                request.cgroup != answer.cgroup || request.limit_file.is_none() != answer.whole
+            }),
+            _ => {}
+        }
+    }
+
+    /// The actions, to be done again.
+    pub(super) fn actions(&self) -> Vec<Action> {
+        let resolve = self.resolve.iter().cloned().map(Action::Resolve);
+        resolve.chain(self.read.iter().cloned().map(Action::ReadLimits)).collect()
+    }
+}
+
+fn push<T: Clone>(queue: &mut VecDeque<T>, item: &T) {
+    if queue.len() == Asked::MAX {
+        queue.pop_front();
+    }
+    queue.push_back(item.clone());
+}
+
+/// Where the ledger is, and how much of it is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// A directory of the daemon's own, in memory (`/run`).
+    pub(crate) directory: PathBuf,
+    /// Bytes of all segments together; a single one may have more.
+    pub(crate) bytes: usize,
+    /// How much the node remembers.
+    pub(crate) bounds: Bounds,
+}
+
+/// What an earlier daemon left.
+#[derive(Debug)]
+pub(crate) struct History {
+    first: Segment,
+    later: Vec<Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    path: PathBuf,
+    head: Head,
+    /// As it was read, until the bytes that count.
+    bytes: Vec<u8>,
+    /// Where the entry after the head begins.
+    next: usize,
+}
+
+/// The ledger that is being written.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    place: Place,
+    file: MappedFile,
+    used: usize,
+    number: u64,
+    boot: String,
+    /// The earlier segments' numbers and sizes.
+    earlier: VecDeque<(u64, usize)>,
+}
+
+impl Place {
+    /// What an earlier daemon left; none if nothing.
+    pub(crate) fn read(&self) -> Result<Option<History>, Refusal> {
+        let failed = |source| Refusal::Io { path: self.directory.clone(), source };
+        if !self.directory.exists() {
+            return Ok(None);
+        }
+        check_owner(&self.directory)?;
+        let boot = fs::read_to_string(BOOT_ID).map_err(failed)?;
+        let mut segments = Vec::new();
+        let mut last: Option<u64> = None;
+        for number in numbers(&self.directory).map_err(failed)? {
+            // One that does not follow the one before is older than a failure to remove it.
+            if last.is_some_and(|last| last + 1 != number) {
+                segments.clear();
+            }
+            last = Some(number);
+            segments.push(Segment::read(self.segment(number))?);
+        }
+        for Segment { path, head, .. } in &segments {
+            if head.boot != boot {
+                return Err(Refusal::OtherBoot { path: path.clone() });
+            }
+            if head.bounds != self.bounds {
+                return Err(Refusal::OtherBounds { path: path.clone() });
+            }
+        }
+        let mut segments = segments.into_iter();
+        Ok(segments.next().map(|first| History { first, later: segments.collect() }))
+    }
+
+    /// Begins a segment after those that there are.
+    pub(super) fn begin(self, position: Position, memory: &MemoryOf<'_>) -> io::Result<Ledger> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let mut earlier = VecDeque::new();
+        for number in numbers(&self.directory)? {
+            let size = fs::metadata(self.segment(number))?.len();
+            earlier.push_back((number, usize::try_from(size).map_err(io::Error::other)?));
+        }
+        let number = earlier.back().map_or(1, |(last, _)| last + 1);
+        let boot = fs::read_to_string(BOOT_ID)?;
+        let (file, used) = make(&self, number, &boot, position, memory)?;
+        let mut ledger = Ledger { place: self, file, used, number, boot, earlier };
+        ledger.bound()?;
+        Ok(ledger)
+    }
+
+    /// Removes all of it.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn segment(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:016x}"))
+    }
+}
+
+impl Ledger {
+    /// Where it is.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Whether a new segment is due before the rings are drained.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        self.file.size() - self.used < DRAIN_ROOM
+    }
+
+    /// Begins the next segment.
+    pub(super) fn turn(&mut self, position: Position, memory: &MemoryOf<'_>) -> io::Result<()> {
+        let next = self.number + 1;
+        let (file, used) = make(&self.place, next, &self.boot, position, memory)?;
+        self.earlier.push_back((self.number, self.file.size()));
+        (self.file, self.used, self.number) = (file, used, next);
+        self.bound()
+    }
+
+    fn bound(&mut self) -> io::Result<()> {
+        let size = |earlier: &VecDeque<(u64, usize)>| earlier.iter().map(|(_, size)| size).sum::<usize>();
+        while size(&self.earlier) + self.file.size() > self.place.bytes
+            && let Some((oldest, _)) = self.earlier.pop_front()
+        {
+            fs::remove_file(self.place.segment(oldest))?;
+        }
+        Ok(())
+    }
+
+    /// A record, before it is consumed.
+    pub(super) fn record(&mut self, bytes: &[u8]) -> bool {
+        self.append(Tag::Record, bytes)
+    }
+
+    pub(super) fn release(&mut self, until: KernelTime) -> bool {
+        self.append(Tag::Release, &until.0.to_ne_bytes())
+    }
+
+    pub(super) fn observation(&mut self, observation: &Observation) -> bool {
+        self.append_json(Tag::Observation, observation)
+    }
+
+    pub(super) fn publish(&mut self, clock: Clock) -> bool {
+        self.append_json(Tag::Publish, &clock)
+    }
+
+    pub(super) fn seen(&mut self, seen: &Seen) -> bool {
+        self.append_json(Tag::Seen, seen)
+    }
+
+    fn append_json(&mut self, tag: Tag, value: &impl Serialize) -> bool {
+        serde_json::to_vec(value).is_ok_and(|bytes| self.append(tag, &bytes))
+    }
+
+    /// Whether there was room for it.
+    fn append(&mut self, tag: Tag, payload: &[u8]) -> bool {
+        match append(&mut self.file, self.used, tag, payload) {
+            Some(used) => {
+                self.used = used;
+                self.file.publish(COMMITTED, used as u64);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Writes a segment's head and state; it gets its name when both are there.
+fn make(
+    place: &Place,
+    number: u64,
+    boot: &str,
+    position: Position,
+    memory: &MemoryOf<'_>,
+) -> io::Result<(MappedFile, usize)> {
+    let head = Head {
+        boot: boot.to_owned(),
+        bounds: place.bounds.clone(),
+        position,
+        clock: clock::History::get(),
+        last_record: memory.last_record.to_owned(),
+    };
+    let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
+    // As much again as the state has, so that states are the smaller part of what is written.
+    let bytes = SEGMENT.max(2 * (head.len() + state.len()) + 2 * DRAIN_ROOM);
+    let (path, named) = (place.directory.join("new"), place.segment(number));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = MappedFile::create(&path, NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?)?;
+    file.write(0, &MAGIC);
+    let used = append(&mut file, ENTRIES, Tag::Head, &head);
+    let used = used.and_then(|used| append(&mut file, used, Tag::State, &state));
+    let used = used.ok_or(io::ErrorKind::OutOfMemory)?;
+    file.publish(COMMITTED, used as u64);
+    fs::rename(path, named)?;
+    Ok((file, used))
+}
+
+/// The offset after the entry, if it fits.
+fn append(file: &mut MappedFile, used: usize, tag: Tag, payload: &[u8]) -> Option<usize> {
+    let end = used.checked_add(ENTRY_HEAD + payload.len()).filter(|end| *end <= file.size())?;
+    file.write(used, &u32::try_from(payload.len()).ok()?.to_ne_bytes());
+    file.write(used + 4, &[tag as u8]);
+    file.write(used + ENTRY_HEAD, payload);
+    Some(end)
+}
+
+/// The numbers of the segments in a directory, ascending.
+fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
+    let names =
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let number = |name: &std::ffi::OsString| u64::from_str_radix(name.to_str()?, 16).ok();
+    let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn check_owner(path: &Path) -> Result<(), Refusal> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| Refusal::Io { path: path.to_owned(), source })?;
+    let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if uid != nix::unistd::geteuid().as_raw() || mode & 0o077 != 0 {
+        return Err(Refusal::Foreign { path: path.to_owned(), uid, mode });
+    }
+    Ok(())
+}
+
+impl Segment {
+    fn read(path: PathBuf) -> Result<Self, Refusal> {
+        check_owner(&path)?;
+        let mut bytes = fs::read(&path).map_err(|source| Refusal::Io { path: path.clone(), source })?;
+        if bytes.get(..COMMITTED) != Some(&MAGIC) {
+            return Err(Refusal::OtherFormat { path });
+        }
+        let torn = |what: &str| Refusal::Torn { path: path.clone(), what: what.to_owned() };
+        let committed =
+            bytes.get(COMMITTED..ENTRIES).and_then(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
+        let committed = committed.and_then(|committed| usize::try_from(committed).ok());
+        match committed {
+            Some(committed) if committed <= bytes.len() => bytes.truncate(committed),
+            _ => return Err(torn("it is shorter than it says")),
+        }
+        let (tag, payload, next) = entry(&bytes, ENTRIES).ok_or_else(|| torn("it has no head"))?;
+        if tag != Tag::Head {
+            return Err(torn("it does not begin with a head"));
+        }
+        let head = parse(&path, payload)?;
+        Ok(Self { path, head, next, bytes })
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, payload: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(payload)
+        .map_err(|error| Refusal::Torn { path: path.to_owned(), what: error.to_string() })
+}
+
+/// The entry at an offset, and where the next one begins.
+fn entry(bytes: &[u8], at: usize) -> Option<(Tag, &[u8], usize)> {
+    let length = u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
+    let number = *bytes.get(at + 4)?;
+    let tag = Tag::ALL.into_iter().find(|tag| *tag as u8 == number)?;
+    let end = (at + ENTRY_HEAD).checked_add(length)?;
+    Some((tag, bytes.get(at + ENTRY_HEAD..end)?, end))
+}
+
+impl History {
+    /// After which event the replay begins.
+    pub(crate) fn position(&self) -> &Position {
+        &self.first.head.position
+    }
+
+    /// Observes all of it again. The writer is that of an empty journal at [`Self::position`].
+    pub(crate) fn replay(self, writer: &mut Writer) -> Result<Memory, Refusal> {
+        let Self { first, later } = self;
+        let mut replay = Replay::of(&first)?;
+        for Segment { path, head, bytes, mut next } in [first].into_iter().chain(later) {
+            let (replayed, written) = (writer.position().seq, head.position.seq);
+            if replayed != written {
+                return Err(Refusal::Differs { path, replayed, written });
+            }
+            head.clock.restore();
+            // Every record before has been consumed, but for that one.
+            replay.memory.last_record = head.last_record;
+            while next < bytes.len() {
+                let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
+                let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;
+                replay.step(&path, tag, payload, writer)?;
+                next = after;
+            }
+        }
+        Ok(replay.end())
+    }
+}
+
+/// What is observed again.
+struct Replay {
+    memory: Memory,
+    decoder: Decoder,
+    output: Output,
+}
+
+impl Replay {
+    /// From the state that a segment begins with.
+    fn of(segment: &Segment) -> Result<Self, Refusal> {
+        let Segment { path, bytes, next, .. } = segment;
+        let Some((Tag::State, payload, _)) = entry(bytes, *next) else {
+            return Err(Refusal::Torn { path: path.clone(), what: "it has no state".to_owned() });
+        };
+        let mut memory: Memory = parse(path, payload)?;
+        let output = Output { events: std::mem::take(&mut memory.events), actions: Vec::new() };
+        Ok(Self { memory, decoder: Decoder::default(), output })
+    }
+
+    fn step(&mut self, path: &Path, tag: Tag, payload: &[u8], writer: &mut Writer) -> Result<(), Refusal> {
+        let Self { memory, decoder, output } = self;
+        match tag {
+            Tag::Record => {
+                // That it could not be decoded is in the losses.
+                if let Ok(event) = decoder.decode(payload) {
+                    memory.reorder.push(event);
+                }
+                memory.last_record.clear();
+                memory.last_record.extend_from_slice(payload);
+            }
+            Tag::Release => {
+                let until = payload.first_chunk().map(|bytes| KernelTime(u64::from_ne_bytes(*bytes)));
+                let what = || "a time of another size".to_owned();
+                let until = until.ok_or_else(|| Refusal::Torn { path: path.to_owned(), what: what() })?;
+                for event in memory.reorder.release(until) {
+                    memory.node.observe(Observation::Kernel(event), output);
+                }
+                memory.until = until;
+            }
+            Tag::Observation => {
+                let observation: Observation = parse(path, payload)?;
+                memory.asked.answered(&observation);
+                memory.node.observe(observation, output);
+            }
+            Tag::Publish => {
+                let clock: Clock = parse(path, payload)?;
+                clock.restore();
+                memory.until = memory.until.max(clock.now());
+                writer.append(output.events.drain(..), clock);
+            }
+            Tag::Seen => memory.seen = parse(path, payload)?,
+            // The replay has come to it already.
+            Tag::Head | Tag::State => {}
+        }
+        output.actions.drain(..).for_each(|action| memory.asked.note(&action));
+        Ok(())
+    }
+
+    fn end(self) -> Memory {
+        Memory { events: self.output.events, ..self.memory }
+    }
+}
+
+#[cfg(test)]
+mod tests;

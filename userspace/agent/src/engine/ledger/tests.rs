@@ -1,0 +1,199 @@
+//! Ledgers that are whole, torn, foreign and full. What is observed are losses: each is an event.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use kwitness_core::journal::Epoch;
+use kwitness_core::model::{GapCause, Loss};
+
+use super::*;
+use crate::hub::{Capacity, Hub};
+
+fn place(directory: &Path) -> Place {
+    Place { directory: directory.join("ledger"), bytes: 3 * SEGMENT, bounds: Bounds::default() }
+}
+
+fn loss(at: u64) -> Observation {
+    let (from, to) = (KernelTime(at), KernelTime(at));
+    Observation::Lost(Loss {
+        from,
+        to,
+        cause: GapCause::RingFull,
+        lost: [("task_exec".to_owned(), at)].into(),
+    })
+}
+
+fn hub(position: Position) -> (Arc<Hub>, Writer) {
+    Hub::resumed(position, Capacity { items: NonZeroUsize::new(4096).unwrap(), bytes: 64 << 20 })
+}
+
+fn start() -> Position {
+    Position { epoch: Epoch("epoch".into()), seq: 0 }
+}
+
+/// A daemon without a kernel.
+struct Daemon {
+    memory: Memory,
+    output: Output,
+    hub: Arc<Hub>,
+    writer: Writer,
+    ledger: Ledger,
+}
+
+impl Daemon {
+    fn begin(place: &Place) -> Self {
+        let (hub, writer) = hub(start());
+        let memory = Memory::new(Bounds::default());
+        let ledger = place.clone().begin(start(), &borrowed(&memory)).unwrap();
+        Self { memory, output: Output::default(), hub, writer, ledger }
+    }
+
+    fn observe(&mut self, observation: Observation) {
+        assert!(self.ledger.observation(&observation));
+        self.memory.node.observe(observation, &mut self.output);
+    }
+
+    fn publish(&mut self) {
+        let clock = Clock::read();
+        assert!(self.ledger.publish(clock));
+        self.writer.append(self.output.events.drain(..), clock);
+    }
+}
+
+fn borrowed(memory: &Memory) -> MemoryOf<'_> {
+    MemoryOf {
+        node: &memory.node,
+        reorder: &memory.reorder,
+        events: &memory.events,
+        seen: memory.seen.clone(),
+        asked: &memory.asked,
+        last_record: &memory.last_record,
+        until: memory.until,
+    }
+}
+
+fn replay(place: &Place) -> (Arc<Hub>, Memory) {
+    let history = place.read().unwrap().expect("a ledger");
+    let (hub, mut writer) = hub(history.position().clone());
+    let memory = history.replay(&mut writer).unwrap();
+    (hub, memory)
+}
+
+#[test]
+fn the_next_daemon_has_what_the_last_one_had() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    assert!(place.read().unwrap().is_none());
+    let mut daemon = Daemon::begin(&place);
+    for at in 1..=10 {
+        daemon.observe(loss(at));
+        daemon.publish();
+        if at == 5 {
+            daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+        }
+    }
+    assert!(daemon.ledger.record(b"the last record"));
+    // Written down, and not published: no client has it.
+    daemon.observe(loss(11));
+    let (hub, memory) = replay(&place);
+    assert_eq!(hub.position(), daemon.hub.position());
+    assert_eq!(hub.extent(), daemon.hub.extent());
+    assert_eq!(memory.events.len(), 1);
+    assert_eq!(memory.last_record, b"the last record");
+}
+
+#[test]
+fn an_entry_that_was_not_finished_does_not_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    daemon.publish();
+    // All of an entry but the number that makes it count.
+    append(&mut daemon.ledger.file, daemon.ledger.used, Tag::Observation, b"{").unwrap();
+    let (hub, memory) = replay(&place);
+    assert_eq!((hub.position().seq, memory.events.len()), (1, 0));
+}
+
+#[test]
+fn what_is_not_whole_or_not_ours_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    drop(Daemon::begin(&place));
+    let segment = place.segment(1);
+    let refused = |place: &Place| place.read().unwrap_err().to_string();
+    let named = |text: &str| assert!(text.contains(segment.to_str().unwrap()), "{text}");
+
+    fs::set_permissions(&segment, fs::Permissions::from_mode(0o644)).unwrap();
+    let text = refused(&place);
+    named(&text);
+    assert!(text.contains("mode 644"), "{text}");
+    fs::set_permissions(&segment, fs::Permissions::from_mode(0o600)).unwrap();
+
+    let text = refused(&Place { bounds: Bounds::for_cgroups(64), ..place.clone() });
+    assert!(text.contains("kernel.tracked_capacity"), "{text}");
+
+    let whole = fs::read(&segment).unwrap();
+    fs::write(&segment, &whole[..100]).unwrap();
+    let text = refused(&place);
+    named(&text);
+    assert!(text.contains("torn"), "{text}");
+    fs::write(&segment, b"something else that is here").unwrap();
+    assert!(refused(&place).contains("not a ledger of this release"));
+
+    // A state that cannot be read.
+    let mut broken = whole;
+    let at = broken.windows(8).position(|bytes| bytes == b"\"reorder").unwrap();
+    broken[at] = b'x';
+    fs::write(&segment, &broken).unwrap();
+    let history = place.read().unwrap().unwrap();
+    let (_, mut writer) = hub(history.position().clone());
+    let text = history.replay(&mut writer).unwrap_err().to_string();
+    assert!(text.contains("torn"), "{text}");
+}
+
+#[test]
+fn a_replay_that_comes_to_other_events_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    daemon.publish();
+    let elsewhere = Position { seq: 7, ..daemon.writer.position() };
+    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory)).unwrap();
+    let history = place.read().unwrap().unwrap();
+    let (_, mut writer) = hub(history.position().clone());
+    let refusal = history.replay(&mut writer).unwrap_err();
+    assert!(matches!(refusal, Refusal::Differs { replayed: 1, written: 7, .. }), "{refusal}");
+}
+
+#[test]
+fn the_oldest_segment_goes_when_there_are_too_many() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    for at in 1..=10 {
+        daemon.observe(loss(at));
+        daemon.publish();
+        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+        let bytes: u64 =
+            fs::read_dir(&place.directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(bytes <= place.bytes as u64, "{bytes}");
+    }
+    let (hub, _) = replay(&place);
+    assert_eq!(hub.position(), daemon.hub.position());
+    assert!(hub.extent().first_seq > 1, "the oldest events went with it");
+    place.remove().unwrap();
+    place.remove().unwrap();
+    assert!(place.read().unwrap().is_none());
+}
+
+#[test]
+fn what_was_asked_and_not_answered_is_asked_again() {
+    let mut asked = Asked::default();
+    let [first, second] = ["a", "b"].map(|id| ContainerId(id.into()));
+    [&first, &second].into_iter().for_each(|id| asked.note(&Action::Resolve(id.clone())));
+    asked.note(&Action::Rescan);
+    asked.answered(&Observation::Runtime { at: KernelTime(1), container: first, facts: None });
+    assert_eq!(asked.actions(), [Action::Resolve(second)]);
+}
