@@ -366,7 +366,7 @@ impl Container {
                 if life
                     .main
                     .as_ref()
-                    .is_none_or(|known| main.process.key.start < known.process.key.start) =>
+                    .is_none_or(|known| main.process.key.is_older_than(known.process.key)) =>
             {
                 life.main = Some(main);
                 None

@@ -436,12 +436,9 @@ impl View<'_> {
 impl Before {
     /// The state in which the first parked record found the container that the scan met later, or earlier.
     fn state(self, view: &View<'_>) -> Found {
-        let ran_already = |main: &Main, starter: ProcKey| {
-            main.process.key != starter && main.process.key.start < starter.start
-        };
         match (self.started_by, view.found()) {
             // The start will be replayed, unless an older process shows that it was none.
-            (Some(starter), Some(Found::Running(Some(main)))) if ran_already(&main, starter) => {
+            (Some(starter), Some(Found::Running(Some(main)))) if main.process.key.is_older_than(starter) => {
                 Found::Running(Some(main))
             }
             (Some(_), _) => Found::Empty,

@@ -33,6 +33,12 @@ impl ProcKey {
     /// Nanoseconds in a clock tick of procfs: `USER_HZ` is 100 on every architecture with cgroups.
     const TICK: u64 = 10_000_000;
 
+    /// Whether it is another process, started before that one. Of two that were started within a tick, a scan cannot say
+    /// which came first.
+    pub fn is_older_than(self, other: Self) -> bool {
+        self != other && self.start < other.start
+    }
+
     fn identity(self) -> (u32, u64) {
         (self.pid, self.start.0 / Self::TICK)
     }

@@ -95,6 +95,20 @@ fn a_scan_corrects_what_the_lost_records_changed() {
 }
 
 #[test]
+fn a_scan_does_not_replace_a_main_process_by_itself() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    let main =
+        |node: &Node| node.state(7).map(|state| (state.main.map(|main| main.key.start), state.program));
+    let known = main(&node);
+    node.lose(110, 120);
+    node.now = 130;
+    // The scan has its start to the tick only, which is earlier, and its program's path without symbolic links.
+    node.scan(Repair, 121, vec![pod(), container(7, vec![(entering(50, 7), "/usr/bin/app")])]);
+    assert_eq!(main(&node), known);
+}
+
+#[test]
 fn younger_records_weigh_more_than_a_scan() {
     let mut node = Node::new();
     node.start(7, 50);
