@@ -53,7 +53,8 @@ impl Overflow {
     pub(crate) fn report(&mut self, to: KernelTime, output: &mut Output) {
         for (_, Lost { owner, by_kind, from }) in std::mem::take(&mut self.by_owner) {
             let lost = by_kind.into_iter().map(|(kind, count)| (kind.into_owned(), count)).collect();
-            let kind = Kind::Gap(Gap { cause: GapCause::CapacityExceeded, lost, from, to, path: None });
+            let (cause, capabilities) = (GapCause::CapacityExceeded, Vec::new());
+            let kind = Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None });
             output.events.push(Event { at: to, basis: Basis::Daemon, subject: owner, kind });
         }
     }

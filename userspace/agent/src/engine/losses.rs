@@ -149,7 +149,7 @@ impl Losses {
             for (kind, count) in &lost {
                 *self.total.entry(format!("{name}/{kind}")).or_default() += count;
             }
-            Loss { from, to: now, cause, lost }
+            Loss { from, to: now, cause, lost, capabilities: Vec::new() }
         })
         .collect()
     }
@@ -171,7 +171,8 @@ impl Losses {
                 lost.insert(capability.clone(), more);
             }
         }
-        (!lost.is_empty()).then_some(Loss { from, to: now, cause: GapCause::ProgramSkipped, lost })
+        let (cause, capabilities) = (GapCause::ProgramSkipped, Vec::new());
+        (!lost.is_empty()).then_some(Loss { from, to: now, cause, lost, capabilities })
     }
 
     /// Everything that was lost since the start, "ring_full/task_exec".
@@ -197,19 +198,16 @@ mod tests {
         counters.untracked += 2;
         losses.malformed(&DecodeError::Size { kind: RecordKind::TaskFork, len: 3 });
         let (from, to) = (KernelTime(start.0 + 1), KernelTime(start.0 + 2));
-        let kinds =
-            |lost: &[(&str, u64)]| lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        let loss = |cause, lost: &[(&str, u64)]| {
+            let lost = lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+            Loss { from, to, cause, lost, capabilities: Vec::new() }
+        };
         assert_eq!(
             losses.since_last(counters, to),
             [
-                Loss {
-                    from,
-                    to,
-                    cause: GapCause::RingFull,
-                    lost: kinds(&[("task_exec", 3), ("task_exit", 1)])
-                },
-                Loss { from, to, cause: GapCause::TrackedSetFull, lost: kinds(&[("cgroup_mkdir", 2)]) },
-                Loss { from, to, cause: GapCause::MalformedRecord, lost: kinds(&[("task_fork", 1)]) },
+                loss(GapCause::RingFull, &[("task_exec", 3), ("task_exit", 1)]),
+                loss(GapCause::TrackedSetFull, &[("cgroup_mkdir", 2)]),
+                loss(GapCause::MalformedRecord, &[("task_fork", 1)]),
             ]
         );
         assert_eq!(losses.since_last(counters, to), []);

@@ -443,8 +443,13 @@ impl<P: Probe> Engine<P> {
         self.asked = Asked::default();
         self.publish(clock);
         if !unrecorded.is_empty() {
-            let lost = unrecorded.iter().map(|capability| ((*capability).to_owned(), 0)).collect();
-            self.observe(Observation::Lost(Loss { from, to: clock.now(), cause: GapCause::AgentDown, lost }));
+            self.observe(Observation::Lost(Loss {
+                from,
+                to: clock.now(),
+                cause: GapCause::AgentDown,
+                lost: BTreeMap::new(),
+                capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
+            }));
         }
         self.scans.want(ScanReason::Repair);
         self.verdicts.push(VerdictScope::All);

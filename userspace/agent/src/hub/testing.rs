@@ -68,6 +68,7 @@ pub(crate) fn gap() -> Event {
     let gap = Gap {
         cause: GapCause::RingFull,
         lost: BTreeMap::new(),
+        capabilities: Vec::new(),
         from: KernelTime(1),
         to: KernelTime(2),
         path: None,

@@ -402,7 +402,7 @@ impl Watcher {
             to: next_at.map(|at| clock.wall(at)),
             first_seq: Some(missed.first),
             last_seq: Some(missed.last),
-            cgroup_path: None,
+            ..Default::default()
         }
     }
 }

@@ -65,6 +65,7 @@ fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
             first_seq: None,
             last_seq: None,
             cgroup_path: gap.path.as_deref().map(|path| shortened(path).into_owned()),
+            capabilities: gap.capabilities.clone(),
         }),
         core::Kind::Resynced { found, gone, corrected } => {
             Kind::Resynced(proto::Resynced { found: *found, gone: *gone, corrected: *corrected })

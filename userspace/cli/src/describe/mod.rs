@@ -204,7 +204,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
         proto::GapCause::CgroupUnreadable => "a cgroup cannot be read: it and those below are left out",
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
-        proto::GapCause::AgentDown => "not recorded while no daemon ran; the numbers are unknown",
+        proto::GapCause::AgentDown => "not recorded while no daemon ran",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
             "the daemon was restarted; events in between were not seen"
@@ -215,6 +215,9 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
     let mut text = cause.to_owned();
     if let Some(path) = &gap.cgroup_path {
         text += &format!(" ({path})");
+    }
+    if !gap.capabilities.is_empty() {
+        text += &format!(": {}", gap.capabilities.join(", "));
     }
     let lost: Vec<String> = gap.lost.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     if !lost.is_empty() {

@@ -424,9 +424,9 @@ impl Lifecycle {
     }
 
     fn lost(&mut self, loss: Loss, output: &mut Output) {
-        let Loss { from, to, cause, lost } = loss;
+        let Loss { from, to, cause, lost, capabilities } = loss;
         self.unbroken_since = self.unbroken_since.max(to);
-        output.emit_own(to, Kind::Gap(Gap { cause, lost, from, to, path: None }));
+        output.emit_own(to, Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None }));
         self.ask_for_repair(to, output).after_gap();
     }
 

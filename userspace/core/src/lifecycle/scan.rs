@@ -180,6 +180,7 @@ impl Lifecycle {
             let gap = Gap {
                 cause: GapCause::CgroupUnreadable,
                 lost: [("cgroup".to_owned(), count)].into(),
+                capabilities: Vec::new(),
                 from: scan.began,
                 to: scan.ended,
                 path: cgroup.map(|cgroup| Arc::clone(&cgroup.path)),

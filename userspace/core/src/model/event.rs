@@ -179,6 +179,9 @@ pub struct Gap {
     pub cause: GapCause,
     /// How many, by record kind.
     pub lost: BTreeMap<String, u64>,
+    /// [`GapCause::AgentDown`] only: the capabilities that recorded nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
     /// Not before.
     pub from: KernelTime,
     /// Not after.
@@ -208,6 +211,6 @@ pub enum GapCause {
     CapacityExceeded,
     /// A walk of the tree could not read a cgroup: it and what is below are left out until that can be read.
     CgroupUnreadable,
-    /// No program ran while no daemon did: the capabilities that are named recorded nothing, and how much that is is not known.
+    /// No program ran while no daemon did. How many records that cost is not known.
     AgentDown,
 }

@@ -72,6 +72,9 @@ pub struct Loss {
     pub cause: GapCause,
     /// How many, by record kind's name.
     pub lost: BTreeMap<String, u64>,
+    /// [`GapCause::AgentDown`] only: the capabilities that recorded nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
 }
 
 /// A walk of the cgroup tree below all tracked roots.

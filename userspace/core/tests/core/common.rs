@@ -169,6 +169,7 @@ impl Node {
             to: KernelTime(to),
             cause: GapCause::RingFull,
             lost: BTreeMap::from([("task_exec".to_owned(), 3)]),
+            capabilities: Vec::new(),
         }));
     }
 

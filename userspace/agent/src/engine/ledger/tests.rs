@@ -22,6 +22,7 @@ fn loss(at: u64) -> Observation {
         lost: [("task_exec".to_owned(), at)].into(),
     })
 }
+        capabilities: Vec::new(),
 
 fn hub(position: Position) -> (Arc<Hub>, Writer) {
     Hub::resumed(position, Capacity { items: NonZeroUsize::new(4096).unwrap(), bytes: 64 << 20 })
