@@ -49,9 +49,10 @@ impl History {
     }
 
     /// Times before now convert as they did then. A step since is found by the next reading.
-    pub fn restore(self) {
+    pub fn restore(mut self) {
         let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
         if !self.0.is_empty() {
+            self.0.drain(..self.0.len().saturating_sub(STEPS_MAX));
             *steps = self.0;
         }
     }
@@ -74,7 +75,7 @@ impl Clock {
     pub fn restore(self) {
         let mut steps = STEPS.write().unwrap_or_else(PoisonError::into_inner);
         if steps.last().is_none_or(|last| last.from < self.step.from) {
-            steps.push(self.step);
+            remember(&mut steps, self.step);
         }
     }
 
@@ -136,11 +137,15 @@ fn step(steps: &mut Vec<Step>, reading: Reading) -> Step {
         return *last;
     }
     let step = Step { from: KernelTime(reading.before.unsigned_abs()), offset: Reading::best().offset() };
+    remember(steps, step);
+    step
+}
+
+fn remember(steps: &mut Vec<Step>, step: Step) {
     if steps.len() == STEPS_MAX {
         steps.remove(0);
     }
     steps.push(step);
-    step
 }
 
 /// The first step stands for all that was before it.

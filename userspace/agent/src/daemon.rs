@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Admission, DaemonInfo, Service};
 use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch, in_initial_pid_namespace};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
@@ -257,6 +257,7 @@ impl Past {
 
     /// What an earlier daemon left.
     fn read(place: Place, capacity: Capacity, resumes: Resumes) -> Self {
+        let steps = clock::History::get();
         let replay = |history: History| {
             let (hub, mut writer) = Hub::resumed(history.position().clone(), capacity);
             let memory = history.replay(&mut writer)?;
@@ -268,6 +269,7 @@ impl Past {
             Err(refusal) => {
                 let error = error_chain(&refusal);
                 tracing::warn!(error, "the earlier daemon's ledger is refused; a new epoch begins");
+                steps.restore();
                 Self { place: Some(place.clone()), ..Self::none(place, capacity) }
             }
         }

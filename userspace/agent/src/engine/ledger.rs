@@ -9,20 +9,24 @@
 //! ```
 //!
 //! Events are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same numbers
-//! and times. A segment says which number its first event has; if the replay comes to another, the ledger is refused.
+//! and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
+//! release, the ledger is refused.
 //!
 //! An entry counts once the number of bytes at the beginning of its segment includes it: at whatever instant the process ends,
-//! an entry is there whole or not at all. Bounded: when the segments together have more bytes than allowed, the oldest goes.
+//! an entry is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's boot.
+//!
+//! Bounded: when the segments together have more bytes than allowed, the oldest goes; while one is begun, it comes on top.
 //!
 //! Owns the files and their format. Never decides what follows from an observation.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use kwitness_abi::RecordKind;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::Bounds;
@@ -32,9 +36,11 @@ use kwitness_core::reorder::ReorderBuffer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::DRAIN_BUDGET;
 use super::losses::Seen;
 use crate::clock::{self, Clock};
 use crate::hub::Writer;
+use crate::private::{self, Foreign};
 use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
@@ -46,9 +52,22 @@ const ENTRIES: usize = 16;
 const ENTRY_HEAD: usize = 5;
 /// A segment has at least so many bytes.
 const SEGMENT: usize = 8 << 20;
-/// Room that is there when the rings are drained: for all records of a drain.
+/// And at most so many: a file that says it has more is not read. A node that needs more has no ledger.
+const SEGMENT_MAX: usize = 1 << 30;
+/// Room that is there when the rings are drained.
 const DRAIN_ROOM: usize = 1 << 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+const _: () = {
+    let mut kind = 0;
+    while kind < RecordKind::ALL.len() {
+        assert!(
+            DRAIN_BUDGET * (ENTRY_HEAD + RecordKind::ALL[kind].record_size()) <= DRAIN_ROOM,
+            "for all records of a drain"
+        );
+        kind += 1;
+    }
+};
 
 /// What an entry is; its number stands in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +83,22 @@ enum Tag {
     Release,
     /// [`Observation`].
     Observation,
-    /// [`Clock`]: the events so far were published, with times of that clock.
+    /// [`Published`].
     Publish,
-    /// [`Seen`].
-    Seen,
+    /// [`Accounted`].
+    Account,
 }
 
 impl Tag {
-    const ALL: [Self; 7] =
-        [Self::Head, Self::State, Self::Record, Self::Release, Self::Observation, Self::Publish, Self::Seen];
+    const ALL: [Self; 7] = [
+        Self::Head,
+        Self::State,
+        Self::Record,
+        Self::Release,
+        Self::Observation,
+        Self::Publish,
+        Self::Account,
+    ];
 }
 
 /// Why the ledger of an earlier daemon is not used. A new epoch begins.
@@ -80,11 +106,11 @@ impl Tag {
 pub(crate) enum Refusal {
     #[error("{} cannot be read", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} belongs to user {uid}, with mode {mode:o}", path.display())]
-    Foreign { path: PathBuf, uid: u32, mode: u32 },
+    #[error("{} is not to be trusted: {foreign}", path.display())]
+    Foreign { path: PathBuf, foreign: Foreign },
     #[error("{} is not a ledger of this release", path.display())]
     OtherFormat { path: PathBuf },
-    #[error("{} is torn: {what}", path.display())]
+    #[error("{} is torn, or another release's: {what}", path.display())]
     Torn { path: PathBuf, what: String },
     #[error("{} is of another boot of the machine", path.display())]
     OtherBoot { path: PathBuf },
@@ -103,8 +129,25 @@ struct Head {
     position: Position,
     /// The steps of the wall clock.
     clock: clock::History,
-    /// [`Memory::last_record`]
-    last_record: Vec<u8>,
+    /// See [`Memory`]: what a daemon knows when it begins, and does not follow from what the one before wrote.
+    last_record: Option<Vec<u8>>,
+    seen: Seen,
+}
+
+/// The events so far were published.
+#[derive(Debug, Serialize, Deserialize)]
+struct Published {
+    /// The last one's number.
+    seq: u64,
+    /// What their times are of.
+    clock: Clock,
+}
+
+/// Losses that were observed, and what of the kernel's counters they account for: the next daemon knows of both, or of neither.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Accounted {
+    pub(super) observations: Vec<Observation>,
+    pub(super) seen: Seen,
 }
 
 /// All that the engine knows and that cannot be read from the kernel again.
@@ -114,12 +157,13 @@ pub(crate) struct Memory {
     pub(super) reorder: ReorderBuffer,
     /// Not published yet.
     pub(super) events: Vec<Event>,
+    #[serde(skip)]
     pub(super) seen: Seen,
     pub(super) asked: Asked,
-    /// The last record that was taken from a ring: it may be there still.
+    /// The last record that was taken from a ring, if it may be there still.
     #[serde(skip)]
-    pub(super) last_record: Vec<u8>,
-    /// When something was written last.
+    pub(super) last_record: Option<Vec<u8>>,
+    /// When the daemon was last seen to work.
     pub(super) until: KernelTime,
 }
 
@@ -132,7 +176,7 @@ impl Memory {
             events: Vec::new(),
             seen: Seen::default(),
             asked: Asked::default(),
-            last_record: Vec::new(),
+            last_record: None,
             until: KernelTime(0),
         }
     }
@@ -144,10 +188,11 @@ pub(super) struct MemoryOf<'a> {
     pub(super) node: &'a Node,
     pub(super) reorder: &'a ReorderBuffer,
     pub(super) events: &'a [Event],
+    #[serde(skip)]
     pub(super) seen: Seen,
     pub(super) asked: &'a Asked,
     #[serde(skip)]
-    pub(super) last_record: &'a [u8],
+    pub(super) last_record: Option<&'a [u8]>,
     pub(super) until: KernelTime,
 }
 
@@ -166,8 +211,10 @@ impl Asked {
         match action {
             Action::Resolve(container) => push(&mut self.resolve, container),
             Action::ReadLimits(request) => push(&mut self.read, request),
-            // These are done anew in any case.
-            Action::Rescan | Action::Judge(_) | Action::Untrack(_) => {}
+            // The next daemon scans and judges in any case.
+            Action::Rescan | Action::Judge(_) => {}
+            // If it was not done by then, there is less room for others.
+            Action::Untrack(_) => {}
         }
     }
 
@@ -209,8 +256,11 @@ pub(crate) struct Place {
 /// What an earlier daemon left.
 #[derive(Debug)]
 pub(crate) struct History {
+    place: Place,
+    boot: String,
     first: Segment,
-    later: Vec<Segment>,
+    /// The numbers of those that follow.
+    later: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -244,37 +294,32 @@ impl Place {
         }
         check_owner(&self.directory)?;
         let boot = fs::read_to_string(BOOT_ID).map_err(failed)?;
-        let mut segments = Vec::new();
-        let mut last: Option<u64> = None;
+        let mut series: Vec<u64> = Vec::new();
         for number in numbers(&self.directory).map_err(failed)? {
-            // One that does not follow the one before is older than a failure to remove it.
-            if last.is_some_and(|last| last + 1 != number) {
-                segments.clear();
+            // One that does not follow the one before: those before are older than a failure to remove one.
+            if series.last().is_some_and(|last| number - last != 1) {
+                series.clear();
             }
-            last = Some(number);
-            segments.push(Segment::read(self.segment(number))?);
+            series.push(number);
         }
-        for Segment { path, head, .. } in &segments {
-            if head.boot != boot {
-                return Err(Refusal::OtherBoot { path: path.clone() });
-            }
-            if head.bounds != self.bounds {
-                return Err(Refusal::OtherBounds { path: path.clone() });
-            }
-        }
-        let mut segments = segments.into_iter();
-        Ok(segments.next().map(|first| History { first, later: segments.collect() }))
+        let Some((first, later)) = series.split_first() else { return Ok(None) };
+        let first = Segment::read(self, *first, &boot)?;
+        Ok(Some(History { place: self.clone(), boot, first, later: later.to_vec() }))
     }
 
     /// Begins a segment after those that there are.
     pub(super) fn begin(self, position: Position, memory: &MemoryOf<'_>) -> io::Result<Ledger> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        if let Some(foreign) = private::foreign(&self.directory)? {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, foreign));
+        }
         let mut earlier = VecDeque::new();
         for number in numbers(&self.directory)? {
             let size = fs::metadata(self.segment(number))?.len();
             earlier.push_back((number, usize::try_from(size).map_err(io::Error::other)?));
         }
-        let number = earlier.back().map_or(1, |(last, _)| last + 1);
+        let number = earlier.back().map_or(Some(1), |(last, _)| last.checked_add(1));
+        let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let boot = fs::read_to_string(BOOT_ID)?;
         let (file, used) = make(&self, number, &boot, position, memory)?;
         let mut ledger = Ledger { place: self, file, used, number, boot, earlier };
@@ -282,16 +327,13 @@ impl Place {
         Ok(ledger)
     }
 
-    /// Removes all of it.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+    /// Removes all of it; whether there was anything.
+    pub(crate) fn remove(&self) -> io::Result<bool> {
+        is_removed(fs::remove_dir_all(&self.directory))
     }
 
     fn segment(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{number:016x}"))
+        self.directory.join(file_name(number))
     }
 }
 
@@ -320,7 +362,7 @@ impl Ledger {
         while size(&self.earlier) + self.file.size() > self.place.bytes
             && let Some((oldest, _)) = self.earlier.pop_front()
         {
-            fs::remove_file(self.place.segment(oldest))?;
+            is_removed(fs::remove_file(self.place.segment(oldest)))?;
         }
         Ok(())
     }
@@ -338,12 +380,13 @@ impl Ledger {
         self.append_json(Tag::Observation, observation)
     }
 
-    pub(super) fn publish(&mut self, clock: Clock) -> bool {
-        self.append_json(Tag::Publish, &clock)
+    /// The events up to that number.
+    pub(super) fn publish(&mut self, seq: u64, clock: Clock) -> bool {
+        self.append_json(Tag::Publish, &Published { seq, clock })
     }
 
-    pub(super) fn seen(&mut self, seen: &Seen) -> bool {
-        self.append_json(Tag::Seen, seen)
+    pub(super) fn account(&mut self, accounted: &Accounted) -> bool {
+        self.append_json(Tag::Account, accounted)
     }
 
     fn append_json(&mut self, tag: Tag, value: &impl Serialize) -> bool {
@@ -376,21 +419,22 @@ fn make(
         bounds: place.bounds.clone(),
         position,
         clock: clock::History::get(),
-        last_record: memory.last_record.to_owned(),
+        last_record: memory.last_record.map(<[u8]>::to_owned),
+        seen: memory.seen.clone(),
     };
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
     // As much again as the state has, so that states are the smaller part of what is written.
     let bytes = SEGMENT.max(2 * (head.len() + state.len()) + 2 * DRAIN_ROOM);
-    let (path, named) = (place.directory.join("new"), place.segment(number));
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    if bytes > SEGMENT_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
+    let (path, named) = (place.directory.join("new"), place.segment(number));
+    is_removed(fs::remove_file(&path))?;
     let mut file = MappedFile::create(&path, NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?)?;
     file.write(0, &MAGIC);
     let used = append(&mut file, ENTRIES, Tag::Head, &head);
     let used = used.and_then(|used| append(&mut file, used, Tag::State, &state));
-    let used = used.ok_or(io::ErrorKind::OutOfMemory)?;
+    let used = used.ok_or(io::ErrorKind::FileTooLarge)?;
     file.publish(COMMITTED, used as u64);
     fs::rename(path, named)?;
     Ok((file, used))
@@ -409,44 +453,82 @@ fn append(file: &mut MappedFile, used: usize, tag: Tag, payload: &[u8]) -> Optio
 fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let names =
         fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-    let number = |name: &std::ffi::OsString| u64::from_str_radix(name.to_str()?, 16).ok();
+    let number = |name: &std::ffi::OsString| {
+        let number = u64::from_str_radix(name.to_str()?, 16).ok()?;
+        (file_name(number).as_str() == name).then_some(number)
+    };
     let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
-fn check_owner(path: &Path) -> Result<(), Refusal> {
-    let metadata =
-        fs::symlink_metadata(path).map_err(|source| Refusal::Io { path: path.to_owned(), source })?;
-    let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if uid != nix::unistd::geteuid().as_raw() || mode & 0o077 != 0 {
-        return Err(Refusal::Foreign { path: path.to_owned(), uid, mode });
+fn file_name(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+/// Whether there was something to be removed.
+fn is_removed(removed: io::Result<()>) -> io::Result<bool> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
-    Ok(())
+}
+
+fn check_owner(path: &Path) -> Result<(), Refusal> {
+    match private::foreign(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(foreign)) => Err(Refusal::Foreign { path: path.to_owned(), foreign }),
+        Err(source) => Err(Refusal::Io { path: path.to_owned(), source }),
+    }
 }
 
 impl Segment {
-    fn read(path: PathBuf) -> Result<Self, Refusal> {
+    /// Reads one that was written in this boot, with these bounds.
+    fn read(place: &Place, number: u64, boot: &str) -> Result<Self, Refusal> {
+        let path = place.segment(number);
         check_owner(&path)?;
-        let mut bytes = fs::read(&path).map_err(|source| Refusal::Io { path: path.clone(), source })?;
-        if bytes.get(..COMMITTED) != Some(&MAGIC) {
-            return Err(Refusal::OtherFormat { path });
-        }
+        let bytes = read_committed(&path)?;
         let torn = |what: &str| Refusal::Torn { path: path.clone(), what: what.to_owned() };
-        let committed =
-            bytes.get(COMMITTED..ENTRIES).and_then(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
-        let committed = committed.and_then(|committed| usize::try_from(committed).ok());
-        match committed {
-            Some(committed) if committed <= bytes.len() => bytes.truncate(committed),
-            _ => return Err(torn("it is shorter than it says")),
-        }
         let (tag, payload, next) = entry(&bytes, ENTRIES).ok_or_else(|| torn("it has no head"))?;
         if tag != Tag::Head {
             return Err(torn("it does not begin with a head"));
         }
-        let head = parse(&path, payload)?;
+        let head: Head = parse(&path, payload)?;
+        if head.boot != boot {
+            return Err(Refusal::OtherBoot { path });
+        }
+        if head.bounds != place.bounds {
+            return Err(Refusal::OtherBounds { path });
+        }
         Ok(Self { path, head, next, bytes })
     }
+}
+
+/// What counts of a segment. The rest of the file, which may be much, is not read.
+fn read_committed(path: &Path) -> Result<Vec<u8>, Refusal> {
+    let failed = |source| Refusal::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut start = [0; ENTRIES];
+    if length < ENTRIES as u64 || file.read_exact(&mut start).is_err() || start[..COMMITTED] != MAGIC {
+        return Err(Refusal::OtherFormat { path: path.to_owned() });
+    }
+    let committed = start.last_chunk().map(|word| u64::from_ne_bytes(*word));
+    let committed = committed.and_then(|committed| usize::try_from(committed).ok());
+    let is_there = |committed: &usize| {
+        (ENTRIES..=SEGMENT_MAX).contains(committed)
+            && u64::try_from(*committed).is_ok_and(|end| end <= length)
+    };
+    let Some(committed) = committed.filter(is_there) else {
+        let what = "it is shorter than it says".to_owned();
+        return Err(Refusal::Torn { path: path.to_owned(), what });
+    };
+    let mut bytes = vec![0; committed];
+    let (head, entries) = bytes.split_at_mut(ENTRIES);
+    head.copy_from_slice(&start);
+    file.read_exact(entries).map_err(failed)?;
+    Ok(bytes)
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, payload: &[u8]) -> Result<T, Refusal> {
@@ -471,22 +553,11 @@ impl History {
 
     /// Observes all of it again. The writer is that of an empty journal at [`Self::position`].
     pub(crate) fn replay(self, writer: &mut Writer) -> Result<Memory, Refusal> {
-        let Self { first, later } = self;
+        let Self { place, boot, first, later } = self;
         let mut replay = Replay::of(&first)?;
-        for Segment { path, head, bytes, mut next } in [first].into_iter().chain(later) {
-            let (replayed, written) = (writer.position().seq, head.position.seq);
-            if replayed != written {
-                return Err(Refusal::Differs { path, replayed, written });
-            }
-            head.clock.restore();
-            // Every record before has been consumed, but for that one.
-            replay.memory.last_record = head.last_record;
-            while next < bytes.len() {
-                let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
-                let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;
-                replay.step(&path, tag, payload, writer)?;
-                next = after;
-            }
+        replay.segment(first, writer)?;
+        for number in later {
+            replay.segment(Segment::read(&place, number, &boot)?, writer)?;
         }
         Ok(replay.end())
     }
@@ -511,16 +582,34 @@ impl Replay {
         Ok(Self { memory, decoder: Decoder::default(), output })
     }
 
+    fn segment(&mut self, segment: Segment, writer: &mut Writer) -> Result<(), Refusal> {
+        let Segment { path, head, bytes, mut next } = segment;
+        check_number(&path, writer, head.position.seq)?;
+        head.clock.restore();
+        // Every record before has been consumed, but for that one.
+        self.memory.last_record = head.last_record;
+        self.memory.seen = head.seen;
+        while next < bytes.len() {
+            let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
+            let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;
+            self.step(&path, tag, payload, writer)?;
+            next = after;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, path: &Path, tag: Tag, payload: &[u8], writer: &mut Writer) -> Result<(), Refusal> {
         let Self { memory, decoder, output } = self;
         match tag {
             Tag::Record => {
-                // That it could not be decoded is in the losses.
-                if let Ok(event) = decoder.decode(payload) {
-                    memory.reorder.push(event);
+                match decoder.decode(payload) {
+                    Ok(event) => memory.reorder.push(event),
+                    // If it has been reported, an account follows.
+                    Err(error) => memory.seen.malformed(&error),
                 }
-                memory.last_record.clear();
-                memory.last_record.extend_from_slice(payload);
+                let last = memory.last_record.get_or_insert_default();
+                last.clear();
+                last.extend_from_slice(payload);
             }
             Tag::Release => {
                 let until = payload.first_chunk().map(|bytes| KernelTime(u64::from_ne_bytes(*bytes)));
@@ -529,20 +618,28 @@ impl Replay {
                 for event in memory.reorder.release(until) {
                     memory.node.observe(Observation::Kernel(event), output);
                 }
-                memory.until = until;
+                memory.until = memory.until.max(until);
             }
             Tag::Observation => {
                 let observation: Observation = parse(path, payload)?;
+                if let Observation::Tick { at } = observation {
+                    memory.until = memory.until.max(at);
+                }
                 memory.asked.answered(&observation);
                 memory.node.observe(observation, output);
             }
             Tag::Publish => {
-                let clock: Clock = parse(path, payload)?;
+                let Published { seq, clock } = parse(path, payload)?;
                 clock.restore();
                 memory.until = memory.until.max(clock.now());
                 writer.append(output.events.drain(..), clock);
+                check_number(path, writer, seq)?;
             }
-            Tag::Seen => memory.seen = parse(path, payload)?,
+            Tag::Account => {
+                let Accounted { observations, seen } = parse(path, payload)?;
+                observations.into_iter().for_each(|observation| memory.node.observe(observation, output));
+                memory.seen = seen;
+            }
             // The replay has come to it already.
             Tag::Head | Tag::State => {}
         }
@@ -553,6 +650,15 @@ impl Replay {
     fn end(self) -> Memory {
         Memory { events: self.output.events, ..self.memory }
     }
+}
+
+/// Whether the replay has come to the event that the earlier daemon had.
+fn check_number(path: &Path, writer: &Writer, written: u64) -> Result<(), Refusal> {
+    let replayed = writer.position().seq;
+    if replayed != written {
+        return Err(Refusal::Differs { path: path.to_owned(), replayed, written });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,6 +18,20 @@ pub(crate) struct Seen {
     untracked: u64,
     skipped: BTreeMap<String, u64>,
     suppressed: SuppressedWrites,
+    /// What has not been accounted for, and that no counter of the kernel shows.
+    malformed: Malformed,
+}
+
+/// Records that could not be decoded, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Malformed(BTreeMap<String, u64>);
+
+impl Malformed {
+    fn note(&mut self, error: &DecodeError) {
+        let kind = error.kind().map_or("unknown", RecordKind::name);
+        *self.0.entry(kind.to_owned()).or_default() += 1;
+    }
 }
 
 /// Which writes to limit files were only counted, for they came too fast.
@@ -28,11 +42,31 @@ pub(super) struct SuppressedWrites {
 }
 
 impl Seen {
+    /// All that the counters show: what was before a new epoch is no part of it.
+    pub(super) fn all(
+        counters: Counters,
+        skipped: BTreeMap<&'static str, u64>,
+        suppressed: BTreeMap<u64, u64>,
+    ) -> Self {
+        Self {
+            lost: counters.lost.to_vec(),
+            untracked: counters.untracked,
+            skipped: owned(skipped),
+            suppressed: SuppressedWrites { total: counters.suppressed, by_cgroup: suppressed },
+            malformed: Malformed::default(),
+        }
+    }
+
+    /// A record that an earlier daemon took could not be decoded.
+    pub(super) fn malformed(&mut self, error: &DecodeError) {
+        self.malformed.note(error);
+    }
+
     /// What counts from zero again: what the kernel says of programs that were loaded anew, and all of it if the maps are new.
     pub(super) fn forget(&mut self, loaded: &[&str], same_maps: bool) {
         self.skipped.retain(|capability, _| !loaded.contains(&&**capability));
         if !same_maps {
-            *self = Self::default();
+            *self = Self { malformed: std::mem::take(&mut self.malformed), ..Self::default() };
         }
     }
 
@@ -71,8 +105,8 @@ pub(super) struct Losses {
     skipped: BTreeMap<String, u64>,
     /// When they were counted last.
     skipped_looked: KernelTime,
-    /// By kind, since the last look.
-    malformed: BTreeMap<String, u64>,
+    /// Since the last look.
+    malformed: Malformed,
     /// By cause and kind, since the start.
     total: BTreeMap<String, u64>,
 }
@@ -86,7 +120,7 @@ impl Losses {
             looked: now,
             skipped: BTreeMap::new(),
             skipped_looked: now,
-            malformed: BTreeMap::new(),
+            malformed: Malformed::default(),
             total: BTreeMap::new(),
         }
     }
@@ -95,7 +129,13 @@ impl Losses {
     pub(super) fn resumed(seen: &Seen, until: KernelTime) -> Self {
         let mut counters = Counters { untracked: seen.untracked, ..Counters::default() };
         counters.lost.iter_mut().zip(&seen.lost).for_each(|(lost, seen)| *lost = *seen);
-        Self { looked: until, skipped: seen.skipped.clone(), skipped_looked: until, ..Self::new(counters) }
+        Self {
+            looked: until,
+            skipped: seen.skipped.clone(),
+            skipped_looked: until,
+            malformed: seen.malformed.clone(),
+            ..Self::new(counters)
+        }
     }
 
     /// Until when.
@@ -110,16 +150,16 @@ impl Losses {
             untracked: self.seen.untracked,
             skipped: self.skipped.clone(),
             suppressed: suppressed.clone(),
+            malformed: self.malformed.clone(),
         }
     }
 
     /// A record could not be decoded.
     pub(super) fn malformed(&mut self, error: &DecodeError) {
-        let kind = error.kind().map_or("unknown", RecordKind::name);
-        if self.malformed.is_empty() {
+        if self.malformed.0.is_empty() {
             tracing::error!(%error, "a record could not be decoded");
         }
-        *self.malformed.entry(kind.to_owned()).or_default() += 1;
+        self.malformed.note(error);
     }
 
     /// What was lost since the last look.
@@ -141,7 +181,7 @@ impl Losses {
         [
             (GapCause::RingFull, "ring_full", ring_full),
             (GapCause::TrackedSetFull, "tracked_set_full", tracked_set_full),
-            (GapCause::MalformedRecord, "malformed_record", std::mem::take(&mut self.malformed)),
+            (GapCause::MalformedRecord, "malformed_record", std::mem::take(&mut self.malformed).0),
         ]
         .into_iter()
         .filter(|(_, _, lost): &(_, _, BTreeMap<String, u64>)| !lost.is_empty())
@@ -161,8 +201,7 @@ impl Losses {
         now: KernelTime,
     ) -> Option<Loss> {
         let from = std::mem::replace(&mut self.skipped_looked, now);
-        let skipped = skipped.into_iter().map(|(capability, count)| (capability.to_owned(), count)).collect();
-        let before = std::mem::replace(&mut self.skipped, skipped);
+        let before = std::mem::replace(&mut self.skipped, owned(skipped));
         let mut lost = BTreeMap::new();
         for (capability, count) in &self.skipped {
             let more = count.saturating_sub(before.get(capability).copied().unwrap_or(0));
@@ -181,9 +220,36 @@ impl Losses {
     }
 }
 
+fn owned(by_capability: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    by_capability.into_iter().map(|(capability, count)| (capability.to_owned(), count)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_daemon_reports_what_the_last_one_had_not() {
+        let mut counters = Counters::default();
+        counters.lost[RecordKind::TaskExec.index()] = 5;
+        counters.suppressed = 3;
+        let mut seen = Seen::all(counters, [("task_exit", 2)].into(), [(7, 3)].into());
+        seen.malformed(&DecodeError::Size { kind: RecordKind::TaskFork, len: 3 });
+        let (until, now) = (KernelTime(10), KernelTime(20));
+        let mut losses = Losses::resumed(&seen, until);
+        assert_eq!(losses.skipped_since_last([("task_exit", 2)].into(), now), None);
+        assert!(!seen.suppressed().is_more(3));
+        counters.lost[RecordKind::TaskExec.index()] += 1;
+        let one = |kind: &str| BTreeMap::from([(kind.to_owned(), 1_u64)]);
+        let found = losses.since_last(counters, now);
+        let found: Vec<_> = found.into_iter().map(|loss| (loss.from, loss.lost)).collect();
+        assert_eq!(found, [(until, one("task_exec")), (until, one("task_fork"))]);
+        // New maps count from zero; what could not be decoded is no matter of theirs.
+        seen.forget(&["task_exit"], false);
+        let found = Losses::resumed(&seen, until).since_last(counters, now);
+        let causes: Vec<_> = found.into_iter().map(|loss| loss.cause).collect();
+        assert_eq!(causes, [GapCause::RingFull, GapCause::MalformedRecord]);
+    }
 
     #[test]
     fn increments_become_losses_with_exact_counts() {

@@ -52,8 +52,8 @@ use crate::hub::Writer;
 use crate::probe::{Drained, Produced, ProgramStats, Running};
 use crate::wire::problem;
 use kwitness_api::proto;
-use ledger::{Asked, Ledger, MemoryOf};
-use losses::{Losses, SuppressedWrites};
+use ledger::{Accounted, Asked, Ledger, MemoryOf};
+use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
 
 pub(crate) use ledger::{History, Memory, Place, Refusal};
@@ -275,8 +275,8 @@ pub(crate) struct Engine<P: Probe> {
     /// What is taken in is written there first, if it is to survive the process.
     ledger: Option<Ledger>,
     asked: Asked,
-    /// The last record that the ledger has of an earlier daemon: it may be in its ring still. Empty once that is known.
-    last_record: Vec<u8>,
+    /// The last record that the ledger has of an earlier daemon, as long as it may be in its ring still.
+    last_record: Option<Vec<u8>>,
     /// Whether an earlier daemon's work goes on.
     resumes: Option<Resumes>,
     records: u64,
@@ -359,7 +359,14 @@ impl<P: Probe> Engine<P> {
                 seen.forget(unrecorded, *same_maps);
                 until
             }
-            None => Clock::read().now(),
+            None => {
+                let suppressed = probe.suppressed_writes().unwrap_or_else(|error| {
+                    tracing::error!(%error, "cannot read which limit writes were only counted");
+                    BTreeMap::new()
+                });
+                seen = Seen::all(probe.counters(), probe.skipped(), suppressed);
+                Clock::read().now()
+            }
         };
         let losses = Losses::resumed(&seen, since);
         let mut engine = Self {
@@ -407,7 +414,7 @@ impl<P: Probe> Engine<P> {
             events: &self.output.events,
             seen: self.losses.seen(&self.suppressed),
             asked: &self.asked,
-            last_record: &self.last_record,
+            last_record: self.last_record.as_deref(),
             until: Clock::read().now(),
         }
     }
@@ -420,6 +427,13 @@ impl<P: Probe> Engine<P> {
         }
         self.turn();
         self.ledger.as_mut().is_none_or(write)
+    }
+
+    /// Begins a new segment if this one may not have room for what comes next.
+    fn make_room(&mut self) {
+        if self.ledger.as_ref().is_some_and(Ledger::is_nearly_full) {
+            self.turn();
+        }
     }
 
     /// Begins a new segment of the ledger.
@@ -494,6 +508,7 @@ impl<P: Probe> Engine<P> {
                 Some(request) = self.requests.recv(), if self.ready.is_none() && has_room => self.answer(request),
                 _ = tick.tick() => {
                     let clock = Clock::read();
+                    self.make_room();
                     self.observe(Observation::Tick { at: clock.now() });
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
@@ -510,30 +525,25 @@ impl<P: Probe> Engine<P> {
     /// Takes what is in the rings, within the budget, and observes what has waited for it.
     fn drain(&mut self) {
         let clock = Clock::read();
-        if self.ledger.as_ref().is_some_and(Ledger::is_nearly_full) {
-            self.turn();
-        }
-        let Self { probe, decoder, reorder, losses, ledger, last_record, .. } = self;
+        self.make_room();
+        let Self { probe, decoder, reorder, losses, ledger, last_record, records, .. } = self;
         let mut is_kept = true;
         let drained = probe.drain(DRAIN_BUDGET, |bytes| {
-            if bytes == last_record {
+            if last_record.take_if(|last| last.as_slice() == bytes).is_some() {
                 // The earlier daemon ended between writing it down and consuming it.
-                last_record.clear();
                 return;
             }
+            *records += 1;
             is_kept &= ledger.as_mut().is_none_or(|ledger| ledger.record(bytes));
             match decoder.decode(bytes) {
                 Ok(event) => reorder.push(event),
                 Err(error) => losses.malformed(&error),
             }
         });
-        if !is_kept {
-            self.turn();
-        }
+        self.turn_unless(is_kept);
         if !drained.more {
-            self.last_record.clear();
+            self.last_record = None;
         }
-        self.records += drained.records as u64;
         self.release(clock);
         self.publish(clock);
         while let Some(next) = self.waiting.front()
@@ -659,25 +669,22 @@ impl<P: Probe> Engine<P> {
         }
         let Observation::Evidence(evidence) = observation else { unreachable!("it was put in above") };
         let judged = self.node.judge(&evidence, &mut self.output);
-        if !is_kept {
-            self.turn();
-        }
+        self.turn_unless(is_kept);
         judged
     }
 
     fn look_for_losses(&mut self, clock: Clock) {
-        for loss in self.losses.since_last(self.probe.counters(), clock.now()) {
+        let losses = self.losses.since_last(self.probe.counters(), clock.now());
+        for loss in &losses {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
-            self.observe(Observation::Lost(loss));
-            self.keep_seen();
         }
+        self.account(losses.into_iter().map(Observation::Lost).collect());
     }
 
     fn look_for_skipped(&mut self, clock: Clock) {
         if let Some(loss) = self.losses.skipped_since_last(self.probe.skipped(), clock.now()) {
             tracing::warn!(lost = ?loss.lost, "the kernel skipped programs; a scan follows");
-            self.observe(Observation::Lost(loss));
-            self.keep_seen();
+            self.account(vec![Observation::Lost(loss)]);
         }
     }
 
@@ -688,42 +695,56 @@ impl<P: Probe> Engine<P> {
         }
         match self.probe.suppressed_writes() {
             Ok(suppressed) => {
-                for (cgroup, writes) in self.suppressed.since_last(suppressed) {
+                let observed = self.suppressed.since_last(suppressed).into_iter().map(|(cgroup, writes)| {
                     tracing::warn!(%cgroup, writes, "limits are written to too fast: writes were only counted");
                     let fact = Fact::LimitWritesSuppressed(writes);
-                    self.observe(Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact }));
-                }
-                self.keep_seen();
+                    Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact })
+                });
+                let observed = observed.collect();
+                self.account(observed);
             }
             Err(error) => tracing::error!(%error, "cannot read which limit writes were only counted"),
         }
     }
 
+    /// Observes what the kernel's counters showed, and has that accounted for.
+    fn account(&mut self, observations: Vec<Observation>) {
+        if observations.is_empty() {
+            return;
+        }
+        let accounted = Accounted { observations, seen: self.losses.seen(&self.suppressed) };
+        let is_kept = self.keep(|ledger| ledger.account(&accounted));
+        accounted.observations.into_iter().for_each(|observation| self.take_in(observation));
+        self.turn_unless(is_kept);
+    }
+
     fn observe(&mut self, observation: Observation) {
         let is_kept = self.keep(|ledger| ledger.observation(&observation));
+        self.take_in(observation);
+        self.turn_unless(is_kept);
+    }
+
+    /// Observes what is in the ledger.
+    fn take_in(&mut self, observation: Observation) {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
         self.asked.answered(&observation);
         self.node.observe(observation, &mut self.output);
-        if !is_kept {
-            // It is larger than a segment: what followed from it is kept instead.
-            self.turn();
-        }
     }
 
-    /// What has been accounted for of the kernel's counters.
-    fn keep_seen(&mut self) {
-        if self.ledger.is_some() {
-            let seen = self.losses.seen(&self.suppressed);
-            self.keep(|ledger| ledger.seen(&seen));
+    /// Of what is larger than a segment, the ledger has what followed from it.
+    fn turn_unless(&mut self, is_kept: bool) {
+        if !is_kept {
+            self.turn();
         }
     }
 
     /// Writes the journal, then does what is to be done.
     fn publish(&mut self, clock: Clock) {
         if !self.output.events.is_empty() {
-            self.keep(|ledger| ledger.publish(clock));
+            let seq = self.writer.position().seq + self.output.events.len() as u64;
+            self.keep(|ledger| ledger.publish(seq, clock));
             self.writer.append(self.output.events.drain(..), clock);
         }
         for action in self.output.actions.drain(..) {

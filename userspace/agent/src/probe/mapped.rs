@@ -1,9 +1,12 @@
 //! A file mapped into memory for writing: what is stored there survives the process, at whatever instant it ends.
 //!
 //! Owns the mapping. Knows nothing of what is written. In the probes' module for its `unsafe`.
+//!
+//! A write beyond the end of the file would end the process (SIGBUS). The file has its whole memory from the beginning, and only
+//! its owner, who may end the process anyhow, can shorten it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     num::NonZeroUsize,
     os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
@@ -23,7 +26,6 @@ use nix::{
 pub struct MappedFile {
     address: NonNull<c_void>,
     bytes: NonZeroUsize,
-    _file: File,
 }
 
 // SAFETY: the mapping stays where it is until it is dropped, and is written to by whoever has `&mut` only.
@@ -42,7 +44,7 @@ impl MappedFile {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, at an address that the kernel chooses, of a file that has so many bytes.
         let address = unsafe { mmap(None, bytes, access, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
-        Ok(Self { address, bytes, _file: file })
+        Ok(Self { address, bytes })
     }
 
     /// How many bytes there are.

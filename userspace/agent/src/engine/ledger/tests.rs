@@ -3,9 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
+use kwitness_abi::Counters;
 use kwitness_core::journal::Epoch;
 use kwitness_core::model::{GapCause, Loss};
 
+use super::super::losses::Losses;
 use super::*;
 use crate::hub::{Capacity, Hub};
 
@@ -20,9 +22,9 @@ fn loss(at: u64) -> Observation {
         to,
         cause: GapCause::RingFull,
         lost: [("task_exec".to_owned(), at)].into(),
+        capabilities: Vec::new(),
     })
 }
-        capabilities: Vec::new(),
 
 fn hub(position: Position) -> (Arc<Hub>, Writer) {
     Hub::resumed(position, Capacity { items: NonZeroUsize::new(4096).unwrap(), bytes: 64 << 20 })
@@ -56,7 +58,8 @@ impl Daemon {
 
     fn publish(&mut self) {
         let clock = Clock::read();
-        assert!(self.ledger.publish(clock));
+        let seq = self.writer.position().seq + self.output.events.len() as u64;
+        assert!(self.ledger.publish(seq, clock));
         self.writer.append(self.output.events.drain(..), clock);
     }
 }
@@ -68,7 +71,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         events: &memory.events,
         seen: memory.seen.clone(),
         asked: &memory.asked,
-        last_record: &memory.last_record,
+        last_record: memory.last_record.as_deref(),
         until: memory.until,
     }
 }
@@ -86,13 +89,17 @@ fn the_next_daemon_has_what_the_last_one_had() {
     let place = place(directory.path());
     assert!(place.read().unwrap().is_none());
     let mut daemon = Daemon::begin(&place);
+    fs::write(place.directory.join("1"), "the name of no segment").unwrap();
     for at in 1..=10 {
         daemon.observe(loss(at));
         daemon.publish();
         if at == 5 {
+            daemon.memory.seen = Seen::all(Counters::default(), [("task_exit", 2)].into(), [(7, 3)].into());
             daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
         }
     }
+    let (_, memory) = replay(&place);
+    assert_eq!((memory.seen, memory.last_record), (daemon.memory.seen.clone(), None));
     assert!(daemon.ledger.record(b"the last record"));
     // Written down, and not published: no client has it.
     daemon.observe(loss(11));
@@ -100,7 +107,24 @@ fn the_next_daemon_has_what_the_last_one_had() {
     assert_eq!(hub.position(), daemon.hub.position());
     assert_eq!(hub.extent(), daemon.hub.extent());
     assert_eq!(memory.events.len(), 1);
-    assert_eq!(memory.last_record, b"the last record");
+    assert_eq!(memory.last_record.as_deref(), Some(&b"the last record"[..]));
+}
+
+#[test]
+fn what_could_not_be_decoded_is_reported_by_the_next_daemon_if_it_was_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    assert!(daemon.ledger.record(b"no record"));
+    let (_, memory) = replay(&place);
+    let mut losses = Losses::resumed(&memory.seen, KernelTime(1));
+    let losses = losses.since_last(Counters::default(), KernelTime(2));
+    assert_eq!(losses.iter().map(|loss| loss.cause).collect::<Vec<_>>(), [GapCause::MalformedRecord]);
+
+    let observations = losses.into_iter().map(Observation::Lost).collect();
+    assert!(daemon.ledger.account(&Accounted { observations, seen: Seen::default() }));
+    let (_, memory) = replay(&place);
+    assert_eq!((memory.events.len(), memory.seen), (1, Seen::default()));
 }
 
 #[test]
@@ -135,10 +159,14 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     assert!(text.contains("kernel.tracked_capacity"), "{text}");
 
     let whole = fs::read(&segment).unwrap();
-    fs::write(&segment, &whole[..100]).unwrap();
-    let text = refused(&place);
-    named(&text);
-    assert!(text.contains("torn"), "{text}");
+    let mut long = whole.clone();
+    long[COMMITTED..ENTRIES].fill(0xff);
+    for torn in [&whole[..100], &long[..]] {
+        fs::write(&segment, torn).unwrap();
+        let text = refused(&place);
+        named(&text);
+        assert!(text.contains("torn"), "{text}");
+    }
     fs::write(&segment, b"something else that is here").unwrap();
     assert!(refused(&place).contains("not a ledger of this release"));
 
@@ -151,6 +179,11 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     let (_, mut writer) = hub(history.position().clone());
     let text = history.replay(&mut writer).unwrap_err().to_string();
     assert!(text.contains("torn"), "{text}");
+
+    fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(refused(&place).contains("mode 755"));
+    let memory = Memory::new(Bounds::default());
+    assert_eq!(place.begin(start(), &borrowed(&memory)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
 }
 
 #[test]
@@ -166,6 +199,19 @@ fn a_replay_that_comes_to_other_events_is_refused() {
     let (_, mut writer) = hub(history.position().clone());
     let refusal = history.replay(&mut writer).unwrap_err();
     assert!(matches!(refusal, Refusal::Differs { replayed: 1, written: 7, .. }), "{refusal}");
+}
+
+#[test]
+fn a_publication_of_other_events_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    assert!(daemon.ledger.publish(2, Clock::read()));
+    let history = place.read().unwrap().unwrap();
+    let (_, mut writer) = hub(history.position().clone());
+    let refusal = history.replay(&mut writer).unwrap_err();
+    assert!(matches!(refusal, Refusal::Differs { replayed: 1, written: 2, .. }), "{refusal}");
 }
 
 #[test]
