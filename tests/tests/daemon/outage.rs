@@ -235,9 +235,7 @@ pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestCont
     ensure!(epoch(&agent).await? == first, "the ledger was whole");
 
     agent.kill()?;
-    let mut ledger = agent.socket().as_os_str().to_owned();
-    ledger.push(".ledger");
-    for segment in fs::read_dir(&ledger)? {
+    for segment in fs::read_dir(ledger_of(&agent))? {
         fs::OpenOptions::new().write(true).open(segment?.path())?.set_len(100)?;
     }
     agent.start_again().await?;
@@ -246,17 +244,23 @@ pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestCont
     agent.stop()
 }
 
-/// A daemon that ends keeps its programs in the kernel; `uninstall-pins` removes them, and so does `--unpin`.
+/// A daemon that ends leaves its programs and its ledger; `uninstall-pins` removes them, and so does `--unpin`.
 pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = bpffs.agent(ctx).await?;
-    let setting = format!("kernel.pin_directory={}", bpffs.pins().display());
-    let uninstall = async || run(kwitness(ctx, ["uninstall-pins", "--set", &setting])).await;
+    let directory = format!("kernel.pin_directory={}", bpffs.pins().display());
+    let socket = agent.socket().to_owned();
+    let uninstall = async || {
+        let mut command = kwitness(ctx, ["uninstall-pins", "--set", &directory, "--socket"]);
+        command.arg(&socket);
+        run(command).await
+    };
     uninstall().await?.check(1)?.check_says(&["another daemon uses"])?;
     agent.process().terminate(LIMIT)?;
     ensure!(bpffs.sets()?.len() == 1, "{:?}", bpffs.sets()?);
+    ensure!(ledger_of(&agent).exists(), "there is no {}", ledger_of(&agent).display());
     uninstall().await?.check(0)?;
-    ensure!(!bpffs.pins().exists(), "{} is still there", bpffs.pins().display());
+    check_gone(&bpffs, &agent)?;
     uninstall().await?.check(0).context("nothing to be removed")?;
 
     let mut agent = bpffs.agent(ctx).await?;
@@ -265,6 +269,19 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     agent.add_argument("--unpin");
     agent.start_again().await?;
     agent.process().terminate(LIMIT)?;
-    ensure!(!bpffs.pins().exists(), "{} is still there", bpffs.pins().display());
+    check_gone(&bpffs, &agent)
+}
+
+/// Where what was observed is kept.
+fn ledger_of(agent: &Agent) -> PathBuf {
+    let mut ledger = agent.socket().as_os_str().to_owned();
+    ledger.push(".ledger");
+    ledger.into()
+}
+
+fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
+    for path in [bpffs.pins(), ledger_of(agent)] {
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
     Ok(())
 }

@@ -26,7 +26,7 @@ use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
-use crate::probe::{Attached, Capabilities, Loaded, Unpinned, error_chain};
+use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, Unpinned, error_chain};
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
@@ -48,17 +48,32 @@ pub struct Options {
 /// # Errors
 /// What keeps it from starting or going on; each with what to do.
 pub async fn run(config: Config, options: Options) -> anyhow::Result<()> {
-    let directory = config.pin_directory.clone();
-    let place = ledger(&config);
-    let ended = watch_node(config, options.record.as_deref()).await;
+    watch_node(&config, options.record.as_deref()).await?;
+    // What is there if it could not start may be another daemon's.
     if options.unpin {
-        pins::uninstall(&directory).context("cannot remove the pinned programs")?;
-        place.remove().context("cannot remove the ledger")?;
+        uninstall(&config)?;
     }
-    ended
+    Ok(())
 }
 
-async fn watch_node(config: Config, record: Option<&Path>) -> anyhow::Result<()> {
+/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths.
+///
+/// # Errors
+/// A daemon runs, or something cannot be removed.
+pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
+    let directory = &config.pin_directory;
+    let sets = pins::uninstall(directory).context("cannot remove what is pinned")?;
+    let mut removed: Vec<_> = sets.iter().map(|set| directory.join(set)).collect();
+    let place = ledger(config);
+    if place.directory.exists() {
+        let _lock = InstanceLock::acquire(&lock_file(&config.socket))?;
+        place.remove().with_context(|| format!("cannot remove {}", place.directory.display()))?;
+        removed.push(place.directory);
+    }
+    Ok(removed)
+}
+
+async fn watch_node(config: &Config, record: Option<&Path>) -> anyhow::Result<()> {
     let clock = Clock::read();
     // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
@@ -87,14 +102,14 @@ async fn watch_node(config: Config, record: Option<&Path>) -> anyhow::Result<()>
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     log_capabilities(&capabilities);
-    log_pins(&attached);
+    log_pins(&attached, &config.pin_directory);
 
     let stop = CancellationToken::new();
     let capacity = Capacity {
         items: NonZeroUsize::new(config.replay_window).context("no replay window")?,
         bytes: config.replay_bytes,
     };
-    let place = ledger(&config);
+    let place = ledger(config);
     let Past { hub, writer, memory, resumes, place } = match &attached.pinned {
         Ok(set) => {
             let same_maps = *set.origin() == Origin::Adopted;
@@ -344,7 +359,7 @@ fn log_capabilities(capabilities: &Capabilities) {
     }
 }
 
-fn log_pins(attached: &Attached) {
+fn log_pins(attached: &Attached, directory: &Path) {
     match &attached.pinned {
         Ok(set) => {
             let (set, origin) = (set.path().display(), set.origin());
@@ -358,7 +373,13 @@ fn log_pins(attached: &Attached) {
                 }
             }
         }
-        Err(Unpinned::Off) => {}
+        Err(Unpinned::Off) => {
+            for (name, _) in pins::found(directory).unwrap_or_default() {
+                let set = directory.join(name);
+                let remedy = "kwitness uninstall-pins";
+                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon still run, unread");
+            }
+        }
         Err(error) => {
             let error = error_chain(error);
             tracing::warn!(

@@ -280,7 +280,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.pin_directory",
         expects: "an absolute path in a BPF file system",
         default: Some(r#""/sys/fs/bpf/kwitness""#),
-        doc: "Where they are pinned. Each daemon needs a directory of its own.",
+        doc: "Where they are pinned: a directory that has nothing else in it, one for each daemon. It is made if missing.",
         apply: |config, value| {
             config.pin_directory = absolute(value)?;
             Ok(())

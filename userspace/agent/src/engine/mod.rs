@@ -190,6 +190,8 @@ pub(crate) trait Probe: Send {
     fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>>;
     /// What the kernel says about the programs.
     fn program_stats(&self) -> Vec<ProgramStats>;
+    /// From now on, the next daemon may go on with what is recorded: the ledger says what was not.
+    fn may_be_adopted(&mut self);
 }
 
 impl Probe for Running {
@@ -229,6 +231,10 @@ impl Probe for Running {
 
     fn program_stats(&self) -> Vec<ProgramStats> {
         Running::program_stats(self)
+    }
+
+    fn may_be_adopted(&mut self) {
+        Running::may_be_adopted(self);
     }
 }
 
@@ -481,6 +487,7 @@ impl<P: Probe> Engine<P> {
     ) -> anyhow::Result<()> {
         self.ready = Some(ready);
         self.resume();
+        self.probe.may_be_adopted();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -75,6 +75,8 @@ impl Probe for Flood {
     fn program_stats(&self) -> Vec<ProgramStats> {
         Vec::new()
     }
+
+    fn may_be_adopted(&mut self) {}
 }
 
 struct Running {

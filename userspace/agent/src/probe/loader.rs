@@ -39,7 +39,7 @@ use super::{
     layout,
     lock::InstanceLock,
     object::OBJECT,
-    pins::{self, Unpinned},
+    pins::{self, Origin, Unpinned},
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::Running,
     settings::{MAX_ROOTS, ProbeLog, Settings},
@@ -198,19 +198,15 @@ impl Loaded {
     /// Attaches every loaded program.
     pub fn attach(mut self) -> Result<Attached> {
         let set = self.pinned.as_ref().ok();
+        // An adopted set stays as it was left: what it has not is attached anew by each daemon, and ends with it.
+        let made = set.filter(|set| set.origin() != &Origin::Adopted);
         for choice in self.choices.iter_mut().filter(|choice| choice.links != Links::Adopted) {
-            choice.attach(&mut self.ebpf, &self.chooser, set);
+            choice.attach(&mut self.ebpf, &self.chooser, made);
             choice.accept()?;
         }
         let mut programs = Vec::new();
         for choice in &self.choices {
             programs.extend(choice.programs(&self.ebpf, set)?);
-        }
-        if let Some(set) = set
-            && let Err(error) = set.complete()
-        {
-            // One that is not complete is replaced at the next start, as after a crash.
-            tracing::warn!(%error, "the pinned programs cannot be adopted by the next daemon");
         }
         let Self { ebpf, choices, log, lock, pinned, .. } = self;
         // A capability without a hook may have a substitute, which is no program.

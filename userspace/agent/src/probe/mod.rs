@@ -34,6 +34,7 @@ mod stats;
 pub use self::{
     error::{ProbeError, Result},
     loader::{Attached, Loaded, error_chain, kernel_layout, survey},
+    lock::InstanceLock,
     object::OBJECT,
     pace::ReaderWaits,
     pins::Unpinned,

@@ -3,12 +3,18 @@
 //! ```text
 //!            make            complete           the daemon ends
 //!  nothing ──────▶ half made ────────▶ in use ─────────────────▶ left ──▶ uninstalled: nothing
-//!                     │                  ▲                        │  │
-//!                     │                  └── a daemon starts ─────┘  │ another layout, damaged, foreign
-//!                     └── found at a start ──▶ removed, reported ◀───┘
+//!                   │     │              ▲                        │  │
+//!        the daemon │     │              └── a daemon starts ─────┘  │ another layout, damaged, foreign
+//!              ends │     └── found at a start ──▶ removed, reported ◀───┘
+//!                   ▼
+//!                nothing
 //! ```
 //!
-//! A set is a directory, named after its layout: whatever makes maps or programs of two daemons different.
+//! A set is complete once the ledger says what was not recorded before it: whoever adopts it finds that there. Adopted, it stays as
+//! it is.
+//!
+//! A set is a directory, named after its layout: whatever makes maps or programs of two daemons different. Their directory has
+//! nothing else in it, and is the daemon's user's alone, for a BPF file system lets every user make directories.
 //!
 //! ```text
 //!  DIRECTORY/                     locked by the daemon that uses it
@@ -22,16 +28,13 @@
 
 use std::{
     collections::hash_map::DefaultHasher,
-    ffi::CString,
+    ffi::{CString, OsStr},
     fs::{self, DirBuilder, File},
     hash::{Hash as _, Hasher as _},
     io,
     os::{
         fd::{FromRawFd as _, OwnedFd, RawFd},
-        unix::{
-            ffi::OsStrExt as _,
-            fs::{DirBuilderExt as _, MetadataExt as _},
-        },
+        unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -51,6 +54,7 @@ use super::{
     object::OBJECT,
     settings::{MAX_ROOTS, ProbeLog, Settings},
 };
+use crate::private::{self, Foreign};
 
 /// Changes whenever what is pinned changes its meaning in another way than the layout shows.
 const FORMAT: u32 = 1;
@@ -77,6 +81,8 @@ pub(super) const MAPS: [&str; 16] = [
 const PARTS: [&str; 3] = ["links", "programs", "maps"];
 const COMPLETE: &str = "complete";
 const MODE: u32 = 0o700;
+/// Hexadecimal digits in the name of a layout.
+const LAYOUT_DIGITS: usize = 16;
 
 /// Why nothing is pinned: the kernel side ends with the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +98,20 @@ pub enum Unpinned {
     NoBpffs {
         /// Where sets were to be pinned.
         directory: PathBuf,
+    },
+    /// Another user owns the directory, or may do something with it.
+    #[error("{} is not to be trusted: {foreign}. Remedy: remove it, or set another kernel.pin_directory", directory.display())]
+    Foreign {
+        /// Where sets were to be pinned.
+        directory: PathBuf,
+        /// Whose it is.
+        foreign: Foreign,
+    },
+    /// The directory has something in it that is no set.
+    #[error("{} is none of kwitness's. Remedy: set kernel.pin_directory to a directory of its own", path.display())]
+    NotOurs {
+        /// What is there.
+        path: PathBuf,
     },
     /// Another daemon's pins are there.
     #[error("another daemon uses {}. Remedy: give each its own kernel.pin_directory", directory.display())]
@@ -112,15 +132,10 @@ pub enum Unpinned {
 /// Why a set cannot be adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// It is not root's alone: its content is not to be trusted.
-    #[error("it belongs to user {uid}, with mode {mode:o}")]
-    Foreign {
-        /// Its owner.
-        uid: u32,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// A daemon ended while it made or removed it.
+    /// It is not the daemon's user's alone: its content is not to be trusted.
+    #[error(transparent)]
+    Foreign(Foreign),
+    /// A daemon was killed while it made or removed it.
     #[error("it is half made")]
     HalfMade,
     /// A pin is missing.
@@ -138,11 +153,12 @@ pub struct Pins {
     lock: Flock<File>,
 }
 
-/// The set that this process uses.
+/// The set that this process uses. One that is not complete at its end is removed.
 #[derive(Debug)]
 pub struct Set {
     path: PathBuf,
     origin: Origin,
+    is_complete: bool,
     _lock: Flock<File>,
 }
 
@@ -161,11 +177,11 @@ pub enum Origin {
 impl Pins {
     /// Makes the directory if it is missing, and locks it.
     pub fn open(directory: &Path) -> Result<Self, Unpinned> {
-        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        if !statfs::statfs(existing).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
-            return Err(Unpinned::NoBpffs { directory: directory.to_owned() });
-        }
+        check_file_system(directory)?;
         make_directory(directory)?;
+        if let Some(foreign) = private::foreign(directory).map_err(|source| failed(directory, source))? {
+            return Err(Unpinned::Foreign { directory: directory.to_owned(), foreign });
+        }
         let file = File::open(directory).map_err(|source| failed(directory, source))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { directory: directory.to_owned(), lock }),
@@ -189,6 +205,7 @@ impl Pins {
                 }
             }
         }
+        let is_complete = origin.is_some();
         let origin = match origin {
             Some(origin) => origin,
             None => {
@@ -197,7 +214,7 @@ impl Pins {
                 Origin::Made { replaced }
             }
         };
-        Ok(Set { path, origin, _lock: self.lock })
+        Ok(Set { path, origin, is_complete, _lock: self.lock })
     }
 
     /// Removes every set, and the directory; the names of what was removed.
@@ -211,15 +228,24 @@ impl Pins {
 
 /// Removes whatever an earlier daemon left in `directory`, and the directory; the names of the sets. Nothing, if it is not there.
 pub fn uninstall(directory: &Path) -> Result<Vec<String>, Unpinned> {
-    if directory.exists() { Pins::open(directory)?.uninstall() } else { Ok(Vec::new()) }
+    if is_there(directory)? { Pins::open(directory)?.uninstall() } else { Ok(Vec::new()) }
 }
 
 /// The sets in `directory`, each with why it cannot be adopted, if so. Changes nothing.
 pub fn found(directory: &Path) -> Result<Vec<(String, Option<Flaw>)>, Unpinned> {
-    if !directory.exists() {
+    if !is_there(directory)? {
         return Ok(Vec::new());
     }
     sets(directory)?.iter().map(|set| Ok((name(set), flaw(set)?))).collect()
+}
+
+/// Whether something can be pinned in that directory, by its file system.
+pub fn check_file_system(directory: &Path) -> Result<(), Unpinned> {
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match statfs::statfs(existing).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        true => Ok(()),
+        false => Err(Unpinned::NoBpffs { directory: directory.to_owned() }),
+    }
 }
 
 impl Set {
@@ -248,8 +274,7 @@ impl Set {
     /// The hook that serves a capability by pinned links already.
     pub(super) fn hook(&self, capability: &Capability, tracepoints: Tracepoints) -> Option<Hook> {
         let is_pinned = |name: &str| self.link(name).exists() && self.program(name).exists();
-        let hooks = capability.hooks_in_order(tracepoints).into_iter();
-        hooks.into_iter().find(|hook| hook.programs().all(is_pinned))
+        capability.hooks_in_order(tracepoints).into_iter().find(|hook| hook.programs().all(is_pinned))
     }
 
     /// Removes what is pinned of a program: it is detached, unless this process holds it.
@@ -261,8 +286,20 @@ impl Set {
     }
 
     /// From now on it may be adopted.
-    pub(super) fn complete(&self) -> Result<(), Unpinned> {
-        make_directory(&self.path.join(COMPLETE))
+    pub(super) fn complete(&mut self) -> Result<(), Unpinned> {
+        make_directory(&self.path.join(COMPLETE))?;
+        self.is_complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        if !self.is_complete
+            && let Err(error) = remove(&self.path)
+        {
+            tracing::warn!(set = %self.path.display(), %error, "cannot remove what is pinned");
+        }
     }
 }
 
@@ -280,15 +317,16 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         exclude,
         syscalls,
         log: _,
-        lock_file: _,
+        lock_file,
         pins: _,
     } = settings;
     let mut hasher = DefaultHasher::new();
     (FORMAT, OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
     (lifecycle_ring, tasks_ring, forks_ring, tracked_capacity, subtree).hash(&mut hasher);
-    (roots, exclude, syscalls).hash(&mut hasher);
+    // What the daemon of another socket has read is in that one's ledger alone.
+    (roots, exclude, syscalls, lock_file).hash(&mut hasher);
     LimitFile::all().for_each(|file| (file.number(), file.to_string()).hash(&mut hasher));
-    Ok(format!("{:016x}", hasher.finish()))
+    Ok(format!("{:0LAYOUT_DIGITS$x}", hasher.finish()))
 }
 
 /// Takes the set of these settings.
@@ -325,7 +363,7 @@ pub(super) fn object(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The directories in `directory`, sorted.
+/// The sets in `directory`, sorted; an error if anything else is there.
 fn sets(directory: &Path) -> Result<Vec<PathBuf>, Unpinned> {
     let read = || -> io::Result<Vec<PathBuf>> {
         let mut found =
@@ -333,14 +371,26 @@ fn sets(directory: &Path) -> Result<Vec<PathBuf>, Unpinned> {
         found.sort();
         Ok(found)
     };
-    read().map_err(|source| failed(directory, source))
+    let found = read().map_err(|source| failed(directory, source))?;
+    match found.iter().find(|path| !path.file_name().is_some_and(is_layout)) {
+        Some(other) => Err(Unpinned::NotOurs { path: other.clone() }),
+        None => Ok(found),
+    }
+}
+
+/// Whether it may be the name of a [`layout`].
+fn is_layout(name: &OsStr) -> bool {
+    name.len() == LAYOUT_DIGITS && name.as_bytes().iter().all(u8::is_ascii_hexdigit)
+}
+
+fn is_there(directory: &Path) -> Result<bool, Unpinned> {
+    directory.try_exists().map_err(|source| failed(directory, source))
 }
 
 fn flaw(set: &Path) -> Result<Option<Flaw>, Unpinned> {
-    let metadata = fs::symlink_metadata(set).map_err(|source| failed(set, source))?;
-    let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    Ok(if uid != 0 || mode & 0o077 != 0 {
-        Some(Flaw::Foreign { uid, mode })
+    let foreign = private::foreign(set).map_err(|source| failed(set, source))?;
+    Ok(if let Some(foreign) = foreign {
+        Some(Flaw::Foreign(foreign))
     } else if !set.join(COMPLETE).exists() {
         Some(Flaw::HalfMade)
     } else {
@@ -403,23 +453,21 @@ mod tests {
             Settings { roots: vec!["docker-".parse().unwrap()], ..settings.clone() },
             Settings { subtree: 7, ..settings.clone() },
             Settings { exclude: vec!["raw_tp".parse().unwrap()], ..settings.clone() },
+            Settings { lock_file: Some("/y".into()), ..settings.clone() },
         ] {
             assert_ne!(layout(&other).unwrap(), name, "{other:?}");
         }
-        let elsewhere = Settings { pins: Some("/x".into()), lock_file: Some("/y".into()), ..settings };
+        let elsewhere = Settings { pins: Some("/x".into()), ..settings };
         assert_eq!(layout(&elsewhere).unwrap(), name);
     }
 
     #[test]
-    fn a_set_is_adopted_only_if_it_is_whole_and_roots_own() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
+    fn a_set_is_adopted_only_if_it_is_whole_and_ours_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let set = set(directory.path(), "a");
+        let set = set(directory.path(), "0123456789abcdef");
         assert_eq!(flaw(&set).unwrap(), None);
         fs::set_permissions(&set, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(flaw(&set).unwrap(), Some(Flaw::Foreign { uid: 0, mode: 0o755 }));
+        assert!(matches!(flaw(&set).unwrap(), Some(Flaw::Foreign(Foreign { mode: 0o755, .. }))));
         fs::set_permissions(&set, fs::Permissions::from_mode(MODE)).unwrap();
         fs::remove_file(set.join("maps/TASKS")).unwrap();
         assert_eq!(flaw(&set).unwrap(), Some(Flaw::MissingMap("TASKS")));
@@ -427,6 +475,27 @@ mod tests {
         assert_eq!(flaw(&set).unwrap(), Some(Flaw::HalfMade));
         remove(&set).unwrap();
         assert!(sets(directory.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_map_that_programs_share_is_pinned() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let is_of_one_load = |name: &&str| name.starts_with('.') || *name == "AYA_LOGS";
+        let shared = object.maps.keys().map(String::as_str).filter(|name| !is_of_one_load(name));
+        let mut shared: Vec<_> = shared.collect();
+        shared.sort_unstable();
+        assert_eq!(shared, MAPS);
+    }
+
+    #[test]
+    fn what_is_no_set_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        set(directory.path(), "0123456789abcdef");
+        assert_eq!(sets(directory.path()).unwrap().len(), 1);
+        let other = directory.path().join("cilium");
+        fs::create_dir(&other).unwrap();
+        let refused = sets(directory.path()).unwrap_err();
+        assert!(matches!(&refused, Unpinned::NotOurs { path } if *path == other), "{refused}");
     }
 
     #[test]

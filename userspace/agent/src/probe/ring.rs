@@ -90,7 +90,7 @@ pub struct Running {
     capabilities: Capabilities,
     programs: Vec<AttachedProgram>,
     /// Keeps other daemons away from what is pinned.
-    _pinned: std::result::Result<pins::Set, Unpinned>,
+    pinned: std::result::Result<pins::Set, Unpinned>,
     /// Holds the links that are not pinned.
     _ebpf: Ebpf,
     _log: Option<LogReader>,
@@ -128,7 +128,7 @@ impl Running {
             budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
             capabilities,
             programs,
-            _pinned: pinned,
+            pinned,
             _ebpf: ebpf,
             _log: log,
             _lock: lock,
@@ -192,6 +192,16 @@ impl Running {
         }
         self.pace.drained(drained, urgent);
         drained
+    }
+
+    /// From now on, another daemon may go on with what is pinned.
+    pub fn may_be_adopted(&mut self) {
+        if let Ok(set) = &mut self.pinned
+            && let Err(error) = set.complete()
+        {
+            // It goes with this daemon.
+            tracing::warn!(%error, "the next daemon cannot adopt the pinned programs");
+        }
     }
 
     /// How far the kernel has written by now.

@@ -33,13 +33,22 @@ pub struct Settings {
     pub pins: Option<PathBuf>,
 }
 
+impl Settings {
+    /// How many lives of containers the ring of lifecycle records holds, about, while no daemon reads it.
+    pub fn lives_held(&self) -> u32 {
+        /// Bytes of the records of a life.
+        const LIFE: u32 = 1331;
+        self.lifecycle_ring.get() / LIFE
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         const fn size(value: u32) -> NonZeroU32 {
             NonZeroU32::new(value).expect("not zero")
         }
         Self {
-            // A container's life takes about 1.3 KiB of this ring: 6,000 lives without a reader.
+            // 6,000 lives without a reader.
             lifecycle_ring: size(8 << 20),
             tasks_ring: size(8 << 20),
             forks_ring: size(2 << 20),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::connect;
+use super::{setting, socket_setting};
 use crate::exit::Code;
 use kwitness_agent::config::Config;
 use kwitness_agent::daemon::Options;
@@ -28,7 +28,7 @@ pub struct Daemon {
     /// Write every observation to a file, one JSON object a line, to replay it in a test
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// Leave nothing in the kernel at the end: remove what is pinned (kernel.pin)
+    /// Leave nothing for a next daemon at the end (kernel.pin)
     #[arg(long)]
     pub unpin: bool,
 }
@@ -42,11 +42,9 @@ const READERS: usize = 4;
 
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     let Daemon { config, mut set, runtime_endpoint, log_level, record, unpin } = options;
-    let short = |key: &str, value: String| format!("{key}={}", toml::Value::String(value));
-    let socket = socket.map(connect::path).transpose()?;
-    set.extend(socket.map(|socket| short("api.socket", socket.to_string_lossy().into_owned())));
-    set.extend(runtime_endpoint.map(|endpoint| short("runtime.endpoint", endpoint)));
-    set.extend(log_level.map(|level| short("log.level", level)));
+    set.extend(socket_setting(socket)?);
+    set.extend(runtime_endpoint.map(|endpoint| setting("runtime.endpoint", endpoint)));
+    set.extend(log_level.map(|level| setting("log.level", level)));
     let config = Config::load(config.as_deref(), &set)?;
     let _flush = log::start(&config.log_filter, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -22,7 +22,7 @@ use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::probe::environment::{self, Verdict};
-use kwitness_agent::probe::{ProbeError, pins, survey};
+use kwitness_agent::probe::{ProbeError, error_chain, pins, survey};
 use kwitness_agent::wire::problem;
 use kwitness_api::client::Error;
 use kwitness_api::proto;
@@ -255,32 +255,34 @@ fn pid_namespace(any: bool) -> Finding {
 /// What outlives a daemon, and how long an outage may be.
 fn pinned(config: &Config) -> Finding {
     const NAME: &str = "pins";
-    /// Bytes of the ring of lifecycle records that a container's life takes, see `kernel.lifecycle_ring`.
-    const LIFE: u32 = 1331;
-    let directory = config.pin_directory.display();
-    let sets = match pins::found(&config.pin_directory) {
+    let directory = &config.pin_directory;
+    let can_pin = if config.pin { pins::check_file_system(directory) } else { Ok(()) };
+    let sets = match can_pin.and_then(|()| pins::found(directory)) {
         Ok(sets) => sets,
-        Err(error) => return Finding::new(NAME, Verdict::Unknown, error.to_string(), "run with sudo"),
+        Err(error) => {
+            let text = error_chain(&error);
+            let (found, remedy) = text.split_once(". Remedy: ").unwrap_or((&text, "run with sudo"));
+            let verdict = if config.pin { Verdict::Degraded } else { Verdict::Unknown };
+            return Finding::new(NAME, verdict, found, remedy.to_owned());
+        }
     };
-    let (whole, flawed): (Vec<_>, Vec<_>) = sets.iter().partition(|(_, flaw)| flaw.is_none());
-    if let Some((name, Some(flaw))) = flawed.first() {
+    let path = |name: &String| directory.join(name).display().to_string();
+    if let Some((name, flaw)) = sets.iter().find_map(|(name, flaw)| Some((name, (*flaw)?))) {
         let remedy = "the next daemon replaces it; or remove it with `kwitness uninstall-pins`";
-        return Finding::new(NAME, Verdict::Degraded, format!("{directory}/{name}: {flaw}"), remedy);
+        return Finding::new(NAME, Verdict::Degraded, format!("{}: {flaw}", path(name)), remedy);
     }
-    let kept = match whole.first() {
-        Some((name, _)) => format!("{directory}/{name}"),
-        None => format!("nothing in {directory}"),
+    let kept = match sets.first() {
+        Some((name, _)) => path(name),
+        None => format!("nothing in {}", directory.display()),
     };
-    let lives = config.probe.lifecycle_ring.get() / LIFE;
-    Finding::good(
-        NAME,
-        match config.pin {
-            true => {
-                format!("{kept}; while no daemon runs, the rings hold the lives of about {lives} containers")
-            }
-            false => format!("{kept}; kernel.pin is \"off\": while no daemon runs, nothing is recorded"),
-        },
-    )
+    let outage = match config.pin {
+        true => format!(
+            "while no daemon runs, the rings hold the lives of about {} containers",
+            config.probe.lives_held()
+        ),
+        false => "kernel.pin is \"off\": while no daemon runs, nothing is recorded".to_owned(),
+    };
+    Finding::good(NAME, format!("{kept}; {outage}"))
 }
 
 /// The daemon's status of the runtime.

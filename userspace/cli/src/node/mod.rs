@@ -1,4 +1,5 @@
-//! The commands that need the node itself: the daemon, the CRI proxy, the doctor, the end of what a daemon left. Linux only, behind the feature `node`.
+//! The commands that need the node itself: the daemon, the CRI proxy, the doctor, the end of what a daemon left. Linux only,
+//! behind the feature `node`.
 
 mod cri_proxy;
 mod daemon;
@@ -24,7 +25,7 @@ pub enum Command {
     /// Check this node's prerequisites and explain how to fix problems (no daemon needed)
     #[command(after_help = examples::of("doctor"))]
     Doctor(doctor::Doctor),
-    /// Remove the programs and maps that daemons left in the kernel (kernel.pin)
+    /// Remove what daemons left for the next one (kernel.pin): programs and maps in the kernel, and the ledger
     #[command(after_help = examples::of("uninstall-pins"))]
     UninstallPins(uninstall_pins::UninstallPins),
 }
@@ -34,6 +35,17 @@ pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
         Command::Daemon(options) => daemon::run(options, socket),
         Command::CriProxy(options) => cri_proxy::run(options, socket),
         Command::Doctor(options) => connect::run(doctor::run(socket, options)),
-        Command::UninstallPins(options) => uninstall_pins::run(options),
+        Command::UninstallPins(options) => uninstall_pins::run(options, socket),
     }
+}
+
+/// A setting, as `--set` takes it.
+fn setting(key: &str, value: String) -> String {
+    format!("{key}={}", toml::Value::String(value))
+}
+
+/// The setting that `--socket` stands for.
+fn socket_setting(socket: Option<OsString>) -> anyhow::Result<Option<String>> {
+    let socket = socket.map(connect::path).transpose()?;
+    Ok(socket.map(|socket| setting("api.socket", socket.to_string_lossy().into_owned())))
 }

@@ -1,15 +1,17 @@
-//! `kwitness uninstall-pins`: what a daemon left in the kernel is removed.
+//! `kwitness uninstall-pins`: what a daemon left for the next one is removed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::socket_setting;
 use crate::exit::Code;
 use crate::output::Output;
 use kwitness_agent::config::Config;
-use kwitness_agent::probe::pins;
+use kwitness_agent::daemon;
 
 #[derive(Debug, clap::Args)]
 pub struct UninstallPins {
-    /// The configuration file, for kernel.pin_directory [default: /etc/kwitness/config.toml, if it exists]
+    /// The configuration file, for kernel.pin_directory and api.socket [default: /etc/kwitness/config.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// A setting, as in the file: kernel.pin_directory=/sys/fs/bpf/kwitness; wins over the file
@@ -17,17 +19,16 @@ pub struct UninstallPins {
     pub set: Vec<String>,
 }
 
-pub fn run(options: UninstallPins) -> anyhow::Result<Code> {
-    let UninstallPins { config, set } = options;
-    let directory = Config::load(config.as_deref(), &set)?.pin_directory;
-    let removed = pins::uninstall(&directory)?;
+pub fn run(options: UninstallPins, socket: Option<OsString>) -> anyhow::Result<Code> {
+    let UninstallPins { config, mut set } = options;
+    set.extend(socket_setting(socket)?);
+    let config = Config::load(config.as_deref(), &set)?;
+    let removed = daemon::uninstall(&config)?;
     let mut out = Output::new();
-    match removed.is_empty() {
-        true => out.line(&format!("nothing is pinned in {}", directory.display()))?,
-        false => removed
-            .iter()
-            .try_for_each(|name| out.line(&format!("removed {}", directory.join(name).display())))?,
+    if removed.is_empty() {
+        out.line(&format!("nothing is pinned in {}", config.pin_directory.display()))?;
     }
+    removed.iter().try_for_each(|path| out.line(&format!("removed {}", path.display())))?;
     out.flush()?;
     Ok(Code::Success)
 }
