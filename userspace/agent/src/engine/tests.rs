@@ -88,8 +88,45 @@ struct Running {
     _tree: tempfile::TempDir,
 }
 
+/// What an engine begins with.
+struct Past {
+    hub: Arc<Hub>,
+    writer: Writer,
+    memory: Memory,
+    resumes: Option<Resumes>,
+    place: Option<Place>,
+}
+
+impl Past {
+    fn none() -> Self {
+        let (hub, writer) = Hub::new(Epoch("now".into()), capacity());
+        Self { hub, writer, memory: Memory::new(Bounds::default()), resumes: None, place: None }
+    }
+
+    /// What the engine before left there, if there was one.
+    fn at(place: &Place) -> Self {
+        let place = Some(place.clone());
+        let Some(history) = place.as_ref().and_then(|place| place.read().unwrap()) else {
+            return Self { place, ..Self::none() };
+        };
+        let (hub, mut writer) = Hub::resumed(history.position().clone(), capacity());
+        let memory = history.replay(&mut writer).unwrap();
+        let resumes = Some(Resumes { unrecorded: Vec::new(), same_maps: true });
+        Self { hub, writer, memory, resumes, place }
+    }
+}
+
+fn capacity() -> Capacity {
+    Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 }
+}
+
 /// An engine whose rings always hold so many records.
 fn start(backlog: u64) -> Running {
+    start_after(Past::none(), backlog)
+}
+
+fn start_after(past: Past, backlog: u64) -> Running {
+    let Past { hub: _, writer, memory, resumes, place } = past;
     let tree = tempfile::tempdir().unwrap();
     let (answer, answers) = mpsc::channel(INBOX);
     let (handle, requests) = Handle::new();
@@ -97,16 +134,12 @@ fn start(backlog: u64) -> Running {
     let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
     let parts = Parts {
         probe: Flood { read: read.clone(), backlog },
-        memory: Memory::new(Bounds::default()),
-        resumes: None,
-        place: None,
+        memory,
+        resumes,
+        place,
         scans: Scans::by(empty),
         outside: Outside::by(|_| BTreeMap::new()),
-        writer: Hub::new(
-            Epoch("now".into()),
-            Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 },
-        )
-        .1,
+        writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
         verdicts: JudgeQueue::default(),
@@ -127,6 +160,10 @@ async fn a_scan_requests_and_the_end_have_their_turn_under_a_producer_that_never
     assert!(running.read.load(Relaxed) >= BACKLOG, "after all that was there when it ended");
     let report = timeout(SOON, running.handle.report()).await.expect("a request is answered").unwrap();
     assert!(report.counters["records"] >= BACKLOG);
+    assert!(
+        report.lost["malformed_record/unknown"] >= BACKLOG,
+        "an empty record is none that was seen before"
+    );
     // Evidence waits for what was there when it came, and not for more.
     let before = running.read.load(Relaxed);
     assert_eq!(timeout(SOON, running.handle.judge(Vec::new())).await.expect("it is judged").unwrap(), []);
@@ -135,6 +172,25 @@ async fn a_scan_requests_and_the_end_have_their_turn_under_a_producer_that_never
     running.stop.cancel();
     timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
     assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_goes_on_where_the_last_one_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ledger");
+    let place = Place { directory, bytes: 64 << 20, bounds: Bounds::default() };
+    let mut position = Past::none().hub.position();
+    for _ in 0..3 {
+        let past = Past::at(&place);
+        assert_eq!(past.hub.position(), position, "the replay comes to the same events");
+        let hub = Arc::clone(&past.hub);
+        let running = start_after(past, 2_000);
+        timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+        running.stop.cancel();
+        timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
+        assert!(hub.position().seq > position.seq);
+        position = hub.position();
+    }
 }
 
 #[tokio::test]
