@@ -77,7 +77,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
     (
         "uninstall-pins",
-        &[("sudo kwitness uninstall-pins", "after the last daemon with kernel.pin = \"auto\" has ended")],
+        &[("sudo kwitness uninstall-pins", "once the last daemon has ended")],
     ),
     (
         "doctor",
