@@ -95,7 +95,7 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
     let mut watcher = agent.watch(from_now()).await?;
     // One that lives through all of it: its start is older than every crash.
     let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/bin/sleep", &["1000"])?;
+    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
     watcher
         .wait_until("the lasting container", |seen| seen.milestones(&lasting.id).contains(&"started"))
         .await?;
@@ -107,7 +107,7 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
         let mut ids = Vec::new();
         while !stopped.load(Ordering::Relaxed) {
             let container = kubepods.container()?;
-            container.start("/bin/true", &[])?.wait()?;
+            container.start("/usr/bin/busybox", &["true"])?.wait()?;
             ids.push(container.id.clone());
             drop(container);
             count.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +178,7 @@ pub(crate) async fn another_layout_replaces_the_programs_and_keeps_the_epoch(
     let mut agent = bpffs.agent(ctx).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let container = kubepods.container()?;
-    let mut sleeper = container.start("/bin/sleep", &["1000"])?;
+    let mut sleeper = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
     let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
     watcher.wait_until("the start", started).await?;
     let before = agent.list().await?.containers;
