@@ -3,6 +3,7 @@
 
 mod command;
 mod manners;
+mod metrics;
 mod outage;
 mod output;
 mod subtree;
@@ -43,6 +44,7 @@ fn main() -> Result<()> {
         subtree::a_neighbouring_subtree_is_not_seen,
         subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
+        metrics::metrics_and_probes,
         manners::too_many_watchers,
         manners::no_client_makes_the_daemon_too_large,
         manners::the_probes_log_when_enabled,

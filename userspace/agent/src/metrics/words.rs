@@ -13,6 +13,7 @@ pub(super) const GAP_CAUSES: &[&str] = &[
     "watch_overflow",
     "capacity_exceeded",
     "cgroup_unreadable",
+    "agent_down",
 ];
 
 pub(super) fn gap_cause(cause: GapCause) -> &'static str {
@@ -24,6 +25,7 @@ pub(super) fn gap_cause(cause: GapCause) -> &'static str {
         GapCause::WatchOverflow => "watch_overflow",
         GapCause::CapacityExceeded => "capacity_exceeded",
         GapCause::CgroupUnreadable => "cgroup_unreadable",
+        GapCause::AgentDown => "agent_down",
         // A watcher's own; the journal has none.
         GapCause::WatcherLagged | GapCause::ReplayExpired | GapCause::Unspecified => "unknown",
     }
