@@ -182,8 +182,16 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
     }
 
-    /// Settings that follow from a value of the chart.
-    const OWN: &[&str] = &["api.socket", "http.listen", "kubelet.directory", "node.name", "runtime.endpoint"];
+    /// Settings that follow from a value of the chart, and those of pins: the pod has no BPF file system.
+    const OWN: &[&str] = &[
+        "api.socket",
+        "http.listen",
+        "kernel.pin",
+        "kernel.pin_directory",
+        "kubelet.directory",
+        "node.name",
+        "runtime.endpoint",
+    ];
 
     #[test]
     fn the_schema_has_every_setting_of_the_daemon() {

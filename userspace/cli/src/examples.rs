@@ -75,10 +75,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
-    (
-        "uninstall-pins",
-        &[("sudo kwitness uninstall-pins", "once the last daemon has ended")],
-    ),
+    ("uninstall-pins", &[("sudo kwitness uninstall-pins", "once the last daemon has ended")]),
     (
         "doctor",
         &[
