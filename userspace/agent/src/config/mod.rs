@@ -5,6 +5,7 @@
 //! but for reading the one file.
 
 mod calls;
+mod labels;
 mod settings;
 mod units;
 
@@ -22,10 +23,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use calls::{Call, MaxCalls};
+pub use labels::Labels;
 pub use settings::{SETTINGS, Setting};
 
 use crate::cgroupfs::Subtree;
-use crate::metrics::Labels;
 use crate::probe;
 
 /// Read if it exists and no other file is named.

@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::units::{count, parsed, size, text};
-use super::{Call, Config, MaxCalls, RuntimeChoice};
+use super::{Call, Config, Labels, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
-use crate::metrics::Labels;
 use crate::probe::capability::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 use kwitness_service::log::LogFormat;

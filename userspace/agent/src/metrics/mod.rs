@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 pub use catalog::CATALOG;
 
 use crate::api::Admission;
+use crate::config::Labels;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Report};
@@ -41,17 +42,6 @@ const PULSE: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long events are collected before they are read: the engine wakes this thread no more often.
 const REST: Duration = Duration::from_millis(250);
-
-/// Which labels the series of containers have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Labels {
-    /// The pod's namespace.
-    pub namespace: bool,
-    /// The pod's name.
-    pub pod: bool,
-    /// The container's name.
-    pub container: bool,
-}
 
 /// Where the values come from.
 pub struct Sources {

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use kwitness_core::model::{CgroupId, ContainerState, ContainerType, KernelTime, Resource, State, Subject};
 use kwitness_service::metrics::{Histogram, label_value};
 
-use super::Labels;
 use super::words;
 use crate::clock::Clock;
+use crate::config::Labels;
 use crate::hub::Tapped;
 use kwitness_api::{EventKind, proto};
 
