@@ -57,6 +57,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         let name = set.file_name().context("a value set has a name")?;
         let path = rendered.join(name);
         let text = chart.render(&["--values", &set.to_string_lossy()])?;
+        check_monitors(&text).with_context(|| format!("the value set {}", set.display()))?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         files.push(path);
     }
@@ -139,12 +140,38 @@ fn closed_objects(schema: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
+fn objects(manifest: &str) -> Result<Vec<Value>> {
+    serde_yaml_ng::Deserializer::from_str(manifest)
+        .map(Value::deserialize)
+        .collect::<Result<_, _>>()
+        .context("parse the rendered manifest")
+}
+
+/// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would rename theirs.
+fn check_monitors(manifest: &str) -> Result<()> {
+    for object in objects(manifest)? {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        let endpoints = match kind {
+            "PodMonitor" => "podMetricsEndpoints",
+            "ServiceMonitor" => "endpoints",
+            _ => continue,
+        };
+        for endpoint in object["spec"][endpoints].as_array().context("a monitor without endpoints")? {
+            let relabelings = endpoint["relabelings"].as_array().map(Vec::as_slice).unwrap_or_default();
+            for wanted in [
+                json!({ "targetLabel": "job", "replacement": "kwitness" }),
+                json!({ "action": "labeldrop", "regex": "namespace|pod|container" }),
+            ] {
+                ensure!(relabelings.contains(&wanted), "{kind}: no {wanted} in its relabelings");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The defaults give the daemon no more than it needs: what a reader of the chart may rely on.
 fn check_privileges(manifest: &str) -> Result<()> {
-    let objects = serde_yaml_ng::Deserializer::from_str(manifest)
-        .map(Value::deserialize)
-        .collect::<Result<Vec<_>, _>>()
-        .context("parse the rendered manifest")?;
+    let objects = objects(manifest)?;
     let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
     let pod = &of("DaemonSet").context("the manifest has no DaemonSet")?["spec"]["template"]["spec"];
     let security = &pod["containers"][0]["securityContext"];
@@ -214,6 +241,22 @@ mod tests {
             .collect();
         known.sort();
         assert_eq!(known, documented);
+    }
+
+    #[test]
+    fn a_monitor_whose_labels_hide_those_of_the_metrics_is_refused() {
+        let monitor = |relabelings: &str| {
+            format!("kind: PodMonitor\nspec: {{podMetricsEndpoints: [{{relabelings: [{relabelings}]}}]}}\n")
+        };
+        let (job, drop) = (
+            "{targetLabel: job, replacement: kwitness}",
+            "{action: labeldrop, regex: namespace|pod|container}",
+        );
+        check_monitors(&monitor(&format!("{job}, {drop}"))).unwrap();
+        for incomplete in [job, drop, ""] {
+            let found = check_monitors(&monitor(incomplete)).unwrap_err().to_string();
+            assert!(found.starts_with("PodMonitor: no "), "{found}");
+        }
     }
 
     #[test]
