@@ -84,7 +84,8 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     closed.add(["silent"], connections.connections_silent.get());
 
     let runtime = resolver.status();
-    if !runtime.endpoint.is_empty() {
+    // One that never answered has no endpoint yet, but an error.
+    if !runtime.endpoint.is_empty() || !runtime.error.is_empty() {
         let up = u64::from(runtime.error.is_empty());
         exposition.family(&RUNTIME_UP).add([&runtime.name], up);
     }
