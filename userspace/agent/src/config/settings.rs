@@ -111,7 +111,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "http.max_connections",
         expects: "a number from 4 to 1024",
         default: Some("16"),
-        doc: "How many HTTP connections may be open at a time. One more closes the oldest.",
+        doc: "How many HTTP connections may be open at a time. One more closes the oldest of the address that has most.",
         apply: |config, value| {
             config.http_connections =
                 usize::try_from(count(value, 4..=1024)?).map_err(|_| "it is too large")?;

@@ -1,7 +1,7 @@
 //! Accepts connections on either kind of address. Never gives up: an error is logged once and tried again.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -105,6 +105,16 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// Where the client is, if it has an address.
+    pub(super) fn client(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -1,4 +1,9 @@
 //! From a request to its response: the four pages, 405 for other methods, 404 for other paths.
+//!
+//! Owns the text of the last scrape, which those that come right after it get as well: its cost does not grow with their number.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -9,6 +14,26 @@ use super::{Pages, Probe};
 use crate::metrics::Format;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// How old the text of a scrape may be: far less than any interval of scrapes.
+const SCRAPE_AGE: Duration = Duration::from_secs(1);
+
+/// The last text in each format, and when it was made.
+#[derive(Default)]
+pub(super) struct Scrapes(RefCell<Vec<(Format, Instant, Bytes)>>);
+
+impl Scrapes {
+    fn text(&self, format: Format, pages: &impl Pages) -> Bytes {
+        let mut kept = self.0.borrow_mut();
+        kept.retain(|(_, made, _)| made.elapsed() < SCRAPE_AGE);
+        if let Some((.., text)) = kept.iter().find(|(of, ..)| *of == format) {
+            return text.clone();
+        }
+        let text = Bytes::from(pages.metrics().text(format));
+        kept.push((format, Instant::now(), text.clone()));
+        text
+    }
+}
 
 enum Page {
     Metrics,
@@ -27,7 +52,11 @@ impl Page {
     }
 }
 
-pub(super) fn answer<B>(request: &Request<B>, pages: &impl Pages) -> Response<Full<Bytes>> {
+pub(super) fn answer<B>(
+    request: &Request<B>,
+    pages: &impl Pages,
+    scrapes: &Scrapes,
+) -> Response<Full<Bytes>> {
     let Some(page) = Page::at(request.uri().path()) else {
         return response(
             StatusCode::NOT_FOUND,
@@ -45,7 +74,7 @@ pub(super) fn answer<B>(request: &Request<B>, pages: &impl Pages) -> Response<Fu
         Page::Metrics => {
             let accept = request.headers().get_all(ACCEPT).iter();
             let format = Format::accepted(accept.filter_map(|value| value.to_str().ok()));
-            response(StatusCode::OK, format.content_type(), pages.metrics().text(format))
+            response(StatusCode::OK, format.content_type(), scrapes.text(format, pages))
         }
         Page::Probe(probe) => match pages.probe(probe) {
             Ok(reason) => response(StatusCode::OK, PLAIN, format!("ok: {reason}\n")),
@@ -54,8 +83,12 @@ pub(super) fn answer<B>(request: &Request<B>, pages: &impl Pages) -> Response<Fu
     }
 }
 
-fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

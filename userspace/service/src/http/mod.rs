@@ -1,24 +1,26 @@
 //! The HTTP listener of a program, apart from its API: metrics, and the kubelet's three probes.
 //!
 //! ```text
-//!  accept ──▶ full? ── yes ──▶ the oldest connection is closed, counted
+//!  accept ──▶ full? ── yes ──▶ the oldest connection of the address with most is closed, counted
 //!     │                              │
 //!     ▼                              ▼
 //!  one request (head ≤ 5 s, ≤ 16 KiB; all ≤ 30 s) ──▶ /metrics /livez /readyz /startupz ──▶ close
 //! ```
 //!
 //! Owns a thread of its own, so that no scrape, however many there are, takes a turn from what the program is for. A connection
-//! serves one request: what is slow or silent is closed after a time, and a newcomer displaces the oldest rather than being
-//! refused, so that clients that hold connections open cannot keep the kubelet's probes out. Never reads a request's body, never
-//! changes anything, and knows neither TLS nor users: who may connect is up to the address, a socket's mode or a NetworkPolicy.
+//! serves one request: what is slow or silent is closed after a time, and a newcomer displaces another rather than being refused. So a
+//! client that opens connections without end closes its own, and cannot keep the kubelet's probes out. Scrapes within a second share
+//! their text. Never reads a request's body, never changes anything, and knows neither TLS nor users: who may connect is up to the
+//! address, a socket's mode or a NetworkPolicy.
 
 mod accept;
 mod address;
 mod answer;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,6 +35,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::Exposition;
 use accept::{Acceptor, Stream};
+use answer::Scrapes;
 pub use address::{EXPECTS, HttpAddress};
 
 /// How many connections may be open unless a setting says otherwise: a kubelet's three probes and a few Prometheus servers.
@@ -43,7 +46,7 @@ crate::counters! {
     HttpCounters {
         /// Connections that were accepted.
         connections,
-        /// Of those: closed for a newer one, because too many were open.
+        /// Of those: closed for a newer one, because too many were open, most of them from the same address.
         connections_displaced,
         /// Of those: closed because the request or the reading of its answer took too long.
         connections_timed_out,
@@ -59,7 +62,7 @@ crate::counters! {
 /// Bounds of what clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Connections at a time; one more closes the oldest.
+    /// Connections at a time; one more closes the oldest of the address that has most.
     pub connections: usize,
     /// How long a client may take to send the request's head.
     pub head: Duration,
@@ -161,9 +164,10 @@ async fn serve(
     counters: &HttpCounters,
     mut stopped: oneshot::Receiver<Infallible>,
 ) {
+    let scrapes = Scrapes::default();
     let mut connections = FuturesUnordered::new();
-    // Oldest first; dropping the sender closes the connection.
-    let mut open: VecDeque<(u64, oneshot::Sender<Infallible>)> = VecDeque::new();
+    // Oldest first.
+    let mut open: Vec<Open> = Vec::new();
     let mut last = 0;
     let work = pages.work();
     tokio::pin!(work);
@@ -171,20 +175,50 @@ async fn serve(
         tokio::select! {
             stream = acceptor.accept() => {
                 counters.connections.count();
-                if open.len() >= limits.connections {
+                let client = stream.client();
+                if open.len() >= limits.connections
+                    && let Some(displaced) = displaced(&open, client)
+                {
                     counters.connections_displaced.count();
-                    open.pop_front();
+                    open.remove(displaced);
                 }
                 let (displace, displaced) = oneshot::channel();
                 last += 1;
-                open.push_back((last, displace));
-                connections.push(connection(last, stream, limits, pages, counters, displaced));
+                open.push(Open { number: last, client, _displace: displace });
+                let service = Service { pages, scrapes: &scrapes, counters };
+                connections.push(connection(last, stream, limits, service, displaced));
             }
-            Some(ended) = connections.next() => open.retain(|(number, _)| *number != ended),
+            Some(ended) = connections.next() => open.retain(|open| open.number != ended),
             never = &mut work => match never {},
             _ = &mut stopped => return,
         }
     }
+}
+
+/// An open connection.
+struct Open {
+    number: u64,
+    client: Option<IpAddr>,
+    /// Dropping it closes the connection.
+    _displace: oneshot::Sender<Infallible>,
+}
+
+/// Which of the open connections, oldest first, gives way to one more of that client: the oldest of the client that has most.
+fn displaced(open: &[Open], newcomer: Option<IpAddr>) -> Option<usize> {
+    let mut counts = HashMap::from([(newcomer, 1)]);
+    for open in open {
+        *counts.entry(open.client).or_insert(0) += 1;
+    }
+    // Of several maxima the last is taken.
+    let newest_first = open.iter().enumerate().rev();
+    newest_first.max_by_key(|(_, open)| counts.get(&open.client).copied()).map(|(index, _)| index)
+}
+
+/// What every connection serves.
+struct Service<'a, P> {
+    pages: &'a P,
+    scrapes: &'a Scrapes,
+    counters: &'a HttpCounters,
 }
 
 /// Serves one request; returns the connection's number.
@@ -192,12 +226,11 @@ async fn connection(
     number: u64,
     stream: Stream,
     limits: HttpLimits,
-    pages: &impl Pages,
-    counters: &HttpCounters,
+    Service { pages, scrapes, counters }: Service<'_, impl Pages>,
     displaced: oneshot::Receiver<Infallible>,
 ) -> u64 {
     let service = service_fn(|request| {
-        let response = answer::answer(&request, pages);
+        let response = answer::answer(&request, pages, scrapes);
         counters.requests.count();
         if !response.status().is_success() {
             counters.requests_failed.count();

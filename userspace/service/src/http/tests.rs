@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use super::*;
+use crate::Counter;
 use crate::metrics::{Kind, Metric};
 
 static SCRAPES: Metric<1> = Metric::new("test_scrapes_total", Kind::Counter, ["text"], "Scrapes.");
@@ -12,10 +13,18 @@ static SCRAPES: Metric<1> = Metric::new("test_scrapes_total", Kind::Counter, ["t
 /// So many lines of metrics.
 struct Fake {
     lines: usize,
+    made: Counter,
+}
+
+impl Fake {
+    fn new(lines: usize) -> Arc<Self> {
+        Arc::new(Self { lines, made: Counter::default() })
+    }
 }
 
 impl Pages for Fake {
     fn metrics(&self) -> Exposition {
+        self.made.count();
         let mut exposition = Exposition::default();
         let mut scrapes = exposition.family(&SCRAPES);
         (0..self.lines).for_each(|_| scrapes.add(["x"], 1u64));
@@ -33,16 +42,18 @@ impl Pages for Fake {
 struct Served {
     address: SocketAddr,
     counters: Arc<HttpCounters>,
+    pages: Arc<Fake>,
     _server: HttpServer,
 }
 
 fn serve(limits: HttpLimits, lines: usize) -> Served {
     let counters = Arc::<HttpCounters>::default();
-    let pages = Arc::new(Fake { lines });
+    let pages = Fake::new(lines);
+    let shown = Arc::clone(&pages);
     let server =
-        HttpServer::start(&"127.0.0.1:0".parse().unwrap(), limits, pages, Arc::clone(&counters)).unwrap();
+        HttpServer::start(&"127.0.0.1:0".parse().unwrap(), limits, shown, Arc::clone(&counters)).unwrap();
     let HttpAddress::Tcp(address) = *server.address() else { panic!("{:?}", server.address()) };
-    Served { address, counters, _server: server }
+    Served { address, counters, pages, _server: server }
 }
 
 fn ask(address: SocketAddr, request: &str) -> String {
@@ -66,7 +77,8 @@ const LIMITS: HttpLimits = HttpLimits::with_connections(4);
 
 #[test]
 fn pages_other_paths_and_other_methods() {
-    let Served { address, counters, _server } = serve(LIMITS, 1);
+    let Served { address, counters, .. } = &serve(LIMITS, 1);
+    let address = *address;
     let get = |path: &str| ask(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
     let live = get("/livez");
     assert!(live.starts_with("HTTP/1.1 200 ") && live.ends_with("\r\n\r\nok: running\n"), "{live}");
@@ -92,7 +104,8 @@ fn pages_other_paths_and_other_methods() {
 
 #[test]
 fn what_is_no_request_ends_its_connection_alone() {
-    let Served { address, counters, _server } = serve(LIMITS, 1);
+    let Served { address, counters, .. } = &serve(LIMITS, 1);
+    let address = *address;
     let headers = "x: y\r\n".repeat(HEADERS + 1);
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(HEAD_BYTES));
     for request in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\0\0\0\r\n\r\n", &long] {
@@ -111,7 +124,8 @@ fn what_is_no_request_ends_its_connection_alone() {
 
 #[test]
 fn those_that_hold_connections_open_keep_nobody_out() {
-    let Served { address, counters, _server } = serve(LIMITS, 1);
+    let Served { address, counters, .. } = &serve(LIMITS, 1);
+    let address = *address;
     let mut silent: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
     assert!(ask(address, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 "));
     assert_eq!(counters.connections_displaced.get(), 1);
@@ -120,9 +134,39 @@ fn those_that_hold_connections_open_keep_nobody_out() {
 }
 
 #[test]
+fn who_has_most_connections_gives_way_and_of_those_the_oldest() {
+    let client = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+    let open = |clients: &[u8]| -> Vec<Open> {
+        let open = |(index, of): (usize, &u8)| {
+            Open { number: index as u64, client: client(*of), _displace: oneshot::channel().0 }
+        };
+        clients.iter().enumerate().map(open).collect()
+    };
+    assert_eq!(displaced(&open(&[1, 2, 2, 3]), client(4)), Some(1));
+    assert_eq!(displaced(&open(&[1, 2, 3, 4]), client(5)), Some(0), "of several, the oldest");
+    assert_eq!(displaced(&open(&[1, 2, 3, 4]), client(3)), Some(2), "its own");
+    assert_eq!(displaced(&open(&[1, 1, 2, 2]), client(2)), Some(2));
+    assert_eq!(displaced(&[], client(1)), None);
+}
+
+#[test]
+fn scrapes_that_come_at_a_time_share_a_text() {
+    let Served { address, pages, .. } = &serve(LIMITS, 1);
+    let began = std::time::Instant::now();
+    let scrapes = 200;
+    for _ in 0..scrapes {
+        assert!(ask(*address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
+    // One a second, however long that took.
+    assert!(pages.made.get() <= 1 + began.elapsed().as_secs(), "{}", pages.made.get());
+    assert!(ask(*address, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").contains("ok: running"));
+}
+
+#[test]
 fn a_silent_client_and_one_that_does_not_read_are_closed_in_time() {
     let limits = HttpLimits { head: Duration::from_millis(20), ..LIMITS };
-    let Served { address, counters, _server } = serve(limits, 1);
+    let Served { address, counters, .. } = &serve(limits, 1);
+    let address = *address;
     let mut silent = TcpStream::connect(address).unwrap();
     silent.write_all(b"GET /livez HTTP/1.1\r\n").unwrap();
     let _ = silent.read(&mut [0]);
@@ -130,7 +174,8 @@ fn a_silent_client_and_one_that_does_not_read_are_closed_in_time() {
 
     // More than what the sockets' buffers take.
     let limits = HttpLimits { whole: Duration::from_millis(200), ..LIMITS };
-    let Served { address, counters, _server } = serve(limits, 1 << 20);
+    let Served { address, counters, .. } = &serve(limits, 1 << 20);
+    let address = *address;
     let mut slow = TcpStream::connect(address).unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     until(|| {
@@ -144,8 +189,7 @@ fn a_unix_socket_is_served_and_removed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("http.sock");
     let address = HttpAddress::Unix(path.clone());
-    let pages = Arc::new(Fake { lines: 1 });
-    let server = HttpServer::start(&address, LIMITS, pages, Arc::default()).unwrap();
+    let server = HttpServer::start(&address, LIMITS, Fake::new(1), Arc::default()).unwrap();
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -157,9 +201,8 @@ fn a_unix_socket_is_served_and_removed() {
 
 #[test]
 fn an_address_that_is_taken_is_named() {
-    let Served { address, counters: _, _server } = serve(LIMITS, 1);
-    let taken = HttpAddress::Tcp(address);
-    let pages = Arc::new(Fake { lines: 1 });
-    let error = HttpServer::start(&taken, LIMITS, pages, Arc::default()).unwrap_err();
+    let Served { address, .. } = &serve(LIMITS, 1);
+    let taken = HttpAddress::Tcp(*address);
+    let error = HttpServer::start(&taken, LIMITS, Fake::new(1), Arc::default()).unwrap_err();
     assert!(format!("{error:#}").contains(&address.to_string()), "{error:#}");
 }
