@@ -52,6 +52,7 @@ fn main() -> Result<()> {
         manners::a_loss_is_reported_and_repaired,
         outage::another_layout_replaces_the_programs_and_keeps_the_epoch,
         outage::what_is_half_made_or_torn_is_replaced_by_name,
+        outage::pins_that_vanish_cost_the_outage_only,
         outage::nothing_is_left_behind,
     ];
     // A guest runs one emulated CPU, where programs that preempt each other skip records: each a gap, and no loss over a crash.

@@ -202,6 +202,12 @@ pub(crate) async fn another_layout_replaces_the_programs_and_keeps_the_epoch(
     let seen = client.until_deleted(&id).await?;
     seen.check_unbroken()?;
     ensure!(seen.milestones(&id) == ["created", "started", "stopped", "deleted"], "in:\n{seen}");
+    check_gap_of_everything(&seen)?;
+    agent.stop()
+}
+
+/// That the outage is a gap of every capability.
+fn check_gap_of_everything(seen: &Seen) -> Result<()> {
     let mut gaps = seen.events().filter_map(|event| match &event.kind {
         Some(event::Kind::Gap(gap)) => Some(gap),
         _ => None,
@@ -210,7 +216,31 @@ pub(crate) async fn another_layout_replaces_the_programs_and_keeps_the_epoch(
         gaps.any(|gap| gap.capabilities.iter().any(|capability| capability == "cgroup_mkdir")),
         "no gap in:\n{seen}"
     );
-    check_gaps(&seen, |_| true)?;
+    check_gaps(seen, |_| true)
+}
+
+/// Pins that are removed while the daemon runs: its programs stay attached, and the next daemon reports what was not recorded.
+pub(crate) async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> {
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let mut agent = bpffs.agent(ctx).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    for set in bpffs.sets()? {
+        fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
+    }
+    let container = kubepods.container()?;
+    let mut sleeper = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
+    let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
+    watcher.wait_until("the start", started).await?;
+    agent.restart().await?;
+    let client = Client { watcher, before: Seen(Vec::new()) }.resume(&agent).await?;
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let id = container.id.clone();
+    drop(container);
+    let seen = client.until_deleted(&id).await.with_context(|| agent.log_tail())?;
+    seen.check_unbroken()?;
+    ensure!(seen.milestones(&id) == ["created", "started", "stopped", "deleted"], "in:\n{seen}");
+    check_gap_of_everything(&seen)?;
     agent.stop()
 }
 

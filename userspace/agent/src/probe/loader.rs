@@ -90,6 +90,8 @@ pub(super) struct AttachedProgram {
     pub(super) capability: &'static str,
     pub(super) name: &'static str,
     pub(super) fd: OwnedFd,
+    /// Of a pinned link: the program stays attached while this process runs, whatever becomes of the pins.
+    pub(super) _link: Option<OwnedFd>,
 }
 
 /// What is known for the choice of hooks.
@@ -295,8 +297,13 @@ impl Choice {
                     .and_then(|program| program.as_fd().try_clone_to_owned()),
                 (_, None) => Err(io::ErrorKind::NotFound.into()),
             };
-            let fd = fd.map_err(|source| ProbeError::Program { program: name, source })?;
-            programs.push(AttachedProgram { capability: self.capability.name, name, fd });
+            let failed = |source| ProbeError::Program { program: name, source };
+            let link = match (set, self.links) {
+                (Some(set), Links::Pinned | Links::Adopted) => Some(pins::object(&set.link(name))),
+                _ => None,
+            };
+            let (fd, link) = (fd.map_err(failed)?, link.transpose().map_err(failed)?);
+            programs.push(AttachedProgram { capability: self.capability.name, name, fd, _link: link });
         }
         Ok(programs)
     }

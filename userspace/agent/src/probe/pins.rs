@@ -10,6 +10,8 @@
 //!                nothing
 //! ```
 //!
+//! The daemon holds the links besides: pins that are removed while it runs cost what happens after its end, nothing before.
+//!
 //! A set is complete once the ledger says what was not recorded before it: whoever adopts it finds that there. Adopted, it stays as
 //! it is.
 //!
