@@ -20,8 +20,9 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
-use crate::engine::JudgeQueue;
-use crate::engine::{Engine, Handle, History, Memory, Outside, Parts, Place, Refusal, Resumes, Scans};
+use crate::engine::{
+    Engine, Handle, History, JudgeQueue, Memory, Outside, Parts, Place, Refusal, Resumes, Scans,
+};
 use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
@@ -34,7 +35,7 @@ use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, So
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
 
-/// What a run of the daemon is asked for besides its configuration.
+/// What a run of the daemon does besides its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// What the core observes is written to that file.

@@ -263,7 +263,8 @@ impl Running {
     /// The statistics of each attached program, and the name of the capability that it serves.
     fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
         let programs = self.programs.iter();
-        programs.map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
+        programs
+            .map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
     }
 }
 

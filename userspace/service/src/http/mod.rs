@@ -35,8 +35,8 @@ use tokio::sync::oneshot;
 
 use crate::metrics::Exposition;
 use accept::{Acceptor, Stream};
-use answer::Scrapes;
 pub use address::{EXPECTS, HttpAddress};
+use answer::Scrapes;
 
 /// How many connections may be open unless a setting says otherwise: a kubelet's three probes and a few Prometheus servers.
 pub const CONNECTIONS: usize = 16;
@@ -142,7 +142,7 @@ impl HttpServer {
         Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens, with the port that the kernel chose where 0 was asked for.
+    /// Where it listens; the port is the kernel's choice where 0 was configured.
     pub fn address(&self) -> &HttpAddress {
         &self.address
     }

@@ -137,8 +137,10 @@ fn those_that_hold_connections_open_keep_nobody_out() {
 fn who_has_most_connections_gives_way_and_of_those_the_oldest() {
     let client = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
     let open = |clients: &[u8]| -> Vec<Open> {
-        let open = |(index, of): (usize, &u8)| {
-            Open { number: index as u64, client: client(*of), _displace: oneshot::channel().0 }
+        let open = |(index, of): (usize, &u8)| Open {
+            number: index as u64,
+            client: client(*of),
+            _displace: oneshot::channel().0,
         };
         clients.iter().enumerate().map(open).collect()
     };
