@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, Observation,
-    Output, Problem, Resource, Subject, VerdictScope,
+    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, LastVerdict,
+    Observation, Output, Problem, Resource, Subject, VerdictScope,
 };
 use crate::verdicts::VerdictTracker;
 
@@ -95,6 +95,11 @@ impl Node {
         let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
         containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
         containers
+    }
+
+    /// The last verdict on each limit of what exists.
+    pub fn last_verdicts(&self) -> Vec<LastVerdict> {
+        self.verdicts.last(&self.lifecycle)
     }
 
     /// The containers in that scope whose cgroup exists, sandboxes included; see [`Lifecycle::subjects`].

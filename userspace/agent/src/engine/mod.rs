@@ -36,8 +36,8 @@ use kwitness_abi::Counters;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    Action, CgroupId, ContainerState, Evidence, Fact, GapCause, Judged, KernelEvent, KernelTime, Loss,
-    Observation, Output, Problem, Scan, ScanReason, Subject, VerdictScope,
+    Action, CgroupId, ContainerState, Evidence, Fact, GapCause, Judged, KernelEvent, KernelTime, LastVerdict,
+    Loss, Observation, Output, Problem, Scan, ScanReason, Subject, VerdictScope,
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
@@ -96,6 +96,7 @@ pub struct Report {
 #[derive(Debug)]
 pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
+    State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
@@ -126,6 +127,14 @@ impl Handle {
     /// [`Stopped`].
     pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
         self.ask(Request::Snapshot).await
+    }
+
+    /// The containers and the last verdicts on their limits, as of the same place in the journal.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn state(&self) -> Result<(Snapshot, Vec<LastVerdict>), Stopped> {
+        self.ask(Request::State).await
     }
 
     /// What was counted.
@@ -775,6 +784,7 @@ impl<P: Probe> Engine<P> {
         // The client may have gone: that is no error.
         match request {
             Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
+            Request::State(answer) => drop(answer.send((self.snapshot(), self.node.last_verdicts()))),
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
             // Writes and kills that led to what was read come first.

@@ -12,7 +12,7 @@ use super::Hub;
 use super::watcher::BATCH;
 use kwitness_api::{EventKind, proto};
 
-/// A reader of all events from the journal's first.
+/// A reader of all events from the first that the journal has.
 #[derive(Debug)]
 pub struct Tap {
     hub: Arc<Hub>,
@@ -39,9 +39,9 @@ impl Tapped {
 }
 
 impl Hub {
-    /// A reader of all events from the journal's first.
+    /// A reader of all events from the first that the journal has.
     pub fn tap(self: &Arc<Self>) -> Tap {
-        Tap { hub: Arc::clone(self), cursor: Cursor::after(0) }
+        Tap { hub: Arc::clone(self), cursor: self.window.look(|journal, _| journal.start()) }
     }
 }
 
@@ -65,6 +65,11 @@ impl Tap {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
+    use kwitness_core::journal::{Epoch, Position};
+
+    use super::super::Capacity;
     use super::super::testing::*;
     use super::*;
 
@@ -87,5 +92,18 @@ mod tests {
         assert_eq!((read(&mut tap, &mut seen), seen.len()), (0, 3), "nothing is new");
         writer.append((0..20).map(|_| stopped(&named)), clock());
         assert_eq!((read(&mut tap, &mut seen), seen.len()), (4, 19));
+        assert_eq!(hub.tap().read(|_| ()), 0, "what was gone before it came is not missed");
+    }
+
+    #[test]
+    fn in_a_journal_that_goes_on_nothing_before_its_beginning_is_missed() {
+        let position = Position { epoch: Epoch("epoch".into()), seq: 5000 };
+        let capacity = Capacity { items: NonZeroUsize::new(16).unwrap(), bytes: 1 << 20 };
+        let (hub, mut writer) = Hub::resumed(position, capacity);
+        let mut tap = hub.tap();
+        writer.append([gap()], clock());
+        let mut seen = 0;
+        assert_eq!(tap.read(|_| seen += 1), 0);
+        assert_eq!(seen, 1);
     }
 }

@@ -89,10 +89,22 @@ pub struct Metrics {
 
 struct Collected {
     stage: Stage,
+    /// Since when it serves.
+    ready: Option<Instant>,
     tap: Option<Tap>,
     workload: Workload,
+    /// There may be containers and verdicts of which no event was taken.
+    is_behind: bool,
     /// The last answer of the engine, and when it came.
     report: Option<(Report, Instant)>,
+}
+
+impl Collected {
+    /// How long the engine has been silent; none: it need not answer yet.
+    fn silence(&self) -> Option<Duration> {
+        let answered = self.report.as_ref().map(|(_, at)| *at);
+        self.ready.max(answered).map(|at| at.elapsed())
+    }
 }
 
 impl Metrics {
@@ -104,48 +116,83 @@ impl Metrics {
             http,
             sources: OnceLock::new(),
             is_connected: Notify::new(),
-            state: Mutex::new(Collected { stage: Stage::Loading, tap: None, workload, report: None }),
+            state: Mutex::new(Collected {
+                stage: Stage::Loading,
+                ready: None,
+                tap: None,
+                workload,
+                is_behind: false,
+                report: None,
+            }),
         }
     }
 
     /// The daemon has come that far.
     pub fn reached(&self, stage: Stage) {
-        self.collected().stage = stage;
+        let mut collected = self.collected();
+        collected.stage = stage;
+        if stage == Stage::Ready {
+            collected.ready = Some(Instant::now());
+        }
     }
 
-    /// From now on there is something to show: everything from the journal's first event.
+    /// From now on there is something to show. Events of an earlier daemon say what there is, and were counted by that one.
     pub fn connect(&self, sources: Sources) {
-        self.collected().tap = Some(sources.hub.tap());
+        let mut tap = sources.hub.tap();
+        {
+            let Collected { tap: followed, workload, is_behind, .. } = &mut *self.collected();
+            let now = Instant::now();
+            tap.read(|event| workload.take(event, now));
+            workload.begin();
+            // The journal has forgotten how the oldest containers began.
+            *is_behind = sources.hub.position().seq > 0;
+            *followed = Some(tap);
+        }
         if self.sources.set(sources).is_ok() {
             self.is_connected.notify_one();
         }
     }
 
-    /// Takes what the journal has; whether some of it was missed.
-    fn collect(&self, now: Instant) -> bool {
-        let Collected { tap, workload, .. } = &mut *self.collected();
+    /// Takes what the journal has.
+    fn collect(&self, now: Instant) {
+        let Collected { tap, workload, is_behind, .. } = &mut *self.collected();
         workload.forget(now);
         let missed = tap.as_mut().map_or(0, |tap| tap.read(|event| workload.take(event, now)));
-        workload.missed += missed;
-        missed > 0
+        if missed > 0 {
+            workload.missed += missed;
+            *is_behind = true;
+            tracing::warn!(
+                missed,
+                "metrics missed events: too many came at a time; see kwitness_metrics_missed_events_total"
+            );
+        }
+    }
+
+    /// Has the engine say what there is, if events do not. Meanwhile none is taken: those after its answer are applied to it.
+    async fn catch_up(&self, sources: &Sources) {
+        let tap = {
+            let Collected { tap, is_behind, .. } = &mut *self.collected();
+            if std::mem::take(is_behind) { tap.take() } else { None }
+        };
+        let Some(tap) = tap else { return };
+        let state = sources.engine.state().await;
+        let mut collected = self.collected();
+        if let Ok((snapshot, verdicts)) = state {
+            collected.workload.resync(&snapshot.containers, &verdicts, Instant::now());
+        }
+        collected.tap = Some(tap);
     }
 
     /// Follows the journal, so that no event leaves it unseen however rare the scrapes.
     async fn follow(&self, sources: &Sources) -> Infallible {
         let mut last = sources.hub.last();
         loop {
+            self.catch_up(sources).await;
             // The hub outlives its receivers.
             if last.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            if self.collect(Instant::now()) {
-                tracing::warn!(
-                    "metrics missed events: too many came at a time; see kwitness_metrics_missed_events_total"
-                );
-                if let Ok(snapshot) = sources.engine.snapshot().await {
-                    self.collected().workload.resync(&snapshot.containers, Instant::now());
-                }
-            }
+            self.collect(Instant::now());
             tokio::time::sleep(REST).await;
         }
     }
@@ -184,8 +231,8 @@ impl Pages for Metrics {
     }
 
     fn probe(&self, probe: Probe) -> Health {
-        let Collected { stage, report, .. } = &*self.collected();
-        health(probe, *stage, report.as_ref().map(|(_, at)| at.elapsed()))
+        let collected = self.collected();
+        health(probe, collected.stage, collected.silence())
     }
 
     async fn work(&self) -> Infallible {
@@ -198,10 +245,11 @@ impl Pages for Metrics {
     }
 }
 
-/// The answer to a probe; `silence`: since the engine answered, if it ever did.
+/// The answer to a probe; `silence`: since the engine answered, or has to.
 fn health(probe: Probe, stage: Stage, silence: Option<Duration>) -> Health {
     match (probe, stage, silence) {
-        (Probe::Live, Stage::Ready, Some(silence)) if silence > SILENCE_MAX => {
+        // A rollout waits for readiness: it must not go on with a daemon that hangs.
+        (Probe::Live | Probe::Ready, Stage::Ready, Some(silence)) if silence > SILENCE_MAX => {
             Err(format!("the engine has not answered for {} s", silence.as_secs()).into())
         }
         (Probe::Live, Stage::Loading | Stage::Scanning, _) => Ok("starting".into()),

@@ -16,13 +16,28 @@ fn probes_say_what_they_wait_for() {
     for stage in [Stage::Loading, Stage::Scanning] {
         assert_eq!(text(Probe::Live, stage, None), "ok: starting", "startup has a probe of its own");
     }
-    for probe in [Probe::Startup, Probe::Ready] {
-        assert!(text(probe, Stage::Ready, Some(3600)).starts_with("ok: "), "a stall is liveness' matter");
-    }
+    assert!(text(Probe::Startup, Stage::Ready, Some(3600)).starts_with("ok: "), "it has started");
     assert_eq!(text(Probe::Live, Stage::Ready, Some(60)), "ok: running");
-    assert_eq!(text(Probe::Live, Stage::Ready, Some(61)), "failed: the engine has not answered for 61 s");
+    assert!(text(Probe::Ready, Stage::Ready, Some(60)).starts_with("ok: "));
+    for probe in [Probe::Live, Probe::Ready] {
+        assert_eq!(text(probe, Stage::Ready, Some(61)), "failed: the engine has not answered for 61 s");
+    }
     assert_eq!(text(Probe::Ready, Stage::Stopping, Some(0)), "failed: the daemon is stopping");
     assert_eq!(text(Probe::Live, Stage::Stopping, Some(99)), "ok: running", "it ends by itself");
+}
+
+#[test]
+fn an_engine_that_never_answers_is_silent_since_it_has_to() {
+    let metrics = Metrics::new(Labels { namespace: true, pod: true, container: true }, Arc::default());
+    metrics.reached(Stage::Scanning);
+    assert_eq!(metrics.collected().silence(), None);
+    metrics.reached(Stage::Ready);
+    let ready = metrics.collected().ready.expect("it is ready");
+    let silence = metrics.collected().silence().expect("it has to answer");
+    assert!(silence <= ready.elapsed());
+    let answered = ready + Duration::from_secs(3600);
+    metrics.collected().report = Some((Report::default(), answered));
+    assert_eq!(metrics.collected().silence(), Some(Duration::ZERO), "the later of both counts");
 }
 
 #[test]

@@ -12,13 +12,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kwitness_core::model::{CgroupId, ContainerState, ContainerType, KernelTime, Resource, State, Subject};
+use kwitness_core::model::{
+    CgroupId, ContainerState, ContainerType, KernelTime, LastVerdict, Resource, State, Subject,
+};
 use kwitness_service::metrics::{Histogram, label_value};
 
 use super::words;
 use crate::clock::Clock;
 use crate::config::Labels;
 use crate::hub::Tapped;
+use crate::wire::verdicts;
 use kwitness_api::{EventKind, proto};
 
 /// How long a counter stays after the last container of its key is gone: several scrapes, and every usual range of a rule.
@@ -114,6 +117,19 @@ impl Workload {
         }
     }
 
+    /// Begins to count. What was taken so far says what there is; an earlier daemon has counted it.
+    pub(super) fn begin(&mut self) {
+        let uncounted = Self::new(self.labels);
+        let Self { containers, pods, series, .. } = std::mem::replace(self, uncounted);
+        (self.containers, self.pods, self.series) = (containers, pods, series);
+        self.series.values_mut().for_each(|series| series.oom_kills = 0);
+        for container in self.containers.values_mut() {
+            if let Naming::Unnamed { oom_kills } = &mut container.naming {
+                *oom_kills = 0;
+            }
+        }
+    }
+
     /// Takes the next event.
     pub(super) fn take(&mut self, event: &Tapped, now: Instant) {
         if let Some(counter) = EventKind::ALL.iter().position(|kind| *kind == event.kind) {
@@ -196,10 +212,14 @@ impl Workload {
                 self.enforcement[at].observe(seconds(requested, returned));
             }
         } else if let Some(pod) = verdict.cgroup.as_ref().and_then(|cgroup| cgroup.pod.as_ref())
-            && self.containers.values().any(|container| container.pod_uid.as_deref() == Some(&pod.uid))
+            && self.has_pod(&pod.uid)
         {
             self.pods.entry(pod.uid.as_str().into()).or_default()[at] = Some(verdict.verdict());
         }
+    }
+
+    fn has_pod(&self, uid: &str) -> bool {
+        self.containers.values().any(|container| container.pod_uid.as_deref() == Some(uid))
     }
 
     /// Gives a container the series of its names, once they are known.
@@ -247,7 +267,7 @@ impl Workload {
             series.gone = (series.live == 0).then_some(now);
         }
         if let Some(uid) = container.pod_uid
-            && !self.containers.values().any(|other| other.pod_uid.as_ref() == Some(&uid))
+            && !self.has_pod(&uid)
         {
             self.pods.remove(&uid);
         }
@@ -259,8 +279,8 @@ impl Workload {
             .retain(|_, series| series.gone.is_none_or(|gone| now.saturating_duration_since(gone) < KEEP));
     }
 
-    /// Takes the containers that there are instead of those known, after events were missed.
-    pub(super) fn resync(&mut self, containers: &[ContainerState], now: Instant) {
+    /// Takes the containers and the last verdicts that there are instead of those known, after events were missed.
+    pub(super) fn resync(&mut self, containers: &[ContainerState], last: &[LastVerdict], now: Instant) {
         let there: HashMap<CgroupId, &ContainerState> =
             containers.iter().map(|state| (state.subject.cgroup_id, state)).collect();
         let gone: Vec<CgroupId> =
@@ -269,6 +289,21 @@ impl Workload {
         for (cgroup, state) in there {
             self.containers.entry(cgroup).or_insert_with(|| Container::new(state.state)).state = state.state;
             self.name(&state.subject, now);
+        }
+        self.pods.clear();
+        self.containers.values_mut().for_each(|container| container.verdicts = Verdicts::default());
+        for LastVerdict { subject, pod, resource, verdict } in last {
+            let all = match (subject, pod) {
+                (Some(subject), _) => {
+                    self.containers.get_mut(&subject.cgroup_id).map(|container| &mut container.verdicts)
+                }
+                (None, Some(uid)) if self.has_pod(&uid.0) => Some(self.pods.entry(uid.0.clone()).or_default()),
+                (None, _) => None,
+            };
+            let at = Resource::ALL.iter().position(|of| of == resource);
+            if let Some(known) = all.zip(at).and_then(|(all, at)| all.get_mut(at)) {
+                *known = Some(verdicts::kind(verdict));
+            }
         }
     }
 

@@ -34,36 +34,35 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
         written: judged.attempt.as_ref().map(attempt),
         ..Default::default()
     };
-    let kind = match &judgement.verdict {
-        Verdict::InForce => proto::VerdictKind::InForce,
-        Verdict::Pending { until } => {
-            verdict.deadline = Some(clock.wall(*until));
-            proto::VerdictKind::Pending
-        }
-        Verdict::Diverged => proto::VerdictKind::Diverged,
+    verdict.verdict = kind(&judgement.verdict).into();
+    match &judgement.verdict {
+        Verdict::Pending { until } => verdict.deadline = Some(clock.wall(*until)),
         Verdict::Rejected { errno, writer, .. } => {
             verdict.errno = Some(*errno);
             verdict.writer = writer.as_ref().map(self::writer);
-            proto::VerdictKind::Rejected
         }
+        Verdict::OverLimit { usage } => verdict.usage = Some(*usage),
+        Verdict::Killed { kills } => verdict.kills = Some(*kills),
+        Verdict::Reverted { writer } => verdict.writer = writer.as_ref().map(self::writer),
         // Who allows less is the effective level.
-        Verdict::Shadowed { .. } => proto::VerdictKind::Shadowed,
-        Verdict::OverLimit { usage } => {
-            verdict.usage = Some(*usage);
-            proto::VerdictKind::OverLimit
-        }
-        Verdict::Killed { kills } => {
-            verdict.kills = Some(*kills);
-            proto::VerdictKind::Killed
-        }
-        Verdict::Reverted { writer } => {
-            verdict.writer = writer.as_ref().map(self::writer);
-            proto::VerdictKind::Reverted
-        }
-        Verdict::Unknown { .. } => proto::VerdictKind::Unknown,
-    };
-    verdict.verdict = kind.into();
+        Verdict::InForce | Verdict::Diverged | Verdict::Shadowed { .. } | Verdict::Unknown { .. } => {}
+    }
     verdict
+}
+
+/// A verdict without what it rests on.
+pub fn kind(verdict: &Verdict) -> proto::VerdictKind {
+    match verdict {
+        Verdict::InForce => proto::VerdictKind::InForce,
+        Verdict::Pending { .. } => proto::VerdictKind::Pending,
+        Verdict::Diverged => proto::VerdictKind::Diverged,
+        Verdict::Rejected { .. } => proto::VerdictKind::Rejected,
+        Verdict::Shadowed { .. } => proto::VerdictKind::Shadowed,
+        Verdict::OverLimit { .. } => proto::VerdictKind::OverLimit,
+        Verdict::Killed { .. } => proto::VerdictKind::Killed,
+        Verdict::Reverted { .. } => proto::VerdictKind::Reverted,
+        Verdict::Unknown { .. } => proto::VerdictKind::Unknown,
+    }
 }
 
 /// What usage proves of a limit.

@@ -35,6 +35,6 @@ pub use observation::{
 pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{
-    Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, Level, Requester, Resource, Source, Tolerance,
-    Verdict, VerdictScope, Wanted, Writer,
+    Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, LastVerdict, Level, Requester, Resource,
+    Source, Tolerance, Verdict, VerdictScope, Wanted, Writer,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::container::{LevelRole, PodNames};
+use super::container::{LevelRole, PodNames, Subject};
 use super::ids::{CgroupId, ContainerId, KernelTime, PodUid};
 use super::kernel::WriteResult;
 use super::limit_file::LimitFile;
@@ -94,6 +94,19 @@ pub enum VerdictScope {
     Pod(PodUid),
     /// All pods'.
     All,
+}
+
+/// The node's last verdict on a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastVerdict {
+    /// Whose limit it is; none: a pod's.
+    pub subject: Option<Arc<Subject>>,
+    /// The pod.
+    pub pod: Option<PodUid>,
+    /// What is limited.
+    pub resource: Resource,
+    /// The verdict.
+    pub verdict: Verdict,
 }
 
 /// One source's word.

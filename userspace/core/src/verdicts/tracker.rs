@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::LimitTracker;
 use crate::model::{
     Attempt, Basis, CgroupId, CgroupIndex, CgroupInfo, Event, Evidence, Fact, Judged, KernelEvent,
-    KernelTime, Kind, LevelRole, Observation, OomScope, Output, Reading, Requester, Resource,
+    KernelTime, Kind, LastVerdict, LevelRole, Observation, OomScope, Output, Reading, Requester, Resource,
 };
 
 use super::{Case, VerdictHistory, judge};
@@ -109,6 +109,20 @@ impl VerdictTracker {
             attempt: attempts.pop(),
             judgement,
         }
+    }
+
+    /// The last verdict on each limit of what exists.
+    pub fn last(&self, index: &impl CgroupIndex) -> Vec<LastVerdict> {
+        let mut verdicts = Vec::new();
+        for (cgroup, all) in &self.history {
+            let Some(info) = index.info(*cgroup).filter(|info| info.exists) else { continue };
+            let pod = info.pod.map(|names| names.pod.uid);
+            verdicts.extend(all.iter().filter_map(|(resource, history)| {
+                let (subject, pod) = (info.subject.clone(), pod.clone());
+                Some(LastVerdict { subject, pod, resource: *resource, verdict: history.last()?.clone() })
+            }));
+        }
+        verdicts
     }
 
     /// Whether an observation says anything of verdicts.

@@ -218,7 +218,7 @@ fn a_snapshot_stands_in_for_missed_events() {
     let (gone, there) = (named(1, "gone"), named(2, "there"));
     bed.happen([created(&gone), oom_kill(&gone, None)]);
     let state = ContainerState {
-        subject: there,
+        subject: Arc::clone(&there),
         state: State::Running,
         created_at: None,
         started_at: None,
@@ -230,7 +230,45 @@ fn a_snapshot_stands_in_for_missed_events() {
         execs: 0,
         exits: 0,
     };
-    bed.workload.resync(&[state], bed.now);
+    let of = |subject: Option<&Arc<Subject>>, resource, verdict| LastVerdict {
+        subject: subject.cloned(),
+        pod: there.pod.as_ref().map(|pod| pod.uid.clone()),
+        resource,
+        verdict,
+    };
+    let last = [
+        of(Some(&there), Resource::Memory, Verdict::Diverged),
+        of(None, Resource::Cpu, Verdict::InForce),
+        of(Some(&gone), Resource::Memory, Verdict::Diverged),
+    ];
+    bed.workload.resync(&[state], &last, bed.now);
     assert_eq!((bed.workload.in_state(State::Running), bed.workload.in_state(State::Created)), (1, 0));
     assert_eq!(bed.oom_kills().len(), 2, "the counter of the one that is gone stays for a while");
+    let verdicts: Vec<_> =
+        bed.scrape().into_keys().filter(|name| name.starts_with("kwitness_limit_verdict")).collect();
+    let of_there = |labels: &str| {
+        format!("kwitness_limit_verdict{{namespace=\"prod\",pod=\"there\",{labels}}}")
+    };
+    assert_eq!(
+        verdicts,
+        [
+            of_there(r#"container="app",resource="memory",verdict="diverged""#),
+            of_there(r#"resource="cpu",verdict="in_force""#),
+        ]
+    );
+}
+
+#[test]
+fn what_an_earlier_daemon_counted_is_not_counted_again() {
+    let mut bed = Bed::new(ALL);
+    let (web, unnamed) = (named(1, "web"), subject(2, None));
+    bed.happen([created(&web), oom_kill(&web, None), created(&unnamed), oom_kill(&unnamed, None)]);
+    bed.workload.begin();
+    assert_eq!(bed.oom_kills()[WEB], 0.0, "it goes on, from 0");
+    assert_eq!(bed.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#], 0.0);
+    assert_eq!(bed.scrape()[r#"kwitness_events_total{type="oomKill"}"#], 0.0);
+    assert_eq!(bed.workload.in_state(State::Created), 2, "what there is stays");
+    let late = named(2, "late");
+    bed.happen([updated(&late), oom_kill(&late, None), oom_kill(&web, None)]);
+    assert!(bed.oom_kills().values().all(|kills| *kills == 1.0), "{:?}", bed.oom_kills());
 }
