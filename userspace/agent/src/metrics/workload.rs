@@ -297,7 +297,9 @@ impl Workload {
                 (Some(subject), _) => {
                     self.containers.get_mut(&subject.cgroup_id).map(|container| &mut container.verdicts)
                 }
-                (None, Some(uid)) if self.has_pod(&uid.0) => Some(self.pods.entry(uid.0.clone()).or_default()),
+                (None, Some(uid)) if self.has_pod(&uid.0) => {
+                    Some(self.pods.entry(uid.0.clone()).or_default())
+                }
                 (None, _) => None,
             };
             let at = Resource::ALL.iter().position(|of| of == resource);

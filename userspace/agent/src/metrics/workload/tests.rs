@@ -246,9 +246,8 @@ fn a_snapshot_stands_in_for_missed_events() {
     assert_eq!(bed.oom_kills().len(), 2, "the counter of the one that is gone stays for a while");
     let verdicts: Vec<_> =
         bed.scrape().into_keys().filter(|name| name.starts_with("kwitness_limit_verdict")).collect();
-    let of_there = |labels: &str| {
-        format!("kwitness_limit_verdict{{namespace=\"prod\",pod=\"there\",{labels}}}")
-    };
+    let of_there =
+        |labels: &str| format!("kwitness_limit_verdict{{namespace=\"prod\",pod=\"there\",{labels}}}");
     assert_eq!(
         verdicts,
         [
