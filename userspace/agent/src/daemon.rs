@@ -273,7 +273,7 @@ impl Past {
 
     /// What an earlier daemon left.
     fn read(place: Place, capacity: Capacity, resumes: Resumes) -> Self {
-        let steps = clock::History::get();
+        let (steps, is_adopted) = (clock::History::get(), resumes.same_maps);
         let replay = |history: History| {
             let (hub, mut writer) = Hub::resumed(history.position().clone(), capacity);
             let memory = history.replay(&mut writer)?;
@@ -281,7 +281,12 @@ impl Past {
         };
         match place.read().and_then(|history| history.map(replay).transpose()) {
             Ok(Some(past)) => past,
-            Ok(None) => Self { place: Some(place.clone()), ..Self::none(place, capacity) },
+            Ok(None) => {
+                if is_adopted {
+                    tracing::warn!("there is no ledger of the earlier daemon; a new epoch begins");
+                }
+                Self { place: Some(place.clone()), ..Self::none(place, capacity) }
+            }
             Err(refusal) => {
                 let error = error_chain(&refusal);
                 tracing::warn!(error, "the earlier daemon's ledger is refused; a new epoch begins");

@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use kwitness_abi::RecordKind;
@@ -118,6 +119,8 @@ pub(crate) enum Refusal {
     OtherBounds { path: PathBuf },
     #[error("{} leads to event {replayed}, and the earlier daemon had come to {written}", path.display())]
     Differs { path: PathBuf, replayed: u64, written: u64 },
+    #[error("what {} has cannot be observed again without a panic", path.display())]
+    Panicked { path: PathBuf },
 }
 
 /// What a segment says of itself.
@@ -190,7 +193,7 @@ pub(super) struct MemoryOf<'a> {
     pub(super) events: &'a [Event],
     #[serde(skip)]
     pub(super) seen: Seen,
-    pub(super) asked: &'a Asked,
+    pub(super) asked: Asked,
     #[serde(skip)]
     pub(super) last_record: Option<&'a [u8]>,
     pub(super) until: KernelTime,
@@ -338,9 +341,10 @@ impl Place {
 }
 
 impl Ledger {
-    /// Where it is.
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    /// Ends it: what it has must not be gone on with, not even if it cannot be removed.
+    pub(super) fn give_up(mut self) -> Place {
+        self.file.publish(COMMITTED, 0);
+        self.place
     }
 
     /// Whether a new segment is due before the rings are drained.
@@ -551,8 +555,13 @@ impl History {
         &self.first.head.position
     }
 
-    /// Observes all of it again. The writer is that of an empty journal at [`Self::position`].
+    /// Observes all of it again. The writer is that of an empty journal at [`Self::position`]; after a refusal it is of no use.
     pub(crate) fn replay(self, writer: &mut Writer) -> Result<Memory, Refusal> {
+        let directory = self.place.directory.clone();
+        unless_panicked(directory, || self.observe_again(writer))
+    }
+
+    fn observe_again(self, writer: &mut Writer) -> Result<Memory, Refusal> {
         let Self { place, boot, first, later } = self;
         let mut replay = Replay::of(&first)?;
         replay.segment(first, writer)?;
@@ -561,6 +570,12 @@ impl History {
         }
         Ok(replay.end())
     }
+}
+
+/// What ended the earlier daemon may be in its ledger: it must not end every later one at its start.
+fn unless_panicked<T>(path: PathBuf, replay: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    // Whatever the replay has changed is given up with the refusal.
+    panic::catch_unwind(AssertUnwindSafe(replay)).unwrap_or(Err(Refusal::Panicked { path }))
 }
 
 /// What is observed again.

@@ -289,6 +289,8 @@ pub(crate) struct Engine<P: Probe> {
     recorder: Option<Recorder>,
     /// What is taken in is written there first, if it is to survive the process.
     ledger: Option<Ledger>,
+    /// The ledger that should be written, and cannot.
+    unkept: Option<Unkept>,
     asked: Asked,
     /// The last record that the ledger has of an earlier daemon, as long as it may be in its ring still.
     last_record: Option<Vec<u8>>,
@@ -336,15 +338,33 @@ pub(crate) struct Parts<P> {
     pub(crate) requests: mpsc::Receiver<Request>,
 }
 
-/// It is no reason to stop: the next daemon begins a new epoch.
-fn not_kept(place: &Place, error: &io::Error) {
-    tracing::error!(
-        path = %place.directory.display(),
-        %error,
-        "what is observed cannot be kept for the next daemon, which will begin a new epoch"
-    );
-    if let Err(error) = place.remove() {
-        tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
+/// A ledger that cannot be written. It is no reason to stop: it is begun anew once that can be done, and a daemon that comes
+/// before begins a new epoch.
+#[derive(Debug)]
+struct Unkept {
+    place: Place,
+    /// When it was tried last.
+    tried: KernelTime,
+}
+
+impl Unkept {
+    /// Between two attempts, at least: in nanoseconds.
+    const PAUSE: u64 = 30_000_000_000;
+
+    fn new(place: Place, error: &io::Error) -> Self {
+        tracing::error!(
+            path = %place.directory.display(),
+            %error,
+            "what is observed cannot be kept for the next daemon; it is tried again"
+        );
+        if let Err(error) = place.remove() {
+            tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
+        }
+        Self { place, tried: Clock::read().now() }
+    }
+
+    fn is_due(&self, now: KernelTime) -> bool {
+        now.0.saturating_sub(self.tried.0) >= Self::PAUSE
     }
 }
 
@@ -405,6 +425,7 @@ impl<P: Probe> Engine<P> {
             scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
             ledger: None,
+            unkept: None,
             asked,
             last_record,
             resumes,
@@ -415,7 +436,7 @@ impl<P: Probe> Engine<P> {
             let begun = place.clone().begin(engine.writer.position(), &engine.memory());
             match begun {
                 Ok(ledger) => engine.ledger = Some(ledger),
-                Err(error) => not_kept(&place, &error),
+                Err(error) => engine.unkept = Some(Unkept::new(place, &error)),
             }
         }
         Ok(engine)
@@ -423,24 +444,24 @@ impl<P: Probe> Engine<P> {
 
     /// What the next daemon has to know.
     fn memory(&self) -> MemoryOf<'_> {
+        let mut asked = self.asked.clone();
+        self.output.actions.iter().for_each(|action| asked.note(action));
+        // As long as an outage has not been reported, the next daemon counts from its beginning.
+        let until = if self.resumes.is_some() { self.losses.looked() } else { Clock::read().now() };
         MemoryOf {
             node: &self.node,
             reorder: &self.reorder,
             events: &self.output.events,
             seen: self.losses.seen(&self.suppressed),
-            asked: &self.asked,
+            asked,
             last_record: self.last_record.as_deref(),
-            until: Clock::read().now(),
+            until,
         }
     }
 
-    /// Writes to the ledger, in a new segment if there is no room in this one. Whether it is there.
-    fn keep(&mut self, write: impl Fn(&mut Ledger) -> bool) -> bool {
-        let Some(ledger) = &mut self.ledger else { return true };
-        if write(ledger) {
-            return true;
-        }
-        self.turn();
+    /// Writes what is about to be observed to the ledger. False: it has no room for it, so that a new segment has to begin with
+    /// what followed from it ([`Self::turn_unless`]).
+    fn keep(&mut self, write: impl FnOnce(&mut Ledger) -> bool) -> bool {
         self.ledger.as_mut().is_none_or(write)
     }
 
@@ -456,21 +477,32 @@ impl<P: Probe> Engine<P> {
         let Some(mut ledger) = self.ledger.take() else { return };
         match ledger.turn(self.writer.position(), &self.memory()) {
             Ok(()) => self.ledger = Some(ledger),
-            Err(error) => not_kept(ledger.place(), &error),
+            Err(error) => self.unkept = Some(Unkept::new(ledger.give_up(), &error)),
+        }
+    }
+
+    /// Begins the ledger anew that could not be written, if it can be by now.
+    fn keep_again(&mut self, clock: Clock) {
+        let Some(Unkept { place, .. }) = self.unkept.take_if(|unkept| unkept.is_due(clock.now())) else {
+            return;
+        };
+        match place.clone().begin(self.writer.position(), &self.memory()) {
+            Ok(ledger) => {
+                tracing::info!(path = %place.directory.display(), "recovered: what is observed is kept again");
+                self.ledger = Some(ledger);
+            }
+            Err(_) => self.unkept = Some(Unkept { place, tried: clock.now() }),
         }
     }
 
     /// Goes on with what an earlier daemon had begun.
     fn resume(&mut self) {
-        let Some(Resumes { unrecorded, .. }) = self.resumes.take() else {
+        let Some(Resumes { unrecorded, .. }) = self.resumes.clone() else {
             self.scans.want(ScanReason::Initial);
             return;
         };
         let clock = Clock::read();
         let from = self.losses.looked();
-        self.output.actions.extend(self.asked.actions());
-        self.asked = Asked::default();
-        self.publish(clock);
         if !unrecorded.is_empty() {
             self.observe(Observation::Lost(Loss {
                 from,
@@ -480,6 +512,10 @@ impl<P: Probe> Engine<P> {
                 capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
             }));
         }
+        self.resumes = None;
+        self.output.actions.extend(self.asked.actions());
+        self.asked = Asked::default();
+        self.publish(clock);
         self.scans.want(ScanReason::Repair);
         self.verdicts.push(VerdictScope::All);
         self.wait_for_records(Read::Restarted { from });
@@ -524,6 +560,7 @@ impl<P: Probe> Engine<P> {
                 Some(request) = self.requests.recv(), if self.ready.is_none() && has_room => self.answer(request),
                 _ = tick.tick() => {
                     let clock = Clock::read();
+                    self.keep_again(clock);
                     self.make_room();
                     self.observe(Observation::Tick { at: clock.now() });
                     self.look_for_losses(clock);
@@ -580,7 +617,7 @@ impl<P: Probe> Engine<P> {
         if self.reorder.held() == 0 {
             return;
         }
-        self.keep(|ledger| ledger.release(until.now()));
+        let is_kept = self.keep(|ledger| ledger.release(until.now()));
         let Self { reorder, node, output, recorder, .. } = self;
         for event in reorder.release(until.now()) {
             let observation = Observation::Kernel(event);
@@ -589,6 +626,7 @@ impl<P: Probe> Engine<P> {
             }
             node.observe(observation, output);
         }
+        self.turn_unless(is_kept);
     }
 
     /// A failure is logged once, not at each attempt.
@@ -749,7 +787,7 @@ impl<P: Probe> Engine<P> {
         self.node.observe(observation, &mut self.output);
     }
 
-    /// Of what is larger than a segment, the ledger has what followed from it.
+    /// Of what a segment has no room for, the ledger has what followed from it.
     fn turn_unless(&mut self, is_kept: bool) {
         if !is_kept {
             self.turn();
@@ -760,7 +798,11 @@ impl<P: Probe> Engine<P> {
     fn publish(&mut self, clock: Clock) {
         if !self.output.events.is_empty() {
             let seq = self.writer.position().seq + self.output.events.len() as u64;
-            self.keep(|ledger| ledger.publish(seq, clock));
+            if !self.keep(|ledger| ledger.publish(seq, clock)) {
+                self.turn();
+                // Without it, the next daemon publishes the same events again, with the same numbers.
+                self.keep(|ledger| ledger.publish(seq, clock));
+            }
             self.writer.append(self.output.events.drain(..), clock);
         }
         for action in self.output.actions.drain(..) {

@@ -70,7 +70,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         reorder: &memory.reorder,
         events: &memory.events,
         seen: memory.seen.clone(),
-        asked: &memory.asked,
+        asked: memory.asked.clone(),
         last_record: memory.last_record.as_deref(),
         until: memory.until,
     }
@@ -243,4 +243,26 @@ fn what_was_asked_and_not_answered_is_asked_again() {
     asked.note(&Action::Rescan);
     asked.answered(&Observation::Runtime { at: KernelTime(1), container: first, facts: None });
     assert_eq!(asked.actions(), [Action::Resolve(second)]);
+}
+
+#[test]
+fn a_ledger_that_was_given_up_is_refused_even_if_it_is_still_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    daemon.publish();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    let given_up = daemon.ledger.give_up();
+    let history = given_up.read().unwrap().expect("the first segment is whole");
+    let (_, mut writer) = hub(history.position().clone());
+    let refusal = history.replay(&mut writer).unwrap_err();
+    assert!(matches!(refusal, Refusal::Torn { .. }), "{refusal}");
+}
+
+#[test]
+fn a_replay_that_panics_is_refused() {
+    let panics = || -> Result<(), Refusal> { panic!("as the earlier daemon did") };
+    let refusal = unless_panicked("ledger".into(), panics).unwrap_err();
+    assert!(matches!(refusal, Refusal::Panicked { .. }), "{refusal}");
 }
