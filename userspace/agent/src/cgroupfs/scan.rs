@@ -23,7 +23,7 @@ use kwitness_core::shares::Shares;
 use super::directory::{Directory, text_of};
 use super::{CgroupFs, Roots, process};
 use crate::clock::Clock;
-use crate::probe::{Life, Tracker};
+use crate::probe::{Life, Listed, Tracker};
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +41,8 @@ pub trait Track {
     fn untrack(&self, id: CgroupId) -> io::Result<()>;
     /// Adds one that is above a tracked root: its limits hold below.
     fn track_above(&self, id: CgroupId) -> io::Result<()>;
+    /// What is there already, about `most` of each at most: it need not be added. Nothing, if that is not known.
+    fn listed(&self, most: usize) -> Listed;
 }
 
 impl Track for Tracker {
@@ -59,6 +61,39 @@ impl Track for Tracker {
 
     fn track_above(&self, id: CgroupId) -> io::Result<()> {
         Tracker::track_above(self, id.0)
+    }
+
+    fn listed(&self, most: usize) -> Listed {
+        Tracker::listed(self, most)
+    }
+}
+
+/// Adds what is not there already: a call into the kernel for each cgroup that it tracks by itself would cost records of others,
+/// see [`Tracker::listed`].
+struct Missing<'a, T> {
+    track: &'a T,
+    listed: Listed,
+}
+
+impl<T: Track> Track for Missing<'_, T> {
+    fn track(&self, id: CgroupId) -> io::Result<bool> {
+        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id) }
+    }
+
+    fn is_tracked(&self, id: CgroupId) -> bool {
+        self.listed.tracked.contains(&id.0) || self.track.is_tracked(id)
+    }
+
+    fn untrack(&self, id: CgroupId) -> io::Result<()> {
+        self.track.untrack(id)
+    }
+
+    fn track_above(&self, id: CgroupId) -> io::Result<()> {
+        if self.listed.above.contains(&id.0) { Ok(()) } else { self.track.track_above(id) }
+    }
+
+    fn listed(&self, _: usize) -> Listed {
+        self.listed.clone()
     }
 }
 
@@ -90,6 +125,8 @@ pub fn scan(
     reason: ScanReason,
 ) -> Result<Scan, ScanError> {
     let began = Clock::read().now();
+    // Twice: keys that go away meanwhile may be listed again.
+    let track = &Missing { track, listed: track.listed(capacity.saturating_mul(2)) };
     Walk::new(cgroups, roots, track, capacity, false).run()?;
     let mut walk = Walk::new(cgroups, roots, track, capacity, true);
     walk.run()?;
@@ -130,6 +167,10 @@ impl Track for TrackNothing {
 
     fn track_above(&self, _: CgroupId) -> io::Result<()> {
         Ok(())
+    }
+
+    fn listed(&self, _: usize) -> Listed {
+        Listed::default()
     }
 }
 

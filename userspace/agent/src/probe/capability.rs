@@ -13,7 +13,9 @@ pub enum HookKind {
     /// A raw tracepoint: the kernel's own arguments.
     RawTracepoint,
     /// A classic tracepoint: a copied event instead of the arguments, the dearest. Needs tracefs. The kernel runs it with
-    /// preemption disabled, also where it no longer does so for raw ones.
+    /// preemption disabled, also where it no longer does so for raw ones. It skips it while a bpf(2) call on a map's element is in
+    /// progress on that CPU (`bpf_prog_active`, `trace_call_bpf` of `kernel/trace/bpf_trace.c`), also if that call, anyone's, has
+    /// been preempted. Each is counted. Ours make none in steady state: see `Tracker::listed` and the module `counters`.
     Tracepoint,
     /// A function's entry and return, each with a program of its own, by fentry and fexit.
     Fentry,

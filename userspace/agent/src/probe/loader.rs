@@ -190,8 +190,11 @@ impl Loaded {
             .map_max_entries("COUNTERS", counters::elements().map_err(ProbeError::Cpus)?)
             .load(OBJECT)
             .map_err(object_error)?;
-        configure_roots(&mut ebpf, settings)?;
-        configure_limit_files(&mut ebpf)?;
+        // An adopted set has them, and each write would cost records, see [`Tracker::listed`](super::ring::Tracker::listed).
+        if pinned.as_ref().ok().is_none_or(|set| set.origin() != &Origin::Adopted) {
+            configure_roots(&mut ebpf, settings)?;
+            configure_limit_files(&mut ebpf)?;
+        }
         let chooser = Chooser { btf, layout, exclude: settings.exclude.clone(), syscalls: settings.syscalls };
         let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })

@@ -39,7 +39,7 @@ pub use self::{
     pace::ReaderWaits,
     pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
-    ring::{Drained, Life, Produced, Running, Tracker},
+    ring::{Drained, Life, Listed, Produced, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

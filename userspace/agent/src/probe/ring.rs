@@ -4,7 +4,7 @@
 //! in [`pace`](super::pace). Never interprets a record but for the time in its header.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     os::fd::AsFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -272,12 +272,35 @@ impl Running {
 #[derive(Clone)]
 pub struct Tracker(Arc<Mutex<Tracking>>);
 
+/// The tracked set at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// The tracked cgroups.
+    pub tracked: BTreeSet<u64>,
+    /// Those above them whose limits are watched.
+    pub above: BTreeSet<u64>,
+}
+
 struct Tracking {
     tracked: HashMap<MapData, u64, TrackedValue>,
     ancestors: HashMap<MapData, u64, u8>,
 }
 
 impl Tracker {
+    /// What is tracked and what is above it by now, about `most` of each at most.
+    ///
+    /// The keys are listed, not looked up: while a system call looks up or writes an element, the kernel skips the programs of
+    /// classic tracepoints on that CPU (`bpf_disable_instrumentation` of `include/linux/bpf.h`), also those of a task that preempts
+    /// the call.
+    pub fn listed(&self, most: usize) -> Listed {
+        let tracking = self.lock();
+        // A key that goes away makes the kernel begin again. What is missing here is added once more, which changes nothing.
+        Listed {
+            tracked: tracking.tracked.keys().take(most).filter_map(std::result::Result::ok).collect(),
+            above: tracking.ancestors.keys().take(most).filter_map(std::result::Result::ok).collect(),
+        }
+    }
+
     /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side tracks already stays
     /// as it is: false.
     ///

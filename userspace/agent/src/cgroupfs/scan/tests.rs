@@ -37,6 +37,11 @@ impl Track for Set<'_> {
         self.above.lock().unwrap().insert(id.0);
         Ok(())
     }
+
+    fn listed(&self, most: usize) -> Listed {
+        let listed = |set: &Mutex<BTreeSet<u64>>| set.lock().unwrap().iter().take(most).copied().collect();
+        Listed { tracked: listed(&self.tracked), above: listed(&self.above) }
+    }
 }
 
 fn ino(path: &Path) -> u64 {
