@@ -20,6 +20,7 @@ pub mod node;
 mod overflow;
 mod pairs;
 pub mod reorder;
+pub mod seam;
 pub mod shares;
 pub mod units;
 pub mod verdicts;
