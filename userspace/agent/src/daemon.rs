@@ -112,8 +112,8 @@ async fn watch_node(config: &Config, record: Option<&Path>) -> anyhow::Result<()
     };
     let place = ledger(config);
     let Past { hub, writer, memory, resumes, place } = match &attached.pinned {
-        Ok(set) => {
-            let same_maps = *set.origin() == Origin::Adopted;
+        Ok(_) => {
+            let same_maps = attached.counts_go_on();
             let resumes = Resumes { unrecorded: attached.unrecorded(&capabilities), same_maps };
             Past::read(place, capacity, resumes)
         }

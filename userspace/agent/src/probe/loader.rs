@@ -36,14 +36,16 @@ use super::{
     counters,
     environment::{self, BTF_PATH, Lockdown},
     error::{ProbeError, Result},
+    handover::{OldPrograms, Overlap},
     layout,
     lock::InstanceLock,
     object::OBJECT,
-    pins::{self, Origin, Unpinned},
+    pins::{self, Old, Origin, Unpinned},
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::Running,
     settings::{MAX_ROOTS, ProbeLog, Settings},
 };
+use crate::clock::Clock;
 
 /// Bytes of the ring of what workloads write to limits of their own: 2,000 records of writes without a reader. How fast they
 /// come is bounded in the kernel, see [`kwitness_abi::Budget`].
@@ -79,8 +81,11 @@ pub struct Attached {
     pub(super) lock: Option<InstanceLock>,
     /// Every attached program.
     pub(super) programs: Vec<AttachedProgram>,
-    /// The capabilities whose hooks were attached by this process, or that have none.
+    /// The capabilities whose hooks were attached by this process, or that have none. Without those that the programs serve which are
+    /// read on.
     pub(super) new: Vec<&'static str>,
+    /// The programs that are read on until these take over.
+    pub(super) replaces: Option<(OldPrograms, Overlap)>,
     /// What outlives this process; or why nothing does.
     pub pinned: std::result::Result<pins::Set, Unpinned>,
 }
@@ -172,7 +177,7 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         if let Ok(set) = &pinned {
             for map in pins::MAPS {
-                loader.map_pin_path(map, set.map(map));
+                loader.map_pin_path(map, set.paths().map(map));
             }
         }
         let mut ebpf = loader
@@ -200,8 +205,11 @@ impl Loaded {
         Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })
     }
 
-    /// Attaches every loaded program.
+    /// Attaches every loaded program; beside those of another layout, if those can be read on.
     pub fn attach(mut self) -> Result<Attached> {
+        let old = self.pinned.as_mut().ok().and_then(pins::Set::take_old);
+        let old = old.and_then(open_old).and_then(|old| copied(old, &mut self.ebpf));
+        let began = Clock::read().now();
         let set = self.pinned.as_ref().ok();
         // An adopted set stays as it was left: what it has not is attached anew by each daemon, and ends with it.
         let made = set.filter(|set| set.origin() != &Origin::Adopted);
@@ -209,15 +217,21 @@ impl Loaded {
             choice.attach(&mut self.ebpf, &self.chooser, made);
             choice.accept()?;
         }
+        let whole = Clock::read().now();
         let mut programs = Vec::new();
         for choice in &self.choices {
             programs.extend(choice.programs(&self.ebpf, set)?);
         }
+        // Again: what has come between the first time and the attaching. The rest, the new programs have seen.
+        let old = old.and_then(|old| copied(old, &mut self.ebpf));
+        let replaces = old.map(|old| (old, Overlap { began, whole }));
         let Self { ebpf, choices, log, lock, pinned, .. } = self;
         // A capability without a hook may have a substitute, which is no program.
-        let is_new = |choice: &&Choice| choice.links != Links::Adopted;
+        let is_read_on =
+            |name: &str| replaces.as_ref().is_some_and(|(old, _): &(OldPrograms, Overlap)| old.serve(name));
+        let is_new = |choice: &&Choice| choice.links != Links::Adopted && !is_read_on(choice.capability.name);
         let new = choices.iter().filter(is_new).map(|choice| choice.capability.name).collect();
-        Ok(Attached { new, capabilities: report(choices), ebpf, log, lock, programs, pinned })
+        Ok(Attached { new, replaces, capabilities: report(choices), ebpf, log, lock, programs, pinned })
     }
 }
 
@@ -235,6 +249,11 @@ impl Attached {
             .iter()
             .filter(|report| report.chosen.is_some() || report.substitute.is_some());
         served.map(|report| report.capability.name).filter(|name| self.new.contains(name)).collect()
+    }
+
+    /// Whether an earlier daemon's counters are counted on: its programs were adopted, or are read on.
+    pub fn counts_go_on(&self) -> bool {
+        self.replaces.is_some() || self.pinned.as_ref().is_ok_and(|set| *set.origin() == Origin::Adopted)
     }
 
     /// The object with its programs attached, for a reader other than [`Running`].
@@ -266,6 +285,41 @@ pub fn survey(settings: &Settings) -> Result<Capabilities> {
     Ok(report(choices))
 }
 
+/// Holds the programs of another layout.
+fn open_old(old: Old) -> Option<OldPrograms> {
+    let tracepoints = Tracepoints::of(&environment::kernel_release());
+    match OldPrograms::open(old.clone(), tracepoints) {
+        Ok(programs) => {
+            tracing::info!(set = %programs.old.paths(), "reading the programs of another layout on for a while");
+            Some(programs)
+        }
+        Err(error) => {
+            give_up(old, &error);
+            None
+        }
+    }
+}
+
+/// Has the new programs know what those of another layout do.
+fn copied(old: OldPrograms, ebpf: &mut Ebpf) -> Option<OldPrograms> {
+    match old.copy_to(ebpf) {
+        Ok(()) => Some(old),
+        Err(error) => {
+            give_up(old.old, &error);
+            None
+        }
+    }
+}
+
+/// Removes programs that cannot be read on: what they recorded is a gap.
+fn give_up(old: Old, error: &ProbeError) {
+    let (set, error) = (old.paths().to_string(), error_chain(error));
+    tracing::warn!(set, error, "the programs of another layout cannot be read on; they are removed");
+    if let Err(error) = old.remove() {
+        tracing::warn!(set, %error, "cannot remove the programs of another layout");
+    }
+}
+
 /// Every capability, with nothing tried.
 fn choices() -> impl Iterator<Item = Choice> {
     let tracepoints = Tracepoints::of(&environment::kernel_release());
@@ -281,7 +335,7 @@ fn choices() -> impl Iterator<Item = Choice> {
 impl Choice {
     /// Takes over the hook that an earlier daemon has attached; false if there is none.
     fn adopt(&mut self, set: &pins::Set) -> bool {
-        self.loaded = set.hook(self.capability, Tracepoints::of(&environment::kernel_release()));
+        self.loaded = set.paths().hook(self.capability, Tracepoints::of(&environment::kernel_release()));
         if self.loaded.is_some() {
             self.links = Links::Adopted;
         }
@@ -293,7 +347,7 @@ impl Choice {
         let mut programs = Vec::new();
         for name in self.loaded.iter().flat_map(Hook::programs) {
             let fd = match (set, ebpf.program(name)) {
-                (Some(set), _) if self.links == Links::Adopted => pins::object(&set.program(name)),
+                (Some(set), _) if self.links == Links::Adopted => pins::object(&set.paths().program(name)),
                 (_, Some(program)) => program
                     .fd()
                     .map_err(io::Error::other)
@@ -302,7 +356,7 @@ impl Choice {
             };
             let failed = |source| ProbeError::Program { program: name, source };
             let link = match (set, self.links) {
-                (Some(set), Links::Pinned | Links::Adopted) => Some(pins::object(&set.link(name))),
+                (Some(set), Links::Pinned | Links::Adopted) => Some(pins::object(&set.paths().link(name))),
                 _ => None,
             };
             let (fd, link) = (fd.map_err(failed)?, link.transpose().map_err(failed)?);
@@ -395,7 +449,7 @@ fn attach(
                 return Ok(Links::Pinned);
             }
             // A link that cannot be pinned is gone by now, and with these so are the others.
-            hook.programs().for_each(|name| set.forget(name));
+            hook.programs().for_each(|name| set.paths().forget(name));
         }
         hook.programs()
             .try_for_each(|name| attach_program(ebpf, capability, hook, name, Keep::In).map(drop))?;
@@ -454,8 +508,8 @@ fn attach_program(
 /// Has a program and its link outlive this process.
 fn pin(ebpf: &mut Ebpf, name: &str, link: FdLink, set: &pins::Set) -> std::result::Result<(), PinError> {
     let program = ebpf.program_mut(name).ok_or_else(|| PinError::NoFd { name: name.to_owned() })?;
-    program.pin(set.program(name))?;
-    link.pin(set.link(name)).map(drop)
+    program.pin(set.paths().program(name))?;
+    link.pin(set.paths().link(name)).map(drop)
 }
 
 /// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.

@@ -5,6 +5,7 @@
 //!  btf, layout  where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
 //!  pins ─────── what of it outlives the process
+//!  handover ─── from an earlier daemon's programs of another layout to new ones
 //!  pace ─────── when the reader looks at the rings
 //!  capability, environment, error ── what was found, and what it means, in words
 //! ```
@@ -17,6 +18,7 @@ pub mod capability;
 mod counters;
 pub mod environment;
 mod error;
+mod handover;
 mod layout;
 mod loader;
 mod lock;
@@ -33,6 +35,7 @@ mod stats;
 
 pub use self::{
     error::{ProbeError, Result},
+    handover::Overlap,
     loader::{Attached, Loaded, error_chain, kernel_layout, survey},
     lock::InstanceLock,
     object::OBJECT,

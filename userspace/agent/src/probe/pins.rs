@@ -4,19 +4,23 @@
 //!            make            complete           the daemon ends
 //!  nothing ──────▶ half made ────────▶ in use ─────────────────▶ left ──▶ uninstalled: nothing
 //!                   │     │              ▲                        │  │
-//!        the daemon │     │              └── a daemon starts ─────┘  │ another layout, damaged, foreign
-//!              ends │     └── found at a start ──▶ removed, reported ◀───┘
-//!                   ▼
-//!                nothing
+//!        the daemon │     │              └── a daemon starts ─────┘  │ other records, damaged, foreign
+//!              ends │     └── found at a start ──▶ removed, reported ◀───┤
+//!                   ▼                                    ▲            │ another layout of the same records
+//!                nothing                                 └── old ◀────┘
 //! ```
+//!
+//! Of a set with another layout, the daemon can read the records if they are the same, and the same facts about processes are in its
+//! maps. Such a set is old: it is read on until the new one, which is attached beside it, has taken over (module `handover`). Until
+//! then the new one is not complete: after a crash, the old one is read on by the next daemon.
 //!
 //! The daemon holds the links besides: pins that are removed while it runs cost what happens after its end, nothing before.
 //!
 //! A set is complete once the ledger says what was not recorded before it: whoever adopts it finds that there. Adopted, it stays as
 //! it is.
 //!
-//! A set is a directory, named after its layout: whatever makes maps or programs of two daemons different. Their directory has
-//! nothing else in it, and is the daemon's user's alone, for a BPF file system lets every user make directories.
+//! A set is a directory, named after its records and its layout: whatever makes maps or programs of two daemons different. Their
+//! directory has nothing else in it, and is the daemon's user's alone, for a BPF file system lets every user make directories.
 //!
 //! ```text
 //!  DIRECTORY/                     locked by the daemon that uses it
@@ -26,11 +30,12 @@
 //!           complete              made last, removed first
 //! ```
 //!
-//! Owns these paths, and when a set may be adopted. Never reads a map, and never chooses a hook.
+//! Owns these paths, and when a set may be adopted or read on. Never reads a map, and never chooses a hook.
 
 use std::{
     collections::hash_map::DefaultHasher,
     ffi::{CString, OsStr},
+    fmt,
     fs::{self, DirBuilder, File},
     hash::{Hash as _, Hasher as _},
     io,
@@ -41,6 +46,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kwitness_abi::{Budget, Counters, ProcessKey, RecordKind, Tracked};
 use kwitness_core::model::LimitFile;
 use nix::{
     errno::Errno,
@@ -58,7 +64,7 @@ use super::{
 };
 use crate::private::{self, Foreign};
 
-/// Changes whenever what is pinned changes its meaning in another way than the layout shows.
+/// Changes whenever what is pinned changes its meaning in another way than sizes show: a field of a record, a flag, a value of a map.
 const FORMAT: u32 = 1;
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
 pub(super) const MAPS: [&str; 16] = [
@@ -79,12 +85,26 @@ pub(super) const MAPS: [&str; 16] = [
     "TASKS",
     "TRACKED",
 ];
+/// The maps that are read of a set that is read on.
+const READ_ON: [&str; 10] = [
+    "ANCESTORS",
+    "BUDGETS",
+    "COUNTERS",
+    "FIRST_PROCESSES",
+    "FORKS",
+    "LIFECYCLE",
+    "OWN_WRITES",
+    "READER_WAITS",
+    "TASKS",
+    "TRACKED",
+];
 /// The directories of a set, in the order in which they are removed: programs are detached before their maps go.
 const PARTS: [&str; 3] = ["links", "programs", "maps"];
 const COMPLETE: &str = "complete";
 const MODE: u32 = 0o700;
-/// Hexadecimal digits in the name of a layout.
+/// Hexadecimal digits in the name of a layout, and how many of them are the records'.
 const LAYOUT_DIGITS: usize = 16;
+const RECORD_DIGITS: usize = 8;
 
 /// Why nothing is pinned: the kernel side ends with the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +166,9 @@ pub enum Flaw {
     /// Another release's, or one with other settings.
     #[error("it has another layout")]
     OtherLayout,
+    /// Another release's, whose records mean something else.
+    #[error("its records are another release's")]
+    OtherRecords,
 }
 
 /// Where the kernel side is pinned, locked for this process.
@@ -158,11 +181,20 @@ pub struct Pins {
 /// The set that this process uses. One that is not complete at its end is removed.
 #[derive(Debug)]
 pub struct Set {
-    path: PathBuf,
+    paths: Paths,
     origin: Origin,
     is_complete: bool,
+    old: Option<Old>,
     _lock: Flock<File>,
 }
+
+/// A set of another layout that an earlier daemon left, and that can be read on.
+#[derive(Clone, Debug)]
+pub(super) struct Old(Paths);
+
+/// Where the parts of a set are.
+#[derive(Clone, Debug)]
+pub(super) struct Paths(PathBuf);
 
 /// Where a set comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,31 +224,37 @@ impl Pins {
         }
     }
 
-    /// The set of that layout: as it was left, or with nothing in it. Every other one is removed.
+    /// The set of that layout: as it was left, or with nothing in it. Every other one is removed, but for one that can be read on.
     pub fn take(self, layout: &str) -> Result<Set, Unpinned> {
         let path = self.directory.join(layout);
+        let mut found = Vec::new();
+        for set in sets(&self.directory)? {
+            let flaw = if set == path { flaw(&set, &MAPS)? } else { Some(flaw_of_other(&set, layout)?) };
+            found.push((set, flaw));
+        }
+        let is_adopted = found.iter().any(|(_, flaw)| flaw.is_none());
+        let mut readable = found.iter().filter(|(_, flaw)| *flaw == Some(Flaw::OtherLayout));
+        // Which of two is the newer, nothing says; what an adopted set has taken over is done with.
+        let old = match (is_adopted, readable.next(), readable.next()) {
+            (false, Some((set, _)), None) => Some(Old(Paths(set.clone()))),
+            _ => None,
+        };
+        let is_old = |set: &PathBuf| old.as_ref().is_some_and(|Old(paths)| paths.0 == *set);
         let mut replaced = Vec::new();
-        let mut origin = None;
-        for found in sets(&self.directory)? {
-            let flaw = if found != path { Some(Flaw::OtherLayout) } else { flaw(&found)? };
-            match flaw {
-                None => origin = Some(Origin::Adopted),
-                Some(flaw) => {
-                    remove(&found)?;
-                    replaced.push((name(&found), flaw));
-                }
+        for (set, flaw) in found {
+            if let Some(flaw) = flaw.filter(|_| !is_old(&set)) {
+                remove(&set)?;
+                replaced.push((name(&set), flaw));
             }
         }
-        let is_complete = origin.is_some();
-        let origin = match origin {
-            Some(origin) => origin,
-            None => {
-                make_directory(&path)?;
-                PARTS.iter().try_for_each(|part| make_directory(&path.join(part)))?;
-                Origin::Made { replaced }
-            }
+        let origin = if is_adopted {
+            Origin::Adopted
+        } else {
+            make_directory(&path)?;
+            PARTS.iter().try_for_each(|part| make_directory(&path.join(part)))?;
+            Origin::Made { replaced }
         };
-        Ok(Set { path, origin, is_complete, _lock: self.lock })
+        Ok(Set { paths: Paths(path), origin, is_complete: is_adopted, old, _lock: self.lock })
     }
 
     /// Removes every set, and the directory; the names of what was removed.
@@ -238,7 +276,7 @@ pub fn found(directory: &Path) -> Result<Vec<(String, Option<Flaw>)>, Unpinned> 
     if !is_there(directory)? {
         return Ok(Vec::new());
     }
-    sets(directory)?.iter().map(|set| Ok((name(set), flaw(set)?))).collect()
+    sets(directory)?.iter().map(|set| Ok((name(set), flaw(set, &MAPS)?))).collect()
 }
 
 /// Whether something can be pinned in that directory, by its file system.
@@ -258,19 +296,58 @@ impl Set {
 
     /// Its directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.paths.0
     }
 
+    pub(super) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The set that is to be read on until this one has taken over.
+    pub(super) fn take_old(&mut self) -> Option<Old> {
+        self.old.take()
+    }
+
+    /// From now on it may be adopted.
+    pub(super) fn complete(&mut self) -> Result<(), Unpinned> {
+        make_directory(&self.path().join(COMPLETE))?;
+        self.is_complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        if !self.is_complete
+            && let Err(error) = remove(self.path())
+        {
+            tracing::warn!(set = %self.path().display(), %error, "cannot remove what is pinned");
+        }
+    }
+}
+
+impl Old {
+    pub(super) fn paths(&self) -> &Paths {
+        &self.0
+    }
+
+    /// Removes it: it has been read.
+    pub(super) fn remove(self) -> Result<(), Unpinned> {
+        remove(&self.0.0)
+    }
+}
+
+impl Paths {
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.path.join("maps").join(name)
+        self.0.join("maps").join(name)
     }
 
     pub(super) fn program(&self, name: &str) -> PathBuf {
-        self.path.join("programs").join(name)
+        self.0.join("programs").join(name)
     }
 
     pub(super) fn link(&self, program: &str) -> PathBuf {
-        self.path.join("links").join(program)
+        self.0.join("links").join(program)
     }
 
     /// The hook that serves a capability by pinned links already.
@@ -286,26 +363,15 @@ impl Set {
             let _ = fs::remove_file(path);
         }
     }
+}
 
-    /// From now on it may be adopted.
-    pub(super) fn complete(&mut self) -> Result<(), Unpinned> {
-        make_directory(&self.path.join(COMPLETE))?;
-        self.is_complete = true;
-        Ok(())
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.display())
     }
 }
 
-impl Drop for Set {
-    fn drop(&mut self) {
-        if !self.is_complete
-            && let Err(error) = remove(&self.path)
-        {
-            tracing::warn!(set = %self.path.display(), %error, "cannot remove what is pinned");
-        }
-    }
-}
-
-/// The name of the layout of these settings.
+/// The name of the layout of these settings: what the records mean and are of, then everything else.
 ///
 /// The hash need not be the same in every release: another name costs a set, never an event that is read wrongly.
 pub(super) fn layout(settings: &Settings) -> io::Result<String> {
@@ -323,12 +389,28 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         pins: _,
     } = settings;
     let mut hasher = DefaultHasher::new();
-    (FORMAT, OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
-    (lifecycle_ring, tasks_ring, forks_ring, tracked_capacity, subtree).hash(&mut hasher);
+    (OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
+    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls).hash(&mut hasher);
+    let rest = hasher.finish();
+    let mut hasher = DefaultHasher::new();
+    hash_records(&mut hasher);
+    (tracked_capacity, subtree, roots).hash(&mut hasher);
     // What the daemon of another socket has read is in that one's ledger alone.
-    (roots, exclude, syscalls, lock_file).hash(&mut hasher);
-    LimitFile::all().for_each(|file| (file.number(), file.to_string()).hash(&mut hasher));
-    Ok(format!("{:0LAYOUT_DIGITS$x}", hasher.finish()))
+    lock_file.hash(&mut hasher);
+    // The first half of either.
+    let half = |hash: u64| hash >> (4 * RECORD_DIGITS);
+    Ok(format!("{:0RECORD_DIGITS$x}{:0RECORD_DIGITS$x}", half(hasher.finish()), half(rest)))
+}
+
+/// What makes records, and what is copied from one set's maps to another's, mean something else.
+fn hash_records(hasher: &mut impl Hasher) {
+    FORMAT.hash(hasher);
+    for kind in RecordKind::ALL {
+        (kind as u16, kind.name(), kind.record_size()).hash(hasher);
+    }
+    let values = [size_of::<Tracked>(), size_of::<ProcessKey>(), size_of::<Counters>(), size_of::<Budget>()];
+    values.hash(hasher);
+    LimitFile::all().for_each(|file| (file.number(), file.to_string()).hash(hasher));
 }
 
 /// Takes the set of these settings.
@@ -389,15 +471,23 @@ fn is_there(directory: &Path) -> Result<bool, Unpinned> {
     directory.try_exists().map_err(|source| failed(directory, source))
 }
 
-fn flaw(set: &Path) -> Result<Option<Flaw>, Unpinned> {
+/// Why a set cannot be used, which has to have these maps.
+fn flaw(set: &Path, maps: &[&'static str]) -> Result<Option<Flaw>, Unpinned> {
     let foreign = private::foreign(set).map_err(|source| failed(set, source))?;
     Ok(if let Some(foreign) = foreign {
         Some(Flaw::Foreign(foreign))
     } else if !set.join(COMPLETE).exists() {
         Some(Flaw::HalfMade)
     } else {
-        MAPS.into_iter().find(|map| !set.join("maps").join(map).exists()).map(Flaw::MissingMap)
+        maps.iter().copied().find(|map| !set.join("maps").join(map).exists()).map(Flaw::MissingMap)
     })
+}
+
+/// Why a set of another layout than that one is not adopted.
+fn flaw_of_other(set: &Path, layout: &str) -> Result<Flaw, Unpinned> {
+    let has_same_records = name(set).get(..RECORD_DIGITS) == layout.get(..RECORD_DIGITS);
+    let other = if has_same_records { Flaw::OtherLayout } else { Flaw::OtherRecords };
+    Ok(flaw(set, &READ_ON)?.unwrap_or(other))
 }
 
 /// Takes a set away. That it is complete no longer holds from the first step on.
@@ -428,82 +518,4 @@ fn name(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    fn set(directory: &Path, name: &str) -> PathBuf {
-        let set = directory.join(name);
-        DirBuilder::new().mode(MODE).create(&set).unwrap();
-        for part in PARTS.into_iter().chain([COMPLETE]) {
-            fs::create_dir(set.join(part)).unwrap();
-        }
-        MAPS.iter().for_each(|map| fs::write(set.join("maps").join(map), "").unwrap());
-        set
-    }
-
-    #[test]
-    fn what_makes_maps_different_makes_another_layout() {
-        let settings = Settings::default();
-        let name = layout(&settings).unwrap();
-        assert_eq!(layout(&settings).unwrap(), name);
-        let size = NonZeroU32::new(1 << 16).unwrap();
-        for other in [
-            Settings { tasks_ring: size, ..settings.clone() },
-            Settings { roots: vec!["docker-".parse().unwrap()], ..settings.clone() },
-            Settings { subtree: 7, ..settings.clone() },
-            Settings { exclude: vec!["raw_tp".parse().unwrap()], ..settings.clone() },
-            Settings { lock_file: Some("/y".into()), ..settings.clone() },
-        ] {
-            assert_ne!(layout(&other).unwrap(), name, "{other:?}");
-        }
-        let elsewhere = Settings { pins: Some("/x".into()), ..settings };
-        assert_eq!(layout(&elsewhere).unwrap(), name);
-    }
-
-    #[test]
-    fn a_set_is_adopted_only_if_it_is_whole_and_ours_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let set = set(directory.path(), "0123456789abcdef");
-        assert_eq!(flaw(&set).unwrap(), None);
-        fs::set_permissions(&set, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(flaw(&set).unwrap(), Some(Flaw::Foreign(Foreign { mode: 0o755, .. }))));
-        fs::set_permissions(&set, fs::Permissions::from_mode(MODE)).unwrap();
-        fs::remove_file(set.join("maps/TASKS")).unwrap();
-        assert_eq!(flaw(&set).unwrap(), Some(Flaw::MissingMap("TASKS")));
-        fs::remove_dir(set.join(COMPLETE)).unwrap();
-        assert_eq!(flaw(&set).unwrap(), Some(Flaw::HalfMade));
-        remove(&set).unwrap();
-        assert!(sets(directory.path()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn every_map_that_programs_share_is_pinned() {
-        let object = aya_obj::Object::parse(OBJECT).unwrap();
-        let is_of_one_load = |name: &&str| name.starts_with('.') || *name == "AYA_LOGS";
-        let shared = object.maps.keys().map(String::as_str).filter(|name| !is_of_one_load(name));
-        let mut shared: Vec<_> = shared.collect();
-        shared.sort_unstable();
-        assert_eq!(shared, MAPS);
-    }
-
-    #[test]
-    fn what_is_no_set_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        set(directory.path(), "0123456789abcdef");
-        assert_eq!(sets(directory.path()).unwrap().len(), 1);
-        let other = directory.path().join("cilium");
-        fs::create_dir(&other).unwrap();
-        let refused = sets(directory.path()).unwrap_err();
-        assert!(matches!(&refused, Unpinned::NotOurs { path } if *path == other), "{refused}");
-    }
-
-    #[test]
-    fn pins_need_a_bpf_file_system() {
-        let directory = tempfile::tempdir().unwrap();
-        let refused = Pins::open(&directory.path().join("kwitness")).unwrap_err();
-        assert!(matches!(refused, Unpinned::NoBpffs { .. }), "{refused}");
-    }
-}
+mod tests;

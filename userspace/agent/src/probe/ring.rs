@@ -1,6 +1,7 @@
 //! Reading the rings: waiting, and draining in batches merged by time.
 //!
-//! Owns the rings' read side, and the user side of the tracked set and of the counters. When to look at the rings is decided
+//! Owns the rings' read side, of the old programs' rings, too, as long as those are read on (module `handover`), and the user side of
+//! the tracked set and of the counters. When to look at the rings is decided
 //! in [`pace`](super::pace). Never interprets a record but for the time in its header.
 
 use std::{
@@ -21,11 +22,12 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     counters::CountersView,
     error::{ProbeError, Result},
+    handover::{self, OldPrograms, Overlap},
     loader::{Attached, AttachedProgram},
     lock::InstanceLock,
     log::LogReader,
     pace::{Next, Pace, ReaderWaits},
-    pins::{self, Unpinned},
+    pins::{self, Old, Unpinned},
     positions::Positions,
     report::Capabilities,
     stats::{self, ProgramStats},
@@ -44,7 +46,7 @@ const EEXIST: i32 = nix::libc::EEXIST;
 /// [`Tracked`] as the value of a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct TrackedValue(Tracked);
+pub(super) struct TrackedValue(pub(super) Tracked);
 
 // SAFETY: `repr(C)`, integers only, padding spelled out.
 unsafe impl aya::Pod for TrackedValue {}
@@ -77,18 +79,38 @@ pub struct Drained {
 
 /// How far the kernel had written into the rings at some moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Produced([u64; RINGS.len()]);
+pub struct Produced {
+    positions: [u64; RINGS.len()],
+    /// Whether the rings were those of old programs.
+    of_old: bool,
+}
 
-/// The programs run and their records are read. Dropping it detaches and unloads everything that is not pinned.
-pub struct Running {
+/// What the programs of one set write to, and what the kernel says of them.
+struct Source {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     positions: [Positions; RINGS.len()],
     pace: Pace,
-    tracker: Tracker,
     counters: CountersView,
     budgets: HashMap<MapData, u64, BudgetValue>,
-    capabilities: Capabilities,
     programs: Vec<AttachedProgram>,
+}
+
+/// The programs of this process, while those of another layout are read on.
+struct Next {
+    source: Source,
+    old: Old,
+    overlap: Overlap,
+}
+
+/// The programs run and their records are read. Dropping it detaches and unloads everything that is not pinned.
+pub struct Running {
+    /// What is read.
+    source: Source,
+    next: Option<Next>,
+    /// How far the rings had been written that were read from the handover on.
+    handed_over: Option<[u64; RINGS.len()]>,
+    tracker: Tracker,
+    capabilities: Capabilities,
     /// Keeps other daemons away from what is pinned.
     pinned: std::result::Result<pins::Set, Unpinned>,
     /// Holds the links that are not pinned.
@@ -97,12 +119,11 @@ pub struct Running {
     _lock: Option<InstanceLock>,
 }
 
-impl Running {
-    pub(super) fn new(attached: Attached) -> Result<Self> {
-        let Attached { mut ebpf, capabilities, log, lock, programs, pinned, new: _ } = attached;
-        let log = LogReader::start(&mut ebpf, log)?;
+impl Source {
+    /// What is read of these maps. Within a tokio runtime.
+    fn new(mut map: impl FnMut(&str) -> Result<Map>, programs: Vec<AttachedProgram>) -> Result<Self> {
         let [first, second, third, fourth] = RINGS.map(|name| -> Result<_> {
-            let ring = RingBuf::try_from(take(&mut ebpf, name)?).map_err(|source| map_error(name, source))?;
+            let ring = RingBuf::try_from(map(name)?).map_err(|source| map_error(name, source))?;
             let positions = Positions::map(ring.as_fd()).map_err(ProbeError::Register)?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
             let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -110,24 +131,54 @@ impl Running {
             Ok((ring, positions))
         });
         let ((first, a), (second, b), (third, c), (fourth, d)) = (first?, second?, third?, fourth?);
-        let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
-        let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
-        let counters = CountersView::new(take(&mut ebpf, "COUNTERS")?);
-        let budgets = HashMap::try_from(take(&mut ebpf, "BUDGETS")?);
-        let reader_waits = ReaderWaits::new(take(&mut ebpf, "READER_WAITS")?);
+        let counters = CountersView::new(map("COUNTERS")?);
+        let budgets = HashMap::try_from(map("BUDGETS")?);
+        let reader_waits = ReaderWaits::new(map("READER_WAITS")?);
         Ok(Self {
             rings: [first, second, third, fourth],
             positions: [a, b, c, d],
             pace: Pace::new(reader_waits.map_err(|source| map_error("READER_WAITS", source))?)
                 .map_err(ProbeError::Register)?,
+            counters: counters.map_err(|source| map_error("COUNTERS", source))?,
+            budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
+            programs,
+        })
+    }
+
+    fn produced(&self) -> [u64; RINGS.len()] {
+        self.positions.each_ref().map(Positions::produced)
+    }
+
+    /// The statistics of each attached program, and the name of the capability that it serves.
+    fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
+        let programs = self.programs.iter();
+        programs.map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
+    }
+}
+
+impl Running {
+    pub(super) fn new(attached: Attached) -> Result<Self> {
+        let Attached { mut ebpf, capabilities, log, lock, programs, pinned, replaces, new: _ } = attached;
+        let log = LogReader::start(&mut ebpf, log)?;
+        let source = Source::new(|name| take(&mut ebpf, name), programs)?;
+        let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
+        let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
+        let (source, next) = match replaces {
+            None => (source, None),
+            Some((OldPrograms { old, programs }, overlap)) => {
+                let read = Source::new(|name| handover::map(old.paths(), name), programs)?;
+                (read, Some(Next { source, old, overlap }))
+            }
+        };
+        Ok(Self {
+            source,
+            next,
+            handed_over: None,
             tracker: Tracker(Arc::new(Mutex::new(Tracking {
                 tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
                 ancestors: ancestors.map_err(|source| map_error("ANCESTORS", source))?,
             }))),
-            counters: counters.map_err(|source| map_error("COUNTERS", source))?,
-            budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
             capabilities,
-            programs,
             pinned,
             _ebpf: ebpf,
             _log: log,
@@ -137,7 +188,7 @@ impl Running {
 
     /// Waits until it is time to drain (see the module `pace`). Cancelling it loses nothing.
     pub async fn readable(&mut self) -> io::Result<()> {
-        let Self { rings, pace, .. } = self;
+        let Source { rings, pace, .. } = &mut self.source;
         match pace.next() {
             Next::Drain => {
                 tokio::task::yield_now().await;
@@ -171,14 +222,14 @@ impl Running {
 
     /// Whether the reader waits in [`readable`](Self::readable), for an observer in another thread.
     pub fn reader_waits(&self) -> Arc<ReaderWaits> {
-        Arc::clone(self.pace.waits())
+        Arc::clone(self.source.pace.waits())
     }
 
     /// Hands out at most `budget` records, merged by their time: of two that are there, the earlier comes first, and so does
     /// what was recorded before it in another ring. The exception is a record behind one that is still being written on
     /// another CPU: that holds back its own ring only.
     pub fn drain(&mut self, budget: usize, mut take: impl FnMut(&[u8])) -> Drained {
-        let mut heads = self.rings.each_mut().map(|ring| Merging::new(ring.get_mut()));
+        let mut heads = self.source.rings.each_mut().map(|ring| Merging::new(ring.get_mut()));
         let mut drained = Drained { records: 0, more: false };
         let mut urgent = 0;
         while let Some(index) = earliest(&mut heads) {
@@ -190,12 +241,18 @@ impl Running {
             drained.records += 1;
             urgent += usize::from(index < FIRST_QUIET_RING);
         }
-        self.pace.drained(drained, urgent);
+        self.source.pace.drained(drained, urgent);
         drained
     }
 
-    /// From now on, another daemon may go on with what is pinned.
+    /// From now on, another daemon may go on with what is pinned. As long as old programs are read on, that is theirs.
     pub fn may_be_adopted(&mut self) {
+        if self.next.is_none() {
+            self.complete();
+        }
+    }
+
+    fn complete(&mut self) {
         if let Ok(set) = &mut self.pinned
             && let Err(error) = set.complete()
         {
@@ -204,26 +261,51 @@ impl Running {
         }
     }
 
-    /// How far the kernel has written by now.
-    pub fn produced(&self) -> Produced {
-        Produced(self.positions.each_ref().map(Positions::produced))
+    /// Since when old programs are read on beside the new ones; none if they are not.
+    pub fn overlap(&self) -> Option<Overlap> {
+        self.next.as_ref().map(|next| next.overlap)
     }
 
-    /// Whether all that the kernel had written by then has been handed out.
+    /// From now on, the new programs are read, from their first record on; the old ones are removed. Without old ones, nothing
+    /// happens.
+    pub fn hand_over(&mut self) {
+        let Some(Next { source, old, .. }) = self.next.take() else { return };
+        self.handed_over = Some(source.produced());
+        self.source = source;
+        // In this order: a crash in between leaves two sets that are whole, and the next daemon adopts the one that is its own.
+        self.complete();
+        let set = old.paths().to_string();
+        match old.remove() {
+            Ok(()) => tracing::info!(set, "removed the programs of another layout"),
+            Err(error) => tracing::warn!(set, %error, "cannot remove the programs of another layout"),
+        }
+    }
+
+    /// How far the kernel has written by now.
+    pub fn produced(&self) -> Produced {
+        Produced { positions: self.source.produced(), of_old: self.next.is_some() }
+    }
+
+    /// Whether all that the kernel had written by then has been handed out. What it had written into rings that are read no longer,
+    /// and that was not, it had written into the others, too, before the handover.
     pub fn has_drained(&self, until: &Produced) -> bool {
-        self.positions.iter().zip(until.0).all(|(ring, until)| ring.consumed() >= until)
+        let until = match (until.of_old, self.handed_over) {
+            (true, Some(handed_over)) => handed_over,
+            _ => until.positions,
+        };
+        self.source.positions.iter().zip(until).all(|(ring, until)| ring.consumed() >= until)
     }
 
     /// What the kernel side could not deliver since it was loaded, summed over all CPUs.
     pub fn counters(&self) -> Counters {
-        self.counters.sum()
+        self.source.counters.sum()
     }
 
     /// How many writes to each cgroup's limit files were only counted since it was loaded, see [`Budget`]. A cgroup that has
     /// given way to others is missing, and counts from zero when it comes back.
     pub fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
         let mut suppressed = BTreeMap::new();
-        for entry in self.budgets.iter() {
+        for entry in self.source.budgets.iter() {
             let (cgroup, BudgetValue(budget)) = entry.map_err(io::Error::other)?;
             if budget.suppressed > 0 {
                 suppressed.insert(cgroup, budget.suppressed);
@@ -237,7 +319,7 @@ impl Running {
     /// capability's name. At most so many records were not made: the program might have had nothing to report.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut skipped = BTreeMap::new();
-        for (capability, stats) in self.stats() {
+        for (capability, stats) in self.source.stats() {
             if let Some(misses) = stats.recursion_misses.filter(|misses| *misses > 0) {
                 *skipped.entry(capability).or_default() += misses;
             }
@@ -257,14 +339,7 @@ impl Running {
 
     /// How often each attached program ran, and what the kernel says about it.
     pub fn program_stats(&self) -> Vec<ProgramStats> {
-        self.stats().map(|(_, stats)| stats).collect()
-    }
-
-    /// The statistics of each attached program, and the name of the capability that it serves.
-    fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
-        let programs = self.programs.iter();
-        programs
-            .map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
+        self.source.stats().map(|(_, stats)| stats).collect()
     }
 }
 
