@@ -50,18 +50,20 @@ fn main() -> Result<()> {
         manners::no_client_makes_the_daemon_too_large,
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
-        outage::another_layout_replaces_the_programs_and_keeps_the_epoch,
+        outage::other_records_replace_the_programs_and_keep_the_epoch,
         outage::what_is_half_made_or_torn_is_replaced_by_name,
         outage::pins_that_vanish_cost_the_outage_only,
         outage::nothing_is_left_behind,
     ];
     // A guest runs one emulated CPU, where programs that preempt each other skip records: each a gap, and no loss over a crash.
     let preempted = (ctx.environment.tier == Tier::Vm).then_some("preempted programs skip records");
-    cases.push(
-        Case::new("nothing_is_lost_over_crashes", |ctx| {
-            ctx.block_on(outage::nothing_is_lost_over_crashes(ctx))
-        })
-        .refused(preempted),
-    );
+    macro_rules! unpreempted_cases {
+        ($($name:ident),* $(,)?) => {
+            $(cases.push(
+                Case::new(stringify!($name), |ctx| ctx.block_on(outage::$name(ctx))).refused(preempted),
+            );)*
+        };
+    }
+    unpreempted_cases![nothing_is_lost_over_crashes, nothing_is_lost_over_upgrades];
     suite::run(ctx, cases)
 }

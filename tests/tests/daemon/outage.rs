@@ -4,13 +4,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause, event};
 use kwitness_tests::agent::{Agent, Watcher, after, from_now};
 use kwitness_tests::context::TestContext;
-use kwitness_tests::events::Seen;
+use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::process::wait_for;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -84,6 +86,68 @@ impl Client {
     }
 }
 
+/// Containers that come and go, one after the other, until it is ended.
+struct Storm {
+    stop: Arc<AtomicBool>,
+    lived: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<(Kubepods, Vec<String>)>>,
+}
+
+impl Storm {
+    fn begin(kubepods: Kubepods) -> Self {
+        let (stop, lived) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&lived));
+        let thread = std::thread::spawn(move || {
+            let mut ids = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let container = kubepods.container()?;
+                container.start("/usr/bin/busybox", &["true"])?.wait()?;
+                ids.push(container.id.clone());
+                drop(container);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok((kubepods, ids))
+        });
+        Self { stop, lived, thread }
+    }
+
+    /// Waits until so many more have lived.
+    async fn more(&self, lives: usize) -> Result<()> {
+        let until = self.lived.load(Ordering::Relaxed) + lives;
+        let enough = async || {
+            Ok((self.lived.load(Ordering::Relaxed) >= until || self.thread.is_finished()).then_some(()))
+        };
+        wait_for("the storm", LIMIT, enough).await
+    }
+
+    /// The ids of all containers.
+    fn end(self) -> Result<(Kubepods, Vec<String>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the storm panicked"))?
+    }
+}
+
+/// That each of these lives is reported exactly once, and by the kernel's own records; and that nothing was lost.
+fn check_lives(seen: &Seen, ids: &[String]) -> Result<()> {
+    seen.check_unbroken()?;
+    for id in ids {
+        let milestones = seen.milestones(id);
+        ensure!(
+            milestones == ["created", "started", "stopped", "deleted"],
+            "{id}: {milestones:?} in:\n{seen}"
+        );
+        let scanned = |event: &&proto::Event| matches!(event.basis(), Basis::InitialScan | Basis::RepairScan);
+        ensure!(seen.of(id).find(scanned).is_none(), "{id} was found by a scan in:\n{seen}");
+        let of_processes = |event: &&proto::Event| matches!(kind(event), "exec" | "exited");
+        let mut of_processes: Vec<_> =
+            seen.of(id).filter(of_processes).map(|event| format!("{:?}", event.kind)).collect();
+        of_processes.sort();
+        let double = of_processes.windows(2).find(|pair| pair[0] == pair[1]);
+        ensure!(double.is_none(), "{id}: {double:?} in:\n{seen}");
+    }
+    check_gaps(seen, |capability| capability == "limit_write")
+}
+
 /// Containers that come and go, while the daemon is killed again and again, and a client resumes each time: each container's life is
 /// reported exactly once and by the kernel's own records, and the numbers go on without a hole.
 pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
@@ -101,53 +165,25 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
         .await?;
     let mut client = Client { watcher, before: Seen(Vec::new()) };
 
-    let (stop, lived) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let (stopped, count) = (Arc::clone(&stop), Arc::clone(&lived));
-    let storm = std::thread::spawn(move || -> Result<(Kubepods, Vec<String>)> {
-        let mut ids = Vec::new();
-        while !stopped.load(Ordering::Relaxed) {
-            let container = kubepods.container()?;
-            container.start("/usr/bin/busybox", &["true"])?.wait()?;
-            ids.push(container.id.clone());
-            drop(container);
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok((kubepods, ids))
-    });
-    let more = async |lives: usize| {
-        let until = lived.load(Ordering::Relaxed) + lives;
-        let enough =
-            async || Ok((lived.load(Ordering::Relaxed) >= until || storm.is_finished()).then_some(()));
-        wait_for("the storm", LIMIT, enough).await
-    };
+    let storm = Storm::begin(kubepods);
     for _ in 0..CRASHES {
-        more(LIVES).await?;
+        storm.more(LIVES).await?;
         agent.kill()?;
-        more(LIVES).await?;
+        storm.more(LIVES).await?;
         agent.start_again().await?;
         client = client.resume(&agent).await?;
     }
-    stop.store(true, Ordering::Relaxed);
-    let (kubepods, ids) = storm.join().map_err(|_| anyhow::anyhow!("the storm panicked"))??;
+    let (kubepods, mut ids) = storm.end()?;
+    ensure!(ids.len() >= 2 * CRASHES * LIVES, "only {} lives", ids.len());
     sleeper.kill()?;
     sleeper.wait()?;
     let last = lasting.id.clone();
     drop(lasting);
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
-    seen.check_unbroken()?;
-    ensure!(ids.len() >= 2 * CRASHES * LIVES, "only {} lives", ids.len());
-    for id in ids.iter().chain([&last]) {
-        let milestones = seen.milestones(id);
-        ensure!(
-            milestones == ["created", "started", "stopped", "deleted"],
-            "{id}: {milestones:?} in:\n{seen}"
-        );
-        let scanned = |event: &&proto::Event| matches!(event.basis(), Basis::InitialScan | Basis::RepairScan);
-        ensure!(seen.of(id).find(scanned).is_none(), "{id} was found by a scan in:\n{seen}");
-    }
+    ids.push(last);
+    check_lives(&seen, &ids)?;
     ensure!(seen.count("agentRestarted") == CRASHES, "{} restarts in:\n{seen}", seen.count("agentRestarted"));
-    check_gaps(&seen, |capability| capability == "limit_write")?;
     // What the last daemon replays is what its predecessors sent, times included.
     let replayed = agent.replay().await?;
     let position = |event: &proto::Event| event.position.as_ref().map(|position| position.seq);
@@ -155,6 +191,73 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
     let replayed: Vec<_> = replayed.events().skip_while(|event| position(event) != first).collect();
     ensure!(seen.events().zip(&replayed).all(|(sent, again)| sent == *again), "other events than were sent");
     ensure!(replayed.len() >= seen.0.len(), "{} of {} events are replayed", replayed.len(), seen.0.len());
+    drop(kubepods);
+    agent.stop()
+}
+
+/// Upgrades to another layout of the maps, while containers come and go: after an ordinary end, after a crash, and with a crash of
+/// the new daemon right after its start. Nothing is lost, and nothing is reported twice.
+pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
+    /// Each makes another layout, with the same records.
+    const UPGRADES: [&str; 3] = ["kernel.tasks_ring=4MiB", "kernel.forks_ring=4MiB", "kernel.lifecycle_ring=16MiB"];
+    /// Lives between two steps, at least.
+    const LIVES: usize = 10;
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let mut agent = bpffs.agent(ctx).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let lasting = kubepods.container()?;
+    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
+    let started = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
+    watcher.wait_until("the lasting container", started).await?;
+    let before = agent.list().await?.containers;
+    let mut client = Client { watcher, before: Seen(Vec::new()) };
+
+    let storm = Storm::begin(kubepods);
+    let (mut restarts, mut sets) = (0, bpffs.sets()?);
+    for (upgrade, setting) in UPGRADES.into_iter().enumerate() {
+        storm.more(LIVES).await?;
+        if upgrade == 0 {
+            agent.process().terminate(LIMIT)?;
+        } else {
+            agent.kill()?;
+        }
+        storm.more(LIVES).await?;
+        agent.add_argument(&format!("--set={setting}"));
+        agent.start_again().await?;
+        restarts += 1;
+        if upgrade == 2 {
+            // Either before the new programs have taken over, or right after: neither is lost or double.
+            agent.kill()?;
+            storm.more(LIVES).await?;
+            agent.start_again().await?;
+            restarts += 1;
+        }
+        client = client.resume(&agent).await?;
+        let taken_over = async || Ok(bpffs.sets()?.into_iter().all(|set| !sets.contains(&set)).then_some(()));
+        let taken_over = wait_for("the new programs to take over", LIMIT, taken_over).await;
+        taken_over.with_context(|| agent.log_tail())?;
+        sets = bpffs.sets()?;
+        ensure!(sets.len() == 1, "{sets:?}");
+    }
+    storm.more(LIVES).await?;
+    let (kubepods, mut ids) = storm.end()?;
+    let is_lasting = |state: &&proto::ContainerState| {
+        state.container.as_ref().is_some_and(|container| container.id == lasting.id)
+    };
+    let now = agent.list().await?.containers;
+    ensure!(
+        now.iter().find(is_lasting).map(known) == before.iter().find(is_lasting).map(known),
+        "{now:?} is not {before:?}"
+    );
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let last = lasting.id.clone();
+    drop(lasting);
+
+    let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
+    ids.push(last);
+    check_lives(&seen, &ids).with_context(|| agent.log_tail())?;
+    ensure!(seen.count("agentRestarted") == restarts, "{} restarts in:\n{seen}", seen.count("agentRestarted"));
     drop(kubepods);
     agent.stop()
 }
@@ -169,11 +272,9 @@ fn check_gaps(seen: &Seen, may_be: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// An upgrade that needs other maps: the programs are replaced, which is a gap that says so. The client keeps its place, and a
-/// container that runs keeps its start.
-pub(crate) async fn another_layout_replaces_the_programs_and_keeps_the_epoch(
-    ctx: &TestContext,
-) -> Result<()> {
+/// Programs that record something else: they are replaced, which is a gap that says so. The client keeps its place, and a container
+/// that runs keeps its start.
+pub(crate) async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(ctx).await?;
     let mut watcher = agent.watch(from_now()).await?;
@@ -183,18 +284,12 @@ pub(crate) async fn another_layout_replaces_the_programs_and_keeps_the_epoch(
     watcher.wait_until("the start", started).await?;
     let before = agent.list().await?.containers;
     let sets = bpffs.sets()?;
-    agent.add_argument("--set=kernel.tasks_ring=4MiB");
+    agent.add_argument("--set=kernel.roots=[\"kwitness-none-\"]");
     agent.restart().await?;
     ensure!(bpffs.sets()?.len() == 1 && bpffs.sets()? != sets, "{:?} instead of {sets:?}", bpffs.sets()?);
     let client = Client { watcher, before: Seen(Vec::new()) }.resume(&agent).await?;
     let now = agent.list().await?.containers;
-    // A scan reads a process's start to the clock tick only.
-    let known = |containers: &[proto::ContainerState]| -> Vec<_> {
-        let of =
-            |state: &proto::ContainerState| (state.state, state.created_at, state.started_at, pid(state));
-        containers.iter().map(of).collect()
-    };
-    ensure!(known(&now) == known(&before), "{now:?} is not {before:?}");
+    ensure!(now.iter().map(known).eq(before.iter().map(known)), "{now:?} is not {before:?}");
     sleeper.kill()?;
     sleeper.wait()?;
     let id = container.id.clone();
@@ -244,8 +339,10 @@ pub(crate) async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> 
     agent.stop()
 }
 
-fn pid(state: &proto::ContainerState) -> Option<u32> {
-    state.main.as_ref().map(|main| main.pid)
+/// What must not change of a container that runs on. Of its main process the pid alone, for a scan reads a process's start to the clock
+/// tick only.
+fn known(state: &proto::ContainerState) -> (i32, Option<Timestamp>, Option<Timestamp>, Option<u32>) {
+    (state.state, state.created_at, state.started_at, state.main.as_ref().map(|main| main.pid))
 }
 
 /// A set that a crash left half made, and a ledger that is torn: each is replaced, and the log names it.

@@ -34,6 +34,7 @@ use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{Action, ContainerId, Event, KernelTime, Observation, Output, ReadLimits};
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
+use kwitness_core::seam::Seam;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -88,10 +89,12 @@ enum Tag {
     Publish,
     /// [`Accounted`].
     Account,
+    /// A record that was left out: the programs that were replaced had recorded the same.
+    Double,
 }
 
 impl Tag {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Head,
         Self::State,
         Self::Record,
@@ -99,6 +102,7 @@ impl Tag {
         Self::Observation,
         Self::Publish,
         Self::Account,
+        Self::Double,
     ];
 }
 
@@ -166,6 +170,9 @@ pub(crate) struct Memory {
     /// The last record that was taken from a ring, if it may be there still.
     #[serde(skip)]
     pub(super) last_record: Option<Vec<u8>>,
+    /// Programs that are being replaced.
+    #[serde(default)]
+    pub(super) seam: Option<Seam>,
     /// When the daemon was last seen to work.
     pub(super) until: KernelTime,
 }
@@ -180,8 +187,16 @@ impl Memory {
             seen: Seen::default(),
             asked: Asked::default(),
             last_record: None,
+            seam: None,
             until: KernelTime(0),
         }
+    }
+
+    /// That record was the last to be taken from its ring.
+    fn consumed(&mut self, record: &[u8]) {
+        let last = self.last_record.get_or_insert_default();
+        last.clear();
+        last.extend_from_slice(record);
     }
 }
 
@@ -196,6 +211,7 @@ pub(super) struct MemoryOf<'a> {
     pub(super) asked: Asked,
     #[serde(skip)]
     pub(super) last_record: Option<&'a [u8]>,
+    pub(super) seam: Option<&'a Seam>,
     pub(super) until: KernelTime,
 }
 
@@ -374,6 +390,11 @@ impl Ledger {
     /// A record, before it is consumed.
     pub(super) fn record(&mut self, bytes: &[u8]) -> bool {
         self.append(Tag::Record, bytes)
+    }
+
+    /// A record that is left out, before it is consumed.
+    pub(super) fn double(&mut self, bytes: &[u8]) -> bool {
+        self.append(Tag::Double, bytes)
     }
 
     pub(super) fn release(&mut self, until: KernelTime) -> bool {
@@ -622,9 +643,13 @@ impl Replay {
                     // If it has been reported, an account follows.
                     Err(error) => memory.seen.malformed(&error),
                 }
-                let last = memory.last_record.get_or_insert_default();
-                last.clear();
-                last.extend_from_slice(payload);
+                memory.consumed(payload);
+            }
+            Tag::Double => {
+                if let (Some(seam), Ok(event)) = (&mut memory.seam, decoder.decode(payload)) {
+                    seam.is_double(&event);
+                }
+                memory.consumed(payload);
             }
             Tag::Release => {
                 let until = payload.first_chunk().map(|bytes| KernelTime(u64::from_ne_bytes(*bytes)));

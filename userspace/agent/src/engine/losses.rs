@@ -138,6 +138,12 @@ impl Losses {
         }
     }
 
+    /// From now on, the counters are those of programs that were loaded anew.
+    pub(super) fn count_anew(&mut self) {
+        self.seen = Counters::default();
+        self.skipped.clear();
+    }
+
     /// Until when.
     pub(super) fn looked(&self) -> KernelTime {
         self.looked

@@ -13,6 +13,9 @@
 //! What was read from files (a scan, limits, evidence) is observed only after every record that the kernel had made until then:
 //! it waits in a queue with the rings' positions of that moment, and the rings are drained past them in steps, so that ticks,
 //! requests and the end of the daemon have their turn whatever the load.
+//!
+//! After an upgrade to another layout of the maps, the old programs' records are read on until the new ones have run beside them for
+//! longer than doubles may lie apart; then the new ones' are, and what was taken already is left out.
 
 mod judge_queue;
 mod ledger;
@@ -41,6 +44,7 @@ use kwitness_core::model::{
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
+use kwitness_core::seam::{Seam, TOLERANCE};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +53,7 @@ use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
-use crate::probe::{Drained, Produced, ProgramStats, Running};
+use crate::probe::{Drained, Overlap, Produced, ProgramStats, Running};
 use crate::wire::problem;
 use kwitness_api::proto;
 use ledger::{Accounted, Asked, Ledger, MemoryOf};
@@ -201,6 +205,10 @@ pub(crate) trait Probe: Send {
     fn program_stats(&self) -> Vec<ProgramStats>;
     /// From now on, the next daemon may go on with what is recorded: the ledger says what was not.
     fn may_be_adopted(&mut self);
+    /// Since when records of old programs are handed out beside which the new ones run already; none if they are not.
+    fn overlap(&self) -> Option<Overlap>;
+    /// From now on, the new programs' records are handed out, from the first; the next daemon may go on with those.
+    fn hand_over(&mut self);
 }
 
 impl Probe for Running {
@@ -245,6 +253,14 @@ impl Probe for Running {
     fn may_be_adopted(&mut self) {
         Running::may_be_adopted(self);
     }
+
+    fn overlap(&self) -> Option<Overlap> {
+        Running::overlap(self)
+    }
+
+    fn hand_over(&mut self) {
+        Running::hand_over(self);
+    }
 }
 
 /// What was read from files, and waits for the records that the kernel had made until then.
@@ -262,6 +278,10 @@ enum Read {
     Restarted {
         from: KernelTime,
     },
+    /// What the old programs recorded until the new ones take over.
+    Replaced,
+    /// What the new programs recorded that the old ones may have recorded, too.
+    Doubled,
 }
 
 /// The engine; see the module's description.
@@ -294,6 +314,8 @@ pub(crate) struct Engine<P: Probe> {
     asked: Asked,
     /// The last record that the ledger has of an earlier daemon, as long as it may be in its ring still.
     last_record: Option<Vec<u8>>,
+    /// What was taken from programs that are replaced, as long as the new ones' records may have it, too.
+    seam: Option<Seam>,
     /// Whether an earlier daemon's work goes on.
     resumes: Option<Resumes>,
     records: u64,
@@ -388,7 +410,9 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
         } = parts;
-        let Memory { node, reorder, events, mut seen, asked, last_record, until } = memory;
+        let Memory { node, reorder, events, mut seen, asked, last_record, seam, until } = memory;
+        // One that an earlier daemon did not come to the end of, begins anew.
+        let seam = if probe.overlap().is_some() { Some(Seam::default()) } else { seam };
         let since = match &resumes {
             Some(Resumes { unrecorded, same_maps }) => {
                 seen.forget(unrecorded, *same_maps);
@@ -428,6 +452,7 @@ impl<P: Probe> Engine<P> {
             unkept: None,
             asked,
             last_record,
+            seam,
             resumes,
             records: 0,
             ready: None,
@@ -455,6 +480,7 @@ impl<P: Probe> Engine<P> {
             seen: self.losses.seen(&self.suppressed),
             asked,
             last_record: self.last_record.as_deref(),
+            seam: self.seam.as_ref(),
             until,
         }
     }
@@ -566,6 +592,7 @@ impl<P: Probe> Engine<P> {
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
                     self.look_for_suppressed(clock);
+                    self.look_at_seam(clock.now());
                     self.ask_again();
                     self.look_for_problems();
                     self.publish(clock);
@@ -579,16 +606,28 @@ impl<P: Probe> Engine<P> {
     fn drain(&mut self) {
         let clock = Clock::read();
         self.make_room();
-        let Self { probe, decoder, reorder, losses, ledger, last_record, records, .. } = self;
+        let Self { probe, decoder, reorder, losses, ledger, last_record, records, seam, .. } = self;
+        let overlap = probe.overlap();
         let mut is_kept = true;
         let drained = probe.drain(DRAIN_BUDGET, |bytes| {
             if last_record.take_if(|last| last.as_slice() == bytes).is_some() {
                 // The earlier daemon ended between writing it down and consuming it.
                 return;
             }
+            let decoded = decoder.decode(bytes);
+            if let (Some(seam), Ok(event)) = (seam.as_mut(), &decoded) {
+                match overlap {
+                    Some(Overlap { began, .. }) => seam.take(event, began),
+                    None if seam.is_double(event) => {
+                        is_kept &= ledger.as_mut().is_none_or(|ledger| ledger.double(bytes));
+                        return;
+                    }
+                    None => {}
+                }
+            }
             *records += 1;
             is_kept &= ledger.as_mut().is_none_or(|ledger| ledger.record(bytes));
-            match decoder.decode(bytes) {
+            match decoded {
                 Ok(event) => reorder.push(event),
                 Err(error) => losses.malformed(&error),
             }
@@ -703,6 +742,8 @@ impl<P: Probe> Engine<P> {
                 tracing::info!(records, "goes on where the earlier daemon ended");
                 self.observe(Observation::AgentRestarted { from, to, records });
             }
+            Read::Replaced => self.hand_over(),
+            Read::Doubled => self.seam = None,
             Read::Evidence(evidence, answer) => {
                 let judged = evidence.into_iter().map(|evidence| self.judge(evidence)).collect();
                 // The client may have gone.
@@ -710,6 +751,49 @@ impl<P: Probe> Engine<P> {
             }
         }
         self.publish(Clock::read());
+    }
+
+    /// Has new programs take over from old ones once they have run side by side for long enough, and forgets the old ones' records
+    /// once the new ones' have been compared with them.
+    fn look_at_seam(&mut self, now: KernelTime) {
+        let Some(seam) = &self.seam else { return };
+        match self.probe.overlap() {
+            Some(Overlap { whole, .. }) => {
+                if now.0.saturating_sub(whole.0) > TOLERANCE || seam.is_full() {
+                    self.wait_for_records(Read::Replaced);
+                }
+            }
+            None => {
+                if seam.is_over(now) {
+                    self.wait_for_records(Read::Doubled);
+                }
+            }
+        }
+    }
+
+    /// From now on, the new programs' records are read.
+    fn hand_over(&mut self) {
+        if self.probe.overlap().is_none() {
+            return;
+        }
+        let clock = Clock::read();
+        // What the old programs lose from now on, the new ones have.
+        self.look_for_losses(clock);
+        self.look_for_skipped(clock);
+        self.look_for_suppressed(clock);
+        self.losses.count_anew();
+        self.suppressed = SuppressedWrites::default();
+        // First the ledger: a daemon that finds the new programs has to know what it was that the old ones recorded. One that finds
+        // the old ones still reports their losses a second time.
+        self.turn();
+        self.probe.hand_over();
+        // Writes that both only counted have just been reported.
+        let counters = self.probe.counters();
+        if counters.suppressed > 0 {
+            let suppressed = self.probe.suppressed_writes().unwrap_or_default();
+            self.suppressed = Seen::all(counters, BTreeMap::new(), suppressed).suppressed();
+        }
+        tracing::info!("the new programs have taken over");
     }
 
     fn judge(&mut self, evidence: Evidence) -> Judged {

@@ -77,6 +77,12 @@ impl Probe for Flood {
     }
 
     fn may_be_adopted(&mut self) {}
+
+    fn overlap(&self) -> Option<Overlap> {
+        None
+    }
+
+    fn hand_over(&mut self) {}
 }
 
 struct Running {

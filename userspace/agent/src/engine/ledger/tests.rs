@@ -72,6 +72,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         seen: memory.seen.clone(),
         asked: memory.asked.clone(),
         last_record: memory.last_record.as_deref(),
+        seam: memory.seam.as_ref(),
         until: memory.until,
     }
 }
