@@ -34,7 +34,7 @@ use super::{
     ring::TrackedValue,
 };
 
-/// How often an element is compared again that changes while it is copied.
+/// How often a map is copied again, and an element is compared again, that change meanwhile.
 const ATTEMPTS: usize = 16;
 /// Keys that are listed at most: many times what the maps hold, for a key that goes away makes the kernel begin again.
 const KEYS: usize = 1 << 20;
@@ -87,9 +87,15 @@ impl OldPrograms {
     /// Has the new programs know what these do.
     pub(super) fn copy_to(&self, ebpf: &mut Ebpf) -> Result<()> {
         let paths = self.old.paths();
-        copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", |one, other| one.0 == other.0)?;
+        // Again, as long as something was missing: the new programs did not track what was made below that meanwhile.
+        for _ in 0..ATTEMPTS {
+            if copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", |one, other| one.0 == other.0)? == 0 {
+                break;
+            }
+        }
         copy::<u64, u8>(paths, ebpf, "ANCESTORS", |_, _| true)?;
-        copy::<ProcessKeyValue, u8>(paths, ebpf, "FIRST_PROCESSES", |_, _| true)
+        copy::<ProcessKeyValue, u8>(paths, ebpf, "FIRST_PROCESSES", |_, _| true)?;
+        Ok(())
     }
 }
 
@@ -103,34 +109,41 @@ fn failed(map: &str, source: MapError) -> ProbeError {
 }
 
 /// Makes each element that the old map has the same in the new one. Both may change meanwhile, for the same reasons: what is the old
-/// one's is final, once an element is the same in both.
+/// one's is final, once an element is the same in both. How many were missing.
 fn copy<K: Pod, V: Pod>(
     paths: &Paths,
     ebpf: &mut Ebpf,
     name: &str,
     is_same: impl Fn(&V, &V) -> bool,
-) -> Result<()> {
+) -> Result<usize> {
     let from = HashMap::<_, K, V>::try_from(map(paths, name)?).map_err(|source| failed(name, source))?;
     let to = ebpf.map_mut(name).ok_or(MapError::ElementNotFound).and_then(HashMap::<_, K, V>::try_from);
     let mut to = to.map_err(|source| failed(name, source))?;
     let keys: Vec<K> = from.keys().take(KEYS).filter_map(std::result::Result::ok).collect();
+    let mut missing = 0;
     for key in keys {
-        copy_element(&from, &mut to, &key, &is_same).map_err(|source| failed(name, source))?;
+        let was_missing = copy_element(&from, &mut to, &key, &is_same);
+        missing += usize::from(was_missing.map_err(|source| failed(name, source))?);
     }
-    Ok(())
+    Ok(missing)
 }
 
+/// Whether it was missing.
 fn copy_element<K: Pod, V: Pod>(
     from: &HashMap<MapData, K, V>,
     to: &mut HashMap<&mut MapData, K, V>,
     key: &K,
     is_same: impl Fn(&V, &V) -> bool,
-) -> std::result::Result<(), MapError> {
+) -> std::result::Result<bool, MapError> {
+    let mut was_missing = false;
     for _ in 0..ATTEMPTS {
         match (get(from.get(key, 0))?, get(to.get(key, 0))?) {
-            (None, None) => return Ok(()),
-            (Some(old), Some(new)) if is_same(&old, &new) => return Ok(()),
-            (Some(old), _) => to.insert(key, old, 0)?,
+            (None, None) => break,
+            (Some(old), Some(new)) if is_same(&old, &new) => break,
+            (Some(old), new) => {
+                was_missing |= new.is_none();
+                to.insert(key, old, 0)?;
+            }
             // It has gone since it was listed, and its end was before the new programs: they will not see it.
             (None, Some(_)) => match to.remove(key) {
                 Ok(()) => {}
@@ -139,8 +152,8 @@ fn copy_element<K: Pod, V: Pod>(
             },
         }
     }
-    // It changes faster than it is copied: both sides see that.
-    Ok(())
+    // One that changes faster than it is copied, both sides see change.
+    Ok(was_missing)
 }
 
 fn get<V>(found: std::result::Result<V, MapError>) -> std::result::Result<Option<V>, MapError> {
