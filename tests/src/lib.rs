@@ -7,6 +7,7 @@
 //! | [`suite`] | how a table of tests is run and reported |
 //! | [`process`] | child processes with their logs, and what procfs says of any process |
 //! | [`agent`] | the `kwitness daemon` under test, and clients that watch it |
+//! | [`outage`] | a daemon that comes and goes while containers do |
 //! | [`events`] | what a watcher has seen, and what a container's life must look like in it |
 //! | [`handmade`] | containers without a runtime, by the hundred |
 //! | [`cgroup`] | cgroup trees, made and removed in every hierarchy |
@@ -39,6 +40,7 @@ pub mod hostile;
 pub mod kubelet;
 pub mod matrix;
 pub mod node;
+pub mod outage;
 pub mod pod;
 pub mod process;
 pub mod proxy;

@@ -1,4 +1,4 @@
-//! The `demo` and `bench` tasks: one program of the tests' package, watched by a person, on a node with a real
+//! The `demo`, `bench` and `chaos` tasks: one program of the tests' package, watched by a person, on a node with a real
 //! container runtime.
 
 use std::ffi::OsStr;
@@ -71,6 +71,29 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     }
     options.arguments.insert(0, demo.scene.name().to_owned());
     task(workspace, cache, "kwitness-demo", &options)
+}
+
+/// How much chaos, and where.
+#[derive(Args)]
+pub struct Chaos {
+    /// Repeat the sequence of actions of that seed [default: another one each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How long: seconds, or minutes with an `m`
+    #[arg(long = "for", value_name = "TIME", default_value = "60s")]
+    duration: String,
+    #[command(flatten)]
+    options: Watched,
+}
+
+/// Makes chaos around a daemon, and returns its exit status.
+pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32> {
+    let mut options = chaos.options.clone();
+    options.arguments.extend(["--for".to_owned(), chaos.duration.clone()]);
+    if let Some(seed) = chaos.seed {
+        options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
+    }
+    task(workspace, cache, "kwitness-chaos", &options)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.

@@ -65,6 +65,8 @@ enum Task {
     Demo(demo::Demo),
     /// Measure kwitness
     Bench(demo::Watched),
+    /// Kill, stop, starve and upgrade the daemon while containers come and go, and compare what it reports with what was
+    Chaos(demo::Chaos),
     /// Run the tests: unit, on this machine's own kernel, and in guests
     Test(test::Test),
     /// Write the table of docs/verdicts.md from the last runs of the test target `matrix`
@@ -162,6 +164,9 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Bench(bench) => {
             let (workspace, cache) = (Workspace::find()?, Cache::open()?);
             return Ok(exit_code(demo::task(&workspace, &cache, "kwitness-bench", &bench)?));
+        }
+        Task::Chaos(chaos) => {
+            return Ok(exit_code(demo::chaos(&Workspace::find()?, &Cache::open()?, &chaos)?));
         }
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;

@@ -2,133 +2,25 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause, event};
-use kwitness_tests::agent::{Agent, Watcher, after, from_now};
+use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::outage::{Bpffs, Client, Lived, Storm};
 use kwitness_tests::process::wait_for;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use crate::command::{kwitness, run};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A BPF file system of the test's own; what is pinned in it ends with it.
-struct Bpffs(tempfile::TempDir);
-
-impl Bpffs {
-    fn mount() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-bpffs-").tempdir_in("/run")?;
-        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mount a BPF file system at {}", directory.path().display()))?;
-        Ok(Self(directory))
-    }
-
-    /// Where the daemon pins.
-    fn pins(&self) -> PathBuf {
-        self.0.path().join("kwitness")
-    }
-
-    /// The sets that are pinned.
-    fn sets(&self) -> Result<Vec<PathBuf>> {
-        let pins = self.pins();
-        let entries = fs::read_dir(&pins).with_context(|| format!("list {}", pins.display()))?;
-        Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
-    }
-
-    async fn agent(&self, ctx: &TestContext) -> Result<Agent> {
-        let directory = format!("kernel.pin_directory={}", self.pins().display());
-        Agent::start(&ctx.environment, &["kernel.pin=auto", &directory]).await
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.0.path().display());
-        }
-    }
-}
-
-/// What a client has that resumes whenever its stream ends.
-struct Client {
-    watcher: Watcher,
-    before: Seen,
-}
-
-impl Client {
-    async fn resume(self, agent: &Agent) -> Result<Self> {
-        let mut before = self.before;
-        before.0.extend(self.watcher.seen().0);
-        let last = before.0.last().and_then(|received| received.event.position.clone());
-        let watcher = agent.watch(after(&last.context("nothing was received")?)).await?;
-        Ok(Self { watcher, before })
-    }
-
-    /// Everything, once a container's end has come.
-    async fn until_deleted(mut self, id: &str) -> Result<Seen> {
-        let mut all = self.before;
-        let ended = |seen: &Seen| seen.milestones(id).contains(&"deleted");
-        if !ended(&all) {
-            self.watcher.wait_until("the last container's end", ended).await?;
-        }
-        all.0.extend(self.watcher.seen().0);
-        Ok(all)
-    }
-}
-
-/// Containers that come and go, one after the other, until it is ended.
-struct Storm {
-    stop: Arc<AtomicBool>,
-    lived: Arc<AtomicUsize>,
-    thread: JoinHandle<Result<(Kubepods, Vec<String>)>>,
-}
-
-impl Storm {
-    fn begin(kubepods: Kubepods) -> Self {
-        let (stop, lived) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&lived));
-        let thread = std::thread::spawn(move || {
-            let mut ids = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                let container = kubepods.container()?;
-                container.start("/usr/bin/busybox", &["true"])?.wait()?;
-                ids.push(container.id.clone());
-                drop(container);
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok((kubepods, ids))
-        });
-        Self { stop, lived, thread }
-    }
-
-    /// Waits until so many more have lived.
-    async fn more(&self, lives: usize) -> Result<()> {
-        let until = self.lived.load(Ordering::Relaxed) + lives;
-        let enough = async || {
-            Ok((self.lived.load(Ordering::Relaxed) >= until || self.thread.is_finished()).then_some(()))
-        };
-        wait_for("the storm", LIMIT, enough).await
-    }
-
-    /// The ids of all containers.
-    fn end(self) -> Result<(Kubepods, Vec<String>)> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the storm panicked"))?
-    }
-}
-
 /// That each of these lives is reported exactly once, and by the kernel's own records; and that nothing was lost.
-fn check_lives(seen: &Seen, ids: &[String]) -> Result<()> {
+fn check_lives<'a>(seen: &Seen, ids: impl Iterator<Item = &'a str>) -> Result<()> {
     seen.check_unbroken()?;
     for id in ids {
         let milestones = seen.milestones(id);
@@ -148,6 +40,10 @@ fn check_lives(seen: &Seen, ids: &[String]) -> Result<()> {
     check_gaps(seen, |capability| capability == "limit_write")
 }
 
+fn ids(lived: &[Lived]) -> impl Iterator<Item = &str> {
+    lived.iter().map(|lived| lived.id.as_str())
+}
+
 /// Containers that come and go, while the daemon is killed again and again, and a client resumes each time: each container's life is
 /// reported exactly once and by the kernel's own records, and the numbers go on without a hole.
 pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
@@ -155,7 +51,7 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
     /// Lives between two crashes, at least.
     const LIVES: usize = 10;
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     // One that lives through all of it: its start is older than every crash.
     let lasting = kubepods.container()?;
@@ -163,7 +59,7 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
     watcher
         .wait_until("the lasting container", |seen| seen.milestones(&lasting.id).contains(&"started"))
         .await?;
-    let mut client = Client { watcher, before: Seen(Vec::new()) };
+    let mut client = Client::new(watcher);
 
     let storm = Storm::begin(kubepods);
     for _ in 0..CRASHES {
@@ -173,16 +69,15 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
         agent.start_again().await?;
         client = client.resume(&agent).await?;
     }
-    let (kubepods, mut ids) = storm.end()?;
-    ensure!(ids.len() >= 2 * CRASHES * LIVES, "only {} lives", ids.len());
+    let (kubepods, lived) = storm.end()?;
+    ensure!(lived.len() >= 2 * CRASHES * LIVES, "only {} lives", lived.len());
     sleeper.kill()?;
     sleeper.wait()?;
     let last = lasting.id.clone();
     drop(lasting);
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
-    ids.push(last);
-    check_lives(&seen, &ids)?;
+    check_lives(&seen, ids(&lived).chain([last.as_str()]))?;
     ensure!(seen.count("agentRestarted") == CRASHES, "{} restarts in:\n{seen}", seen.count("agentRestarted"));
     // What the last daemon replays is what its predecessors sent, times included.
     let replayed = agent.replay().await?;
@@ -203,14 +98,14 @@ pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<(
     /// Lives between two steps, at least.
     const LIVES: usize = 10;
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let lasting = kubepods.container()?;
     let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
     let started = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
     watcher.wait_until("the lasting container", started).await?;
     let before = agent.list().await?.containers;
-    let mut client = Client { watcher, before: Seen(Vec::new()) };
+    let mut client = Client::new(watcher);
 
     let storm = Storm::begin(kubepods);
     let (mut restarts, mut sets) = (0, bpffs.sets()?);
@@ -240,7 +135,7 @@ pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<(
         ensure!(sets.len() == 1, "{sets:?}");
     }
     storm.more(LIVES).await?;
-    let (kubepods, mut ids) = storm.end()?;
+    let (kubepods, lived) = storm.end()?;
     let is_lasting = |state: &&proto::ContainerState| {
         state.container.as_ref().is_some_and(|container| container.id == lasting.id)
     };
@@ -255,8 +150,7 @@ pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<(
     drop(lasting);
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
-    ids.push(last);
-    check_lives(&seen, &ids).with_context(|| agent.log_tail())?;
+    check_lives(&seen, ids(&lived).chain([last.as_str()])).with_context(|| agent.log_tail())?;
     ensure!(seen.count("agentRestarted") == restarts, "{} restarts in:\n{seen}", seen.count("agentRestarted"));
     drop(kubepods);
     agent.stop()
@@ -276,7 +170,7 @@ fn check_gaps(seen: &Seen, may_be: impl Fn(&str) -> bool) -> Result<()> {
 /// that runs keeps its start.
 pub(crate) async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let container = kubepods.container()?;
     let mut sleeper = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
@@ -287,7 +181,7 @@ pub(crate) async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &
     agent.add_argument("--set=kernel.roots=[\"kwitness-none-\"]");
     agent.restart().await?;
     ensure!(bpffs.sets()?.len() == 1 && bpffs.sets()? != sets, "{:?} instead of {sets:?}", bpffs.sets()?);
-    let client = Client { watcher, before: Seen(Vec::new()) }.resume(&agent).await?;
+    let client = Client::new(watcher).resume(&agent).await?;
     let now = agent.list().await?.containers;
     ensure!(now.iter().map(known).eq(before.iter().map(known)), "{now:?} is not {before:?}");
     sleeper.kill()?;
@@ -317,7 +211,7 @@ fn check_gap_of_everything(seen: &Seen) -> Result<()> {
 /// Pins that are removed while the daemon runs: its programs stay attached, and the next daemon reports what was not recorded.
 pub(crate) async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     for set in bpffs.sets()? {
         fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
@@ -327,7 +221,7 @@ pub(crate) async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> 
     let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
     watcher.wait_until("the start", started).await?;
     agent.restart().await?;
-    let client = Client { watcher, before: Seen(Vec::new()) }.resume(&agent).await?;
+    let client = Client::new(watcher).resume(&agent).await?;
     sleeper.kill()?;
     sleeper.wait()?;
     let id = container.id.clone();
@@ -348,7 +242,7 @@ fn known(state: &proto::ContainerState) -> (i32, Option<Timestamp>, Option<Times
 /// A set that a crash left half made, and a ledger that is torn: each is replaced, and the log names it.
 pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let epoch = async |agent: &Agent| {
         Ok::<_, anyhow::Error>(agent.list().await?.position.context("no position")?.epoch)
     };
@@ -374,7 +268,7 @@ pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestCont
 /// A daemon that ends leaves its programs and its ledger; `uninstall-pins` removes them, and so does `--unpin`.
 pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     let directory = format!("kernel.pin_directory={}", bpffs.pins().display());
     let socket = agent.socket().to_owned();
     let uninstall = async || {
@@ -390,7 +284,7 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     check_gone(&bpffs, &agent)?;
     uninstall().await?.check(0).context("nothing to be removed")?;
 
-    let mut agent = bpffs.agent(ctx).await?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
     agent.process().signal(Signal::SIGKILL)?;
     agent.process().wait(LIMIT)?;
     agent.add_argument("--unpin");

@@ -1,0 +1,103 @@
+//! `kwitness-chaos`: containers come and go without a rest, while everything that may befall the daemon does, at random.
+//!
+//! At the end each container's life is compared with what the storm knows of it: each event is there exactly once, or its life
+//! touches a gap. A seed repeats a sequence; what the kernel interleaves with it is another each time.
+
+mod account;
+mod actions;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use kwitness_tests::agent::from_now;
+use kwitness_tests::environment::Environment;
+use kwitness_tests::events::Seen;
+use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::outage::{Bpffs, Client, Storm};
+
+use crate::account::Account;
+use crate::actions::{Random, Stage};
+
+/// Makes chaos around a daemon.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Repeat the sequence of actions of that seed [default: another one each time].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long: seconds, or minutes with an `m`.
+    #[arg(long = "for", default_value = "60s", value_parser = duration)]
+    duration: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is none, such as 60s or 30m"))?;
+    Ok(Duration::from_secs(number * unit))
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kwitness-chaos: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    handmade::become_container_if_requested()?;
+    let arguments = Arguments::parse();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seed = arguments.seed.unwrap_or(u64::from(now.subsec_nanos()));
+    println!("seed {seed}, for {:?}", arguments.duration);
+    let account = tokio::runtime::Runtime::new()
+        .context("start tokio")?
+        .block_on(play(seed, arguments.duration))
+        .with_context(|| format!("with --seed {seed}"))?;
+    println!("{account}");
+    ensure!(account.is_balanced(), "with --seed {seed}:\n{}", account.failures());
+    Ok(())
+}
+
+async fn play(seed: u64, duration: Duration) -> Result<Account> {
+    let environment = Environment::find()?;
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&environment)?);
+    let agent = bpffs.agent(&environment).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    // Its end is the last event that is waited for.
+    let lasting = kubepods.container()?;
+    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "100000"])?;
+    let started = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
+    watcher.wait_until("the lasting container", started).await?;
+
+    let storm = Storm::begin(kubepods);
+    let mut stage = Stage::new(agent, bpffs, Client::new(watcher));
+    let (mut random, began) = (Random::new(seed), Instant::now());
+    while began.elapsed() < duration {
+        let action = random.action();
+        println!("{:5.1} s: {action}", began.elapsed().as_secs_f64());
+        let lives = random.below(20);
+        stage.perform(action, lives, &storm).await.with_context(|| stage.log_tail())?;
+    }
+    // Small rings and lost pins end here: what comes last is seen.
+    stage.settle(&storm).await.with_context(|| stage.log_tail())?;
+    let (kubepods, lived) = storm.end()?;
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let last = lasting.id.clone();
+    drop(lasting);
+    let (agent, bpffs, client) = stage.end()?;
+    let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
+    seen.check_unbroken()?;
+    let account = Account::of(&seen, &lived);
+    drop(kubepods);
+    agent.stop()?;
+    drop(bpffs);
+    Ok(account)
+}

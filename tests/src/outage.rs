@@ -1,0 +1,150 @@
+//! A daemon that comes and goes while containers do: what it pins, a client that resumes, and a storm that knows what it did.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, anyhow};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::agent::{Agent, Watcher, after};
+use crate::environment::Environment;
+use crate::events::Seen;
+use crate::handmade::Kubepods;
+use crate::process::wait_for;
+
+/// How long a storm may take for the lives that are waited for.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A BPF file system of its owner's; what is pinned in it ends with it.
+#[derive(Debug)]
+pub struct Bpffs(tempfile::TempDir);
+
+impl Bpffs {
+    /// Mounts it in this mount namespace.
+    pub fn mount() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kwitness-bpffs-").tempdir_in("/run")?;
+        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount a BPF file system at {}", directory.path().display()))?;
+        Ok(Self(directory))
+    }
+
+    /// Where the daemon pins.
+    pub fn pins(&self) -> PathBuf {
+        self.0.path().join("kwitness")
+    }
+
+    /// The sets that are pinned.
+    pub fn sets(&self) -> Result<Vec<PathBuf>> {
+        let pins = self.pins();
+        let entries = fs::read_dir(&pins).with_context(|| format!("list {}", pins.display()))?;
+        Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
+    }
+
+    /// Starts a daemon that pins there.
+    pub async fn agent(&self, environment: &Environment) -> Result<Agent> {
+        let directory = format!("kernel.pin_directory={}", self.pins().display());
+        Agent::start(environment, &["kernel.pin=auto", &directory]).await
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.path().display());
+        }
+    }
+}
+
+/// What a client has that resumes whenever its stream ends.
+#[derive(Debug)]
+pub struct Client {
+    watcher: Watcher,
+    before: Seen,
+}
+
+impl Client {
+    /// One that has received nothing before.
+    pub fn new(watcher: Watcher) -> Self {
+        Self { watcher, before: Seen(Vec::new()) }
+    }
+
+    /// Goes on after the last event that it has.
+    pub async fn resume(self, agent: &Agent) -> Result<Self> {
+        let mut before = self.before;
+        before.0.extend(self.watcher.seen().0);
+        let last = before.0.last().and_then(|received| received.event.position.clone());
+        let watcher = agent.watch(after(&last.context("nothing was received")?)).await?;
+        Ok(Self { watcher, before })
+    }
+
+    /// Everything, once a container's end has come.
+    pub async fn until_deleted(mut self, id: &str) -> Result<Seen> {
+        let mut all = self.before;
+        let ended = |seen: &Seen| seen.milestones(id).contains(&"deleted");
+        if !ended(&all) {
+            self.watcher.wait_until("the last container's end", ended).await?;
+        }
+        all.0.extend(self.watcher.seen().0);
+        Ok(all)
+    }
+}
+
+/// A container that has come and gone.
+#[derive(Clone, Debug)]
+pub struct Lived {
+    /// Its id.
+    pub id: String,
+    /// Before its cgroup was made.
+    pub began: SystemTime,
+    /// After its cgroup was removed.
+    pub ended: SystemTime,
+}
+
+/// Containers that come and go, one after the other, until it is ended.
+#[derive(Debug)]
+pub struct Storm {
+    stop: Arc<AtomicBool>,
+    lived: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<(Kubepods, Vec<Lived>)>>,
+}
+
+impl Storm {
+    /// Begins it.
+    pub fn begin(kubepods: Kubepods) -> Self {
+        let (stop, lived) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&lived));
+        let thread = std::thread::spawn(move || -> Result<(Kubepods, Vec<Lived>)> {
+            let mut all = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let began = SystemTime::now();
+                let container = kubepods.container()?;
+                container.start("/usr/bin/busybox", &["true"])?.wait()?;
+                let id = container.id.clone();
+                drop(container);
+                all.push(Lived { id, began, ended: SystemTime::now() });
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok((kubepods, all))
+        });
+        Self { stop, lived, thread }
+    }
+
+    /// Waits until so many more have lived.
+    pub async fn more(&self, lives: usize) -> Result<()> {
+        let until = self.lived.load(Ordering::Relaxed) + lives;
+        let enough = async || {
+            Ok((self.lived.load(Ordering::Relaxed) >= until || self.thread.is_finished()).then_some(()))
+        };
+        wait_for("the storm", LIMIT, enough).await
+    }
+
+    /// Ends it. Where the containers were, and all of them.
+    pub fn end(self) -> Result<(Kubepods, Vec<Lived>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the storm panicked"))?
+    }
+}
