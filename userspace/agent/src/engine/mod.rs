@@ -23,8 +23,10 @@ mod losses;
 mod outside;
 mod recorder;
 mod scans;
+mod seam;
 #[cfg(test)]
 mod tests;
+mod unkept;
 
 pub use judge_queue::JudgeQueue;
 
@@ -44,7 +46,7 @@ use kwitness_core::model::{
 };
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
-use kwitness_core::seam::{Seam, TOLERANCE};
+use kwitness_core::seam::Seam;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +61,7 @@ use kwitness_api::proto;
 use ledger::{Accounted, Asked, Ledger, MemoryOf};
 use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
+use unkept::Unkept;
 
 pub(crate) use ledger::{History, Memory, Place, Refusal};
 pub(crate) use outside::Outside;
@@ -360,36 +363,6 @@ pub(crate) struct Parts<P> {
     pub(crate) requests: mpsc::Receiver<Request>,
 }
 
-/// A ledger that cannot be written. It is no reason to stop: it is begun anew once that can be done, and a daemon that comes
-/// before begins a new epoch.
-#[derive(Debug)]
-struct Unkept {
-    place: Place,
-    /// When it was tried last.
-    tried: KernelTime,
-}
-
-impl Unkept {
-    /// Between two attempts, at least: in nanoseconds.
-    const PAUSE: u64 = 30_000_000_000;
-
-    fn new(place: Place, error: &io::Error) -> Self {
-        tracing::error!(
-            path = %place.directory.display(),
-            %error,
-            "what is observed cannot be kept for the next daemon; it is tried again"
-        );
-        if let Err(error) = place.remove() {
-            tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
-        }
-        Self { place, tried: Clock::read().now() }
-    }
-
-    fn is_due(&self, now: KernelTime) -> bool {
-        now.0.saturating_sub(self.tried.0) >= Self::PAUSE
-    }
-}
-
 impl<P: Probe> Engine<P> {
     /// Puts the parts together; writes observations to `record` if given.
     ///
@@ -504,20 +477,6 @@ impl<P: Probe> Engine<P> {
         match ledger.turn(self.writer.position(), &self.memory()) {
             Ok(()) => self.ledger = Some(ledger),
             Err(error) => self.unkept = Some(Unkept::new(ledger.give_up(), &error)),
-        }
-    }
-
-    /// Begins the ledger anew that could not be written, if it can be by now.
-    fn keep_again(&mut self, clock: Clock) {
-        let Some(Unkept { place, .. }) = self.unkept.take_if(|unkept| unkept.is_due(clock.now())) else {
-            return;
-        };
-        match place.clone().begin(self.writer.position(), &self.memory()) {
-            Ok(ledger) => {
-                tracing::info!(path = %place.directory.display(), "recovered: what is observed is kept again");
-                self.ledger = Some(ledger);
-            }
-            Err(_) => self.unkept = Some(Unkept { place, tried: clock.now() }),
         }
     }
 
@@ -751,49 +710,6 @@ impl<P: Probe> Engine<P> {
             }
         }
         self.publish(Clock::read());
-    }
-
-    /// Has new programs take over from old ones once they have run side by side for long enough, and forgets the old ones' records
-    /// once the new ones' have been compared with them.
-    fn look_at_seam(&mut self, now: KernelTime) {
-        let Some(seam) = &self.seam else { return };
-        match self.probe.overlap() {
-            Some(Overlap { whole, .. }) => {
-                if now.0.saturating_sub(whole.0) > TOLERANCE || seam.is_full() {
-                    self.wait_for_records(Read::Replaced);
-                }
-            }
-            None => {
-                if seam.is_over(now) {
-                    self.wait_for_records(Read::Doubled);
-                }
-            }
-        }
-    }
-
-    /// From now on, the new programs' records are read.
-    fn hand_over(&mut self) {
-        if self.probe.overlap().is_none() {
-            return;
-        }
-        let clock = Clock::read();
-        // What the old programs lose from now on, the new ones have.
-        self.look_for_losses(clock);
-        self.look_for_skipped(clock);
-        self.look_for_suppressed(clock);
-        self.losses.count_anew();
-        self.suppressed = SuppressedWrites::default();
-        // First the ledger: a daemon that finds the new programs has to know what it was that the old ones recorded. One that finds
-        // the old ones still reports their losses a second time.
-        self.turn();
-        self.probe.hand_over();
-        // Writes that both only counted have just been reported.
-        let counters = self.probe.counters();
-        if counters.suppressed > 0 {
-            let suppressed = self.probe.suppressed_writes().unwrap_or_default();
-            self.suppressed = Seen::all(counters, BTreeMap::new(), suppressed).suppressed();
-        }
-        tracing::info!("the new programs have taken over");
     }
 
     fn judge(&mut self, evidence: Evidence) -> Judged {

@@ -1,8 +1,9 @@
 //! The engine without a kernel: a producer that never rests, and a tree that is walked meanwhile.
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use kwitness_abi::RecordKind;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{KernelTime, Scan};
@@ -85,6 +86,90 @@ impl Probe for Flood {
     fn hand_over(&mut self) {}
 }
 
+/// Old programs and new ones, each with what they recorded.
+struct Upgrade {
+    old: VecDeque<Vec<u8>>,
+    new: VecDeque<Vec<u8>>,
+    began: KernelTime,
+    handed_over: Arc<AtomicBool>,
+}
+
+impl Upgrade {
+    fn read(&mut self) -> &mut VecDeque<Vec<u8>> {
+        if self.handed_over.load(Relaxed) { &mut self.new } else { &mut self.old }
+    }
+}
+
+impl Probe for Upgrade {
+    type Produced = ();
+
+    async fn readable(&mut self) -> io::Result<()> {
+        if self.read().is_empty() {
+            std::future::pending().await
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, _: usize, mut take: impl FnMut(&[u8])) -> Drained {
+        let records = self.read().len();
+        self.read().drain(..).for_each(|record| take(&record));
+        Drained { records, more: false }
+    }
+
+    fn produced(&self) {}
+
+    fn has_drained(&self, (): &()) -> bool {
+        if self.handed_over.load(Relaxed) { self.new.is_empty() } else { self.old.is_empty() }
+    }
+
+    fn untrack(&self, _: CgroupId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        counters.lost[RecordKind::CgroupMkdir.index()] = if self.handed_over.load(Relaxed) { 1 } else { 5 };
+        counters
+    }
+
+    fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
+
+    fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn program_stats(&self) -> Vec<ProgramStats> {
+        Vec::new()
+    }
+
+    fn may_be_adopted(&mut self) {}
+
+    fn overlap(&self) -> Option<Overlap> {
+        // Long enough ago.
+        let overlap = Overlap { began: self.began, whole: KernelTime(0) };
+        (!self.handed_over.load(Relaxed)).then_some(overlap)
+    }
+
+    fn hand_over(&mut self) {
+        self.handed_over.store(true, Relaxed);
+    }
+}
+
+/// The record of a cgroup that has got its first process.
+fn populated(at: u64, cgroup: u64) -> Vec<u8> {
+    let mut record = Vec::new();
+    record.extend(at.to_ne_bytes());
+    record.extend(cgroup.to_ne_bytes());
+    record.extend((RecordKind::CgroupPopulated as u16).to_ne_bytes());
+    // No flags, the first CPU.
+    record.extend([0; 6]);
+    record.extend(1_u32.to_ne_bytes());
+    record.extend([0; 4]);
+    record
+}
+
 struct Running {
     handle: Handle,
     read: Arc<AtomicU64>,
@@ -132,14 +217,18 @@ fn start(backlog: u64) -> Running {
 }
 
 fn start_after(past: Past, backlog: u64) -> Running {
+    let read = Arc::new(AtomicU64::new(0));
+    start_with(past, Flood { read: read.clone(), backlog }, read)
+}
+
+fn start_with(past: Past, probe: impl Probe + 'static, read: Arc<AtomicU64>) -> Running {
     let Past { hub: _, writer, memory, resumes, place } = past;
     let tree = tempfile::tempdir().unwrap();
     let (answer, answers) = mpsc::channel(INBOX);
     let (handle, requests) = Handle::new();
-    let read = Arc::new(AtomicU64::new(0));
     let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
     let parts = Parts {
-        probe: Flood { read: read.clone(), backlog },
+        probe,
         memory,
         resumes,
         place,
@@ -197,6 +286,43 @@ async fn an_engine_goes_on_where_the_last_one_ended() {
         assert!(hub.position().seq > position.seq);
         position = hub.position();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_old_and_new_programs_both_recorded_is_observed_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ledger");
+    let place = Place { directory, bytes: 64 << 20, bounds: Bounds::default() };
+    let began = Clock::read().now();
+    let handed_over = Arc::<AtomicBool>::default();
+    let probe = Upgrade {
+        // The first was before the new programs, the last after the old ones were read.
+        old: [populated(began.0, 1), populated(began.0 + 1, 2)].into(),
+        new: [populated(began.0 + 2, 2), populated(began.0 + 3, 3)].into(),
+        began,
+        handed_over: Arc::clone(&handed_over),
+    };
+    let past = Past::at(&place);
+    let hub = Arc::clone(&past.hub);
+    let running = start_with(past, probe, Arc::default());
+    timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+    let report = async {
+        loop {
+            // After all that is in the rings.
+            running.handle.judge(Vec::new()).await.unwrap();
+            let report = running.handle.report().await.unwrap();
+            if handed_over.load(Relaxed) && report.counters["records"] >= 3 {
+                return report;
+            }
+        }
+    };
+    let report = timeout(SOON, report).await.expect("the new programs take over");
+    assert_eq!(report.counters["records"], 3, "without the double");
+    let lost = BTreeMap::from([("ring_full/cgroup_mkdir".to_owned(), 1)]);
+    assert_eq!(report.lost, lost, "what the new ones lost");
+    running.stop.cancel();
+    timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(Past::at(&place).hub.position(), hub.position(), "the replay comes to the same events");
 }
 
 #[tokio::test]
