@@ -9,6 +9,8 @@ mod output;
 mod subtree;
 
 use anyhow::Result;
+use kwitness_agent::probe::capability::Tracepoints;
+use kwitness_agent::probe::environment::kernel_release;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Tier;
 use kwitness_tests::handmade;
@@ -55,8 +57,11 @@ fn main() -> Result<()> {
         outage::pins_that_vanish_cost_the_outage_only,
         outage::nothing_is_left_behind,
     ];
-    // A guest runs one emulated CPU, where programs that preempt each other skip records: each a gap, and no loss over a crash.
-    let preempted = (ctx.environment.tier == Tier::Vm).then_some("preempted programs skip records");
+    // A guest runs one emulated CPU. Where a program or a bpf(2) call can be preempted, records are skipped there: each a gap, and
+    // no loss over an outage.
+    let is_preemptible = Tracepoints::of(&kernel_release()) == Tracepoints::Preemptible;
+    let is_preempted = ctx.environment.tier == Tier::Vm && is_preemptible;
+    let preempted = is_preempted.then_some("preempted programs skip records");
     macro_rules! unpreempted_cases {
         ($($name:ident),* $(,)?) => {
             $(cases.push(
