@@ -36,7 +36,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(minutes) => (minutes, 60),
         None => (text.strip_suffix('s').unwrap_or(text), 1),
     };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is none, such as 60s or 30m"))?;
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a time, such as 60s or 30m"))?;
     Ok(Duration::from_secs(number * unit))
 }
 

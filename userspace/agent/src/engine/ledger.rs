@@ -139,6 +139,10 @@ struct Head {
     /// See [`Memory`]: what a daemon knows when it begins, and does not follow from what the one before wrote.
     last_record: Option<Vec<u8>>,
     seen: Seen,
+    #[serde(default)]
+    seam: Option<Seam>,
+    #[serde(default)]
+    outage: Option<KernelTime>,
 }
 
 /// The events so far were published.
@@ -170,9 +174,12 @@ pub(crate) struct Memory {
     /// The last record that was taken from a ring, if it may be there still.
     #[serde(skip)]
     pub(super) last_record: Option<Vec<u8>>,
-    /// Programs that are being replaced.
-    #[serde(default)]
+    /// What was taken from programs that were replaced.
+    #[serde(skip)]
     pub(super) seam: Option<Seam>,
+    /// When the outage began that has not been reported yet, if there was one.
+    #[serde(skip)]
+    pub(super) outage: Option<KernelTime>,
     /// When the daemon was last seen to work.
     pub(super) until: KernelTime,
 }
@@ -188,6 +195,7 @@ impl Memory {
             asked: Asked::default(),
             last_record: None,
             seam: None,
+            outage: None,
             until: KernelTime(0),
         }
     }
@@ -211,7 +219,10 @@ pub(super) struct MemoryOf<'a> {
     pub(super) asked: Asked,
     #[serde(skip)]
     pub(super) last_record: Option<&'a [u8]>,
+    #[serde(skip)]
     pub(super) seam: Option<&'a Seam>,
+    #[serde(skip)]
+    pub(super) outage: Option<KernelTime>,
     pub(super) until: KernelTime,
 }
 
@@ -446,6 +457,8 @@ fn make(
         clock: clock::History::get(),
         last_record: memory.last_record.map(<[u8]>::to_owned),
         seen: memory.seen.clone(),
+        seam: memory.seam.cloned(),
+        outage: memory.outage,
     };
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
     // As much again as the state has, so that states are the smaller part of what is written.
@@ -625,6 +638,7 @@ impl Replay {
         // Every record before has been consumed, but for that one.
         self.memory.last_record = head.last_record;
         self.memory.seen = head.seen;
+        (self.memory.seam, self.memory.outage) = (head.seam, head.outage);
         while next < bytes.len() {
             let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
             let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;
@@ -662,8 +676,10 @@ impl Replay {
             }
             Tag::Observation => {
                 let observation: Observation = parse(path, payload)?;
-                if let Observation::Tick { at } = observation {
-                    memory.until = memory.until.max(at);
+                match observation {
+                    Observation::Tick { at } => memory.until = memory.until.max(at),
+                    Observation::AgentRestarted { .. } => memory.outage = None,
+                    _ => {}
                 }
                 memory.asked.answered(&observation);
                 memory.node.observe(observation, output);

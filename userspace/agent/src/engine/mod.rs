@@ -319,6 +319,8 @@ pub(crate) struct Engine<P: Probe> {
     last_record: Option<Vec<u8>>,
     /// What was taken from programs that are replaced, as long as the new ones' records may have it, too.
     seam: Option<Seam>,
+    /// When the outage began that has not been reported yet.
+    outage: Option<KernelTime>,
     /// Whether an earlier daemon's work goes on.
     resumes: Option<Resumes>,
     records: u64,
@@ -383,13 +385,14 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
         } = parts;
-        let Memory { node, reorder, events, mut seen, asked, last_record, seam, until } = memory;
+        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, until } = memory;
         // One that an earlier daemon did not come to the end of, begins anew.
         let seam = if probe.overlap().is_some() { Some(Seam::default()) } else { seam };
         let since = match &resumes {
             Some(Resumes { unrecorded, same_maps }) => {
                 seen.forget(unrecorded, *same_maps);
-                until
+                // Of two outages without a report in between, there is one report.
+                outage.unwrap_or(until)
             }
             None => {
                 let suppressed = probe.suppressed_writes().unwrap_or_else(|error| {
@@ -426,6 +429,7 @@ impl<P: Probe> Engine<P> {
             asked,
             last_record,
             seam,
+            outage: resumes.is_some().then_some(since),
             resumes,
             records: 0,
             ready: None,
@@ -444,8 +448,6 @@ impl<P: Probe> Engine<P> {
     fn memory(&self) -> MemoryOf<'_> {
         let mut asked = self.asked.clone();
         self.output.actions.iter().for_each(|action| asked.note(action));
-        // As long as an outage has not been reported, the next daemon counts from its beginning.
-        let until = if self.resumes.is_some() { self.losses.looked() } else { Clock::read().now() };
         MemoryOf {
             node: &self.node,
             reorder: &self.reorder,
@@ -454,7 +456,8 @@ impl<P: Probe> Engine<P> {
             asked,
             last_record: self.last_record.as_deref(),
             seam: self.seam.as_ref(),
-            until,
+            outage: self.outage,
+            until: Clock::read().now(),
         }
     }
 
@@ -482,7 +485,7 @@ impl<P: Probe> Engine<P> {
 
     /// Goes on with what an earlier daemon had begun.
     fn resume(&mut self) {
-        let Some(Resumes { unrecorded, .. }) = self.resumes.clone() else {
+        let Some(Resumes { unrecorded, .. }) = self.resumes.take() else {
             self.scans.want(ScanReason::Initial);
             return;
         };
@@ -497,7 +500,6 @@ impl<P: Probe> Engine<P> {
                 capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
             }));
         }
-        self.resumes = None;
         self.output.actions.extend(self.asked.actions());
         self.asked = Asked::default();
         self.publish(clock);
@@ -699,6 +701,8 @@ impl<P: Probe> Engine<P> {
             Read::Restarted { from } => {
                 let (to, records) = (Clock::read().now(), self.records);
                 tracing::info!(records, "goes on where the earlier daemon ended");
+                // It goes with the observation: a segment that is begun now has it.
+                self.outage = None;
                 self.observe(Observation::AgentRestarted { from, to, records });
             }
             Read::Replaced => self.hand_over(),

@@ -73,6 +73,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         asked: memory.asked.clone(),
         last_record: memory.last_record.as_deref(),
         seam: memory.seam.as_ref(),
+        outage: memory.outage,
         until: memory.until,
     }
 }
@@ -109,6 +110,42 @@ fn the_next_daemon_has_what_the_last_one_had() {
     assert_eq!(hub.extent(), daemon.hub.extent());
     assert_eq!(memory.events.len(), 1);
     assert_eq!(memory.last_record.as_deref(), Some(&b"the last record"[..]));
+}
+
+#[test]
+fn an_outage_stays_until_it_is_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    // Not in the first segment, with which a replay begins.
+    daemon.memory.outage = Some(KernelTime(5));
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    daemon.observe(Observation::Tick { at: KernelTime(7) });
+    let (_, memory) = replay(&place);
+    assert_eq!(memory.outage, Some(KernelTime(5)));
+    daemon.observe(Observation::AgentRestarted { from: KernelTime(5), to: KernelTime(8), records: 0 });
+    assert_eq!(replay(&place).1.outage, None);
+}
+
+#[test]
+fn what_was_left_out_is_left_out_once_over_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    // Nothing but zeros and its kind: a cgroup that has lost its last process.
+    let mut record = vec![0; RecordKind::CgroupPopulated.record_size()];
+    record[16..18].copy_from_slice(&(RecordKind::CgroupPopulated as u16).to_ne_bytes());
+    let event = Decoder::default().decode(&record).unwrap();
+    let mut seam = Seam::default();
+    seam.take(&event, event.at);
+    daemon.memory.seam = Some(seam);
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    let mut kept = replay(&place).1.seam.expect("what was taken is known");
+    assert!(kept.is_double(&event));
+    assert!(daemon.ledger.double(&record));
+    let (_, memory) = replay(&place);
+    assert!(!memory.seam.expect("as above").is_double(&event), "it has had its double");
+    assert_eq!(memory.last_record, Some(record), "it may be in its ring still");
 }
 
 #[test]
