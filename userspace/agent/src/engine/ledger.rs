@@ -12,6 +12,8 @@
 //! and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
 //! release, the ledger is refused.
 //!
+//! What a segment has no room for is not in it: the next one's state has what followed, and the replay goes on from that.
+//!
 //! An entry counts once the number of bytes at the beginning of its segment includes it: at whatever instant the process ends,
 //! an entry is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's boot.
 //!
@@ -143,6 +145,19 @@ struct Head {
     seam: Option<Seam>,
     #[serde(default)]
     outage: Option<KernelTime>,
+    /// Whether the entries before lead to the state that follows.
+    #[serde(default)]
+    before: Before,
+}
+
+/// What was before a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Before {
+    /// The entries before lead to its state.
+    #[default]
+    Whole,
+    /// Something was observed that there was no room for: its state has what followed.
+    Broken,
 }
 
 /// The events so far were published.
@@ -351,7 +366,7 @@ impl Place {
         let number = earlier.back().map_or(Some(1), |(last, _)| last.checked_add(1));
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let boot = fs::read_to_string(BOOT_ID)?;
-        let (file, used) = make(&self, number, &boot, position, memory)?;
+        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole)?;
         let mut ledger = Ledger { place: self, file, used, number, boot, earlier };
         ledger.bound()?;
         Ok(ledger)
@@ -380,9 +395,9 @@ impl Ledger {
     }
 
     /// Begins the next segment.
-    pub(super) fn turn(&mut self, position: Position, memory: &MemoryOf<'_>) -> io::Result<()> {
+    pub(super) fn turn(&mut self, position: Position, memory: &MemoryOf<'_>, before: Before) -> io::Result<()> {
         let next = self.number + 1;
-        let (file, used) = make(&self.place, next, &self.boot, position, memory)?;
+        let (file, used) = make(&self.place, next, &self.boot, position, memory, before)?;
         self.earlier.push_back((self.number, self.file.size()));
         (self.file, self.used, self.number) = (file, used, next);
         self.bound()
@@ -449,6 +464,7 @@ fn make(
     boot: &str,
     position: Position,
     memory: &MemoryOf<'_>,
+    before: Before,
 ) -> io::Result<(MappedFile, usize)> {
     let head = Head {
         boot: boot.to_owned(),
@@ -459,6 +475,7 @@ fn make(
         seen: memory.seen.clone(),
         seam: memory.seam.cloned(),
         outage: memory.outage,
+        before,
     };
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
     // As much again as the state has, so that states are the smaller part of what is written.
@@ -543,6 +560,16 @@ impl Segment {
     }
 }
 
+impl Segment {
+    /// The state that it begins with.
+    fn state(&self) -> Result<Memory, Refusal> {
+        match entry(&self.bytes, self.next) {
+            Some((Tag::State, payload, _)) => parse(&self.path, payload),
+            _ => Err(Refusal::Torn { path: self.path.clone(), what: "it has no state".to_owned() }),
+        }
+    }
+}
+
 /// What counts of a segment. The rest of the file, which may be much, is not read.
 fn read_committed(path: &Path) -> Result<Vec<u8>, Refusal> {
     let failed = |source| Refusal::Io { path: path.to_owned(), source };
@@ -622,16 +649,15 @@ struct Replay {
 impl Replay {
     /// From the state that a segment begins with.
     fn of(segment: &Segment) -> Result<Self, Refusal> {
-        let Segment { path, bytes, next, .. } = segment;
-        let Some((Tag::State, payload, _)) = entry(bytes, *next) else {
-            return Err(Refusal::Torn { path: path.clone(), what: "it has no state".to_owned() });
-        };
-        let mut memory: Memory = parse(path, payload)?;
+        let mut memory = segment.state()?;
         let output = Output { events: std::mem::take(&mut memory.events), actions: Vec::new() };
         Ok(Self { memory, decoder: Decoder::default(), output })
     }
 
     fn segment(&mut self, segment: Segment, writer: &mut Writer) -> Result<(), Refusal> {
+        if segment.head.before == Before::Broken {
+            *self = Self::of(&segment)?;
+        }
         let Segment { path, head, bytes, mut next } = segment;
         check_number(&path, writer, head.position.seq)?;
         head.clock.restore();
@@ -696,7 +722,7 @@ impl Replay {
                 observations.into_iter().for_each(|observation| memory.node.observe(observation, output));
                 memory.seen = seen;
             }
-            // The replay has come to it already.
+            // The replay has come to it already, or begins with it.
             Tag::Head | Tag::State => {}
         }
         output.actions.drain(..).for_each(|action| memory.asked.note(&action));

@@ -58,7 +58,7 @@ use crate::hub::Writer;
 use crate::probe::{Drained, Overlap, Produced, ProgramStats, Running};
 use crate::wire::problem;
 use kwitness_api::proto;
-use ledger::{Accounted, Asked, Ledger, MemoryOf};
+use ledger::{Accounted, Asked, Before, Ledger, MemoryOf};
 use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
 use unkept::Unkept;
@@ -476,8 +476,12 @@ impl<P: Probe> Engine<P> {
 
     /// Begins a new segment of the ledger.
     fn turn(&mut self) {
+        self.turn_after(Before::Whole);
+    }
+
+    fn turn_after(&mut self, before: Before) {
         let Some(mut ledger) = self.ledger.take() else { return };
-        match ledger.turn(self.writer.position(), &self.memory()) {
+        match ledger.turn(self.writer.position(), &self.memory(), before) {
             Ok(()) => self.ledger = Some(ledger),
             Err(error) => self.unkept = Some(Unkept::new(ledger.give_up(), &error)),
         }
@@ -794,7 +798,7 @@ impl<P: Probe> Engine<P> {
     /// Of what a segment has no room for, the ledger has what followed from it.
     fn turn_unless(&mut self, is_kept: bool) {
         if !is_kept {
-            self.turn();
+            self.turn_after(Before::Broken);
         }
     }
 

@@ -97,7 +97,7 @@ fn the_next_daemon_has_what_the_last_one_had() {
         daemon.publish();
         if at == 5 {
             daemon.memory.seen = Seen::all(Counters::default(), [("task_exit", 2)].into(), [(7, 3)].into());
-            daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+            daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
         }
     }
     let (_, memory) = replay(&place);
@@ -113,13 +113,31 @@ fn the_next_daemon_has_what_the_last_one_had() {
 }
 
 #[test]
+fn what_there_was_no_room_for_has_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    daemon.publish();
+    for at in [2, 3] {
+        daemon.memory.node.observe(loss(at), &mut daemon.output);
+    }
+    daemon.memory.events = daemon.output.events.clone();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken).unwrap();
+    assert_eq!(replay(&place).1.events.len(), 2);
+    daemon.publish();
+    let (hub, memory) = replay(&place);
+    assert_eq!((hub.position(), memory.events.len()), (daemon.hub.position(), 0));
+}
+
+#[test]
 fn an_outage_stays_until_it_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let place = place(directory.path());
     let mut daemon = Daemon::begin(&place);
     // Not in the first segment, with which a replay begins.
     daemon.memory.outage = Some(KernelTime(5));
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
     daemon.observe(Observation::Tick { at: KernelTime(7) });
     let (_, memory) = replay(&place);
     assert_eq!(memory.outage, Some(KernelTime(5)));
@@ -139,7 +157,7 @@ fn what_was_left_out_is_left_out_once_over_a_crash() {
     let mut seam = Seam::default();
     seam.take(&event, event.at);
     daemon.memory.seam = Some(seam);
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
     let mut kept = replay(&place).1.seam.expect("what was taken is known");
     assert!(kept.is_double(&event));
     assert!(daemon.ledger.double(&record));
@@ -232,7 +250,7 @@ fn a_replay_that_comes_to_other_events_is_refused() {
     daemon.observe(loss(1));
     daemon.publish();
     let elsewhere = Position { seq: 7, ..daemon.writer.position() };
-    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory)).unwrap();
+    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole).unwrap();
     let history = place.read().unwrap().unwrap();
     let (_, mut writer) = hub(history.position().clone());
     let refusal = history.replay(&mut writer).unwrap_err();
@@ -260,7 +278,7 @@ fn the_oldest_segment_goes_when_there_are_too_many() {
     for at in 1..=10 {
         daemon.observe(loss(at));
         daemon.publish();
-        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
         let bytes: u64 =
             fs::read_dir(&place.directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes <= place.bytes as u64, "{bytes}");
@@ -290,7 +308,7 @@ fn a_ledger_that_was_given_up_is_refused_even_if_it_is_still_there() {
     let mut daemon = Daemon::begin(&place);
     daemon.observe(loss(1));
     daemon.publish();
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory)).unwrap();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
     let given_up = daemon.ledger.give_up();
     let history = given_up.read().unwrap().expect("the first segment is whole");
     let (_, mut writer) = hub(history.position().clone());
