@@ -94,7 +94,8 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
 /// the new daemon right after its start. Nothing is lost, and nothing is reported twice.
 pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     /// Each makes another layout, with the same records.
-    const UPGRADES: [&str; 3] = ["kernel.tasks_ring=4MiB", "kernel.forks_ring=4MiB", "kernel.lifecycle_ring=16MiB"];
+    const UPGRADES: [&str; 3] =
+        ["kernel.tasks_ring=4MiB", "kernel.forks_ring=4MiB", "kernel.lifecycle_ring=16MiB"];
     /// Lives between two steps, at least.
     const LIVES: usize = 10;
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
@@ -151,7 +152,8 @@ pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<(
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     check_lives(&seen, ids(&lived).chain([last.as_str()])).with_context(|| agent.log_tail())?;
-    ensure!(seen.count("agentRestarted") == restarts, "{} restarts in:\n{seen}", seen.count("agentRestarted"));
+    let reported = seen.count("agentRestarted");
+    ensure!(reported == restarts, "{reported} of {restarts} restarts in:\n{seen}");
     drop(kubepods);
     agent.stop()
 }

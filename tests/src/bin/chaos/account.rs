@@ -81,7 +81,8 @@ impl fmt::Display for Account {
 
 /// Where limit writes are seen by what ends with the daemon, each outage is a gap of them alone.
 fn may_cost_a_life(gap: &Gap) -> bool {
-    gap.cause() != GapCause::AgentDown || gap.capabilities.iter().any(|capability| capability != "limit_write")
+    let only_limits = gap.capabilities.iter().all(|capability| capability == "limit_write");
+    gap.cause() != GapCause::AgentDown || !only_limits
 }
 
 fn nanos(time: Timestamp) -> i128 {

@@ -395,7 +395,12 @@ impl Ledger {
     }
 
     /// Begins the next segment.
-    pub(super) fn turn(&mut self, position: Position, memory: &MemoryOf<'_>, before: Before) -> io::Result<()> {
+    pub(super) fn turn(
+        &mut self,
+        position: Position,
+        memory: &MemoryOf<'_>,
+        before: Before,
+    ) -> io::Result<()> {
         let next = self.number + 1;
         let (file, used) = make(&self.place, next, &self.boot, position, memory, before)?;
         self.earlier.push_back((self.number, self.file.size()));

@@ -306,11 +306,12 @@ async fn what_old_and_new_programs_both_recorded_is_observed_once() {
     let hub = Arc::clone(&past.hub);
     let running = start_with(past, probe, Arc::default());
     timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+    let handle = running.handle.clone();
     let report = async {
         loop {
             // After all that is in the rings.
-            running.handle.judge(Vec::new()).await.unwrap();
-            let report = running.handle.report().await.unwrap();
+            handle.judge(Vec::new()).await.unwrap();
+            let report = handle.report().await.unwrap();
             if handed_over.load(Relaxed) && report.counters["records"] >= 3 {
                 return report;
             }
