@@ -43,6 +43,8 @@ pub struct Requests(Arc<Mutex<Known>>);
 #[derive(Debug, Default)]
 struct Known {
     of: BTreeMap<Arc<str>, Requested>,
+    /// The same ones: whether born, when requested last, the id. The first is the next to be forgotten.
+    order: BTreeSet<(bool, u64, Arc<str>)>,
     reported: u64,
     malformed: u64,
     evicted: u64,
@@ -76,10 +78,9 @@ impl Requests {
         };
         let is_full = known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str());
         let forgotten = is_full.then(|| known.evict()).flatten();
-        let requested = known.of.entry(request.id.as_str().into()).or_insert_with(|| Requested {
-            born: false,
-            limits: BTreeMap::new(),
-            last: request.clone(),
+        let (id, mut requested) = known.take(&request.id).unwrap_or_else(|| {
+            let last = request.clone();
+            (request.id.as_str().into(), Requested { born: false, limits: BTreeMap::new(), last })
         });
         for (resource, limit) in new {
             // Reported in the order of the answers; what counts is the order of the requests.
@@ -91,24 +92,34 @@ impl Requests {
         if requested.last.received <= request.received {
             requested.last = request;
         }
+        known.put(id, requested);
         Ok(forgotten)
     }
 
     /// Forgets what has ended, given all that is there.
     pub(super) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
-        self.lock().of.retain(|id, requested| {
-            let is_there = there.contains(&**id);
-            requested.born |= is_there;
-            is_there || !requested.born && now.0.saturating_sub(requested.last.answered) < UNBORN
-        });
+        let mut known = self.lock();
+        let is_news = |(id, requested): &(&Arc<str>, &Requested)| {
+            let waits_too_long = || now.0.saturating_sub(requested.last.answered) >= UNBORN;
+            there.contains(&***id) != requested.born || !requested.born && waits_too_long()
+        };
+        let changed: Vec<_> = known.of.iter().filter(is_news).map(|(id, _)| id.clone()).collect();
+        for id in changed {
+            let taken = known.take(&id);
+            if let Some((id, requested)) = taken.filter(|(id, _)| there.contains(&**id)) {
+                known.put(id, Requested { born: true, ..requested });
+            }
+        }
     }
 
     /// What a container that is there, or the pod of such a sandbox, should have.
     pub(super) fn desired(&self, id: &str) -> Vec<Desired> {
         let mut known = self.lock();
-        let Some(requested) = known.of.get_mut(id) else { return Vec::new() };
+        let Some((id, mut requested)) = known.take(id) else { return Vec::new() };
         requested.born = true;
-        requested.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect()
+        let desired = requested.limits.iter().map(|(resource, limit)| (*resource, *limit)).collect();
+        known.put(id, requested);
+        desired
     }
 
     /// The last reported request.
@@ -136,14 +147,30 @@ impl Requests {
 }
 
 impl Known {
+    fn take(&mut self, id: &str) -> Option<(Arc<str>, Requested)> {
+        let (id, requested) = self.of.remove_entry(id)?;
+        self.order.remove(&requested.rank(&id));
+        Some((id, requested))
+    }
+
+    fn put(&mut self, id: Arc<str>, requested: Requested) {
+        self.order.insert(requested.rank(&id));
+        self.of.insert(id, requested);
+    }
+
     /// The oldest goes first of those that are not seen to be there: what is reported of containers that do not exist costs those
     /// that are there nothing.
     fn evict(&mut self) -> Option<ContainerId> {
-        let order = |(_, requested): &(&Arc<str>, &Requested)| (requested.born, requested.last.received);
-        let oldest = self.of.iter().min_by_key(order).map(|(id, _)| id.clone())?;
-        self.of.remove(&oldest);
+        let (_, _, oldest) = self.order.first()?.clone();
+        let (oldest, _) = self.take(&oldest)?;
         self.evicted += 1;
         Some(ContainerId(oldest))
+    }
+}
+
+impl Requested {
+    fn rank(&self, id: &Arc<str>) -> (bool, u64, Arc<str>) {
+        (self.born, self.last.received, id.clone())
     }
 }
 
@@ -245,6 +272,14 @@ mod tests {
         assert!(requests.last("1").is_none() && requests.last("0").is_some() && requests.last("2").is_some());
         let counters = requests.counters();
         assert_eq!((counters["cri_requests_known"], counters["cri_requests_evicted"]), (KNOWN_MAX as u64, 1));
+        // What is requested again, is seen to be there or ends changes its place.
+        requests.report(update("2", NOW.0 - 10, 4096, 0), NOW).unwrap();
+        requests.keep(&["0", "3"].into(), KernelTime(0));
+        assert_eq!(report(KNOWN_MAX + 1).as_deref(), Some("4"));
+        requests.keep(&["0"].into(), KernelTime(0));
+        assert_eq!(report(KNOWN_MAX + 2), None, "in the place of the one that ended");
+        let known = requests.lock();
+        assert!(known.of.iter().map(|(id, of)| of.rank(id)).collect::<BTreeSet<_>>() == known.order);
     }
 
     #[test]
