@@ -652,7 +652,7 @@ impl<P: Probe> Engine<P> {
     /// What cannot be done at present.
     fn problems(&self) -> Vec<Problem> {
         let mut problems = self.node.problems();
-        problems.extend(self.outside.problem());
+        problems.extend(self.outside.problems());
         problems.extend(self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed));
         problems
     }

@@ -7,14 +7,15 @@
 //!
 //! A container that the runtime lists is known to the node soon after: its cgroup is made before. One that stays unknown may have no
 //! cgroup of its own (a virtual machine's), or one that found no room, which others report; a problem is made of those only whose
-//! cgroup was found in no root.
+//! cgroup was found in no root. A walk that fails is a problem, too, and is made again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use kwitness_core::model::{ContainerId, Problem};
-use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::cgroupfs::{CgroupFs, Roots, outside_roots};
@@ -26,12 +27,12 @@ const PAUSE_FACTOR: u32 = 100;
 
 type Found = BTreeMap<ContainerId, Arc<str>>;
 
-/// Looks for the cgroups of these containers.
-type Walk = Arc<dyn Fn(&BTreeSet<ContainerId>) -> Found + Send + Sync>;
+/// Looks for the cgroups of these containers; an error says why it cannot.
+type Walk = Arc<dyn Fn(&BTreeSet<ContainerId>) -> Result<Found, String> + Send + Sync>;
 
 pub(crate) struct Outside {
     walk: Walk,
-    walking: Option<oneshot::Receiver<Walked>>,
+    walking: Option<JoinHandle<Walked>>,
     /// No walk begins before.
     earliest: Instant,
     /// Running and unknown at the last look.
@@ -40,25 +41,26 @@ pub(crate) struct Outside {
     looked_for: BTreeSet<ContainerId>,
     /// Of these, what lies outside.
     found: Found,
+    /// Why the last walk failed, if it did.
+    failed: Option<Arc<str>>,
 }
 
 struct Walked {
     looked_for: BTreeSet<ContainerId>,
-    found: Found,
+    found: Result<Found, String>,
     took: Duration,
 }
 
 impl Outside {
     /// Looks in that hierarchy.
     pub(crate) fn new(cgroups: CgroupFs, roots: Roots) -> Self {
-        Self::by(move |sought| {
-            // A top that cannot be read fails the scan as well, which reports it.
-            outside_roots(&cgroups, &roots, sought).unwrap_or_default()
-        })
+        Self::by(move |sought| outside_roots(&cgroups, &roots, sought).map_err(|error| error.to_string()))
     }
 
     /// Looks by that.
-    pub(super) fn by(walk: impl Fn(&BTreeSet<ContainerId>) -> Found + Send + Sync + 'static) -> Self {
+    pub(super) fn by(
+        walk: impl Fn(&BTreeSet<ContainerId>) -> Result<Found, String> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             walk: Arc::new(walk),
             walking: None,
@@ -66,6 +68,7 @@ impl Outside {
             unknown: BTreeSet::new(),
             looked_for: BTreeSet::new(),
             found: Found::new(),
+            failed: None,
         }
     }
 
@@ -73,13 +76,13 @@ impl Outside {
     pub(super) fn look(&mut self, running: &BTreeSet<ContainerId>, is_known: impl Fn(&ContainerId) -> bool) {
         let unknown: BTreeSet<_> = running.iter().filter(|id| !is_known(id)).cloned().collect();
         let before = std::mem::replace(&mut self.unknown, unknown);
-        if let Some(Walked { looked_for, found, took }) =
-            self.walking.as_mut().and_then(|walked| walked.try_recv().ok())
-        {
+        if let Some(walked) = self.walking.as_mut().and_then(|walking| walking.now_or_never()) {
             self.walking = None;
-            self.earliest = Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR);
-            self.looked_for = looked_for;
-            self.found = found;
+            self.walked(walked.unwrap_or_else(|panic| Walked {
+                looked_for: BTreeSet::new(),
+                found: Err(panic.to_string()),
+                took: Duration::ZERO,
+            }));
         }
         self.looked_for.retain(|id| self.unknown.contains(id));
         self.found.retain(|id, _| self.unknown.contains(id));
@@ -90,20 +93,31 @@ impl Outside {
     }
 
     fn walk_for(&mut self, looked_for: BTreeSet<ContainerId>) {
-        let (walked, walking) = oneshot::channel();
         let walk = Arc::clone(&self.walk);
-        tokio::task::spawn_blocking(move || {
+        self.walking = Some(tokio::task::spawn_blocking(move || {
             let began = Instant::now();
             let found = walk(&looked_for);
-            // The engine may have stopped.
-            drop(walked.send(Walked { looked_for, found, took: began.elapsed() }));
-        });
-        self.walking = Some(walking);
+            Walked { looked_for, found, took: began.elapsed() }
+        }));
     }
 
-    /// What lies outside of all roots, if anything does.
-    pub(super) fn problem(&self) -> Option<Problem> {
-        Problem::outside_roots(&self.found)
+    fn walked(&mut self, Walked { looked_for, found, took }: Walked) {
+        self.earliest = Instant::now() + PAUSE_MIN.max(took * PAUSE_FACTOR);
+        match found {
+            Ok(found) => {
+                self.looked_for = looked_for;
+                self.found = found;
+                self.failed = None;
+            }
+            // What was found before may still be true, and nothing has been looked for.
+            Err(error) => self.failed = Some(error.into()),
+        }
+    }
+
+    /// What lies outside of all roots, if anything does, and whether that is not known.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let failed = self.failed.clone().map(|error| Problem::RootsUnchecked { error });
+        Problem::outside_roots(&self.found).into_iter().chain(failed)
     }
 }
 
@@ -132,7 +146,11 @@ mod tests {
         let mut outside = Outside::by(move |sought| {
             made.lock().unwrap().push(sought.clone());
             let is_outside = |id: &&ContainerId| id.0.starts_with("out");
-            sought.iter().filter(is_outside).map(|id| (id.clone(), Arc::from(format!("/x/{id}")))).collect()
+            Ok(sought
+                .iter()
+                .filter(is_outside)
+                .map(|id| (id.clone(), Arc::from(format!("/x/{id}"))))
+                .collect())
         });
         let running = ids(&["out1", "out2", "vm", "known", "new"]);
         outside.look(&running, |id| &*id.0 == "known");
@@ -142,7 +160,7 @@ mod tests {
         assert_eq!(*walks.lock().unwrap(), [ids(&["out1", "out2", "vm"])]);
         let container = ContainerId("out1".into());
         let problem = Problem::OutsideRoots { count: 2, container, path: "/x/out1".into() };
-        assert_eq!(outside.problem(), Some(problem));
+        assert_eq!(outside.problems().collect::<Vec<_>>(), [problem]);
 
         // The same ones: nothing to look for. Another one: not before its time.
         outside.earliest = Instant::now();
@@ -153,9 +171,38 @@ mod tests {
             outside.look(&ids(&["out2", "out3"]), |_| false);
         }
         assert!(outside.walking.is_none());
-        assert!(matches!(outside.problem(), Some(Problem::OutsideRoots { count: 1, .. })));
+        let problems: Vec<_> = outside.problems().collect();
+        assert!(matches!(problems[..], [Problem::OutsideRoots { count: 1, .. }]));
 
         outside.look(&ids(&["out2", "vm"]), |id| &*id.0 == "out2");
-        assert_eq!(outside.problem(), None, "it is tracked now");
+        assert_eq!(outside.problems().count(), 0, "it is tracked now");
+    }
+
+    #[tokio::test]
+    async fn a_walk_that_fails_is_a_problem_until_another_succeeds() {
+        let walks = Mutex::new(0);
+        let mut outside = Outside::by(move |_| {
+            *walks.lock().unwrap() += 1;
+            let walk = *walks.lock().unwrap();
+            match walk {
+                1 => panic!("a fault of ours"),
+                2 => Err("cannot read /".to_owned()),
+                _ => Ok(Found::new()),
+            }
+        });
+        let running = ids(&["vm"]);
+        outside.look(&running, |_| false);
+        for expected in ["panic", "cannot read /", ""] {
+            outside.earliest = Instant::now();
+            outside.look(&running, |_| false);
+            assert!(outside.walking.is_some(), "it has not been looked for");
+            look_until_walked(&mut outside, &running).await;
+            match &outside.problems().collect::<Vec<_>>()[..] {
+                [Problem::RootsUnchecked { error }] if !expected.is_empty() => {
+                    assert!(error.contains(expected), "{error}");
+                }
+                problems => assert!(problems.is_empty() && expected.is_empty(), "{problems:?}"),
+            }
+        }
     }
 }

@@ -233,7 +233,7 @@ fn start_with(past: Past, probe: impl Probe + 'static, read: Arc<AtomicU64>) -> 
         resumes,
         place,
         scans: Scans::by(empty),
-        outside: Outside::by(|_| BTreeMap::new()),
+        outside: Outside::by(|_| Ok(BTreeMap::new())),
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),

@@ -45,6 +45,13 @@ pub fn problem(problem: &Problem) -> proto::Problem {
                 remedy: format!("add {} to kernel.roots, and restart the daemon", root_of(path, container)),
             }
         }
+        Problem::RootsUnchecked { error } => proto::Problem {
+            name: "roots_unchecked".to_owned(),
+            found: format!(
+                "whether the runtime has containers in cgroups that are not tracked cannot be found out: {error}"
+            ),
+            remedy: "see the log; it is tried again".to_owned(),
+        },
         Problem::OtherPod { container, runtime } => proto::Problem {
             name: "other_pod".to_owned(),
             found: format!(

@@ -27,6 +27,11 @@ pub enum Problem {
         /// Its cgroup's path.
         path: Arc<str>,
     },
+    /// Whether there are such containers is not known.
+    RootsUnchecked {
+        /// Why it cannot be found out.
+        error: Arc<str>,
+    },
     /// The runtime says that this container is of another pod than its cgroup's path does: it is not given the runtime's names.
     OtherPod {
         /// By its cgroup.
