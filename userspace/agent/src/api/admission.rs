@@ -36,6 +36,7 @@ const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
             "api.max_report_calls",
             Some("/kwitness.v1alpha1.Kwitness/ReportCriRequests"),
         ),
+        Call::HealthCheck => ("health_check", "api.max_health_checks", Some("/grpc.health.v1.Health/Check")),
         Call::HealthWatch => {
             ("health_watch", "api.max_health_watchers", Some("/grpc.health.v1.Health/Watch"))
         }

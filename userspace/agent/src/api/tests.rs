@@ -322,6 +322,20 @@ async fn health_says_serving_once_ready() {
 }
 
 #[tokio::test]
+async fn reflection_streams_that_are_held_leave_health_checks_their_room() {
+    let served = Served::start().await;
+    let reflect = async || {
+        let mut client = ServerReflectionClient::new(served.channel().await);
+        client.server_reflection_info(tokio_stream::pending()).await
+    };
+    let _held = [reflect().await.unwrap(), reflect().await.unwrap()];
+    let refused = reflect().await.unwrap_err();
+    assert!(refused.message().contains("api.max_other_calls"), "{refused}");
+    let mut health = HealthClient::new(served.channel().await);
+    health.check(HealthCheckRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
 async fn reflection_names_the_services() {
     let served = Served::start().await;
     let mut client = ServerReflectionClient::new(served.channel().await);

@@ -11,6 +11,8 @@ pub enum Call {
     List,
     /// `kwitness.v1alpha1.Kwitness/ReportCriRequests`.
     ReportCriRequests,
+    /// `grpc.health.v1.Health/Check`, which no other call may keep from being answered.
+    HealthCheck,
     /// `grpc.health.v1.Health/Watch`.
     HealthWatch,
     /// `runtime.v1.RuntimeService/GetContainerEvents`.
@@ -21,11 +23,12 @@ pub enum Call {
 
 impl Call {
     /// All of them, in the order of their values.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Watch,
         Self::Verify,
         Self::List,
         Self::ReportCriRequests,
+        Self::HealthCheck,
         Self::HealthWatch,
         Self::ContainerEvents,
         Self::Other,

@@ -76,6 +76,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, value| set_calls(config, Call::ReportCriRequests, value),
     },
     Setting {
+        key: "api.max_health_checks",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many `grpc.health.v1.Health/Check` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::HealthCheck, value),
+    },
+    Setting {
         key: "api.max_health_watchers",
         expects: CALLS,
         default: Some("64"),
