@@ -1,7 +1,8 @@
 //! How many calls of each kind may be active at a time: the one table of what is long-lived or expensive, and a limit on all others.
 //!
 //! ```text
-//!  request ──▶ the kind by its path ──┬── room: served; the place is held until the response body is gone
+//!  request ──▶ the kind by its path ──┬── room: served; the place is held until the response body is gone, and so
+//!                                     │         are the bytes of the request (request_bytes)
 //!                                     └── none: RESOURCE_EXHAUSTED, which names the setting
 //! ```
 //!
@@ -22,8 +23,10 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tower::Layer;
 
+use super::request_bytes::{Charge, RequestBytes};
 use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
+use kwitness_service::ConnectionId;
 
 /// A call's name in `Status`, its setting, and its path; none: every other.
 const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
@@ -51,7 +54,10 @@ const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
 
 /// The table. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Admission(Arc<[Slot; Call::ALL.len()]>);
+pub struct Admission {
+    slots: Arc<[Slot; Call::ALL.len()]>,
+    bytes: RequestBytes,
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -64,17 +70,18 @@ struct Slot {
 impl Admission {
     /// No client is admitted yet.
     pub fn new(max: MaxCalls) -> Self {
-        Self(Arc::new(Call::ALL.map(|call| Slot {
+        let slots = Call::ALL.map(|call| Slot {
             call,
             max: max.get(call),
             free: Arc::new(Semaphore::new(max.get(call) as usize)),
             refused: AtomicU64::new(0),
-        })))
+        });
+        Self { slots: Arc::new(slots), bytes: RequestBytes::default() }
     }
 
     /// How many calls of a kind are active.
     pub fn active(&self, call: Call) -> u32 {
-        self.0[call as usize].active()
+        self.slots[call as usize].active()
     }
 
     /// The table for `Status`.
@@ -89,12 +96,17 @@ impl Admission {
                 refused: slot.refused.load(Relaxed),
             }
         };
-        self.0.iter().map(limit).collect()
+        self.slots.iter().map(limit).collect()
+    }
+
+    /// Requests that were refused because those of active calls had too many bytes.
+    pub fn bytes_refused(&self) -> u64 {
+        self.bytes.refused()
     }
 
     fn slot(&self, path: &str) -> &Slot {
         let listed = Call::ALL.into_iter().find(|call| row(*call).2 == Some(path));
-        &self.0[listed.unwrap_or(Call::Other) as usize]
+        &self.slots[listed.unwrap_or(Call::Other) as usize]
     }
 }
 
@@ -131,9 +143,9 @@ pub struct Admitted<S> {
     admission: Admission,
 }
 
-impl<S, B> Service<http::Request<B>> for Admitted<S>
+impl<S> Service<http::Request<Body>> for Admitted<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -145,23 +157,27 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         match self.admission.slot(request.uri().path()).admit() {
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
             Ok(permit) => {
-                let response = self.inner.call(request);
+                let (head, body) = request.into_parts();
+                let connection = head.extensions.get::<ConnectionId>().copied().unwrap_or_default();
+                let (body, charge) = self.admission.bytes.meter(connection, body);
+                let response = self.inner.call(http::Request::from_parts(head, body));
                 Either::Right(Box::pin(async move {
-                    Ok(response.await?.map(|body| Body::new(Held { body, _permit: permit })))
+                    Ok(response.await?.map(|body| Body::new(Held { body, _permit: permit, _charge: charge })))
                 }))
             }
         }
     }
 }
 
-/// A response body that holds a place in the table.
+/// A response body that holds a place in the table, and its request's bytes.
 struct Held {
     body: Body,
     _permit: OwnedSemaphorePermit,
+    _charge: Arc<Charge>,
 }
 
 impl http_body::Body for Held {
@@ -194,17 +210,17 @@ mod tests {
     use super::*;
 
     async fn call(
-        service: &(impl Service<http::Request<()>, Response = http::Response<Body>, Error = Infallible> + Clone),
+        service: &(impl Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone),
         path: &str,
     ) -> http::Response<Body> {
-        let request = http::Request::builder().uri(path).body(()).unwrap();
+        let request = http::Request::builder().uri(path).body(Body::empty()).unwrap();
         service.clone().oneshot(request).await.unwrap()
     }
 
     #[tokio::test]
     async fn each_kind_has_its_own_limit_and_a_refusal_names_the_setting() {
         let admission = Admission::new(MaxCalls::all(1));
-        let served = admission.layer(service_fn(async |_: http::Request<()>| {
+        let served = admission.layer(service_fn(async |_: http::Request<Body>| {
             let body = http_body_util::Full::new(Bytes::from_static(b"response"));
             Ok::<_, Infallible>(http::Response::new(Body::new(body)))
         }));

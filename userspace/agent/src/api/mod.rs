@@ -4,6 +4,7 @@
 //! engine give them; never changes anything.
 
 mod admission;
+mod request_bytes;
 mod service;
 #[expect(
     clippy::allow_attributes,
@@ -36,6 +37,8 @@ pub use server::kwitness_server;
 
 /// The most bytes in a request. The largest that makes sense is a filter with all its lists full, some 400 KiB.
 const REQUEST_BYTES_MAX: usize = 512 << 10;
+/// Bytes of a connection's requests that may wait to be looked at, as in HTTP/2 without a word about it (RFC 9113, 6.9.2).
+const WINDOW: u32 = 65_535;
 /// How long clients get to read what they were sent, once the daemon stops: half of what [`kwitness_service::Signals`] allow for
 /// all of it. The other half is for the kernel, which detaches the probes.
 const GRACE: Duration = Duration::from_secs(1);
@@ -84,6 +87,8 @@ pub async fn serve(
         .context("cannot serve reflection")?
         .max_decoding_message_size(REQUEST_BYTES_MAX);
     let server = Server::builder()
+        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(WINDOW)
         .layer(service.admission().clone())
         .add_service(KwitnessServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(runtime_events)

@@ -265,6 +265,7 @@ impl Kwitness for Service {
         let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
+        counters.insert("request_bytes_refused".to_owned(), self.admission.bytes_refused());
         counters.extend(self.verifier.requests().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
         Ok(Response::new(proto::StatusResponse {
