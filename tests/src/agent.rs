@@ -29,6 +29,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
 const EVENT_LIMIT: Duration = Duration::from_secs(180);
 
+/// What a failed test needs to know.
+const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
+
 /// A running daemon.
 #[derive(Debug)]
 pub struct Agent {
@@ -65,7 +68,16 @@ impl Agent {
 
     /// Starts the daemon and does not wait.
     pub fn spawn(environment: &Environment, settings: &[&str]) -> Result<Self> {
-        Self::spawn_with(environment, settings.iter().flat_map(|setting| ["--set", setting]).collect())
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        Self::spawn_with(environment, DETAILS.into_iter().chain(settings).collect())
+    }
+
+    /// Starts the daemon with a configuration file and nothing else, and waits until it says it is ready.
+    pub async fn start_configured(environment: &Environment, file: &Path) -> Result<Self> {
+        let file = file.to_str().context("a path in UTF-8")?;
+        let mut agent = Self::spawn_with(environment, vec!["--config", file])?;
+        agent.wait_ready().await?;
+        Ok(agent)
     }
 
     /// Starts the daemon, which writes what its core observes to `recording`, and waits until it says it is ready.
@@ -75,6 +87,7 @@ impl Agent {
         recording: &Path,
     ) -> Result<Self> {
         let mut arguments = vec!["--record", recording.to_str().context("a path in UTF-8")?];
+        arguments.extend(DETAILS);
         arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         let mut agent = Self::spawn_with(environment, arguments)?;
         agent.wait_ready().await?;
@@ -307,7 +320,6 @@ impl Drop for Watcher {
 fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
     let mut command = Command::new(program);
     command.arg("daemon").arg("--socket").arg(socket);
-    command.args(["--set", "log.level=info,kwitness=debug"]);
     command.args(arguments);
     Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
 }

@@ -41,6 +41,7 @@ fn main() -> Result<()> {
         manners::a_stale_socket_is_taken_over,
         manners::a_live_socket_is_not,
         manners::both_signals_end_it_well,
+        manners::sighup_applies_the_log_level,
         manners::all_errors_in_the_configuration_are_reported_together,
         manners::without_root,
         manners::without_a_daemon,

@@ -73,6 +73,28 @@ pub(crate) async fn both_signals_end_it_well(ctx: &TestContext) -> Result<()> {
     Ok(())
 }
 
+pub(crate) async fn sighup_applies_the_log_level(ctx: &TestContext) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+    let file = directory.path().join("config.toml");
+    let configure = |text: &str| fs::write(&file, text).context("write the configuration");
+    configure("[log]\nlevel = \"warn\"\n")?;
+    let mut agent = Agent::start_configured(&ctx.environment, &file).await?;
+    let logged = async |agent: &Agent, text: &str| {
+        wait_for(text, LIMIT, async || Ok(agent.log()?.contains(text).then_some(()))).await
+    };
+    ensure!(!agent.log()?.contains(" INFO "), "a line of the level info\n{}", agent.log_tail());
+    configure("[log]\nlevel = \"info\"\n")?;
+    agent.process().signal(Signal::SIGHUP)?;
+    logged(&agent, "log.level applied").await?;
+    configure("[log]\nlevel = \"loud\"\n")?;
+    agent.process().signal(Signal::SIGHUP)?;
+    logged(&agent, "the configuration is not applied").await?;
+    // Neither ended nor silent.
+    agent.process().signal(Signal::SIGUSR1)?;
+    logged(&agent, "counters").await?;
+    agent.stop()
+}
+
 pub(crate) async fn all_errors_in_the_configuration_are_reported_together(ctx: &TestContext) -> Result<()> {
     let directory = tempfile::tempdir_in("/run").context("make a directory")?;
     let file = directory.path().join("config.toml");

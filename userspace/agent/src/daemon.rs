@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Admission, DaemonInfo, Service};
@@ -28,6 +28,7 @@ use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
 use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, Unpinned, error_chain};
+use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
@@ -36,12 +37,14 @@ use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, So
 const ANSWERS: usize = 256;
 
 /// What a run of the daemon does besides its configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// What the core observes is written to that file.
     pub record: Option<PathBuf>,
     /// At its end, nothing stays pinned.
     pub unpin: bool,
+    /// What SIGHUP applies.
+    pub reload: Reload,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -49,7 +52,7 @@ pub struct Options {
 /// # Errors
 /// What keeps it from starting or going on; each with what to do.
 pub async fn run(config: Config, options: Options) -> anyhow::Result<()> {
-    watch_node(&config, options.record.as_deref()).await?;
+    watch_node(&config, options.record.as_deref(), options.reload).await?;
     // What is there if it could not start may be another daemon's.
     if options.unpin {
         uninstall(&config)?;
@@ -74,7 +77,7 @@ pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-async fn watch_node(config: &Config, record: Option<&Path>) -> anyhow::Result<()> {
+async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> anyhow::Result<()> {
     let clock = Clock::read();
     // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
@@ -207,7 +210,7 @@ async fn watch_node(config: &Config, record: Option<&Path>) -> anyhow::Result<()
     let ended = tokio::select! {
         ended = &mut running => Some(ended.context("the engine panicked").flatten()),
         ended = &mut serving => Some(ended.context("the API panicked").flatten()),
-        () = until_stop(&mut signals, &reports, &connections) => None,
+        () = until_stop(&mut signals, &reports, &connections, reload) => None,
         () = starting => None,
     };
     metrics.reached(Stage::Stopping);
@@ -226,15 +229,34 @@ async fn watch_node(config: &Config, record: Option<&Path>) -> anyhow::Result<()
     ended.unwrap_or(Ok(()))
 }
 
-/// Logs the counters as often as a signal asks for them; returns when one asks to stop.
-async fn until_stop(signals: &mut Signals, reports: &Handle, connections: &ConnectionCounters) {
-    while signals.next().await == Signal::LogCounters {
-        // The engine is stopping.
-        let Ok(report) = reports.report().await else { continue };
-        let counters: Vec<_> =
-            report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
-        tracing::info!(%connections, counters = counters.join(" "), "counters");
+/// Logs the counters and reads the configuration again as often as a signal asks for it; returns when one asks to stop.
+async fn until_stop(
+    signals: &mut Signals,
+    reports: &Handle,
+    connections: &ConnectionCounters,
+    reload: Reload,
+) {
+    let due = Notify::new();
+    let handling = async {
+        loop {
+            match signals.next().await {
+                Signal::Stop => return,
+                Signal::Reload => due.notify_one(),
+                Signal::LogCounters => log_counters(reports, connections).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = handling => {}
+        () = reload.follow(&due) => {}
     }
+}
+
+async fn log_counters(reports: &Handle, connections: &ConnectionCounters) {
+    // Without a report, the engine is stopping.
+    let Ok(report) = reports.report().await else { return };
+    let counters: Vec<_> = report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
+    tracing::info!(%connections, counters = counters.join(" "), "counters");
 }
 
 /// Pids in records are the host's. In another pid namespace, none of those that /proc shows is: a scan would find no process.

@@ -14,5 +14,6 @@ pub mod hub;
 pub mod metrics;
 pub mod private;
 pub mod probe;
+pub mod reload;
 pub mod verify;
 pub mod wire;

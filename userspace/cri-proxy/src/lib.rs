@@ -95,6 +95,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             signal = signals.next() => match signal {
                 Signal::Stop => stop.cancel(),
                 Signal::LogCounters => tracing::info!(%connections, %counters, "counters"),
+                // Its options are all on the command line.
+                Signal::Reload => tracing::info!("SIGHUP ignored: restart to apply other options"),
             },
         }
     }

@@ -14,13 +14,16 @@ use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use anyhow::Context as _;
 use kwitness_api::text::escape;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How log lines are written.
@@ -47,17 +50,51 @@ impl FromStr for LogFormat {
 /// Lines that wait for standard error; most have some hundred bytes, and what others wrote into them is bounded.
 const QUEUE: usize = 4096;
 
-/// Writes what waits when it is dropped, unless that takes long.
+/// The log of this process. Writes what waits when it is dropped, unless that takes long.
 #[must_use = "the end of the log is lost without it"]
 #[derive(Debug)]
-pub struct Flush(#[expect(dead_code, reason = "flushes when dropped")] WorkerGuard);
+pub struct Log {
+    filter: LogFilter,
+    _flush: WorkerGuard,
+}
+
+impl Log {
+    /// What is logged.
+    pub fn filter(&self) -> LogFilter {
+        self.filter.clone()
+    }
+}
+
+/// What is logged. Clones change the same.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<Targets, Registry>);
+
+impl LogFilter {
+    /// The filter as a layer, and the handle that changes it.
+    fn new(level: &str) -> anyhow::Result<(reload::Layer<Targets, Registry>, Self)> {
+        let (layer, handle) = reload::Layer::new(parse(level)?);
+        Ok((layer, Self(handle)))
+    }
+
+    /// Logs by `level` from now on.
+    ///
+    /// # Errors
+    /// The level is none, and nothing has changed.
+    pub fn set(&self, level: &str) -> anyhow::Result<()> {
+        self.0.reload(parse(level)?).context("the log has ended")
+    }
+}
+
+fn parse(level: &str) -> anyhow::Result<Targets> {
+    filter(level).map_err(|error| anyhow::anyhow!("log level: {error}; expected {LEVELS}"))
+}
 
 /// Logs from now on.
 ///
 /// # Errors
 /// The level is none.
-pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Flush> {
-    let filter = filter(level).map_err(|error| anyhow::anyhow!("log level: {error}; expected {LEVELS}"))?;
+pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Log> {
+    let (layer, filter) = LogFilter::new(level)?;
     let (writer, guard) = lossy(io::stderr(), format, QUEUE);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
@@ -65,13 +102,13 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Flush> {
             io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
         )
         .with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(layer);
     match format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
         LogFormat::Text if is_journald() => registry.with(lines.fmt_fields(Escaped).without_time()).init(),
         LogFormat::Text => registry.with(lines.fmt_fields(Escaped)).init(),
     }
-    Ok(Flush(guard))
+    Ok(Log { filter, _flush: guard })
 }
 
 /// The message and the fields of a line as tracing writes them, escaped.
@@ -234,6 +271,28 @@ mod tests {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!text.trim_end_matches('\n').chars().any(char::is_control), "{text:?}");
         assert!(!text.contains('\u{202e}') && text.matches("/kubepods/").count() == 3, "{text:?}");
+    }
+
+    #[test]
+    fn the_level_can_be_changed() {
+        let open = Arc::new((Mutex::new(true), Condvar::new()));
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&written);
+        let gate = move || Gate { open: Arc::clone(&open), written: Arc::clone(&to) };
+        let lines = tracing_subscriber::fmt::layer().with_writer(gate);
+        let (layer, filter) = LogFilter::new("info").unwrap();
+        let logs_details = || {
+            tracing::debug!(target: "kwitness_agent", "a detail");
+            !std::mem::take(&mut *written.lock().unwrap()).is_empty()
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer).with(lines), || {
+            assert!(!logs_details());
+            filter.set("debug").unwrap();
+            assert!(logs_details());
+            assert!(filter.set("verbose").is_err() && logs_details(), "as before");
+            filter.set("warn").unwrap();
+            assert!(!logs_details());
+        });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT | the program stops; it is ended after [`STOP`] if it has not |
 //! | SIGUSR1 | the program's counters go to the log |
-//! | SIGHUP | a line in the log: there is nothing to reload, and the end of a login session must not end the program |
+//! | SIGHUP | the program reads its configuration again, if it can apply any of it; the end of a login session must not end it |
 //!
 //! A thread of its own waits for them, so that the end comes even while every worker of the runtime is stuck.
 
@@ -25,6 +25,8 @@ pub enum Signal {
     Stop,
     /// Log its counters.
     LogCounters,
+    /// Read the configuration again.
+    Reload,
 }
 
 /// The signals that come from now on.
@@ -43,7 +45,7 @@ impl Signals {
         let wait = move || {
             for signal in &mut signals {
                 match signal {
-                    SIGHUP => tracing::info!("SIGHUP ignored: restart to apply a new configuration"),
+                    SIGHUP => drop(to.send(Signal::Reload)),
                     SIGUSR1 => drop(to.send(Signal::LogCounters)),
                     _ => {
                         // It has no receiver when the program is ending already.
@@ -89,6 +91,7 @@ mod tests {
             let mut signals = Signals::handle().unwrap();
             println!("\nready");
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            assert_eq!(runtime.block_on(signals.next()), Signal::Reload);
             assert_eq!(runtime.block_on(signals.next()), Signal::LogCounters);
             println!("\ncounters");
             loop {

@@ -12,7 +12,10 @@ mod units;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kwitness_service::http::HttpAddress;
@@ -126,7 +129,7 @@ impl Config {
     /// All errors of all of them; a `file` that was named and cannot be read.
     pub fn load(file: Option<&Path>, flags: &[String]) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let text = match std::fs::read_to_string(path) {
+        let text = match read(path) {
             Ok(text) => Some(text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -166,6 +169,17 @@ impl Config {
         problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    // A FIFO in its place would keep the reader for ever.
+    let mut file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 type Given = BTreeMap<&'static str, (Origin, toml::Value)>;
@@ -341,5 +355,16 @@ qqq = 1
     fn a_named_file_must_exist() {
         let error = Config::load(Some(Path::new("/nonexistent/kwitness.toml")), &[]).unwrap_err().to_string();
         assert!(error.starts_with("cannot read the configuration /nonexistent/kwitness.toml: "), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_does_not_answer_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("config.toml");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        for path in [&*fifo, Path::new("/dev/zero"), directory.path()] {
+            let error = Config::load(Some(path), &[]).unwrap_err().to_string();
+            assert!(error.contains(": not a regular file; pass another"), "{error}");
+        }
     }
 }

@@ -348,7 +348,7 @@ pub const SETTINGS: &[Setting] = &[
         expects: kwitness_service::log::LEVELS,
         default: Some(r#""info""#),
         doc: "What is logged to standard error. A bare level is kwitness' own; the libraries below it log no more than \
-              warnings, unless a filter names them.",
+              warnings, unless a filter names them. SIGHUP applies a change to the running daemon.",
         apply: |config, value| {
             let filter = text(value)?;
             kwitness_service::log::filter(filter)?;

@@ -30,7 +30,7 @@ pub struct CriProxy {
 
 pub fn run(options: CriProxy, socket: Option<OsString>) -> anyhow::Result<Code> {
     let CriProxy { listen, runtime_endpoint, log_level, log_format } = options;
-    let _flush = log::start(&log_level, log_format)?;
+    let _log = log::start(&log_level, log_format)?;
     let daemon = connect::path(socket.unwrap_or_else(|| kwitness_api::DEFAULT_SOCKET.into()))?;
     let options = Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon };
     // One thread: a call costs less than waking another would.

@@ -9,6 +9,7 @@ use super::{setting, socket_setting};
 use crate::exit::Code;
 use kwitness_agent::config::Config;
 use kwitness_agent::daemon::Options;
+use kwitness_agent::reload::Reload;
 use kwitness_service::log;
 
 #[derive(Debug, clap::Args)]
@@ -45,15 +46,18 @@ pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     set.extend(socket_setting(socket)?);
     set.extend(runtime_endpoint.map(|endpoint| setting("runtime.endpoint", endpoint)));
     set.extend(log_level.map(|level| setting("log.level", level)));
-    let config = Config::load(config.as_deref(), &set)?;
-    let _flush = log::start(&config.log_filter, config.log_format)?;
+    let file = config;
+    let config = Config::load(file.as_deref(), &set)?;
+    let log = log::start(&config.log_filter, config.log_format)?;
+    let reload = Reload { file, flags: set, filter: log.filter() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(READERS)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(kwitness_agent::daemon::run(config, Options { record, unpin }));
+    let options = Options { record, unpin, reload };
+    let ended = runtime.block_on(kwitness_agent::daemon::run(config, options));
     // A read that is under way is nothing to wait for.
     runtime.shutdown_background();
     ended.map(|()| Code::Success)
