@@ -134,7 +134,12 @@ impl Node {
 
     /// Starts a pod.
     pub async fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
-        let cgroup = spec.cgroup(&self.root, self.driver);
+        self.run_pod_below(&self.root, spec).await
+    }
+
+    /// Starts a pod whose cgroup is below another one than the pods' own, which the caller removes afterwards.
+    pub async fn run_pod_below(&self, root: &str, spec: &PodSpec) -> Result<Pod> {
+        let cgroup = spec.cgroup(root, self.driver);
         let config = spec.config(&cgroup);
         let request = v1::RunPodSandboxRequest {
             config: Some(config.clone()),

@@ -47,6 +47,7 @@ fn main() -> Result<()> {
         start::containers_started_while_the_daemon_starts,
         start::a_restart_of_the_daemon,
         start::the_runtime_is_away,
+        start::containers_outside_of_all_roots,
         stream::a_watcher_resumes_where_it_was,
         stream::a_filter_passes_what_matches,
     ];

@@ -1,10 +1,12 @@
 //! What happens around the daemon's start, its end, and the runtime's.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::proto::{Basis, ContainerState, GapCause, State, event};
 use kwitness_tests::agent::{Agent, after, with_snapshot};
+use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::events::{End, Life, Seen, check_known, kind};
@@ -239,6 +241,51 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
             Ok(())
         })
         .await
+    })
+    .await
+}
+
+/// Pods outside of all roots, as with `cgroupsPerQOS: false`: nothing of them is seen, and daemon and doctor say so and what to set.
+/// With that setting they are seen.
+pub(crate) async fn containers_outside_of_all_roots(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    const NAME: &str = "containers_outside_roots";
+    let elsewhere = ctx.environment.cgroup("elsewhere");
+    ctx.with_node(combination.driver, async |node| {
+        let pod = node.run_pod_below(&elsewhere, &PodSpec::new("outside", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        let path = process::cgroup_path(node.pid(&id).await?)?;
+        let agent = Agent::start(&ctx.environment, &[]).await?;
+        let problem = wait_for("the problem to be named", LIMIT, async || {
+            let problems = agent.status().await?.problems;
+            Ok(problems.into_iter().find(|problem| problem.name == NAME))
+        })
+        .await?;
+        ensure!(problem.found.contains(&path), "{path} is not in: {}", problem.found);
+        wait_for("the log", LIMIT, async || Ok(agent.log()?.contains(NAME).then_some(()))).await?;
+        ensure!(agent.list().await?.containers.is_empty(), "something is tracked");
+        agent.stop()?;
+        let root = problem.remedy.split('"').nth(1).context("no root in the remedy")?;
+        ensure!(path.starts_with(root), "{root} does not begin {path}");
+        let mut doctor = Command::new(ctx.environment.kwitness());
+        doctor.args(["doctor", "--socket", "/run/kwitness-is-not-here.sock", "-o", "wide"]);
+        let doctor = doctor.output().context("run the doctor")?;
+        let text = String::from_utf8_lossy(&doctor.stdout);
+        ensure!(text.contains(&NAME.replace('_', " ")) && text.contains("kernel.roots"), "{text}");
+        ctx.with_agent(&[&format!("kernel.roots=[{root:?}]")], async |agent| {
+            wait_for("the container", LIMIT, async || {
+                Ok(find(&agent.list().await?.containers, &id).is_ok().then_some(()))
+            })
+            .await?;
+            let problems = agent.status().await?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })
+        .await?;
+        node.remove_pod(&pod).await?;
+        cgroup::remove_everywhere(&elsewhere)
     })
     .await
 }
