@@ -5,12 +5,13 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockopt, sockopt::PeerCredentials,
 };
@@ -117,14 +118,14 @@ impl Socket {
     }
 }
 
+fn stream_socket() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
+}
+
 /// Binds and listens. The mode is set before there is a file, so at no moment can more users connect than may.
 fn bind(path: &Path) -> nix::Result<UnixListener> {
-    let socket = nix::sys::socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
+    let socket = stream_socket()?;
     // Linux gives the file the mode of the socket.
     fchmod(&socket, Mode::from_bits_truncate(SOCKET_MODE))?;
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -167,29 +168,34 @@ fn take_over(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
     }
-    match UnixStream::connect(path) {
-        Ok(stream) => {
-            let holder = getsockopt(&stream, PeerCredentials)
-                .map_or_else(|_| "a process".to_owned(), |peer| format!("process {}", peer.pid()));
-            bail!(
-                "another instance is running: {holder} listens on {}; stop it, or listen on another path",
-                path.display()
-            )
+    let unknown = || format!("cannot find out whether another instance listens on {}", path.display());
+    let running = |holder: &str| {
+        let path = path.display();
+        anyhow!("another instance is running: {holder} listens on {path}; stop it, or listen on another path")
+    };
+    let socket = stream_socket().with_context(unknown)?;
+    let address = UnixAddr::new(path).with_context(unknown)?;
+    match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
+        Ok(()) => {
+            let peer = getsockopt(&socket, PeerCredentials);
+            Err(running(&peer.map_or_else(|_| "a process".to_owned(), |peer| format!("process {}", peer.pid()))))
         }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+        // It accepts none of those that wait: a hung one is not gone.
+        Err(Errno::EAGAIN) => Err(running("a process that does not accept connections")),
+        Err(Errno::ECONNREFUSED) => {
             tracing::info!(path = %path.display(), "taking over the socket of a process that is gone");
             fs::remove_file(path)
                 .with_context(|| format!("cannot remove the stale socket {}", path.display()))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| {
-            format!("cannot find out whether another instance listens on {}", path.display())
-        }),
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno).with_context(unknown),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn place() -> (tempfile::TempDir, PathBuf) {
@@ -253,11 +259,28 @@ mod tests {
     }
 
     #[test]
+    fn one_that_accepts_nothing_is_not_waited_for_and_left_alone() {
+        let (_directory, path) = place();
+        let hung = stream_socket().unwrap();
+        nix::sys::socket::bind(hung.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&hung, Backlog::new(0).unwrap()).unwrap();
+        // One has room to wait.
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let error = Socket::listen(&path).unwrap_err().to_string();
+        assert!(error.contains("another instance is running: a process that does not accept"), "{error}");
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_file_that_is_no_socket_is_left_alone() {
         let (_directory, path) = place();
         fs::write(&path, "precious").unwrap();
         assert!(Socket::listen(&path).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let fifo = path.with_extension("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        assert!(Socket::listen(&fifo).unwrap_err().to_string().contains("not a socket"));
+        assert!(fifo.exists());
     }
 
     #[test]

@@ -31,8 +31,8 @@ impl InstanceLock {
             .write(true)
             // Who may open the file may lock it, and keep every instance from starting.
             .mode(MODE)
-            // What a link points to would be overwritten.
-            .custom_flags(nix::libc::O_NOFOLLOW)
+            // What a link points to would be overwritten, and a FIFO never answers who has the lock.
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
             .open(path)
             // One that an earlier release made has another mode.
             .and_then(|file| file.set_permissions(Permissions::from_mode(MODE)).map(|()| file));
@@ -83,6 +83,16 @@ mod tests {
         std::os::unix::fs::symlink(&precious, &link).unwrap();
         InstanceLock::acquire(&link).unwrap_err();
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_fifo_does_not_make_the_second_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _first = InstanceLock::acquire(&path).unwrap();
+        let refusal = InstanceLock::acquire(&path).unwrap_err();
+        assert!(matches!(&refusal, ProbeError::AlreadyRunning { holder: None, .. }), "{refusal:?}");
     }
 
     #[test]
