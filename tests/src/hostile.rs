@@ -2,36 +2,29 @@
 //!
 //! Each attack is bounded in count and time and stops where the server closes the connection or takes no more.
 
+mod connection;
+
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The largest frame that every server takes.
-const FRAME: usize = 16_384;
-/// A server that takes nothing for so long has had enough.
-const PATIENCE: Duration = Duration::from_secs(2);
+use connection::{
+    CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, LULL, PATIENCE, PING, RST_STREAM,
+    SETTINGS, frame,
+};
 
-/// RFC 9113, section 6: types and flags of frames.
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
+/// The most bytes in a request to the daemon.
+const LARGEST: u32 = 512 << 10;
 
 /// A way to make a server keep memory; gives the connections, which are open still.
 type Attack = fn(&Path, &str) -> Result<Vec<Connection>>;
 
-/// All of them, by name.
-pub const ATTACKS: [(&str, Attack); 9] = [
+/// Those that need no body, by name.
+const ATTACKS: [(&str, Attack); 10] = [
     ("one request with 40,000 header names", many_names),
     ("20,000 requests, each reset at once", resets),
     ("a header block of 64 MB that does not end", endless_headers),
@@ -40,75 +33,36 @@ pub const ATTACKS: [(&str, Attack); 9] = [
     ("900 connections that say no more than the preface", idle),
     ("200,000 pings without reading", pings),
     ("200,000 settings without reading", settings),
-    ("as much data on 2,000 open requests as the windows allow", data),
+    ("900 connections that end in the middle of a frame", half_frames),
+    ("100,000 requests without reading an answer", unread_answers),
 ];
 
-/// A connection with its preface sent.
-#[derive(Debug)]
-pub struct Connection {
-    stream: UnixStream,
-}
+/// Those that fill the bodies of requests: what a server keeps of these depends on the method.
+const BODIES: [(&str, Attack); 3] = [
+    ("as much data on 2,000 open requests as the windows allow", garbage),
+    ("2,000 messages of 4 GiB by their own word", huge_messages),
+    ("2,000 messages of 512 KiB but for their last byte", unfinished_messages),
+];
 
-impl Connection {
-    fn open(socket: &Path) -> Result<Self> {
-        let stream =
-            UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
-        stream.set_write_timeout(Some(PATIENCE)).context("limit the time of writes")?;
-        stream.set_read_timeout(Some(PATIENCE)).context("limit the time of reads")?;
-        let mut connection = Self { stream };
-        connection.send(PREFACE)?;
-        connection.send(&frame(SETTINGS, 0, 0, &[]))?;
-        Ok(connection)
-    }
-
-    /// Whether the server took it.
-    fn send(&mut self, bytes: &[u8]) -> Result<bool> {
-        match self.stream.write_all(bytes) {
-            Ok(()) => Ok(true),
-            Err(error) if has_ended(error.kind()) => Ok(false),
-            Err(error) => Err(error).context("write to the server"),
-        }
-    }
-
-    /// Returns once the server has taken all that was sent, has closed the connection, or says nothing any more.
-    fn settle(&mut self) -> Result<()> {
-        const MARK: &[u8] = b"all sent";
-        if !self.send(&frame(PING, 0, 0, MARK))? {
-            return Ok(());
-        }
-        let answer = frame(PING, ACK, 0, MARK);
-        let (mut read, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(count) => read.extend_from_slice(&buffer[..count]),
-                Err(error) if has_ended(error.kind()) => return Ok(()),
-                Err(error) => return Err(error).context("read from the server"),
-            }
-            if read.windows(answer.len()).any(|bytes| bytes == answer) {
-                return Ok(());
-            }
-            let kept = read.len().saturating_sub(answer.len());
-            read.drain(..kept);
-        }
-    }
-}
-
-fn has_ended(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::WouldBlock | ErrorKind::TimedOut
-    )
-}
-
-/// Runs every attack at a server, each for itself; none may make the process larger than `max` bytes, and after each the server
-/// greets the next client.
+/// Runs every attack at a server, each for itself, with requests of that method; none may make the process larger than `max` bytes,
+/// and after each the server greets the next client.
 pub fn attack_all(socket: &Path, path: &str, pid: u32, max: u64) -> Result<()> {
-    for (name, attack) in ATTACKS {
+    attack_with(&ATTACKS, socket, path, pid, max)?;
+    attack_with_bodies(socket, path, pid, max)
+}
+
+/// The same with those only that fill requests.
+pub fn attack_with_bodies(socket: &Path, path: &str, pid: u32, max: u64) -> Result<()> {
+    attack_with(&BODIES, socket, path, pid, max)
+}
+
+fn attack_with(attacks: &[(&str, Attack)], socket: &Path, path: &str, pid: u32, max: u64) -> Result<()> {
+    for (name, attack) in attacks {
+        let name = format!("{name}, at {path}");
         forget_peak(pid)?;
-        let mut connections = attack(socket, path).with_context(|| name.to_owned())?;
+        let mut connections = attack(socket, path).with_context(|| name.clone())?;
         for connection in &mut connections {
-            connection.settle().with_context(|| name.to_owned())?;
+            connection.settle().with_context(|| name.clone())?;
         }
         let peak = peak(pid).with_context(|| format!("after {name}"))?;
         println!("{name}: {} MiB", peak >> 20);
@@ -155,10 +109,9 @@ impl Silent {
 /// That the server sends its settings to a client that comes now.
 fn greets(socket: &Path) -> Result<()> {
     let mut connection = Connection::open(socket)?;
-    let mut head = [0; 9];
-    connection.stream.set_read_timeout(Some(Duration::from_secs(60))).context("limit the time of reads")?;
-    connection.stream.read_exact(&mut head).context("the server does not greet")?;
-    ensure!(head[3] == SETTINGS, "the server greets with {head:?}");
+    connection.set_patience(Duration::from_secs(60))?;
+    let first = connection.receive()?.context("the server does not greet")?;
+    ensure!(first.kind == SETTINGS, "the server greets with {first:?}");
     Ok(())
 }
 
@@ -173,15 +126,6 @@ fn peak(pid: u32) -> Result<u64> {
 /// proc_pid_clear_refs(5).
 fn forget_peak(pid: u32) -> Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset the peak of the resident size")
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
-    let mut bytes = length[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
 }
 
 /// RFC 7541, section 6.2.2: a field with a new name that does not enter the table.
@@ -315,16 +259,31 @@ fn flood(socket: &Path, frame: &[u8]) -> Result<Vec<Connection>> {
     Ok(vec![connection])
 }
 
-fn data(socket: &Path, path: &str) -> Result<Vec<Connection>> {
-    let (block, part) = (request(path), vec![b'z'; FRAME]);
+/// The beginning of a frame, and nothing more: the rest of its head on every second connection, and half of its payload on the others.
+fn half_frames(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    let whole = [headers(1, &request(path)), frame(DATA, 0, 1, &vec![b'z'; FRAME])].concat();
+    let head = whole.len() - FRAME;
+    let parts = [&whole[..head - 4], &whole[..head + FRAME / 2]];
     let mut connections = Vec::new();
-    for _ in 0..20 {
+    for part in parts.into_iter().cycle().take(900) {
         let mut connection = Connection::open(socket)?;
-        let mut is_open = true;
-        for id in streams(100) {
-            is_open = is_open && connection.send(&headers(id, &block))?;
-            for _ in 0..15 {
-                is_open = is_open && connection.send(&frame(DATA, 0, id, &part))?;
+        connection.send(part)?;
+        connection.is_in_a_frame = true;
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
+/// Whole requests, each with an empty message: whatever the server answers, it cannot send.
+fn unread_answers(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    const EMPTY: [u8; 5] = [0; 5];
+    let block = request(path);
+    let mut connections = Vec::new();
+    for _ in 0..10 {
+        let mut connection = Connection::open(socket)?;
+        for id in streams(10_000) {
+            if !connection.send(&[headers(id, &block), frame(DATA, END_STREAM, id, &EMPTY)].concat())? {
+                break;
             }
         }
         connections.push(connection);
@@ -332,8 +291,45 @@ fn data(socket: &Path, path: &str) -> Result<Vec<Connection>> {
     Ok(connections)
 }
 
+fn garbage(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    bodies(socket, path, &[])
+}
+
+fn huge_messages(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    bodies(socket, path, &prefix(u32::MAX))
+}
+
+fn unfinished_messages(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    bodies(socket, path, &prefix(LARGEST))
+}
+
+/// What gRPC has before each message: that it is not compressed, and its length.
+fn prefix(length: u32) -> Vec<u8> {
+    [&[0], &length.to_be_bytes()[..]].concat()
+}
+
+/// Requests that do not end; the body of each begins with `beginning` and is as long as the windows allow, and one byte shorter than
+/// the largest message.
+fn bodies(socket: &Path, path: &str, beginning: &[u8]) -> Result<Vec<Connection>> {
+    let block = request(path);
+    let body = [beginning, &vec![b'z'; LARGEST as usize - 1]].concat();
+    let mut connections = Vec::new();
+    for _ in 0..20 {
+        let mut connection = Connection::open(socket)?;
+        connection.set_patience(LULL)?;
+        let mut is_open = true;
+        for id in streams(100) {
+            is_open = is_open && connection.send(&headers(id, &block))? && connection.send_data(id, &body)?;
+        }
+        connection.set_patience(PATIENCE)?;
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::connection::ACK;
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{self, Seen};
 use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::hostile::attack_all;
+use kwitness_tests::hostile::{attack_all, attack_with_bodies};
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
@@ -161,8 +161,14 @@ pub(crate) async fn too_many_watchers(ctx: &TestContext) -> Result<()> {
 /// Rings, programs and an empty journal take far less; what one client can add is bounded.
 pub(crate) async fn no_client_makes_the_daemon_too_large(ctx: &TestContext) -> Result<()> {
     const MAX: u64 = 256 << 20;
-    const PATH: &str = "/kwitness.v1alpha1.Kwitness/ReportCriRequests";
-    ctx.with_agent(&[], async |agent| attack_all(agent.socket(), PATH, agent.pid(), MAX)).await
+    const REPORT: &str = "/kwitness.v1alpha1.Kwitness/ReportCriRequests";
+    const VERIFY: &str = "/kwitness.v1alpha1.Kwitness/Verify";
+    ctx.with_agent(&[], async |agent| {
+        attack_all(agent.socket(), REPORT, agent.pid(), MAX)?;
+        // More of its calls may be active than of any other.
+        attack_with_bodies(agent.socket(), VERIFY, agent.pid(), MAX)
+    })
+    .await
 }
 
 pub(crate) async fn the_probes_log_when_enabled(ctx: &TestContext) -> Result<()> {
