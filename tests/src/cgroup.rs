@@ -1,15 +1,23 @@
 //! Cgroup trees: made, entered and removed, in every mounted hierarchy that a runtime puts containers into.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{OFlag, openat};
+use nix::libc;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// How long a cgroup may take to become empty once its processes are killed.
 const EMPTY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bytes of each name in a nest; a file's name may have 255.
+const NEST_NAME: usize = 250;
 
 /// A cgroup that a test made in the v2 hierarchy; removed, with all below it, when dropped.
 #[derive(Debug)]
@@ -46,6 +54,48 @@ impl Drop for TestCgroup {
         // A test that has failed already must not fail a second time for what it left behind.
         if let Err(error) = remove_tree(&self.directory) {
             eprintln!("leaving {} behind: {error:#}", self.directory.display());
+        }
+    }
+}
+
+/// Cgroups with long names in each other, as deep as no path reaches (`PATH_MAX`); removed when dropped.
+#[derive(Debug)]
+pub struct Nest {
+    /// The outermost, which was there before, and each one in it.
+    directories: Vec<OwnedFd>,
+    name: String,
+}
+
+impl Nest {
+    /// Makes it in that directory.
+    pub fn make(directory: &Path) -> Result<Self> {
+        let top = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+        let mut nest = Self { directories: vec![top.into()], name: "x".repeat(NEST_NAME) };
+        for level in 0..=libc::PATH_MAX as usize / NEST_NAME {
+            nest.deepen().with_context(|| format!("make level {level} of a nest"))?;
+        }
+        Ok(nest)
+    }
+
+    fn deepen(&mut self) -> Result<()> {
+        let innermost = self.directories.last().context("there is no outermost directory")?;
+        mkdirat(innermost, self.name.as_str(), Mode::S_IRWXU)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let deeper = openat(innermost, self.name.as_str(), flags, Mode::empty())?;
+        self.directories.push(deeper);
+        Ok(())
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        self.directories.pop();
+        while let Some(directory) = self.directories.pop() {
+            // A test that has failed already must not fail a second time for what it left behind.
+            if let Err(error) = unlinkat(directory, self.name.as_str(), UnlinkatFlags::RemoveDir) {
+                eprintln!("leaving a nest behind: {error}");
+                return;
+            }
         }
     }
 }

@@ -39,6 +39,11 @@ pub struct HandMade {
     cgroup: TestCgroup,
 }
 
+/// A container's id.
+pub fn new_id() -> Result<String> {
+    Ok(format!("{}{}", new_uid()?, new_uid()?).replace('-', ""))
+}
+
 impl Kubepods {
     /// Makes the cgroup in the v2 hierarchy.
     pub fn make(environment: &Environment) -> Result<Self> {
@@ -56,11 +61,14 @@ impl Kubepods {
 
     /// Makes a container's cgroup in that pod.
     pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
-        let pod_uid = pod_uid.to_owned();
-        let id = format!("{}{}", new_uid()?, new_uid()?).replace('-', "");
-        let path = format!("{PODS}/pod{pod_uid}/{id}");
-        let cgroup = TestCgroup::make(self.root.directory(), &path)?;
-        Ok(HandMade { id, pod_uid, cgroup })
+        let id = new_id()?;
+        self.container_at(&format!("{PODS}/pod{pod_uid}/{id}"), pod_uid, &id)
+    }
+
+    /// Makes the cgroup of a container at that path, which is to be read as that container of that pod.
+    pub fn container_at(&self, path: &str, pod_uid: &str, id: &str) -> Result<HandMade> {
+        let cgroup = TestCgroup::make(self.root.directory(), path)?;
+        Ok(HandMade { id: id.to_owned(), pod_uid: pod_uid.to_owned(), cgroup })
     }
 
     /// Gives its pods' cgroups these controllers ("+memory"), and so limits.

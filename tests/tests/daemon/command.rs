@@ -1,6 +1,7 @@
 //! Running the program and reading what it prints.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::{Agent, Watcher, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade::{HandMade, Kubepods};
+use nix::sched::{CloneFlags, unshare};
 
 /// A command that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -51,10 +53,30 @@ pub(crate) fn kwitness(ctx: &TestContext, arguments: impl IntoIterator<Item = im
 }
 
 /// Runs a command to its end.
-pub(crate) async fn run(mut command: Command) -> Result<Done> {
+pub(crate) async fn run(command: Command) -> Result<Done> {
+    run_by(command, |mut command| command.output()).await
+}
+
+/// The same in a pid namespace of its own.
+pub(crate) async fn run_in_pid_namespace(command: Command) -> Result<Done> {
+    run_by(command, |mut command| {
+        // A thread's children are in the namespace that it has unshared; this thread has no others.
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWPID)?;
+            command.output()
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+    .await
+}
+
+async fn run_by(
+    mut command: Command,
+    output: impl FnOnce(Command) -> io::Result<Output> + Send + 'static,
+) -> Result<Done> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let words = format!("{command:?}");
-    let running = tokio::task::spawn_blocking(move || command.output());
+    let running = tokio::task::spawn_blocking(move || output(command));
     let output =
         tokio::time::timeout(LIMIT, running).await.with_context(|| format!("{words} does not end"))?;
     let Output { status, stdout, stderr } = output?.with_context(|| format!("run {words}"))?;

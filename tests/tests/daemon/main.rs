@@ -2,6 +2,8 @@
 //! containers are made by hand.
 
 mod command;
+mod hostile;
+mod layouts;
 mod manners;
 mod metrics;
 mod outage;
@@ -44,10 +46,16 @@ fn main() -> Result<()> {
         manners::sighup_applies_the_log_level,
         manners::all_errors_in_the_configuration_are_reported_together,
         manners::without_root,
+        manners::another_pid_namespace_is_refused,
         manners::without_a_daemon,
         subtree::a_neighbouring_subtree_is_not_seen,
         subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
+        hostile::a_users_cgroup_is_no_container,
+        hostile::two_cgroups_with_one_containers_id_are_reported,
+        hostile::a_nest_keeps_it_from_nothing,
+        layouts::the_machine_of_kata_is_its_sandbox,
+        layouts::a_cluster_in_a_pod_is_of_its_container,
         metrics::metrics_and_probes,
         manners::too_many_watchers,
         manners::no_client_makes_the_daemon_too_large,

@@ -16,11 +16,11 @@ use kwitness_tests::pod::new_uid;
 use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
-use crate::command::{client, kwitness, run};
+use crate::command::{client, kwitness, run, run_in_pid_namespace};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// `nobody`.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 
 pub(crate) async fn the_socket_is_for_user_and_group(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
@@ -130,6 +130,24 @@ pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
         let mut command = kwitness(ctx, ["ps", "--socket"]);
         command.arg(agent.socket()).uid(NOBODY).gid(NOBODY);
         run(command).await?.check(77)?.check_says(&["permission denied", "root:root 0750", "sudo"])
+    })
+    .await
+}
+
+/// Pids in records are the host's: in another pid namespace the daemon starts only if it is told that this is accepted.
+pub(crate) async fn another_pid_namespace_is_refused(ctx: &TestContext) -> Result<()> {
+    ctx.with_agent(&[], async |agent| {
+        let daemon = |setting: &str| {
+            let mut command = kwitness(ctx, ["daemon", "--set", setting, "--socket"]);
+            command.arg(agent.socket());
+            run_in_pid_namespace(command)
+        };
+        let refused = daemon("kernel.pid_namespace=host").await?;
+        refused.check(1)?.check_says(&["pid namespace", "hostPID: true", "kernel.pid_namespace"])?;
+        ensure!(!refused.stderr.contains("another instance"), "it went on:\n{}", refused.stderr);
+        // It goes on, until it finds the first one.
+        let accepted = daemon("kernel.pid_namespace=any").await?;
+        accepted.check(1)?.check_says(&["pid namespace", "another instance"])
     })
     .await
 }
