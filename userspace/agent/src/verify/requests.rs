@@ -234,6 +234,22 @@ mod tests {
         assert_eq!(wanted(&requests, "b"), []);
     }
 
+    /// The kubelet's CPU manager sends these every ten seconds.
+    #[test]
+    fn a_thousand_requests_without_limits_change_only_the_last_one() {
+        let requests = Requests::default();
+        requests.report(update("a", 10, 8192, 512), NOW).unwrap();
+        let limits = wanted(&requests, "a");
+        assert_eq!(limits.len(), 2);
+        for received in (20..).step_by(10).take(1000) {
+            assert_eq!(requests.report(update("a", received, 0, 0), NOW).unwrap(), None);
+            assert_eq!(requests.last("a").unwrap().received, received);
+        }
+        assert_eq!(wanted(&requests, "a"), limits);
+        let known = requests.lock();
+        assert_eq!((known.of.len(), known.order.len(), known.evicted), (1, 1, 0));
+    }
+
     #[test]
     fn what_ended_is_forgotten_and_what_was_not_begun_is_waited_for() {
         let requests = Requests::default();

@@ -1,0 +1,128 @@
+//! How calls wait, and whose limits are judged.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::future::join_all;
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{Output, PodRef, QosClass};
+use kwitness_core::node::Node;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::RuntimeChoice;
+use crate::cri;
+use crate::engine::Request;
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_come_before_a_look_may_come_are_one() {
+    let container = |id: &str| VerdictScope::Container(ContainerId(id.into()));
+    let queue = JudgeQueue::default();
+    let mut changes = queue.changes();
+    let began = Instant::now();
+    let after = |milliseconds| began + Duration::from_millis(milliseconds);
+    queue.push(container("a"));
+    assert_eq!(changed(&mut changes, began, after(1000)).await, Some(vec![container("a")]));
+    assert_eq!(began.elapsed().as_millis(), PAUSE_MIN.as_millis(), "at once, if none came before");
+    let pushing = async {
+        for _ in 0..100 {
+            queue.push(container("a"));
+            queue.push(container("b"));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (all, ()) = tokio::join!(changed(&mut changes, after(500), after(1000)), pushing);
+    assert_eq!(all, Some(vec![container("a"), container("b")]));
+    assert_eq!(began.elapsed().as_millis(), 500);
+    assert_eq!(changed(&mut changes, after(5000), after(1000)).await, None, "nothing changes");
+    queue.push(container("a"));
+    assert_eq!(changed(&mut changes, after(5000), after(1000)).await, Some(vec![container("a")]));
+    assert!(Instant::now() < after(1100), "no longer than the call waits");
+    (0..1000).for_each(|number| queue.push(container(&number.to_string())));
+    assert_eq!(changed(&mut changes, began, after(2000)).await, Some(vec![VerdictScope::All]), "it lags");
+    queue.push(container("a"));
+    let many = async { (0..1000).for_each(|number| queue.push(container(&number.to_string()))) };
+    let (all, ()) = tokio::join!(changed(&mut changes, began, after(2000)), many);
+    assert_eq!(all, Some(vec![VerdictScope::All]), "likewise, once the first has come");
+}
+
+#[test]
+fn a_container_outside_of_pods_cgroups_is_of_the_runtimes_pod() {
+    let facts = RuntimeFacts {
+        runtime: None,
+        created_at: None,
+        container_type: ContainerType::App,
+        name: Some("main".into()),
+        pod_name: None,
+        pod_namespace: None,
+        pod_uid: Some(PodUid("of-runtime".into())),
+        image: None,
+        labels: BTreeMap::new(),
+    };
+    let outside = Subject {
+        cgroup_id: CgroupId(7),
+        cgroup_path: "/k8s.io/7".into(),
+        container_id: ContainerId("7".into()),
+        runtime: None,
+        pod: None,
+        facts: Some(Arc::new(facts)),
+    };
+    assert_eq!(pod_uid(&outside), Some(&PodUid("of-runtime".into())));
+    let pod = Some(PodRef { uid: PodUid("of-path".into()), qos: QosClass::Burstable });
+    assert_eq!(pod_uid(&Subject { pod, ..outside }), Some(&PodUid("of-path".into())));
+}
+
+/// The engine's part, one request after the other, each of which takes so long; gives how many there were.
+fn slow_engine(
+    takes: Duration,
+    mut requests: mpsc::Receiver<Request>,
+    subjects: Vec<Arc<Subject>>,
+) -> Arc<AtomicU32> {
+    let served = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&served);
+    tokio::spawn(async move {
+        let mut node = Node::new(Bounds::default());
+        while let Some(request) = requests.recv().await {
+            tokio::time::sleep(takes).await;
+            count.fetch_add(1, Ordering::Relaxed);
+            match request {
+                Request::Subjects(_, answer) => answer.send(subjects.clone()).unwrap(),
+                Request::Judge(evidence, answer) => {
+                    let judged = evidence.iter().map(|of| node.judge(of, &mut Output::default())).collect();
+                    answer.send(judged).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    served
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_calls_that_wait_take_a_tenth_of_the_engine_at_most() {
+    const CALLS: usize = 1000;
+    const TAKES: Duration = Duration::from_millis(1);
+    const WAIT: Duration = Duration::from_secs(120);
+    let tree = tempfile::tempdir().unwrap();
+    let subject = |number: u64| Subject {
+        cgroup_id: CgroupId(number),
+        cgroup_path: format!("/kubepods/{number}").into(),
+        container_id: ContainerId(number.to_string().into()),
+        runtime: None,
+        pod: None,
+        facts: None,
+    };
+    let (engine, requests) = Handle::new();
+    let served = slow_engine(TAKES, requests, (1..=10).map(|number| Arc::new(subject(number))).collect());
+    let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+    let (cgroups, queue) = (CgroupFs::at(tree.path()), JudgeQueue::default());
+    let verifier = Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned());
+    // It never comes: there is no such file.
+    let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None };
+    let filter = Filter::default();
+    let began = Instant::now();
+    let reports = join_all((0..CALLS).map(|_| verifier.verify(&filter, &wanted, WAIT))).await;
+    assert!(reports.iter().all(|report| !report.as_ref().unwrap().all_in_force()));
+    assert!(began.elapsed() >= WAIT, "they wait");
+    let busy = TAKES * served.load(Ordering::Relaxed);
+    assert!(busy <= began.elapsed() / 10, "{busy:?} of {:?}", began.elapsed());
+}
