@@ -53,14 +53,14 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 const SPARE: u32 = 1000;
 
 /// A container that executes a program every ten milliseconds; killed when dropped.
-struct Ticking {
+pub(crate) struct Ticking {
     child: Child,
-    cgroup: u64,
+    pub(crate) cgroup: u64,
     _container: HandMade,
 }
 
 impl Ticking {
-    fn start(kubepods: &Kubepods, ticks: u32) -> Result<Self> {
+    pub(crate) fn start(kubepods: &Kubepods, ticks: u32) -> Result<Self> {
         let container = kubepods.container()?;
         let child = container.start("/proc/self/exe", &["ticks", &(ticks + SPARE).to_string()])?;
         Ok(Self { child, cgroup: container.cgroup().id()?, _container: container })

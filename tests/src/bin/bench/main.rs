@@ -5,6 +5,7 @@
 //!
 //! The executable is also its own helpers, each a process of its own as in the field: the floors, the workloads.
 
+mod attacker;
 mod cri;
 mod floor;
 mod footprint;
@@ -81,6 +82,12 @@ enum Helper {
         /// The programs, each with how and where it is attached (`raw_tp:cgroup_mkdir:cgroup_mkdir`).
         hooks: Vec<String>,
     },
+    /// Does what a client that means harm may do.
+    #[command(hide = true)]
+    Attack {
+        /// Where kwitness serves.
+        socket: PathBuf,
+    },
     /// Answers health checks.
     #[command(hide = true)]
     Answer {
@@ -140,6 +147,7 @@ fn run() -> Result<()> {
             current_thread()?.block_on(proxy::forward(&socket, server))
         }
         Some(Helper::Attach { tree, hooks }) => start::floor(&tree, &hooks),
+        Some(Helper::Attack { socket }) => current_thread()?.block_on(attacker::attack(&socket)),
         Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
         Some(Helper::Ticks { left }) => workload::tick(left),
         Some(Helper::Writes { count }) => workload::writes(count),
@@ -162,6 +170,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     };
     if wanted("latency") {
         add(runtime.block_on(latency::measure(&environment)).context("measure latency")?);
+    }
+    if wanted("attacker") {
+        add(runtime.block_on(attacker::measure(&environment)).context("measure beside an attacker")?);
     }
     if wanted("overhead") {
         add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);

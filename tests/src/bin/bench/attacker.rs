@@ -1,0 +1,137 @@
+//! What a client that means harm costs another client: from the kernel's hook to a watcher, beside an attacker and without one.
+//!
+//! The attacker does what the daemon allows it: half of all watchers, which begin with the oldest event and read nothing; half of all
+//! `Verify` calls, which wait for what never comes; and lists, one every millisecond.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kwitness_api::proto;
+use kwitness_api::proto::kwitness_client::KwitnessClient;
+use kwitness_tests::agent::{Agent, boottime, connect, from_now};
+use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::events::kind;
+use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::process::{Managed, wait_for};
+use tokio::time::timeout;
+
+use crate::latency::Ticking;
+use crate::report::{Row, Target, quantile};
+
+/// Half of the defaults of `api.max_watchers` and `api.max_verify_calls`.
+const WATCHERS: usize = 32;
+const VERIFY_CALLS: usize = 512;
+const PAUSE: Duration = Duration::from_millis(1);
+/// What it prints once it has all of that.
+const ATTACKING: &str = "attacking";
+
+const TICKS: u32 = 500;
+const ROUNDS: usize = 7;
+const TICKS_IN_A_GUEST: u32 = 100;
+const ROUNDS_IN_A_GUEST: usize = 4;
+const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    let (rounds, ticks) = match environment.tier {
+        Tier::Host => (ROUNDS, TICKS),
+        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
+    };
+    let kubepods = Kubepods::make(environment)?;
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (attacked, delays) in [(false, &mut alone), (true, &mut beside)] {
+            let of_round = one_round(environment, &kubepods, ticks, attacked).await;
+            let of_round = of_round.with_context(|| format!("attacked: {attacked}"))?;
+            delays.push(quantile(&of_round, 0.99));
+        }
+    }
+    let ratios: Vec<_> = beside.iter().zip(&alone).map(|(beside, alone)| beside / alone).collect();
+    let note = format!(
+        "{:.0} us beside {WATCHERS} watchers that do not read, {VERIFY_CALLS} waiting calls and a list every ms; {:.0} us \
+         without; {rounds} rounds of {ticks} events",
+        quantile(&beside, 0.5) / 1e3,
+        quantile(&alone, 0.5) / 1e3
+    );
+    let name = "attacker: hook to a watcher beside one, p99";
+    Ok(vec![Row::of(name, &ratios, "x", Target::AtMost(3.0), note)])
+}
+
+/// From the hook to a watcher, in nanoseconds, of each event.
+async fn one_round(
+    environment: &Environment,
+    kubepods: &Kubepods,
+    ticks: u32,
+    attacked: bool,
+) -> Result<Vec<f64>> {
+    let agent = Agent::start(environment, &["log.level=warn"]).await?;
+    let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
+    let ticking = Ticking::start(kubepods, ticks)?;
+    let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
+    let mut attacker = None;
+    if attacked {
+        attacker = Some(start(agent.socket(), &directory.path().join("log")).await?);
+    }
+    let began = boottime();
+    let mut delays = Vec::new();
+    while delays.len() < ticks as usize {
+        let message = timeout(LIMIT, stream.message()).await.context("kwitness is silent")?;
+        let at = boottime();
+        for event in message.context("kwitness's stream")?.context("kwitness's stream ended")?.events {
+            let container = event.container.as_ref();
+            let is_own = container.is_some_and(|container| container.cgroup_id == ticking.cgroup);
+            if is_own && kind(&event) == "exec" && event.kernel_time > began {
+                delays.push(at.saturating_sub(event.kernel_time) as f64);
+            }
+        }
+    }
+    if let Some(attacker) = &mut attacker {
+        attacker.check_running()?;
+    }
+    drop((attacker, ticking, stream));
+    agent.stop()?;
+    Ok(delays)
+}
+
+/// Starts the attacker and waits until it attacks.
+async fn start(socket: &Path, log: &Path) -> Result<Managed> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("attack").arg(socket).stdin(Stdio::null());
+    let mut attacker = Managed::spawn("the attacker", command, log)?;
+    wait_for("the attack", LIMIT, async || {
+        attacker.check_running()?;
+        Ok(attacker.log()?.contains(ATTACKING).then_some(()))
+    })
+    .await?;
+    Ok(attacker)
+}
+
+/// Attacks until it is ended.
+pub(crate) async fn attack(socket: &Path) -> Result<()> {
+    let everything = proto::WatchRequest {
+        since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
+        ..proto::WatchRequest::default()
+    };
+    let mut unread = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut client = KwitnessClient::new(connect(socket).await?);
+        unread.push(client.watch(everything.clone()).await.context("call Watch")?);
+    }
+    let mut client = KwitnessClient::new(connect(socket).await?);
+    let never = proto::VerifyRequest {
+        wanted: Some(proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None }),
+        wait_ms: 600_000,
+        ..proto::VerifyRequest::default()
+    };
+    for _ in 0..VERIFY_CALLS {
+        let (mut client, request) = (client.clone(), never.clone());
+        // It ends with the process.
+        drop(tokio::spawn(async move { client.verify(request).await }));
+    }
+    println!("{ATTACKING}");
+    loop {
+        client.list(proto::ListRequest { filter: None }).await.context("call List")?;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
