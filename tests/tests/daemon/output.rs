@@ -342,6 +342,7 @@ pub(crate) async fn hostile_names_reach_no_terminal(ctx: &TestContext) -> Result
             "events --no-follow",
             "events --no-follow -o wide",
             "events --no-follow -o json",
+            "events --no-follow -o yaml",
             "timeline",
             "timeline -o json",
         ] {

@@ -73,12 +73,9 @@ impl Output {
     /// Writes a value in a format made for programs.
     pub fn value(&mut self, format: Format, value: &impl Serialize) -> anyhow::Result<()> {
         match format {
-            Format::Yaml => {
-                self.stream.write_all(b"---\n")?;
-                serde_yaml_ng::to_writer(&mut self.stream, value)?;
-            }
+            Format::Yaml => yaml(&mut self.stream, value)?,
             Format::Json | Format::Table | Format::Wide => {
-                json(&mut self.stream, value)?;
+                flow(&mut self.stream, value, Escapes::Json)?;
                 self.stream.write_all(b"\n")?;
             }
         }
@@ -97,29 +94,49 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "kwitness: {}", escape(text));
 }
 
-/// Writes JSON that may be seen on a terminal, too.
-fn json(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    let mut serializer = serde_json::Serializer::with_formatter(to, Printable);
+/// Writes a YAML document that may be seen on a terminal, too. The usual style leaves marks that cannot be seen as they are; the flow
+/// style, which JSON is as well, has an escape for each.
+fn yaml(to: &mut impl Write, value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_yaml_ng::to_string(value)?;
+    to.write_all(b"---\n")?;
+    if text.split('\n').all(|line| matches!(escape(line), Cow::Borrowed(_))) {
+        return Ok(to.write_all(text.as_bytes())?);
+    }
+    flow(to, value, Escapes::Yaml)?;
+    Ok(to.write_all(b"\n")?)
+}
+
+/// Writes a value in one line, with everything escaped in its strings that [`escape`] escapes: JSON itself asks for no more than C0.
+/// Parsers read the same text.
+fn flow(to: &mut impl Write, value: &impl Serialize, escapes: Escapes) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(to, escapes);
     value.serialize(&mut serializer).map_err(io::Error::from)
 }
 
-/// Escapes in strings what [`escape`] escapes: JSON itself asks for no more than C0. Parsers read the same text.
-struct Printable;
+/// How a string says a character that is not to be seen.
+#[derive(Clone, Copy, Debug)]
+enum Escapes {
+    /// In UTF-16: `\u202e`.
+    Json,
+    /// By its number, for YAML has no surrogates: `\U0000202e`.
+    Yaml,
+}
 
-impl serde_json::ser::Formatter for Printable {
+impl serde_json::ser::Formatter for Escapes {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
         if let Cow::Borrowed(plain) = escape(fragment) {
             return to.write_all(plain.as_bytes());
         }
         for character in fragment.chars() {
             let (mut bytes, mut units) = ([0; 4], [0; 2]);
-            match escape(character.encode_utf8(&mut bytes)) {
-                Cow::Borrowed(plain) => to.write_all(plain.as_bytes())?,
-                Cow::Owned(_) => {
+            match (escape(character.encode_utf8(&mut bytes)), *self) {
+                (Cow::Borrowed(plain), _) => to.write_all(plain.as_bytes())?,
+                (Cow::Owned(_), Self::Json) => {
                     for unit in character.encode_utf16(&mut units) {
                         write!(to, "\\u{unit:04x}")?;
                     }
                 }
+                (Cow::Owned(_), Self::Yaml) => write!(to, "\\U{:08x}", u32::from(character))?,
             }
         }
         Ok(())
@@ -130,14 +147,30 @@ impl serde_json::ser::Formatter for Printable {
 mod tests {
     use super::*;
 
+    const HOSTILE: &str = "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \\x01 \"größer\" 数据库 \u{1f980}";
+
     #[test]
     fn json_has_nothing_that_a_terminal_acts_on_and_reads_as_the_same() {
-        let text = "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \"größer\" 数据库 \u{1f980}";
         let mut written = Vec::new();
-        json(&mut written, &text).unwrap();
+        flow(&mut written, &HOSTILE, Escapes::Json).unwrap();
         let written = String::from_utf8(written).unwrap();
         assert!(matches!(escape(&written), Cow::Borrowed(_)), "{written}");
         assert!(written.contains("größer") && written.contains("数据库 \u{1f980}"), "{written}");
-        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), HOSTILE);
+    }
+
+    #[test]
+    fn yaml_has_nothing_that_a_terminal_acts_on_and_reads_as_the_same() {
+        // Each by itself, for YAML escapes some of them in its usual style, and with them all that is in the same text.
+        let texts = HOSTILE.split(' ').chain(["plain", HOSTILE, "a\u{202e}b", "\u{200b}"]);
+        for text in texts {
+            let value = std::collections::BTreeMap::from([("name", text)]);
+            let mut written = Vec::new();
+            yaml(&mut written, &value).unwrap();
+            let written = String::from_utf8(written).unwrap();
+            assert!(written.split('\n').all(|line| matches!(escape(line), Cow::Borrowed(_))), "{written:?}");
+            let read: std::collections::BTreeMap<String, String> = serde_yaml_ng::from_str(&written).unwrap();
+            assert_eq!(read["name"], text, "{written}");
+        }
     }
 }
