@@ -95,9 +95,12 @@ impl Clock {
         Timestamp::from_unix_nanos(at.saturating_add(offset))
     }
 
-    /// The kernel time of a wall clock's time; 0 for what was before the boot.
+    /// The kernel time at which the wall clock showed a time: the last such moment if it was set back since; when it was set, for a
+    /// time that it was set past; 0 for what was before the boot.
     pub fn kernel(self, time: Timestamp) -> KernelTime {
-        KernelTime(u64::try_from(time.to_unix_nanos().saturating_sub(self.step.offset)).unwrap_or(0))
+        let steps = STEPS.read().unwrap_or_else(PoisonError::into_inner);
+        let steps = if steps.is_empty() { std::slice::from_ref(&self.step) } else { &steps[..] };
+        kernel_at(steps, self.now, time.to_unix_nanos())
     }
 }
 
@@ -154,6 +157,29 @@ fn offset_at(steps: &[Step], at: KernelTime) -> i64 {
     steps.get(later.saturating_sub(1)).map_or(0, |step| step.offset)
 }
 
+/// See [`Clock::kernel`].
+fn kernel_at(steps: &[Step], now: KernelTime, wall: i64) -> KernelTime {
+    let nanos = |at: KernelTime| i64::try_from(at.0).unwrap_or(i64::MAX);
+    let by = |step: &Step| wall.saturating_sub(step.offset);
+    let mut until = nanos(now);
+    for (index, step) in steps.iter().enumerate().rev() {
+        let from = if index == 0 { 0 } else { nanos(step.from) };
+        if (from..=until).contains(&by(step)) {
+            return KernelTime(by(step).unsigned_abs());
+        }
+        until = from;
+    }
+    if let Some(last) = steps.last().filter(|last| by(last) > nanos(now)) {
+        // It is still to come.
+        return KernelTime(by(last).unsigned_abs());
+    }
+    let is_set_past = |pair: &&[Step]| {
+        let set = nanos(pair[1].from);
+        by(&pair[0]) >= set && by(&pair[1]) < set
+    };
+    steps.windows(2).rev().find(is_set_past).map_or(KernelTime(0), |pair| pair[1].from)
+}
+
 /// Both clocks exist on every kernel that runs the probes, and reading one fails for no other reason.
 fn nanos(id: ClockId) -> i64 {
     clock_gettime(id).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
@@ -194,5 +220,33 @@ mod tests {
         assert_eq!(offset_at(&steps, KernelTime(299)), 1_000_000);
         assert_eq!(offset_at(&steps, KernelTime(50)), 1_000_000, "the oldest that is known");
         assert_eq!(offset_at(&steps, KernelTime(300)), steps[1].offset);
+    }
+
+    #[test]
+    fn a_time_converts_by_the_step_in_which_it_was_shown() {
+        let step = |from, offset| Step { from: KernelTime(from), offset };
+        let now = KernelTime(900);
+        let at = |steps: &[Step], wall| kernel_at(steps, now, wall).0;
+        // It was one hour late, so to speak, until it was set at 300.
+        let forward = [step(100, 1_000), step(300, 5_000)];
+        assert_eq!(at(&forward, 1_250), 250, "a file that was written before");
+        assert_eq!(at(&forward, 5_310), 310);
+        assert_eq!(at(&forward, 4_000), 300, "no clock showed that");
+        assert_eq!(at(&forward, 6_000), 1_000, "it is still to come");
+        assert_eq!(at(&forward, 500), 0, "before the boot");
+        assert_eq!(at(&forward, 1_050), 50, "before the first that is known");
+        let back = [step(100, 5_000), step(300, 1_000)];
+        assert_eq!(at(&back, 5_250), 250);
+        assert_eq!(at(&back, 1_400), 400);
+        let twice = [step(100, 1_000), step(300, 1_100), step(500, 1_050)];
+        assert_eq!(at(&twice, 1_550), 500, "shown twice, at 450 and again");
+        assert_eq!(at(&twice, 1_350), 300, "set past");
+        for steps in [&forward[..], &back, &twice] {
+            for shown in [0, 99, 100, 299, 300, 301, 500, 900] {
+                let wall = i64::try_from(shown).unwrap() + offset_at(steps, KernelTime(shown));
+                let found = KernelTime(at(steps, wall));
+                assert_eq!(found.0 as i64 + offset_at(steps, found), wall, "{shown} {steps:?}");
+            }
+        }
     }
 }
