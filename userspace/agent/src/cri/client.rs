@@ -20,6 +20,8 @@ use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRe
 
 /// The largest answer that is accepted, the kubelet's own limit.
 pub const ANSWER_MAX: usize = 16 << 20;
+/// Bytes of the runtime's name, and of its version; those that exist have some ten.
+const WORD_MAX: usize = 128;
 
 /// `CONTAINER_RUNNING` of the CRI's `ContainerState`.
 const RUNNING: i32 = 1;
@@ -129,8 +131,8 @@ impl Connection {
         let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
         let version =
             call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
-        let cri::VersionResponse { runtime_name: name, runtime_version, .. } = version;
-        Ok(Self { client, channel, deadline, socket: socket.to_owned(), name, version: runtime_version })
+        let (name, version) = (word(version.runtime_name), word(version.runtime_version));
+        Ok(Self { client, channel, deadline, socket: socket.to_owned(), name, version })
     }
 
     /// For calls that are not made here.
@@ -261,6 +263,13 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
+/// A text of the runtime's about itself, which is kept and shown as long as it answers.
+fn word(bytes: Vec<u8>) -> String {
+    let mut text = text(bytes);
+    text.truncate(text.floor_char_boundary(WORD_MAX));
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
@@ -318,6 +327,15 @@ mod tests {
             (None, None),
             "unknown is not empty"
         );
+    }
+
+    #[test]
+    fn what_the_runtime_calls_itself_is_cut_and_need_not_be_utf8() {
+        let (runtime_name, runtime_version) = (b"c\xffri".into(), vec![b'9'; 1 << 20]);
+        let answer = cri::VersionResponse { runtime_name, runtime_version };
+        let answer = cri::VersionResponse::decode(&*answer.encode_to_vec()).unwrap();
+        assert_eq!(word(answer.runtime_name), "c\u{fffd}ri");
+        assert_eq!(word(answer.runtime_version).len(), WORD_MAX);
     }
 
     #[test]

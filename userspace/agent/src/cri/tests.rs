@@ -77,11 +77,7 @@ impl Drop for Serving {
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
-        let answer = VersionResponse {
-            runtime_name: "fake".into(),
-            runtime_version: "1.0".into(),
-            ..Default::default()
-        };
+        let answer = VersionResponse { runtime_name: "fake".into(), runtime_version: "1.0".into() };
         Ok(Response::new(answer))
     }
 
