@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use kwitness_core::journal::{Epoch, Position};
 use kwitness_core::model::{ContainerId, Judged, KernelTime, Observation, Subject};
-use prost::Message as _;
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -31,8 +31,9 @@ const WAIT_MAX_MS: u32 = 600_000;
 /// The longest that it watches usage.
 const PROVE_MAX_MS: u32 = 60_000;
 
-/// Bytes of the containers in one answer, encoded, at most: ten thousand with 3 KiB of labels each. More fails the call.
-const CONTAINERS_BYTES_MAX: usize = 32 << 20;
+/// Bytes of the containers or verdicts in one answer, encoded, at most: ten thousand containers with 3 KiB of labels each. More fails
+/// the call.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -93,7 +94,7 @@ impl Service {
         let clock = Clock::read();
         let wanted = snapshot.containers.iter().filter(|state| filter.wants_container(&state.subject));
         let containers = wanted.map(|state| convert::container_state(state, clock));
-        Ok((snapshot.position, bounded(containers, CONTAINERS_BYTES_MAX)?))
+        Ok((snapshot.position, bounded(containers, ANSWER_BYTES_MAX)?))
     }
 
     async fn start(&self, request: proto::WatchRequest, filter: Filter) -> Result<Watching, Status> {
@@ -222,7 +223,8 @@ impl Kwitness for Service {
                 .and_then(|subject| self.verifier.requests().last(&subject.container_id.0)),
         };
         Ok(Response::new(proto::VerifyResponse {
-            verdicts: verdicts.judged.iter().map(of).collect(),
+            // Each has its container with it, labels included.
+            verdicts: bounded(verdicts.judged.iter().map(of), ANSWER_BYTES_MAX)?,
             unavailable: verdicts.unavailable,
         }))
     }
@@ -297,22 +299,18 @@ fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
     Filter::try_from(filter.unwrap_or_default()).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// The containers of one answer, unless they take more bytes than that.
-fn bounded(
-    containers: impl Iterator<Item = proto::ContainerState>,
-    max: usize,
-) -> Result<Vec<proto::ContainerState>, Status> {
+/// The entries of one answer, unless they take more bytes than that.
+fn bounded<T: Message>(entries: impl Iterator<Item = T>, max: usize) -> Result<Vec<T>, Status> {
     let mut left = max;
-    let fits = |container: proto::ContainerState| {
-        left = left.checked_sub(container.encoded_len()).ok_or_else(|| {
+    let fits = |entry: T| {
+        left = left.checked_sub(entry.encoded_len()).ok_or_else(|| {
             Status::resource_exhausted(format!(
-                "the containers in this answer take more than {max} bytes: narrow it with `filter`, for example to \
-                 one namespace"
+                "this answer takes more than {max} bytes: narrow it with `filter`, for example to one namespace"
             ))
         })?;
-        Ok(container)
+        Ok(entry)
     };
-    containers.map(fits).collect()
+    entries.map(fits).collect()
 }
 
 /// The memory that this process has resident.
