@@ -651,10 +651,9 @@ impl<P: Probe> Engine<P> {
 
     /// What cannot be done at present.
     fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.node.problems();
-        problems.extend(self.outside.problems());
-        problems.extend(self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed));
-        problems
+        let unnamed = self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed);
+        // Those of the whole node first.
+        Problem::bounded(self.outside.problems().chain(unnamed).chain(self.node.problems()))
     }
 
     /// Logs what cannot be done and could be at the last look, and what can be done again.

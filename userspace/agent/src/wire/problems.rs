@@ -6,6 +6,9 @@ use kwitness_core::model::{ContainerId, Problem, UnreadableCgroup};
 
 use crate::probe::RootPattern;
 
+/// Of cgroups with one name, those that are named.
+const PATHS_SHOWN: usize = 4;
+
 /// In the API's shape.
 pub fn problem(problem: &Problem) -> proto::Problem {
     match problem {
@@ -62,14 +65,23 @@ pub fn problem(problem: &Problem) -> proto::Problem {
             remedy: "find out who made the cgroup: a runtime makes none of another pod".to_owned(),
         },
         Problem::Ambiguous { container, paths } => {
-            let paths: Vec<_> = paths.iter().map(|path| shortened(path)).collect();
+            let shown: Vec<_> = paths.iter().take(PATHS_SHOWN).map(|path| shortened(path)).collect();
             proto::Problem {
                 name: "ambiguous_container".to_owned(),
-                found: format!("several cgroups are named as container {container}: {}", paths.join(", ")),
+                found: format!(
+                    "{} cgroups are named as container {container}, such as {}",
+                    paths.len(),
+                    shown.join(", ")
+                ),
                 remedy: "find out who made them: a runtime makes one; the names are given to that of the container's pod only"
                     .to_owned(),
             }
         }
+        Problem::More { count } => proto::Problem {
+            name: "more_problems".to_owned(),
+            found: format!("there are {count} more problems than are listed"),
+            remedy: "solve those that are listed first".to_owned(),
+        },
         Problem::Full => proto::Problem {
             name: "too_many_cgroups".to_owned(),
             found: "there are more cgroups than are tracked: containers among them are not seen".to_owned(),

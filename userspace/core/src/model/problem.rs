@@ -46,7 +46,15 @@ pub enum Problem {
         /// The cgroups' paths, sorted.
         paths: Vec<Arc<str>>,
     },
+    /// There are more problems than are named one by one.
+    More {
+        /// How many more.
+        count: usize,
+    },
 }
+
+/// Problems that are named one by one: whoever may make cgroups, or answers for the runtime, may make one of each container.
+const NAMED: usize = 64;
 
 impl Problem {
     /// That these containers, with their cgroups' paths, are outside of all roots; none: there are none.
@@ -59,11 +67,35 @@ impl Problem {
         })
     }
 
+    /// The first of them, and how many more there are.
+    pub fn bounded(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut all = all.into_iter();
+        let mut named: Vec<_> = all.by_ref().take(NAMED).collect();
+        let count = all.count();
+        named.extend((count > 0).then_some(Self::More { count }));
+        named
+    }
+
     /// Whether the other one is this problem, perhaps with more or less of it.
     pub fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::OutsideRoots { .. }, Self::OutsideRoots { .. }) => true,
+            (Self::OutsideRoots { .. }, Self::OutsideRoots { .. })
+            | (Self::More { .. }, Self::More { .. }) => true,
             _ => self == other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_bounded_and_the_others_counted() {
+        let many = |count| std::iter::repeat_n(Problem::Full, count);
+        assert_eq!(Problem::bounded(many(NAMED)), vec![Problem::Full; NAMED]);
+        let bounded = Problem::bounded(many(100_000));
+        assert_eq!((bounded.len(), bounded.last()), (NAMED + 1, Some(&Problem::More { count: 100_000 - NAMED })));
+        assert!(bounded[NAMED].is_same_as(&Problem::More { count: 1 }));
     }
 }
