@@ -95,7 +95,8 @@ mod tests {
         let many = |count| std::iter::repeat_n(Problem::Full, count);
         assert_eq!(Problem::bounded(many(NAMED)), vec![Problem::Full; NAMED]);
         let bounded = Problem::bounded(many(100_000));
-        assert_eq!((bounded.len(), bounded.last()), (NAMED + 1, Some(&Problem::More { count: 100_000 - NAMED })));
+        let more = Problem::More { count: 100_000 - NAMED };
+        assert_eq!((bounded.len(), bounded.last()), (NAMED + 1, Some(&more)));
         assert!(bounded[NAMED].is_same_as(&Problem::More { count: 1 }));
     }
 }
