@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  request ──▶ the kind by its path ──┬── room: served; the place is held until the response body is gone, and so
-//!                                     │         are the bytes of the request (request_bytes)
+//!                                     │         are the bytes of the request (byte_budget)
 //!                                     └── none: RESOURCE_EXHAUSTED, which names the setting
 //! ```
 //!
@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tower::Layer;
 
-use super::request_bytes::{Charge, RequestBytes};
+use super::byte_budget::{ByteBudget, Charge, Metered};
 use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
 use kwitness_service::ConnectionId;
@@ -52,11 +52,15 @@ const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
     }
 }
 
+/// Bytes of a response that the HTTP/2 server gets at a time: it keeps what it has got until the client reads it.
+const PIECE: usize = 64 << 10;
+
 /// The table. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Admission {
     slots: Arc<[Slot; Call::ALL.len()]>,
-    bytes: RequestBytes,
+    requests: ByteBudget,
+    answers: ByteBudget,
 }
 
 #[derive(Debug)]
@@ -76,7 +80,11 @@ impl Admission {
             free: Arc::new(Semaphore::new(max.get(call) as usize)),
             refused: AtomicU64::new(0),
         });
-        Self { slots: Arc::new(slots), bytes: RequestBytes::default() }
+        Self {
+            slots: Arc::new(slots),
+            requests: ByteBudget::of_requests(),
+            answers: ByteBudget::of_answers(),
+        }
     }
 
     /// How many calls of a kind are active.
@@ -99,9 +107,12 @@ impl Admission {
         self.slots.iter().map(limit).collect()
     }
 
-    /// Requests that were refused because those of active calls had too many bytes.
-    pub fn bytes_refused(&self) -> u64 {
-        self.bytes.refused()
+    /// What was refused because requests, or unread answers, of active calls had too many bytes; by the counter's name.
+    pub fn bytes_refused(&self) -> [(&'static str, u64); 2] {
+        [
+            ("request_bytes_refused", self.requests.refused()),
+            ("answer_bytes_refused", self.answers.refused()),
+        ]
     }
 
     fn slot(&self, path: &str) -> &Slot {
@@ -163,21 +174,38 @@ where
             Ok(permit) => {
                 let (head, body) = request.into_parts();
                 let connection = head.extensions.get::<ConnectionId>().copied().unwrap_or_default();
-                let (body, charge) = self.admission.bytes.meter(connection, body);
+                let (body, request) = Metered::wrap(body, self.admission.requests.open(connection));
+                let unread = self.admission.answers.open(connection);
                 let response = self.inner.call(http::Request::from_parts(head, body));
-                Either::Right(Box::pin(async move {
-                    Ok(response.await?.map(|body| Body::new(Held { body, _permit: permit, _charge: charge })))
-                }))
+                let held = |body| {
+                    let rest = Bytes::new();
+                    Held { body, rest, unread, _permit: permit, _request: request }
+                };
+                Either::Right(Box::pin(async move { Ok(response.await?.map(|body| Body::new(held(body)))) }))
             }
         }
     }
 }
 
-/// A response body that holds a place in the table, and its request's bytes.
+/// A response body that holds a place in the table, and its request's bytes. What is large in it is handed out in pieces, as the client
+/// reads them: what it has not read is charged to its connection.
 struct Held {
     body: Body,
+    /// Of the frame that is being handed out.
+    rest: Bytes,
+    unread: Charge,
     _permit: OwnedSemaphorePermit,
-    _charge: Arc<Charge>,
+    _request: Arc<Charge>,
+}
+
+impl Held {
+    /// Ends the response because there is no room for what comes next.
+    fn refuse(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.body = Body::empty();
+        let mut trailers = http::HeaderMap::new();
+        let added = status.add_header(&mut trailers);
+        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
+    }
 }
 
 impl http_body::Body for Held {
@@ -188,15 +216,33 @@ impl http_body::Body for Held {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        if self.rest.is_empty() {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.len() > PIECE => {
+                        if let Err(status) = self.unread.add(data.len()) {
+                            return self.refuse(&status);
+                        }
+                        self.rest = data;
+                    }
+                    Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                ended => return Poll::Ready(ended),
+            }
+        }
+        let length = self.rest.len().min(PIECE);
+        let piece = self.rest.split_to(length);
+        self.unread.give_back(length);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if self.rest.is_empty() { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 
@@ -204,6 +250,8 @@ impl http_body::Body for Held {
 mod tests {
     use std::convert::Infallible;
 
+    use http_body::Body as _;
+    use http_body_util::BodyExt as _;
     use tonic::Code;
     use tower::{ServiceExt as _, service_fn};
 
@@ -242,5 +290,34 @@ mod tests {
         let _other = call(&served, "/x").await;
         let refused = call(&served, "/y").await;
         assert!(Status::from_header_map(refused.headers()).is_some(), "all others together");
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_in_pieces_and_unread_ones_are_bounded_by_connection() {
+        const LENGTH: usize = 30 << 20;
+        let admission = Admission::new(MaxCalls::all(1000));
+        let served = admission.layer(service_fn(async |_: http::Request<Body>| {
+            let body = http_body_util::Full::new(Bytes::from(vec![7; LENGTH]));
+            Ok::<_, Infallible>(http::Response::new(Body::new(body)))
+        }));
+        let begin = async |connection| {
+            let mut request = http::Request::new(Body::empty());
+            request.extensions_mut().insert(ConnectionId(connection));
+            let mut body = served.clone().oneshot(request).await.unwrap().into_body();
+            let first = body.frame().await.unwrap().unwrap();
+            (first, body)
+        };
+        let (first, one) = begin(1).await;
+        assert_eq!(first.into_data().unwrap().len(), PIECE);
+        let (refused, ended) = begin(1).await;
+        let refused = Status::from_header_map(refused.trailers_ref().unwrap()).unwrap();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(ended.is_end_stream());
+        let (_, other) = begin(2).await;
+        assert_eq!(admission.bytes_refused(), [("request_bytes_refused", 0), ("answer_bytes_refused", 1)]);
+        let rest = one.collect().await.unwrap().to_bytes();
+        assert!(rest.len() == LENGTH - PIECE && rest.iter().all(|byte| *byte == 7));
+        drop(other);
+        assert!(begin(1).await.0.is_data(), "what was read is given back");
     }
 }

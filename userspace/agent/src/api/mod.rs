@@ -4,7 +4,7 @@
 //! engine give them; never changes anything.
 
 mod admission;
-mod request_bytes;
+mod byte_budget;
 mod service;
 #[expect(
     clippy::allow_attributes,

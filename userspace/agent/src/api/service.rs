@@ -267,7 +267,7 @@ impl Kwitness for Service {
         let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
-        counters.insert("request_bytes_refused".to_owned(), self.admission.bytes_refused());
+        counters.extend(self.admission.bytes_refused().map(|(name, count)| (name.to_owned(), count)));
         counters.extend(self.verifier.requests().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
         Ok(Response::new(proto::StatusResponse {
@@ -305,7 +305,8 @@ fn bounded<T: Message>(entries: impl Iterator<Item = T>, max: usize) -> Result<V
     let fits = |entry: T| {
         left = left.checked_sub(entry.encoded_len()).ok_or_else(|| {
             Status::resource_exhausted(format!(
-                "this answer takes more than {max} bytes: narrow it with `filter`, for example to one namespace"
+                "this answer takes more than {max} bytes: narrow it with `filter`, for example to one \
+                 namespace"
             ))
         })?;
         Ok(entry)
