@@ -133,3 +133,84 @@ impl std::fmt::Debug for RuntimeLimits {
         f.debug_struct("RuntimeLimits").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+    use kwitness_cri::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+    use kwitness_cri::runtime::{
+        ContainerStatusRequest, ContainerStatusResponse, ListContainersRequest, ListContainersResponse,
+        ListPodSandboxRequest, ListPodSandboxResponse, VersionRequest, VersionResponse,
+    };
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::config::RuntimeChoice;
+    use crate::cri;
+
+    /// A runtime that says what it is and hangs when it is asked about a container; counts these questions.
+    #[derive(Clone, Default)]
+    struct Hung(Arc<AtomicUsize>);
+
+    #[tonic::async_trait]
+    impl RuntimeService for Hung {
+        async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+            Ok(Response::new(VersionResponse::default()))
+        }
+
+        async fn list_pod_sandbox(
+            &self,
+            _: Request<ListPodSandboxRequest>,
+        ) -> Result<Response<ListPodSandboxResponse>, Status> {
+            Ok(Response::new(ListPodSandboxResponse::default()))
+        }
+
+        async fn list_containers(
+            &self,
+            _: Request<ListContainersRequest>,
+        ) -> Result<Response<ListContainersResponse>, Status> {
+            Ok(Response::new(ListContainersResponse::default()))
+        }
+
+        async fn container_status(
+            &self,
+            _: Request<ContainerStatusRequest>,
+        ) -> Result<Response<ContainerStatusResponse>, Status> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_hangs_is_waited_for_once_by_all_calls_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("cri.sock");
+        let connections = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        let hung = Hung::default();
+        let service = RuntimeServiceServer::new(hung.clone());
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections));
+        let (answer, _answers) = mpsc::channel(1);
+        let (resolver, work) = cri::start(RuntimeChoice::Socket(socket), answer);
+        tokio::spawn(work);
+        while resolver.connection().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let limits = RuntimeLimits::new(resolver);
+        let containers =
+            || (0..100).map(|number: u32| ContainerId(number.to_string().into())).collect::<Vec<_>>();
+        tokio::time::pause();
+        let began = Instant::now();
+        let all = join_all((0..6).map(|_| limits.of(containers(), Duration::from_secs(1)))).await;
+        assert!(all.iter().all(|(found, failure)| found.is_empty() && failure.is_some()));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(9), "more than one deadline: {took:?}");
+        assert!(hung.0.load(Ordering::Relaxed) <= AT_ONCE);
+        assert!(limits.of(containers(), Duration::ZERO).await.1.is_some());
+        assert_eq!(began.elapsed(), took, "the failure stands for whoever calls next");
+    }
+}
