@@ -521,6 +521,29 @@ mod verdicts {
     }
 
     #[test]
+    fn a_weight_that_another_file_has_changed_is_reverted_by_its_writer() {
+        let weighs = |weight| {
+            let Observation::Evidence(mut evidence) = evidence(0, 1_000) else { unreachable!() };
+            evidence.resource = Resource::CpuWeight;
+            evidence.desired[0].wanted = Wanted::Shares(1024);
+            evidence.levels[0].reading = Reading::Is(Value::Number(weight));
+            Observation::Evidence(evidence)
+        };
+        for file in Resource::CpuWeight.other_writers() {
+            let mut fixture = Fixture::new();
+            let mut all = VerdictTracker::default();
+            assert_eq!(verdicts(&mut fixture, &mut all, &weighs(39)), [Verdict::InForce]);
+            fixture.write(*file, "1");
+            let reverted = verdicts(&mut fixture, &mut all, &weighs(0));
+            assert!(
+                matches!(&reverted[..], [Verdict::Reverted { writer: Some(writer) }] if &*writer.comm == "runc"),
+                "{file:?}: {reverted:?}"
+            );
+            assert_eq!(Resource::changed_by(*file), Some(Resource::CpuWeight), "it is judged anew at once");
+        }
+    }
+
+    #[test]
     fn a_file_that_no_level_has_is_no_news_of_a_container() {
         let mut fixture = Fixture::new();
         let mut all = VerdictTracker::default();
