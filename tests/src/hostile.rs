@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use connection::{
-    CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, LULL, PATIENCE, PING, RST_STREAM,
-    SETTINGS, frame,
+    CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, LULL, PATIENCE, PING,
+    RST_STREAM, SETTINGS, frame,
 };
 
 /// The most bytes in a request to the daemon.

@@ -58,7 +58,8 @@ pub(crate) async fn a_users_cgroup_is_no_container(ctx: &TestContext) -> Result<
     let mut agent = Agent::start(&ctx.environment, &[]).await?;
     let mut watcher = agent.watch(from_now()).await?;
     as_user(&["mkdir", "-p"], &fake)?;
-    let mut inside = Command::new("/usr/bin/busybox").args(["sleep", "1000"]).spawn().context("start sleep")?;
+    let mut inside =
+        Command::new("/usr/bin/busybox").args(["sleep", "1000"]).spawn().context("start sleep")?;
     let entered = cgroup::enter(&fake, inside.id());
     inside.kill().context("kill sleep")?;
     inside.wait().context("wait for sleep")?;
@@ -136,7 +137,8 @@ pub(crate) async fn a_nest_keeps_it_from_nothing(ctx: &TestContext) -> Result<()
         ensure!(listed(agent).await? == [before.cgroup().id()?], "the first scan is not right");
         let mut watcher = agent.watch(from_now()).await?;
         let paused = agent.pause()?;
-        let containers: Vec<HandMade> = (0..CONTAINERS).map(|_| kubepods.container()).collect::<Result<_>>()?;
+        let containers: Vec<HandMade> =
+            (0..CONTAINERS).map(|_| kubepods.container()).collect::<Result<_>>()?;
         drop(paused);
         watcher
             .wait_until("the repair", |seen| {

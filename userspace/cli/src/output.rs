@@ -147,7 +147,8 @@ impl serde_json::ser::Formatter for Escapes {
 mod tests {
     use super::*;
 
-    const HOSTILE: &str = "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \\x01 \"größer\" 数据库 \u{1f980}";
+    const HOSTILE: &str =
+        "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \\x01 \"größer\" 数据库 \u{1f980}";
 
     #[test]
     fn json_has_nothing_that_a_terminal_acts_on_and_reads_as_the_same() {

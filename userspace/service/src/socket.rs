@@ -178,7 +178,9 @@ fn take_over(path: &Path) -> anyhow::Result<()> {
     match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
         Ok(()) => {
             let peer = getsockopt(&socket, PeerCredentials);
-            Err(running(&peer.map_or_else(|_| "a process".to_owned(), |peer| format!("process {}", peer.pid()))))
+            Err(running(
+                &peer.map_or_else(|_| "a process".to_owned(), |peer| format!("process {}", peer.pid())),
+            ))
         }
         // It accepts none of those that wait: a hung one is not gone.
         Err(Errno::EAGAIN) => Err(running("a process that does not accept connections")),

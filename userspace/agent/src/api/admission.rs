@@ -109,10 +109,7 @@ impl Admission {
 
     /// What was refused because requests, or unread answers, of active calls had too many bytes; by the counter's name.
     pub fn bytes_refused(&self) -> [(&'static str, u64); 2] {
-        [
-            ("request_bytes_refused", self.requests.refused()),
-            ("answer_bytes_refused", self.answers.refused()),
-        ]
+        [("request_bytes_refused", self.requests.refused()), ("answer_bytes_refused", self.answers.refused())]
     }
 
     fn slot(&self, path: &str) -> &Slot {

@@ -37,7 +37,7 @@ use std::{
     ffi::{CString, OsStr},
     fmt,
     fs::{self, DirBuilder, File},
-    hash::{Hash as _, Hasher as _},
+    hash::{Hash as _, Hasher},
     io,
     os::{
         fd::{FromRawFd as _, OwnedFd, RawFd},

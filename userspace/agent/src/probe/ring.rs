@@ -96,7 +96,7 @@ struct Source {
 }
 
 /// The programs of this process, while those of another layout are read on.
-struct Next {
+struct Successor {
     source: Source,
     old: Old,
     overlap: Overlap,
@@ -106,7 +106,7 @@ struct Next {
 pub struct Running {
     /// What is read.
     source: Source,
-    next: Option<Next>,
+    next: Option<Successor>,
     /// How far the rings had been written that were read from the handover on.
     handed_over: Option<[u64; RINGS.len()]>,
     tracker: Tracker,
@@ -152,7 +152,8 @@ impl Source {
     /// The statistics of each attached program, and the name of the capability that it serves.
     fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
         let programs = self.programs.iter();
-        programs.map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
+        programs
+            .map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
     }
 }
 
@@ -167,7 +168,7 @@ impl Running {
             None => (source, None),
             Some((OldPrograms { old, programs }, overlap)) => {
                 let read = Source::new(|name| handover::map(old.paths(), name), programs)?;
-                (read, Some(Next { source, old, overlap }))
+                (read, Some(Successor { source, old, overlap }))
             }
         };
         Ok(Self {
@@ -269,7 +270,7 @@ impl Running {
     /// From now on, the new programs are read, from their first record on; the old ones are removed. Without old ones, nothing
     /// happens.
     pub fn hand_over(&mut self) {
-        let Some(Next { source, old, .. }) = self.next.take() else { return };
+        let Some(Successor { source, old, .. }) = self.next.take() else { return };
         self.handed_over = Some(source.produced());
         self.source = source;
         // In this order: a crash in between leaves two sets that are whole, and the next daemon adopts the one that is its own.

@@ -193,7 +193,9 @@ mod tests {
         let connections = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
         let hung = Hung::default();
         let service = RuntimeServiceServer::new(hung.clone());
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections));
+        tokio::spawn(
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections),
+        );
         let (answer, _answers) = mpsc::channel(1);
         let (resolver, work) = cri::start(RuntimeChoice::Socket(socket), answer);
         tokio::spawn(work);
