@@ -95,3 +95,47 @@ async fn what_it_listens_on_must_not_be_what_it_calls() {
         assert!(said.contains("the proxy would listen on the "), "{said}");
     }
 }
+
+#[tokio::test]
+async fn metrics_are_served_and_an_address_that_is_taken_keeps_no_kubelet_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, http) = (directory.path().join("cri.sock"), directory.path().join("http.sock"));
+    let start = || {
+        let child = Command::new(env!("CARGO_BIN_EXE_kwitness"))
+            .args(["cri-proxy", "--runtime-endpoint", "/no-runtime.sock", "--listen"])
+            .arg(&socket)
+            .arg(format!("--http-listen=unix://{}", http.display()))
+            .spawn();
+        Proxy(child.unwrap())
+    };
+    let _taken = UnixListener::bind(&http).unwrap();
+    for is_taken in [true, false] {
+        let proxy = start();
+        let began = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::yield_now();
+        }
+        assert_eq!(version(&mut connect(&socket).await).await.code(), Code::Unavailable);
+        if is_taken {
+            assert!(proxy.stop());
+            std::fs::remove_file(&http).unwrap();
+            continue;
+        }
+        let text = get(&http, "/metrics");
+        assert!(text.contains("\nkwitness_cri_proxy_runtime_up 0\n"), "{text}");
+        assert!(text.contains("\nkwitness_cri_proxy_calls_failed_total{reason=\"unavailable\"} 1\n"), "{text}");
+        assert!(get(&http, "/readyz").ends_with("ok: serving\n"));
+        assert!(proxy.stop());
+        assert!(!http.exists(), "the proxy left its HTTP socket behind");
+    }
+}
+
+fn get(socket: &Path, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}

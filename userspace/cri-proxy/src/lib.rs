@@ -22,6 +22,7 @@ mod frontend;
 mod fuzz;
 mod limits;
 mod listen;
+mod metrics;
 mod requests;
 mod runtime;
 #[cfg(test)]
@@ -36,13 +37,17 @@ use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
+pub use metrics::CATALOG;
 pub use runtime::RuntimeSocket;
 
 use budget::Budget;
 use events::Timing;
 use frontend::Frontend;
+use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::memory::CountingAllocator;
+use kwitness_service::program::Program;
 use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
+use metrics::{Metrics, Sources};
 use runtime::Runtime;
 
 // What clients cost is measured.
@@ -61,6 +66,8 @@ pub struct Options {
     pub runtime: RuntimeSocket,
     /// Where the daemon listens.
     pub daemon: PathBuf,
+    /// Where metrics and probes are served, if anywhere.
+    pub http: Option<HttpAddress>,
 }
 
 /// Serves until SIGTERM or SIGINT. SIGUSR1 writes the counters to the log.
@@ -71,7 +78,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     check(&options)?;
     // Until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
-    let Options { listen, runtime, daemon } = options;
+    let Options { listen, runtime, daemon, http } = options;
     // Each connection needs another one to the runtime.
     let limits = Limits::for_descriptors(descriptors::raise_limit(), 2);
     let listener = Listener::new(listen::listen(&listen)?, limits)?;
@@ -83,9 +90,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::default());
     let budget = Budget::new(limits::CLIENTS_MEMORY, limits::CALLS_MEMORY, Arc::clone(&counters));
     let stop = CancellationToken::new();
-    let serving =
+    let (sources, serving) =
         serve(listener, runtime, daemon, Timing::default(), budget, Arc::clone(&counters), stop.clone());
     let mut serving = tokio::spawn(serving);
+    let _http = http.and_then(|address| serve_metrics(&address, sources));
     loop {
         tokio::select! {
             ended = &mut serving => {
@@ -102,7 +110,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
 }
 
-async fn serve(
+/// What serves clients until it is stopped, and what metrics read of it.
+fn serve(
     listener: Listener,
     runtime: RuntimeSocket,
     daemon: PathBuf,
@@ -110,21 +119,43 @@ async fn serve(
     budget: Arc<Budget>,
     counters: Arc<Counters>,
     stop: CancellationToken,
-) {
+) -> (Sources, impl Future<Output = ()>) {
     let (observer, reporting) = requests::start(daemon.clone(), Arc::clone(&counters));
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
+    let sources = Sources {
+        connections: listener.counters(),
+        counters: Arc::clone(&counters),
+        events: events.clone(),
+        runtime: Arc::clone(&runtime),
+        budget: Arc::clone(&budget),
+    };
     let tidied = Arc::clone(&runtime);
-    tokio::select! {
-        () = Frontend { runtime, events, observer, budget, counters }.serve(listener, stop) => {}
-        () = tidied.tidy() => {}
-        () = relay => {}
-        () = reporting => {}
-    }
+    let serving = async move {
+        tokio::select! {
+            () = Frontend { runtime, events, observer, budget, counters }.serve(listener, stop) => {}
+            () = tidied.tidy() => {}
+            () = relay => {}
+            () = reporting => {}
+        }
+    };
+    (sources, serving)
+}
+
+/// Serves metrics and probes. That it cannot is no reason to leave the kubelet without its runtime.
+fn serve_metrics(address: &HttpAddress, sources: Sources) -> Option<HttpServer> {
+    let http = Arc::<HttpCounters>::default();
+    let metrics = Arc::new(Metrics::new(Program::new(Arc::clone(&http)), sources));
+    let limits = HttpLimits::with_connections(CONNECTIONS);
+    let server = HttpServer::start(address, limits, Arc::clone(&metrics), http)
+        .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "no metrics and no probes are served"))
+        .ok()?;
+    drop(tokio::spawn(async move { metrics.beat().await }));
+    Some(server)
 }
 
 /// A proxy that is its own runtime would call itself for ever.
-fn check(Options { listen, runtime, daemon }: &Options) -> anyhow::Result<()> {
+fn check(Options { listen, runtime, daemon, http }: &Options) -> anyhow::Result<()> {
     let same = |one: &Path, other: &Path| {
         one == other
             || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
@@ -132,6 +163,11 @@ fn check(Options { listen, runtime, daemon }: &Options) -> anyhow::Result<()> {
     for (name, path) in [("the runtime's", runtime.path()), ("the daemon's", daemon.as_path())] {
         if same(listen, path) {
             bail!("the proxy would listen on {name} socket {}; name another with --listen", path.display());
+        }
+        if let Some(HttpAddress::Unix(http)) = http
+            && (same(http, path) || same(http, listen))
+        {
+            bail!("{} is another socket already; name another with --http-listen", http.display());
         }
     }
     Ok(())

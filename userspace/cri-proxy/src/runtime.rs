@@ -145,7 +145,7 @@ pub struct Runtime {
     /// Where it is.
     pub socket: RuntimeSocket,
     counters: Arc<Counters>,
-    /// For the log: a line when that changes, not a line a call.
+    /// For metrics and the log: a line when that changes, not a line a call.
     reachable: AtomicBool,
     upstreams: std::sync::Mutex<Vec<Weak<Upstream>>>,
 }
@@ -192,6 +192,11 @@ impl Runtime {
     /// Nothing that could panic runs while the lock is held: what it guards is whole.
     fn upstreams(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Upstream>>> {
         self.upstreams.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether the last call reached it.
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
     }
 
     /// Counts and logs a call that failed.

@@ -27,6 +27,7 @@ use super::budget::Budget;
 use super::counters::Counters;
 use super::events::{self, EventName, Timing};
 use super::limits;
+use super::metrics::Sources;
 use super::runtime::RuntimeSocket;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Socket};
 
@@ -408,6 +409,7 @@ pub struct Bench {
     pub connections: Arc<ConnectionCounters>,
     pub serving: tokio::task::JoinHandle<()>,
     pub stop: CancellationToken,
+    sources: Mutex<Option<Sources>>,
     _stop: DropGuard,
 }
 
@@ -430,7 +432,7 @@ impl Bench {
         let counters = Arc::new(Counters::default());
         let budget = Budget::new(clients, calls, Arc::clone(&counters));
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(super::serve(
+        let (sources, serving) = super::serve(
             listener,
             RuntimeSocket::At(at("runtime.sock")),
             at("daemon.sock"),
@@ -438,9 +440,16 @@ impl Bench {
             Arc::clone(&budget),
             Arc::clone(&counters),
             stop.clone(),
-        ));
+        );
+        let serving = tokio::spawn(serving);
+        let sources = Mutex::new(Some(sources));
         let _stop = stop.clone().drop_guard();
-        Self { directory, counters, budget, connections, serving, stop, _stop }
+        Self { directory, counters, budget, connections, serving, stop, sources, _stop }
+    }
+
+    /// What metrics are made of; once.
+    pub fn sources(&self) -> Sources {
+        self.sources.lock().unwrap().take().unwrap()
     }
 
     pub fn socket(&self) -> PathBuf {

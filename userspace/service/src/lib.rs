@@ -12,6 +12,7 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 mod notify;
+pub mod program;
 mod signals;
 mod slots;
 mod socket;

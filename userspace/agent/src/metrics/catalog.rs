@@ -1,10 +1,9 @@
-//! Every metric of the daemon, once: name, type, labels, help. `docs/metrics.md` is generated from this list; what a
+//! Every metric of the daemon's own, once: name, type, labels, help. `docs/metrics.md` is generated from this list; what a
 //! scrape shows and the rules and dashboards in `deploy/` are checked against it. Never says where a value comes from.
 
 kwitness_service::metrics! {
     /// The daemon's metrics, in the order of the reference page.
     CATALOG {
-        BUILD_INFO: Gauge, "kwitness_build_info", ["version"], "Version of the running program; always 1.";
         HOOK_INFO: Gauge, "kwitness_hook_info", ["capability", "hook", "state"],
             "Hook that provides a capability; always 1. state is preferred, fallback or missing.";
         PROBLEM: Gauge, "kwitness_problem", ["problem"], "A problem that `kwitness status` reports at present; always 1.";
@@ -81,15 +80,5 @@ kwitness_service::metrics! {
             "Containers without series of their own, because there were as many combinations as have room.";
         METRICS_MISSED: Counter, "kwitness_metrics_missed_events_total", [],
             "Events that were not counted here, because the journal no longer had them.";
-
-        HTTP_CONNECTIONS: Counter, "kwitness_http_connections_total", [], "Connections to the HTTP listener.";
-        HTTP_CLOSED: Counter, "kwitness_http_connections_closed_total", ["reason"],
-            "HTTP connections closed early: displaced (by a newer one), timed_out or broken (no HTTP/1 request).";
-        HTTP_REQUESTS: Counter, "kwitness_http_requests_total", ["result"], "HTTP requests: ok, or failed with a status other than 200.";
-
-        CPU_SECONDS: Counter, "process_cpu_seconds_total", [], "User and system CPU time of the process.";
-        RESIDENT: Gauge, "process_resident_memory_bytes", [], "Resident memory of the process.";
-        OPEN_FDS: Gauge, "process_open_fds", [], "Open file descriptors.";
-        START_TIME: Gauge, "process_start_time_seconds", [], "Start of the process, since the Unix epoch.";
     }
 }

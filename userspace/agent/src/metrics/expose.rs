@@ -1,12 +1,10 @@
 //! From what was counted to samples: one function for each source. Names and help stand in the [catalog](super::catalog).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kwitness_abi::RecordKind;
 use kwitness_core::model::{Resource, State};
-use kwitness_service::http::HttpCounters;
 use kwitness_service::metrics::Exposition;
 
 use super::catalog::*;
@@ -18,33 +16,6 @@ use crate::probe::CapabilityReport;
 use crate::probe::capability::CAPABILITIES;
 use crate::wire::problem;
 use kwitness_api::EventKind;
-
-/// What holds for the process, whatever it does.
-pub(super) fn process(exposition: &mut Exposition, started: SystemTime, http: &Arc<HttpCounters>) {
-    exposition.family(&BUILD_INFO).add([env!("CARGO_PKG_VERSION")], 1u64);
-    if let Ok(started) = started.duration_since(UNIX_EPOCH) {
-        exposition.set(&START_TIME, started.as_secs_f64());
-    }
-    if let Ok(process) = procfs::process::Process::myself() {
-        if let Ok(stat) = process.stat() {
-            let ticks = stat.utime + stat.stime;
-            exposition.set(&CPU_SECONDS, ticks as f64 / procfs::ticks_per_second() as f64);
-            exposition.set(&RESIDENT, stat.rss * procfs::page_size());
-        }
-        if let Ok(count) = process.fd_count() {
-            exposition.set(&OPEN_FDS, count);
-        }
-    }
-    exposition.set(&HTTP_CONNECTIONS, http.connections.get());
-    let mut closed = exposition.family(&HTTP_CLOSED);
-    closed.add(["displaced"], http.connections_displaced.get());
-    closed.add(["timed_out"], http.connections_timed_out.get());
-    closed.add(["broken"], http.connections_broken.get());
-    let failed = http.requests_failed.get();
-    let mut requests = exposition.family(&HTTP_REQUESTS);
-    requests.add(["ok"], http.requests.get().saturating_sub(failed));
-    requests.add(["failed"], failed);
-}
 
 /// What the parts count themselves.
 pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {

@@ -17,11 +17,12 @@ mod workload;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use kwitness_service::ConnectionCounters;
 use kwitness_service::http::{Health, HttpCounters, Pages, Probe};
 use kwitness_service::metrics::Exposition;
+use kwitness_service::program::Program;
 use tokio::sync::Notify;
 
 pub use catalog::CATALOG;
@@ -80,8 +81,7 @@ pub enum Stage {
 
 /// See the module's description.
 pub struct Metrics {
-    started: SystemTime,
-    http: Arc<HttpCounters>,
+    program: Program,
     sources: OnceLock<Sources>,
     is_connected: Notify,
     state: Mutex<Collected>,
@@ -112,8 +112,7 @@ impl Metrics {
     pub fn new(labels: Labels, http: Arc<HttpCounters>) -> Self {
         let workload = Workload::new(labels);
         Self {
-            started: SystemTime::now(),
-            http,
+            program: Program::new(http),
             sources: OnceLock::new(),
             is_connected: Notify::new(),
             state: Mutex::new(Collected {
@@ -219,7 +218,7 @@ impl Pages for Metrics {
         self.collect(now);
         let mut exposition = Exposition::default();
         let Collected { workload, report, .. } = &*self.collected();
-        expose::process(&mut exposition, self.started, &self.http);
+        self.program.expose(&mut exposition);
         if let Some(sources) = self.sources.get() {
             expose::daemon(&mut exposition, sources);
             expose::workload(&mut exposition, workload);

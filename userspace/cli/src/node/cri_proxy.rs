@@ -9,6 +9,7 @@ use crate::connect;
 use crate::exit::Code;
 use kwitness_cri_proxy::DEFAULT_SOCKET;
 use kwitness_cri_proxy::{Options, RuntimeSocket};
+use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
 
@@ -26,13 +27,17 @@ pub struct CriProxy {
     /// How it is written
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
+    /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<HttpAddress>,
 }
 
 pub fn run(options: CriProxy, socket: Option<OsString>) -> anyhow::Result<Code> {
-    let CriProxy { listen, runtime_endpoint, log_level, log_format } = options;
+    let CriProxy { listen, runtime_endpoint, log_level, log_format, http_listen } = options;
     let _log = log::start(&log_level, log_format)?;
     let daemon = connect::path(socket.unwrap_or_else(|| kwitness_api::DEFAULT_SOCKET.into()))?;
-    let options = Options { listen, runtime: RuntimeSocket::parse(&runtime_endpoint), daemon };
+    let runtime = RuntimeSocket::parse(&runtime_endpoint);
+    let options = Options { listen, runtime, daemon, http: http_listen };
     // One thread: a call costs less than waking another would.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(kwitness_cri_proxy::run(options))?;

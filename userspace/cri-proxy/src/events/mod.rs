@@ -31,7 +31,7 @@ mod subscribers;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,7 +48,8 @@ use super::runtime::RuntimeSocket;
 #[cfg(test)]
 pub use seen::EventName;
 pub use seen::{Seen, Verdict};
-use source::{CloseReason, Source, SourceKind, Update, follow};
+pub use source::SourceKind;
+use source::{CloseReason, Source, Update, follow};
 use subscribers::{End, Subscribers};
 
 /// The method's path.
@@ -80,6 +81,21 @@ impl Default for Timing {
 pub struct Events {
     subscribers: Subscribers,
     counters: Arc<Counters>,
+    in_use: InUse,
+}
+
+/// Which source serves the clients, if one does; the relay says so.
+#[derive(Clone, Debug, Default)]
+struct InUse(Arc<Mutex<Option<SourceKind>>>);
+
+impl InUse {
+    fn set(&self, source: Option<SourceKind>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    }
+
+    fn get(&self) -> Option<SourceKind> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A request without fields.
@@ -113,6 +129,16 @@ impl tonic::server::ServerStreamingService<Bytes> for Events {
 }
 
 impl Events {
+    /// Which source serves the clients; none: there are none, or neither source has answered yet.
+    pub fn source(&self) -> Option<SourceKind> {
+        self.in_use.get()
+    }
+
+    /// How many streams there are.
+    pub fn streams(&self) -> usize {
+        self.subscribers.count()
+    }
+
     /// Ends every stream: the proxy is stopping.
     pub fn end(&self) {
         self.subscribers.end_all(&Err(Status::unavailable("the proxy is stopping")));
@@ -127,12 +153,18 @@ pub fn start(
     timing: Timing,
 ) -> (Events, impl Future<Output = ()>) {
     let subscribers = Subscribers::default();
-    let events = Events { subscribers: subscribers.clone(), counters: Arc::clone(&counters) };
+    let in_use = InUse::default();
+    let events = Events {
+        subscribers: subscribers.clone(),
+        counters: Arc::clone(&counters),
+        in_use: in_use.clone(),
+    };
     let relay = Relay {
         daemon: Source::Daemon(daemon),
         runtime: Source::Runtime(runtime),
         subscribers,
         counters,
+        in_use,
         timing,
         seen: Seen::default(),
         refused: None,
@@ -145,6 +177,7 @@ struct Relay {
     runtime: Source,
     subscribers: Subscribers,
     counters: Arc<Counters>,
+    in_use: InUse,
     timing: Timing,
     seen: Seen,
     /// No source has events: the runtime's status. Clients got it, and new ones get it at once, until a source has events.
@@ -177,6 +210,7 @@ impl Relay {
         loop {
             self.subscribers.wait_until_used().await;
             self.serve().await;
+            self.in_use.set(None);
         }
     }
 
@@ -218,6 +252,7 @@ impl Relay {
                 tracing::info!("container events come from the daemon");
                 self.counters.moves_to_daemon.count();
                 session.state = State::Daemon;
+                self.in_use.set(Some(SourceKind::Daemon));
                 // What the runtime sent just before is still in flight.
                 session.turn = Some(Instant::now() + self.timing.overlap);
                 session.give_up = None;
@@ -262,6 +297,7 @@ impl Relay {
     fn use_runtime(&mut self, session: &mut Session) {
         self.counters.moves_to_runtime.count();
         session.state = State::Runtime;
+        self.in_use.set(Some(SourceKind::Runtime));
         session.turn = None;
         if session.runtime.is_empty() {
             session.runtime.spawn(follow(self.runtime.clone(), session.to.clone()));

@@ -92,6 +92,11 @@ impl Subscribers {
         overflowed
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     /// Ends every stream; returns how many.
     pub fn end_all(&self, end: &End) -> u64 {
         let all = self.0.borrow();

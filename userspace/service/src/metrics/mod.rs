@@ -1,7 +1,7 @@
 //! Metrics in Prometheus' sense: the definitions, their samples at one moment, and the text that a scrape gets.
 //!
 //! ```text
-//!  metrics! { EVENTS: Counter, "kwitness_events_total", ["type"], "…"; … } ──▶ CATALOG ──▶ docs/metrics.md
+//!  metrics! { EVENTS: Counter, "kwitness_events_total", ["type"], "…"; … } ──▶ CATALOG ──▶ in_page ──▶ docs/metrics.md
 //!      │
 //!  exposition.family(&EVENTS).add(["started"], 7) ──▶ Exposition ──▶ OpenMetrics 1.0 or Prometheus text 0.0.4
 //! ```
@@ -106,8 +106,33 @@ impl Definition {
     }
 }
 
-/// The metrics as the table of a reference page.
-pub fn table(metrics: &[Definition]) -> String {
+/// A reference page with the table of these metrics between its marks of that name; none: it has no such marks.
+pub fn in_page(page: &str, name: &str, metrics: &[Definition]) -> Option<String> {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+    let (before, rest) = page.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}{}{end}{after}", table(metrics)))
+}
+
+/// Which of the metrics break a convention: Prometheus' for names, and that no label tells one thing from all others.
+pub fn breaches(metrics: &[Definition]) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for (at, Definition { name, kind, labels, help }) in metrics.iter().enumerate() {
+        let mut unless = |holds: bool, rule: &str| {
+            if !holds {
+                breaches.push(format!("{name} {rule}"));
+            }
+        };
+        unless(name.ends_with("_total") == (*kind == Kind::Counter), "ends in _total as counters do, and only they");
+        unless(["kwitness_", "process_"].iter().any(|prefix| name.starts_with(prefix)), "has another prefix");
+        unless(help.ends_with(['.', '*']) && !help.contains('\n'), "has a help that is no sentence of one line");
+        unless(!labels.iter().any(|label| ["id", "uid", "pid", "image"].contains(label)), "has an unbounded label");
+        unless(!metrics[..at].iter().any(|other| other.name == *name), "is defined twice");
+    }
+    breaches
+}
+
+fn table(metrics: &[Definition]) -> String {
     let mut table = "| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n".to_owned();
     for Definition { name, kind, labels, help } in metrics {
         let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");

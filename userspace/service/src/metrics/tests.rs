@@ -73,6 +73,28 @@ fn a_label_value_is_bounded() {
     assert_eq!(label_value("a\x1b]0;b\x07"), "a\u{fffd}]0;b\u{fffd}");
 }
 
+#[test]
+fn conventions_are_checked_and_a_page_has_the_table() {
+    crate::metrics! {
+        /// Each breaks a rule.
+        BAD {
+            FIRST: Counter, "kwitness_things", [], "Things.";
+            SECOND: Gauge, "things", ["pid"], "Things";
+            THIRD: Gauge, "things", [], "Things.";
+        }
+    }
+    let found = breaches(BAD);
+    assert_eq!(found.len(), 6, "{found:?}");
+    assert!(found[0].starts_with("kwitness_things ends in _total") && found[5].ends_with("twice"), "{found:?}");
+
+    let page = "before\n<!-- one -->\nold\n<!-- end of one -->\nafter\n";
+    let written = in_page(page, "one", &CATALOG[..1]).unwrap();
+    assert!(written.starts_with("before\n<!-- one -->\n| Metric |"), "{written}");
+    assert!(written.contains("| `test_events_total` | counter | `type` | Events. |\n<!-- end of one -->\nafter"), "{written}");
+    assert_eq!(in_page(&written, "one", &CATALOG[..1]), Some(written.clone()));
+    assert_eq!(in_page(page, "other", CATALOG), None);
+}
+
 proptest! {
     #[test]
     fn any_text_is_a_label_value_of_one_line(text in any::<String>()) {
