@@ -122,6 +122,11 @@ impl Node {
         self.lifecycle.container_count()
     }
 
+    /// How many cgroups are followed, which is what the kernel side tracks.
+    pub fn cgroup_count(&self) -> usize {
+        self.lifecycle.cgroup_count()
+    }
+
     /// What cannot be done at present.
     pub fn problems(&self) -> Vec<Problem> {
         self.lifecycle.problems()

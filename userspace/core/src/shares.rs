@@ -39,6 +39,11 @@ impl<K: Copy + Eq + Hash> Shares<K> {
         self.capacity.saturating_sub(self.used)
     }
 
+    /// How many are held.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     /// How many that owner holds.
     pub fn held(&self, owner: K) -> usize {
         self.held.get(&owner).copied().unwrap_or(0)

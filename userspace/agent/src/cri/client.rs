@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kwitness_core::model::{ContainerId, ContainerType, PodUid, Runtime, RuntimeFacts};
+use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
+use super::calls::Calls;
 use crate::config::RuntimeChoice;
 use kwitness_api::transport::{DialError, unix_endpoint};
 use kwitness_cri::CANDIDATES;
@@ -85,20 +87,24 @@ pub async fn list_once(choice: &RuntimeChoice, deadline: Duration) -> Result<Opt
     if sockets.is_empty() {
         return Ok(None);
     }
-    connect(&sockets, deadline).await?.list().await.map(Some)
+    connect(&sockets, deadline, &Calls::default()).await?.list().await.map(Some)
 }
 
 /// Connects to the first that is there and answers.
 ///
 /// # Errors
 /// None does; what the last one said.
-pub(super) async fn connect(sockets: &[PathBuf], deadline: Duration) -> Result<Connection, Error> {
+pub(super) async fn connect(
+    sockets: &[PathBuf],
+    deadline: Duration,
+    calls: &Calls,
+) -> Result<Connection, Error> {
     let mut refused = Error::NoSocket;
     for socket in sockets {
         if sockets.len() > 1 && !socket.exists() {
             continue;
         }
-        match Connection::open(socket, deadline).await {
+        match Connection::open(socket, deadline, calls.clone()).await {
             Ok(connection) => return Ok(connection),
             Err(error) => refused = error,
         }
@@ -112,6 +118,7 @@ pub struct Connection {
     client: RuntimeServiceClient<Channel>,
     channel: Channel,
     deadline: Duration,
+    calls: Calls,
     /// Where it listens.
     pub socket: PathBuf,
     /// What it calls itself.
@@ -121,23 +128,28 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and asks for the version. No call takes longer than the deadline.
+    /// Connects, and asks for the version. No call takes longer than the deadline; each is noted in `calls`.
     ///
     /// # Errors
     /// Connecting failed, or what listens there is no runtime.
-    pub async fn open(socket: &Path, deadline: Duration) -> Result<Self, Error> {
+    pub async fn open(socket: &Path, deadline: Duration, calls: Calls) -> Result<Self, Error> {
         let dial = async { Ok(unix_endpoint(socket)?.connect_timeout(deadline).connect().await?) };
         let channel = dial.await.map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
         let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
-        let version =
-            call(deadline, "Version", client.version(VersionRequest { version: "v1".into() })).await?;
+        let asked = client.version(VersionRequest { version: "v1".into() });
+        let version = call(deadline, &calls, "Version", asked).await?;
         let (name, version) = (word(version.runtime_name), word(version.runtime_version));
-        Ok(Self { client, channel, deadline, socket: socket.to_owned(), name, version })
+        Ok(Self { client, channel, deadline, calls, socket: socket.to_owned(), name, version })
     }
 
     /// For calls that are not made here.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Where such calls are noted.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// What it says it is, as the bytes that it says it with.
@@ -153,7 +165,7 @@ impl Connection {
             let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
             grpc.unary(tonic::Request::new(request), path, Raw).await
         };
-        call(self.deadline, "Version", answer).await
+        call(self.deadline, &self.calls, "Version", answer).await
     }
 
     /// A container's limits as the runtime reports them; none: it does not know the container, or does not report them.
@@ -165,7 +177,8 @@ impl Connection {
         container: &str,
     ) -> Result<Option<cri::LinuxContainerResources>, Error> {
         let request = cri::ContainerStatusRequest { container_id: container.to_owned() };
-        match call(self.deadline, "ContainerStatus", self.client.container_status(request)).await {
+        let asked = self.client.container_status(request);
+        match call(self.deadline, &self.calls, "ContainerStatus", asked).await {
             Ok(answer) => Ok(answer.status.and_then(|status| status.resources?.linux)),
             Err(Error::Call { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -178,12 +191,10 @@ impl Connection {
     /// A call fails or takes too long.
     pub async fn list(&mut self) -> Result<Listing, Error> {
         // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
-        let containers =
-            call(self.deadline, "ListContainers", self.client.list_containers(ListContainersRequest {}))
-                .await?;
-        let sandboxes =
-            call(self.deadline, "ListPodSandbox", self.client.list_pod_sandbox(ListPodSandboxRequest {}))
-                .await?;
+        let asked = self.client.list_containers(ListContainersRequest {});
+        let containers = call(self.deadline, &self.calls, "ListContainers", asked).await?;
+        let asked = self.client.list_pod_sandbox(ListPodSandboxRequest {});
+        let sandboxes = call(self.deadline, &self.calls, "ListPodSandbox", asked).await?;
         let containers = containers.containers;
         let running = containers.iter().filter(|container| container.state == RUNNING);
         let running = running.map(|container| ContainerId(text(container.id.clone()).into())).collect();
@@ -193,10 +204,19 @@ impl Connection {
 
 async fn call<T>(
     deadline: Duration,
+    calls: &Calls,
     method: &'static str,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(deadline, answer).await {
+    let began = Instant::now();
+    let answered = tokio::time::timeout(deadline, answer).await;
+    let code = match &answered {
+        Ok(Ok(_)) => Code::Ok,
+        Ok(Err(status)) => status.code(),
+        Err(_) => Code::DeadlineExceeded,
+    };
+    calls.note(method, began.elapsed(), code);
+    match answered {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Error::Call { method, status: Box::new(status) }),
         Err(_) => Err(Error::Slow { method, deadline }),

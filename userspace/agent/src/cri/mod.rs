@@ -4,10 +4,12 @@
 //! known, and the answer comes later, as an observation. A runtime that is away, slow or answers nonsense costs no
 //! event; it is counted, and shown in the status. Never calls a method that changes anything.
 
+mod calls;
 mod client;
 mod resolver;
 #[cfg(test)]
 mod tests;
 
+pub use calls::{Calls, MethodCalls};
 pub use client::{ANSWER_MAX, Connection, Error, Listing, list_once};
 pub use resolver::{Resolver, start};

@@ -22,6 +22,7 @@ use kwitness_core::model::{ContainerId, Observation};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::calls::Calls;
 use super::client::{self, Connection, Error, Listing};
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
@@ -83,6 +84,7 @@ struct Shared {
     running: Mutex<Arc<BTreeSet<ContainerId>>>,
     enabled: bool,
     counts: Counts,
+    calls: Calls,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +129,7 @@ pub(super) fn start_with(
         running: Mutex::default(),
         enabled: choice != RuntimeChoice::Never,
         counts: Counts::default(),
+        calls: Calls::default(),
     });
     let resolver = Resolver { shared: shared.clone() };
     let sockets = client::sockets(&choice);
@@ -188,6 +191,11 @@ impl Resolver {
     /// How the runtime is.
     pub fn status(&self) -> proto::RuntimeStatus {
         self.shared.status().clone()
+    }
+
+    /// The calls to the runtime, of whoever made them.
+    pub fn calls(&self) -> &Calls {
+        &self.shared.calls
     }
 
     /// What was counted.
@@ -255,7 +263,8 @@ impl Worker {
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
-        let connection = client::connect(&self.sockets, self.shared.timing.deadline).await?;
+        let Shared { timing, calls, .. } = &*self.shared;
+        let connection = client::connect(&self.sockets, timing.deadline, calls).await?;
         self.connected(&connection);
         *self.shared.connection() = Some(connection.clone());
         Ok(connection)

@@ -354,8 +354,14 @@ async fn a_container_that_the_runtime_does_not_know_has_no_limits_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("cri.sock");
     let _serving = Runtime::default().serve(&socket);
-    let mut connection = super::Connection::open(&socket, Duration::from_secs(5)).await.unwrap();
+    let calls = super::Calls::default();
+    let open = super::Connection::open(&socket, Duration::from_secs(5), calls.clone());
+    let mut connection = open.await.unwrap();
     let known = connection.resources("a").await.unwrap();
     assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
     assert_eq!(connection.resources("unknown").await.unwrap(), None);
+    let calls = calls.by_method();
+    assert_eq!(calls["Version"].codes.get("OK"), Some(&1));
+    assert_eq!(calls["ContainerStatus"].codes.values().sum::<u64>(), 2);
+    assert_eq!(calls["ContainerStatus"].durations.count(), 2);
 }

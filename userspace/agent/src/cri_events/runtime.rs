@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 use super::entity::{Kind, Progress, Status};
 use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
 use super::pod::{Plan, Reading};
-use crate::cri::ANSWER_MAX;
+use crate::cri::{ANSWER_MAX, Calls};
 use kwitness_cri::events as wire;
 
 /// The longest that a call may take.
@@ -29,6 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(super) struct Runtime {
     channel: Channel,
+    /// All of the daemon's, for metrics.
+    noted: Calls,
     calls: Arc<AtomicU64>,
 }
 
@@ -42,8 +44,8 @@ pub(super) fn is_answer(status: &GrpcStatus) -> bool {
 }
 
 impl Runtime {
-    pub(super) fn new(channel: Channel, calls: Arc<AtomicU64>) -> Self {
-        Self { channel, calls }
+    pub(super) fn new(channel: Channel, noted: Calls, calls: Arc<AtomicU64>) -> Self {
+        Self { channel, noted, calls }
     }
 
     async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
@@ -58,10 +60,14 @@ impl Runtime {
             grpc.ready().await.map_err(|error| GrpcStatus::unavailable(error.to_string()))?;
             grpc.unary(Request::new(request), path, ProstCodec::default()).await
         };
-        match tokio::time::timeout(DEADLINE, answer).await {
-            Ok(answer) => Ok(answer?.into_inner()),
+        let began = Instant::now();
+        let answer = match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
             Err(_) => Err(GrpcStatus::deadline_exceeded(format!("{method}: no answer within {DEADLINE:?}"))),
-        }
+        };
+        let name = method.rsplit('/').next().unwrap_or(method);
+        self.noted.note(name, began.elapsed(), answer.as_ref().map_or_else(GrpcStatus::code, |_| Code::Ok));
+        answer
     }
 
     /// Whether it is still there.
@@ -293,7 +299,7 @@ mod tests {
         let server = Server::builder().add_service(RuntimeServiceServer::new(Refusing));
         tokio::spawn(server.serve_with_incoming(connections));
         let channel = unix_endpoint(&socket).unwrap().connect().await.unwrap();
-        let runtime = Runtime::new(channel, Arc::default());
+        let runtime = Runtime::new(channel, Calls::default(), Arc::default());
         for (kind, id, is_listed) in [
             (Kind::Container, "gone", false),
             (Kind::Container, "there", true),

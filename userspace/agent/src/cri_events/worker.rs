@@ -176,7 +176,11 @@ impl<'a> Session<'a> {
             // Hints that come meanwhile are in the hub's journal, which is as long as it is.
             match self.shared.connection() {
                 Ok(connection) => {
-                    let runtime = Runtime::new(connection.channel(), self.shared.calls.clone());
+                    let runtime = Runtime::new(
+                        connection.channel(),
+                        connection.calls().clone(),
+                        self.shared.calls.clone(),
+                    );
                     self.has_answered = false;
                     match self.serve(&runtime).await {
                         End::Unused => return,

@@ -55,9 +55,10 @@ use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
-use crate::probe::{Drained, Overlap, Produced, ProgramStats, Running};
+use crate::probe::{Drained, Overlap, Produced, ProgramStats, RingState, Running};
 use crate::wire::problem;
 use kwitness_api::proto;
+use kwitness_service::metrics::Histogram;
 use ledger::{Accounted, Asked, Before, Ledger, MemoryOf};
 use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
@@ -98,6 +99,12 @@ pub struct Report {
     pub containers: usize,
     /// What cannot be done at present.
     pub problems: Vec<Problem>,
+    /// Cgroups that are tracked.
+    pub tracked: usize,
+    /// The kernel's rings.
+    pub rings: Vec<RingState>,
+    /// How long scans took, in seconds, by why they were made.
+    pub scans: Vec<(ScanReason, Histogram)>,
 }
 
 #[derive(Debug)]
@@ -206,6 +213,8 @@ pub(crate) trait Probe: Send {
     fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>>;
     /// What the kernel says about the programs.
     fn program_stats(&self) -> Vec<ProgramStats>;
+    /// The rings.
+    fn rings(&self) -> Vec<RingState>;
     /// From now on, the next daemon may go on with what is recorded: the ledger says what was not.
     fn may_be_adopted(&mut self);
     /// Since when records of old programs are handed out beside which the new ones run already; none if they are not.
@@ -251,6 +260,10 @@ impl Probe for Running {
 
     fn program_stats(&self) -> Vec<ProgramStats> {
         Running::program_stats(self)
+    }
+
+    fn rings(&self) -> Vec<RingState> {
+        Running::rings(self).collect()
     }
 
     fn may_be_adopted(&mut self) {
@@ -860,6 +873,9 @@ impl<P: Probe> Engine<P> {
             programs: self.probe.program_stats(),
             containers: self.node.container_count(),
             problems: self.problems(),
+            tracked: self.node.cgroup_count(),
+            rings: self.probe.rings(),
+            scans: self.scans.durations().to_vec(),
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::cgroupfs::{CgroupFs, Roots, ScanError, scan};
 use crate::probe::Tracker;
+use kwitness_service::metrics::Histogram;
 
 /// Walks the tree once.
 type Walk = Arc<dyn Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync>;
@@ -25,6 +26,9 @@ type Walk = Arc<dyn Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync>;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The share of the time that walking may take: one part in so many and one.
 const PAUSE_FACTOR: u32 = 4;
+/// From a millisecond to ten seconds: a tree of a thousand containers takes tens of milliseconds.
+const DURATIONS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Between a walk that failed, or could not read everything, and its repetition: the first time, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -36,6 +40,8 @@ pub(crate) struct Scans {
     /// When the last walk is repeated by itself, and how long after it.
     retry: Option<(Instant, Duration)>,
     made: u64,
+    /// How long those that ended well took, by why they were made.
+    durations: [(ScanReason, Histogram); 2],
 }
 
 enum State {
@@ -52,7 +58,15 @@ impl Scans {
 
     /// Walks that are made by that.
     pub(crate) fn by(walk: impl Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync + 'static) -> Self {
-        Self { walk: Arc::new(walk), state: State::Idle, earliest: Instant::now(), retry: None, made: 0 }
+        Self {
+            walk: Arc::new(walk),
+            state: State::Idle,
+            earliest: Instant::now(),
+            retry: None,
+            made: 0,
+            durations: [ScanReason::Initial, ScanReason::Repair]
+                .map(|reason| (reason, Histogram::new(DURATIONS))),
+        }
     }
 
     /// Asks for a walk that begins after this call.
@@ -67,6 +81,11 @@ impl Scans {
     /// How many walks have ended.
     pub(crate) fn made(&self) -> u64 {
         self.made
+    }
+
+    /// How long walks took, by why they were made; those that failed are left out.
+    pub(crate) fn durations(&self) -> &[(ScanReason, Histogram)] {
+        &self.durations
     }
 
     /// What the next walk gives; pending while none is wanted. Nothing is lost when it is dropped before it is ready. A walk that
@@ -89,7 +108,12 @@ impl Scans {
                 State::Walking { walk, began, again } => {
                     let walked = walk.await.context("the scan panicked").and_then(|walked| Ok(walked?));
                     let now = Instant::now();
-                    self.earliest = now + PAUSE_MIN.max((now - *began) * PAUSE_FACTOR);
+                    let took = now - *began;
+                    self.earliest = now + PAUSE_MIN.max(took * PAUSE_FACTOR);
+                    if let Ok(scan) = &walked {
+                        let of = self.durations.iter_mut().filter(|(reason, _)| *reason == scan.reason);
+                        of.for_each(|(_, durations)| durations.observe(took.as_secs_f64()));
+                    }
                     self.state = again.take().map_or(State::Idle, State::Due);
                     self.made += 1;
                     self.plan_retry(now, walked.as_ref().is_ok_and(|scan| scan.unreadable.is_empty()));
@@ -141,6 +165,8 @@ mod tests {
         let times = walks.lock().unwrap().clone();
         let pauses: Vec<u128> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        let counts: Vec<_> = scans.durations().iter().map(|(_, durations)| durations.count()).collect();
+        assert_eq!(counts, [1, 8], "the one that failed took no time that counts");
         let rest = tokio::time::timeout(Duration::from_secs(3600), scans.next()).await;
         assert!(rest.is_err(), "nothing is left to be read");
     }

@@ -77,6 +77,10 @@ impl Probe for Flood {
         Vec::new()
     }
 
+    fn rings(&self) -> Vec<RingState> {
+        Vec::new()
+    }
+
     fn may_be_adopted(&mut self) {}
 
     fn overlap(&self) -> Option<Overlap> {

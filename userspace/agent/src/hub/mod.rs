@@ -202,6 +202,11 @@ impl Hub {
         }
     }
 
+    /// When the oldest event that the journal has happened; none: it has none.
+    pub fn oldest(&self) -> Option<KernelTime> {
+        self.window.look(|journal, _| journal.get(journal.first_seq()).map(|entry| entry.at))
+    }
+
     /// How many events watchers missed because they fell out of the window, summed over all watchers.
     pub fn lagged(&self) -> u64 {
         self.lagged.load(Relaxed)

@@ -11,14 +11,19 @@ kwitness_service::metrics! {
             "Time since the engine answered; it is asked every 5 seconds. Values marked * are as old as that.";
 
         EVENTS: Counter, "kwitness_events_total", ["type"], "Events in the journal, by type.";
-        KERNEL_RECORDS: Counter, "kwitness_kernel_records_total", [], "Records read from the kernel's rings. *";
+        KERNEL_RECORDS: Counter, "kwitness_kernel_records_total", ["ring"], "Records read from the kernel's rings. *";
+        RING_SIZE: Gauge, "kwitness_ring_size_bytes", ["ring"], "Size of a ring: kernel.lifecycle_ring and so on. *";
+        RING_USED: Gauge, "kwitness_ring_used_bytes", ["ring"], "Bytes of a ring that hold records which have not been read yet. *";
         LOST_RECORDS: Counter, "kwitness_lost_records_total", ["cause", "record"],
             "Kernel records that were not delivered. Every loss is a gap in the event stream, too. *";
         GAPS: Counter, "kwitness_gaps_total", ["cause"], "Gaps in the event stream, by cause.";
         SCANS: Counter, "kwitness_scans_total", [], "Scans of the cgroup tree: at the start and after a loss. *";
+        SCAN_DURATION: Histogram, "kwitness_scan_duration_seconds", ["reason"],
+            "Duration of scans that succeeded: initial (at the start) or repair (after a loss). *";
         BOUND_REACHED: Counter, "kwitness_bound_reached_total", ["bound"],
             "What found no room because a bound of the daemon was reached. *";
         LIMIT_WRITES: Counter, "kwitness_limit_writes_total", [], "Writes to limit files that hooks observed. *";
+        TRACKED: Gauge, "kwitness_tracked_cgroups", [], "Cgroups that are tracked: containers, pods, and what is in them. *";
         TRACKED_LIMIT: Gauge, "kwitness_tracked_cgroups_limit", [], "Cgroups that can be tracked: kernel.tracked_capacity.";
         UNRESOLVED: Gauge, "kwitness_unresolved_containers", [], "Containers that wait for the runtime's names.";
 
@@ -31,6 +36,8 @@ kwitness_service::metrics! {
 
         JOURNAL_EVENTS: Gauge, "kwitness_journal_events", [], "Events in the journal that can be replayed.";
         JOURNAL_CAPACITY: Gauge, "kwitness_journal_capacity_events", [], "Events that it can hold: journal.replay_window.";
+        JOURNAL_OLDEST: Gauge, "kwitness_journal_oldest_event_timestamp_seconds", [],
+            "When the oldest of these events happened, since the Unix epoch: how far back `--since` reaches.";
         JOURNAL_BYTES: Gauge, "kwitness_journal_size_bytes", [], "Memory that these events take.";
         JOURNAL_CAPACITY_BYTES: Gauge, "kwitness_journal_capacity_bytes", [], "Memory that they may take: journal.replay_bytes.";
 
@@ -47,6 +54,9 @@ kwitness_service::metrics! {
         RUNTIME_UP: Gauge, "kwitness_runtime_up", ["runtime"], "Whether the container runtime answered the last call: 1 or 0.";
         RUNTIME_LISTS: Counter, "kwitness_runtime_lists_total", [], "Lists of containers requested from the runtime.";
         RUNTIME_FAILURES: Counter, "kwitness_runtime_failures_total", [], "Calls to the runtime that failed.";
+        RUNTIME_REQUESTS: Counter, "kwitness_runtime_requests_total", ["method", "code"], "Calls to the runtime by CRI method and gRPC code.";
+        RUNTIME_DURATION: Histogram, "kwitness_runtime_request_duration_seconds", ["method"],
+            "Duration of calls to the runtime, those that failed included.";
         CRI_EVENTS: Counter, "kwitness_cri_events_total", [], "Events sent to subscribers of GetContainerEvents.";
         CRI_EVENTS_WITHHELD: Counter, "kwitness_cri_events_withheld_total", [],
             "CRI events held back because the runtime did not confirm them.";

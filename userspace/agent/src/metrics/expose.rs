@@ -10,9 +10,10 @@ use kwitness_service::metrics::Exposition;
 use super::catalog::*;
 use super::workload::Workload;
 use super::{Sources, words};
+use crate::clock::Clock;
 use crate::cri_events::Events;
 use crate::engine::Report;
-use crate::probe::CapabilityReport;
+use crate::probe::{CapabilityReport, RingState};
 use crate::probe::capability::CAPABILITIES;
 use crate::wire::problem;
 use kwitness_api::EventKind;
@@ -40,6 +41,10 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     let extent = hub.extent();
     exposition.set(&JOURNAL_EVENTS, (extent.last_seq + 1).saturating_sub(extent.first_seq));
     exposition.set(&JOURNAL_CAPACITY, extent.capacity);
+    if let Some(oldest) = hub.oldest() {
+        let wall = Clock::read().wall(oldest).to_unix_nanos();
+        exposition.set(&JOURNAL_OLDEST, wall as f64 / 1e9);
+    }
     exposition.set(&JOURNAL_BYTES, extent.bytes);
     exposition.set(&JOURNAL_CAPACITY_BYTES, extent.capacity_bytes);
     exposition.set(&WATCHER_LAGGED, hub.lagged());
@@ -64,6 +69,12 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     exposition.set(&RUNTIME_LISTS, named(&counters, "cri_lists"));
     exposition.set(&RUNTIME_FAILURES, named(&counters, "cri_failures"));
     exposition.set(&UNRESOLVED, named(&counters, "cri_open"));
+    for (method, calls) in resolver.calls().by_method() {
+        for (code, count) in calls.codes {
+            exposition.family(&RUNTIME_REQUESTS).add([method, code], count);
+        }
+        exposition.family(&RUNTIME_DURATION).add([method], &calls.durations);
+    }
     bounds(exposition, &counters);
 
     let counters = verifier.requests().counters();
@@ -84,9 +95,18 @@ fn cri_events(exposition: &mut Exposition, events: &Events) {
 
 /// What the engine counted, so long ago.
 pub(super) fn report(exposition: &mut Exposition, report: &Report, age: Duration) {
-    let Report { lost, counters, programs, containers: _, problems } = report;
+    let Report { lost, counters, programs, containers: _, problems, tracked, rings, scans } = report;
     exposition.set(&ENGINE_ANSWER_AGE, age.as_secs_f64());
-    exposition.set(&KERNEL_RECORDS, named(counters, "records"));
+    for RingState { name, size, used, records } in rings {
+        let ring = name.to_lowercase();
+        exposition.family(&KERNEL_RECORDS).add([&ring], *records);
+        exposition.family(&RING_SIZE).add([&ring], *size);
+        exposition.family(&RING_USED).add([&ring], *used);
+    }
+    exposition.set(&TRACKED, *tracked);
+    for (reason, durations) in scans {
+        exposition.family(&SCAN_DURATION).add([words::scan_reason(*reason)], durations);
+    }
     exposition.set(&SCANS, named(counters, "scans"));
     exposition.set(&LIMIT_WRITES, named(counters, "limits_writes"));
     bounds(exposition, counters);

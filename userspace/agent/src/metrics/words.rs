@@ -1,7 +1,7 @@
 //! Label values for what the API reports: the same words as in its JSON where there are such. Each list holds every value that the
 //! function beside it returns, so that counters exist from the start and `increase()` sees the first step.
 
-use kwitness_core::model::Resource;
+use kwitness_core::model::{Resource, ScanReason};
 
 use kwitness_api::proto::{self, GapCause, VerdictKind};
 
@@ -71,6 +71,13 @@ pub(super) fn outcome(write: Option<&proto::LimitWrite>) -> &'static str {
         Some(proto::WriteOutcome::Accepted) => "accepted",
         Some(proto::WriteOutcome::Refused) => "refused",
         Some(proto::WriteOutcome::Unknown | proto::WriteOutcome::Unspecified) | None => "unknown",
+    }
+}
+
+pub(super) fn scan_reason(reason: ScanReason) -> &'static str {
+    match reason {
+        ScanReason::Initial => "initial",
+        ScanReason::Repair => "repair",
     }
 }
 

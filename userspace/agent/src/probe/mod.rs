@@ -42,7 +42,7 @@ pub use self::{
     pace::ReaderWaits,
     pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
-    ring::{Drained, Life, Listed, Produced, Running, Tracker},
+    ring::{Drained, Life, Listed, Produced, RingState, Running, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

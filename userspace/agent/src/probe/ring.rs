@@ -85,10 +85,25 @@ pub struct Produced {
     of_old: bool,
 }
 
+/// A ring at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingState {
+    /// Its name.
+    pub name: &'static str,
+    /// How many bytes it has.
+    pub size: u32,
+    /// How many of them hold what has not been read yet.
+    pub used: u64,
+    /// Records read from it.
+    pub records: u64,
+}
+
 /// What the programs of one set write to, and what the kernel says of them.
 struct Source {
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     positions: [Positions; RINGS.len()],
+    sizes: [u32; RINGS.len()],
+    records: [u64; RINGS.len()],
     pace: Pace,
     counters: CountersView,
     budgets: HashMap<MapData, u64, BudgetValue>,
@@ -123,20 +138,25 @@ impl Source {
     /// What is read of these maps. Within a tokio runtime.
     fn new(mut map: impl FnMut(&str) -> Result<Map>, programs: Vec<AttachedProgram>) -> Result<Self> {
         let [first, second, third, fourth] = RINGS.map(|name| -> Result<_> {
-            let ring = RingBuf::try_from(map(name)?).map_err(|source| map_error(name, source))?;
+            let map = map(name)?;
+            let size = size(&map).map_err(|source| map_error(name, source))?;
+            let ring = RingBuf::try_from(map).map_err(|source| map_error(name, source))?;
             let positions = Positions::map(ring.as_fd()).map_err(ProbeError::Register)?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
             let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
                 .map_err(|error| ProbeError::Register(error.into()))?;
-            Ok((ring, positions))
+            Ok((ring, positions, size))
         });
-        let ((first, a), (second, b), (third, c), (fourth, d)) = (first?, second?, third?, fourth?);
+        let (first, second, third, fourth) = (first?, second?, third?, fourth?);
+        let sizes = [first.2, second.2, third.2, fourth.2];
         let counters = CountersView::new(map("COUNTERS")?);
         let budgets = HashMap::try_from(map("BUDGETS")?);
         let reader_waits = ReaderWaits::new(map("READER_WAITS")?);
         Ok(Self {
-            rings: [first, second, third, fourth],
-            positions: [a, b, c, d],
+            rings: [first.0, second.0, third.0, fourth.0],
+            positions: [first.1, second.1, third.1, fourth.1],
+            sizes,
+            records: [0; RINGS.len()],
             pace: Pace::new(reader_waits.map_err(|source| map_error("READER_WAITS", source))?)
                 .map_err(ProbeError::Register)?,
             counters: counters.map_err(|source| map_error("COUNTERS", source))?,
@@ -239,6 +259,7 @@ impl Running {
                 break;
             }
             heads[index].take(&mut take);
+            self.records[index] += 1;
             drained.records += 1;
             urgent += usize::from(index < FIRST_QUIET_RING);
         }
@@ -295,6 +316,17 @@ impl Running {
             _ => until.positions,
         };
         self.source.positions.iter().zip(until).all(|(ring, until)| ring.consumed() >= until)
+    }
+
+    /// The rings.
+    pub fn rings(&self) -> impl Iterator<Item = RingState> {
+        let of = move |index: usize| RingState {
+            name: RINGS[index],
+            size: self.source.sizes[index],
+            used: self.source.positions[index].produced().saturating_sub(self.source.positions[index].consumed()),
+            records: self.source.records[index],
+        };
+        (0..RINGS.len()).map(of)
     }
 
     /// What the kernel side could not deliver since it was loaded, summed over all CPUs.
@@ -439,6 +471,12 @@ async fn any_readable(rings: &[AsyncFd<RingBuf<MapData>>; RINGS.len()]) -> io::R
         any
     })
     .await
+}
+
+/// The bytes of a ring: those of an earlier daemon's may differ from this one's settings.
+fn size(map: &Map) -> std::result::Result<u32, MapError> {
+    let Map::RingBuf(ring) = map else { return Err(MapError::ElementNotFound) };
+    ring.info().map(|info| info.max_entries())
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {

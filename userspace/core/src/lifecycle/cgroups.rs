@@ -186,6 +186,11 @@ impl Cgroups {
         }
     }
 
+    /// How many exist.
+    pub(super) fn count(&self) -> usize {
+        self.shares.used()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.shares.free() == 0
     }

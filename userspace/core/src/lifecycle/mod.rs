@@ -183,6 +183,11 @@ impl Lifecycle {
         self.cgroups.containers().count()
     }
 
+    /// How many cgroups are followed, which is what the kernel side tracks.
+    pub fn cgroup_count(&self) -> usize {
+        self.cgroups.count()
+    }
+
     /// What cannot be done at present.
     pub fn problems(&self) -> Vec<Problem> {
         let unreadable = (!self.unreadable.is_empty()).then(|| self.unreadable.clone());
