@@ -57,7 +57,9 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         let name = set.file_name().context("a value set has a name")?;
         let path = rendered.join(name);
         let text = chart.render(&["--values", &set.to_string_lossy()])?;
-        check_monitors(&text).with_context(|| format!("the value set {}", set.display()))?;
+        check_monitors(&text)
+            .and_then(|()| check_pins(&text))
+            .with_context(|| format!("the value set {}", set.display()))?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         files.push(path);
     }
@@ -147,6 +149,21 @@ fn objects(manifest: &str) -> Result<Vec<Value>> {
         .context("parse the rendered manifest")
 }
 
+/// What the daemon keeps for the next one has a BPF file system to be in, and a pod without one keeps nothing.
+fn check_pins(manifest: &str) -> Result<()> {
+    let objects = objects(manifest)?;
+    let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+    let pinned = of("ConfigMap").any(|map| {
+        map["data"]["config.toml"].as_str().is_some_and(|toml| toml.contains("pin = \"auto\""))
+    });
+    let pod = &of("DaemonSet").next().context("the manifest has no DaemonSet")?["spec"]["template"]["spec"];
+    let mut mounts = pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten();
+    let mounted =
+        mounts.any(|mount| mount["mountPath"] == "/sys/fs/bpf" && mount["readOnly"].as_bool() != Some(true));
+    ensure!(pinned == mounted, "kernel.pin is \"auto\": {pinned}; a BPF file system is mounted: {mounted}");
+    Ok(())
+}
+
 /// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would rename theirs.
 fn check_monitors(manifest: &str) -> Result<()> {
     for object in objects(manifest)? {
@@ -209,7 +226,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
     }
 
-    /// Settings that follow from a value of the chart, and those of pins: the pod has no BPF file system.
+    /// Settings that follow from a value of the chart.
     const OWN: &[&str] = &[
         "api.socket",
         "http.listen",
@@ -241,6 +258,19 @@ mod tests {
             .collect();
         known.sort();
         assert_eq!(known, documented);
+    }
+
+    #[test]
+    fn pins_have_a_bpf_file_system() {
+        let manifest = fs::read_to_string(root().join(MANIFEST)).unwrap();
+        check_pins(&manifest).unwrap();
+        let pinned = manifest.replace("[kubelet]", "[kernel]\n    pin = \"auto\"\n    [kubelet]");
+        assert!(pinned != manifest && check_pins(&pinned).is_err());
+        let mounted = pinned.replace(
+            "          volumeMounts:\n",
+            "          volumeMounts:\n            - {name: bpffs, mountPath: /sys/fs/bpf}\n",
+        );
+        check_pins(&mounted).unwrap();
     }
 
     #[test]
