@@ -18,6 +18,7 @@
 //! | [`control_plane`] | a real API server and its etcd |
 //! | [`registry`] | container images, as a registry serves them |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
+//! | [`prometheus`] | a real Prometheus with the alert rules |
 //! | [`proxy`] | the `kwitness cri-proxy` under test |
 //! | [`recording`] | what a daemon recorded, replayed without a kernel |
 //! | [`hostile`] | a client that makes a server keep as much as it will |
@@ -43,6 +44,7 @@ pub mod node;
 pub mod outage;
 pub mod pod;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod recording;
 pub mod registry;

@@ -2,7 +2,7 @@
 //!
 //! Owns `deploy/kwitness.yaml`, which is the chart rendered with its defaults, and the chart's copies of files outside of it, which Helm
 //! could not read. The real helm lints and renders the chart with each value set in its `ci/`; kubeconform validates what comes out, as
-//! strictly as the API server. Never decides what the chart deploys, except that its defaults are of least privilege.
+//! strictly as the API server; promtool checks and tests the alert rules that it embeds. Never decides what the chart deploys, except that its defaults are of least privilege.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,10 +13,11 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::run;
-use crate::setup::helm;
+use crate::setup::{helm, prometheus};
 use crate::workspace::{Cache, Workspace};
 
 const CHART: &str = "deploy/helm/kwitness";
+const RULES: &str = "deploy/prometheus";
 const MANIFEST: &str = "deploy/kwitness.yaml";
 const MANIFEST_HEAD: &str = "# Written by `cargo xtask chart`: the chart deploy/helm/kwitness with its default values.\n\
                              # Set the image (the DaemonSet's `image:`) to where your registry has it, then `kubectl apply -f` this file.\n";
@@ -45,6 +46,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         let text = fs::read_to_string(workspace.root.join(from)).with_context(|| format!("read {from}"))?;
         generated(to, &text)?;
     }
+    check_rules(workspace, cache)?;
     chart.check_versions()?;
     run::output(chart.helm("lint").arg("--strict").arg(&chart.directory))?;
     let manifest = format!("{MANIFEST_HEAD}{}", chart.render(&["--set=namespace.create=true"])?);
@@ -71,6 +73,16 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
     println!("{} value sets rendered; an unknown key is refused in each of {refused} objects", files.len());
+    Ok(())
+}
+
+/// The alert rules are Prometheus', and fire when their tests say.
+fn check_rules(workspace: &Workspace, cache: &Cache) -> Result<()> {
+    for (how, file) in [("check", "alerts.yaml"), ("test", "alerts.test.yaml")] {
+        let mut promtool = Command::new(cache.tool(prometheus::PROMTOOL));
+        promtool.args([how, "rules"]).arg(workspace.root.join(RULES).join(file));
+        run::output(&mut promtool).with_context(|| format!("promtool {how} rules {RULES}/{file}"))?;
+    }
     Ok(())
 }
 

@@ -57,7 +57,7 @@ enum Task {
     Unused,
     /// Check that the client side builds without anything that needs Linux
     Client,
-    /// Check the Helm chart, and write what is made of it
+    /// Check the Helm chart and the alert rules, and write what is made of them
     Chart(Chart),
     /// Check that the modules of each crate do not import each other in circles
     Cycles,
@@ -153,7 +153,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Chart(Chart { check }) => {
             let cache = Cache::open()?;
-            setup::ensure(&cache, &Needs { helm: true, ..Needs::default() })?;
+            setup::ensure(&cache, &Needs { helm: true, prometheus: true, ..Needs::default() })?;
             chart::task(&Workspace::find()?, &cache, check)?;
         }
         Task::Client => client::task(&Workspace::find()?)?,

@@ -21,6 +21,8 @@ pub const HELM: &str = "4.3.1";
 pub const CLIENT_PYTHON: &str = "3.13";
 /// Where Debian's etcd comes from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
 pub const ETCD_SUITE: &str = "trixie";
+/// Where Debian's Prometheus comes from: the oldest suite that it has to run on.
+pub const PROMETHEUS_SUITE: &str = "bookworm";
 
 /// A second compiler with a ready-made `core` for the BPF machine, its clippy, and the LLVM the linker is built on.
 pub const BPF_PACKAGES: &[&str] =

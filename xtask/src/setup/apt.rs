@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::step::Step;
 use crate::workspace::Cache;
 use crate::{run, step};
 
@@ -54,6 +55,28 @@ fn apt_get() -> Command {
 fn installed(package: &str) -> bool {
     run::output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
         .is_ok_and(|status| status == "installed")
+}
+
+/// Programs out of a suite's package, into the cache's tools, unless they are there. They run where that suite's C library does, and need
+/// nothing else.
+pub fn programs(cache: &Cache, suite: &str, package: &str, names: &[&str]) -> Result<()> {
+    let programs: Vec<PathBuf> = names.iter().map(|name| cache.tool(name)).collect();
+    let outputs: Vec<&Path> = programs.iter().map(PathBuf::as_path).collect();
+    let step = format!("{} of {suite}", names.join(", "));
+    Step { name: &step, inputs: &[suite, package], outputs: &outputs }.run(cache, || {
+        let suites = Suites::open(cache, &Mirrors::find()?, &[suite])?;
+        cache.dir("tools/bin")?;
+        let unpacked =
+            tempfile::tempdir_in(cache.root()).context("make a temporary directory in the cache")?;
+        let tree = unpacked.path().join("tree");
+        fs::create_dir(&tree).with_context(|| format!("create {}", tree.display()))?;
+        suites.unpack(&[package.to_owned()], &tree)?;
+        for (name, program) in names.iter().zip(&programs) {
+            fs::copy(tree.join("usr/bin").join(name), program)
+                .with_context(|| format!("{package} of {suite} has no /usr/bin/{name}"))?;
+        }
+        Ok(String::new())
+    })
 }
 
 /// Where this machine gets its packages from.

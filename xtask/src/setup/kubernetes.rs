@@ -3,12 +3,9 @@
 //! The build takes minutes of both processors and three gigabytes; where it fails, what needs these programs fails by name, and the
 //! rest is none the worse ([`crate::test`]).
 
-use std::fs;
+use anyhow::Result;
 
-use anyhow::{Context as _, Result};
-
-use super::apt::{Mirrors, Suites};
-use super::go;
+use super::{apt, go};
 use crate::step::Step;
 use crate::versions::{ETCD_SUITE, KUBERNETES};
 use crate::workspace::Cache;
@@ -27,7 +24,8 @@ const ETCD_PACKAGE: &str = "etcd-server";
 
 /// Makes all, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    etcd(cache)?;
+    // It needs no more than the C library of the roots.
+    apt::programs(cache, ETCD_SUITE, ETCD_PACKAGE, &[ETCD])?;
     let flags = linker_flags();
     let inputs: Vec<&str> = MODULE.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
     let programs = BUILT.map(|name| cache.tool(name));
@@ -39,28 +37,6 @@ pub fn ensure(cache: &Cache) -> Result<()> {
         MODULE.build(cache, &programs)?;
         Ok(String::new())
     })
-}
-
-/// The program out of Debian's package; it needs no more than the C library of the roots.
-fn etcd(cache: &Cache) -> Result<()> {
-    let program = cache.tool(ETCD);
-    let inputs = [ETCD_SUITE, ETCD_PACKAGE];
-    Step { name: &format!("{ETCD} of {ETCD_SUITE}"), inputs: &inputs, outputs: &[&program] }.run(
-        cache,
-        || {
-            let suites = Suites::open(cache, &Mirrors::find()?, &[ETCD_SUITE])?;
-            cache.dir("tools/bin")?;
-            let unpacked =
-                tempfile::tempdir_in(cache.root()).context("make a temporary directory in the cache")?;
-            let tree = unpacked.path().join("tree");
-            fs::create_dir(&tree).with_context(|| format!("create {}", tree.display()))?;
-            suites.unpack(&[ETCD_PACKAGE.to_owned()], &tree)?;
-            let packed = tree.join("usr/bin").join(ETCD);
-            fs::copy(&packed, &program)
-                .with_context(|| format!("{ETCD_PACKAGE} of {ETCD_SUITE} has no /usr/bin/{ETCD}"))?;
-            Ok(String::new())
-        },
-    )
 }
 
 /// The version, which the programs of a release have from their build.

@@ -12,6 +12,7 @@ pub mod helm;
 pub mod kernel;
 pub mod kubernetes;
 pub mod programs;
+pub mod prometheus;
 pub mod root;
 pub mod tools;
 mod vmlinux;
@@ -57,6 +58,8 @@ pub struct Needs {
     pub clients: bool,
     /// helm and kubeconform.
     pub helm: bool,
+    /// Prometheus and promtool.
+    pub prometheus: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -84,25 +87,28 @@ impl Needs {
             needs.bpf = true;
             needs.disks = GUESTS.iter().map(|(_, root)| *root).collect();
             needs.kubernetes = true;
+            needs.prometheus = true;
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }
         if wanted(Tier::Lint) {
             needs.bpf = true;
             needs.lint = true;
             needs.helm = true;
+            needs.prometheus = true;
         }
         needs
     }
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, kubernetes, clients, helm, trees, disks, kernels } = other;
+        let Self { bpf, lint, cri_tools, kubernetes, clients, helm, prometheus, trees, disks, kernels } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
         self.kubernetes |= kubernetes;
         self.clients |= clients;
         self.helm |= helm;
+        self.prometheus |= prometheus;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -147,6 +153,9 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
             }
             if needs.helm {
                 helm::ensure(cache)?;
+            }
+            if needs.prometheus {
+                prometheus::ensure(cache)?;
             }
             Ok(())
         });

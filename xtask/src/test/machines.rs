@@ -22,6 +22,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
+/// - Prometheus needs limits to alert on, and nothing else of a kernel.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
 ///
 /// Of OCI runtimes and cgroup drivers, the host runs each test with all combinations that it has. A guest runs it with one, and the
@@ -38,6 +39,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
     ("node", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
+    ("prometheus", &["vm 6.12 trixie"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
@@ -47,6 +49,8 @@ const LONG_ONLY: &[(&str, &str)] = &[("matrix", "vm 6.12 trixie-systemd")];
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
 /// The targets that need clients of other languages.
 pub const WITH_CLIENTS: &[&str] = &["clients"];
+/// The targets that need Prometheus.
+pub const WITH_PROMETHEUS: &[&str] = &["prometheus"];
 /// The targets that need crictl or critest.
 pub const WITH_CRI_TOOLS: &[&str] = &["cri", "cri_events", "critest"];
 
@@ -128,6 +132,7 @@ impl Machine {
             cri_tools: matches!(self, Self::Host { .. }) && any(WITH_CRI_TOOLS),
             kubernetes: any(WITH_KUBERNETES),
             clients: any(WITH_CLIENTS),
+            prometheus: any(WITH_PROMETHEUS),
             ..Needs::default()
         };
         match self {

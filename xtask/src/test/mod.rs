@@ -23,13 +23,15 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
-use crate::setup::{self, Needs, clients, critools, kubernetes};
+use crate::setup::{self, Needs, clients, critools, kubernetes, prometheus};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, images, layout, run, signals, step};
 
-use machines::{Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_KUBERNETES, startable};
+use machines::{
+    Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_KUBERNETES, WITH_PROMETHEUS, startable,
+};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &[
@@ -131,11 +133,14 @@ fn prepare<'a>(
     for machine in machines {
         needs.extend(machine.needs(test));
     }
-    let kubernetes = Needs { kubernetes: std::mem::take(&mut needs.kubernetes), ..Needs::default() };
-    let clients = Needs { clients: std::mem::take(&mut needs.clients), ..Needs::default() };
+    let take = std::mem::take::<bool>;
+    let apart = [
+        (WITH_KUBERNETES, Needs { kubernetes: take(&mut needs.kubernetes), ..Needs::default() }),
+        (WITH_CLIENTS, Needs { clients: take(&mut needs.clients), ..Needs::default() }),
+        (WITH_PROMETHEUS, Needs { prometheus: take(&mut needs.prometheus), ..Needs::default() }),
+    ];
     setup::ensure(cache, &needs)?;
-    let missing = [(WITH_KUBERNETES, kubernetes), (WITH_CLIENTS, clients)].into_iter();
-    let missing = missing.filter_map(|(targets, needs)| {
+    let missing = apart.into_iter().filter_map(|(targets, needs)| {
         let error = setup::ensure(cache, &needs).err()?;
         Some(Missing { targets, why: format!("{error:#}") })
     });
@@ -266,8 +271,12 @@ impl Prepared<'_> {
         let of_cri = (is_host && runs(WITH_CRI_TOOLS)).then_some(&critools::NAMES[..]);
         let of_kubernetes = runs(WITH_KUBERNETES).then_some(&kubernetes::NAMES[..]);
         let of_clients = runs(WITH_CLIENTS).then_some(&clients::NAMES[..]);
-        for name in [of_cri, of_kubernetes, of_clients].into_iter().flatten().flatten() {
+        let of_prometheus = runs(WITH_PROMETHEUS).then_some(&prometheus::NAMES[..]);
+        for name in [of_cri, of_kubernetes, of_clients, of_prometheus].into_iter().flatten().flatten() {
             job.add(&cache.tool(name), &in_job(name))?;
+        }
+        if runs(WITH_PROMETHEUS) {
+            job.add(&workspace.root.join("deploy"), Path::new("deploy"))?;
         }
         if runs(WITH_CLIENTS) {
             job.add(&clients::python(cache), Path::new("python"))?;

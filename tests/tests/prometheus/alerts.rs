@@ -1,0 +1,74 @@
+//! Each condition is forced, and the alert's labels must name the container that it happened to.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::cri::v1 as cri;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::events::Seen;
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prometheus::Prometheus;
+
+const PORT: u16 = 9768;
+const LIMIT: i64 = 24 << 20;
+/// What somebody else writes instead of it.
+const OTHER_LIMIT: &str = "50331648";
+/// Panels that show what is not as it should be; and increases, which begin with a counter's second sample.
+const MAY_BE_EMPTY: &[&str] = &[
+    "OOM kills by pod",
+    "Lost kernel records",
+    "Gaps and bounds",
+    "Hooks that are not the preferred ones",
+    "Problems",
+];
+
+pub(crate) async fn fire_on_what_really_happened(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        let listen = format!("http.listen=127.0.0.1:{PORT}");
+        let agent = Agent::start(&ctx.environment, &[&listen]).await?;
+        let prometheus = Prometheus::start(&ctx.environment, &[("kwitness", PORT)]).await?;
+        let mut watcher = agent.watch(from_now()).await?;
+        let pod = node.run_pod(&PodSpec::new("alerts", combination.handler)?).await?;
+        let limited = |name: &str, line: &str| {
+            let mut spec = ContainerSpec::shell(name, line);
+            spec.resources =
+                Some(cri::LinuxContainerResources { memory_limit_in_bytes: LIMIT, ..Default::default() });
+            spec
+        };
+
+        // Killed before or after its first scrape: it fires either way.
+        let greedy = node.run(&pod, &limited("greedy", "exec tail < /dev/zero")).await?;
+        watcher.wait_until("the kill", |seen| seen.has(&greedy, "oomKill")).await?;
+        let of = |container| [("namespace", "default"), ("pod", "alerts"), ("container", container)];
+        let labels = prometheus.wait_for_alert("ContainerOOMKilled", &of("greedy")).await?;
+        ensure!(labels.get("job").map(String::as_str) == Some("kwitness"), "{labels:?}");
+
+        let calm = node.run(&pod, &limited("calm", "exec sleep 100000")).await?;
+        let named =
+            |seen: &Seen| seen.subject(&calm).is_some_and(|subject| subject.name.is_some());
+        let seen = watcher.wait_until("the container's name", named).await?;
+        let path = seen.subject(&calm).context("it was seen")?.cgroup_path.clone();
+        let in_force = r#"kwitness_limit_verdict{container="calm",resource="memory",verdict="in_force"} == 1"#;
+        prometheus.wait_for_sample(in_force).await?;
+        let file = node.cgroup_directory(&path).join("memory.max");
+        fs::write(&file, OTHER_LIMIT).with_context(|| format!("write {}", file.display()))?;
+        let mut reverted = of("calm").to_vec();
+        reverted.push(("resource", "memory"));
+        prometheus.wait_for_alert("ContainerLimitNotInForce", &reverted).await?;
+
+        for (panel, expression) in prometheus.dashboard()? {
+            let samples = prometheus.query(&expression).await.with_context(|| format!("panel {panel}"))?;
+            let may_be_empty = MAY_BE_EMPTY.contains(&panel.as_str());
+            ensure!(may_be_empty || !samples.is_empty(), "panel {panel} shows nothing: {expression}");
+        }
+        let firing = prometheus.query(r#"ALERTS{alertname=~"Kwitness(Down|Absent)"}"#).await?;
+        ensure!(firing.is_empty(), "{firing:?}");
+        node.remove_pod(&pod).await?;
+        agent.stop()?;
+        prometheus.wait_for_alert("KwitnessDown", &[("job", "kwitness")]).await?;
+        Ok(())
+    })
+    .await
+}

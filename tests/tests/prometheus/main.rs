@@ -1,0 +1,19 @@
+//! A real Prometheus scrapes the daemon: what its alerts say of a real OOM kill, of a limit that was really reverted, and of a daemon
+//! that is gone; and what every query of the dashboard gives.
+
+mod alerts;
+
+use anyhow::Result;
+use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::CgroupLayout;
+use kwitness_tests::suite::{self, Case};
+
+fn main() -> Result<()> {
+    let ctx = TestContext::new()?;
+    let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
+    let no_limits = hybrid.then_some("hybrid cgroups have no limits");
+    let alerts = Case::once(&ctx, "alerts_fire_on_what_really_happened", |ctx, combination| {
+        ctx.block_on(alerts::fire_on_what_really_happened(ctx, combination))
+    })?;
+    suite::run(ctx, vec![alerts.refused(no_limits)])
+}
