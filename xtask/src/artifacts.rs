@@ -66,9 +66,7 @@ impl<'a> Builder<'a> {
     fn built_as(&self, profile: &str, package: &str, name: &str) -> Result<PathBuf> {
         let mut command = self.cargo("build");
         command.args(["--profile", profile, "--package", package, "--bin", name]);
-        let built = executables(&mut command, "bin")?;
-        let program = built.into_iter().find(|built| built.name == name);
-        Ok(program.with_context(|| format!("cargo built no program {name} of package {package}"))?.path)
+        self::program(&mut command, name)
     }
 
     /// The executables of the integration tests.
@@ -81,6 +79,12 @@ impl<'a> Builder<'a> {
         }
         Ok(tests)
     }
+}
+
+/// Runs a build; the program of that name that it makes.
+pub fn program(build: &mut Command, name: &str) -> Result<PathBuf> {
+    let program = executables(build, "bin")?.into_iter().find(|built| built.name == name);
+    Ok(program.with_context(|| format!("cargo built no program {name}"))?.path)
 }
 
 /// Runs a build, whose diagnostics are shown, and returns the executables of that kind that it names.

@@ -8,8 +8,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tar::{Builder, EntryType, Header};
+use tar::{Builder, EntryType};
 
+use crate::oci::{add_file, header};
 use crate::run;
 use crate::setup::programs;
 use crate::step::hex;
@@ -85,25 +86,6 @@ fn layer(programs: &[(&str, &[u8])], applets: &[&str]) -> Result<Vec<u8>> {
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
     }
     Ok(tar.into_inner()?)
-}
-
-/// Adds a file with no other property than its mode.
-pub fn add_file(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
-    tar.append_data(&mut header, name, bytes).with_context(|| format!("pack {name}"))
-}
-
-/// Of an entry that is the same every time.
-pub fn header(kind: EntryType, mode: u32, size: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    // The same bytes, and so the same image ids, every time.
-    header.set_mtime(0);
-    header.set_uid(0);
-    header.set_gid(0);
-    header
 }
 
 #[cfg(test)]

@@ -4,18 +4,17 @@
 //! its own where the suite counts images. What serves them is `kwitness_tests::registry`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType};
 
-use crate::images::{BUSYBOX, add_file, header};
+use crate::images::BUSYBOX;
+use crate::oci::{Configuration, Layer, Layout, add_directories, add_file, header};
 use crate::run;
 use crate::setup::programs;
-use crate::step::hex;
 use crate::workspace::Cache;
 
 const DIRECTORIES: &[&str] =
@@ -38,31 +37,37 @@ pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let applets = run::output(Command::new(BUSYBOX).arg("--list"))?;
     let busybox = fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?;
     let root = |users: &str, groups: &str| base(&busybox, &applets, users, groups);
-    let base = layout.blob(&root(USERS, GROUPS)?)?;
-    let mark = |layout: &mut Layout, name: &str| layout.blob(&single(name, b"", 0o644)?);
+    let base = layout.layer(&root(USERS, GROUPS)?)?;
+    let mark = |layout: &mut Layout, name: &str| layout.layer(&single(name, b"", 0o644)?);
 
-    let pause = layout.blob(&single("pause", &programs::read(cache, "pause")?, 0o755)?)?;
+    let pause = layout.layer(&single("pause", &programs::read(cache, "pause")?, 0o755)?)?;
     let entry = json!({ "Entrypoint": ["/pause"] });
-    layout.image(&["registry.k8s.io/pause:3.10"], &[&pause], &entry)?;
+    add_image(&mut layout, &["registry.k8s.io/pause:3.10"], &[&pause], &entry)?;
     // In two registries, and of another id than the sandboxes' image, which must not be removed.
     let older = mark(&mut layout, "older")?;
-    layout.image(&["registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"], &[&pause, &older], &entry)?;
+    add_image(
+        &mut layout,
+        &["registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"],
+        &[&pause, &older],
+        &entry,
+    )?;
 
     let e2e = |name: &str| format!("registry.k8s.io/e2e-test-images/{name}");
     let shell = json!({ "Cmd": ["sh"] });
-    layout.image(&[&e2e("busybox:1.29-2")], &[&base], &shell)?;
-    let nginx = layout.blob(&single("bin/nginx", NGINX.as_bytes(), 0o755)?)?;
+    add_image(&mut layout, &[&e2e("busybox:1.29-2")], &[&base], &shell)?;
+    let nginx = layout.layer(&single("bin/nginx", NGINX.as_bytes(), 0o755)?)?;
     let command = json!({ "Cmd": ["/bin/nginx", "master process"] });
-    layout.image(&[&e2e("nginx:1.14-2")], &[&base, &nginx], &command)?;
+    add_image(&mut layout, &[&e2e("nginx:1.14-2")], &[&base, &nginx], &command)?;
     // The suite looks for its name in its log.
     let httpd = mark(&mut layout, "httpd")?;
     let command = json!({ "Cmd": ["/bin/sh", "-c", "echo httpd; exec busybox httpd -f -p 80 -h /var/www"] });
-    layout.image(&[&e2e("httpd:2.4.39-4")], &[&base, &httpd], &command)?;
-    let nnp = layout.blob(&single("nnp", &programs::read(cache, "nnp")?, 0o4755)?)?;
-    layout.image(&[&e2e("nonewprivs:1.3")], &[&base, &nnp], &json!({ "Cmd": ["/nnp"] }))?;
+    add_image(&mut layout, &[&e2e("httpd:2.4.39-4")], &[&base, &httpd], &command)?;
+    let nnp = layout.layer(&single("nnp", &programs::read(cache, "nnp")?, 0o4755)?)?;
+    add_image(&mut layout, &[&e2e("nonewprivs:1.3")], &[&base, &nnp], &json!({ "Cmd": ["/nnp"] }))?;
 
     let host_network = mark(&mut layout, "host-network")?;
-    layout.image(
+    add_image(
+        &mut layout,
         &[&format!("{STAGING}/hostnet-nginx-amd64:latest")],
         &[&base, &host_network],
         &json!({ "Cmd": ["/bin/busybox", "httpd", "-f", "-p", "12003", "-h", "/var/www"] }),
@@ -75,31 +80,30 @@ pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     ] {
         let own = mark(&mut layout, name)?;
         let image = format!("{STAGING}/test-image-user-{name}:latest");
-        layout.image(&[&image], &[&base, &own], &json!({ "User": user }))?;
+        add_image(&mut layout, &[&image], &[&base, &own], &json!({ "User": user }))?;
     }
     let users = format!("{USERS}default-user:x:1000:1000::/home:/bin/sh\n");
     let groups = format!("{GROUPS}default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n");
-    let with_group = layout.blob(&root(&users, &groups)?)?;
+    let with_group = layout.layer(&root(&users, &groups)?)?;
     let image = format!("{STAGING}/test-image-predefined-group:latest");
-    layout.image(&[&image], &[&with_group], &json!({ "User": "1000" }))?;
+    add_image(&mut layout, &[&image], &[&with_group], &json!({ "User": "1000" }))?;
     for name in ["latest:latest", "tag:test", "tag:all", "digest:latest", "1:latest", "2:latest", "3:latest"]
     {
         let own = mark(&mut layout, &name.replace(':', "-"))?;
-        layout.image(&[&format!("{STAGING}/test-image-{name}")], &[&base, &own], &shell)?;
+        add_image(&mut layout, &[&format!("{STAGING}/test-image-{name}")], &[&base, &own], &shell)?;
     }
     // One image of three names.
     let own = mark(&mut layout, "tags")?;
     let names = [1, 2, 3].map(|tag| format!("{STAGING}/test-image-tags:{tag}"));
-    layout.image(&names.each_ref().map(String::as_str), &[&base, &own], &shell)?;
+    add_image(&mut layout, &names.each_ref().map(String::as_str), &[&base, &own], &shell)?;
     layout.finish()
 }
 
 /// A layer with busybox, and its applets as hard links: masking the path of one must not mask busybox itself.
 fn base(busybox: &[u8], applets: &str, users: &str, groups: &str) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
-    for (name, mode) in DIRECTORIES.iter().map(|name| (*name, 0o755)).chain([("tmp", 0o1777)]) {
-        tar.append_data(&mut header(EntryType::Directory, mode, 0), format!("{name}/"), std::io::empty())?;
-    }
+    add_directories(&mut tar, DIRECTORIES)?;
+    tar.append_data(&mut header(EntryType::Directory, 0o1777, 0), "tmp/", std::io::empty())?;
     add_file(&mut tar, "bin/busybox", busybox, 0o755)?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         let mut header = header(EntryType::Link, 0o755, 0);
@@ -120,94 +124,35 @@ fn single(name: &str, bytes: &[u8], mode: u32) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-/// An OCI image layout that is being written.
-struct Layout {
-    directory: PathBuf,
-    manifests: Vec<Value>,
-}
-
-/// What a manifest says of a blob.
-struct Blob {
-    digest: String,
-    size: usize,
-}
-
-impl Layout {
-    fn new(directory: &Path) -> Result<Self> {
-        let blobs = directory.join("blobs/sha256");
-        fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
-        Ok(Self { directory: directory.to_owned(), manifests: Vec::new() })
+/// Adds an image under each of the names, with what its configuration says beside the environment.
+fn add_image(layout: &mut Layout, names: &[&str], layers: &[&Layer], configuration: &Value) -> Result<()> {
+    let mut config = json!({ "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"] });
+    if let (Some(all), Some(more)) = (config.as_object_mut(), configuration.as_object()) {
+        all.extend(more.clone());
     }
-
-    fn blob(&mut self, bytes: &[u8]) -> Result<Blob> {
-        let digest = hex(&Sha256::digest(bytes));
-        let path = self.directory.join("blobs/sha256").join(&digest);
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
-        Ok(Blob { digest: format!("sha256:{digest}"), size: bytes.len() })
-    }
-
-    /// An image under each of the names, with what its configuration says beside the environment.
-    fn image(&mut self, names: &[&str], layers: &[&Blob], configuration: &Value) -> Result<()> {
-        let mut config = json!({ "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"] });
-        if let (Some(all), Some(more)) = (config.as_object_mut(), configuration.as_object()) {
-            all.extend(more.clone());
-        }
-        let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.digest).collect();
-        let history: Vec<_> = layers.iter().map(|_| json!({ "created_by": "xtask" })).collect();
-        let image = self.blob(&serde_json::to_vec(&json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": config,
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-            "history": history,
-        }))?)?;
-        let of = |blob: &Blob, kind: &str| {
-            let media_type = format!("application/vnd.oci.image.{kind}");
-            json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size })
-        };
-        let layers: Vec<_> = layers.iter().map(|layer| of(layer, "layer.v1.tar")).collect();
-        let manifest = self.blob(&serde_json::to_vec(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": of(&image, "config.v1+json"),
-            "layers": layers,
-        }))?)?;
-        for name in names {
-            let mut entry = of(&manifest, "manifest.v1+json");
-            entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
-            self.manifests.push(entry);
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
-        let version = json!({ "imageLayoutVersion": "1.0.0" });
-        for (name, content) in [("index.json", index), ("oci-layout", version)] {
-            let path = self.directory.join(name);
-            fs::write(&path, serde_json::to_vec(&content)?)
-                .with_context(|| format!("write {}", path.display()))?;
-        }
-        Ok(())
-    }
+    let image = layout.image(layers, &Configuration { architecture: "amd64", created: None, config })?;
+    names.iter().for_each(|name| layout.name(&image, name));
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::digest;
 
     #[test]
     fn every_blob_that_an_image_names_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let mut layout = Layout::new(dir.path()).unwrap();
-        let root = layout.blob(&base(b"program", "busybox\nsh\n", USERS, GROUPS).unwrap()).unwrap();
-        let own = layout.blob(&single("own", b"1", 0o644).unwrap()).unwrap();
-        layout.image(&["r.example/a:1", "r.example/a:2"], &[&root, &own], &json!({ "User": "1" })).unwrap();
+        let root = layout.layer(&base(b"program", "busybox\nsh\n", USERS, GROUPS).unwrap()).unwrap();
+        let own = layout.layer(&single("own", b"1", 0o644).unwrap()).unwrap();
+        add_image(&mut layout, &["r.example/a:1", "r.example/a:2"], &[&root, &own], &json!({ "User": "1" }))
+            .unwrap();
         layout.finish().unwrap();
-        let read = |digest: &Value| {
-            let name = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
+        let read = |named: &Value| {
+            let name = named.as_str().unwrap().strip_prefix("sha256:").unwrap();
             let bytes = fs::read(dir.path().join("blobs/sha256").join(name)).unwrap();
-            assert_eq!(hex(&Sha256::digest(&bytes)), name);
+            assert_eq!(digest(&bytes), format!("sha256:{name}"));
             bytes
         };
         let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();

@@ -11,11 +11,14 @@ mod demo;
 mod deny;
 mod ebpf;
 mod host;
+mod image;
 mod images;
 mod job;
 mod layout;
 mod metrics;
+mod oci;
 mod run;
+mod sbom;
 mod setup;
 mod signals;
 mod step;
@@ -59,6 +62,8 @@ enum Task {
     Client,
     /// Check the Helm chart and the alert rules, and write what is made of them
     Chart(Chart),
+    /// Make the container image
+    Image(image::Image),
     /// Check that the modules of each crate do not import each other in circles
     Cycles,
     /// Watch kwitness at work on real containers
@@ -155,6 +160,10 @@ fn perform(task: Task) -> Result<ExitCode> {
             let cache = Cache::open()?;
             setup::ensure(&cache, &Needs { helm: true, prometheus: true, ..Needs::default() })?;
             chart::task(&Workspace::find()?, &cache, check)?;
+        }
+        Task::Image(image) => {
+            setup::ensure(&Cache::open()?, &Needs { image: true, ..Needs::default() })?;
+            image::task(&Workspace::find()?, &image)?;
         }
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,

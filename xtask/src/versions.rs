@@ -32,6 +32,9 @@ pub const ROOT_PACKAGES: &[&str] =
     &["mmdebstrap", "debian-archive-keyring", "busybox-static", "gcc", "libc6-dev", "iproute2"];
 /// What makes and boots guests, beyond [`ROOT_PACKAGES`].
 pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
+/// What links the image's programs: this machine's C library, and that of arm64 with its linker.
+pub const IMAGE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+
 /// What makes clients of other languages: `protoc` with the types that all share, and the installer of Python's packages.
 pub const CLIENT_PACKAGES: &[&str] = &["protobuf-compiler", "libprotobuf-dev", "python3-pip"];
 

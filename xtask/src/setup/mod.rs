@@ -25,7 +25,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::versions::{
-    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, KERNELS, KernelSeries, ROOT_PACKAGES, ROOTS, RootSpec,
+    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES,
+    ROOTS, RootSpec,
 };
 use crate::workspace::{Cache, Turn};
 use crate::{run, step};
@@ -60,6 +61,8 @@ pub struct Needs {
     pub helm: bool,
     /// Prometheus and promtool.
     pub prometheus: bool,
+    /// Linkers for the image.
+    pub image: bool,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -101,7 +104,19 @@ impl Needs {
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self { bpf, lint, cri_tools, kubernetes, clients, helm, prometheus, trees, disks, kernels } = other;
+        let Self {
+            bpf,
+            lint,
+            cri_tools,
+            kubernetes,
+            clients,
+            helm,
+            prometheus,
+            image,
+            trees,
+            disks,
+            kernels,
+        } = other;
         self.bpf |= bpf;
         self.lint |= lint;
         self.cri_tools |= cri_tools;
@@ -109,6 +124,7 @@ impl Needs {
         self.clients |= clients;
         self.helm |= helm;
         self.prometheus |= prometheus;
+        self.image |= image;
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -123,9 +139,12 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
     let guests = !needs.disks.is_empty() || !needs.kernels.is_empty();
 
     let mut packages = Vec::new();
-    for (needed, list) in
-        [(needs.bpf, BPF_PACKAGES), (!roots.is_empty(), ROOT_PACKAGES), (guests, GUEST_PACKAGES)]
-    {
+    for (needed, list) in [
+        (needs.bpf, BPF_PACKAGES),
+        (!roots.is_empty(), ROOT_PACKAGES),
+        (guests, GUEST_PACKAGES),
+        (needs.image, IMAGE_PACKAGES),
+    ] {
         if needed {
             packages.extend_from_slice(list);
         }

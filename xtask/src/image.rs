@@ -1,0 +1,240 @@
+//! The `image` task: the container image of `kwitness`, for each architecture, from one machine and without a container runtime.
+//!
+//! | In `target/xtask/image` | What |
+//! |---|---|
+//! | `kwitness-VERSION` | OCI layout: an index of all architectures, with an SBOM that refers to each image |
+//! | `kwitness-VERSION-linux-ARCH.tar` | one architecture, for `ctr images import`, `docker load`, `podman load` |
+//!
+//! The image has one layer: the static program and its licences. The program is cargo's profile `dist`, with the prebuilt probes, and
+//! has no path of this machine in it: the same sources, toolchain and C library give the same digest.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use tar::Builder;
+
+use crate::oci::{self, Blob, Configuration, Layout};
+use crate::workspace::Workspace;
+use crate::{artifacts, ebpf, run, sbom, step};
+
+/// How large an image may be, as it is transferred.
+const LARGEST: u64 = 12_000_000;
+/// The name without a registry.
+pub const NAME: &str = "kwitness";
+/// Where the program is in the image.
+const PROGRAM: &str = "usr/bin/kwitness";
+const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-MIT"];
+
+/// What to make.
+#[derive(Args)]
+pub struct Image {
+    /// Only these architectures
+    #[arg(long, value_enum, value_name = "ARCH")]
+    arch: Vec<Architecture>,
+}
+
+/// What an image runs on, as Go and OCI name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Architecture {
+    /// x86-64
+    Amd64,
+    /// aarch64
+    Arm64,
+}
+
+/// Which sources an image is made of.
+struct Source {
+    /// The commit, with a mark if files differ from it.
+    revision: String,
+    /// When it was committed, in RFC 3339.
+    created: String,
+}
+
+impl Architecture {
+    /// Its name in OCI.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Its name in Rust, with the C library that the program has in it.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// What links for it on this machine.
+    fn linker(self) -> &'static str {
+        match self {
+            Self::Amd64 => "cc",
+            Self::Arm64 => "aarch64-linux-gnu-gcc",
+        }
+    }
+
+    /// Debian's package of the C library that it is linked with.
+    pub fn libc_package(self) -> &'static str {
+        match self {
+            Self::Amd64 => "libc6-dev",
+            Self::Arm64 => "libc6-dev-arm64-cross",
+        }
+    }
+}
+
+/// Makes the images.
+pub fn task(workspace: &Workspace, image: &Image) -> Result<()> {
+    // What is shipped is what the manifest of the probes names.
+    ebpf::check(workspace)?;
+    let source = Source::find(workspace)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let to = workspace.scratch("image")?;
+    let name = format!("{NAME}-{version}");
+    let mut layout = Layout::new(&to.join(&name))?;
+    let mut images = Vec::new();
+    let all = Architecture::value_variants();
+    for architecture in all.iter().copied().filter(|one| image.arch.is_empty() || image.arch.contains(one)) {
+        let program = build(workspace, architecture)?;
+        let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+        let layer = layer(&workspace.root, &bytes)?;
+        let (added, size) = add(&mut layout, &layer, architecture, Some(&source))?;
+        ensure!(
+            size <= LARGEST,
+            "the image for {} has {size} bytes, more than {LARGEST}",
+            architecture.name()
+        );
+        let document = sbom::document(workspace, architecture, &source.created, &bytes)?;
+        layout.referrer(&added, sbom::MEDIA_TYPE, &document)?;
+        images.push(added);
+        let archive = to.join(format!("{name}-linux-{}.tar", architecture.name()));
+        write_archive(&layer, architecture, Some(&source), &archive)?;
+        println!("{}  {:.1} MB", archive.display(), size as f64 / 1e6);
+    }
+    let index = layout.index(&images)?;
+    layout.name(&index, version);
+    layout.finish()?;
+    println!("{}  {}", to.join(&name).display(), index.digest());
+    Ok(())
+}
+
+/// The program, static and without symbols.
+fn build(workspace: &Workspace, architecture: Architecture) -> Result<PathBuf> {
+    let target = architecture.target();
+    run::output(Command::new("rustup").args(["target", "add", target]).current_dir(&workspace.root))?;
+    let mut command = run::cargo();
+    command.args(["build", "--locked", "--profile", "dist", "--package", "kwitness", "--bin", "kwitness"]);
+    command.args(["--target", target]).current_dir(&workspace.root);
+    command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
+    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    command.env(variable, architecture.linker());
+    let what = format!("build kwitness for {}", architecture.name());
+    let mut built = PathBuf::new();
+    step::timed(&what, || {
+        built = artifacts::program(&mut command, "kwitness")?;
+        Ok(String::new())
+    })?;
+    Ok(built)
+}
+
+/// As cargo separates flags: with the C library in the program, and sources named by where they belong instead of where they are.
+fn rust_flags(workspace: &Workspace) -> Result<OsString> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let home = home.context("cannot locate cargo's directory: set CARGO_HOME")?;
+    let mut flags = OsString::from("-Ctarget-feature=+crt-static");
+    // The last one that fits counts: the build directory may be in the source tree.
+    for (from, to) in
+        [(&home, "/cargo"), (&workspace.root, "/kwitness"), (&workspace.target, "/kwitness/target")]
+    {
+        flags.push("\x1f--remap-path-prefix=");
+        flags.push(from);
+        flags.push("=");
+        flags.push(to);
+    }
+    Ok(flags)
+}
+
+/// The tar of the root: the program, and what its licences demand to be with it.
+fn layer(root: &Path, program: &[u8]) -> Result<Vec<u8>> {
+    let mut tar = Builder::new(Vec::new());
+    oci::add_directories(
+        &mut tar,
+        &["usr", "usr/bin", "usr/share", "usr/share/doc", "usr/share/doc/kwitness"],
+    )?;
+    oci::add_file(&mut tar, PROGRAM, program, 0o755)?;
+    for name in LICENCES {
+        let text = fs::read(root.join(name)).with_context(|| format!("read {name}"))?;
+        oci::add_file(&mut tar, &format!("usr/share/doc/kwitness/{name}"), &text, 0o644)?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+/// Adds an image with that layer; also its bytes, as they are transferred.
+fn add(
+    layout: &mut Layout,
+    layer: &[u8],
+    architecture: Architecture,
+    source: Option<&Source>,
+) -> Result<(Blob, u64)> {
+    let layer = layout.compressed_layer(layer)?;
+    let mut labels = json!({
+        "org.opencontainers.image.title": NAME,
+        "org.opencontainers.image.description": "Reports what the kernel really did to a node's containers",
+        "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+        "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+    });
+    if let Some(Source { revision, created }) = source {
+        labels["org.opencontainers.image.revision"] = json!(revision);
+        labels["org.opencontainers.image.created"] = json!(created);
+    }
+    let config = json!({
+        "Entrypoint": [format!("/{PROGRAM}")],
+        "Cmd": ["daemon"],
+        "Env": ["PATH=/usr/bin"],
+        "Labels": labels,
+    });
+    let created = source.map(|source| source.created.as_str());
+    let configuration = Configuration { architecture: architecture.name(), created, config };
+    Ok((layout.image(&[&layer], &configuration)?, layer.size()))
+}
+
+fn write_archive(
+    layer: &[u8],
+    architecture: Architecture,
+    source: Option<&Source>,
+    archive: &Path,
+) -> Result<()> {
+    let directory = tempfile::tempdir().context("make a temporary directory")?;
+    let directory = directory.path().join("layout");
+    let mut layout = Layout::new(&directory)?;
+    let (image, _) = add(&mut layout, layer, architecture, source)?;
+    let tagged = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
+    // What a runtime makes of a name without a registry.
+    layout.tag(&image, &format!("docker.io/library/{tagged}"));
+    layout.finish()?;
+    let file = File::create(archive).with_context(|| format!("create {}", archive.display()))?;
+    oci::pack(&directory, &tagged, file).with_context(|| format!("write {}", archive.display()))
+}
+
+impl Source {
+    fn find(workspace: &Workspace) -> Result<Self> {
+        let git = |arguments: &[&str]| {
+            run::output(Command::new("git").args(arguments).env("TZ", "UTC").current_dir(&workspace.root))
+                .map(|text| text.trim().to_owned())
+        };
+        let mut revision = git(&["rev-parse", "HEAD"])?;
+        if !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty() {
+            revision += "-dirty";
+        }
+        let created =
+            git(&["show", "--no-patch", "--format=%cd", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "HEAD"])?;
+        Ok(Self { revision, created })
+    }
+}
