@@ -22,11 +22,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 const PORT: u16 = 6443;
-/// The API groups that a kubelet or the API server itself asks for. Each other would cost a slow machine time at the start.
+/// The API groups that a kubelet or the API server itself asks for, and that of DaemonSets. Each other would cost a slow machine time at
+/// the start.
 const GROUPS: &[&str] = &[
     "api",
     "apiextensions.k8s.io",
     "apiregistration.k8s.io",
+    "apps",
     "coordination.k8s.io",
     "discovery.k8s.io",
     "networking.k8s.io",
@@ -113,6 +115,11 @@ impl ControlPlane {
     pub fn create(&self, object: &Value) -> Result<()> {
         let path = self.directory.path().join("object.json");
         fs::write(&path, object.to_string()).context("write the object")?;
+        self.create_from(&path)
+    }
+
+    /// Makes the objects of a file.
+    pub fn create_from(&self, path: &Path) -> Result<()> {
         let path = path.to_str().context("a path in UTF-8")?;
         self.run(&["create", "--validate=ignore", "--filename", path]).map(drop)
     }

@@ -51,6 +51,17 @@ pub struct Extras {
     pub default_handler: Option<Handler>,
 }
 
+/// A program that was run in a container.
+#[derive(Clone, Debug)]
+pub struct Executed {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+}
+
 /// A containerd and what runs on it.
 #[derive(Debug)]
 pub struct Node {
@@ -88,7 +99,7 @@ impl Node {
             .context("write containerd's configuration")?;
         let mut containerd = spawn(directory.path())?;
         let cri = connect(&mut containerd).await?;
-        import_images(&environment.job.join("images.tar"), &cri)
+        import(&environment.job.join("images.tar"), &cri, &[PAUSE_IMAGE, APP_IMAGE])
             .await
             .with_context(|| containerd.log_tail())?;
         Ok(Self {
@@ -195,14 +206,26 @@ impl Node {
         }
     }
 
+    /// Gives containerd an image more, by the name that the CRI knows it by.
+    pub async fn import(&self, archive: &Path, image: &str) -> Result<()> {
+        import(archive, &self.cri, &[image]).await
+    }
+
     /// Runs a program in a running container, as `kubectl exec` does, and gives its exit code.
     pub async fn exec(&self, id: &str, command: &[&str]) -> Result<i32> {
+        Ok(self.exec_output(id, command).await?.code)
+    }
+
+    /// The same, with what it wrote.
+    pub async fn exec_output(&self, id: &str, command: &[&str]) -> Result<Executed> {
         let request = v1::ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: command.iter().map(|&word| word.to_owned()).collect(),
             timeout: 30,
         };
-        Ok(self.cri.exec_sync(request).await?.exit_code)
+        let v1::ExecSyncResponse { stdout, stderr, exit_code } = self.cri.exec_sync(request).await?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Executed { code: exit_code, stdout: text(stdout), stderr: text(stderr) })
     }
 
     /// Stops a container: SIGTERM, and after `grace` seconds SIGKILL.
@@ -348,11 +371,11 @@ async fn connect(containerd: &mut Managed) -> Result<Cri> {
 }
 
 /// Hands containerd the images, and waits until its CRI side lists them.
-async fn import_images(archive: &Path, cri: &Cri) -> Result<()> {
+async fn import(archive: &Path, cri: &Cri, images: &[&str]) -> Result<()> {
     let mut command = Command::new("ctr");
     command.args(["--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import"]);
     process::run(command.arg(archive))?;
-    for image in [PAUSE_IMAGE, APP_IMAGE] {
+    for image in images {
         wait_for(&format!("image {image}"), START_LIMIT, async || {
             Ok(cri.has_image(image).await?.then_some(()))
         })

@@ -101,7 +101,7 @@ pub fn task(workspace: &Workspace, image: &Image) -> Result<()> {
     let mut images = Vec::new();
     let all = Architecture::value_variants();
     for architecture in all.iter().copied().filter(|one| image.arch.is_empty() || image.arch.contains(one)) {
-        let program = build(workspace, architecture)?;
+        let program = build(workspace, architecture, &source)?;
         let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
         let layer = layer(&workspace.root, &bytes)?;
         let (added, size) = add(&mut layout, &layer, architecture, Some(&source))?;
@@ -124,14 +124,23 @@ pub fn task(workspace: &Workspace, image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// An archive with the image of a static program for this machine's architecture: of the one that is under test, whose sources need not
+/// be committed.
+pub fn of_program(workspace: &Workspace, program: &Path, archive: &Path) -> Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    write_archive(&layer(&workspace.root, &bytes)?, Architecture::Amd64, None, archive)
+}
+
 /// The program, static and without symbols.
-fn build(workspace: &Workspace, architecture: Architecture) -> Result<PathBuf> {
+fn build(workspace: &Workspace, architecture: Architecture, source: &Source) -> Result<PathBuf> {
     let target = architecture.target();
     run::output(Command::new("rustup").args(["target", "add", target]).current_dir(&workspace.root))?;
     let mut command = run::cargo();
     command.args(["build", "--locked", "--profile", "dist", "--package", "kwitness", "--bin", "kwitness"]);
     command.args(["--target", target]).current_dir(&workspace.root);
     command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
+    // For kwitness_build_info.
+    command.env("KWITNESS_REVISION", &source.revision);
     let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
     command.env(variable, architecture.linker());
     let what = format!("build kwitness for {}", architecture.name());

@@ -1,12 +1,13 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is.
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. And the chart's pod on such a node.
 
+mod daemonset;
 mod join;
 mod resize;
 mod timeline;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
+use kwitness_tests::environment::{CgroupLayout, Tier};
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
@@ -19,6 +20,14 @@ fn main() -> Result<()> {
     let resize = Case::once(&ctx, "a_resize_is_in_force_when_the_kernel_has_it", |ctx, combination| {
         ctx.block_on(resize::a_resize_is_in_force_when_the_kernel_has_it(ctx, combination))
     })?;
-    let cases = vec![crash.refused(ctx.environment.same_everywhere()), resize.refused(no_limits)];
+    let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
+        ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
+    })?;
+    let private = (ctx.environment.tier == Tier::Host).then_some("the pod's mounts need a node that shares its own");
+    let cases = vec![
+        crash.refused(ctx.environment.same_everywhere()),
+        resize.refused(no_limits),
+        chart.refused(private),
+    ];
     suite::run(ctx, cases)
 }

@@ -51,6 +51,8 @@ pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
 pub const WITH_CLIENTS: &[&str] = &["clients"];
 /// The targets that need Prometheus.
 pub const WITH_PROMETHEUS: &[&str] = &["prometheus"];
+/// The targets that need what is in `deploy`.
+pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
 /// The targets that need crictl or critest.
 pub const WITH_CRI_TOOLS: &[&str] = &["cri", "cri_events", "critest"];
 

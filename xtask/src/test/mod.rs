@@ -27,10 +27,11 @@ use crate::setup::{self, Needs, clients, critools, kubernetes, prometheus};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
-use crate::{host, images, layout, run, signals, step};
+use crate::{host, image, images, layout, run, signals, step};
 
 use machines::{
-    Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_KUBERNETES, WITH_PROMETHEUS, startable,
+    Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_DEPLOYMENT, WITH_KUBERNETES, WITH_PROMETHEUS,
+    startable,
 };
 
 /// The packages whose own tests are the unit tier.
@@ -275,8 +276,11 @@ impl Prepared<'_> {
         for name in [of_cri, of_kubernetes, of_clients, of_prometheus].into_iter().flatten().flatten() {
             job.add(&cache.tool(name), &in_job(name))?;
         }
-        if runs(WITH_PROMETHEUS) {
+        if runs(WITH_DEPLOYMENT) {
             job.add(&workspace.root.join("deploy"), Path::new("deploy"))?;
+        }
+        if runs(&["cluster"]) && !is_host {
+            image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
         }
         if runs(WITH_CLIENTS) {
             job.add(&clients::python(cache), Path::new("python"))?;

@@ -1,0 +1,112 @@
+//! The pod of `deploy/kwitness.yaml` on a node: whether it becomes ready with exactly the privileges that the chart gives it, and works.
+//!
+//! There is neither a controller nor a network plugin here: the test makes the pod of the DaemonSet's template, on the node's network.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::control_plane::ControlPlane;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::kubelet::{NODE, Pleg};
+use kwitness_tests::process::wait_for;
+use serde_json::{Value, json};
+
+use crate::join::{Cluster, SOON, Way, with_cluster};
+
+const NAMESPACE: &str = "kwitness";
+const POD: &str = "kwitness-node";
+/// Between two calls of kubectl, each of which costs an emulated guest seconds.
+const PAUSE: Duration = Duration::from_millis(300);
+/// What a runtime makes of the chart's `kwitness:VERSION`.
+const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
+/// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.
+const CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 19;
+
+pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    let api = ControlPlane::start(&ctx.environment).await?;
+    api.create_from(&ctx.environment.job.join("deploy/kwitness.yaml"))?;
+    let way = (Pleg::Generic, Way::Straight);
+    let done = with_cluster(ctx, combination, &api, way, async |cluster| {
+        cluster.node.import(&ctx.environment.job.join("kwitness.tar"), IMAGE).await?;
+        cluster.pod("seen").await?;
+        let set = get(cluster, "daemonset", "kwitness")?;
+        let template = &set["spec"]["template"];
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": POD, "namespace": NAMESPACE, "labels": template["metadata"]["labels"] },
+            "spec": template["spec"],
+        });
+        pod["spec"]["nodeName"] = json!(NODE);
+        pod["spec"]["hostNetwork"] = json!(true);
+        cluster.api.create(&pod)?;
+        let id = ready(cluster).await?;
+        check_privileges(cluster, &id).await?;
+        check_doctor(cluster, &id).await?;
+        let listed = cluster.node.exec_output(&id, &["kwitness", "ps"]).await?;
+        ensure!(listed.code == 0 && listed.stdout.contains("seen"), "{listed:?}");
+        cluster.api.run(&["delete", "pod", POD, "--namespace", NAMESPACE, "--wait=false"]).map(drop)
+    })
+    .await;
+    // Made by the kubelet for the pod, and kept for the next one.
+    let removed = fs::remove_dir_all("/run/kwitness").context("remove the pod's directory");
+    done.and(removed)
+}
+
+fn get(cluster: &Cluster<'_>, kind: &str, name: &str) -> Result<Value> {
+    let text = cluster.api.run(&["get", kind, name, "--namespace", NAMESPACE, "--output=json"])?;
+    serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
+}
+
+/// Waits until its probes have passed; its container's id.
+async fn ready(cluster: &Cluster<'_>) -> Result<String> {
+    let mut last = Value::Null;
+    let waited = wait_for("the chart's pod to be ready", SOON, async || {
+        tokio::time::sleep(PAUSE).await;
+        last = get(cluster, "pod", POD)?["status"].clone();
+        let conditions = last["conditions"].as_array().into_iter().flatten();
+        let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+        Ok(conditions.into_iter().any(is_ready).then_some(()))
+    })
+    .await;
+    waited.with_context(|| format!("{last:#}"))?;
+    let running = cluster.node.running(POD, "").await?;
+    running.context("the pod is ready and has no container")
+}
+
+/// What the kernel says of the process, not what was asked for.
+async fn check_privileges(cluster: &Cluster<'_>, id: &str) -> Result<()> {
+    let pid = cluster.node.pid(id).await?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim).with_context(|| format!("no {name}"))
+    };
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        let held = u64::from_str_radix(field(set)?, 16).with_context(|| format!("the mask {set}"))?;
+        ensure!(held == CAPABILITIES, "{set} is {held:x}, not {CAPABILITIES:x}");
+    }
+    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2", "{status}");
+    Ok(())
+}
+
+/// `kwitness doctor` in the pod finds a daemon that can do everything, and names what the node lacks.
+async fn check_doctor(cluster: &Cluster<'_>, id: &str) -> Result<()> {
+    let doctor = cluster.node.exec_output(id, &["kwitness", "doctor", "-o", "json"]).await?;
+    println!("{}", doctor.stdout);
+    ensure!(doctor.code == 0, "{doctor:?}");
+    let report: Value = serde_json::from_str(&doctor.stdout).context("parse the doctor's report")?;
+    ensure!(report["healthy"] == true && report["daemon"] == true, "{report:#}");
+    let capabilities = report["capabilities"].as_array().context("no capabilities")?;
+    ensure!(!capabilities.is_empty(), "{report:#}");
+    for capability in capabilities {
+        let hook = capability["hook"].as_str().unwrap_or_default();
+        ensure!(!hook.is_empty(), "no hook in the pod: {capability:#}");
+    }
+    Ok(())
+}
