@@ -46,8 +46,18 @@ impl Bpffs {
 
     /// Starts a daemon that pins there.
     pub async fn agent(&self, environment: &Environment) -> Result<Agent> {
+        self.agent_with(environment, &[]).await
+    }
+
+    /// The same, with more settings.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn agent_with(&self, environment: &Environment, settings: &[&str]) -> Result<Agent> {
         let directory = format!("kernel.pin_directory={}", self.pins().display());
-        Agent::start(environment, &["kernel.pin=auto", &directory]).await
+        let mut all = vec!["kernel.pin=auto", directory.as_str()];
+        all.extend(settings);
+        Agent::start(environment, &all).await
     }
 }
 

@@ -65,6 +65,7 @@ fn main() -> Result<()> {
         outage::what_is_half_made_or_torn_is_replaced_by_name,
         outage::pins_that_vanish_cost_the_outage_only,
         outage::nothing_is_left_behind,
+        outage::metrics_begin_at_zero_and_know_what_there_is,
     ];
     // A guest runs one emulated CPU. Where a program or a bpf(2) call can be preempted, records are skipped there: each a gap, and
     // no loss over an outage.

@@ -22,7 +22,7 @@ fn get(socket: &Path, method: &str, path: &str) -> Result<(String, String)> {
 }
 
 /// The samples of a scrape.
-fn scrape(socket: &Path) -> Result<BTreeMap<String, f64>> {
+pub(crate) fn scrape(socket: &Path) -> Result<BTreeMap<String, f64>> {
     let (status, text) = get(socket, "GET", "/metrics")?;
     ensure!(status == "HTTP/1.1 200 OK", "{status}: {text}");
     let samples = text.lines().filter(|line| !line.starts_with('#'));

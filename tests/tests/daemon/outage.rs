@@ -1,5 +1,6 @@
 //! Daemons that come and go while containers do: what happened in between is reported, and clients keep their place.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
 use crate::command::{kwitness, run};
+use crate::metrics::scrape;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -307,4 +309,47 @@ fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
         ensure!(!path.exists(), "{} is still there", path.display());
     }
     Ok(())
+}
+
+/// What an earlier daemon left says which containers there are, and is not counted again: to Prometheus that would be new events.
+pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestContext) -> Result<()> {
+    const RUNNING: &str = "kwitness_containers{state=\"running\"}";
+    const CREATED: &str = "kwitness_events_total{type=\"created\"}";
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
+    let http = directory.path().join("http.sock");
+    let listen = format!("http.listen=unix://{}", http.display());
+    // So short a journal forgets how the lasting container began.
+    let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
+    let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let lasting = kubepods.container()?;
+    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
+    let began = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
+    watcher.wait_until("the lasting container", began).await?;
+    let busy = kubepods.container()?;
+    let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
+    busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
+    let busy_id = busy.id.clone();
+    drop(busy);
+    watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
+    let first = agent.replay().await?;
+    ensure!(!first.has(&lasting.id, "created"), "the journal still has it:\n{first}");
+    let of = |samples: &BTreeMap<String, f64>| {
+        [RUNNING, CREATED, "kwitness_metrics_missed_events_total"].map(|name| samples.get(name).copied())
+    };
+    let before = of(&scrape(&http)?);
+    ensure!(before[0] == Some(1.0) && before[1] >= Some(2.0), "{before:?}");
+
+    agent.restart().await?;
+    // The engine says what the journal does not; until then the container is not known.
+    let known = async || Ok((of(&scrape(&http)?) == [Some(1.0), Some(0.0), Some(0.0)]).then_some(()));
+    wait_for("the lasting container in the metrics", LIMIT, known)
+        .await
+        .with_context(|| format!("{:?}", scrape(&http)))?;
+    sleeper.kill()?;
+    sleeper.wait()?;
+    drop(lasting);
+    drop(kubepods);
+    agent.stop()
 }

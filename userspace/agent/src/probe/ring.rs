@@ -259,7 +259,7 @@ impl Running {
                 break;
             }
             heads[index].take(&mut take);
-            self.records[index] += 1;
+            self.source.records[index] += 1;
             drained.records += 1;
             urgent += usize::from(index < FIRST_QUIET_RING);
         }
