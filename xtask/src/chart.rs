@@ -70,6 +70,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     kubeconform.args(["-strict", "-summary", "-skip", WITHOUT_SCHEMA, "-schema-location"]).arg(schemas);
     let summary =
         run::output(kubeconform.args(&files)).context("the chart renders what Kubernetes refuses")?;
+    chart.check_contradictions()?;
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
     println!("{} value sets rendered; an unknown key is refused in each of {refused} objects", files.len());
@@ -125,6 +126,17 @@ impl Chart {
         files.sort();
         ensure!(!files.is_empty(), "{CHART}/ci has no value sets");
         Ok(files)
+    }
+
+    /// A monitor of pods that serve nothing would never say so.
+    fn check_contradictions(&self) -> Result<()> {
+        for monitor in ["podMonitor", "serviceMonitor"] {
+            let rendered = self.render(&["--set=http.enabled=false", &format!("--set={monitor}.enabled=true")]);
+            let Err(error) = rendered else { bail!("helm accepts {monitor} without http") };
+            let error = format!("{error:#}");
+            ensure!(error.contains("needs http.enabled"), "{monitor} without http is refused otherwise: {error}");
+        }
+        Ok(())
     }
 
     /// Whether helm refuses an unknown key in every object whose keys the schema names; how many these are.
