@@ -22,6 +22,7 @@ const MAY_BE_EMPTY: &[&str] = &[
     "Gaps and bounds",
     "Hooks that are not the preferred ones",
     "Problems",
+    "CRI proxy: source of events",
 ];
 
 pub(crate) async fn fire_on_what_really_happened(ctx: &TestContext, combination: Combination) -> Result<()> {
