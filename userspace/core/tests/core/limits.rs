@@ -568,6 +568,23 @@ mod verdicts {
     }
 
     #[test]
+    fn the_last_verdicts_are_the_nodes_own_on_what_exists() {
+        let mut fixture = Fixture::new();
+        let mut all = VerdictTracker::default();
+        verdicts(&mut fixture, &mut all, &evidence_for(Requester::Client, 8192, 1_000));
+        assert_eq!(all.last(&fixture.index), [], "a client's own word is none");
+        for (limit, verdict) in [(8192, Verdict::Diverged), (4096, Verdict::InForce)] {
+            assert_eq!(verdicts(&mut fixture, &mut all, &evidence(limit, 1_000)), [verdict.clone()]);
+            let last = all.last(&fixture.index);
+            assert_eq!(last.iter().map(|last| &last.verdict).collect::<Vec<_>>(), [&verdict]);
+            assert_eq!(last[0].resource, Resource::Memory);
+        }
+        let gone = fixture.index.0.get_mut(&POD).expect("it is there");
+        gone.exists = false;
+        assert_eq!(all.last(&fixture.index), [], "its verdicts went with it");
+    }
+
+    #[test]
     fn nothing_is_kept_of_a_cgroup_whose_end_was_not_seen() {
         let empty = Scan::empty(ScanReason::Repair, KernelTime(1_100));
         let scan = Observation::Scan(Scan { ended: KernelTime(1_200), ..empty });
