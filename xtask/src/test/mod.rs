@@ -12,11 +12,12 @@
 //! depend on an idle machine.
 
 mod machines;
+mod rows;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -27,12 +28,13 @@ use crate::setup::{self, Needs, clients, critools, kubernetes, prometheus};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
-use crate::{host, image, images, layout, run, signals, step};
+use crate::{host, image, images, layout, step};
 
 use machines::{
     Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_DEPLOYMENT, WITH_KUBERNETES, WITH_PROMETHEUS,
     startable,
 };
+use rows::{Row, print, row};
 
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &[
@@ -54,9 +56,6 @@ const APART: &[&str] = &["cluster", "runtime", "matrix"];
 const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
 const GUEST_LIMIT: Duration = Duration::from_secs(2400);
-/// Lines of a log that are shown of a machine that failed without a test to quote.
-const TAIL: usize = 60;
-
 /// What to test.
 #[derive(Args)]
 pub struct Test {
@@ -87,13 +86,6 @@ enum Tier {
     Unit,
     Host,
     Vm,
-}
-
-/// One line of the table at the end.
-struct Row {
-    name: String,
-    tally: Tally,
-    time: Duration,
 }
 
 /// Runs the tests; whether all passed.
@@ -374,59 +366,6 @@ fn script(targets: &[String], filter: Option<&str>) -> String {
         );
     }
     script
-}
-
-/// Runs one machine with its log, and shows what that says of a failure.
-fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Tally>) -> Row {
-    if signals::caught() {
-        return Row { name: name.to_owned(), tally: Tally::failure("interrupted"), time: Duration::ZERO };
-    }
-    let log = logs.join(format!("{}.log", name.replace(' ', "-")));
-    // What an earlier run left would be shown as this one's, should this one not get that far.
-    if let Err(error) = fs::write(&log, "") {
-        let tally = Tally::failure(format!("write {}: {error}", log.display()));
-        return Row { name: name.to_owned(), tally, time: Duration::ZERO };
-    }
-    step::say("  ..", name, &format!("log in {}", log.display()));
-    let start = Instant::now();
-    let tally = work(&log).unwrap_or_else(|error| Tally::failure(format!("{error:#}")));
-    let time = start.elapsed();
-    let mark = if tally.failed == 0 { "  ok" } else { "FAIL" };
-    step::say(mark, name, &format!("{}  {}", step::seconds(time), tally::closing(&tally)));
-    if tally.failed > 0 {
-        for reason in &tally.reasons {
-            eprintln!("     {reason}");
-        }
-        for quote in &tally.quotes {
-            eprintln!("---- {quote}\n----");
-        }
-        if tally.quotes.is_empty() {
-            eprintln!("---- the end of {} ----\n{}\n----", log.display(), run::tail(&log, TAIL));
-        }
-    }
-    Row { name: name.to_owned(), tally, time }
-}
-
-/// Prints the table and the closing line; returns the sum.
-fn print(rows: &[Row]) -> Tally {
-    let mut total = Tally::default();
-    println!("\n{:<32} {:>7} {:>7} {:>9}", "where", "passed", "failed", "time");
-    for row in rows {
-        let time = step::seconds(row.time);
-        println!("{:<32} {:>7} {:>7} {:>9}", row.name, row.tally.passed, row.tally.failed, time.trim());
-        for (target, seconds) in &row.tally.seconds {
-            println!("    {target:<44} {seconds:>7} s");
-        }
-        for name in &row.tally.names {
-            println!("    FAILED {name}");
-        }
-        for reason in &row.tally.reasons {
-            println!("    {}", reason.lines().next().unwrap_or_default());
-        }
-        total += row.tally.clone();
-    }
-    println!("\n{}", tally::closing(&total));
-    total
 }
 
 #[cfg(test)]
