@@ -131,10 +131,14 @@ impl Chart {
     /// A monitor of pods that serve nothing would never say so.
     fn check_contradictions(&self) -> Result<()> {
         for monitor in ["podMonitor", "serviceMonitor"] {
-            let rendered = self.render(&["--set=http.enabled=false", &format!("--set={monitor}.enabled=true")]);
+            let rendered =
+                self.render(&["--set=http.enabled=false", &format!("--set={monitor}.enabled=true")]);
             let Err(error) = rendered else { bail!("helm accepts {monitor} without http") };
             let error = format!("{error:#}");
-            ensure!(error.contains("needs http.enabled"), "{monitor} without http is refused otherwise: {error}");
+            ensure!(
+                error.contains("needs http.enabled"),
+                "{monitor} without http is refused otherwise: {error}"
+            );
         }
         Ok(())
     }
@@ -177,9 +181,8 @@ fn objects(manifest: &str) -> Result<Vec<Value>> {
 fn check_pins(manifest: &str) -> Result<()> {
     let objects = objects(manifest)?;
     let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
-    let pinned = of("ConfigMap").any(|map| {
-        map["data"]["config.toml"].as_str().is_some_and(|toml| toml.contains("pin = \"auto\""))
-    });
+    let pinned = of("ConfigMap")
+        .any(|map| map["data"]["config.toml"].as_str().is_some_and(|toml| toml.contains("pin = \"auto\"")));
     let pod = &of("DaemonSet").next().context("the manifest has no DaemonSet")?["spec"]["template"]["spec"];
     let mut mounts = pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten();
     let mounted =

@@ -79,7 +79,10 @@ mod tests {
         let panels = dashboard["panels"].as_array().unwrap();
         for panel in panels.iter().filter(|panel| panel["type"] != "row") {
             let targets = panel["targets"].as_array().unwrap();
-            assert!(!targets.is_empty() && targets.iter().all(|target| target["expr"].is_string()), "{panel}");
+            assert!(
+                !targets.is_empty() && targets.iter().all(|target| target["expr"].is_string()),
+                "{panel}"
+            );
         }
     }
 }

@@ -23,7 +23,8 @@ fn main() -> Result<()> {
     let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
         ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
     })?;
-    let private = (ctx.environment.tier == Tier::Host).then_some("the pod's mounts need a node that shares its own");
+    let private =
+        (ctx.environment.tier == Tier::Host).then_some("the pod's mounts need a node that shares its own");
     let cases = vec![
         crash.refused(ctx.environment.same_everywhere()),
         resize.refused(no_limits),

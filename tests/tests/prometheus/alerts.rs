@@ -47,11 +47,11 @@ pub(crate) async fn fire_on_what_really_happened(ctx: &TestContext, combination:
         ensure!(labels.get("job").map(String::as_str) == Some("kwitness"), "{labels:?}");
 
         let calm = node.run(&pod, &limited("calm", "exec sleep 100000")).await?;
-        let named =
-            |seen: &Seen| seen.subject(&calm).is_some_and(|subject| subject.name.is_some());
+        let named = |seen: &Seen| seen.subject(&calm).is_some_and(|subject| subject.name.is_some());
         let seen = watcher.wait_until("the container's name", named).await?;
         let path = seen.subject(&calm).context("it was seen")?.cgroup_path.clone();
-        let in_force = r#"kwitness_limit_verdict{container="calm",resource="memory",verdict="in_force"} == 1"#;
+        let in_force =
+            r#"kwitness_limit_verdict{container="calm",resource="memory",verdict="in_force"} == 1"#;
         prometheus.wait_for_sample(in_force).await?;
         let file = node.cgroup_directory(&path).join("memory.max");
         fs::write(&file, OTHER_LIMIT).with_context(|| format!("write {}", file.display()))?;

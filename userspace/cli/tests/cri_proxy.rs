@@ -124,7 +124,10 @@ async fn metrics_are_served_and_an_address_that_is_taken_keeps_no_kubelet_out() 
         }
         let text = get(&http, "/metrics");
         assert!(text.contains("\nkwitness_cri_proxy_runtime_up 0\n"), "{text}");
-        assert!(text.contains("\nkwitness_cri_proxy_calls_failed_total{reason=\"unavailable\"} 1\n"), "{text}");
+        assert!(
+            text.contains("\nkwitness_cri_proxy_calls_failed_total{reason=\"unavailable\"} 1\n"),
+            "{text}"
+        );
         assert!(get(&http, "/readyz").ends_with("ok: serving\n"));
         assert!(proxy.stop());
         assert!(!http.exists(), "the proxy left its HTTP socket behind");

@@ -148,7 +148,9 @@ fn serve_metrics(address: &HttpAddress, sources: Sources) -> Option<HttpServer> 
     let metrics = Arc::new(Metrics::new(Program::new(Arc::clone(&http)), sources));
     let limits = HttpLimits::with_connections(CONNECTIONS);
     let server = HttpServer::start(address, limits, Arc::clone(&metrics), http)
-        .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "no metrics and no probes are served"))
+        .inspect_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "no metrics and no probes are served")
+        })
         .ok()?;
     drop(tokio::spawn(async move { metrics.beat().await }));
     Some(server)

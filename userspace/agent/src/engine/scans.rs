@@ -27,8 +27,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The share of the time that walking may take: one part in so many and one.
 const PAUSE_FACTOR: u32 = 4;
 /// From a millisecond to ten seconds: a tree of a thousand containers takes tens of milliseconds.
-const DURATIONS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const DURATIONS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Between a walk that failed, or could not read everything, and its repetition: the first time, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 

@@ -148,6 +148,10 @@ impl Probe for Upgrade {
         Vec::new()
     }
 
+    fn rings(&self) -> Vec<RingState> {
+        Vec::new()
+    }
+
     fn may_be_adopted(&mut self) {}
 
     fn overlap(&self) -> Option<Overlap> {

@@ -13,8 +13,8 @@ use super::{Sources, words};
 use crate::clock::Clock;
 use crate::cri_events::Events;
 use crate::engine::Report;
-use crate::probe::{CapabilityReport, RingState};
 use crate::probe::capability::CAPABILITIES;
+use crate::probe::{CapabilityReport, RingState};
 use crate::wire::problem;
 use kwitness_api::EventKind;
 

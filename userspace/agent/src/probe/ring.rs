@@ -323,7 +323,9 @@ impl Running {
         let of = move |index: usize| RingState {
             name: RINGS[index],
             size: self.source.sizes[index],
-            used: self.source.positions[index].produced().saturating_sub(self.source.positions[index].consumed()),
+            used: self.source.positions[index]
+                .produced()
+                .saturating_sub(self.source.positions[index].consumed()),
             records: self.source.records[index],
         };
         (0..RINGS.len()).map(of)

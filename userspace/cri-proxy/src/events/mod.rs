@@ -154,11 +154,8 @@ pub fn start(
 ) -> (Events, impl Future<Output = ()>) {
     let subscribers = Subscribers::default();
     let in_use = InUse::default();
-    let events = Events {
-        subscribers: subscribers.clone(),
-        counters: Arc::clone(&counters),
-        in_use: in_use.clone(),
-    };
+    let events =
+        Events { subscribers: subscribers.clone(), counters: Arc::clone(&counters), in_use: in_use.clone() };
     let relay = Relay {
         daemon: Source::Daemon(daemon),
         runtime: Source::Runtime(runtime),

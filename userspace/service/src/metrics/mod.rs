@@ -123,10 +123,19 @@ pub fn breaches(metrics: &[Definition]) -> Vec<String> {
                 breaches.push(format!("{name} {rule}"));
             }
         };
-        unless(name.ends_with("_total") == (*kind == Kind::Counter), "ends in _total as counters do, and only they");
+        unless(
+            name.ends_with("_total") == (*kind == Kind::Counter),
+            "ends in _total as counters do, and only they",
+        );
         unless(["kwitness_", "process_"].iter().any(|prefix| name.starts_with(prefix)), "has another prefix");
-        unless(help.ends_with(['.', '*']) && !help.contains('\n'), "has a help that is no sentence of one line");
-        unless(!labels.iter().any(|label| ["id", "uid", "pid", "image"].contains(label)), "has an unbounded label");
+        unless(
+            help.ends_with(['.', '*']) && !help.contains('\n'),
+            "has a help that is no sentence of one line",
+        );
+        unless(
+            !labels.iter().any(|label| ["id", "uid", "pid", "image"].contains(label)),
+            "has an unbounded label",
+        );
         unless(!metrics[..at].iter().any(|other| other.name == *name), "is defined twice");
     }
     breaches

@@ -85,12 +85,18 @@ fn conventions_are_checked_and_a_page_has_the_table() {
     }
     let found = breaches(BAD);
     assert_eq!(found.len(), 6, "{found:?}");
-    assert!(found[0].starts_with("kwitness_things ends in _total") && found[5].ends_with("twice"), "{found:?}");
+    assert!(
+        found[0].starts_with("kwitness_things ends in _total") && found[5].ends_with("twice"),
+        "{found:?}"
+    );
 
     let page = "before\n<!-- one -->\nold\n<!-- end of one -->\nafter\n";
     let written = in_page(page, "one", &CATALOG[..1]).unwrap();
     assert!(written.starts_with("before\n<!-- one -->\n| Metric |"), "{written}");
-    assert!(written.contains("| `test_events_total` | counter | `type` | Events. |\n<!-- end of one -->\nafter"), "{written}");
+    assert!(
+        written.contains("| `test_events_total` | counter | `type` | Events. |\n<!-- end of one -->\nafter"),
+        "{written}"
+    );
     assert_eq!(in_page(&written, "one", &CATALOG[..1]), Some(written.clone()));
     assert_eq!(in_page(page, "other", CATALOG), None);
 }
