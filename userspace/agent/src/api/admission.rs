@@ -92,6 +92,11 @@ impl Admission {
         self.slots[call as usize].active()
     }
 
+    /// How many calls of all kinds may be active.
+    pub fn max(&self) -> u32 {
+        self.slots.iter().map(|slot| slot.max).sum()
+    }
+
     /// The table for `Status`.
     pub fn limits(&self) -> Vec<proto::CallLimit> {
         let limit = |slot: &Slot| {

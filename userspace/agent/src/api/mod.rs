@@ -89,6 +89,8 @@ pub async fn serve(
     let server = Server::builder()
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW)
+        // An answer counts here until it is written, a few kilobytes each. Of more calls at a time all would be refused.
+        .max_concurrent_streams(service.admission().max())
         .layer(service.admission().clone())
         .add_service(KwitnessServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(runtime_events)
