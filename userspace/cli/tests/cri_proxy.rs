@@ -116,7 +116,8 @@ async fn metrics_are_served_and_an_address_that_is_taken_keeps_no_kubelet_out() 
             assert!(began.elapsed() < Duration::from_secs(60));
             std::thread::yield_now();
         }
-        assert_eq!(version(&mut connect(&socket).await).await.code(), Code::Unavailable);
+        let refused = version(&mut connect(&socket).await).await;
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
         if is_taken {
             assert!(proxy.stop());
             std::fs::remove_file(&http).unwrap();

@@ -574,7 +574,10 @@ mod verdicts {
         verdicts(&mut fixture, &mut all, &evidence_for(Requester::Client, 8192, 1_000));
         assert_eq!(all.last(&fixture.index), [], "a client's own word is none");
         for (limit, verdict) in [(8192, Verdict::Diverged), (4096, Verdict::InForce)] {
-            assert_eq!(verdicts(&mut fixture, &mut all, &evidence(limit, 1_000)), std::slice::from_ref(&verdict));
+            assert_eq!(
+                verdicts(&mut fixture, &mut all, &evidence(limit, 1_000)),
+                std::slice::from_ref(&verdict)
+            );
             let last = all.last(&fixture.index);
             assert_eq!(last.iter().map(|last| &last.verdict).collect::<Vec<_>>(), [&verdict]);
             assert_eq!(last[0].resource, Resource::Memory);

@@ -144,7 +144,10 @@ mod tests {
         for id in 0..=limits::CONTAINERS_SEEN {
             assert_eq!(judge(&mut seen, &id.to_string(), 0), Verdict::New);
         }
-        assert_eq!((seen.order.len(), seen.containers.len()), (limits::CONTAINERS_SEEN, limits::CONTAINERS_SEEN));
+        assert_eq!(
+            (seen.order.len(), seen.containers.len()),
+            (limits::CONTAINERS_SEEN, limits::CONTAINERS_SEEN)
+        );
         assert_eq!(judge(&mut seen, "1", 0), Verdict::Double);
         assert_eq!(judge(&mut seen, "0", 0), Verdict::New, "forgotten");
     }

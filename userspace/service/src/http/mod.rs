@@ -31,6 +31,7 @@ use futures_util::stream::FuturesUnordered;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::metrics::Exposition;
@@ -126,18 +127,23 @@ impl HttpServer {
         pages: Arc<impl Pages>,
         counters: Arc<HttpCounters>,
     ) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context("cannot start the runtime of the HTTP listener")?;
-        let acceptor = {
-            let _within = runtime.enter();
-            Acceptor::listen(address)?
-        };
-        let address = acceptor.address().clone();
+        let (report, listening) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
+        let wanted = address.clone();
         let thread = std::thread::Builder::new()
             .name("kwitness-http".to_owned())
-            .spawn(move || runtime.block_on(serve(acceptor, limits, &*pages, &counters, stopped)))
+            .spawn(move || match listen(&wanted) {
+                Ok((runtime, acceptor)) => {
+                    // The other end waits for it.
+                    let _ = report.send(Ok(acceptor.address().clone()));
+                    runtime.block_on(serve(acceptor, limits, &*pages, &counters, stopped));
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            })
             .context("cannot start the thread of the HTTP listener")?;
+        let address = listening.recv().context("the thread of the HTTP listener panicked")??;
         tracing::info!(%address, "serving metrics and probes over HTTP");
         Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
@@ -155,6 +161,17 @@ impl Drop for HttpServer {
             tracing::error!("the thread of the HTTP listener panicked");
         }
     }
+}
+
+/// On the listener's own thread: within another runtime none may be dropped.
+fn listen(address: &HttpAddress) -> anyhow::Result<(Runtime, Acceptor)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime of the HTTP listener")?;
+    let acceptor = {
+        let _within = runtime.enter();
+        Acceptor::listen(address)?
+    };
+    Ok((runtime, acceptor))
 }
 
 async fn serve(

@@ -75,6 +75,14 @@ fn until(mut is_so: impl FnMut() -> bool) {
 
 const LIMITS: HttpLimits = HttpLimits::with_connections(4);
 
+#[tokio::test]
+async fn an_address_that_is_taken_is_an_error_within_a_runtime() {
+    let served = serve(LIMITS, 1);
+    let taken = HttpAddress::Tcp(served.address);
+    let error = HttpServer::start(&taken, LIMITS, Fake::new(1), Arc::default()).unwrap_err();
+    assert!(format!("{error:#}").contains("cannot listen on "), "{error:#}");
+}
+
 #[test]
 fn pages_other_paths_and_other_methods() {
     let Served { address, counters, .. } = &serve(LIMITS, 1);
