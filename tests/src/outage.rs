@@ -69,6 +69,13 @@ impl Drop for Bpffs {
     }
 }
 
+/// Where what was observed is kept.
+pub fn ledger_of(agent: &Agent) -> PathBuf {
+    let mut ledger = agent.socket().as_os_str().to_owned();
+    ledger.push(".ledger");
+    ledger.into()
+}
+
 /// What a client has that resumes whenever its stream ends.
 #[derive(Debug)]
 pub struct Client {

@@ -18,6 +18,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tar::Builder;
 
+use crate::architecture::Architecture;
 use crate::oci::{self, Blob, Configuration, Layout};
 use crate::workspace::Workspace;
 use crate::{artifacts, ebpf, run, sbom, step};
@@ -38,55 +39,12 @@ pub struct Image {
     arch: Vec<Architecture>,
 }
 
-/// What an image runs on, as Go and OCI name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Architecture {
-    /// x86-64
-    Amd64,
-    /// aarch64
-    Arm64,
-}
-
 /// Which sources an image is made of.
 struct Source {
     /// The commit, with a mark if files differ from it.
     revision: String,
     /// When it was committed, in RFC 3339.
     created: String,
-}
-
-impl Architecture {
-    /// Its name in OCI.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Amd64 => "amd64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    /// Its name in Rust, with the C library that the program has in it.
-    pub fn target(self) -> &'static str {
-        match self {
-            Self::Amd64 => "x86_64-unknown-linux-gnu",
-            Self::Arm64 => "aarch64-unknown-linux-gnu",
-        }
-    }
-
-    /// What links for it on this machine.
-    fn linker(self) -> &'static str {
-        match self {
-            Self::Amd64 => "cc",
-            Self::Arm64 => "aarch64-linux-gnu-gcc",
-        }
-    }
-
-    /// Debian's package of the C library that it is linked with.
-    pub fn libc_package(self) -> &'static str {
-        match self {
-            Self::Amd64 => "libc6-dev",
-            Self::Arm64 => "libc6-dev-arm64-cross",
-        }
-    }
 }
 
 /// Makes the images.

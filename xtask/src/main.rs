@@ -2,6 +2,7 @@
 //!
 //! Reads the command line and calls the task; each task is a module.
 
+mod architecture;
 mod artifacts;
 mod chart;
 mod client;

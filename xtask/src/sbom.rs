@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::image::Architecture;
+use crate::architecture::Architecture;
 use crate::run;
 use crate::step::hex;
 use crate::workspace::Workspace;

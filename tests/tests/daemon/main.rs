@@ -6,15 +6,12 @@ mod hostile;
 mod layouts;
 mod manners;
 mod metrics;
-mod outage;
 mod output;
+mod pins;
 mod subtree;
 
 use anyhow::Result;
-use kwitness_agent::probe::capability::Tracepoints;
-use kwitness_agent::probe::environment::kernel_release;
 use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Tier;
 use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
 
@@ -61,24 +58,8 @@ fn main() -> Result<()> {
         manners::no_client_makes_the_daemon_too_large,
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
-        outage::other_records_replace_the_programs_and_keep_the_epoch,
-        outage::what_is_half_made_or_torn_is_replaced_by_name,
-        outage::pins_that_vanish_cost_the_outage_only,
-        outage::nothing_is_left_behind,
-        outage::metrics_begin_at_zero_and_know_what_there_is,
+        pins::nothing_is_left_behind,
+        pins::metrics_begin_at_zero_and_know_what_there_is,
     ];
-    // A guest runs one emulated CPU. Where a program or a bpf(2) call can be preempted, records are skipped there: each a gap, and
-    // no loss over an outage.
-    let is_preemptible = Tracepoints::of(&kernel_release()) == Tracepoints::Preemptible;
-    let is_preempted = ctx.environment.tier == Tier::Vm && is_preemptible;
-    let preempted = is_preempted.then_some("preempted programs skip records");
-    macro_rules! unpreempted_cases {
-        ($($name:ident),* $(,)?) => {
-            $(cases.push(
-                Case::new(stringify!($name), |ctx| ctx.block_on(outage::$name(ctx))).refused(preempted),
-            );)*
-        };
-    }
-    unpreempted_cases![nothing_is_lost_over_crashes, nothing_is_lost_over_upgrades];
     suite::run(ctx, cases)
 }

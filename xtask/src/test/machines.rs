@@ -39,6 +39,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
     ("node", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
+    ("outage", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("prometheus", &["vm 6.12 trixie"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),

@@ -1,8 +1,6 @@
 //! Daemons that come and go while containers do: what happened in between is reported, and clients keep their place.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,15 +9,30 @@ use kwitness_api::proto::{self, Basis, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{Seen, kind};
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::outage::{Bpffs, Client, Lived, Storm};
+use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, ledger_of};
 use kwitness_tests::process::wait_for;
-use nix::sys::signal::Signal;
-
-use crate::command::{kwitness, run};
-use crate::metrics::scrape;
+use kwitness_tests::suite::{self, Case};
 
 const LIMIT: Duration = Duration::from_secs(120);
+
+fn main() -> Result<()> {
+    handmade::become_container_if_requested()?;
+    let ctx = TestContext::new()?;
+    macro_rules! cases {
+        ($($name:ident),* $(,)?) => {
+            vec![$(Case::new(stringify!($name), |ctx| ctx.block_on($name(ctx)))),*]
+        };
+    }
+    let cases = cases![
+        nothing_is_lost_over_crashes,
+        nothing_is_lost_over_upgrades,
+        other_records_replace_the_programs_and_keep_the_epoch,
+        what_is_half_made_or_torn_is_replaced_by_name,
+        pins_that_vanish_cost_the_outage_only,
+    ];
+    suite::run(ctx, cases)
+}
 
 /// That each of these lives is reported exactly once, and by the kernel's own records; and that nothing was lost.
 fn check_lives<'a>(seen: &Seen, ids: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -48,7 +61,7 @@ fn ids(lived: &[Lived]) -> impl Iterator<Item = &str> {
 
 /// Containers that come and go, while the daemon is killed again and again, and a client resumes each time: each container's life is
 /// reported exactly once and by the kernel's own records, and the numbers go on without a hole.
-pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
+async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
     const CRASHES: usize = 5;
     /// Lives between two crashes, at least.
     const LIVES: usize = 10;
@@ -94,7 +107,7 @@ pub(crate) async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()
 
 /// Upgrades to another layout of the maps, while containers come and go: after an ordinary end, after a crash, and with a crash of
 /// the new daemon right after its start. Nothing is lost, and nothing is reported twice.
-pub(crate) async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
+async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     /// Each makes another layout, with the same records.
     const UPGRADES: [&str; 3] =
         ["kernel.tasks_ring=4MiB", "kernel.forks_ring=4MiB", "kernel.lifecycle_ring=16MiB"];
@@ -172,7 +185,7 @@ fn check_gaps(seen: &Seen, may_be: impl Fn(&str) -> bool) -> Result<()> {
 
 /// Programs that record something else: they are replaced, which is a gap that says so. The client keeps its place, and a container
 /// that runs keeps its start.
-pub(crate) async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext) -> Result<()> {
+async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
@@ -213,7 +226,7 @@ fn check_gap_of_everything(seen: &Seen) -> Result<()> {
 }
 
 /// Pins that are removed while the daemon runs: its programs stay attached, and the next daemon reports what was not recorded.
-pub(crate) async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> {
+async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
@@ -244,7 +257,7 @@ fn known(state: &proto::ContainerState) -> (i32, Option<Timestamp>, Option<Times
 }
 
 /// A set that a crash left half made, and a ledger that is torn: each is replaced, and the log names it.
-pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Result<()> {
+async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let epoch = async |agent: &Agent| {
@@ -266,90 +279,5 @@ pub(crate) async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestCont
     agent.start_again().await?;
     ensure!(agent.log()?.contains("is torn"), "{}", agent.log_tail());
     ensure!(epoch(&agent).await? != first, "a new epoch begins");
-    agent.stop()
-}
-
-/// A daemon that ends leaves its programs and its ledger; `uninstall-pins` removes them, and so does `--unpin`.
-pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
-    let bpffs = Bpffs::mount()?;
-    let mut agent = bpffs.agent(&ctx.environment).await?;
-    let directory = format!("kernel.pin_directory={}", bpffs.pins().display());
-    let socket = agent.socket().to_owned();
-    let uninstall = async || {
-        let mut command = kwitness(ctx, ["uninstall-pins", "--set", &directory, "--socket"]);
-        command.arg(&socket);
-        run(command).await
-    };
-    uninstall().await?.check(1)?.check_says(&["another daemon uses"])?;
-    agent.process().terminate(LIMIT)?;
-    ensure!(bpffs.sets()?.len() == 1, "{:?}", bpffs.sets()?);
-    ensure!(ledger_of(&agent).exists(), "there is no {}", ledger_of(&agent).display());
-    uninstall().await?.check(0)?;
-    check_gone(&bpffs, &agent)?;
-    uninstall().await?.check(0).context("nothing to be removed")?;
-
-    let mut agent = bpffs.agent(&ctx.environment).await?;
-    agent.process().signal(Signal::SIGKILL)?;
-    agent.process().wait(LIMIT)?;
-    agent.add_argument("--unpin");
-    agent.start_again().await?;
-    agent.process().terminate(LIMIT)?;
-    check_gone(&bpffs, &agent)
-}
-
-/// Where what was observed is kept.
-fn ledger_of(agent: &Agent) -> PathBuf {
-    let mut ledger = agent.socket().as_os_str().to_owned();
-    ledger.push(".ledger");
-    ledger.into()
-}
-
-fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
-    for path in [bpffs.pins(), ledger_of(agent)] {
-        ensure!(!path.exists(), "{} is still there", path.display());
-    }
-    Ok(())
-}
-
-/// What an earlier daemon left says which containers there are, and is not counted again: to Prometheus that would be new events.
-pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestContext) -> Result<()> {
-    const RUNNING: &str = "kwitness_containers{state=\"running\"}";
-    const CREATED: &str = "kwitness_events_total{type=\"created\"}";
-    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
-    let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
-    let http = directory.path().join("http.sock");
-    let listen = format!("http.listen=unix://{}", http.display());
-    // So short a journal forgets how the lasting container began.
-    let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
-    let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
-    let mut watcher = agent.watch(from_now()).await?;
-    let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    let began = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
-    watcher.wait_until("the lasting container", began).await?;
-    let busy = kubepods.container()?;
-    let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
-    busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
-    let busy_id = busy.id.clone();
-    drop(busy);
-    watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
-    let first = agent.replay().await?;
-    ensure!(!first.has(&lasting.id, "created"), "the journal still has it:\n{first}");
-    let of = |samples: &BTreeMap<String, f64>| {
-        [RUNNING, CREATED, "kwitness_metrics_missed_events_total"].map(|name| samples.get(name).copied())
-    };
-    let before = of(&scrape(&http)?);
-    ensure!(before[0] == Some(1.0) && before[1] >= Some(2.0), "{before:?}");
-
-    agent.restart().await?;
-    // The engine says what the journal does not; until then the container is not known.
-    let known = async || Ok((of(&scrape(&http)?) == [Some(1.0), Some(0.0), Some(0.0)]).then_some(()));
-    wait_for("the lasting container in the metrics", LIMIT, known)
-        .await
-        .with_context(|| format!("{:?}", scrape(&http)))?;
-    sleeper.kill()?;
-    sleeper.wait()?;
-    drop(lasting);
-    drop(kubepods);
     agent.stop()
 }

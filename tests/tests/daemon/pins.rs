@@ -1,0 +1,96 @@
+//! What a daemon that ends leaves for the next one (`kernel.pin`), as the command line and metrics show it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::events::Seen;
+use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::outage::{Bpffs, ledger_of};
+use kwitness_tests::process::wait_for;
+use nix::sys::signal::Signal;
+
+use crate::command::{kwitness, run};
+use crate::metrics::scrape;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A daemon that ends leaves its programs and its ledger; `uninstall-pins` removes them, and so does `--unpin`.
+pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
+    let bpffs = Bpffs::mount()?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    let directory = format!("kernel.pin_directory={}", bpffs.pins().display());
+    let socket = agent.socket().to_owned();
+    let uninstall = async || {
+        let mut command = kwitness(ctx, ["uninstall-pins", "--set", &directory, "--socket"]);
+        command.arg(&socket);
+        run(command).await
+    };
+    uninstall().await?.check(1)?.check_says(&["another daemon uses"])?;
+    agent.process().terminate(LIMIT)?;
+    ensure!(bpffs.sets()?.len() == 1, "{:?}", bpffs.sets()?);
+    ensure!(ledger_of(&agent).exists(), "there is no {}", ledger_of(&agent).display());
+    uninstall().await?.check(0)?;
+    check_gone(&bpffs, &agent)?;
+    uninstall().await?.check(0).context("nothing to be removed")?;
+
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    agent.process().signal(Signal::SIGKILL)?;
+    agent.process().wait(LIMIT)?;
+    agent.add_argument("--unpin");
+    agent.start_again().await?;
+    agent.process().terminate(LIMIT)?;
+    check_gone(&bpffs, &agent)
+}
+
+fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
+    for path in [bpffs.pins(), ledger_of(agent)] {
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    Ok(())
+}
+
+/// What an earlier daemon left says which containers there are, and is not counted again: to Prometheus that would be new events.
+pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestContext) -> Result<()> {
+    const RUNNING: &str = "kwitness_containers{state=\"running\"}";
+    const CREATED: &str = "kwitness_events_total{type=\"created\"}";
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
+    let http = directory.path().join("http.sock");
+    let listen = format!("http.listen=unix://{}", http.display());
+    // So short a journal forgets how the lasting container began.
+    let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
+    let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let lasting = kubepods.container()?;
+    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
+    let began = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
+    watcher.wait_until("the lasting container", began).await?;
+    let busy = kubepods.container()?;
+    let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
+    busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
+    let busy_id = busy.id.clone();
+    drop(busy);
+    watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
+    let first = agent.replay().await?;
+    ensure!(!first.has(&lasting.id, "created"), "the journal still has it:\n{first}");
+    let of = |samples: &BTreeMap<String, f64>| {
+        [RUNNING, CREATED, "kwitness_metrics_missed_events_total"].map(|name| samples.get(name).copied())
+    };
+    let before = of(&scrape(&http)?);
+    ensure!(before[0] == Some(1.0) && before[1] >= Some(2.0), "{before:?}");
+
+    agent.restart().await?;
+    // The engine says what the journal does not; until then the container is not known.
+    let known = async || Ok((of(&scrape(&http)?) == [Some(1.0), Some(0.0), Some(0.0)]).then_some(()));
+    wait_for("the lasting container in the metrics", LIMIT, known)
+        .await
+        .with_context(|| format!("{:?}", scrape(&http)))?;
+    sleeper.kill()?;
+    sleeper.wait()?;
+    drop(lasting);
+    drop(kubepods);
+    agent.stop()
+}
