@@ -24,7 +24,7 @@ use crate::events::{Received, Seen};
 use crate::process::{Managed, Paused, wait_for};
 
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
 const EVENT_LIMIT: Duration = Duration::from_secs(180);

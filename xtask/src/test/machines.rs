@@ -45,7 +45,12 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
 /// What of that runs with `--long` only.
-const LONG_ONLY: &[(&str, &str)] = &[("matrix", "vm 6.12 trixie-systemd")];
+const LONG_ONLY: &[(&str, &str)] = &[
+    ("matrix", "vm 6.12 trixie-systemd"),
+    ("outage", "vm 5.10 trixie"),
+    ("outage", "vm 6.1 trixie"),
+    ("outage", "vm 6.12 trixie"),
+];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
 /// The targets that need clients of other languages.

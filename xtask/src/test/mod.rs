@@ -75,7 +75,7 @@ pub struct Test {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel; in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
