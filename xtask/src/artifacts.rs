@@ -63,6 +63,11 @@ impl<'a> Builder<'a> {
         self.built_as("release", package, name)
     }
 
+    /// A program of the tests' package, as the integration tests are built.
+    pub fn tool(&self, name: &str) -> Result<PathBuf> {
+        self.built_as("dev", TESTS_PACKAGE, name)
+    }
+
     fn built_as(&self, profile: &str, package: &str, name: &str) -> Result<PathBuf> {
         let mut command = self.cargo("build");
         command.args(["--profile", profile, "--package", package, "--bin", name]);

@@ -70,7 +70,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         options.vm = Some(STAND_IN.to_owned());
     }
     options.arguments.insert(0, demo.scene.name().to_owned());
-    task(workspace, cache, "kwitness-demo", &options)
+    task(workspace, cache, "kwitness-demo", Build::Release, &options)
 }
 
 /// How much chaos, and where.
@@ -93,7 +93,7 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
-    task(workspace, cache, "kwitness-chaos", &options)
+    task(workspace, cache, "kwitness-chaos", Build::ForTests, &options)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -115,8 +115,23 @@ pub struct Watched {
     arguments: Vec<String>,
 }
 
+/// How the programs are built.
+#[derive(Clone, Copy, Debug)]
+pub enum Build {
+    /// As they are released.
+    Release,
+    /// As the integration tests are, which takes less time.
+    ForTests,
+}
+
 /// Builds `program`, runs it, and returns its exit status.
-pub fn task(workspace: &Workspace, cache: &Cache, program: &str, options: &Watched) -> Result<i32> {
+pub fn task(
+    workspace: &Workspace,
+    cache: &Cache,
+    program: &str,
+    build: Build,
+    options: &Watched,
+) -> Result<i32> {
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs { bpf: true, ..Needs::default() };
@@ -133,8 +148,14 @@ pub fn task(workspace: &Workspace, cache: &Cache, program: &str, options: &Watch
     let mut job = Job::new(dir.path().join("job"))?;
     step::timed(&format!("build {program}"), || {
         let builder = Builder::new(workspace, cache)?;
-        job.add(&builder.program("kwitness", "kwitness")?, &in_job("kwitness"))?;
-        job.add(&builder.program(TESTS_PACKAGE, program)?, &in_job(program))?;
+        let (kwitness, built) = match build {
+            Build::Release => {
+                (builder.program("kwitness", "kwitness")?, builder.program(TESTS_PACKAGE, program)?)
+            }
+            Build::ForTests => (builder.kwitness()?, builder.tool(program)?),
+        };
+        job.add(&kwitness, &in_job("kwitness"))?;
+        job.add(&built, &in_job(program))?;
         images::write(cache, &job.dir().join("images.tar"))?;
         Ok(String::new())
     })?;

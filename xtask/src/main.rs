@@ -173,7 +173,13 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Bench(bench) => {
             let (workspace, cache) = (Workspace::find()?, Cache::open()?);
-            return Ok(exit_code(demo::task(&workspace, &cache, "kwitness-bench", &bench)?));
+            return Ok(exit_code(demo::task(
+                &workspace,
+                &cache,
+                "kwitness-bench",
+                demo::Build::Release,
+                &bench,
+            )?));
         }
         Task::Chaos(chaos) => {
             return Ok(exit_code(demo::chaos(&Workspace::find()?, &Cache::open()?, &chaos)?));
