@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup_path::{ContainerPath, Placement, classify};
 use crate::model::{
-    CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, Subject, Unreadable,
+    CgroupId, CgroupInfo, ContainerId, KernelTime, LevelRole, PathText, PodNames, PodRef, PodUid, Subject,
+    Unreadable,
 };
 
 use super::bounds::Bounds;
@@ -87,6 +88,10 @@ pub(super) struct Cgroups {
     /// The newest cgroup of each container; of several that exist, the one that the runtime's answer was for.
     #[serde(with = "crate::pairs")]
     by_container: FxHashMap<ContainerId, CgroupId>,
+    /// The containers of each pod whose cgroup exists: a pod's cgroup is looked at as often as theirs are, and looking through all
+    /// containers each time would take time by the square of their number.
+    #[serde(with = "crate::pairs")]
+    by_pod: FxHashMap<PodUid, BTreeSet<CgroupId>>,
     /// The cgroups of each container that several which exist are named as.
     #[serde(with = "crate::pairs")]
     twins: BTreeMap<ContainerId, BTreeSet<CgroupId>>,
@@ -109,6 +114,7 @@ impl Cgroups {
             all: FxHashMap::default(),
             shares: Shares::new(bounds.cgroups),
             by_container: FxHashMap::default(),
+            by_pod: FxHashMap::default(),
             twins: BTreeMap::new(),
             removed: FxHashMap::default(),
             removed_shares: Shares::new(bounds.removed),
@@ -130,12 +136,14 @@ impl Cgroups {
 
     /// A pod with the names that a container of it has.
     fn names(&self, pod: PodRef) -> PodNames {
-        let of_pod = |container: &&Container| {
-            container.subject.facts.is_some()
-                && container.subject.pod.as_ref().is_some_and(|of| of.uid == pod.uid)
-        };
-        let named = self.containers().find(of_pod).and_then(|container| PodNames::of(&container.subject));
-        named.unwrap_or_else(|| PodNames::unnamed(pod))
+        let named = self.of_pod(&pod.uid).find(|subject| subject.facts.is_some());
+        let names = named.and_then(|subject| PodNames::of(subject));
+        names.unwrap_or_else(|| PodNames::unnamed(pod))
+    }
+
+    /// The containers of a pod whose cgroup exists, by the ids of their cgroups.
+    pub(super) fn of_pod(&self, uid: &PodUid) -> impl Iterator<Item = &Arc<Subject>> {
+        self.by_pod.get(uid).into_iter().flatten().filter_map(move |id| self.subject(*id))
     }
 
     /// Where a cgroup stands, also one that was removed a while ago.
@@ -293,6 +301,9 @@ impl Cgroups {
                 {
                     self.twins.entry(name).or_default().extend([other, id]);
                 }
+                if let Some(pod) = &container.subject.pod {
+                    self.by_pod.entry(pod.uid.clone()).or_default().insert(id);
+                }
                 Added::Container
             }
             What::Inner { .. } | What::Other { .. } => Added::Group,
@@ -390,6 +401,7 @@ impl Cgroups {
             }
             Some(_) | None => return forgotten,
         };
+        self.leave_pod(id);
         self.shares.give_back(owner);
         while !self.removed_shares.take(owner) {
             let has_own = self.removed.get(&owner).is_some_and(|removed| !removed.is_empty());
@@ -406,6 +418,18 @@ impl Cgroups {
         }
         self.removed.entry(owner).or_default().push_back((at, id));
         forgotten
+    }
+
+    /// Of the containers of its pod, this one is no more.
+    fn leave_pod(&mut self, id: CgroupId) {
+        let Some(pod) = self.subject(id).and_then(|subject| subject.pod.as_ref()) else { return };
+        let uid = pod.uid.clone();
+        if let Some(members) = self.by_pod.get_mut(&uid) {
+            members.remove(&id);
+            if members.is_empty() {
+                self.by_pod.remove(&uid);
+            }
+        }
     }
 
     /// No more records of a removed cgroup will come. `keep_all`: a scan is on its way that may have met it.

@@ -155,8 +155,6 @@ impl Lifecycle {
         let twins = self.cgroups.twins();
         let is_itself =
             |subject: &Subject| subject.facts.is_some() || !twins.contains_key(&subject.container_id);
-        let all = self.cgroups.containers().map(|container| &container.subject);
-        let all = all.filter(|subject| is_itself(subject));
         match scope {
             VerdictScope::Container(id) => {
                 let only = self.cgroups.by_container(id).filter(|cgroup| self.cgroups.exists(*cgroup));
@@ -164,11 +162,13 @@ impl Lifecycle {
                 let subjects = cgroups.iter().filter_map(|cgroup| self.cgroups.subject(*cgroup));
                 subjects.filter(|subject| is_itself(subject)).cloned().collect()
             }
-            VerdictScope::Pod(uid) => all
-                .filter(|subject| subject.pod.as_ref().is_some_and(|pod| pod.uid == *uid))
-                .cloned()
-                .collect(),
-            VerdictScope::All => all.cloned().collect(),
+            VerdictScope::Pod(uid) => {
+                self.cgroups.of_pod(uid).filter(|subject| is_itself(subject)).cloned().collect()
+            }
+            VerdictScope::All => {
+                let all = self.cgroups.containers().map(|container| &container.subject);
+                all.filter(|subject| is_itself(subject)).cloned().collect()
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod memory;
 mod model;
+mod pods;
 mod reorder;
 mod repair;
 mod replay;
