@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod engine;
 pub mod hub;
 pub mod metrics;
+mod oldest_first;
 pub mod private;
 pub mod probe;
 pub mod reload;

@@ -33,7 +33,7 @@ use kwitness_abi::RecordKind;
 use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Position;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{Action, ContainerId, Event, KernelTime, Observation, Output, ReadLimits};
+use kwitness_core::model::{Event, KernelTime, Observation, Output};
 use kwitness_core::node::Node;
 use kwitness_core::reorder::ReorderBuffer;
 use kwitness_core::seam::Seam;
@@ -41,6 +41,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::DRAIN_BUDGET;
+use super::asked::Asked;
 use super::losses::Seen;
 use crate::clock::{self, Clock};
 use crate::hub::Writer;
@@ -239,52 +240,6 @@ pub(super) struct MemoryOf<'a> {
     #[serde(skip)]
     pub(super) outage: Option<KernelTime>,
     pub(super) until: KernelTime,
-}
-
-/// Actions whose outcome has not been observed: they are done again by the next daemon.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Asked {
-    resolve: VecDeque<ContainerId>,
-    read: VecDeque<ReadLimits>,
-}
-
-impl Asked {
-    /// More than that are not remembered: a scan and the next change of a limit make up for them.
-    const MAX: usize = 4096;
-
-    pub(super) fn note(&mut self, action: &Action) {
-        match action {
-            Action::Resolve(container) => push(&mut self.resolve, container),
-            Action::ReadLimits(request) => push(&mut self.read, request),
-            // The next daemon scans and judges in any case.
-            Action::Rescan | Action::Judge(_) => {}
-            // If it was not done by then, there is less room for others.
-            Action::Untrack(_) => {}
-        }
-    }
-
-    pub(super) fn answered(&mut self, observation: &Observation) {
-        match observation {
-            Observation::Runtime { container, .. } => self.resolve.retain(|asked| asked != container),
-            Observation::LimitsRead(answer) => self.read.retain(|request| {
-                request.cgroup != answer.cgroup || request.limit_file.is_none() != answer.whole
-            }),
-            _ => {}
-        }
-    }
-
-    /// The actions, to be done again.
-    pub(super) fn actions(&self) -> Vec<Action> {
-        let resolve = self.resolve.iter().cloned().map(Action::Resolve);
-        resolve.chain(self.read.iter().cloned().map(Action::ReadLimits)).collect()
-    }
-}
-
-fn push<T: Clone>(queue: &mut VecDeque<T>, item: &T) {
-    if queue.len() == Asked::MAX {
-        queue.pop_front();
-    }
-    queue.push_back(item.clone());
 }
 
 /// Where the ledger is, and how much of it is kept.

@@ -17,6 +17,7 @@
 //! After an upgrade to another layout of the maps, the old programs' records are read on until the new ones have run beside them for
 //! longer than doubles may lie apart; then the new ones' are, and what was taken already is left out.
 
+mod asked;
 mod judge_queue;
 mod ledger;
 mod losses;
@@ -57,9 +58,10 @@ use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::probe::{Drained, Overlap, Produced, ProgramStats, RingState, Running};
 use crate::wire::problem;
+use asked::Asked;
 use kwitness_api::proto;
 use kwitness_service::metrics::Histogram;
-use ledger::{Accounted, Asked, Before, Ledger, MemoryOf};
+use ledger::{Accounted, Before, Ledger, MemoryOf};
 use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
 use unkept::Unkept;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::desired::{self, Desired};
 use super::now;
 use crate::cri::{Error, Resolver};
+use crate::oldest_first::OldestFirst;
 use kwitness_core::model::ContainerId;
 
 /// Calls at once, for one who asks for many containers.
@@ -33,10 +34,15 @@ pub(super) struct RuntimeLimits {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
 struct State {
-    calls: HashMap<ContainerId, (Instant, Shared<BoxFuture<'static, Answer>>)>,
+    calls: OldestFirst<ContainerId, (Instant, Shared<BoxFuture<'static, Answer>>)>,
     failed: Option<(Instant, Arc<str>)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { calls: OldestFirst::new(KEPT), failed: None }
+    }
 }
 
 impl State {
@@ -89,11 +95,6 @@ impl RuntimeLimits {
             && now.duration_since(*began) <= max_age
         {
             return call.clone();
-        }
-        if state.calls.len() >= KEPT
-            && let Some(oldest) = state.calls.iter().min_by_key(|(_, (at, _))| *at).map(|(id, _)| id.clone())
-        {
-            state.calls.remove(&oldest);
         }
         let call = self.clone().ask(id.clone()).boxed().shared();
         state.calls.insert(id, (now, call.clone()));

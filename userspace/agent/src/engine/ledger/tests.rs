@@ -292,16 +292,6 @@ fn the_oldest_segment_goes_when_there_are_too_many() {
 }
 
 #[test]
-fn what_was_asked_and_not_answered_is_asked_again() {
-    let mut asked = Asked::default();
-    let [first, second] = ["a", "b"].map(|id| ContainerId(id.into()));
-    [&first, &second].into_iter().for_each(|id| asked.note(&Action::Resolve(id.clone())));
-    asked.note(&Action::Rescan);
-    asked.answered(&Observation::Runtime { at: KernelTime(1), container: first, facts: None });
-    assert_eq!(asked.actions(), [Action::Resolve(second)]);
-}
-
-#[test]
 fn a_ledger_that_was_given_up_is_refused_even_if_it_is_still_there() {
     let directory = tempfile::tempdir().unwrap();
     let place = place(directory.path());
