@@ -85,14 +85,17 @@ impl VerifyReport {
         self.judged.iter().all(|(_, judged)| judged.judgement.verdict == Verdict::InForce)
     }
 
-    /// Puts newer verdicts of some containers and pods in the place of older ones.
-    fn renew(&mut self, newer: Self) {
+    /// Puts newer verdicts of some containers and pods in the place of older ones; of two looks at the same, the later counts. All
+    /// looks at once, because each time takes a walk through the whole report.
+    fn renew(&mut self, looks: Vec<Self>) {
         let key = |judged: &Judged| (judged.path.clone(), judged.judgement.resource);
         let mut all: BTreeMap<_, _> =
             std::mem::take(&mut self.judged).into_iter().map(|of| (key(&of.1), of)).collect();
-        all.extend(newer.judged.into_iter().map(|of| (key(&of.1), of)));
+        for newer in looks {
+            all.extend(newer.judged.into_iter().map(|of| (key(&of.1), of)));
+            self.unavailable = newer.unavailable;
+        }
         self.judged = all.into_values().collect();
-        self.unavailable = newer.unavailable;
     }
 }
 
@@ -230,14 +233,16 @@ impl Verifier {
                 }
                 Some(scopes) => {
                     let began = Instant::now();
+                    let mut looks = Vec::with_capacity(scopes.len());
                     for scope in scopes {
                         match self.look(look, scope, STATUS_AGE).await {
-                            Ok(newer) => report.renew(newer),
+                            Ok(newer) => looks.push(newer),
                             // Not of these containers.
                             Err(VerifyError::NoContainer) => {}
                             Err(stopped) => return Err(stopped),
                         }
                     }
+                    report.renew(looks);
                     earliest = Instant::now()
                         + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }

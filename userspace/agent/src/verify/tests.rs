@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{Output, PodRef, QosClass};
+use kwitness_core::model::{Judgement, LevelRole, Output, PodRef, QosClass};
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
 
@@ -69,6 +69,43 @@ fn a_container_outside_of_pods_cgroups_is_of_the_runtimes_pod() {
     assert_eq!(pod_uid(&outside), Some(&PodUid("of-runtime".into())));
     let pod = Some(PodRef { uid: PodUid("of-path".into()), qos: QosClass::Burstable });
     assert_eq!(pod_uid(&Subject { pod, ..outside }), Some(&PodUid("of-path".into())));
+}
+
+/// A look that found these verdicts on memory limits.
+fn look(verdicts: &[(&str, Verdict)], unavailable: &str) -> VerifyReport {
+    let judged = |(path, verdict): &(&str, Verdict)| Judged {
+        cgroup: CgroupId(1),
+        path: Arc::from(*path),
+        role: LevelRole::Container,
+        pod: None,
+        desired: Vec::new(),
+        attempt: None,
+        judgement: Judgement {
+            resource: Resource::Memory,
+            verdict: verdict.clone(),
+            desired: None,
+            disagreeing: Vec::new(),
+            tolerance: None,
+            in_force: Reading::Absent,
+            effective: None,
+        },
+    };
+    let judged = verdicts.iter().map(|of| (None, judged(of))).collect();
+    VerifyReport { judged, proofs: Vec::new(), unavailable: vec![unavailable.to_owned()] }
+}
+
+#[test]
+fn of_several_looks_the_later_one_counts_and_what_none_looked_at_stays() {
+    let (good, bad) = (Verdict::InForce, Verdict::Diverged);
+    let mut report = look(&[("/a", bad.clone()), ("/b", bad.clone()), ("/c", bad.clone())], "first");
+    let looks = [&[("/b", bad.clone()), ("/d", good.clone())][..], &[("/b", good.clone())]];
+    report.renew(looks.into_iter().zip(["second", "third"]).map(|(of, why)| look(of, why)).collect());
+    let verdicts: Vec<_> =
+        report.judged.iter().map(|(_, judged)| (&*judged.path, judged.judgement.verdict.clone())).collect();
+    assert_eq!(verdicts, [("/a", bad.clone()), ("/b", good.clone()), ("/c", bad.clone()), ("/d", good)]);
+    assert_eq!(report.unavailable, ["third"]);
+    report.renew(Vec::new());
+    assert_eq!(report.unavailable, ["third"], "no look changes nothing");
 }
 
 /// The engine's part, one request after the other, each of which takes so long; gives how many there were.
