@@ -78,13 +78,21 @@ struct Container {
     enforced: [Option<KernelTime>; Resource::ALL.len()],
 }
 
+/// A pod, as long as it has a container.
+#[derive(Debug, Default)]
+struct Pod {
+    containers: usize,
+    /// On its own limits.
+    verdicts: Verdicts,
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Workload {
     labels: Labels,
     containers: HashMap<CgroupId, Container>,
-    /// The verdicts on pods' own limits, by uid. A pod's go with its last container.
-    pods: HashMap<Arc<str>, Verdicts>,
+    /// The pods of these containers, by UID.
+    pods: HashMap<Arc<str>, Pod>,
     series: HashMap<Key, Series>,
     pub(super) events: [u64; EventKind::ALL.len()],
     pub(super) gaps: BTreeMap<&'static str, u64>,
@@ -144,7 +152,7 @@ impl Workload {
             if event.kind == EventKind::Created {
                 self.containers.entry(subject.cgroup_id).or_insert_with(|| Container::new(State::Created));
             }
-            self.name(subject, now);
+            self.name(subject);
         }
         self.count(event, subject);
         if let (EventKind::Deleted, Some(subject)) = (event.kind, subject) {
@@ -212,21 +220,19 @@ impl Workload {
                 self.enforcement[at].observe(seconds(requested, returned));
             }
         } else if let Some(pod) = verdict.cgroup.as_ref().and_then(|cgroup| cgroup.pod.as_ref())
-            && self.has_pod(&pod.uid)
+            && let Some(pod) = self.pods.get_mut(pod.uid.as_str())
         {
-            self.pods.entry(pod.uid.as_str().into()).or_default()[at] = Some(verdict.verdict());
+            pod.verdicts[at] = Some(verdict.verdict());
         }
     }
 
-    fn has_pod(&self, uid: &str) -> bool {
-        self.containers.values().any(|container| container.pod_uid.as_deref() == Some(uid))
-    }
-
     /// Gives a container the series of its names, once they are known.
-    fn name(&mut self, subject: &Subject, now: Instant) {
+    fn name(&mut self, subject: &Subject) {
         let Some(container) = self.containers.get_mut(&subject.cgroup_id) else { return };
-        if container.pod_uid.is_none() {
-            container.pod_uid = subject.pod.as_ref().map(|pod| pod.uid.to_string().into());
+        if let (None, Some(pod)) = (&container.pod_uid, &subject.pod) {
+            let uid = Arc::clone(&pod.uid.0);
+            self.pods.entry(Arc::clone(&uid)).or_default().containers += 1;
+            container.pod_uid = Some(uid);
         }
         let (Some(facts), Naming::Unnamed { oom_kills }) = (&subject.facts, &container.naming) else {
             return;
@@ -255,7 +261,6 @@ impl Workload {
             self.omitted += 1;
             Naming::Omitted
         };
-        self.forget(now);
     }
 
     fn remove(&mut self, cgroup: CgroupId, now: Instant) {
@@ -267,9 +272,12 @@ impl Workload {
             series.gone = (series.live == 0).then_some(now);
         }
         if let Some(uid) = container.pod_uid
-            && !self.has_pod(&uid)
+            && let Some(pod) = self.pods.get_mut(&uid)
         {
-            self.pods.remove(&uid);
+            pod.containers -= 1;
+            if pod.containers == 0 {
+                self.pods.remove(&uid);
+            }
         }
     }
 
@@ -288,19 +296,17 @@ impl Workload {
         gone.into_iter().for_each(|cgroup| self.remove(cgroup, now));
         for (cgroup, state) in there {
             self.containers.entry(cgroup).or_insert_with(|| Container::new(state.state)).state = state.state;
-            self.name(&state.subject, now);
+            self.name(&state.subject);
         }
-        self.pods.clear();
+        self.pods.values_mut().for_each(|pod| pod.verdicts = Verdicts::default());
         self.containers.values_mut().for_each(|container| container.verdicts = Verdicts::default());
         for LastVerdict { subject, pod, resource, verdict } in last {
             let all = match (subject, pod) {
                 (Some(subject), _) => {
                     self.containers.get_mut(&subject.cgroup_id).map(|container| &mut container.verdicts)
                 }
-                (None, Some(uid)) if self.has_pod(&uid.0) => {
-                    Some(self.pods.entry(uid.0.clone()).or_default())
-                }
-                (None, _) => None,
+                (None, Some(uid)) => self.pods.get_mut(&uid.0).map(|pod| &mut pod.verdicts),
+                (None, None) => None,
             };
             let at = Resource::ALL.iter().position(|of| of == resource);
             if let Some(known) = all.zip(at).and_then(|(all, at)| all.get_mut(at)) {
@@ -338,9 +344,9 @@ impl Workload {
                 pod_keys.insert(uid, Key { container: "".into(), ..key.clone() });
             }
         }
-        for (uid, verdicts) in &self.pods {
+        for (uid, pod) in &self.pods {
             if let Some(key) = pod_keys.get(&**uid) {
-                add(key, verdicts);
+                add(key, &pod.verdicts);
             }
         }
         sums

@@ -213,12 +213,37 @@ fn foreign_names_are_bounded_and_escaped() {
 }
 
 #[test]
-fn a_snapshot_stands_in_for_missed_events() {
+fn a_pods_verdicts_go_with_its_last_container() {
     let mut bed = Bed::new(ALL);
-    let (gone, there) = (named(1, "gone"), named(2, "there"));
-    bed.happen([created(&gone), oom_kill(&gone, None)]);
-    let state = ContainerState {
-        subject: Arc::clone(&there),
+    let of_pod = |id| {
+        let pod = named(1, "web").pod.clone();
+        Arc::new(Subject { pod, ..(*named(id, "web")).clone() })
+    };
+    let (first, second) = (of_pod(1), of_pod(2));
+    bed.happen([created(&first), created(&second)]);
+    let last = LastVerdict {
+        subject: None,
+        pod: first.pod.as_ref().map(|pod| pod.uid.clone()),
+        resource: Resource::Cpu,
+        verdict: Verdict::InForce,
+    };
+    let states = |of: &[&Arc<Subject>]| of.iter().map(|subject| running(subject)).collect::<Vec<_>>();
+    bed.workload.resync(&states(&[&first, &second]), std::slice::from_ref(&last), bed.now);
+    assert_eq!(bed.workload.verdicts().len(), 1);
+    bed.happen([deleted(&first)]);
+    assert_eq!(bed.workload.verdicts().len(), 1, "the pod has another container");
+    bed.happen([deleted(&second)]);
+    bed.happen([created(&first)]);
+    assert_eq!(bed.workload.verdicts().len(), 0, "the pod was gone in between");
+    bed.happen([deleted(&first)]);
+    bed.workload.resync(&[], &[last], bed.now);
+    assert_eq!(bed.workload.verdicts().len(), 0, "it has no container");
+}
+
+/// A container that runs.
+fn running(subject: &Arc<Subject>) -> ContainerState {
+    ContainerState {
+        subject: Arc::clone(subject),
         state: State::Running,
         created_at: None,
         started_at: None,
@@ -229,7 +254,15 @@ fn a_snapshot_stands_in_for_missed_events() {
         forks: 0,
         execs: 0,
         exits: 0,
-    };
+    }
+}
+
+#[test]
+fn a_snapshot_stands_in_for_missed_events() {
+    let mut bed = Bed::new(ALL);
+    let (gone, there) = (named(1, "gone"), named(2, "there"));
+    bed.happen([created(&gone), oom_kill(&gone, None)]);
+    let state = running(&there);
     let of = |subject: Option<&Arc<Subject>>, resource, verdict| LastVerdict {
         subject: subject.cloned(),
         pod: there.pod.as_ref().map(|pod| pod.uid.clone()),
