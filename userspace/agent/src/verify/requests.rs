@@ -96,6 +96,11 @@ impl Requests {
         Ok(forgotten)
     }
 
+    /// Whether none is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().of.is_empty()
+    }
+
     /// Forgets what has ended, given all that is there.
     pub(super) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
         let mut known = self.lock();

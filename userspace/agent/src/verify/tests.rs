@@ -134,6 +134,29 @@ fn slow_engine(
     served
 }
 
+#[tokio::test]
+async fn without_requests_there_is_nothing_to_forget_and_nothing_to_ask() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, requests) = Handle::new();
+    let served = slow_engine(Duration::ZERO, requests, Vec::new());
+    let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+    let (cgroups, queue) = (CgroupFs::at(tree.path()), JudgeQueue::default());
+    let verifier = Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned());
+    verifier.forget_ended().await.unwrap();
+    assert_eq!(served.load(Ordering::Relaxed), 0);
+    let request = proto::CriRequest {
+        method: proto::CriMethod::UpdateContainerResources.into(),
+        id: "gone".to_owned(),
+        received: 1,
+        answered: 1,
+        code: Some(0),
+        resources: Some(proto::CriResources { memory_limit_in_bytes: 4096, ..Default::default() }),
+    };
+    verifier.requests().report(request, now()).unwrap();
+    verifier.forget_ended().await.unwrap();
+    assert_eq!(served.load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_thousand_calls_that_wait_take_a_tenth_of_the_engine_at_most() {
     const CALLS: usize = 1000;
