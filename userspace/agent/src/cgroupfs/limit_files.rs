@@ -3,22 +3,19 @@
 //! Each reading is of one cgroup and no other: a directory that has another id by now is said to be gone. Never writes.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::CString;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kwitness_core::model::{LimitFile, LimitsAnswer, Observation, ReadLimits, Reading, Value};
 use tokio::sync::mpsc;
 
-use super::directory::part_of_path;
+use super::search::Search;
 use super::{CgroupFs, Directory, gone};
 use crate::clock::Clock;
 
 /// No limit file is longer: `io.max` has a line of some hundred bytes a device.
 const LONGEST: u64 = 64 << 10;
-/// Directories that are searched for an unknown cgroup.
-const SEARCH: usize = 65_536;
 
 /// Every limit file there can be, by its name.
 static LIMIT_FILES: LazyLock<HashMap<String, LimitFile>> =
@@ -58,10 +55,10 @@ fn read_all(directory: &Directory) -> Option<Vec<(LimitFile, Reading)>> {
     Some(readings.filter(|(_, reading)| *reading != Reading::Absent).collect())
 }
 
-/// The answer to a request.
-fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
+/// The answer to a request that was made at `asked`.
+fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnswer {
     let began = Clock::read().now();
-    let found = find(cgroups, request);
+    let found = search.find(request, asked);
     let readings = found.as_ref().and_then(|(directory, _)| match request.limit_file {
         Some(limit_file) => match read_limit_file(directory, limit_file) {
             Reading::Gone => None,
@@ -82,50 +79,6 @@ fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
     }
 }
 
-/// The cgroup's directory and its path from the root of the hierarchy: where its path says, below that, or anywhere.
-fn find(cgroups: &CgroupFs, request: &ReadLimits) -> Option<(Directory, PathBuf)> {
-    let start = Path::new(request.path.as_deref().unwrap_or("/"));
-    let open =
-        |path: &Path| Directory::open(&cgroups.mount_point().join(path.strip_prefix("/").unwrap_or(path)));
-    let top = open(start).ok()?;
-    if top.id().ok()? == request.cgroup {
-        return Some((top, start.to_owned()));
-    }
-    let direct = request.path.is_some() && !request.inner;
-    if direct {
-        return None;
-    }
-    // Each with its parent's place in here: whole paths would take too much memory.
-    let mut met: Vec<(usize, CString)> = vec![(0, CString::default())];
-    let path_of = |met: &[(usize, CString)], mut place: usize| {
-        let mut names = Vec::new();
-        while place > 0 {
-            names.push(part_of_path(&met[place].1));
-            place = met[place].0;
-        }
-        names.iter().rev().fold(start.to_owned(), |path, name| path.join(name))
-    };
-    let mut next = 0;
-    while next < met.len() {
-        let path = path_of(&met, next);
-        let directory = open(&path).ok();
-        let entries = directory.as_ref().and_then(|directory| directory.entries().ok()).unwrap_or_default();
-        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
-            if entry.id == request.cgroup {
-                let found = directory.as_ref()?.child(&entry.name).ok()?;
-                let is_it = found.id().is_ok_and(|id| id == request.cgroup);
-                return is_it.then(|| (found, path.join(part_of_path(&entry.name))));
-            }
-            if met.len() == SEARCH {
-                return None;
-            }
-            met.push((next, entry.name));
-        }
-        next += 1;
-    }
-    None
-}
-
 /// Reads limit files on a thread of its own, so that the engine does not wait for a file.
 ///
 /// Nothing bounds the queue here but whoever asks: the core asks for each file, and for each cgroup as a whole, only once
@@ -144,10 +97,16 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Open {
     /// One file each: its change is to be reported.
-    files: VecDeque<ReadLimits>,
+    files: VecDeque<(ReadLimits, Instant)>,
     /// Whole cgroups.
-    whole: VecDeque<ReadLimits>,
+    whole: VecDeque<(ReadLimits, Instant)>,
     ended: bool,
+}
+
+impl Open {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.whole.is_empty()
+    }
 }
 
 impl LimitReader {
@@ -159,11 +118,18 @@ impl LimitReader {
         let queue = Arc::new(Queue::default());
         let of_thread = Arc::clone(&queue);
         std::thread::Builder::new().name("limit-reader".to_owned()).spawn(move || {
-            while let Some(request) = of_thread.next() {
-                let answer = read(&cgroups, &request);
+            // Whoever writes limits in one container does not make the walk of another be made again.
+            let (mut of_files, mut of_whole) = (Search::new(cgroups.clone()), Search::new(cgroups));
+            while let Some((request, asked)) = of_thread.next() {
+                let search = if request.limit_file.is_some() { &mut of_files } else { &mut of_whole };
+                let answer = read(search, &request, asked);
                 // The engine is gone: there is no receiver.
                 if answers.blocking_send(Observation::LimitsRead(answer)).is_err() {
                     return;
+                }
+                if of_thread.lock().is_empty() {
+                    of_files.forget();
+                    of_whole.forget();
                 }
             }
         })?;
@@ -174,8 +140,8 @@ impl LimitReader {
     pub fn ask(&self, request: ReadLimits) {
         let mut open = self.queue.lock();
         match request.limit_file {
-            Some(_) => open.files.push_back(request),
-            None => open.whole.push_back(request),
+            Some(_) => open.files.push_back((request, Instant::now())),
+            None => open.whole.push_back((request, Instant::now())),
         }
         drop(open);
         self.queue.changed.notify_one();
@@ -201,8 +167,8 @@ impl Queue {
     }
 
     /// Waits for the next request; none: there will be none.
-    fn next(&self) -> Option<ReadLimits> {
-        let idle = |open: &mut Open| !open.ended && open.files.is_empty() && open.whole.is_empty();
+    fn next(&self) -> Option<(ReadLimits, Instant)> {
+        let idle = |open: &mut Open| !open.ended && open.is_empty();
         let mut open = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         if open.ended {
             return None;
@@ -236,6 +202,10 @@ mod tests {
         let id = CgroupId(fs::metadata(&directory).unwrap().ino());
         let cgroups = CgroupFs::at(root.path());
         (root, cgroups, id)
+    }
+
+    fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
+        super::read(&mut Search::new(cgroups.clone()), request, Instant::now())
     }
 
     fn request(cgroup: CgroupId, limit_file: Option<LimitFile>) -> ReadLimits {

@@ -9,6 +9,7 @@ mod mount;
 mod process;
 mod roots;
 mod scan;
+mod search;
 mod watch;
 
 pub use directory::Directory;

@@ -1,0 +1,193 @@
+//! Finds cgroups by their ids: where their path says, below that, or anywhere.
+//!
+//! A search remembers what its last walk met: the ten thousand cgroups that a container may have are found in one walk, where a
+//! walk for each would take time by the square of their number. What is remembered is a hint only; what is opened is checked. No
+//! cgroup of the v2 hierarchy moves, so one that a walk since the request did not meet is gone.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use kwitness_core::model::{CgroupId, ReadLimits};
+
+use super::directory::part_of_path;
+use super::{CgroupFs, Directory};
+
+/// Directories that a walk meets at most; what lies beyond is not found.
+const MOST: usize = 65_536;
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Search {
+    cgroups: CgroupFs,
+    last: Option<Walked>,
+}
+
+/// What a walk met.
+#[derive(Debug)]
+struct Walked {
+    /// Below that.
+    start: PathBuf,
+    began: Instant,
+    /// Each with its parent's place in here: whole paths would take too much memory. The first stands for the start.
+    met: Vec<(usize, CString)>,
+    places: HashMap<CgroupId, usize>,
+}
+
+impl Search {
+    pub(super) fn new(cgroups: CgroupFs) -> Self {
+        Self { cgroups, last: None }
+    }
+
+    /// The directory of the cgroup that a request made at `asked` is about, and its path from the root of the hierarchy.
+    pub(super) fn find(&mut self, request: &ReadLimits, asked: Instant) -> Option<(Directory, PathBuf)> {
+        let start = Path::new(request.path.as_deref().unwrap_or("/"));
+        let top = self.open(start).ok()?;
+        if top.id().ok()? == request.cgroup {
+            return Some((top, start.to_owned()));
+        }
+        let is_direct = request.path.is_some() && !request.inner;
+        if is_direct {
+            return None;
+        }
+        if let Some(last) = self.last.as_ref().filter(|last| last.start == start) {
+            let found = self.where_met(last, request.cgroup);
+            if found.is_some() || last.began >= asked {
+                return found;
+            }
+        }
+        let walked = self.walk(start);
+        let found = self.where_met(&walked, request.cgroup);
+        self.last = Some(walked);
+        found
+    }
+
+    /// Gives the memory back.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Directory> {
+        Directory::open(&self.cgroups.mount_point().join(path.strip_prefix("/").unwrap_or(path)))
+    }
+
+    /// A cgroup, if it is where that walk met it.
+    fn where_met(&self, walked: &Walked, cgroup: CgroupId) -> Option<(Directory, PathBuf)> {
+        let path = walked.path(*walked.places.get(&cgroup)?);
+        let directory = self.open(&path).ok()?;
+        (directory.id().ok()? == cgroup).then_some((directory, path))
+    }
+
+    fn walk(&self, start: &Path) -> Walked {
+        let mut walked = Walked {
+            start: start.to_owned(),
+            began: Instant::now(),
+            met: vec![(0, CString::default())],
+            places: HashMap::new(),
+        };
+        let mut next = 0;
+        while next < walked.met.len() {
+            let directory = self.open(&walked.path(next)).ok();
+            let entries = directory.and_then(|directory| directory.entries().ok()).unwrap_or_default();
+            for entry in entries.into_iter().filter(|entry| entry.is_directory) {
+                if walked.met.len() == MOST {
+                    return walked;
+                }
+                walked.places.insert(entry.id, walked.met.len());
+                walked.met.push((next, entry.name));
+            }
+            next += 1;
+        }
+        walked
+    }
+}
+
+impl Walked {
+    fn path(&self, mut place: usize) -> PathBuf {
+        let mut names = Vec::new();
+        while place > 0 {
+            let (parent, name) = &self.met[place];
+            names.push(part_of_path(name));
+            place = *parent;
+        }
+        names.iter().rev().fold(self.start.clone(), |path, name| path.join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    /// A container's directory with cgroups of these names in it, and a search.
+    fn container(names: &[&str]) -> (tempfile::TempDir, PathBuf, Search) {
+        let root = tempfile::tempdir().unwrap();
+        let container = root.path().join("kubepods/podu/c");
+        names.iter().for_each(|name| fs::create_dir_all(container.join(name)).unwrap());
+        let search = Search::new(CgroupFs::at(root.path()));
+        (root, container, search)
+    }
+
+    fn request(cgroup: CgroupId) -> ReadLimits {
+        ReadLimits { cgroup, path: Some("/kubepods/podu/c".into()), inner: true, limit_file: None }
+    }
+
+    fn id(directory: &Path) -> CgroupId {
+        CgroupId(fs::metadata(directory).unwrap().ino())
+    }
+
+    fn found(search: &mut Search, cgroup: CgroupId, asked: Instant) -> Option<String> {
+        let (directory, path) = search.find(&request(cgroup), asked)?;
+        assert_eq!(directory.id().unwrap(), cgroup);
+        path.to_str().map(str::to_owned)
+    }
+
+    fn last_walk(search: &Search) -> Option<Instant> {
+        search.last.as_ref().map(|last| last.began)
+    }
+
+    #[test]
+    fn the_cgroups_of_a_container_are_found_in_one_walk() {
+        let names = ["init.scope", "system.slice/a.service", "system.slice/b.service"];
+        let (_root, container, mut search) = container(&names);
+        let asked = Instant::now();
+        let mut walks = Vec::new();
+        for name in names {
+            let at = found(&mut search, id(&container.join(name)), asked);
+            assert_eq!(at, Some(format!("/kubepods/podu/c/{name}")));
+            walks.push(last_walk(&search));
+        }
+        assert!(walks[0].is_some() && walks.iter().all(|walk| *walk == walks[0]), "{walks:?}");
+        search.forget();
+        assert!(found(&mut search, id(&container.join(names[2])), asked).is_some());
+    }
+
+    #[test]
+    fn what_was_made_since_a_walk_is_found_in_another() {
+        let (_root, container, mut search) = container(&["a"]);
+        assert!(found(&mut search, id(&container.join("a")), Instant::now()).is_some());
+        let before = last_walk(&search);
+        fs::create_dir(container.join("b")).unwrap();
+        let at = found(&mut search, id(&container.join("b")), Instant::now());
+        assert_eq!(at.as_deref(), Some("/kubepods/podu/c/b"));
+        assert_ne!(last_walk(&search), before);
+    }
+
+    #[test]
+    fn what_a_walk_since_the_request_did_not_meet_is_gone() {
+        let (_root, container, mut search) = container(&["a", "b"]);
+        let (a, b) = (id(&container.join("a")), id(&container.join("b")));
+        let asked = Instant::now();
+        fs::remove_dir(container.join("b")).unwrap();
+        assert!(found(&mut search, a, asked).is_some());
+        let walk = last_walk(&search);
+        assert_eq!(found(&mut search, b, asked), None);
+        assert_eq!(last_walk(&search), walk, "no other walk is made for it");
+        fs::remove_dir(container.join("a")).unwrap();
+        assert_eq!(found(&mut search, a, Instant::now()), None, "what is remembered is checked");
+    }
+}
