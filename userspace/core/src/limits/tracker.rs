@@ -5,7 +5,6 @@
 //!                      └─ is not seen to return: given up ──▲
 //! ```
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -17,7 +16,8 @@ use crate::model::{
     ReadLimits, Reading, Scan, SeenWrite, Value, WritePhase, WriteResult, Writer,
 };
 
-use super::{initial, is_reconciled};
+use super::is_reconciled;
+use super::known::{Cgroup, Others, Pending, Writes};
 use crate::overflow::Overflow;
 
 /// What was dropped or came to nothing, since the start.
@@ -49,52 +49,6 @@ pub struct LimitTracker {
     /// What did not fit since the last tick.
     overflow: Overflow,
     counters: LimitCounters,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Cgroup {
-    /// As the last answer had it.
-    path: Option<Arc<str>>,
-    /// What a limit_file that is not in `limit_files` says.
-    others: Others,
-    limit_files: Vec<(LimitFile, State)>,
-    /// All are being read.
-    is_reading: bool,
-    /// Writes that were only counted, since all were read last.
-    suppressed: u64,
-}
-
-/// What a limit file says that was never read by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum Others {
-    /// Unknown.
-    #[default]
-    Unknown,
-    /// The cgroup's making was seen: what the kernel begins with.
-    Initial,
-    /// All were read, and it was not there.
-    Absent,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct State {
-    reading: Option<Reading>,
-    /// Returned or given up, and not read back yet; the oldest first.
-    pending: Vec<Pending>,
-    /// Of the last pending one: so many more.
-    coalesced: u64,
-    /// It is being read.
-    is_reading: bool,
-    /// Begun and not returned.
-    running: Vec<(KernelTime, LimitWrite)>,
-    /// The last ones that returned or were given up, the oldest first.
-    attempts: VecDeque<Attempt>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Pending {
-    at: KernelTime,
-    write: SeenWrite,
 }
 
 /// How a write ended.
@@ -138,17 +92,17 @@ impl LimitTracker {
         limit_file: LimitFile,
         index: &impl CgroupIndex,
     ) -> Vec<Attempt> {
-        let Some(state) = self.cgroups.get(&cgroup).and_then(|cgroup| cgroup.state(limit_file)) else {
+        let Some(writes) = self.cgroups.get(&cgroup).and_then(|cgroup| cgroup.writes(limit_file)) else {
             return Vec::new();
         };
-        let running = state.running.iter().map(|(began, write)| Attempt {
+        let running = writes.running.iter().map(|(began, write)| Attempt {
             value: write.value.as_ref().map(|value| value.text.clone()),
             result: WriteResult::Unknown,
             writer: writer(&write.writer, index),
             began: Some(write.began.unwrap_or(*began)),
             ended: None,
         });
-        state.attempts.iter().cloned().chain(running).collect()
+        writes.attempts.iter().cloned().chain(running).collect()
     }
 
     /// Whether an observation says anything of limits.
@@ -238,7 +192,7 @@ impl LimitTracker {
         output: &mut Output,
     ) {
         let Some(entry) = self.entry(cgroup, at, index) else { return };
-        let running = &mut entry.state_mut(write.limit_file).running;
+        let running = &mut entry.writes_mut(write.limit_file).running;
         match write.phase {
             WritePhase::Began => {
                 let oldest = (running.len() == Self::RUNNING).then(|| running.remove(0).1);
@@ -264,12 +218,14 @@ impl LimitTracker {
         let mut late = Vec::new();
         self.busy.retain(|cgroup| {
             let Some(entry) = self.cgroups.get_mut(cgroup) else { return false };
-            for (_, state) in &mut entry.limit_files {
+            let mut is_busy = false;
+            for writes in entry.limit_files.iter_mut().filter_map(|(_, known)| known.writes.as_deref_mut()) {
                 late.extend(
-                    state.running.extract_if(.., |(began, _)| is_late(*began)).map(|(_, w)| (*cgroup, w)),
+                    writes.running.extract_if(.., |(began, _)| is_late(*began)).map(|(_, w)| (*cgroup, w)),
                 );
+                is_busy |= !writes.running.is_empty();
             }
-            entry.limit_files.iter().any(|(_, state)| !state.running.is_empty())
+            is_busy
         });
         for (cgroup, write) in late {
             self.over(now, cgroup, &write, End::NotSeen, index, output);
@@ -298,26 +254,26 @@ impl LimitTracker {
         };
         let info = index.info(cgroup);
         let Some(entry) = self.entry(cgroup, at, index) else { return };
-        let state = entry.state_mut(write.limit_file);
-        if state.attempts.len() == Self::ATTEMPTS {
-            state.attempts.pop_front();
+        let writes = entry.writes_mut(write.limit_file);
+        if writes.attempts.len() == Self::ATTEMPTS {
+            writes.attempts.pop_front();
         }
-        state.attempts.push_back(Attempt {
+        writes.attempts.push_back(Attempt {
             value: write.value.as_ref().filter(|value| !value.truncated).map(|value| value.text.clone()),
             result,
             writer: writer(&write.writer, index),
             began: write.began,
             ended: Some(ended),
         });
-        if state.pending.len() < Self::PENDING {
-            state.pending.push(Pending { at, write: seen(write, result, returned, index) });
+        if writes.pending.len() < Self::PENDING {
+            writes.pending.push(Pending { at, write: seen(write, result, returned, index) });
         } else {
-            state.coalesced += 1;
-            if let Some(last) = state.pending.last_mut() {
+            writes.coalesced += 1;
+            if let Some(last) = writes.pending.last_mut() {
                 last.at = at;
             }
         }
-        if !std::mem::replace(&mut state.is_reading, true) {
+        if !std::mem::replace(&mut writes.is_reading, true) {
             output.actions.push(ask(cgroup, info.as_ref(), Some(write.limit_file)));
         }
     }
@@ -343,12 +299,12 @@ impl LimitTracker {
         self.busy.remove(&id);
         let info = index.info(id);
         let path = cgroup.path.clone();
-        for (limit_file, mut state) in cgroup.limit_files {
-            let old = state.reading.take().unwrap_or_else(|| cgroup.others.reading(limit_file));
-            let coalesced = state.coalesced;
-            let mut pending = std::mem::take(&mut state.pending);
+        for (limit_file, known) in cgroup.limit_files {
+            let Some(writes) = known.writes else { continue };
+            let old = known.reading.unwrap_or_else(|| cgroup.others.reading(limit_file));
+            let Writes { mut pending, coalesced, running, .. } = *writes;
             // The kernel waits for them before it removes the files: these were not seen to return.
-            for (at, write) in std::mem::take(&mut state.running) {
+            for (at, write) in running {
                 self.counters.unreturned += 1;
                 pending.push(Pending { at, write: seen(&write, WriteResult::Unknown, None, index) });
             }
@@ -387,20 +343,23 @@ impl LimitTracker {
                 .iter()
                 .find(|(of, _)| *of == limit_file)
                 .map_or(Reading::Absent, |(_, reading)| reading.clone());
-            let state = entry.state_mut(limit_file);
+            let known = entry.known_mut(limit_file);
+            // Of a file that was not written to, nothing is to be settled.
+            let mut none = Writes::default();
+            let writes = known.writes.as_deref_mut().unwrap_or(&mut none);
             if !answer.whole {
-                state.is_reading = false;
+                writes.is_reading = false;
             }
-            let told_of = state.pending.partition_point(|pending| pending.at <= answer.began);
-            let rest = state.pending.split_off(told_of);
-            let settled = std::mem::replace(&mut state.pending, rest);
-            let coalesced = if state.pending.is_empty() { std::mem::take(&mut state.coalesced) } else { 0 };
-            let old = state.reading.take().unwrap_or_else(|| before.reading(limit_file));
+            let told_of = writes.pending.partition_point(|pending| pending.at <= answer.began);
+            let rest = writes.pending.split_off(told_of);
+            let settled = std::mem::replace(&mut writes.pending, rest);
+            let coalesced = if writes.pending.is_empty() { std::mem::take(&mut writes.coalesced) } else { 0 };
+            let old = known.reading.take().unwrap_or_else(|| before.reading(limit_file));
             let target = WriteTarget { id, path: path.as_ref(), info: info.as_ref(), limit_file };
-            let explained = !state.pending.is_empty() || !state.running.is_empty();
+            let explained = !writes.pending.is_empty() || !writes.running.is_empty();
             if settled.is_empty() && explained {
                 // The write that may have changed it is still to be judged.
-                state.reading = Some(old);
+                known.reading = Some(old);
             } else if settled.is_empty() {
                 let is_news = is_reconciled(limit_file) && differs(&old, &reading, before);
                 if is_news {
@@ -408,17 +367,19 @@ impl LimitTracker {
                     let changed = target.changed(old, reading.clone(), true, None, suppressed);
                     output.events.push(target.event(answer.ended, Basis::LimitRead, changed));
                 }
-                state.reading = Some(reading);
+                known.reading = Some(reading);
             } else {
                 settle(&target, settled, coalesced, old, &reading, &mut self.counters, output);
-                state.reading = Some(reading);
+                known.reading = Some(reading);
             }
-            if !state.pending.is_empty() && !std::mem::replace(&mut state.is_reading, true) {
+            if !writes.pending.is_empty() && !std::mem::replace(&mut writes.is_reading, true) {
                 again.push(limit_file);
             }
         }
         if answer.whole {
             entry.others = Others::Absent;
+            // It has all its files now.
+            entry.limit_files.shrink_to_fit();
         }
         for limit_file in again {
             output.actions.push(ask(id, info.as_ref(), Some(limit_file)));
@@ -554,29 +515,5 @@ impl WriteTarget<'_> {
     fn event(&self, at: KernelTime, basis: Basis, changed: LimitChange) -> Event {
         let subject = self.info.and_then(|info| info.subject.clone());
         Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
-    }
-}
-
-impl Others {
-    fn reading(self, limit_file: LimitFile) -> Reading {
-        match self {
-            Self::Unknown => Reading::Unknown("not read before".into()),
-            Self::Initial => initial(limit_file).map_or(Reading::Absent, Reading::Is),
-            Self::Absent => Reading::Absent,
-        }
-    }
-}
-
-impl Cgroup {
-    fn state(&self, limit_file: LimitFile) -> Option<&State> {
-        self.limit_files.iter().find(|(of, _)| *of == limit_file).map(|(_, state)| state)
-    }
-
-    fn state_mut(&mut self, limit_file: LimitFile) -> &mut State {
-        let index = self.limit_files.iter().position(|(of, _)| *of == limit_file).unwrap_or_else(|| {
-            self.limit_files.push((limit_file, State::default()));
-            self.limit_files.len() - 1
-        });
-        &mut self.limit_files[index].1
     }
 }
