@@ -39,6 +39,7 @@ use rows::{Row, print, row};
 /// The packages whose own tests are the unit tier.
 const UNIT: &[&str] = &[
     "kwitness-abi",
+    "kwitness-btf",
     "kwitness-core",
     "kwitness-api",
     "kwitness-cri",

@@ -2,8 +2,9 @@
 
 use std::{io, path::PathBuf};
 
+use kwitness_btf::BtfError;
+
 use super::{
-    btf::BtfError,
     capability::Capability,
     environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
     report::Refusal,

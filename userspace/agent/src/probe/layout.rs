@@ -5,8 +5,7 @@
 //! capabilities are (`capability`).
 
 use kwitness_abi::{ABSENT, KernelLayout};
-
-use super::btf::Btf;
+use kwitness_btf::Btf;
 
 /// A field of a structure of the kernel that programs read.
 #[derive(Debug)]
@@ -112,4 +111,21 @@ pub fn resolve(btf: &Btf<'_>) -> KernelLayout {
 pub fn missing(layout: &KernelLayout, fields: &[&Field]) -> Vec<String> {
     let mut layout = *layout;
     fields.iter().filter(|field| *(field.slot)(&mut layout) == ABSENT).map(|field| field.name()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::capability::CAPABILITIES;
+    use crate::probe::environment::BTF_PATH;
+
+    /// The kernel that the tests run on has everything that the programs need.
+    #[test]
+    fn the_running_kernel_has_every_field() {
+        let bytes = std::fs::read(BTF_PATH).unwrap();
+        let layout = resolve(&Btf::parse(&bytes).unwrap());
+        for capability in &CAPABILITIES {
+            assert_eq!(missing(&layout, capability.fields), Vec::<String>::new(), "{}", capability.name);
+        }
+    }
 }

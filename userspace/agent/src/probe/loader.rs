@@ -27,11 +27,11 @@ use aya::{
     sys::SyscallError,
 };
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
+use kwitness_btf::Btf;
 use kwitness_core::model::LimitFile;
 use nix::{libc, sys::resource};
 
 use super::{
-    btf::Btf,
     capability::{CAPABILITIES, Capability, Hook, HookKind, Importance, Tracepoints},
     counters,
     environment::{self, BTF_PATH, Lockdown},

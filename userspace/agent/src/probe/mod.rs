@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  capability ─────── what must be seen, by which hooks, at what cost if not
-//!  btf, layout  where the running kernel has the fields that the programs read
+//!  layout ───── where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
 //!  pins ─────── what of it outlives the process
 //!  handover ─── from an earlier daemon's programs of another layout to new ones
@@ -13,7 +13,6 @@
 //! Hands out records as bytes, in the layout of `kwitness_abi`; decoding them is `kwitness_core::decode`. Knows no
 //! container, scans no file system. All `unsafe` of the user side is here.
 
-pub mod btf;
 pub mod capability;
 mod counters;
 pub mod environment;

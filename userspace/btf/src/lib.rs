@@ -239,5 +239,4 @@ fn string(strings: &[u8], offset: u32) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-#[path = "btf_tests.rs"]
 mod tests;
