@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Admission, DaemonInfo, Service};
-use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch, in_initial_pid_namespace};
+use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::cri;
@@ -31,7 +31,9 @@ use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, Unpinned, error
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
-use kwitness_service::{ConnectionCounters, Limits, Listener, Signal, Signals, Socket, notify_ready};
+use kwitness_service::{
+    ConnectionCounters, Limits, Listener, Signal, Signals, Socket, in_initial_pid_namespace, notify_ready,
+};
 
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;

@@ -15,7 +15,6 @@ mod watch;
 pub use directory::Directory;
 pub use limit_files::LimitReader;
 pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
-pub use process::in_initial_pid_namespace;
 pub use roots::Roots;
 use scan::gone;
 pub use scan::{ScanError, Track, outside_roots, scan};

@@ -7,14 +7,6 @@ use std::sync::Arc;
 use kwitness_core::model::{KernelTime, ProcKey, ScannedProcess, TaskInfo};
 use procfs::process::Process;
 
-/// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
-/// Whether pids here are those of the kernel's records.
-pub fn in_initial_pid_namespace() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|metadata| metadata.ino() == INITIAL_PID_NAMESPACE)
-}
-
 /// Reads a process. Its start time has procfs' resolution of a clock tick (10 ms), rounded down.
 pub(super) fn read(pid: i32) -> Option<ScannedProcess> {
     let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;

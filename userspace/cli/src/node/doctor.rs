@@ -17,7 +17,7 @@ use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
 use kwitness_agent::api::capability;
-use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree, in_initial_pid_namespace};
+use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
@@ -28,6 +28,7 @@ use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_core::model::Problem;
 use kwitness_cri::CANDIDATES;
+use kwitness_service::in_initial_pid_namespace;
 
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
