@@ -12,8 +12,6 @@ use crate::{ebpf, run};
 
 /// The user side's machine: the host's own, named so that build scripts and macros are not built statically too.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The environment variable by which the user side is built with another object than the prebuilt one.
-const OBJECT_VARIABLE: &str = "KWITNESS_PROBES_OBJECT";
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
@@ -32,13 +30,18 @@ pub struct Executable {
 /// A cargo for the user side, with the probes built for it.
 pub struct Builder<'a> {
     workspace: &'a Workspace,
-    probes: PathBuf,
+    /// What names the objects to its build scripts.
+    objects: Vec<(&'static str, PathBuf)>,
 }
 
 impl<'a> Builder<'a> {
-    /// Builds the probes.
+    /// Builds the BPF programs.
     pub fn new(workspace: &'a Workspace, cache: &Cache) -> Result<Self> {
-        Ok(Self { workspace, probes: ebpf::build(workspace, cache)? })
+        let objects = ebpf::OBJECTS.iter().map(|object| {
+            let built = ebpf::build(workspace, cache, object)?;
+            Ok((object.variable, built))
+        });
+        Ok(Self { workspace, objects: objects.collect::<Result<_>>()? })
     }
 
     /// `cargo SUBCOMMAND` for static executables.
@@ -49,7 +52,7 @@ impl<'a> Builder<'a> {
             .current_dir(&self.workspace.root)
             .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env(OBJECT_VARIABLE, &self.probes);
+            .envs(self.objects.iter().map(|(variable, object)| (variable, object)));
         command
     }
 

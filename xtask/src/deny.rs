@@ -8,7 +8,7 @@ use crate::run;
 use crate::workspace::{Cache, Workspace};
 
 /// The workspaces, each with its own lock file.
-const MANIFESTS: &[&str] = &["Cargo.toml", "ebpf/probes/Cargo.toml"];
+const MANIFESTS: &[&str] = &["Cargo.toml", "ebpf/guard/Cargo.toml", "ebpf/probes/Cargo.toml"];
 
 /// Checks all workspaces; where the advisories cannot be fetched, all but them.
 pub fn task(workspace: &Workspace, cache: &Cache) -> Result<()> {

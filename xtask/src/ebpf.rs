@@ -1,9 +1,10 @@
-//! Builds the BPF programs and keeps the prebuilt object in step with their sources.
+//! Builds the BPF programs and keeps the prebuilt objects in step with their sources.
 //!
 //! The programs are compiled by Debian's second compiler, which has a ready-made `core` for the BPF machine, under
-//! the cargo of this workspace. The manifest beside the prebuilt object names the hash of the sources that it was
+//! the cargo of this workspace. The manifest beside the prebuilt objects names the hash of the sources that each was
 //! built from; [`check`] compares the two without building.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,34 +19,60 @@ use crate::step::hex;
 use crate::versions::LLVM_MAJOR;
 use crate::workspace::{Cache, Workspace};
 
-/// What the object is built from, relative to the root of the source tree.
-const SOURCES: &[&str] = &[
-    "ebpf/abi/Cargo.toml",
-    "ebpf/abi/src",
-    "ebpf/probes/.cargo",
-    "ebpf/probes/Cargo.lock",
-    "ebpf/probes/Cargo.toml",
-    "ebpf/probes/src",
+/// An object: the programs of one crate, linked.
+#[derive(Debug)]
+pub struct Object {
+    /// Its crate's directory, relative to the root of the source tree.
+    directory: &'static str,
+    /// The binary of that crate; the prebuilt object has its name.
+    binary: &'static str,
+    /// The environment variable by which the user side is built with another object than the prebuilt one.
+    pub variable: &'static str,
+}
+
+/// Every object there is.
+pub const OBJECTS: [Object; 2] = [
+    Object { directory: "ebpf/probes", binary: "kwitness-probes", variable: "KWITNESS_PROBES_OBJECT" },
+    Object { directory: "ebpf/guard", binary: "kwitness-guard", variable: "KWITNESS_GUARD_OBJECT" },
 ];
-const CRATE: &str = "ebpf/probes";
-const OBJECT: &str = "ebpf/prebuilt/kwitness-probes.o";
+
+/// The crate that both sides share.
+const ABI: &str = "ebpf/abi";
+const PREBUILT: &str = "ebpf/prebuilt";
 const MANIFEST: &str = "ebpf/prebuilt/manifest.toml";
 const TARGET: &str = "bpfel-unknown-none";
-const BINARY: &str = "kwitness-probes";
 
-/// Which sources and which tools the prebuilt object came from.
+/// By binary.
+type Manifest = BTreeMap<String, Built>;
+
+/// Which sources and which tools a prebuilt object came from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Manifest {
+struct Built {
     sources_sha256: String,
     object_sha256: String,
     rustc: String,
     linker: String,
 }
 
-/// Builds the programs; returns where the object is.
-pub fn build(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
-    let mut command = bpf_cargo(workspace, cache)?;
+impl Object {
+    /// What it is built from, relative to the root of the source tree.
+    fn sources(&self) -> Vec<String> {
+        let own =
+            [".cargo", "Cargo.lock", "Cargo.toml", "src"].map(|name| format!("{}/{name}", self.directory));
+        ["Cargo.toml", "src"].map(|name| format!("{ABI}/{name}")).into_iter().chain(own).collect()
+    }
+
+    /// Where it is in the source tree.
+    fn prebuilt(&self) -> String {
+        format!("{PREBUILT}/{}.o", self.binary)
+    }
+}
+
+/// Builds an object; returns where it is.
+pub fn build(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<PathBuf> {
+    let Object { directory, binary, .. } = object;
+    let mut command = bpf_cargo(workspace, cache, object)?;
     run::shown(command.arg("build").args(run::cargo_progress()).args([
         "--locked",
         "--release",
@@ -54,90 +81,113 @@ pub fn build(workspace: &Workspace, cache: &Cache) -> Result<PathBuf> {
     ]))
     .with_context(|| {
         format!(
-            "build {CRATE}; if only its Cargo.lock is out of date, run `cargo update --workspace` in {CRATE}"
+            "build {directory}; if only its Cargo.lock is out of date, run `cargo update --workspace` in {directory}"
         )
     })?;
-    let linked = target_dir(workspace).join(TARGET).join("release").join(BINARY);
-    ensure!(linked.is_file(), "cargo built no {}: does {CRATE} have a binary {BINARY}?", linked.display());
+    let linked = target_dir(workspace).join(TARGET).join("release").join(binary);
+    ensure!(
+        linked.is_file(),
+        "cargo built no {}: does {directory} have a binary {binary}?",
+        linked.display()
+    );
     // Five sixths of it are DWARF, which nothing reads: the kernel and the loader go by BTF.
-    let object = linked.with_extension("o");
+    let built = linked.with_extension("o");
     let stripped = linked.with_extension("stripped");
     let strip = format!("/usr/lib/llvm-{LLVM_MAJOR}/bin/llvm-strip");
     run::output(Command::new(strip).arg("--strip-debug").arg("-o").arg(&stripped).arg(&linked))?;
     // An object as it was keeps its time: cargo builds the user side again for a newer one.
     let bytes = fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))?;
-    if fs::read(&object).ok().as_ref() != Some(&bytes) {
-        fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+    if fs::read(&built).ok().as_ref() != Some(&bytes) {
+        fs::write(&built, &bytes).with_context(|| format!("write {}", built.display()))?;
     }
-    Ok(object)
+    Ok(built)
 }
 
 /// Clippy over the programs, as the BPF machine sees them; a warning is an error.
 pub fn clippy(workspace: &Workspace, cache: &Cache) -> Result<()> {
-    let mut command = bpf_cargo(workspace, cache)?;
-    // What `cargo clippy` does, with the clippy that belongs to Debian's compiler.
-    command
-        .env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver")
-        .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
-        .env("CARGO_TARGET_DIR", workspace.target.join("ebpf-clippy"));
-    run::shown(command.arg("check").args(run::cargo_progress()).args([
-        "--locked",
-        "--release",
-        "--target",
-        TARGET,
-    ]))
-    .with_context(|| format!("clippy over {CRATE}"))
+    for object in &OBJECTS {
+        let mut command = bpf_cargo(workspace, cache, object)?;
+        // What `cargo clippy` does, with the clippy that belongs to Debian's compiler.
+        command
+            .env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver")
+            .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
+            .env("CARGO_TARGET_DIR", workspace.target.join("ebpf-clippy"));
+        run::shown(command.arg("check").args(run::cargo_progress()).args([
+            "--locked",
+            "--release",
+            "--target",
+            TARGET,
+        ]))
+        .with_context(|| format!("clippy over {}", object.directory))?;
+    }
+    Ok(())
 }
 
-/// Builds the programs and, when they differ from the prebuilt object, replaces that and its manifest.
+/// Builds the programs and, where they differ from a prebuilt object, replaces that and the manifest.
 pub fn update(workspace: &Workspace, cache: &Cache) -> Result<()> {
-    let built = build(workspace, cache)?;
-    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    let manifest = Manifest {
-        sources_sha256: hash_sources(&workspace.root)?,
-        object_sha256: hex(&Sha256::digest(&bytes)),
-        rustc: first_line(Command::new(BPF_RUSTC).arg("--version"))?,
-        linker: first_line(Command::new(cache.tool("bpf-linker")).arg("--version"))?,
-    };
+    let rustc = first_line(Command::new(BPF_RUSTC).arg("--version"))?;
+    let linker = first_line(Command::new(cache.tool("bpf-linker")).arg("--version"))?;
+    let mut manifest = Manifest::new();
+    let mut objects = Vec::new();
+    for object in &OBJECTS {
+        let built = build(workspace, cache, object)?;
+        let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+        let built = Built {
+            sources_sha256: hash_sources(&workspace.root, object)?,
+            object_sha256: hex(&Sha256::digest(&bytes)),
+            rustc: rustc.clone(),
+            linker: linker.clone(),
+        };
+        manifest.insert(object.binary.to_owned(), built);
+        objects.push((object.prebuilt(), bytes));
+    }
     let text = format!(
-        "# Written by `cargo xtask ebpf`: what kwitness-probes.o was built from, and with what.\n{}",
+        "# Written by `cargo xtask ebpf`: what the objects beside this file were built from, and with what.\n\n{}",
         toml::to_string(&manifest).context("write the manifest")?
     );
     let path = workspace.root.join(MANIFEST);
     if fs::read_to_string(&path).is_ok_and(|old| old == text) && check(workspace).is_ok() {
-        println!("{OBJECT} is up to date ({} bytes)", bytes.len());
+        println!("the objects in {PREBUILT} are up to date");
         return Ok(());
     }
-    let object = workspace.root.join(OBJECT);
-    let dir = object.parent().context("the prebuilt object has a directory")?;
-    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    fs::write(&object, &bytes).with_context(|| format!("write {}", object.display()))?;
+    let directory = workspace.root.join(PREBUILT);
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    for (name, bytes) in objects {
+        let path = workspace.root.join(&name);
+        fs::write(&path, &bytes).with_context(|| format!("write {}", path.display()))?;
+        println!("{name}: {} bytes", bytes.len());
+    }
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    println!("{OBJECT} is new ({} bytes): commit it together with {MANIFEST}", bytes.len());
+    println!("{MANIFEST} is new: commit it together with the objects");
     Ok(())
 }
 
-/// Fails unless the prebuilt object is the one its manifest names, built from the sources as they are.
+/// Fails unless the prebuilt objects are those that the manifest names, built from the sources as they are.
 pub fn check(workspace: &Workspace) -> Result<()> {
     let path = workspace.root.join(MANIFEST);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("read {}: run `cargo xtask ebpf` to make it", path.display()))?;
     let manifest: Manifest = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
-    let object = workspace.root.join(OBJECT);
-    let bytes = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
-    if hex(&Sha256::digest(&bytes)) != manifest.object_sha256 {
-        bail!("{OBJECT} is not the object that {MANIFEST} names: run `cargo xtask ebpf` and commit both");
-    }
-    if hash_sources(&workspace.root)? != manifest.sources_sha256 {
-        bail!(
-            "{OBJECT} was built from other sources than these: run `cargo xtask ebpf` and commit {OBJECT} and {MANIFEST}"
-        );
+    for object in &OBJECTS {
+        let name = object.prebuilt();
+        let path = workspace.root.join(&name);
+        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let built = manifest.get(object.binary);
+        if built.is_none_or(|built| hex(&Sha256::digest(&bytes)) != built.object_sha256) {
+            bail!("{name} is not the object that {MANIFEST} names: run `cargo xtask ebpf` and commit both");
+        }
+        let sources = hash_sources(&workspace.root, object)?;
+        if built.is_none_or(|built| sources != built.sources_sha256) {
+            bail!(
+                "{name} was built from other sources than these: run `cargo xtask ebpf` and commit {name} and {MANIFEST}"
+            );
+        }
     }
     Ok(())
 }
 
 /// Cargo, set up to compile for the BPF machine.
-fn bpf_cargo(workspace: &Workspace, cache: &Cache) -> Result<Command> {
+fn bpf_cargo(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<Command> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
         Some(Path::new(&home).join(".cargo"))
@@ -152,7 +202,7 @@ fn bpf_cargo(workspace: &Workspace, cache: &Cache) -> Result<Command> {
     flags.extend(cargo_home.map(|home| format!("--remap-path-prefix={}=cargo", home.display())));
     let mut command = run::cargo();
     command
-        .current_dir(workspace.root.join(CRATE))
+        .current_dir(workspace.root.join(object.directory))
         .env("RUSTC", BPF_RUSTC)
         // That one crate, and only for the BPF machine, switches on a feature of the nightly compiler.
         .env("RUSTC_BOOTSTRAP", "aya_ebpf")
@@ -172,9 +222,9 @@ fn first_line(command: &mut Command) -> Result<String> {
     Ok(run::output(command)?.lines().next().unwrap_or_default().to_owned())
 }
 
-fn hash_sources(root: &Path) -> Result<String> {
+fn hash_sources(root: &Path, object: &Object) -> Result<String> {
     let mut files = Vec::new();
-    for source in SOURCES {
+    for source in object.sources() {
         list_files(&root.join(source), &mut files)?;
     }
     files.sort();
@@ -208,24 +258,31 @@ mod tests {
 
     fn tree() -> (tempfile::TempDir, Workspace) {
         let dir = tempfile::tempdir().unwrap();
-        for sub in ["ebpf/abi/src", "ebpf/probes/src", "ebpf/prebuilt"] {
-            fs::create_dir_all(dir.path().join(sub)).unwrap();
-        }
-        fs::write(dir.path().join("ebpf/probes/src/main.rs"), "one").unwrap();
-        fs::write(dir.path().join(OBJECT), "object").unwrap();
-        let manifest = Manifest {
-            sources_sha256: hash_sources(dir.path()).unwrap(),
-            object_sha256: hex(&Sha256::digest("object")),
-            rustc: "rustc 1".to_owned(),
-            linker: "bpf-linker 1".to_owned(),
-        };
+        fs::create_dir_all(dir.path().join("ebpf/abi/src")).unwrap();
+        fs::create_dir_all(dir.path().join(PREBUILT)).unwrap();
+        let manifest: Manifest = OBJECTS
+            .iter()
+            .map(|object| {
+                let sources = dir.path().join(object.directory).join("src");
+                fs::create_dir_all(&sources).unwrap();
+                fs::write(sources.join("main.rs"), "one").unwrap();
+                fs::write(dir.path().join(object.prebuilt()), "object").unwrap();
+                let built = Built {
+                    sources_sha256: hash_sources(dir.path(), object).unwrap(),
+                    object_sha256: hex(&Sha256::digest("object")),
+                    rustc: "rustc 1".to_owned(),
+                    linker: "bpf-linker 1".to_owned(),
+                };
+                (object.binary.to_owned(), built)
+            })
+            .collect();
         fs::write(dir.path().join(MANIFEST), toml::to_string(&manifest).unwrap()).unwrap();
         let workspace = Workspace { root: dir.path().to_owned(), target: dir.path().join("target") };
         (dir, workspace)
     }
 
     #[test]
-    fn the_prebuilt_object_passes_while_nothing_changed() {
+    fn the_prebuilt_objects_pass_while_nothing_changed() {
         let (_dir, workspace) = tree();
         check(&workspace).unwrap();
     }
@@ -236,6 +293,7 @@ mod tests {
             (None, "ebpf/probes/src/main.rs", "two"),
             (None, "ebpf/abi/src/lib.rs", ""),
             (Some("ebpf/probes/src/main.rs"), "ebpf/probes/src/other.rs", "one"),
+            (None, "ebpf/guard/src/main.rs", "two"),
         ] {
             let (dir, workspace) = tree();
             if let Some(old) = remove {
@@ -249,8 +307,10 @@ mod tests {
 
     #[test]
     fn an_exchanged_object_is_found() {
-        let (dir, workspace) = tree();
-        fs::write(dir.path().join(OBJECT), "other").unwrap();
-        assert!(check(&workspace).unwrap_err().to_string().contains("not the object"));
+        for object in &OBJECTS {
+            let (dir, workspace) = tree();
+            fs::write(dir.path().join(object.prebuilt()), "other").unwrap();
+            assert!(check(&workspace).unwrap_err().to_string().contains("not the object"));
+        }
     }
 }

@@ -51,7 +51,7 @@ struct Cli {
 enum Task {
     /// Install and make what the other tasks need (they do so themselves, each for its own needs)
     Setup(Setup),
-    /// Build the BPF programs and update the prebuilt object
+    /// Build the BPF programs and update the prebuilt objects
     Ebpf(Ebpf),
     /// Run clippy over the BPF programs
     ClippyEbpf,
@@ -96,10 +96,10 @@ struct Setup {
 
 #[derive(Args)]
 struct Ebpf {
-    /// Build nothing; fail if the prebuilt object is not that of the sources
+    /// Build nothing; fail if the prebuilt objects are not those of the sources
     #[arg(long)]
     check: bool,
-    /// Build only, leave the prebuilt object alone, and print where the built one is
+    /// Build only, leave the prebuilt objects alone, and print where the built ones are
     #[arg(long, conflicts_with = "check")]
     build_only: bool,
 }
@@ -133,11 +133,13 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Setup(setup) => setup::task(&Cache::open()?, &Needs::of(&setup.tier))?,
         Task::Ebpf(Ebpf { check: true, .. }) => {
             ebpf::check(&Workspace::find()?)?;
-            println!("the prebuilt object is that of the sources");
+            println!("the prebuilt objects are those of the sources");
         }
         Task::Ebpf(Ebpf { build_only: true, .. }) => {
             let (workspace, cache) = with_bpf()?;
-            println!("{}", ebpf::build(&workspace, &cache)?.display());
+            for object in &ebpf::OBJECTS {
+                println!("{}", ebpf::build(&workspace, &cache, object)?.display());
+            }
         }
         Task::Ebpf(_) => {
             let (workspace, cache) = with_bpf()?;

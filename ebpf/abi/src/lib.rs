@@ -11,8 +11,10 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod guard;
 mod limits;
 
+pub use guard::*;
 pub use limits::*;
 
 /// Bytes of a cgroup path that a record carries, the terminating NUL included.
