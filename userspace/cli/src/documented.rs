@@ -99,6 +99,7 @@ fn examples_parse() {
         "demo",
         "daemon",
         "cri-proxy",
+        "guard",
         "doctor",
         "completion",
         "man",

@@ -77,6 +77,17 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
     ("uninstall-pins", &[("sudo kwitness uninstall-pins", "once the last daemon has ended")]),
     (
+        "guard",
+        &[
+            (
+                "kwitness guard --policy guard.toml --dry-run",
+                "what the policy selects, and what a raise would do",
+            ),
+            ("sudo kwitness guard --policy guard.toml", "guard these containers until Ctrl-C"),
+            ("sudo kwitness guard status", "what is armed and held, and how the last holds ended"),
+        ],
+    ),
+    (
         "doctor",
         &[
             ("sudo kwitness doctor", "checks, and how to fix problems"),

@@ -40,6 +40,7 @@ use rows::{Row, print, row};
 const UNIT: &[&str] = &[
     "kwitness-abi",
     "kwitness-btf",
+    "kwitness-guard",
     "kwitness-core",
     "kwitness-api",
     "kwitness-cri",

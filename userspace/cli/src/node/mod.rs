@@ -1,9 +1,10 @@
-//! The commands that need the node itself: the daemon, the CRI proxy, the doctor, the end of what a daemon left. Linux only,
-//! behind the feature `node`.
+//! The commands that need the node itself: the daemon, the CRI proxy, the guard, the doctor, the end of what a daemon left.
+//! Linux only, behind the feature `node`.
 
 mod cri_proxy;
 mod daemon;
 pub mod doctor;
+mod guard;
 mod uninstall_pins;
 
 use std::ffi::OsString;
@@ -22,6 +23,9 @@ pub enum Command {
     /// Proxy the CRI so that the kubelet receives container events from kwitness
     #[command(after_help = examples::of("cri-proxy"))]
     CriProxy(cri_proxy::CriProxy),
+    /// Hold processes that reach their memory limit until it is raised (opt-in; needs a running daemon)
+    #[command(after_help = examples::of("guard"))]
+    Guard(guard::Guard),
     /// Check this node's prerequisites and explain how to fix problems (no daemon needed)
     #[command(after_help = examples::of("doctor"))]
     Doctor(doctor::Doctor),
@@ -34,6 +38,7 @@ pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
     match command {
         Command::Daemon(options) => daemon::run(options, socket),
         Command::CriProxy(options) => cri_proxy::run(options, socket),
+        Command::Guard(options) => guard::run(options, socket),
         Command::Doctor(options) => connect::run(doctor::run(socket, options)),
         Command::UninstallPins(options) => uninstall_pins::run(options, socket),
     }

@@ -1,0 +1,221 @@
+//! `kwitness guard`: flags into options, logging, the runtime; the status and the dry run as text.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use kwitness_api::client::Address;
+use kwitness_guard::policy::Policy;
+use kwitness_guard::raise::Cri;
+use kwitness_guard::status::{self, Status};
+use kwitness_guard::{Options, dry_run, watchdog};
+use kwitness_service::log;
+use kwitness_service::log::LogFormat;
+
+use crate::connect;
+use crate::exit::Code;
+use crate::options;
+use crate::output::{Format, Output};
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Guard {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The policy: which containers are guarded, and within what bounds (TOML)
+    #[arg(long, value_name = "FILE", required = true)]
+    policy: Option<PathBuf>,
+    /// Print what the policy selects and what a raise would do now; hold and raise nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The container runtime's socket; "auto": the first that exists of containerd's, k3s's,
+    /// CRI-O's and cri-dockerd's
+    #[arg(long, value_name = "PATH", default_value = "auto")]
+    runtime_endpoint: String,
+    /// The Unix socket for `kwitness guard status`
+    #[arg(long, value_name = "PATH", default_value = kwitness_guard::STATUS_SOCKET)]
+    status_socket: PathBuf,
+    /// A directory in a BPF file system, of this guard alone: what is held is recorded there, so that nothing stays stopped
+    #[arg(long, value_name = "DIR", default_value = kwitness_guard::PIN_DIRECTORY)]
+    pin_directory: PathBuf,
+    /// What is logged to standard error, as the setting log.level
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+    /// How it is written
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what is armed and held, and how the last holds ended
+    Status {
+        /// The guard's Unix socket
+        #[arg(long, value_name = "PATH", default_value = kwitness_guard::STATUS_SOCKET)]
+        status_socket: PathBuf,
+        #[command(flatten)]
+        output: options::Output,
+    },
+    /// Continue what a guard holds that does not do it itself; started by it
+    #[command(hide = true)]
+    Watchdog {
+        /// Where the guard pinned lease and records
+        pin_directory: PathBuf,
+    },
+}
+
+pub fn run(options: Guard, socket: Option<OsString>) -> anyhow::Result<Code> {
+    match options.command {
+        Some(Command::Watchdog { pin_directory }) => {
+            let _flush = log::start("info", LogFormat::Text)?;
+            watchdog::run(&pin_directory)?;
+            return Ok(Code::Success);
+        }
+        Some(Command::Status { status_socket, output }) => {
+            return connect::run(show_status(status_socket, output.output));
+        }
+        None => {}
+    }
+    let file = options.policy.context("--policy is missing")?;
+    let policy = read(&file)?;
+    let daemon = connect::address(socket);
+    if options.dry_run {
+        return connect::run(show_dry_run(policy, daemon));
+    }
+    let _flush = log::start(&options.log_level, options.log_format)?;
+    let endpoint = (options.runtime_endpoint != "auto").then(|| PathBuf::from(options.runtime_endpoint));
+    let (status_socket, pin_directory) = (options.status_socket, options.pin_directory);
+    connect::run_to_its_end(async move {
+        let runtime = Cri::connect(endpoint.as_deref()).await?;
+        kwitness_guard::run(Options { policy, daemon, runtime, status_socket, pin_directory }).await?;
+        Ok(Code::Success)
+    })
+}
+
+fn read(file: &Path) -> anyhow::Result<Policy> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Policy::parse(&text).with_context(|| format!("the policy {} has an error", file.display()))
+}
+
+async fn show_status(socket: PathBuf, format: Format) -> anyhow::Result<Code> {
+    let status = status::fetch(&socket).await?;
+    let mut output = Output::new();
+    match format {
+        Format::Json | Format::Yaml => output.value(format, &status)?,
+        Format::Table | Format::Wide => text(&status).lines().try_for_each(|line| output.line(line))?,
+    }
+    output.flush()?;
+    Ok(Code::Success)
+}
+
+/// The status for people.
+fn text(status: &Status) -> String {
+    let Status { pid, watchdog_pid, hook, armed, history, raised, refused, not_held } = status;
+    let refusals: u64 = refused.values().sum();
+    let mut text = format!(
+        "guard pid {pid}, watchdog pid {watchdog_pid}, {hook}\n\
+         {raised} raised, {refusals} refused{}\n",
+        counts(refused)
+    );
+    if !not_held.is_empty() {
+        text += &format!("above a threshold and not held{}\n", counts(not_held));
+    }
+    text += &format!("\n{} armed\n", armed.len());
+    for of in armed {
+        let held: Vec<_> = of.held.iter().map(u32::to_string).collect();
+        let held = if held.is_empty() { String::new() } else { format!(", held: {}", held.join(" ")) };
+        text += &format!("  {}  raises {}/{}{held}\n", of.name, of.raises, of.budget);
+    }
+    if !history.is_empty() {
+        text += &format!("\nlast {}\n", history.len());
+    }
+    for of in history {
+        let id: String = of.container_id.chars().take(13).collect();
+        let bytes = kwitness_core::units::bytes;
+        let outcome = match (of.raised_to, &of.refused) {
+            (Some(to), _) => format!("raised from {} to {}", bytes(of.limit), bytes(to)),
+            (None, Some(reason)) => format!("refused: {reason} (limit {})", bytes(of.limit)),
+            (None, None) => String::new(),
+        };
+        text += &format!("  {id}  {outcome}, after {} ms\n", of.decided_ms);
+    }
+    text
+}
+
+/// ": name n, name n", or nothing.
+fn counts(of: &std::collections::BTreeMap<String, u64>) -> String {
+    let words: Vec<_> = of.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) }
+}
+
+async fn show_dry_run(policy: Policy, daemon: Address) -> anyhow::Result<Code> {
+    let rows = dry_run::rows(&policy, daemon).await?;
+    let mut output = Output::new();
+    if rows.is_empty() {
+        output.line("no running container matches the policy")?;
+    }
+    rows.iter().try_for_each(|row| output.line(&outlook(row)))?;
+    output.flush()?;
+    Ok(Code::Success)
+}
+
+/// What would become of a container.
+fn outlook(row: &dry_run::Row) -> String {
+    let names = row.container.names();
+    let name = [names.namespace, names.pod, names.container].map(|name| name.unwrap_or("-")).join("/");
+    let (usage, threshold) = (row.usage, row.threshold);
+    match (row.limit, &row.raise) {
+        (Some(limit), Some(Ok(raise))) => {
+            format!("{name}: {usage} of {limit} used; held at {threshold}, then raised to {}", raise.to)
+        }
+        (Some(limit), Some(Err(refusal))) => {
+            format!("{name}: {usage} of {limit} used; held at {threshold}, then refused: {refusal}")
+        }
+        _ => format!("{name}: {usage} used, no limit: never held"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_status_says_what_is_held_and_how_holds_ended() {
+        let ended = |raised_to, refused: Option<&str>| status::Ended {
+            container_id: "0123456789abcdef".to_owned(),
+            held: vec![7],
+            usage: 60 << 20,
+            limit: 64 << 20,
+            raised_to,
+            refused: refused.map(str::to_owned),
+            raised_ms: Some(40),
+            decided_ms: 52,
+        };
+        let status = Status {
+            pid: 1,
+            watchdog_pid: 2,
+            hook: "fentry".to_owned(),
+            armed: vec![status::Armed {
+                container_id: "c".to_owned(),
+                name: "dev/web/app".to_owned(),
+                held: vec![7, 8],
+                raises: 1,
+                budget: 8,
+            }],
+            history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
+            raised: 1,
+            refused: BTreeMap::from([("atCeiling".to_owned(), 1)]),
+            not_held: BTreeMap::from([("traced".to_owned(), 3)]),
+        };
+        let expected = "guard pid 1, watchdog pid 2, fentry\n\
+                        1 raised, 1 refused: atCeiling 1\n\
+                        above a threshold and not held: traced 3\n\n\
+                        1 armed\n  dev/web/app  raises 1/8, held: 7 8\n\n\
+                        last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \
+                        0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
+        assert_eq!(text(&status), expected);
+    }
+}

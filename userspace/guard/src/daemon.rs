@@ -1,0 +1,221 @@
+//! The daemon as the guard sees it: which containers there are, and whether a limit is in force.
+//!
+//! Owns the calls. Never decides what a verdict means for a process: [`Refusal`] says that.
+
+use std::time::Duration;
+
+use kwitness_api::Client;
+use kwitness_api::client::{Address, Error};
+use kwitness_api::proto::{self, VerdictKind, wanted::Memory};
+use tokio::sync::mpsc;
+
+use crate::plan::Refusal;
+use crate::policy::{Bytes, Names};
+
+/// The file whose verdict counts.
+const MEMORY_MAX: &str = "memory.max";
+/// The longest that a `Verify` call waits.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to reach a daemon that is away, and between two lists: changes that follow each other are one.
+const RETRY: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A container that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Its id of the runtime.
+    pub id: String,
+    /// Its cgroup v2 id.
+    pub cgroup_id: u64,
+    /// Its cgroup, from the root of the hierarchy.
+    pub cgroup_path: String,
+    /// Its pod's namespace.
+    pub namespace: Option<String>,
+    /// Its pod's name.
+    pub pod: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+impl Container {
+    /// An app container whose program runs. A sandbox, one whose type is not known yet, and one in which only the runtime's own
+    /// process is, which its caller waits for, is none.
+    fn of(state: proto::ContainerState) -> Option<Self> {
+        let is_running = state.state() == proto::State::Running;
+        let container = state.container?;
+        let is_app = container.r#type() == proto::ContainerType::App;
+        let pod = container.pod.unwrap_or_default();
+        (is_running && is_app).then_some(Self {
+            id: container.id,
+            cgroup_id: container.cgroup_id,
+            cgroup_path: container.cgroup_path,
+            namespace: pod.namespace,
+            pod: pod.name,
+            name: container.name,
+        })
+    }
+
+    /// By which the policy selects.
+    pub fn names(&self) -> Names<'_> {
+        Names {
+            namespace: self.namespace.as_deref(),
+            pod: self.pod.as_deref(),
+            container: self.name.as_deref(),
+        }
+    }
+}
+
+/// The containers that run now.
+///
+/// # Errors
+/// The daemon does not answer.
+pub async fn containers(client: &mut Client) -> Result<Vec<Container>, Error> {
+    let all = client.list(proto::Filter::default()).await?.containers;
+    Ok(all.into_iter().filter_map(Container::of).collect())
+}
+
+/// Sends the containers now and whenever they change, until the receiver is gone. While the daemon is away, nothing.
+pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>) {
+    let mut reported = false;
+    loop {
+        let Err(error) = follow_once(&address, &to, &mut reported).await else { return };
+        if !std::mem::replace(&mut reported, true) {
+            tracing::warn!(%error, "daemon away: containers that start now are not guarded");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Until the connection breaks (an error) or the receiver is gone.
+async fn follow_once(
+    address: &Address,
+    to: &mpsc::Sender<Vec<Container>>,
+    reported: &mut bool,
+) -> Result<(), Error> {
+    use kwitness_api::client::Item;
+    let mut client = Client::connect(address.clone()).await?;
+    let kinds = [
+        proto::EventKind::Created,
+        proto::EventKind::Started,
+        proto::EventKind::Updated,
+        proto::EventKind::Stopped,
+        proto::EventKind::Deleted,
+    ];
+    let filter = proto::Filter { kinds: kinds.map(Into::into).to_vec(), ..Default::default() };
+    // Opened before the list is read: what happens meanwhile is not missed.
+    let request = proto::WatchRequest { filter: Some(filter), ..Default::default() };
+    let mut watch = client.watch(request).await?;
+    loop {
+        if to.send(containers(&mut client).await?).await.is_err() {
+            return Ok(());
+        }
+        if std::mem::take(reported) {
+            tracing::info!("daemon is back");
+        }
+        tokio::time::sleep(PAUSE).await;
+        match watch.next().await? {
+            Some(Item::Disconnected(error)) => return Err(error),
+            Some(_) => {}
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Whether the container's limit is in force at every level, after at most that long.
+///
+/// # Errors
+/// It is not, or the daemon cannot decide.
+pub async fn verify(
+    client: &mut Client,
+    container_id: &str,
+    limit: Bytes,
+    wait: Duration,
+) -> Result<(), Refusal> {
+    let request = proto::VerifyRequest {
+        filter: Some(proto::Filter { containers: vec![container_id.to_owned()], ..Default::default() }),
+        wanted: Some(proto::Wanted { memory: Some(Memory::MemoryBytes(limit.0)), cpu: None }),
+        wait_ms: u32::try_from(wait.min(WAIT_MAX).as_millis()).unwrap_or(u32::MAX),
+        prove_ms: 0,
+    };
+    match client.verify(request).await {
+        Ok(response) => in_force(container_id, response),
+        Err(Error::NotFound { .. }) => Err(Refusal::Gone),
+        Err(error) => Err(Refusal::Unverified(error.to_string())),
+    }
+}
+
+/// What the answer says of the container's own limit.
+fn in_force(container_id: &str, response: proto::VerifyResponse) -> Result<(), Refusal> {
+    let of_container =
+        |of: &proto::VerdictOf| of.container.as_ref().is_some_and(|container| container.id == container_id);
+    let verdicts = response.verdicts.into_iter().filter(of_container).filter_map(|of| of.verdict);
+    let Some(verdict) = verdicts.into_iter().find(|verdict| verdict.file == MEMORY_MAX) else {
+        return Err(Refusal::Unverified(format!("the daemon has no verdict on {MEMORY_MAX}")));
+    };
+    match verdict.verdict() {
+        VerdictKind::InForce => Ok(()),
+        VerdictKind::Unknown | VerdictKind::Unspecified => Err(Refusal::Unverified(verdict.reason)),
+        _ => Err(Refusal::NotInForce(verdict.reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(id: &str, file: &str, kind: VerdictKind) -> proto::VerifyResponse {
+        let container = proto::Container { id: id.to_owned(), ..Default::default() };
+        let verdict = proto::Verdict {
+            file: file.to_owned(),
+            verdict: kind.into(),
+            reason: "why".to_owned(),
+            ..Default::default()
+        };
+        let of =
+            proto::VerdictOf { container: Some(container), verdict: Some(verdict), ..Default::default() };
+        proto::VerifyResponse { verdicts: vec![of], unavailable: Vec::new() }
+    }
+
+    #[test]
+    fn only_the_containers_own_memory_limit_counts_and_only_in_force() {
+        let of = |id, file, kind| in_force("c", response(id, file, kind));
+        assert_eq!(of("c", MEMORY_MAX, VerdictKind::InForce), Ok(()));
+        for kind in [
+            VerdictKind::Pending,
+            VerdictKind::Diverged,
+            VerdictKind::Rejected,
+            VerdictKind::Shadowed,
+            VerdictKind::OverLimit,
+            VerdictKind::Killed,
+            VerdictKind::Reverted,
+        ] {
+            assert_eq!(of("c", MEMORY_MAX, kind), Err(Refusal::NotInForce("why".to_owned())));
+        }
+        assert_eq!(of("c", MEMORY_MAX, VerdictKind::Unknown), Err(Refusal::Unverified("why".to_owned())));
+        for (id, file) in [("d", MEMORY_MAX), ("c", "cpu.max")] {
+            assert!(matches!(of(id, file, VerdictKind::InForce), Err(Refusal::Unverified(_))), "{id} {file}");
+        }
+    }
+
+    #[test]
+    fn only_running_app_containers_are_guarded() {
+        let state = |r#type: proto::ContainerType, state: proto::State| proto::ContainerState {
+            container: Some(proto::Container {
+                id: "c".to_owned(),
+                r#type: r#type.into(),
+                ..Default::default()
+            }),
+            state: state.into(),
+            ..Default::default()
+        };
+        assert!(Container::of(state(proto::ContainerType::App, proto::State::Running)).is_some());
+        for (of_type, of_state) in [
+            (proto::ContainerType::Sandbox, proto::State::Running),
+            (proto::ContainerType::Unspecified, proto::State::Running),
+            (proto::ContainerType::App, proto::State::Created),
+            (proto::ContainerType::App, proto::State::Stopped),
+        ] {
+            assert_eq!(Container::of(state(of_type, of_state)), None);
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The guard at work: one task that owns every hold, arms containers, renews the lease and performs the steps of the
+//! pure state machine.
+//!
+//! ```text
+//!  HEARTBEAT ─── renew the lease, check the watchdog ─┐
+//!  the ring ──── a process is held ───────────────────┤
+//!  RETRY ─────── while anything is held ──────────────┼──▶ look: what HELD says ──▶ Episode ──▶ raise, verify, continue
+//!  answers ───── of runtime and daemon ────────────────┘
+//!  containers ── arm, disarm
+//! ```
+//!
+//! What is held is always read from the map. The ring only says when. Nothing here waits: raising and verifying are tasks of
+//! their own, whose answers carry their episode's number.
+
+mod holds;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kwitness_abi::{Armed, Hold, Lease, ProcessKey};
+use kwitness_api::client::Address;
+use kwitness_service::{Signal, Signals, Socket, notify_ready};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::daemon::{self, Container};
+use crate::episode::{Episode, Input};
+use crate::orphans;
+use crate::policy::{Bytes, Policy, Rule};
+use crate::program::{self, LEASE, Program, level_bit, nanos};
+use crate::raise::Cri;
+use crate::status::{self, Ended, Status};
+use crate::watchdog;
+
+/// Between two heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_millis(200);
+/// Between two looks while anything is held, and between two SIGCONTs to a process that is still stopped.
+const RETRY: Duration = Duration::from_millis(25);
+/// How long the end of the program waits until everything runs.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// What the guard is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is guarded, and how.
+    pub policy: Policy,
+    /// Where the daemon listens.
+    pub daemon: Address,
+    /// How limits are raised.
+    pub runtime: Cri,
+    /// Where `kwitness guard status` is answered.
+    pub status_socket: PathBuf,
+    /// Where lease and holds are pinned: a directory in a BPF file system.
+    pub pin_directory: PathBuf,
+}
+
+/// One hold of one process: its pid, its start, the hold's.
+type HoldId = (u32, u64, u64);
+
+fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
+    (key.pid, key.start_boottime, hold.since)
+}
+
+/// A container that is armed.
+struct Guarded {
+    container: Container,
+    rule: Rule,
+    raises: u32,
+    /// A raise whose answer has not come: the limit may still become what it says.
+    unanswered: bool,
+    episode: Option<Running>,
+}
+
+/// An episode under way.
+struct Running {
+    /// Names it in answers.
+    number: u64,
+    episode: Episode,
+    /// When the first of its holds must end.
+    until: u64,
+    first: Hold,
+    raised_at: Option<u64>,
+}
+
+/// An answer to an episode.
+struct Answer {
+    cgroup_id: u64,
+    episode: u64,
+    input: Input,
+}
+
+struct Guard {
+    options: Options,
+    program: Program,
+    watchdog: Child,
+    guarded: HashMap<u64, Guarded>,
+    /// Holds that are being continued: decided, and not yet seen running.
+    continuing: HashSet<HoldId>,
+    /// Holds that have been reported.
+    reported: HashSet<HoldId>,
+    answers: JoinSet<Answer>,
+    episodes: u64,
+    history: VecDeque<Ended>,
+    raised: u64,
+    refused: BTreeMap<&'static str, u64>,
+}
+
+/// Guards until a signal ends it, or the watchdog is lost.
+///
+/// # Errors
+/// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let mut signals = Signals::handle()?;
+    Socket::make_directory(&options.status_socket)?;
+    let mut socket = Socket::listen(&options.status_socket)?;
+    let listener = socket.listener()?;
+    orphans::recover(&options.pin_directory).await?;
+    let program = Program::load(&options.pin_directory)?;
+    let watchdog = watchdog::spawn(&options.pin_directory)?;
+    let (to, mut containers) = mpsc::channel(1);
+    let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to));
+    tracing::info!(hook = program.hook, watchdog = watchdog.id(), "guard ready");
+    notify_ready();
+    let mut guard = Guard::new(options, program, watchdog);
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut retry = tokio::time::interval(RETRY);
+    for interval in [&mut heartbeat, &mut retry] {
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
+    let ended = loop {
+        let is_busy = guard.is_busy();
+        let step = tokio::select! {
+            _ = heartbeat.tick() => guard.beat().and_then(|()| guard.look()),
+            _ = retry.tick(), if is_busy => guard.look(),
+            woken = guard.program.woken() => woken.context("cannot wait for the ring").and_then(|()| {
+                guard.program.drain();
+                guard.look()
+            }),
+            Some(answer) = guard.answers.join_next() => match answer {
+                Ok(answer) => guard.answered(answer),
+                Err(error) => Err(error).context("a call's task failed"),
+            },
+            Some(containers) = containers.recv() => guard.arm(containers),
+            accepted = listener.accept() => match (accepted, guard.status()) {
+                (Ok((client, _)), Ok(status)) => {
+                    tokio::spawn(async move { status::answer(client, &status).await });
+                    Ok(())
+                }
+                // A client that is gone again.
+                (Err(_), Ok(_)) => Ok(()),
+                (_, Err(error)) => Err(error),
+            },
+            signal = signals.next() => match signal {
+                Signal::Stop => break Ok(()),
+                Signal::LogCounters => {
+                    tracing::info!(raised = guard.raised, refused = ?guard.refused, "counters");
+                    Ok(())
+                }
+                Signal::Reload => {
+                    tracing::info!("SIGHUP ignored: restart to apply another policy");
+                    Ok(())
+                }
+            },
+        };
+        if let Err(error) = step {
+            break Err(error);
+        }
+    };
+    follow.abort();
+    let stopped = guard.stop().await;
+    ended.and(stopped)
+}
+
+/// `MemAvailable` of the node.
+pub(crate) fn available() -> anyhow::Result<Bytes> {
+    use procfs::Current as _;
+    let memory = procfs::Meminfo::current().context("cannot read /proc/meminfo")?;
+    Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
+}
+
+impl Guard {
+    fn new(options: Options, program: Program, watchdog: Child) -> Self {
+        Self {
+            options,
+            program,
+            watchdog,
+            guarded: HashMap::new(),
+            continuing: HashSet::new(),
+            reported: HashSet::new(),
+            answers: JoinSet::new(),
+            episodes: 0,
+            history: VecDeque::new(),
+            raised: 0,
+            refused: BTreeMap::new(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.reported.is_empty()
+    }
+
+    /// Renews the lease: never without a watchdog.
+    fn beat(&mut self) -> anyhow::Result<()> {
+        if let Some(status) = self.watchdog.try_wait().context("cannot wait for the watchdog")? {
+            bail!("the watchdog ended ({status}): without it nothing may be held");
+        }
+        let levels = self.guarded.values().filter_map(|guarded| level_bit(&guarded.container.cgroup_path));
+        let levels = levels.fold(0, |all, level| all | level);
+        let until = program::now() + nanos(LEASE);
+        Ok(self.program.records.set_lease(Lease { until, levels })?)
+    }
+
+    /// Arms what the policy selects of these containers, and disarms what is not among them any more.
+    fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
+        let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
+        for container in containers {
+            if let Some(rule) = self.options.policy.rule(container.names()) {
+                wanted.insert(container.cgroup_id, (container, rule.clone()));
+            }
+        }
+        let gone: Vec<u64> = self.guarded.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        for cgroup_id in gone {
+            let episode = self.guarded.get_mut(&cgroup_id).and_then(|guarded| guarded.episode.take());
+            if let Some(running) = episode {
+                self.perform(cgroup_id, running, Input::Gone)?;
+            }
+            self.program.disarm(cgroup_id)?;
+            if let Some(guarded) = self.guarded.remove(&cgroup_id) {
+                tracing::info!(container = guarded.container.id, "disarmed");
+            }
+        }
+        for (cgroup_id, (container, rule)) in wanted {
+            if self.guarded.contains_key(&cgroup_id) {
+                continue;
+            }
+            if level_bit(&container.cgroup_path).is_none() {
+                tracing::warn!(
+                    container = container.id,
+                    path = container.cgroup_path,
+                    "not armed: its cgroup is too deep"
+                );
+                continue;
+            }
+            self.write_armed(cgroup_id, &rule, 0)?;
+            tracing::info!(
+                container = container.id,
+                pod = container.pod,
+                name = container.name,
+                threshold = %rule.threshold,
+                ceiling = %rule.ceiling,
+                "armed"
+            );
+            let guarded = Guarded { container, rule, raises: 0, unanswered: false, episode: None };
+            self.guarded.insert(cgroup_id, guarded);
+        }
+        self.beat()
+    }
+
+    fn write_armed(&mut self, cgroup_id: u64, rule: &Rule, quiet_until: u64) -> anyhow::Result<()> {
+        let armed = Armed {
+            quiet_until,
+            longest: nanos(rule.longest_hold),
+            per_mille: rule.threshold.per_mille(),
+            pad: 0,
+        };
+        Ok(self.program.arm(cgroup_id, armed)?)
+    }
+
+    fn status(&self) -> anyhow::Result<Status> {
+        let held = self.program.records.held()?;
+        let armed = self.guarded.iter().map(|(id, guarded)| status::Armed {
+            container_id: guarded.container.id.clone(),
+            name: [&guarded.container.namespace, &guarded.container.pod, &guarded.container.name]
+                .map(|name| name.as_deref().unwrap_or("-"))
+                .join("/"),
+            held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
+            raises: guarded.raises,
+            budget: guarded.rule.budget,
+        });
+        Ok(Status {
+            pid: std::process::id(),
+            watchdog_pid: self.watchdog.id(),
+            hook: self.program.hook.to_owned(),
+            armed: armed.collect(),
+            history: self.history.iter().cloned().collect(),
+            raised: self.raised,
+            refused: self.refused.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            not_held: self
+                .program
+                .spared()?
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
+        })
+    }
+
+    /// Ends the lease, continues everything, and lets the watchdog go.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        self.program.records.set_lease(Lease::default())?;
+        let give_up = tokio::time::Instant::now() + STOP_LIMIT;
+        loop {
+            let held = self.program.records.held()?;
+            self.continuing.extend(held.iter().map(|(key, hold)| hold_id(*key, hold)));
+            self.resume(&held)?;
+            // The watchdog goes on with what is left.
+            if self.program.records.held()?.is_empty() || tokio::time::Instant::now() >= give_up {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        drop(self.watchdog.stdin.take());
+        let mut watchdog = self.watchdog;
+        let waited = tokio::task::spawn_blocking(move || watchdog.wait()).await?;
+        // What is left can be ended by the next guard only where it is pinned.
+        if waited.context("cannot wait for the watchdog")?.success() {
+            self.program.unload()?;
+        }
+        Ok(())
+    }
+}

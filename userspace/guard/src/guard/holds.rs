@@ -1,0 +1,258 @@
+//! From what the map says is held to SIGCONT: one episode a container, performed step by step.
+//!
+//! Decides nothing itself: [`Episode`] does. Arming, the lease and the status are the parent's.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use kwitness_abi::{Hold, ProcessKey};
+use kwitness_api::Client;
+
+use super::{Answer, Guard, HoldId, Running, available, hold_id};
+use crate::daemon;
+use crate::episode::{Episode, Input, Next, Outcome};
+use crate::plan::{Facts, Refusal};
+use crate::policy::Bytes;
+use crate::process::{self, State};
+use crate::program::{self, nanos};
+use crate::status::{Ended, HISTORY};
+
+/// After this long an answer of the runtime is no longer waited for; the hold has ended long before. Whether the limit is
+/// still going to change is not known then, so it is never raised again.
+const RAISE_LIMIT: Duration = Duration::from_secs(30);
+
+impl Guard {
+    /// Brings everything in step with what the map says.
+    pub(super) fn look(&mut self) -> anyhow::Result<()> {
+        let held = self.program.records.held()?;
+        let now = program::now();
+        let ids: HashSet<HoldId> = held.iter().map(|(key, hold)| hold_id(*key, hold)).collect();
+        self.reported.retain(|id| ids.contains(id));
+        self.continuing.retain(|id| ids.contains(id));
+        // By container, the hold that began first.
+        let mut first: BTreeMap<u64, Hold> = BTreeMap::new();
+        for (key, hold) in &held {
+            let id = hold_id(*key, hold);
+            if self.reported.insert(id) {
+                self.report_held(*key, hold);
+            }
+            if !self.continuing.contains(&id) {
+                let earliest = first.entry(hold.cgroup_id).or_insert(*hold);
+                if hold.since < earliest.since {
+                    *earliest = *hold;
+                }
+            }
+        }
+        for (cgroup_id, hold) in first {
+            match self.guarded.get_mut(&cgroup_id) {
+                // Disarmed while the program was at it.
+                None => self.continue_all(&held, cgroup_id),
+                Some(guarded) if guarded.episode.is_none() => self.begin(&hold)?,
+                Some(guarded) => {
+                    if let Some(running) = guarded.episode.take_if(|running| now >= running.until) {
+                        self.perform(cgroup_id, running, Input::Overdue)?;
+                    }
+                }
+            }
+        }
+        self.resume(&held)
+    }
+
+    fn report_held(&self, key: ProcessKey, hold: &Hold) {
+        let page = procfs::page_size();
+        let comm = String::from_utf8_lossy(&hold.comm);
+        let container = self.guarded.get(&hold.cgroup_id).map(|guarded| guarded.container.id.as_str());
+        tracing::info!(
+            pid = key.pid,
+            comm = comm.trim_end_matches('\0'),
+            container,
+            usage = hold.usage * page,
+            limit = hold.limit * page,
+            "guardHeld"
+        );
+    }
+
+    /// The first hold of a container that has no episode.
+    fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
+        let page = procfs::page_size();
+        let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
+        let facts = Facts {
+            limit: Bytes(first.limit.saturating_mul(page)),
+            available: available()?,
+            raises: guarded.raises,
+            unanswered: guarded.unanswered,
+        };
+        self.episodes += 1;
+        let number = self.episodes;
+        let running =
+            |episode| Running { number, episode, until: first.until, first: *first, raised_at: None };
+        match Episode::begin(&guarded.rule, &facts) {
+            Next::Raise(episode) => {
+                self.raise(first.cgroup_id, running(episode));
+                Ok(())
+            }
+            Next::Continue(outcome) => self.end(first.cgroup_id, first, None, outcome),
+            // A hold begins with one of the two above.
+            Next::Verify(_) | Next::Wait(_) => Ok(()),
+        }
+    }
+
+    /// Gives an episode an input, and performs what follows.
+    pub(super) fn perform(&mut self, cgroup_id: u64, running: Running, input: Input) -> anyhow::Result<()> {
+        let Running { number, episode, until, first, raised_at } = running;
+        let keep = |episode| Running { number, episode, until, first, raised_at };
+        match episode.next(input) {
+            Next::Raise(episode) => self.raise(cgroup_id, keep(episode)),
+            Next::Verify(episode) => self.verify(cgroup_id, keep(episode)),
+            Next::Wait(episode) => {
+                if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
+                    guarded.episode = Some(keep(episode));
+                }
+            }
+            Next::Continue(outcome) => self.end(cgroup_id, &first, raised_at, outcome)?,
+        }
+        Ok(())
+    }
+
+    fn raise(&mut self, cgroup_id: u64, running: Running) {
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
+        let (episode, raise) = (running.number, running.episode.raise());
+        let container_id = guarded.container.id.clone();
+        guarded.episode = Some(running);
+        guarded.unanswered = true;
+        let runtime = self.options.runtime.clone();
+        self.answers.spawn(async move {
+            let answer = tokio::time::timeout(RAISE_LIMIT, runtime.raise(&container_id, raise)).await;
+            let answer = answer.unwrap_or(Err(Refusal::Unanswered));
+            Answer { cgroup_id, episode, input: Input::Raised(answer) }
+        });
+    }
+
+    fn verify(&mut self, cgroup_id: u64, mut running: Running) {
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
+        let now = program::now();
+        running.raised_at = Some(now);
+        let wait = Duration::from_nanos(running.until.saturating_sub(now));
+        let (episode, limit) = (running.number, running.episode.raise().to);
+        let container_id = guarded.container.id.clone();
+        guarded.episode = Some(running);
+        let address = self.options.daemon.clone();
+        self.answers.spawn(async move {
+            let verified = async {
+                let client = Client::connect(address).await;
+                let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
+                daemon::verify(&mut client, &container_id, limit, wait).await
+            };
+            Answer { cgroup_id, episode, input: Input::Verified(verified.await) }
+        });
+    }
+
+    /// An answer to an episode under way, or to one that is over.
+    pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
+        let Answer { cgroup_id, episode, input } = answer;
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        let is_raised = input == Input::Raised(Ok(()));
+        guarded.raises += u32::from(is_raised);
+        if let Input::Raised(answer) = &input {
+            guarded.unanswered = *answer == Err(Refusal::Unanswered);
+        }
+        match guarded.episode.take_if(|running| running.number == episode) {
+            Some(running) => self.perform(cgroup_id, running, input)?,
+            None if is_raised => {
+                tracing::warn!(container = guarded.container.id, "raised after the hold had ended");
+            }
+            None => {}
+        }
+        self.look()
+    }
+
+    /// The decision: everything of the container that is held now continues.
+    fn end(
+        &mut self,
+        cgroup_id: u64,
+        first: &Hold,
+        raised_at: Option<u64>,
+        outcome: Outcome,
+    ) -> anyhow::Result<()> {
+        let now = program::now();
+        let held: Vec<_> = self.program.records.held()?;
+        let held: Vec<_> = held.into_iter().filter(|(_, hold)| hold.cgroup_id == cgroup_id).collect();
+        let after = |at: u64| at.saturating_sub(first.since) / 1_000_000;
+        let page = procfs::page_size();
+        let container_id = self.guarded.get(&cgroup_id).map(|guarded| guarded.container.id.clone());
+        let mut ended = Ended {
+            container_id: container_id.unwrap_or_default(),
+            held: held.iter().map(|(key, _)| key.pid).collect(),
+            usage: first.usage.saturating_mul(page),
+            limit: first.limit.saturating_mul(page),
+            raised_to: None,
+            refused: None,
+            raised_ms: raised_at.map(after),
+            decided_ms: after(now),
+        };
+        let (container, raised_ms, decided_ms) = (&ended.container_id, ended.raised_ms, ended.decided_ms);
+        match &outcome {
+            Outcome::Raised(raise) => {
+                tracing::info!(
+                    container,
+                    from = raise.from.0,
+                    to = raise.to.0,
+                    raised_ms,
+                    decided_ms,
+                    "guardRaised"
+                );
+                self.raised += 1;
+                ended.raised_to = Some(raise.to.0);
+            }
+            Outcome::Refused(refusal) => {
+                tracing::warn!(container, reason = refusal.name(), %refusal, decided_ms, "guardRefused");
+                *self.refused.entry(refusal.name()).or_default() += 1;
+                ended.refused = Some(refusal.name().to_owned());
+                // Before anything continues, or it would be held again at its next charge.
+                self.quiet(cgroup_id, now)?;
+            }
+        }
+        self.history.push_back(ended);
+        while self.history.len() > HISTORY {
+            self.history.pop_front();
+        }
+        self.continue_all(&held, cgroup_id);
+        self.resume(&held)
+    }
+
+    /// From now on, what is held of a container is to continue.
+    fn continue_all(&mut self, held: &[(ProcessKey, Hold)], cgroup_id: u64) {
+        let of_container = held.iter().filter(|(_, hold)| hold.cgroup_id == cgroup_id);
+        self.continuing.extend(of_container.map(|(key, hold)| hold_id(*key, hold)));
+    }
+
+    fn quiet(&mut self, cgroup_id: u64, now: u64) -> anyhow::Result<()> {
+        let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
+        let rule = guarded.rule.clone();
+        self.write_armed(cgroup_id, &rule, now + nanos(rule.cool_down))
+    }
+
+    /// Sends SIGCONT to what is to continue, and forgets what is seen running.
+    pub(super) fn resume(&mut self, held: &[(ProcessKey, Hold)]) -> anyhow::Result<()> {
+        for (key, hold) in held {
+            let id = hold_id(*key, hold);
+            if !self.continuing.contains(&id) {
+                continue;
+            }
+            match process::end_hold(*key, hold) {
+                Ok(State::Stopped) => {}
+                Ok(state) => {
+                    self.program.records.release(*key)?;
+                    self.continuing.remove(&id);
+                    self.reported.remove(&id);
+                    let held_ms = program::now().saturating_sub(hold.since) / 1_000_000;
+                    tracing::info!(pid = key.pid, ?state, held_ms, "guardContinued");
+                }
+                Err(error) => {
+                    tracing::error!(pid = key.pid, %error, "cannot continue a process; trying again")
+                }
+            }
+        }
+        Ok(())
+    }
+}

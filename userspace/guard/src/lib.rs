@@ -1,0 +1,74 @@
+//! The guard: a process that is about to be OOM-killed is held, its container's limit is raised in place, the raise is
+//! proven to be in effect, and the process continues.
+//!
+//! It is opt-in and a process of its own. The daemon stays read-only; the guard is one more client of it.
+//!
+//! # One hold
+//!
+//! ```text
+//!              charge above the threshold            plan refused (policy, budget, free memory)
+//!   running ───────────────────────────────▶ held ──────────────────────────────────────────────┐
+//!      ▲        (program: record, SIGSTOP)     │ planned                                        │
+//!      │                                       ▼             refused, no answer in time         │
+//!      │                                    raising ───────────────────────────────────────────┤
+//!      │                                       │ accepted                                      │
+//!      │                                       ▼             not in force, no answer in time   │
+//!      │                                   verifying ──────────────────────────────────────────┤
+//!      │                                       │ in force at every level                       │
+//!      │            SIGCONT, seen running      ▼                                               ▼
+//!      └─────────────────────────────── continuing ◀─────────────────── the container is quiet for the cool-down
+//! ```
+//!
+//! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it.
+//! Giving memory back is not done yet.
+//!
+//! # Nothing stays stopped
+//!
+//! | What happens | Who ends the hold | When |
+//! |---|---|---|
+//! | the raise is refused, not in force, or late | the guard | at once; at the latest after the longest hold |
+//! | the guard stops, or exits with an error | the guard | before it ends |
+//! | the guard is killed | the watchdog, by the end of its pipe | at once |
+//! | the guard hangs, or is stopped | the watchdog, by the lease's end | [`LEASE`] after the last heartbeat |
+//! | a hold overruns | the watchdog, by the hold's own deadline | [`OVERRUN`](watchdog) after it |
+//! | the watchdog is killed | the guard: it continues everything and exits | at its next heartbeat |
+//! | both are killed at the same moment | the next guard: the records are pinned | when it starts |
+//!
+//! Without a heartbeat within [`LEASE`] the program holds nothing, so that a guard that is not there cannot stop anything.
+//!
+//! # Where each rule is
+//!
+//! | Rule | Place |
+//! |---|---|
+//! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
+//! | which containers, and every number | [`policy`] |
+//! | whether and how far a limit is raised; why not | [`plan`] |
+//! | what follows what in a hold | [`episode`] |
+//! | when a hold must end whatever the guard does | [`watchdog`] |
+//! | how the holds of a dead guard end | [`orphans`] |
+//! | that only what was recorded is continued, until it is seen running | [`process`] |
+//! | how a limit is raised | [`raise`] |
+//! | that a raise is in force | the daemon's `Verify`, called by [`daemon`] |
+//!
+//! [`policy`], [`plan`] and [`episode`] are pure: no clock, no file, no signal.
+
+pub mod daemon;
+pub mod dry_run;
+pub mod episode;
+mod guard;
+mod layout;
+mod orphans;
+pub mod plan;
+pub mod policy;
+mod process;
+mod program;
+pub mod raise;
+pub mod status;
+pub mod watchdog;
+
+pub use guard::{HEARTBEAT, Options, run};
+pub use program::{LEASE, ProgramError};
+pub use status::STATUS_SOCKET;
+
+/// Where lease and holds are pinned by default.
+pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

@@ -1,0 +1,58 @@
+//! Holds whose guard is gone: ended by its watchdog, or by the next guard.
+//!
+//! The records outlive both, because they are pinned. Continues what is recorded, and nothing else.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use kwitness_abi::Lease;
+
+use crate::process::{self, State};
+use crate::program::{self, LEASE, ProgramError, Records};
+
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(25);
+
+/// Ends every hold that is recorded. Returns how many processes are still stopped: they need another attempt.
+///
+/// # Errors
+/// The records cannot be read or changed.
+pub fn end_all(records: &mut Records, reason: &str) -> Result<usize, ProgramError> {
+    let mut left = 0;
+    for (key, hold) in records.held()? {
+        match process::end_hold(key, &hold) {
+            Ok(State::Stopped) => left += 1,
+            Ok(state) => {
+                records.release(key)?;
+                let held_ms = program::now().saturating_sub(hold.since) / 1_000_000;
+                tracing::warn!(pid = key.pid, reason, held_ms, ?state, "guardContinued");
+            }
+            Err(error) => {
+                left += 1;
+                tracing::error!(pid = key.pid, %error, "cannot continue a process; trying again");
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Ends what an earlier guard that pinned its records in that directory has left.
+///
+/// # Errors
+/// Another guard is running: its lease does not end. The records cannot be used.
+pub async fn recover(directory: &Path) -> anyhow::Result<()> {
+    let Some(mut records) = Records::pinned(directory)? else { return Ok(()) };
+    let began = Instant::now();
+    while program::now() < records.lease()?.until {
+        if began.elapsed() > LEASE + RETRY {
+            bail!("another guard is running: it renews the lease in {}", directory.display());
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    records.set_lease(Lease::default())?;
+    while end_all(&mut records, "guardRestarted")? > 0 {
+        tokio::time::sleep(RETRY).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! Which containers are guarded, and every number that a hold and a raise keep to. Read from a TOML file:
+//!
+//! ```toml
+//! [[rule]]
+//! namespace = "dev-*"     # default "*"
+//! pod = "*"               # default "*"
+//! container = "build"     # default "*"
+//! threshold = "90%"       # of the limit in force, 50% to 98%; default 90%
+//! step = "64Mi"           # added to the limit by one raise, at least 1Mi
+//! ceiling = "1Gi"         # no raise goes beyond
+//! longest_hold = "3s"     # 100ms to 10s; default 3s
+//! cool_down = "10s"       # after a refusal nothing of the container is held; default 10s, at most 1h
+//! budget = 8              # raises in a container's life, 1 to 1000; default 8
+//! ```
+//!
+//! The first rule that matches a container decides. `*` in a pattern stands for any text. Pure: never looks at a node.
+
+use std::time::Duration;
+
+use kwitness_core::units;
+use kwitness_core::verdicts::quantity;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+/// The longest that any process is ever held.
+pub const LONGEST_HOLD_MAX: Duration = Duration::from_secs(10);
+const LONGEST_HOLD_MIN: Duration = Duration::from_millis(100);
+const COOL_DOWN_MAX: Duration = Duration::from_secs(3600);
+const STEP_MIN: Bytes = Bytes(1 << 20);
+const THRESHOLD_PERCENT: std::ops::RangeInclusive<u32> = 50..=98;
+const BUDGET: std::ops::RangeInclusive<u32> = 1..=1000;
+
+/// An amount of memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&units::bytes(self.0))
+    }
+}
+
+/// The whole policy.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    #[serde(rename = "rule")]
+    rules: Vec<Rule>,
+}
+
+/// What holds for the containers that it selects.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    #[serde(default)]
+    namespace: Pattern,
+    #[serde(default)]
+    pod: Pattern,
+    #[serde(default)]
+    container: Pattern,
+    /// From what share of the limit on a process is held.
+    #[serde(default)]
+    pub threshold: Threshold,
+    /// What one raise adds.
+    #[serde(deserialize_with = "step")]
+    pub step: Bytes,
+    /// What no raise goes beyond.
+    #[serde(deserialize_with = "bytes")]
+    pub ceiling: Bytes,
+    /// The longest that a process is held.
+    #[serde(default = "default_longest_hold", deserialize_with = "longest_hold")]
+    pub longest_hold: Duration,
+    /// How long nothing of the container is held after a refusal.
+    #[serde(default = "default_cool_down", deserialize_with = "cool_down")]
+    pub cool_down: Duration,
+    /// Raises in a container's life.
+    #[serde(default = "default_budget", deserialize_with = "budget")]
+    pub budget: u32,
+}
+
+/// A share of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threshold {
+    percent: u32,
+}
+
+impl Threshold {
+    /// In thousandths.
+    pub fn per_mille(self) -> u32 {
+        self.percent * 10
+    }
+}
+
+impl Default for Threshold {
+    fn default() -> Self {
+        Self { percent: 90 }
+    }
+}
+
+impl std::fmt::Display for Threshold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}%", self.percent)
+    }
+}
+
+/// Text in which `*` stands for any text, the empty one included.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+struct Pattern(String);
+
+impl Default for Pattern {
+    fn default() -> Self {
+        Self("*".to_owned())
+    }
+}
+
+impl Pattern {
+    fn matches(&self, text: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let first = parts.next().unwrap_or_default();
+        let Some(mut rest) = text.strip_prefix(first) else { return false };
+        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        for part in parts {
+            let Some(at) = rest.find(part) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        rest.ends_with(last)
+    }
+}
+
+/// A container by its names. A name that is not known matches `*` only, and no pattern that says more.
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    /// The pod's namespace.
+    pub namespace: Option<&'a str>,
+    /// The pod's name.
+    pub pod: Option<&'a str>,
+    /// The container's name.
+    pub container: Option<&'a str>,
+}
+
+impl Policy {
+    /// Reads a policy.
+    ///
+    /// # Errors
+    /// What is wrong, with its line.
+    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        let policy: Self = toml::from_str(text)?;
+        if policy.rules.is_empty() {
+            return Err(toml::de::Error::custom("the policy has no [[rule]]: nothing would be guarded"));
+        }
+        Ok(policy)
+    }
+
+    /// The rule for a container, if there is one.
+    pub fn rule(&self, names: Names<'_>) -> Option<&Rule> {
+        let fits = |pattern: &Pattern, name: Option<&str>| match name {
+            Some(name) => pattern.matches(name),
+            None => *pattern == Pattern::default(),
+        };
+        self.rules.iter().find(|rule| {
+            fits(&rule.namespace, names.namespace)
+                && fits(&rule.pod, names.pod)
+                && fits(&rule.container, names.container)
+        })
+    }
+}
+
+fn default_longest_hold() -> Duration {
+    Duration::from_secs(3)
+}
+
+fn default_cool_down() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn default_budget() -> u32 {
+    8
+}
+
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+    let text = String::deserialize(from)?;
+    quantity::whole(&text).map(Bytes).map_err(D::Error::custom)
+}
+
+fn step<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+    let step = bytes(from)?;
+    if step < STEP_MIN {
+        return Err(D::Error::custom(format!("a step of {step} is less than {STEP_MIN}")));
+    }
+    Ok(step)
+}
+
+fn longest_hold<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    duration(from, LONGEST_HOLD_MIN, LONGEST_HOLD_MAX)
+}
+
+fn cool_down<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    duration(from, Duration::ZERO, COOL_DOWN_MAX)
+}
+
+fn duration<'de, D: Deserializer<'de>>(from: D, min: Duration, max: Duration) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    let number = |suffix: &str| text.strip_suffix(suffix)?.parse::<u64>().ok();
+    let parsed = number("ms").map(Duration::from_millis).or_else(|| number("s").map(Duration::from_secs));
+    parsed.filter(|duration| (min..=max).contains(duration)).ok_or_else(|| {
+        D::Error::custom(format!("\"{text}\" is not a duration from {min:?} to {max:?} (\"500ms\", \"3s\")"))
+    })
+}
+
+fn budget<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    let budget = u32::deserialize(from)?;
+    if !BUDGET.contains(&budget) {
+        return Err(D::Error::custom(format!(
+            "{budget} is not between {} and {}",
+            BUDGET.start(),
+            BUDGET.end()
+        )));
+    }
+    Ok(budget)
+}
+
+impl<'de> Deserialize<'de> for Threshold {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let percent = text.strip_suffix('%').and_then(|digits| digits.parse().ok());
+        let percent = percent.filter(|percent| THRESHOLD_PERCENT.contains(percent)).ok_or_else(|| {
+            let (from, to) = (THRESHOLD_PERCENT.start(), THRESHOLD_PERCENT.end());
+            D::Error::custom(format!("\"{text}\" is not a share from \"{from}%\" to \"{to}%\""))
+        })?;
+        Ok(Self { percent })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names<'a>(namespace: &'a str, pod: &'a str, container: &'a str) -> Names<'a> {
+        Names { namespace: Some(namespace), pod: Some(pod), container: Some(container) }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let policy = Policy::parse(
+            "[[rule]]\nnamespace = \"dev-*\"\ncontainer = \"build\"\nstep = \"64Mi\"\nceiling = \"1Gi\"\n\
+             longest_hold = \"500ms\"\nthreshold = \"85%\"\nbudget = 2\n\
+             [[rule]]\nnamespace = \"dev-*\"\nstep = \"1Mi\"\nceiling = \"128Mi\"\n",
+        )
+        .unwrap();
+        let rule = policy.rule(names("dev-1", "p", "build")).unwrap();
+        assert_eq!((rule.step, rule.ceiling), (Bytes(64 << 20), Bytes(1 << 30)));
+        assert_eq!((rule.threshold.per_mille(), rule.longest_hold.as_millis()), (850, 500));
+        let second = policy.rule(names("dev-1", "p", "sidecar")).unwrap();
+        assert_eq!((second.step, second.threshold.per_mille()), (Bytes(1 << 20), 900));
+        assert_eq!(second.longest_hold, Duration::from_secs(3));
+        assert_eq!(policy.rule(names("prod", "p", "build")), None);
+        let unknown = Names { namespace: Some("dev-1"), pod: None, container: None };
+        assert_eq!(policy.rule(unknown), Some(second), "an unknown name is not the one that a pattern wants");
+    }
+
+    #[test]
+    fn every_error_names_what_is_wrong() {
+        let rule =
+            |line: &str| Policy::parse(&format!("[[rule]]\nstep = \"64Mi\"\nceiling = \"1Gi\"\n{line}\n"));
+        assert!(rule("").is_ok());
+        for (line, part) in [
+            ("longest_hold = \"11s\"", "100ms to 10s"),
+            ("longest_hold = \"99ms\"", "100ms to 10s"),
+            ("longest_hold = \"3\"", "\"3\""),
+            ("threshold = \"99%\"", "50%"),
+            ("threshold = \"0.9\"", "0.9"),
+            ("budget = 0", "between 1 and 1000"),
+            ("cool_down = \"2h\"", "2h"),
+            ("thresold = \"90%\"", "thresold"),
+        ] {
+            let error = rule(line).unwrap_err().to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+        for (text, part) in [
+            ("rule = []", "no [[rule]]"),
+            ("[[rule]]\nceiling = \"1Gi\"", "step"),
+            ("[[rule]]\nstep = \"1Ki\"\nceiling = \"1Gi\"", "less than 1Mi"),
+            ("[[rule]]\nstep = \"64MB\"\nceiling = \"1Gi\"", "64MB"),
+        ] {
+            let error = Policy::parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        let matches = |pattern: &str, text: &str| Pattern(pattern.to_owned()).matches(text);
+        for (pattern, text) in
+            [("*", ""), ("a", "a"), ("a*", "a"), ("a*c", "abc"), ("*b*", "abc"), ("a*b*c", "a-b-b-c")]
+        {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in
+            [("", "a"), ("a", "ab"), ("a*c", "ab"), ("*bc", "ab"), ("ab*bc", "abc"), ("a*b*c", "acb")]
+        {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How a limit is raised: the container runtime's `UpdateContainerResources`, which sets the container's own limit, and no
+//! other.
+//!
+//! For nodes without a kubelet. The pod's cgroup is the kubelet's, and stays as it is: where its limit is the lower one,
+//! the daemon's verification says `SHADOWED` and the raise counts as refused. A kubelet that runs the pod sees a limit that it
+//! has not set, and sets its own again at its next look.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kwitness_api::transport::unix_endpoint;
+use kwitness_cri::CANDIDATES;
+use kwitness_cri::runtime::{LinuxContainerResources, UpdateContainerResourcesRequest};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+
+use crate::plan::{Raise, Refusal};
+
+/// The one mutating call of the CRI that the guard makes. It is named here and nowhere else, so that no other program of
+/// kwitness can make it.
+const UPDATE: &str = "/runtime.v1.RuntimeService/UpdateContainerResources";
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection to a container runtime.
+#[derive(Clone, Debug)]
+pub struct Cri(Channel);
+
+impl Cri {
+    /// Connects to the runtime at that socket, or to the first that is there.
+    ///
+    /// # Errors
+    /// None answers.
+    pub async fn connect(socket: Option<&Path>) -> anyhow::Result<Self> {
+        let found = || CANDIDATES.iter().map(PathBuf::from).find(|candidate| candidate.exists());
+        let socket = socket.map(Path::to_owned).or_else(found).with_context(|| {
+            format!(
+                "no container runtime found at {}; name its socket with --runtime-endpoint",
+                CANDIDATES.join(", ")
+            )
+        })?;
+        let connect = async {
+            Ok::<_, anyhow::Error>(unix_endpoint(&socket)?.connect_timeout(CONNECT_LIMIT).connect().await?)
+        };
+        Ok(Self(connect.await.with_context(|| format!("cannot connect to {}", socket.display()))?))
+    }
+
+    /// Raises a container's limit; the answer is that the runtime accepted it, not that it is in force.
+    ///
+    /// # Errors
+    /// The runtime's words.
+    pub async fn raise(&self, container_id: &str, raise: Raise) -> Result<(), Refusal> {
+        let failed = Refusal::Runtime;
+        let memory_limit_in_bytes = i64::try_from(raise.to.0)
+            .map_err(|_| failed(format!("{} does not fit into the CRI's message", raise.to)))?;
+        // What is 0 stays as it is.
+        let linux = LinuxContainerResources { memory_limit_in_bytes, ..Default::default() };
+        let request =
+            UpdateContainerResourcesRequest { container_id: container_id.to_owned(), linux: Some(linux) };
+        let mut grpc = tonic::client::Grpc::new(self.0.clone());
+        grpc.ready().await.map_err(|error| failed(error.to_string()))?;
+        let codec = tonic_prost::ProstCodec::<UpdateContainerResourcesRequest, ()>::default();
+        match grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(UPDATE), codec).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == tonic::Code::NotFound => Err(Refusal::Gone),
+            Err(status) => Err(failed(format!("{:?}: {}", status.code(), status.message()))),
+        }
+    }
+}

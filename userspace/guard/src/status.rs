@@ -1,0 +1,149 @@
+//! The guard's report on itself: `kwitness guard status` connects to its socket and reads one JSON object.
+//!
+//! Owns the format and both ends of the socket.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+/// Where the guard listens by default.
+pub const STATUS_SOCKET: &str = "/run/kwitness/guard.sock";
+
+/// How long either side waits for the other.
+const LIMIT: Duration = Duration::from_secs(2);
+/// The largest answer that is read.
+const ANSWER_MAX: u64 = 16 << 20;
+
+/// The guard, now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Its process id.
+    pub pid: u32,
+    /// The watchdog's.
+    pub watchdog_pid: u32,
+    /// How the program is attached: `fentry` or `kprobe`.
+    pub hook: String,
+    /// The containers that are armed.
+    pub armed: Vec<Armed>,
+    /// The holds that have ended last, the oldest first; at most [`HISTORY`].
+    pub history: Vec<Ended>,
+    /// Holds that ended with a raise in force.
+    pub raised: u64,
+    /// Those that did not, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Charges above a threshold whose task was not held, by reason.
+    pub not_held: BTreeMap<String, u64>,
+}
+
+/// Holds that are remembered.
+pub const HISTORY: usize = 64;
+
+/// A container that is armed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Armed {
+    /// Its id of the runtime.
+    pub container_id: String,
+    /// Its pod's namespace and name, and its own, as far as they are known.
+    pub name: String,
+    /// The processes that are held.
+    pub held: Vec<u32>,
+    /// Raises so far.
+    pub raises: u32,
+    /// Raises that the policy allows.
+    pub budget: u32,
+}
+
+/// A hold that has ended. Times are in milliseconds after the container's first process was held; none: it did not come to
+/// that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// The container's id.
+    pub container_id: String,
+    /// The processes that were held, when it was decided.
+    pub held: Vec<u32>,
+    /// Pages charged when the first was held, in bytes.
+    pub usage: u64,
+    /// The limit then, in bytes.
+    pub limit: u64,
+    /// The limit after it, if it was raised and is in force.
+    pub raised_to: Option<u64>,
+    /// Why not.
+    pub refused: Option<String>,
+    /// The container runtime had answered.
+    pub raised_ms: Option<u64>,
+    /// It was decided to continue.
+    pub decided_ms: u64,
+}
+
+/// Answers one client.
+pub async fn answer(mut client: UnixStream, status: &Status) {
+    let Ok(mut text) = serde_json::to_vec(status) else { return };
+    text.push(b'\n');
+    // A client that does not read is left alone.
+    let _ = tokio::time::timeout(LIMIT, client.write_all(&text)).await;
+}
+
+/// Fetches the status of a guard.
+///
+/// # Errors
+/// None listens there, or it does not answer.
+pub async fn fetch(socket: &Path) -> anyhow::Result<Status> {
+    let shown = socket.display();
+    let request = async {
+        let client = UnixStream::connect(socket).await.with_context(|| {
+            format!("no guard answers at {shown}; start one with `kwitness guard --policy FILE`")
+        })?;
+        let mut text = Vec::new();
+        client
+            .take(ANSWER_MAX)
+            .read_to_end(&mut text)
+            .await
+            .with_context(|| format!("cannot read from {shown}"))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{shown} does not answer as a guard of this version"))
+    };
+    let answer = tokio::time::timeout(LIMIT, request).await;
+    answer.with_context(|| format!("the guard at {shown} accepts connections and does not answer"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            pid: 1,
+            watchdog_pid: 2,
+            hook: "fentry".to_owned(),
+            armed: Vec::new(),
+            history: Vec::new(),
+            raised: 1,
+            refused: BTreeMap::from([("atCeiling".to_owned(), 2)]),
+            not_held: BTreeMap::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_receives_the_status() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("guard.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let serve = async {
+            let (client, _) = listener.accept().await.unwrap();
+            answer(client, &status()).await;
+        };
+        let (received, ()) = tokio::join!(fetch(&socket), serve);
+        assert_eq!(received.unwrap(), status());
+        drop(listener);
+        let error = fetch(&socket).await.unwrap_err().to_string();
+        assert!(error.contains("no guard answers"), "{error}");
+    }
+}

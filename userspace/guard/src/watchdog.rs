@@ -1,0 +1,160 @@
+//! The process that ends holds when the guard does not: it reads what the program recorded, and sends SIGCONT.
+//!
+//! ```text
+//!  the pipe from the guard has ended ──▶ the guard is dead: end the lease, continue everything, exit after LINGER
+//!  the lease has ended ────────────────▶ the guard hangs or is stopped: continue everything
+//!  a hold is OVERRUN past its deadline ▶ the guard is too slow: continue that process
+//! ```
+//!
+//! Started by the guard before anything is armed; finds lease and records where they are pinned. It writes neither while the
+//! guard lives. It knows no policy, no container and no daemon. A signal that ends services is the guard's to act on: the
+//! watchdog ends after it. It is in a process group of its own, so that a key of a terminal (^C, ^Z, ^\) reaches the guard
+//! alone.
+
+use std::collections::HashSet;
+use std::io::{Stdin, stdin};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kwitness_abi::{Hold, Lease};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::orphans;
+use crate::process::{self, State};
+use crate::program::{self, Records, nanos};
+
+/// How long the guard has, after a hold's deadline, to end it itself.
+const OVERRUN: Duration = Duration::from_millis(250);
+/// How long the watchdog looks on after the guard's end: a program that was running on another CPU then may still record a hold.
+const LINGER: Duration = Duration::from_millis(500);
+/// Between two looks while nothing is held, and while something is.
+const IDLE: Duration = Duration::from_millis(200);
+const BUSY: Duration = Duration::from_millis(25);
+
+/// The hidden arguments of the program that runs [`run`]; the directory of the records follows.
+pub const COMMAND: [&str; 2] = ["guard", "watchdog"];
+
+/// Starts this program again as the watchdog of the guard that pinned its records in that directory. It ends when its standard
+/// input does.
+///
+/// # Errors
+/// It cannot be started.
+pub fn spawn(directory: &Path) -> anyhow::Result<Child> {
+    Command::new("/proc/self/exe")
+        .args(COMMAND)
+        .arg(directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("cannot start the watchdog")
+}
+
+/// Watches until the guard has ended and nothing is held any more.
+///
+/// # Errors
+/// The records cannot be read while the guard lives: it then continues everything itself.
+pub fn run(directory: &Path) -> anyhow::Result<()> {
+    let mut records = Records::pinned(directory)?.context("no guard has pinned its records there")?;
+    let ignored = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&ignored)).context("cannot handle signals")?;
+    }
+    let stdin = stdin();
+    let mut continued = HashSet::new();
+    let mut wait = IDLE;
+    while !has_ended(&stdin, wait)? {
+        let held = records.held()?;
+        wait = if held.is_empty() { IDLE } else { BUSY };
+        if held.is_empty() {
+            continued.clear();
+        }
+        let (now, lease) = (program::now(), records.lease()?);
+        for (key, hold) in held {
+            let Some(reason) = must_end(now, lease.until, &hold) else { continue };
+            let hold_id = (key.pid, key.start_boottime, hold.since);
+            if continued.contains(&hold_id) {
+                continue;
+            }
+            match process::end_hold(key, &hold) {
+                Ok(State::Stopped) => {}
+                Ok(state) => {
+                    continued.insert(hold_id);
+                    let held_ms = now.saturating_sub(hold.since) / 1_000_000;
+                    tracing::warn!(pid = key.pid, reason, held_ms, ?state, "watchdog: hold ended");
+                }
+                Err(error) => {
+                    tracing::error!(pid = key.pid, %error, "watchdog: cannot continue a process; trying again");
+                }
+            }
+        }
+    }
+    outlive(&mut records);
+    Ok(())
+}
+
+/// Ends every hold of a dead guard. Whatever fails is tried again: there is no one else to do it.
+fn outlive(records: &mut Records) {
+    let dead_since = Instant::now();
+    loop {
+        let ended = records.set_lease(Lease::default());
+        match ended.and_then(|()| orphans::end_all(records, "guardDead")) {
+            Ok(0) if dead_since.elapsed() >= LINGER => return,
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "watchdog: cannot use the records; trying again"),
+        }
+        std::thread::sleep(BUSY);
+    }
+}
+
+/// Whether the guard has: nothing is ever written to the pipe from it, it can only end. Waits for that, for so long.
+fn has_ended(pipe: &Stdin, wait: Duration) -> anyhow::Result<bool> {
+    let mut input = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut input, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(nix::errno::Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno).context("cannot wait for the guard"),
+    }
+}
+
+/// Why a hold must end now although the guard lives, if it must.
+fn must_end(now: u64, lease_until: u64, hold: &Hold) -> Option<&'static str> {
+    if now >= lease_until {
+        Some("leaseEnded")
+    } else if now >= hold.until.saturating_add(nanos(OVERRUN)) {
+        Some("overrun")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_ends_with_the_lease_or_its_own_deadline() {
+        let hold = Hold {
+            cgroup_id: 1,
+            since: 1_000_000_000,
+            until: 4_000_000_000,
+            usage: 1,
+            limit: 1,
+            tid: 1,
+            signalled: 1,
+            comm: [0; 16],
+        };
+        let end = |now, lease| must_end(now, lease, &hold);
+        assert_eq!(end(2_000_000_000, 2_500_000_000), None);
+        assert_eq!(end(2_500_000_000, 2_500_000_000), Some("leaseEnded"));
+        assert_eq!(end(4_200_000_000, 5_000_000_000), None, "the guard's own time");
+        assert_eq!(end(4_250_000_000, 5_000_000_000), Some("overrun"));
+    }
+}
