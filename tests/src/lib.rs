@@ -18,6 +18,8 @@
 //! | [`control_plane`] | a real API server and its etcd |
 //! | [`registry`] | container images, as a registry serves them |
 //! | [`node`] | a real containerd with images, started and stopped, and pods on it |
+//! | [`guard`] | the `kwitness guard` under test, and what it has stopped |
+//! | [`hog`] | a process that fills its container's memory, and how that ends |
 //! | [`prometheus`] | a real Prometheus with the alert rules |
 //! | [`proxy`] | the `kwitness cri-proxy` under test |
 //! | [`recording`] | what a daemon recorded, replayed without a kernel |
@@ -36,7 +38,9 @@ pub mod cri;
 pub mod cri_events;
 pub mod environment;
 pub mod events;
+pub mod guard;
 pub mod handmade;
+pub mod hog;
 pub mod hostile;
 pub mod kubelet;
 pub mod matrix;

@@ -1,0 +1,180 @@
+//! `kwitness guard`, started as an operator would, with a policy of the test's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_guard::status::{self, Status};
+use nix::sys::signal::Signal;
+
+use crate::agent::Agent;
+use crate::environment::Environment;
+use crate::outage::Bpffs;
+use crate::process::{Managed, Paused, wait_for};
+
+/// A guest without hardware virtualization needs seconds for what a machine does in a tenth of one.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// A running guard.
+#[derive(Debug)]
+pub struct Guard {
+    process: Managed,
+    place: Place,
+}
+
+/// What stays when a guard ends and another is started.
+#[derive(Debug)]
+struct Place {
+    program: PathBuf,
+    daemon: PathBuf,
+    runtime: PathBuf,
+    directory: tempfile::TempDir,
+    bpffs: Bpffs,
+}
+
+impl Place {
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("guard.sock")
+    }
+
+    /// Starts a guard and waits until it answers.
+    async fn start(self) -> Result<Guard> {
+        let mut command = Command::new(&self.program);
+        command.arg("guard").arg("--socket").arg(&self.daemon).arg("--runtime-endpoint").arg(&self.runtime);
+        command.arg("--policy").arg(self.directory.path().join("policy.toml"));
+        command.arg("--status-socket").arg(self.socket()).arg("--pin-directory").arg(self.bpffs.pins());
+        let process = Managed::spawn("guard", command, &self.directory.path().join("log"))?;
+        let mut guard = Guard { process, place: self };
+        let ready = wait_for("the guard to answer", LIMIT, async || {
+            guard.process.check_running()?;
+            Ok(status::fetch(&guard.place.socket()).await.ok())
+        });
+        let ready = ready.await;
+        ready.with_context(|| guard.process.log_tail())?;
+        Ok(guard)
+    }
+}
+
+impl Guard {
+    /// Starts it and waits until it answers. `runtime` is where it raises limits.
+    pub async fn start(
+        environment: &Environment,
+        agent: &Agent,
+        policy: &str,
+        runtime: &Path,
+    ) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kwitness-guard-").tempdir_in("/run")?;
+        let file = directory.path().join("policy.toml");
+        fs::write(&file, policy).context("write the policy")?;
+        let place = Place {
+            program: environment.kwitness(),
+            daemon: agent.socket().to_owned(),
+            runtime: runtime.to_owned(),
+            directory,
+            bpffs: Bpffs::mount()?,
+        };
+        place.start().await
+    }
+
+    /// Starts another one in the place of one that has been killed.
+    pub async fn start_again(self) -> Result<Self> {
+        let Self { process, place } = self;
+        drop(process);
+        place.start().await
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> Result<Status> {
+        self.wait("the guard's status", |status| Some(status.clone())).await
+    }
+
+    /// Waits until its status passes. An answer that does not come in time is asked for again: a client gives up after two
+    /// seconds, in which an emulated machine does little.
+    pub async fn wait<T>(&self, what: &str, accept: impl Fn(&Status) -> Option<T>) -> Result<T> {
+        let socket = self.place.socket();
+        let found = async || Ok(status::fetch(&socket).await.ok().and_then(|status| accept(&status)));
+        let found = wait_for(what, LIMIT, found).await;
+        found.with_context(|| self.process.log_tail())
+    }
+
+    /// Waits until so many containers are armed.
+    pub async fn wait_armed(&self, count: usize) -> Result<()> {
+        self.wait("armed containers", |status| (status.armed.len() == count).then_some(())).await
+    }
+
+    /// Waits until a process is held, and gives its pid.
+    pub async fn wait_held(&self) -> Result<u32> {
+        self.wait("a held process", |status| {
+            status.armed.iter().find_map(|armed| armed.held.first().copied())
+        })
+        .await
+    }
+
+    /// Kills it as the OOM killer would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(LIMIT).map(drop)
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait_ended(&mut self) -> Result<ExitStatus> {
+        self.process.wait(LIMIT)
+    }
+
+    /// Stops it as SIGSTOP does, until the answer is dropped.
+    pub fn pause(&self) -> Result<Paused> {
+        self.process.pause()
+    }
+
+    /// Ends it with SIGTERM; fails if it does not end well.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(LIMIT)?;
+        ensure!(status.success(), "the guard ended badly: {status}\n{}", self.process.log_tail());
+        Ok(())
+    }
+
+    /// Waits until its log, which is the watchdog's, too, has that text.
+    pub async fn wait_log(&self, text: &str) -> Result<()> {
+        let what = format!("`{text}` in the guard's log");
+        let found =
+            wait_for(&what, LIMIT, async || Ok(self.process.log()?.contains(text).then_some(()))).await;
+        found.with_context(|| self.process.log_tail())
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+}
+
+/// The state of a process as in proc_pid_stat(5); none: it is gone.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether a process is stopped; none: it is gone.
+pub fn is_stopped(pid: u32) -> Option<bool> {
+    state(pid).map(|state| state == 'T')
+}
+
+/// Waits until a process has ended, whether its parent has waited for it or not.
+pub async fn wait_ended(what: &str, pid: u32) -> Result<()> {
+    wait_for(what, LIMIT, async || Ok(matches!(state(pid), None | Some('Z' | 'X')).then_some(()))).await
+}
+
+/// Waits until a process is not stopped, or gone.
+pub async fn wait_continued(pid: u32) -> Result<()> {
+    let what = format!("process {pid} to be continued");
+    wait_for(&what, LIMIT, async || Ok((is_stopped(pid) != Some(true)).then_some(()))).await
+}
+
+/// A counter of a cgroup's `memory.events`.
+pub fn memory_event(directory: &Path, name: &str) -> Result<u64> {
+    let file = directory.join("memory.events");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.with_context(|| format!("{} has no {name}", file.display()))?.parse().context("parse memory.events")
+}

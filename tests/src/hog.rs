@@ -1,0 +1,75 @@
+//! A process that fills its container's memory as fast as it can, and how that ends.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::cri::v1;
+use crate::guard::{Guard, memory_event};
+use crate::node::Node;
+use crate::pod::{ContainerSpec, Pod};
+use crate::process::{cgroup_path, wait_for};
+
+/// The container's memory limit, in bytes.
+pub const LIMIT: u64 = 32 << 20;
+/// What the hog needs, in bytes: more than the limit.
+pub const SIZE: u64 = 48_000_000;
+/// The name of the pod that [`POLICY`] selects.
+pub const POD: &str = "greedy";
+/// One raise is enough. A busy machine may need more than the longest hold for it in an emulated guest: the process is held so
+/// early that the raise, which takes effect in any case, then comes while it fills the rest.
+pub const POLICY: &str = "[[rule]]\npod = \"greedy\"\nthreshold = \"50%\"\nstep = \"96Mi\"\nceiling = \"256Mi\"\nlongest_hold = \"10s\"\n";
+
+/// The exit code of a killed process, as a shell gives it: 128 and SIGKILL's number.
+pub const KILLED: i32 = 137;
+
+/// How long the hog may take, in an emulated guest on a machine that does other work.
+const WORK_LIMIT: Duration = Duration::from_secs(300);
+
+/// How the hog ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code as a shell gives it: 137 after SIGKILL.
+    pub code: i32,
+    /// `oom_kill` of the container's `memory.events`.
+    pub oom_kills: u64,
+}
+
+/// The hog's memory is that of `tail`, which looks for the end of a line in what it reads.
+pub fn command() -> String {
+    format!("head -c {SIZE} /dev/zero | tail >/dev/null")
+}
+
+/// A container with the limit that runs a line of shell, with a directory of the node at `/out`.
+pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
+    let mut spec = ContainerSpec::shell(name, line);
+    let memory_limit_in_bytes = LIMIT.cast_signed();
+    spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+    spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];
+    spec
+}
+
+/// Runs the hog in a container of its own, below a shell that outlives it. It starts when the guard, if there is one, has armed
+/// the container.
+pub async fn work(node: &Node, pod: &Pod, name: &str, guard: Option<&Guard>) -> Result<Ended> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory for the hog's exit code")?;
+    let line = format!(
+        "until [ -e /out/go ]; do sleep 0.1; done; {}; echo $? >/out/code.new; mv /out/code.new /out/code; exec sleep 1000",
+        command()
+    );
+    let id = node.run(pod, &limited(name, &line, directory.path())).await?;
+    let cgroup = node.cgroup_directory(&cgroup_path(node.pid(&id).await?)?);
+    if let Some(guard) = guard {
+        guard.wait_armed(1).await?;
+    }
+    fs::write(directory.path().join("go"), "").context("start the hog")?;
+    let code = directory.path().join("code");
+    wait_for("the hog's end", WORK_LIMIT, async || Ok(code.exists().then_some(()))).await?;
+    let code = fs::read_to_string(&code).context("read the hog's exit code")?;
+    let code = code.trim().parse().with_context(|| format!("the hog's exit code `{code}`"))?;
+    let ended = Ended { code, oom_kills: memory_event(&cgroup, "oom_kill")? };
+    node.stop_container(&id, 0).await?;
+    Ok(ended)
+}

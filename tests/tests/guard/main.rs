@@ -1,0 +1,61 @@
+//! The guard on a real node: what is held, raised and continued, and that nothing stays stopped.
+//!
+//! It stops processes and needs limits: guests with cgroup v2 only.
+
+mod hog;
+mod several;
+mod stopped;
+
+use anyhow::Result;
+use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::{CgroupLayout, Combination, Handler, Tier};
+use kwitness_tests::suite::{self, Case, Combined};
+
+fn main() -> Result<()> {
+    if several::run_as_hog() {
+        return Ok(());
+    }
+    let ctx = TestContext::new()?;
+    let refused = match (ctx.environment.tier, ctx.environment.layout) {
+        (Tier::Vm, CgroupLayout::Unified) => None,
+        (Tier::Host, _) => Some("the guard stops processes: guests only"),
+        (_, CgroupLayout::Hybrid) => Some("limits need cgroup v2"),
+    };
+    // A hold lasts ten seconds at most, and runc needs several for an update in an emulated machine.
+    let combination =
+        Combination { handler: Handler::Crun, driver: ctx.environment.first_combination()?.driver };
+    let only_long = (!ctx.environment.long).then_some("only with --long");
+    // Each needs most of a minute in a guest: here what must hold, below who is held.
+    let always: [(&str, Combined); 7] = [
+        ("a_hog_is_killed_without_a_guard_and_finishes_with_one", |ctx, of| {
+            ctx.block_on(hog::finishes(ctx, of))
+        }),
+        ("the_first_process_of_a_container_is_held_and_continued", |ctx, of| {
+            ctx.block_on(hog::first_process(ctx, of))
+        }),
+        ("a_raise_that_never_answers_ends_the_hold", |ctx, of| ctx.block_on(stopped::overdue(ctx, of))),
+        ("a_guard_that_is_killed_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::killed(ctx, of))),
+        ("a_guard_without_its_watchdog_leaves_nothing_stopped", |ctx, of| {
+            ctx.block_on(stopped::alone(ctx, of))
+        }),
+        ("what_two_killed_processes_leave_stopped_the_next_guard_continues", |ctx, of| {
+            ctx.block_on(stopped::both(ctx, of))
+        }),
+        ("a_guard_that_is_stopped_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::paused(ctx, of))),
+    ];
+    let long: [(&str, Combined); 4] = [
+        ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
+            ctx.block_on(several::processes(ctx, of))
+        }),
+        ("a_process_with_threads_is_held_and_continued", |ctx, of| ctx.block_on(several::threads(ctx, of))),
+        ("a_traced_process_is_never_held", |ctx, of| ctx.block_on(several::traced(ctx, of))),
+        ("an_exec_session_is_never_held", |ctx, of| ctx.block_on(hog::exec_session(ctx, of))),
+    ];
+    let always = always.into_iter().map(|row| (row, refused));
+    let long = long.into_iter().map(|row| (row, refused.or(only_long)));
+    let cases = always
+        .chain(long)
+        .map(|((name, body), refused)| Case::new(name, move |ctx| body(ctx, combination)).refused(refused));
+    let cases = cases.collect();
+    suite::run(ctx, cases)
+}

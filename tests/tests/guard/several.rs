@@ -1,0 +1,122 @@
+//! Containers with more than one hog: several processes, several threads; and a hog that is being traced.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::guard::Guard;
+use kwitness_tests::hog::{self, POD, POLICY, SIZE};
+use kwitness_tests::node::CONTAINERD_SOCKET;
+use kwitness_tests::pod::PodSpec;
+use kwitness_tests::process::wait_for;
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Set in a container whose first process is this program: how many threads fill memory.
+const THREADS: &str = "KWITNESS_TEST_HOG_THREADS";
+/// Where such a container sees this program.
+const PROGRAM_DIRECTORY: &str = "/program";
+/// How long a container may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+
+/// If this process is to be the hog of [`threads`]: fills the memory, and returns true.
+pub(crate) fn run_as_hog() -> bool {
+    let Some(threads) = std::env::var(THREADS).ok().and_then(|threads| threads.parse::<usize>().ok()) else {
+        return false;
+    };
+    let size = usize::try_from(SIZE).unwrap_or(usize::MAX) / threads;
+    let hogs: Vec<_> = (0..threads).map(|_| std::thread::spawn(move || vec![1_u8; size])).collect();
+    // What a thread has filled stays until all have.
+    let filled: Vec<_> = hogs.into_iter().map(std::thread::JoinHandle::join).collect();
+    if filled.iter().any(std::result::Result::is_err) {
+        std::process::exit(1);
+    }
+    true
+}
+
+/// Two children that together need more than the limit.
+pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let half = SIZE / 2;
+    let one = format!("head -c {half} /dev/zero | tail >/dev/null");
+    let line = format!("({one}) & first=$!; ({one}) & wait $! && wait $first");
+    finishes(ctx, combination, &line, Vec::new()).await
+}
+
+/// One process with four threads.
+pub(crate) async fn threads(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let program = std::env::current_exe().context("find this program")?;
+    let directory = program.parent().context("this program has a directory")?.display().to_string();
+    let name = program.file_name().context("this program has a name")?.display().to_string();
+    let line = format!("{THREADS}=4 exec {PROGRAM_DIRECTORY}/{name}");
+    finishes(ctx, combination, &line, vec![(directory, PROGRAM_DIRECTORY.to_owned())]).await
+}
+
+/// A container whose work needs more than the limit ends well, and something of it was held.
+async fn finishes(
+    ctx: &TestContext,
+    combination: Combination,
+    line: &str,
+    mounts: Vec<(String, String)>,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+            let line = format!("until [ -e /out/go ]; do sleep 0.1; done; {line}");
+            let mut spec = hog::limited("several", &line, directory.path());
+            spec.mounts.extend(mounts);
+            let id = node.run(&pod, &spec).await?;
+            guard.wait_armed(1).await?;
+            std::fs::write(directory.path().join("go"), "").context("start the hogs")?;
+            let ended = node.wait_exited(&id).await.with_context(|| guard.log_tail())?;
+            ensure!(ended.exit_code == 0, "{ended:?}\n{}", guard.log_tail());
+            let status = guard.status().await?;
+            ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
+            guard.stop()?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
+
+/// A debugger must see the process as it left it: this test traces the hog, which therefore is OOM-killed.
+pub(crate) async fn traced(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+            let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
+            let id = node.run(&pod, &hog::limited("traced", line, directory.path())).await?;
+            guard.wait_armed(1).await?;
+            let gate = directory.path().join("gate");
+            wait_for("the pipe", READY_LIMIT, async || Ok(gate.exists().then_some(()))).await?;
+            let pid = Pid::from_raw(node.pid(&id).await?.cast_signed());
+            ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;
+            let fill = format!("exec head -c {SIZE} /dev/zero >{}", gate.display());
+            let mut filler =
+                std::process::Command::new("sh").args(["-c", &fill]).spawn().context("start sh")?;
+            // The tracer is this thread, and the kernel reports to it first.
+            let ended = waitpid(pid, None).context("wait for the hog")?;
+            filler.wait().context("wait for sh")?;
+            ensure!(
+                matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+                "{ended:?}\n{}",
+                guard.log_tail()
+            );
+            let status = guard.status().await?;
+            ensure!(status.history.is_empty(), "{status:?}\n{}", guard.log_tail());
+            ensure!(status.not_held.get("traced").is_some_and(|count| *count > 0), "{status:?}");
+            guard.stop()?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}

@@ -1,0 +1,182 @@
+//! Nothing stays stopped: the raise never answers, and the guard is lost meanwhile.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_tests::agent::Agent;
+use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::guard::{Guard, is_stopped, wait_continued, wait_ended};
+use kwitness_tests::hog::{self, POD};
+use kwitness_tests::pod::PodSpec;
+use kwitness_tests::process::wait_for;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a container may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+const LONG: &str = "10s";
+/// The longest time that a process is stopped, whatever happens: the longest hold, and a second.
+const PROMISED: Duration = Duration::from_secs(11);
+const SHORT: &str = "1s";
+
+/// The hold ends by its own deadline.
+pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, SHORT, async |guard, _| {
+        let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
+        ensure!(ended.refused.as_deref() == Some("tooLate"), "{ended:?}");
+        ensure!(ended.decided_ms >= 1000, "{ended:?}");
+        for pid in ended.held {
+            wait_continued(pid).await?;
+        }
+        guard.stop()
+    })
+    .await
+}
+
+/// The watchdog ends it, and continues nothing that another process stopped.
+pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+        let held = held(&guard).await?;
+        guard.kill()?;
+        held.wait_continued().await?;
+        guard.wait_log("guardDead").await?;
+        wait_ended("the watchdog's end", watchdog).await?;
+        ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
+        Ok(())
+    })
+    .await
+}
+
+/// The lease ends.
+pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, LONG, async |guard, Processes { bystander, .. }| {
+        let held = held(&guard).await?;
+        let paused = guard.pause()?;
+        held.wait_continued().await?;
+        guard.wait_log("leaseEnded").await?;
+        ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
+        drop(paused);
+        guard.stop()
+    })
+    .await
+}
+
+/// The guard ends everything, and itself: without a watchdog nothing may be held.
+pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+        let held = held(&guard).await?;
+        kill(Pid::from_raw(watchdog.cast_signed()), Signal::SIGKILL).context("kill the watchdog")?;
+        held.wait_continued().await?;
+        ensure!(!guard.wait_ended()?.success(), "a guard without a watchdog ended well");
+        ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
+        Ok(())
+    })
+    .await
+}
+
+/// The records outlive both, and the next guard ends what it finds in them.
+pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+        let held = held(&guard).await?;
+        let signal = |signal| kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog");
+        // While it is stopped, it does not see the guard's end.
+        signal(Signal::SIGSTOP)?;
+        wait_for("the watchdog to stop", READY_LIMIT, async || {
+            Ok((is_stopped(watchdog) == Some(true)).then_some(()))
+        })
+        .await?;
+        guard.kill()?;
+        signal(Signal::SIGKILL)?;
+        wait_ended("the watchdog's end", watchdog).await?;
+        ensure!(is_stopped(held.pid) == Some(true), "process {} was continued by no one", held.pid);
+        let guard = guard.start_again().await?;
+        guard.wait_log(&format!("pid={} reason=\"guardRestarted\"", held.pid)).await?;
+        ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
+        guard.stop()
+    })
+    .await
+}
+
+/// A process that does not run.
+struct Stopped {
+    pid: u32,
+    seen: Instant,
+}
+
+impl Stopped {
+    /// Waits until it runs, and fails if that took longer than is promised.
+    async fn wait_continued(&self) -> Result<()> {
+        wait_continued(self.pid).await?;
+        let took = self.seen.elapsed();
+        ensure!(took <= PROMISED, "process {} was stopped for {took:?}", self.pid);
+        Ok(())
+    }
+}
+
+/// Waits for a hold: a process that is recorded as held and does not run.
+async fn held(guard: &Guard) -> Result<Stopped> {
+    let pid = guard.wait_held().await?;
+    // It is recorded before it is stopped.
+    wait_for(&format!("process {pid} to stop"), READY_LIMIT, async || {
+        Ok((is_stopped(pid) == Some(true)).then_some(Stopped { pid, seen: Instant::now() }))
+    })
+    .await
+}
+
+/// What a hold must find: asked for before it begins, for it lasts ten seconds at most.
+struct Processes {
+    /// Of the same container, and stopped from outside.
+    bystander: u32,
+    /// The guard's.
+    watchdog: u32,
+}
+
+/// Brings a hold about whose raise never answers.
+async fn scene(
+    ctx: &TestContext,
+    combination: Combination,
+    longest_hold: &str,
+    body: impl AsyncFnOnce(Guard, Processes) -> Result<()>,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent: &Agent| {
+            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+            let socket = directory.path().join("runtime.sock");
+            // A runtime that accepts connections and never answers.
+            let _listener = UnixListener::bind(&socket).context("listen as a runtime")?;
+            let policy = format!(
+                "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
+            );
+            let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let line = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
+            let id = node.run(&pod, &hog::limited("main", line, directory.path())).await?;
+            guard.wait_armed(1).await?;
+            let bystander = child_of(node.pid(&id).await?, "sleep").await?;
+            kill(Pid::from_raw(bystander.cast_signed()), Signal::SIGSTOP).context("stop the bystander")?;
+            let watchdog = guard.status().await?.watchdog_pid;
+            fs::write(directory.path().join("go"), "").context("start the hog")?;
+            body(guard, Processes { bystander, watchdog }).await?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
+
+/// The child of a process that runs a program of that name.
+async fn child_of(parent: u32, name: &str) -> Result<u32> {
+    let found = wait_for("the bystander", READY_LIMIT, async || {
+        let children =
+            fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        let named = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(&format!("{name}\0")) && line.contains("1000"))
+        });
+        Ok(named)
+    });
+    found.await
+}
