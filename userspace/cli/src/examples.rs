@@ -79,12 +79,9 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "guard",
         &[
-            (
-                "kwitness guard --policy guard.toml --dry-run",
-                "what the policy selects, and what a raise would do",
-            ),
+            ("kwitness guard --policy guard.toml --dry-run", "what the policy selects"),
             ("sudo kwitness guard --policy guard.toml", "guard these containers until Ctrl-C"),
-            ("sudo kwitness guard status", "what is armed and held, and how the last holds ended"),
+            ("sudo kwitness guard status", "what is held, and how holds ended"),
         ],
     ),
     (

@@ -52,6 +52,7 @@ const LONG_ONLY: &[(&str, &str)] = &[
     ("outage", "vm 5.10 trixie"),
     ("outage", "vm 6.1 trixie"),
     ("outage", "vm 6.12 trixie"),
+    ("outage", "vm 7.2 forky"),
 ];
 /// The targets that need programs of Kubernetes.
 pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
