@@ -45,8 +45,8 @@
 //! | whether and how far a limit is raised; why not | [`plan`] |
 //! | what follows what in a hold | [`episode`] |
 //! | when a hold must end whatever the guard does | [`watchdog`] |
-//! | how the holds of a dead guard end | [`orphans`] |
-//! | that only what was recorded is continued, until it is seen running | [`process`] |
+//! | how the holds of a dead guard end | `orphans` |
+//! | that only what was recorded is continued, until it is seen running | `process` |
 //! | how a limit is raised | [`raise`] |
 //! | that a raise is in force | the daemon's `Verify`, called by [`daemon`] |
 //!
