@@ -79,9 +79,9 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "guard",
         &[
-            ("kwitness guard --policy guard.toml --dry-run", "what the policy selects"),
-            ("sudo kwitness guard --policy guard.toml", "guard these containers until Ctrl-C"),
-            ("sudo kwitness guard status", "what is held, and how holds ended"),
+            ("kwitness guard --policy guard.toml --dry-run", "what it selects"),
+            ("sudo kwitness guard --policy guard.toml", "until Ctrl-C"),
+            ("sudo kwitness guard status", "what it holds"),
         ],
     ),
     (
