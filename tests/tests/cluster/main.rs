@@ -23,8 +23,11 @@ fn main() -> Result<()> {
     let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
         ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
     })?;
-    let private =
-        (ctx.environment.tier == Tier::Host).then_some("the pod's mounts need a node that shares its own");
+    let private = match ctx.environment.tier {
+        Tier::Host => Some("the pod's mounts need a node that shares its own"),
+        // Ten minutes of an emulated guest.
+        Tier::Vm => (!ctx.environment.long).then_some("only with --long"),
+    };
     let cases = vec![
         crash.refused(ctx.environment.same_everywhere()),
         resize.refused(no_limits),
