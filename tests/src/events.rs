@@ -120,6 +120,24 @@ impl Seen {
         Ok(())
     }
 
+    /// That the numbers have no hole, but for those that a gap names.
+    pub fn check_numbered(&self) -> Result<()> {
+        for (before, after) in self.events().zip(self.events().skip(1)) {
+            let (Some(from), Some(to)) = (&before.position, &after.position) else {
+                bail!("no position in:\n{self}");
+            };
+            let next = match &after.kind {
+                Some(Kind::Gap(gap)) if gap.last_seq == Some(to.seq) => gap.first_seq,
+                _ => Some(to.seq),
+            };
+            ensure!(
+                from.epoch == to.epoch && next == Some(from.seq + 1),
+                "{from:?} is followed by {to:?} in:\n{self}"
+            );
+        }
+        Ok(())
+    }
+
     /// That no record was lost and no repair was needed.
     pub fn check_complete(&self) -> Result<()> {
         for unwanted in ["gap", "resynced", "(none)"] {

@@ -247,6 +247,8 @@ async fn clients_of_the_cri(checkout: &Checkout<'_>, socket: &Path) -> Result<[(
     let script: PathBuf = checkout.directory.path().join("version.py");
     fs::write(&script, PYTHON_CRI).context("write the script")?;
     let proto = "runtime/v1/api.proto";
+    // As Kubernetes' own file has them.
+    checkout.shell(&format!("sed -i 's/^  bytes runtime_/  string runtime_/' proto/cri/{proto}")).await?;
     let generate =
         format!("python3 -m grpc_tools.protoc -I proto/cri --python_out=. --grpc_python_out=. {proto}");
     checkout.shell(&generate).await?;

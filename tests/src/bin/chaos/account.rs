@@ -26,13 +26,7 @@ pub struct Account {
 impl Account {
     /// Of these lives, in what a client has received.
     pub fn of(seen: &Seen, lived: &[Lived]) -> Self {
-        let gaps: Vec<(Timestamp, Timestamp)> = seen
-            .events()
-            .filter_map(|event| match &event.kind {
-                Some(event::Kind::Gap(gap)) if may_cost_a_life(gap) => Some((gap.from?, gap.to?)),
-                _ => None,
-            })
-            .collect();
+        let gaps = gaps_of(seen);
         let (gap_count, restarts) = (seen.count("gap"), seen.count("agentRestarted"));
         let mut account = Self { gaps: gap_count, restarts, ..Self::default() };
         for life in lived {
@@ -77,6 +71,22 @@ impl fmt::Display for Account {
             failures.len()
         )
     }
+}
+
+/// The gaps that a life may touch; one without a beginning begins with the event before it.
+fn gaps_of(seen: &Seen) -> Vec<(Timestamp, Timestamp)> {
+    let mut gaps = Vec::new();
+    let mut before = None;
+    for event in seen.events() {
+        if let Some(event::Kind::Gap(gap)) = &event.kind
+            && may_cost_a_life(gap)
+            && let (Some(from), Some(to)) = (gap.from.or(before), gap.to)
+        {
+            gaps.push((from, to));
+        }
+        before = event.time;
+    }
+    gaps
 }
 
 /// Where limit writes are seen by what ends with the daemon, each outage is a gap of them alone.

@@ -94,7 +94,7 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     drop(lasting);
     let (agent, bpffs, client) = stage.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
-    seen.check_unbroken()?;
+    seen.check_numbered()?;
     let account = Account::of(&seen, &lived);
     drop(kubepods);
     agent.stop()?;
