@@ -338,6 +338,8 @@ pub(crate) struct Engine<P: Probe> {
     outage: Option<KernelTime>,
     /// Whether an earlier daemon's work goes on.
     resumes: Option<Resumes>,
+    /// Until the first scan has made new programs track the cgroups.
+    untracked: Option<Untracked>,
     records: u64,
     /// Until the initial scan has been observed.
     ready: Option<oneshot::Sender<()>>,
@@ -350,6 +352,12 @@ pub(crate) struct Resumes {
     pub(crate) unrecorded: Vec<&'static str>,
     /// Whether the maps are that daemon's, the counters with them.
     pub(crate) same_maps: bool,
+}
+
+/// New programs that track no cgroup yet: a container that comes and goes before the first scan, they do not record.
+struct Untracked {
+    /// Since when nothing is recorded that an earlier daemon did, and by which capabilities.
+    outage: Option<(KernelTime, Vec<&'static str>)>,
 }
 
 /// What the engine works with.
@@ -446,6 +454,7 @@ impl<P: Probe> Engine<P> {
             seam,
             outage: resumes.is_some().then_some(since),
             resumes,
+            untracked: None,
             records: 0,
             ready: None,
         };
@@ -504,27 +513,66 @@ impl<P: Probe> Engine<P> {
 
     /// Goes on with what an earlier daemon had begun.
     fn resume(&mut self) {
-        let Some(Resumes { unrecorded, .. }) = self.resumes.take() else {
+        let Some(Resumes { unrecorded, same_maps }) = self.resumes.take() else {
+            self.untracked = Some(Untracked { outage: None });
             self.scans.want(ScanReason::Initial);
             return;
         };
         let clock = Clock::read();
         let from = self.losses.looked();
-        if !unrecorded.is_empty() {
-            self.observe(Observation::Lost(Loss {
-                from,
-                to: clock.now(),
-                cause: GapCause::AgentDown,
-                lost: BTreeMap::new(),
-                capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
-            }));
+        let is_tracked = same_maps || self.probe.overlap().is_some();
+        if is_tracked {
+            self.report_outage(from, clock.now(), unrecorded);
+            self.probe.may_be_adopted();
+        } else {
+            self.untracked = Some(Untracked { outage: Some((from, unrecorded)) });
         }
         self.output.actions.extend(self.asked.actions());
         self.asked = Asked::default();
         self.publish(clock);
         self.scans.want(ScanReason::Repair);
         self.verdicts.push(VerdictScope::All);
-        self.wait_for_records(Read::Restarted { from });
+        if is_tracked {
+            self.wait_for_records(Read::Restarted { from });
+        }
+    }
+
+    fn report_outage(&mut self, from: KernelTime, to: KernelTime, unrecorded: Vec<&'static str>) {
+        if unrecorded.is_empty() {
+            return;
+        }
+        self.observe(Observation::Lost(Loss {
+            from,
+            to,
+            cause: GapCause::AgentDown,
+            lost: BTreeMap::new(),
+            capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
+        }));
+    }
+
+    /// Observes a scan; the first one ends what new programs did not track.
+    fn scanned(&mut self, scan: Scan) {
+        let Some(Untracked { outage }) = self.untracked.take() else {
+            return self.observe(Observation::Scan(scan));
+        };
+        let from = outage.map(|(from, unrecorded)| {
+            self.report_outage(from, scan.ended, unrecorded);
+            from
+        });
+        self.observe(Observation::Scan(scan));
+        // Not earlier: a daemon that adopts them relies on what they track.
+        self.probe.may_be_adopted();
+        if let Some(from) = from {
+            self.restarted(from);
+        }
+    }
+
+    fn restarted(&mut self, from: KernelTime) {
+        let (to, records) = (Clock::read().now(), self.records);
+        tracing::info!(records, "goes on where the earlier daemon ended");
+        // It goes with the observation: a segment that is begun now has it.
+        self.outage = None;
+        self.observe(Observation::AgentRestarted { from, to, records });
     }
 
     /// Runs until cancelled. `ready` is sent once the initial scan has been observed; until then no request is answered.
@@ -538,7 +586,6 @@ impl<P: Probe> Engine<P> {
     ) -> anyhow::Result<()> {
         self.ready = Some(ready);
         self.resume();
-        self.probe.may_be_adopted();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -709,20 +756,14 @@ impl<P: Probe> Engine<P> {
                 if self.scan_error.take().is_some() {
                     tracing::info!("recovered: the cgroup tree can be scanned");
                 }
-                self.observe(Observation::Scan(scan));
+                self.scanned(scan);
                 if let Some(ready) = self.ready.take() {
                     // That no task waits for it is no reason to stop.
                     let _ = ready.send(());
                 }
             }
             Read::Answer(observation) => self.observe(observation),
-            Read::Restarted { from } => {
-                let (to, records) = (Clock::read().now(), self.records);
-                tracing::info!(records, "goes on where the earlier daemon ended");
-                // It goes with the observation: a segment that is begun now has it.
-                self.outage = None;
-                self.observe(Observation::AgentRestarted { from, to, records });
-            }
+            Read::Restarted { from } => self.restarted(from),
             Read::Replaced => self.hand_over(),
             Read::Doubled => self.seam = None,
             Read::Evidence(evidence, answer) => {
@@ -750,6 +791,10 @@ impl<P: Probe> Engine<P> {
     }
 
     fn look_for_losses(&mut self, clock: Clock) {
+        if self.untracked.is_some() {
+            // Until then everything is lost: the gap begins where the last daemon looked.
+            return;
+        }
         let losses = self.losses.since_last(self.probe.counters(), clock.now());
         for loss in &losses {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");

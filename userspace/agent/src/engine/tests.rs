@@ -10,7 +10,7 @@ use kwitness_core::model::{KernelTime, Scan};
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::cgroupfs::CgroupFs;
+use crate::cgroupfs::{CgroupFs, ScanError};
 use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::hub::{Capacity, Hub};
@@ -23,6 +23,7 @@ struct Flood {
     read: Arc<AtomicU64>,
     /// Records that are there at any time.
     backlog: u64,
+    adoptable: Arc<AtomicBool>,
 }
 
 impl Probe for Flood {
@@ -81,7 +82,9 @@ impl Probe for Flood {
         Vec::new()
     }
 
-    fn may_be_adopted(&mut self) {}
+    fn may_be_adopted(&mut self) {
+        self.adoptable.store(true, Relaxed);
+    }
 
     fn overlap(&self) -> Option<Overlap> {
         None
@@ -226,21 +229,30 @@ fn start(backlog: u64) -> Running {
 
 fn start_after(past: Past, backlog: u64) -> Running {
     let read = Arc::new(AtomicU64::new(0));
-    start_with(past, Flood { read: read.clone(), backlog }, read)
+    start_with(past, Flood { read: read.clone(), backlog, adoptable: Arc::default() }, read)
 }
 
 fn start_with(past: Past, probe: impl Probe + 'static, read: Arc<AtomicU64>) -> Running {
+    let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
+    start_scanned_by(empty, past, probe, read)
+}
+
+fn start_scanned_by(
+    scan: impl Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync + 'static,
+    past: Past,
+    probe: impl Probe + 'static,
+    read: Arc<AtomicU64>,
+) -> Running {
     let Past { hub: _, writer, memory, resumes, place } = past;
     let tree = tempfile::tempdir().unwrap();
     let (answer, answers) = mpsc::channel(INBOX);
     let (handle, requests) = Handle::new();
-    let empty = |reason| Ok(Scan::empty(reason, Clock::read().now()));
     let parts = Parts {
         probe,
         memory,
         resumes,
         place,
-        scans: Scans::by(empty),
+        scans: Scans::by(scan),
         outside: Outside::by(|_| Ok(BTreeMap::new())),
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
@@ -294,6 +306,39 @@ async fn an_engine_goes_on_where_the_last_one_ended() {
         assert!(hub.position().seq > position.seq);
         position = hub.position();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_new_programs_do_not_track_before_the_scan_is_in_the_gap() {
+    const LONG: u64 = 1_000_000_000_000;
+    let read = Arc::new(AtomicU64::new(0));
+    let adoptable = Arc::<AtomicBool>::default();
+    let probe = Flood { read: read.clone(), backlog: 0, adoptable: Arc::clone(&adoptable) };
+    let resumes = Resumes { unrecorded: vec!["task_exec"], same_maps: false };
+    let past = Past { resumes: Some(resumes), ..Past::none() };
+    let mut tap = past.hub.tap();
+    let began = Clock::read();
+    let adopted_early = Arc::clone(&adoptable);
+    let scan = move |reason| {
+        assert!(!adopted_early.load(Relaxed), "another daemon would rely on what they do not track");
+        let scan = Scan::empty(reason, Clock::read().now());
+        Ok(Scan { ended: KernelTime(scan.ended.0 + LONG), ..scan })
+    };
+    let running = start_scanned_by(scan, past, probe, read);
+    timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+    // After what the scan made known.
+    running.handle.judge(Vec::new()).await.unwrap();
+    assert!(adoptable.load(Relaxed));
+    let mut gaps = Vec::new();
+    tap.read(|event| {
+        if let Some(proto::event::Kind::Gap(gap)) = event.decode().kind {
+            gaps.push((gap.cause(), gap.capabilities.clone(), gap.to.unwrap().to_unix_nanos()));
+        }
+    });
+    let [(proto::GapCause::AgentDown, capabilities, to)] = &*gaps else { panic!("{gaps:?}") };
+    assert_eq!(capabilities, &["task_exec"]);
+    let scanned = began.wall(KernelTime(began.now().0 + LONG)).to_unix_nanos();
+    assert!(*to > scanned - LONG as i64 / 2, "{to} is before the scan");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
