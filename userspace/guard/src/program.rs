@@ -168,10 +168,7 @@ impl Records {
 
     /// Removes the record of a process that has been seen running, or is gone: it may be held again from now on.
     pub fn release(&mut self, key: ProcessKey) -> Result<(), ProgramError> {
-        match self.held.remove(&KeyValue(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(source) => Err(ProgramError::Map { name: "HELD", source }),
-        }
+        removed(self.held.remove(&KeyValue(key)), "HELD")
     }
 
     /// Those that a guard pinned in that directory; none: there are none.
@@ -267,15 +264,7 @@ impl Program {
 
     /// Disarms it, if it is armed.
     pub fn disarm(&mut self, cgroup_id: u64) -> Result<(), ProgramError> {
-        match self.armed.remove(&cgroup_id) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(ProgramError::Map { name: "ARMED", source }),
-        }
+        removed(self.armed.remove(&cgroup_id), "ARMED")
     }
 
     /// How often a task above the threshold was not held, by reason; reasons that never occurred are left out.
@@ -301,6 +290,18 @@ impl Program {
     /// Empties the ring: what it says has been seen. The kernel wakes its reader for the next record only then.
     pub fn drain(&mut self) {
         while self.wake.get_mut().next().is_some() {}
+    }
+}
+
+/// What removing an entry came to. One that is not there any more was removed by another process: by the watchdog of a dead
+/// guard, which the next guard may be quicker than.
+fn removed(result: Result<(), MapError>, name: &'static str) -> Result<(), ProgramError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => {
+            Ok(())
+        }
+        Err(source) => Err(ProgramError::Map { name, source }),
     }
 }
 
@@ -341,6 +342,18 @@ fn causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_that_another_process_removed_is_removed() {
+        let failed = |errno| {
+            let io_error = io::Error::from_raw_os_error(errno);
+            MapError::SyscallError(aya::sys::SyscallError { call: "bpf_map_delete_elem", io_error })
+        };
+        assert!(removed(Ok(()), "HELD").is_ok());
+        assert!(removed(Err(MapError::KeyNotFound), "HELD").is_ok());
+        assert!(removed(Err(failed(nix::libc::ENOENT)), "HELD").is_ok());
+        assert!(removed(Err(failed(nix::libc::EPERM)), "HELD").is_err());
+    }
 
     #[test]
     fn a_cgroup_is_armed_at_its_depth() {
