@@ -30,6 +30,7 @@ use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
 use crate::orphans;
 use crate::policy::{Bytes, Policy, Rule};
+use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Cri;
 use crate::status::{self, Ended, Status};
@@ -113,6 +114,9 @@ struct Guard {
 /// # Errors
 /// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    process::check()?;
+    // What every hold needs must not fail for the first time in one.
+    available()?;
     let mut signals = Signals::handle()?;
     Socket::make_directory(&options.status_socket)?;
     let mut socket = Socket::listen(&options.status_socket)?;

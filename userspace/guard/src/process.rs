@@ -2,18 +2,70 @@
 //!
 //! It is found by pid and start time, so that a later process with its pid is never continued. A SIGSTOP that another
 //! process sent is not ours to end: only what is recorded as held gets here.
+//!
+//! Owns the rule of what a process needs for that ([`check`]): without it nothing may be held.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use kwitness_abi::{Hold, ProcessKey};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use procfs::process::{ProcState, Process, Stat};
 use procfs::{ProcError, ProcResult};
 use rustix::process::Signal;
 
 use crate::program::{self, nanos};
+
+/// Bits of `CapEff` (`include/uapi/linux/capability.h`).
+const CAP_KILL: u64 = 1 << 5;
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+
+/// Why this process could not continue what is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unable {
+    /// It may signal its own user's processes only.
+    #[error(
+        "CAP_KILL is missing: the processes of containers could not be continued. Run as root with it, or grant it"
+    )]
+    Signal,
+    /// It may not see processes of other users.
+    #[error(
+        "/proc is mounted with hidepid and CAP_SYS_PTRACE is missing: held processes could not be found again. Grant it, or \
+         mount /proc without hidepid"
+    )]
+    Find,
+}
+
+/// Whether this process can continue whatever is held.
+///
+/// # Errors
+/// It cannot, or that cannot be found out.
+pub fn check() -> anyhow::Result<()> {
+    let this = Process::myself()?;
+    let mounts = this.mountinfo()?;
+    let proc = mounts.iter().rfind(|mount| mount.mount_point == Path::new("/proc"));
+    let hidepid = proc.and_then(|mount| mount.super_options.get("hidepid")?.as_deref());
+    match unable(this.status()?.capeff, hidepid) {
+        Some(unable) => Err(unable.into()),
+        None => Ok(()),
+    }
+}
+
+/// By the effective capabilities and the mount option of `/proc`. The kernel shows the option only if it is set: by number before
+/// 5.8, then by name.
+fn unable(effective: u64, hidepid: Option<&str>) -> Option<Unable> {
+    let is_hidden = hidepid.is_some_and(|hidepid| !["0", "off"].contains(&hidepid));
+    if effective & CAP_KILL == 0 {
+        Some(Unable::Signal)
+    } else if is_hidden && effective & CAP_SYS_PTRACE == 0 {
+        Some(Unable::Find)
+    } else {
+        None
+    }
+}
 
 /// What a held process does. One that a debugger has stopped counts as running: it is the debugger's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +122,14 @@ impl Held {
         // Read after the handle was opened: it is then the same process, or the start time is another.
         let found =
             Process::new(pid.as_raw_nonzero().get()).and_then(|process| Ok((process.stat()?, process)));
-        let Some((stat, process)) = alive(found)? else { return Ok(None) };
+        let Some((stat, process)) = alive(found)? else {
+            return match has_ended(&pidfd)? {
+                true => Ok(None),
+                false => {
+                    Err(io::Error::other(format!("/proc does not show process {pid}, which has not ended")))
+                }
+            };
+        };
         Ok((stat.starttime == ticks(key.start_boottime)).then_some(Self { pidfd, process }))
     }
 
@@ -104,6 +163,11 @@ impl Held {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether a process has ended, by its handle and not by `/proc`, which may hide it.
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
 }
 
 fn of(stat: &Stat) -> io::Result<State> {
@@ -159,6 +223,7 @@ mod tests {
         let (mut child, key) = child();
         let held = Held::find(key).unwrap().unwrap();
         assert_eq!(held.state().unwrap(), State::Running);
+        assert!(!has_ended(&held.pidfd).unwrap());
         stop(&child);
         assert_eq!(held.state().unwrap(), State::Stopped);
         assert_eq!(held.resume().unwrap(), State::Running);
@@ -166,7 +231,21 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(held.state().unwrap(), State::Gone);
         assert_eq!(held.resume().unwrap(), State::Gone);
+        assert!(has_ended(&held.pidfd).unwrap());
         assert!(Held::find(key).unwrap().is_none());
+    }
+
+    #[test]
+    fn nothing_is_held_that_could_not_be_found_and_signalled() {
+        let all = CAP_KILL | CAP_SYS_PTRACE;
+        for hidepid in [None, Some("0"), Some("off")] {
+            assert_eq!(unable(CAP_KILL, hidepid), None, "{hidepid:?}");
+        }
+        for hidepid in ["1", "2", "noaccess", "invisible", "ptraceable"] {
+            assert_eq!(unable(CAP_KILL, Some(hidepid)), Some(Unable::Find));
+            assert_eq!(unable(all, Some(hidepid)), None);
+        }
+        assert_eq!(unable(CAP_SYS_PTRACE, None), Some(Unable::Signal));
     }
 
     #[test]

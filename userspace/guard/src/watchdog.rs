@@ -60,8 +60,10 @@ pub fn spawn(directory: &Path) -> anyhow::Result<Child> {
 /// Watches until the guard has ended and nothing is held any more.
 ///
 /// # Errors
-/// The records cannot be read while the guard lives: it then continues everything itself.
+/// It could not continue anything; the records cannot be read while the guard lives. The guard then continues everything itself.
 pub fn run(directory: &Path) -> anyhow::Result<()> {
+    // A capability of the guard may not have been inherited.
+    process::check()?;
     let mut records = Records::pinned(directory)?.context("no guard has pinned its records there")?;
     let ignored = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT, SIGHUP] {
