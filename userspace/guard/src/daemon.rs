@@ -39,13 +39,15 @@ pub struct Container {
 
 impl Container {
     /// An app container whose program runs. A sandbox, one whose type is not known yet, and one in which only the runtime's own
-    /// process is, which its caller waits for, is none.
+    /// process is, which its caller waits for, is none. Nor is one without a cgroup of its own: the program would take the root
+    /// for it, which is everything's.
     fn of(state: proto::ContainerState) -> Option<Self> {
         let is_running = state.state() == proto::State::Running;
         let container = state.container?;
         let is_app = container.r#type() == proto::ContainerType::App;
+        let has_cgroup = container.cgroup_id != 0 && !container.cgroup_path.trim_matches('/').is_empty();
         let pod = container.pod.unwrap_or_default();
-        (is_running && is_app).then_some(Self {
+        (is_running && is_app && has_cgroup).then_some(Self {
             id: container.id,
             cgroup_id: container.cgroup_id,
             cgroup_path: container.cgroup_path,
@@ -199,15 +201,20 @@ mod tests {
 
     #[test]
     fn only_running_app_containers_are_guarded() {
-        let state = |r#type: proto::ContainerType, state: proto::State| proto::ContainerState {
-            container: Some(proto::Container {
+        let with_cgroup = |cgroup_id,
+                           cgroup_path: &str,
+                           r#type: proto::ContainerType,
+                           state: proto::State| {
+            let container = proto::Container {
                 id: "c".to_owned(),
                 r#type: r#type.into(),
+                cgroup_id,
+                cgroup_path: cgroup_path.to_owned(),
                 ..Default::default()
-            }),
-            state: state.into(),
-            ..Default::default()
+            };
+            proto::ContainerState { container: Some(container), state: state.into(), ..Default::default() }
         };
+        let state = |r#type, state| with_cgroup(7, "/pod/c", r#type, state);
         assert!(Container::of(state(proto::ContainerType::App, proto::State::Running)).is_some());
         for (of_type, of_state) in [
             (proto::ContainerType::Sandbox, proto::State::Running),
@@ -216,6 +223,10 @@ mod tests {
             (proto::ContainerType::App, proto::State::Stopped),
         ] {
             assert_eq!(Container::of(state(of_type, of_state)), None);
+        }
+        for (id, path) in [(0, "/pod/c"), (1, "/"), (7, "")] {
+            let state = with_cgroup(id, path, proto::ContainerType::App, proto::State::Running);
+            assert_eq!(Container::of(state), None, "{id} {path}");
         }
     }
 }

@@ -12,6 +12,7 @@
 //! What is held is always read from the map. The ring only says when. Nothing here waits: raising and verifying are tasks of
 //! their own, whose answers carry their episode's number.
 
+mod arming;
 mod holds;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -20,7 +21,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kwitness_abi::{Armed, Hold, Lease, ProcessKey};
+use kwitness_abi::{Hold, Lease, ProcessKey};
 use kwitness_api::client::Address;
 use kwitness_service::{Signal, Signals, Socket, notify_ready};
 use tokio::sync::mpsc;
@@ -35,6 +36,7 @@ use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Cri;
 use crate::status::{self, Ended, Status};
 use crate::watchdog;
+use arming::NotArmed;
 
 /// Between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -72,7 +74,15 @@ struct Guarded {
     raises: u32,
     /// A raise whose answer has not come: the limit may still become what it says.
     unanswered: bool,
+    /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
+    quiet_until: u64,
     episode: Option<Running>,
+}
+
+impl Guarded {
+    fn new(container: Container, rule: Rule) -> Self {
+        Self { container, rule, raises: 0, unanswered: false, quiet_until: 0, episode: None }
+    }
 }
 
 /// An episode under way.
@@ -98,6 +108,8 @@ struct Guard {
     program: Program,
     watchdog: Child,
     guarded: HashMap<u64, Guarded>,
+    /// What the policy selects and the program has no room for.
+    not_armed: HashMap<u64, NotArmed>,
     /// Holds that are being continued: decided, and not yet seen running.
     continuing: HashSet<HoldId>,
     /// Holds that have been reported.
@@ -192,6 +204,7 @@ impl Guard {
             program,
             watchdog,
             guarded: HashMap::new(),
+            not_armed: HashMap::new(),
             continuing: HashSet::new(),
             reported: HashSet::new(),
             answers: JoinSet::new(),
@@ -217,62 +230,6 @@ impl Guard {
         Ok(self.program.records.set_lease(Lease { until, levels })?)
     }
 
-    /// Arms what the policy selects of these containers, and disarms what is not among them any more.
-    fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
-        let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
-        for container in containers {
-            if let Some(rule) = self.options.policy.rule(container.names()) {
-                wanted.insert(container.cgroup_id, (container, rule.clone()));
-            }
-        }
-        let gone: Vec<u64> = self.guarded.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
-        for cgroup_id in gone {
-            let episode = self.guarded.get_mut(&cgroup_id).and_then(|guarded| guarded.episode.take());
-            if let Some(running) = episode {
-                self.perform(cgroup_id, running, Input::Gone)?;
-            }
-            self.program.disarm(cgroup_id)?;
-            if let Some(guarded) = self.guarded.remove(&cgroup_id) {
-                tracing::info!(container = guarded.container.id, "disarmed");
-            }
-        }
-        for (cgroup_id, (container, rule)) in wanted {
-            if self.guarded.contains_key(&cgroup_id) {
-                continue;
-            }
-            if level_bit(&container.cgroup_path).is_none() {
-                tracing::warn!(
-                    container = container.id,
-                    path = container.cgroup_path,
-                    "not armed: its cgroup is too deep"
-                );
-                continue;
-            }
-            self.write_armed(cgroup_id, &rule, 0)?;
-            tracing::info!(
-                container = container.id,
-                pod = container.pod,
-                name = container.name,
-                threshold = %rule.threshold,
-                ceiling = %rule.ceiling,
-                "armed"
-            );
-            let guarded = Guarded { container, rule, raises: 0, unanswered: false, episode: None };
-            self.guarded.insert(cgroup_id, guarded);
-        }
-        self.beat()
-    }
-
-    fn write_armed(&mut self, cgroup_id: u64, rule: &Rule, quiet_until: u64) -> anyhow::Result<()> {
-        let armed = Armed {
-            quiet_until,
-            longest: nanos(rule.longest_hold),
-            per_mille: rule.threshold.per_mille(),
-            pad: 0,
-        };
-        Ok(self.program.arm(cgroup_id, armed)?)
-    }
-
     fn status(&self) -> anyhow::Result<Status> {
         let held = self.program.records.held()?;
         let armed = self.guarded.iter().map(|(id, guarded)| status::Armed {
@@ -284,11 +241,16 @@ impl Guard {
             raises: guarded.raises,
             budget: guarded.rule.budget,
         });
+        let mut not_armed: BTreeMap<String, u64> = BTreeMap::new();
+        for reason in self.not_armed.values() {
+            *not_armed.entry(reason.name().to_owned()).or_default() += 1;
+        }
         Ok(Status {
             pid: std::process::id(),
             watchdog_pid: self.watchdog.id(),
             hook: self.program.hook.to_owned(),
             armed: armed.collect(),
+            not_armed,
             history: self.history.iter().cloned().collect(),
             raised: self.raised,
             refused: self.refused.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),

@@ -31,6 +31,8 @@ pub struct Status {
     pub hook: String,
     /// The containers that are armed.
     pub armed: Vec<Armed>,
+    /// Containers that the policy selects and that could not be armed, by reason.
+    pub not_armed: BTreeMap<String, u64>,
     /// The holds that have ended last, the oldest first; at most [`HISTORY`].
     pub history: Vec<Ended>,
     /// Holds that ended with a raise in force.
@@ -124,6 +126,7 @@ mod tests {
             watchdog_pid: 2,
             hook: "fentry".to_owned(),
             armed: Vec::new(),
+            not_armed: BTreeMap::from([("full".to_owned(), 3)]),
             history: Vec::new(),
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 2)]),

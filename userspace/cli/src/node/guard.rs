@@ -111,7 +111,7 @@ async fn show_status(socket: PathBuf, format: Format) -> anyhow::Result<Code> {
 
 /// The status for people.
 fn text(status: &Status) -> String {
-    let Status { pid, watchdog_pid, hook, armed, history, raised, refused, not_held } = status;
+    let Status { pid, watchdog_pid, hook, armed, not_armed, history, raised, refused, not_held } = status;
     let refusals: u64 = refused.values().sum();
     let mut text = format!(
         "guard pid {pid}, watchdog pid {watchdog_pid}, {hook}\n\
@@ -126,6 +126,9 @@ fn text(status: &Status) -> String {
         let held: Vec<_> = of.held.iter().map(u32::to_string).collect();
         let held = if held.is_empty() { String::new() } else { format!(", held: {}", held.join(" ")) };
         text += &format!("  {}  raises {}/{}{held}\n", of.name, of.raises, of.budget);
+    }
+    if !not_armed.is_empty() {
+        text += &format!("not armed{}\n", counts(not_armed));
     }
     if !history.is_empty() {
         text += &format!("\nlast {}\n", history.len());
@@ -205,6 +208,7 @@ mod tests {
                 raises: 1,
                 budget: 8,
             }],
+            not_armed: BTreeMap::from([("full".to_owned(), 2)]),
             history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 1)]),
@@ -213,7 +217,7 @@ mod tests {
         let expected = "guard pid 1, watchdog pid 2, fentry\n\
                         1 raised, 1 refused: atCeiling 1\n\
                         above a threshold and not held: traced 3\n\n\
-                        1 armed\n  dev/web/app  raises 1/8, held: 7 8\n\n\
+                        1 armed\n  dev/web/app  raises 1/8, held: 7 8\nnot armed: full 2\n\n\
                         last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);

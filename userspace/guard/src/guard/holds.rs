@@ -227,9 +227,9 @@ impl Guard {
     }
 
     fn quiet(&mut self, cgroup_id: u64, now: u64) -> anyhow::Result<()> {
-        let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
-        let rule = guarded.rule.clone();
-        self.write_armed(cgroup_id, &rule, now + nanos(rule.cool_down))
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        guarded.quiet_until = now + nanos(guarded.rule.cool_down);
+        self.write_armed(cgroup_id)
     }
 
     /// Sends SIGCONT to what is to continue, and forgets what is seen running.

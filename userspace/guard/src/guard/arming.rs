@@ -1,0 +1,141 @@
+//! Which containers are armed: what the policy selects of those that run, as far as the program has room.
+//!
+//! Owns the map of armed cgroups. Decides nothing about a hold.
+
+use std::collections::HashMap;
+
+use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
+
+use super::{Guard, Guarded};
+use crate::daemon::Container;
+use crate::episode::Input;
+use crate::policy::Rule;
+use crate::program::{level_bit, nanos};
+
+/// Why a container that the policy selects is not armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotArmed {
+    /// The program does not look that deep.
+    #[error("its cgroup is at level {GUARD_LEVELS} or deeper")]
+    TooDeep,
+    /// The program's map has no room. It is armed when another container has gone.
+    #[error("{GUARD_ARMED_CAP} containers are armed, and there is no room for more")]
+    Full,
+}
+
+impl NotArmed {
+    /// Its name in the log and in the status.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::TooDeep => "tooDeep",
+            Self::Full => "full",
+        }
+    }
+
+    /// Why a container cannot be armed beside that many others, if so.
+    fn of(container: &Container, armed: usize) -> Option<Self> {
+        if level_bit(&container.cgroup_path).is_none() {
+            Some(Self::TooDeep)
+        } else if armed >= GUARD_ARMED_CAP as usize {
+            Some(Self::Full)
+        } else {
+            None
+        }
+    }
+}
+
+impl Guard {
+    /// Arms what the policy selects of these containers, and disarms what is not among them any more.
+    pub(super) fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
+        let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
+        for container in containers {
+            if let Some(rule) = self.options.policy.rule(container.names()) {
+                wanted.insert(container.cgroup_id, (container, rule.clone()));
+            }
+        }
+        let gone: Vec<u64> = self.guarded.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        for cgroup_id in gone {
+            self.disarm(cgroup_id)?;
+        }
+        self.not_armed.retain(|id, _| wanted.contains_key(id));
+        for (cgroup_id, (container, rule)) in wanted {
+            if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
+                guarded.container = container;
+                // A name that has become known may select another one.
+                if guarded.rule != rule {
+                    guarded.rule = rule;
+                    self.write_armed(cgroup_id)?;
+                }
+                continue;
+            }
+            if let Some(reason) = NotArmed::of(&container, self.guarded.len()) {
+                if self.not_armed.insert(cgroup_id, reason) != Some(reason) {
+                    let (id, path) = (&container.id, &container.cgroup_path);
+                    tracing::warn!(container = id, path, reason = reason.name(), "not armed: {reason}");
+                }
+                continue;
+            }
+            self.not_armed.remove(&cgroup_id);
+            tracing::info!(
+                container = container.id,
+                pod = container.pod,
+                name = container.name,
+                threshold = %rule.threshold,
+                ceiling = %rule.ceiling,
+                "armed"
+            );
+            self.guarded.insert(cgroup_id, Guarded::new(container, rule));
+            self.write_armed(cgroup_id)?;
+        }
+        self.beat()
+    }
+
+    fn disarm(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
+        let episode = self.guarded.get_mut(&cgroup_id).and_then(|guarded| guarded.episode.take());
+        if let Some(running) = episode {
+            self.perform(cgroup_id, running, Input::Gone)?;
+        }
+        self.program.disarm(cgroup_id)?;
+        if let Some(guarded) = self.guarded.remove(&cgroup_id) {
+            tracing::info!(container = guarded.container.id, "disarmed");
+        }
+        Ok(())
+    }
+
+    /// Gives the program what it must know of a container.
+    pub(super) fn write_armed(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
+        let Some(Guarded { rule, quiet_until, .. }) = self.guarded.get(&cgroup_id) else { return Ok(()) };
+        let armed = Armed {
+            quiet_until: *quiet_until,
+            longest: nanos(rule.longest_hold),
+            per_mille: rule.threshold.per_mille(),
+            pad: 0,
+        };
+        Ok(self.program.arm(cgroup_id, armed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(cgroup_path: &str) -> Container {
+        Container {
+            id: "c".to_owned(),
+            cgroup_id: 7,
+            cgroup_path: cgroup_path.to_owned(),
+            namespace: None,
+            pod: None,
+            name: None,
+        }
+    }
+
+    #[test]
+    fn what_the_program_has_no_room_for_is_not_armed() {
+        let full = GUARD_ARMED_CAP as usize;
+        assert_eq!(NotArmed::of(&container("/pod/c"), full - 1), None);
+        assert_eq!(NotArmed::of(&container("/pod/c"), full), Some(NotArmed::Full));
+        let deep = "/x".repeat(GUARD_LEVELS as usize);
+        assert_eq!(NotArmed::of(&container(&deep), 0), Some(NotArmed::TooDeep));
+    }
+}
