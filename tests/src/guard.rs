@@ -90,7 +90,7 @@ impl Guard {
         self.wait("the guard's status", |status| Some(status.clone())).await
     }
 
-    /// Waits until its status passes. An answer that does not come in time is asked for again: a client gives up after two
+    /// Waits until its status passes. A request without an answer in time is sent again: a client gives up after two
     /// seconds, in which an emulated machine does little.
     pub async fn wait<T>(&self, what: &str, accept: impl Fn(&Status) -> Option<T>) -> Result<T> {
         let socket = self.place.socket();

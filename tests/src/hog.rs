@@ -1,10 +1,12 @@
 //! A process that fills its container's memory as fast as it can, and how that ends.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tempfile::TempDir;
 
 use crate::cri::v1;
 use crate::guard::{Guard, memory_event};
@@ -28,6 +30,9 @@ pub const KILLED: i32 = 137;
 /// How long the hog may take, in an emulated guest on a machine that does other work.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long a container may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+
 /// How the hog ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -49,6 +54,37 @@ pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
     spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
     spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];
     spec
+}
+
+/// A hog that is the only process of its container: what fills it comes through a pipe.
+#[derive(Debug)]
+pub struct Piped {
+    /// The container.
+    pub id: String,
+    directory: TempDir,
+}
+
+impl Piped {
+    /// Starts it, and waits until the guard has armed its container.
+    pub async fn start(node: &Node, pod: &Pod, name: &str, guard: &Guard) -> Result<Self> {
+        let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+        let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
+        let id = node.run(pod, &limited(name, line, directory.path())).await?;
+        let piped = Self { id, directory };
+        guard.wait_armed(1).await?;
+        wait_for("the pipe", READY_LIMIT, async || Ok(piped.gate().exists().then_some(()))).await?;
+        Ok(piped)
+    }
+
+    /// Fills it, by a process outside of the container.
+    pub fn fill(&self) -> Result<Child> {
+        let line = format!("exec head -c {SIZE} /dev/zero >{}", self.gate().display());
+        Command::new("sh").args(["-c", &line]).spawn().context("start sh")
+    }
+
+    fn gate(&self) -> PathBuf {
+        self.directory.path().join("gate")
+    }
 }
 
 /// Runs the hog in a container of its own, below a shell that outlives it. It starts when the guard, if there is one, has armed

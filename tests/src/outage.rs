@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -13,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::agent::{Agent, Watcher, after};
 use crate::environment::Environment;
 use crate::events::Seen;
-use crate::handmade::Kubepods;
+use crate::handmade::{HandMade, Kubepods};
 use crate::process::wait_for;
 
 /// How long a storm may take for the lives that are waited for.
@@ -108,6 +109,15 @@ impl Client {
         all.0.extend(self.watcher.seen().0);
         Ok(all)
     }
+}
+
+/// Starts a container that goes on until its process is killed, and waits until its start is reported.
+pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<(HandMade, Child)> {
+    let container = kubepods.container()?;
+    let process = container.start("/usr/bin/busybox", &["sleep", "100000"])?;
+    let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
+    watcher.wait_until("the lasting container", started).await?;
+    Ok((container, process))
 }
 
 /// A container that has come and gone.

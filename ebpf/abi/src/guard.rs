@@ -80,7 +80,7 @@ pub enum Spared {
     Terminal = 2,
     /// Neither the container's first process nor a descendant of it: an exec session, a probe.
     Entered = 3,
-    /// The container has no pid namespace of its own, so that its processes cannot be told from exec sessions.
+    /// The container has no pid namespace of its own, so that its processes cannot be distinguished from exec sessions.
     SharedPids = 4,
     /// `HELD` has no room.
     Full = 5,

@@ -51,7 +51,7 @@ static LEASE: Array<Lease> = Array::with_max_entries(1, 0);
 #[map]
 static ARMED: HashMap<u64, Armed> = HashMap::with_max_entries(GUARD_ARMED_CAP, 0);
 
-/// Preallocated: an insert does not fail for want of memory, which is what is short.
+/// Preallocated: an insert does not fail when memory is short, as it is here.
 #[map]
 static HELD: HashMap<ProcessKey, Hold> = HashMap::with_max_entries(GUARD_HELD_CAP, 0);
 

@@ -79,7 +79,7 @@ async fn ready(cluster: &Cluster<'_>) -> Result<String> {
     running.context("the pod is ready and has no container")
 }
 
-/// What the kernel says of the process, not what was asked for.
+/// What the kernel says of the process, not what the manifest requests.
 async fn check_privileges(cluster: &Cluster<'_>, id: &str) -> Result<()> {
     let pid = cluster.node.pid(id).await?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;

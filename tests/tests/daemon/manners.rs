@@ -134,7 +134,7 @@ pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
     .await
 }
 
-/// Pids in records are the host's: in another pid namespace the daemon starts only if it is told that this is accepted.
+/// Pids in records are the host's: in another pid namespace the daemon starts only if the configuration accepts that.
 pub(crate) async fn another_pid_namespace_is_refused(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let daemon = |setting: &str| {

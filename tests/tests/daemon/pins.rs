@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
-use kwitness_tests::events::Seen;
 use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::outage::{Bpffs, ledger_of};
+use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
@@ -64,10 +63,7 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
     let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    let began = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
-    watcher.wait_until("the lasting container", began).await?;
+    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
     let busy = kubepods.container()?;
     let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
     busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;

@@ -1,19 +1,14 @@
 //! What is held and raised: the hog as a child, as a container's first process, and as an exec session.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, KILLED, POD, POLICY, SIZE};
+use kwitness_tests::hog::{self, KILLED, POD, POLICY, Piped};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
-
-/// How long a container may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// The same work twice.
 pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Result<()> {
@@ -44,18 +39,10 @@ pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -
         ctx.with_agent(&[], async |agent| {
             let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
             let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-            let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
-            let id = node.run(&pod, &hog::limited("first", line, directory.path())).await?;
-            guard.wait_armed(1).await?;
-            let gate = directory.path().join("gate");
-            wait_for("the pipe", READY_LIMIT, async || Ok(gate.exists().then_some(()))).await?;
-            let pid = node.pid(&id).await?;
-            // Outside of the container, so that the container's only process is the hog.
-            let fill = format!("exec head -c {SIZE} /dev/zero >{}", gate.display());
-            let mut filler =
-                std::process::Command::new("sh").args(["-c", &fill]).spawn().context("start sh")?;
-            let ended = node.wait_exited(&id).await.with_context(|| guard.log_tail())?;
+            let piped = Piped::start(node, &pod, "first", &guard).await?;
+            let pid = node.pid(&piped.id).await?;
+            let mut filler = piped.fill()?;
+            let ended = node.wait_exited(&piped.id).await.with_context(|| guard.log_tail())?;
             filler.wait().context("wait for sh")?;
             ensure!(ended.exit_code == 0, "{ended:?}\n{}", guard.log_tail());
             let status = guard.status().await?;

@@ -1,16 +1,14 @@
 //! Containers with more than one hog: several processes, several threads; and a hog that is being traced.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, POD, POLICY, SIZE};
+use kwitness_tests::hog::{self, POD, POLICY, Piped, SIZE};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -20,8 +18,6 @@ use nix::unistd::Pid;
 const THREADS: &str = "KWITNESS_TEST_HOG_THREADS";
 /// Where such a container sees this program.
 const PROGRAM_DIRECTORY: &str = "/program";
-/// How long a container may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(120);
 
 /// If this process is to be the hog of [`threads`]: fills the memory, and returns true.
 pub(crate) fn run_as_hog() -> bool {
@@ -91,17 +87,10 @@ pub(crate) async fn traced(ctx: &TestContext, combination: Combination) -> Resul
         ctx.with_agent(&[], async |agent| {
             let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
             let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-            let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
-            let id = node.run(&pod, &hog::limited("traced", line, directory.path())).await?;
-            guard.wait_armed(1).await?;
-            let gate = directory.path().join("gate");
-            wait_for("the pipe", READY_LIMIT, async || Ok(gate.exists().then_some(()))).await?;
-            let pid = Pid::from_raw(node.pid(&id).await?.cast_signed());
+            let piped = Piped::start(node, &pod, "traced", &guard).await?;
+            let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
             ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;
-            let fill = format!("exec head -c {SIZE} /dev/zero >{}", gate.display());
-            let mut filler =
-                std::process::Command::new("sh").args(["-c", &fill]).spawn().context("start sh")?;
+            let mut filler = piped.fill()?;
             // The tracer is this thread, and the kernel reports to it first.
             let ended = waitpid(pid, None).context("wait for the hog")?;
             filler.wait().context("wait for sh")?;

@@ -126,7 +126,7 @@ async fn held(guard: &Guard) -> Result<Stopped> {
     .await
 }
 
-/// What a hold must find: asked for before it begins, for it lasts ten seconds at most.
+/// What a hold must find: looked up before it begins, for it lasts ten seconds at most.
 struct Processes {
     /// Of the same container, and stopped from outside.
     bystander: u32,

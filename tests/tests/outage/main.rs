@@ -10,7 +10,7 @@ use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::handmade::{self, Kubepods};
-use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, ledger_of};
+use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
 use kwitness_tests::process::wait_for;
 use kwitness_tests::suite::{self, Case};
 
@@ -69,11 +69,7 @@ async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     // One that lives through all of it: its start is older than every crash.
-    let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    watcher
-        .wait_until("the lasting container", |seen| seen.milestones(&lasting.id).contains(&"started"))
-        .await?;
+    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
     let mut client = Client::new(watcher);
 
     let storm = Storm::begin(kubepods);
@@ -116,10 +112,7 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    let started = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
-    watcher.wait_until("the lasting container", started).await?;
+    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
     let before = agent.list().await?.containers;
     let mut client = Client::new(watcher);
 
@@ -189,10 +182,7 @@ async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let container = kubepods.container()?;
-    let mut sleeper = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
-    watcher.wait_until("the start", started).await?;
+    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
     let before = agent.list().await?.containers;
     let sets = bpffs.sets()?;
     agent.add_argument("--set=kernel.roots=[\"kwitness-none-\"]");
@@ -233,10 +223,7 @@ async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> 
     for set in bpffs.sets()? {
         fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
     }
-    let container = kubepods.container()?;
-    let mut sleeper = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
-    watcher.wait_until("the start", started).await?;
+    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
     agent.restart().await?;
     let client = Client::new(watcher).resume(&agent).await?;
     sleeper.kill()?;

@@ -13,7 +13,7 @@ use kwitness_tests::prometheus::Prometheus;
 
 const PORT: u16 = 9768;
 const LIMIT: i64 = 24 << 20;
-/// What somebody else writes instead of it.
+/// What another process writes instead of it.
 const OTHER_LIMIT: &str = "50331648";
 /// Panels that show what is not as it should be; and increases, which begin with a counter's second sample.
 const MAY_BE_EMPTY: &[&str] = &[

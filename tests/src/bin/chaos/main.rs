@@ -13,9 +13,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use kwitness_tests::agent::from_now;
 use kwitness_tests::environment::Environment;
-use kwitness_tests::events::Seen;
 use kwitness_tests::handmade::{self, Kubepods};
-use kwitness_tests::outage::{Bpffs, Client, Storm};
+use kwitness_tests::outage::{Bpffs, Client, Storm, lasting};
 
 use crate::account::Account;
 use crate::actions::{Random, Stage};
@@ -71,10 +70,7 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     let agent = bpffs.agent(&environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     // Its end is the last event that is waited for.
-    let lasting = kubepods.container()?;
-    let mut sleeper = lasting.start("/usr/bin/busybox", &["sleep", "100000"])?;
-    let started = |seen: &Seen| seen.milestones(&lasting.id).contains(&"started");
-    watcher.wait_until("the lasting container", started).await?;
+    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
 
     let storm = Storm::begin(kubepods);
     let mut stage = Stage::new(agent, bpffs, Client::new(watcher));
