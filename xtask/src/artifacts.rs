@@ -142,29 +142,22 @@ mod tests {
 
     #[test]
     fn executables_are_taken_from_cargos_messages() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"core"},"executable":null}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["custom-build"],"name":"build"},"executable":"/b"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"storm"},"executable":"/t/storm-1"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"node"},"executable":"/t/node-2"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"demo"},"executable":"/t/demo"}"#,
-            "\n",
-            r#"{"reason":"build-finished","success":true}"#,
-            "\n",
-        );
-        let names: Vec<_> =
-            parse(messages, "test").unwrap().into_iter().map(|found| (found.name, found.path)).collect();
-        assert_eq!(
-            names,
-            [("node".into(), "/t/node-2".into()), ("storm".into(), "/t/storm-1".into())]
-                as [(String, PathBuf); 2]
-        );
+        let artifact = |kind: &str, name: &str, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"{name}"}},"executable":{executable}}}"#
+            )
+        };
+        let messages = [
+            artifact("lib", "core", "null"),
+            artifact("custom-build", "build", r#""/b""#),
+            artifact("test", "storm", r#""/t/storm-1""#),
+            artifact("test", "node", r#""/t/node-2""#),
+            artifact("bin", "demo", r#""/t/demo""#),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ];
+        let built = |name: &str, path: &str| Executable { name: name.into(), path: path.into() };
+        let found = parse(&messages.join("\n"), "test").unwrap();
+        assert_eq!(found, [built("node", "/t/node-2"), built("storm", "/t/storm-1")]);
         assert!(parse("{broken", "test").is_err());
     }
 }

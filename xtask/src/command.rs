@@ -54,10 +54,8 @@ pub struct What {
 pub fn vm(workspace: &Workspace, cache: &Cache, vm: &Vm) -> Result<i32> {
     let kernel = KernelSeries::find(&vm.kernel)?;
     let root = RootSpec::find(if vm.systemd { SYSTEMD_ROOT } else { &vm.what.root })?;
-    setup::ensure(
-        cache,
-        &Needs { disks: [root.name].into(), kernels: [kernel.name].into(), ..Needs::default() },
-    )?;
+    let (disks, kernels) = ([root.name].into(), [kernel.name].into());
+    setup::ensure(cache, &Needs { disks, kernels, ..Needs::default() })?;
     let prepared = vm.what.prepare(workspace, "vm", root)?;
     let output = if vm.what.command.is_empty() {
         // What is written before the guest has booted would be lost.

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
-use crate::setup::{self, Needs};
+use crate::setup::{self, Needs, Tool};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
@@ -44,24 +44,10 @@ enum Scene {
     Resize,
 }
 
-impl Scene {
-    /// As the program takes it.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Life => "life",
-            Self::Resize => "resize",
-        }
-    }
-
-    const fn needs_limits(self) -> bool {
-        matches!(self, Self::Resize)
-    }
-}
-
 /// Shows a scene and returns its exit status.
 pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     let mut options = demo.options.clone();
-    if demo.scene.needs_limits() && options.vm.is_none() && !has_controllers() {
+    if demo.scene == Scene::Resize && options.vm.is_none() && !has_controllers() {
         step::say(
             "  --",
             "guest",
@@ -69,8 +55,14 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         );
         options.vm = Some(STAND_IN.to_owned());
     }
-    options.arguments.insert(0, demo.scene.name().to_owned());
+    let scene = if demo.scene == Scene::Life { "life" } else { "resize" };
+    options.arguments.insert(0, scene.to_owned());
     task(workspace, cache, "kwitness-demo", Build::Release, &options)
+}
+
+/// Measures, and returns the exit status.
+pub fn bench(workspace: &Workspace, cache: &Cache, options: &Watched) -> Result<i32> {
+    task(workspace, cache, "kwitness-bench", Build::Release, options)
 }
 
 /// How much chaos, and where.
@@ -117,7 +109,7 @@ pub struct Watched {
 
 /// How the programs are built.
 #[derive(Clone, Copy, Debug)]
-pub enum Build {
+enum Build {
     /// As they are released.
     Release,
     /// As the integration tests are, which takes less time.
@@ -125,16 +117,10 @@ pub enum Build {
 }
 
 /// Builds `program`, runs it, and returns its exit status.
-pub fn task(
-    workspace: &Workspace,
-    cache: &Cache,
-    program: &str,
-    build: Build,
-    options: &Watched,
-) -> Result<i32> {
+fn task(workspace: &Workspace, cache: &Cache, program: &str, build: Build, options: &Watched) -> Result<i32> {
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
-    let mut needs = Needs { bpf: true, ..Needs::default() };
+    let mut needs = Needs::tools(&[Tool::Bpf]);
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -156,8 +142,7 @@ pub fn task(
         };
         job.add(&kwitness, &in_job("kwitness"))?;
         job.add(&built, &in_job(program))?;
-        images::write(cache, &job.dir().join("images.tar"))?;
-        Ok(String::new())
+        images::write(cache, &job.dir().join("images.tar"))
     })?;
     job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });
     job.env("KWITNESS_ROOT", root.name);

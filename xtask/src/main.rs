@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::setup::Needs;
+use crate::setup::{Needs, Tool};
 use crate::workspace::{Cache, Workspace};
 
 /// Builds, tests, demos and measures kwitness.
@@ -113,7 +113,7 @@ struct Chart {
 
 fn main() -> ExitCode {
     match perform(Cli::parse().task) {
-        Ok(code) => code,
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)),
         Err(error) => {
             eprintln!("error: {error}");
             // Without the backtrace that Debug would print: what went wrong is in the words.
@@ -123,10 +123,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(task: Task) -> Result<ExitCode> {
-    let with_bpf = || -> Result<(Workspace, Cache)> {
+/// Calls the task; the exit status.
+fn perform(task: Task) -> Result<i32> {
+    let with = |tools: &[Tool]| -> Result<(Workspace, Cache)> {
         let cache = Cache::open()?;
-        setup::ensure(&cache, &Needs { bpf: true, ..Needs::default() })?;
+        setup::ensure(&cache, &Needs::tools(tools))?;
         Ok((Workspace::find()?, cache))
     };
     match task {
@@ -135,72 +136,47 @@ fn perform(task: Task) -> Result<ExitCode> {
             ebpf::check(&Workspace::find()?)?;
             println!("the prebuilt objects are those of the sources");
         }
-        Task::Ebpf(Ebpf { build_only: true, .. }) => {
-            let (workspace, cache) = with_bpf()?;
+        Task::Ebpf(Ebpf { build_only, .. }) => {
+            let (workspace, cache) = with(&[Tool::Bpf])?;
+            if !build_only {
+                ebpf::update(&workspace, &cache)?;
+                return Ok(0);
+            }
             for object in &ebpf::OBJECTS {
                 println!("{}", ebpf::build(&workspace, &cache, object)?.display());
             }
         }
-        Task::Ebpf(_) => {
-            let (workspace, cache) = with_bpf()?;
-            ebpf::update(&workspace, &cache)?;
-        }
         Task::ClippyEbpf => {
-            let (workspace, cache) = with_bpf()?;
+            let (workspace, cache) = with(&[Tool::Bpf])?;
             ebpf::clippy(&workspace, &cache)?;
         }
         Task::Deny => {
-            let cache = Cache::open()?;
-            setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
-            deny::task(&Workspace::find()?, &cache)?;
+            let (workspace, cache) = with(&[Tool::Lint])?;
+            deny::task(&workspace, &cache)?;
         }
         Task::Unused => {
-            let cache = Cache::open()?;
-            setup::ensure(&cache, &Needs { lint: true, ..Needs::default() })?;
-            unused::task(&Workspace::find()?, &cache)?;
+            let (workspace, cache) = with(&[Tool::Lint])?;
+            unused::task(&workspace, &cache)?;
         }
         Task::Chart(Chart { check }) => {
-            let cache = Cache::open()?;
-            setup::ensure(&cache, &Needs { helm: true, prometheus: true, ..Needs::default() })?;
-            chart::task(&Workspace::find()?, &cache, check)?;
+            let (workspace, cache) = with(&[Tool::Helm, Tool::Prometheus])?;
+            chart::task(&workspace, &cache, check)?;
         }
-        Task::Image(image) => {
-            setup::ensure(&Cache::open()?, &Needs { image: true, ..Needs::default() })?;
-            image::task(&Workspace::find()?, &image)?;
-        }
+        Task::Image(image) => image::task(&with(&[Tool::Image])?.0, &image)?,
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,
-        Task::Demo(demo) => {
-            return Ok(exit_code(demo::demo(&Workspace::find()?, &Cache::open()?, &demo)?));
-        }
-        Task::Bench(bench) => {
-            let (workspace, cache) = (Workspace::find()?, Cache::open()?);
-            return Ok(exit_code(demo::task(
-                &workspace,
-                &cache,
-                "kwitness-bench",
-                demo::Build::Release,
-                &bench,
-            )?));
-        }
-        Task::Chaos(chaos) => {
-            return Ok(exit_code(demo::chaos(&Workspace::find()?, &Cache::open()?, &chaos)?));
-        }
+        Task::Demo(demo) => return demo::demo(&Workspace::find()?, &Cache::open()?, &demo),
+        Task::Bench(bench) => return demo::bench(&Workspace::find()?, &Cache::open()?, &bench),
+        Task::Chaos(chaos) => return demo::chaos(&Workspace::find()?, &Cache::open()?, &chaos),
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;
-            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(i32::from(!passed));
         }
         Task::Verdicts => verdicts::task(&Workspace::find()?)?,
         Task::Metrics => metrics::task(&Workspace::find()?)?,
-        Task::Vm(vm) => return Ok(exit_code(command::vm(&Workspace::find()?, &Cache::open()?, &vm)?)),
-        Task::Host(what) => {
-            return Ok(exit_code(command::host(&Workspace::find()?, &Cache::open()?, &what)?));
-        }
+        Task::Vm(vm) => return command::vm(&Workspace::find()?, &Cache::open()?, &vm),
+        Task::Host(what) => return command::host(&Workspace::find()?, &Cache::open()?, &what),
         Task::HostNode(node) => host::node::run(&node)?,
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn exit_code(status: i32) -> ExitCode {
-    ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX))
+    Ok(0)
 }

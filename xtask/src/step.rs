@@ -24,8 +24,8 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Does `work` unless it was done for the same inputs. It returns a remark for the line of progress.
-    pub fn run(&self, cache: &Cache, work: impl FnOnce() -> Result<String>) -> Result<()> {
+    /// Does `work` unless it was done for the same inputs.
+    pub fn run(&self, cache: &Cache, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let stamp = self.stamp(cache)?;
         let key = key(self.inputs);
         if fs::read_to_string(&stamp).is_ok_and(|found| found == key)
@@ -43,17 +43,12 @@ impl Step<'_> {
 }
 
 /// Does `work` with a line of progress before and after.
-pub fn timed(name: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+pub fn timed<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     say("  ..", name, "");
     let start = Instant::now();
     let result = work();
-    let time = seconds(start.elapsed());
-    match &result {
-        Ok(remark) if remark.is_empty() => say("  ok", name, &time),
-        Ok(remark) => say("  ok", name, &format!("{time}  {remark}")),
-        Err(_) => say("FAIL", name, &time),
-    }
-    result.map(drop).with_context(|| name.to_owned())
+    say(if result.is_ok() { "  ok" } else { "FAIL" }, name, &seconds(start.elapsed()));
+    result.with_context(|| name.to_owned())
 }
 
 /// A line of progress, on standard error: standard output belongs to what is run.

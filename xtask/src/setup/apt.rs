@@ -33,10 +33,7 @@ pub fn install(cache: &Cache, what: &str, packages: &[&str]) -> Result<()> {
             "apt cannot fetch its package lists: check the network and /etc/apt/sources.list, then try `apt-get update`",
         )?;
         run::logged(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(&missing), &log)
-            .with_context(|| {
-                format!("apt cannot install {}: try it by hand to see why", missing.join(" "))
-            })?;
-        Ok(missing.join(" "))
+            .with_context(|| format!("apt cannot install {}: try it by hand to see why", missing.join(" ")))
     })
 }
 
@@ -75,7 +72,7 @@ pub fn programs(cache: &Cache, suite: &str, package: &str, names: &[&str]) -> Re
             fs::copy(tree.join("usr/bin").join(name), program)
                 .with_context(|| format!("{package} of {suite} has no /usr/bin/{name}"))?;
         }
-        Ok(String::new())
+        Ok(())
     })
 }
 

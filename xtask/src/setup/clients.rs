@@ -60,8 +60,7 @@ fn generators(cache: &Cache) -> Result<()> {
     let outputs = [programs[0].as_path(), programs[1].as_path(), programs[2].as_path()];
     Step { name: "grpcurl and generators", inputs: &inputs, outputs: &outputs }.run(cache, || {
         let how: &[&str] = &["build"];
-        MODULE.build(cache, &PACKAGES.map(|package| (how, package, "-s -w")))?;
-        Ok(String::new())
+        MODULE.build(cache, &PACKAGES.map(|package| (how, package, "-s -w")))
     })
 }
 
@@ -91,8 +90,7 @@ fn go_example(cache: &Cache) -> Result<()> {
         go.arg(&program).arg(".").current_dir(&directory).env("CGO_ENABLED", "0");
         run::logged(&mut go, &cache.log(GO_EXAMPLE)?)
             .context("go cannot build docs/examples/go: it needs the network")?;
-        fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
-        Ok(String::new())
+        fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))
     })
 }
 
@@ -124,7 +122,7 @@ fn python_packages(cache: &Cache) -> Result<()> {
             // Half of it would count as all.
             _ = fs::remove_dir_all(&directory);
         }
-        done.map(|()| String::new())
+        done
     })
 }
 

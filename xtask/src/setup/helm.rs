@@ -36,19 +36,13 @@ pub fn ensure(cache: &Cache) -> Result<()> {
                     (&["build"], "helm.sh/helm/v4/cmd/helm", &flags),
                     (&["build"], "github.com/yannh/kubeconform/cmd/kubeconform", "-s -w"),
                 ],
-            )?;
-            Ok(String::new())
+            )
         },
     )?;
     let schemas = schemas(cache)?;
     let name = format!("schemas of Kubernetes {KUBERNETES}");
-    Step { name: &name, inputs: &[KUBERNETES, "1"], outputs: &[&schemas.join(DEFINITIONS)] }.run(
-        cache,
-        || {
-            write_schemas(&openapi(cache)?, &schemas)?;
-            Ok(String::new())
-        },
-    )
+    Step { name: &name, inputs: &[KUBERNETES, "1"], outputs: &[&schemas.join(DEFINITIONS)] }
+        .run(cache, || write_schemas(&openapi(cache)?, &schemas))
 }
 
 /// Where the schemas are: a file for each kind.

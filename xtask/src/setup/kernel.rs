@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 
 use super::apt::{Mirrors, Suites};
 use super::{disk, vmlinux};
-use crate::run;
 use crate::step::Step;
 use crate::versions::{KERNELS, KernelSeries};
 use crate::workspace::Cache;
+use crate::{run, step};
 
 /// A kernel that a guest can boot.
 pub struct Kernel {
@@ -49,11 +49,12 @@ impl KernelSeries {
         .run(cache, || self.make(cache, &files))
     }
 
-    fn make(&self, cache: &Cache, files: &Kernel) -> Result<String> {
+    fn make(&self, cache: &Cache, files: &Kernel) -> Result<()> {
         let suites = Suites::open(cache, &Mirrors::find()?, self.suites)?;
         let regex = format!(r"^linux-image-{}[.+-].*cloud-amd64$", self.name.replace('.', r"\."));
         let build = newest(suites.search(&regex)?)
             .with_context(|| format!("no cloud kernel {} in {}", self.name, self.suites.join(", ")))?;
+        step::say("  ..", "the newest build", &build);
         let dir = tempfile::tempdir_in(cache.dir("kernels")?).context("make a temporary directory")?;
         let packages: Vec<_> = self.packages.iter().map(|package| package.replace('@', &build)).collect();
         suites.unpack(&packages, dir.path())?;
@@ -75,8 +76,7 @@ impl KernelSeries {
         fs::rename(&modules, base.join("lib/modules")).context("move the modules")?;
         let log = cache.log(&format!("depmod {}", self.name))?;
         run::logged(Command::new("/sbin/depmod").arg("--basedir").arg(&base).arg(&build), &log)?;
-        disk::plain(&base.join("lib/modules"), &files.modules, &log)?;
-        Ok(build)
+        disk::plain(&base.join("lib/modules"), &files.modules, &log)
     }
 }
 

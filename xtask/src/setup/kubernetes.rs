@@ -34,8 +34,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
         let packages = BUILT.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
         let how: &[&str] = &["build"];
         let programs = packages.each_ref().map(|package| (how, package.as_str(), flags.as_str()));
-        MODULE.build(cache, &programs)?;
-        Ok(String::new())
+        MODULE.build(cache, &programs)
     })
 }
 

@@ -44,25 +44,59 @@ pub enum Tier {
     Lint,
 }
 
+/// What several tasks need, beside roots and kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tool {
+    /// The compiler, clippy and linker of the BPF programs.
+    Bpf,
+    /// cargo-deny and cargo-machete.
+    Lint,
+    /// crictl and critest.
+    CriTools,
+    /// Kubelet, API server, kubectl and etcd.
+    Kubernetes,
+    /// Clients of other languages.
+    Clients,
+    /// helm and kubeconform.
+    Helm,
+    /// Prometheus and promtool.
+    Prometheus,
+    /// Linkers for the image.
+    Image,
+}
+
+impl Tool {
+    fn ensure(self, cache: &Cache) -> Result<()> {
+        match self {
+            Self::Bpf => tools::bpf_linker(cache),
+            Self::Lint => tools::cargo_deny(cache).and_then(|()| tools::cargo_machete(cache)),
+            Self::CriTools => critools::ensure(cache),
+            Self::Kubernetes => kubernetes::ensure(cache),
+            Self::Clients => clients::ensure(cache),
+            Self::Helm => helm::ensure(cache),
+            Self::Prometheus => prometheus::ensure(cache),
+            // Debian's packages are all of it.
+            Self::Image => Ok(()),
+        }
+    }
+
+    /// Its programs that a job has, in the cache's tools.
+    pub fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::CriTools => &critools::NAMES,
+            Self::Kubernetes => &kubernetes::NAMES,
+            Self::Clients => &clients::NAMES,
+            Self::Prometheus => &prometheus::NAMES,
+            Self::Bpf | Self::Lint | Self::Helm | Self::Image => &[],
+        }
+    }
+}
+
 /// What a task needs to be there.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// The compiler, clippy and linker of the BPF programs.
-    pub bpf: bool,
-    /// cargo-deny and cargo-machete.
-    pub lint: bool,
-    /// crictl and critest.
-    pub cri_tools: bool,
-    /// Kubelet, API server, kubectl and etcd.
-    pub kubernetes: bool,
-    /// Clients of other languages.
-    pub clients: bool,
-    /// helm and kubeconform.
-    pub helm: bool,
-    /// Prometheus and promtool.
-    pub prometheus: bool,
-    /// Linkers for the image.
-    pub image: bool,
+    /// Tools.
+    pub tools: BTreeSet<Tool>,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
     /// Roots as disks, by name; a disk needs its tree.
@@ -72,59 +106,34 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// These tools and nothing else.
+    pub fn tools(tools: &[Tool]) -> Self {
+        Self { tools: tools.iter().copied().collect(), ..Self::default() }
+    }
+
     /// What these tiers need; all there is for none.
     pub fn of(tiers: &[Tier]) -> Self {
         let wanted = |tier| tiers.is_empty() || tiers.contains(&tier);
-        let mut needs = Self::default();
-        if wanted(Tier::Unit) {
-            needs.bpf = true;
-        }
+        let mut needs = Self::tools(&[Tool::Bpf]);
         if wanted(Tier::Host) {
-            needs.bpf = true;
-            needs.cri_tools = true;
-            needs.kubernetes = true;
-            needs.clients = true;
+            needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients]);
             needs.trees = ROOTS.iter().map(|root| root.name).collect();
         }
         if wanted(Tier::Vm) {
-            needs.bpf = true;
+            needs.tools.extend([Tool::Kubernetes, Tool::Prometheus]);
             needs.disks = GUESTS.iter().map(|(_, root)| *root).collect();
-            needs.kubernetes = true;
-            needs.prometheus = true;
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }
         if wanted(Tier::Lint) {
-            needs.bpf = true;
-            needs.lint = true;
-            needs.helm = true;
-            needs.prometheus = true;
+            needs.tools.extend([Tool::Lint, Tool::Helm, Tool::Prometheus]);
         }
         needs
     }
 
     /// These and those.
     pub fn extend(&mut self, other: Self) {
-        let Self {
-            bpf,
-            lint,
-            cri_tools,
-            kubernetes,
-            clients,
-            helm,
-            prometheus,
-            image,
-            trees,
-            disks,
-            kernels,
-        } = other;
-        self.bpf |= bpf;
-        self.lint |= lint;
-        self.cri_tools |= cri_tools;
-        self.kubernetes |= kubernetes;
-        self.clients |= clients;
-        self.helm |= helm;
-        self.prometheus |= prometheus;
-        self.image |= image;
+        let Self { tools, trees, disks, kernels } = other;
+        self.tools.extend(tools);
         self.trees.extend(trees);
         self.disks.extend(disks);
         self.kernels.extend(kernels);
@@ -140,10 +149,10 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
 
     let mut packages = Vec::new();
     for (needed, list) in [
-        (needs.bpf, BPF_PACKAGES),
+        (needs.tools.contains(&Tool::Bpf), BPF_PACKAGES),
         (!roots.is_empty(), ROOT_PACKAGES),
         (guests, GUEST_PACKAGES),
-        (needs.image, IMAGE_PACKAGES),
+        (needs.tools.contains(&Tool::Image), IMAGE_PACKAGES),
     ] {
         if needed {
             packages.extend_from_slice(list);
@@ -153,31 +162,7 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
 
     // Downloads wait for the network and builds for the processor, so they run side by side.
     std::thread::scope(|scope| {
-        let tools = scope.spawn(|| -> Result<()> {
-            if needs.bpf {
-                tools::bpf_linker(cache)?;
-            }
-            if needs.lint {
-                tools::cargo_deny(cache)?;
-                tools::cargo_machete(cache)?;
-            }
-            if needs.cri_tools {
-                critools::ensure(cache)?;
-            }
-            if needs.kubernetes {
-                kubernetes::ensure(cache)?;
-            }
-            if needs.clients {
-                clients::ensure(cache)?;
-            }
-            if needs.helm {
-                helm::ensure(cache)?;
-            }
-            if needs.prometheus {
-                prometheus::ensure(cache)?;
-            }
-            Ok(())
-        });
+        let tools = scope.spawn(|| needs.tools.iter().try_for_each(|tool| tool.ensure(cache)));
         let made = make(cache, needs, &roots);
         match tools.join() {
             Ok(tools) => made.and(tools),

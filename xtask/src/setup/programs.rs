@@ -27,8 +27,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
                 let mut command = Command::new("cc");
                 command.args(["-static", "-Os", "-s", "-Wall", "-o"]).arg(&program).arg(&file);
                 run::logged(&mut command, &cache.log(name)?)
-                    .context("compile it with the C library's static archive")?;
-                Ok(String::new())
+                    .context("compile it with the C library's static archive")
             },
         )?;
     }

@@ -68,8 +68,7 @@ impl RootSpec {
             cache,
             || {
                 self.bootstrap(cache, &tree)?;
-                self.finish(cache, &tree)?;
-                Ok(String::new())
+                self.finish(cache, &tree)
             },
         )
     }
@@ -78,10 +77,8 @@ impl RootSpec {
     pub fn ensure_image(&self, cache: &Cache) -> Result<()> {
         let image = self.image(cache)?;
         let name = format!("disk {}", self.name);
-        Step { name: &name, inputs: &[&self.key()], outputs: &[&image] }.run(cache, || {
-            disk::root(&self.tree(cache)?, &image, ROOM, &cache.log(&name)?)?;
-            Ok(String::new())
-        })
+        Step { name: &name, inputs: &[&self.key()], outputs: &[&image] }
+            .run(cache, || disk::root(&self.tree(cache)?, &image, ROOM, &cache.log(&name)?))
     }
 
     fn key(&self) -> String {

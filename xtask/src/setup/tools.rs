@@ -65,8 +65,7 @@ fn install(cache: &Cache, name: &str, version: &str, options: &[&str], path: Opt
         }
         run::logged(&mut command, &cache.log(name)?)
             .with_context(|| format!("cargo cannot install {want}: check the network and the log"))?;
-        std::fs::remove_dir_all(&build).with_context(|| format!("remove {}", build.display()))?;
-        Ok(String::new())
+        std::fs::remove_dir_all(&build).with_context(|| format!("remove {}", build.display()))
     })
 }
 

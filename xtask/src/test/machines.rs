@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{Test, Tier};
 use crate::artifacts::Executable;
-use crate::setup::Needs;
+use crate::setup::{Needs, Tool};
 use crate::tally::Tally;
 use crate::versions::{CLIENT_ROOT, CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
 
@@ -54,16 +54,15 @@ const LONG_ONLY: &[(&str, &str)] = &[
     ("outage", "vm 6.12 trixie"),
     ("outage", "vm 7.2 forky"),
 ];
-/// The targets that need programs of Kubernetes.
-pub const WITH_KUBERNETES: &[&str] = &["cluster", "kubelet", "matrix"];
-/// The targets that need clients of other languages.
-pub const WITH_CLIENTS: &[&str] = &["clients"];
-/// The targets that need Prometheus.
-pub const WITH_PROMETHEUS: &[&str] = &["prometheus"];
+/// The targets that need a tool.
+pub const WITH_TOOL: &[(Tool, &[&str])] = &[
+    (Tool::CriTools, &["cri", "cri_events", "critest"]),
+    (Tool::Kubernetes, &["cluster", "kubelet", "matrix"]),
+    (Tool::Clients, &["clients"]),
+    (Tool::Prometheus, &["prometheus"]),
+];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
-/// The targets that need crictl or critest.
-pub const WITH_CRI_TOOLS: &[&str] = &["cri", "cri_events", "critest"];
 
 /// Where integration tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,19 +132,9 @@ impl Machine {
 
     /// What setup must make for the targets that the command line asks for.
     pub fn needs(self, test: &Test) -> Needs {
-        let any = |targets: &[&str]| {
-            let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
-            targets.iter().any(|target| wanted(target) && self.runs(target, test.long))
-        };
-        let mut needs = Needs {
-            bpf: true,
-            // Guests run without them: one machine with a newer or an older crictl proves no more.
-            cri_tools: matches!(self, Self::Host { .. }) && any(WITH_CRI_TOOLS),
-            kubernetes: any(WITH_KUBERNETES),
-            clients: any(WITH_CLIENTS),
-            prometheus: any(WITH_PROMETHEUS),
-            ..Needs::default()
-        };
+        let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
+        let mut needs = Needs::tools(&[Tool::Bpf]);
+        needs.tools.extend(self.tools(|target| wanted(target) && self.runs(target, test.long)));
         match self {
             Self::Host { root } => needs.trees.extend([root.name]),
             Self::Guest { kernel, root } => {
@@ -154,6 +143,16 @@ impl Machine {
             }
         }
         needs
+    }
+
+    /// The tools that the targets need here.
+    pub fn tools(self, is_target: impl Fn(&str) -> bool) -> Vec<Tool> {
+        // Guests run without crictl: one machine with a newer or an older one proves no more.
+        let is_here = |tool: Tool| tool != Tool::CriTools || matches!(self, Self::Host { .. });
+        let needed = WITH_TOOL
+            .iter()
+            .filter(|(tool, targets)| is_here(*tool) && targets.iter().any(|target| is_target(target)));
+        needed.map(|(tool, _)| *tool).collect()
     }
 
     /// Whether a target runs here.
@@ -218,19 +217,6 @@ mod tests {
     }
 
     #[test]
-    fn every_kernel_is_tested() {
-        let all = names(&test(&[], &[], &[]));
-        assert_eq!(all.len(), HOSTS.len() + GUESTS.len());
-        for kernel in KERNELS {
-            assert!(
-                all.iter().any(|name| name.starts_with(&format!("vm {} ", kernel.name))),
-                "{}",
-                kernel.name
-            );
-        }
-    }
-
-    #[test]
     fn machines_are_chosen_by_tier_kernel_and_root() {
         assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
         assert_eq!(
@@ -258,8 +244,8 @@ mod tests {
         assert_eq!(names(&long), ["vm 6.12 trixie-systemd", "vm 6.12 trixie"]);
         let host = Machine::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
         let needs = host.needs(&of(&[Tier::Host], "cri"));
-        assert!(needs.cri_tools && !needs.kubernetes);
-        assert!(host.needs(&test(&[Tier::Host], &[], &[])).kubernetes);
+        assert_eq!(needs.tools.into_iter().collect::<Vec<_>>(), [Tool::Bpf, Tool::CriTools]);
+        assert!(host.needs(&test(&[Tier::Host], &[], &[])).tools.contains(&Tool::Kubernetes));
     }
 
     #[test]
@@ -283,11 +269,10 @@ mod tests {
 
     #[test]
     fn the_probes_run_on_every_kernel() {
-        let guests = names(&test(&[Tier::Vm], &[], &[]));
+        let found = RUNS_IN.iter().find(|(target, _)| *target == "probes").unwrap().1;
         for kernel in KERNELS {
             let of = format!("vm {} ", kernel.name);
-            let found = RUNS_IN.iter().find(|(target, _)| *target == "probes").unwrap().1;
-            assert!(found.iter().any(|machine| machine.starts_with(&of)), "{of}: {guests:?}");
+            assert!(found.iter().any(|machine| machine.starts_with(&of)), "{of}: {found:?}");
         }
     }
 
@@ -295,7 +280,7 @@ mod tests {
     fn a_target_without_its_programs_is_a_failure_and_the_others_run() {
         let built = |name: &str| Executable { name: name.to_owned(), path: PathBuf::from(name) };
         let built = ["daemon", "kubelet"].map(built);
-        let missing = [Missing { targets: WITH_KUBERNETES, why: "go cannot build it".to_owned() }];
+        let missing = [Missing { targets: &["kubelet"], why: "go cannot build it".to_owned() }];
         let (there, tally) = startable(built.iter(), &missing);
         assert_eq!(there.iter().map(|built| built.name.as_str()).collect::<Vec<_>>(), ["daemon"]);
         assert_eq!(

@@ -24,16 +24,13 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
-use crate::setup::{self, Needs, clients, critools, kubernetes, prometheus};
+use crate::setup::{self, Needs, Tool, clients};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, image, images, layout, step};
 
-use machines::{
-    Machine, Missing, WITH_CLIENTS, WITH_CRI_TOOLS, WITH_DEPLOYMENT, WITH_KUBERNETES, WITH_PROMETHEUS,
-    startable,
-};
+use machines::{Machine, Missing, WITH_DEPLOYMENT, WITH_TOOL, startable};
 use rows::{Row, print, row};
 
 /// The packages whose own tests are the unit tier.
@@ -124,38 +121,28 @@ fn prepare<'a>(
     test: &Test,
     machines: &[Machine],
 ) -> Result<Prepared<'a>> {
-    let mut needs = Needs { bpf: true, ..Needs::default() };
+    let mut needs = Needs::tools(&[Tool::Bpf]);
     for machine in machines {
         needs.extend(machine.needs(test));
     }
-    let take = std::mem::take::<bool>;
-    let apart = [
-        (WITH_KUBERNETES, Needs { kubernetes: take(&mut needs.kubernetes), ..Needs::default() }),
-        (WITH_CLIENTS, Needs { clients: take(&mut needs.clients), ..Needs::default() }),
-        (WITH_PROMETHEUS, Needs { prometheus: take(&mut needs.prometheus), ..Needs::default() }),
-    ];
+    let apart: Vec<_> = WITH_TOOL.iter().filter(|(tool, _)| needs.tools.remove(tool)).collect();
     setup::ensure(cache, &needs)?;
-    let missing = apart.into_iter().filter_map(|(targets, needs)| {
-        let error = setup::ensure(cache, &needs).err()?;
+    let missing = apart.into_iter().filter_map(|&(tool, targets)| {
+        let error = setup::ensure(cache, &Needs::tools(&[tool])).err()?;
         Some(Missing { targets, why: format!("{error:#}") })
     });
     let missing = missing.collect();
     let builder = Builder::new(workspace, cache)?;
-    let mut prepared = Prepared { builder, kwitness: PathBuf::new(), tests: Vec::new(), missing };
+    let (mut kwitness, mut tests) = (PathBuf::new(), Vec::new());
     if !machines.is_empty() {
-        step::timed("build kwitness and its tests", || {
-            prepared.kwitness = prepared.builder.kwitness()?;
-            prepared.tests = prepared.builder.tests()?;
-            prepared.tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
-            ensure!(
-                !prepared.tests.is_empty(),
-                "no integration tests of these names: {}",
-                test.target.join(", ")
-            );
-            Ok(String::new())
+        (kwitness, tests) = step::timed("build kwitness and its tests", || {
+            let (kwitness, mut tests) = (builder.kwitness()?, builder.tests()?);
+            tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
+            ensure!(!tests.is_empty(), "no integration tests of these names: {}", test.target.join(", "));
+            Ok((kwitness, tests))
         })?;
     }
-    Ok(prepared)
+    Ok(Prepared { builder, kwitness, tests, missing })
 }
 
 fn unit_tests(builder: &Builder, test: &Test, log: &Path) -> Result<Tally> {
@@ -263,11 +250,8 @@ impl Prepared<'_> {
         }
         let runs = |with: &[&str]| targets.iter().any(|target| with.contains(&target.name.as_str()));
         let is_host = matches!(part.machine, Machine::Host { .. });
-        let of_cri = (is_host && runs(WITH_CRI_TOOLS)).then_some(&critools::NAMES[..]);
-        let of_kubernetes = runs(WITH_KUBERNETES).then_some(&kubernetes::NAMES[..]);
-        let of_clients = runs(WITH_CLIENTS).then_some(&clients::NAMES[..]);
-        let of_prometheus = runs(WITH_PROMETHEUS).then_some(&prometheus::NAMES[..]);
-        for name in [of_cri, of_kubernetes, of_clients, of_prometheus].into_iter().flatten().flatten() {
+        let tools = part.machine.tools(|name| runs(&[name]));
+        for name in tools.iter().flat_map(|tool| tool.programs()) {
             job.add(&cache.tool(name), &in_job(name))?;
         }
         if runs(WITH_DEPLOYMENT) {
@@ -276,7 +260,7 @@ impl Prepared<'_> {
         if runs(&["cluster"]) && !is_host {
             image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
         }
-        if runs(WITH_CLIENTS) {
+        if tools.contains(&Tool::Clients) {
             job.add(&clients::python(cache), Path::new("python"))?;
             for folder in ["proto", "docs"] {
                 job.add(&workspace.root.join(folder), Path::new(folder))?;
