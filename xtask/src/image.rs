@@ -9,7 +9,7 @@
 //! has no path of this machine in it: the same sources, toolchain and C library give the same digest.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -102,12 +102,7 @@ fn build(workspace: &Workspace, architecture: Architecture, source: &Source) -> 
     let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
     command.env(variable, architecture.linker());
     let what = format!("build kwitness for {}", architecture.name());
-    let mut built = PathBuf::new();
-    step::timed(&what, || {
-        built = artifacts::program(&mut command, "kwitness")?;
-        Ok(String::new())
-    })?;
-    Ok(built)
+    step::timed(&what, || artifacts::program(&mut command, "kwitness"))
 }
 
 /// As cargo separates flags: with the C library in the program, and sources named by where they belong instead of where they are.
@@ -131,10 +126,9 @@ fn rust_flags(workspace: &Workspace) -> Result<OsString> {
 /// The tar of the root: the program, and what its licences demand to be with it.
 fn layer(root: &Path, program: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
-    oci::add_directories(
-        &mut tar,
-        &["usr", "usr/bin", "usr/share", "usr/share/doc", "usr/share/doc/kwitness"],
-    )?;
+    for name in ["usr", "usr/bin", "usr/share", "usr/share/doc", "usr/share/doc/kwitness"] {
+        oci::add_directory(&mut tar, name, 0o755)?;
+    }
     oci::add_file(&mut tar, PROGRAM, program, 0o755)?;
     for name in LICENCES {
         let text = fs::read(root.join(name)).with_context(|| format!("read {name}"))?;
@@ -178,16 +172,12 @@ fn write_archive(
     source: Option<&Source>,
     archive: &Path,
 ) -> Result<()> {
-    let directory = tempfile::tempdir().context("make a temporary directory")?;
-    let directory = directory.path().join("layout");
-    let mut layout = Layout::new(&directory)?;
-    let (image, _) = add(&mut layout, layer, architecture, source)?;
-    let tagged = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
-    // What a runtime makes of a name without a registry.
-    layout.tag(&image, &format!("docker.io/library/{tagged}"));
-    layout.finish()?;
-    let file = File::create(archive).with_context(|| format!("create {}", archive.display()))?;
-    oci::pack(&directory, &tagged, file).with_context(|| format!("write {}", archive.display()))
+    oci::archive(archive, |layout| {
+        let (image, _) = add(layout, layer, architecture, source)?;
+        // What a runtime makes of a name without a registry.
+        layout.tag(&image, &format!("docker.io/library/{NAME}:{}", env!("CARGO_PKG_VERSION")));
+        Ok(())
+    })
 }
 
 impl Source {

@@ -3,17 +3,14 @@
 //! Each image stands in for the one of the same name: it has the commands, users, ports and files that the suite looks for, and an id of
 //! its own where the suite counts images. What serves them is `kwitness_tests::registry`.
 
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use tar::{Builder, EntryType};
 
-use crate::images::BUSYBOX;
-use crate::oci::{Configuration, Layer, Layout, add_directories, add_file, header};
-use crate::run;
+use crate::images;
+use crate::oci::{Configuration, Layer, Layout, add_directory, add_file, header};
 use crate::setup::programs;
 use crate::workspace::Cache;
 
@@ -34,8 +31,7 @@ const STAGING: &str = "gcr.io/k8s-staging-cri-tools";
 /// Writes the layout into a directory.
 pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let mut layout = Layout::new(directory)?;
-    let applets = run::output(Command::new(BUSYBOX).arg("--list"))?;
-    let busybox = fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?;
+    let (busybox, applets) = images::busybox()?;
     let root = |users: &str, groups: &str| base(&busybox, &applets, users, groups);
     let base = layout.layer(&root(USERS, GROUPS)?)?;
     let mark = |layout: &mut Layout, name: &str| layout.layer(&single(name, b"", 0o644)?);
@@ -100,12 +96,12 @@ pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
 }
 
 /// A layer with busybox, and its applets as hard links: masking the path of one must not mask busybox itself.
-fn base(busybox: &[u8], applets: &str, users: &str, groups: &str) -> Result<Vec<u8>> {
+fn base(busybox: &[u8], applets: &[String], users: &str, groups: &str) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
-    add_directories(&mut tar, DIRECTORIES)?;
-    tar.append_data(&mut header(EntryType::Directory, 0o1777, 0), "tmp/", std::io::empty())?;
+    DIRECTORIES.iter().try_for_each(|name| add_directory(&mut tar, name, 0o755))?;
+    add_directory(&mut tar, "tmp", 0o1777)?;
     add_file(&mut tar, "bin/busybox", busybox, 0o755)?;
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
+    for applet in applets {
         let mut header = header(EntryType::Link, 0o755, 0);
         tar.append_link(&mut header, format!("bin/{applet}"), "bin/busybox")?;
     }
@@ -133,38 +129,4 @@ fn add_image(layout: &mut Layout, names: &[&str], layers: &[&Layer], configurati
     let image = layout.image(layers, &Configuration { architecture: "amd64", created: None, config })?;
     names.iter().for_each(|name| layout.name(&image, name));
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::oci::digest;
-
-    #[test]
-    fn every_blob_that_an_image_names_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut layout = Layout::new(dir.path()).unwrap();
-        let root = layout.layer(&base(b"program", "busybox\nsh\n", USERS, GROUPS).unwrap()).unwrap();
-        let own = layout.layer(&single("own", b"1", 0o644).unwrap()).unwrap();
-        add_image(&mut layout, &["r.example/a:1", "r.example/a:2"], &[&root, &own], &json!({ "User": "1" }))
-            .unwrap();
-        layout.finish().unwrap();
-        let read = |named: &Value| {
-            let name = named.as_str().unwrap().strip_prefix("sha256:").unwrap();
-            let bytes = fs::read(dir.path().join("blobs/sha256").join(name)).unwrap();
-            assert_eq!(digest(&bytes), format!("sha256:{name}"));
-            bytes
-        };
-        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
-        let names = |at: usize| &index["manifests"][at]["annotations"]["org.opencontainers.image.ref.name"];
-        assert_eq!((names(0).as_str(), names(1).as_str()), (Some("r.example/a:1"), Some("r.example/a:2")));
-        let manifest: Value = serde_json::from_slice(&read(&index["manifests"][0]["digest"])).unwrap();
-        let config: Value = serde_json::from_slice(&read(&manifest["config"]["digest"])).unwrap();
-        assert_eq!(config["config"]["User"], "1");
-        for at in [0, 1] {
-            assert_eq!(config["rootfs"]["diff_ids"][at], manifest["layers"][at]["digest"]);
-            let layer = read(&manifest["layers"][at]["digest"]);
-            assert_eq!(manifest["layers"][at]["size"], layer.len());
-        }
-    }
 }

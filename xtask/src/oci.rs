@@ -3,7 +3,7 @@
 //!
 //! Owns the formats (OCI image specification 1.1, and the manifest of a docker-archive). Never decides what is in an image.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -182,9 +182,20 @@ impl Layout {
     }
 }
 
-/// Packs the layout of one image into a tar, which is a docker-archive of that image, too: containerd and podman read the one,
-/// `docker load` without containerd's image store reads the other.
-pub fn pack(directory: &Path, name: &str, to: impl Write) -> Result<()> {
+/// Writes an archive of the images that `fill` adds and [tags](Layout::tag).
+pub fn archive(archive: &Path, fill: impl FnOnce(&mut Layout) -> Result<()>) -> Result<()> {
+    let directory = tempfile::tempdir().context("make a temporary directory")?;
+    let directory = directory.path().join("layout");
+    let mut layout = Layout::new(&directory)?;
+    fill(&mut layout)?;
+    layout.finish()?;
+    let file = File::create(archive).with_context(|| format!("create {}", archive.display()))?;
+    pack(&directory, file).with_context(|| format!("write {}", archive.display()))
+}
+
+/// Packs a layout into a tar, which is a docker-archive of its images, too: containerd and podman read the one, `docker load` without
+/// containerd's image store reads the other.
+fn pack(directory: &Path, to: impl Write) -> Result<()> {
     let read = |path: &str| {
         let path = directory.join(path);
         fs::read(&path).with_context(|| format!("read {}", path.display()))
@@ -196,9 +207,15 @@ pub fn pack(directory: &Path, name: &str, to: impl Write) -> Result<()> {
         format!("blobs/{}", descriptor["digest"].as_str().unwrap_or_default().replace(':', "/"))
     };
     let index = parsed("index.json")?;
-    let manifest = parsed(&blob(&index["manifests"][0]))?;
-    let layers: Vec<_> = manifest["layers"].as_array().into_iter().flatten().map(blob).collect();
-    let docker = json!([{ "Config": blob(&manifest["config"]), "RepoTags": [name], "Layers": layers }]);
+    let mut docker = Vec::new();
+    for image in index["manifests"].as_array().into_iter().flatten() {
+        let manifest = parsed(&blob(image))?;
+        let layers: Vec<_> = manifest["layers"].as_array().into_iter().flatten().map(blob).collect();
+        let name = image["annotations"][CONTAINERD_NAME].as_str().unwrap_or_default();
+        // As docker itself names it.
+        let name = name.strip_prefix("docker.io/library/").unwrap_or(name);
+        docker.push(json!({ "Config": blob(&manifest["config"]), "RepoTags": [name], "Layers": layers }));
+    }
 
     let mut archive = Builder::new(to);
     let mut names: Vec<_> = ["index.json", "oci-layout"].map(str::to_owned).to_vec();
@@ -226,14 +243,11 @@ pub fn add_file(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8], mode: u
     tar.append_data(&mut header, name, bytes).with_context(|| format!("pack {name}"))
 }
 
-/// Adds directories, each after those that it is in.
-pub fn add_directories(tar: &mut Builder<impl Write>, names: &[&str]) -> Result<()> {
-    for name in names {
-        let mut header = header(EntryType::Directory, 0o755, 0);
-        tar.append_data(&mut header, format!("{name}/"), std::io::empty())
-            .with_context(|| format!("pack {name}"))?;
-    }
-    Ok(())
+/// Adds a directory, after those that it is in.
+pub fn add_directory(tar: &mut Builder<impl Write>, name: &str, mode: u32) -> Result<()> {
+    let mut header = header(EntryType::Directory, mode, 0);
+    let added = tar.append_data(&mut header, format!("{name}/"), std::io::empty());
+    added.with_context(|| format!("pack {name}"))
 }
 
 /// Of an entry that is the same every time.
@@ -258,7 +272,7 @@ mod tests {
 
     fn tar() -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
-        add_directories(&mut tar, &["usr", "usr/bin"]).unwrap();
+        ["usr", "usr/bin"].iter().for_each(|name| add_directory(&mut tar, name, 0o755).unwrap());
         add_file(&mut tar, "usr/bin/program", b"program", 0o755).unwrap();
         tar.into_inner().unwrap()
     }
@@ -351,7 +365,7 @@ mod tests {
         layout.tag(&image, "docker.io/library/program:1");
         layout.finish().unwrap();
         let mut archive = Vec::new();
-        pack(dir.path(), "program:1", &mut archive).unwrap();
+        pack(dir.path(), &mut archive).unwrap();
         let mut entries = BTreeMap::new();
         for entry in tar::Archive::new(&*archive).entries().unwrap() {
             let mut entry = entry.unwrap();
