@@ -129,8 +129,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "metrics.labels",
         expects: "a list of \"namespace\", \"pod\" and \"container\"",
         default: Some(r#"["namespace", "pod", "container"]"#),
-        doc: "The labels of metrics about containers. What a label would tell apart is summed without it; `[]` leaves one sum \
-              for the node.",
+        doc: "The labels of metrics about containers. Series that differ only in a label that is left out are summed; `[]` \
+              leaves one sum for the node.",
         apply: |config, value| {
             let mut labels = Labels { namespace: false, pod: false, container: false };
             for name in parsed::<String>(value)? {
@@ -221,7 +221,7 @@ pub const SETTINGS: &[Setting] = &[
         default: Some("[]"),
         doc: "Cgroups to track besides those of the kubelet, for containers outside Kubernetes. A cgroup that \
               matches by its name must belong to root, because any user can create one with that name; one that \
-              matches by its path may belong to anybody, such as a rootless runtime.",
+              matches by its path may belong to any user, such as a rootless runtime.",
         apply: |config, value| {
             config.probe.roots = parsed::<RootPattern>(value)?;
             if config.probe.roots.len() > MAX_ROOTS as usize {
