@@ -11,6 +11,7 @@
 //! the others nothing.
 
 mod batch;
+mod entry;
 mod filter;
 mod names;
 mod tap;
@@ -18,15 +19,13 @@ mod tap;
 pub(crate) mod testing;
 mod watcher;
 pub mod window;
+mod writer;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bytes::{Bytes, BytesMut};
 use kwitness_core::journal::{Epoch, Position};
-use kwitness_core::model::{Event, KernelTime, Kind, PodNames, RuntimeFacts, Subject};
-use prost::Message as _;
+use kwitness_core::model::KernelTime;
 use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
@@ -34,12 +33,11 @@ pub use filter::Filter;
 pub use tap::{Tap, Tapped};
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
+pub use writer::Writer;
 
-use crate::clock::Clock;
-use crate::wire::convert;
-use kwitness_api::{EventKind, proto};
-use names::Names;
-use window::{Item, Usage, Window};
+use entry::{EncodedSubject, Entry, NonContainerScope};
+use kwitness_api::proto;
+use window::{Usage, Window};
 
 /// The journal, shared.
 #[derive(Debug)]
@@ -49,118 +47,6 @@ pub struct Hub {
     window: Window<Entry>,
     /// Events that watchers fell too far behind for, summed over all of them.
     lagged: AtomicU64,
-}
-
-/// An event as the journal keeps it. On the wire, a protobuf message is the same as the same fields in pieces: the position is
-/// added when it is sent, the container's piece is shared by all its events.
-#[derive(Clone, Debug)]
-struct Entry {
-    at: KernelTime,
-    kind: EventKind,
-    /// `kwitness.v1alpha1.Event` without position and container, encoded.
-    body: Bytes,
-    subject: Option<Arc<EncodedSubject>>,
-    /// Without a subject: it concerns more than a container, but is no matter of the stream itself.
-    non_container: Option<NonContainerScope>,
-}
-
-impl Item for Entry {
-    type Index = Names;
-
-    fn enter(&self, seq: u64, names: &mut Names) -> usize {
-        let Some(subject) = &self.subject else { return self.own_bytes() };
-        names.enter(seq, subject);
-        // Counted under the window's lock alone.
-        let is_first = subject.entries.fetch_add(1, Relaxed) == 0;
-        self.own_bytes() + if is_first { subject.held_bytes() } else { 0 }
-    }
-
-    fn leave(&self, names: &mut Names) -> usize {
-        let Some(subject) = &self.subject else { return self.own_bytes() };
-        names.leave(subject);
-        let is_last = subject.entries.fetch_sub(1, Relaxed) == 1;
-        self.own_bytes() + if is_last { subject.held_bytes() } else { 0 }
-    }
-
-    fn wire_bytes(&self) -> usize {
-        self.body.len() + self.subject.as_ref().map_or(0, |subject| subject.bytes.len())
-    }
-}
-
-impl Entry {
-    /// What the window holds for this entry alone: itself, its body, and its number in the index.
-    fn own_bytes(&self) -> usize {
-        size_of::<Self>() + self.body.len() + size_of::<u64>()
-    }
-}
-
-/// More than a container.
-#[derive(Clone, Debug)]
-struct NonContainerScope {
-    /// That pod; none: more than a pod.
-    pod: Option<PodNames>,
-}
-
-impl NonContainerScope {
-    fn of(event: &Event) -> Option<Self> {
-        match &event.kind {
-            Kind::LimitChanged(changed) if event.subject.is_none() => Some(Self { pod: changed.pod.clone() }),
-            Kind::Verdict(judged) if event.subject.is_none() => Some(Self { pod: judged.pod.clone() }),
-            _ => None,
-        }
-    }
-}
-
-/// A container as one version of it is known, shared by its events.
-#[derive(Debug)]
-struct EncodedSubject {
-    /// Without labels, which are in `bytes` alone: they may be large.
-    subject: Arc<Subject>,
-    /// `kwitness.v1alpha1.Event` with nothing but the container, encoded.
-    bytes: Box<[u8]>,
-    /// How many entries in the window have it.
-    entries: AtomicUsize,
-}
-
-impl EncodedSubject {
-    fn new(subject: &Arc<Subject>) -> Self {
-        let container = Some(convert::container(subject));
-        let bytes = proto::Event { container, ..Default::default() }.encode_to_vec().into();
-        Self { subject: without_labels(subject), bytes, entries: AtomicUsize::new(0) }
-    }
-
-    fn labels(&self) -> BTreeMap<String, String> {
-        let event = proto::Event::decode(&*self.bytes).unwrap_or_default();
-        event.container.map(|container| container.labels).unwrap_or_default()
-    }
-
-    fn matches(&self, filter: &Filter) -> bool {
-        filter.matches(&self.subject, || self.labels())
-    }
-
-    /// The encoded bytes, and the two structures; the texts in them are mostly shared with the engine's.
-    fn held_bytes(&self) -> usize {
-        size_of::<Self>() + size_of::<Subject>() + size_of::<RuntimeFacts>() + self.bytes.len()
-    }
-}
-
-fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
-    let Some(facts) = subject.facts.as_ref().filter(|facts| !facts.labels.is_empty()) else {
-        return subject.clone();
-    };
-    let facts = RuntimeFacts {
-        runtime: facts.runtime,
-        created_at: facts.created_at,
-        container_type: facts.container_type,
-        name: facts.name.clone(),
-        pod_name: facts.pod_name.clone(),
-        pod_namespace: facts.pod_namespace.clone(),
-        pod_uid: facts.pod_uid.clone(),
-        image: facts.image.clone(),
-        labels: BTreeMap::new(),
-    };
-    let slim = Subject { facts: None, ..(**subject).clone() };
-    Arc::new(Subject { facts: Some(Arc::new(facts)), ..slim })
 }
 
 impl Hub {
@@ -174,13 +60,7 @@ impl Hub {
         let epoch = position.epoch.clone();
         let window = Window::resumed(position, capacity);
         let hub = Arc::new(Self { epoch, capacity, window, lagged: AtomicU64::new(0) });
-        let writer = Writer {
-            hub: hub.clone(),
-            subjects: HashMap::new(),
-            sweep_at: SWEEP_MIN,
-            block: BytesMut::new(),
-            entries: Vec::new(),
-        };
+        let writer = Writer::new(hub.clone());
         (hub, writer)
     }
 
@@ -218,70 +98,6 @@ impl Hub {
     }
 }
 
-/// Puts events into the journal.
-#[derive(Debug)]
-pub struct Writer {
-    hub: Arc<Hub>,
-    /// By the subject's address, which stays its own as long as a weak reference to it is in here.
-    subjects: HashMap<usize, (Weak<Subject>, Weak<EncodedSubject>)>,
-    sweep_at: usize,
-    /// Entries' bodies lie here one after the other, so that an event costs no allocation of its own.
-    block: BytesMut,
-    entries: Vec<Entry>,
-}
-
-const SWEEP_MIN: usize = 1024;
-const BLOCK: usize = 16 << 10;
-
-impl Writer {
-    /// The place of the newest event; nothing else moves it.
-    pub fn position(&self) -> Position {
-        self.hub.position()
-    }
-
-    /// Appends the events, and wakes the watchers once.
-    pub fn append(&mut self, events: impl IntoIterator<Item = Event>, clock: Clock) {
-        for event in events {
-            let entry = self.encode(&event, clock);
-            self.entries.push(entry);
-        }
-        if !self.entries.is_empty() {
-            self.hub.window.append(self.entries.drain(..));
-        }
-    }
-
-    fn encode(&mut self, event: &Event, clock: Clock) -> Entry {
-        let (kind, message) = convert::event(event, clock);
-        let length = message.encoded_len();
-        if self.block.capacity() < length {
-            self.block = BytesMut::with_capacity(BLOCK.max(length));
-        }
-        message.encode(&mut self.block).expect("a BytesMut grows");
-        Entry {
-            at: event.at,
-            kind,
-            body: self.block.split().freeze(),
-            subject: event.subject.as_ref().map(|subject| self.subject(subject)),
-            non_container: NonContainerScope::of(event),
-        }
-    }
-
-    fn subject(&mut self, subject: &Arc<Subject>) -> Arc<EncodedSubject> {
-        if self.subjects.len() >= self.sweep_at {
-            // The journal no longer has any event of it.
-            self.subjects.retain(|_, (_, encoded)| encoded.strong_count() > 0);
-            self.sweep_at = SWEEP_MIN.max(2 * self.subjects.len());
-        }
-        let address = Arc::as_ptr(subject).addr();
-        if let Some(known) = self.subjects.get(&address).and_then(|(_, encoded)| encoded.upgrade()) {
-            return known;
-        }
-        let encoded = Arc::new(EncodedSubject::new(subject));
-        self.subjects.insert(address, (Arc::downgrade(subject), Arc::downgrade(&encoded)));
-        encoded
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
@@ -292,6 +108,9 @@ mod tests {
 
     use super::testing::*;
     use super::*;
+    use crate::clock::Clock;
+    use crate::wire::convert;
+    use kwitness_api::EventKind;
     use kwitness_api::proto::event::Kind as ApiKind;
 
     #[tokio::test]
@@ -437,15 +256,6 @@ mod tests {
             [1002, 1003, 1004, 1005],
             "none from before its start"
         );
-    }
-
-    #[test]
-    fn subjects_that_left_the_journal_are_forgotten() {
-        let (_hub, mut writer) = hub(16);
-        for id in 1..10_000 {
-            writer.append([created(&subject(id, None))], clock());
-        }
-        assert!(writer.subjects.len() <= SWEEP_MIN, "{}", writer.subjects.len());
     }
 
     #[test]

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use kwitness_core::model::{
-    Basis, CgroupId, ContainerId, ContainerType, Gap, GapCause, Kind, PodNames, PodRef, PodUid, QosClass,
-    RuntimeFacts,
+    Basis, CgroupId, ContainerId, ContainerType, Event, Gap, GapCause, Kind, PodNames, PodRef, PodUid,
+    QosClass, RuntimeFacts, Subject,
 };
+use prost::Message as _;
 
 use super::*;
+use crate::clock::Clock;
 
 pub(crate) fn hub(capacity: usize) -> (Arc<Hub>, Writer) {
     Hub::new(Epoch("epoch".into()), Capacity { items: NonZeroUsize::new(capacity).unwrap(), bytes: 64 << 20 })

@@ -1,0 +1,98 @@
+//! The one writer of the journal: encodes events, and each version of a container once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use bytes::BytesMut;
+use kwitness_core::journal::Position;
+use kwitness_core::model::{Event, Subject};
+use prost::Message as _;
+
+use super::Hub;
+use super::entry::{EncodedSubject, Entry, NonContainerScope};
+use crate::clock::Clock;
+use crate::wire::convert;
+
+/// Puts events into the journal.
+#[derive(Debug)]
+pub struct Writer {
+    hub: Arc<Hub>,
+    /// By the subject's address, which stays its own as long as a weak reference to it is in here.
+    subjects: HashMap<usize, (Weak<Subject>, Weak<EncodedSubject>)>,
+    sweep_at: usize,
+    /// Entries' bodies lie here one after the other, so that an event costs no allocation of its own.
+    block: BytesMut,
+    entries: Vec<Entry>,
+}
+
+const SWEEP_MIN: usize = 1024;
+const BLOCK: usize = 16 << 10;
+
+impl Writer {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
+        let (subjects, block) = (HashMap::new(), BytesMut::new());
+        Self { hub, subjects, sweep_at: SWEEP_MIN, block, entries: Vec::new() }
+    }
+
+    /// The place of the newest event; nothing else moves it.
+    pub fn position(&self) -> Position {
+        self.hub.position()
+    }
+
+    /// Appends the events, and wakes the watchers once.
+    pub fn append(&mut self, events: impl IntoIterator<Item = Event>, clock: Clock) {
+        for event in events {
+            let entry = self.encode(&event, clock);
+            self.entries.push(entry);
+        }
+        if !self.entries.is_empty() {
+            self.hub.window.append(self.entries.drain(..));
+        }
+    }
+
+    fn encode(&mut self, event: &Event, clock: Clock) -> Entry {
+        let (kind, message) = convert::event(event, clock);
+        let length = message.encoded_len();
+        if self.block.capacity() < length {
+            self.block = BytesMut::with_capacity(BLOCK.max(length));
+        }
+        message.encode(&mut self.block).expect("a BytesMut grows");
+        Entry {
+            at: event.at,
+            kind,
+            body: self.block.split().freeze(),
+            subject: event.subject.as_ref().map(|subject| self.subject(subject)),
+            non_container: NonContainerScope::of(event),
+        }
+    }
+
+    fn subject(&mut self, subject: &Arc<Subject>) -> Arc<EncodedSubject> {
+        if self.subjects.len() >= self.sweep_at {
+            // The journal no longer has any event of it.
+            self.subjects.retain(|_, (_, encoded)| encoded.strong_count() > 0);
+            self.sweep_at = SWEEP_MIN.max(2 * self.subjects.len());
+        }
+        let address = Arc::as_ptr(subject).addr();
+        if let Some(known) = self.subjects.get(&address).and_then(|(_, encoded)| encoded.upgrade()) {
+            return known;
+        }
+        let encoded = Arc::new(EncodedSubject::new(subject));
+        self.subjects.insert(address, (Arc::downgrade(subject), Arc::downgrade(&encoded)));
+        encoded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn subjects_that_left_the_journal_are_forgotten() {
+        let (_hub, mut writer) = hub(16);
+        for id in 1..10_000 {
+            writer.append([created(&subject(id, None))], clock());
+        }
+        assert!(writer.subjects.len() <= SWEEP_MIN, "{}", writer.subjects.len());
+    }
+}
