@@ -23,79 +23,16 @@ use kwitness_core::shares::Shares;
 use super::directory::{Directory, text_of};
 use super::{CgroupFs, Roots, process};
 use crate::clock::Clock;
-use crate::probe::{Life, Listed, Tracker};
 
 #[cfg(test)]
 mod tests;
+mod track;
+
+pub use track::Track;
+use track::{Missing, TrackNothing};
 
 /// Bytes of the longest path that is kept of a tracked cgroup: the paths of a deep nest take memory by the square of its depth.
 const PATH_LIMIT: usize = 8 << 10;
-
-/// Where the walk adds the cgroups that are to be tracked.
-pub trait Track {
-    /// Adds a cgroup; whether it was not there before.
-    fn track(&self, id: CgroupId) -> io::Result<bool>;
-    /// Whether a cgroup is there.
-    fn is_tracked(&self, id: CgroupId) -> bool;
-    /// Takes out one that was added and is gone.
-    fn untrack(&self, id: CgroupId) -> io::Result<()>;
-    /// Adds one that is above a tracked root: its limits hold below.
-    fn track_above(&self, id: CgroupId) -> io::Result<()>;
-    /// What is there already, about `most` of each at most: it need not be added. Nothing, if that is not known.
-    fn listed(&self, most: usize) -> Listed;
-}
-
-impl Track for Tracker {
-    fn track(&self, id: CgroupId) -> io::Result<bool> {
-        // Whether it has been started, the core infers from its processes: nothing rests on the kernel side's mark.
-        Tracker::track(self, id.0, Life::Unstarted)
-    }
-
-    fn is_tracked(&self, id: CgroupId) -> bool {
-        Tracker::is_tracked(self, id.0)
-    }
-
-    fn untrack(&self, id: CgroupId) -> io::Result<()> {
-        Tracker::untrack(self, id.0)
-    }
-
-    fn track_above(&self, id: CgroupId) -> io::Result<()> {
-        Tracker::track_above(self, id.0)
-    }
-
-    fn listed(&self, most: usize) -> Listed {
-        Tracker::listed(self, most)
-    }
-}
-
-/// Adds what is not there already: a call into the kernel for each cgroup that it tracks by itself would cost records of others,
-/// see [`Tracker::listed`].
-struct Missing<'a, T> {
-    track: &'a T,
-    listed: Listed,
-}
-
-impl<T: Track> Track for Missing<'_, T> {
-    fn track(&self, id: CgroupId) -> io::Result<bool> {
-        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id) }
-    }
-
-    fn is_tracked(&self, id: CgroupId) -> bool {
-        self.listed.tracked.contains(&id.0) || self.track.is_tracked(id)
-    }
-
-    fn untrack(&self, id: CgroupId) -> io::Result<()> {
-        self.track.untrack(id)
-    }
-
-    fn track_above(&self, id: CgroupId) -> io::Result<()> {
-        if self.listed.above.contains(&id.0) { Ok(()) } else { self.track.track_above(id) }
-    }
-
-    fn listed(&self, _: usize) -> Listed {
-        self.listed.clone()
-    }
-}
 
 /// The top of what is watched cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +63,7 @@ pub fn scan(
 ) -> Result<Scan, ScanError> {
     let began = Clock::read().now();
     // Twice: keys that go away meanwhile may be listed again.
-    let track = &Missing { track, listed: track.listed(capacity.saturating_mul(2)) };
+    let track = &Missing::of(track, capacity.saturating_mul(2));
     Walk::new(cgroups, roots, track, capacity, false).run()?;
     let mut walk = Walk::new(cgroups, roots, track, capacity, true);
     walk.run()?;
@@ -147,31 +84,6 @@ pub fn outside_roots(
     walk.sought = Some(containers);
     walk.run()?;
     Ok(walk.outside)
-}
-
-/// For a walk that only looks.
-struct TrackNothing;
-
-impl Track for TrackNothing {
-    fn track(&self, _: CgroupId) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn is_tracked(&self, _: CgroupId) -> bool {
-        false
-    }
-
-    fn untrack(&self, _: CgroupId) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn track_above(&self, _: CgroupId) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn listed(&self, _: usize) -> Listed {
-        Listed::default()
-    }
 }
 
 struct Walk<'a, T> {

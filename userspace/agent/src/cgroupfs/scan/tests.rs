@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::cgroupfs::directory::testing::Nest;
+use crate::probe::Listed;
 
 /// More than any test makes.
 const CAPACITY: usize = 65_536;
