@@ -1,5 +1,5 @@
-//! The pure domain of kwitness: kernel records decoded, cgroup paths understood, container lifecycles followed,
-//! events numbered.
+//! The pure domain of kwitness: kernel records decoded, cgroup paths understood, container lifecycles and limits
+//! followed, verdicts judged, events numbered.
 //!
 //! Nothing here does I/O, reads a clock or knows a runtime: what happens comes in as an
 //! [`Observation`](model::Observation), what follows from it goes out as [events](model::Event) and

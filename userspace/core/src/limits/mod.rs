@@ -16,6 +16,7 @@
 //!
 //! Bounded: as many cgroups as the lifecycle follows, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
 
+mod change;
 mod known;
 mod tracker;
 

@@ -5,17 +5,16 @@
 //!                      └─ is not seen to return: given up ──▲
 //! ```
 
-use std::sync::Arc;
-
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, Attempt, Basis, Caller, CgroupId, CgroupIndex, CgroupInfo, Ended, Event, Fact, KernelEvent,
-    KernelTime, Kind, LevelRole, LimitChange, LimitFile, LimitWrite, LimitsAnswer, Observation, Output,
-    ReadLimits, Reading, Scan, SeenWrite, Value, WritePhase, WriteResult, Writer,
+    Action, Attempt, Basis, CgroupId, CgroupIndex, CgroupInfo, Ended, Fact, KernelEvent, KernelTime,
+    LevelRole, LimitFile, LimitWrite, LimitsAnswer, Observation, Output, ReadLimits, Reading, Scan,
+    WritePhase, WriteResult,
 };
 
+use super::change::{WriteTarget, seen, settle, writer};
 use super::is_reconciled;
 use super::known::{Cgroup, Others, Pending, Writes};
 use crate::overflow::Overflow;
@@ -398,54 +397,6 @@ fn differs(old: &Reading, new: &Reading, before: Others) -> bool {
     }
 }
 
-/// Reports writes that one reading settles.
-fn settle(
-    target: &WriteTarget<'_>,
-    writes: Vec<Pending>,
-    coalesced: u64,
-    old: Reading,
-    new: &Reading,
-    counters: &mut LimitCounters,
-    output: &mut Output,
-) {
-    let accepted = |pending: &Pending| pending.write.result.may_be_accepted();
-    let last = writes.iter().rposition(accepted);
-    let mut current = old;
-    // Writes whose text was not seen, merged into the next.
-    let mut carried = 0;
-    for (index, Pending { at, write }) in writes.into_iter().enumerate() {
-        let is_last = Some(index) == last;
-        let after = match (write.result, is_last, &write.value) {
-            (WriteResult::Refused { .. }, ..) => current.clone(),
-            (_, true, _) => new.clone(),
-            (WriteResult::Accepted, false, Some(value)) => as_written(target.limit_file, &value.text),
-            (WriteResult::Accepted, false, None) | (WriteResult::Unknown, false, _) => {
-                carried += 1;
-                counters.coalesced += 1;
-                continue;
-            }
-        };
-        let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
-        if write.result.may_be_accepted() && after == current && more == 0 {
-            counters.unchanged += 1;
-            continue;
-        }
-        let read_back = is_last || !write.result.may_be_accepted();
-        let changed = target.changed(current, after.clone(), read_back, Some(write), more);
-        output.events.push(target.event(at, Basis::LimitWrite, changed));
-        current = after;
-    }
-    counters.coalesced += coalesced;
-}
-
-/// What a file would say after that text was written to it, if nothing is rounded.
-fn as_written(limit_file: LimitFile, text: &str) -> Reading {
-    match Value::parse(limit_file.format(), text) {
-        Ok(value) => Reading::Is(value),
-        Err(_) => Reading::Is(Value::Text(text.into())),
-    }
-}
-
 fn ask(cgroup: CgroupId, info: Option<&CgroupInfo>, limit_file: Option<LimitFile>) -> Action {
     Action::ReadLimits(ReadLimits {
         cgroup,
@@ -453,67 +404,4 @@ fn ask(cgroup: CgroupId, info: Option<&CgroupInfo>, limit_file: Option<LimitFile
         inner: info.is_some_and(|info| info.role == LevelRole::Inner),
         limit_file,
     })
-}
-
-fn seen(
-    write: &LimitWrite,
-    result: WriteResult,
-    returned: Option<KernelTime>,
-    index: &impl CgroupIndex,
-) -> SeenWrite {
-    SeenWrite {
-        value: write.value.clone(),
-        writer: write.writer.clone(),
-        writer_cgroup: path_of(write.writer.cgroup, index),
-        result,
-        began: write.began,
-        returned,
-        hook: write.seen_by,
-    }
-}
-
-fn path_of(cgroup: Option<CgroupId>, index: &impl CgroupIndex) -> Option<Arc<str>> {
-    Some(index.info(cgroup?)?.path)
-}
-
-fn writer(caller: &Caller, index: &impl CgroupIndex) -> Option<Writer> {
-    Some(Writer { pid: caller.pid?, comm: caller.comm.clone()?, cgroup: path_of(caller.cgroup, index) })
-}
-
-/// What an event is about.
-struct WriteTarget<'a> {
-    id: CgroupId,
-    path: Option<&'a Arc<str>>,
-    info: Option<&'a CgroupInfo>,
-    limit_file: LimitFile,
-}
-
-impl WriteTarget<'_> {
-    fn changed(
-        &self,
-        old: Reading,
-        new: Reading,
-        read_back: bool,
-        write: Option<SeenWrite>,
-        coalesced: u64,
-    ) -> LimitChange {
-        let known = self.info.filter(|info| info.role != LevelRole::Inner).map(|info| &info.path);
-        LimitChange {
-            cgroup: self.id,
-            path: self.path.or(known).cloned(),
-            role: self.info.map(|info| info.role),
-            pod: self.info.and_then(|info| info.pod.clone()),
-            limit_file: self.limit_file,
-            old,
-            new,
-            read_back,
-            write,
-            coalesced,
-        }
-    }
-
-    fn event(&self, at: KernelTime, basis: Basis, changed: LimitChange) -> Event {
-        let subject = self.info.and_then(|info| info.subject.clone());
-        Event { at, basis, subject, kind: Kind::LimitChanged(Box::new(changed)) }
-    }
 }

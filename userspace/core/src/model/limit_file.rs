@@ -128,7 +128,7 @@ impl fmt::Display for HugePageSize {
 
 /// Not the name of a limit file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("`{0}` is no limit file of a cgroup")]
+#[error("`{0}` is not a limit file of a cgroup")]
 pub struct UnknownLimitFile(String);
 
 impl FromStr for LimitFile {
