@@ -398,7 +398,7 @@ pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("waited in vain for {what}");
+    panic!("{what} did not come");
 }
 
 /// A proxy in a directory of its own, with places for a runtime and a daemon.
