@@ -32,207 +32,134 @@ fn of(id: &str, runtime: Option<Runtime>, pod: Option<PodRef>) -> ContainerPath 
     ContainerPath { id: ContainerId(Arc::from(path(id))), runtime, pod }
 }
 
+/// Containers: `PATH => RUNTIME [CLASS UID]`; all have the id `$ID`.
+const CONTAINERS: &str = "\
+# systemd driver, each class, each runtime.
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope => containerd Burstable $UID
+/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod$UID_.slice/crio-$ID.scope => crio BestEffort $UID
+/kubepods.slice/kubepods-pod$UID_.slice/docker-$ID.scope => docker Guaranteed $UID
+# CRI-O's sandbox without a process: no scope, even with systemd.
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID => crio Burstable $UID
+# cgroupfs driver, each class, each runtime.
+/kubepods/burstable/pod$UID/$ID => - Burstable $UID
+/kubepods/besteffort/pod$UID/crio-$ID => crio BestEffort $UID
+/kubepods/pod$UID/$ID => - Guaranteed $UID
+# A static pod's UID is a hash without dashes.
+/kubepods/burstable/pod$HASH/$ID => - Burstable $HASH
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID.scope => containerd Burstable $HASH
+# A kubelet with a cgroupRoot of its own, both drivers.
+/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod$UID_.slice/cri-containerd-$ID.scope => containerd Guaranteed $UID
+/kubelet/kubepods/besteffort/pod$UID/$ID => - BestEffort $UID
+# kind: the node is a Docker container; the pod's container wins over it.
+/system.slice/docker-$ID2.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope => containerd Burstable $UID
+/docker/$ID2/kubelet/kubepods/pod$UID/$ID => - Guaranteed $UID
+# k3s keeps kubepods below the root, whatever its own services are called.
+/k3s/kubepods/pod$UID/$ID => - Guaranteed $UID
+# The kubelet says systemd, the runtime does cgroupfs: the unit becomes a directory's name.
+/system.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID => containerd Burstable $UID
+/kubepods.slice/kubepods-pod$UID_.slice/kubepods-pod$UID_.slice:crio:$ID => crio Guaranteed $UID
+/system.slice:docker:$ID => docker
+# Outside pods.
+/docker/$ID => docker
+/system.slice/docker-$ID.scope => docker
+/machine.slice/libpod-$ID.scope => podman
+/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID.scope => podman
+/libpod_parent/libpod-$ID => podman
+/system.slice/web.service/libpod-payload-$ID => podman
+/system.slice/containerd.service/$ID => -
+# The same in a node that is a container: the name itself has the pod, which wins over the node.
+/system.slice/docker-$ID2.scope/system.slice/containerd.service/kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID => containerd Burstable $UID
+/docker/$ID2/system.slice/containerd.service/kubepods-pod$UID_.slice:cri-containerd:$ID => containerd Guaranteed $UID
+/kubepods-besteffort-pod$UID_.slice:cri-containerd:$ID => containerd BestEffort $UID
+/podruntime.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID => containerd Burstable $UID
+# systemd never saw that name, so that the UID keeps its dashes.
+/system.slice/containerd.service/kubepods-besteffort-pod$UID.slice:cri-containerd:$ID => containerd BestEffort $UID
+# A batch system's group between kubepods and its pods (Caelus).
+/kubepods/offline/besteffort/pod$UID/$ID => - BestEffort $UID
+/kubepods/offline/pod$HASH/$ID => - Guaranteed $HASH
+# Kata: the virtual machine of the sandbox.
+/kubepods/besteffort/pod$UID/kata_$ID => - BestEffort $UID
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID => containerd Burstable $HASH
+# EKS Fargate, rootless k3s, usernetes, LXC.
+/ecs/0f1e2d3c4b5a69788796a5b4c3d2e1f0/0f1e2d3c4b5a69788796a5b4c3d2e1f0-3057940393/kubepods/pod$UID/$ID => - Guaranteed $UID
+/user.slice/user-1001.slice/user@1001.service/k3s-rootless.service/kubepods/pod$UID/$ID => - Guaranteed $UID
+/user.slice/user-1001.slice/user@1001.service/u7s-rootlesskit.service/kubepods/burstable/pod$UID/$ID => - Burstable $UID
+/lxc.payload.node1/kubepods/burstable/pod$UID/$ID => - Burstable $UID
+# kind in rootless podman.
+/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID2.scope/container/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope => containerd Burstable $UID
+# Pods outside kubepods: cgroupsPerQOS: false, or a sandbox without a parent.
+/k8s.io/$ID => -
+/kubelet/$ID => -
+/system.slice/cri-containerd-$ID.scope => containerd
+# Written oddly, meant the same.
+kubepods//pod$UID/$ID/ => - Guaranteed $UID
+";
+
+/// What lies in a container: `PATH_OF_CONTAINER REST_OF_PATH => RUNTIME [CLASS UID]`.
+const INNER: &str = "\
+# crun's subgroup, CRI-O's exec group.
+/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope /container => crio Guaranteed $UID
+/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope /exec => crio Guaranteed $UID
+/machine.slice/libpod-$ID.scope /container => podman
+# systemd in a container.
+/kubepods/burstable/pod$UID/$ID /system.slice/dbus.service => - Burstable $UID
+# Docker, and a whole kind cluster, in a pod.
+/kubepods/burstable/pod$UID/$ID /docker/$ID2 => - Burstable $UID
+/kubepods/burstable/pod$UID/$ID /docker/$ID2/kubelet/kubepods/pod$HASH/$ID2 => - Burstable $UID
+# Kata's older runtime-rs, sysbox, and what a container itself makes.
+/kubepods/burstable/pod$UID/$ID /sandbox => - Burstable $UID
+/kubepods/burstable/pod$UID/$ID /overhead => - Burstable $UID
+/kubepods/burstable/pod$UID/$ID /syscont-cgroup-root/init.scope => - Burstable $UID
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID.scope /init.scope => crio Burstable $UID
+/kubepods/besteffort/pod$UID/$ID /kube-proxy => - BestEffort $UID
+/kubepods/offline/besteffort/pod$UID/$ID /hadoop-yarn => - BestEffort $UID
+/system.slice/docker-$ID2.scope/system.slice/containerd.service/kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID /init.scope => containerd Burstable $UID
+# kind in a pod: more than a record's path holds.
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope /docker/$ID2/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod$HASH.slice/cri-containerd-$ID2.scope/system.slice/dbus.service => containerd Burstable $UID
+# Docker in Docker.
+/docker/$ID /docker/$ID2 => docker
+# What runs in kind's node beside the pods.
+/system.slice/docker-$ID.scope /system.slice/containerd.service => docker
+";
+
+/// The rows of a table without its comments, in two parts.
+fn rows(table: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rows = table.lines().filter(|line| !line.starts_with('#'));
+    rows.map(|row| row.split_once(" => ").expect("an arrow"))
+}
+
+/// `RUNTIME [CLASS UID]`
+fn container(text: &str) -> ContainerPath {
+    let mut words = text.split(' ');
+    let runtime = match words.next().expect("a runtime") {
+        "-" => None,
+        "containerd" => Some(Containerd),
+        "crio" => Some(Crio),
+        "docker" => Some(Docker),
+        "podman" => Some(Podman),
+        other => panic!("{other}"),
+    };
+    let pod = words.next().map(|class| {
+        let qos = [Guaranteed, Burstable, BestEffort].into_iter().find(|qos| format!("{qos:?}") == class);
+        pod(words.next().expect("a UID"), qos.expect("a class"))
+    });
+    of("$ID", runtime, pod)
+}
+
 #[test]
 fn containers() {
-    let rows: &[(&str, ContainerPath)] = &[
-        // systemd driver, each class, each runtime.
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        (
-            "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod$UID_.slice/crio-$ID.scope",
-            of("$ID", Some(Crio), Some(pod("$UID", BestEffort))),
-        ),
-        (
-            "/kubepods.slice/kubepods-pod$UID_.slice/docker-$ID.scope",
-            of("$ID", Some(Docker), Some(pod("$UID", Guaranteed))),
-        ),
-        // CRI-O's sandbox without a process: no scope, even with systemd.
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID",
-            of("$ID", Some(Crio), Some(pod("$UID", Burstable))),
-        ),
-        // cgroupfs driver, each class, each runtime.
-        ("/kubepods/burstable/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Burstable)))),
-        ("/kubepods/besteffort/pod$UID/crio-$ID", of("$ID", Some(Crio), Some(pod("$UID", BestEffort)))),
-        ("/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
-        // A static pod's UID is a hash without dashes.
-        ("/kubepods/burstable/pod$HASH/$ID", of("$ID", None, Some(pod("$HASH", Burstable)))),
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID.scope",
-            of("$ID", Some(Containerd), Some(pod("$HASH", Burstable))),
-        ),
-        // A kubelet with a cgroupRoot of its own, both drivers.
-        (
-            "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod$UID_.slice/cri-containerd-$ID.scope",
-            of("$ID", Some(Containerd), Some(pod("$UID", Guaranteed))),
-        ),
-        ("/kubelet/kubepods/besteffort/pod$UID/$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
-        // kind: the node is a Docker container; the pod's container wins over it.
-        (
-            "/system.slice/docker-$ID2.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
-             kubelet-kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        ("/docker/$ID2/kubelet/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
-        // k3s keeps kubepods below the root, whatever its own services are called.
-        ("/k3s/kubepods/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Guaranteed)))),
-        // The kubelet says systemd, the runtime does cgroupfs: the unit becomes a directory's name.
-        (
-            "/system.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        (
-            "/kubepods.slice/kubepods-pod$UID_.slice/kubepods-pod$UID_.slice:crio:$ID",
-            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
-        ),
-        ("/system.slice:docker:$ID", of("$ID", Some(Docker), None)),
-        // Outside pods.
-        ("/docker/$ID", of("$ID", Some(Docker), None)),
-        ("/system.slice/docker-$ID.scope", of("$ID", Some(Docker), None)),
-        ("/machine.slice/libpod-$ID.scope", of("$ID", Some(Podman), None)),
-        (
-            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID.scope",
-            of("$ID", Some(Podman), None),
-        ),
-        ("/libpod_parent/libpod-$ID", of("$ID", Some(Podman), None)),
-        ("/system.slice/web.service/libpod-payload-$ID", of("$ID", Some(Podman), None)),
-        ("/system.slice/containerd.service/$ID", of("$ID", None, None)),
-        // The same in a node that is a container: the name itself has the pod, which wins over the node.
-        (
-            "/system.slice/docker-$ID2.scope/system.slice/containerd.service/\
-             kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        (
-            "/docker/$ID2/system.slice/containerd.service/kubepods-pod$UID_.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", Guaranteed))),
-        ),
-        (
-            "/kubepods-besteffort-pod$UID_.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", BestEffort))),
-        ),
-        (
-            "/podruntime.slice/containerd.service/kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        // systemd never saw that name, so that the UID keeps its dashes.
-        (
-            "/system.slice/containerd.service/kubepods-besteffort-pod$UID.slice:cri-containerd:$ID",
-            of("$ID", Some(Containerd), Some(pod("$UID", BestEffort))),
-        ),
-        // A batch system's group between kubepods and its pods (Caelus).
-        ("/kubepods/offline/besteffort/pod$UID/$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
-        ("/kubepods/offline/pod$HASH/$ID", of("$ID", None, Some(pod("$HASH", Guaranteed)))),
-        // Kata: the virtual machine of the sandbox.
-        ("/kubepods/besteffort/pod$UID/kata_$ID", of("$ID", None, Some(pod("$UID", BestEffort)))),
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID",
-            of("$ID", Some(Containerd), Some(pod("$HASH", Burstable))),
-        ),
-        // EKS Fargate, rootless k3s, usernetes, LXC.
-        (
-            "/ecs/0f1e2d3c4b5a69788796a5b4c3d2e1f0/0f1e2d3c4b5a69788796a5b4c3d2e1f0-3057940393/kubepods/pod$UID/$ID",
-            of("$ID", None, Some(pod("$UID", Guaranteed))),
-        ),
-        (
-            "/user.slice/user-1001.slice/user@1001.service/k3s-rootless.service/kubepods/pod$UID/$ID",
-            of("$ID", None, Some(pod("$UID", Guaranteed))),
-        ),
-        (
-            "/user.slice/user-1001.slice/user@1001.service/u7s-rootlesskit.service/kubepods/burstable/pod$UID/$ID",
-            of("$ID", None, Some(pod("$UID", Burstable))),
-        ),
-        ("/lxc.payload.node1/kubepods/burstable/pod$UID/$ID", of("$ID", None, Some(pod("$UID", Burstable)))),
-        // kind in rootless podman.
-        (
-            "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-$ID2.scope/container/kubelet.slice/\
-             kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod$UID_.slice/\
-             cri-containerd-$ID.scope",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        // Pods outside kubepods: cgroupsPerQOS: false, or a sandbox without a parent.
-        ("/k8s.io/$ID", of("$ID", None, None)),
-        ("/kubelet/$ID", of("$ID", None, None)),
-        ("/system.slice/cri-containerd-$ID.scope", of("$ID", Some(Containerd), None)),
-        // Written oddly, meant the same.
-        ("kubepods//pod$UID/$ID/", of("$ID", None, Some(pod("$UID", Guaranteed)))),
-    ];
-    for (row, expected) in rows {
-        assert_eq!(classify(&path(row)), Placement::Container(expected.clone()), "{row}");
+    for (row, expected) in rows(CONTAINERS) {
+        assert_eq!(classify(&path(row)), Placement::Container(container(expected)), "{row}");
     }
 }
 
 #[test]
 fn inner_groups_belong_to_their_container() {
-    let rows: &[(&str, &str, ContainerPath)] = &[
-        // crun's subgroup, CRI-O's exec group.
-        (
-            "/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope",
-            "/container",
-            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
-        ),
-        (
-            "/kubepods.slice/kubepods-pod$UID_.slice/crio-$ID.scope",
-            "/exec",
-            of("$ID", Some(Crio), Some(pod("$UID", Guaranteed))),
-        ),
-        ("/machine.slice/libpod-$ID.scope", "/container", of("$ID", Some(Podman), None)),
-        // systemd in a container.
-        (
-            "/kubepods/burstable/pod$UID/$ID",
-            "/system.slice/dbus.service",
-            of("$ID", None, Some(pod("$UID", Burstable))),
-        ),
-        // Docker, and a whole kind cluster, in a pod.
-        ("/kubepods/burstable/pod$UID/$ID", "/docker/$ID2", of("$ID", None, Some(pod("$UID", Burstable)))),
-        (
-            "/kubepods/burstable/pod$UID/$ID",
-            "/docker/$ID2/kubelet/kubepods/pod$HASH/$ID2",
-            of("$ID", None, Some(pod("$UID", Burstable))),
-        ),
-        // Kata's older runtime-rs, sysbox, and what a container itself makes.
-        ("/kubepods/burstable/pod$UID/$ID", "/sandbox", of("$ID", None, Some(pod("$UID", Burstable)))),
-        ("/kubepods/burstable/pod$UID/$ID", "/overhead", of("$ID", None, Some(pod("$UID", Burstable)))),
-        (
-            "/kubepods/burstable/pod$UID/$ID",
-            "/syscont-cgroup-root/init.scope",
-            of("$ID", None, Some(pod("$UID", Burstable))),
-        ),
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/crio-$ID.scope",
-            "/init.scope",
-            of("$ID", Some(Crio), Some(pod("$UID", Burstable))),
-        ),
-        ("/kubepods/besteffort/pod$UID/$ID", "/kube-proxy", of("$ID", None, Some(pod("$UID", BestEffort)))),
-        (
-            "/kubepods/offline/besteffort/pod$UID/$ID",
-            "/hadoop-yarn",
-            of("$ID", None, Some(pod("$UID", BestEffort))),
-        ),
-        (
-            "/system.slice/docker-$ID2.scope/system.slice/containerd.service/\
-             kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID",
-            "/init.scope",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        // kind in a pod: more than a record's path holds.
-        (
-            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$UID_.slice/cri-containerd-$ID.scope",
-            "/docker/$ID2/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/\
-             kubelet-kubepods-burstable-pod$HASH.slice/cri-containerd-$ID2.scope/system.slice/dbus.service",
-            of("$ID", Some(Containerd), Some(pod("$UID", Burstable))),
-        ),
-        // Docker in Docker.
-        ("/docker/$ID", "/docker/$ID2", of("$ID", Some(Docker), None)),
-        // What runs in kind's node beside the pods.
-        ("/system.slice/docker-$ID.scope", "/system.slice/containerd.service", of("$ID", Some(Docker), None)),
-    ];
-    for (own, below, container) in rows {
-        let expected =
-            Placement::Inner { container: container.clone(), container_path: Arc::from(path(own)) };
-        assert_eq!(classify(&(path(own) + &path(below))), expected, "{own}{below}");
+    for (row, expected) in rows(INNER) {
+        let (own, below) = row.split_once(' ').expect("two paths");
+        let container = container(expected);
+        let expected = Placement::Inner { container, container_path: Arc::from(path(own)) };
+        assert_eq!(classify(&(path(own) + &path(below))), expected, "{row}");
     }
 }
 

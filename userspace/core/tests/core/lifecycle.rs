@@ -47,7 +47,7 @@ fn a_life_under_runc() {
 }
 
 #[test]
-fn a_kill_for_want_of_memory_names_whose_limit_it_was_and_the_stop_says_so() {
+fn an_oom_kill_names_whose_limit_it_was_and_so_does_the_stop() {
     let mut node = Node::new();
     node.start(7, 52);
     node.fork(7, child(53, 7));

@@ -12,5 +12,6 @@ mod pods;
 mod reorder;
 mod repair;
 mod replay;
+mod runtime_facts;
 mod start_up;
 mod verdicts;
