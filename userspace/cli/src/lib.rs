@@ -1,7 +1,7 @@
 //! The command line: `kwitness daemon`, and the clients of its API.
 //!
-//! Owns the arguments, what is printed, and the exit codes. Everything but `daemon`, `cri-proxy` and `doctor` knows the node
-//! only through the API.
+//! Owns the arguments, what is printed, and the exit codes. Everything but the commands in `node` (`daemon`, `cri-proxy`,
+//! `guard`, `doctor`, `uninstall-pins`) knows the node only through the API.
 
 mod args;
 mod bugtool;

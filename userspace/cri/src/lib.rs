@@ -1,6 +1,7 @@
 //! The part of the Container Runtime Interface that kwitness speaks: messages, client, and where runtimes listen.
 //!
-//! Owns no connection and no policy: the daemon's are in its `cri` and `cri_events`, the proxy's in its own modules.
+//! Owns no connection and no policy: the daemon's are in its `cri` and `cri_events`, the guard's in its `raise`, the
+//! proxy's in its own modules.
 
 mod raw;
 

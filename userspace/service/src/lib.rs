@@ -1,6 +1,7 @@
-//! What the two long-running programs, daemon and proxy, share: the listening socket and its connections, the log, signals, memory, the service manager.
+//! What the long-running programs (daemon, proxy, guard) share: the listening socket and its connections, HTTP and
+//! metrics, the log, signals, memory, the service manager.
 //!
-//! Owns no policy of either. Never knows what is served.
+//! Owns no policy of any of them. Never knows what is served.
 
 mod authority;
 mod connection;
