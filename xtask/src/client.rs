@@ -38,7 +38,7 @@ pub fn task(workspace: &Workspace) -> Result<()> {
         crates(cargo(workspace, "tree"))?.into_iter().filter(|name| is_refused(name)).collect();
     ensure!(
         refused.is_empty(),
-        "the client depends on {}; `cargo tree -p kwitness --no-default-features -i NAME` shows by which way",
+        "the client depends on {}; `cargo tree -p kwitness --no-default-features -i NAME` shows why",
         refused.join(", ")
     );
     println!("the client depends on nothing that needs Linux");

@@ -72,14 +72,7 @@ impl Object {
 /// Builds an object; returns where it is.
 pub fn build(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<PathBuf> {
     let Object { directory, binary, .. } = object;
-    let mut command = bpf_cargo(workspace, cache, object)?;
-    run::shown(command.arg("build").args(run::cargo_progress()).args([
-        "--locked",
-        "--release",
-        "--target",
-        TARGET,
-    ]))
-    .with_context(|| {
+    run::shown(&mut bpf_cargo(workspace, cache, object, "build")).with_context(|| {
         format!(
             "build {directory}; if only its Cargo.lock is out of date, run `cargo update --workspace` in {directory}"
         )
@@ -106,19 +99,13 @@ pub fn build(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<Pa
 /// Clippy over the programs, as the BPF machine sees them; a warning is an error.
 pub fn clippy(workspace: &Workspace, cache: &Cache) -> Result<()> {
     for object in &OBJECTS {
-        let mut command = bpf_cargo(workspace, cache, object)?;
+        let mut command = bpf_cargo(workspace, cache, object, "check");
         // What `cargo clippy` does, with the clippy that belongs to Debian's compiler.
         command
             .env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver")
             .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
             .env("CARGO_TARGET_DIR", workspace.target.join("ebpf-clippy"));
-        run::shown(command.arg("check").args(run::cargo_progress()).args([
-            "--locked",
-            "--release",
-            "--target",
-            TARGET,
-        ]))
-        .with_context(|| format!("clippy over {}", object.directory))?;
+        run::shown(&mut command).with_context(|| format!("clippy over {}", object.directory))?;
     }
     Ok(())
 }
@@ -186,8 +173,8 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Cargo, set up to compile for the BPF machine.
-fn bpf_cargo(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<Command> {
+/// `cargo SUBCOMMAND`, set up to compile for the BPF machine.
+fn bpf_cargo(workspace: &Workspace, cache: &Cache, object: &Object, subcommand: &str) -> Command {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
         Some(Path::new(&home).join(".cargo"))
@@ -210,8 +197,11 @@ fn bpf_cargo(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<Co
         .env("CARGO_TARGET_DIR", target_dir(workspace))
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
-        .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    Ok(command)
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .arg(subcommand)
+        .args(run::cargo_progress())
+        .args(["--locked", "--release", "--target", TARGET]);
+    command
 }
 
 fn target_dir(workspace: &Workspace) -> PathBuf {

@@ -133,13 +133,7 @@ fn write(
     let root = spdx_id((&root.name, &root.version));
     for (name, version, licence) in libraries {
         let id = spdx_id((name, version));
-        entries.insert(
-            id.clone(),
-            json!({
-                "SPDXID": id, "name": name, "versionInfo": version, "licenseDeclared": licence,
-                "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
-            }),
-        );
+        entries.insert(id.clone(), entry((name, version), Some(licence), None));
         relations.insert((root.clone(), id));
     }
     let depends = relations.iter().map(|(from, to)| {

@@ -53,7 +53,7 @@ pub fn run(node: &Node) -> Result<()> {
         File::create(&node.report).with_context(|| format!("create {}", node.report.display()))?;
     signals::catch()?;
     // An outer side that is killed cannot ask us to end; the kernel does.
-    prctl::set_pdeathsig(SIGTERM).context("ask to be reported when xtask ends")?;
+    prctl::set_pdeathsig(SIGTERM).context("ask for a signal when xtask ends")?;
     prctl::set_child_subreaper(true).context("become the reaper of the job's processes")?;
     unshare(
         CloneFlags::CLONE_NEWNS

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_its_suites_is_reported_what_is_missing() {
+    fn a_machine_without_its_suites_learns_what_is_missing() {
         let error = Mirrors::parse(TARGETS, "trixie").map(drop).unwrap_err();
         assert!(error.to_string().contains("trixie-security"), "{error}");
     }
