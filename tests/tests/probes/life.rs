@@ -1,4 +1,4 @@
-//! What the probes report cgroups and processes, one scenario a function. Each runs once for each kind of hook.
+//! What the probes report of cgroups and processes, one scenario a function. Each runs once for each kind of hook.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

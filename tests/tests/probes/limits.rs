@@ -23,12 +23,10 @@ use nix::sched::CloneFlags;
 use crate::child::{Action, Child};
 use crate::producer;
 use crate::session::{Root, Session};
-use crate::{Loaded, refusal};
+use crate::{Loaded, by_function_hooks};
 
-/// A scenario, given the session and the directory for its cgroups.
-type Scenario = fn(&mut Session, &Path) -> Result<()>;
-
-const SCENARIOS: [(&str, Scenario); 5] = [
+/// Each with either kind of hook at a function.
+const SCENARIOS: &[(&str, fn(&mut Session, &Path) -> Result<()>)] = &[
     ("a_limit_write_is_reported_whole", whole),
     ("a_refused_limit_write_has_its_errno", refused),
     ("only_limits_of_the_tracked_and_of_those_above_are_reported", filtered),
@@ -37,29 +35,8 @@ const SCENARIOS: [(&str, Scenario); 5] = [
 ];
 
 /// The rows.
-pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for kind in [HookKind::Fentry, HookKind::Kprobe] {
-        for (name, scenario) in SCENARIOS {
-            let loaded = Arc::clone(loaded);
-            let body = move |ctx: &TestContext| {
-                let parent = &ctx.environment.cgroup_directory();
-                loaded.with(kind, parent, |session| {
-                    let chosen =
-                        session.running().capabilities().reports.iter().find_map(|report| {
-                            report.chosen.filter(|_| report.capability.name == LIMIT_WRITES)
-                        });
-                    ensure!(
-                        chosen.is_some_and(|hook| hook.kind == kind),
-                        "{:#?}",
-                        session.running().capabilities()
-                    );
-                    scenario(session, parent)
-                })
-            };
-            cases.push(Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind)));
-        }
-    }
+pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
+    let mut cases = by_function_hooks(ctx, loaded, SCENARIOS);
     let shared = Arc::clone(loaded);
     cases.push(Case::new("syscall_reports_a_write_and_a_refusal", move |ctx| {
         let parent = &ctx.environment.cgroup_directory();
@@ -70,7 +47,7 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
         let parent = &ctx.environment.cgroup_directory();
         loaded.with(HookKind::RawTracepoint, parent, |session| noticed(session, parent))
     }));
-    Ok(cases)
+    cases
 }
 
 /// A root whose children have limits of their own.
@@ -84,7 +61,7 @@ pub fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("write {text} to {}", file.display()))
 }
 
-/// What was reported writes to that cgroup's files, in order.
+/// The writes to that cgroup's files that were reported, in order.
 fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
     let facts = session.facts(id).into_iter();
     facts
@@ -129,18 +106,21 @@ fn whole(session: &mut Session, parent: &Path) -> Result<()> {
     ensure!(of_root.len() == 2 && of_root[1].limit_file == LimitFile::CgroupSubtreeControl, "{of_root:#?}");
     let value = of_root[1].value.as_ref().map(|value| value.text.as_ref());
     ensure!(value == Some("+memory +pids"), "{of_root:#?}");
-    let hook = session
-        .running()
-        .capabilities()
-        .reports
-        .iter()
-        .find_map(|report| report.chosen.filter(|_| report.capability.name == LIMIT_WRITES));
-    let expected = match hook.map(|hook| hook.kind) {
+    let hook = chosen(session);
+    let expected = match hook {
+        Some(HookKind::Fentry) => WriteHook::Fentry,
         Some(HookKind::Kprobe) => WriteHook::Kprobe,
-        _ => WriteHook::Fentry,
+        _ => anyhow::bail!("limit writes are seen by {hook:?}"),
     };
     ensure!(began.seen_by == expected, "{began:#?}");
     Ok(())
+}
+
+/// The kind of hook that shows limit writes.
+fn chosen(session: &mut Session) -> Option<HookKind> {
+    let reports = &session.running().capabilities().reports;
+    let report = reports.iter().find(|report| report.capability.name == LIMIT_WRITES)?;
+    report.chosen.map(|hook| hook.kind)
 }
 
 /// Writes without truncating the file first, which would be a change of the file by itself.
@@ -196,10 +176,8 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
 
 /// By the system call, which any kernel shows: the one limit that every hierarchy has.
 fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
-    let capabilities = session.running().capabilities();
-    let report = capabilities.reports.iter().find(|report| report.capability.name == LIMIT_WRITES);
-    let kind = report.and_then(|report| report.chosen).map(|hook| hook.kind);
-    ensure!(kind == Some(HookKind::Syscall), "{report:#?}");
+    let hook = chosen(session);
+    ensure!(hook == Some(HookKind::Syscall), "limit writes are seen by {hook:?}");
     let root = Root::make(parent, "syscall")?;
     let container = root.sub("ctr")?;
     let ordinary = tempfile::NamedTempFile::new().context("make a file")?;

@@ -39,8 +39,8 @@ fn main() -> Result<()> {
             }));
         }
     }
-    cases.extend(limits::cases(&ctx, &loaded)?);
-    cases.extend(oom::cases(&ctx, &loaded)?);
+    cases.extend(limits::cases(&ctx, &loaded));
+    cases.extend(oom::cases(&ctx, &loaded));
     cases.extend(storm::cases(&loaded));
     suite::run(ctx, cases)
 }
@@ -99,6 +99,25 @@ fn settings(kind: Option<HookKind>) -> Result<Settings> {
             .collect::<Result<_, _>>()?,
         ..Settings::default()
     })
+}
+
+/// A row for each scenario with each kind of hook at functions; a scenario gets the session and the directory for its cgroups.
+fn by_function_hooks(
+    ctx: &TestContext,
+    loaded: &Arc<Loaded>,
+    scenarios: &'static [(&str, fn(&mut Session, &Path) -> Result<()>)],
+) -> Vec<Case> {
+    let kinds = [HookKind::Fentry, HookKind::Kprobe];
+    let rows = kinds.into_iter().flat_map(|kind| scenarios.iter().map(move |row| (kind, row)));
+    rows.map(|(kind, (name, scenario))| {
+        let loaded = Arc::clone(loaded);
+        let body = move |ctx: &TestContext| {
+            let parent = &ctx.environment.cgroup_directory();
+            loaded.with(kind, parent, |session| scenario(session, parent))
+        };
+        Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind))
+    })
+    .collect()
 }
 
 /// Why hooks of that kind cannot be had here; none if they can. In a guest they have to.

@@ -1,11 +1,10 @@
-//! Kills because memory ran out: who, by which limit, at what usage, and how the victim came to be one.
+//! OOM kills: who, by which limit, at what usage, and how the victim came to be one.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness_agent::probe::capability::HookKind;
-use kwitness_core::model::{CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
+use kwitness_core::model::{Caller, CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
 use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
@@ -14,12 +13,10 @@ use kwitness_tests::suite::Case;
 use crate::limits::{root_with_controllers, write};
 use crate::producer;
 use crate::session::Session;
-use crate::{Loaded, refusal};
+use crate::{Loaded, by_function_hooks};
 
-/// A scenario, given the session and the directory for its cgroups.
-type Scenario = fn(&mut Session, &Path) -> Result<()>;
-
-const SCENARIOS: [(&str, Scenario); 5] = [
+/// Each with either kind of hook at a function.
+const SCENARIOS: &[(&str, fn(&mut Session, &Path) -> Result<()>)] = &[
     ("a_kill_by_the_containers_own_limit", own_limit),
     ("a_kill_by_the_pods_limit", pods_limit),
     ("a_group_killed_as_one", group),
@@ -28,25 +25,10 @@ const SCENARIOS: [(&str, Scenario); 5] = [
 ];
 
 /// The rows.
-pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for kind in [HookKind::Fentry, HookKind::Kprobe] {
-        for (name, scenario) in SCENARIOS {
-            let loaded = Arc::clone(loaded);
-            let body = move |ctx: &TestContext| {
-                let parent = &ctx.environment.cgroup_directory();
-                loaded.with(kind, parent, |session| scenario(session, parent))
-            };
-            cases.push(
-                Case::new(&format!("{kind}_{name}"), body).refused(refusal(ctx, kind).or(no_memory_v2(ctx))),
-            );
-        }
-    }
-    Ok(cases)
-}
-
-fn no_memory_v2(ctx: &TestContext) -> Option<&'static str> {
-    (ctx.environment.layout == CgroupLayout::Hybrid).then_some("the memory controller is in v1")
+pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Case> {
+    let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
+    let reason = hybrid.then_some("the memory controller is in v1");
+    by_function_hooks(ctx, loaded, SCENARIOS).into_iter().map(move |case| case.refused(reason))
 }
 
 const PAGE: u64 = 4096;
@@ -61,6 +43,22 @@ fn kills(session: &Session, id: u64) -> Vec<OomKill> {
             _ => None,
         })
         .collect()
+}
+
+/// The only kill in that cgroup.
+fn only_kill(session: &mut Session, id: u64) -> Result<OomKill> {
+    session.settle()?;
+    let mut reported = kills(session, id);
+    ensure!(reported.len() == 1, "{reported:#?}");
+    reported.pop().context("one kill")
+}
+
+/// Starts the hog in a container's cgroup, and waits until it is killed; its pid.
+fn hog(container: &Path) -> Result<u32> {
+    let child = producer::spawn(container, "hog")?;
+    let pid = child.pid();
+    ensure!(child.wait()? == killed(), "the hog survived");
+    Ok(pid)
 }
 
 fn killed() -> ExitStatus {
@@ -83,18 +81,11 @@ fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "oom")?;
     let container = root.sub("ctr")?;
     limit(&container)?;
-    let child = producer::spawn(&container, "hog")?;
-    let pid = child.pid();
-    ensure!(child.wait()? == killed(), "the hog survived");
-    let id = cgroup::id(&container)?;
-    session.settle()?;
-    let reported = kills(session, id);
-    ensure!(reported.len() == 1, "{reported:#?}");
-    check(&reported[0], pid, id)?;
-    ensure!(
-        reported[0].trigger.pid == Some(pid) && reported[0].trigger.cgroup == Some(CgroupId(id)),
-        "{reported:#?}"
-    );
+    let (pid, id) = (hog(&container)?, cgroup::id(&container)?);
+    let kill = only_kill(session, id)?;
+    check(&kill, pid, id)?;
+    let Caller { pid: by, cgroup, .. } = kill.trigger;
+    ensure!((by, cgroup) == (Some(pid), Some(CgroupId(id))), "triggered by {by:?} in {cgroup:?}");
     Ok(())
 }
 
@@ -108,13 +99,8 @@ fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
     write(&pod.join("cgroup.subtree_control"), "+memory")?;
     limit(&pod)?;
     let container = root.sub("pod/ctr")?;
-    let child = producer::spawn(&container, "hog")?;
-    let pid = child.pid();
-    ensure!(child.wait()? == killed(), "the hog survived");
-    session.settle()?;
-    let reported = kills(session, cgroup::id(&container)?);
-    ensure!(reported.len() == 1, "{reported:#?}");
-    check(&reported[0], pid, cgroup::id(&pod)?)
+    let pid = hog(&container)?;
+    check(&only_kill(session, cgroup::id(&container)?)?, pid, cgroup::id(&pod)?)
 }
 
 fn group(session: &mut Session, parent: &Path) -> Result<()> {
@@ -123,9 +109,7 @@ fn group(session: &mut Session, parent: &Path) -> Result<()> {
     limit(&container)?;
     write(&container.join("memory.oom.group"), "1")?;
     let others = [producer::spawn(&container, "pause")?, producer::spawn(&container, "pause")?];
-    let child = producer::spawn(&container, "hog")?;
-    let pid = child.pid();
-    ensure!(child.wait()? == killed(), "the hog survived");
+    let pid = hog(&container)?;
     let mut members: Vec<_> = others.iter().map(|child| child.pid()).collect();
     for other in others {
         ensure!(other.wait()? == killed(), "a member survived");
@@ -154,10 +138,9 @@ fn child_process(session: &mut Session, parent: &Path) -> Result<()> {
     let pid = parent.pid();
     ensure!(parent.wait()? == ExitStatus::Code(0), "the parent did not survive");
     let id = cgroup::id(&container)?;
-    session.settle()?;
-    let reported = kills(session, id);
-    ensure!(reported.len() == 1 && reported[0].victim.ppid == pid, "{reported:#?}");
-    check(&reported[0], reported[0].victim.key.pid, id)
+    let kill = only_kill(session, id)?;
+    ensure!(kill.victim.ppid == pid, "{kill:#?}");
+    check(&kill, kill.victim.key.pid, id)
 }
 
 fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
@@ -170,12 +153,10 @@ fn lowered(session: &mut Session, parent: &Path) -> Result<()> {
     limit(&container)?;
     ensure!(child.wait()? == killed(), "the hog survived");
     let id = cgroup::id(&container)?;
-    session.settle()?;
-    let reported = kills(session, id);
-    ensure!(reported.len() == 1, "{reported:#?}");
-    check(&reported[0], pid, id)?;
+    let kill = only_kill(session, id)?;
+    check(&kill, pid, id)?;
     // Whoever lowered the limit, not the container.
-    ensure!(reported[0].trigger.pid == Some(std::process::id()), "{reported:#?}");
+    ensure!(kill.trigger.pid == Some(std::process::id()), "{kill:#?}");
     // The kill happened within the write.
     let order: Vec<_> = session
         .facts(id)

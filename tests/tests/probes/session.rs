@@ -74,7 +74,7 @@ impl Session {
             }
             seen = self.events.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "waited {LIMIT:?} in vain");
+            ensure!(!left.is_zero(), "nothing of that came within {LIMIT:?}");
             let readable = async { tokio::time::timeout(left, self.running.readable()).await };
             self.runtime.block_on(readable).context("nothing to read")??;
             self.drain()?;
@@ -97,7 +97,7 @@ impl Session {
         &self.events
     }
 
-    /// What was reported that cgroup, in the order of the kernel's times.
+    /// What was reported of that cgroup, in the order of the kernel's times.
     pub fn facts(&self, id: u64) -> Vec<&Fact> {
         let mut events: Vec<_> = self.events.iter().filter(|event| event.cgroup.0 == id).collect();
         events.sort_by_key(|event| event.at);
