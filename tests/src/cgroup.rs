@@ -113,15 +113,8 @@ pub fn enter(directory: &Path, pid: u32) -> Result<()> {
 
 /// The mount points of all hierarchies, v1 and v2.
 pub fn hierarchies() -> Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let fields = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        Some((fields.next()?, fields.next()?))
-    });
-    Ok(fields
-        .filter(|(_, kind)| matches!(*kind, "cgroup" | "cgroup2"))
-        .map(|(target, _)| target.into())
-        .collect())
+    let mounts = crate::process::mounts()?.into_iter();
+    Ok(mounts.filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2").map(|(target, _)| target).collect())
 }
 
 /// The path of a cgroup's directory from the root of its hierarchy ("/kubepods/x").

@@ -185,22 +185,12 @@ impl Environment {
 
 /// The mount point of cgroup v2, and whether it is the only hierarchy.
 pub fn find_cgroup2() -> Result<(PathBuf, CgroupLayout)> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let mut cgroup2 = None;
-    let mut layout = CgroupLayout::Unified;
-    for line in mounts.lines() {
-        let mut fields = line.split(' ');
-        let (Some(_), Some(target), Some(kind)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        match kind {
-            "cgroup2" if cgroup2.is_none() => cgroup2 = Some(PathBuf::from(target)),
-            "cgroup" => layout = CgroupLayout::Hybrid,
-            _ => {}
-        }
-    }
+    let mounts = crate::process::mounts()?;
+    let is_hybrid = mounts.iter().any(|(_, kind)| kind == "cgroup");
+    let layout = if is_hybrid { CgroupLayout::Hybrid } else { CgroupLayout::Unified };
+    let cgroup2 = mounts.into_iter().find(|(_, kind)| kind == "cgroup2");
     let cgroup2 = cgroup2.context("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")?;
-    Ok((cgroup2, layout))
+    Ok((cgroup2.0, layout))
 }
 
 #[cfg(test)]

@@ -461,13 +461,9 @@ fn configuration(directory: &Path, driver: CgroupDriver, extras: &Extras) -> Res
 
 /// The mount points below the directories, the inner ones first.
 fn mounts_below(directories: &[&Path]) -> Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    let mut found: Vec<_> = targets
-        .filter(|target| {
-            directories.iter().any(|directory| target != directory && target.starts_with(directory))
-        })
-        .collect();
-    found.reverse();
-    Ok(found)
+    let targets = process::mounts()?.into_iter().rev().map(|(target, _)| target);
+    let is_below = |target: &PathBuf| {
+        directories.iter().any(|directory| target != directory && target.starts_with(directory))
+    };
+    Ok(targets.filter(is_below).collect())
 }

@@ -173,7 +173,7 @@ pub async fn wait_for<T>(
             return Ok(answer);
         }
         if began.elapsed() > limit {
-            bail!("waited {limit:?} in vain for {what}");
+            bail!("{what} did not come within {limit:?}");
         }
         // Fine against the time already waited, and never a busy loop.
         tokio::time::sleep((began.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(50)))
@@ -201,6 +201,16 @@ pub fn cgroup_path(pid: u32) -> Result<String> {
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("0::"));
     Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
+}
+
+/// The mount points in this mount namespace, each with the type of its file system.
+pub fn mounts() -> Result<Vec<(PathBuf, String)>> {
+    let text = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let mounts = text.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?.into(), fields.next()?.to_owned()))
+    });
+    Ok(mounts.collect())
 }
 
 /// Whether this process has a capability, by its number.
