@@ -5,20 +5,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use nix::time::{ClockId, clock_gettime};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::collector::{self, Collector};
 use crate::environment::Environment;
 use crate::events::{Received, Seen};
 use crate::process::{Managed, Paused, wait_for};
@@ -26,8 +24,6 @@ use crate::process::{Managed, Paused, wait_for};
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
 const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
-const EVENT_LIMIT: Duration = Duration::from_secs(180);
 
 /// What a failed test needs to know.
 const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
@@ -44,18 +40,12 @@ pub struct Agent {
 
 /// A watcher that collects what it is sent.
 #[derive(Debug)]
-pub struct Watcher {
-    collected: Arc<Mutex<Collected>>,
-    changed: watch::Receiver<()>,
-    task: JoinHandle<()>,
-}
+pub struct Watcher(Collector<Collected>);
 
 #[derive(Debug, Default)]
 struct Collected {
     snapshot: Option<proto::Snapshot>,
     events: Vec<Received>,
-    /// How the stream ended, once it has.
-    end: Option<Result<(), tonic::Status>>,
 }
 
 impl Agent {
@@ -231,52 +221,30 @@ impl Agent {
 impl Watcher {
     /// Opens a stream and collects what comes.
     pub async fn open(mut client: KwitnessClient<Channel>, request: proto::WatchRequest) -> Result<Self> {
-        let mut stream = client.watch(request).await.context("call Watch")?.into_inner();
-        let collected = Arc::new(Mutex::new(Collected::default()));
-        let (sender, changed) = watch::channel(());
-        let sink = Arc::clone(&collected);
-        let task = tokio::spawn(async move {
-            loop {
-                let message = stream.message().await;
+        let stream = client.watch(request).await.context("call Watch")?.into_inner();
+        Ok(Self(Collector::start(
+            async { Ok(stream) },
+            |all: &mut Collected, message: proto::WatchResponse| {
                 let at = boottime();
-                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-                match message {
-                    Ok(Some(message)) => {
-                        sink.snapshot = message.snapshot.or(sink.snapshot.take());
-                        sink.events.extend(message.events.into_iter().map(|event| Received { event, at }));
-                    }
-                    Ok(None) => sink.end = Some(Ok(())),
-                    Err(status) => sink.end = Some(Err(status)),
-                }
-                let ended = sink.end.is_some();
-                drop(sink);
-                // No waiter is left; the next lock shows what came.
-                let _ = sender.send(());
-                if ended {
-                    return;
-                }
-            }
-        });
-        Ok(Self { collected, changed, task })
+                all.snapshot = message.snapshot.or(all.snapshot.take());
+                all.events.extend(message.events.into_iter().map(|event| Received { event, at }));
+            },
+        )))
     }
 
     /// What it has got so far.
     pub fn seen(&self) -> Seen {
-        Seen(self.lock().events.clone())
+        Seen(self.0.look().all.events.clone())
     }
 
     /// Waits for the snapshot.
     pub async fn snapshot(&mut self) -> Result<proto::Snapshot> {
-        self.wait("the snapshot", |collected| collected.snapshot.clone()).await
+        self.wait("the snapshot", |collected| collected.all.snapshot.clone()).await
     }
 
     /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Seen) -> bool) -> Result<Seen> {
-        self.wait(what, |collected| {
-            let seen = Seen(collected.events.clone());
-            accept(&seen).then_some(seen)
-        })
-        .await
+        self.wait(what, |collected| Some(Seen(collected.all.events.clone())).filter(&accept)).await
     }
 
     /// Waits until the server has ended the stream, and returns how.
@@ -284,35 +252,13 @@ impl Watcher {
         self.wait("the end of the stream", |collected| collected.end.clone()).await
     }
 
-    async fn wait<T>(&mut self, what: &str, probe: impl Fn(&Collected) -> Option<T>) -> Result<T> {
-        let all = async {
-            loop {
-                self.changed.borrow_and_update();
-                let (answer, ended) = {
-                    let collected = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
-                    (probe(&collected), collected.end.is_some())
-                };
-                if let Some(answer) = answer {
-                    return Ok(answer);
-                }
-                if ended || self.changed.changed().await.is_err() {
-                    bail!("the stream ended before {what} came");
-                }
-            }
-        };
-        let answer = tokio::time::timeout(EVENT_LIMIT, all).await;
-        let answer = answer.unwrap_or_else(|_| bail!("waited {EVENT_LIMIT:?} in vain for {what}"));
+    async fn wait<T>(
+        &mut self,
+        what: &str,
+        probe: impl Fn(&collector::Collected<Collected>) -> Option<T>,
+    ) -> Result<T> {
+        let answer = self.0.wait(what, probe).await;
         answer.with_context(|| format!("the watcher has seen:\n{}", self.seen()))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Collected> {
-        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

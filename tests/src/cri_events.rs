@@ -5,14 +5,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
 use prost::Message as _;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
@@ -20,10 +18,11 @@ use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::agent::connect;
+use crate::collector::Collector;
 use crate::cri::v1;
 
-/// How long an event may take to arrive. Far more than it ever takes: a test that runs into it has failed.
-const EVENT_LIMIT: Duration = Duration::from_secs(180);
+/// How long a subscription may take. Far more than it ever takes: a test that runs into it has failed.
+const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(180);
 
 /// An event, and when it was received by the wall clock.
 #[derive(Clone, Debug)]
@@ -36,17 +35,7 @@ pub struct Received {
 
 /// A subscriber that collects what it is sent.
 #[derive(Debug)]
-pub struct Subscriber {
-    collected: Arc<Mutex<Collected>>,
-    changed: watch::Receiver<()>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Debug, Default)]
-struct Collected {
-    events: Vec<Received>,
-    end: Option<String>,
-}
+pub struct Subscriber(Collector<Vec<Received>>);
 
 /// What a subscriber has got.
 #[derive(Clone, Debug)]
@@ -87,52 +76,41 @@ pub fn wall_clock() -> i64 {
 impl Subscriber {
     /// Subscribes at a socket, and collects in the background. A runtime that answers with its first event is not waited for.
     pub async fn open(socket: &Path, since: Option<i64>) -> Result<Self> {
+        let (this, is_subscribed) = Self::start(socket, since).await?;
+        let _ = tokio::time::timeout(Duration::from_millis(500), is_subscribed).await;
+        Ok(this)
+    }
+
+    /// The same at a server that answers at once, which is waited for.
+    pub async fn subscribed(socket: &Path) -> Result<Self> {
+        let (this, is_subscribed) = Self::start(socket, None).await?;
+        tokio::time::timeout(SUBSCRIBE_LIMIT, is_subscribed).await.context("the subscription")??;
+        Ok(this)
+    }
+
+    async fn start(socket: &Path, since: Option<i64>) -> Result<(Self, oneshot::Receiver<()>)> {
         let channel = connect(socket).await?;
-        let collected = Arc::new(Mutex::new(Collected::default()));
-        let (sender, changed) = watch::channel(());
-        let (subscribed, is_subscribed) = tokio::sync::oneshot::channel();
-        let sink = Arc::clone(&collected);
-        let task = tokio::spawn(async move {
+        let (subscribed, is_subscribed) = oneshot::channel();
+        let open = async move {
             let stream = subscribe(channel, since).await;
             // The receiver is gone.
             let _ = subscribed.send(());
-            let mut stream = match stream {
-                Ok(stream) => stream,
-                Err(status) => {
-                    lock(&sink).end = Some(status.to_string());
-                    return;
-                }
-            };
-            loop {
-                let message = stream.message().await;
-                let at = wall_clock();
-                let ended = {
-                    let mut sink = lock(&sink);
-                    match message {
-                        Ok(Some(event)) => sink.events.push(Received { event, at }),
-                        Ok(None) => sink.end = Some("ended without an error".to_owned()),
-                        Err(status) => sink.end = Some(status.to_string()),
-                    }
-                    sink.end.is_some()
-                };
-                let _ = sender.send(());
-                if ended {
-                    return;
-                }
-            }
+            stream
+        };
+        let collector = Collector::start(open, |all: &mut Vec<Received>, event| {
+            all.push(Received { event, at: wall_clock() });
         });
-        let _ = tokio::time::timeout(Duration::from_millis(500), is_subscribed).await;
-        Ok(Self { collected, changed, task })
+        Ok((Self(collector), is_subscribed))
     }
 
     /// What it has got so far.
     pub fn reported(&self) -> CriEvents {
-        CriEvents(lock(&self.collected).events.clone())
+        CriEvents(self.0.look().all.clone())
     }
 
     /// How its stream ended; none: it has not.
-    pub fn end(&self) -> Option<String> {
-        lock(&self.collected).end.clone()
+    pub fn end(&self) -> Option<Result<(), Status>> {
+        self.0.look().end.clone()
     }
 
     /// Waits for that event.
@@ -143,35 +121,9 @@ impl Subscriber {
 
     /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&CriEvents) -> bool) -> Result<CriEvents> {
-        let all = async {
-            loop {
-                self.changed.borrow_and_update();
-                let reported = self.reported();
-                if accept(&reported) {
-                    return Ok(reported);
-                }
-                if let Some(end) = self.end() {
-                    bail!("the stream ended before {what} came: {end}");
-                }
-                if self.changed.changed().await.is_err() {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            }
-        };
-        let answer = tokio::time::timeout(EVENT_LIMIT, all).await;
-        let answer = answer.unwrap_or_else(|_| bail!("waited {EVENT_LIMIT:?} in vain for {what}"));
-        answer.with_context(|| format!("the subscriber received:\n{}", self.reported()))
+        let all = self.0.wait(what, |collected| Some(CriEvents(collected.all.clone())).filter(&accept)).await;
+        all.with_context(|| format!("the subscriber received:\n{}", self.reported()))
     }
-}
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn lock(collected: &Mutex<Collected>) -> MutexGuard<'_, Collected> {
-    collected.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CriEvents {
@@ -229,6 +181,14 @@ impl CriEvents {
                 ensure!(!(own && made && kind == Type::ContainerStartedEvent), "started and not: {}", of());
             }
         }
+        Ok(())
+    }
+
+    /// Checks that a whole life was reported once, in whatever order.
+    pub fn check_whole(&self, id: &str) -> Result<()> {
+        let mut kinds = self.of(id);
+        kinds.sort();
+        ensure!(kinds == LIFE, "{id}: {kinds:?}\n{self}");
         Ok(())
     }
 

@@ -1,71 +1,28 @@
 //! The stream of events through the proxy: the daemon's, or without one the runtime's own; for everyone and for long.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kwitness_cri::events::ContainerEventType::{
+    ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
+use kwitness_tests::cri_events::{LIFE, Subscriber};
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::Node;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process;
 use kwitness_tests::proxy::Proxy;
-use tonic::Streaming;
 
 use crate::{with_daemon, with_proxy};
 
 /// Rounds of restarts; of three, two restart the daemon and two the runtime.
 const RESTARTS: usize = 15;
 
-/// Far more than an event ever takes.
+/// Far more than a daemon's start ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// The kinds of the events of each container.
-type Seen = HashMap<String, Vec<v1::ContainerEventType>>;
-
-struct Subscriber(Streaming<v1::ContainerEventResponse>);
-
-impl Subscriber {
-    async fn new(cri: &Cri) -> Result<Self> {
-        Ok(Self(cri.get_container_events().await?))
-    }
-
-    /// The next events of that container, as kinds, until it is deleted or stopped.
-    async fn until(&mut self, id: &str, last: v1::ContainerEventType) -> Result<Vec<v1::ContainerEventType>> {
-        let mut kinds = Vec::new();
-        while kinds.last() != Some(&last) {
-            let next = tokio::time::timeout(LIMIT, self.0.message());
-            let next =
-                next.await.with_context(|| format!("{last:?} of {id} did not come after {kinds:?}"))?;
-            let event = next.context("the stream ended with an error")?.context("the stream ended")?;
-            if event.container_id == id {
-                kinds.push(event.container_event_type());
-            }
-        }
-        Ok(kinds)
-    }
-
-    /// Adds all events to `seen`, by container, until each of these containers has had that one.
-    async fn collect(&mut self, seen: &mut Seen, ids: &[&str], last: v1::ContainerEventType) -> Result<()> {
-        let has = |kinds: Option<&Vec<_>>| kinds.is_some_and(|kinds| kinds.contains(&last));
-        while !ids.iter().all(|id| has(seen.get(*id))) {
-            let next = tokio::time::timeout(LIMIT, self.0.message());
-            let next = next.await.with_context(|| format!("no more came after {seen:?}"))?;
-            let event = next.context("the stream ended with an error")?.context("the stream ended")?;
-            seen.entry(event.container_id.clone()).or_default().push(event.container_event_type());
-        }
-        Ok(())
-    }
-}
-
-use v1::ContainerEventType::{
-    ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
-};
-
-const LIFE: [v1::ContainerEventType; 4] =
-    [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
 
 /// A pod with containers that end; returns the ids of all of them, the sandbox last.
 async fn life(node: &Node, name: &str, combination: Combination, containers: usize) -> Result<Vec<String>> {
@@ -98,22 +55,17 @@ pub(crate) async fn no_client_loses_an_event_to_another(
         let mut subscribers = Vec::new();
         for _ in 0..3 {
             // Each with a connection of its own, as three clients.
-            subscribers.push(Subscriber::new(&Cri::connect(proxy.socket()).await?).await?);
+            subscribers.push(Subscriber::subscribed(proxy.socket()).await?);
         }
         warm_up(&mut subscribers[0], node, combination).await?;
         let ids = life(node, "shared", combination, 5).await?;
+        // containerd reports a short life's end before its start now and then, or after its deletion.
         for subscriber in &mut subscribers {
-            let all: Vec<_> = ids.iter().map(String::as_str).collect();
-            let mut seen = Seen::new();
-            // containerd reports a short life's end before its start now and then, or after its deletion.
-            for kind in LIFE {
-                subscriber.collect(&mut seen, &all, kind).await?;
-            }
-            for id in &ids {
-                let mut kinds = seen.get(id).cloned().unwrap_or_default();
-                kinds.sort();
-                ensure!(kinds == LIFE, "{id}: {kinds:?}");
-            }
+            let all = subscriber.wait_until("every event", |reported| {
+                ids.iter().all(|id| LIFE.into_iter().all(|kind| reported.has(id, kind)))
+            });
+            let all = all.await?;
+            ids.iter().try_for_each(|id| all.check_whole(id))?;
         }
         Ok(())
     })
@@ -124,12 +76,12 @@ pub(crate) async fn no_client_loses_an_event_to_another(
 pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination: Combination) -> Result<()> {
     with_proxy(ctx, combination, async |node, proxy| {
         let cri = Cri::connect(proxy.socket()).await?;
-        let mut subscriber = Subscriber::new(&cri).await?;
+        let mut subscriber = Subscriber::subscribed(proxy.socket()).await?;
         warm_up(&mut subscriber, node, combination).await?;
         for round in 0..5 {
             let pod = node.run_pod(&PodSpec::new(&format!("round-{round}"), combination.handler)?).await?;
-            let started = subscriber.until(&pod.sandbox, ContainerStartedEvent).await?;
-            ensure!(started == LIFE[..2], "{started:?}");
+            let reported = subscriber.until(&pod.sandbox, ContainerStartedEvent).await?;
+            reported.check_life(&pod.sandbox, &LIFE[..2])?;
             node.stop_containerd()?;
             let refused = cri.version(v1::VersionRequest { version: "v1".to_owned() }).await;
             let words = refused.err().context("there is no runtime")?;
@@ -156,9 +108,11 @@ pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
 }
 
 async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
-    let mut subscriber = Subscriber::new(&Cri::connect(proxy.socket()).await?).await?;
+    let mut subscriber = Subscriber::subscribed(proxy.socket()).await?;
     warm_up(&mut subscriber, node, combination).await?;
+    let mut ids = Vec::new();
     for round in 0..RESTARTS {
+        let in_round = || format!("round {round}");
         let pod = node.run_pod(&PodSpec::new(&format!("round-{round}"), combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&id).await?;
@@ -178,8 +132,7 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
         }
         node.wait_exited(&id).await?;
         // What is removed before its end was read can only be reported as deleted.
-        let (mut seen, in_round) = (Seen::new(), || format!("round {round}"));
-        subscriber.collect(&mut seen, &[&id], ContainerStoppedEvent).await.with_context(in_round)?;
+        subscriber.until(&id, ContainerStoppedEvent).await.with_context(in_round)?;
         if daemon {
             process::wait_for("the proxy to follow the daemon", LIMIT, async || {
                 let calls = agent.status().await?.calls;
@@ -188,19 +141,19 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
             .await?;
             // Before the new daemon reports a later pod's whole life, it has listed and read the earlier ones.
             let later = node.run_pod(&PodSpec::new(&format!("later-{round}"), combination.handler)?).await?;
-            let sandbox = [&*later.sandbox];
-            subscriber.collect(&mut seen, &sandbox, ContainerStartedEvent).await.with_context(in_round)?;
+            subscriber.until(&later.sandbox, ContainerStartedEvent).await.with_context(in_round)?;
             node.remove_pod(&later).await?;
-            subscriber.collect(&mut seen, &sandbox, ContainerDeletedEvent).await.with_context(in_round)?;
+            subscriber.until(&later.sandbox, ContainerDeletedEvent).await.with_context(in_round)?;
+            ids.push(later.sandbox);
         }
         node.remove_container(&id).await?;
         node.remove_pod(&pod).await?;
-        let both = [&*id, &pod.sandbox];
-        subscriber.collect(&mut seen, &both, ContainerDeletedEvent).await.with_context(in_round)?;
-        for (id, mut kinds) in seen {
-            kinds.sort();
-            ensure!(kinds == LIFE, "round {round}: {id}: {kinds:?}");
+        for id in [id, pod.sandbox] {
+            subscriber.until(&id, ContainerDeletedEvent).await.with_context(in_round)?;
+            ids.push(id);
         }
+        let reported = subscriber.reported();
+        ids.iter().try_for_each(|id| reported.check_whole(id)).with_context(in_round)?;
     }
     Ok(())
 }
