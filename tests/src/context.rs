@@ -4,15 +4,21 @@
 //! is emptied, so that what one leaves behind when it fails does not fail the next.
 
 use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
 use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
+use crate::process::{self, wait_for};
 use crate::recording::Recording;
+
+/// How long killed processes may take to be gone.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
@@ -68,7 +74,20 @@ impl TestContext {
         }
     }
 
-    /// The same, and what the daemon recorded must replay to the events that it served. `body` leaves nothing behind that makes
+    /// Runs `body` with such a node and such a daemon.
+    pub async fn with_both(
+        &self,
+        driver: CgroupDriver,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
+    ) -> Result<()> {
+        self.with_node(driver, async |node| {
+            self.with_agent(settings, async |agent| body(node, agent).await).await
+        })
+        .await
+    }
+
+    /// The same as [`Self::with_agent`], and what the daemon recorded must replay to the events that it served. `body` leaves nothing behind that makes
     /// events.
     pub async fn with_recorded_agent(
         &self,
@@ -87,11 +106,17 @@ impl TestContext {
         }
     }
 
-    /// Stops what is shared.
+    /// Stops what is shared; nothing of it may be left behind.
     pub fn finish(&self) -> Result<()> {
-        match self.block_on(self.node.lock()).take() {
-            Some(node) => self.block_on(node.shutdown()),
-            None => Ok(()),
-        }
+        self.block_on(async {
+            let Some(node) = self.node.lock().await.take() else { return Ok(()) };
+            node.shutdown().await?;
+            ensure!(!Path::new("/run/containerd").exists(), "/run/containerd is left behind");
+            let is_runtimes = |words: &[&str]| words.first().is_some_and(|word| word.contains("containerd"));
+            wait_for("the end of containerd's processes", LIMIT, async || {
+                Ok(process::find(is_runtimes)?.is_empty().then_some(()))
+            })
+            .await
+        })
     }
 }

@@ -49,6 +49,18 @@ pub struct Life<'a> {
     pub entered: &'a [(&'a str, End)],
 }
 
+impl<'a> Life<'a> {
+    /// Of a container that ran a program, into which no process came from outside.
+    pub fn of(pod: &'a Pod, id: &'a str, name: &'a str, program: &'a str, end: End) -> Self {
+        Self { program: Some(program), end: Some(end), ..Self::unstarted(pod, id, name) }
+    }
+
+    /// Of a container that never ran, or of which no more is compared than what the runtime knows.
+    pub fn unstarted(pod: &'a Pod, id: &'a str, name: &'a str) -> Self {
+        Self { pod, id, name: Some(name), program: None, end: None, entered: &[] }
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {

@@ -68,6 +68,29 @@ impl Case {
     }
 }
 
+/// A table of async functions, each row with each combination: `each!(ctx; module::function, …)`.
+#[macro_export]
+macro_rules! each {
+    ($ctx:ident; $($module:ident::$name:ident),* $(,)?) => {
+        $crate::suite::Case::each(&$ctx, &[$((stringify!($name), |ctx, combination| {
+            ctx.block_on($module::$name(ctx, combination))
+        })),*])
+    };
+}
+
+/// Adds rows of async functions, each for the first combination: `once!(ctx, cases, reason; module::function, …)`. A reason leaves
+/// them out.
+#[macro_export]
+macro_rules! once {
+    ($ctx:ident, $cases:ident, $reason:expr; $($module:ident::$name:ident),* $(,)?) => {
+        {
+            $($cases.push($crate::suite::Case::once(&$ctx, stringify!($name), |ctx, combination| {
+                ctx.block_on($module::$name(ctx, combination))
+            })?.refused($reason));)*
+        }
+    };
+}
+
 /// Runs the rows that the command line chose, stops what they shared, and ends the process if any failed.
 pub fn run(ctx: TestContext, cases: Vec<Case>) -> Result<()> {
     let mut arguments = Arguments::from_args();

@@ -16,20 +16,13 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{Node, containerd_version};
 use kwitness_tests::proxy::Proxy;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let mut cases = Vec::new();
-    macro_rules! once {
-        ($refused:expr; $($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
-            })?.refused($refused));)*
-        };
-    }
     once![
-        None;
+        ctx, cases, None;
         crictl::crictl_says_the_same,
         methods::every_method_answers_the_same,
         requests::the_daemon_knows_what_was_requested_and_when,
@@ -41,13 +34,13 @@ fn main() -> Result<()> {
     // Without a daemon, the proxy has no other events than the runtime's.
     let no_events = containerd_version()?.starts_with("1.6.").then_some("containerd 1.6 has no events");
     once![
-        no_events;
+        ctx, cases, no_events;
         methods::what_is_decoded_passes,
         events::no_client_loses_an_event_to_another,
         events::a_stream_outlives_the_runtime,
     ];
     // Last, for it leaves much behind in containerd.
-    once![None; stalled::a_subscriber_that_does_not_read_delays_no_other];
+    once![ctx, cases, None; stalled::a_subscriber_that_does_not_read_delays_no_other];
     suite::run(ctx, cases)
 }
 

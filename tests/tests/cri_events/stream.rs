@@ -22,93 +22,86 @@ const ASKED: (Duration, u64) = (Duration::from_millis(100), 3);
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            // The only subscriber of the runtime's own events, so that it misses none to another.
-            let mut runtimes = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
-            let mut first = Subscriber::open(agent.socket(), None).await?;
-            let mut second = Subscriber::open(agent.socket(), None).await?;
-            let began = Instant::now();
-            let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        // The only subscriber of the runtime's own events, so that it misses none to another.
+        let mut runtimes = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
+        let mut first = Subscriber::open(agent.socket(), None).await?;
+        let mut second = Subscriber::open(agent.socket(), None).await?;
+        let began = Instant::now();
+        let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
 
-            // Made, and not started: nothing that the kernel could show.
-            let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
-            let killed = node.create(&pod, &main).await?;
-            let reported = first.until(&killed, Type::ContainerCreatedEvent).await?;
-            ensure!(!reported.has(&killed, Type::ContainerStartedEvent), "{reported}");
-            node.start_container(&killed).await?;
-            first.until(&killed, Type::ContainerStartedEvent).await?;
+        // Made, and not started: nothing that the kernel could show.
+        let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
+        let killed = node.create(&pod, &main).await?;
+        let reported = first.until(&killed, Type::ContainerCreatedEvent).await?;
+        ensure!(!reported.has(&killed, Type::ContainerStartedEvent), "{reported}");
+        node.start_container(&killed).await?;
+        first.until(&killed, Type::ContainerStartedEvent).await?;
 
-            // An exec is no event of the container's.
-            let before = first.reported().0.len();
-            ensure!(node.exec(&killed, &["/bin/sh", "-c", "exit 5"]).await? == 5, "exec's exit code");
+        // An exec is no event of the container's.
+        let before = first.reported().0.len();
+        ensure!(node.exec(&killed, &["/bin/sh", "-c", "exit 5"]).await? == 5, "exec's exit code");
 
-            // In the event are the runtime's own bytes.
-            let own = sandbox_status(connect(Path::new(CONTAINERD_SOCKET)).await?, &pod.sandbox).await?;
-            let reported = first.reported();
-            let started = reported.find(&killed, Type::ContainerStartedEvent).context("STARTED")?;
-            // Go writes a map's entries in another order each time.
-            let sorted = |bytes: &[u8]| {
-                let mut bytes = bytes.to_vec();
-                bytes.sort_unstable();
-                bytes
-            };
+        // In the event are the runtime's own bytes.
+        let own = sandbox_status(connect(Path::new(CONTAINERD_SOCKET)).await?, &pod.sandbox).await?;
+        let reported = first.reported();
+        let started = reported.find(&killed, Type::ContainerStartedEvent).context("STARTED")?;
+        // Go writes a map's entries in another order each time.
+        let sorted = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            bytes.sort_unstable();
+            bytes
+        };
+        ensure!(
+            sorted(&started.event.pod_sandbox_status) == sorted(&own),
+            "the sandbox's status is not the runtime's"
+        );
+        ensure!(reported.0.len() == before, "the exec was reported:\n{reported}");
+
+        process::kill_pid(node.pid(&killed).await?)?;
+        first.until(&killed, Type::ContainerStoppedEvent).await?;
+        main.attempt = 1;
+        let stopped = node.run(&pod, &main).await?;
+        let reported = first.until(&stopped, Type::ContainerStartedEvent).await?;
+        let event = &reported.find(&stopped, Type::ContainerStartedEvent).context("STARTED")?.event;
+        ensure!(event.containers_statuses.len() == 2, "the one that ended is missing:\n{reported}");
+        node.remove_container(&killed).await?;
+        first.until(&killed, Type::ContainerDeletedEvent).await?;
+        node.stop_container(&stopped, 0).await?;
+        let unstarted = node.create(&pod, &ContainerSpec::shell("unstarted", "exit 3")).await?;
+        first.until(&unstarted, Type::ContainerCreatedEvent).await?;
+        let quick = node.run(&pod, &ContainerSpec::new("quick", &["/bin/true"])).await?;
+        node.wait_exited(&quick).await?;
+        node.remove_pod(&pod).await?;
+        let reported = first.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
+        reported.check_contract()?;
+        for id in [&pod.sandbox, &killed, &stopped, &quick] {
+            reported.check_life(id, &LIFE)?;
+        }
+        reported.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
+        ensure!(reported.0.len() == 18, "someone else's events:\n{reported}");
+        let same = second.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
+        ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
+
+        // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber received before.)
+        let theirs = runtimes.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
+        let of_pod = |id: &str| !reported.of(id).is_empty();
+        for event in theirs.events().filter(|event| of_pod(&event.container_id)) {
             ensure!(
-                sorted(&started.event.pod_sandbox_status) == sorted(&own),
-                "the sandbox's status is not the runtime's"
+                reported.has(&event.container_id, event.container_event_type()),
+                "the runtime reported more:\n{theirs}\nthan:\n{reported}"
             );
-            ensure!(reported.0.len() == before, "the exec was reported:\n{reported}");
-
-            process::kill_pid(node.pid(&killed).await?)?;
-            first.until(&killed, Type::ContainerStoppedEvent).await?;
-            main.attempt = 1;
-            let stopped = node.run(&pod, &main).await?;
-            let reported = first.until(&stopped, Type::ContainerStartedEvent).await?;
-            let event = &reported.find(&stopped, Type::ContainerStartedEvent).context("STARTED")?.event;
-            ensure!(event.containers_statuses.len() == 2, "the one that ended is missing:\n{reported}");
-            node.remove_container(&killed).await?;
-            first.until(&killed, Type::ContainerDeletedEvent).await?;
-            node.stop_container(&stopped, 0).await?;
-            let unstarted = node.create(&pod, &ContainerSpec::shell("unstarted", "exit 3")).await?;
-            first.until(&unstarted, Type::ContainerCreatedEvent).await?;
-            let quick = node.run(&pod, &ContainerSpec::new("quick", &["/bin/true"])).await?;
-            node.wait_exited(&quick).await?;
-            node.remove_pod(&pod).await?;
-            let reported = first.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
-            reported.check_contract()?;
-            for id in [&pod.sandbox, &killed, &stopped, &quick] {
-                reported.check_life(id, &LIFE)?;
-            }
-            reported.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
-            ensure!(reported.0.len() == 18, "someone else's events:\n{reported}");
-            let same = second.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
-            ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
-
-            // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber received before.)
-            let theirs = runtimes.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
-            let of_pod = |id: &str| !reported.of(id).is_empty();
-            for event in theirs.events().filter(|event| of_pod(&event.container_id)) {
-                ensure!(
-                    reported.has(&event.container_id, event.container_event_type()),
-                    "the runtime reported more:\n{theirs}\nthan:\n{reported}"
-                );
-            }
-            let status = agent.status().await?;
-            let count = |name: &str| status.counters.get(name).copied().unwrap_or_default();
-            ensure!(
-                count("cri_events_sent") == 18 && count("cri_events_withheld") == 0,
-                "{:?}",
-                status.counters
-            );
-            let calls = count("cri_events_calls");
-            ensure!(calls < allowed(18, 1, began.elapsed()), "{calls} calls in {:?}", began.elapsed());
-            println!(
-                "{} calls for 18 events\n{reported}\nand of the runtime itself\n{theirs}",
-                count("cri_events_calls")
-            );
-            Ok(())
-        })
-        .await
+        }
+        let status = agent.status().await?;
+        let count = |name: &str| status.counters.get(name).copied().unwrap_or_default();
+        ensure!(count("cri_events_sent") == 18 && count("cri_events_withheld") == 0, "{:?}", status.counters);
+        let calls = count("cri_events_calls");
+        ensure!(calls < allowed(18, 1, began.elapsed()), "{calls} calls in {:?}", began.elapsed());
+        println!(
+            "{} calls for 18 events\n{reported}\nand of the runtime itself\n{theirs}",
+            count("cri_events_calls")
+        );
+        Ok(())
     })
     .await
 }
@@ -122,78 +115,69 @@ fn allowed(events: usize, pods: usize, time: Duration) -> u64 {
 pub(crate) async fn events_of_a_crash_loop(ctx: &TestContext, combination: Combination) -> Result<()> {
     // Emulated, each round takes ten seconds.
     let rounds = if ctx.environment.tier == Tier::Host { 10 } else { 3 };
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let began = Instant::now();
-            let mut subscriber = Subscriber::open(agent.socket(), None).await?;
-            let mut ids = Vec::new();
-            let mut pods = Vec::new();
-            for number in 0..3 {
-                pods.push(
-                    node.run_pod(&PodSpec::new(&format!("loop-{number}"), combination.handler)?).await?,
-                );
-            }
-            for round in 0..rounds {
-                let spec = ContainerSpec::shell(&format!("main-{round}"), "exit 1");
-                for pod in &pods {
-                    ids.push(node.run(pod, &spec).await?);
-                }
-            }
-            for id in &ids {
-                node.wait_exited(id).await?;
-            }
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let began = Instant::now();
+        let mut subscriber = Subscriber::open(agent.socket(), None).await?;
+        let mut ids = Vec::new();
+        let mut pods = Vec::new();
+        for number in 0..3 {
+            pods.push(node.run_pod(&PodSpec::new(&format!("loop-{number}"), combination.handler)?).await?);
+        }
+        for round in 0..rounds {
+            let spec = ContainerSpec::shell(&format!("main-{round}"), "exit 1");
             for pod in &pods {
-                node.remove_pod(pod).await?;
+                ids.push(node.run(pod, &spec).await?);
             }
-            ids.extend(pods.iter().map(|pod| pod.sandbox.clone()));
-            let end =
-                |reported: &CriEvents| ids.iter().all(|id| reported.has(id, Type::ContainerDeletedEvent));
-            let reported = subscriber.wait_until("the ends", end).await?;
-            reported.check_contract()?;
-            for id in &ids {
-                reported.check_life(id, &LIFE)?;
-            }
-            let counters = agent.status().await?.counters;
-            let calls = counters.get("cri_events_calls").copied().unwrap_or_default();
-            println!("{} events, {calls} calls", reported.0.len());
-            let time = began.elapsed();
-            ensure!(
-                calls <= allowed(reported.0.len(), pods.len(), time),
-                "{calls} calls in {time:?}\n{reported}"
-            );
-            Ok(())
-        })
-        .await
+        }
+        for id in &ids {
+            node.wait_exited(id).await?;
+        }
+        for pod in &pods {
+            node.remove_pod(pod).await?;
+        }
+        ids.extend(pods.iter().map(|pod| pod.sandbox.clone()));
+        let end = |reported: &CriEvents| ids.iter().all(|id| reported.has(id, Type::ContainerDeletedEvent));
+        let reported = subscriber.wait_until("the ends", end).await?;
+        reported.check_contract()?;
+        for id in &ids {
+            reported.check_life(id, &LIFE)?;
+        }
+        let counters = agent.status().await?.counters;
+        let calls = counters.get("cri_events_calls").copied().unwrap_or_default();
+        println!("{} events, {calls} calls", reported.0.len());
+        let time = began.elapsed();
+        ensure!(
+            calls <= allowed(reported.0.len(), pods.len(), time),
+            "{calls} calls in {time:?}\n{reported}"
+        );
+        Ok(())
     })
     .await
 }
 
 pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut subscriber = Subscriber::open(agent.socket(), None).await?;
-            let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
-            let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
-            let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
-            subscriber.until(&stays, Type::ContainerStartedEvent).await?;
-            let pid = node.pid(&ends).await?;
-            for _ in 0..2 {
-                node.stop_containerd()?;
-                node.start_containerd().await?;
-            }
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let mut subscriber = Subscriber::open(agent.socket(), None).await?;
+        let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
+        let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
+        let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
+        subscriber.until(&stays, Type::ContainerStartedEvent).await?;
+        let pid = node.pid(&ends).await?;
+        for _ in 0..2 {
             node.stop_containerd()?;
-            process::kill_pid(pid)?;
             node.start_containerd().await?;
-            let reported = subscriber.until(&ends, Type::ContainerStoppedEvent).await?;
-            ensure!(
-                !reported.has(&stays, Type::ContainerStoppedEvent),
-                "the other one was reported to have stopped:\n{reported}"
-            );
-            reported.check_contract()?;
-            reported.check_life(&ends, &LIFE[..3])?;
-            reported.check_life(&pod.sandbox, &LIFE[..2])
-        })
-        .await
+        }
+        node.stop_containerd()?;
+        process::kill_pid(pid)?;
+        node.start_containerd().await?;
+        let reported = subscriber.until(&ends, Type::ContainerStoppedEvent).await?;
+        ensure!(
+            !reported.has(&stays, Type::ContainerStoppedEvent),
+            "the other one was reported to have stopped:\n{reported}"
+        );
+        reported.check_contract()?;
+        reported.check_life(&ends, &LIFE[..3])?;
+        reported.check_life(&pod.sandbox, &LIFE[..2])
     })
     .await
 }
@@ -239,62 +223,51 @@ pub(crate) async fn methods_that_the_daemon_does_not_serve(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let daemon = Cri::connect(agent.socket()).await?;
-            let request = v1::VersionRequest { version: "v1".to_owned() };
-            let (ours, theirs) = (daemon.version(request.clone()).await?, node.cri().version(request).await?);
-            ensure!(ours == theirs, "{ours:?} instead of {theirs:?}");
-            let refused = daemon.list_containers(v1::ListContainersRequest::default()).await.err();
-            let refused = format!("{:#}", refused.context("ListContainers was answered")?);
-            ensure!(refused.contains("Unimplemented") && refused.contains("cri-proxy"), "{refused}");
-            let refused =
-                format!("{:#}", daemon.has_image("x").await.err().context("ImageStatus was answered")?);
-            ensure!(refused.contains("Unimplemented") && refused.contains("cri-proxy"), "{refused}");
-            Ok(())
-        })
-        .await
+    ctx.with_both(combination.driver, &[], async |_, agent| {
+        let daemon = Cri::connect(agent.socket()).await?;
+        let refused = daemon.list_containers(v1::ListContainersRequest::default()).await.err();
+        let refused = format!("{:#}", refused.context("ListContainers was answered")?);
+        ensure!(refused.contains("Unimplemented") && refused.contains("cri-proxy"), "{refused}");
+        let refused = format!("{:#}", daemon.has_image("x").await.err().context("ImageStatus was answered")?);
+        ensure!(refused.contains("Unimplemented") && refused.contains("cri-proxy"), "{refused}");
+        Ok(())
     })
     .await
 }
 
 pub(crate) async fn crictl_events(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let crictl = ctx.environment.job.join("bin/crictl");
-            let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
-            let mut command = Command::new(&crictl);
-            command.arg("--runtime-endpoint").arg(format!("unix://{}", agent.socket().display()));
-            command.args(["events", "--output", "go-template", "--template"]);
-            command.arg("{{.containerEventType}} {{.containerId}} {{.podSandboxStatus.metadata.name}}");
-            let log = directory.path().join("crictl.log");
-            let mut crictl = process::Managed::spawn("crictl", command, &log)?;
-            process::wait_for("crictl to subscribe", LIMIT, async || {
-                crictl.check_running()?;
-                let counters = agent.status().await?.counters;
-                Ok((counters.get("cri_events_subscribers") == Some(&1)).then_some(()))
-            })
-            .await?;
-            let pod = node.run_pod(&PodSpec::new("seen", combination.handler)?).await?;
-            let id = node.run(&pod, &ContainerSpec::shell("main", "exit 3")).await?;
-            node.wait_exited(&id).await?;
-            node.remove_pod(&pod).await?;
-            let last = format!("CONTAINER_DELETED_EVENT {} seen", pod.sandbox);
-            let text = process::wait_for("the end in crictl's output", LIMIT, async || {
-                let text = crictl.log()?;
-                Ok(text.contains(&last).then_some(text))
-            })
-            .await
-            .with_context(|| crictl.log_tail())?;
-            for of in [&pod.sandbox, &id] {
-                let lines: Vec<_> = text.lines().filter(|line| line.contains(of.as_str())).collect();
-                let whole: Vec<_> =
-                    LIFE.iter().map(|kind| format!("{} {of} seen", kind.as_str_name())).collect();
-                ensure!(lines == whole, "crictl printed:\n{text}");
-            }
-            Ok(())
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let crictl = ctx.environment.job.join("bin/crictl");
+        let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
+        let mut command = Command::new(&crictl);
+        command.arg("--runtime-endpoint").arg(format!("unix://{}", agent.socket().display()));
+        command.args(["events", "--output", "go-template", "--template"]);
+        command.arg("{{.containerEventType}} {{.containerId}} {{.podSandboxStatus.metadata.name}}");
+        let log = directory.path().join("crictl.log");
+        let mut crictl = process::Managed::spawn("crictl", command, &log)?;
+        process::wait_for("crictl to subscribe", LIMIT, async || {
+            crictl.check_running()?;
+            let counters = agent.status().await?.counters;
+            Ok((counters.get("cri_events_subscribers") == Some(&1)).then_some(()))
+        })
+        .await?;
+        let pod = node.run_pod(&PodSpec::new("seen", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::shell("main", "exit 3")).await?;
+        node.wait_exited(&id).await?;
+        node.remove_pod(&pod).await?;
+        let last = format!("CONTAINER_DELETED_EVENT {} seen", pod.sandbox);
+        let text = process::wait_for("the end in crictl's output", LIMIT, async || {
+            let text = crictl.log()?;
+            Ok(text.contains(&last).then_some(text))
         })
         .await
+        .with_context(|| crictl.log_tail())?;
+        for of in [&pod.sandbox, &id] {
+            let lines: Vec<_> = text.lines().filter(|line| line.contains(of.as_str())).collect();
+            let whole: Vec<_> = LIFE.iter().map(|kind| format!("{} {of} seen", kind.as_str_name())).collect();
+            ensure!(lines == whole, "crictl printed:\n{text}");
+        }
+        Ok(())
     })
     .await
 }

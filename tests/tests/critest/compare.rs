@@ -77,7 +77,10 @@ fn exactly(name: &str) -> String {
     format!("{escaped}$")
 }
 
-pub(crate) async fn the_same_tests_pass_and_fail(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn the_same_tests_pass_and_fail_straight_and_through_the_proxy(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
     let registry = Registry::start(&ctx.environment.job.join("layout")).await?;
     let extras = Extras { registry: Some(registry.address()), network: true, ..Extras::default() };
     let node = Node::start_with(&ctx.environment, combination.driver, &extras).await?;

@@ -4,20 +4,13 @@ mod restart;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let mut cases = Vec::new();
-    macro_rules! once {
-        ($($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
-            })?);)*
-        };
-    }
     once![
-        restart::a_crashed_pod_is_restarted_at_once,
+        ctx, cases, None;
         restart::a_restart_of_the_proxy_costs_one_attempt,
         restart::events_stay_in_use_over_restarts_of_daemon_and_runtime,
     ];

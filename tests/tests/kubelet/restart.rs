@@ -56,29 +56,6 @@ async fn with_kubelet(
     .await
 }
 
-pub(crate) async fn a_crashed_pod_is_restarted_at_once(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, agent, _, kubelet| {
-        kubelet.add_pod("crash", &["/bin/sleep", "100000"])?;
-        let placed = Instant::now();
-        let id = wait_running(node, "crash", "").await?;
-        println!("running {:?} after it was placed", placed.elapsed());
-        let took = crash(node, kubelet, "crash").await?;
-        println!("running again {took:?} after it was killed");
-        kubelet.check_events_in_use().await?;
-        // The second crash waits for the kubelet's back-off, not for anybody's events.
-        ensure!(wait_running(node, "crash", &id).await? != id, "the killed container runs");
-        let counters = agent.status().await?.counters;
-        ensure!(counters.get("cri_events_withheld") == Some(&0), "{counters:?}");
-        kubelet.remove("crash")?;
-        wait_for("the pod's end", SOON, async || Ok(node.running("crash", "").await?.is_none().then_some(())))
-            .await
-    })
-    .await
-}
-
 pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
     ctx: &TestContext,
     combination: Combination,
@@ -123,7 +100,7 @@ pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, _, proxy, kubelet| {
+    with_kubelet(ctx, combination, async |node, agent, proxy, kubelet| {
         let pods: Vec<_> = (0..PROXY_RESTARTS).map(|number| format!("pod{number}")).collect();
         for pod in &pods {
             kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;
@@ -142,7 +119,13 @@ pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(
             println!("after restart {ends} of the proxy: running again {took:?} after it was killed");
             kubelet.check_events_in_use_over(ends).await?;
         }
-        Ok(())
+        let counters = agent.status().await?.counters;
+        ensure!(counters.get("cri_events_withheld") == Some(&0), "{counters:?}");
+        kubelet.remove(&pods[0])?;
+        wait_for("the pod's end", SOON, async || {
+            Ok(node.running(&pods[0], "").await?.is_none().then_some(()))
+        })
+        .await
     })
     .await
 }

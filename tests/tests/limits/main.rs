@@ -10,33 +10,17 @@ mod series;
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::{each, once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let mut cases = Vec::new();
     match ctx.environment.layout {
         CgroupLayout::Unified => {
-            cases.extend(Case::each(
-                &ctx,
-                &[
-                    ("a_series_of_resizes", |ctx, combination| {
-                        ctx.block_on(series::resizes(ctx, combination))
-                    }),
-                    ("a_kill_for_want_of_memory", |ctx, combination| {
-                        ctx.block_on(oom::kills(ctx, combination))
-                    }),
-                ],
-            ));
-            cases.push(Case::once(&ctx, "a_quota_is_kept_or_it_is_reported", |ctx, combination| {
-                ctx.block_on(proof::of_a_busy_loop(ctx, combination))
-            })?);
+            cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill]);
+            once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported];
         }
-        CgroupLayout::Hybrid => {
-            cases.push(Case::once(&ctx, "limits_need_cgroup_v2", |ctx, combination| {
-                ctx.block_on(plain::limits_need_cgroup_v2(ctx, combination))
-            })?);
-        }
+        CgroupLayout::Hybrid => once![ctx, cases, None; plain::limits_need_cgroup_v2],
     }
     suite::run(ctx, cases)
 }

@@ -1,4 +1,4 @@
-//! Kills because memory ran out in a real runtime's containers: of a child, which no runtime reports, and of the main process.
+//! OOM kills in a real runtime's containers: of a child, which no runtime reports, and of the main process.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
@@ -16,7 +16,7 @@ const LIMIT: u64 = 24 << 20;
 /// that memory is free, it takes it from these, and not the shell that started them.
 const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
-pub(crate) async fn kills(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         ctx.with_recorded_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
@@ -66,7 +66,7 @@ pub(crate) async fn kills(ctx: &TestContext, combination: Combination) -> Result
     .await
 }
 
-/// The first kill that is reported a container.
+/// The first kill that is reported of a container.
 async fn kill(watcher: &mut Watcher, id: &str) -> Result<(Event, OomKill)> {
     let seen = watcher.wait_until("an OOM kill", |seen| seen.has(id, "oomKill")).await?;
     let mut all = seen.of(id).filter_map(|event| match &event.kind {

@@ -7,40 +7,33 @@ use kwitness_tests::environment::Combination;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 
 pub(crate) async fn limits_need_cgroup_v2(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
-            let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
-            let request = proto::VerifyRequest {
-                filter: Some(proto::Filter { containers: vec![id], ..Default::default() }),
-                wanted: Some(proto::Wanted {
-                    memory: Some(wanted::Memory::MemoryBytes(64 << 20)),
-                    cpu: Some(wanted::Cpu::MilliCpu(500)),
-                }),
-                wait_ms: 0,
-                prove_ms: 0,
-            };
-            let answer = agent.verify(request).await.context("call Verify")?;
-            let mut files = Vec::new();
-            for of in &answer.verdicts {
-                let verdict = of.verdict.as_ref().context("no verdict")?;
-                files.push(verdict.file.as_str());
-                ensure!(verdict.verdict() == VerdictKind::Unknown, "{verdict:?}");
-                ensure!(
-                    verdict.reason.contains("cgroup v1"),
-                    "the reason does not say why: {}",
-                    verdict.reason
-                );
-            }
-            files.sort_unstable();
-            // Some runtimes report shares that were not requested.
-            ensure!(
-                files == ["cpu.max", "memory.max"] || files == ["cpu.max", "cpu.weight", "memory.max"],
-                "{answer:?}"
-            );
-            node.remove_pod(&pod).await
-        })
-        .await
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        let request = proto::VerifyRequest {
+            filter: Some(proto::Filter { containers: vec![id], ..Default::default() }),
+            wanted: Some(proto::Wanted {
+                memory: Some(wanted::Memory::MemoryBytes(64 << 20)),
+                cpu: Some(wanted::Cpu::MilliCpu(500)),
+            }),
+            wait_ms: 0,
+            prove_ms: 0,
+        };
+        let answer = agent.verify(request).await.context("call Verify")?;
+        let mut files = Vec::new();
+        for of in &answer.verdicts {
+            let verdict = of.verdict.as_ref().context("no verdict")?;
+            files.push(verdict.file.as_str());
+            ensure!(verdict.verdict() == VerdictKind::Unknown, "{verdict:?}");
+            ensure!(verdict.reason.contains("cgroup v1"), "the reason does not say why: {}", verdict.reason);
+        }
+        files.sort_unstable();
+        // Some runtimes report shares that were not requested.
+        ensure!(
+            files == ["cpu.max", "memory.max"] || files == ["cpu.max", "cpu.weight", "memory.max"],
+            "{answer:?}"
+        );
+        node.remove_pod(&pod).await
     })
     .await
 }

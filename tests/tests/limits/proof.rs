@@ -16,61 +16,51 @@ const MILLI: u64 = 200;
 /// How long usage is watched.
 const INTERVAL: u32 = 3000;
 
-pub(crate) async fn of_a_busy_loop(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
-            let mut spec = ContainerSpec::shell("main", "while :; do :; done");
-            spec.resources = Some(cri::LinuxContainerResources {
-                cpu_period: 100_000,
-                cpu_quota: (MILLI * 100) as i64,
-                memory_limit_in_bytes: (64 * MIB) as i64,
-                ..Default::default()
-            });
-            let id = node.run(&pod, &spec).await?;
+pub(crate) async fn a_quota_is_kept_or_it_is_reported(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
+        let mut spec = ContainerSpec::shell("main", "while :; do :; done");
+        spec.resources = Some(cri::LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: (MILLI * 100) as i64,
+            memory_limit_in_bytes: (64 * MIB) as i64,
+            ..Default::default()
+        });
+        let id = node.run(&pod, &spec).await?;
 
-            let (verdict, proof) = proved(agent, &id, "cpu.max").await?;
-            ensure!(verdict == VerdictKind::InForce, "{verdict:?}");
-            ensure!(proof.proof() == ProofKind::Kept, "{proof:?}");
-            ensure!(proof.enforced.is_some_and(|times| times > 5), "{proof:?}");
-            // It takes what it may: less than that would prove nothing.
-            let share = INTERVAL as u64 * MILLI;
-            ensure!(proof.used.is_some_and(|used| used > share / 2), "{proof:?}");
-            let (_, proof) = proved(agent, &id, "memory.max").await?;
-            ensure!(proof.proof() == ProofKind::NotReached, "a shell needs no 64 MiB: {proof:?}");
+        let (verdict, proof) = proved(agent, &id, "cpu.max").await?;
+        ensure!(verdict == VerdictKind::InForce, "{verdict:?}");
+        ensure!(proof.proof() == ProofKind::Kept, "{proof:?}");
+        ensure!(proof.enforced.is_some_and(|times| times > 5), "{proof:?}");
+        // It takes what it may: less than that would prove nothing.
+        let share = INTERVAL as u64 * MILLI;
+        ensure!(proof.used.is_some_and(|used| used > share / 2), "{proof:?}");
+        let (_, proof) = proved(agent, &id, "memory.max").await?;
+        ensure!(proof.proof() == ProofKind::NotReached, "a shell needs no 64 MiB: {proof:?}");
 
-            let path = process::cgroup_path(node.pid(&id).await?)?;
-            let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
-            // crun's inner cgroup keeps a quota of its own.
-            for directory in [own.clone(), own.join("container")] {
-                if directory.is_dir() {
-                    std::fs::write(directory.join("cpu.max"), "max").context("raise the quota")?;
-                }
+        let path = process::cgroup_path(node.pid(&id).await?)?;
+        let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
+        // crun's inner cgroup keeps a quota of its own.
+        for directory in [own.clone(), own.join("container")] {
+            if directory.is_dir() {
+                std::fs::write(directory.join("cpu.max"), "max").context("raise the quota")?;
             }
-            let (verdict, proof) = proved(agent, &id, "cpu.max").await?;
-            ensure!(verdict != VerdictKind::InForce, "{verdict:?}");
-            ensure!(proof.proof() == ProofKind::Exceeded, "{proof:?}");
+        }
+        let (verdict, proof) = proved(agent, &id, "cpu.max").await?;
+        ensure!(verdict != VerdictKind::InForce, "{verdict:?}");
+        ensure!(proof.proof() == ProofKind::Exceeded, "{proof:?}");
 
-            // The same by the command.
-            let mut command = Command::new(ctx.environment.kwitness());
-            command.args([
-                "verify",
-                "busy",
-                "--container",
-                "main",
-                "--cpu",
-                "200m",
-                "--prove",
-                "2s",
-                "--socket",
-            ]);
-            let output = command.arg(agent.socket()).output().context("run `kwitness verify`")?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            ensure!(output.status.code() == Some(16), "{}\n{text}", output.status);
-            ensure!(text.contains("EXCEEDED for 2."), "{text}");
-            node.remove_pod(&pod).await
-        })
-        .await
+        // The same by the command.
+        let mut command = Command::new(ctx.environment.kwitness());
+        command.args(["verify", "busy", "--container", "main", "--cpu", "200m", "--prove", "2s", "--socket"]);
+        let output = command.arg(agent.socket()).output().context("run `kwitness verify`")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(16), "{}\n{text}", output.status);
+        ensure!(text.contains("EXCEEDED for 2."), "{text}");
+        node.remove_pod(&pod).await
     })
     .await
 }

@@ -5,7 +5,7 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::resizes::{self, Account};
 
-pub(crate) async fn resizes(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn a_series_of_resizes(ctx: &TestContext, combination: Combination) -> Result<()> {
     let kubelet = tempfile::tempdir().context("make the kubelet's directory")?;
     let setting = format!("kubelet.directory={}", kubelet.path().display());
     ctx.with_node(combination.driver, async |node| {

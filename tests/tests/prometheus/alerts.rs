@@ -25,7 +25,10 @@ const MAY_BE_EMPTY: &[&str] = &[
     "CRI proxy: source of events",
 ];
 
-pub(crate) async fn fire_on_what_really_happened(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn alerts_fire_on_what_really_happened(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         let listen = format!("http.listen=127.0.0.1:{PORT}");
         let agent = Agent::start(&ctx.environment, &[&listen]).await?;

@@ -6,14 +6,13 @@ mod alerts;
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
     let no_limits = hybrid.then_some("hybrid cgroups have no limits");
-    let alerts = Case::once(&ctx, "alerts_fire_on_what_really_happened", |ctx, combination| {
-        ctx.block_on(alerts::fire_on_what_really_happened(ctx, combination))
-    })?;
-    suite::run(ctx, vec![alerts.refused(no_limits)])
+    let mut cases = Vec::new();
+    once![ctx, cases, no_limits; alerts::alerts_fire_on_what_really_happened];
+    suite::run(ctx, cases)
 }

@@ -1,4 +1,4 @@
-//! kwitness against a real container runtime: what its watchers are reported is compared with what was done.
+//! kwitness against a real container runtime: what its watchers receive is compared with what was done.
 
 mod life;
 mod start;
@@ -7,26 +7,12 @@ mod stream;
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Tier;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::{each, once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
-    let mut cases = Vec::new();
-    macro_rules! each {
-        ($($module:ident::$name:ident),* $(,)?) => {
-            cases.extend(Case::each(&ctx, &[$((stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
-            })),*]));
-        };
-    }
-    macro_rules! once {
-        ($refused:expr; $($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::once(&ctx, stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
-            })?.refused($refused));)*
-        };
-    }
-    each![
+    let mut cases = each![
+        ctx;
         life::a_pod_with_two_containers,
         life::a_container_that_lives_two_milliseconds,
         life::an_entry_point_that_does_not_exist,
@@ -35,27 +21,21 @@ fn main() -> Result<()> {
     ];
     // What is found in the hierarchy, and by which names.
     once![
-        None;
+        ctx, cases, None;
         life::classes_and_static_pods,
         start::containers_older_than_the_daemon,
     ];
     // One guest is enough for what systemd has no part in.
     let repeated = ctx.environment.same_everywhere().filter(|_| ctx.environment.systemd);
     once![
-        repeated;
+        ctx, cases, repeated;
         life::a_recording_replays_to_the_same_events,
         start::containers_started_while_the_daemon_starts,
-        start::a_restart_of_the_daemon,
         start::the_runtime_is_away,
         start::containers_outside_of_all_roots,
-        stream::a_watcher_resumes_where_it_was,
-        stream::a_filter_passes_what_matches,
     ];
     let emulated =
         (ctx.environment.tier == Tier::Vm).then_some("a guest needs minutes to overflow a watcher");
-    let slow = Case::once(&ctx, "a_slow_watcher_hurts_only_itself", |ctx, combination| {
-        ctx.block_on(stream::a_slow_watcher_hurts_only_itself(ctx, combination))
-    })?;
-    cases.push(slow.refused(emulated));
+    once![ctx, cases, emulated; stream::a_slow_watcher_hurts_only_itself];
     suite::run(ctx, cases)
 }

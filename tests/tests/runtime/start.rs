@@ -3,17 +3,15 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use kwitness_api::proto::{Basis, ContainerState, GapCause, State, event};
-use kwitness_tests::agent::{Agent, after, with_snapshot};
+use anyhow::{Context, Result, ensure};
+use kwitness_api::proto::{Basis, ContainerState, State, event};
+use kwitness_tests::agent::{Agent, with_snapshot};
 use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{Combination, Tier};
 use kwitness_tests::events::{End, Life, Seen, check_known, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
 use kwitness_tests::process::{self, wait_for};
-
-use tonic::Code;
 
 use crate::life::sandbox;
 
@@ -55,8 +53,7 @@ pub(crate) async fn containers_older_than_the_daemon(
             let snapshot = watcher.snapshot().await?;
             check_running(&snapshot.containers, &pod, &id, pid)?;
             // The runtime's knowledge comes with the snapshot or after it.
-            let life =
-                Life { pod: &pod, id: &id, name: Some("main"), program: None, end: None, entered: &[] };
+            let life = Life::unstarted(&pod, &id, "main");
             wait_for("the container's name", LIMIT, async || {
                 let list = agent.list().await?;
                 let subject = find(&list.containers, &id)?.container.clone().context("no container")?;
@@ -145,53 +142,6 @@ async fn check_reported_once(agent: &Agent, ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
-        let gone = node.run(&pod, &ContainerSpec::new("gone", &["/bin/sleep", "1000"])).await?;
-        let first = Agent::start(&ctx.environment, &[]).await?;
-        let mut watcher = first.watch(with_snapshot()).await?;
-        let position = watcher.snapshot().await?.position.context("a snapshot without a position")?;
-        first.stop()?;
-        let end = watcher.wait_end().await?;
-        ensure!(
-            end.as_ref().is_err_and(|status| status.code() == Code::Unavailable),
-            "the stream ended with {end:?}"
-        );
-
-        // While no daemon looks, one container goes and another comes.
-        node.stop_container(&gone, 0).await?;
-        node.remove_container(&gone).await?;
-        let here = node.run(&pod, &ContainerSpec::new("here", &["/bin/sleep", "1000"])).await?;
-        let pid = node.pid(&here).await?;
-
-        ctx.with_agent(&[], async |second| {
-            let list = second.list().await?;
-            check_running(&list.containers, &pod, &here, pid)?;
-            ensure!(
-                list.position.context("no position")?.epoch != position.epoch,
-                "the epoch is the old one"
-            );
-            // The old place cannot be resumed at, which is said and not passed over.
-            let mut watcher = second.watch(after(&position)).await?;
-            let seen = watcher.wait_until("a gap", |seen| !seen.0.is_empty()).await?;
-            match seen.events().next().and_then(|event| event.kind.as_ref()) {
-                Some(event::Kind::Gap(gap)) if gap.cause() == GapCause::ReplayExpired => {}
-                other => bail!("{other:?} and not a gap came first"),
-            }
-            node.remove_pod(&pod).await?;
-            let seen = watcher.wait_until("the end", |seen| seen.has(&pod.sandbox, "deleted")).await?;
-            ensure!(
-                seen.milestones(&here).ends_with(&["stopped", "deleted"]),
-                "the end of `here` in:\n{seen}"
-            );
-            Ok(())
-        })
-        .await
-    })
-    .await
-}
-
 /// The runtime is away when the daemon starts and while containers end; what it knows comes later.
 pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
@@ -208,7 +158,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
                 let container = state.container.as_ref().context("no container")?;
                 ensure!(
                     container.name.is_none() && container.labels.is_empty(),
-                    "who reported? {container:?}"
+                    "names from a runtime that is away: {container:?}"
                 );
                 ensure!(
                     container.pod.as_ref().is_some_and(|reported| reported.uid == pod.spec.uid),
@@ -219,7 +169,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
             let seen = watcher.wait_until("`stopped`", |seen| seen.has(&ends, "stopped")).await?;
             ensure!(
                 seen.subject(&ends).is_some_and(|subject| subject.name.is_none()),
-                "who reported?\n{seen}"
+                "names from a runtime that is away:\n{seen}"
             );
 
             node.start_containerd().await?;
@@ -228,8 +178,7 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
                 updated && seen.subject(id).is_some_and(|subject| subject.name.is_some())
             };
             let seen = watcher.wait_until("`updated` with the name", |seen| known(seen, &stays)).await?;
-            let life =
-                Life { pod: &pod, id: &stays, name: Some("stays"), program: None, end: None, entered: &[] };
+            let life = Life::unstarted(&pod, &stays, "stays");
             seen.check_known(&life)?;
             node.remove_pod(&pod).await?;
             let seen = watcher.wait_until("the end", |seen| seen.has(&pod.sandbox, "deleted")).await?;

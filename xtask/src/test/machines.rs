@@ -18,7 +18,6 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the host's and the newest.
-/// - The node that the tests run on is tested where pods are made for their own sake: the host, and a guest of each cgroup driver.
 /// - The guard stops processes of containers with limits: a guest with cgroup v2.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel.
@@ -40,7 +39,6 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
-    ("node", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("outage", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("prometheus", &["vm 6.12 trixie"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
