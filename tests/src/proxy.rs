@@ -78,7 +78,7 @@ impl Proxy {
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
         wait_for("the proxy to listen", START_LIMIT, async || {
             process.check_running()?;
-            // The file is there a moment before another process listens.
+            // The file is there a moment before the proxy listens.
             Ok(UnixStream::connect(&socket).is_ok().then_some(()))
         })
         .await?;

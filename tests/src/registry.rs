@@ -141,31 +141,3 @@ impl Layout {
         Some(Found { bytes: fs::read(self.blobs.join(name)).ok()?, kind, digest: digest.to_owned() })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_is_found_by_registry_name_and_tag_and_by_digest() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
-        fs::write(directory.path().join("blobs/sha256/ab"), "{}").unwrap();
-        let index = r#"{"manifests": [{"digest": "sha256:ab", "annotations": {"org.opencontainers.image.ref.name": "r/a/b:1"}}]}"#;
-        fs::write(directory.path().join("index.json"), index).unwrap();
-        let layout = Layout::read(directory.path()).unwrap();
-        let digest = |path: &str, registry: &str| layout.find(path, registry).map(|found| found.digest);
-        assert_eq!(digest("/v2/a/b/manifests/1", "r").as_deref(), Some("sha256:ab"));
-        assert_eq!(digest("/v2/a/b/manifests/sha256:ab", "").as_deref(), Some("sha256:ab"));
-        assert_eq!(digest("/v2/a/b/blobs/sha256:ab", "").as_deref(), Some("sha256:ab"));
-        for (path, registry) in [
-            ("/v2/a/b/manifests/1", "other"),
-            ("/v2/a/b/manifests/2", "r"),
-            ("/v2/a/b/blobs/sha256:cd", "r"),
-            ("/v2/a/b/blobs/sha256:../../index.json", "r"),
-            ("/v3/", "r"),
-        ] {
-            assert_eq!(digest(path, registry), None, "{path}");
-        }
-    }
-}

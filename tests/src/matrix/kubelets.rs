@@ -139,7 +139,7 @@ pub const KUBELETS: [KubeletVariant; 9] = [
     },
 ];
 
-/// What a kubelet that enforces no CPU limits says of one.
+/// The verdict on a CPU limit of a kubelet that enforces none.
 const NOT_ENFORCED: &str = "CPU limits are not enforced here";
 
 /// Of a kubelet that enforces no CPU limits: whether any is in force cannot be said.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use kwitness_api::proto::{Verdict, VerdictKind};
 
+use crate::matrix::short;
+
 const STEP: Style = AnsiColor::Cyan.on_default().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -58,11 +60,11 @@ impl Account {
         self.meddled |= expected != VerdictKind::InForce;
         self.head(step);
         if !is_right {
-            let (said, due) = (name(verdict.verdict()), name(expected));
+            let (said, due) = (short(verdict.verdict()), short(expected));
             anstream::println!("     {BAD}✗ {said}, should be {due}{BAD:#}: {}", verdict.reason);
             return false;
         }
-        anstream::println!("     {GOOD}✓ {}{GOOD:#}: {}", name(expected), verdict.reason);
+        anstream::println!("     {GOOD}✓ {}{GOOD:#}: {}", short(expected), verdict.reason);
         self.count().await;
         true
     }
@@ -84,10 +86,4 @@ impl Account {
         self.meddled = false;
         tokio::time::sleep(self.pause).await;
     }
-}
-
-/// As the command line says it.
-fn name(verdict: VerdictKind) -> String {
-    let name = verdict.as_str_name();
-    name.strip_prefix("VERDICT_KIND_").unwrap_or(name).replace('_', " ").to_lowercase()
 }

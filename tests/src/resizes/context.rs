@@ -1,4 +1,4 @@
-//! Where a series takes place: a pod with a container, the kubelet's and everybody else's hands on its limits, and the daemon's
+//! Where a series takes place: a pod with a container, whoever writes its limits, and the daemon's
 //! verdict after each step.
 
 use std::fmt;
@@ -42,7 +42,7 @@ pub(super) enum Limit {
     Memory(u64),
     /// In thousandths.
     Cpu(u64),
-    /// By the runtime's word.
+    /// As the runtime was sent it.
     Weight,
     /// The amount from which on memory is hard to get, likewise.
     High,

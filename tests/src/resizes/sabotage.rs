@@ -18,7 +18,7 @@ use crate::process;
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
     shadowed(ctx).await?;
-    ctx.account.part("Another process else writes.");
+    ctx.account.part("Another process writes.");
     undone(ctx).await?;
     overwritten(ctx).await?;
     if combination.driver == CgroupDriver::Systemd {
@@ -172,8 +172,7 @@ async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
 /// The file never said it.
 async fn never_written(ctx: &mut ResizeContext<'_>) -> Result<()> {
     ctx.now("never written", Limit::Memory(77 * MIB), VerdictKind::Diverged).await?;
-    let verdict =
-        ctx.verdict("waited for in vain", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
+    let verdict = ctx.verdict("it never comes", Limit::Memory(77 * MIB), 300, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
     for (step, limit) in [
@@ -248,7 +247,7 @@ async fn race(ctx: &mut ResizeContext<'_>, one: Limit, other: Limit) -> Result<(
     Ok(())
 }
 
-/// A container that dies under its resize, and is started again by one who has not heard of that.
+/// A container that dies under its resize, and is started again without it.
 pub(super) async fn restarted(
     node: &Node,
     agent: &Agent,

@@ -30,7 +30,6 @@ fn main() -> Result<()> {
         Case::new("the_python_example", |ctx| ctx.block_on(the_python_example(ctx))),
         Case::new("the_go_example", |ctx| ctx.block_on(the_go_example(ctx))),
         Case::new("grpcurl_as_the_docs_show_it", |ctx| ctx.block_on(grpcurl_as_the_docs_show_it(ctx))),
-        Case::new("reflection_of_both_versions", |ctx| ctx.block_on(reflection_of_both_versions(ctx))),
     ];
     cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
         ctx.block_on(the_cri_through_the_proxy(ctx, combination))
@@ -168,45 +167,6 @@ async fn grpcurl_as_the_docs_show_it(ctx: &TestContext) -> Result<()> {
                 let status: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
                 ensure!(status["epoch"] == agent.status().await?.epoch, "{status:#}");
             }
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// What lists services, of either version: neither knows the other's messages.
-const REFLECTION: &str = r#"
-syntax = "proto3";
-package grpc.reflection.VERSION;
-service ServerReflection {
-  rpc ServerReflectionInfo(stream ServerReflectionRequest) returns (stream ServerReflectionResponse);
-}
-message ServerReflectionRequest { string list_services = 7; }
-message ServerReflectionResponse { ListServiceResponse list_services_response = 6; }
-message ListServiceResponse { repeated ServiceResponse service = 1; }
-message ServiceResponse { string name = 1; }
-"#;
-
-async fn reflection_of_both_versions(ctx: &TestContext) -> Result<()> {
-    let checkout = Checkout::make(ctx)?;
-    ctx.with_agent(&[], async |agent| {
-        let socket = agent.socket().display();
-        let listed = checkout.shell(&format!("grpcurl -plaintext -unix {socket} list")).await?;
-        let wanted = ["grpc.health.v1.Health", "kwitness.v1alpha1.Kwitness"];
-        ensure!(wanted.iter().all(|name| listed.lines().any(|line| line == *name)), "{listed}");
-        for version in ["v1", "v1alpha"] {
-            let proto = REFLECTION.replace("VERSION", version);
-            fs::write(checkout.directory.path().join("reflection.proto"), proto)
-                .context("write the proto")?;
-            let method = format!("grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-            let request = "'{\"listServices\": \"*\"}'";
-            let line =
-                format!("grpcurl -plaintext -unix -proto reflection.proto -d {request} {socket} {method}");
-            let text = checkout.shell(&line).await?;
-            let answer: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
-            let found = answer["listServicesResponse"]["service"].as_array().context("no services")?;
-            let has = |name: &str| found.iter().any(|service| service["name"] == name);
-            ensure!(wanted.into_iter().all(has), "{version}: {text}");
         }
         Ok(())
     })

@@ -1,7 +1,6 @@
-//! Requests for limits that pass the proxy: the daemon knows them, with their times, and the calls are none the slower.
+//! Requests for limits that pass the proxy: the daemon knows them, with their times.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
@@ -9,7 +8,7 @@ use kwitness_tests::agent::{Agent, boottime};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1 as cri};
 use kwitness_tests::environment::Combination;
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
+use kwitness_tests::node::Node;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process::wait_for;
 use kwitness_tests::proxy::Proxy;
@@ -18,12 +17,6 @@ use crate::with_daemon;
 
 /// Far more than a request takes to be known.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Updates that are timed, each way.
-const TIMED: usize = 20;
-/// What an update may take longer through the proxy, whether or not a daemon receives its reports: far more than that, also beside
-/// the machine's other work, and far less than waiting for the daemon would be.
-const SLOWER: Duration = Duration::from_millis(500);
-
 fn update(id: &str, memory: i64, shares: i64) -> cri::UpdateContainerResourcesRequest {
     let linux = cri::LinuxContainerResources {
         memory_limit_in_bytes: memory,
@@ -51,18 +44,6 @@ fn requested(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::Desired
     let mut verdicts = verdicts.iter().filter_map(|of| of.verdict.as_ref());
     let verdict = verdicts.find(|verdict| verdict.file == file)?;
     verdict.desired.iter().find(|limit| limit.source() == proto::Source::CriRequest).cloned()
-}
-
-/// The median of how long updates take.
-async fn timed(cri: &Cri, id: &str) -> Result<Duration> {
-    let mut times = Vec::new();
-    for number in 0..TIMED {
-        let began = Instant::now();
-        cri.update_container_resources(update(id, (64 << 20) + ((number as i64) << 20), 0)).await?;
-        times.push(began.elapsed());
-    }
-    times.sort_unstable();
-    Ok(times[TIMED / 2])
 }
 
 pub(crate) async fn the_daemon_knows_what_was_requested_and_when(
@@ -134,19 +115,13 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     })
     .await?;
 
-    // A reporter with a receiver costs a call as little as one without.
-    let straight = timed(&Cri::connect(Path::new(CONTAINERD_SOCKET)).await?, &id).await?;
-    let with_daemon = timed(&through, &id).await?;
+    // Without a daemon the calls go on, and what is not reported is counted.
     let counts = proxy.counts().await?;
     ensure!(counts["requests_dropped"] == 0 && counts["requests_malformed"] == 0, "{counts:?}");
     agent.kill()?;
-    let without = timed(&through, &id).await?;
-    println!(
-        "an update takes {straight:?} straight, {with_daemon:?} reported to a daemon, {without:?} to none"
-    );
-    ensure!(with_daemon < straight + SLOWER && without < straight + SLOWER, "that is slower");
+    through.update_container_resources(update(&id, 80 << 20, 0)).await?;
     wait_for("the dropped to be counted", LIMIT, async || {
-        Ok((proxy.counts().await?["requests_dropped"] >= TIMED as u64).then_some(()))
+        Ok((proxy.counts().await?["requests_dropped"] > 0).then_some(()))
     })
     .await?;
 

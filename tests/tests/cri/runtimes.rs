@@ -15,7 +15,7 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 /// "nobody": may use no socket of root's.
 const NOBODY: u32 = 65_534;
 
-/// containerd's socket belongs to root, and the proxy runs as another process else.
+/// containerd's socket belongs to root, and the proxy runs as another user.
 pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
     ctx: &TestContext,
     combination: Combination,

@@ -36,15 +36,6 @@ pub(crate) async fn the_socket_is_for_user_and_group(ctx: &TestContext) -> Resul
     .await
 }
 
-pub(crate) async fn a_stale_socket_is_taken_over(ctx: &TestContext) -> Result<()> {
-    let mut agent = Agent::start(&ctx.environment, &[]).await?;
-    agent.kill()?;
-    ensure!(agent.socket().exists(), "a killed daemon has removed its socket");
-    agent.start_again().await?;
-    agent.status().await?;
-    agent.stop()
-}
-
 pub(crate) async fn a_live_socket_is_not(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let mut second = kwitness(ctx, ["daemon", "--socket"]);
@@ -125,7 +116,7 @@ pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
     let mut command = kwitness(ctx, ["daemon", "--socket"]);
     command.arg(directory.path().join("kwitness.sock")).uid(NOBODY).gid(NOBODY);
     run(command).await?.check(1)?.check_says(&["privileges", "CAP_BPF"])?;
-    // A client that may not enter the socket's directory is reported so, and not that there is no daemon.
+    // A client that may not enter the socket's directory gets that as the error, and not that there is no daemon.
     ctx.with_agent(&[], async |agent| {
         let mut command = kwitness(ctx, ["ps", "--socket"]);
         command.arg(agent.socket()).uid(NOBODY).gid(NOBODY);
@@ -160,20 +151,6 @@ pub(crate) async fn without_a_daemon(ctx: &TestContext) -> Result<()> {
         ensure!(done.stdout.is_empty(), "{line} printed {}", done.stdout);
     }
     Ok(())
-}
-
-pub(crate) async fn too_many_watchers(ctx: &TestContext) -> Result<()> {
-    ctx.with_agent(&["api.max_watchers=1"], async |agent| {
-        let first = agent.watch(from_now()).await?;
-        let done = client(ctx, agent.socket(), "events").await?;
-        done.check(1)?.check_says(&["api.max_watchers"])?;
-        drop(first);
-        kwitness_tests::process::wait_for("the place to be free again", LIMIT, async || {
-            Ok(agent.watch(from_now()).await.ok().map(drop))
-        })
-        .await
-    })
-    .await
 }
 
 /// Rings, programs and an empty journal take far less; what one client can add is bounded.
