@@ -25,6 +25,9 @@ use crate::process::{Managed, Paused, wait_for};
 const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Twice what the daemon sends at most: the answer on twenty thousand containers is larger than tonic's own limit.
+const MESSAGE_MAX: usize = 64 << 20;
+
 /// What a failed test needs to know.
 const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
 
@@ -150,7 +153,8 @@ impl Agent {
 
     /// A client with a connection of its own.
     pub async fn client(&self) -> Result<KwitnessClient<Channel>> {
-        Ok(KwitnessClient::new(connect(&self.socket).await?))
+        let client = KwitnessClient::new(connect(&self.socket).await?);
+        Ok(client.max_decoding_message_size(MESSAGE_MAX))
     }
 
     /// What it says of itself.

@@ -12,6 +12,7 @@ pub mod cri;
 pub mod cri_events;
 pub mod environment;
 pub mod events;
+pub mod fit;
 pub mod guard;
 pub mod handmade;
 pub mod hog;

@@ -1,5 +1,5 @@
-//! The `demo`, `bench` and `chaos` tasks: one program of the tests' package, watched by a person, on a node with a real
-//! container runtime.
+//! The `demo` and `chaos` tasks, and what they share with `bench`: one program of the tests' package, watched by a person, on a node
+//! with a real container runtime.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -57,7 +57,8 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     }
     let scene = if demo.scene == Scene::Life { "life" } else { "resize" };
     options.arguments.insert(0, scene.to_owned());
-    task(workspace, cache, "kwitness-demo", Build::Release, &options)
+    let program = Program { name: "kwitness-demo", build: Build::Release, limit: LIMIT };
+    task(workspace, cache, &program, &options, Output::Shown)
 }
 
 /// Measures, and returns the exit status.
@@ -85,7 +86,8 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
-    task(workspace, cache, "kwitness-chaos", Build::ForTests, &options)
+    let program = Program { name: "kwitness-chaos", build: Build::ForTests, limit: LIMIT };
+    task(workspace, cache, &program, &options, Output::Shown)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -104,7 +106,7 @@ pub struct Watched {
     root: String,
     /// Passed on to the program
     #[arg(last = true, value_name = "ARGUMENTS")]
-    arguments: Vec<String>,
+    pub arguments: Vec<String>,
 }
 
 /// How the programs are built.
@@ -116,8 +118,26 @@ enum Build {
     ForTests,
 }
 
-/// Builds `program`, runs it, and returns its exit status.
-fn task(workspace: &Workspace, cache: &Cache, program: &str, build: Build, options: &Watched) -> Result<i32> {
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// How it is built.
+    pub build: Build,
+    /// After this long it is given up.
+    pub limit: Duration,
+}
+
+/// Builds a program, runs it, and returns its exit status.
+pub fn task(
+    workspace: &Workspace,
+    cache: &Cache,
+    program: &Program,
+    options: &Watched,
+    output: Output,
+) -> Result<i32> {
+    let Program { name, build, limit } = *program;
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs::tools(&[Tool::Bpf]);
@@ -132,16 +152,16 @@ fn task(workspace: &Workspace, cache: &Cache, program: &str, build: Build, optio
 
     let dir = tempfile::tempdir_in(workspace.scratch("jobs")?)?;
     let mut job = Job::new(dir.path().join("job"))?;
-    step::timed(&format!("build {program}"), || {
+    step::timed(&format!("build {name}"), || {
         let builder = Builder::new(workspace, cache)?;
         let (kwitness, built) = match build {
             Build::Release => {
-                (builder.program("kwitness", "kwitness")?, builder.program(TESTS_PACKAGE, program)?)
+                (builder.program("kwitness", "kwitness")?, builder.program(TESTS_PACKAGE, name)?)
             }
-            Build::ForTests => (builder.kwitness()?, builder.tool(program)?),
+            Build::ForTests => (builder.kwitness()?, builder.tool(name)?),
         };
         job.add(&kwitness, &in_job("kwitness"))?;
-        job.add(&built, &in_job(program))?;
+        job.add(&built, &in_job(name))?;
         images::write(cache, &job.dir().join("images.tar"))
     })?;
     job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });
@@ -150,18 +170,21 @@ fn task(workspace: &Workspace, cache: &Cache, program: &str, build: Build, optio
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if no_color || !std::io::stdout().is_terminal() {
         job.env("NO_COLOR", "1");
+    } else if matches!(output, Output::File(_)) {
+        // What is passed on is seen by a person, too.
+        job.env("CLICOLOR_FORCE", "1");
     }
     if let Some(columns) = std::env::var_os("COLUMNS").as_deref().and_then(OsStr::to_str) {
         job.env("COLUMNS", columns);
     }
-    let mut words = vec![format!("{MOUNT}/{}", in_job(program).display())];
+    let mut words = vec![format!("{MOUNT}/{}", in_job(name).display())];
     words.extend(options.arguments.iter().cloned());
     job.command(&words)?;
     match kernel {
         Some(kernel) => {
-            let guest = Guest { kernel, root, processors: 1, memory: 2048, timeout: Some(LIMIT) };
-            guest.run(cache, &job, Output::Shown)
+            let guest = Guest { kernel, root, processors: 1, memory: 2048, timeout: Some(limit) };
+            guest.run(cache, &job, output)
         }
-        None => host::run(cache, &root.tree(cache)?, &job, Output::Shown, Some(LIMIT)),
+        None => host::run(cache, &root.tree(cache)?, &job, output, Some(limit)),
     }
 }

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod artifacts;
+mod bench;
 mod chart;
 mod client;
 mod command;
@@ -70,7 +71,7 @@ enum Task {
     /// Watch kwitness at work on real containers
     Demo(demo::Demo),
     /// Measure kwitness
-    Bench(demo::Watched),
+    Bench(bench::Bench),
     /// Kill, stop, starve and upgrade the daemon while containers come and go, and compare what it reports with what was
     Chaos(demo::Chaos),
     /// Run the tests: unit, on this machine's own kernel, and in guests
@@ -166,7 +167,7 @@ fn perform(task: Task) -> Result<i32> {
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,
         Task::Demo(demo) => return demo::demo(&Workspace::find()?, &Cache::open()?, &demo),
-        Task::Bench(bench) => return demo::bench(&Workspace::find()?, &Cache::open()?, &bench),
+        Task::Bench(bench) => return bench::task(&Workspace::find()?, &Cache::open()?, &bench),
         Task::Chaos(chaos) => return demo::chaos(&Workspace::find()?, &Cache::open()?, &chaos),
         Task::Test(test) => {
             let passed = test::task(&Workspace::find()?, &Cache::open()?, &test)?;

@@ -11,6 +11,7 @@ use kwitness_tests::agent::Agent;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::handmade::{HandMade, Kubepods};
 
+use crate::limits;
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;
 
@@ -18,23 +19,53 @@ const CONTAINERS: usize = 1000;
 const STARTS: usize = 10;
 const STARTS_IN_A_GUEST: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);
+/// What the containers run.
+const SLEEPER: &str = "/usr/bin/busybox";
 
-/// A thousand containers, each with a process.
-struct Crowd {
+/// How long the last of many containers may take to run its program.
+const RUNNING_LIMIT: Duration = Duration::from_secs(120);
+
+/// Containers, each with a process.
+pub(crate) struct Crowd {
     containers: Vec<(HandMade, Child)>,
-    _kubepods: Kubepods,
+    kubepods: Kubepods,
+    has_limits: bool,
 }
 
 impl Crowd {
-    fn gather(environment: &Environment) -> Result<Self> {
+    /// Of none, in cgroups with files for memory limits or without.
+    pub(crate) fn new(environment: &Environment, has_limits: bool) -> Result<Self> {
         let kubepods = Kubepods::make(environment)?;
-        let sleeper = |_| {
-            let container = kubepods.container()?;
-            let child = container.start("/usr/bin/busybox", &["sleep", "100000"])?;
-            anyhow::Ok((container, child))
-        };
-        let containers = (0..CONTAINERS).map(sleeper).collect::<Result<Vec<_>>>()?;
-        Ok(Self { containers, _kubepods: kubepods })
+        if has_limits {
+            kubepods.enable("+memory")?;
+        }
+        Ok(Self { containers: Vec::new(), kubepods, has_limits })
+    }
+
+    /// Makes more of them until there are so many, and waits until each runs its program.
+    pub(crate) fn grow(&mut self, count: usize) -> Result<()> {
+        let first = self.len();
+        while self.len() < count {
+            let container = limits::container(&self.kubepods, self.has_limits)?;
+            let mut child = container.start(SLEEPER, &["sleep", "100000"])?;
+            // It prints nothing, and a descriptor for each is more than a process may have.
+            drop(child.stdout.take());
+            self.containers.push((container, child));
+        }
+        let deadline = Instant::now() + RUNNING_LIMIT;
+        for (_, child) in self.containers.iter().skip(first) {
+            let path = format!("/proc/{}/comm", child.id());
+            while fs::read_to_string(&path).with_context(|| format!("read {path}"))?.trim() != "busybox" {
+                ensure!(Instant::now() < deadline, "{count} containers do not run after {RUNNING_LIMIT:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.containers.len()
     }
 }
 
@@ -50,31 +81,23 @@ impl Drop for Crowd {
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
-    let crowd = Crowd::gather(environment)?;
+    let mut crowd = Crowd::new(environment, false)?;
+    crowd.grow(CONTAINERS)?;
     let floor = Floor::of_this_kernel()?;
     let (mut times, mut floors, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..starts {
         floors.push(floor.time(&environment.cgroup2)?);
         let began = Instant::now();
-        let mut agent = Agent::start(environment, &["log.level=warn"]).await?;
+        let agent = Agent::start(environment, &["log.level=warn"]).await?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         let known = agent.list().await?.containers.len();
-        ensure!(known == crowd.containers.len(), "kwitness knows {known} of {CONTAINERS} containers");
-        memory.push(resident(agent.process().pid())? / 1e6);
+        ensure!(known == crowd.len(), "kwitness knows {known} of {CONTAINERS} containers");
+        memory.push(resident(agent.pid())? / 1e6);
         agent.stop()?;
     }
 
-    let mut agent = Agent::start(environment, &["log.level=warn"]).await?;
-    let pid = agent.process().pid();
-    // What the start left to do is not idleness.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let mut shares = Vec::new();
-    for _ in 0..4 {
-        let (before, began) = (cpu_times(pid)?, Instant::now());
-        tokio::time::sleep(IDLE / 4).await;
-        let busy = ran(&before, &cpu_times(pid)?);
-        shares.push(busy.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
-    }
+    let agent = Agent::start(environment, &["log.level=warn"]).await?;
+    let shares = idle_shares(agent.pid(), IDLE).await?;
     agent.stop()?;
     Ok(vec![
         Row::ratio(
@@ -103,6 +126,20 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
             format!("of one core, over {} s in 4 parts", IDLE.as_secs()),
         ),
     ])
+}
+
+/// What a daemon that has just started takes of a core, in per cent, in each of four parts of that time.
+pub(crate) async fn idle_shares(pid: u32, time: Duration) -> Result<Vec<f64>> {
+    // What the start left to do is not idleness.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut shares = Vec::new();
+    for _ in 0..4 {
+        let (before, began) = (cpu_times(pid)?, Instant::now());
+        tokio::time::sleep(time / 4).await;
+        let busy = ran(&before, &cpu_times(pid)?);
+        shares.push(busy.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
+    }
+    Ok(shares)
 }
 
 /// The bytes of a process that no file backs: what is its own, whoever else runs the same program.

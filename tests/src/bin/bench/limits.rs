@@ -97,7 +97,7 @@ async fn hook(agent: &Agent) -> Result<String> {
 }
 
 /// A container's cgroup, with files for its limits if there are any.
-fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
+pub(crate) fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
     let container = kubepods.container()?;
     if has_limits {
         let pod = container.cgroup().directory().parent().context("a container's cgroup without a parent")?;

@@ -7,15 +7,19 @@
 
 mod attacker;
 mod cri;
+mod curve;
 mod floor;
 mod footprint;
+mod growth;
 mod latency;
 mod limits;
 mod overhead;
 mod proxy;
+mod rate;
 mod report;
 mod start;
 mod throughput;
+mod trees;
 mod workload;
 
 use std::path::PathBuf;
@@ -26,6 +30,7 @@ use clap::{Parser, Subcommand};
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade;
 
+use crate::curve::Curve;
 use crate::report::{Row, Table};
 
 /// Measures what kwitness costs.
@@ -34,11 +39,24 @@ struct Arguments {
     /// Print the rows as JSON; the table goes to standard error.
     #[arg(long)]
     json: bool,
+    /// Measure how costs grow with containers, events and cgroups.
+    #[arg(long)]
+    curves: bool,
+    /// Numbers of containers or cgroups (`--curves`) instead of the usual ones.
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<usize>,
     /// Measure only what has this in its name.
     #[arg(long)]
     only: Option<String>,
     #[command(subcommand)]
     helper: Option<Helper>,
+}
+
+impl Arguments {
+    /// Whether what has that name is to be measured.
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
 }
 
 /// What the bench starts itself as.
@@ -65,6 +83,14 @@ enum Helper {
     Watch {
         /// Where kwitness serves.
         socket: PathBuf,
+        /// How many streams.
+        streams: usize,
+    },
+    /// Forks at a rate until it is ended.
+    #[command(hide = true)]
+    ForksAt {
+        /// How often a second.
+        rate: u32,
     },
     /// Copies bytes between its clients and a server, both ways.
     #[command(hide = true)]
@@ -138,11 +164,14 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     handmade::become_container_if_requested()?;
-    let arguments = Arguments::parse();
-    match arguments.helper {
+    let mut arguments = Arguments::parse();
+    match arguments.helper.take() {
         Some(Helper::Floor { socket, cgroup }) => current_thread()?.block_on(floor::serve(&socket, cgroup)),
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),
-        Some(Helper::Watch { socket }) => current_thread()?.block_on(overhead::watch(&socket)),
+        Some(Helper::Watch { socket, streams }) => {
+            current_thread()?.block_on(overhead::watch(&socket, streams))
+        }
+        Some(Helper::ForksAt { rate }) => rate::forks_at(rate),
         Some(Helper::Forward { socket, server }) => {
             current_thread()?.block_on(proxy::forward(&socket, server))
         }
@@ -153,17 +182,49 @@ fn run() -> Result<()> {
         Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
+        None if arguments.curves => curves(arguments),
         None => measure(&arguments),
     }
+}
+
+/// How costs grow. Curves of one kind share one time.
+fn curves(mut arguments: Arguments) -> Result<()> {
+    let environment = Environment::find()?;
+    let runtime = current_thread()?;
+    let table = Table { json: arguments.json };
+    table.head(&environment)?;
+    // Each size goes on where the last one ended.
+    arguments.sizes.sort_unstable();
+    arguments.sizes.dedup();
+    let mut all: Vec<Curve> = Vec::new();
+    let mut add = |new: Vec<Curve>| {
+        new.iter().for_each(|curve| curve.show(table));
+        all.extend(new);
+    };
+    if arguments.wants("growth") {
+        add(runtime.block_on(growth::measure(&environment, &arguments.sizes)).context("measure growth")?);
+    }
+    if arguments.wants("rate") {
+        add(runtime.block_on(rate::measure(&environment)).context("measure at rates")?);
+    }
+    if arguments.wants("tree") {
+        add(runtime.block_on(trees::measure(&environment, &arguments.sizes)).context("measure trees")?);
+    }
+    curve::foot(table, &all)?;
+    if arguments.json {
+        curve::print_json(&all)?;
+    }
+    Ok(())
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
     let environment = Environment::find()?;
     let runtime = current_thread()?;
-    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let wanted = |name: &str| arguments.wants(name);
     let mut rows: Vec<Row> = Vec::new();
     let table = Table { json: arguments.json };
     table.head(&environment)?;
+    table.columns();
     let mut add = |new: Vec<Row>| {
         new.iter().for_each(|row| table.row(row));
         rows.extend(new);

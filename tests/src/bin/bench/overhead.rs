@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::{Agent, connect, from_now};
 use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::handmade::{HandMade, Kubepods};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -36,25 +36,17 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Host => (ROUNDS, FORKS, WRITES),
         Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST),
     };
-    let count = forks.to_string();
     let write_count = writes.to_string();
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        time(command.spawn().context("start the workload")?)
-    };
-    let outside = || run(&["forks", &count]);
-    let ordinary = || run(&["writes", &write_count]);
-    let inside = || time(container.start("/proc/self/exe", &["forks", &count])?);
+    let ordinary = || workload(&["writes", &write_count]);
 
     let (mut off, mut on) = ([Vec::new(), Vec::new(), Vec::new()], [Vec::new(), Vec::new(), Vec::new()]);
     // The first round warms caches and is not counted.
     for round in 0..=rounds {
-        let without = [outside()?, inside()?, ordinary()?];
+        let without = [outside(forks)?, inside(&container, forks)?, ordinary()?];
         let agent = Agent::start(environment, &["log.level=warn"]).await?;
-        let with = [outside()?, inside()?, ordinary()?];
+        let with = [outside(forks)?, inside(&container, forks)?, ordinary()?];
         agent.stop()?;
         if round > 0 {
             (0..3).for_each(|place| {
@@ -89,11 +81,7 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Host => REST,
         Tier::Vm => REST_IN_A_GUEST,
     };
-    let run = || {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["writes", &writes.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
-        time(command.spawn().context("start the workload")?)
-    };
+    let run = || workload(&["writes", &writes.to_string()]);
     let mut rows: Vec<Row> = Vec::new();
     let both = r#"["fentry", "kprobe"]"#;
     for (excluded, syscalls) in [("[]", false), (r#"["fentry"]"#, false), (both, false), (both, true)] {
@@ -140,21 +128,15 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
     };
     let _pinned = Pinned::to_one_cpu()?;
-    let count = forks.to_string();
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
-    let lives = || time(container.start("/proc/self/exe", &["forks", &count])?);
+    let lives = || inside(&container, forks);
     let (mut daemon, mut client, mut took) = (Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
     for round in 0..=rounds {
         let own = lives()?;
-        let mut agent = Agent::start(environment, &["log.level=warn"]).await?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg("watch").arg(agent.socket()).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut watcher = command.spawn().context("start the client")?;
-        let mut ready = [0];
-        let output = watcher.stdout.as_mut().context("the client has no output")?;
-        output.read_exact(&mut ready).context("wait for the client's stream")?;
-        let pids = [agent.process().pid(), watcher.id()];
+        let agent = Agent::start(environment, &["log.level=warn"]).await?;
+        let watcher = Client::start(agent.socket(), 1)?;
+        let pids = [agent.pid(), watcher.pid()];
         let before = pids.map(cpu_times);
         let with = lives()?;
         // What is still on its way to the client belongs to these lives.
@@ -163,8 +145,7 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
             let before = before[place].as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
             Ok(ran(before, &cpu_times(pids[place])?).as_nanos() as f64)
         });
-        watcher.kill().context("end the client")?;
-        watcher.wait().context("wait for the client")?;
+        drop(watcher);
         agent.stop()?;
         if round > 0 {
             daemon.push(daemons? / own);
@@ -211,18 +192,73 @@ impl Drop for Pinned {
     }
 }
 
-/// The client of [`of_a_life`]: prints a byte once its stream is open, and reads until it is ended.
-pub(crate) async fn watch(socket: &Path) -> Result<()> {
-    let mut client = KwitnessClient::new(connect(socket).await?);
-    let mut stream = client.watch(from_now()).await.context("call Watch")?.into_inner();
+/// A process that watches everything, by one stream or several, each with a connection of its own; ended when dropped.
+pub(crate) struct Client(Child);
+
+impl Client {
+    /// Starts it, and waits until its streams are open.
+    pub(crate) fn start(socket: &Path, streams: usize) -> Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("watch").arg(socket).arg(streams.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut client = Self(command.spawn().context("start the client")?);
+        let mut ready = [0];
+        let output = client.0.stdout.as_mut().context("the client has no output")?;
+        output.read_exact(&mut ready).context("wait for the client's streams")?;
+        Ok(client)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Fails only for one that has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a [`Client`] runs: prints a byte once its streams are open, and reads until it is ended.
+pub(crate) async fn watch(socket: &Path, streams: usize) -> Result<()> {
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..streams {
+        let mut client = KwitnessClient::new(connect(socket).await?);
+        let mut stream = client.watch(from_now()).await.context("call Watch")?.into_inner();
+        readers.spawn(async move {
+            while stream.message().await.context("kwitness's stream")?.is_some() {}
+            anyhow::Ok(())
+        });
+    }
     print!(".");
-    std::io::stdout().flush().context("say that the stream is open")?;
-    while stream.message().await.context("kwitness's stream")?.is_some() {}
+    std::io::stdout().flush().context("say that the streams are open")?;
+    while let Some(ended) = readers.join_next().await {
+        ended.context("a reader panicked")??;
+    }
     Ok(())
 }
 
+/// The time of so many forks, execs and exits outside of containers, in nanoseconds.
+pub(crate) fn outside(forks: u32) -> Result<f64> {
+    workload(&["forks", &forks.to_string()])
+}
+
+/// The same in a container.
+pub(crate) fn inside(container: &HandMade, forks: u32) -> Result<f64> {
+    time(container.start("/proc/self/exe", &["forks", &forks.to_string()])?)
+}
+
+/// The time of one of this program's own workloads, in nanoseconds.
+fn workload(arguments: &[&str]) -> Result<f64> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    time(command.spawn().context("start the workload")?)
+}
+
 /// The nanoseconds that a workload says it took.
-fn time(mut child: Child) -> Result<f64> {
+pub(crate) fn time(mut child: Child) -> Result<f64> {
     let mut text = String::new();
     let output = child.stdout.as_mut().context("the workload has no output")?;
     output.read_to_string(&mut text).context("read the workload's output")?;

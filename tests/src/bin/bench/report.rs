@@ -5,10 +5,10 @@ use anyhow::{Context, Result};
 use kwitness_tests::environment::Environment;
 use serde::Serialize;
 
-const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const HEAD: Style = Style::new().bold();
-const FAINT: Style = Style::new().dimmed();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const HEAD: Style = Style::new().bold();
+pub(crate) const FAINT: Style = Style::new().dimmed();
 
 /// What a figure must be.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -98,6 +98,15 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     }
 }
 
+/// A figure as the tables show it; `-` for none.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        _ if value.is_nan() => "-".to_owned(),
+        0.0..10.0 => format!("{value:.3}"),
+        _ => format!("{value:.1}"),
+    }
+}
+
 /// The table for people.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
@@ -106,7 +115,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Where it is measured, and the table's head.
+    /// Where it is measured.
     pub(crate) fn head(self, environment: &Environment) -> Result<()> {
         let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
         let cpus = std::thread::available_parallelism().context("ask for the number of CPUs")?;
@@ -116,18 +125,20 @@ impl Table {
             "{FAINT}kernel {kernel}, {cpus} CPUs, cgroups {layout:?}, tier {tier:?}, load average {}{FAINT:#}",
             load_average()?
         ));
+        Ok(())
+    }
+
+    /// The head of the columns of [`Table::row`].
+    pub(crate) fn columns(self) {
         self.line(&format!(
             "{HEAD}{:<50} {:>12} {:>21} {:>10}{HEAD:#}",
             "MEASURE", "MEDIAN", "QUARTILES", "TARGET"
         ));
-        Ok(())
     }
 
     /// One line, and one that says what it rests on.
     pub(crate) fn row(self, row: &Row) {
         let unit = row.unit;
-        let number =
-            |value: f64| if value.abs() < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") };
         let target = match row.target {
             Target::AtMost(limit) => format!("<= {limit}"),
             Target::AtLeast(limit) => format!(">= {limit}"),
@@ -155,11 +166,17 @@ impl Table {
         let (reached, invalid) = (count(Outcome::Reached), count(Outcome::Invalid));
         let judged = reached + count(Outcome::NotReached);
         self.line(&format!("{HEAD}{reached} of {judged} targets reached, {invalid} rows invalid{HEAD:#}"));
+        self.load()
+    }
+
+    /// The last line.
+    pub(crate) fn load(self) -> Result<()> {
         self.line(&format!("{FAINT}load average at the end {}{FAINT:#}", load_average()?));
         Ok(())
     }
 
-    fn line(self, text: &str) {
+    /// Prints a line.
+    pub(crate) fn line(self, text: &str) {
         if self.json {
             anstream::eprintln!("{text}");
         } else {

@@ -1,0 +1,113 @@
+//! The `bench` task: what kwitness costs, as rows, and as curves, which are also drawn.
+//!
+//! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
+
+mod svg;
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, PipeReader};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::demo::{self, Build, Program, Watched};
+use crate::step;
+use crate::vm::Output;
+use crate::workspace::{Cache, Workspace};
+
+const PROGRAM: &str = "kwitness-bench";
+/// Some sizes of curves wait for thousands of containers.
+const LIMIT: Duration = Duration::from_secs(1800);
+/// What a line about a curve begins with, and no other.
+const CURVE: &str = "{\"curve\":";
+
+/// What to measure, and where.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    cargo xtask bench --only latency\n  \
+    cargo xtask bench --curves --sizes 100,1000\n  \
+    cargo xtask bench --curves --only rate --out docs/benchmarks")]
+pub struct Bench {
+    /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
+    #[arg(long)]
+    curves: bool,
+    /// Only rows or curves of that name: `latency`, `growth`
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Numbers of containers and cgroups, such as `100,1000`
+    #[arg(long, value_name = "LIST", requires = "curves")]
+    sizes: Option<String>,
+    /// Where curves are written [default: xtask/bench in cargo's target directory]
+    #[arg(long, value_name = "DIRECTORY", requires = "curves")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    options: Watched,
+}
+
+/// Measures, and returns the program's exit status.
+pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> {
+    let mut options = bench.options.clone();
+    let flags = [("--curves", bench.curves)];
+    let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
+    let values = [("--only", &bench.only), ("--sizes", &bench.sizes)];
+    let values = values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+    options.arguments.extend(flags.chain(values).collect::<Vec<_>>());
+    let program = Program { name: PROGRAM, build: Build::Release, limit: LIMIT };
+    if !bench.curves {
+        return demo::task(workspace, cache, &program, &options, Output::Shown);
+    }
+    let out = match &bench.out {
+        Some(out) => out.clone(),
+        None => workspace.scratch("bench")?,
+    };
+    let wants_json = options.arguments.iter().any(|word| word == "--json");
+    if !wants_json {
+        options.arguments.push("--json".to_owned());
+    }
+    let (reader, writer) = std::io::pipe().context("make a pipe")?;
+    let pump = std::thread::spawn(move || pump(reader, wants_json));
+    let status =
+        demo::task(workspace, cache, &program, &options, Output::File(File::from(OwnedFd::from(writer))));
+    let curves = pump.join().map_err(|_| anyhow::anyhow!("what reads the program's output panicked"))??;
+    let status = status?;
+    write(&out, &curves)?;
+    Ok(status)
+}
+
+/// Shows what the program says of its work, and keeps the lines about curves.
+fn pump(reader: PipeReader, shows_json: bool) -> Result<Vec<String>> {
+    let mut curves = Vec::new();
+    for line in BufReader::new(reader).lines() {
+        let line = line.context("read the program's output")?;
+        let line = line.trim_end();
+        if line.starts_with(CURVE) {
+            curves.push(line.to_owned());
+            if shows_json {
+                println!("{line}");
+            }
+        } else if shows_json {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    }
+    Ok(curves)
+}
+
+/// Writes the curves as they are, one a line, and a drawing of each.
+fn write(out: &Path, lines: &[String]) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+    let json = out.join("curves.jsonl");
+    fs::write(&json, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+        .with_context(|| format!("write {}", json.display()))?;
+    for line in lines {
+        let curve: svg::Curve = serde_json::from_str(line).context("read a curve")?;
+        let file = out.join(curve.file_name());
+        fs::write(&file, curve.draw()).with_context(|| format!("write {}", file.display()))?;
+    }
+    step::say("  --", "curves", &format!("{} curves in {}", lines.len(), out.display()));
+    Ok(())
+}
