@@ -109,6 +109,18 @@ pub struct Watched {
     pub arguments: Vec<String>,
 }
 
+impl Watched {
+    /// The name of the root.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// Takes another root.
+    pub fn set_root(&mut self, name: &str) {
+        name.clone_into(&mut self.root);
+    }
+}
+
 /// How the programs are built.
 #[derive(Clone, Copy, Debug)]
 enum Build {

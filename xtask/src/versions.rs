@@ -99,6 +99,13 @@ pub const ROOTS: &[RootSpec] = &[
     },
     // Clients of the API in Python; what they are made of beyond Debian's comes with the job.
     RootSpec { name: CLIENT_ROOT, suite: "trixie", packages: &["python3", "libstdc++6"], init: Init::Script },
+    // What reports processes, too, for `cargo xtask bench --peers`.
+    RootSpec {
+        name: PEERS_ROOT,
+        suite: "trixie",
+        packages: &["libbpf-tools", "bpftrace", "linux-perf"],
+        init: Init::Script,
+    },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -126,6 +133,8 @@ pub const DEFAULT_ROOT: &str = "trixie";
 pub const CNI_ROOT: &str = "trixie-cni";
 /// The root with Python.
 pub const CLIENT_ROOT: &str = "trixie-python";
+/// The root with other tools, made for the bench only: it is large.
+pub const PEERS_ROOT: &str = "trixie-peers";
 /// The root whose process 1 is systemd.
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 

@@ -1,4 +1,4 @@
-//! The `bench` task: what kwitness costs, as rows, and as curves, which are also drawn.
+//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; and beside other tools.
 //!
 //! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
 
@@ -15,6 +15,7 @@ use clap::Args;
 
 use crate::demo::{self, Build, Program, Watched};
 use crate::step;
+use crate::versions::{DEFAULT_ROOT, PEERS_ROOT};
 use crate::vm::Output;
 use crate::workspace::{Cache, Workspace};
 
@@ -29,13 +30,17 @@ const CURVE: &str = "{\"curve\":";
 #[command(after_help = "Examples:\n  \
     cargo xtask bench --only latency\n  \
     cargo xtask bench --curves --sizes 100,1000\n  \
-    cargo xtask bench --curves --only rate --out docs/benchmarks")]
+    cargo xtask bench --curves --only rate --out docs/benchmarks\n  \
+    cargo xtask bench --peers")]
 pub struct Bench {
     /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "peers")]
     curves: bool,
+    /// The same processes under execsnoop and exitsnoop, bpftrace, perf trace and the kernel's process connector
+    #[arg(long)]
+    peers: bool,
     /// Only rows or curves of that name: `latency`, `growth`
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "peers")]
     only: Option<String>,
     /// Numbers of containers and cgroups, such as `100,1000`
     #[arg(long, value_name = "LIST", requires = "curves")]
@@ -50,11 +55,15 @@ pub struct Bench {
 /// Measures, and returns the program's exit status.
 pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> {
     let mut options = bench.options.clone();
-    let flags = [("--curves", bench.curves)];
+    let flags = [("--curves", bench.curves), ("--peers", bench.peers)];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
     let values = [("--only", &bench.only), ("--sizes", &bench.sizes)];
     let values = values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
     options.arguments.extend(flags.chain(values).collect::<Vec<_>>());
+    // The other tools are in a root of their own, unless another one is named.
+    if bench.peers && options.root() == DEFAULT_ROOT {
+        options.set_root(PEERS_ROOT);
+    }
     let program = Program { name: PROGRAM, build: Build::Release, limit: LIMIT };
     if !bench.curves {
         return demo::task(workspace, cache, &program, &options, Output::Shown);

@@ -25,8 +25,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::versions::{
-    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, ROOT_PACKAGES,
-    ROOTS, RootSpec,
+    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, PEERS_ROOT,
+    ROOT_PACKAGES, ROOTS, RootSpec,
 };
 use crate::workspace::{Cache, Turn};
 use crate::{run, step};
@@ -117,7 +117,7 @@ impl Needs {
         let mut needs = Self::tools(&[Tool::Bpf]);
         if wanted(Tier::Host) {
             needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients]);
-            needs.trees = ROOTS.iter().map(|root| root.name).collect();
+            needs.trees = ROOTS.iter().map(|root| root.name).filter(|name| *name != PEERS_ROOT).collect();
         }
         if wanted(Tier::Vm) {
             needs.tools.extend([Tool::Kubernetes, Tool::Prometheus]);

@@ -6,6 +6,7 @@
 //! The executable is also its own helpers, each a process of its own as in the field: the floors, the workloads.
 
 mod attacker;
+mod connector;
 mod cri;
 mod curve;
 mod floor;
@@ -14,6 +15,7 @@ mod growth;
 mod latency;
 mod limits;
 mod overhead;
+mod peers;
 mod proxy;
 mod rate;
 mod report;
@@ -40,8 +42,11 @@ struct Arguments {
     #[arg(long)]
     json: bool,
     /// Measure how costs grow with containers, events and cgroups.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "peers")]
     curves: bool,
+    /// Measure the same processes under other tools, too.
+    #[arg(long)]
+    peers: bool,
     /// Numbers of containers or cgroups (`--curves`) instead of the usual ones.
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
@@ -86,6 +91,9 @@ enum Helper {
         /// How many streams.
         streams: usize,
     },
+    /// Prints what the kernel's process connector reports.
+    #[command(hide = true)]
+    Connector,
     /// Forks at a rate until it is ended.
     #[command(hide = true)]
     ForksAt {
@@ -171,6 +179,7 @@ fn run() -> Result<()> {
         Some(Helper::Watch { socket, streams }) => {
             current_thread()?.block_on(overhead::watch(&socket, streams))
         }
+        Some(Helper::Connector) => connector::listen(),
         Some(Helper::ForksAt { rate }) => rate::forks_at(rate),
         Some(Helper::Forward { socket, server }) => {
             current_thread()?.block_on(proxy::forward(&socket, server))
@@ -220,7 +229,7 @@ fn curves(mut arguments: Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<()> {
     let environment = Environment::find()?;
     let runtime = current_thread()?;
-    let wanted = |name: &str| arguments.wants(name);
+    let wanted = |name: &str| !arguments.peers && arguments.wants(name);
     let mut rows: Vec<Row> = Vec::new();
     let table = Table { json: arguments.json };
     table.head(&environment)?;
@@ -229,6 +238,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
         new.iter().for_each(|row| table.row(row));
         rows.extend(new);
     };
+    if arguments.peers {
+        add(runtime.block_on(peers::measure(&environment)).context("measure other tools")?);
+    }
     if wanted("latency") {
         add(runtime.block_on(latency::measure(&environment)).context("measure latency")?);
     }

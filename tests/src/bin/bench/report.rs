@@ -66,6 +66,15 @@ impl Row {
         Self { name: name.to_owned(), value, spread, unit, target, is_ratio_to_floor: false, note }
     }
 
+    /// What could not be measured, and why.
+    pub(crate) fn missing(name: &str, reason: &str) -> Self {
+        // Between them is the rest of a log, which ends with what a program said last.
+        let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
+        let first = lines.next().unwrap_or_default();
+        let last = lines.next_back().map(|line| format!(" {line}")).unwrap_or_default();
+        Self::of(name, &[], "", Target::None, format!("not measured: {first}{last}"))
+    }
+
     /// A ratio to a floor, round by round.
     pub(crate) fn ratio(name: &str, product: &[f64], floor: &[f64], target: Target, note: String) -> Self {
         let ratios: Vec<_> = product.iter().zip(floor).map(|(product, floor)| product / floor).collect();
