@@ -42,6 +42,9 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
+/// Enough for what [`Kubelet::check_events_in_use`] looks for.
+const VERBOSITY: u8 = 4;
+
 /// The name of its node.
 pub const NODE: &str = "node";
 /// A node's address must be one of its interfaces', and not loopback's.
@@ -66,12 +69,14 @@ pub struct Setup {
     pub driver: CgroupDriver,
     /// Further fields of its `KubeletConfiguration`; `featureGates` are added to those that are set anyway.
     pub settings: Map<String, Value>,
+    /// How much it logs, by klog's levels.
+    pub verbosity: u8,
 }
 
 impl From<Pleg> for Setup {
     /// With cgroups made by the kubelet itself, and nothing else set.
     fn from(pleg: Pleg) -> Self {
-        Self { pleg, driver: CgroupDriver::Cgroupfs, settings: Map::new() }
+        Self { pleg, driver: CgroupDriver::Cgroupfs, settings: Map::new(), verbosity: VERBOSITY }
     }
 }
 
@@ -89,6 +94,13 @@ impl Kubelet {
     /// The program.
     fn program(environment: &Environment) -> PathBuf {
         environment.job.join("bin/kubelet")
+    }
+
+    /// Its version, "v1.36.3".
+    pub fn version(environment: &Environment) -> Result<String> {
+        let said = process::run(Command::new(Self::program(environment)).arg("--version"))?;
+        let version = said.split_whitespace().last();
+        Ok(version.context("the kubelet does not say its version")?.to_owned())
     }
 
     /// Starts it standalone on a runtime's socket, and waits until it says that it is well.
@@ -133,10 +145,11 @@ impl Kubelet {
         let manifests = directory.path().join("manifests");
         fs::create_dir(&manifests).context("make the directory of manifests")?;
         let configuration = directory.path().join("kubelet.yaml");
+        let verbosity = format!("-v={}", setup.verbosity);
         fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, setup).to_string())
             .context("write the kubelet's configuration")?;
         let mut command = Command::new(Self::program(environment));
-        command.arg("--config").arg(&configuration).args(["--hostname-override", NODE, "-v=4"]);
+        command.arg("--config").arg(&configuration).args(["--hostname-override", NODE, &verbosity]);
         if let Some(control_plane) = control_plane {
             make_address()?;
             command.arg("--kubeconfig").arg(control_plane.kubeconfig()).args(["--node-ip", NODE_ADDRESS]);
@@ -206,6 +219,11 @@ impl Kubelet {
         self.process.log_tail()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Fails unless the kubelet has used events, and nothing else, so far.
     pub async fn check_events_in_use(&self) -> Result<()> {
         self.check_events_in_use_over(0).await
@@ -245,12 +263,26 @@ impl Kubelet {
     ///
     /// While the kubelet knows two instances of a container, it serves no metrics: it would name those of both alike.
     pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
-        let text = wait_for("the kubelet's metrics", START_LIMIT, async || {
-            Ok(get(READ_ONLY_PORT, "/metrics").await.ok())
-        })
-        .await?;
+        let text = self.metrics().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map(|value| value.trim().parse().with_context(|| format!("the metric {name}"))).transpose()
+    }
+
+    /// The sum of a metric over all of its labels.
+    pub async fn metric_sum(&self, name: &str) -> Result<f64> {
+        let text = self.metrics().await?;
+        let series = text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let values = series.filter_map(|line| line.rsplit(' ').next());
+        values.map(|value| value.parse::<f64>().with_context(|| format!("the metric {name}"))).sum()
+    }
+
+    async fn metrics(&self) -> Result<String> {
+        wait_for("the kubelet's metrics", START_LIMIT, async || {
+            Ok(get(READ_ONLY_PORT, "/metrics").await.ok())
+        })
+        .await
     }
 }
 

@@ -127,6 +127,11 @@ impl Node {
         self.containerd.as_ref().map_or_else(|| "containerd is stopped".to_owned(), Managed::log_tail)
     }
 
+    /// The process id of containerd.
+    pub fn containerd_pid(&self) -> Result<u32> {
+        Ok(self.containerd.as_ref().context("containerd is stopped")?.pid())
+    }
+
     /// Stops containerd; pods and their shims run on.
     pub fn stop_containerd(&mut self) -> Result<()> {
         let mut containerd = self.containerd.take().context("containerd is stopped already")?;

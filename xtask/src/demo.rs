@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
+use crate::setup::kubernetes::{KUBELET, NEXT_KUBELET_NAME};
 use crate::setup::{self, Needs, Tool};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, Output};
@@ -57,7 +58,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     }
     let scene = if demo.scene == Scene::Life { "life" } else { "resize" };
     options.arguments.insert(0, scene.to_owned());
-    let program = Program { name: "kwitness-demo", build: Build::Release, limit: LIMIT };
+    let program = Program { name: "kwitness-demo", build: Build::Release, kubelet: None, limit: LIMIT };
     task(workspace, cache, &program, &options, Output::Shown)
 }
 
@@ -86,7 +87,7 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
-    let program = Program { name: "kwitness-chaos", build: Build::ForTests, limit: LIMIT };
+    let program = Program { name: "kwitness-chaos", build: Build::ForTests, kubelet: None, limit: LIMIT };
     task(workspace, cache, &program, &options, Output::Shown)
 }
 
@@ -130,6 +131,34 @@ enum Build {
     ForTests,
 }
 
+/// A kubelet that is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kubelet {
+    /// The one that tests run
+    #[value(name = "1.36")]
+    Pinned,
+    /// That of the next release
+    #[value(name = "1.37")]
+    Next,
+}
+
+impl Kubelet {
+    const fn needs(self) -> Tool {
+        match self {
+            Self::Pinned => Tool::Kubernetes,
+            Self::Next => Tool::NextKubelet,
+        }
+    }
+
+    /// Its name in the cache's tools.
+    const fn tool(self) -> &'static str {
+        match self {
+            Self::Pinned => KUBELET,
+            Self::Next => NEXT_KUBELET_NAME,
+        }
+    }
+}
+
 /// What is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
@@ -137,6 +166,8 @@ pub struct Program {
     pub name: &'static str,
     /// How it is built.
     pub build: Build,
+    /// The kubelet that it starts.
+    pub kubelet: Option<Kubelet>,
     /// After this long it is given up.
     pub limit: Duration,
 }
@@ -149,10 +180,11 @@ pub fn task(
     options: &Watched,
     output: Output,
 ) -> Result<i32> {
-    let Program { name, build, limit } = *program;
+    let Program { name, build, kubelet, limit } = *program;
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs::tools(&[Tool::Bpf]);
+    needs.tools.extend(kubelet.map(Kubelet::needs));
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -174,6 +206,9 @@ pub fn task(
         };
         job.add(&kwitness, &in_job("kwitness"))?;
         job.add(&built, &in_job(name))?;
+        if let Some(kubelet) = kubelet {
+            job.add(&cache.tool(kubelet.tool()), &in_job(KUBELET))?;
+        }
         images::write(cache, &job.dir().join("images.tar"))
     })?;
     job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });

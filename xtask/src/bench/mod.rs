@@ -1,4 +1,4 @@
-//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; and beside other tools.
+//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; beside other tools; and what a kubelet saves.
 //!
 //! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::demo::{self, Build, Program, Watched};
+use crate::demo::{self, Build, Kubelet, Program, Watched};
 use crate::step;
 use crate::versions::{DEFAULT_ROOT, PEERS_ROOT};
 use crate::vm::Output;
@@ -22,29 +22,40 @@ use crate::workspace::{Cache, Workspace};
 const PROGRAM: &str = "kwitness-bench";
 /// Some sizes of curves wait for thousands of containers.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// Each of nine nodes is measured three times, at rest for a minute.
+const PLEG_LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// What a line about a curve begins with, and no other.
 const CURVE: &str = "{\"curve\":";
 
 /// What to measure, and where.
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("sized").args(["curves", "pleg"])))]
 #[command(after_help = "Examples:\n  \
     cargo xtask bench --only latency\n  \
     cargo xtask bench --curves --sizes 100,1000\n  \
     cargo xtask bench --curves --only rate --out docs/benchmarks\n  \
-    cargo xtask bench --peers")]
+    cargo xtask bench --peers\n  \
+    cargo xtask bench --pleg --root forky --sizes 10,50\n  \
+    cargo xtask bench --pleg --root forky --kubelet 1.37")]
 pub struct Bench {
     /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
-    #[arg(long, conflicts_with = "peers")]
+    #[arg(long, conflicts_with_all = ["peers", "pleg"])]
     curves: bool,
     /// The same processes under execsnoop and exitsnoop, bpftrace, perf trace and the kernel's process connector
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pleg")]
     peers: bool,
+    /// A kubelet with pods at rest: generic PLEG, evented PLEG on containerd's events, evented PLEG on kwitness's; about an hour
+    #[arg(long)]
+    pleg: bool,
     /// Only rows or curves of that name: `latency`, `growth`
-    #[arg(long, value_name = "NAME", conflicts_with = "peers")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg"])]
     only: Option<String>,
-    /// Numbers of containers and cgroups, such as `100,1000`
-    #[arg(long, value_name = "LIST", requires = "curves")]
+    /// Numbers of containers and cgroups (--curves) or of pods (--pleg), such as `100,1000`
+    #[arg(long, value_name = "LIST", requires = "sized")]
     sizes: Option<String>,
+    /// The kubelet's release; 1.37 is built first, which takes minutes
+    #[arg(long, value_name = "RELEASE", value_enum, default_value_t = Kubelet::Pinned, requires = "pleg")]
+    kubelet: Kubelet,
     /// Where curves are written [default: xtask/bench in cargo's target directory]
     #[arg(long, value_name = "DIRECTORY", requires = "curves")]
     out: Option<PathBuf>,
@@ -55,7 +66,7 @@ pub struct Bench {
 /// Measures, and returns the program's exit status.
 pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> {
     let mut options = bench.options.clone();
-    let flags = [("--curves", bench.curves), ("--peers", bench.peers)];
+    let flags = [("--curves", bench.curves), ("--peers", bench.peers), ("--pleg", bench.pleg)];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
     let values = [("--only", &bench.only), ("--sizes", &bench.sizes)];
     let values = values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
@@ -64,7 +75,9 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
     if bench.peers && options.root() == DEFAULT_ROOT {
         options.set_root(PEERS_ROOT);
     }
-    let program = Program { name: PROGRAM, build: Build::Release, limit: LIMIT };
+    let kubelet = bench.pleg.then_some(bench.kubelet);
+    let limit = if bench.pleg { PLEG_LIMIT } else { LIMIT };
+    let program = Program { name: PROGRAM, build: Build::Release, kubelet, limit };
     if !bench.curves {
         return demo::task(workspace, cache, &program, &options, Output::Shown);
     }

@@ -20,6 +20,8 @@ pub struct Module {
     pub files: [(&'static str, &'static str); 3],
     /// Whether what is compiled stays in Go's own cache, for another build to use: for no more than some hundred megabytes.
     pub keeps: bool,
+    /// What the names of its programs end with in the cache: another module builds programs of the same names.
+    pub suffix: &'static str,
 }
 
 /// The module in that directory below `xtask/go/`.
@@ -28,6 +30,7 @@ macro_rules! module {
         $crate::setup::go::Module {
             name: $name,
             keeps: false,
+            suffix: "",
             files: [
                 ("go.mod", include_str!(concat!("../../go/", $name, "/go.mod"))),
                 ("go.sum", include_str!(concat!("../../go/", $name, "/go.sum"))),
@@ -66,15 +69,15 @@ impl Module {
         package: &str,
         flags: &str,
     ) -> Result<()> {
-        let name = package.rsplit('/').next().unwrap_or(package);
+        let name = format!("{}{}", package.rsplit('/').next().unwrap_or(package), self.suffix);
         let mut go = Command::new("go");
         go.args(how).args(["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o"]);
-        go.arg(cache.tool(name)).arg(package);
+        go.arg(cache.tool(&name)).arg(package);
         go.current_dir(directory).env("CGO_ENABLED", "0");
         if !self.keeps {
             go.env("GOCACHE", directory.join("cache"));
         }
-        run::logged(&mut go, &cache.log(name)?).with_context(|| {
+        run::logged(&mut go, &cache.log(&name)?).with_context(|| {
             format!(
                 "go cannot build {package}: it needs the network, and the Go that xtask/go/{}/go.mod names",
                 self.name

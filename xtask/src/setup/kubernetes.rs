@@ -7,15 +7,18 @@ use anyhow::Result;
 
 use super::{apt, go};
 use crate::step::Step;
-use crate::versions::{ETCD_SUITE, KUBERNETES};
+use crate::versions::{ETCD_SUITE, KUBERNETES, NEXT_KUBELET};
 use crate::workspace::Cache;
 
 const MODULE: go::Module = go::module!("kubernetes");
+const NEXT: go::Module = go::Module { suffix: "-1.37", ..go::module!("kubelet-1.37") };
 
 /// The programs' names, in the cache's tools and in a job.
 pub const NAMES: [&str; 4] = [KUBELET, "kube-apiserver", "kubectl", ETCD];
 /// See [`NAMES`].
 pub const KUBELET: &str = "kubelet";
+/// The kubelet of the next release in the cache's tools.
+pub const NEXT_KUBELET_NAME: &str = "kubelet-1.37";
 /// Those that are built.
 const BUILT: [&str; 3] = [KUBELET, "kube-apiserver", "kubectl"];
 const ETCD: &str = "etcd";
@@ -26,7 +29,7 @@ const ETCD_PACKAGE: &str = "etcd-server";
 pub fn ensure(cache: &Cache) -> Result<()> {
     // It needs no more than the C library of the roots.
     apt::programs(cache, ETCD_SUITE, ETCD_PACKAGE, &[ETCD])?;
-    let flags = linker_flags();
+    let flags = linker_flags(KUBERNETES);
     let inputs: Vec<&str> = MODULE.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
     let programs = BUILT.map(|name| cache.tool(name));
     let outputs = [programs[0].as_path(), programs[1].as_path(), programs[2].as_path()];
@@ -38,13 +41,27 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     })
 }
 
+/// Makes the kubelet of the next release, unless it is there.
+pub fn ensure_next(cache: &Cache) -> Result<()> {
+    let flags = linker_flags(NEXT_KUBELET);
+    let inputs: Vec<&str> = NEXT.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
+    let program = cache.tool(NEXT_KUBELET_NAME);
+    Step { name: &format!("kubelet {NEXT_KUBELET}"), inputs: &inputs, outputs: &[&program] }.run(
+        cache,
+        || {
+            NEXT.build(cache, &[(&["build"], "k8s.io/kubernetes/cmd/kubelet", &flags)])?;
+            Ok(String::new())
+        },
+    )
+}
+
 /// The version, which the programs of a release have from their build.
-fn linker_flags() -> String {
-    let mut numbers = KUBERNETES.split('.');
+fn linker_flags(version: &str) -> String {
+    let mut numbers = version.split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
     let package = "k8s.io/component-base/version";
     format!(
-        "-s -w -X {package}.gitVersion=v{KUBERNETES} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
+        "-s -w -X {package}.gitVersion=v{version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
          -X {package}.gitTreeState=clean"
     )
 }
@@ -55,9 +72,12 @@ mod tests {
 
     #[test]
     fn the_programs_say_the_version_that_is_pinned() {
-        let pinned = format!("k8s.io/kubernetes v{KUBERNETES}\n");
-        assert!(MODULE.texts().any(|text| text.contains(&pinned)), "{pinned}");
-        assert!(linker_flags().contains(&format!("gitVersion=v{KUBERNETES} ")));
+        for (module, version) in [(&MODULE, KUBERNETES), (&NEXT, NEXT_KUBELET)] {
+            let pinned = format!("k8s.io/kubernetes v{version}\n");
+            assert!(module.texts().any(|text| text.contains(&pinned)), "{pinned}");
+            assert!(linker_flags(version).contains(&format!("gitVersion=v{version} ")));
+        }
+        assert_eq!(NEXT_KUBELET_NAME, format!("{KUBELET}{}", NEXT.suffix));
     }
 
     #[test]

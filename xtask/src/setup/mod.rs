@@ -55,6 +55,8 @@ pub enum Tool {
     CriTools,
     /// Kubelet, API server, kubectl and etcd.
     Kubernetes,
+    /// The kubelet of the next release.
+    NextKubelet,
     /// Clients of other languages.
     Clients,
     /// helm and kubeconform.
@@ -72,6 +74,7 @@ impl Tool {
             Self::Lint => tools::cargo_deny(cache).and_then(|()| tools::cargo_machete(cache)),
             Self::CriTools => critools::ensure(cache),
             Self::Kubernetes => kubernetes::ensure(cache),
+            Self::NextKubelet => kubernetes::ensure_next(cache),
             Self::Clients => clients::ensure(cache),
             Self::Helm => helm::ensure(cache),
             Self::Prometheus => prometheus::ensure(cache),
@@ -87,7 +90,7 @@ impl Tool {
             Self::Kubernetes => &kubernetes::NAMES,
             Self::Clients => &clients::NAMES,
             Self::Prometheus => &prometheus::NAMES,
-            Self::Bpf | Self::Lint | Self::Helm | Self::Image => &[],
+            Self::Bpf | Self::Lint | Self::NextKubelet | Self::Helm | Self::Image => &[],
         }
     }
 }

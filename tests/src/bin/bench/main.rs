@@ -16,6 +16,7 @@ mod latency;
 mod limits;
 mod overhead;
 mod peers;
+mod pleg;
 mod proxy;
 mod rate;
 mod report;
@@ -42,12 +43,15 @@ struct Arguments {
     #[arg(long)]
     json: bool,
     /// Measure how costs grow with containers, events and cgroups.
-    #[arg(long, conflicts_with = "peers")]
+    #[arg(long, conflicts_with_all = ["peers", "pleg"])]
     curves: bool,
     /// Measure the same processes under other tools, too.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pleg")]
     peers: bool,
-    /// Numbers of containers or cgroups (`--curves`) instead of the usual ones.
+    /// Measure a kubelet with the generic and the evented PLEG.
+    #[arg(long)]
+    pleg: bool,
+    /// Numbers of containers or cgroups (`--curves`), or of pods (`--pleg`), instead of the usual ones.
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
     /// Measure only what has this in its name.
@@ -229,7 +233,7 @@ fn curves(mut arguments: Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<()> {
     let environment = Environment::find()?;
     let runtime = current_thread()?;
-    let wanted = |name: &str| !arguments.peers && arguments.wants(name);
+    let wanted = |name: &str| !arguments.peers && !arguments.pleg && arguments.wants(name);
     let mut rows: Vec<Row> = Vec::new();
     let table = Table { json: arguments.json };
     table.head(&environment)?;
@@ -240,6 +244,10 @@ fn measure(arguments: &Arguments) -> Result<()> {
     };
     if arguments.peers {
         add(runtime.block_on(peers::measure(&environment)).context("measure other tools")?);
+    }
+    if arguments.pleg {
+        let measured = runtime.block_on(pleg::measure(&environment, &arguments.sizes));
+        add(measured.context("measure a kubelet")?);
     }
     if wanted("latency") {
         add(runtime.block_on(latency::measure(&environment)).context("measure latency")?);
