@@ -59,6 +59,15 @@ impl Kubepods {
         self.container_of(&new_uid()?)
     }
 
+    /// The same, with a file for its memory limit; [`Kubepods::enable`] comes first.
+    pub fn limited_container(&self) -> Result<HandMade> {
+        let container = self.container()?;
+        let pod = container.cgroup.directory().parent().context("a container's cgroup without a parent")?;
+        let file = pod.join("cgroup.subtree_control");
+        std::fs::write(&file, "+memory").with_context(|| format!("write +memory to {}", file.display()))?;
+        Ok(container)
+    }
+
     /// Makes a container's cgroup in that pod.
     pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
         let id = new_id()?;

@@ -11,7 +11,6 @@ use kwitness_tests::agent::Agent;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::handmade::{HandMade, Kubepods};
 
-use crate::limits;
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;
 
@@ -46,7 +45,8 @@ impl Crowd {
     pub(crate) fn grow(&mut self, count: usize) -> Result<()> {
         let first = self.len();
         while self.len() < count {
-            let container = limits::container(&self.kubepods, self.has_limits)?;
+            let pods = &self.kubepods;
+            let container = if self.has_limits { pods.limited_container() } else { pods.container() }?;
             let mut child = container.start(SLEEPER, &["sleep", "100000"])?;
             // It prints nothing, and a descriptor for each is more than a process may have.
             drop(child.stdout.take());

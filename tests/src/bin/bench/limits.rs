@@ -97,13 +97,8 @@ async fn hook(agent: &Agent) -> Result<String> {
 }
 
 /// A container's cgroup, with files for its limits if there are any.
-pub(crate) fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
-    let container = kubepods.container()?;
-    if has_limits {
-        let pod = container.cgroup().directory().parent().context("a container's cgroup without a parent")?;
-        write(&pod.join("cgroup.subtree_control"), "+memory")?;
-    }
-    Ok(container)
+fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
+    if has_limits { kubepods.limited_container() } else { kubepods.container() }
 }
 
 /// Writes, and does not truncate before: that would be a notice of its own.
