@@ -27,7 +27,7 @@ use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
-use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, Unpinned, error_chain};
+use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, SetId, Unpinned, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -116,19 +116,19 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         bytes: config.replay_bytes,
     };
     let place = ledger(config);
-    let Past { hub, writer, memory, resumes, place } = match &attached.pinned {
-        Ok(_) => {
-            let same_maps = attached.counts_go_on();
-            let resumes = Resumes { unrecorded: attached.unrecorded(&capabilities), same_maps };
-            Past::read(place, capacity, resumes)
-        }
-        Err(_) => Past::none(place, capacity),
+    let resumes = attached.pinned.is_ok().then(|| Resumes {
+        unrecorded: attached.unrecorded(&capabilities),
+        same_maps: attached.counts_go_on(),
+    });
+    let probe = attached.run()?;
+    let Past { hub, writer, memory, resumes, place } = match resumes {
+        Some(resumes) => Past::read(place, capacity, resumes, &probe.sets()),
+        None => Past::none(place, capacity),
     };
     let (answer, answers) = mpsc::channel(ANSWERS);
     let reader = LimitReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
     metrics.reached(Stage::Scanning);
-    let probe = attached.run()?;
     if let Some(watch) = watch {
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
     }
@@ -296,11 +296,14 @@ impl Past {
     }
 
     /// What an earlier daemon left.
-    fn read(place: Place, capacity: Capacity, resumes: Resumes) -> Self {
+    fn read(place: Place, capacity: Capacity, resumes: Resumes, sets: &[SetId]) -> Self {
         let (steps, is_adopted) = (clock::History::get(), resumes.same_maps);
         let replay = |history: History| {
             let (hub, mut writer) = Hub::resumed(history.position().clone(), capacity);
             let memory = history.replay(&mut writer)?;
+            if let (true, Some(set)) = (is_adopted, sets.first()) {
+                memory.check_set(*set, &place)?;
+            }
             Ok::<_, Refusal>(Self { hub, writer, memory, resumes: Some(resumes), place: Some(place.clone()) })
         };
         match place.read().and_then(|history| history.map(replay).transpose()) {

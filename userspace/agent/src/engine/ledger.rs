@@ -17,6 +17,9 @@
 //! An entry counts once the number of bytes at the beginning of its segment includes it: at whatever instant the process ends,
 //! an entry is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's boot.
 //!
+//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest segment goes first, a
+//! ledger that is given up says so, and one that is begun anew leaves a number out.
+//!
 //! Bounded: when the segments together have more bytes than allowed, the oldest goes; while one is begun, it comes on top.
 //!
 //! Owns the files and their format. Never decides what follows from an observation.
@@ -46,6 +49,7 @@ use super::losses::Seen;
 use crate::clock::{self, Clock};
 use crate::hub::Writer;
 use crate::private::{self, Foreign};
+use crate::probe::SetId;
 use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
@@ -124,6 +128,8 @@ pub(crate) enum Refusal {
     OtherBoot { path: PathBuf },
     #[error("{} was written with another kernel.tracked_capacity", path.display())]
     OtherBounds { path: PathBuf },
+    #[error("{} is not of the pinned programs: another daemon may have read what they recorded meanwhile", path.display())]
+    OtherSet { path: PathBuf },
     #[error("{} leads to event {replayed}, and the earlier daemon had come to {written}", path.display())]
     Differs { path: PathBuf, replayed: u64, written: u64 },
     #[error("what {} has cannot be observed again without a panic", path.display())]
@@ -146,6 +152,8 @@ struct Head {
     seam: Option<Seam>,
     #[serde(default)]
     outage: Option<KernelTime>,
+    #[serde(default)]
+    sets: Vec<SetId>,
     /// Whether the entries before lead to the state that follows.
     #[serde(default)]
     before: Before,
@@ -159,6 +167,15 @@ pub(super) enum Before {
     Whole,
     /// Something was observed that there was no room for: its state has what followed.
     Broken,
+}
+
+/// Whether a ledger goes on with the segments that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Series {
+    /// The first segment has what follows from those before.
+    Continued,
+    /// Those before are of no account.
+    New,
 }
 
 /// The events so far were published.
@@ -196,6 +213,9 @@ pub(crate) struct Memory {
     /// When the outage began that has not been reported yet, if there was one.
     #[serde(skip)]
     pub(super) outage: Option<KernelTime>,
+    /// The sets of programs whose records may be gone on with; see [`Probe::sets`](super::Probe::sets).
+    #[serde(skip)]
+    pub(super) sets: Vec<SetId>,
     /// When the daemon was last seen to work.
     pub(super) until: KernelTime,
 }
@@ -212,7 +232,16 @@ impl Memory {
             last_record: None,
             seam: None,
             outage: None,
+            sets: Vec::new(),
             until: KernelTime(0),
+        }
+    }
+
+    /// Fails unless the rings of that set go on where this ends.
+    pub(crate) fn check_set(&self, set: SetId, place: &Place) -> Result<(), Refusal> {
+        match self.sets.contains(&set) {
+            true => Ok(()),
+            false => Err(Refusal::OtherSet { path: place.directory.clone() }),
         }
     }
 
@@ -239,6 +268,8 @@ pub(super) struct MemoryOf<'a> {
     pub(super) seam: Option<&'a Seam>,
     #[serde(skip)]
     pub(super) outage: Option<KernelTime>,
+    #[serde(skip)]
+    pub(super) sets: Vec<SetId>,
     pub(super) until: KernelTime,
 }
 
@@ -307,8 +338,13 @@ impl Place {
         Ok(Some(History { place: self.clone(), boot, first, later: later.to_vec() }))
     }
 
-    /// Begins a segment after those that there are.
-    pub(super) fn begin(self, position: Position, memory: &MemoryOf<'_>) -> io::Result<Ledger> {
+    /// Begins a segment after those that there are. If it cannot, there is none that could be gone on with.
+    pub(super) fn begin(
+        self,
+        position: Position,
+        memory: &MemoryOf<'_>,
+        series: Series,
+    ) -> io::Result<Ledger> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         if let Some(foreign) = private::foreign(&self.directory)? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, foreign));
@@ -318,18 +354,44 @@ impl Place {
             let size = fs::metadata(self.segment(number))?.len();
             earlier.push_back((number, usize::try_from(size).map_err(io::Error::other)?));
         }
-        let number = earlier.back().map_or(Some(1), |(last, _)| last.checked_add(1));
+        let step = match series {
+            Series::Continued => 1,
+            Series::New => 2,
+        };
+        let number = earlier.back().map_or(Some(1), |(last, _)| last.checked_add(step));
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let boot = fs::read_to_string(BOOT_ID)?;
         let (file, used) = make(&self, number, &boot, position, memory, Before::Whole)?;
         let mut ledger = Ledger { place: self, file, used, number, boot, earlier };
-        ledger.bound()?;
-        Ok(ledger)
+        match ledger.bound() {
+            Ok(()) => Ok(ledger),
+            Err(error) => {
+                ledger.give_up();
+                Err(error)
+            }
+        }
     }
 
     /// Removes all of it; whether there was anything.
     pub(crate) fn remove(&self) -> io::Result<bool> {
-        is_removed(fs::remove_dir_all(&self.directory))
+        match fs::symlink_metadata(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+            Ok(found) if !found.is_dir() => is_removed(fs::remove_file(&self.directory)),
+            Ok(_) => {
+                self.remove_segments()?;
+                is_removed(fs::remove_dir_all(&self.directory))
+            }
+        }
+    }
+
+    /// Removes all segments, the oldest first: whenever the process ends, what is left leads to the last state, as all did.
+    pub(super) fn remove_segments(&self) -> io::Result<()> {
+        let found = match numbers(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            found => found?,
+        };
+        found.into_iter().try_for_each(|number| is_removed(fs::remove_file(self.segment(number))).map(drop))
     }
 
     fn segment(&self, number: u64) -> PathBuf {
@@ -435,6 +497,7 @@ fn make(
         seen: memory.seen.clone(),
         seam: memory.seam.cloned(),
         outage: memory.outage,
+        sets: memory.sets.clone(),
         before,
     };
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
@@ -620,11 +683,17 @@ impl Replay {
         }
         let Segment { path, head, bytes, mut next } = segment;
         check_number(&path, writer, head.position.seq)?;
+        if writer.position().epoch != head.position.epoch {
+            return Err(Refusal::Torn {
+                path,
+                what: "it has another epoch than the segment before".to_owned(),
+            });
+        }
         head.clock.restore();
         // Every record before has been consumed, but for that one.
         self.memory.last_record = head.last_record;
         self.memory.seen = head.seen;
-        (self.memory.seam, self.memory.outage) = (head.seam, head.outage);
+        (self.memory.seam, self.memory.outage, self.memory.sets) = (head.seam, head.outage, head.sets);
         while next < bytes.len() {
             let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
             let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;

@@ -56,12 +56,12 @@ use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
-use crate::probe::{Drained, Overlap, Produced, ProgramStats, RingState, Running};
+use crate::probe::{Drained, Overlap, Produced, ProgramStats, RingState, Running, SetId};
 use crate::wire::problem;
 use asked::Asked;
 use kwitness_api::proto;
 use kwitness_service::metrics::Histogram;
-use ledger::{Accounted, Before, Ledger, MemoryOf};
+use ledger::{Accounted, Before, Ledger, MemoryOf, Series};
 use losses::{Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
 use unkept::Unkept;
@@ -223,6 +223,9 @@ pub(crate) trait Probe: Send {
     fn overlap(&self) -> Option<Overlap>;
     /// From now on, the new programs' records are handed out, from the first; the next daemon may go on with those.
     fn hand_over(&mut self);
+    /// The sets of programs that a daemon may go on with from here: the one whose records are handed out, then, as long as they are not
+    /// yet, the new ones'.
+    fn sets(&self) -> Vec<SetId>;
 }
 
 impl Probe for Running {
@@ -278,6 +281,10 @@ impl Probe for Running {
 
     fn hand_over(&mut self) {
         Running::hand_over(self);
+    }
+
+    fn sets(&self) -> Vec<SetId> {
+        Running::sets(self)
     }
 }
 
@@ -408,9 +415,14 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
         } = parts;
-        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, until } = memory;
-        // One that an earlier daemon did not come to the end of, begins anew.
-        let seam = if probe.overlap().is_some() { Some(Seam::default()) } else { seam };
+        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, sets, until } =
+            memory;
+        // One that an earlier daemon did not come to the end of, begins anew. It is of the new programs: records of the old ones that
+        // came after it are no doubles.
+        let seam = match probe.overlap() {
+            Some(_) => Some(Seam::default()),
+            None => seam.filter(|_| sets.last() == probe.sets().last()),
+        };
         let since = match &resumes {
             Some(Resumes { unrecorded, same_maps }) => {
                 seen.forget(unrecorded, *same_maps);
@@ -459,10 +471,17 @@ impl<P: Probe> Engine<P> {
             ready: None,
         };
         if let Some(place) = place {
-            let begun = place.clone().begin(engine.writer.position(), &engine.memory());
-            match begun {
+            let series = if engine.resumes.is_some() { Series::Continued } else { Series::New };
+            match place.clone().begin(engine.writer.position(), &engine.memory(), series) {
                 Ok(ledger) => engine.ledger = Some(ledger),
-                Err(error) => engine.unkept = Some(Unkept::new(place, &error)),
+                Err(error) => {
+                    // What stayed would be gone on with by the next daemon, which would miss all that this one takes from the rings.
+                    place.remove_segments().with_context(|| {
+                        let path = place.directory.display();
+                        format!("the ledger {path} can neither be continued ({error}) nor removed. Remedy: make it writable, or remove it")
+                    })?;
+                    engine.unkept = Some(Unkept::new(place, &error));
+                }
             }
         }
         Ok(engine)
@@ -481,6 +500,7 @@ impl<P: Probe> Engine<P> {
             last_record: self.last_record.as_deref(),
             seam: self.seam.as_ref(),
             outage: self.outage,
+            sets: self.probe.sets(),
             until: Clock::read().now(),
         }
     }
@@ -507,7 +527,7 @@ impl<P: Probe> Engine<P> {
         let Some(mut ledger) = self.ledger.take() else { return };
         match ledger.turn(self.writer.position(), &self.memory(), before) {
             Ok(()) => self.ledger = Some(ledger),
-            Err(error) => self.unkept = Some(Unkept::new(ledger.give_up(), &error)),
+            Err(error) => self.unkept = Some(Unkept::given_up(ledger, &error)),
         }
     }
 

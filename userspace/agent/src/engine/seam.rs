@@ -22,6 +22,10 @@ impl<P: Probe> Engine<P> {
     /// once the new ones' have been compared with them.
     pub(super) fn look_at_seam(&mut self, now: KernelTime) {
         let Some(seam) = &self.seam else { return };
+        if self.untracked.is_some() {
+            // Of a new epoch: what the old programs lose until the first scan is looked at after it.
+            return;
+        }
         match self.probe.overlap() {
             Some(Overlap { whole, .. }) => {
                 if now.0.saturating_sub(whole.0) > TOLERANCE || seam.is_full() {
@@ -52,6 +56,8 @@ impl<P: Probe> Engine<P> {
         // the old ones still reports their losses a second time.
         self.turn();
         self.probe.hand_over();
+        // Then again: if the old programs could not be removed, no daemon goes on with them.
+        self.turn();
         // Writes that both only counted have just been reported.
         let counters = self.probe.counters();
         if counters.suppressed > 0 {

@@ -91,6 +91,10 @@ impl Probe for Flood {
     }
 
     fn hand_over(&mut self) {}
+
+    fn sets(&self) -> Vec<SetId> {
+        vec![SetId(1)]
+    }
 }
 
 /// Old programs and new ones, each with what they recorded.
@@ -165,6 +169,10 @@ impl Probe for Upgrade {
 
     fn hand_over(&mut self) {
         self.handed_over.store(true, Relaxed);
+    }
+
+    fn sets(&self) -> Vec<SetId> {
+        if self.handed_over.load(Relaxed) { vec![SetId(2)] } else { vec![SetId(1), SetId(2)] }
     }
 }
 
@@ -243,6 +251,18 @@ fn start_scanned_by(
     probe: impl Probe + 'static,
     read: Arc<AtomicU64>,
 ) -> Running {
+    let (parts, handle, tree) = parts(scan, past, probe);
+    let (ready, is_ready) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let engine = tokio::spawn(Engine::new(parts, None).unwrap().run(ready, stop.clone()));
+    Running { handle, read, ready: is_ready, stop, engine, _tree: tree }
+}
+
+fn parts<P: Probe>(
+    scan: impl Fn(ScanReason) -> Result<Scan, ScanError> + Send + Sync + 'static,
+    past: Past,
+    probe: P,
+) -> (Parts<P>, Handle, tempfile::TempDir) {
     let Past { hub: _, writer, memory, resumes, place } = past;
     let tree = tempfile::tempdir().unwrap();
     let (answer, answers) = mpsc::channel(INBOX);
@@ -261,10 +281,7 @@ fn start_scanned_by(
         answers,
         requests,
     };
-    let (ready, is_ready) = oneshot::channel();
-    let stop = CancellationToken::new();
-    let engine = tokio::spawn(Engine::new(parts, None).unwrap().run(ready, stop.clone()));
-    Running { handle, read, ready: is_ready, stop, engine, _tree: tree }
+    (parts, handle, tree)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -377,7 +394,39 @@ async fn what_old_and_new_programs_both_recorded_is_observed_once() {
     assert_eq!(report.lost, lost, "what the new ones lost");
     running.stop.cancel();
     timeout(SOON, running.engine).await.expect("it ends").unwrap().unwrap();
-    assert_eq!(Past::at(&place).hub.position(), hub.position(), "the replay comes to the same events");
+    let mut past = Past::at(&place);
+    assert_eq!(past.hub.position(), hub.position(), "the replay comes to the same events");
+    past.memory.check_set(SetId(2), &place).unwrap();
+    // Neither those that were replaced, nor those of a daemon that read other pins in between.
+    for other in [SetId(1), SetId(3)] {
+        let refusal = past.memory.check_set(other, &place).unwrap_err();
+        assert!(matches!(refusal, Refusal::OtherSet { .. }), "{refusal}");
+    }
+    // What is left of the seam is no matter of other programs.
+    past.memory.seam = Some(Seam::default());
+    let probe = Flood { read: Arc::default(), backlog: 0, adoptable: Arc::default() };
+    let (parts, ..) = parts(|reason| Ok(Scan::empty(reason, KernelTime(0))), past, probe);
+    assert!(Engine::new(parts, None).unwrap().seam.is_none());
+}
+
+#[tokio::test]
+async fn a_ledger_that_can_neither_be_continued_nor_removed_keeps_the_daemon_from_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place { directory: directory.path().join("ledger"), bytes: 1, bounds: Bounds::default() };
+    let engine = |past| {
+        let probe = Flood { read: Arc::default(), backlog: 0, adoptable: Arc::default() };
+        let (parts, ..) = parts(|reason| Ok(Scan::empty(reason, KernelTime(0))), past, probe);
+        Engine::new(parts, None)
+    };
+    drop(engine(Past::at(&place)).unwrap());
+    let past = Past::at(&place);
+    assert!(past.resumes.is_some());
+    // In place of a segment, something that cannot be unlinked.
+    let segment = std::fs::read_dir(&place.directory).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&segment).unwrap();
+    std::fs::create_dir(&segment).unwrap();
+    let error = engine(past).err().expect("it is refused");
+    assert!(error.to_string().contains(place.directory.to_str().unwrap()), "{error}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::io;
 
 use kwitness_core::model::KernelTime;
 
+use super::ledger::{Ledger, Series};
 use super::{Engine, Place, Probe};
 use crate::clock::Clock;
 
@@ -20,16 +21,23 @@ impl Unkept {
     /// Between two attempts, at least: in nanoseconds.
     const PAUSE: u64 = 30_000_000_000;
 
+    /// One that could not be begun: of an earlier one, there is nothing any more.
     pub(super) fn new(place: Place, error: &io::Error) -> Self {
         tracing::error!(
             path = %place.directory.display(),
             %error,
             "what is observed cannot be kept for the next daemon; it is tried again"
         );
+        Self { place, tried: Clock::read().now() }
+    }
+
+    /// One that could not be gone on with.
+    pub(super) fn given_up(ledger: Ledger, error: &io::Error) -> Self {
+        let place = ledger.give_up();
         if let Err(error) = place.remove() {
             tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
         }
-        Self { place, tried: Clock::read().now() }
+        Self::new(place, error)
     }
 
     fn is_due(&self, now: KernelTime) -> bool {
@@ -43,7 +51,7 @@ impl<P: Probe> Engine<P> {
         let Some(Unkept { place, .. }) = self.unkept.take_if(|unkept| unkept.is_due(clock.now())) else {
             return;
         };
-        match place.clone().begin(self.writer.position(), &self.memory()) {
+        match place.clone().begin(self.writer.position(), &self.memory(), Series::New) {
             Ok(ledger) => {
                 tracing::info!(path = %place.directory.display(), "recovered: what is observed is kept again");
                 self.ledger = Some(ledger);

@@ -36,8 +36,8 @@ use super::{
 
 /// How often a map is copied again, and an element is compared again, that change meanwhile.
 const ATTEMPTS: usize = 16;
-/// Keys that are listed at most: many times what the maps hold, for a key that goes away makes the kernel begin again.
-const KEYS: usize = 1 << 20;
+/// Keys that are listed at most: more than the maps hold, for a key that goes away makes the kernel begin again.
+const KEYS: usize = 1 << 21;
 
 /// [`ProcessKey`] as the key of a map.
 #[derive(Clone, Copy)]
@@ -54,6 +54,15 @@ pub struct Overlap {
     pub began: KernelTime,
     /// After the last was: of what is later, both have.
     pub whole: KernelTime,
+}
+
+/// What the new programs do while the old ones' maps are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meanwhile {
+    /// Nothing: what changes is copied the next time.
+    NotAttached,
+    /// They track what is made below what they know.
+    Attached,
 }
 
 /// The old programs, attached.
@@ -84,14 +93,19 @@ impl OldPrograms {
         self.programs.iter().any(|program| program.capability == capability)
     }
 
-    /// Has the new programs know what these do.
-    pub(super) fn copy_to(&self, ebpf: &mut Ebpf) -> Result<()> {
+    /// Has the new programs know what these do. Fails if they would still miss something once they are attached.
+    pub(super) fn copy_to(&self, ebpf: &mut Ebpf, new: Meanwhile) -> Result<()> {
         let paths = self.old.paths();
+        let mut missing = usize::MAX;
         // Again, as long as something was missing: the new programs did not track what was made below that meanwhile.
         for _ in 0..ATTEMPTS {
-            if copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", |one, other| one.0 == other.0)? == 0 {
+            missing = copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", |one, other| one.0 == other.0)?;
+            if missing == 0 {
                 break;
             }
+        }
+        if missing > 0 && new == Meanwhile::Attached {
+            return Err(changes_too_fast("TRACKED"));
         }
         copy::<u64, u8>(paths, ebpf, "ANCESTORS", |_, _| true)?;
         copy::<ProcessKeyValue, u8>(paths, ebpf, "FIRST_PROCESSES", |_, _| true)?;
@@ -102,6 +116,11 @@ impl OldPrograms {
 /// A map of a set.
 pub(super) fn map(paths: &Paths, name: &str) -> Result<Map> {
     MapData::from_pin(paths.map(name)).and_then(Map::from_map_data).map_err(|source| failed(name, source))
+}
+
+fn changes_too_fast(map: &str) -> ProbeError {
+    let error = io::Error::other("it changes faster than it is copied");
+    failed(map, MapError::IoError(error))
 }
 
 fn failed(map: &str, source: MapError) -> ProbeError {
@@ -119,7 +138,11 @@ fn copy<K: Pod, V: Pod>(
     let from = HashMap::<_, K, V>::try_from(map(paths, name)?).map_err(|source| failed(name, source))?;
     let to = ebpf.map_mut(name).ok_or(MapError::ElementNotFound).and_then(HashMap::<_, K, V>::try_from);
     let mut to = to.map_err(|source| failed(name, source))?;
-    let keys: Vec<K> = from.keys().take(KEYS).filter_map(std::result::Result::ok).collect();
+    let keys: std::result::Result<Vec<K>, MapError> = from.keys().take(KEYS).collect();
+    let keys = keys.map_err(|source| failed(name, source))?;
+    if keys.len() == KEYS {
+        return Err(changes_too_fast(name));
+    }
     let mut missing = 0;
     for key in keys {
         let was_missing = copy_element(&from, &mut to, &key, &is_same);

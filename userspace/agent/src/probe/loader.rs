@@ -36,7 +36,7 @@ use super::{
     counters,
     environment::{self, BTF_PATH, Lockdown},
     error::{ProbeError, Result},
-    handover::{OldPrograms, Overlap},
+    handover::{Meanwhile, OldPrograms, Overlap},
     layout,
     lock::InstanceLock,
     object::OBJECT,
@@ -208,7 +208,7 @@ impl Loaded {
     /// Attaches every loaded program; beside those of another layout, if those can be read on.
     pub fn attach(mut self) -> Result<Attached> {
         let old = self.pinned.as_mut().ok().and_then(pins::Set::take_old);
-        let old = old.and_then(open_old).and_then(|old| copied(old, &mut self.ebpf));
+        let old = old.and_then(open_old).and_then(|old| copied(old, &mut self.ebpf, Meanwhile::NotAttached));
         let began = Clock::read().now();
         let set = self.pinned.as_ref().ok();
         // An adopted set stays as it was left: what it has not is attached anew by each daemon, and ends with it.
@@ -223,7 +223,7 @@ impl Loaded {
             programs.extend(choice.programs(&self.ebpf, set)?);
         }
         // Again: what has come between the first time and the attaching. The rest, the new programs have seen.
-        let old = old.and_then(|old| copied(old, &mut self.ebpf));
+        let old = old.and_then(|old| copied(old, &mut self.ebpf, Meanwhile::Attached));
         let replaces = old.map(|old| (old, Overlap { began, whole }));
         let Self { ebpf, choices, log, lock, pinned, .. } = self;
         // A capability without a hook may have a substitute, which is no program.
@@ -301,8 +301,8 @@ fn open_old(old: Old) -> Option<OldPrograms> {
 }
 
 /// Has the new programs know what those of another layout do.
-fn copied(old: OldPrograms, ebpf: &mut Ebpf) -> Option<OldPrograms> {
-    match old.copy_to(ebpf) {
+fn copied(old: OldPrograms, ebpf: &mut Ebpf, new: Meanwhile) -> Option<OldPrograms> {
+    match old.copy_to(ebpf, new) {
         Ok(()) => Some(old),
         Err(error) => {
             give_up(old.old, &error);
@@ -333,11 +333,16 @@ fn choices() -> impl Iterator<Item = Choice> {
 }
 
 impl Choice {
-    /// Takes over the hook that an earlier daemon has attached; false if there is none.
+    /// Takes over the hook that an earlier daemon has attached; false if there is none. One that is not whole is detached: beside
+    /// the one that takes its place, its programs would record everything a second time.
     fn adopt(&mut self, set: &pins::Set) -> bool {
-        self.loaded = set.paths().hook(self.capability, Tracepoints::of(&environment::kernel_release()));
+        let tracepoints = Tracepoints::of(&environment::kernel_release());
+        self.loaded = set.paths().hook(self.capability, tracepoints);
         if self.loaded.is_some() {
             self.links = Links::Adopted;
+        } else if set.origin() == &Origin::Adopted {
+            let hooks = self.capability.hooks_in_order(tracepoints);
+            hooks.iter().flat_map(Hook::programs).for_each(|program| set.paths().forget(program));
         }
         self.loaded.is_some()
     }
@@ -443,13 +448,14 @@ fn attach(
                 let link = attach_program(ebpf, capability, hook, name, Keep::Out)?;
                 Ok(link.is_some_and(|link| pin(ebpf, name, link, set).is_ok()))
             };
-            let pinned: Vec<bool> =
-                hook.programs().map(is_pinned).collect::<std::result::Result<_, ProgramError>>()?;
-            if !pinned.contains(&false) {
+            let pinned: std::result::Result<Vec<bool>, ProgramError> =
+                hook.programs().map(is_pinned).collect();
+            if pinned.as_ref().is_ok_and(|pinned| !pinned.contains(&false)) {
                 return Ok(Links::Pinned);
             }
-            // A link that cannot be pinned is gone by now, and with these so are the others.
+            // A link that cannot be pinned is gone by now, and with these so are the others; also those of a hook that is refused.
             hook.programs().for_each(|name| set.paths().forget(name));
+            pinned?;
         }
         hook.programs()
             .try_for_each(|name| attach_program(ebpf, capability, hook, name, Keep::In).map(drop))?;

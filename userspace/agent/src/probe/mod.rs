@@ -41,7 +41,7 @@ pub use self::{
     pace::ReaderWaits,
     pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
-    ring::{Drained, Life, Listed, Produced, RingState, Running, Tracker},
+    ring::{Drained, Life, Listed, Produced, RingState, Running, SetId, Tracker},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
 };

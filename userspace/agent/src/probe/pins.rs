@@ -352,7 +352,8 @@ impl Paths {
 
     /// The hook that serves a capability by pinned links already.
     pub(super) fn hook(&self, capability: &Capability, tracepoints: Tracepoints) -> Option<Hook> {
-        let is_pinned = |name: &str| self.link(name).exists() && self.program(name).exists();
+        let is_pinned =
+            |name: &str| [self.link(name), self.program(name)].iter().all(|pin| object(pin).is_ok());
         capability.hooks_in_order(tracepoints).into_iter().find(|hook| hook.programs().all(is_pinned))
     }
 
@@ -479,7 +480,8 @@ fn flaw(set: &Path, maps: &[&'static str]) -> Result<Option<Flaw>, Unpinned> {
     } else if !set.join(COMPLETE).exists() {
         Some(Flaw::HalfMade)
     } else {
-        maps.iter().copied().find(|map| !set.join("maps").join(map).exists()).map(Flaw::MissingMap)
+        let is_missing = |map: &&str| !set.join("maps").join(map).is_file();
+        maps.iter().copied().find(is_missing).map(Flaw::MissingMap)
     })
 }
 

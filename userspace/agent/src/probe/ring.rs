@@ -17,6 +17,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
 use kwitness_abi::{Budget, Counters, Header, TRACKED_STARTED, Tracked};
+use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
@@ -85,6 +86,11 @@ pub struct Produced {
     of_old: bool,
 }
 
+/// Which programs and maps, of all that were loaded since the boot: the kernel's number of their lifecycle ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SetId(pub u32);
+
 /// A ring at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingState {
@@ -100,6 +106,7 @@ pub struct RingState {
 
 /// What the programs of one set write to, and what the kernel says of them.
 struct Source {
+    set: SetId,
     rings: [AsyncFd<RingBuf<MapData>>; RINGS.len()],
     positions: [Positions; RINGS.len()],
     sizes: [u32; RINGS.len()],
@@ -139,13 +146,13 @@ impl Source {
     fn new(mut map: impl FnMut(&str) -> Result<Map>, programs: Vec<AttachedProgram>) -> Result<Self> {
         let [first, second, third, fourth] = RINGS.map(|name| -> Result<_> {
             let map = map(name)?;
-            let size = size(&map).map_err(|source| map_error(name, source))?;
+            let (size, number) = described(&map).map_err(|source| map_error(name, source))?;
             let ring = RingBuf::try_from(map).map_err(|source| map_error(name, source))?;
             let positions = Positions::map(ring.as_fd()).map_err(ProbeError::Register)?;
             // SAFETY: the ring owns its descriptor, which stays open and the same until the `AsyncFd` is dropped.
             let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
                 .map_err(|error| ProbeError::Register(error.into()))?;
-            Ok((ring, positions, size))
+            Ok((ring, positions, size, number))
         });
         let (first, second, third, fourth) = (first?, second?, third?, fourth?);
         let sizes = [first.2, second.2, third.2, fourth.2];
@@ -153,6 +160,7 @@ impl Source {
         let budgets = HashMap::try_from(map("BUDGETS")?);
         let reader_waits = ReaderWaits::new(map("READER_WAITS")?);
         Ok(Self {
+            set: SetId(first.3),
             rings: [first.0, second.0, third.0, fourth.0],
             positions: [first.1, second.1, third.1, fourth.1],
             sizes,
@@ -301,6 +309,15 @@ impl Running {
             Ok(()) => tracing::info!(set, "removed the programs of another layout"),
             Err(error) => tracing::warn!(set, %error, "cannot remove the programs of another layout"),
         }
+    }
+
+    /// The set whose records are handed out, then, as long as they are not, the new programs'.
+    pub fn sets(&self) -> Vec<SetId> {
+        [&self.source]
+            .into_iter()
+            .chain(self.next.as_ref().map(|next| &next.source))
+            .map(|source| source.set)
+            .collect()
     }
 
     /// How far the kernel has written by now.
@@ -475,10 +492,10 @@ async fn any_readable(rings: &[AsyncFd<RingBuf<MapData>>; RINGS.len()]) -> io::R
     .await
 }
 
-/// The bytes of a ring: those of an earlier daemon's may differ from this one's settings.
-fn size(map: &Map) -> std::result::Result<u32, MapError> {
+/// The bytes of a ring, for those of an earlier daemon's may differ from this one's settings; and the kernel's number of it.
+fn described(map: &Map) -> std::result::Result<(u32, u32), MapError> {
     let Map::RingBuf(ring) = map else { return Err(MapError::ElementNotFound) };
-    ring.info().map(|info| info.max_entries())
+    ring.info().map(|info| (info.max_entries(), info.id()))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {

@@ -47,7 +47,7 @@ impl Daemon {
     fn begin(place: &Place) -> Self {
         let (hub, writer) = hub(start());
         let memory = Memory::new(Bounds::default());
-        let ledger = place.clone().begin(start(), &borrowed(&memory)).unwrap();
+        let ledger = place.clone().begin(start(), &borrowed(&memory), Series::Continued).unwrap();
         Self { memory, output: Output::default(), hub, writer, ledger }
     }
 
@@ -74,6 +74,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         last_record: memory.last_record.as_deref(),
         seam: memory.seam.as_ref(),
         outage: memory.outage,
+        sets: memory.sets.clone(),
         until: memory.until,
     }
 }
@@ -239,7 +240,8 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(refused(&place).contains("mode 755"));
     let memory = Memory::new(Bounds::default());
-    assert_eq!(place.begin(start(), &borrowed(&memory)).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    let begun = place.begin(start(), &borrowed(&memory), Series::Continued);
+    assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
 }
 
 #[test]
@@ -304,6 +306,87 @@ fn a_ledger_that_was_given_up_is_refused_even_if_it_is_still_there() {
     let (_, mut writer) = hub(history.position().clone());
     let refusal = history.replay(&mut writer).unwrap_err();
     assert!(matches!(refusal, Refusal::Torn { .. }), "{refusal}");
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_costs_the_ledger() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    // As where no memory is left: the next segment cannot be made.
+    let blocked = place.directory.join("new");
+    fs::create_dir(&blocked).unwrap();
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap_err();
+    daemon.ledger.give_up();
+    let refusal = place.read().unwrap_err();
+    assert!(matches!(&refusal, Refusal::Torn { path, .. } if *path == place.segment(1)), "{refusal}");
+    assert!(place.clone().begin(start(), &borrowed(&daemon.memory), Series::New).is_err());
+    // Once there is room again, it is begun anew; what was given up is of no account, even if it is still there.
+    fs::remove_dir(&blocked).unwrap();
+    let later = Position { seq: 5, ..start() };
+    place.clone().begin(later.clone(), &borrowed(&daemon.memory), Series::New).unwrap();
+    assert_eq!(replay(&place).0.position(), later);
+}
+
+#[test]
+fn what_cannot_be_bounded_is_not_left_to_be_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place { bytes: 1, ..place(directory.path()) };
+    fs::DirBuilder::new().mode(0o700).create(&place.directory).unwrap();
+    fs::create_dir(place.segment(1)).unwrap();
+    let memory = Memory::new(Bounds::default());
+    place.clone().begin(start(), &borrowed(&memory), Series::New).unwrap_err();
+    let refusal = place.read().unwrap_err();
+    assert!(matches!(&refusal, Refusal::Torn { path, .. } if *path == place.segment(3)), "{refusal}");
+}
+
+#[test]
+fn what_is_left_of_a_removed_ledger_has_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    for at in 1..=2 {
+        daemon.observe(loss(at));
+        daemon.publish();
+        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    }
+    // The removal ends at the second of three segments, as with a crash.
+    let (segment, whole) = (place.segment(2), place.directory.join("whole"));
+    fs::rename(&segment, &whole).unwrap();
+    fs::create_dir(&segment).unwrap();
+    place.remove().unwrap_err();
+    fs::remove_dir(&segment).unwrap();
+    fs::rename(&whole, &segment).unwrap();
+    let (hub, _) = replay(&place);
+    assert_eq!(hub.position(), daemon.hub.position());
+    assert!(place.remove().unwrap() && !place.remove().unwrap());
+    // Whatever is in its place.
+    fs::write(&place.directory, "no directory").unwrap();
+    assert!(place.read().is_err() && place.remove().unwrap());
+}
+
+#[test]
+fn a_segment_of_another_epoch_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    let elsewhere = Position { epoch: Epoch("another".into()), ..start() };
+    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole).unwrap();
+    let history = place.read().unwrap().unwrap();
+    let (_, mut writer) = hub(history.position().clone());
+    let refusal = history.replay(&mut writer).unwrap_err().to_string();
+    assert!(refusal.contains(place.segment(2).to_str().unwrap()) && refusal.contains("epoch"), "{refusal}");
+}
+
+#[test]
+fn the_programs_that_it_is_of_are_those_of_the_last_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    assert!(matches!(replay(&place).1.check_set(SetId(7), &place), Err(Refusal::OtherSet { .. })));
+    daemon.memory.sets = vec![SetId(7)];
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    replay(&place).1.check_set(SetId(7), &place).unwrap();
 }
 
 #[test]
