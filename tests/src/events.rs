@@ -10,7 +10,7 @@ use kwitness_api::EventKind;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::{
-    Basis, Container, ContainerType, Event, ExitStatus, Process, ProcessRole, QosClass,
+    Basis, Container, ContainerType, Event, ExitStatus, GapCause, Process, ProcessRole, QosClass,
 };
 
 use crate::pod::{APP_IMAGE, Pod, Qos};
@@ -139,6 +139,10 @@ impl Seen {
                 bail!("no position in:\n{self}");
             };
             let next = match &after.kind {
+                // A new epoch begins, and a gap says so.
+                Some(Kind::Gap(gap)) if gap.cause() == GapCause::ReplayExpired && from.epoch != to.epoch => {
+                    continue;
+                }
                 Some(Kind::Gap(gap)) if gap.last_seq == Some(to.seq) => gap.first_seq,
                 _ => Some(to.seq),
             };

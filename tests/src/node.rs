@@ -16,7 +16,7 @@ use crate::cgroup;
 use crate::cri::{Cri, v1};
 use crate::environment::{CgroupDriver, Environment, Handler};
 use crate::pod::{APP_IMAGE, ContainerSpec, PAUSE_IMAGE, Pod, PodSpec};
-use crate::process::{self, Managed, wait_for};
+use crate::process::{self, Managed, Paused, wait_for};
 
 /// Where a node agent looks for containerd first.
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -137,6 +137,11 @@ impl Node {
         let mut containerd = self.containerd.take().context("containerd is stopped already")?;
         containerd.terminate(STOP_LIMIT)?;
         Ok(())
+    }
+
+    /// Stops containerd's threads until the guard is dropped; pods and their shims run on.
+    pub fn pause_containerd(&self) -> Result<Paused> {
+        self.containerd.as_ref().context("containerd is stopped")?.pause()
     }
 
     /// Starts containerd again, which finds its pods.

@@ -1,14 +1,15 @@
 //! A daemon that comes and goes while containers do: what it pins, a client that resumes, and a storm that knows what it did.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::agent::{Agent, Watcher, after};
@@ -62,10 +63,77 @@ impl Bpffs {
     }
 }
 
+impl Bpffs {
+    /// Unmounts it, with all that is pinned in it, and mounts another one in its place.
+    pub fn remount(&self) -> Result<()> {
+        let path = self.0.path();
+        umount2(path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", path.display()))?;
+        mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount a BPF file system at {}", path.display()))
+    }
+}
+
 impl Drop for Bpffs {
     fn drop(&mut self) {
         if let Err(error) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
             eprintln!("cannot unmount {}: {error}", self.0.path().display());
+        }
+    }
+}
+
+/// The directory of a daemon's socket and ledger, on a small file system of its own. Dropped after the daemon's end.
+#[derive(Debug)]
+pub struct StateDirectory(PathBuf);
+
+impl StateDirectory {
+    /// Room for a whole ledger, and hardly more.
+    const SIZE: &str = "size=96m,mode=750";
+
+    /// Mounts it where that socket will be.
+    pub fn mount(socket: &Path) -> Result<Self> {
+        let directory = socket.parent().context("a socket in a directory")?;
+        mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some(Self::SIZE))
+            .with_context(|| format!("mount a tmpfs at {}", directory.display()))?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    /// Leaves no room in it, until the file is dropped.
+    pub fn fill(&self) -> Result<tempfile::NamedTempFile> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.0).context("make a file")?;
+        let error = io::copy(&mut io::repeat(0), &mut file).err().context("there is no end of room")?;
+        ensure!(error.kind() == io::ErrorKind::StorageFull, "cannot fill {}: {error}", self.0.display());
+        Ok(file)
+    }
+
+    /// Keeps everything from being written in it, until the guard is dropped. No file in it may be open for writing.
+    pub fn make_read_only(&self) -> Result<ReadOnly<'_>> {
+        self.remount(MsFlags::MS_RDONLY)?;
+        Ok(ReadOnly(self))
+    }
+
+    fn remount(&self, flags: MsFlags) -> Result<()> {
+        let none = None::<&str>;
+        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none)
+            .with_context(|| format!("remount {}", self.0.display()))
+    }
+}
+
+impl Drop for StateDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// A state directory that cannot be written to until this is dropped.
+#[derive(Debug)]
+pub struct ReadOnly<'a>(&'a StateDirectory);
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remount(MsFlags::empty()) {
+            eprintln!("{error:#}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What was reported, against what was.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
 use kwitness_api::Timestamp;
-use kwitness_api::proto::{Gap, GapCause, event};
-use kwitness_tests::events::Seen;
+use kwitness_api::proto::{Event, Gap, GapCause, event};
+use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::outage::Lived;
 
 /// The events of a whole life.
@@ -23,22 +24,26 @@ pub struct Account {
     failures: Vec<String>,
 }
 
+/// A gap that a life may touch.
+#[derive(Debug)]
+struct Cost {
+    from: i128,
+    to: i128,
+    /// How many records it names that have not been found missing; none: it cannot know.
+    left: Option<u64>,
+}
+
 impl Account {
     /// Of these lives, in what a client has received.
     pub fn of(seen: &Seen, lived: &[Lived]) -> Self {
-        let gaps = gaps_of(seen);
+        let mut costs = costs(seen);
         let (gap_count, restarts) = (seen.count("gap"), seen.count("agentRestarted"));
         let mut account = Self { gaps: gap_count, restarts, ..Self::default() };
         for life in lived {
             let milestones = seen.milestones(&life.id);
-            let is_double = WHOLE.iter().any(|one| milestones.iter().filter(|seen| *seen == one).count() > 1);
-            // A gap's end is when it was found, its beginning when it could begin: both are later and earlier than the loss.
-            let touches = |(from, to): &(Timestamp, Timestamp)| {
-                nanos(*from) <= wall(life.ended) && wall(life.began) <= nanos(*to)
-            };
             if milestones == WHOLE {
                 account.whole += 1;
-            } else if !is_double && gaps.iter().any(touches) {
+            } else if !is_double(seen, life) && is_paid(&mut costs, life) {
                 account.in_gaps += 1;
             } else {
                 account.failures.push(format!("{}: {milestones:?}", life.id));
@@ -47,7 +52,7 @@ impl Account {
         account
     }
 
-    /// Whether each event is there exactly once, or its container's life touches a gap.
+    /// Whether each event is there exactly once, or is one of those that a gap counts.
     pub fn is_balanced(&self) -> bool {
         self.failures.is_empty()
     }
@@ -67,26 +72,52 @@ impl fmt::Display for Account {
         let Self { whole, in_gaps, gaps, restarts, failures } = self;
         write!(
             f,
-            "{whole} lives are whole, {in_gaps} touch one of {gaps} gaps, {} are missing or double; {restarts} restarts",
+            "{whole} lives are whole, {in_gaps} are in one of {gaps} gaps, {} are missing or double; {restarts} restarts",
             failures.len()
         )
     }
 }
 
-/// The gaps that a life may touch; one without a beginning begins with the event before it.
-fn gaps_of(seen: &Seen) -> Vec<(Timestamp, Timestamp)> {
-    let mut gaps = Vec::new();
-    let mut before = None;
-    for event in seen.events() {
-        if let Some(event::Kind::Gap(gap)) = &event.kind
-            && may_cost_a_life(gap)
-            && let (Some(from), Some(to)) = (gap.from.or(before), gap.to)
-        {
-            gaps.push((from, to));
-        }
-        before = event.time;
+/// Whether something was reported twice in one epoch: a new one begins with what there is.
+fn is_double(seen: &Seen, life: &Lived) -> bool {
+    let mut counts = BTreeMap::new();
+    for event in seen.of(&life.id).filter(|event| WHOLE.contains(&kind(event))) {
+        *counts.entry((epoch(event), kind(event))).or_insert(0) += 1;
     }
-    gaps
+    counts.values().any(|count| *count > 1)
+}
+
+/// Whether a gap says that something of a life may be missing, and has not said so of as many lives as it names records.
+fn is_paid(costs: &mut [Cost], life: &Lived) -> bool {
+    // A gap's end is when it was found, its beginning when it could begin: both are later and earlier than the loss.
+    let touches = |cost: &&mut Cost| cost.from <= wall(life.ended) && wall(life.began) <= cost.to;
+    let mut touched: Vec<_> = costs.iter_mut().filter(touches).collect();
+    if touched.iter().any(|cost| cost.left.is_none()) {
+        return true;
+    }
+    let payer = touched.iter_mut().find_map(|cost| cost.left.as_mut().filter(|left| **left > 0));
+    payer.map(|left| *left -= 1).is_some()
+}
+
+/// The gaps that a life may touch; one without times is from the event before it until it was reported.
+fn costs(seen: &Seen) -> Vec<Cost> {
+    let events: Vec<_> = seen.events().collect();
+    let mut costs = Vec::new();
+    for (index, event) in events.iter().enumerate() {
+        let Some(event::Kind::Gap(gap)) = &event.kind else { continue };
+        let before = index.checked_sub(1).and_then(|index| events.get(index)).and_then(|event| event.time);
+        if may_cost_a_life(gap)
+            && let (Some(from), Some(to)) = (gap.from.or(before), gap.to.or(event.time))
+        {
+            let left = (!gap.lost.is_empty()).then(|| gap.lost.values().sum());
+            costs.push(Cost { from: nanos(from), to: nanos(to), left });
+        }
+    }
+    costs
+}
+
+fn epoch(event: &Event) -> Option<&str> {
+    event.position.as_ref().map(|position| position.epoch.as_str())
 }
 
 /// Where limit writes are seen by what ends with the daemon, each outage is a gap of them alone.

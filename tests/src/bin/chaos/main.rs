@@ -1,10 +1,12 @@
 //! `kwitness-chaos`: containers come and go without a rest, while everything that may befall the daemon does, at random.
 //!
 //! At the end each container's life is compared with what the storm knows of it: each event is there exactly once, or its life
-//! touches a gap. A seed repeats a sequence; what the kernel interleaves with it is another each time.
+//! touches a gap, of as many records as lives. A seed repeats a sequence; what the kernel interleaves with it is another each time.
+//! What a place cannot do is left out of the sequence by name.
 
 mod account;
 mod actions;
+mod stage;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,10 +16,14 @@ use clap::Parser;
 use kwitness_tests::agent::from_now;
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::{self, Kubepods};
-use kwitness_tests::outage::{Bpffs, Client, Storm, lasting};
+use kwitness_tests::outage::{Bpffs, Client, StateDirectory, Storm, lasting};
 
 use crate::account::Account;
-use crate::actions::{Random, Stage};
+use crate::actions::Sequence;
+use crate::stage::{Stage, WATCHERS};
+
+/// How long the daemon may take to end.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes chaos around a daemon.
 #[derive(Debug, Parser)]
@@ -67,33 +73,46 @@ fn run() -> Result<()> {
 async fn play(seed: u64, duration: Duration) -> Result<Account> {
     let environment = Environment::find()?;
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&environment)?);
-    let agent = bpffs.agent(&environment).await?;
+    let mut agent = bpffs.agent_with(&environment, &[WATCHERS]).await?;
+    // It has made its directory, which is mounted over while it does not run.
+    agent.process().terminate(LIMIT)?;
+    let state = StateDirectory::mount(agent.socket())?;
+    agent.start_again().await?;
     let mut watcher = agent.watch(from_now()).await?;
     // Its end is the last event that is waited for.
     let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
 
+    let client = Client::new(watcher);
+    let mut stage = Stage::new(&environment, agent, bpffs, state, client).await?;
     let storm = Storm::begin(kubepods);
-    let mut stage = Stage::new(agent, bpffs, Client::new(watcher));
-    let (mut random, began) = (Random::new(seed), Instant::now());
+    let (mut sequence, began) = (Sequence::new(seed), Instant::now());
     while began.elapsed() < duration {
-        let action = random.action();
+        let (action, lives) = sequence.next();
+        if let Some(reason) = stage.refuses(action) {
+            println!("{:5.1} s: not here: {action}: {reason}", began.elapsed().as_secs_f64());
+            continue;
+        }
         println!("{:5.1} s: {action}", began.elapsed().as_secs_f64());
-        let lives = random.below(20);
         stage.perform(action, lives, &storm).await.with_context(|| stage.log_tail())?;
     }
     // Small rings and lost pins end here: what comes last is seen.
     stage.settle(&storm).await.with_context(|| stage.log_tail())?;
-    let (kubepods, lived) = storm.end()?;
+    let (kubepods, mut lived) = storm.end()?;
+    let (mut agent, bpffs, state, client, of_runtime) = stage.end().await?;
+    lived.extend(of_runtime);
     sleeper.kill()?;
     sleeper.wait()?;
     let last = lasting.id.clone();
     drop(lasting);
-    let (agent, bpffs, client) = stage.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     seen.check_numbered()?;
     let account = Account::of(&seen, &lived);
     drop(kubepods);
-    agent.stop()?;
+    let status = agent.process().terminate(LIMIT)?;
+    ensure!(status.success(), "the daemon ended badly: {status}");
+    // In this order: its directory has the other mounted in it.
+    drop(state);
+    drop(agent);
     drop(bpffs);
     Ok(account)
 }

@@ -1,0 +1,327 @@
+//! The daemon, its clients, its runtime, and how an action is performed: each leaves everything as it was.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use kwitness_api::proto::WatchResponse;
+use kwitness_cri::events::ContainerEventType;
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::cgroup::TestCgroup;
+use kwitness_tests::cri_events::Subscriber;
+use kwitness_tests::environment::{Combination, Environment, Tier};
+use kwitness_tests::node::Node;
+use kwitness_tests::outage::{Bpffs, Client, Lived, StateDirectory, Storm};
+use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::process::wait_for;
+use kwitness_tests::proxy::Proxy;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+use tonic::Streaming;
+
+use crate::actions::Action;
+
+/// How long the daemon may take to end.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Watchers that are added at a time, and never read; on so many connections.
+const STALLED: usize = 1000;
+const CONNECTIONS: usize = 20;
+/// As many as the daemon has to allow for that.
+pub const WATCHERS: &str = "api.max_watchers=1024";
+/// A ring that holds a few lives, and one that holds many.
+const SMALL_RING: &str = "--set=kernel.lifecycle_ring=16KiB";
+const USUAL_RING: &str = "--set=kernel.lifecycle_ring=8MiB";
+/// More lives than the small ring holds.
+const FLOOD: usize = 40;
+const HOUR: i64 = 3600;
+
+/// What there is to befall.
+pub struct Stage {
+    agent: Agent,
+    bpffs: Bpffs,
+    state: StateDirectory,
+    /// None only while it resumes.
+    client: Option<Client>,
+    stalled: Vec<Streaming<WatchResponse>>,
+    upgrades: usize,
+    node: Node,
+    proxy: Proxy,
+    combination: Combination,
+    /// Where the daemon gets no more memory; none where the memory controller is not to be had.
+    narrow: Option<TestCgroup>,
+    tier: Tier,
+    /// Containers of the runtime.
+    lived: Vec<Lived>,
+}
+
+impl Stage {
+    /// A running daemon with a client, a runtime and a proxy.
+    pub async fn new(
+        environment: &Environment,
+        agent: Agent,
+        bpffs: Bpffs,
+        state: StateDirectory,
+        client: Client,
+    ) -> Result<Self> {
+        let combination = environment.first_combination()?;
+        let node = Node::start(environment, combination.driver).await?;
+        let proxy = Proxy::activated(environment, agent.socket())?;
+        Ok(Self {
+            agent,
+            bpffs,
+            state,
+            client: Some(client),
+            stalled: Vec::new(),
+            upgrades: 0,
+            node,
+            proxy,
+            combination,
+            narrow: narrow(environment)?,
+            tier: environment.tier,
+            lived: Vec::new(),
+        })
+    }
+
+    /// The end of the daemon's log.
+    pub fn log_tail(&self) -> String {
+        self.agent.log_tail()
+    }
+
+    /// Why an action cannot be performed here; none if it can.
+    pub fn refuses(&self, action: Action) -> Option<&'static str> {
+        match action {
+            Action::OomKill if self.narrow.is_none() => Some("there is no memory controller"),
+            Action::StepClock if self.tier == Tier::Host => {
+                Some("the clock is the machine's: only in a guest")
+            }
+            _ => None,
+        }
+    }
+
+    /// Performs an action; `lives` is how many containers live and die meanwhile, at least.
+    pub async fn perform(&mut self, action: Action, lives: usize, storm: &Storm) -> Result<()> {
+        match action {
+            Action::Kill => {
+                self.agent.kill()?;
+                storm.more(lives).await?;
+                self.start_again().await
+            }
+            Action::End => {
+                self.end_agent()?;
+                storm.more(lives).await?;
+                self.start_again().await
+            }
+            Action::Pause => {
+                let _paused = self.agent.pause()?;
+                storm.more(lives).await
+            }
+            Action::OomKill => self.oom_kill(lives, storm).await,
+            Action::Upgrade => {
+                self.end_agent()?;
+                self.change_maps();
+                storm.more(lives).await?;
+                self.start_again().await
+            }
+            Action::CrashInUpgrade => {
+                self.agent.kill()?;
+                self.change_maps();
+                self.agent.start_again().await?;
+                self.agent.kill()?;
+                storm.more(lives).await?;
+                self.start_again().await
+            }
+            Action::SmallRing => {
+                self.restart_with(SMALL_RING).await?;
+                let paused = self.agent.pause()?;
+                storm.more(FLOOD + lives).await?;
+                drop(paused);
+                self.restart_with(USUAL_RING).await
+            }
+            Action::LosePins => {
+                for set in self.bpffs.sets()? {
+                    fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
+                }
+                storm.more(lives).await
+            }
+            Action::UnmountBpffs => {
+                self.bpffs.remount()?;
+                storm.more(lives).await
+            }
+            Action::FullState => self.fill_state(lives, storm).await,
+            Action::ReadOnlyState => {
+                self.agent.kill()?;
+                let read_only = self.state.make_read_only()?;
+                ensure!(self.agent.start_again().await.is_err(), "it starts without a place for its lock");
+                drop(read_only);
+                storm.more(lives).await?;
+                self.start_again().await
+            }
+            Action::StalledWatchers => {
+                for _ in 0..CONNECTIONS {
+                    let mut client = self.agent.client().await?;
+                    for _ in 0..STALLED / CONNECTIONS {
+                        // One that is refused, for there are too many, is as good.
+                        if let Ok(stream) = client.watch(from_now()).await {
+                            self.stalled.push(stream.into_inner());
+                        }
+                    }
+                }
+                storm.more(lives).await
+            }
+            Action::RestartRuntime => {
+                self.node.stop_containerd()?;
+                storm.more(lives).await?;
+                self.node.start_containerd().await?;
+                self.live().await
+            }
+            Action::PauseRuntime => {
+                let paused = self.node.pause_containerd()?;
+                storm.more(lives).await?;
+                drop(paused);
+                self.live().await
+            }
+            Action::RestartProxy => {
+                self.proxy.restart()?;
+                let mut events = Subscriber::open(self.proxy.socket(), None).await?;
+                self.live().await?;
+                let id = self.lived.last().map(|lived| lived.id.clone()).context("it has lived")?;
+                let stopped = events.until(&id, ContainerEventType::ContainerStoppedEvent).await;
+                stopped.with_context(|| self.proxy.log_tail())?;
+                storm.more(lives).await
+            }
+            Action::StepClock => {
+                let stepped = Stepped::by(HOUR)?;
+                storm.more(lives).await?;
+                drop(stepped);
+                // What is reported next is of the clock as it is again.
+                storm.more(1).await
+            }
+        }
+    }
+
+    /// Has the daemon as it is usually.
+    pub async fn settle(&mut self, storm: &Storm) -> Result<()> {
+        self.restart_with(USUAL_RING).await?;
+        storm.more(1).await
+    }
+
+    /// Ends everything but the daemon, the BPF file system and the state directory.
+    pub async fn end(self) -> Result<(Agent, Bpffs, StateDirectory, Client, Vec<Lived>)> {
+        let Self { agent, bpffs, state, client, node, proxy, lived, .. } = self;
+        proxy.stop()?;
+        node.shutdown().await?;
+        Ok((agent, bpffs, state, client.context("it does not resume")?, lived))
+    }
+
+    /// A container of the runtime comes and goes.
+    async fn live(&mut self) -> Result<()> {
+        let began = SystemTime::now();
+        let pod = self.node.run_pod(&PodSpec::new("chaos", self.combination.handler)?).await?;
+        let id = self.node.run(&pod, &ContainerSpec::shell("main", "exit 0")).await?;
+        self.node.wait_exited(&id).await?;
+        self.node.remove_pod(&pod).await?;
+        self.lived.push(Lived { id, began, ended: SystemTime::now() });
+        Ok(())
+    }
+
+    /// Gives the daemon no page more, and something to do.
+    async fn oom_kill(&mut self, lives: usize, storm: &Storm) -> Result<()> {
+        let narrow = self.narrow.as_ref().context("there is no memory controller")?;
+        let write = |file: &str, value: &str| {
+            let path = narrow.directory().join(file);
+            fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
+        };
+        write("memory.max", "0")?;
+        narrow.enter(self.agent.pid())?;
+        wait_for("the OOM killer", LIMIT, async || {
+            // Each connection takes memory.
+            let _ = self.agent.client().await;
+            Ok(self.agent.process().check_running().is_err().then_some(()))
+        })
+        .await?;
+        write("memory.max", "max")?;
+        let events =
+            fs::read_to_string(narrow.directory().join("memory.events")).context("read memory.events")?;
+        ensure!(!events.contains("oom_kill 0\n"), "it ended otherwise: {events}\n{}", self.agent.log_tail());
+        storm.more(lives).await?;
+        self.start_again().await
+    }
+
+    /// A daemon that goes on with the ledger and cannot go on writing it, and one after it, which begins a new epoch.
+    async fn fill_state(&mut self, lives: usize, storm: &Storm) -> Result<()> {
+        self.agent.kill()?;
+        let full = self.state.fill()?;
+        self.start_again().await?;
+        storm.more(lives).await?;
+        self.agent.kill()?;
+        drop(full);
+        self.start_again().await?;
+        storm.more(1).await
+    }
+
+    /// Another layout than the last.
+    fn change_maps(&mut self) {
+        self.upgrades += 1;
+        // The kernel's rings are powers of two, from a page on.
+        let kibibytes = 64 << (self.upgrades % 6);
+        self.agent.add_argument(&format!("--set=kernel.forks_ring={kibibytes}KiB"));
+    }
+
+    fn end_agent(&mut self) -> Result<()> {
+        let status = self.agent.process().terminate(LIMIT)?;
+        ensure!(status.success(), "the daemon ended badly: {status}");
+        Ok(())
+    }
+
+    async fn restart_with(&mut self, argument: &str) -> Result<()> {
+        self.end_agent()?;
+        self.agent.add_argument(argument);
+        self.start_again().await
+    }
+
+    async fn start_again(&mut self) -> Result<()> {
+        self.agent.start_again().await?;
+        self.stalled.clear();
+        let client = self.client.take().context("it resumes once")?;
+        self.client = Some(client.resume(&self.agent).await?);
+        Ok(())
+    }
+}
+
+/// A cgroup for the daemon with a limit of memory, if this place has the controller.
+fn narrow(environment: &Environment) -> Result<Option<TestCgroup>> {
+    let directory = environment.cgroup_directory();
+    let has_memory = |file: &str| {
+        let controllers = fs::read_to_string(directory.join(file)).unwrap_or_default();
+        controllers.split_whitespace().any(|controller| controller == "memory")
+    };
+    if !has_memory("cgroup.controllers") {
+        return Ok(None);
+    }
+    let control = directory.join("cgroup.subtree_control");
+    fs::write(&control, "+memory").with_context(|| format!("write +memory to {}", control.display()))?;
+    TestCgroup::make(&environment.cgroup2, &environment.cgroup("chaos-narrow")).map(Some)
+}
+
+/// The wall clock, off by so many seconds until this is dropped.
+struct Stepped(i64);
+
+impl Stepped {
+    fn by(seconds: i64) -> Result<Self> {
+        step(seconds)?;
+        Ok(Self(seconds))
+    }
+}
+
+impl Drop for Stepped {
+    fn drop(&mut self) {
+        if let Err(error) = step(-self.0) {
+            eprintln!("the clock is off by {} s: {error:#}", self.0);
+        }
+    }
+}
+
+fn step(seconds: i64) -> Result<()> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).context("read the clock")?;
+    let then = nix::sys::time::TimeSpec::new(now.tv_sec() + seconds, now.tv_nsec());
+    clock_settime(ClockId::CLOCK_REALTIME, then).context("set the clock")
+}
