@@ -94,7 +94,9 @@ impl Agent {
         let program = environment.kwitness();
         // Of other cgroups on this machine, a test's daemon sees none.
         let subtree = environment.subtree.iter().map(|subtree| format!("--set=kernel.subtree={subtree}"));
-        let arguments: Vec<_> = subtree.chain(arguments.into_iter().map(str::to_owned)).collect();
+        // Nothing that outlives a test, unless the test says where.
+        let own = ["--set=kernel.pin=off".to_owned()].into_iter().chain(subtree);
+        let arguments: Vec<_> = own.chain(arguments.into_iter().map(str::to_owned)).collect();
         let process = spawn(&program, &arguments, &socket, directory.path())?;
         Ok(Self { process, program, arguments, socket, directory })
     }

@@ -43,6 +43,7 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
 {{- define "kwitness.toml" -}}
 {{- $own := dict
   "api" (dict "socket" "/run/kwitness/kwitness.sock")
+  "kernel" (dict "pin" "off")
   "kubelet" (dict "directory" .Values.kubelet.hostPath)
   "runtime" (dict "endpoint" (ternary .Values.runtime.socket "none" .Values.runtime.enabled))
 }}

@@ -269,7 +269,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "kernel.pin",
         expects: "\"auto\" or \"off\"",
-        default: Some(r#""off""#),
+        default: Some(r#""auto""#),
         doc: "Whether maps, programs and links outlive the daemon: then what happens while none runs is recorded, as far as the \
               rings hold it, and the next daemon reports it. auto needs a BPF file system, and does without where there is \
               none. `kwitness uninstall-pins` removes what is left.",
