@@ -3,6 +3,7 @@
 //! The rules of the API's event stream stand here once, in [`Seen::check_life`]: every test that lets a container
 //! live asks it, and the demo does, too.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -95,6 +96,18 @@ impl Seen {
     pub fn of(&self, id: &str) -> impl DoubleEndedIterator<Item = &Event> {
         self.events()
             .filter(move |event| event.container.as_ref().is_some_and(|container| container.id == id))
+    }
+
+    /// The events about each container, by its id: for tests of thousands.
+    pub fn by_container(&self) -> HashMap<String, Self> {
+        let mut by_container = HashMap::<String, Self>::new();
+        for received in &self.0 {
+            if let Some(container) = &received.event.container {
+                let own = by_container.entry(container.id.clone()).or_insert_with(|| Self(Vec::new()));
+                own.0.push(received.clone());
+            }
+        }
+        by_container
     }
 
     /// Whether an event of that kind about that container is there.

@@ -3,11 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::Tier;
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
@@ -24,35 +25,49 @@ fn main() -> Result<()> {
             vec![$(Case::new(stringify!($name), |ctx| ctx.block_on($name(ctx)))),*]
         };
     }
-    let cases = cases![
+    let mut cases = cases![
         nothing_is_lost_over_crashes,
         nothing_is_lost_over_upgrades,
         other_records_replace_the_programs_and_keep_the_epoch,
         what_is_half_made_or_torn_is_replaced_by_name,
         pins_that_vanish_cost_the_outage_only,
+        a_hook_that_is_not_whole_costs_its_capability_only,
+        a_ledger_of_other_pins_is_refused_by_name,
     ];
+    let long = Case::new("nothing_is_lost_in_a_long_storm", |ctx| {
+        ctx.block_on(nothing_is_lost_in_a_long_storm(ctx))
+    });
+    cases.push(long.refused((!ctx.environment.long).then_some("only with --long")));
     suite::run(ctx, cases)
 }
 
 /// That each of these lives is reported exactly once, and by the kernel's own records; and that nothing was lost.
 fn check_lives<'a>(seen: &Seen, ids: impl Iterator<Item = &'a str>) -> Result<()> {
     seen.check_unbroken()?;
+    let by_container = seen.by_container();
     for id in ids {
-        let milestones = seen.milestones(id);
+        let own = by_container.get(id).with_context(|| format!("nothing of {id}"))?;
+        let milestones = own.milestones(id);
         ensure!(
             milestones == ["created", "started", "stopped", "deleted"],
-            "{id}: {milestones:?} in:\n{seen}"
+            "{id}: {milestones:?} in:\n{own}"
         );
         let scanned = |event: &&proto::Event| matches!(event.basis(), Basis::InitialScan | Basis::RepairScan);
-        ensure!(seen.of(id).find(scanned).is_none(), "{id} was found by a scan in:\n{seen}");
-        let of_processes = |event: &&proto::Event| matches!(kind(event), "exec" | "exited");
-        let mut of_processes: Vec<_> =
-            seen.of(id).filter(of_processes).map(|event| format!("{:?}", event.kind)).collect();
-        of_processes.sort();
-        let double = of_processes.windows(2).find(|pair| pair[0] == pair[1]);
-        ensure!(double.is_none(), "{id}: {double:?} in:\n{seen}");
+        ensure!(own.events().find(scanned).is_none(), "{id} was found by a scan in:\n{own}");
+        check_single(own)?;
     }
     check_gaps(seen, |capability| capability == "limit_write")
+}
+
+/// That no process of a container was reported twice.
+fn check_single(own: &Seen) -> Result<()> {
+    let of_processes = |event: &&proto::Event| matches!(kind(event), "exec" | "exited");
+    let mut of_processes: Vec<_> =
+        own.events().filter(of_processes).map(|event| format!("{:?}", event.kind)).collect();
+    of_processes.sort();
+    let double = of_processes.windows(2).find(|pair| pair[0] == pair[1]);
+    ensure!(double.is_none(), "{double:?} in:\n{own}");
+    Ok(())
 }
 
 fn ids(lived: &[Lived]) -> impl Iterator<Item = &str> {
@@ -163,6 +178,113 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     let reported = seen.count("agentRestarted");
     ensure!(reported == restarts, "{reported} of {restarts} restarts in:\n{seen}");
     drop(kubepods);
+    agent.stop()
+}
+
+/// Thousands of containers, twenty crashes, and three upgrades to another layout: nothing is missing, nothing is double, and the client
+/// never sees another epoch.
+async fn nothing_is_lost_in_a_long_storm(ctx: &TestContext) -> Result<()> {
+    /// Crashes, with upgrades in between.
+    const STEPS: usize = 23;
+    const UPGRADES: [usize; 3] = [5, 11, 17];
+    // A guest is emulated: there, a container takes twenty times as long.
+    let lives = if ctx.environment.tier == Tier::Host { 10_000 } else { 2_000 };
+    let each = lives / (STEPS + 1) + 1;
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let mut client = Client::new(watcher);
+
+    let storm = Storm::begin(kubepods);
+    for step in 0..STEPS {
+        // Half of them while no daemon runs.
+        storm.more(each / 2).await?;
+        agent.kill()?;
+        if let Some(upgrade) = UPGRADES.iter().position(|at| *at == step) {
+            agent.add_argument(&format!("--set=kernel.tasks_ring={}MiB", 1 << upgrade));
+        }
+        storm.more(each - each / 2).await?;
+        agent.start_again().await?;
+        client = client.resume(&agent).await?;
+    }
+    storm.more(each).await?;
+    let (kubepods, lived) = storm.end()?;
+    ensure!(lived.len() >= lives, "only {} lives", lived.len());
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let last = lasting.id.clone();
+    drop(lasting);
+    let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
+    check_lives(&seen, ids(&lived).chain([last.as_str()])).with_context(|| agent.log_tail())?;
+    ensure!(seen.count("agentRestarted") == STEPS, "{} restarts", seen.count("agentRestarted"));
+    drop(kubepods);
+    agent.stop()
+}
+
+/// A program whose pin is gone, while its link's is not: it is attached anew, no exec is reported twice, and what was not recorded
+/// meanwhile is a gap of that capability.
+async fn a_hook_that_is_not_whole_costs_its_capability_only(ctx: &TestContext) -> Result<()> {
+    const CAPABILITY: &str = "task_exec";
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    let mut watcher = agent.watch(from_now()).await?;
+    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    agent.kill()?;
+    let sets = bpffs.sets()?;
+    let [set] = &sets[..] else { bail!("{sets:?}") };
+    let mut removed = 0;
+    for pin in fs::read_dir(set.join("programs"))? {
+        let pin = pin?;
+        if pin.file_name().to_string_lossy().starts_with(CAPABILITY) {
+            fs::remove_file(pin.path())?;
+            removed += 1;
+        }
+    }
+    ensure!(removed > 0, "no program of {CAPABILITY} is pinned");
+    agent.start_again().await?;
+    let client = Client::new(watcher).resume(&agent).await?;
+    ensure!(bpffs.sets()? == sets, "the rest is adopted");
+    let id = {
+        let after = kubepods.container()?;
+        let script = "/usr/bin/busybox true; /usr/bin/busybox true";
+        after.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
+        after.id.clone()
+    };
+    sleeper.kill()?;
+    sleeper.wait()?;
+    let last = container.id.clone();
+    drop(container);
+    let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
+    seen.check_unbroken()?;
+    let by_container = seen.by_container();
+    let own = by_container.get(&id).context("the container after the restart")?;
+    ensure!(own.milestones(&id) == ["created", "started", "stopped", "deleted"], "in:\n{own}");
+    check_single(own)?;
+    let names = |event: &&proto::Event| match &event.kind {
+        Some(event::Kind::Gap(gap)) => gap.capabilities.iter().any(|capability| capability == CAPABILITY),
+        _ => false,
+    };
+    ensure!(seen.events().filter(names).count() == 1, "no gap of {CAPABILITY} in:\n{seen}");
+    check_gaps(&seen, |capability| [CAPABILITY, "limit_write"].contains(&capability))?;
+    agent.stop()
+}
+
+/// A daemon that pins elsewhere, between two that pin here: what the rings here hold, it has reported already.
+async fn a_ledger_of_other_pins_is_refused_by_name(ctx: &TestContext) -> Result<()> {
+    let (here, elsewhere) = (Bpffs::mount()?, Bpffs::mount()?);
+    let mut agent = here.agent(&ctx.environment).await?;
+    let epoch = async |agent: &Agent| {
+        Ok::<_, anyhow::Error>(agent.list().await?.position.context("no position")?.epoch)
+    };
+    let first = epoch(&agent).await?;
+    agent.add_argument(&format!("--set=kernel.pin_directory={}", elsewhere.pins().display()));
+    agent.restart().await?;
+    ensure!(epoch(&agent).await? == first, "{}", agent.log_tail());
+    agent.add_argument(&format!("--set=kernel.pin_directory={}", here.pins().display()));
+    agent.restart().await?;
+    ensure!(agent.log()?.contains("is not of the pinned programs"), "{}", agent.log_tail());
+    ensure!(epoch(&agent).await? != first, "a new epoch begins");
     agent.stop()
 }
 

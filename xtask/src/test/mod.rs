@@ -74,7 +74,7 @@ pub struct Test {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// outages on every kernel; the chart's pod on a node; in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }

@@ -39,11 +39,13 @@ impl Account {
         let mut costs = costs(seen);
         let (gap_count, restarts) = (seen.count("gap"), seen.count("agentRestarted"));
         let mut account = Self { gaps: gap_count, restarts, ..Self::default() };
+        let (by_container, nothing) = (seen.by_container(), Seen(Vec::new()));
         for life in lived {
-            let milestones = seen.milestones(&life.id);
+            let own = by_container.get(&life.id).unwrap_or(&nothing);
+            let milestones = own.milestones(&life.id);
             if milestones == WHOLE {
                 account.whole += 1;
-            } else if !is_double(seen, life) && is_paid(&mut costs, life) {
+            } else if !is_double(own) && is_paid(&mut costs, life) {
                 account.in_gaps += 1;
             } else {
                 account.failures.push(format!("{}: {milestones:?}", life.id));
@@ -78,10 +80,10 @@ impl fmt::Display for Account {
     }
 }
 
-/// Whether something was reported twice in one epoch: a new one begins with what there is.
-fn is_double(seen: &Seen, life: &Lived) -> bool {
+/// Whether something of a container was reported twice in one epoch: a new one begins with what there is.
+fn is_double(own: &Seen) -> bool {
     let mut counts = BTreeMap::new();
-    for event in seen.of(&life.id).filter(|event| WHOLE.contains(&kind(event))) {
+    for event in own.events().filter(|event| WHOLE.contains(&kind(event))) {
         *counts.entry((epoch(event), kind(event))).or_insert(0) += 1;
     }
     counts.values().any(|count| *count > 1)
