@@ -8,6 +8,7 @@ mod manners;
 mod metrics;
 mod output;
 mod pins;
+mod recordings;
 mod subtree;
 
 use anyhow::Result;
@@ -57,6 +58,12 @@ fn main() -> Result<()> {
         manners::a_loss_is_reported_and_repaired,
         pins::nothing_is_left_behind,
         pins::metrics_begin_at_zero_and_know_what_there_is,
+        recordings::a_recording_has_what_the_daemon_reported,
+        recordings::a_recording_goes_on_after_a_crash,
+        recordings::a_recording_as_of_a_time,
+        recordings::a_timeline_in_all_forms,
+        recordings::the_demo_needs_no_daemon,
+        recordings::an_archive_for_a_bug_report,
     ];
     // Eight minutes of an emulated guest, and no business of the kernel's.
     let attacks = Case::new("no_client_makes_the_daemon_too_large", |ctx| {

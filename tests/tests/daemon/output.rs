@@ -22,7 +22,7 @@ use crate::command::{Done, a_long_life, a_short_life, client, kwitness, run};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Each line an object of the API in its canonical JSON: parsed, and the same when written again.
-fn json_lines<T: DeserializeOwned + serde::Serialize>(done: &Done) -> Result<Vec<T>> {
+pub(crate) fn json_lines<T: DeserializeOwned + serde::Serialize>(done: &Done) -> Result<Vec<T>> {
     done.check(0)?;
     let lines = done.stdout.lines().map(|line| {
         let parsed: T = serde_json::from_str(line).with_context(|| format!("parse {line}"))?;
