@@ -108,6 +108,13 @@ pub const ROOTS: &[RootSpec] = &[
         packages: &["libbpf-tools", "bpftrace", "linux-perf"],
         init: Init::Script,
     },
+    // A browser for the timeline's page, and a font: it has none of its own.
+    RootSpec {
+        name: BROWSER_ROOT,
+        suite: "trixie",
+        packages: &["chromium-headless-shell", "fonts-dejavu-core"],
+        init: Init::Script,
+    },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -137,8 +144,10 @@ pub const CNI_ROOT: &str = "trixie-cni";
 pub const CLIENT_ROOT: &str = "trixie-python";
 /// The root with other tools, made for the bench only: it is large.
 pub const PEERS_ROOT: &str = "trixie-peers";
+/// The root with a browser.
+pub const BROWSER_ROOT: &str = "trixie-browser";
 /// The root whose process 1 is systemd.
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";
 
 /// Free bytes that a complete setup needs in the cache.
-pub const CACHE_BYTES: u64 = 9 << 30;
+pub const CACHE_BYTES: u64 = 10 << 30;

@@ -51,7 +51,7 @@ impl Cache {
         let root = set("KWITNESS_CACHE")
             .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("kwitness")))
             .or_else(|| set("HOME").map(|dir| dir.join(".cache/kwitness")))
-            .context("cannot locate the cache: set KWITNESS_CACHE to a directory with 9 GB free")?;
+            .context("cannot locate the cache: set KWITNESS_CACHE to a directory with 11 GB free")?;
         let root = std::path::absolute(&root).with_context(|| format!("find {}", root.display()))?;
         Ok(Self { root: make_dir(root)? })
     }

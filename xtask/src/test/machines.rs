@@ -6,10 +6,10 @@ use super::{Test, Tier};
 use crate::artifacts::Executable;
 use crate::setup::{Needs, Tool};
 use crate::tally::Tally;
-use crate::versions::{CLIENT_ROOT, CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
+use crate::versions::{BROWSER_ROOT, CLIENT_ROOT, CNI_ROOT, DEFAULT_ROOT, GUESTS, KernelSeries, RootSpec};
 
 /// The roots of nodes on this machine's kernel.
-const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky"];
+const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "bookworm", "forky"];
 /// Where each target runs, by the names in the table at the end; tests that do not apply there are listed as ignored.
 ///
 /// - The hooks of the probes depend on the kernel: each series once, whatever its process 1 is.
@@ -20,7 +20,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// - The daemon's command line and start-up depend on little of the kernel: the host's and the newest.
 /// - The guard stops processes of containers with limits: a guest with cgroup v2.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
-/// - Clients of other languages need Python, and nothing of a kernel.
+/// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
 /// - Prometheus needs limits to alert on, and nothing else of a kernel.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
@@ -29,6 +29,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, "bookworm", "forky
 /// next test with another: over the guests, each with both runtimes and both drivers (`Environment::leaves_out` of the tests). With
 /// `--long`, all of them.
 const RUNS_IN: &[(&str, &[&str])] = &[
+    ("browser", &["host trixie-browser"]),
     ("clients", &["host trixie-python"]),
     ("cluster", &["host", "vm 6.12 trixie"]),
     ("cri", &["host", "host bookworm", "host forky"]),
@@ -219,7 +220,14 @@ mod tests {
         assert_eq!(names(&test(&[Tier::Unit], &[], &[])), [] as [&str; 0]);
         assert_eq!(
             names(&test(&[Tier::Host], &[], &[])),
-            ["host", "host trixie-cni", "host trixie-python", "host bookworm", "host forky"]
+            [
+                "host",
+                "host trixie-cni",
+                "host trixie-python",
+                "host trixie-browser",
+                "host bookworm",
+                "host forky"
+            ]
         );
         assert_eq!(names(&test(&[Tier::Host], &[], &["bookworm"])), ["host bookworm"]);
         assert_eq!(names(&test(&[Tier::Vm], &["6.12"], &[])), ["vm 6.12 trixie-systemd", "vm 6.12 trixie"]);
