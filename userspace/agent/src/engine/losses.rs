@@ -77,13 +77,14 @@ impl Seen {
 }
 
 impl SuppressedWrites {
-    /// Whether there are more than at the last such look; with that, it is worth asking for each cgroup's.
-    pub(super) fn is_more(&mut self, total: u64) -> bool {
-        std::mem::replace(&mut self.total, total) != total
+    /// Whether there are more than at the last look; with that, it is worth asking for each cgroup's.
+    pub(super) fn is_more(&self, total: u64) -> bool {
+        self.total != total
     }
 
-    /// How many more of each cgroup than at the last look.
-    pub(super) fn since_last(&mut self, by_cgroup: BTreeMap<u64, u64>) -> Vec<(CgroupId, u64)> {
+    /// How many more of each cgroup than at the last look. `total` was read before.
+    pub(super) fn since_last(&mut self, total: u64, by_cgroup: BTreeMap<u64, u64>) -> Vec<(CgroupId, u64)> {
+        self.total = total;
         let before = std::mem::replace(&mut self.by_cgroup, by_cgroup);
         let more = |(cgroup, count): (&u64, &u64)| {
             let seen = before.get(cgroup).copied().unwrap_or(0);
@@ -290,11 +291,13 @@ mod tests {
     fn writes_that_were_only_counted_are_named_by_cgroup_once() {
         let mut suppressed = SuppressedWrites::default();
         assert!(!suppressed.is_more(0));
-        assert!(suppressed.is_more(7) && !suppressed.is_more(7));
-        assert_eq!(suppressed.since_last([(1, 5), (2, 2)].into()), [(CgroupId(1), 5), (CgroupId(2), 2)]);
-        assert_eq!(suppressed.since_last([(1, 5), (2, 3)].into()), [(CgroupId(2), 1)]);
+        // Until they could be read, they are still to be.
+        assert!(suppressed.is_more(7) && suppressed.is_more(7));
+        assert_eq!(suppressed.since_last(7, [(1, 5), (2, 2)].into()), [(CgroupId(1), 5), (CgroupId(2), 2)]);
+        assert!(!suppressed.is_more(7));
+        assert_eq!(suppressed.since_last(8, [(1, 5), (2, 3)].into()), [(CgroupId(2), 1)]);
         // The kernel forgot the first and counts anew.
-        assert_eq!(suppressed.since_last([(1, 4), (2, 3)].into()), [(CgroupId(1), 4)]);
+        assert_eq!(suppressed.since_last(12, [(1, 4), (2, 3)].into()), [(CgroupId(1), 4)]);
     }
 
     #[test]

@@ -831,12 +831,13 @@ impl<P: Probe> Engine<P> {
 
     /// A cgroup's limit files were written to faster than is reported.
     fn look_for_suppressed(&mut self, clock: Clock) {
-        if !self.suppressed.is_more(self.probe.counters().suppressed) {
+        let total = self.probe.counters().suppressed;
+        if !self.suppressed.is_more(total) {
             return;
         }
         match self.probe.suppressed_writes() {
             Ok(suppressed) => {
-                let observed = self.suppressed.since_last(suppressed).into_iter().map(|(cgroup, writes)| {
+                let observed = self.suppressed.since_last(total, suppressed).into_iter().map(|(cgroup, writes)| {
                     tracing::warn!(%cgroup, writes, "limits are written to too fast: writes were only counted");
                     let fact = Fact::LimitWritesSuppressed(writes);
                     Observation::Kernel(KernelEvent { at: clock.now(), cgroup, fact })

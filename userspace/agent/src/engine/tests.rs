@@ -103,9 +103,24 @@ struct Upgrade {
     new: VecDeque<Vec<u8>>,
     began: KernelTime,
     handed_over: Arc<AtomicBool>,
+    /// What the old ones could not record.
+    lost: Arc<AtomicU64>,
+    /// How often that was looked at.
+    looks: Arc<AtomicU64>,
 }
 
 impl Upgrade {
+    fn new(began: KernelTime, handed_over: &Arc<AtomicBool>) -> Self {
+        Self {
+            old: VecDeque::new(),
+            new: VecDeque::new(),
+            began,
+            handed_over: Arc::clone(handed_over),
+            lost: Arc::new(AtomicU64::new(5)),
+            looks: Arc::default(),
+        }
+    }
+
     fn read(&mut self) -> &mut VecDeque<Vec<u8>> {
         if self.handed_over.load(Relaxed) { &mut self.new } else { &mut self.old }
     }
@@ -138,8 +153,11 @@ impl Probe for Upgrade {
     }
 
     fn counters(&self) -> Counters {
+        self.looks.fetch_add(1, Relaxed);
+        let of_old = self.lost.load(Relaxed);
         let mut counters = Counters::default();
-        counters.lost[RecordKind::CgroupMkdir.index()] = if self.handed_over.load(Relaxed) { 1 } else { 5 };
+        counters.lost[RecordKind::CgroupMkdir.index()] =
+            if self.handed_over.load(Relaxed) { 1 } else { of_old };
         counters
     }
 
@@ -369,8 +387,7 @@ async fn what_old_and_new_programs_both_recorded_is_observed_once() {
         // The first was before the new programs, the last after the old ones were read.
         old: [populated(began.0, 1), populated(began.0 + 1, 2)].into(),
         new: [populated(began.0 + 2, 2), populated(began.0 + 3, 3)].into(),
-        began,
-        handed_over: Arc::clone(&handed_over),
+        ..Upgrade::new(began, &handed_over)
     };
     let past = Past::at(&place);
     let hub = Arc::clone(&past.hub);
@@ -407,6 +424,38 @@ async fn what_old_and_new_programs_both_recorded_is_observed_once() {
     let probe = Flood { read: Arc::default(), backlog: 0, adoptable: Arc::default() };
     let (parts, ..) = parts(|reason| Ok(Scan::empty(reason, KernelTime(0))), past, probe);
     assert!(Engine::new(parts, None).unwrap().seam.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_old_programs_lose_before_the_first_scan_of_an_epoch_is_reported() {
+    let handed_over = Arc::<AtomicBool>::default();
+    let probe = Upgrade::new(Clock::read().now(), &handed_over);
+    let (lost, looks, taken_over) = (probe.lost.clone(), probe.looks.clone(), handed_over.clone());
+    // At the start, and at two ticks: the first of them has come to the question whether the new programs take over.
+    let scan = move |reason| {
+        while looks.load(Relaxed) < 3 {
+            std::thread::yield_now();
+        }
+        assert!(reason != ScanReason::Initial || !taken_over.load(Relaxed), "before the scan");
+        lost.store(6, Relaxed);
+        Ok(Scan::empty(reason, Clock::read().now()))
+    };
+    let running = start_scanned_by(scan, Past::none(), probe, Arc::default());
+    timeout(SOON, running.ready).await.expect("the scan is observed").unwrap();
+    let handle = running.handle.clone();
+    let report = async {
+        loop {
+            let report = handle.report().await.unwrap();
+            // Of the old ones and of the new ones.
+            if report.lost.get("ring_full/cgroup_mkdir") == Some(&2) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, report).await.expect("both losses are reported");
+    assert!(handed_over.load(Relaxed));
+    running.stop.cancel();
 }
 
 #[tokio::test]
