@@ -37,13 +37,13 @@ struct Recorder(Child);
 impl Recorder {
     /// Starts one, and waits until what happens from then on is recorded.
     async fn start(ctx: &TestContext, agent: &Agent, file: &Path) -> Result<Self> {
-        let mut command = kwitness(ctx, ["record", "--zstd", "-o"]);
+        let mut command = kwitness(ctx, ["record", "-o"]);
         command.arg(file).arg("--socket").arg(agent.socket()).stderr(Stdio::null());
         let recorder = Self(command.spawn().context("start the recorder")?);
         // The snapshot comes after the place from which on it records.
         let begun = async || {
-            let listed = of_file(ctx, file, "ps -a").await;
-            Ok(listed.is_ok_and(|done| done.code == Some(0)).then_some(()))
+            let text = fs::read_to_string(file).unwrap_or_default();
+            Ok(text.contains("\"type\":\"snapshot\"").then_some(()))
         };
         wait_for("the recording's beginning", LIMIT, begun).await?;
         Ok(recorder)
@@ -202,7 +202,8 @@ pub(crate) async fn a_timeline_in_all_forms(ctx: &TestContext) -> Result<()> {
             let html = String::from_utf8(form("html").await?).context("the page is not UTF-8")?;
             ensure!(html.starts_with("<!doctype html>") && html.contains(&id), "{html}");
             let trace = form("perfetto").await?;
-            ensure!(packets(&trace)? >= rows.len(), "a trace of {} bytes", trace.len());
+            // Each track says what it is, and has something in it.
+            ensure!(packets(&trace)? > tracks.len(), "a trace of {} bytes", trace.len());
         }
         let none = client(ctx, agent.socket(), "timeline no-such-pod").await?;
         none.check(66)?.check_says(&["no-such-pod"])

@@ -8,7 +8,7 @@ use kwitness_api::proto::WatchResponse;
 use kwitness_cri::events::ContainerEventType;
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::TestCgroup;
-use kwitness_tests::cri_events::Subscriber;
+use kwitness_tests::cri_events::{CriEvents, Subscriber};
 use kwitness_tests::environment::{Combination, Environment, Tier};
 use kwitness_tests::node::Node;
 use kwitness_tests::outage::{Bpffs, Client, Lived, StateDirectory, Storm};
@@ -184,8 +184,12 @@ impl Stage {
                 let mut events = Subscriber::open(self.proxy.socket(), None).await?;
                 self.live().await?;
                 let id = self.lived.last().map(|lived| lived.id.clone()).context("it has lived")?;
-                let stopped = events.until(&id, ContainerEventType::ContainerStoppedEvent).await;
-                stopped.with_context(|| self.proxy.log_tail())?;
+                // What is gone by the time that the runtime is asked may have only the last of its events.
+                let ends =
+                    [ContainerEventType::ContainerStoppedEvent, ContainerEventType::ContainerDeletedEvent];
+                let ended = |seen: &CriEvents| ends.iter().any(|end| seen.has(&id, *end));
+                let ended = events.wait_until("the container's end", ended).await;
+                ended.with_context(|| self.proxy.log_tail())?;
                 storm.more(lives).await
             }
             Action::StepClock => {
