@@ -23,10 +23,10 @@ use nix::sched::CloneFlags;
 use crate::child::{Action, Child};
 use crate::producer;
 use crate::session::{Root, Session};
-use crate::{Loaded, by_function_hooks};
+use crate::{Loaded, Scenario, by_function_hooks};
 
 /// Each with either kind of hook at a function.
-const SCENARIOS: &[(&str, fn(&mut Session, &Path) -> Result<()>)] = &[
+const SCENARIOS: &[Scenario] = &[
     ("a_limit_write_is_reported_whole", whole),
     ("a_refused_limit_write_has_its_errno", refused),
     ("only_limits_of_the_tracked_and_of_those_above_are_reported", filtered),

@@ -101,12 +101,11 @@ fn settings(kind: Option<HookKind>) -> Result<Settings> {
     })
 }
 
-/// A row for each scenario with each kind of hook at functions; a scenario gets the session and the directory for its cgroups.
-fn by_function_hooks(
-    ctx: &TestContext,
-    loaded: &Arc<Loaded>,
-    scenarios: &'static [(&str, fn(&mut Session, &Path) -> Result<()>)],
-) -> Vec<Case> {
+/// A name and what is done in a session, in the directory for its cgroups.
+type Scenario = (&'static str, fn(&mut Session, &Path) -> Result<()>);
+
+/// A row for each scenario with each kind of hook at functions.
+fn by_function_hooks(ctx: &TestContext, loaded: &Arc<Loaded>, scenarios: &'static [Scenario]) -> Vec<Case> {
     let kinds = [HookKind::Fentry, HookKind::Kprobe];
     let rows = kinds.into_iter().flat_map(|kind| scenarios.iter().map(move |row| (kind, row)));
     rows.map(|(kind, (name, scenario))| {

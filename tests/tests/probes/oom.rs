@@ -13,10 +13,10 @@ use kwitness_tests::suite::Case;
 use crate::limits::{root_with_controllers, write};
 use crate::producer;
 use crate::session::Session;
-use crate::{Loaded, by_function_hooks};
+use crate::{Loaded, Scenario, by_function_hooks};
 
 /// Each with either kind of hook at a function.
-const SCENARIOS: &[(&str, fn(&mut Session, &Path) -> Result<()>)] = &[
+const SCENARIOS: &[Scenario] = &[
     ("a_kill_by_the_containers_own_limit", own_limit),
     ("a_kill_by_the_pods_limit", pods_limit),
     ("a_group_killed_as_one", group),
