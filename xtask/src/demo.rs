@@ -62,11 +62,6 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     task(workspace, cache, &program, &options, Output::Shown)
 }
 
-/// Measures, and returns the exit status.
-pub fn bench(workspace: &Workspace, cache: &Cache, options: &Watched) -> Result<i32> {
-    task(workspace, cache, "kwitness-bench", Build::Release, options)
-}
-
 /// How much chaos, and where.
 #[derive(Args)]
 pub struct Chaos {
@@ -124,7 +119,7 @@ impl Watched {
 
 /// How the programs are built.
 #[derive(Clone, Copy, Debug)]
-enum Build {
+pub enum Build {
     /// As they are released.
     Release,
     /// As the integration tests are, which takes less time.

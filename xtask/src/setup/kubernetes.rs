@@ -50,7 +50,7 @@ pub fn ensure_next(cache: &Cache) -> Result<()> {
         cache,
         || {
             NEXT.build(cache, &[(&["build"], "k8s.io/kubernetes/cmd/kubelet", &flags)])?;
-            Ok(String::new())
+            Ok(())
         },
     )
 }
