@@ -191,8 +191,8 @@ fn bpf_cargo(workspace: &Workspace, cache: &Cache, object: &Object, subcommand: 
     command
         .current_dir(workspace.root.join(object.directory))
         .env("RUSTC", BPF_RUSTC)
-        // That one crate, and only for the BPF machine, switches on a feature of the nightly compiler.
-        .env("RUSTC_BOOTSTRAP", "aya_ebpf")
+        // These crates, and only for the BPF machine, switch on a feature of the nightly compiler.
+        .env("RUSTC_BOOTSTRAP", "aya_ebpf,kwitness_probes")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CARGO_TARGET_DIR", target_dir(workspace))
         .env_remove("RUSTFLAGS")

@@ -133,6 +133,9 @@ pub const FLAG_ROOT: u16 = 1 << 0;
 /// [`Header::flags`] of a [`CgroupMkdir`]: the path did not fit, [`CgroupMkdir::path`] holds the last
 /// component alone.
 pub const FLAG_NAME_ONLY: u16 = 1 << 1;
+/// [`Header::flags`] of a [`CgroupMkdir`]: the cgroup is not tracked, for the container that it lies in has its share of the
+/// tracked set, see [`SHARES`]. Nothing more is recorded of it, nor of what is made below it.
+pub const FLAG_BEYOND_SHARE: u16 = 1 << 5;
 /// [`Header::flags`] of a [`TaskExec`]: the first program that is not the runtime's own in this cgroup since it
 /// was made or last had no process (the process's mount namespace differs from its parent's). Travels on the
 /// lifecycle ring.
@@ -194,11 +197,11 @@ pub struct Process {
     pub comm: [u8; COMM_LEN],
 }
 
-/// A tracked cgroup was made.
+/// A tracked cgroup was made, or one that lies in such a cgroup and is beyond its container's share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct CgroupMkdir {
-    /// With [`FLAG_ROOT`] and [`FLAG_NAME_ONLY`] where they hold.
+    /// With [`FLAG_ROOT`], [`FLAG_NAME_ONLY`] and [`FLAG_BEYOND_SHARE`] where they hold.
     pub header: Header,
     /// The parent's cgroup v2 id.
     pub parent_id: u64,
@@ -305,8 +308,8 @@ pub struct Counters {
 pub struct Tracked {
     /// `TRACKED_*`.
     pub flags: u32,
-    /// Zero.
-    pub pad: u32,
+    /// With [`TRACKED_CONTAINED`], the container's element of the map `SHARES`; otherwise zero.
+    pub share: u32,
 }
 
 /// [`Tracked::flags`]: a program that is not the runtime's own has run in this cgroup, see [`FLAG_FIRST`].
@@ -315,6 +318,47 @@ pub struct Tracked {
 /// first program. It ends when the cgroup loses its last process, unless it came by inheritance: a cgroup that is
 /// filled again starts again.
 pub const TRACKED_STARTED: u32 = 1 << 0;
+/// [`Tracked::flags`]: the cgroup, or one above it, is named as the kubelet's cgroup of pods is, and root made that. A container
+/// in it is a pod's.
+pub const TRACKED_POD: u32 = 1 << 1;
+/// [`Tracked::flags`]: the cgroup is a container's, or lies in one: with [`TRACKED_POD`] in the first of a pod from the root on,
+/// otherwise in the first outside of pods.
+pub const TRACKED_CONTAINED: u32 = 1 << 2;
+/// [`Tracked::flags`]: it is counted as one of those that its container holds.
+pub const TRACKED_COUNTED: u32 = 1 << 3;
+
+/// Containers whose shares of the tracked set are told apart: so many elements has the map `SHARES`, which count the cgroups that
+/// are tracked *in* each container, and one more, at this index, that counts all that are tracked.
+///
+/// A container's element is its cgroup's id modulo this. The kernel gives ids out in turn, so that two containers have one
+/// element, and then one share, only by chance; even then the containers' own cgroups are tracked, for no share bounds these.
+pub const SHARES: u32 = 1 << 16;
+
+/// Of a container whose cgroup has that id, the element of the map `SHARES`.
+pub const fn share_of(container: u64) -> u32 {
+    container as u32 & (SHARES - 1)
+}
+
+/// Whether each of the eight bytes is a hexadecimal digit, as the runtimes write them: in lower case.
+pub const fn is_hexadecimal(word: u64) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const TOP: u64 = 0x80 * EACH;
+    // The top bit of each byte that is not below the bound; for bytes without one.
+    const fn from(word: u64, bound: u8) -> u64 {
+        ((word | TOP) - bound as u64 * EACH) & TOP
+    }
+    let digits = from(word, b'0') & !from(word, b'9' + 1);
+    let letters = from(word, b'a') & !from(word, b'f' + 1);
+    word & TOP == 0 && digits | letters == TOP
+}
+
+/// Whether one more cgroup may be tracked in a container that holds so many while so many of `capacity` are tracked: it must hold
+/// less than what is free. See `kwitness_core::shares`, which has the same rule, and says why it is this one.
+///
+/// The counts are of the same moment approximately, hence signed.
+pub const fn may_track(held: i64, tracked: i64, capacity: u32) -> bool {
+    held < capacity as i64 - tracked
+}
 
 /// Names a process for good: a key of the kernel side's own maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -516,6 +560,26 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_holds_less_than_what_is_free_may_take_more() {
+        assert!(may_track(0, 0, 1) && !may_track(0, 1, 1) && !may_track(5, 5, 10) && may_track(4, 5, 10));
+        // Counts that were read in between of two changes.
+        assert!(may_track(-1, 10, 10) && may_track(10, -1, 10) && !may_track(0, 11, 10));
+        assert_eq!((share_of(5), share_of(u64::from(SHARES) + 5), share_of(1 << 40 | 5)), (5, 5, 5));
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_those_of_lower_case() {
+        for byte in 0..=u8::MAX {
+            for place in 0..8 {
+                let mut word = *b"0fa9b1e7";
+                word[place] = byte;
+                let expected = matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                assert_eq!(is_hexadecimal(u64::from_le_bytes(word)), expected, "{byte:#x} at {place}");
+            }
+        }
+    }
 
     #[test]
     fn kinds_round_trip_by_number() {

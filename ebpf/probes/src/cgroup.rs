@@ -1,22 +1,27 @@
 //! The life of cgroups, and the tracked set.
 //!
 //! A cgroup becomes tracked here, before anything can enter it: in [`mkdir`], because its parent is tracked or because it
-//! is a root (see [`is_root`]) in the watched subtree ([`SUBTREE`]). It stops being tracked in [`release`], when the last
+//! is a root (see [`is_configured`]) in the watched subtree ([`SUBTREE`]). It stops being tracked in [`release`], when the last
 //! reference to it is gone: between rmdir(2) and that, dying processes may still be in it.
+//!
+//! The set is shared by all workloads. So the groups *in* a container have a share of it, by the rule of [`may_track`]; one more is
+//! reported, as the container's, and not tracked. Which container that is, is read off names as `cgroup_path` of the core does, but
+//! more simply: a container's ends with an id of 64 hexadecimal digits. What wrongly counts as a container has a share to itself.
 
 use core::ptr;
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_log_ebpf::{debug, warn};
 use kwitness_abi::{
-    CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_NAME_ONLY, FLAG_ROOT, HIERARCHY_ROOT,
-    PATH_CAP, PATTERN_CAP, RecordKind, TRACKED_STARTED, Tracked,
+    CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_BEYOND_SHARE, FLAG_NAME_ONLY, FLAG_ROOT,
+    HIERARCHY_ROOT, PATH_CAP, PATTERN_CAP, RecordKind, SHARES, TRACKED_CONTAINED, TRACKED_COUNTED,
+    TRACKED_POD, TRACKED_STARTED, Tracked, is_hexadecimal, may_track, share_of,
 };
 
 use crate::{
     emit::{actor, copy_string, header},
-    kernel::{Address, Arguments, Cgroup, KernfsNode, Task},
-    maps::{ANCESTORS, LIFECYCLE, ROOTS, TRACKED, count_untracked, reserve},
+    kernel::{Address, Arguments, Cgroup, KernfsNode, Task, word_at},
+    maps::{ANCESTORS, LIFECYCLE, ROOTS, TRACKED, count_tracked, count_untracked, held, reserve},
 };
 
 /// What the kubelet calls the cgroup that its pods are in; with another `cgroupRoot`, `<root>-kubepods.slice`.
@@ -24,6 +29,15 @@ const KUBEPODS: u64 = u64::from_be_bytes(*b"kubepods");
 
 /// root, in the initial user namespace.
 const ROOT_UID: u32 = 0;
+
+/// Hexadecimal digits of a container's id.
+const ID_DIGITS: usize = 64;
+/// What systemd has at the end of a container's name, after two bytes of that.
+const SCOPE: &[u8; 8] = b"\0\0.scope";
+
+/// `EEXIST`, as a helper returns it, and `BPF_NOEXIST`.
+const EXISTS: i32 = -17;
+const NEW: u64 = 1;
 
 /// How many levels above a root are kept. `kubepods` is at most a few below the hierarchy's root.
 const MAX_ANCESTORS: u32 = 8;
@@ -35,6 +49,10 @@ const MAX_SUBTREE_DEPTH: u32 = 64;
 #[unsafe(no_mangle)]
 static SUBTREE: u64 = HIERARCHY_ROOT;
 
+/// How many cgroups [`TRACKED`] has room for. Filled in by the loader.
+#[unsafe(no_mangle)]
+static CAPACITY: u32 = 65_536;
+
 /// `cgroup_mkdir(cgroup, path)`: the cgroup exists, nothing is in it yet.
 #[inline(always)]
 pub fn mkdir(hook: &impl Arguments) {
@@ -45,21 +63,29 @@ pub fn mkdir(hook: &impl Arguments) {
     let path: Address = hook.arg(1);
     let node = cgroup.node();
     let parent_id = node.parent_id();
-    let (flags, inherited) = match TRACKED.get_ptr(parent_id) {
-        // SAFETY: a live map element.
-        Some(parent) => (0, unsafe { (*parent).flags } & TRACKED_STARTED),
-        None if is_root(&node, path) && is_in_subtree(&node) => (FLAG_ROOT, 0),
-        None => return,
-    };
+    // SAFETY: a live map element.
+    let parent = TRACKED.get_ptr(parent_id).map(|parent| unsafe { *parent });
+    let Some((tracked, mut flags)) = tracked_below(parent, &node, path) else { return };
     if flags & FLAG_ROOT != 0 {
         remember_ancestors(&node);
     }
     let id = node.id();
-    if TRACKED.insert(id, Tracked { flags: inherited, pad: 0 }, 0).is_err() {
-        warn!(hook, "no room to track cgroup {} below {}", id, parent_id);
-        return count_untracked();
+    let share = counted(&tracked);
+    if share.is_some_and(|share| !may_track(held(share), held(SHARES), capacity())) {
+        debug!(hook, "cgroup {} below {} is beyond the container's share", id, parent_id);
+        flags |= FLAG_BEYOND_SHARE;
+    } else {
+        match TRACKED.insert(id, tracked, NEW) {
+            Ok(()) => count_tracked(share, 1),
+            // A scan was faster, and has counted it.
+            Err(EXISTS) => {}
+            Err(_) => {
+                warn!(hook, "no room to track cgroup {} below {}", id, parent_id);
+                return count_untracked();
+            }
+        }
+        debug!(hook, "cgroup {} is tracked, below {}", id, parent_id);
     }
-    debug!(hook, "cgroup {} is tracked, below {}", id, parent_id);
     let Some(mut entry) = reserve::<CgroupMkdir>(&LIFECYCLE, RecordKind::CgroupMkdir) else { return };
     let record = entry.as_mut_ptr();
     // SAFETY: `record` points to the reserved memory; every field is written, `path` up to its NUL.
@@ -100,12 +126,56 @@ pub fn release(hook: &impl Arguments) {
         return;
     }
     let id = cgroup.node().id();
+    // SAFETY: a live map element.
+    let share = TRACKED.get_ptr(id).and_then(|tracked| counted(unsafe { &*tracked }));
     if TRACKED.remove(id).is_ok() {
+        count_tracked(share, -1);
         debug!(hook, "cgroup {} is tracked no more", id);
         removed(RecordKind::CgroupRelease, id);
     } else {
         let _ = ANCESTORS.remove(id);
     }
+}
+
+/// What is kept of a new cgroup, by what is kept of its parent, with [`FLAG_ROOT`] where that holds; none: it is not tracked.
+#[inline(always)]
+fn tracked_below(parent: Option<Tracked>, node: &KernfsNode, path: Address) -> Option<(Tracked, u16)> {
+    const SETTLED: u32 = TRACKED_POD | TRACKED_CONTAINED;
+    let mut new = parent.unwrap_or_default();
+    new.flags &= TRACKED_STARTED | SETTLED;
+    if new.flags & SETTLED == SETTLED {
+        new.flags |= TRACKED_COUNTED;
+        return Some((new, 0));
+    }
+    let mut key = Key::new(0, [0; PATTERN_CAP]);
+    // SAFETY: `data` has `PATTERN_CAP` bytes.
+    let length = unsafe { copy_string::<PATTERN_CAP>(node.name(), (&raw mut key.data).cast()) };
+    let is_of_pods = is_kubepods(&key.data) && Task::current().fsuid() == ROOT_UID;
+    if parent.is_none() && !((is_of_pods || is_configured(&mut key, length, path)) && is_in_subtree(node)) {
+        return None;
+    }
+    if is_of_pods {
+        new.flags |= TRACKED_POD;
+    }
+    let may_be_container = new.flags & TRACKED_CONTAINED == 0 || new.flags & TRACKED_POD != 0;
+    if may_be_container && is_container(node.name(), length as usize) {
+        new = Tracked { flags: new.flags | TRACKED_CONTAINED, share: share_of(node.id()) };
+    } else if new.flags & TRACKED_CONTAINED != 0 {
+        new.flags |= TRACKED_COUNTED;
+    }
+    Some((new, if parent.is_none() { FLAG_ROOT } else { 0 }))
+}
+
+/// The share that a cgroup is counted in; none, if it lies in no container.
+#[inline(always)]
+fn counted(tracked: &Tracked) -> Option<u32> {
+    (tracked.flags & TRACKED_COUNTED != 0).then_some(tracked.share)
+}
+
+#[inline(always)]
+fn capacity() -> u32 {
+    // SAFETY: a static of this program; volatile, as in [`is_in_subtree`].
+    unsafe { ptr::read_volatile(&raw const CAPACITY) }
 }
 
 /// Keeps the cgroups above a root of the tracked set: what is written to their limit files matters below.
@@ -188,23 +258,21 @@ fn cgroup(hook: &impl Arguments) -> Cgroup {
     Cgroup::at(hook.arg(0))
 }
 
-/// Whether a cgroup whose parent is not tracked is a root of the tracked set. User space's scan has the same rule, and says
-/// why it is this one: `Roots` of `cgroupfs::roots`.
+/// Whether a cgroup whose parent is not tracked is a configured root of the tracked set; `key` has its name, of that length. One
+/// that is named as the kubelet's cgroup of pods is a root, too, if root owns it. User space's scan has the same rules, and says
+/// why they are these: `Roots` of `cgroupfs::roots`.
 ///
-/// - Its name begins with `kubepods`, contains `-kubepods`, or begins with one of [`ROOTS`], and root owns it.
+/// - Its name begins with one of [`ROOTS`], and root owns it.
 /// - Its path begins with one of [`ROOTS`], whoever owns it.
 #[inline(always)]
-fn is_root(node: &KernfsNode, path: Address) -> bool {
-    let mut key = Key::new(0, [0; PATTERN_CAP]);
-    let text = (&raw mut key.data).cast::<u8>();
-    // SAFETY: `text` points to `PATTERN_CAP` bytes.
-    key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(node.name(), text) };
-    if (is_kubepods(&key.data) || ROOTS.get(&key).is_some()) && Task::current().fsuid() == ROOT_UID {
+fn is_configured(key: &mut Key<[u8; PATTERN_CAP]>, length: u32, path: Address) -> bool {
+    key.prefix_len = 8 * length;
+    if ROOTS.get(&*key).is_some() && Task::current().fsuid() == ROOT_UID {
         return true;
     }
-    // SAFETY: as above.
-    key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(path, text) };
-    ROOTS.get(&key).is_some()
+    // SAFETY: `data` has `PATTERN_CAP` bytes.
+    key.prefix_len = 8 * unsafe { copy_string::<PATTERN_CAP>(path, (&raw mut key.data).cast()) };
+    ROOTS.get(&*key).is_some()
 }
 
 /// Whether a cgroup lies below [`SUBTREE`].
@@ -228,6 +296,32 @@ fn is_in_subtree(root: &KernfsNode) -> bool {
         node = node.parent();
     }
     false
+}
+
+/// Whether a name of that length ends with a container's id, or with one and `.scope`. One that was too long to be read is taken for
+/// such: the longest names are those of containers.
+#[inline(always)]
+fn is_container(name: Address, length: usize) -> bool {
+    if length >= PATTERN_CAP - 1 {
+        return true;
+    }
+    if length < ID_DIGITS + SCOPE.len() - 2 {
+        return length >= ID_DIGITS && is_id(name.wrapping_add(length - ID_DIGITS));
+    }
+    let suffix = word_at(name.wrapping_add(length - 8)) >> 16;
+    let end = length - if suffix == u64::from_le_bytes(*SCOPE) >> 16 { SCOPE.len() - 2 } else { 0 };
+    is_id(name.wrapping_add(end - ID_DIGITS))
+}
+
+/// Whether a container's id is there.
+#[inline(always)]
+fn is_id(text: Address) -> bool {
+    let mut digits = true;
+    // Word by word, and without a branch at each digit, all of whose ways the verifier would go.
+    for word in 0..ID_DIGITS / 8 {
+        digits &= is_hexadecimal(word_at(text.wrapping_add(8 * word)));
+    }
+    digits
 }
 
 #[inline(always)]

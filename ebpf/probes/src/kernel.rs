@@ -124,6 +124,13 @@ unsafe fn read<T: Copy>(address: *const T) -> T {
     unsafe { bpf_probe_read_kernel(address).unwrap_or(MaybeUninit::zeroed().assume_init()) }
 }
 
+/// The eight bytes at `address`, the first as the lowest; zero if they cannot be read.
+#[inline(always)]
+pub fn word_at(address: Address) -> u64 {
+    // SAFETY: an integer.
+    u64::from_le(unsafe { read(address.cast()) })
+}
+
 /// The field at an offset of [`LAYOUT`] of the object at an address.
 macro_rules! field {
     ($base:expr, $field:ident) => {{

@@ -30,6 +30,8 @@
 //! cgroups they cost one hash lookup, inside a bounded amount of work.
 
 #![no_std]
+// Inline assembly for the BPF machine, for the one instruction that neither the core library nor aya has: see `maps`.
+#![feature(asm_experimental_arch)]
 #![no_main]
 
 mod cgroup;

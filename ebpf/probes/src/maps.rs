@@ -3,6 +3,7 @@
 //! | Map | Holds | User space |
 //! |---|---|---|
 //! | [`TRACKED`] | the tracked cgroups | adds what exists at its scan |
+//! | [`SHARES`] | how many cgroups are tracked, in each container and in all | counts what it adds |
 //! | [`ROOTS`] | configured roots of the tracked set | fills it before attaching |
 //! | [`LIFECYCLE`] | rare, precious records | reads, is woken |
 //! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken when it waits |
@@ -20,6 +21,8 @@
 //!
 //! Sizes are what a program loaded by hand would get; the loader sets its own.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     helpers::bpf_get_smp_processor_id,
@@ -28,13 +31,18 @@ use aya_ebpf::{
 };
 use kwitness_abi::{
     BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, LimitFileName, LimitWrite, OomContext, Pattern,
-    ProcessKey, RecordKind, Tracked,
+    ProcessKey, RecordKind, SHARES as TOTAL, Tracked,
 };
 
 /// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
 /// memory while there is room.
 #[map]
 pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(65_536, 0);
+
+/// How many cgroups are tracked in each container, and in all: see [`kwitness_abi::SHARES`]. User space maps it into its memory, so
+/// that both sides count without losing one of the other's.
+#[map]
+pub static SHARES: Array<i64> = Array::with_max_entries(TOTAL + 1, BPF_F_MMAPABLE);
 
 /// Beginnings of names or paths that make a cgroup a root of the tracked set; the value means nothing.
 #[map]
@@ -165,6 +173,27 @@ pub fn count_lost(kind: RecordKind) {
 pub fn count_untracked() {
     // SAFETY: `counters` points to the element of this CPU.
     count(|counters| unsafe { &raw mut (*counters).untracked });
+}
+
+/// How many cgroups are tracked in the container of that share; with [`TOTAL`], in all.
+#[inline(always)]
+pub fn held(share: u32) -> i64 {
+    // SAFETY: a live map element.
+    SHARES.get_ptr(share).map_or(0, |held| unsafe { held.read_volatile() })
+}
+
+/// A cgroup is tracked (`change` is 1), or is no more (the number below zero): by its container's share, if it is counted there, and
+/// in all.
+#[inline(always)]
+pub fn count_tracked(share: Option<u32>, change: i64) {
+    for index in [share, Some(TOTAL)].into_iter().flatten() {
+        if let Some(held) = SHARES.get_ptr_mut(index) {
+            // The core library has no atomic addition for this machine. What was there before is not asked for: that the oldest
+            // kernel cannot do.
+            // SAFETY: a live map element, aligned, to which nothing is ever written in another way.
+            unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) held, in(reg) change, options(nostack)) };
+        }
+    }
 }
 
 /// A plain increment is exact: the element is this CPU's, each counter has one program that writes to it, and the kernel

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_api::proto::Problem;
+use kwitness_api::proto::{self, GapCause, Problem, event::Kind};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::{self, Nest, TestCgroup};
 use kwitness_tests::context::TestContext;
@@ -151,6 +151,49 @@ pub(crate) async fn a_nest_keeps_it_from_nothing(ctx: &TestContext) -> Result<()
         ensure!(listed(agent).await?.len() == containers.len() + 1, "the list is not complete");
         let unreadable = problem(agent, "unreadable_cgroups").await?;
         ensure!(unreadable.is_none(), "{unreadable:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// A container makes many more groups than all containers together may have, while the daemon is stopped, so that only the kernel
+/// side can keep it from that; then a container of another pod lives and ends. The first one's loss is reported as its own.
+pub(crate) async fn one_containers_groups_cost_no_other_pod_an_event(ctx: &TestContext) -> Result<()> {
+    const GROUPS: usize = 500;
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    ctx.with_agent(&["kernel.tracked_capacity=64"], async |agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let hog = kubepods.container()?;
+        watcher.wait_until("the first container", |seen| seen.has(&hog.id, "created")).await?;
+        let paused = agent.pause()?;
+        for group in 0..GROUPS {
+            let group = hog.cgroup().directory().join(group.to_string());
+            std::fs::create_dir(&group).with_context(|| format!("make {}", group.display()))?;
+        }
+        let other = kubepods.container()?;
+        let inner = other.cgroup().directory().join("inner");
+        std::fs::create_dir(&inner).with_context(|| format!("make {}", inner.display()))?;
+        other.start("/usr/bin/busybox", &["true"])?.wait().context("wait for the program")?;
+        let id = other.id.clone();
+        drop(other);
+        drop(paused);
+        let seen = watcher
+            .wait_until("the end of the second, and what the first has lost", |seen| {
+                seen.has(&id, "deleted") && seen.has(&hog.id, "gap")
+            })
+            .await?;
+        let milestones = seen.milestones(&id);
+        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?}:\n{seen}");
+        let full = |event: &&proto::Event| {
+            let causes = [GapCause::CapacityExceeded, GapCause::TrackedSetFull];
+            matches!(&event.kind, Some(Kind::Gap(gap)) if causes.contains(&gap.cause()))
+        };
+        for gap in seen.events().filter(full) {
+            let whose = gap.container.as_ref().map(|container| &container.id);
+            ensure!(whose == Some(&hog.id), "a gap of {whose:?}:\n{seen}");
+        }
+        let named = problem(agent, "cgroups_beyond_share").await?.context("no problem is named")?;
+        ensure!(named.found.contains(&hog.id), "{named:?}");
         Ok(())
     })
     .await

@@ -51,6 +51,7 @@ fn main() -> Result<()> {
         hostile::a_users_cgroup_is_no_container,
         hostile::two_cgroups_with_one_containers_id_are_reported,
         hostile::a_nest_keeps_it_from_nothing,
+        hostile::one_containers_groups_cost_no_other_pod_an_event,
         layouts::the_machine_of_kata_is_its_sandbox,
         layouts::a_cluster_in_a_pod_is_of_its_container,
         metrics::metrics_and_probes,

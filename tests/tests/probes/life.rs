@@ -119,7 +119,7 @@ fn identities(session: &mut Session, root: &Root) -> Result<()> {
     let own_mounts = fs::metadata("/proc/self/ns/mnt")?.ino();
     let own_comm = fs::read_to_string("/proc/thread-self/comm")?;
     let facts = session.facts(id);
-    let [Fact::Mkdir { parent, path, root: is_root, actor }, ..] = facts[..] else {
+    let [Fact::Mkdir { parent, path, root: is_root, beyond_share: false, actor }, ..] = facts[..] else {
         anyhow::bail!("{facts:#?}");
     };
     ensure!(*parent == CgroupId(root.id()?) && !is_root && *path == root.path_of("ctr"), "{:#?}", facts[0]);
@@ -336,15 +336,16 @@ fn long_path(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
-    use kwitness_agent::probe::Life;
+    use kwitness_agent::probe::{Life, Standing};
+    let of = |life| Standing { life, in_pods: false, container: None };
     let parent = root.directory().parent().context("the root has a parent")?;
     let plain = Root::make_named(parent, &format!("plain-{}", std::process::id()))?;
     let (started, unstarted) = (plain.sub("started")?, plain.sub("unstarted")?);
     let ids = [cgroup::id(&started)?, cgroup::id(&unstarted)?];
-    session.running().tracker().track(ids[0], Life::Started)?;
-    session.running().tracker().track(ids[1], Life::Unstarted)?;
+    session.running().tracker().track(ids[0], of(Life::Started))?;
+    session.running().tracker().track(ids[1], of(Life::Unstarted))?;
     // The second time changes nothing.
-    session.running().tracker().track(ids[0], Life::Unstarted)?;
+    session.running().tracker().track(ids[0], of(Life::Unstarted))?;
     for container in [&started, &unstarted] {
         producer::spawn_in(container, OWN_MOUNTS, "end")?.wait()?;
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
+use kwitness_tests::cgroup;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::suite::Case;
 
@@ -27,7 +28,7 @@ const PRODUCERS: u32 = 2;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
 /// The rows.
-pub fn cases(loaded: &Arc<Loaded>) -> [Case; 2] {
+pub fn cases(loaded: &Arc<Loaded>) -> [Case; 3] {
     let case = |name: &str, body: fn(&Environment) -> Result<()>| {
         let loaded = Arc::clone(loaded);
         Case::new(name, move |ctx| {
@@ -35,7 +36,11 @@ pub fn cases(loaded: &Arc<Loaded>) -> [Case; 2] {
             body(&ctx.environment)
         })
     };
-    [case("a_storm_of_containers_loses_nothing", storm), case("what_is_lost_is_counted_exactly", overflow)]
+    [
+        case("a_storm_of_containers_loses_nothing", storm),
+        case("what_is_lost_is_counted_exactly", overflow),
+        case("one_containers_groups_leave_room_for_other_containers", share),
+    ]
 }
 
 /// What a producer did in one container.
@@ -165,6 +170,61 @@ fn overflow(environment: &Environment) -> Result<()> {
     let lost = session.running().counters();
     session.settle()?;
     ensure!(session.running().counters() == lost, "lost with empty rings");
+    Ok(())
+}
+
+/// One container has more groups made than the set has room for, and nothing reads meanwhile: it gets its share, and another pod's
+/// container is tracked with all that is in it. What the first gives back, it gets again.
+fn share(environment: &Environment) -> Result<()> {
+    const CAPACITY: u32 = 64;
+    const GROUPS: usize = 200;
+    let parent = &environment.cgroup_directory();
+    let tracked_capacity = NonZeroU32::new(CAPACITY).context("not zero")?;
+    let mut session = Session::start(parent, &Settings { tracked_capacity, ..settings(None)? })?;
+    let root = Root::make(parent, "share")?;
+    let container = |pod: &str, digit: &str| -> Result<String> {
+        root.sub(pod)?;
+        let path = format!("{pod}/{}", digit.repeat(64));
+        root.sub(&path)?;
+        Ok(path)
+    };
+    let hog = container("podhog", "a")?;
+    let hog_id = cgroup::id(&root.directory().join(&hog))?;
+    for round in ["first", "second"] {
+        session.forget();
+        let groups =
+            (0..GROUPS).map(|group| root.sub(&format!("{hog}/{group}"))).collect::<Result<Vec<_>>>()?;
+        let ids = groups.iter().map(|group| cgroup::id(group)).collect::<Result<Vec<_>>>()?;
+        let other = container(&format!("pod{round}"), "b")?;
+        let inner = root.sub(&format!("{other}/inner"))?;
+        let status = producer::spawn(&inner, "end")?.wait()?;
+        ensure!(status == ExitStatus::Code(0), "{status:?}");
+        session.settle()?;
+        let tracked = |id: u64| -> Result<bool> {
+            match session.facts(id)[..] {
+                [Fact::Mkdir { beyond_share, .. }, ..] => Ok(!beyond_share),
+                ref other => bail!("cgroup {id}: {other:#?}"),
+            }
+        };
+        let followed: Vec<u64> = ids
+            .iter()
+            .copied()
+            .filter_map(|id| tracked(id).map(|is| is.then_some(id)).transpose())
+            .collect::<Result<_>>()?;
+        // As many as are free then; the root, two pods and two containers are not the first one's.
+        let most = CAPACITY as usize / 2;
+        ensure!((most - 8..=most).contains(&followed.len()), "{round}: {} of {CAPACITY}", followed.len());
+        ensure!(session.facts(hog_id).is_empty() || tracked(hog_id)?, "the container itself is not tracked");
+        for path in [&other, &format!("{other}/inner")] {
+            ensure!(tracked(cgroup::id(&root.directory().join(path))?)?, "{path} is not tracked");
+        }
+        let facts = session.facts(cgroup::id(&inner)?);
+        ensure!(facts.iter().any(|fact| matches!(fact, Fact::Exec { .. })), "{facts:#?}");
+        let counters = session.running().counters();
+        ensure!(counters == Default::default(), "lost: {counters:?}");
+        groups.iter().try_for_each(|group| rmdir(group))?;
+        session.await_release(&followed)?;
+    }
     Ok(())
 }
 

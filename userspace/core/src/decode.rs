@@ -117,6 +117,7 @@ impl Decoder {
                         PathText::Name(path)
                     },
                     root: flags & abi::FLAG_ROOT != 0,
+                    beyond_share: flags & abi::FLAG_BEYOND_SHARE != 0,
                     actor: self.actor(record, offset_of!(abi::CgroupMkdir, actor))?,
                 }
             }
@@ -324,7 +325,7 @@ impl<'a> Record<'a> {
 
     fn allow_flags(self, flags: u16) -> Result<(), DecodeError> {
         let known = match self.kind {
-            RecordKind::CgroupMkdir => abi::FLAG_ROOT | abi::FLAG_NAME_ONLY,
+            RecordKind::CgroupMkdir => abi::FLAG_ROOT | abi::FLAG_NAME_ONLY | abi::FLAG_BEYOND_SHARE,
             RecordKind::TaskFork => abi::FLAG_ENTERED,
             RecordKind::TaskExec => abi::FLAG_FIRST,
             RecordKind::TaskExit => abi::FLAG_FIRST_EXIT,

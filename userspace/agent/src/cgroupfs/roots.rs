@@ -1,5 +1,5 @@
 //! What makes a cgroup a root of the tracked set: the rule, for the scan. The kernel side has the same one for what is made
-//! later (`is_root` of `ebpf/probes/src/cgroup.rs`).
+//! later (`tracked_below` of `ebpf/probes/src/cgroup.rs`).
 //!
 //! | A cgroup is a root if | and |
 //! |---|---|
@@ -34,9 +34,7 @@ impl Roots {
     /// Whether the cgroup of that path is one if root owns it.
     pub(super) fn may_contain(&self, path: &str) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
-        name.starts_with("kubepods")
-            || name.contains("-kubepods")
-            || self.patterns.iter().any(|root| root.matches(path))
+        is_of_pods(name) || self.patterns.iter().any(|root| root.matches(path))
     }
 
     /// Whether the cgroup of that path, owned by that user, is one.
@@ -50,6 +48,15 @@ impl Roots {
     pub(crate) fn trusting(patterns: &[&str], trusted: u32) -> Self {
         Self { patterns: patterns.iter().map(|text| text.parse().expect("a pattern")).collect(), trusted }
     }
+}
+
+/// Whether the cgroup of that path lies in, or is, one that is named as the kubelet's are.
+pub(super) fn is_in_pods(path: &str) -> bool {
+    path.split('/').any(is_of_pods)
+}
+
+fn is_of_pods(name: &str) -> bool {
+    name.starts_with("kubepods") || name.contains("-kubepods")
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use kwitness_core::model::{
 use kwitness_core::shares::Shares;
 
 use super::directory::{Directory, text_of};
-use super::{CgroupFs, Roots, process};
+use super::{CgroupFs, Roots, process, roots::is_in_pods};
 use crate::clock::Clock;
 
 #[cfg(test)]
@@ -113,7 +113,7 @@ struct Level {
     id: CgroupId,
     name: CString,
     is_tracked: bool,
-    within: Within,
+    place: Place,
     /// How long the path is up to here.
     path_len: usize,
     /// What stands for the paths below, if they are too long to be kept.
@@ -123,9 +123,28 @@ struct Level {
     children: std::vec::IntoIter<CString>,
 }
 
-/// The container that a cgroup lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a cgroup lies: the kernel side goes by it for what is made below, and counts the cgroup in its container's share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Whether it, or one above it, is named as the kubelet's cgroup of pods.
+    in_pods: bool,
+    within: Within,
+}
+
+impl Place {
+    /// Where a cgroup lies that lies in one of which that is known.
+    fn of(self, id: CgroupId, path: &str) -> Self {
+        let within = self.within.of(id, path);
+        // As for `within`, a path that is too long to be kept says nothing any more.
+        let in_pods = self.in_pods || path.len() <= PATH_LIMIT && is_in_pods(path);
+        Self { in_pods, within }
+    }
+}
+
+/// The container that a cgroup is, or lies in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Within {
+    #[default]
     None,
     /// One outside of pods: another may lie in it.
     Plain(CgroupId),
@@ -193,7 +212,11 @@ impl<'a, T: Track> Walk<'a, T> {
         self.cgroups.subtree().path().clone_into(&mut self.path);
         let parent = above.last().map_or(ROOT, |(id, _)| *id);
         let is_root = above.iter().any(|(_, is_root)| *is_root) || self.is_root(&top);
-        let entered = self.enter(&top, c"".to_owned(), is_root.then_some(parent));
+        let place = match top.id() {
+            Ok(id) if is_root => Place::default().of(id, &self.path),
+            _ => Place::default(),
+        };
+        let entered = self.enter(&top, c"".to_owned(), is_root.then_some(parent), place);
         entered.map_err(|source| ScanError { path: self.cgroups.subtree().to_string(), source })?;
         self.descend(Here { directory: top, depth: 0 });
         if self.met > 0 {
@@ -252,9 +275,11 @@ impl<'a, T: Track> Walk<'a, T> {
         self.return_to(here, self.levels.len() - 1)?;
         let directory = here.directory.child(name)?;
         let tracked = (is_parent_tracked || self.is_root(&directory)).then_some(parent);
+        let mut place = self.levels.last().map_or(Place::default(), |level| level.place);
         if tracked.is_some() {
             let id = directory.id()?;
-            match self.take_up(&here.directory, name, id) {
+            place = place.of(id, &self.path);
+            match self.take_up(&here.directory, name, id, place) {
                 Tracked::Yes => {}
                 Tracked::Gone => return Ok(None),
                 Tracked::BeyondShare => {
@@ -269,7 +294,7 @@ impl<'a, T: Track> Walk<'a, T> {
         if tracked.is_none() {
             self.look_for_container();
         }
-        self.enter(&directory, name.clone(), tracked)?;
+        self.enter(&directory, name.clone(), tracked, place)?;
         Ok(Some(directory))
     }
 
@@ -311,8 +336,8 @@ impl<'a, T: Track> Walk<'a, T> {
     }
 
     /// Has a cgroup tracked.
-    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId) -> Tracked {
-        let container = self.levels.last().and_then(|level| level.within.container());
+    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId, place: Place) -> Tracked {
+        let container = self.levels.last().and_then(|level| level.place.within.container());
         // When the whole set is full, the kernel refuses it.
         if !self.shares.take(container) && container.is_some() {
             if !self.track.is_tracked(id) {
@@ -320,7 +345,7 @@ impl<'a, T: Track> Walk<'a, T> {
             }
             self.shares.hold(container);
         }
-        match self.track.track(id) {
+        match self.track.track(id, place) {
             // Its end may have been reported before it was added: nothing else would ever take it out.
             Ok(true) if !parent.id_of(name).is_ok_and(|found| found == id) => {
                 if let Err(error) = self.track.untrack(id) {
@@ -341,20 +366,24 @@ impl<'a, T: Track> Walk<'a, T> {
         Tracked::Yes
     }
 
-    /// Makes a directory the innermost level. `tracked`: it is a tracked cgroup, with that parent.
-    fn enter(&mut self, directory: &Directory, name: CString, tracked: Option<CgroupId>) -> io::Result<()> {
+    /// Makes a directory the innermost level, which lies at that place. `tracked`: it is a tracked cgroup, with that parent.
+    fn enter(
+        &mut self,
+        directory: &Directory,
+        name: CString,
+        tracked: Option<CgroupId>,
+        place: Place,
+    ) -> io::Result<()> {
         let id = directory.id()?;
         let met = self.met;
         if self.levels.is_empty() && tracked.is_some() {
             // The top has no directory to look it up in; that it is there was just seen.
-            if let Err(error) = self.track.track(id) {
+            if let Err(error) = self.track.track(id, place) {
                 tracing::warn!(path = self.path, %error, "cannot track a cgroup");
                 self.untracked += 1;
             }
         }
         let long_path = self.long_path();
-        let within = self.levels.last().map_or(Within::None, |level| level.within);
-        let within = tracked.map_or(Within::None, |_| within.of(id, &self.path));
         if let Some(parent) = tracked {
             self.met += 1;
             if self.reads {
@@ -366,7 +395,7 @@ impl<'a, T: Track> Walk<'a, T> {
         let children: Vec<CString> = children.map(|entry| entry.name).collect();
         let (path_len, is_tracked) = (self.path.len(), tracked.is_some());
         let children = children.into_iter();
-        self.levels.push(Level { id, name, is_tracked, within, path_len, long_path, met, children });
+        self.levels.push(Level { id, name, is_tracked, place, path_len, long_path, met, children });
         Ok(())
     }
 

@@ -11,7 +11,7 @@
 //!
 //! What the programs remember goes with them: which cgroups are tracked, and whether a container's own program has been started in
 //! each; which are above them; which processes are such programs. Each write of it is a bpf(2) call, see
-//! [`Tracker::listed`](super::ring::Tracker::listed) for what that costs on newer kernels. What they remember of a write to a limit
+//! [`Tracker::listed`](super::Tracker::listed) for what that costs on newer kernels. What they remember of a write to a limit
 //! file or of an OOM kill lasts as long as that does; one that has begun before `began` and is not over by the handover is not seen to
 //! return.
 //!
@@ -23,7 +23,7 @@ use aya::{
     Ebpf, Pod,
     maps::{HashMap, Map, MapData, MapError},
 };
-use kwitness_abi::ProcessKey;
+use kwitness_abi::{ProcessKey, TRACKED_STARTED, Tracked};
 use kwitness_core::model::KernelTime;
 
 use super::{
@@ -31,11 +31,14 @@ use super::{
     error::{ProbeError, Result},
     loader::AttachedProgram,
     pins::{self, Old, Paths},
-    ring::TrackedValue,
+    tracker::{SharesView, TrackedValue},
 };
 
 /// How often a map is copied again, and an element is compared again, that change meanwhile.
 const ATTEMPTS: usize = 16;
+/// `BPF_NOEXIST` and `BPF_EXIST` of `include/uapi/linux/bpf.h`.
+const BPF_NOEXIST: u64 = 1;
+const BPF_EXIST: u64 = 2;
 /// Keys that are listed at most: more than the maps hold, for a key that goes away makes the kernel begin again.
 const KEYS: usize = 1 << 21;
 
@@ -96,10 +99,15 @@ impl OldPrograms {
     /// Has the new programs know what these do. Fails if they would still miss something once they are attached.
     pub(super) fn copy_to(&self, ebpf: &mut Ebpf, new: Meanwhile) -> Result<()> {
         let paths = self.old.paths();
+        let shares = ebpf.map("SHARES").ok_or(MapError::ElementNotFound).and_then(SharesView::new);
+        let shares = shares.map_err(|source| failed("SHARES", source))?;
+        let count = |before: Option<TrackedValue>, after: Option<TrackedValue>| {
+            shares.count(before.map(|value| value.0), after.map(|value| value.0));
+        };
         let mut missing = usize::MAX;
         // Again, as long as something was missing: the new programs did not track what was made below that meanwhile.
         for _ in 0..ATTEMPTS {
-            missing = copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", |one, other| one.0 == other.0)?;
+            missing = copy::<u64, TrackedValue>(paths, ebpf, "TRACKED", with_life, count)?;
             if missing == 0 {
                 break;
             }
@@ -107,10 +115,22 @@ impl OldPrograms {
         if missing > 0 && new == Meanwhile::Attached {
             return Err(changes_too_fast("TRACKED"));
         }
-        copy::<u64, u8>(paths, ebpf, "ANCESTORS", |_, _| true)?;
-        copy::<ProcessKeyValue, u8>(paths, ebpf, "FIRST_PROCESSES", |_, _| true)?;
+        copy::<u64, u8>(paths, ebpf, "ANCESTORS", if_missing, |_, _| {})?;
+        copy::<ProcessKeyValue, u8>(paths, ebpf, "FIRST_PROCESSES", if_missing, |_, _| {})?;
         Ok(())
     }
+}
+
+/// A new element is to be what the old one is.
+fn if_missing<V>(old: V, new: Option<V>) -> Option<V> {
+    new.is_none().then_some(old)
+}
+
+/// Likewise; and what has been started, is started. Whose share a cgroup is counted in, each set knows for itself.
+fn with_life(TrackedValue(old): TrackedValue, new: Option<TrackedValue>) -> Option<TrackedValue> {
+    let Some(TrackedValue(new)) = new else { return Some(TrackedValue(old)) };
+    let differs = (old.flags ^ new.flags) & TRACKED_STARTED;
+    (differs != 0).then_some(TrackedValue(Tracked { flags: new.flags ^ differs, share: new.share }))
 }
 
 /// A map of a set.
@@ -127,13 +147,15 @@ fn failed(map: &str, source: MapError) -> ProbeError {
     ProbeError::Map { map: map.to_owned(), source }
 }
 
-/// Makes each element that the old map has the same in the new one. Both may change meanwhile, for the same reasons: what is the old
-/// one's is final, once an element is the same in both. How many were missing.
+/// Makes each element that the old map has the same in the new one: what `merged` gives, if that is something. Both may change
+/// meanwhile, for the same reasons: what is the old one's is final, once an element is the same in both. `changed` is called with
+/// what was there before and is after. How many were missing.
 fn copy<K: Pod, V: Pod>(
     paths: &Paths,
     ebpf: &mut Ebpf,
     name: &str,
-    is_same: impl Fn(&V, &V) -> bool,
+    merged: impl Fn(V, Option<V>) -> Option<V>,
+    changed: impl Fn(Option<V>, Option<V>),
 ) -> Result<usize> {
     let from = HashMap::<_, K, V>::try_from(map(paths, name)?).map_err(|source| failed(name, source))?;
     let to = ebpf.map_mut(name).ok_or(MapError::ElementNotFound).and_then(HashMap::<_, K, V>::try_from);
@@ -145,7 +167,7 @@ fn copy<K: Pod, V: Pod>(
     }
     let mut missing = 0;
     for key in keys {
-        let was_missing = copy_element(&from, &mut to, &key, &is_same);
+        let was_missing = copy_element(&from, &mut to, &key, &merged, &changed);
         missing += usize::from(was_missing.map_err(|source| failed(name, source))?);
     }
     Ok(missing)
@@ -156,23 +178,27 @@ fn copy_element<K: Pod, V: Pod>(
     from: &HashMap<MapData, K, V>,
     to: &mut HashMap<&mut MapData, K, V>,
     key: &K,
-    is_same: impl Fn(&V, &V) -> bool,
+    merged: impl Fn(V, Option<V>) -> Option<V>,
+    changed: impl Fn(Option<V>, Option<V>),
 ) -> std::result::Result<bool, MapError> {
     let mut was_missing = false;
     for _ in 0..ATTEMPTS {
-        match (get(from.get(key, 0))?, get(to.get(key, 0))?) {
+        let (old, new) = (get(from.get(key, 0))?, get(to.get(key, 0))?);
+        let (after, done) = match (old, new) {
             (None, None) => break,
-            (Some(old), Some(new)) if is_same(&old, &new) => break,
             (Some(old), new) => {
+                let Some(value) = merged(old, new) else { break };
                 was_missing |= new.is_none();
-                to.insert(key, old, 0)?;
+                let only_if = if new.is_none() { BPF_NOEXIST } else { BPF_EXIST };
+                (Some(value), to.insert(key, value, only_if))
             }
             // It has gone since it was listed, and its end was before the new programs: they will not see it.
-            (None, Some(_)) => match to.remove(key) {
-                Ok(()) => {}
-                Err(error) if is_missing(&error) => {}
-                Err(error) => return Err(error),
-            },
+            (None, Some(_)) => (None, to.remove(key)),
+        };
+        match done {
+            Ok(()) => changed(new, after),
+            Err(error) if is_other_by_now(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     // One that changes faster than it is copied, both sides see change.
@@ -187,6 +213,28 @@ fn get<V>(found: std::result::Result<V, MapError>) -> std::result::Result<Option
     }
 }
 
-fn is_missing(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+/// The new programs have added or removed the element meanwhile.
+fn is_other_by_now(error: &MapError) -> bool {
+    use io::ErrorKind::{AlreadyExists, NotFound};
+    matches!(error, MapError::SyscallError(error) if matches!(error.io_error.kind(), AlreadyExists | NotFound))
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_abi::{TRACKED_COUNTED, TRACKED_POD};
+
+    use super::*;
+
+    #[test]
+    fn a_copied_element_keeps_whose_share_it_is_counted_in() {
+        let value = |flags, share| TrackedValue(Tracked { flags, share });
+        let merged =
+            |old, new| with_life(old, new).map(|TrackedValue(Tracked { flags, share })| (flags, share));
+        let counted = TRACKED_POD | TRACKED_COUNTED;
+        assert_eq!(merged(value(counted, 7), None), Some((counted, 7)), "as it was, if it is missing");
+        assert_eq!(merged(value(0, 0), Some(value(counted, 7))), None);
+        let started = Some((counted | TRACKED_STARTED, 7));
+        assert_eq!(merged(value(TRACKED_STARTED, 0), Some(value(counted, 7))), started);
+        assert_eq!(merged(value(0, 0), Some(value(counted | TRACKED_STARTED, 7))), Some((counted, 7)));
+    }
 }

@@ -184,6 +184,7 @@ impl Loaded {
             .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
             .override_global("SUBTREE", &settings.subtree, true)
+            .override_global("CAPACITY", &tracked, true)
             .override_global(aya_log::LEVEL, &settings.log.level(), true)
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
             .map_max_entries("TASKS", settings.tasks_ring.get())
@@ -195,7 +196,7 @@ impl Loaded {
             .map_max_entries("COUNTERS", counters::elements().map_err(ProbeError::Cpus)?)
             .load(OBJECT)
             .map_err(object_error)?;
-        // An adopted set has them, and each write would cost records, see [`Tracker::listed`](super::ring::Tracker::listed).
+        // An adopted set has them, and each write would cost records, see [`Tracker::listed`](super::Tracker::listed).
         if pinned.as_ref().ok().is_none_or(|set| set.origin() != &Origin::Adopted) {
             configure_roots(&mut ebpf, settings)?;
             configure_limit_files(&mut ebpf)?;

@@ -31,6 +31,7 @@ pub mod report;
 mod ring;
 mod settings;
 mod stats;
+mod tracker;
 
 pub use self::{
     error::{ProbeError, Result},
@@ -41,7 +42,8 @@ pub use self::{
     pace::ReaderWaits,
     pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
-    ring::{Drained, Life, Listed, Produced, RingState, Running, SetId, Tracker},
+    ring::{Drained, Produced, RingState, Running, SetId},
     settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
+    tracker::{Life, Listed, Standing, Tracker},
 };

@@ -67,7 +67,7 @@ use crate::private::{self, Foreign};
 /// Changes whenever what is pinned changes its meaning in another way than sizes show: a field of a record, a flag, a value of a map.
 const FORMAT: u32 = 1;
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
-pub(super) const MAPS: [&str; 16] = [
+pub(super) const MAPS: [&str; 17] = [
     "ANCESTORS",
     "BUDGETS",
     "COUNTERS",
@@ -82,6 +82,7 @@ pub(super) const MAPS: [&str; 16] = [
     "READER_WAITS",
     "ROOTS",
     "SCRATCH",
+    "SHARES",
     "TASKS",
     "TRACKED",
 ];

@@ -1,22 +1,16 @@
 //! Reading the rings: waiting, and draining in batches merged by time.
 //!
 //! Owns the rings' read side, of the old programs' rings, too, as long as those are read on (module `handover`), and the user side of
-//! the tracked set and of the counters. When to look at the rings is decided
-//! in [`pace`](super::pace). Never interprets a record but for the time in its header.
+//! the counters. When to look at the rings is decided in [`pace`](super::pace). Never interprets a record but for the time in its
+//! header.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io, mem,
-    os::fd::AsFd as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
-};
+use std::{collections::BTreeMap, io, mem, os::fd::AsFd as _, sync::Arc, task::Poll};
 
 use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
-use kwitness_abi::{Budget, Counters, Header, TRACKED_STARTED, Tracked};
+use kwitness_abi::{Budget, Counters, Header};
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -32,6 +26,7 @@ use super::{
     positions::Positions,
     report::Capabilities,
     stats::{self, ProgramStats},
+    tracker::Tracker,
 };
 
 /// The rings' names; a record of an earlier ring wins a tie of times.
@@ -40,17 +35,6 @@ const RINGS: [&str; 4] = ["LIFECYCLE", "OWN_WRITES", "FORKS", TASKS];
 const TASKS: &str = "TASKS";
 /// The rings before this one wake their reader for each first record; see [`pace`](super::pace).
 const FIRST_QUIET_RING: usize = 2;
-/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = nix::libc::EEXIST;
-
-/// [`Tracked`] as the value of a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct TrackedValue(pub(super) Tracked);
-
-// SAFETY: `repr(C)`, integers only, padding spelled out.
-unsafe impl aya::Pod for TrackedValue {}
 
 /// [`Budget`] as the value of a map.
 #[derive(Clone, Copy)]
@@ -59,15 +43,6 @@ struct BudgetValue(Budget);
 
 // SAFETY: `repr(C)`, integers only, without padding.
 unsafe impl aya::Pod for BudgetValue {}
-
-/// Whether a cgroup's own first program has been started, for [`Tracker::track`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
-    /// Not yet: the next program that is not the runtime's will be the first.
-    Unstarted,
-    /// It has: what is executed from now on is not the first.
-    Started,
-}
 
 /// What a drain did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,8 +165,7 @@ impl Running {
         let Attached { mut ebpf, capabilities, log, lock, programs, pinned, replaces, new: _ } = attached;
         let log = LogReader::start(&mut ebpf, log)?;
         let source = Source::new(|name| take(&mut ebpf, name), programs)?;
-        let tracked = HashMap::try_from(take(&mut ebpf, "TRACKED")?);
-        let ancestors = HashMap::try_from(take(&mut ebpf, "ANCESTORS")?);
+        let tracker = Tracker::new(|name| take(&mut ebpf, name))?;
         let (source, next) = match replaces {
             None => (source, None),
             Some((OldPrograms { old, programs }, overlap)) => {
@@ -203,10 +177,7 @@ impl Running {
             source,
             next,
             handed_over: None,
-            tracker: Tracker(Arc::new(Mutex::new(Tracking {
-                tracked: tracked.map_err(|source| map_error("TRACKED", source))?,
-                ancestors: ancestors.map_err(|source| map_error("ANCESTORS", source))?,
-            }))),
+            tracker,
             capabilities,
             pinned,
             _ebpf: ebpf,
@@ -392,87 +363,6 @@ impl Running {
     /// How often each attached program ran, and what the kernel says about it.
     pub fn program_stats(&self) -> Vec<ProgramStats> {
         self.source.stats().map(|(_, stats)| stats).collect()
-    }
-}
-
-/// The tracked set of the running programs. Clones share it: a scan adds to it while the rings are being read.
-#[derive(Clone)]
-pub struct Tracker(Arc<Mutex<Tracking>>);
-
-/// The tracked set at some moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listed {
-    /// The tracked cgroups.
-    pub tracked: BTreeSet<u64>,
-    /// Those above them whose limits are watched.
-    pub above: BTreeSet<u64>,
-}
-
-struct Tracking {
-    tracked: HashMap<MapData, u64, TrackedValue>,
-    ancestors: HashMap<MapData, u64, u8>,
-}
-
-impl Tracker {
-    /// What is tracked and what is above it by now, about `most` of each at most.
-    ///
-    /// The keys are listed, not looked up: while a system call looks up or writes an element, the kernel skips the programs of
-    /// classic tracepoints on that CPU (`bpf_disable_instrumentation` of `include/linux/bpf.h`), also those of a task that preempts
-    /// the call.
-    pub fn listed(&self, most: usize) -> Listed {
-        let tracking = self.lock();
-        // A key that goes away makes the kernel begin again. What is missing here is added once more, which changes nothing.
-        Listed {
-            tracked: tracking.tracked.keys().take(most).filter_map(std::result::Result::ok).collect(),
-            above: tracking.ancestors.keys().take(most).filter_map(std::result::Result::ok).collect(),
-        }
-    }
-
-    /// Adds a cgroup that existed before the probes to the tracked set. One that the kernel side tracks already stays
-    /// as it is: false.
-    ///
-    /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and tracked
-    /// by the kernel side, or both.
-    pub fn track(&self, id: u64, life: Life) -> io::Result<bool> {
-        let flags = match life {
-            Life::Unstarted => 0,
-            Life::Started => TRACKED_STARTED,
-        };
-        match self.lock().tracked.insert(id, TrackedValue(Tracked { flags, pad: 0 }), BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(EEXIST) => Ok(false),
-            other => other.map(|()| true).map_err(io::Error::other),
-        }
-    }
-
-    /// Takes a cgroup out of the tracked set: one that a scan added and that was gone by then, so that the kernel will never
-    /// report its release.
-    pub fn untrack(&self, id: u64) -> io::Result<()> {
-        match self.lock().tracked.remove(&id) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(io::Error::other),
-        }
-    }
-
-    /// Whether a cgroup is in the tracked set.
-    pub fn is_tracked(&self, id: u64) -> bool {
-        self.lock().tracked.get(&id, 0).is_ok()
-    }
-
-    /// Has the limits of a cgroup watched that is above tracked ones.
-    pub fn track_above(&self, id: u64) -> io::Result<()> {
-        self.lock().ancestors.insert(id, 0, 0).map_err(io::Error::other)
-    }
-
-    /// Whether the limits of a cgroup are watched: it is tracked, or above one that is.
-    pub fn is_watched(&self, id: u64) -> bool {
-        let tracking = self.lock();
-        tracking.tracked.get(&id, 0).is_ok() || tracking.ancestors.get(&id, 0).is_ok()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tracking> {
-        // What it guards is the kernel's: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -131,7 +131,15 @@ impl Lifecycle {
     fn kernel(&mut self, event: KernelEvent, output: &mut Output) {
         let (at, cgroup) = (event.at, event.cgroup);
         match &event.fact {
-            Fact::Mkdir { parent, path, root: _, actor } => {
+            Fact::Mkdir { parent, beyond_share: true, .. } => match self.cgroups.owner(*parent) {
+                Owner::Unknown => self.unknown(event, output),
+                Owner::Container(_) | Owner::None | Owner::BeyondShare(_) => {
+                    if let Added::Full { owner } = self.cgroups.add_beyond_share(cgroup, *parent) {
+                        self.not_followed(owner, at);
+                    }
+                }
+            },
+            Fact::Mkdir { parent, path, root: _, beyond_share: false, actor } => {
                 match self.cgroups.add(cgroup, *parent, path, at, Some(at)) {
                     Added::Container => self.introduce(at, cgroup, actor.clone(), output),
                     Added::Group | Added::Known => {}
@@ -177,13 +185,20 @@ impl Lifecycle {
     /// A cgroup that exists is not followed because there is no room. What is beyond a container's share gives up its place in the
     /// kernel's set, too.
     fn refused(&mut self, cgroup: CgroupId, owner: Option<CgroupId>, at: KernelTime, output: &mut Output) {
+        self.not_followed(owner, at);
+        if owner.is_some() {
+            output.actions.push(Action::Untrack(cgroup));
+        }
+    }
+
+    /// A cgroup that exists is not followed, by its container's share or because there is no room at all.
+    fn not_followed(&mut self, owner: Option<CgroupId>, at: KernelTime) {
         self.counters.cgroups_full += 1;
         let subject = owner.and_then(|owner| self.cgroups.subject(owner)).cloned();
         self.overflow.note("cgroup_mkdir", subject, at);
         match owner {
             Some(owner) => {
                 self.room.is_beyond_share(owner);
-                output.actions.push(Action::Untrack(cgroup));
             }
             None => self.room.has_no_room(),
         }

@@ -22,7 +22,7 @@ pub struct KernelEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact {
-    /// A tracked cgroup was made.
+    /// A cgroup was made, below a tracked one or as a root.
     Mkdir {
         /// Its parent.
         parent: CgroupId,
@@ -30,6 +30,9 @@ pub enum Fact {
         path: PathText,
         /// Its parent is not tracked.
         root: bool,
+        /// It is not tracked: its container has its share of what is tracked.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        beyond_share: bool,
         /// Who made it.
         actor: Actor,
     },

@@ -213,7 +213,7 @@ pub fn mkdir(parent: u64, path: &str) -> Fact {
         true => PathText::Full(path.into()),
         false => PathText::Name(path.into()),
     };
-    Fact::Mkdir { parent: CgroupId(parent), path, root: false, actor: runc() }
+    Fact::Mkdir { parent: CgroupId(parent), path, root: false, beyond_share: false, actor: runc() }
 }
 
 /// A scanned cgroup, with processes and what they run.

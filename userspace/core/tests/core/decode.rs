@@ -163,6 +163,7 @@ fn every_kind_decodes() {
                 parent: CgroupId(41),
                 path: PathText::Full("/kubepods".into()),
                 root: true,
+                beyond_share: false,
                 actor: actor()
             }),
             Ok(Fact::Rmdir { actor: actor() }),
@@ -205,6 +206,15 @@ fn a_name_alone_is_distinguished_from_a_path() {
         panic!("no mkdir")
     };
     assert_eq!((path, root), (PathText::Name("container".into()), false));
+}
+
+#[test]
+fn a_cgroup_beyond_its_containers_share_is_distinguished() {
+    let beyond = |flags| match mkdir(flags, b"/kubepods/poda").fact() {
+        Ok(Fact::Mkdir { beyond_share, .. }) => beyond_share,
+        other => panic!("{other:?}"),
+    };
+    assert!(beyond(abi::FLAG_BEYOND_SHARE) && !beyond(0));
 }
 
 #[test]

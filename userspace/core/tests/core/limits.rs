@@ -43,6 +43,7 @@ impl Fixture {
             parent: CgroupId(1),
             path: PathText::Full("/kubepods/podu".into()),
             root: false,
+            beyond_share: false,
             actor: Actor { pid: 1, comm: "kubelet".into() },
         });
         fixture

@@ -3,7 +3,7 @@
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::ScanReason::Repair;
 use kwitness_core::model::{
-    Action, CgroupId, KernelTime, Observation, Problem, Scan, Unreadable, UnreadableCgroup,
+    Action, CgroupId, Fact, KernelTime, Observation, Problem, Scan, Unreadable, UnreadableCgroup,
 };
 
 use crate::common::*;
@@ -302,6 +302,36 @@ fn a_scan_does_not_follow_what_the_kernel_side_does_not_track() {
         "{events:?}"
     );
     assert!(matches!(&node.machine.problems()[..], [Problem::BeyondShare(_)]));
+}
+
+#[test]
+fn what_the_kernel_side_did_not_track_is_its_containers_loss() {
+    let mut node = Node::new();
+    node.start(7, 50);
+    node.actions();
+    for group in 20..23 {
+        let Fact::Mkdir { parent, path, root, actor, .. } = mkdir(7, &group.to_string()) else {
+            panic!("no mkdir")
+        };
+        node.kernel(group, Fact::Mkdir { parent, path, root, beyond_share: true, actor });
+    }
+    assert_eq!(node.actions(), [], "there is nothing to be taken out of the set");
+    tick(&mut node);
+    let events = lines_of(&mut node, 7);
+    assert!(
+        events.iter().any(|line| line.contains("gap CapacityExceeded {\"cgroup_mkdir\": 3}")),
+        "{events:?}"
+    );
+    assert!(
+        matches!(&node.machine.problems()[..], [Problem::BeyondShare(subject)] if subject.cgroup_id == CgroupId(7))
+    );
+    // A scan that finds them tracked by then makes it whole.
+    let running = container(7, vec![(entering(50, 7), "/bin/app")]);
+    let groups = (20..23).map(|group| scanned(group, 7, &format!("{}/{group}", container_path(7)), vec![]));
+    node.scan(Repair, node.now, [pod(), running].into_iter().chain(groups).collect());
+    let events = lines_of(&mut node, 7);
+    assert!(events.iter().any(|line| line.contains("resynced")), "{events:?}");
+    assert!(node.machine.problems().is_empty());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -16,11 +16,13 @@ const CAPACITY: usize = 65_536;
 struct Set<'a> {
     tracked: Mutex<BTreeSet<u64>>,
     above: Mutex<BTreeSet<u64>>,
+    places: Mutex<BTreeMap<CgroupId, Place>>,
     before: Option<&'a (dyn Fn(CgroupId) + Sync)>,
 }
 
 impl Track for Set<'_> {
-    fn track(&self, id: CgroupId) -> io::Result<bool> {
+    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool> {
+        self.places.lock().unwrap().insert(id, place);
         self.before.iter().for_each(|before| before(id));
         Ok(self.tracked.lock().unwrap().insert(id.0))
     }
@@ -210,6 +212,36 @@ fn one_containers_groups_leave_room_in_the_tracked_set() {
     assert!(first.cgroups.iter().any(|cgroup| cgroup.path.ends_with(&other) && !cgroup.beyond_share));
     assert_eq!((first.untracked, set.tracked.lock().unwrap().len()), (0, followed + 5));
     assert_eq!(beyond(&scanned()), 40 - followed, "what is tracked stays so");
+}
+
+#[test]
+fn the_kernel_side_learns_whose_a_cgroup_is() {
+    let [node, first, second] = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    let pod = "kubepods/burstable/podp".to_owned();
+    let inner = format!("{pod}/{first}/inner/kubepods/podq/{second}");
+    let plain = format!("docker-{node}.scope/kubelet/{inner}");
+    let paths = [&inner, &plain].map(|path| (&**path, ""));
+    let root = tree(&paths);
+    let set = Set::default();
+    let roots = Roots::trusting(&["docker-"], own_uid());
+    scan(&CgroupFs::at(root.path()), &roots, &set, CAPACITY, ScanReason::Initial).unwrap();
+    let places = set.places.into_inner().unwrap();
+    let id = |path: &str| CgroupId(ino(&root.path().join(path)));
+    let place = |path: &str| {
+        let place = places[&id(path)];
+        (place.in_pods, place.within.container())
+    };
+    assert_eq!(place("kubepods"), (true, None));
+    assert_eq!(place(&pod), (true, None));
+    let container = id(&format!("{pod}/{first}"));
+    assert_eq!(place(&format!("{pod}/{first}")), (true, Some(container)));
+    assert_eq!(place(&inner), (true, Some(container)), "what lies in it is the container's");
+    let scope = format!("docker-{node}.scope");
+    assert_eq!(place(&scope), (false, Some(id(&scope))));
+    assert_eq!(place(&format!("{scope}/kubelet")), (false, Some(id(&scope))));
+    assert_eq!(place(&format!("{scope}/kubelet/{pod}")), (true, Some(id(&scope))));
+    let container = id(&format!("{scope}/kubelet/{pod}/{first}"));
+    assert_eq!(place(&plain), (true, Some(container)), "a pod in a node in a container is a pod");
 }
 
 #[test]

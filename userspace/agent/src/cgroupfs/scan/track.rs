@@ -4,12 +4,13 @@ use std::io;
 
 use kwitness_core::model::CgroupId;
 
-use crate::probe::{Life, Listed, Tracker};
+use super::Place;
+use crate::probe::{Life, Listed, Standing, Tracker};
 
 /// Where the walk adds the cgroups that are to be tracked.
 pub trait Track {
-    /// Adds a cgroup; whether it was not there before.
-    fn track(&self, id: CgroupId) -> io::Result<bool>;
+    /// Adds a cgroup, which lies where that says; whether it was not there before.
+    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool>;
     /// Whether a cgroup is there.
     fn is_tracked(&self, id: CgroupId) -> bool;
     /// Takes out one that was added and is gone.
@@ -21,9 +22,10 @@ pub trait Track {
 }
 
 impl Track for Tracker {
-    fn track(&self, id: CgroupId) -> io::Result<bool> {
+    fn track(&self, id: CgroupId, Place { in_pods, within }: Place) -> io::Result<bool> {
+        let container = within.container().map(|container| container.0);
         // Whether it has been started, the core infers from its processes: nothing rests on the kernel side's mark.
-        Tracker::track(self, id.0, Life::Unstarted)
+        Tracker::track(self, id.0, Standing { life: Life::Unstarted, in_pods, container })
     }
 
     fn is_tracked(&self, id: CgroupId) -> bool {
@@ -58,8 +60,8 @@ impl<'a, T: Track> Missing<'a, T> {
 }
 
 impl<T: Track> Track for Missing<'_, T> {
-    fn track(&self, id: CgroupId) -> io::Result<bool> {
-        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id) }
+    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool> {
+        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id, place) }
     }
 
     fn is_tracked(&self, id: CgroupId) -> bool {
@@ -83,7 +85,7 @@ impl<T: Track> Track for Missing<'_, T> {
 pub(super) struct TrackNothing;
 
 impl Track for TrackNothing {
-    fn track(&self, _: CgroupId) -> io::Result<bool> {
+    fn track(&self, _: CgroupId, _: Place) -> io::Result<bool> {
         Ok(false)
     }
 
