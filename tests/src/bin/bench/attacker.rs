@@ -1,11 +1,12 @@
-//! What a client that means harm costs another client: from the kernel's hook to a watcher, beside an attacker and without one.
+//! What a client that means harm costs another client, beside an attacker and without one: from the kernel's hook to a watcher, and
+//! a call of `Status`.
 //!
 //! The attacker does what the daemon allows it: half of all watchers, which begin with the oldest event and read nothing; half of all
 //! `Verify` calls, which wait for what never comes; and lists, one every millisecond.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kwitness_api::proto;
@@ -39,32 +40,52 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
     };
     let kubepods = Kubepods::make(environment)?;
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut alone, mut beside) = (Rounds::default(), Rounds::default());
     for _ in 0..rounds {
-        for (attacked, delays) in [(false, &mut alone), (true, &mut beside)] {
+        for (attacked, figures) in [(false, &mut alone), (true, &mut beside)] {
             let of_round = one_round(environment, &kubepods, ticks, attacked).await;
-            let of_round = of_round.with_context(|| format!("attacked: {attacked}"))?;
-            delays.push(quantile(&of_round, 0.99));
+            let Round { delays, calls } = of_round.with_context(|| format!("attacked: {attacked}"))?;
+            figures.delays.push(quantile(&delays, 0.99));
+            figures.calls.push(quantile(&calls, 0.99));
         }
     }
-    let ratios: Vec<_> = beside.iter().zip(&alone).map(|(beside, alone)| beside / alone).collect();
-    let note = format!(
-        "{:.0} us beside {WATCHERS} watchers that do not read, {VERIFY_CALLS} waiting calls and a list every ms; {:.0} us \
-         without; {rounds} rounds of {ticks} events",
-        quantile(&beside, 0.5) / 1e3,
-        quantile(&alone, 0.5) / 1e3
-    );
-    let name = "attacker: hook to a watcher beside one, p99";
-    Ok(vec![Row::of(name, &ratios, "x", Target::AtMost(3.0), note)])
+    let row = |name: &str, alone: &[f64], beside: &[f64], what: &str| {
+        let ratios: Vec<_> = beside.iter().zip(alone).map(|(beside, alone)| beside / alone).collect();
+        let note = format!(
+            "{:.0} us beside {WATCHERS} watchers that do not read, {VERIFY_CALLS} waiting calls and a list every ms; {:.0} \
+             us without; {rounds} rounds of {ticks} {what}",
+            quantile(beside, 0.5) / 1e3,
+            quantile(alone, 0.5) / 1e3
+        );
+        Row::of(name, &ratios, "x", Target::AtMost(3.0), note)
+    };
+    Ok(vec![
+        row("attacker: hook to a watcher beside one, p99", &alone.delays, &beside.delays, "events"),
+        row("attacker: Status beside one, p99", &alone.calls, &beside.calls, "calls"),
+    ])
 }
 
-/// From the hook to a watcher, in nanoseconds, of each event.
+/// What another client met in a round, in nanoseconds.
+struct Round {
+    /// From the hook to a watcher, of each event.
+    delays: Vec<f64>,
+    /// Of each call of `Status`.
+    calls: Vec<f64>,
+}
+
+/// The 99th percentile of each round.
+#[derive(Default)]
+struct Rounds {
+    delays: Vec<f64>,
+    calls: Vec<f64>,
+}
+
 async fn one_round(
     environment: &Environment,
     kubepods: &Kubepods,
     ticks: u32,
     attacked: bool,
-) -> Result<Vec<f64>> {
+) -> Result<Round> {
     let agent = Agent::start(environment, &["log.level=warn"]).await?;
     let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
     let ticking = Ticking::start(kubepods, ticks)?;
@@ -86,12 +107,21 @@ async fn one_round(
             }
         }
     }
+    drop((ticking, stream));
+    let mut client = agent.client().await?;
+    let mut calls = Vec::new();
+    for _ in 0..ticks {
+        let began = Instant::now();
+        client.status(proto::StatusRequest {}).await.context("call Status")?;
+        calls.push(began.elapsed().as_nanos() as f64);
+        tokio::time::sleep(PAUSE).await;
+    }
     if let Some(attacker) = &mut attacker {
         attacker.check_running()?;
     }
-    drop((attacker, ticking, stream));
+    drop(attacker);
     agent.stop()?;
-    Ok(delays)
+    Ok(Round { delays, calls })
 }
 
 /// Starts the attacker and waits until it attacks.
