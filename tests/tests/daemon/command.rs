@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -64,6 +65,24 @@ pub(crate) async fn run_in_pid_namespace(command: Command) -> Result<Done> {
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWPID)?;
             command.output()
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+    .await
+}
+
+/// The same in a time namespace of its own, in which so many more seconds have passed since the boot.
+pub(crate) async fn run_in_time_namespace(command: Command, seconds: i64) -> Result<Done> {
+    /// `CLONE_NEWTIME` of `include/uapi/linux/sched.h`.
+    const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+    run_by(command, move |mut command| {
+        let thread = std::thread::spawn(move || {
+            unshare(NEW_TIME)?;
+            // Of the namespace that this thread's children will be in.
+            let offsets = format!("/proc/{}/timens_offsets", nix::unistd::gettid());
+            std::fs::write(offsets, format!("boottime {seconds} 0"))?;
+            // To be changed by fork(2): a child that shares memory stays in its parent's, before Linux 6.1 even when it executes.
+            command.uid(0).output()
         });
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })

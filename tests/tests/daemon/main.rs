@@ -66,6 +66,10 @@ fn main() -> Result<()> {
         recordings::the_demo_needs_no_daemon,
         recordings::an_archive_for_a_bug_report,
     ];
+    let time = Case::new("another_time_namespace_is_refused", |ctx| {
+        ctx.block_on(manners::another_time_namespace_is_refused(ctx))
+    });
+    cases.push(time.refused(manners::no_time_namespaces()));
     // Eight minutes of an emulated guest, and no business of the kernel's.
     let attacks = Case::new("no_client_makes_the_daemon_too_large", |ctx| {
         ctx.block_on(manners::no_client_makes_the_daemon_too_large(ctx))

@@ -16,7 +16,7 @@ use kwitness_tests::pod::new_uid;
 use kwitness_tests::process::wait_for;
 use nix::sys::signal::Signal;
 
-use crate::command::{client, kwitness, run, run_in_pid_namespace};
+use crate::command::{client, kwitness, run, run_in_pid_namespace, run_in_time_namespace};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// `nobody`.
@@ -141,6 +141,24 @@ pub(crate) async fn another_pid_namespace_is_refused(ctx: &TestContext) -> Resul
         accepted.check(1)?.check_says(&["pid namespace", "another instance"])
     })
     .await
+}
+
+/// Records have the time since the boot of the initial time namespace: in another one, they would all be of the future.
+pub(crate) async fn another_time_namespace_is_refused(ctx: &TestContext) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+    let mut daemon = kwitness(ctx, ["daemon", "--socket"]);
+    daemon.arg(directory.path().join("kwitness.sock"));
+    run_in_time_namespace(daemon, 1500).await?.check(1)?.check_says(&["time namespace", "1500 s"])?;
+    let doctor = run_in_time_namespace(kwitness(ctx, ["doctor"]), 1500).await?;
+    ensure!(doctor.stdout.contains("time namespace"), "{}", doctor.stdout);
+    ensure!(doctor.code != Some(0), "the doctor finds nothing fatal:\n{}", doctor.stdout);
+    Ok(())
+}
+
+/// Whether the kernel has time namespaces.
+pub(crate) fn no_time_namespaces() -> Option<&'static str> {
+    let has_any = std::path::Path::new("/proc/self/timens_offsets").exists();
+    (!has_any).then_some("this kernel has no time namespaces")
 }
 
 pub(crate) async fn without_a_daemon(ctx: &TestContext) -> Result<()> {
