@@ -2,14 +2,39 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Args, Command};
 use crate::examples;
 
-/// The command lines of a Markdown file: lines of code that begin with `kwitness`, after a prompt and `sudo`.
+/// A command line in another one: of a unit, or behind `kubectl exec`.
+fn embedded(line: &str) -> Option<&str> {
+    let behind = || line.find(" -- kwitness ").map(|at| &line[at + " -- ".len()..]);
+    line.strip_prefix("ExecStart=").or_else(behind).filter(|line| line.starts_with("kwitness "))
+}
+
+/// The words in single back quotes that begin with `kwitness`. What a template fills in is one word.
+fn spans(text: &str) -> Vec<String> {
+    let mut spans = Vec::new();
+    for line in text.lines().filter(|line| !line.contains("```")) {
+        let quoted = line.split('`').skip(1).step_by(2).filter(|span| span.starts_with("kwitness "));
+        for span in quoted {
+            let mut parts = span.split("{{");
+            let first = parts.next().unwrap_or_default().to_owned();
+            spans.push(
+                parts.fold(first, |line, part| {
+                    line + "X" + part.split_once("}}").map_or("", |(_, rest)| rest)
+                }),
+            );
+        }
+    }
+    spans
+}
+
+/// The command lines of a Markdown file: lines of code that begin with `kwitness`, after a prompt and `sudo`, or have it
+/// [`embedded`].
 fn commands(text: &str) -> Vec<String> {
     let mut is_code = false;
     let mut commands = Vec::new();
@@ -19,7 +44,12 @@ fn commands(text: &str) -> Vec<String> {
             continue;
         }
         let line = line.trim_start_matches([' ', '$', '#']).trim_start_matches("sudo ");
-        if is_code && line.starts_with("kwitness ") {
+        if !is_code {
+            continue;
+        }
+        if line.starts_with("kwitness ") {
+            commands.push(line.to_owned());
+        } else if let Some(line) = embedded(line) {
             commands.push(line.to_owned());
         }
     }
@@ -34,6 +64,28 @@ fn words(line: &str) -> Vec<String> {
         .into_iter()
         .take_while(|word| !["|", "&", "&&", ">", "2>&1", ";"].contains(&word.as_str()))
         .collect()
+}
+
+/// That a command of which prose speaks exists, with its flags; a value that they ask for may be missing, or a placeholder in
+/// capitals.
+fn check_mention(line: &str, whence: &str) {
+    use clap::error::ErrorKind::{InvalidSubcommand, UnknownArgument};
+    let is_placeholder = |word: &String| word.chars().all(|char| char.is_ascii_uppercase());
+    let words = words(line).into_iter().filter(|word| !is_placeholder(word));
+    match Args::try_parse_from(words).map(|args| args.command) {
+        Ok(Command::Get { .. }) => panic!("{whence}: `{line}` is no command of kwitness"),
+        Err(error) if matches!(error.kind(), UnknownArgument | InvalidSubcommand) => {
+            panic!("{whence}: `{line}`: {error}")
+        }
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// Every file below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("a directory");
+    let entries = entries.map(|entry| entry.expect("an entry of it").path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 fn check(line: &str, whence: &str) {
@@ -52,16 +104,42 @@ fn check(line: &str, whence: &str) {
 #[test]
 fn documented_commands_parse() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let documents = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let documents = documents.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let mut count = 0;
-    for path in documents.chain([root.join("README.md")]) {
-        for line in commands(&fs::read_to_string(&path).unwrap()) {
-            check(&line, &path.display().to_string());
+    let is_document = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    let pages = ["README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|page| root.join(page));
+    let documents =
+        files(&root.join("docs")).into_iter().chain(files(&root.join("deploy"))).filter(is_document);
+    let (mut count, mut mentioned) = (0, 0);
+    for path in documents.chain(pages) {
+        let (text, name) = (fs::read_to_string(&path).unwrap(), path.display().to_string());
+        for line in commands(&text) {
+            check(&line, &name);
             count += 1;
         }
+        for line in spans(&text) {
+            check_mention(&line, &name);
+            mentioned += 1;
+        }
     }
-    assert!(count >= 8, "only {count} commands were found");
+    assert!(count >= 8 && mentioned >= 40, "only {count} commands were found, and {mentioned} in prose");
+}
+
+/// The chart's notes, units, alert rules and whatever else is deployed.
+#[test]
+fn deployed_commands_parse() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    let (mut count, mut mentioned) = (0, 0);
+    for path in files(&deploy) {
+        let (text, name) = (fs::read_to_string(&path).unwrap(), path.display().to_string());
+        for line in text.lines().filter_map(embedded) {
+            check(line, &name);
+            count += 1;
+        }
+        for line in spans(&text) {
+            check_mention(&line, &name);
+            mentioned += 1;
+        }
+    }
+    assert!(count >= 4 && mentioned >= 4, "only {count} commands were found, and {mentioned} in prose");
 }
 
 /// The long flags of the program and of all its commands.
@@ -117,4 +195,10 @@ fn commands_are_found_in_code_only() {
     let found = commands(text);
     assert_eq!(found, ["kwitness ps -o json | jq .   # a comment", "kwitness events &"]);
     assert_eq!(words(&found[0]), ["kwitness", "ps", "-o", "json"]);
+    let behind = "```\n$ kubectl exec daemonset/kwitness -- kwitness events -n prod\n```";
+    assert_eq!(commands(behind), ["kwitness events -n prod"]);
+    assert_eq!(embedded("ExecStart=kwitness daemon"), Some("kwitness daemon"));
+    assert_eq!(embedded("kwitness 1.0 watches every node"), None);
+    let prose = "`kwitness status` says so, `kwitness events --pod {{ $labels.pod }} -w` too; `jq` and `kwitness` do not.";
+    assert_eq!(spans(prose), ["kwitness status", "kwitness events --pod X -w"]);
 }
