@@ -189,6 +189,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
 
     let resolving = tokio::spawn(resolving);
     let worker = tokio::spawn(worker);
+    let giving_back = tokio::spawn(kwitness_service::memory::give_back_after_peaks());
     let mut running = tokio::spawn(engine.run(ready, stop.clone()));
     let mut serving = tokio::spawn(serving);
     let starting = async {
@@ -221,6 +222,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     resolving.abort();
     following.abort();
     worker.abort();
+    giving_back.abort();
     // Each ends by itself now; whichever ended before is not polled again.
     if !running.is_finished() {
         running.await.context("the engine panicked")??;

@@ -3,6 +3,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
 
 thread_local! {
     static ALLOCATED: Cell<i64> = const { Cell::new(0) };
@@ -65,11 +68,102 @@ pub fn allocated() -> i64 {
     ALLOCATED.with(Cell::get)
 }
 
+/// How much more the allocator must hold free than after the last time before it is worth giving back, in bytes.
+const WORTHWHILE: usize = 16 << 20;
+/// Between two looks.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Gives back what the allocator holds free after a peak: what a burst of events or a few large answers took once, the process would
+/// otherwise keep. Never ends.
+pub async fn give_back_after_peaks() {
+    let mut peaks = Peaks::default();
+    let mut looks = tokio::time::interval(PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if peaks.is_past(held_free()) {
+            // It takes milliseconds. What it panics with is nothing.
+            let _ = tokio::task::spawn_blocking(give_back).await;
+            peaks.gave_back(held_free());
+        }
+    }
+}
+
+/// What the allocator has been seen to hold free.
+#[derive(Debug, Default)]
+struct Peaks {
+    /// The least since it was given back last. What was given back counts as held free all the same.
+    least: usize,
+}
+
+impl Peaks {
+    fn is_past(&mut self, free: usize) -> bool {
+        self.least = self.least.min(free);
+        free - self.least >= WORTHWHILE
+    }
+
+    fn gave_back(&mut self, free: usize) {
+        self.least = free;
+    }
+}
+
+/// Bytes that the allocator holds free, or has held and given back; zero where that is not known.
+fn held_free() -> usize {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it has no precondition, and takes the allocator's own locks.
+    return unsafe { nix::libc::mallinfo2() }.fordblks;
+    #[cfg(not(target_env = "gnu"))]
+    0
+}
+
 /// Gives back to the kernel what the allocator holds free.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no precondition, and takes the allocator's own locks.
     unsafe {
         nix::libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_given_back_once_after_each_peak() {
+        let mut peaks = Peaks::default();
+        let megabytes = |count: usize| count << 20;
+        assert!(!peaks.is_past(megabytes(15)), "not worthwhile");
+        assert!(peaks.is_past(megabytes(40)));
+        peaks.gave_back(megabytes(38));
+        assert!(!peaks.is_past(megabytes(50)));
+        assert!(!peaks.is_past(megabytes(2)), "in use again");
+        assert!(peaks.is_past(megabytes(18)), "and free again");
+    }
+
+    /// Kilobytes of memory that this process has.
+    #[cfg(target_env = "gnu")]
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Many small pieces, with one that stays above them: by itself, the allocator keeps what lies below that.
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn what_was_freed_after_a_peak_is_given_back() {
+        const PIECES: usize = 64 << 10;
+        let before = held_free();
+        let mut pieces: Vec<Box<[u8; 1024]>> = (0..PIECES).map(|_| Box::new([1; 1024])).collect();
+        let last = pieces.pop();
+        drop(pieces);
+        let (peak, free) = (resident(), held_free());
+        assert!(free >= before + WORTHWHILE, "{before} bytes were free before, {free} after");
+        give_back();
+        let left = resident();
+        // Of 64 MiB, half at least, whatever other tests do meanwhile.
+        assert!(left + (32 << 10) <= peak, "{peak} kB before, {left} after");
+        drop(last);
     }
 }
