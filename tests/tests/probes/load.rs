@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
-use kwitness_agent::probe::{CapabilityReport, Loaded, ProbeError, ProbeLog, Reason, Settings, survey};
+use kwitness_agent::probe::{
+    CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
+};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::suite::Case;
 
@@ -95,7 +97,8 @@ fn one_instance() -> Result<()> {
     let settings = Settings { lock_file: Some(directory.path().join("lock")), ..Settings::default() };
     let first = Loaded::load(&settings)?;
     match Loaded::load(&settings) {
-        Err(ProbeError::AlreadyRunning { holder: Some(pid), .. }) if pid == std::process::id() => {}
+        Err(ProbeError::Lock(LockError::AlreadyRunning { holder: Some(pid), .. }))
+            if pid == std::process::id() => {}
         Err(other) => anyhow::bail!("{other}"),
         Ok(_) => anyhow::bail!("a second one was loaded"),
     }

@@ -27,12 +27,13 @@ use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
-use crate::probe::{Attached, Capabilities, InstanceLock, Loaded, SetId, Unpinned, error_chain};
+use crate::probe::{Attached, Capabilities, Loaded, SetId, Unpinned, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{
-    ConnectionCounters, Limits, Listener, Signal, Signals, Socket, in_initial_pid_namespace, notify_ready,
+    ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, in_initial_pid_namespace,
+    notify_ready,
 };
 
 /// Answers of the runtime on their way to the engine.

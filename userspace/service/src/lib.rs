@@ -1,5 +1,5 @@
 //! What the long-running programs (daemon, proxy, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the log, signals, memory, the service manager.
+//! metrics, the lock that keeps a second instance out, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
 
@@ -9,6 +9,7 @@ mod counter;
 pub mod descriptors;
 pub mod http;
 mod listener;
+mod lock;
 pub mod log;
 pub mod memory;
 pub mod metrics;
@@ -18,13 +19,16 @@ pub mod program;
 mod signals;
 mod slots;
 mod socket;
+mod time_namespace;
 
 pub use connection::Connection;
 pub use connection::ConnectionCounters;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};
+pub use lock::{InstanceLock, LockError};
 pub use notify::notify_ready;
 pub use pid_namespace::in_initial_pid_namespace;
 pub use signals::{Signal, Signals};
 pub use slots::ConnectionId;
 pub use socket::Socket;
+pub use time_namespace::boot_time_offset;

@@ -109,23 +109,6 @@ fn missing_in(status: &str, in_user_namespace: bool) -> Vec<&'static str> {
         .collect()
 }
 
-/// How far this process's boot-time clock is from the kernel's, in words; none: it is the kernel's.
-///
-/// Records carry the kernel's clock. In a time namespace with an offset they would be of the past or the future, and
-/// neither scans nor answers could be ordered with them.
-pub fn time_offset() -> Option<String> {
-    time_offset_in(&fs::read_to_string("/proc/self/timens_offsets").ok()?)
-}
-
-/// The file has a line for each clock: `boottime -1500 0`, in seconds and nanoseconds.
-fn time_offset_in(text: &str) -> Option<String> {
-    let mut fields = text.lines().find_map(|line| line.trim().strip_prefix("boottime"))?.split_whitespace();
-    match (fields.next()?, fields.next()?) {
-        ("0", "0") => None,
-        (seconds, nanos) => Some(format!("{seconds} s and {nanos} ns")),
-    }
-}
-
 /// The lockdown in force, if it can be found out.
 pub fn lockdown() -> Option<Lockdown> {
     lockdown_in(&fs::read_to_string(LOCKDOWN_PATH).ok()?)
@@ -193,7 +176,7 @@ fn lockdown_check() -> Check {
 }
 
 fn time_namespace_check() -> Check {
-    let (verdict, found, remedy) = match time_offset() {
+    let (verdict, found, remedy) = match kwitness_service::boot_time_offset() {
         None => (Verdict::Good, "the kernel's boot-time clock".to_owned(), None),
         Some(offset) => {
             let found = format!("the boot-time clock is off by {offset}: events cannot be ordered");
@@ -265,15 +248,6 @@ mod tests {
         assert_eq!(missing_in(&status(0), false), ["CAP_BPF", "CAP_PERFMON"]);
         assert_eq!(missing_in(&status(u64::MAX), true), ["a process in the initial user namespace"]);
         assert!(missing_in("Name:\tx\n", false).is_empty());
-    }
-
-    #[test]
-    fn a_time_namespace_is_known_by_its_offset() {
-        let offsets = |boottime: &str| format!("monotonic           0         0\nboottime   {boottime}\n");
-        assert_eq!(time_offset_in(&offsets("       0         0")), None);
-        assert_eq!(time_offset_in(&offsets("   -1500         0")).as_deref(), Some("-1500 s and 0 ns"));
-        assert_eq!(time_offset_in(&offsets("       0         7")).as_deref(), Some("0 s and 7 ns"));
-        assert_eq!(time_offset_in(""), None);
     }
 
     #[test]

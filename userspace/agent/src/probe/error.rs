@@ -1,8 +1,9 @@
 //! Why the probes cannot be used, each with what to do next.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 use kwitness_btf::BtfError;
+pub use kwitness_service::LockError;
 
 use super::{
     capability::Capability,
@@ -49,27 +50,9 @@ pub enum ProbeError {
         offset: String,
     },
 
-    /// Another daemon holds the lock.
-    #[error(
-        "another instance is running ({}): it holds the lock {}. Remedy: stop it, or give this one another run directory",
-        holder.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}")),
-        path.display()
-    )]
-    AlreadyRunning {
-        /// The lock file.
-        path: PathBuf,
-        /// The process that wrote its id into the lock file.
-        holder: Option<u32>,
-    },
-
-    /// The lock file cannot be used.
-    #[error("the lock file {} cannot be opened and locked. Remedy: make its directory exist and writable", path.display())]
-    LockFile {
-        /// The lock file.
-        path: PathBuf,
-        /// What the kernel answered.
-        source: io::Error,
-    },
+    /// Another daemon runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
 
     /// A map cannot be allocated: not enough memory, or RLIMIT_MEMLOCK too low.
     #[error(

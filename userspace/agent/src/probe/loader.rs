@@ -29,6 +29,7 @@ use aya::{
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
 use kwitness_btf::Btf;
 use kwitness_core::model::LimitFile;
+use kwitness_service::InstanceLock;
 use nix::{libc, sys::resource};
 
 use super::{
@@ -38,7 +39,6 @@ use super::{
     error::{ProbeError, Result},
     handover::{Meanwhile, OldPrograms, Overlap},
     layout,
-    lock::InstanceLock,
     object::OBJECT,
     pins::{self, Old, Origin, Unpinned},
     report::{Capabilities, CapabilityReport, Reason, Refusal},
@@ -138,7 +138,7 @@ impl Loaded {
         if environment::lockdown() == Some(Lockdown::Confidentiality) {
             return Err(ProbeError::Lockdown);
         }
-        if let Some(offset) = environment::time_offset() {
+        if let Some(offset) = kwitness_service::boot_time_offset() {
             return Err(ProbeError::TimeNamespace { offset });
         }
         let lock = settings.lock_file.as_deref().map(InstanceLock::acquire).transpose()?;

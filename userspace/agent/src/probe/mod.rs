@@ -20,7 +20,6 @@ mod error;
 mod handover;
 mod layout;
 mod loader;
-mod lock;
 mod log;
 pub mod mapped;
 mod object;
@@ -34,10 +33,9 @@ mod stats;
 mod tracker;
 
 pub use self::{
-    error::{ProbeError, Result},
+    error::{LockError, ProbeError, Result},
     handover::Overlap,
     loader::{Attached, Loaded, error_chain, kernel_layout, survey},
-    lock::InstanceLock,
     object::OBJECT,
     pace::ReaderWaits,
     pins::Unpinned,

@@ -11,6 +11,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
 use kwitness_abi::{Budget, Counters, Header};
+use kwitness_service::InstanceLock;
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -19,7 +20,6 @@ use super::{
     error::{ProbeError, Result},
     handover::{self, OldPrograms, Overlap},
     loader::{Attached, AttachedProgram},
-    lock::InstanceLock,
     log::LogReader,
     pace::{Next, Pace, ReaderWaits},
     pins::{self, Old, Unpinned},

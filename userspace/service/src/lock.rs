@@ -2,9 +2,9 @@
 
 use std::{
     fs::{File, OpenOptions, Permissions},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -12,18 +12,44 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::error::{ProbeError, Result};
-
 const MODE: u32 = 0o600;
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another instance has it.
+    #[error(
+        "another instance is running ({}): it holds the lock {}. Remedy: stop it, or give this one another run directory",
+        holder.map_or_else(|| "process unknown".to_owned(), |pid| format!("process {pid}")),
+        path.display()
+    )]
+    AlreadyRunning {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that wrote its id into the lock file.
+        holder: Option<u32>,
+    },
+    /// The lock file cannot be used.
+    #[error("the lock file {} cannot be opened and locked. Remedy: make its directory exist and writable", path.display())]
+    File {
+        /// The lock file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}
 
 /// The lock, held until dropped.
 #[derive(Debug)]
 pub struct InstanceLock(#[expect(dead_code, reason = "holds the lock")] Flock<File>);
 
 impl InstanceLock {
-    /// Takes the lock or says who has it.
-    pub fn acquire(path: &Path) -> Result<Self> {
-        let failed = |source| ProbeError::LockFile { path: path.to_owned(), source };
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// Another instance has it, or the file cannot be used.
+    pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::File { path: path.to_owned(), source };
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -45,7 +71,7 @@ impl InstanceLock {
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
                 let holder = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-                Err(ProbeError::AlreadyRunning { path: path.to_owned(), holder })
+                Err(LockError::AlreadyRunning { path: path.to_owned(), holder })
             }
             Err((_, errno)) => Err(failed(errno.into())),
         }
@@ -63,7 +89,7 @@ mod tests {
         let first = InstanceLock::acquire(&path).unwrap();
         let refusal = InstanceLock::acquire(&path).unwrap_err();
         assert!(
-            matches!(&refusal, ProbeError::AlreadyRunning { holder: Some(pid), .. } if *pid == std::process::id()),
+            matches!(&refusal, LockError::AlreadyRunning { holder: Some(pid), .. } if *pid == std::process::id()),
             "{refusal:?}"
         );
         drop(first);
@@ -92,7 +118,7 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let _first = InstanceLock::acquire(&path).unwrap();
         let refusal = InstanceLock::acquire(&path).unwrap_err();
-        assert!(matches!(&refusal, ProbeError::AlreadyRunning { holder: None, .. }), "{refusal:?}");
+        assert!(matches!(&refusal, LockError::AlreadyRunning { holder: None, .. }), "{refusal:?}");
     }
 
     #[test]
