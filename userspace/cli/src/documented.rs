@@ -1,4 +1,4 @@
-//! Every command that the documentation or the help shows is one that the program accepts, and every flag is documented.
+//! Every command that the documentation, a unit or the help shows is one that the program accepts, and every flag is documented.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -140,6 +140,21 @@ fn deployed_commands_parse() {
         }
     }
     assert!(count >= 4 && mentioned >= 4, "only {count} commands were found, and {mentioned} in prose");
+}
+
+#[test]
+fn units_start_what_exists() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd");
+    let units = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for path in units.filter(|path| path.extension().is_some_and(|extension| extension == "service")) {
+        let text = fs::read_to_string(&path).unwrap();
+        for line in text.lines().filter_map(|line| line.strip_prefix("ExecStart=")) {
+            check(line, &path.display().to_string());
+            count += 1;
+        }
+    }
+    assert_eq!(count, 3);
 }
 
 /// The long flags of the program and of all its commands.

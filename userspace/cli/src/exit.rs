@@ -155,7 +155,7 @@ fn owner(_: &Address) -> String {
 
 #[cfg(node)]
 fn is_configuration(error: &anyhow::Error) -> bool {
-    error.is::<kwitness_agent::config::Problems>()
+    error.is::<kwitness_agent::config::Problems>() || error.is::<kwitness_guard::policy::PolicyError>()
 }
 
 #[cfg(not(node))]

@@ -2,6 +2,8 @@
 //!
 //! Owns the calls. Never decides what a verdict means for a process: [`Refusal`] says that.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kwitness_api::Client;
@@ -10,7 +12,7 @@ use kwitness_api::proto::{self, VerdictKind, wanted::Memory};
 use tokio::sync::mpsc;
 
 use crate::plan::Refusal;
-use crate::policy::{Bytes, Names};
+use crate::policy::{Bytes, Names, Policy, Selection};
 
 /// The file whose verdict counts.
 const MEMORY_MAX: &str = "memory.max";
@@ -25,6 +27,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Container {
     /// Its id of the runtime.
     pub id: String,
+    /// The container runtime has reported what it is. Until then it may be a sandbox, and has no names.
+    pub is_identified: bool,
     /// Its cgroup v2 id.
     pub cgroup_id: u64,
     /// Its cgroup, from the root of the hierarchy.
@@ -38,17 +42,17 @@ pub struct Container {
 }
 
 impl Container {
-    /// An app container whose program runs. A sandbox, one whose type is not known yet, and one in which only the runtime's own
-    /// process is, which its caller waits for, is none. Nor is one without a cgroup of its own: the program would take the root
-    /// for it, which is everything's.
+    /// A container whose program runs. A sandbox, and one in which only the runtime's own process is, which its caller waits for,
+    /// is none. Nor is one without a cgroup of its own: the program would take the root for it, which is everything's.
     fn of(state: proto::ContainerState) -> Option<Self> {
         let is_running = state.state() == proto::State::Running;
         let container = state.container?;
-        let is_app = container.r#type() == proto::ContainerType::App;
+        let r#type = container.r#type();
         let has_cgroup = container.cgroup_id != 0 && !container.cgroup_path.trim_matches('/').is_empty();
         let pod = container.pod.unwrap_or_default();
-        (is_running && is_app && has_cgroup).then_some(Self {
+        (is_running && r#type != proto::ContainerType::Sandbox && has_cgroup).then_some(Self {
             id: container.id,
+            is_identified: r#type == proto::ContainerType::App,
             cgroup_id: container.cgroup_id,
             cgroup_path: container.cgroup_path,
             namespace: pod.namespace,
@@ -57,7 +61,12 @@ impl Container {
         })
     }
 
-    /// By which the policy selects.
+    /// What a policy says of it.
+    pub fn select<'a>(&self, policy: &'a Policy) -> Selection<'a> {
+        if self.is_identified { policy.select(self.names()) } else { Selection::Undecided }
+    }
+
+    /// By which a policy selects.
     pub fn names(&self) -> Names<'_> {
         Names {
             namespace: self.namespace.as_deref(),
@@ -76,11 +85,13 @@ pub async fn containers(client: &mut Client) -> Result<Vec<Container>, Error> {
     Ok(all.into_iter().filter_map(Container::of).collect())
 }
 
-/// Sends the containers now and whenever they change, until the receiver is gone. While the daemon is away, nothing.
-pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>) {
+/// Sends the containers now and whenever they change, until the receiver is gone. While the daemon is away, nothing; `is_up` says
+/// whether it is.
+pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>, is_up: Arc<AtomicBool>) {
     let mut reported = false;
     loop {
-        let Err(error) = follow_once(&address, &to, &mut reported).await else { return };
+        let Err(error) = follow_once(&address, &to, &is_up, &mut reported).await else { return };
+        is_up.store(false, Ordering::Relaxed);
         if !std::mem::replace(&mut reported, true) {
             tracing::warn!(%error, "daemon away: containers that start now are not guarded");
         }
@@ -92,6 +103,7 @@ pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>) {
 async fn follow_once(
     address: &Address,
     to: &mpsc::Sender<Vec<Container>>,
+    is_up: &AtomicBool,
     reported: &mut bool,
 ) -> Result<(), Error> {
     use kwitness_api::client::Item;
@@ -111,6 +123,7 @@ async fn follow_once(
         if to.send(containers(&mut client).await?).await.is_err() {
             return Ok(());
         }
+        is_up.store(true, Ordering::Relaxed);
         if std::mem::take(reported) {
             tracing::info!("daemon is back");
         }
@@ -200,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn only_running_app_containers_are_guarded() {
+    fn only_running_containers_are_guarded_and_none_before_the_runtime_has_named_it() {
         let with_cgroup = |cgroup_id,
                            cgroup_path: &str,
                            r#type: proto::ContainerType,
@@ -215,10 +228,14 @@ mod tests {
             proto::ContainerState { container: Some(container), state: state.into(), ..Default::default() }
         };
         let state = |r#type, state| with_cgroup(7, "/pod/c", r#type, state);
-        assert!(Container::of(state(proto::ContainerType::App, proto::State::Running)).is_some());
+        let policy = Policy::parse("[[rule]]\nstep = \"64Mi\"\nceiling = \"1Gi\"\n").unwrap();
+        let running = |of_type| Container::of(state(of_type, proto::State::Running)).unwrap();
+        let app = running(proto::ContainerType::App);
+        assert!(matches!(app.select(&policy), Selection::Rule(_)));
+        let unknown = running(proto::ContainerType::Unspecified);
+        assert_eq!(unknown.select(&policy), Selection::Undecided, "it may be a sandbox");
         for (of_type, of_state) in [
             (proto::ContainerType::Sandbox, proto::State::Running),
-            (proto::ContainerType::Unspecified, proto::State::Running),
             (proto::ContainerType::App, proto::State::Created),
             (proto::ContainerType::App, proto::State::Stopped),
         ] {

@@ -1,20 +1,24 @@
 //! What the policy would do on this node now: which containers it would arm, and how far a raise would go. Loads no program,
 //! holds nothing, raises nothing.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::Context as _;
 use kwitness_api::Client;
 use kwitness_api::client::Address;
 
+use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::guard::available;
 use crate::plan::{self, Facts, Raise, Refusal};
-use crate::policy::{Bytes, Policy, Threshold};
+use crate::policy::{Bytes, Policy, Selection, Threshold};
 
-/// Where the cgroup v2 hierarchy is, on a node that has its controllers there.
-const CGROUPS: &str = "/sys/fs/cgroup";
+/// What a policy says of the containers of this node.
+#[derive(Clone, Debug, Default)]
+pub struct Outlook {
+    /// Those that a rule selects.
+    pub rows: Vec<Row>,
+    /// Those of which that cannot be said yet, because their names are not known.
+    pub unnamed: Vec<Container>,
+}
 
 /// One container that a rule selects.
 #[derive(Clone, Debug)]
@@ -31,30 +35,38 @@ pub struct Row {
     pub raise: Option<Result<Raise, Refusal>>,
 }
 
-/// Every container that a rule selects.
+/// What the policy would do now.
 ///
 /// # Errors
 /// The daemon is away, or a cgroup's files cannot be read.
-pub async fn rows(policy: &Policy, daemon: Address) -> anyhow::Result<Vec<Row>> {
+pub async fn outlook(policy: &Policy, daemon: Address) -> anyhow::Result<Outlook> {
     let mut client = Client::connect(daemon).await?;
     let available = available()?;
-    let mut rows = Vec::new();
+    let mut outlook = Outlook::default();
     for container in daemon::containers(&mut client).await? {
-        let Some(rule) = policy.rule(container.names()) else { continue };
-        let directory = Path::new(CGROUPS).join(container.cgroup_path.trim_start_matches('/'));
-        let read = |name| -> anyhow::Result<String> {
-            let file = directory.join(name);
-            let text = fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}: the guard needs cgroup v2", file.display()))?;
-            Ok(text.trim().to_owned())
+        let rule = match container.select(policy) {
+            Selection::Rule(rule) => rule,
+            Selection::Nothing => continue,
+            Selection::Undecided => {
+                outlook.unnamed.push(container);
+                continue;
+            }
         };
-        let limit = read("memory.max")?;
-        let limit =
-            (limit != "max").then(|| limit.parse().map(Bytes)).transpose().context("parse memory.max")?;
-        let usage = Bytes(read("memory.current")?.parse().context("parse memory.current")?);
-        let raise =
-            limit.map(|limit| plan::raise(rule, &Facts { limit, available, raises: 0, unanswered: false }));
-        rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });
+        let unreadable =
+            || format!("cannot read the cgroup {}: the guard needs cgroup v2", container.cgroup_path);
+        let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).with_context(unreadable)?;
+        let Some(cgroup) = cgroup else { continue };
+        let limit = cgroup.limit().with_context(unreadable)?;
+        let usage = cgroup.usage().with_context(unreadable)?;
+        let above = cgroup.above(rule.step).with_context(unreadable)?;
+        let raise = limit.map(|held_at| {
+            let promised = Bytes(0);
+            plan::raise(
+                rule,
+                &Facts { held_at, limit, above, available, promised, raises: 0, unanswered: false },
+            )
+        });
+        outlook.rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });
     }
-    Ok(rows)
+    Ok(outlook)
 }

@@ -16,19 +16,25 @@ mod arming;
 mod holds;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kwitness_abi::{Hold, Lease, ProcessKey};
 use kwitness_api::client::Address;
-use kwitness_service::{Signal, Signals, Socket, notify_ready};
+use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
+use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::LOCK_FILE;
+use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
+use crate::metrics::{Counts, Metrics, Snapshot};
 use crate::orphans;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::process;
@@ -58,6 +64,8 @@ pub struct Options {
     pub status_socket: PathBuf,
     /// Where lease and holds are pinned: a directory in a BPF file system.
     pub pin_directory: PathBuf,
+    /// Where metrics and probes are served, if anywhere.
+    pub http: Option<HttpAddress>,
 }
 
 /// One hold of one process: its pid, its start, the hold's.
@@ -72,6 +80,10 @@ struct Guarded {
     container: Container,
     rule: Rule,
     raises: u32,
+    /// The limit before the first raise; none: there was none.
+    original: Option<Bytes>,
+    /// What the last raise asked for.
+    asked: Bytes,
     /// A raise whose answer has not come: the limit may still become what it says.
     unanswered: bool,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
@@ -81,7 +93,30 @@ struct Guarded {
 
 impl Guarded {
     fn new(container: Container, rule: Rule) -> Self {
-        Self { container, rule, raises: 0, unanswered: false, quiet_until: 0, episode: None }
+        Self {
+            container,
+            rule,
+            raises: 0,
+            original: None,
+            asked: Bytes(0),
+            unanswered: false,
+            quiet_until: 0,
+            episode: None,
+        }
+    }
+
+    /// Raises that it may still have.
+    fn budget_left(&self) -> u32 {
+        self.rule.budget.saturating_sub(self.raises)
+    }
+
+    /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
+    fn promised(&self) -> Option<Bytes> {
+        self.original?;
+        let cgroup = Cgroup::find(&self.container.cgroup_path, self.container.cgroup_id).ok()??;
+        let (limit, usage) = (cgroup.limit().ok()?.unwrap_or(Bytes(0)), cgroup.usage().ok()?);
+        let limit = if self.unanswered { limit.max(self.asked) } else { limit };
+        Some(Bytes(limit.0.saturating_sub(usage.0)))
     }
 }
 
@@ -108,8 +143,10 @@ struct Guard {
     program: Program,
     watchdog: Child,
     guarded: HashMap<u64, Guarded>,
-    /// What the policy selects and the program has no room for.
+    /// What the policy selects, or may select, and is not armed.
     not_armed: HashMap<u64, NotArmed>,
+    /// What is armed no more and still exists.
+    retired: HashMap<u64, Guarded>,
     /// Holds that are being continued: decided, and not yet seen running.
     continuing: HashSet<HoldId>,
     /// Holds that have been reported.
@@ -117,8 +154,8 @@ struct Guard {
     answers: JoinSet<Answer>,
     episodes: u64,
     history: VecDeque<Ended>,
-    raised: u64,
-    refused: BTreeMap<&'static str, u64>,
+    counts: Counts,
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// Guards until a signal ends it, or the watchdog is lost.
@@ -130,17 +167,22 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // What every hold needs must not fail for the first time in one.
     available()?;
     let mut signals = Signals::handle()?;
+    Socket::make_directory(Path::new(LOCK_FILE))?;
+    let _lock = InstanceLock::acquire(Path::new(LOCK_FILE)).context("one node has one guard")?;
     Socket::make_directory(&options.status_socket)?;
     let mut socket = Socket::listen(&options.status_socket)?;
-    let listener = socket.listener()?;
+    let mut clients = status::Clients::new(socket.listener()?);
+    let is_daemon_up = Arc::<AtomicBool>::default();
+    let served = options.http.as_ref().map(|address| serve(address, Arc::clone(&is_daemon_up)));
+    let (metrics, _http) = served.transpose()?.unzip();
     orphans::recover(&options.pin_directory).await?;
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);
-    let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to));
+    let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
     tracing::info!(hook = program.hook, watchdog = watchdog.id(), "guard ready");
     notify_ready();
-    let mut guard = Guard::new(options, program, watchdog);
+    let mut guard = Guard::new(options, program, watchdog, metrics);
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut retry = tokio::time::interval(RETRY);
     for interval in [&mut heartbeat, &mut retry] {
@@ -160,19 +202,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 Err(error) => Err(error).context("a call's task failed"),
             },
             Some(containers) = containers.recv() => guard.arm(containers),
-            accepted = listener.accept() => match (accepted, guard.status()) {
-                (Ok((client, _)), Ok(status)) => {
-                    tokio::spawn(async move { status::answer(client, &status).await });
-                    Ok(())
-                }
-                // A client that is gone again.
-                (Err(_), Ok(_)) => Ok(()),
-                (_, Err(error)) => Err(error),
-            },
+            client = clients.next() => guard.status().map(|status| client.answer(&status)),
             signal = signals.next() => match signal {
                 Signal::Stop => break Ok(()),
                 Signal::LogCounters => {
-                    tracing::info!(raised = guard.raised, refused = ?guard.refused, "counters");
+                    let Counts { raises, refusals, .. } = &guard.counts;
+                    tracing::info!(raises, ?refusals, "counters");
                     Ok(())
                 }
                 Signal::Reload => {
@@ -190,6 +225,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ended.and(stopped)
 }
 
+/// Serves metrics and probes until what it returns is dropped.
+fn serve(address: &HttpAddress, is_daemon_up: Arc<AtomicBool>) -> anyhow::Result<(Arc<Metrics>, HttpServer)> {
+    let http = Arc::<HttpCounters>::default();
+    let program = kwitness_service::program::Program::new(Arc::clone(&http));
+    let metrics = Arc::new(Metrics::new(program, is_daemon_up));
+    let limits = HttpLimits::with_connections(CONNECTIONS);
+    let server = HttpServer::start(address, limits, Arc::clone(&metrics), http)?;
+    Ok((metrics, server))
+}
+
 /// `MemAvailable` of the node.
 pub(crate) fn available() -> anyhow::Result<Bytes> {
     use procfs::Current as _;
@@ -198,20 +243,21 @@ pub(crate) fn available() -> anyhow::Result<Bytes> {
 }
 
 impl Guard {
-    fn new(options: Options, program: Program, watchdog: Child) -> Self {
+    fn new(options: Options, program: Program, watchdog: Child, metrics: Option<Arc<Metrics>>) -> Self {
         Self {
             options,
             program,
             watchdog,
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
+            retired: HashMap::new(),
             continuing: HashSet::new(),
             reported: HashSet::new(),
             answers: JoinSet::new(),
             episodes: 0,
             history: VecDeque::new(),
-            raised: 0,
-            refused: BTreeMap::new(),
+            counts: Counts::default(),
+            metrics,
         }
     }
 
@@ -227,7 +273,33 @@ impl Guard {
         let levels = self.guarded.values().filter_map(|guarded| level_bit(&guarded.container.cgroup_path));
         let levels = levels.fold(0, |all, level| all | level);
         let until = program::now() + nanos(LEASE);
-        Ok(self.program.records.set_lease(Lease { until, levels })?)
+        self.program.records.set_lease(Lease { until, levels })?;
+        if let Some(metrics) = &self.metrics {
+            metrics.publish(self.snapshot()?);
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let left = || self.guarded.values().map(Guarded::budget_left);
+        Ok(Snapshot {
+            counts: self.counts.clone(),
+            held: self.program.records.held()?.len(),
+            armed: self.guarded.len(),
+            not_armed: self.not_armed(),
+            not_held: self.program.spared()?,
+            budget_left: left().map(u64::from).sum(),
+            budget_spent: left().filter(|left| *left == 0).count(),
+        })
+    }
+
+    /// How many containers are not armed, by reason.
+    fn not_armed(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        for reason in self.not_armed.values() {
+            *counts.entry(reason.name()).or_default() += 1;
+        }
+        counts
     }
 
     fn status(&self) -> anyhow::Result<Status> {
@@ -240,26 +312,20 @@ impl Guard {
             held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
             raises: guarded.raises,
             budget: guarded.rule.budget,
+            original_limit: guarded.original.map(|limit| limit.0),
         });
-        let mut not_armed: BTreeMap<String, u64> = BTreeMap::new();
-        for reason in self.not_armed.values() {
-            *not_armed.entry(reason.name().to_owned()).or_default() += 1;
-        }
+        let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
+        let Counts { raises, refusals, .. } = self.counts.clone();
         Ok(Status {
             pid: std::process::id(),
             watchdog_pid: self.watchdog.id(),
             hook: self.program.hook.to_owned(),
             armed: armed.collect(),
-            not_armed,
+            not_armed: self.not_armed().into_iter().map(named).collect(),
             history: self.history.iter().cloned().collect(),
-            raised: self.raised,
-            refused: self.refused.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
-            not_held: self
-                .program
-                .spared()?
-                .into_iter()
-                .map(|(name, count)| (name.to_owned(), count))
-                .collect(),
+            raised: raises,
+            refused: refusals.into_iter().map(named).collect(),
+            not_held: self.program.spared()?.into_iter().map(named).collect(),
         })
     }
 

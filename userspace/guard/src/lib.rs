@@ -43,6 +43,7 @@
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
 //! | which containers, and every number | [`policy`] |
 //! | whether and how far a limit is raised; why not | [`plan`] |
+//! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
 //! | when a hold must end whatever the guard does | [`watchdog`] |
 //! | how the holds of a dead guard end | `orphans` |
@@ -52,11 +53,13 @@
 //!
 //! [`policy`], [`plan`] and [`episode`] are pure: no clock, no file, no signal.
 
+mod cgroup;
 pub mod daemon;
 pub mod dry_run;
 pub mod episode;
 mod guard;
 mod layout;
+mod metrics;
 mod orphans;
 pub mod plan;
 pub mod policy;
@@ -67,8 +70,12 @@ pub mod status;
 pub mod watchdog;
 
 pub use guard::{HEARTBEAT, Options, run};
+pub use metrics::CATALOG;
 pub use program::{LEASE, ProgramError};
 pub use status::STATUS_SOCKET;
+
+/// Locked by the guard of this node: a second one does not start.
+pub const LOCK_FILE: &str = "/run/kwitness/guard.lock";
 
 /// Where lease and holds are pinned by default.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

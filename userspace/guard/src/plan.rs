@@ -7,16 +7,33 @@ use crate::policy::{Bytes, Rule};
 const RESERVE: u64 = 2;
 
 /// What is known of a container when one of its processes is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// The limit in force, by the kernel's own counter.
-    pub limit: Bytes,
+    /// The limit when the process was held, by the kernel's own counter.
+    pub held_at: Bytes,
+    /// The limit now, by the cgroup's file; none: there is none any more.
+    pub limit: Option<Bytes>,
+    /// The cgroups above that have a limit, the nearest first.
+    pub above: Vec<Level>,
     /// `MemAvailable` of the node.
     pub available: Bytes,
+    /// What containers may still take of raises that they have had.
+    pub promised: Bytes,
     /// Raises so far.
     pub raises: u32,
     /// An earlier raise has no answer: it may yet set the limit, to less than a later one.
     pub unanswered: bool,
+}
+
+/// A cgroup above the container with a limit of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// The name of its directory.
+    pub name: String,
+    /// Its limit.
+    pub limit: Bytes,
+    /// What may still be charged there before the kernel kills.
+    pub free: Bytes,
 }
 
 /// A raise of a limit.
@@ -42,10 +59,26 @@ pub enum Refusal {
     /// The container has had all raises that the policy allows.
     #[error("the container's limit was raised {0} times, which is the policy's budget")]
     BudgetExhausted(u32),
+    /// Another process was quicker: there is nothing to do.
+    #[error("the limit is no longer {0}: another process has raised it meanwhile")]
+    RaisedMeanwhile(Bytes),
+    /// A limit above the container would be hit instead of its own.
+    #[error("{} above has {} of {} free: the container could not use {step} more", level.name, level.free, level.limit)]
+    LimitAbove {
+        /// Which.
+        level: Level,
+        /// What the raise adds.
+        step: Bytes,
+    },
+    /// The cgroup's files cannot be read.
+    #[error("cannot read the container's cgroup: {0}")]
+    Unreadable(String),
     /// The node has too little memory.
-    #[error("the node has {available} of memory available: raising the limit by {step} needs {needed}")]
+    #[error(
+        "the node has {available} of memory available besides earlier raises: raising the limit by {step} needs {needed}"
+    )]
     NoFreeMemory {
-        /// `MemAvailable`.
+        /// `MemAvailable`, less what earlier raises have promised.
         available: Bytes,
         /// What the raise adds.
         step: Bytes,
@@ -78,6 +111,9 @@ impl Refusal {
         match self {
             Self::AtCeiling { .. } => "atCeiling",
             Self::BudgetExhausted(_) => "budgetExhausted",
+            Self::RaisedMeanwhile(_) => "raisedMeanwhile",
+            Self::LimitAbove { .. } => "limitAbove",
+            Self::Unreadable(_) => "unreadable",
             Self::NoFreeMemory { .. } => "noFreeMemory",
             Self::Unanswered => "unanswered",
             Self::Gone => "gone",
@@ -87,6 +123,11 @@ impl Refusal {
             Self::TooLate(_) => "tooLate",
         }
     }
+
+    /// Whether the container is in need as before, so that nothing of it is to be held for a while.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::RaisedMeanwhile(_))
+    }
 }
 
 /// What to raise a limit to.
@@ -94,7 +135,8 @@ impl Refusal {
 /// # Errors
 /// The policy or the node forbids it.
 pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
-    let Facts { limit, available, raises, unanswered } = *facts;
+    let Facts { held_at, limit, ref above, available, promised, raises, unanswered } = *facts;
+    let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
         return Err(Refusal::Unanswered);
     }
@@ -106,6 +148,10 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
         return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling });
     }
     let step = Bytes(to.0 - limit.0);
+    if let Some(level) = above.iter().find(|level| level.limit < to || level.free < step) {
+        return Err(Refusal::LimitAbove { level: level.clone(), step });
+    }
+    let available = Bytes(available.0.saturating_sub(promised.0));
     let needed = Bytes(step.0.saturating_add(step.0 / RESERVE));
     if available < needed {
         return Err(Refusal::NoFreeMemory { available, step, needed });
@@ -116,26 +162,36 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::policy::{Names, Policy};
+    use crate::policy::{Names, Policy, tests::rule as rule_for};
 
     const MIB: u64 = 1 << 20;
 
     /// Steps of 64 MiB up to 200 MiB, at most twice.
     pub(crate) fn rule() -> Rule {
         let policy = Policy::parse("[[rule]]\nstep = \"64Mi\"\nceiling = \"200Mi\"\nbudget = 2\n").unwrap();
-        policy.rule(Names { namespace: None, pod: None, container: None }).unwrap().clone()
+        rule_for(&policy, Names { namespace: None, pod: None, container: None }).clone()
     }
 
     pub(crate) fn facts() -> Facts {
         let [limit, available] = [64, 1000].map(|mib| Bytes(mib * MIB));
-        Facts { limit, available, raises: 0, unanswered: false }
+        Facts {
+            held_at: limit,
+            limit: Some(limit),
+            above: Vec::new(),
+            available,
+            promised: Bytes(0),
+            raises: 0,
+            unanswered: false,
+        }
+    }
+
+    fn limited(mib: u64) -> Facts {
+        Facts { held_at: Bytes(mib * MIB), limit: Some(Bytes(mib * MIB)), ..facts() }
     }
 
     #[test]
     fn a_limit_rises_by_steps_up_to_the_ceiling() {
-        let to = |limit: u64| {
-            raise(&rule(), &Facts { limit: Bytes(limit * MIB), ..facts() }).map(|raise| raise.to.0 / MIB)
-        };
+        let to = |limit: u64| raise(&rule(), &limited(limit)).map(|raise| raise.to.0 / MIB);
         assert_eq!(to(64), Ok(128));
         assert_eq!(to(128), Ok(192));
         assert_eq!(to(192), Ok(200), "the last step is what is left");
@@ -162,7 +218,42 @@ pub(crate) mod tests {
         let with = |mib: u64| raise(&rule(), &Facts { available: Bytes(mib * MIB), ..facts() });
         assert!(with(96).is_ok());
         assert!(matches!(with(95), Err(Refusal::NoFreeMemory { .. })));
-        // Without a limit there is nothing to add to.
-        assert!(raise(&rule(), &Facts { limit: Bytes(u64::MAX), ..facts() }).is_err());
+        let promised = Facts { available: Bytes(100 * MIB), promised: Bytes(5 * MIB), ..facts() };
+        assert!(matches!(raise(&rule(), &promised), Err(Refusal::NoFreeMemory { .. })), "promised to others");
+    }
+
+    #[test]
+    fn a_raise_begins_at_the_limit_of_now() {
+        let now = |limit: Option<u64>| {
+            let limit = limit.map(|mib| Bytes(mib * MIB));
+            raise(&rule(), &Facts { limit, ..facts() }).map(|raise| (raise.from.0 / MIB, raise.to.0 / MIB))
+        };
+        assert_eq!(now(Some(64)), Ok((64, 128)));
+        assert_eq!(now(Some(32)), Ok((32, 96)), "lowered meanwhile");
+        for raised in [Some(65), None] {
+            let refusal = now(raised).unwrap_err();
+            assert_eq!(refusal, Refusal::RaisedMeanwhile(Bytes(64 * MIB)));
+            assert!(!refusal.is_failure());
+        }
+    }
+
+    #[test]
+    fn a_limit_above_must_leave_room_for_the_raise() {
+        let with = |levels: &[(u64, u64)]| {
+            let above = levels.iter().map(|(limit, free)| Level {
+                name: format!("of{limit}"),
+                limit: Bytes(limit * MIB),
+                free: Bytes(free * MIB),
+            });
+            raise(&rule(), &Facts { above: above.collect(), ..facts() })
+        };
+        assert!(with(&[(128, 64), (1000, 64)]).is_ok());
+        for (levels, name) in
+            [(&[(127, 100)][..], "of127"), (&[(128, 63)], "of128"), (&[(500, 200), (1000, 10)], "of1000")]
+        {
+            let refusal = with(levels).unwrap_err();
+            assert!(matches!(&refusal, Refusal::LimitAbove { level, .. } if level.name == name), "{refusal}");
+            assert!(refusal.is_failure());
+        }
     }
 }

@@ -9,11 +9,14 @@
 //! step = "64Mi"           # added to the limit by one raise, at least 1Mi
 //! ceiling = "1Gi"         # no raise goes beyond
 //! longest_hold = "3s"     # 100ms to 10s; default 3s
-//! cool_down = "10s"       # after a refusal nothing of the container is held; default 10s, at most 1h
+//! cool_down = "10s"       # after a refusal nothing of the container is held; longest_hold to 1h, default 10s
 //! budget = 8              # raises in a container's life, 1 to 1000; default 8
 //! ```
 //!
-//! The first rule that matches a container decides. `*` in a pattern stands for any text. Pure: never looks at a node.
+//! The first rule that matches a container decides. `*` in a pattern stands for any text. What makes no sense is rejected with
+//! its line. Pure: never looks at a node.
+
+mod check;
 
 use std::time::Duration;
 
@@ -21,6 +24,8 @@ use kwitness_core::units;
 use kwitness_core::verdicts::quantity;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+
+pub use check::{PolicyError, Problem};
 
 /// The longest that any process is ever held.
 pub const LONGEST_HOLD_MAX: Duration = Duration::from_secs(10);
@@ -115,6 +120,15 @@ impl Default for Pattern {
 }
 
 impl Pattern {
+    /// Whether it matches a name; none: that depends on the name, which is not known.
+    fn fits(&self, name: Option<&str>) -> Option<bool> {
+        match name {
+            Some(name) => Some(self.matches(name)),
+            None if self.0.bytes().all(|byte| byte == b'*') => Some(true),
+            None => None,
+        }
+    }
+
     fn matches(&self, text: &str) -> bool {
         let mut parts = self.0.split('*');
         let first = parts.next().unwrap_or_default();
@@ -128,7 +142,7 @@ impl Pattern {
     }
 }
 
-/// A container by its names. A name that is not known matches `*` only, and no pattern that says more.
+/// A container by its names, as far as they are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Names<'a> {
     /// The pod's namespace.
@@ -139,30 +153,49 @@ pub struct Names<'a> {
     pub container: Option<&'a str>,
 }
 
+/// What a policy says of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection<'a> {
+    /// It is guarded by this rule.
+    Rule(&'a Rule),
+    /// No rule matches it.
+    Nothing,
+    /// A name that a rule asks for is not known: which rule is the first to match, if any, cannot be said.
+    Undecided,
+}
+
 impl Policy {
     /// Reads a policy.
     ///
     /// # Errors
     /// What is wrong, with its line.
-    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        let source = check::Source::parse(text)?;
+        source.check_keys()?;
         let policy: Self = toml::from_str(text)?;
         if policy.rules.is_empty() {
-            return Err(toml::de::Error::custom("the policy has no [[rule]]: nothing would be guarded"));
+            return Err(
+                toml::de::Error::custom("the policy has no [[rule]]: nothing would be guarded").into()
+            );
         }
+        source.check_rules(&policy.rules)?;
         Ok(policy)
     }
 
-    /// The rule for a container, if there is one.
-    pub fn rule(&self, names: Names<'_>) -> Option<&Rule> {
-        let fits = |pattern: &Pattern, name: Option<&str>| match name {
-            Some(name) => pattern.matches(name),
-            None => *pattern == Pattern::default(),
-        };
-        self.rules.iter().find(|rule| {
-            fits(&rule.namespace, names.namespace)
-                && fits(&rule.pod, names.pod)
-                && fits(&rule.container, names.container)
-        })
+    /// The rule for a container. Never a later one because a name that an earlier one asks for is not known yet.
+    pub fn select(&self, names: Names<'_>) -> Selection<'_> {
+        for rule in &self.rules {
+            let fits = [
+                rule.namespace.fits(names.namespace),
+                rule.pod.fits(names.pod),
+                rule.container.fits(names.container),
+            ];
+            if fits.contains(&Some(false)) {
+                continue;
+            }
+            return if fits.contains(&None) { Selection::Undecided } else { Selection::Rule(rule) };
+        }
+        Selection::Nothing
     }
 }
 
@@ -233,8 +266,15 @@ impl<'de> Deserialize<'de> for Threshold {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) fn rule<'a>(policy: &'a Policy, names: Names<'_>) -> &'a Rule {
+        match policy.select(names) {
+            Selection::Rule(rule) => rule,
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn names<'a>(namespace: &'a str, pod: &'a str, container: &'a str) -> Names<'a> {
         Names { namespace: Some(namespace), pod: Some(pod), container: Some(container) }
@@ -248,15 +288,28 @@ mod tests {
              [[rule]]\nnamespace = \"dev-*\"\nstep = \"1Mi\"\nceiling = \"128Mi\"\n",
         )
         .unwrap();
-        let rule = policy.rule(names("dev-1", "p", "build")).unwrap();
-        assert_eq!((rule.step, rule.ceiling), (Bytes(64 << 20), Bytes(1 << 30)));
-        assert_eq!((rule.threshold.per_mille(), rule.longest_hold.as_millis()), (850, 500));
-        let second = policy.rule(names("dev-1", "p", "sidecar")).unwrap();
+        let first = rule(&policy, names("dev-1", "p", "build"));
+        assert_eq!((first.step, first.ceiling), (Bytes(64 << 20), Bytes(1 << 30)));
+        assert_eq!((first.threshold.per_mille(), first.longest_hold.as_millis()), (850, 500));
+        let second = rule(&policy, names("dev-1", "p", "sidecar"));
         assert_eq!((second.step, second.threshold.per_mille()), (Bytes(1 << 20), 900));
         assert_eq!(second.longest_hold, Duration::from_secs(3));
-        assert_eq!(policy.rule(names("prod", "p", "build")), None);
-        let unknown = Names { namespace: Some("dev-1"), pod: None, container: None };
-        assert_eq!(policy.rule(unknown), Some(second), "an unknown name is not the one that a pattern wants");
+        assert_eq!(policy.select(names("prod", "p", "build")), Selection::Nothing);
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_yet_is_neither_matched_nor_passed_over() {
+        let of = |pod, container| Names { namespace: Some("dev-1"), pod, container };
+        let policy = Policy::parse(
+            "[[rule]]\nnamespace = \"dev-*\"\ncontainer = \"build\"\nstep = \"64Mi\"\nceiling = \"1Gi\"\n\
+             [[rule]]\nnamespace = \"dev-*\"\nstep = \"1Mi\"\nceiling = \"128Mi\"\n",
+        )
+        .unwrap();
+        assert_eq!(policy.select(of(None, None)), Selection::Undecided);
+        assert_eq!(policy.select(of(Some("p"), None)), Selection::Undecided);
+        assert_eq!(rule(&policy, of(None, Some("build"))).step, Bytes(64 << 20), "no rule asks for the pod");
+        let nameless = Names { namespace: Some("prod"), pod: None, container: None };
+        assert_eq!(policy.select(nameless), Selection::Nothing, "no name could make a rule match");
     }
 
     #[test]

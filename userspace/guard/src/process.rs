@@ -24,7 +24,7 @@ const CAP_KILL: u64 = 1 << 5;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// Why this process could not continue what is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unable {
     /// It may signal its own user's processes only.
     #[error(
@@ -37,6 +37,11 @@ pub enum Unable {
          mount /proc without hidepid"
     )]
     Find,
+    /// It would take every held process for another one, and every lease for one of another time.
+    #[error(
+        "the boot-time clock is off by {0}: held processes could not be found again. Run outside a time namespace"
+    )]
+    Clock(String),
 }
 
 /// Whether this process can continue whatever is held.
@@ -44,6 +49,9 @@ pub enum Unable {
 /// # Errors
 /// It cannot, or that cannot be found out.
 pub fn check() -> anyhow::Result<()> {
+    if let Some(offset) = kwitness_service::boot_time_offset() {
+        return Err(Unable::Clock(offset).into());
+    }
     let this = Process::myself()?;
     let mounts = this.mountinfo()?;
     let proc = mounts.iter().rfind(|mount| mount.mount_point == Path::new("/proc"));
@@ -76,11 +84,29 @@ pub enum State {
     Running,
     /// It has ended.
     Gone,
+    /// It was continued, and another process stops it again each time.
+    StoppedAgain,
+}
+
+impl State {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stopped | Self::StoppedAgain => "stopped",
+            Self::Running => "running",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 /// The signal of a hold that is younger may still be on its way: from a charge with interrupts disabled, the kernel sends it
 /// as soon as they are enabled again. A SIGCONT before that is lost.
 const SETTLED: Duration = Duration::from_millis(20);
+
+/// For how long after a hold's end a process that is seen stopped is continued again. No thread is stopped any more when SIGCONT
+/// has been sent: one that is seen stopped for so long is being stopped by another process. To go on would leave its place in the
+/// records taken, and keep the next guard from starting.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends SIGCONT to a process that is recorded as held. Anything but [`State::Stopped`] means that the hold is over for good.
 /// A process whose signal has not arrived yet counts as stopped: it is about to be.
@@ -92,11 +118,16 @@ pub fn end_hold(key: ProcessKey, hold: &Hold) -> io::Result<State> {
     if hold.signalled == 0 {
         return Ok(State::Stopped);
     }
-    let is_settled = program::now() >= hold.since.saturating_add(nanos(SETTLED));
-    Ok(match held.resume()? {
-        State::Running if !is_settled => State::Stopped,
-        state => state,
-    })
+    Ok(after_continued(held.resume()?, program::now(), hold))
+}
+
+/// What the state that a process is seen in after SIGCONT means for its hold.
+fn after_continued(seen: State, now: u64, hold: &Hold) -> State {
+    match seen {
+        State::Running if now < hold.since.saturating_add(nanos(SETTLED)) => State::Stopped,
+        State::Stopped if now >= hold.until.saturating_add(nanos(PATIENCE)) => State::StoppedAgain,
+        seen => seen,
+    }
 }
 
 /// A handle on one process, whatever becomes of its pid.
@@ -145,7 +176,7 @@ impl Held {
             match of(&stat)? {
                 State::Stopped => return Ok(State::Stopped),
                 State::Running => found = State::Running,
-                State::Gone => {}
+                State::Gone | State::StoppedAgain => {}
             }
         }
         Ok(found)
@@ -233,6 +264,28 @@ mod tests {
         assert_eq!(held.resume().unwrap(), State::Gone);
         assert!(has_ended(&held.pidfd).unwrap());
         assert!(Held::find(key).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_signal_may_still_come_and_another_process_may_stop_it_for_ever() {
+        let hold = Hold {
+            cgroup_id: 1,
+            since: 1_000_000_000,
+            until: 4_000_000_000,
+            usage: 1,
+            limit: 1,
+            tid: 1,
+            signalled: 1,
+            comm: [0; 16],
+        };
+        let seen = |state, now| after_continued(state, now, &hold);
+        assert_eq!(seen(State::Running, 1_019_000_000), State::Stopped, "its signal may still come");
+        assert_eq!(seen(State::Running, 1_020_000_000), State::Running);
+        assert_eq!(seen(State::Stopped, 5_999_000_000), State::Stopped);
+        assert_eq!(seen(State::Stopped, 6_000_000_000), State::StoppedAgain);
+        for now in [1_000_000_000, 9_000_000_000] {
+            assert_eq!(seen(State::Gone, now), State::Gone);
+        }
     }
 
     #[test]

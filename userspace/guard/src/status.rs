@@ -1,21 +1,28 @@
 //! The guard's report on itself: `kwitness guard status` connects to its socket and reads one JSON object.
 //!
-//! Owns the format and both ends of the socket.
+//! Owns the format and both ends of the socket. A client sends nothing, and is answered by a task of its own: one that does not read
+//! costs a place for two seconds, and no one waits for it but those that come when all places are taken.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Where the guard listens by default.
 pub const STATUS_SOCKET: &str = "/run/kwitness/guard.sock";
 
 /// How long either side waits for the other.
 const LIMIT: Duration = Duration::from_secs(2);
+/// Clients that are answered at a time. Further ones wait in the socket's backlog.
+const CLIENTS: usize = 8;
+/// The wait after an error of accept(2): without descriptors it fails at once, again and again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The largest answer that is read.
 const ANSWER_MAX: u64 = 16 << 20;
 
@@ -60,6 +67,8 @@ pub struct Armed {
     pub raises: u32,
     /// Raises that the policy allows.
     pub budget: u32,
+    /// The limit before the first raise, in bytes; none: there was none.
+    pub original_limit: Option<u64>,
 }
 
 /// A hold that has ended. Times are in milliseconds after the container's first process was held; none: it did not come to
@@ -85,12 +94,62 @@ pub struct Ended {
     pub decided_ms: u64,
 }
 
-/// Answers one client.
-pub async fn answer(mut client: UnixStream, status: &Status) {
-    let Ok(mut text) = serde_json::to_vec(status) else { return };
-    text.push(b'\n');
-    // A client that does not read is left alone.
-    let _ = tokio::time::timeout(LIMIT, client.write_all(&text)).await;
+/// The clients of a guard.
+#[derive(Debug)]
+pub struct Clients {
+    listener: UnixListener,
+    places: Arc<Semaphore>,
+    /// Whether accepting fails at present.
+    is_failing: bool,
+}
+
+/// A client that waits for its answer.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    place: OwnedSemaphorePermit,
+}
+
+impl Clients {
+    /// Those that connect there.
+    pub fn new(listener: UnixListener) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(CLIENTS)), is_failing: false }
+    }
+
+    /// The next one, once there is a place for it. Safe to cancel.
+    pub async fn next(&mut self) -> Client {
+        loop {
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                unreachable!("the semaphore is never closed")
+            };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    self.is_failing = false;
+                    return Client { stream, place };
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        tracing::warn!(%error, "cannot accept clients of the status socket: trying again");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Answers it, and gives its place up. Does not wait for that.
+    pub fn answer(self, status: &Status) {
+        let Self { mut stream, place } = self;
+        let Ok(mut text) = serde_json::to_vec(status) else { return };
+        text.push(b'\n');
+        tokio::spawn(async move {
+            // A client that does not read is left alone.
+            let _ = tokio::time::timeout(LIMIT, stream.write_all(&text)).await;
+            drop(place);
+        });
+    }
 }
 
 /// Fetches the status of a guard.
@@ -139,14 +198,45 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("guard.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let serve = async {
-            let (client, _) = listener.accept().await.unwrap();
-            answer(client, &status()).await;
-        };
-        let (received, ()) = tokio::join!(fetch(&socket), serve);
+        let mut clients = Clients::new(listener);
+        let (received, ()) = tokio::join!(fetch(&socket), async { clients.next().await.answer(&status()) });
         assert_eq!(received.unwrap(), status());
-        drop(listener);
+        drop(clients);
         let error = fetch(&socket).await.unwrap_err().to_string();
         assert!(error.contains("no guard answers"), "{error}");
+    }
+
+    /// The clock runs only while everything waits.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_do_not_read_take_their_places_for_a_time_and_no_more() {
+        let armed = Armed {
+            container_id: "c".repeat(64),
+            name: "n".repeat(253),
+            held: Vec::new(),
+            raises: 0,
+            budget: 8,
+            original_limit: None,
+        };
+        // More than a socket takes in.
+        let large = Status { armed: vec![armed; 20_000], ..status() };
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("guard.sock");
+        let mut clients = Clients::new(tokio::net::UnixListener::bind(&socket).unwrap());
+        let mut silent = Vec::new();
+        for _ in 0..CLIENTS {
+            silent.push(UnixStream::connect(&socket).await.unwrap());
+            clients.next().await.answer(&large);
+        }
+        silent.push(UnixStream::connect(&socket).await.unwrap());
+        let began = tokio::time::Instant::now();
+        assert!(
+            tokio::time::timeout(LIMIT / 2, clients.next()).await.is_err(),
+            "one more than there are places"
+        );
+        clients.next().await.answer(&status());
+        assert!(began.elapsed() >= LIMIT, "{:?}", began.elapsed());
+        let mut text = String::new();
+        silent.pop().unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status());
     }
 }

@@ -10,6 +10,7 @@ use kwitness_guard::policy::Policy;
 use kwitness_guard::raise::Cri;
 use kwitness_guard::status::{self, Status};
 use kwitness_guard::{Options, dry_run, watchdog};
+use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
 
@@ -45,6 +46,9 @@ pub struct Guard {
     /// How it is written
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
+    /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    http_listen: Option<HttpAddress>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,17 +89,18 @@ pub fn run(options: Guard, socket: Option<OsString>) -> anyhow::Result<Code> {
     }
     let _flush = log::start(&options.log_level, options.log_format)?;
     let endpoint = (options.runtime_endpoint != "auto").then(|| PathBuf::from(options.runtime_endpoint));
-    let (status_socket, pin_directory) = (options.status_socket, options.pin_directory);
+    let (status_socket, pin_directory, http) =
+        (options.status_socket, options.pin_directory, options.http_listen);
     connect::run_to_its_end(async move {
         let runtime = Cri::connect(endpoint.as_deref()).await?;
-        kwitness_guard::run(Options { policy, daemon, runtime, status_socket, pin_directory }).await?;
+        kwitness_guard::run(Options { policy, daemon, runtime, status_socket, pin_directory, http }).await?;
         Ok(Code::Success)
     })
 }
 
 fn read(file: &Path) -> anyhow::Result<Policy> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Policy::parse(&text).with_context(|| format!("the policy {} has an error", file.display()))
+    Policy::parse(&text).with_context(|| file.display().to_string())
 }
 
 async fn show_status(socket: PathBuf, format: Format) -> anyhow::Result<Code> {
@@ -125,7 +130,10 @@ fn text(status: &Status) -> String {
     for of in armed {
         let held: Vec<_> = of.held.iter().map(u32::to_string).collect();
         let held = if held.is_empty() { String::new() } else { format!(", held: {}", held.join(" ")) };
-        text += &format!("  {}  raises {}/{}{held}\n", of.name, of.raises, of.budget);
+        let original =
+            of.original_limit.map(|limit| format!(", limit was {}", kwitness_core::units::bytes(limit)));
+        let original = original.unwrap_or_default();
+        text += &format!("  {}  raises {}/{}{original}{held}\n", of.name, of.raises, of.budget);
     }
     if !not_armed.is_empty() {
         text += &format!("not armed{}\n", counts(not_armed));
@@ -153,12 +161,15 @@ fn counts(of: &std::collections::BTreeMap<String, u64>) -> String {
 }
 
 async fn show_dry_run(policy: Policy, daemon: Address) -> anyhow::Result<Code> {
-    let rows = dry_run::rows(&policy, daemon).await?;
+    let dry_run::Outlook { rows, unnamed } = dry_run::outlook(&policy, daemon).await?;
     let mut output = Output::new();
-    if rows.is_empty() {
+    if rows.is_empty() && unnamed.is_empty() {
         output.line("no running container matches the policy")?;
     }
     rows.iter().try_for_each(|row| output.line(&outlook(row)))?;
+    for container in &unnamed {
+        output.line(&format!("{}: its names are not known yet: not guarded until they are", container.id))?;
+    }
     output.flush()?;
     Ok(Code::Success)
 }
@@ -186,6 +197,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_policy_with_errors_is_a_configuration_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("guard.toml");
+        std::fs::write(&file, "[[rule]]\nstap = \"1Mi\"\n").unwrap();
+        let error = read(&file).unwrap_err();
+        let expected = format!("{}: line 2: there is no key \"stap\"; did you mean step?", file.display());
+        assert_eq!(format!("{error:#}"), expected);
+        assert_eq!(crate::exit::code(Err(error)), Code::Configuration);
+    }
+
+    /// What the guard's own process and its watchdog need of the service manager, or nothing stays stopped only while both live.
+    #[test]
+    fn the_unit_leaves_the_watchdog_alone_and_the_capabilities() {
+        let unit = include_str!("../../../../deploy/systemd/kwitness-guard.service");
+        let has = |line: &str| unit.lines().any(|found| found == line);
+        for line in [
+            "KillMode=process",
+            "OOMPolicy=continue",
+            "Restart=on-failure",
+            "RestartPreventExitStatus=78",
+            "Type=notify",
+        ] {
+            assert!(has(line), "{line}");
+        }
+        for capability in ["BPF", "PERFMON", "KILL", "SYS_PTRACE"] {
+            assert!(has(&format!("CapabilityBoundingSet=CAP_{capability}")), "{capability}");
+        }
+        assert!(
+            Path::new(kwitness_guard::LOCK_FILE).starts_with("/run/kwitness")
+                && has("RuntimeDirectory=kwitness")
+        );
+    }
+
+    #[test]
     fn the_status_says_what_is_held_and_how_holds_ended() {
         let ended = |raised_to, refused: Option<&str>| status::Ended {
             container_id: "0123456789abcdef".to_owned(),
@@ -207,6 +252,7 @@ mod tests {
                 held: vec![7, 8],
                 raises: 1,
                 budget: 8,
+                original_limit: Some(64 << 20),
             }],
             not_armed: BTreeMap::from([("full".to_owned(), 2)]),
             history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
@@ -217,7 +263,7 @@ mod tests {
         let expected = "guard pid 1, watchdog pid 2, fentry\n\
                         1 raised, 1 refused: atCeiling 1\n\
                         above a threshold and not held: traced 3\n\n\
-                        1 armed\n  dev/web/app  raises 1/8, held: 7 8\nnot armed: full 2\n\n\
+                        1 armed\n  dev/web/app  raises 1/8, limit was 64Mi, held: 7 8\nnot armed: full 2\n\n\
                         last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);

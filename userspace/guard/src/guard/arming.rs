@@ -2,14 +2,15 @@
 //!
 //! Owns the map of armed cgroups. Decides nothing about a hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
 
 use super::{Guard, Guarded};
+use crate::cgroup::Cgroup;
 use crate::daemon::Container;
 use crate::episode::Input;
-use crate::policy::Rule;
+use crate::policy::{Rule, Selection};
 use crate::program::{level_bit, nanos};
 
 /// Why a container that the policy selects is not armed.
@@ -21,6 +22,9 @@ pub(super) enum NotArmed {
     /// The program's map has no room. It is armed when another container has gone.
     #[error("{GUARD_ARMED_CAP} containers are armed, and there is no room for more")]
     Full,
+    /// Whether the policy selects it cannot be said: it is armed, or not, as soon as its names are known.
+    #[error("its names are not known yet")]
+    Unnamed,
 }
 
 impl NotArmed {
@@ -29,6 +33,7 @@ impl NotArmed {
         match self {
             Self::TooDeep => "tooDeep",
             Self::Full => "full",
+            Self::Unnamed => "unnamed",
         }
     }
 
@@ -48,9 +53,22 @@ impl Guard {
     /// Arms what the policy selects of these containers, and disarms what is not among them any more.
     pub(super) fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
         let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
+        let mut unnamed = HashSet::new();
         for container in containers {
-            if let Some(rule) = self.options.policy.rule(container.names()) {
-                wanted.insert(container.cgroup_id, (container, rule.clone()));
+            let id = container.cgroup_id;
+            match (container.select(&self.options.policy), self.guarded.get(&id)) {
+                (Selection::Rule(rule), _) => {
+                    let rule = rule.clone();
+                    wanted.insert(id, (container, rule));
+                }
+                (Selection::Nothing, _) => {}
+                // A daemon that was started again asks for the names again: what is armed stays so meanwhile.
+                (Selection::Undecided, Some(of)) => {
+                    wanted.insert(id, (of.container.clone(), of.rule.clone()));
+                }
+                (Selection::Undecided, None) => {
+                    unnamed.insert(id);
+                }
             }
         }
         let gone: Vec<u64> = self.guarded.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
@@ -58,6 +76,8 @@ impl Guard {
             self.disarm(cgroup_id)?;
         }
         self.not_armed.retain(|id, _| wanted.contains_key(id));
+        self.not_armed.extend(unnamed.into_iter().map(|id| (id, NotArmed::Unnamed)));
+        self.retired.retain(|id, of| exists(&of.container.cgroup_path, *id));
         for (cgroup_id, (container, rule)) in wanted {
             if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
                 guarded.container = container;
@@ -84,7 +104,11 @@ impl Guard {
                 ceiling = %rule.ceiling,
                 "armed"
             );
-            self.guarded.insert(cgroup_id, Guarded::new(container, rule));
+            let guarded = match self.retired.remove(&cgroup_id) {
+                Some(earlier) => Guarded { container, rule, ..earlier },
+                None => Guarded::new(container, rule),
+            };
+            self.guarded.insert(cgroup_id, guarded);
             self.write_armed(cgroup_id)?;
         }
         self.beat()
@@ -98,6 +122,8 @@ impl Guard {
         self.program.disarm(cgroup_id)?;
         if let Some(guarded) = self.guarded.remove(&cgroup_id) {
             tracing::info!(container = guarded.container.id, "disarmed");
+            // The daemon may list it again: what it has had of its budget stays counted for as long as it exists.
+            self.retired.insert(cgroup_id, guarded);
         }
         Ok(())
     }
@@ -115,6 +141,11 @@ impl Guard {
     }
 }
 
+/// Whether that cgroup is still there. One that cannot be looked at may be.
+fn exists(cgroup_path: &str, cgroup_id: u64) -> bool {
+    !matches!(Cgroup::find(cgroup_path, cgroup_id), Ok(None))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +153,7 @@ mod tests {
     fn container(cgroup_path: &str) -> Container {
         Container {
             id: "c".to_owned(),
+            is_identified: true,
             cgroup_id: 7,
             cgroup_path: cgroup_path.to_owned(),
             namespace: None,

@@ -8,7 +8,8 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::Client;
 
-use super::{Answer, Guard, HoldId, Running, available, hold_id};
+use super::{Answer, Guard, Guarded, HoldId, Running, available, hold_id};
+use crate::cgroup::{self, Cgroup};
 use crate::daemon;
 use crate::episode::{Episode, Input, Next, Outcome};
 use crate::plan::{Facts, Refusal};
@@ -34,6 +35,7 @@ impl Guard {
         for (key, hold) in &held {
             let id = hold_id(*key, hold);
             if self.reported.insert(id) {
+                self.counts.holds += 1;
                 self.report_held(*key, hold);
             }
             if !self.continuing.contains(&id) {
@@ -74,19 +76,16 @@ impl Guard {
 
     /// The first hold of a container that has no episode.
     fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
-        let page = procfs::page_size();
         let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
-        let facts = Facts {
-            limit: Bytes(first.limit.saturating_mul(page)),
-            available: available()?,
-            raises: guarded.raises,
-            unanswered: guarded.unanswered,
+        let next = match self.facts(guarded, first)? {
+            Ok(facts) => Episode::begin(&guarded.rule, &facts),
+            Err(refusal) => Next::Continue(Outcome::Refused(refusal)),
         };
         self.episodes += 1;
         let number = self.episodes;
         let running =
             |episode| Running { number, episode, until: first.until, first: *first, raised_at: None };
-        match Episode::begin(&guarded.rule, &facts) {
+        match next {
             Next::Raise(episode) => {
                 self.raise(first.cgroup_id, running(episode));
                 Ok(())
@@ -95,6 +94,33 @@ impl Guard {
             // A hold begins with one of the two above.
             Next::Verify(_) | Next::Wait(_) => Ok(()),
         }
+    }
+
+    /// What a raise is planned by, as it is at this moment.
+    fn facts(&self, guarded: &Guarded, first: &Hold) -> anyhow::Result<Result<Facts, Refusal>> {
+        let Guarded { container, rule, .. } = guarded;
+        let read = || -> std::io::Result<_> {
+            let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id)?;
+            cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.above(rule.step)?))).transpose()
+        };
+        let (limit, above) = match read() {
+            Ok(Some(read)) => read,
+            Ok(None) => return Ok(Err(Refusal::Gone)),
+            Err(error) if cgroup::is_gone(&error) => return Ok(Err(Refusal::Gone)),
+            Err(error) => return Ok(Err(Refusal::Unreadable(error.to_string()))),
+        };
+        let others = self.guarded.values().chain(self.retired.values());
+        let others = others.filter(|other| other.container.cgroup_id != container.cgroup_id);
+        let promised = others.filter_map(Guarded::promised).map(|promised| promised.0);
+        Ok(Ok(Facts {
+            held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
+            limit,
+            above,
+            available: available()?,
+            promised: Bytes(promised.fold(0, u64::saturating_add)),
+            raises: guarded.raises,
+            unanswered: guarded.unanswered,
+        }))
     }
 
     /// Gives an episode an input, and performs what follows.
@@ -120,6 +146,8 @@ impl Guard {
         let container_id = guarded.container.id.clone();
         guarded.episode = Some(running);
         guarded.unanswered = true;
+        guarded.original.get_or_insert(raise.from);
+        guarded.asked = raise.to;
         let runtime = self.options.runtime.clone();
         self.answers.spawn(async move {
             let answer = tokio::time::timeout(RAISE_LIMIT, runtime.raise(&container_id, raise)).await;
@@ -150,11 +178,15 @@ impl Guard {
     /// An answer to an episode under way, or to one that is over.
     pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
         let Answer { cgroup_id, episode, input } = answer;
-        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        let guarded = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id));
+        let Some(guarded) = guarded else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
         guarded.raises += u32::from(is_raised);
         if let Input::Raised(answer) = &input {
             guarded.unanswered = *answer == Err(Refusal::Unanswered);
+            if guarded.raises == 0 && !guarded.unanswered {
+                guarded.original = None;
+            }
         }
         match guarded.episode.take_if(|running| running.number == episode) {
             Some(running) => self.perform(cgroup_id, running, input)?,
@@ -201,15 +233,17 @@ impl Guard {
                     decided_ms,
                     "guardRaised"
                 );
-                self.raised += 1;
+                self.counts.raises += 1;
                 ended.raised_to = Some(raise.to.0);
             }
             Outcome::Refused(refusal) => {
                 tracing::warn!(container, reason = refusal.name(), %refusal, decided_ms, "guardRefused");
-                *self.refused.entry(refusal.name()).or_default() += 1;
+                *self.counts.refusals.entry(refusal.name()).or_default() += 1;
                 ended.refused = Some(refusal.name().to_owned());
-                // Before anything continues, or it would be held again at its next charge.
-                self.quiet(cgroup_id, now)?;
+                if refusal.is_failure() {
+                    // Before anything continues, or it would be held again at its next charge.
+                    self.quiet(cgroup_id, now)?;
+                }
             }
         }
         self.history.push_back(ended);
@@ -245,7 +279,10 @@ impl Guard {
                     self.program.records.release(*key)?;
                     self.continuing.remove(&id);
                     self.reported.remove(&id);
-                    let held_ms = program::now().saturating_sub(hold.since) / 1_000_000;
+                    let held = Duration::from_nanos(program::now().saturating_sub(hold.since));
+                    self.counts.hold_seconds.observe(held.as_secs_f64());
+                    *self.counts.continued.entry(state.name()).or_default() += 1;
+                    let held_ms = held.as_millis();
                     tracing::info!(pid = key.pid, ?state, held_ms, "guardContinued");
                 }
                 Err(error) => {

@@ -1,0 +1,189 @@
+//! A container's cgroup and those above it, as their files say at this moment: the limit, the usage, what is free above.
+//!
+//! Owns every path below the root of the hierarchy. Never writes there, and remembers nothing.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::plan::Level;
+use crate::policy::Bytes;
+
+/// Where the cgroup v2 hierarchy is, on a node that has its controllers there.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A cgroup that exists.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Its directories, itself first, the root of the hierarchy not among them.
+    levels: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// The cgroup of that path, if it has that id; none: it is gone.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    pub fn find(path: &str, id: u64) -> io::Result<Option<Self>> {
+        Self::below(Path::new(ROOT), path, id)
+    }
+
+    fn below(root: &Path, path: &str, id: u64) -> io::Result<Option<Self>> {
+        let names: Option<PathBuf> = Path::new(path.trim_start_matches('/'))
+            .components()
+            .map(|component| match component {
+                Component::Normal(name) => Some(name),
+                _ => None,
+            })
+            .collect();
+        let names = names.ok_or_else(|| io::Error::other(format!("\"{path}\" is no cgroup's path")))?;
+        let levels: Vec<_> = names
+            .ancestors()
+            .filter(|names| !names.as_os_str().is_empty())
+            .map(|names| root.join(names))
+            .collect();
+        let Some(directory) = levels.first() else { return Ok(None) };
+        match fs::metadata(directory) {
+            Ok(metadata) => Ok((metadata.ino() == id).then_some(Self { levels })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(of(directory, error)),
+        }
+    }
+
+    /// `memory.max`; none: it has no limit of its own, or is gone.
+    pub fn limit(&self) -> io::Result<Option<Bytes>> {
+        self.levels.first().map_or(Ok(None), |directory| limit(directory))
+    }
+
+    /// `memory.current`.
+    pub fn usage(&self) -> io::Result<Bytes> {
+        self.levels.first().map_or(Ok(Bytes(0)), |directory| usage(directory))
+    }
+
+    /// The cgroups above that have a limit, the nearest first. What is free there is exact unless it is at least `wanted`.
+    pub fn above(&self, wanted: Bytes) -> io::Result<Vec<Level>> {
+        let mut above = Vec::new();
+        for directory in self.levels.iter().skip(1) {
+            let Some(limit) = limit(directory)? else { continue };
+            let mut free = Bytes(limit.0.saturating_sub(usage(directory)?.0));
+            // The kernel reclaims file cache before it kills. Reading it is not cheap on a large node.
+            if free < wanted {
+                free =
+                    Bytes(free.0.saturating_add(file_cache(&read(directory, "memory.stat")?)).min(limit.0));
+            }
+            let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            above.push(Level { name: name.unwrap_or_default(), limit, free });
+        }
+        Ok(above)
+    }
+}
+
+/// Whether an error says that the cgroup is gone: its directory is, or its files act no more.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+fn limit(directory: &Path) -> io::Result<Option<Bytes>> {
+    let text = match read(directory, "memory.max") {
+        Ok(text) => text,
+        // The controller is off at that level: nothing is limited there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match text.trim() {
+        "max" => Ok(None),
+        number => number.parse().map(|limit| Some(Bytes(limit))).map_err(io::Error::other),
+    }
+}
+
+fn usage(directory: &Path) -> io::Result<Bytes> {
+    read(directory, "memory.current")?.trim().parse().map(Bytes).map_err(io::Error::other)
+}
+
+/// Bytes of file cache in a `memory.stat`. Memory of tmpfs and locked memory are not among them.
+fn file_cache(stat: &str) -> u64 {
+    let values = stat.lines().filter_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        ["inactive_file", "active_file"].contains(&name).then(|| value.parse().unwrap_or(0))
+    });
+    values.fold(0, u64::saturating_add)
+}
+
+fn read(directory: &Path, name: &str) -> io::Result<String> {
+    let file = directory.join(name);
+    fs::read_to_string(&file).map_err(|error| of(&file, error))
+}
+
+/// The error with its file, and of the same kind.
+fn of(file: &Path, error: io::Error) -> io::Error {
+    match is_gone(&error) {
+        true => error,
+        false => io::Error::new(error.kind(), format!("{}: {error}", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of directories that stands for cgroups: each with limit, usage and file cache.
+    fn tree(levels: &[(&str, &str, u64, u64)]) -> (tempfile::TempDir, u64) {
+        let root = tempfile::tempdir().unwrap();
+        let mut id = 0;
+        for (path, limit, usage, cache) in levels {
+            let directory = root.path().join(path);
+            fs::create_dir_all(&directory).unwrap();
+            for (name, text) in [
+                ("memory.max", (*limit).to_owned()),
+                ("memory.current", usage.to_string()),
+                ("memory.stat", format!("anon 7\nactive_file {cache}\nactive_file_x 9\ninactive_file 1\n")),
+            ] {
+                fs::write(directory.join(name), text + "\n").unwrap();
+            }
+            id = fs::metadata(&directory).unwrap().ino();
+        }
+        (root, id)
+    }
+
+    #[test]
+    fn limits_above_are_the_nearest_first_and_cache_counts_as_free_where_it_matters() {
+        let (root, id) = tree(&[
+            ("k", "1000", 500, 400),
+            ("k/pod", "100", 90, 4),
+            ("k/q", "max", 0, 0),
+            ("k/pod/c", "60", 50, 0),
+        ]);
+        let cgroup = Cgroup::below(root.path(), "/k/pod/c", id).unwrap().unwrap();
+        assert_eq!((cgroup.limit().unwrap(), cgroup.usage().unwrap()), (Some(Bytes(60)), Bytes(50)));
+        let level =
+            |name: &str, limit, free| Level { name: name.to_owned(), limit: Bytes(limit), free: Bytes(free) };
+        let above = cgroup.above(Bytes(20)).unwrap();
+        assert_eq!(above, [level("pod", 100, 10 + 4 + 1), level("k", 1000, 500)]);
+        let (root, id) = tree(&[("k", "max", 0, 0), ("k/c", "max", 5, 0)]);
+        let cgroup = Cgroup::below(root.path(), "k/c", id).unwrap().unwrap();
+        assert_eq!((cgroup.limit().unwrap(), cgroup.above(Bytes(1)).unwrap()), (None, Vec::new()));
+    }
+
+    #[test]
+    fn another_cgroup_of_the_path_is_not_the_one() {
+        let (root, id) = tree(&[("c", "60", 50, 0)]);
+        assert!(Cgroup::below(root.path(), "/c", id).unwrap().is_some());
+        assert!(Cgroup::below(root.path(), "/c", id + 1).unwrap().is_none());
+        assert!(Cgroup::below(root.path(), "/gone", id).unwrap().is_none());
+        assert!(Cgroup::below(root.path(), "/", id).unwrap().is_none());
+        Cgroup::below(root.path(), "/../c", id).unwrap_err();
+    }
+
+    #[test]
+    fn a_level_without_the_controller_limits_nothing_and_a_cgroup_that_goes_is_gone() {
+        let (root, id) = tree(&[("k", "10", 1, 0), ("k/c", "60", 50, 0)]);
+        let cgroup = Cgroup::below(root.path(), "/k/c", id).unwrap().unwrap();
+        fs::remove_file(root.path().join("k/memory.max")).unwrap();
+        assert_eq!(cgroup.above(Bytes(1)).unwrap(), Vec::new());
+        fs::remove_dir_all(root.path().join("k")).unwrap();
+        assert!(is_gone(&cgroup.limit().unwrap_err()) && is_gone(&cgroup.usage().unwrap_err()));
+    }
+}
