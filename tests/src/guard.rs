@@ -39,12 +39,18 @@ impl Place {
         self.directory.path().join("guard.sock")
     }
 
-    /// Starts a guard and waits until it answers.
-    async fn start(self) -> Result<Guard> {
+    /// A guard with this policy that listens and pins there.
+    fn command(&self, socket: &Path, pins: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("guard").arg("--socket").arg(&self.daemon).arg("--runtime-endpoint").arg(&self.runtime);
         command.arg("--policy").arg(self.directory.path().join("policy.toml"));
-        command.arg("--status-socket").arg(self.socket()).arg("--pin-directory").arg(self.bpffs.pins());
+        command.arg("--status-socket").arg(socket).arg("--pin-directory").arg(pins);
+        command
+    }
+
+    /// Starts a guard and waits until it answers.
+    async fn start(self) -> Result<Guard> {
+        let command = self.command(&self.socket(), &self.bpffs.pins());
         let process = Managed::spawn("guard", command, &self.directory.path().join("log"))?;
         let mut guard = Guard { process, place: self };
         let ready = wait_for("the guard to answer", LIMIT, async || {
@@ -83,6 +89,16 @@ impl Guard {
         let Self { process, place } = self;
         drop(process);
         place.start().await
+    }
+
+    /// Starts a second one that shares nothing with it but the node, and gives what it said when it was refused.
+    pub fn second(&self) -> Result<String> {
+        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+        let mut command =
+            self.place.command(&directory.path().join("guard.sock"), &self.place.bpffs.pins().join("second"));
+        let output = command.output().context("run a second guard")?;
+        ensure!(output.status.code() == Some(1), "a second guard ended with {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// What it says of itself.

@@ -58,6 +58,8 @@ pub struct ContainerSpec {
     pub resources: Option<v1::LinuxContainerResources>,
     /// Host paths with the place where it sees them.
     pub mounts: Vec<(String, String)>,
+    /// Its first process has a controlling terminal.
+    pub tty: bool,
 }
 
 /// A pod that runs.
@@ -163,6 +165,7 @@ impl ContainerSpec {
             privileged: false,
             resources: None,
             mounts: Vec::new(),
+            tty: false,
         }
     }
 
@@ -183,6 +186,7 @@ impl ContainerSpec {
             image: Some(v1::ImageSpec { image: APP_IMAGE.to_owned() }),
             command: self.command.clone(),
             mounts: mounts.collect(),
+            tty: self.tty,
             labels: HashMap::from([
                 ("io.kubernetes.container.name".to_owned(), self.name.clone()),
                 ("io.kubernetes.pod.name".to_owned(), pod.name.clone()),

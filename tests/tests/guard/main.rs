@@ -3,7 +3,9 @@
 //! It stops processes and needs limits: guests with cgroup v2 only.
 
 mod hog;
+mod refused;
 mod several;
+mod spared;
 mod stopped;
 
 use anyhow::Result;
@@ -43,13 +45,23 @@ fn main() -> Result<()> {
         }),
         ("a_guard_that_is_stopped_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::paused(ctx, of))),
     ];
-    let long: [(&str, Combined); 4] = [
+    let long: [(&str, Combined); 10] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
         ("a_process_with_threads_is_held_and_continued", |ctx, of| ctx.block_on(several::threads(ctx, of))),
         ("a_traced_process_is_never_held", |ctx, of| ctx.block_on(several::traced(ctx, of))),
         ("an_exec_session_is_never_held", |ctx, of| ctx.block_on(hog::exec_session(ctx, of))),
+        ("the_child_of_a_vfork_is_held_and_continued", |ctx, of| ctx.block_on(several::vfork(ctx, of))),
+        ("a_process_that_joins_a_hold_is_continued_with_it", |ctx, of| {
+            ctx.block_on(stopped::joined(ctx, of))
+        }),
+        ("what_has_a_terminal_is_never_held", |ctx, of| ctx.block_on(spared::terminal(ctx, of))),
+        ("a_container_that_no_rule_selects_is_never_held", |ctx, of| {
+            ctx.block_on(spared::not_selected(ctx, of))
+        }),
+        ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
+        ("a_second_guard_is_refused", |ctx, of| ctx.block_on(refused::second(ctx, of))),
     ];
     let always = always.into_iter().map(|row| (row, refused));
     let long = long.into_iter().map(|row| (row, refused.or(only_long)));

@@ -9,6 +9,7 @@ use kwitness_tests::guard::Guard;
 use kwitness_tests::hog::{self, POD, POLICY, Piped, SIZE};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
+use nix::sched::{CloneFlags, clone};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -16,11 +17,17 @@ use nix::unistd::Pid;
 
 /// Set in a container whose first process is this program: how many threads fill memory.
 const THREADS: &str = "KWITNESS_TEST_HOG_THREADS";
+/// Set in one whose first process is this program, too: a child that shares its memory fills it, while the parent waits in vfork.
+const VFORK: &str = "KWITNESS_TEST_HOG_VFORK";
 /// Where such a container sees this program.
 const PROGRAM_DIRECTORY: &str = "/program";
 
-/// If this process is to be the hog of [`threads`]: fills the memory, and returns true.
+/// If this process is to be the hog of [`threads`] or [`vfork`]: fills the memory, and returns true.
 pub(crate) fn run_as_hog() -> bool {
+    if std::env::var_os(VFORK).is_some() {
+        fill_by_vfork();
+        return true;
+    }
     let Some(threads) = std::env::var(THREADS).ok().and_then(|threads| threads.parse::<usize>().ok()) else {
         return false;
     };
@@ -34,6 +41,22 @@ pub(crate) fn run_as_hog() -> bool {
     true
 }
 
+/// Ends this process unless the child fills the memory and ends well.
+fn fill_by_vfork() {
+    let mut stack = vec![0; 1 << 20];
+    let fill = || {
+        let filled = vec![1_u8; usize::try_from(SIZE).unwrap_or(usize::MAX)];
+        isize::from(filled.iter().any(|byte| *byte != 1))
+    };
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    // SAFETY: this process has one thread, which the kernel stops until the child has ended: what both share has one user at a time.
+    let child = unsafe { clone(Box::new(fill), &mut stack, flags, Some(Signal::SIGCHLD as i32)) };
+    let ended = child.and_then(|child| waitpid(child, None));
+    if !matches!(ended, Ok(WaitStatus::Exited(_, 0))) {
+        std::process::exit(1);
+    }
+}
+
 /// Two children that together need more than the limit.
 pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Result<()> {
     let half = SIZE / 2;
@@ -44,10 +67,20 @@ pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Re
 
 /// One process with four threads.
 pub(crate) async fn threads(ctx: &TestContext, combination: Combination) -> Result<()> {
+    program_finishes(ctx, combination, &format!("{THREADS}=4")).await
+}
+
+/// A child that is held while its parent cannot run.
+pub(crate) async fn vfork(ctx: &TestContext, combination: Combination) -> Result<()> {
+    program_finishes(ctx, combination, &format!("{VFORK}=1")).await
+}
+
+/// The first process of the container is this program, with that variable.
+async fn program_finishes(ctx: &TestContext, combination: Combination, variable: &str) -> Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let directory = program.parent().context("this program has a directory")?.display().to_string();
     let name = program.file_name().context("this program has a name")?.display().to_string();
-    let line = format!("{THREADS}=4 exec {PROGRAM_DIRECTORY}/{name}");
+    let line = format!("{variable} exec {PROGRAM_DIRECTORY}/{name}");
     finishes(ctx, combination, &line, vec![(directory, PROGRAM_DIRECTORY.to_owned())]).await
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -38,7 +39,7 @@ pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Resu
 
 /// The watchdog ends it, and continues nothing that another process stopped.
 pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         guard.kill()?;
         held.wait_continued().await?;
@@ -66,7 +67,7 @@ pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Resul
 
 /// The guard ends everything, and itself: without a watchdog nothing may be held.
 pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         kill(Pid::from_raw(watchdog.cast_signed()), Signal::SIGKILL).context("kill the watchdog")?;
         held.wait_continued().await?;
@@ -77,9 +78,32 @@ pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result
     .await
 }
 
+/// While one process is held, another one of its container reaches the threshold: it is held, too, and both are continued at the end
+/// of the hold of the first.
+pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let line = "sleep 1000 & mkfifo /out/more; exec 3<>/out/more; until [ -e /out/go ]; do sleep 0.1; done; \
+                tail </dev/zero & read line <&3; tail </dev/zero & exec sleep 1000";
+    hold(ctx, combination, LONG, line, async |guard, Processes { directory, .. }| {
+        let first = held(&guard).await?;
+        // The shell has waited for that; it makes another process, or is held itself as it does.
+        fs::write(directory.join("more"), "\n").context("start the second hog")?;
+        let second = guard.wait("a second held process", |status| {
+            status.armed.iter().flat_map(|armed| &armed.held).copied().find(|pid| *pid != first.pid)
+        });
+        let second = Stopped { pid: second.await?, seen: Instant::now() };
+        let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
+        let both = [first.pid, second.pid];
+        ensure!(both.iter().all(|pid| ended.held.contains(pid)), "{both:?} are not those of {ended:?}");
+        first.wait_continued().await?;
+        second.wait_continued().await?;
+        guard.stop()
+    })
+    .await
+}
+
 /// The records outlive both, and the next guard ends what it finds in them.
 pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog }| {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         let signal = |signal| kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog");
         // While it is stopped, it does not see the guard's end.
@@ -132,6 +156,8 @@ struct Processes {
     bystander: u32,
     /// The guard's.
     watchdog: u32,
+    /// What the container sees as `/out`.
+    directory: PathBuf,
 }
 
 /// Brings a hold about whose raise never answers.
@@ -139,6 +165,19 @@ async fn scene(
     ctx: &TestContext,
     combination: Combination,
     longest_hold: &str,
+    body: impl AsyncFnOnce(Guard, Processes) -> Result<()>,
+) -> Result<()> {
+    let line = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
+    hold(ctx, combination, longest_hold, line, body).await
+}
+
+/// The same with a container that runs a line of shell. It has a child that sleeps for a thousand seconds, and starts its hog when
+/// there is `/out/go`.
+async fn hold(
+    ctx: &TestContext,
+    combination: Combination,
+    longest_hold: &str,
+    line: &str,
     body: impl AsyncFnOnce(Guard, Processes) -> Result<()>,
 ) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
@@ -152,14 +191,14 @@ async fn scene(
             );
             let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
             let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let line = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
             let id = node.run(&pod, &hog::limited("main", line, directory.path())).await?;
             guard.wait_armed(1).await?;
             let bystander = child_of(node.pid(&id).await?, "sleep").await?;
             kill(Pid::from_raw(bystander.cast_signed()), Signal::SIGSTOP).context("stop the bystander")?;
             let watchdog = guard.status().await?.watchdog_pid;
             fs::write(directory.path().join("go"), "").context("start the hog")?;
-            body(guard, Processes { bystander, watchdog }).await?;
+            let directory = directory.path().to_owned();
+            body(guard, Processes { bystander, watchdog, directory }).await?;
             node.remove_pod(&pod).await
         })
         .await
