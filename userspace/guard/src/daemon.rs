@@ -37,6 +37,8 @@ pub struct Container {
     pub namespace: Option<String>,
     /// Its pod's name.
     pub pod: Option<String>,
+    /// Its pod's UID.
+    pub pod_uid: Option<String>,
     /// Its name.
     pub name: Option<String>,
 }
@@ -57,6 +59,7 @@ impl Container {
             cgroup_path: container.cgroup_path,
             namespace: pod.namespace,
             pod: pod.name,
+            pod_uid: (!pod.uid.is_empty()).then_some(pod.uid),
             name: container.name,
         })
     }

@@ -22,7 +22,7 @@ enum Stage {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The container runtime has answered.
+    /// The container runtime or the Kubernetes API has answered.
     Raised(Result<(), Refusal>),
     /// The daemon has answered.
     Verified(Result<(), Refusal>),

@@ -39,7 +39,7 @@ use crate::orphans;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
-use crate::raise::Cri;
+use crate::raise::Raiser;
 use crate::status::{self, Ended, Status};
 use crate::watchdog;
 use arming::NotArmed;
@@ -59,7 +59,7 @@ pub struct Options {
     /// Where the daemon listens.
     pub daemon: Address,
     /// How limits are raised.
-    pub runtime: Cri,
+    pub raiser: Raiser,
     /// Where `kwitness guard status` is answered.
     pub status_socket: PathBuf,
     /// Where lease and holds are pinned: a directory in a BPF file system.
@@ -180,7 +180,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);
     let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
-    tracing::info!(hook = program.hook, watchdog = watchdog.id(), "guard ready");
+    let raises_by = options.raiser.name();
+    tracing::info!(hook = program.hook, watchdog = watchdog.id(), raises_by, "guard ready");
     notify_ready();
     let mut guard = Guard::new(options, program, watchdog, metrics);
     let mut heartbeat = tokio::time::interval(HEARTBEAT);

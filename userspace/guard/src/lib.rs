@@ -51,7 +51,7 @@
 //! | how a limit is raised | [`raise`] |
 //! | that a raise is in force | the daemon's `Verify`, called by [`daemon`] |
 //!
-//! [`policy`], [`plan`] and [`episode`] are pure: no clock, no file, no signal.
+//! [`policy`], [`plan`], [`episode`] and `raise::resize` are pure: no clock, no file, no signal.
 
 mod cgroup;
 pub mod daemon;

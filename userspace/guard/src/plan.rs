@@ -1,6 +1,8 @@
 //! Whether a limit may be raised, and to what; and every reason for which a hold ends without that. Pure.
 
 use crate::policy::{Bytes, Rule};
+#[cfg(feature = "kubernetes")]
+use crate::raise::ResizeRefusal;
 
 /// What must be left of the node's memory after a raise, in one part of so many of the raise: a limit that the node cannot
 /// honour would make a container's OOM kill the node's.
@@ -94,6 +96,10 @@ pub enum Refusal {
     /// The container runtime is away, or refused.
     #[error("the container runtime: {0}")]
     Runtime(String),
+    /// The Kubernetes API is away, or refused, or would do more than raise the limit.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Resize(#[from] ResizeRefusal),
     /// The daemon says that the limit is not in force.
     #[error("not in force: {0}")]
     NotInForce(String),
@@ -118,6 +124,8 @@ impl Refusal {
             Self::Unanswered => "unanswered",
             Self::Gone => "gone",
             Self::Runtime(_) => "runtime",
+            #[cfg(feature = "kubernetes")]
+            Self::Resize(refusal) => refusal.name(),
             Self::NotInForce(_) => "notInForce",
             Self::Unverified(_) => "unverified",
             Self::TooLate(_) => "tooLate",

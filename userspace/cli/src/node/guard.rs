@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use kwitness_api::client::Address;
 use kwitness_guard::policy::Policy;
-use kwitness_guard::raise::Cri;
+#[cfg(feature = "kubernetes")]
+use kwitness_guard::raise::Kubernetes;
+use kwitness_guard::raise::{Cri, Raiser};
 use kwitness_guard::status::{self, Status};
 use kwitness_guard::{Options, dry_run, watchdog};
 use kwitness_service::http::HttpAddress;
@@ -34,6 +36,9 @@ pub struct Guard {
     /// CRI-O's and cri-dockerd's
     #[arg(long, value_name = "PATH", default_value = "auto")]
     runtime_endpoint: String,
+    #[cfg(feature = "kubernetes")]
+    #[command(flatten)]
+    access: Access,
     /// The Unix socket for `kwitness guard status`
     #[arg(long, value_name = "PATH", default_value = kwitness_guard::STATUS_SOCKET)]
     status_socket: PathBuf,
@@ -49,6 +54,22 @@ pub struct Guard {
     /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<HttpAddress>,
+}
+
+/// Access to the Kubernetes API.
+#[cfg(feature = "kubernetes")]
+#[derive(Debug, clap::Args)]
+struct Access {
+    /// Raise limits through the Kubernetes API (pods/resize) instead of the container runtime:
+    /// where a kubelet runs the pods
+    #[arg(long)]
+    kubernetes: bool,
+    /// The kubeconfig for it [default: $KUBECONFIG, ~/.kube/config, or the service account]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// This node's name in the API; a pod that is bound to another node is not raised
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    node: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,8 +90,8 @@ enum Command {
     },
 }
 
-pub fn run(options: Guard, socket: Option<OsString>) -> anyhow::Result<Code> {
-    match options.command {
+pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code> {
+    match options.command.take() {
         Some(Command::Watchdog { pin_directory }) => {
             let _flush = log::start("info", LogFormat::Text)?;
             watchdog::run(&pin_directory)?;
@@ -81,21 +102,29 @@ pub fn run(options: Guard, socket: Option<OsString>) -> anyhow::Result<Code> {
         }
         None => {}
     }
-    let file = options.policy.context("--policy is missing")?;
-    let policy = read(&file)?;
+    let policy = read(options.policy.as_deref().context("--policy is missing")?)?;
     let daemon = connect::address(socket);
     if options.dry_run {
         return connect::run(show_dry_run(policy, daemon));
     }
     let _flush = log::start(&options.log_level, options.log_format)?;
-    let endpoint = (options.runtime_endpoint != "auto").then(|| PathBuf::from(options.runtime_endpoint));
-    let (status_socket, pin_directory, http) =
-        (options.status_socket, options.pin_directory, options.http_listen);
     connect::run_to_its_end(async move {
-        let runtime = Cri::connect(endpoint.as_deref()).await?;
-        kwitness_guard::run(Options { policy, daemon, runtime, status_socket, pin_directory, http }).await?;
+        let raiser = raiser(&options).await?;
+        let Guard { status_socket, pin_directory, http_listen: http, .. } = options;
+        kwitness_guard::run(Options { policy, daemon, raiser, status_socket, pin_directory, http }).await?;
         Ok(Code::Success)
     })
+}
+
+/// Who is asked for raises.
+async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
+    #[cfg(feature = "kubernetes")]
+    if options.access.kubernetes {
+        let Access { kubeconfig, node, .. } = &options.access;
+        return Ok(Raiser::Kubernetes(Kubernetes::connect(kubeconfig.as_deref(), node.clone()).await?));
+    }
+    let endpoint = (options.runtime_endpoint != "auto").then(|| Path::new(&options.runtime_endpoint));
+    Ok(Raiser::Cri(Cri::connect(endpoint).await?))
 }
 
 fn read(file: &Path) -> anyhow::Result<Policy> {

@@ -158,6 +158,7 @@ mod tests {
             cgroup_path: cgroup_path.to_owned(),
             namespace: None,
             pod: None,
+            pod_uid: None,
             name: None,
         }
     }

@@ -18,10 +18,6 @@ use crate::process::{self, State};
 use crate::program::{self, nanos};
 use crate::status::{Ended, HISTORY};
 
-/// After this long an answer of the runtime is no longer waited for; the hold has ended long before. Whether the limit is
-/// still going to change is not known then, so it is never raised again.
-const RAISE_LIMIT: Duration = Duration::from_secs(30);
-
 impl Guard {
     /// Brings everything in step with what the map says.
     pub(super) fn look(&mut self) -> anyhow::Result<()> {
@@ -143,15 +139,15 @@ impl Guard {
     fn raise(&mut self, cgroup_id: u64, running: Running) {
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let (episode, raise) = (running.number, running.episode.raise());
-        let container_id = guarded.container.id.clone();
+        let container = guarded.container.clone();
+        let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
         guarded.episode = Some(running);
         guarded.unanswered = true;
         guarded.original.get_or_insert(raise.from);
         guarded.asked = raise.to;
-        let runtime = self.options.runtime.clone();
+        let raiser = self.options.raiser.clone();
         self.answers.spawn(async move {
-            let answer = tokio::time::timeout(RAISE_LIMIT, runtime.raise(&container_id, raise)).await;
-            let answer = answer.unwrap_or(Err(Refusal::Unanswered));
+            let answer = raiser.raise(&container, raise, hold).await;
             Answer { cgroup_id, episode, input: Input::Raised(answer) }
         });
     }
@@ -162,16 +158,20 @@ impl Guard {
         running.raised_at = Some(now);
         let wait = Duration::from_nanos(running.until.saturating_sub(now));
         let (episode, limit) = (running.number, running.episode.raise().to);
-        let container_id = guarded.container.id.clone();
+        let container = guarded.container.clone();
         guarded.episode = Some(running);
-        let address = self.options.daemon.clone();
+        let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.answers.spawn(async move {
             let verified = async {
                 let client = Client::connect(address).await;
                 let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-                daemon::verify(&mut client, &container_id, limit, wait).await
+                daemon::verify(&mut client, &container.id, limit, wait).await
             };
-            Answer { cgroup_id, episode, input: Input::Verified(verified.await) }
+            let verified = tokio::select! {
+                verified = verified => verified,
+                refusal = raiser.refused(&container) => Err(refusal),
+            };
+            Answer { cgroup_id, episode, input: Input::Verified(verified) }
         });
     }
 

@@ -1,5 +1,4 @@
-//! How a limit is raised: the container runtime's `UpdateContainerResources`, which sets the container's own limit, and no
-//! other.
+//! A raise by the container runtime: `UpdateContainerResources`, which sets the container's own limit, and no other.
 //!
 //! For nodes without a kubelet. The pod's cgroup is the kubelet's, and stays as it is: where its limit is the lower one,
 //! the daemon's verification says `SHADOWED` and the raise counts as refused. A kubelet that runs the pod sees a limit that it
@@ -21,6 +20,9 @@ use crate::plan::{Raise, Refusal};
 /// kwitness can make it.
 const UPDATE: &str = "/runtime.v1.RuntimeService/UpdateContainerResources";
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// After this long an answer is no longer waited for; the hold has ended long before. Whether the limit is still going to
+/// change is not known then, so it is never raised again.
+const RAISE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection to a container runtime.
 #[derive(Clone, Debug)]
@@ -48,8 +50,13 @@ impl Cri {
     /// Raises a container's limit; the answer is that the runtime accepted it, not that it is in force.
     ///
     /// # Errors
-    /// The runtime's words.
+    /// The runtime's words, or that it gave no answer.
     pub async fn raise(&self, container_id: &str, raise: Raise) -> Result<(), Refusal> {
+        let answer = tokio::time::timeout(RAISE_LIMIT, self.update(container_id, raise)).await;
+        answer.unwrap_or(Err(Refusal::Unanswered))
+    }
+
+    async fn update(&self, container_id: &str, raise: Raise) -> Result<(), Refusal> {
         let failed = Refusal::Runtime;
         let memory_limit_in_bytes = i64::try_from(raise.to.0)
             .map_err(|_| failed(format!("{} does not fit into the CRI's message", raise.to)))?;

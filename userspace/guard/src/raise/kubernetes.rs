@@ -1,0 +1,246 @@
+//! A raise through the Kubernetes API: `pods/resize`, which the kubelet carries out at every level, and does not take back.
+//!
+//! Owns the calls: `get` of a pod and `patch` of `pods/resize`, and no other. What a pod must be like for it is for
+//! [`Target`] to say.
+//!
+//! A patch names the version of the pod that it was planned for. One whose answer is lost, or that is late, changes nothing
+//! that has changed meanwhile; and the next plan begins with the spec as it is then.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Error};
+
+use super::resize::{ResizeRefusal, Target, text};
+use crate::daemon::Container;
+use crate::plan::{Raise, Refusal};
+
+/// The name under which the API records the guard's fields.
+const FIELD_MANAGER: &str = "kwitness-guard";
+/// How often a pod that changes between reading and writing is read again.
+const ATTEMPTS: usize = 4;
+/// Between two looks at what the kubelet makes of a resize.
+const LOOK: Duration = Duration::from_millis(250);
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Access to an API server.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: Client,
+    node: Option<Arc<str>>,
+}
+
+impl std::fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubernetes").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Kubernetes {
+    /// Access by that kubeconfig; without one, by `$KUBECONFIG`, `~/.kube/config` or a pod's service account. With a node's
+    /// name, only its pods are raised. An API server that is away now may be back when it is needed.
+    ///
+    /// # Errors
+    /// There is no such access.
+    pub async fn connect(kubeconfig: Option<&Path>, node: Option<String>) -> anyhow::Result<Self> {
+        let mut config = match kubeconfig {
+            Some(file) => {
+                let read = Kubeconfig::read_from(file);
+                let read = read.with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
+                let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+                config.with_context(|| format!("cannot use the kubeconfig {}", file.display()))?
+            }
+            None => Config::infer().await.context("no access to a Kubernetes API; name a --kubeconfig")?,
+        };
+        config.connect_timeout = Some(CONNECT_LIMIT);
+        // The time of a hold is better spent on an answer.
+        config.default_retry = false;
+        let client = Client::try_from(config).context("cannot use the access to the Kubernetes API")?;
+        let this = Self { client, node: node.map(Arc::from) };
+        match tokio::time::timeout(CONNECT_LIMIT, this.client.apiserver_version()).await {
+            Ok(Ok(version)) => tracing::info!(version = version.git_version, "Kubernetes API reached"),
+            Ok(Err(error)) => {
+                let error = refusal(error);
+                tracing::warn!(%error, "Kubernetes API away: raises are refused until it is back");
+            }
+            Err(_) => tracing::warn!("Kubernetes API does not answer: raises are refused until it does"),
+        }
+        Ok(this)
+    }
+
+    /// Raises a container's limit by a resize of its pod; the answer is that the API server has accepted it.
+    ///
+    /// # Errors
+    /// The pod may not have it, the API server does not accept it, or `hold` has passed.
+    pub async fn raise(&self, container: &Container, raise: Raise, hold: Duration) -> Result<(), Refusal> {
+        let answer = tokio::time::timeout(hold, self.resize(container, raise)).await;
+        answer.unwrap_or(Err(ResizeRefusal::NoAnswer.into()))
+    }
+
+    async fn resize(&self, container: &Container, raise: Raise) -> Result<(), Refusal> {
+        let target = Target::of(container)?;
+        let pods = self.pods(target);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        for _ in 0..ATTEMPTS {
+            let pod = pods.get(target.pod).await.map_err(refusal)?;
+            let patch = target.patch(&pod, self.node.as_deref(), raise, procfs::page_size())?;
+            let patched = pods.patch_resize(target.pod, &params, &Patch::Strategic(patch)).await;
+            match patched.map_err(refusal) {
+                Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
+                answer => return answer.map(drop),
+            }
+        }
+        Err(ResizeRefusal::Conflict.into())
+    }
+
+    /// Waits until the kubelet refuses a resize that the API server has accepted, or the pod is going; for ever, if neither
+    /// happens.
+    pub async fn refused(&self, container: &Container) -> Refusal {
+        let target = match Target::of(container) {
+            Ok(target) => target,
+            Err(refusal) => return refusal.into(),
+        };
+        let pods = self.pods(target);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match pods.get(target.pod).await {
+                Ok(pod) => {
+                    if let Some(refusal) = target.refused(&pod) {
+                        return refusal;
+                    }
+                }
+                Err(error) => {
+                    let refusal = refusal(error);
+                    if refusal == Refusal::Gone {
+                        return refusal;
+                    }
+                    // The kubelet may carry it out meanwhile: the daemon's verdict decides.
+                    tracing::debug!(%refusal, "cannot look at a resize");
+                }
+            }
+        }
+    }
+
+    fn pods(&self, target: Target<'_>) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), target.namespace)
+    }
+}
+
+/// What an error of the API means for a raise.
+fn refusal(error: Error) -> Refusal {
+    let refusal = match error {
+        Error::Api(status) => match status.code {
+            404 => return Refusal::Gone,
+            409 => ResizeRefusal::Conflict,
+            400 | 422 => ResizeRefusal::Invalid(text(&status.message)),
+            401 | 403 => ResizeRefusal::Forbidden(text(&status.message)),
+            _ => ResizeRefusal::Unavailable(text(&status.message)),
+        },
+        other => ResizeRefusal::Unavailable(text(&format!("{:#}", anyhow::Error::from(other)))),
+    };
+    refusal.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tonic::codegen::http::{Method, Request, Response, StatusCode};
+
+    use super::*;
+    use crate::raise::resize::tests::{RAISE, container, pod};
+
+    /// An API server that has one pod, answers patches in turn, and records what was requested.
+    #[derive(Clone, Default)]
+    struct Server {
+        answers: Arc<Vec<u16>>,
+        patches: Arc<AtomicUsize>,
+        requests: Arc<Mutex<Vec<(Method, String)>>>,
+    }
+
+    impl Server {
+        fn new(answers: &[u16]) -> Self {
+            Self { answers: Arc::new(answers.to_vec()), ..Self::default() }
+        }
+
+        fn answer(&self, request: &Request<Body>) -> Response<Body> {
+            let seen = (request.method().clone(), request.uri().path().to_owned());
+            self.requests.lock().unwrap().push(seen);
+            let code = match *request.method() {
+                Method::PATCH => self.answers[self.patches.fetch_add(1, Ordering::Relaxed)],
+                _ => 200,
+            };
+            let body: Value = if code == 200 {
+                pod()
+            } else {
+                json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no\x07",
+                        "reason": "Why", "code": code })
+            };
+            let mut response = Response::new(Body::from(body.to_string().into_bytes()));
+            *response.status_mut() = StatusCode::from_u16(code).unwrap();
+            response
+        }
+
+        fn access(&self) -> Kubernetes {
+            let server = self.clone();
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let response = server.answer(&request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            Kubernetes { client: Client::new(service, "default"), node: None }
+        }
+    }
+
+    const HOLD: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_raise_reads_the_pod_and_patches_its_resize_and_nothing_else() {
+        let server = Server::new(&[200]);
+        assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
+        let path = "/api/v1/namespaces/dev/pods/web".to_owned();
+        let expected = [(Method::GET, path.clone()), (Method::PATCH, format!("{path}/resize"))];
+        assert_eq!(*server.requests.lock().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_changed_meanwhile_is_read_again_and_not_for_ever() {
+        let server = Server::new(&[409, 409, 200]);
+        assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
+        let server = Server::new(&[409; ATTEMPTS]);
+        let refused = server.access().raise(&container(), RAISE, HOLD).await;
+        assert_eq!(refused, Err(ResizeRefusal::Conflict.into()));
+    }
+
+    #[tokio::test]
+    async fn each_answer_has_its_own_reason_and_its_text_is_escaped() {
+        let said = || "no\\x07".to_owned();
+        for (code, expected) in [
+            (404, Refusal::Gone),
+            (422, ResizeRefusal::Invalid(said()).into()),
+            (403, ResizeRefusal::Forbidden(said()).into()),
+            (503, ResizeRefusal::Unavailable(said()).into()),
+        ] {
+            let refused = Server::new(&[code]).access().raise(&container(), RAISE, HOLD).await;
+            assert_eq!(refused, Err(expected), "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_ends_with_the_hold() {
+        let silent = tower::service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        });
+        let access = Kubernetes { client: Client::new(silent, "default"), node: None };
+        let refused = access.raise(&container(), RAISE, Duration::from_millis(1)).await;
+        assert_eq!(refused, Err(ResizeRefusal::NoAnswer.into()));
+    }
+}

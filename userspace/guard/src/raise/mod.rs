@@ -1,0 +1,69 @@
+//! How a limit is raised: through the Kubernetes API, which has the kubelet do it, or by the container runtime itself.
+//!
+//! Owns the calls and how long they may take. Whether a limit may be raised is for [`crate::plan`] to say, whether it is in
+//! force for [`crate::daemon`].
+
+mod cri;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(feature = "kubernetes")]
+mod resize;
+
+use std::time::Duration;
+
+pub use cri::Cri;
+#[cfg(feature = "kubernetes")]
+pub use kubernetes::Kubernetes;
+#[cfg(feature = "kubernetes")]
+pub use resize::ResizeRefusal;
+
+use crate::daemon::Container;
+use crate::plan::{Raise, Refusal};
+
+/// Who is asked for a raise.
+#[derive(Clone, Debug)]
+pub enum Raiser {
+    /// The container runtime: for nodes without a kubelet.
+    Cri(Cri),
+    /// The Kubernetes API: for nodes with one.
+    #[cfg(feature = "kubernetes")]
+    Kubernetes(Kubernetes),
+}
+
+impl Raiser {
+    /// Its name in the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cri(_) => "cri",
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
+    /// Raises a container's limit. The answer is that the raise was accepted, not that it is in force. `hold` is what is left of
+    /// the hold.
+    ///
+    /// # Errors
+    /// It was not.
+    #[cfg_attr(
+        not(feature = "kubernetes"),
+        expect(unused_variables, reason = "the CRI has a limit of its own")
+    )]
+    pub async fn raise(&self, container: &Container, raise: Raise, hold: Duration) -> Result<(), Refusal> {
+        match self {
+            Self::Cri(cri) => cri.raise(&container.id, raise).await,
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(kubernetes) => kubernetes.raise(container, raise, hold).await,
+        }
+    }
+
+    /// Waits until a raise that was accepted is refused after all; for ever, if it is not.
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "the CRI answers once"))]
+    pub async fn refused(&self, container: &Container) -> Refusal {
+        match self {
+            Self::Cri(_) => std::future::pending().await,
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(kubernetes) => kubernetes.refused(container).await,
+        }
+    }
+}

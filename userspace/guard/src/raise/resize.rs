@@ -1,0 +1,405 @@
+//! An in-place resize of one container's memory: whether the pod, as the API has it, may have one, the patch, and what became
+//! of it. Pure.
+
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kwitness_api::text::escape;
+use kwitness_core::verdicts::quantity;
+use serde_json::{Value, json};
+
+use crate::daemon::Container;
+use crate::plan::{Raise, Refusal};
+use crate::policy::Bytes;
+
+/// What is kept of a text of the API, in characters.
+const TEXT_MAX: usize = 256;
+
+const MEMORY: &str = "memory";
+/// The conditions of a resize that the kubelet has not begun, and of one that it is at.
+const PENDING: &str = "PodResizePending";
+const IN_PROGRESS: &str = "PodResizeInProgress";
+
+/// Why a limit is not raised through the Kubernetes API. Texts are the API's, escaped and bounded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResizeRefusal {
+    /// The container is not known well enough to be found in the API.
+    #[error("the names of the container or the UID of its pod are not known")]
+    Unnamed,
+    /// The API's pod of that name has another UID: a later pod, or the mirror of a static one.
+    #[error("the API's pod of that name has another UID")]
+    OtherPod,
+    /// The pod is bound to another node.
+    #[error("the pod is bound to node {0}")]
+    OtherNode(String),
+    /// The pod is not in the phase `Running`.
+    #[error("the pod's phase is {0}, not Running")]
+    NotRunning(String),
+    /// Another resize of the pod is not done.
+    #[error("another resize of the pod is under way: {0}")]
+    Pending(String),
+    /// Of such a pod no container has a limit, or the class is not known.
+    #[error("a pod of the QoS class {0} is not raised")]
+    QosClass(String),
+    /// The container's `resizePolicy` for memory is not `NotRequired`.
+    #[error("the container's resizePolicy for memory is {0}")]
+    Restarts(String),
+    /// The pod's spec has no such container, or no memory limit for it.
+    #[error("the pod's spec has no memory limit for the container")]
+    NoLimit,
+    /// The limit in force is not the one of the spec.
+    #[error("the pod's spec has a limit of {spec}, {in_force} is in force")]
+    Differs {
+        /// The spec's.
+        spec: Bytes,
+        /// The kernel's.
+        in_force: Bytes,
+    },
+    /// The kubelet has put the resize off.
+    #[error("the kubelet has deferred the resize: {0}")]
+    Deferred(String),
+    /// The kubelet will not do it.
+    #[error("the kubelet considers the resize infeasible: {0}")]
+    Infeasible(String),
+    /// The kubelet has tried and failed.
+    #[error("the kubelet failed to resize: {0}")]
+    Failed(String),
+    /// The API server considers it wrong.
+    #[error("the API server considers the resize invalid: {0}")]
+    Invalid(String),
+    /// Permission, quota, limit range or another admission plugin.
+    #[error("the API server forbids the resize: {0}")]
+    Forbidden(String),
+    /// The pod changed between each reading and writing.
+    #[error("the pod kept changing meanwhile")]
+    Conflict,
+    /// The API server cannot be reached, or cannot answer.
+    #[error("the API server: {0}")]
+    Unavailable(String),
+    /// The hold ended first.
+    #[error("no answer of the API server within the hold")]
+    NoAnswer,
+}
+
+impl ResizeRefusal {
+    /// Its name in the log and in the status.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unnamed => "podUnknown",
+            Self::OtherPod => "otherPod",
+            Self::OtherNode(_) => "otherNode",
+            Self::NotRunning(_) => "podNotRunning",
+            Self::Pending(_) => "resizePending",
+            Self::QosClass(_) => "qosClass",
+            Self::Restarts(_) => "restartContainer",
+            Self::NoLimit => "noSpecLimit",
+            Self::Differs { .. } => "specDiffers",
+            Self::Deferred(_) => "resizeDeferred",
+            Self::Infeasible(_) => "resizeInfeasible",
+            Self::Failed(_) => "resizeFailed",
+            Self::Invalid(_) => "resizeInvalid",
+            Self::Forbidden(_) => "resizeForbidden",
+            Self::Conflict => "resizeConflict",
+            Self::Unavailable(_) => "apiUnavailable",
+            Self::NoAnswer => "apiNoAnswer",
+        }
+    }
+}
+
+/// A container as the API finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Target<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) pod: &'a str,
+    uid: &'a str,
+    container: &'a str,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn of(container: &'a Container) -> Result<Self, ResizeRefusal> {
+        let Container { namespace, pod, pod_uid, name, .. } = container;
+        match (namespace, pod, pod_uid, name) {
+            (Some(namespace), Some(pod), Some(uid), Some(container)) => {
+                Ok(Self { namespace, pod, uid, container })
+            }
+            _ => Err(ResizeRefusal::Unnamed),
+        }
+    }
+
+    /// The same pod, and it is to stay.
+    fn check_identity(self, pod: &Pod) -> Result<(), Refusal> {
+        if pod.metadata.uid.as_deref() != Some(self.uid) {
+            return Err(ResizeRefusal::OtherPod.into());
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Err(Refusal::Gone);
+        }
+        Ok(())
+    }
+
+    /// The patch of `pods/resize` that raises the limit, if the pod may have it. It applies to the pod as it was read, and to no
+    /// later version. `page` is the size of a page: the kernel rounds limits down to it.
+    pub(super) fn patch(
+        self,
+        pod: &Pod,
+        node: Option<&str>,
+        raise: Raise,
+        page: u64,
+    ) -> Result<Value, Refusal> {
+        self.check_identity(pod)?;
+        let (Some(version), Some(spec), Some(status)) =
+            (&pod.metadata.resource_version, &pod.spec, &pod.status)
+        else {
+            return Err(ResizeRefusal::Unavailable("the pod is incomplete".to_owned()).into());
+        };
+        let bound_to = spec.node_name.as_deref().unwrap_or_default();
+        if node.is_some_and(|node| node != bound_to) {
+            return Err(ResizeRefusal::OtherNode(text(bound_to)).into());
+        }
+        let phase = status.phase.as_deref().unwrap_or("unknown");
+        if phase != "Running" {
+            return Err(ResizeRefusal::NotRunning(text(phase)).into());
+        }
+        if let Some(condition) = resizes(status).next() {
+            return Err(ResizeRefusal::Pending(explain(condition)).into());
+        }
+        let container = spec.containers.iter().find(|container| container.name == self.container);
+        let container = container.ok_or(ResizeRefusal::NoLimit)?;
+        let policies = container.resize_policy.iter().flatten();
+        let mut policies = policies.filter(|policy| policy.resource_name == MEMORY);
+        if let Some(policy) = policies.find(|policy| policy.restart_policy != "NotRequired") {
+            return Err(ResizeRefusal::Restarts(text(&policy.restart_policy)).into());
+        }
+        let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+        let limit = limits.and_then(|limits| whole(limits.get(MEMORY)?)).ok_or(ResizeRefusal::NoLimit)?;
+        let differs = limit.0.checked_sub(raise.from.0).is_none_or(|rest| rest >= page);
+        if differs {
+            return Err(ResizeRefusal::Differs { spec: limit, in_force: raise.from }.into());
+        }
+        let memory = json!({ MEMORY: raise.to.to_string() });
+        // The QoS class may not change, and is not to: in a Guaranteed pod requests equal limits.
+        let resources = match status.qos_class.as_deref() {
+            Some("Guaranteed") => json!({ "limits": memory, "requests": memory }),
+            Some("Burstable") => json!({ "limits": memory }),
+            other => return Err(ResizeRefusal::QosClass(text(other.unwrap_or("unknown"))).into()),
+        };
+        Ok(json!({
+            "metadata": { "resourceVersion": version },
+            "spec": { "containers": [{ "name": self.container, "resources": resources }] },
+        }))
+    }
+
+    /// Why the resize that the pod was given does not come into force, if the kubelet says so.
+    pub(super) fn refused(self, pod: &Pod) -> Option<Refusal> {
+        if let Err(refusal) = self.check_identity(pod) {
+            return Some(refusal);
+        }
+        let refusal = |condition: &PodCondition| {
+            let why = explain(condition);
+            match (condition.type_.as_str(), condition.reason.as_deref()) {
+                (PENDING, Some("Deferred")) => Some(ResizeRefusal::Deferred(why)),
+                (PENDING, Some("Infeasible")) => Some(ResizeRefusal::Infeasible(why)),
+                (IN_PROGRESS, Some("Error")) => Some(ResizeRefusal::Failed(why)),
+                _ => None,
+            }
+        };
+        pod.status.as_ref().and_then(|status| resizes(status).find_map(refusal)).map(Refusal::from)
+    }
+}
+
+/// The conditions of a resize that is not done.
+fn resizes(status: &PodStatus) -> impl Iterator<Item = &PodCondition> {
+    let is_resize = |condition: &&PodCondition| {
+        [PENDING, IN_PROGRESS].contains(&condition.type_.as_str()) && condition.status == "True"
+    };
+    status.conditions.iter().flatten().filter(is_resize)
+}
+
+fn explain(condition: &PodCondition) -> String {
+    let said = [condition.reason.as_deref(), condition.message.as_deref()];
+    let said: Vec<_> = said.into_iter().flatten().filter(|said| !said.is_empty()).collect();
+    if said.is_empty() { text(&condition.type_) } else { text(&said.join(": ")) }
+}
+
+fn whole(quantity: &Quantity) -> Option<Bytes> {
+    quantity::whole(&quantity.0).ok().map(Bytes)
+}
+
+/// Other people's text, as it may be logged.
+pub(super) fn text(of: &str) -> String {
+    match of.char_indices().nth(TEXT_MAX) {
+        Some((end, _)) => format!("{}…", escape(&of[..end])),
+        None => escape(of).into_owned(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const PAGE: u64 = 4096;
+
+    pub(crate) fn container() -> Container {
+        let known = |text: &str| Some(text.to_owned());
+        Container {
+            id: "c".to_owned(),
+            cgroup_id: 7,
+            cgroup_path: "/pod/c".to_owned(),
+            namespace: known("dev"),
+            pod: known("web"),
+            pod_uid: known("11-22"),
+            name: known("main"),
+        }
+    }
+
+    pub(crate) const RAISE: Raise = Raise { from: Bytes(64 * MIB), to: Bytes(128 * MIB) };
+
+    /// A running pod that may be raised.
+    pub(crate) fn pod() -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": "web", "namespace": "dev", "uid": "11-22", "resourceVersion": "42" },
+            "spec": {
+                "nodeName": "node-1",
+                "containers": [
+                    { "name": "sidecar", "resources": { "limits": { "memory": "1Gi" } } },
+                    { "name": "main", "resources": {
+                        "requests": { "memory": "32Mi" }, "limits": { "memory": "64Mi" },
+                    } },
+                ],
+            },
+            "status": { "phase": "Running", "qosClass": "Burstable" },
+        })
+    }
+
+    fn patch(pod: Value) -> Result<Value, Refusal> {
+        let container = container();
+        let pod = serde_json::from_value(pod).unwrap();
+        Target::of(&container).unwrap().patch(&pod, Some("node-1"), RAISE, PAGE)
+    }
+
+    fn resize(kind: &str, reason: &str, message: &str) -> Value {
+        json!([{ "type": "Ready", "status": "True" },
+               { "type": kind, "status": "True", "reason": reason, "message": message }])
+    }
+
+    #[test]
+    fn a_burstable_container_gets_a_limit_and_a_guaranteed_one_a_request_as_well() {
+        let of = |resources: Value| {
+            json!({
+                "metadata": { "resourceVersion": "42" },
+                "spec": { "containers": [{ "name": "main", "resources": resources }] },
+            })
+        };
+        let memory = json!({ "memory": "128Mi" });
+        assert_eq!(patch(pod()), Ok(of(json!({ "limits": memory }))));
+        let mut guaranteed = pod();
+        guaranteed["status"]["qosClass"] = json!("Guaranteed");
+        assert_eq!(patch(guaranteed), Ok(of(json!({ "limits": memory, "requests": memory }))));
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_has_rounded_down_is_the_specs() {
+        let mut rounded = pod();
+        rounded["spec"]["containers"][1]["resources"]["limits"]["memory"] =
+            json!((64 * MIB + PAGE - 1).to_string());
+        assert!(patch(rounded).is_ok());
+    }
+
+    #[test]
+    fn what_a_pod_must_be_for_a_raise() {
+        let with = |change: fn(&mut Value)| {
+            let mut pod = pod();
+            change(&mut pod);
+            patch(pod).unwrap_err().name()
+        };
+        for (expected, change) in [
+            ("otherPod", (|pod| pod["metadata"]["uid"] = json!("33-44")) as fn(&mut Value)),
+            ("gone", |pod| pod["metadata"]["deletionTimestamp"] = json!("2026-11-29T12:00:00Z")),
+            ("otherNode", |pod| pod["spec"]["nodeName"] = json!("node-2")),
+            ("podNotRunning", |pod| pod["status"]["phase"] = json!("Succeeded")),
+            ("resizePending", |pod| pod["status"]["conditions"] = resize(PENDING, "Deferred", "")),
+            ("resizePending", |pod| pod["status"]["conditions"] = resize(IN_PROGRESS, "", "")),
+            ("qosClass", |pod| pod["status"]["qosClass"] = json!("BestEffort")),
+            ("qosClass", |pod| pod["status"]["qosClass"] = Value::Null),
+            ("restartContainer", |pod| {
+                pod["spec"]["containers"][1]["resizePolicy"] =
+                    json!([{ "resourceName": "memory", "restartPolicy": "RestartContainer" }]);
+            }),
+            ("noSpecLimit", |pod| pod["spec"]["containers"][1]["name"] = json!("other")),
+            ("noSpecLimit", |pod| pod["spec"]["containers"][1]["resources"]["limits"] = json!({})),
+            ("specDiffers", |pod| {
+                pod["spec"]["containers"][1]["resources"]["limits"]["memory"] = json!("96Mi");
+            }),
+            ("specDiffers", |pod| {
+                pod["spec"]["containers"][1]["resources"]["limits"]["memory"] = json!("63Mi");
+            }),
+        ] {
+            assert_eq!(with(change), expected);
+        }
+        // A policy for the CPU alone changes nothing, nor does a resize that is done.
+        let mut other = pod();
+        other["spec"]["containers"][1]["resizePolicy"] =
+            json!([{ "resourceName": "cpu", "restartPolicy": "RestartContainer" }]);
+        other["status"]["conditions"] = resize(PENDING, "Deferred", "");
+        other["status"]["conditions"][1]["status"] = json!("False");
+        assert!(patch(other).is_ok());
+    }
+
+    #[test]
+    fn a_container_without_names_is_not_looked_for() {
+        for forget in [
+            |container: &mut Container| container.namespace = None,
+            |container: &mut Container| container.pod = None,
+            |container: &mut Container| container.pod_uid = None,
+            |container: &mut Container| container.name = None,
+        ] {
+            let mut container = container();
+            forget(&mut container);
+            assert_eq!(Target::of(&container), Err(ResizeRefusal::Unnamed));
+        }
+    }
+
+    #[test]
+    fn what_the_kubelet_refuses_afterwards_is_refused_with_its_words() {
+        let container = container();
+        let refused = |conditions: Value| {
+            let mut pod = pod();
+            pod["status"]["conditions"] = conditions;
+            let pod = serde_json::from_value(pod).unwrap();
+            Target::of(&container).unwrap().refused(&pod)
+        };
+        let said = || "Deferred: no room".to_owned();
+        let deferred = ResizeRefusal::Deferred(said());
+        assert_eq!(refused(resize(PENDING, "Deferred", "no room")), Some(deferred.into()));
+        for (kind, reason, name) in
+            [(PENDING, "Infeasible", "resizeInfeasible"), (IN_PROGRESS, "Error", "resizeFailed")]
+        {
+            assert_eq!(refused(resize(kind, reason, "why")).unwrap().name(), name);
+        }
+        assert_eq!(refused(resize(IN_PROGRESS, "", "")), None);
+        assert_eq!(refused(json!([])), None);
+    }
+
+    #[test]
+    fn a_pod_that_is_deleted_or_replaced_afterwards_ends_the_wait() {
+        let container = container();
+        let target = Target::of(&container).unwrap();
+        let mut deleted = pod();
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-11-29T12:00:00Z");
+        assert_eq!(target.refused(&serde_json::from_value(deleted).unwrap()), Some(Refusal::Gone));
+        let mut replaced = pod();
+        replaced["metadata"]["uid"] = json!("33-44");
+        let replaced = serde_json::from_value(replaced).unwrap();
+        assert_eq!(target.refused(&replaced), Some(ResizeRefusal::OtherPod.into()));
+    }
+
+    #[test]
+    fn texts_of_the_api_are_escaped_and_bounded() {
+        assert_eq!(text("a\x1b[31mb\n"), "a\\x1b[31mb\\n");
+        let long = text(&"ä".repeat(TEXT_MAX + 1));
+        assert_eq!(long.chars().count(), TEXT_MAX + 1);
+        assert!(long.ends_with('…'));
+    }
+}
