@@ -1,5 +1,6 @@
 //! `kwitness guard`, started as an operator would, with a policy of the test's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -29,7 +30,8 @@ pub struct Guard {
 struct Place {
     program: PathBuf,
     daemon: PathBuf,
-    runtime: PathBuf,
+    /// How it raises limits, as flags.
+    raises_by: Vec<OsString>,
     directory: tempfile::TempDir,
     bpffs: Bpffs,
 }
@@ -42,7 +44,7 @@ impl Place {
     /// A guard with this policy that listens and pins there.
     fn command(&self, socket: &Path, pins: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("guard").arg("--socket").arg(&self.daemon).arg("--runtime-endpoint").arg(&self.runtime);
+        command.arg("guard").arg("--socket").arg(&self.daemon).args(&self.raises_by);
         command.arg("--policy").arg(self.directory.path().join("policy.toml"));
         command.arg("--status-socket").arg(socket).arg("--pin-directory").arg(pins);
         command
@@ -71,13 +73,35 @@ impl Guard {
         policy: &str,
         runtime: &Path,
     ) -> Result<Self> {
+        Self::start_with(environment, agent, policy, vec!["--runtime-endpoint".into(), runtime.into()]).await
+    }
+
+    /// Starts one that raises limits through the Kubernetes API, on the node of that name.
+    pub async fn start_on_kubernetes(
+        environment: &Environment,
+        agent: &Agent,
+        policy: &str,
+        kubeconfig: &Path,
+        node: &str,
+    ) -> Result<Self> {
+        let words = ["--kubernetes", "--node", node, "--kubeconfig"].map(OsString::from);
+        let raises_by = words.into_iter().chain([kubeconfig.into()]).collect();
+        Self::start_with(environment, agent, policy, raises_by).await
+    }
+
+    async fn start_with(
+        environment: &Environment,
+        agent: &Agent,
+        policy: &str,
+        raises_by: Vec<OsString>,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-guard-").tempdir_in("/run")?;
         let file = directory.path().join("policy.toml");
         fs::write(&file, policy).context("write the policy")?;
         let place = Place {
             program: environment.kwitness(),
             daemon: agent.socket().to_owned(),
-            runtime: runtime.to_owned(),
+            raises_by,
             directory,
             bpffs: Bpffs::mount()?,
         };

@@ -66,7 +66,8 @@ pub fn vm(workspace: &Workspace, cache: &Cache, vm: &Vm) -> Result<i32> {
         prepared.job.command(&vm.what.command)?;
         Output::Shown
     };
-    let guest = Guest { kernel, root, processors: vm.smp, memory: vm.mem, timeout: vm.what.limit() };
+    let timeout = vm.what.limit();
+    let guest = Guest { kernel, root, processors: vm.smp, memory: vm.mem, timeout, leaves: None };
     guest.run(cache, &prepared.job, output)
 }
 

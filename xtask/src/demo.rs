@@ -4,9 +4,10 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
@@ -14,7 +15,7 @@ use crate::job::{Job, MOUNT};
 use crate::setup::kubernetes::{KUBELET, NEXT_KUBELET_NAME};
 use crate::setup::{self, Needs, Tool};
 use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
-use crate::vm::{Guest, Output};
+use crate::vm::{Guest, LEAVES, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, images, step};
 
@@ -32,6 +33,9 @@ pub struct Demo {
     /// What to show
     #[arg(value_enum, default_value_t = Scene::Life)]
     scene: Scene,
+    /// Where to leave the picture of the scene `oom` [default: oom.svg in the target directory]
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     options: Watched,
 }
@@ -43,23 +47,65 @@ enum Scene {
     Life,
     /// Containers are resized, and another process interferes: needs cgroup v2 with its controllers
     Resize,
+    /// The same work is OOM-killed without the guard and finishes with it: always in a guest
+    Oom,
+}
+
+impl Scene {
+    /// As the program takes it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Life => "life",
+            Self::Resize => "resize",
+            Self::Oom => "oom",
+        }
+    }
+
+    /// Why it needs a guest, if it does on this machine.
+    fn needs_guest(self) -> Option<String> {
+        match self {
+            Self::Resize if !has_controllers() => Some(format!("{CONTROLLERS} has no memory")),
+            Self::Oom => Some("the guard stops processes".to_owned()),
+            Self::Life | Self::Resize => None,
+        }
+    }
 }
 
 /// Shows a scene and returns its exit status.
 pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     let mut options = demo.options.clone();
-    if demo.scene == Scene::Resize && options.vm.is_none() && !has_controllers() {
-        step::say(
-            "  --",
-            "guest",
-            &format!("{CONTROLLERS} has no memory: shown in a guest with kernel {STAND_IN}"),
-        );
+    if options.vm.is_none()
+        && let Some(reason) = demo.scene.needs_guest()
+    {
+        step::say("  --", "guest", &format!("{reason}: shown in a guest with kernel {STAND_IN}"));
         options.vm = Some(STAND_IN.to_owned());
     }
-    let scene = if demo.scene == Scene::Life { "life" } else { "resize" };
-    options.arguments.insert(0, scene.to_owned());
+    options.arguments.insert(0, demo.scene.name().to_owned());
     let program = Program { name: "kwitness-demo", build: Build::Release, kubelet: None, limit: LIMIT };
-    task(workspace, cache, &program, &options, Output::Shown)
+    if demo.scene != Scene::Oom {
+        ensure!(demo.svg.is_none(), "only the scene `oom` leaves a picture");
+        return task(workspace, cache, &program, &options, Output::Shown);
+    }
+    options.arguments.extend(["--svg".to_owned(), LEAVES.to_owned()]);
+    let left = workspace.scratch("demo")?.join("left");
+    let cluster = Cluster { leaves: &left };
+    let status = run(workspace, cache, &program, &options, Output::Shown, Some(&cluster))?;
+    let text = fs::read_to_string(&left).with_context(|| format!("read {}", left.display()))?;
+    let picture = text.replace('\r', "");
+    // A claim that does not hold leaves its picture, too; a scene that broke off leaves none.
+    if picture.is_empty() {
+        return Ok(status);
+    }
+    let file = demo.svg.clone().unwrap_or_else(|| workspace.target.join("oom.svg"));
+    fs::write(&file, picture).with_context(|| format!("write {}", file.display()))?;
+    step::say("  ok", "picture", &file.display().to_string());
+    Ok(status)
+}
+
+/// A scene with a control plane and a kubelet: in a guest.
+struct Cluster<'a> {
+    /// What it leaves.
+    leaves: &'a Path,
 }
 
 /// How much chaos, and where.
@@ -175,11 +221,23 @@ pub fn task(
     options: &Watched,
     output: Output,
 ) -> Result<i32> {
+    run(workspace, cache, program, options, output, None)
+}
+
+fn run(
+    workspace: &Workspace,
+    cache: &Cache,
+    program: &Program,
+    options: &Watched,
+    output: Output,
+    cluster: Option<&Cluster<'_>>,
+) -> Result<i32> {
     let Program { name, build, kubelet, limit } = *program;
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs::tools(&[Tool::Bpf]);
     needs.tools.extend(kubelet.map(Kubelet::needs));
+    needs.tools.extend(cluster.map(|_| Tool::Kubernetes));
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -204,6 +262,9 @@ pub fn task(
         if let Some(kubelet) = kubelet {
             job.add(&cache.tool(kubelet.tool()), &in_job(KUBELET))?;
         }
+        for name in cluster.map_or(&[][..], |_| Tool::Kubernetes.programs()) {
+            job.add(&cache.tool(name), &in_job(name))?;
+        }
         images::write(cache, &job.dir().join("images.tar"))
     })?;
     job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });
@@ -224,7 +285,10 @@ pub fn task(
     job.command(&words)?;
     match kernel {
         Some(kernel) => {
-            let guest = Guest { kernel, root, processors: 1, memory: 2048, timeout: Some(limit) };
+            // A control plane needs a gigabyte of its own.
+            let memory = if cluster.is_some() { 4096 } else { 2048 };
+            let leaves = cluster.map(|cluster| cluster.leaves);
+            let guest = Guest { kernel, root, processors: 1, memory, timeout: Some(limit), leaves };
             guest.run(cache, &job, output)
         }
         None => host::run(cache, &root.tree(cache)?, &job, output, Some(limit)),

@@ -6,7 +6,8 @@
 //!              ├── NVMe "job"      the job, at /run/job
 //!              ├── ttyS0           the job's input and output
 //!              ├── ttyS1           the kernel's console, kept in a file
-//!              └── ttyS2           "ready UPTIME" and "exit STATUS" from the guest
+//!              ├── ttyS2           "ready UPTIME" and "exit STATUS" from the guest
+//!              └── ttyS3           what the job leaves in a file, if it is to leave something ([`LEAVES`])
 //! ```
 //!
 //! A job has ended only when the guest said so on ttyS2 *and* ended QEMU with the same status: QEMU's own 0 is what a
@@ -26,6 +27,9 @@ use crate::signals;
 use crate::versions::{Init, KernelSeries, RootSpec};
 use crate::workspace::Cache;
 
+/// Where a job writes what [`Guest::leaves`] is to have.
+pub const LEAVES: &str = "/dev/ttyS3";
+
 /// A guest to boot.
 pub struct Guest<'a> {
     /// What it boots.
@@ -38,6 +42,8 @@ pub struct Guest<'a> {
     pub memory: u32,
     /// After how long it is given up, if ever.
     pub timeout: Option<Duration>,
+    /// A file that the job leaves something in, as text with a carriage return before each newline.
+    pub leaves: Option<&'a Path>,
 }
 
 /// Where a guest's output goes.
@@ -125,7 +131,7 @@ impl Guest<'_> {
         disk("modules", &kernel.modules, "readonly=on")?;
         disk("job", job, "readonly=on")?;
         command.args(["-chardev", "stdio,id=stdio,signal=off", "-serial", "chardev:stdio"]);
-        for file in [console, control] {
+        for file in [console, control].into_iter().chain(self.leaves) {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);

@@ -1,6 +1,8 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. And the chart's pod on such a node.
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The chart's pod on such a node,
+//! and the guard.
 
 mod daemonset;
+mod guard;
 mod join;
 mod resize;
 mod timeline;
@@ -28,10 +30,23 @@ fn main() -> Result<()> {
         // Ten minutes of an emulated guest.
         Tier::Vm => (!ctx.environment.long).then_some("only with --long"),
     };
+    // It brings its own containerd.
+    let raise = Case::new("a_raise_of_the_guard_through_the_api_stays", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guard::a_raise_through_the_api_stays(ctx))
+    });
+    let demo = Case::new("the_demo_of_an_averted_oom_kill_holds", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guard::the_demo_of_an_averted_oom_kill_holds(ctx))
+    });
+    let guests = (ctx.environment.tier == Tier::Host).then_some("the guard stops processes: guests only");
+    let only_long = (!ctx.environment.long).then_some("only with --long");
     let cases = vec![
         crash.refused(ctx.environment.same_everywhere()),
         resize.refused(no_limits),
         chart.refused(private),
+        raise.refused(guests),
+        demo.refused(guests).refused(only_long),
     ];
     suite::run(ctx, cases)
 }

@@ -74,7 +74,7 @@ pub struct Test {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; the demo of the guard; in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
@@ -290,7 +290,8 @@ impl Prepared<'_> {
                 let memory = if runs(&["cluster", "matrix"]) { 4096 } else { 2048 };
                 // A container can have a processor of its own only where others are left.
                 let processors = if test.long && runs(&["matrix"]) { 3 } else { 1 };
-                let guest = Guest { kernel, root, processors, memory, timeout: Some(GUEST_LIMIT) };
+                let timeout = Some(GUEST_LIMIT);
+                let guest = Guest { kernel, root, processors, memory, timeout, leaves: None };
                 guest.run(cache, &job, Output::File(file))
             }
         };

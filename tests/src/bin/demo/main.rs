@@ -3,11 +3,13 @@
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
 //! the end, the report is compared with what was done; anything missed, doubled or misreported is a failure.
 
+mod oom;
 mod resize;
 mod script;
 mod stage;
 mod verdict;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -30,6 +32,9 @@ struct Arguments {
     /// Do not pause for the reader.
     #[arg(long)]
     fast: bool,
+    /// Where to leave the picture of the scene `oom`.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// What there is to see.
@@ -39,6 +44,8 @@ enum Scene {
     Life,
     /// Containers are resized, and another process interferes.
     Resize,
+    /// The same work is OOM-killed without the guard, and finishes with it.
+    Oom,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +79,7 @@ async fn play(arguments: &Arguments) -> Result<bool> {
     match arguments.scene {
         Scene::Life => life(&environment, combination, arguments.fast).await,
         Scene::Resize => resize::play(&environment, arguments.fast).await,
+        Scene::Oom => oom::play(&environment, arguments.svg.as_deref()).await,
     }
 }
 

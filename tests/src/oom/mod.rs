@@ -1,0 +1,402 @@
+//! The same hog twice at the same time, in two pods of a real API server: one without a guard, one with. What both use is sampled
+//! until both have ended, and what the demo claims of them is checked.
+//!
+//! Owns the run. [`Run::chart`] and [`Run::svg`] show it on one time line.
+
+mod chart;
+mod svg;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_api::proto::{Filter, VerdictKind, VerifyRequest, Wanted, wanted};
+use kwitness_guard::status::Ended;
+use tempfile::TempDir;
+
+use crate::environment::Environment;
+use crate::guard::memory_event;
+use crate::guarded::{GuardedNode, Terminated};
+use crate::process::{cgroup_path, wait_for};
+
+const MIB: u64 = 1 << 20;
+/// The limit of both containers, in bytes.
+pub const LIMIT: u64 = 64 * MIB;
+/// In percent of the limit: where a process is held.
+const THRESHOLD: u64 = 60;
+/// The guarded pod; the policy selects it alone.
+const GUARDED: &str = "guarded";
+const UNGUARDED: &str = "unguarded";
+/// One raise is enough for the work.
+const POLICY: &str = "[[rule]]\npod = \"guarded\"\nthreshold = \"60%\"\nstep = \"128Mi\"\nceiling = \"192Mi\"\n\
+                      longest_hold = \"10s\"\ncool_down = \"10s\"\n";
+/// What the work needs: 90,000,000 bytes, in steps between which an emulated kubelet gets something done, too. A raise that comes
+/// after the longest hold still comes in time.
+const STEPS: u32 = 30;
+const STEP: u32 = 3_000_000;
+const STEP_PAUSE: &str = "0.4";
+/// How long the work may take, in an emulated guest on a machine that does other work.
+const WORK_LIMIT: Duration = Duration::from_secs(300);
+/// Between two samples.
+const SAMPLE: Duration = Duration::from_millis(100);
+/// Samples that are kept of each container; more would be a run that hangs.
+const SAMPLES_MAX: usize = 8192;
+/// How long the verdict on the raised limit may take.
+const VERDICT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A container at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Since both were let go.
+    pub at: Duration,
+    /// `memory.current`, in bytes.
+    pub usage: u64,
+    /// `memory.max`, in bytes.
+    pub limit: u64,
+    /// What the guard was at.
+    pub state: State,
+}
+
+/// What the guard is at with a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Nothing yet.
+    #[default]
+    Free,
+    /// A raise was in force, by the daemon's verdict.
+    InForce,
+    /// A process is held.
+    Held,
+}
+
+/// What one of the two containers did.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// While it ran; in order.
+    pub samples: Vec<Sample>,
+    /// How it ended.
+    pub ended: Terminated,
+    /// `oom_kill` of its `memory.events` in the end; none: its cgroup was gone by then.
+    pub oom_kills: Option<u64>,
+}
+
+/// The run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Without a guard.
+    pub unguarded: Life,
+    /// With one.
+    pub guarded: Life,
+    /// The guard's holds.
+    pub holds: Vec<Ended>,
+    /// The daemon's verdict on the guarded container's limit in the end.
+    pub in_force: bool,
+    /// Processes that were held when all was over.
+    pub left_held: usize,
+}
+
+/// Runs both, and tells `say` what happens.
+pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Run> {
+    say("A node comes up: containerd, API server, kubelet, daemon and guard.");
+    let cluster = GuardedNode::start(environment, POLICY).await?;
+    let done = run_on(&cluster, &say).await;
+    let run = cluster.explain(done)?;
+    cluster.stop().await?;
+    Ok(run)
+}
+
+async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
+    say("Two pods of 64 MiB get the same work of 90 MB. The policy selects one.");
+    let mut unguarded = Worker::start(cluster, UNGUARDED).await?;
+    let mut guarded = Worker::start(cluster, GUARDED).await?;
+    cluster.guard.wait_armed(1).await?;
+
+    say("Both begin.");
+    let began = Instant::now();
+    unguarded.let_go()?;
+    guarded.let_go()?;
+    let work = wait_for("the end of both", WORK_LIMIT, async || {
+        let status = cluster.guard.status().await?;
+        let is_held = status.armed.iter().any(|armed| !armed.held.is_empty());
+        let state = match (is_held, status.raised) {
+            (true, _) => State::Held,
+            (false, 0) => State::Free,
+            (false, _) => State::InForce,
+        };
+        if guarded.samples.last().is_some_and(|before| before.state != state) {
+            say(match state {
+                State::Held => "The guard holds a process, and raises the limit through the API.",
+                State::InForce => "The raise is in force. The process continues.",
+                State::Free => "The process continues without a raise.",
+            });
+        }
+        let at = began.elapsed();
+        unguarded.sample(at, State::Free)?;
+        guarded.sample(at, state)?;
+        // The work is done, or its container is gone.
+        let is_over = |worker: &Worker| worker.is_gone || worker.is_done();
+        tokio::time::sleep(SAMPLE).await;
+        Ok((is_over(&unguarded) && is_over(&guarded)).then_some(()))
+    });
+    work.await?;
+
+    say("Both have ended. The daemon judges the limit, the API reports the pods.");
+    let limit = guarded.samples.last().map_or(LIMIT, |sample| sample.limit);
+    let in_force = !guarded.is_gone && verdict(cluster, &guarded.id, limit).await? == VerdictKind::InForce;
+    let status = cluster.guard.status().await?;
+    guarded.finish()?;
+    unguarded.finish()?;
+    Ok(Run {
+        unguarded: unguarded.life(cluster.terminated(UNGUARDED).await?),
+        guarded: guarded.life(cluster.terminated(GUARDED).await?),
+        left_held: status.armed.iter().map(|armed| armed.held.len()).sum(),
+        holds: status.history,
+        in_force,
+    })
+}
+
+/// The daemon's, on a container's memory limit.
+async fn verdict(cluster: &GuardedNode, id: &str, limit: u64) -> Result<VerdictKind> {
+    let request = VerifyRequest {
+        filter: Some(Filter { containers: vec![id.to_owned()], ..Filter::default() }),
+        wanted: Some(Wanted { memory: Some(wanted::Memory::MemoryBytes(limit)), cpu: None }),
+        wait_ms: u32::try_from(VERDICT_LIMIT.as_millis()).context("too long")?,
+        prove_ms: 0,
+    };
+    let answer = cluster.agent.verify(request).await.context("call Verify")?;
+    let mut verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);
+    let verdict = verdicts.find(|verdict| verdict.file == "memory.max");
+    Ok(verdict.context("no verdict on memory.max")?.verdict())
+}
+
+/// A container with the work.
+struct Worker {
+    id: String,
+    cgroup: PathBuf,
+    directory: TempDir,
+    samples: Vec<Sample>,
+    oom_kills: Option<u64>,
+    is_gone: bool,
+}
+
+impl Worker {
+    /// Starts it; the work begins when it is let go, and its container stays until it may go.
+    async fn start(cluster: &GuardedNode, name: &str) -> Result<Self> {
+        let directory = tempfile::tempdir_in("/run").context("make the work's directory")?;
+        let line = format!(
+            "until_there() {{ until [ -e $1 ]; do sleep 0.1; done; }}; until_there /out/go; n=0; \
+             while [ $n -lt {STEPS} ]; do head -c {STEP} /dev/zero; sleep {STEP_PAUSE}; n=$((n+1)); done \
+             | tail >/dev/null && : >/out/done && until_there /out/end"
+        );
+        let id = cluster.run(name, &line, directory.path(), LIMIT).await?;
+        let cgroup = cluster.node.cgroup_directory(&cgroup_path(cluster.node.pid(&id).await?)?);
+        Ok(Self { id, cgroup, directory, samples: Vec::new(), oom_kills: None, is_gone: false })
+    }
+
+    fn mark(&self, name: &str) -> Result<()> {
+        fs::write(self.directory.path().join(name), "").with_context(|| format!("write {name}"))
+    }
+
+    fn let_go(&self) -> Result<()> {
+        self.mark("go")
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if !self.is_gone {
+            self.oom_kills = Some(memory_event(&self.cgroup, "oom_kill")?);
+        }
+        self.mark("end")
+    }
+
+    fn is_done(&self) -> bool {
+        self.directory.path().join("done").exists()
+    }
+
+    /// Reads its cgroup; its end is no error.
+    fn sample(&mut self, at: Duration, state: State) -> Result<()> {
+        let read = |name: &str| fs::read_to_string(self.cgroup.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse().ok();
+        let is_populated = read("cgroup.events").is_some_and(|events| events.contains("populated 1"));
+        let (Some(usage), Some(limit), true) = (number("memory.current"), number("memory.max"), is_populated)
+        else {
+            self.is_gone = true;
+            return Ok(());
+        };
+        if !self.is_done() {
+            ensure!(self.samples.len() < SAMPLES_MAX, "the work does not end");
+            self.samples.push(Sample { at, usage, limit, state });
+        }
+        Ok(())
+    }
+
+    fn life(self, ended: Terminated) -> Life {
+        Life { samples: self.samples, ended, oom_kills: self.oom_kills }
+    }
+}
+
+impl Run {
+    /// What is not as claimed.
+    pub fn wrong(&self) -> Vec<String> {
+        let Self { unguarded, guarded, holds, in_force, left_held } = self;
+        let raised = holds.iter().filter(|hold| hold.raised_to.is_some()).count();
+        let claims = [
+            (
+                unguarded.ended.exit_code == 137 && unguarded.ended.reason == "OOMKilled",
+                format!("unguarded: not OOM-killed: {:?}", unguarded.ended),
+            ),
+            (
+                guarded.ended.exit_code == 0 && guarded.ended.reason == "Completed",
+                format!("guarded: did not finish: {:?}", guarded.ended),
+            ),
+            (guarded.oom_kills == Some(0), format!("guarded: OOM kills: {:?}", guarded.oom_kills)),
+            (
+                guarded.ended.restarts == 0 && unguarded.ended.restarts == 0,
+                "a container was restarted".to_owned(),
+            ),
+            (!holds.is_empty(), "guarded: no process was held".to_owned()),
+            (
+                guarded.samples.iter().any(|sample| sample.limit > LIMIT),
+                "guarded: the limit was not raised".to_owned(),
+            ),
+            (raised > 0, format!("guarded: no raise was in force within its hold: {holds:?}")),
+            (*in_force, "guarded: the daemon does not say that the limit is in force".to_owned()),
+            (*left_held == 0, format!("{left_held} processes are still held")),
+        ];
+        claims.into_iter().filter(|(holds, _)| !holds).map(|(_, wrong)| wrong).collect()
+    }
+
+    /// Until the last sample.
+    pub fn duration(&self) -> Duration {
+        let lives = [&self.unguarded, &self.guarded];
+        lives.into_iter().filter_map(|life| Some(life.samples.last()?.at)).max().unwrap_or_default()
+    }
+
+    /// The highest of all usages and limits, in bytes.
+    fn top(&self) -> u64 {
+        let samples = self.unguarded.samples.iter().chain(&self.guarded.samples);
+        samples.map(|sample| sample.usage.max(sample.limit)).max().unwrap_or(LIMIT)
+    }
+
+    /// For a terminal: lines of at most 80 columns.
+    pub fn chart(&self) -> Vec<String> {
+        chart::lines(self)
+    }
+
+    /// For the documentation: light and dark.
+    pub fn svg(&self) -> String {
+        svg::picture(self)
+    }
+}
+
+impl Life {
+    /// How it ended, in a few words.
+    fn end(&self) -> String {
+        let Terminated { reason, exit_code, .. } = &self.ended;
+        match self.oom_kills {
+            Some(kills) => format!("{reason}, exit code {exit_code}, {kills} OOM kills"),
+            None => format!("{reason}, exit code {exit_code}"),
+        }
+    }
+}
+
+/// Where a process is held, in bytes.
+fn threshold(limit: u64) -> u64 {
+    limit / 100 * THRESHOLD
+}
+
+/// What the guard's holds came to, in a few words each.
+fn outcome(hold: &Ended) -> String {
+    let seconds = |milliseconds: u64| format!("{:.1} s", Duration::from_millis(milliseconds).as_secs_f64());
+    let after = seconds(hold.decided_ms);
+    match (hold.raised_to, &hold.refused) {
+        (Some(to), _) => format!("held {after}: raised to {} MiB, in force", to / MIB),
+        (None, Some(reason)) => format!("held {after}: refused, {reason}"),
+        (None, None) => format!("held {after}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two seconds to the end of the first, six to that of the second, which was held for two and then had its raise.
+    fn run() -> Run {
+        let usage = |second: u64| second * 15 * MIB;
+        let sample = |tenth: u64, usage, limit, state| Sample {
+            at: Duration::from_millis(tenth * 100),
+            usage,
+            limit: limit * MIB,
+            state,
+        };
+        let unguarded = (0..43).map(|tenth| sample(tenth, usage(tenth) / 10, 64, State::Free));
+        let guarded = (0..80).map(|tenth| match tenth {
+            0..26 => sample(tenth, usage(tenth) / 10, 64, State::Free),
+            26..46 => sample(tenth, usage(26) / 10, 64, State::Held),
+            _ => sample(tenth, usage(tenth - 20) / 10, 192, State::InForce),
+        });
+        let life = |samples, exit_code, reason: &str, oom_kills| Life {
+            samples,
+            ended: Terminated { exit_code, reason: reason.to_owned(), restarts: 0 },
+            oom_kills,
+        };
+        Run {
+            unguarded: life(unguarded.collect(), 137, "OOMKilled", None),
+            guarded: life(guarded.collect(), 0, "Completed", Some(0)),
+            holds: vec![Ended {
+                container_id: "c".to_owned(),
+                held: vec![7],
+                usage: 39 * MIB,
+                limit: LIMIT,
+                raised_to: Some(192 * MIB),
+                refused: None,
+                raised_ms: Some(400),
+                decided_ms: 2000,
+            }],
+            in_force: true,
+            left_held: 0,
+        }
+    }
+
+    #[test]
+    fn each_claim_is_checked() {
+        assert_eq!(run().wrong(), [""; 0]);
+        for break_it in [
+            |run: &mut Run| run.unguarded.ended.exit_code = 0,
+            |run: &mut Run| run.guarded.ended.exit_code = 137,
+            |run: &mut Run| run.guarded.oom_kills = Some(1),
+            |run: &mut Run| run.guarded.oom_kills = None,
+            |run: &mut Run| run.guarded.ended.restarts = 1,
+            |run: &mut Run| run.guarded.samples.truncate(40),
+            |run: &mut Run| run.holds[0].raised_to = None,
+            |run: &mut Run| run.in_force = false,
+            |run: &mut Run| run.left_held = 1,
+        ] {
+            let mut run = run();
+            break_it(&mut run);
+            assert_eq!(run.wrong().len(), 1, "{:?}", run.wrong());
+        }
+    }
+
+    #[test]
+    fn a_chart_has_80_columns_at_most_and_shows_what_happened() {
+        let lines = run().chart();
+        let chart = lines.join("\n");
+        println!("{chart}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{chart}");
+        for part in ["OOMKilled, exit code 137", "0 OOM kills", "■■■", "✓✓✓", "held 2.0 s: raised to 192 MiB"]
+        {
+            assert!(chart.contains(part), "no {part}:\n{chart}");
+        }
+    }
+
+    #[test]
+    fn a_picture_has_both_containers_and_every_element_is_closed() {
+        let svg = run().svg();
+        println!("{svg}");
+        assert_eq!(svg.matches("class=\"limit\"").count(), 2, "{svg}");
+        assert_eq!(svg.matches("class=\"held\"").count(), 1, "{svg}");
+        assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count(), "{svg}");
+        assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"), "{svg}");
+    }
+}

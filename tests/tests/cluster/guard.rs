@@ -1,0 +1,154 @@
+//! The guard with a kubelet: a raise through the API, which the kubelet carries out, and does not take back.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_api::proto::{Filter, VerdictKind, VerifyRequest, Wanted, wanted};
+use kwitness_guard::status::Ended;
+use kwitness_tests::context::TestContext;
+use kwitness_tests::guard::memory_event;
+use kwitness_tests::guarded::{GuardedNode, Terminated};
+use kwitness_tests::oom;
+use kwitness_tests::process::{Managed, cgroup_path, wait_for};
+
+use crate::join::SOON;
+
+const POD: &str = "greedy";
+const MIB: u64 = 1 << 20;
+const LIMIT: u64 = 64 * MIB;
+/// The limit after one raise and after two.
+const RAISED: [u64; 2] = [128 * MIB, 192 * MIB];
+/// What is taken first and then, in bytes: each crosses the threshold and stays below the limit, so that even a raise that comes
+/// after the hold comes in time.
+const TAKEN: [u64; 2] = [40_000_000, 60_000_000];
+/// In an emulated guest the kubelet's first resize may need more than the longest hold. It comes nevertheless, and the test goes
+/// on when it has and the cool-down is over.
+const COOL_DOWN: Duration = Duration::from_secs(10);
+const POLICY: &str = "[[rule]]\npod = \"greedy\"\nthreshold = \"50%\"\nstep = \"64Mi\"\nceiling = \"192Mi\"\n\
+                      longest_hold = \"10s\"\ncool_down = \"10s\"\n";
+
+pub(crate) async fn a_raise_through_the_api_stays(ctx: &TestContext) -> Result<()> {
+    let cluster = GuardedNode::start(&ctx.environment, POLICY).await?;
+    let done = raised(&cluster).await;
+    cluster.explain(done)?;
+    cluster.stop().await
+}
+
+async fn raised(cluster: &GuardedNode) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+    let at = directory.path();
+    let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
+    let id = cluster.run(POD, line, at, LIMIT).await?;
+    let pid = cluster.node.pid(&id).await?;
+    let cgroup = cluster.node.cgroup_directory(&cgroup_path(pid)?);
+    cluster.guard.wait_armed(1).await?;
+    let _feeder = feeder(at)?;
+
+    for (stage, limit) in RAISED.into_iter().enumerate() {
+        fs::write(at.join(format!("take{stage}")), "").context("have more memory taken")?;
+        in_force(cluster, &id, limit).await?;
+        let taken = async || Ok(at.join(format!("taken{stage}")).exists().then_some(()));
+        wait_for("the memory to be taken", SOON, taken).await?;
+        let holds = holds(cluster).await?;
+        println!("{} MiB in force, {:?}", limit / MIB, holds.last());
+        // What is under way would refuse the next raise, and a cool-down the next hold.
+        resized(cluster).await?;
+        if holds.last().is_some_and(|hold| hold.refused.is_some()) {
+            tokio::time::sleep(COOL_DOWN).await;
+        }
+    }
+    let held = holds(cluster).await?;
+    ensure!(held.iter().any(|hold| hold.raised_to.is_some() && hold.held == [pid]), "{held:?}");
+
+    // What the kubelet would do if the limit were not its own: its next look at the pod.
+    let looks = || Ok::<_, anyhow::Error>(count(&cluster.kubelet.log()?, "SyncPod exit"));
+    let before = looks()?;
+    cluster.api.run(&["annotate", "pod", POD, "kwitness.test/look=again"])?;
+    let looked = async || Ok((looks()? > before).then_some(()));
+    wait_for("the kubelet to look at the pod again", SOON, looked).await?;
+    let [.., last] = RAISED;
+    let limit = fs::read_to_string(cgroup.join("memory.max")).context("read memory.max")?;
+    ensure!(limit.trim() == last.to_string(), "the kubelet has set {limit}");
+    in_force(cluster, &id, last).await?;
+    ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
+
+    fs::write(at.join("end"), "").context("end the pipe")?;
+    let ended = cluster.terminated(POD).await?;
+    ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
+    Ok(())
+}
+
+/// Waits until nothing is held; how the last holds ended.
+async fn holds(cluster: &GuardedNode) -> Result<Vec<Ended>> {
+    let ended = cluster.guard.wait("the end of each hold", |status| {
+        status.armed.iter().all(|armed| armed.held.is_empty()).then(|| status.history.clone())
+    });
+    ended.await
+}
+
+/// Waits until the API has no resize of the pod that is not done.
+async fn resized(cluster: &GuardedNode) -> Result<()> {
+    wait_for("the API to report the resize as done", SOON, async || {
+        let status = cluster.status(POD)?;
+        let mut conditions = status["conditions"].as_array().into_iter().flatten();
+        let is_under_way = conditions.any(|condition| {
+            let kind = condition["type"].as_str().unwrap_or_default();
+            kind.starts_with("PodResize") && condition["status"] == "True"
+        });
+        Ok((!is_under_way).then_some(()))
+    })
+    .await
+}
+
+/// Lines of the kubelet's log with that text that name the pod.
+fn count(log: &str, text: &str) -> usize {
+    log.lines().filter(|line| line.contains(text) && line.contains(&format!("default/{POD}"))).count()
+}
+
+/// Waits until the daemon says that the limit is in force.
+async fn in_force(cluster: &GuardedNode, id: &str, limit: u64) -> Result<()> {
+    let request = VerifyRequest {
+        filter: Some(Filter { containers: vec![id.to_owned()], ..Filter::default() }),
+        wanted: Some(Wanted { memory: Some(wanted::Memory::MemoryBytes(limit)), cpu: None }),
+        wait_ms: u32::try_from(SOON.as_millis()).context("too long")?,
+        prove_ms: 0,
+    };
+    let answer = cluster.agent.verify(request).await.context("call Verify")?;
+    let verdicts: Vec<_> = answer.verdicts.into_iter().filter_map(|of| of.verdict).collect();
+    let is_in_force = |file| {
+        verdicts.iter().any(|verdict| verdict.file == file && verdict.verdict() == VerdictKind::InForce)
+    };
+    ensure!(is_in_force("memory.max"), "{limit} is not in force: {verdicts:?}");
+    Ok(())
+}
+
+/// Fills the pipe, outside of the container, when it is told to.
+fn feeder(directory: &Path) -> Result<Managed> {
+    let at = directory.display();
+    let mut line = format!("exec 3>{at}/gate");
+    for (stage, bytes) in TAKEN.into_iter().enumerate() {
+        line +=
+            &format!("; until [ -e {at}/take{stage} ]; do sleep 0.1; done; head -c {bytes} /dev/zero >&3");
+        line += &format!("; : >{at}/taken{stage}");
+    }
+    line += &format!("; until [ -e {at}/end ]; do sleep 0.1; done");
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]);
+    Managed::spawn("feeder", command, &directory.join("log"))
+}
+
+/// The demo's claims, and that it can be shown.
+pub(crate) async fn the_demo_of_an_averted_oom_kill_holds(ctx: &TestContext) -> Result<()> {
+    let run = oom::run(&ctx.environment, |_| {}).await?;
+    for line in run.chart() {
+        println!("{line}");
+        ensure!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+    }
+    let wrong = run.wrong();
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    ensure!(run.duration() > Duration::ZERO && run.svg().ends_with("</svg>\n"), "no picture");
+    Ok(())
+}
