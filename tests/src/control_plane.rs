@@ -22,6 +22,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 const PORT: u16 = 6443;
+/// Where the API server keeps its certificate and key.
+const CERTIFICATES: &str = "certificates";
 /// The API groups that a kubelet or the API server itself asks for, and that of DaemonSets. Each other would cost a slow machine time at
 /// the start.
 const GROUPS: &[&str] = &[
@@ -93,6 +95,20 @@ impl ControlPlane {
         self.directory.path().join("kubeconfig")
     }
 
+    /// How a client reaches it that verifies its certificate.
+    pub fn verifying_kubeconfig(&self) -> Result<PathBuf> {
+        let text = fs::read_to_string(self.kubeconfig()).context("read the kubeconfig")?;
+        let mut kubeconfig: Value = serde_json::from_str(&text).context("parse the kubeconfig")?;
+        kubeconfig["clusters"][0]["cluster"] = json!({
+            "server": format!("https://127.0.0.1:{PORT}"),
+            // Its own certificate, and that of the authority that it made for it.
+            "certificate-authority": self.directory.path().join(CERTIFICATES).join("apiserver.crt"),
+        });
+        let path = self.directory.path().join("verifying-kubeconfig");
+        fs::write(&path, kubeconfig.to_string()).context("write the kubeconfig")?;
+        Ok(path)
+    }
+
     /// A call of kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.kubectl);
@@ -152,7 +168,7 @@ fn etcd(program: &Path, directory: &Path) -> Command {
 
 fn api_server(program: &Path, directory: &Path) -> Command {
     // It makes a key and a certificate of its own here, and signs the tokens of service accounts with the same key.
-    let own = directory.join("certificates");
+    let own = directory.join(CERTIFICATES);
     let key = own.join("apiserver.key");
     let groups: Vec<_> = GROUPS.iter().map(|group| format!("{group}/v1=true")).collect();
     let mut command = Command::new(program);

@@ -64,7 +64,7 @@ impl GuardedNode {
             Ok(api.get("node", NODE).ok())
         });
         registered.await.with_context(|| kubelet.log_tail())?;
-        let kubeconfig = api.kubeconfig();
+        let kubeconfig = api.verifying_kubeconfig()?;
         let guard = Guard::start_on_kubernetes(environment, &agent, policy, &kubeconfig, NODE).await?;
         Ok(Self { api, guard, kubelet, agent, node })
     }

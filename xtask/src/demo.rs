@@ -88,24 +88,18 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     }
     options.arguments.extend(["--svg".to_owned(), LEAVES.to_owned()]);
     let left = workspace.scratch("demo")?.join("left");
-    let cluster = Cluster { leaves: &left };
-    let status = run(workspace, cache, &program, &options, Output::Shown, Some(&cluster))?;
+    let status = run(workspace, cache, &program, &options, Output::Shown, Some(&left))?;
     let text = fs::read_to_string(&left).with_context(|| format!("read {}", left.display()))?;
     let picture = text.replace('\r', "");
     // A claim that does not hold leaves its picture, too; a scene that broke off leaves none.
     if picture.is_empty() {
+        ensure!(status != 0, "the scene left no picture");
         return Ok(status);
     }
     let file = demo.svg.clone().unwrap_or_else(|| workspace.target.join("oom.svg"));
     fs::write(&file, picture).with_context(|| format!("write {}", file.display()))?;
     step::say("  ok", "picture", &file.display().to_string());
     Ok(status)
-}
-
-/// A scene with a control plane and a kubelet: in a guest.
-struct Cluster<'a> {
-    /// What it leaves.
-    leaves: &'a Path,
 }
 
 /// How much chaos, and where.
@@ -224,20 +218,21 @@ pub fn task(
     run(workspace, cache, program, options, output, None)
 }
 
+/// The same. With a file for what the program leaves it has the programs of Kubernetes, too, and runs in a guest.
 fn run(
     workspace: &Workspace,
     cache: &Cache,
     program: &Program,
     options: &Watched,
     output: Output,
-    cluster: Option<&Cluster<'_>>,
+    leaves: Option<&Path>,
 ) -> Result<i32> {
     let Program { name, build, kubelet, limit } = *program;
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs::tools(&[Tool::Bpf]);
     needs.tools.extend(kubelet.map(Kubelet::needs));
-    needs.tools.extend(cluster.map(|_| Tool::Kubernetes));
+    needs.tools.extend(leaves.map(|_| Tool::Kubernetes));
     match kernel {
         Some(kernel) => {
             needs.kernels.insert(kernel.name);
@@ -262,7 +257,7 @@ fn run(
         if let Some(kubelet) = kubelet {
             job.add(&cache.tool(kubelet.tool()), &in_job(KUBELET))?;
         }
-        for name in cluster.map_or(&[][..], |_| Tool::Kubernetes.programs()) {
+        for name in leaves.map_or(&[][..], |_| Tool::Kubernetes.programs()) {
             job.add(&cache.tool(name), &in_job(name))?;
         }
         images::write(cache, &job.dir().join("images.tar"))
@@ -286,8 +281,7 @@ fn run(
     match kernel {
         Some(kernel) => {
             // A control plane needs a gigabyte of its own.
-            let memory = if cluster.is_some() { 4096 } else { 2048 };
-            let leaves = cluster.map(|cluster| cluster.leaves);
+            let memory = if leaves.is_some() { 4096 } else { 2048 };
             let guest = Guest { kernel, root, processors: 1, memory, timeout: Some(limit), leaves };
             guest.run(cache, &job, output)
         }

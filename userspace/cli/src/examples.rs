@@ -80,8 +80,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "guard",
         &[
             ("kwitness guard --policy guard.toml --dry-run", "what it selects"),
-            ("sudo kwitness guard --policy guard.toml", "raises through the CRI, until Ctrl-C"),
-            ("sudo kwitness guard --policy guard.toml --kubernetes", "through the Kubernetes API"),
+            ("sudo kwitness guard --policy guard.toml", "until Ctrl-C"),
+            ("sudo kwitness guard --policy guard.toml --kubernetes", "raise through the API"),
             ("sudo kwitness guard status", "what it holds"),
         ],
     ),
