@@ -1,8 +1,12 @@
 //! Whether a limit may be raised, and to what; and every reason for which a hold ends without that. Pure.
 
-use crate::policy::{Bytes, Rule};
 #[cfg(feature = "kubernetes")]
-use crate::raise::ResizeRefusal;
+mod resize;
+
+#[cfg(feature = "kubernetes")]
+pub use resize::ResizeRefusal;
+
+use crate::policy::{Bytes, Rule};
 
 /// What must be left of the node's memory after a raise, in one part of so many of the raise: a limit that the node cannot
 /// honour would make a container's OOM kill the node's.

@@ -16,9 +16,9 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
 
-use super::resize::{ResizeRefusal, Target, text};
+use super::resize::{Target, text};
 use crate::daemon::Container;
-use crate::plan::{Raise, Refusal};
+use crate::plan::{Raise, Refusal, ResizeRefusal};
 
 /// The name under which the API records the guard's fields.
 const FIELD_MANAGER: &str = "kwitness-guard";

@@ -14,8 +14,6 @@ use std::time::Duration;
 pub use cri::Cri;
 #[cfg(feature = "kubernetes")]
 pub use kubernetes::Kubernetes;
-#[cfg(feature = "kubernetes")]
-pub use resize::ResizeRefusal;
 
 use crate::daemon::Container;
 use crate::plan::{Raise, Refusal};
