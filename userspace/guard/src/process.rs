@@ -23,6 +23,9 @@ use crate::program::{self, nanos};
 const CAP_KILL: u64 = 1 << 5;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 
+/// SIGSTOP in a mask of pending signals.
+const SIGSTOP_PENDING: u64 = 1 << (Signal::STOP.as_raw() - 1);
+
 /// Why this process could not continue what is held.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unable {
@@ -99,13 +102,17 @@ impl State {
     }
 }
 
-/// The signal of a hold that is younger may still be on its way: from a charge with interrupts disabled, the kernel sends it
-/// as soon as they are enabled again. A SIGCONT before that is lost.
-const SETTLED: Duration = Duration::from_millis(20);
+/// The signal of a hold that is younger may still be on its way, unless it was seen to have arrived: from a charge with interrupts
+/// disabled, the kernel sends it as soon as they are enabled again. A SIGCONT before that is lost. A hypervisor may take the
+/// processor away in between.
+const SETTLED: Duration = Duration::from_secs(1);
 
-/// For how long after a hold's end a process that is seen stopped is continued again. No thread is stopped any more when SIGCONT
-/// has been sent: one that is seen stopped for so long is being stopped by another process. To go on would leave its place in the
-/// records taken, and keep the next guard from starting.
+/// For how long after a hold's end a process that is seen stopped is continued again. To go on would leave its place in the records
+/// taken, and keep the next guard from starting.
+///
+/// Time alone does not show that another process stops it: the machine may have slept for most of it. A hold has one signal, and
+/// no thread is stopped any more when SIGCONT has been sent. So what is stopped after a SIGCONT that came after that signal was
+/// stopped by another process.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends SIGCONT to a process that is recorded as held. Anything but [`State::Stopped`] means that the hold is over for good.
@@ -118,14 +125,18 @@ pub fn end_hold(key: ProcessKey, hold: &Hold) -> io::Result<State> {
     if hold.signalled == 0 {
         return Ok(State::Stopped);
     }
-    Ok(after_continued(held.resume()?, program::now(), hold))
+    // Before SIGCONT, which is final only then.
+    let has_arrived = held.has_arrived(hold);
+    Ok(after_continued(held.resume()?, has_arrived, program::now(), hold))
 }
 
-/// What the state that a process is seen in after SIGCONT means for its hold.
-fn after_continued(seen: State, now: u64, hold: &Hold) -> State {
+/// What the state that a process is seen in after SIGCONT means for its hold; `has_arrived`: the hold's signal had, before that.
+fn after_continued(seen: State, has_arrived: bool, now: u64, hold: &Hold) -> State {
     match seen {
-        State::Running if now < hold.since.saturating_add(nanos(SETTLED)) => State::Stopped,
-        State::Stopped if now >= hold.until.saturating_add(nanos(PATIENCE)) => State::StoppedAgain,
+        State::Running if !has_arrived && now < hold.since.saturating_add(nanos(SETTLED)) => State::Stopped,
+        State::Stopped if has_arrived && now >= hold.until.saturating_add(nanos(PATIENCE)) => {
+            State::StoppedAgain
+        }
         seen => seen,
     }
 }
@@ -162,6 +173,18 @@ impl Held {
             };
         };
         Ok((stat.starttime == ticks(key.start_boottime)).then_some(Self { pidfd, process }))
+    }
+
+    /// Whether the hold's signal is known to have arrived: it is pending, or the thread whose charge it was does not run any more.
+    /// A thread enables interrupts before it stops or sleeps, and the kernel then sends what it has put off.
+    fn has_arrived(&self, hold: &Hold) -> bool {
+        let thread = self.process.task_from_tid(hold.tid.cast_signed());
+        let runs = match alive(thread.and_then(|thread| thread.stat())) {
+            Ok(stat) => stat.is_some_and(|stat| stat.state().is_ok_and(|state| state == ProcState::Running)),
+            Err(_) => true,
+        };
+        let is_pending = || self.process.status().is_ok_and(|status| status.shdpnd & SIGSTOP_PENDING != 0);
+        !runs || is_pending()
     }
 
     /// Whether it is stopped.
@@ -237,10 +260,14 @@ mod tests {
     /// A child that waits for its input, and what the program would have recorded.
     fn child() -> (Child, ProcessKey) {
         let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let key = key(&child);
+        (child, key)
+    }
+
+    fn key(child: &Child) -> ProcessKey {
         let stat = Process::new(child.id() as i32).unwrap().stat().unwrap();
         let start_boottime = stat.starttime * (1_000_000_000 / procfs::ticks_per_second()) + 5;
-        let key = ProcessKey { start_boottime, pid: child.id(), pad: 0 };
-        (child, key)
+        ProcessKey { start_boottime, pid: child.id(), pad: 0 }
     }
 
     fn stop(child: &Child) {
@@ -266,26 +293,52 @@ mod tests {
         assert!(Held::find(key).unwrap().is_none());
     }
 
-    #[test]
-    fn a_signal_may_still_come_and_another_process_may_stop_it_for_ever() {
-        let hold = Hold {
+    fn hold(tid: u32) -> Hold {
+        Hold {
             cgroup_id: 1,
             since: 1_000_000_000,
             until: 4_000_000_000,
             usage: 1,
             limit: 1,
-            tid: 1,
+            tid,
             signalled: 1,
             comm: [0; 16],
-        };
-        let seen = |state, now| after_continued(state, now, &hold);
-        assert_eq!(seen(State::Running, 1_019_000_000), State::Stopped, "its signal may still come");
-        assert_eq!(seen(State::Running, 1_020_000_000), State::Running);
-        assert_eq!(seen(State::Stopped, 5_999_000_000), State::Stopped);
-        assert_eq!(seen(State::Stopped, 6_000_000_000), State::StoppedAgain);
-        for now in [1_000_000_000, 9_000_000_000] {
-            assert_eq!(seen(State::Gone, now), State::Gone);
         }
+    }
+
+    #[test]
+    fn a_signal_may_still_come_and_another_process_may_stop_it_for_ever() {
+        let seen = |state, has_arrived, now| after_continued(state, has_arrived, now, &hold(1));
+        assert_eq!(seen(State::Running, false, 1_999_000_000), State::Stopped, "its signal may still come");
+        assert_eq!(seen(State::Running, false, 2_000_000_000), State::Running);
+        assert_eq!(seen(State::Running, true, 1_000_000_000), State::Running);
+        assert_eq!(seen(State::Stopped, true, 5_999_000_000), State::Stopped);
+        assert_eq!(seen(State::Stopped, true, 6_000_000_000), State::StoppedAgain);
+        for now in [6_000_000_000, u64::MAX] {
+            assert_eq!(seen(State::Stopped, false, now), State::Stopped, "its own signal may have come now");
+        }
+        for (has_arrived, now) in [(false, 1_000_000_000), (true, 9_000_000_000)] {
+            assert_eq!(seen(State::Gone, has_arrived, now), State::Gone);
+        }
+    }
+
+    #[test]
+    fn a_signal_has_arrived_where_the_thread_stopped_or_ended_and_not_while_it_runs() {
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let held = Held::find(key(&busy)).unwrap().unwrap();
+        let own = hold(busy.id());
+        // Until its program has been read.
+        while held.has_arrived(&own) {
+            std::thread::yield_now();
+        }
+        stop(&busy);
+        assert!(held.has_arrived(&own), "it has stopped");
+        assert_eq!(held.resume().unwrap(), State::Running);
+        assert!(!held.has_arrived(&own), "it runs again");
+        assert!(held.has_arrived(&hold(std::process::id())), "no thread of it: it has ended");
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert!(held.has_arrived(&own), "all have ended");
     }
 
     #[test]
