@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use kwitness_core::cgroup_path::{self, Placement};
 use nix::errno::Errno;
 
 use crate::plan::Level;
@@ -20,6 +21,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 pub struct Cgroup {
     /// Its directories, itself first, the root of the hierarchy not among them.
     levels: Vec<PathBuf>,
+    /// Which of these is its pod's.
+    pod: Option<usize>,
 }
 
 impl Cgroup {
@@ -40,14 +43,14 @@ impl Cgroup {
             })
             .collect();
         let names = names.ok_or_else(|| io::Error::other(format!("\"{path}\" is no cgroup's path")))?;
-        let levels: Vec<_> = names
-            .ancestors()
-            .filter(|names| !names.as_os_str().is_empty())
-            .map(|names| root.join(names))
-            .collect();
+        let levels = || names.ancestors().filter(|names| !names.as_os_str().is_empty());
+        // A node may run in a pod of another one: the nearest is the container's.
+        let pod = levels()
+            .position(|names| matches!(cgroup_path::classify(&names.to_string_lossy()), Placement::Pod(_)));
+        let levels: Vec<_> = levels().map(|names| root.join(names)).collect();
         let Some(directory) = levels.first() else { return Ok(None) };
         match fs::metadata(directory) {
-            Ok(metadata) => Ok((metadata.ino() == id).then_some(Self { levels })),
+            Ok(metadata) => Ok((metadata.ino() == id).then_some(Self { levels, pod })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(of(directory, error)),
         }
@@ -66,7 +69,7 @@ impl Cgroup {
     /// The cgroups above that have a limit, the nearest first. What is free there is exact unless it is at least `wanted`.
     pub fn above(&self, wanted: Bytes) -> io::Result<Vec<Level>> {
         let mut above = Vec::new();
-        for directory in self.levels.iter().skip(1) {
+        for (index, directory) in self.levels.iter().enumerate().skip(1) {
             let Some(limit) = limit(directory)? else { continue };
             let mut free = Bytes(limit.0.saturating_sub(usage(directory)?.0));
             // The kernel reclaims file cache before it kills. Reading it is not cheap on a large node.
@@ -75,7 +78,8 @@ impl Cgroup {
                     Bytes(free.0.saturating_add(file_cache(&read(directory, "memory.stat")?)).min(limit.0));
             }
             let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-            above.push(Level { name: name.unwrap_or_default(), limit, free });
+            let is_pod = self.pod == Some(index);
+            above.push(Level { name: name.unwrap_or_default(), is_pod, limit, free });
         }
         Ok(above)
     }
@@ -158,13 +162,36 @@ mod tests {
         ]);
         let cgroup = Cgroup::below(root.path(), "/k/pod/c", id).unwrap().unwrap();
         assert_eq!((cgroup.limit().unwrap(), cgroup.usage().unwrap()), (Some(Bytes(60)), Bytes(50)));
-        let level =
-            |name: &str, limit, free| Level { name: name.to_owned(), limit: Bytes(limit), free: Bytes(free) };
+        let level = |name: &str, limit, free| {
+            let (limit, free) = (Bytes(limit), Bytes(free));
+            Level { name: name.to_owned(), is_pod: false, limit, free }
+        };
         let above = cgroup.above(Bytes(20)).unwrap();
         assert_eq!(above, [level("pod", 100, 10 + 4 + 1), level("k", 1000, 500)]);
         let (root, id) = tree(&[("k", "max", 0, 0), ("k/c", "max", 5, 0)]);
         let cgroup = Cgroup::below(root.path(), "k/c", id).unwrap().unwrap();
         assert_eq!((cgroup.limit().unwrap(), cgroup.above(Bytes(1)).unwrap()), (None, Vec::new()));
+    }
+
+    #[test]
+    fn the_pods_level_is_known_by_its_name_and_only_the_nearest_is_the_containers() {
+        let pods = |levels: &[&str]| {
+            let levels: Vec<_> = levels.iter().map(|path| (*path, "60", 50, 0)).collect();
+            let (root, id) = tree(&levels);
+            let (path, ..) = levels[levels.len() - 1];
+            let cgroup = Cgroup::below(root.path(), path, id).unwrap().unwrap();
+            cgroup.above(Bytes(1)).unwrap().iter().map(|level| level.is_pod).collect::<Vec<_>>()
+        };
+        let uid = "0a1b2c3d_0000_1111_2222_333344445555";
+        let qos = "kubepods.slice/kubepods-burstable.slice";
+        let pod = format!("{qos}/kubepods-burstable-pod{uid}.slice");
+        let container = format!("{pod}/cri-containerd-c.scope");
+        assert_eq!(pods(&["kubepods.slice", qos, &pod, &container]), [true, false, false]);
+        let nested = ["kubepods", "kubepods/podA", "kubepods/podA/n", "kubepods/podA/n/kubepods"];
+        let inner = ["kubepods/podA/n/kubepods/podB", "kubepods/podA/n/kubepods/podB/c"];
+        let of_inner = pods(&[&nested[..], &inner].concat());
+        assert_eq!(of_inner, [true, false, false, false, false]);
+        assert_eq!(pods(&["pods", "pods/podA", "pods/podA/c"]), [false, false], "not a kubelet's");
     }
 
     #[test]

@@ -35,11 +35,11 @@ pub struct Row {
     pub raise: Option<Result<Raise, Refusal>>,
 }
 
-/// What the policy would do now.
+/// What the policy would do now. `is_pod_raised`: the pod's limit would be raised with the container's.
 ///
 /// # Errors
 /// The daemon is away, or a cgroup's files cannot be read.
-pub async fn outlook(policy: &Policy, daemon: Address) -> anyhow::Result<Outlook> {
+pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> anyhow::Result<Outlook> {
     let mut client = Client::connect(daemon).await?;
     let available = available()?;
     let mut outlook = Outlook::default();
@@ -60,10 +60,10 @@ pub async fn outlook(policy: &Policy, daemon: Address) -> anyhow::Result<Outlook
         let usage = cgroup.usage().with_context(unreadable)?;
         let above = cgroup.above(rule.step).with_context(unreadable)?;
         let raise = limit.map(|held_at| {
-            let promised = Bytes(0);
+            let (promised, raises, unanswered) = (Bytes(0), 0, false);
             plan::raise(
                 rule,
-                &Facts { held_at, limit, above, available, promised, raises: 0, unanswered: false },
+                &Facts { held_at, limit, above, is_pod_raised, available, promised, raises, unanswered },
             )
         });
         outlook.rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });

@@ -82,8 +82,8 @@ struct Guarded {
     raises: u32,
     /// The limit before the first raise; none: there was none.
     original: Option<Bytes>,
-    /// What the last raise asked for.
-    asked: Bytes,
+    /// What the last raise asked for, while that may still come into force.
+    asked: Option<Bytes>,
     /// A raise whose answer has not come: the limit may still become what it says.
     unanswered: bool,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
@@ -98,7 +98,7 @@ impl Guarded {
             rule,
             raises: 0,
             original: None,
-            asked: Bytes(0),
+            asked: None,
             unanswered: false,
             quiet_until: 0,
             episode: None,
@@ -115,7 +115,7 @@ impl Guarded {
         self.original?;
         let cgroup = Cgroup::find(&self.container.cgroup_path, self.container.cgroup_id).ok()??;
         let (limit, usage) = (cgroup.limit().ok()?.unwrap_or(Bytes(0)), cgroup.usage().ok()?);
-        let limit = if self.unanswered { limit.max(self.asked) } else { limit };
+        let limit = self.asked.map_or(limit, |asked| limit.max(asked));
         Some(Bytes(limit.0.saturating_sub(usage.0)))
     }
 }

@@ -21,6 +21,8 @@ pub struct Facts {
     pub limit: Option<Bytes>,
     /// The cgroups above that have a limit, the nearest first.
     pub above: Vec<Level>,
+    /// The pod's limit is raised with the container's.
+    pub is_pod_raised: bool,
     /// `MemAvailable` of the node.
     pub available: Bytes,
     /// What containers may still take of raises that they have had.
@@ -36,6 +38,8 @@ pub struct Facts {
 pub struct Level {
     /// The name of its directory.
     pub name: String,
+    /// It is the container's pod's.
+    pub is_pod: bool,
     /// Its limit.
     pub limit: Bytes,
     /// What may still be charged there before the kernel kills.
@@ -136,6 +140,16 @@ impl Refusal {
         }
     }
 
+    /// Whether the raise may come into force nevertheless, later: no answer says that it will not.
+    pub fn may_come_later(&self) -> bool {
+        match self {
+            Self::Unanswered => true,
+            #[cfg(feature = "kubernetes")]
+            Self::Resize(ResizeRefusal::NoAnswer | ResizeRefusal::Unavailable(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the container is in need as before, so that nothing of it is to be held for a while.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::RaisedMeanwhile(_))
@@ -147,7 +161,7 @@ impl Refusal {
 /// # Errors
 /// The policy or the node forbids it.
 pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
-    let Facts { held_at, limit, ref above, available, promised, raises, unanswered } = *facts;
+    let Facts { held_at, limit, ref above, is_pod_raised, available, promised, raises, unanswered } = *facts;
     let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
         return Err(Refusal::Unanswered);
@@ -160,7 +174,8 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
         return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling });
     }
     let step = Bytes(to.0 - limit.0);
-    if let Some(level) = above.iter().find(|level| level.limit < to || level.free < step) {
+    let mut fixed = above.iter().filter(|level| !(level.is_pod && is_pod_raised));
+    if let Some(level) = fixed.find(|level| level.limit < to || level.free < step) {
         return Err(Refusal::LimitAbove { level: level.clone(), step });
     }
     let available = Bytes(available.0.saturating_sub(promised.0));
@@ -190,6 +205,7 @@ pub(crate) mod tests {
             held_at: limit,
             limit: Some(limit),
             above: Vec::new(),
+            is_pod_raised: false,
             available,
             promised: Bytes(0),
             raises: 0,
@@ -254,6 +270,7 @@ pub(crate) mod tests {
         let with = |levels: &[(u64, u64)]| {
             let above = levels.iter().map(|(limit, free)| Level {
                 name: format!("of{limit}"),
+                is_pod: false,
                 limit: Bytes(limit * MIB),
                 free: Bytes(free * MIB),
             });
@@ -267,5 +284,21 @@ pub(crate) mod tests {
             assert!(matches!(&refusal, Refusal::LimitAbove { level, .. } if level.name == name), "{refusal}");
             assert!(refusal.is_failure());
         }
+    }
+
+    #[test]
+    fn a_pods_limit_does_not_count_where_it_is_raised_with_the_containers() {
+        let level = |is_pod, mib: u64| {
+            let limit = Bytes(mib * MIB);
+            Level { name: "l".to_owned(), is_pod, limit, free: limit }
+        };
+        let with = |is_pod_raised, above: [Level; 2]| {
+            raise(&rule(), &Facts { above: above.into(), is_pod_raised, ..facts() })
+        };
+        let tight = || [level(true, 64), level(false, 1000)];
+        assert!(matches!(with(false, tight()), Err(Refusal::LimitAbove { .. })));
+        assert!(with(true, tight()).is_ok());
+        // The classes of pods keep theirs.
+        assert!(matches!(with(true, [level(true, 64), level(false, 100)]), Err(Refusal::LimitAbove { .. })));
     }
 }

@@ -105,7 +105,7 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
     let policy = read(options.policy.as_deref().context("--policy is missing")?)?;
     let daemon = connect::address(socket);
     if options.dry_run {
-        return connect::run(show_dry_run(policy, daemon));
+        return connect::run(show_dry_run(policy, daemon, options.uses_kubernetes()));
     }
     let _flush = log::start(&options.log_level, options.log_format)?;
     connect::run_to_its_end(async move {
@@ -116,10 +116,20 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
     })
 }
 
+impl Guard {
+    /// Whether limits are raised through the Kubernetes API.
+    fn uses_kubernetes(&self) -> bool {
+        #[cfg(feature = "kubernetes")]
+        return self.access.kubernetes;
+        #[cfg(not(feature = "kubernetes"))]
+        false
+    }
+}
+
 /// Who is asked for raises.
 async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
     #[cfg(feature = "kubernetes")]
-    if options.access.kubernetes {
+    if options.uses_kubernetes() {
         let Access { kubeconfig, node, .. } = &options.access;
         return Ok(Raiser::Kubernetes(Kubernetes::connect(kubeconfig.as_deref(), node.clone()).await?));
     }
@@ -189,8 +199,8 @@ fn counts(of: &std::collections::BTreeMap<String, u64>) -> String {
     if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) }
 }
 
-async fn show_dry_run(policy: Policy, daemon: Address) -> anyhow::Result<Code> {
-    let dry_run::Outlook { rows, unnamed } = dry_run::outlook(&policy, daemon).await?;
+async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyhow::Result<Code> {
+    let dry_run::Outlook { rows, unnamed } = dry_run::outlook(&policy, daemon, by_kubelet).await?;
     let mut output = Output::new();
     if rows.is_empty() && unnamed.is_empty() {
         output.line("no running container matches the policy")?;

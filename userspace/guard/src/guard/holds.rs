@@ -112,6 +112,7 @@ impl Guard {
             held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
             limit,
             above,
+            is_pod_raised: self.options.raiser.raises_pod(),
             available: available()?,
             promised: Bytes(promised.fold(0, u64::saturating_add)),
             raises: guarded.raises,
@@ -144,7 +145,7 @@ impl Guard {
         guarded.episode = Some(running);
         guarded.unanswered = true;
         guarded.original.get_or_insert(raise.from);
-        guarded.asked = raise.to;
+        guarded.asked = Some(raise.to);
         let raiser = self.options.raiser.clone();
         self.answers.spawn(async move {
             let answer = raiser.raise(&container, raise, hold).await;
@@ -184,11 +185,16 @@ impl Guard {
         guarded.raises += u32::from(is_raised);
         if let Input::Raised(answer) = &input {
             guarded.unanswered = *answer == Err(Refusal::Unanswered);
-            if guarded.raises == 0 && !guarded.unanswered {
-                guarded.original = None;
+            if answer.as_ref().is_err_and(|refusal| !refusal.may_come_later()) {
+                guarded.asked = None;
+                guarded.original.take_if(|_| guarded.raises == 0);
             }
         }
-        match guarded.episode.take_if(|running| running.number == episode) {
+        let current = guarded.episode.take_if(|running| running.number == episode);
+        if current.is_some() && input == Input::Verified(Ok(())) {
+            guarded.asked = None;
+        }
+        match current {
             Some(running) => self.perform(cgroup_id, running, input)?,
             None if is_raised => {
                 tracing::warn!(container = guarded.container.id, "raised after the hold had ended");

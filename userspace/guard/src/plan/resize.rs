@@ -29,6 +29,9 @@ pub enum ResizeRefusal {
     /// The pod's spec has no such container, or no memory limit for it.
     #[error("the pod's spec has no memory limit for the container")]
     NoLimit,
+    /// The pod has a limit of its own, in its spec: the kubelet does not raise that with a container's.
+    #[error("the pod's spec has a memory limit for the pod itself, {0}")]
+    PodLimit(String),
     /// The limit in force is not the one of the spec.
     #[error("the pod's spec has a limit of {spec}, {in_force} is in force")]
     Differs {
@@ -75,6 +78,7 @@ impl ResizeRefusal {
             Self::QosClass(_) => "qosClass",
             Self::Restarts(_) => "restartContainer",
             Self::NoLimit => "noSpecLimit",
+            Self::PodLimit(_) => "podLimit",
             Self::Differs { .. } => "specDiffers",
             Self::Deferred(_) => "resizeDeferred",
             Self::Infeasible(_) => "resizeInfeasible",

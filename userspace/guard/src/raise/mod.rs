@@ -38,6 +38,12 @@ impl Raiser {
         }
     }
 
+    /// Whether the limit of the container's pod is raised with its own. The kubelet does that, unless the pod's spec has one for
+    /// the pod itself.
+    pub fn raises_pod(&self) -> bool {
+        !matches!(self, Self::Cri(_))
+    }
+
     /// Raises a container's limit. The answer is that the raise was accepted, not that it is in force. `hold` is what is left of
     /// the hold.
     ///

@@ -1,7 +1,7 @@
 //! An in-place resize of one container's memory: whether the pod, as the API has it, may have one, the patch, and what became
 //! of it. Pure.
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kwitness_api::text::escape;
 use kwitness_core::verdicts::quantity;
@@ -76,6 +76,12 @@ impl<'a> Target<'a> {
         if let Some(condition) = resizes(status).next() {
             return Err(ResizeRefusal::Pending(explain(condition)).into());
         }
+        let limit_of = |resources: &Option<ResourceRequirements>| {
+            resources.as_ref()?.limits.as_ref()?.get(MEMORY).cloned()
+        };
+        if let Some(Quantity(limit)) = limit_of(&spec.resources) {
+            return Err(ResizeRefusal::PodLimit(text(&limit)).into());
+        }
         let container = spec.containers.iter().find(|container| container.name == self.container);
         let container = container.ok_or(ResizeRefusal::NoLimit)?;
         let policies = container.resize_policy.iter().flatten();
@@ -83,8 +89,8 @@ impl<'a> Target<'a> {
         if let Some(policy) = policies.find(|policy| policy.restart_policy != "NotRequired") {
             return Err(ResizeRefusal::Restarts(text(&policy.restart_policy)).into());
         }
-        let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-        let limit = limits.and_then(|limits| whole(limits.get(MEMORY)?)).ok_or(ResizeRefusal::NoLimit)?;
+        let limit = limit_of(&container.resources).and_then(|limit| whole(&limit));
+        let limit = limit.ok_or(ResizeRefusal::NoLimit)?;
         let differs = limit.0.checked_sub(raise.from.0).is_none_or(|rest| rest >= page);
         if differs {
             return Err(ResizeRefusal::Differs { spec: limit, in_force: raise.from }.into());
@@ -157,6 +163,7 @@ pub(super) mod tests {
         let known = |text: &str| Some(text.to_owned());
         Container {
             id: "c".to_owned(),
+            is_identified: true,
             cgroup_id: 7,
             cgroup_path: "/pod/c".to_owned(),
             namespace: known("dev"),
@@ -241,6 +248,7 @@ pub(super) mod tests {
                 pod["spec"]["containers"][1]["resizePolicy"] =
                     json!([{ "resourceName": "memory", "restartPolicy": "RestartContainer" }]);
             }),
+            ("podLimit", |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "2Gi" } })),
             ("noSpecLimit", |pod| pod["spec"]["containers"][1]["name"] = json!("other")),
             ("noSpecLimit", |pod| pod["spec"]["containers"][1]["resources"]["limits"] = json!({})),
             ("specDiffers", |pod| {
@@ -252,10 +260,11 @@ pub(super) mod tests {
         ] {
             assert_eq!(with(change), expected);
         }
-        // A policy for the CPU alone changes nothing, nor does a resize that is done.
+        // A policy or a pod's limit for the CPU alone changes nothing, nor does a resize that is done.
         let mut other = pod();
         other["spec"]["containers"][1]["resizePolicy"] =
             json!([{ "resourceName": "cpu", "restartPolicy": "RestartContainer" }]);
+        other["spec"]["resources"] = json!({ "limits": { "cpu": "2" }, "requests": { "memory": "64Mi" } });
         other["status"]["conditions"] = resize(PENDING, "Deferred", "");
         other["status"]["conditions"][1]["status"] = json!("False");
         assert!(patch(other).is_ok());
