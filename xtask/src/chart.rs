@@ -255,6 +255,7 @@ mod tests {
 
     /// Settings that follow from a value of the chart.
     const OWN: &[&str] = &[
+        "api.listen",
         "api.socket",
         "http.listen",
         "kernel.pin",

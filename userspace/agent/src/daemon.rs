@@ -14,7 +14,7 @@ use kwitness_core::lifecycle::Bounds;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Admission, DaemonInfo, Service};
+use crate::api::{self, Admission, DaemonInfo, Loopback, Service};
 use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch};
 use crate::clock::{self, Clock};
 use crate::config::Config;
@@ -106,6 +106,10 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let until_attached = began.elapsed();
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
+    let loopback = match config.api_listen {
+        Some(address) => Some(Loopback::listen(address).await?),
+        None => None,
+    };
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     log_capabilities(&capabilities);
@@ -185,7 +189,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     });
     let service = Service::new(hub, handle, resolver, verifier, info, admission, stop.clone());
     let service = service.with_cri_events(events);
-    let (health, serving) = api::serve(listener, service, runtime_events, stop.clone()).await?;
+    let (health, serving) = api::serve(listener, loopback, service, runtime_events, stop.clone()).await?;
     let (ready, is_ready) = oneshot::channel();
 
     let resolving = tokio::spawn(resolving);

@@ -416,7 +416,8 @@ mod tests {
     #[test]
     fn every_test_behind_a_promise_exists() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let promises = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+        let page = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+        let (_, promises) = page.split_once("| Promise | Test |").unwrap();
         let rows = promises
             .lines()
             .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | `"));

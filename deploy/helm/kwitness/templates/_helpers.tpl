@@ -47,6 +47,9 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
   "kubelet" (dict "directory" .Values.kubelet.hostPath)
   "runtime" (dict "endpoint" (ternary .Values.runtime.socket "none" .Values.runtime.enabled))
 }}
+{{- if .Values.api.port }}
+{{- $_ := set $own.api "listen" (printf "127.0.0.1:%v" .Values.api.port) }}
+{{- end }}
 {{- if .Values.pins.enabled }}
 {{- $_ := set $own "kernel" (dict "pin" "auto" "pin_directory" "/sys/fs/bpf/kwitness") }}
 {{- end }}

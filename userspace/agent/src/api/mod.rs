@@ -1,10 +1,12 @@
-//! The API: `kwitness.v1alpha1`, the CRI's event stream, health and reflection over one Unix socket.
+//! The API: `kwitness.v1alpha1`, the CRI's event stream, health and reflection over one Unix socket; and the first of them on a
+//! loopback port, if one is configured.
 //!
 //! Owns the socket, the limits on calls, and the answers' shape. Knows events and containers only as the hub and the
 //! engine give them; never changes anything.
 
 mod admission;
 mod byte_budget;
+mod forwarded;
 mod service;
 #[expect(
     clippy::allow_attributes,
@@ -26,6 +28,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 pub use admission::Admission;
+pub use forwarded::Loopback;
 pub use service::{DaemonInfo, Service, capability};
 
 use crate::cri_events::{RuntimeEvents, Unserved};
@@ -63,9 +66,10 @@ impl Health {
 /// Serves until stopped, and not much longer.
 ///
 /// # Errors
-/// The socket cannot be served.
+/// The socket, or the port, cannot be served.
 pub async fn serve(
     listener: Listener,
+    loopback: Option<Loopback>,
     service: Service,
     runtime_events: RuntimeEvents,
     stop: CancellationToken,
@@ -86,6 +90,13 @@ pub async fn serve(
         .build_v1alpha()
         .context("cannot serve reflection")?
         .max_decoding_message_size(REQUEST_BYTES_MAX);
+    let (forwarded, until) = (service.clone(), stop.clone());
+    let forwarding = async move {
+        match loopback {
+            Some(loopback) => loopback.serve(forwarded, until).await,
+            None => Ok(()),
+        }
+    };
     let server = Server::builder()
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW)
@@ -99,7 +110,7 @@ pub async fn serve(
         .add_service(reflection)
         .add_service(reflection_v1alpha);
     let closing = health.clone();
-    let serving = async move {
+    let on_socket = async move {
         let server =
             server.serve_with_incoming_shutdown(listener.into_stream(), stop.clone().cancelled_owned());
         tokio::pin!(server);
@@ -118,5 +129,6 @@ pub async fn serve(
         };
         served.context("cannot serve the API")
     };
+    let serving = async move { tokio::try_join!(on_socket, forwarding).map(drop) };
     Ok((health, serving))
 }

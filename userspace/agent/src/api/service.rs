@@ -62,6 +62,8 @@ pub struct Service {
     info: Arc<DaemonInfo>,
     admission: Admission,
     cri_events: Option<Events>,
+    /// Whether clients may report requests.
+    takes_reports: bool,
     stop: CancellationToken,
 }
 
@@ -76,12 +78,18 @@ impl Service {
         admission: Admission,
         stop: CancellationToken,
     ) -> Self {
-        Self { hub, engine, resolver, verifier, info: Arc::new(info), admission, cri_events: None, stop }
+        let (info, cri_events) = (Arc::new(info), None);
+        Self { hub, engine, resolver, verifier, info, admission, cri_events, takes_reports: true, stop }
     }
 
     /// Shows the counters of the CRI's event stream, too.
     pub fn with_cri_events(self, events: Events) -> Self {
         Self { cri_events: Some(events), ..self }
+    }
+
+    /// The same, without the one call that takes something in.
+    pub fn read_only(self) -> Self {
+        Self { takes_reports: false, ..self }
     }
 
     /// How many calls it answers at a time.
@@ -233,6 +241,9 @@ impl Kwitness for Service {
         &self,
         request: Request<proto::ReportCriRequestsRequest>,
     ) -> Result<Response<proto::ReportCriRequestsResponse>, Status> {
+        if !self.takes_reports {
+            return Err(Status::permission_denied("requests are reported on the Unix socket only"));
+        }
         let proto::ReportCriRequestsRequest { requests } = request.into_inner();
         if requests.len() > REQUESTS_MAX {
             return Err(Status::invalid_argument(format!("more than {REQUESTS_MAX} `requests`")));

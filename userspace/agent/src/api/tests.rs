@@ -3,6 +3,7 @@
 mod half_sent;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ struct Served {
     health: Health,
     stop: CancellationToken,
     serving: JoinHandle<anyhow::Result<()>>,
+    forwarded: SocketAddr,
 }
 
 fn subject() -> Arc<Subject> {
@@ -164,8 +166,12 @@ impl Served {
         let events = RuntimeEvents::new(crate::cri_events::start(resolver, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
-        let (health, serving) = serve(listener, service, events, stop.clone()).await.unwrap();
-        Self { _directory: directory, path, writer, health, stop, serving: tokio::spawn(serving) }
+        let loopback = Loopback::listen((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let forwarded = loopback.address().unwrap();
+        let serving = serve(listener, Some(loopback), service, events, stop.clone());
+        let (health, serving) = serving.await.unwrap();
+        let serving = tokio::spawn(serving);
+        Self { _directory: directory, path, writer, health, stop, serving, forwarded }
     }
 
     async fn channel(&self) -> Channel {
@@ -182,6 +188,21 @@ impl Served {
 
 async fn next(stream: &mut Streaming<proto::WatchResponse>) -> proto::WatchResponse {
     timeout(SOON, stream.message()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_forwarded_port_answers_and_takes_nothing_in() {
+    let served = Served::start().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.forwarded)).unwrap();
+    let mut client = KwitnessClient::new(endpoint.connect().await.unwrap());
+    let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.node_name, "node-1");
+    let refused = client.report_cri_requests(proto::ReportCriRequestsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let mut on_socket = KwitnessClient::new(served.channel().await);
+    on_socket.report_cri_requests(proto::ReportCriRequestsRequest::default()).await.unwrap();
+    served.stop.cancel();
+    timeout(SOON, served.serving).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ pub use kwitness_api::DEFAULT_SOCKET;
 pub struct Config {
     /// The API's Unix socket.
     pub socket: PathBuf,
+    /// The loopback address that the API is served on as well; none: nowhere.
+    pub api_listen: Option<SocketAddr>,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
     /// How many calls of each kind may be active at a time.
@@ -349,6 +352,18 @@ qqq = 1
         assert!(error.contains("kernl.a: no such setting; `kwitness man` lists them"), "{error}");
         assert!(error.contains("kernal.logg: no such setting; did you mean kernel.log?"), "{error}");
         assert!(error.contains("api.socket = 1: it is an integer; expected"), "{error}");
+    }
+
+    #[test]
+    fn the_api_is_served_on_loopback_alone() {
+        let listens = |address: &str| parse("", &[&format!("api.listen={address}")]);
+        for address in ["127.0.0.1:9769", "[::1]:9769"] {
+            assert_eq!(listens(address).unwrap().api_listen, Some(address.parse().unwrap()));
+        }
+        for address in ["0.0.0.0:9769", "[::]:9769", "10.0.0.1:9769", "localhost:9769", "unix:///x"] {
+            assert!(listens(address).is_err(), "{address}");
+        }
+        assert_eq!(Config::default().api_listen, None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every setting: its key, what it takes, its default, its meaning. The file's check, the `--set` flag, the
 //! defaults and the manual page are all made from this one list. Never reads a file.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -44,6 +45,17 @@ pub const SETTINGS: &[Setting] = &[
               socket has mode 0660.",
         apply: |config, value| {
             config.socket = socket(text(value)?)?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "api.listen",
+        expects: "a loopback address with a port (\"127.0.0.1:9769\")",
+        default: None,
+        doc: "Where the API is served on TCP as well, for `kubectl kwitness`; nowhere if not set. There is no authentication: in a \
+              pod, only the pod and `kubectl port-forward` reach the port; on the host's network every process of the node does.",
+        apply: |config, value| {
+            config.api_listen = Some(loopback(text(value)?)?);
             Ok(())
         },
     },
@@ -376,6 +388,7 @@ impl Default for Config {
     fn default() -> Self {
         let mut config = Self {
             socket: PathBuf::new(),
+            api_listen: None,
             file: None,
             max_calls: MaxCalls::default(),
             subtree: Subtree::default(),
@@ -433,6 +446,16 @@ fn absolute(value: &Value) -> Result<PathBuf, String> {
 
 /// The longest path that `sockaddr_un` holds.
 const SOCKET_PATH_MAX: usize = 107;
+
+/// Nothing authenticates who connects, so no other address will do.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "it is not an IP address with a port".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("it is no loopback address, and there is no authentication".to_owned())
+    }
+}
 
 fn socket(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("unix://").unwrap_or(text);
