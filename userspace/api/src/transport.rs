@@ -14,6 +14,9 @@ pub enum DialError {
     /// gRPC names a socket by a URI.
     #[error("the path of the socket is not UTF-8")]
     NotUtf8,
+    /// A node is reached over a tunnel, which only who made it can open again.
+    #[error("a node has no address; make a channel to it")]
+    NoTunnel,
     /// Connecting failed, or the connection was lost.
     #[error("{}", root_cause(.0))]
     Transport(#[from] transport::Error),

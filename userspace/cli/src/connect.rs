@@ -40,7 +40,7 @@ pub fn address(named: Option<OsString>) -> Address {
 pub fn path(named: OsString) -> anyhow::Result<PathBuf> {
     match Address::from(named) {
         Address::Unix(path) => Ok(path),
-        Address::Uri(uri) => anyhow::bail!("--socket {uri}: only a Unix socket will do here"),
+        other => anyhow::bail!("--socket {other}: only a Unix socket will do here"),
     }
 }
 
@@ -58,7 +58,8 @@ impl Outage {
         }
     }
 
-    fn text(&mut self, item: &Item) -> Option<String> {
+    /// The note, if there is one to make.
+    pub fn text(&mut self, item: &Item) -> Option<String> {
         match item {
             Item::Disconnected(error) => (!std::mem::replace(&mut self.is_known, true))
                 .then(|| format!("the daemon is gone ({error}); waiting for it to come back")),

@@ -13,6 +13,8 @@ pub enum Address {
     Unix(PathBuf),
     /// Another endpoint, such as a forwarded port: `http://127.0.0.1:9000`.
     Uri(String),
+    /// A node's daemon, over a tunnel that the caller makes ([`Client::from_channel`](super::Client::from_channel)).
+    Node(String),
 }
 
 impl Address {
@@ -20,7 +22,7 @@ impl Address {
     pub fn unix_path(&self) -> Option<&std::path::Path> {
         match self {
             Self::Unix(path) => Some(path),
-            Self::Uri(_) => None,
+            Self::Uri(_) | Self::Node(_) => None,
         }
     }
 }
@@ -59,6 +61,7 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => path.display().fmt(f),
             Self::Uri(uri) => f.write_str(uri),
+            Self::Node(node) => write!(f, "node {node}"),
         }
     }
 }

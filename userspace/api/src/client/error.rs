@@ -12,10 +12,10 @@ use crate::transport::{causes, root_cause};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This process may not connect to the socket.
+    /// This process may not connect to the socket, or its user may not use the tunnel.
     #[error("permission denied on {address}")]
     PermissionDenied {
-        /// The socket.
+        /// The socket, or the node.
         address: Address,
     },
     /// No daemon answers, or it went away.

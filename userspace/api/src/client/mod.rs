@@ -94,6 +94,12 @@ impl Client {
         Watch::open(self.clone(), request).await
     }
 
+    /// The same for a daemon that may not answer yet: the first attempt is repeated as well, and what kept it is an
+    /// [`Item::Disconnected`].
+    pub fn watch_eventually(&self, request: proto::WatchRequest) -> Watch {
+        Watch::waiting(self.clone(), request)
+    }
+
     /// Opens one stream, which ends with the connection.
     async fn stream(
         &mut self,
@@ -107,6 +113,7 @@ async fn dial(address: &Address) -> Result<Channel, DialError> {
     let endpoint = match address {
         Address::Uri(uri) => Endpoint::from_shared(uri.clone())?,
         Address::Unix(path) => unix_endpoint(path)?,
+        Address::Node(_) => return Err(DialError::NoTunnel),
     };
     Ok(endpoint.connect_timeout(ANSWER_LIMIT).connect().await?)
 }

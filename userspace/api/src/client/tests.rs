@@ -198,6 +198,35 @@ async fn a_snapshot_comes_before_what_happens_after_it() {
 }
 
 #[tokio::test]
+async fn a_first_attempt_can_be_repeated() {
+    let server =
+        Server::start([Err(Status::unavailable("not ready")), Ok(vec![begins("a", 3), batch("a", &[4])])]);
+    let mut watch = server.client().await.watch_eventually(since());
+    assert!(matches!(item(&mut watch).await, Item::Disconnected(Error::Unreachable { .. })));
+    assert_eq!(item(&mut watch).await, Item::Reconnected);
+    assert_eq!(item(&mut watch).await, Item::Events(events("a", &[4])));
+    assert_eq!(server.requests(), [since(), since()]);
+}
+
+#[tokio::test]
+async fn another_filter_goes_on_after_the_last_event() {
+    let server = Server::start([
+        Ok(vec![begins("a", 3), batch("a", &[4]), batch("a", &[5])]),
+        Ok(vec![begins("a", 4), batch("a", &[6])]),
+    ]);
+    let mut watch = server.watch(since()).await;
+    assert_eq!(item(&mut watch).await, Item::Events(events("a", &[4])));
+    let filter = proto::Filter { pods: vec!["web-1".into()], ..Default::default() };
+    watch.refilter(filter.clone());
+    assert_eq!(item(&mut watch).await, Item::Events(events("a", &[6])));
+    let second = &server.requests()[1];
+    assert_eq!((&second.filter, &second.after), (&Some(filter), &Some(position("a", 4))));
+    assert_eq!(watch.next().await, Ok(None));
+    watch.refilter(proto::Filter::default());
+    assert_eq!(watch.next().await, Ok(None), "what has ended stays so");
+}
+
+#[tokio::test]
 async fn a_refused_resume_is_final() {
     let server = Server::start([Ok(vec![begins("a", 1), gone()]), Err(Status::invalid_argument("no"))]);
     let mut watch = server.watch(WatchRequest::default()).await;

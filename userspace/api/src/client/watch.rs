@@ -57,14 +57,27 @@ enum State {
 impl Watch {
     pub(super) async fn open(mut client: Client, request: proto::WatchRequest) -> Result<Self, Error> {
         let stream = client.stream(request.clone()).await?;
-        Ok(Self {
+        Ok(Self { state: State::Streaming(Box::new(stream)), ..Self::waiting(client, request) })
+    }
+
+    pub(super) fn waiting(client: Client, request: proto::WatchRequest) -> Self {
+        Self {
             client,
             request,
-            state: State::Streaming(Box::new(stream)),
+            state: State::Waiting { until: Instant::now() },
             ready: VecDeque::new(),
             failures: 0,
             disconnected: None,
-        })
+        }
+    }
+
+    /// Asks for other events from here on: what matches `filter`, after the last event so far. Before the first message there is
+    /// nothing to go on after, and the request is made anew.
+    pub fn refilter(&mut self, filter: proto::Filter) {
+        if !matches!(self.state, State::Ended) {
+            self.request.filter = Some(filter);
+            self.state = State::Waiting { until: Instant::now() };
+        }
     }
 
     /// The highest position so far: what a later watch resumes after.
