@@ -1,6 +1,7 @@
 //! The `client` task: the client side builds without anything that only Linux has.
 //!
-//! The client side is the command line without its feature `node`, the API crate and the core.
+//! The client side is the command line without its feature `node`, the API crate and the core. The kubectl plugin is the same with
+//! the feature `kubectl`; its cryptography is compiled by a C compiler, so it is checked here for this machine's system only.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -34,14 +35,17 @@ const ELSEWHERE: &[&str] = &["x86_64-pc-windows-gnu", "x86_64-apple-darwin"];
 
 /// Checks what the client depends on, and that it compiles elsewhere.
 pub fn task(workspace: &Workspace) -> Result<()> {
+    // The plugin's tree has the client's in it.
     let refused: Vec<_> =
-        crates(cargo(workspace, "tree"))?.into_iter().filter(|name| is_refused(name)).collect();
+        crates(plugin(workspace, "tree"))?.into_iter().filter(|name| is_refused(name)).collect();
     ensure!(
         refused.is_empty(),
-        "the client depends on {}; `cargo tree -p kwitness --no-default-features -i NAME` shows why",
+        "the client depends on {}; `cargo tree -p kwitness --no-default-features --features kubectl -i NAME` shows why",
         refused.join(", ")
     );
-    println!("the client depends on nothing that needs Linux");
+    println!("the client depends on nothing that needs Linux, and neither does the kubectl plugin");
+    run::shown(plugin(workspace, "check").args(["--quiet", "--locked", "--bins"]))?;
+    println!("the kubectl plugin compiles without the node");
     for target in ELSEWHERE {
         let mut add = Command::new("rustup");
         if let Err(error) = run::output(add.args(["target", "add", target]).current_dir(&workspace.root)) {
@@ -77,6 +81,12 @@ fn cargo(workspace: &Workspace, subcommand: &str) -> Command {
     command
 }
 
+fn plugin(workspace: &Workspace, subcommand: &str) -> Command {
+    let mut command = cargo(workspace, subcommand);
+    command.args(["--features", "kwitness/kubectl"]);
+    command
+}
+
 fn is_refused(name: &str) -> bool {
     let is_ours = name.starts_with("kwitness");
     (is_ours && !OURS.contains(&name)) || LINUX_ONLY.contains(&name)
@@ -103,6 +113,6 @@ mod tests {
         for name in ["aya", "nix", "kwitness-agent"] {
             assert!(node.contains(name) && is_refused(name), "{name} of {node:?}");
         }
-        assert!(!crates(cargo(&workspace, "tree")).unwrap().is_empty());
+        assert!(!crates(plugin(&workspace, "tree")).unwrap().is_empty());
     }
 }

@@ -34,7 +34,7 @@ fn candidates(current: &OsStr, name: fn(&proto::Container) -> Option<String>) ->
 }
 
 /// Those that begin with the last of several values that are separated by commas.
-fn matching(current: &OsStr, names: BTreeSet<String>) -> Vec<String> {
+pub fn matching(current: &OsStr, names: BTreeSet<String>) -> Vec<String> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let (before, last) = current.rfind(',').map_or(("", current), |comma| current.split_at(comma + 1));
     // A name that the shell would have to interpret, or a terminal, is not a pod's.

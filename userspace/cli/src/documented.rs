@@ -33,9 +33,9 @@ fn spans(text: &str) -> Vec<String> {
     spans
 }
 
-/// The command lines of a Markdown file: lines of code that begin with `kwitness`, after a prompt and `sudo`, or have it
-/// [`embedded`].
-fn commands(text: &str) -> Vec<String> {
+/// The command lines of a Markdown file: lines of code that begin with the program's name, after a prompt and `sudo`, or have one
+/// of kwitness [`embedded`].
+fn commands(text: &str, program: &str) -> Vec<String> {
     let mut is_code = false;
     let mut commands = Vec::new();
     for line in text.lines() {
@@ -47,9 +47,9 @@ fn commands(text: &str) -> Vec<String> {
         if !is_code {
             continue;
         }
-        if line.starts_with("kwitness ") {
+        if line.strip_prefix(program).is_some_and(|rest| rest.starts_with(' ')) {
             commands.push(line.to_owned());
-        } else if let Some(line) = embedded(line) {
+        } else if let Some(line) = embedded(line).filter(|_| program == "kwitness") {
             commands.push(line.to_owned());
         }
     }
@@ -101,17 +101,24 @@ fn check(line: &str, whence: &str) {
     }
 }
 
-#[test]
-fn documented_commands_parse() {
+/// The documentation: the name and the text of each page.
+fn pages() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let is_document = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
     let pages = ["README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|page| root.join(page));
     let documents =
         files(&root.join("docs")).into_iter().chain(files(&root.join("deploy"))).filter(is_document);
+    documents
+        .chain(pages)
+        .map(|path| (path.display().to_string(), fs::read_to_string(&path).expect("a page can be read")))
+        .collect()
+}
+
+#[test]
+fn documented_commands_parse() {
     let (mut count, mut mentioned) = (0, 0);
-    for path in documents.chain(pages) {
-        let (text, name) = (fs::read_to_string(&path).unwrap(), path.display().to_string());
-        for line in commands(&text) {
+    for (name, text) in pages() {
+        for line in commands(&text, "kwitness") {
             check(&line, &name);
             count += 1;
         }
@@ -121,6 +128,22 @@ fn documented_commands_parse() {
         }
     }
     assert!(count >= 8 && mentioned >= 40, "only {count} commands were found, and {mentioned} in prose");
+}
+
+#[cfg(feature = "kubectl")]
+#[test]
+fn documented_commands_of_the_plugin_parse() {
+    let mut count = 0;
+    for (name, text) in pages() {
+        for line in commands(&text, "kubectl kwitness") {
+            let words = words(&line).into_iter().skip(1);
+            crate::kubectl::command()
+                .try_get_matches_from(words)
+                .unwrap_or_else(|error| panic!("{name}: `{line}`: {error}"));
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "only {count} commands were found");
 }
 
 /// The chart's notes, units, alert rules and whatever else is deployed.
@@ -207,11 +230,11 @@ fn examples_parse() {
 #[test]
 fn commands_are_found_in_code_only() {
     let text = "kwitness prose\n```console\n# kwitness ps -o json | jq .   # a comment\n$ sudo kwitness events &\nother\n```\n";
-    let found = commands(text);
+    let found = commands(text, "kwitness");
     assert_eq!(found, ["kwitness ps -o json | jq .   # a comment", "kwitness events &"]);
     assert_eq!(words(&found[0]), ["kwitness", "ps", "-o", "json"]);
     let behind = "```\n$ kubectl exec daemonset/kwitness -- kwitness events -n prod\n```";
-    assert_eq!(commands(behind), ["kwitness events -n prod"]);
+    assert_eq!(commands(behind, "kwitness"), ["kwitness events -n prod"]);
     assert_eq!(embedded("ExecStart=kwitness daemon"), Some("kwitness daemon"));
     assert_eq!(embedded("kwitness 1.0 watches every node"), None);
     let prose = "`kwitness status` says so, `kwitness events --pod {{ $labels.pod }} -w` too; `jq` and `kwitness` do not.";

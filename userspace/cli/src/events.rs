@@ -9,7 +9,7 @@ use crate::args::Events;
 use crate::connect::{self, Outage};
 use crate::describe::{detail, kind, names_of, word};
 use crate::exit::{Code, NotHere};
-use crate::output::{Format, Output, note};
+use crate::output::{Format, OfNode, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
@@ -85,7 +85,7 @@ async fn recorded(
 }
 
 /// What the daemon has recorded, with the names that are known by now, and where it ends.
-async fn history(
+pub async fn history(
     source: &Source,
     request: proto::WatchRequest,
 ) -> Result<(Vec<proto::Event>, Option<proto::Position>), SourceError> {
@@ -106,6 +106,7 @@ pub struct Printer {
     format: Format,
     times: Times,
     has_namespaces: bool,
+    has_nodes: bool,
     table: Table,
     begun: bool,
 }
@@ -117,8 +118,16 @@ impl Printer {
         let limit = output.width(format);
         let times = if is_narrow(limit) { times.to_seconds() } else { times };
         let has_namespaces = has_namespaces && !is_narrow(limit);
-        let table = table(format, times, limit);
-        Self { output, format, times, has_namespaces, table, begun: false }
+        let table = table(format, times, limit, None);
+        Self { output, format, times, has_namespaces, has_nodes: false, table, begun: false }
+    }
+
+    /// With a column of nodes, with room for these.
+    #[cfg(feature = "kubectl")]
+    pub fn of_nodes<'a>(self, nodes: impl Iterator<Item = &'a str>) -> Self {
+        let width = nodes.map(|node| shown_node(self.format, node).len()).max().unwrap_or_default();
+        let limit = self.output.width(self.format);
+        Self { table: table(self.format, self.times, limit, Some(width)), has_nodes: true, ..self }
     }
 
     /// Prints the headings, with room for the pods that are here; nothing if they stand already.
@@ -128,15 +137,17 @@ impl Printer {
         }
         let here = source.list(proto::Filter::default()).await?.containers;
         let event = |container| proto::Event { container, ..Default::default() };
-        let mut rows: Vec<_> = here.into_iter().map(|state| self.row(&event(state.container))).collect();
+        let rows = here.into_iter().map(|state| event(state.container));
+        let mut rows: Vec<_> = rows.map(|event| self.row(None, &event)).collect();
         // They have no detail: it takes what is left of the line.
         rows.iter_mut().for_each(|row| drop(row.pop()));
         self.table.fit(&rows);
         self.header()
     }
 
-    fn header(&mut self) -> anyhow::Result<()> {
-        if !std::mem::replace(&mut self.begun, true) {
+    /// Prints the headings, unless they stand already.
+    pub fn header(&mut self) -> anyhow::Result<()> {
+        if matches!(self.format, Format::Table | Format::Wide) && !std::mem::replace(&mut self.begun, true) {
             let header = self.table.header();
             self.output.text(&header)?;
             self.output.flush()?;
@@ -144,28 +155,37 @@ impl Printer {
         Ok(())
     }
 
-    fn row(&self, event: &proto::Event) -> Vec<Cell> {
-        match self.format {
+    fn row(&self, node: Option<&str>, event: &proto::Event) -> Vec<Cell> {
+        let mut row = match self.format {
             Format::Wide => wide_row(event, self.times),
             _ => row(event, self.times, self.has_namespaces),
+        };
+        if self.has_nodes {
+            row.insert(1, node.map_or(UNKNOWN, |node| shown_node(self.format, node)).into());
         }
+        row
     }
 
     /// Makes room for events that are printed later.
     pub fn room(&mut self, events: &[proto::Event]) {
-        let rows: Vec<_> = events.iter().map(|event| self.row(event)).collect();
+        let rows: Vec<_> = events.iter().map(|event| self.row(None, event)).collect();
         self.table.fit(&rows);
     }
 
     /// Prints events, with the headings first.
     pub fn events(&mut self, events: &[proto::Event]) -> anyhow::Result<()> {
+        self.print(&OfNode::all(events))
+    }
+
+    /// Prints events of several nodes, with the headings first.
+    pub fn print(&mut self, events: &[OfNode<'_, proto::Event>]) -> anyhow::Result<()> {
         if !matches!(self.format, Format::Table | Format::Wide) {
             for event in events {
                 self.output.value(self.format, event)?;
             }
             return Ok(self.output.flush()?);
         }
-        let rows: Vec<_> = events.iter().map(|event| self.row(event)).collect();
+        let rows: Vec<_> = events.iter().map(|of| self.row(of.node, of.value)).collect();
         self.table.fit(&rows);
         self.header()?;
         for row in &rows {
@@ -182,11 +202,24 @@ fn is_narrow(limit: Option<usize>) -> bool {
     limit.is_some_and(|limit| limit < WIDTH)
 }
 
-fn table(format: Format, times: Times, limit: Option<usize>) -> Table {
-    let table = Table::new(limit);
+/// A node's name without its domain, as `hostname -s` has it; in full with `-o wide`.
+fn shown_node(format: Format, node: &str) -> &str {
+    if format == Format::Wide { node } else { node.split('.').next().unwrap_or(node) }
+}
+
+/// With `node`, the width of a column of nodes.
+fn table(format: Format, times: Times, limit: Option<usize>, node: Option<usize>) -> Table {
+    let time = match format {
+        Format::Wide => 27,
+        _ if is_narrow(limit) => 8,
+        _ => 12,
+    };
+    let mut table = Table::new(limit).column(times.heading(), time, Fit::Whole);
+    if let Some(width) = node {
+        table = table.column("NODE", width, Fit::Middle(12));
+    }
     if format == Format::Wide {
         return table
-            .column(times.heading(), 27, Fit::Whole)
             .column("SEQ", 6, Fit::Whole)
             .column("EVENT", 12, Fit::Whole)
             .column("NAMESPACE", 12, Fit::Whole)
@@ -196,9 +229,7 @@ fn table(format: Format, times: Times, limit: Option<usize>) -> Table {
             .column("BASIS", 16, Fit::Whole)
             .column("DETAIL", 0, Fit::Whole);
     }
-    let time = if is_narrow(limit) { 8 } else { 12 };
     table
-        .column(times.heading(), time, Fit::Whole)
         .column("EVENT", 12, Fit::Whole)
         .column("POD", 24, Fit::Middle(12))
         .column("CONTAINER", 12, Fit::Middle(9))
@@ -253,7 +284,7 @@ mod tests {
                 }
             })
             .collect();
-        anstream::adapter::strip_str(&table(format, times, limit).render(&rows)).to_string()
+        anstream::adapter::strip_str(&table(format, times, limit, None).render(&rows)).to_string()
     }
 
     #[test]
@@ -294,8 +325,26 @@ mod tests {
         let times = Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z");
         let rows: Vec<_> = events.iter().map(|event| row(event, times, false)).collect();
         let shown =
-            anstream::adapter::strip_str(&table(Format::Table, times, None).render(&rows)).to_string();
+            anstream::adapter::strip_str(&table(Format::Table, times, None, None).render(&rows)).to_string();
         assert!(include_str!("../../../README.md").contains(&shown), "README.md does not show:\n{shown}");
+    }
+
+    #[test]
+    fn a_column_of_nodes_fits_80_columns() {
+        let node = "worker-3.cluster.example";
+        assert_eq!(shown_node(Format::Wide, node), node);
+        let node = shown_node(Format::Table, node);
+        let times = Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z").to_seconds();
+        let events = events();
+        let rows = events.iter().map(|event| row(event, times, false)).map(|mut row| {
+            row.insert(1, node.into());
+            row
+        });
+        let rows: Vec<_> = rows.collect();
+        let table = table(Format::Table, times, Some(80), Some(node.len()));
+        let shown = anstream::adapter::strip_str(&table.render(&rows)).to_string();
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(shown.lines().skip(1).all(|line| line.contains("  worker-3  ")), "{shown}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod documented;
 mod events;
 mod examples;
 mod exit;
+#[cfg(feature = "kubectl")]
+mod kubectl;
 mod manual;
 #[cfg(node)]
 mod node;
@@ -37,6 +39,8 @@ use clap::{CommandFactory as _, Parser as _};
 
 use args::{Args, Command};
 pub use exit::Code;
+#[cfg(feature = "kubectl")]
+pub use kubectl::main as kubectl;
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {

@@ -19,7 +19,7 @@ pub const OUTPUT: &str = "Output";
 pub const CONNECTION: &str = "Connection";
 
 /// Which containers. Conditions are ANDed; values of one are ORed, given by comma or by repeating the option.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct Filter {
     /// Show only this pod: name, NAMESPACE/NAME, UID, or the beginning of names
     #[arg(long, short = 'p', value_delimiter = ',', value_name = "POD", add = ArgValueCompleter::new(complete::pods), help_heading = FILTERS)]

@@ -23,6 +23,35 @@ pub enum Format {
     Yaml,
 }
 
+/// A value, and which of several nodes has it. In JSON and YAML, `node` is one more field of the value.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct OfNode<'a, T> {
+    /// The node's name; none where there is one node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<&'a str>,
+    /// The value.
+    #[serde(flatten)]
+    pub value: &'a T,
+}
+
+impl<'a, T> OfNode<'a, T> {
+    /// Values of a node.
+    #[cfg(feature = "kubectl")]
+    pub fn all_of(node: &'a str, values: &'a [T]) -> impl Iterator<Item = Self> {
+        values.iter().map(move |value| Self { node: Some(node), value })
+    }
+
+    /// A value of the one node there is.
+    pub const fn here(value: &'a T) -> Self {
+        Self { node: None, value }
+    }
+
+    /// Values of the one node there is.
+    pub fn all(values: &'a [T]) -> Vec<Self> {
+        values.iter().map(Self::here).collect()
+    }
+}
+
 /// Standard output. `--color`, `NO_COLOR`, `CLICOLOR_FORCE` and what is not a terminal are honoured.
 pub struct Output {
     stream: io::BufWriter<io::Stdout>,
@@ -149,6 +178,17 @@ mod tests {
 
     const HOSTILE: &str =
         "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \\x01 \"größer\" 数据库 \u{1f980}";
+
+    #[test]
+    fn a_node_is_one_more_field_of_what_it_has() {
+        let event = kwitness_api::proto::Event { kernel_time: 7, ..Default::default() };
+        let json = |node| serde_json::to_value(OfNode { node, value: &event }).unwrap();
+        assert_eq!(json(None), serde_json::to_value(&event).unwrap());
+        let of_node = json(Some("worker-1"));
+        assert_eq!((&of_node["node"], &of_node["kernelTime"]), (&"worker-1".into(), &"7".into()));
+        let read: kwitness_api::proto::Event = serde_json::from_value(of_node).unwrap();
+        assert_eq!(read, event, "clients that do not know of nodes read it as well");
+    }
 
     #[test]
     fn json_has_nothing_that_a_terminal_acts_on_and_reads_as_the_same() {

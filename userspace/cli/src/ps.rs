@@ -11,7 +11,7 @@ use crate::args::Ps;
 use crate::connect::{self, Outage, unless_gone};
 use crate::describe::{names, qos_class, state, word};
 use crate::exit::Code;
-use crate::output::{Format, Output, note};
+use crate::output::{Format, OfNode, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::{UNKNOWN, age, short_id};
@@ -37,14 +37,7 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
         }
         Err((not_here, _)) => return Err(not_here.into()),
     };
-    let mut printer = Printer {
-        output: Output::new(),
-        format: output.output,
-        has_namespaces: !filter.is_one_namespace(),
-        no_headers,
-        table: None,
-        shown: HashMap::new(),
-    };
+    let mut printer = Printer::new(output.output, !filter.is_one_namespace(), no_headers);
     // Before the first list, so that nothing is missed in between.
     let mut changes = if watch {
         let kinds = CHANGES.into_iter().map(i32::from).collect();
@@ -78,7 +71,8 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
     Ok(Code::Success)
 }
 
-async fn list(
+/// The containers that match, sorted by their names; without sandboxes, unless `all`.
+pub async fn list(
     source: &mut Source,
     filter: &proto::Filter,
     all: bool,
@@ -95,7 +89,8 @@ async fn list(
     Ok(containers)
 }
 
-struct Printer {
+/// Prints containers.
+pub struct Printer {
     output: Output,
     format: Format,
     has_namespaces: bool,
@@ -107,6 +102,12 @@ struct Printer {
 }
 
 impl Printer {
+    /// On standard output.
+    pub fn new(format: Format, has_namespaces: bool, no_headers: bool) -> Self {
+        let output = Output::new();
+        Self { output, format, has_namespaces, no_headers, table: None, shown: HashMap::new() }
+    }
+
     /// Prints what is not shown yet, or is shown otherwise.
     fn print(&mut self, containers: Vec<proto::ContainerState>, now: DateTime<Utc>) -> anyhow::Result<usize> {
         let mut changed = containers;
@@ -115,17 +116,36 @@ impl Printer {
             let now = (state.state, state.container.clone());
             self.shown.insert(id, now.clone()) != Some(now)
         });
+        self.write(&OfNode::all(&changed), now)?;
+        Ok(changed.len())
+    }
+
+    /// Prints containers; with a column of nodes, if the first is of one.
+    pub fn write(
+        &mut self,
+        containers: &[OfNode<'_, proto::ContainerState>],
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<()> {
         if !matches!(self.format, Format::Table | Format::Wide) {
-            for container in &changed {
+            for container in containers {
                 self.output.value(self.format, container)?;
             }
-        } else if !changed.is_empty() {
+        } else if let Some(first) = containers.first() {
+            let has_nodes = first.node.is_some();
             let is_wide = self.format == Format::Wide;
             let row = if is_wide { wide_row } else { row };
-            let rows: Vec<_> = changed.iter().map(|state| row(state, now, self.has_namespaces)).collect();
+            let of = |of: &OfNode<'_, _>| {
+                let mut row = row(of.value, now, self.has_namespaces);
+                if let Some(node) = of.node {
+                    row.insert(0, node.into());
+                }
+                row
+            };
+            let rows: Vec<_> = containers.iter().map(of).collect();
             let is_first = self.table.is_none();
             let width = self.output.width(self.format);
-            let table = self.table.get_or_insert_with(|| table(is_wide, self.has_namespaces, width));
+            let table =
+                self.table.get_or_insert_with(|| table(is_wide, has_nodes, self.has_namespaces, width));
             table.fit(&rows);
             if is_first && !self.no_headers {
                 self.output.text(&table.header())?;
@@ -134,13 +154,15 @@ impl Printer {
                 self.output.text(&table.line(row))?;
             }
         }
-        self.output.flush()?;
-        Ok(changed.len())
+        Ok(self.output.flush()?)
     }
 }
 
-fn table(is_wide: bool, has_namespaces: bool, limit: Option<usize>) -> Table {
+fn table(is_wide: bool, has_nodes: bool, has_namespaces: bool, limit: Option<usize>) -> Table {
     let mut table = Table::new(limit);
+    if has_nodes {
+        table = table.column("NODE", 0, Fit::Middle(9));
+    }
     if has_namespaces {
         table = table.column("NAMESPACE", 0, Fit::Middle(9));
     }
@@ -216,7 +238,7 @@ mod tests {
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
         let row = if is_wide { wide_row } else { row };
         let rows: Vec<_> = containers().iter().map(|state| row(state, now, has_namespaces)).collect();
-        anstream::adapter::strip_str(&table(is_wide, has_namespaces, limit).render(&rows)).to_string()
+        anstream::adapter::strip_str(&table(is_wide, false, has_namespaces, limit).render(&rows)).to_string()
     }
 
     #[test]

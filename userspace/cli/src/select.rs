@@ -14,6 +14,8 @@ use crate::options::Label;
 
 /// The most names that an error lists.
 const LISTED_MAX: usize = 8;
+/// Where `kwitness` looks, as errors say it.
+pub const ON_THIS_NODE: &str = " on this node";
 /// How alike two names must be to suggest one for the other (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
 /// The daemon compares no shorter beginning with container IDs.
@@ -30,11 +32,11 @@ pub async fn resolve(
     }
     let containers = source.list(proto::Filter::default()).await?.containers;
     let here: Vec<_> = containers.into_iter().filter_map(|state| state.container).collect();
-    Ok(among(&here, filter).map_err(|not_here| (not_here, literally(filter))))
+    Ok(among(&here, filter, ON_THIS_NODE).map_err(|not_here| (not_here, literally(filter))))
 }
 
 /// As typed, for what may still come.
-fn literally(filter: &Filter) -> proto::Filter {
+pub fn literally(filter: &Filter) -> proto::Filter {
     let pods: Vec<_> = filter.pod.iter().map(|pod| PodName::parse(pod)).collect();
     let mut namespaces = filter.namespace.clone();
     namespaces.extend(pods.iter().filter_map(|pod| pod.namespace.map(str::to_owned)));
@@ -64,14 +66,14 @@ impl<'a> PodName<'a> {
     }
 }
 
-/// The same among containers that are known already.
-pub fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter, NotHere> {
+/// The same among containers that are known already; errors say `place` of where they are.
+pub fn among(here: &[proto::Container], filter: &Filter, place: &str) -> Result<proto::Filter, NotHere> {
     let mut selected: Vec<_> = here.iter().collect();
     let mut result = proto::Filter { namespaces: filter.namespace.clone(), ..Default::default() };
     for namespace in &filter.namespace {
         if !here.iter().any(|container| namespace_of(container) == Some(namespace.as_str())) {
             let namespaces = here.iter().filter_map(namespace_of).collect();
-            return Err(not_here("namespace", namespace, "", &namespaces));
+            return Err(not_here("namespace", namespace, place, &namespaces));
         }
     }
     if !filter.namespace.is_empty() {
@@ -123,9 +125,9 @@ pub fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter
             };
             if found.is_empty() {
                 let names = candidates().filter_map(name_of).collect();
-                let place =
+                let namespace =
                     wanted.namespace.map_or(in_namespaces.clone(), |one| format!(" in namespace \"{one}\""));
-                return Err(not_here("pod", wanted.name, &place, &names));
+                return Err(not_here("pod", wanted.name, &format!("{namespace}{place}"), &names));
             }
             let is_only = wanted.namespace.is_none() || filter.pod.len() == 1;
             if is_exact && is_only && filter.label.is_empty() {
@@ -148,7 +150,7 @@ pub fn among(here: &[proto::Container], filter: &Filter) -> Result<proto::Filter
         };
         if !selected.iter().any(is) {
             let names = selected.iter().filter_map(|container| container.name.as_deref()).collect();
-            let mut error = not_here("container", wanted, "", &names);
+            let mut error = not_here("container", wanted, place, &names);
             if wanted.len() < ID_PREFIX_MIN
                 && selected.iter().any(|container| container.id.starts_with(wanted))
             {
@@ -196,7 +198,7 @@ fn not_here(what: &str, wanted: &str, place: &str, names: &BTreeSet<&str>) -> No
         .map(|name| (strsim::jaro_winkler(wanted, name), name))
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|left, right| left.0.total_cmp(&right.0));
-    let mut text = format!("no {what} \"{wanted}\"{place} on this node");
+    let mut text = format!("no {what} \"{wanted}\"{place}");
     if let Some((_, name)) = near {
         text += &format!(", did you mean \"{name}\"?");
     }
@@ -246,7 +248,7 @@ mod tests {
             label: labels.iter().map(|label| label.parse().unwrap()).collect(),
             ..Default::default()
         };
-        among(&here(), &filter).map(|filter| filter.pods).map_err(|error| error.0)
+        among(&here(), &filter, ON_THIS_NODE).map(|filter| filter.pods).map_err(|error| error.0)
     }
 
     #[test]
@@ -280,7 +282,7 @@ mod tests {
         assert_eq!(pods(&[], &[], &["app=x"]), Err("no pod has the label \"app=x\"".to_owned()));
         let error = |name: &str| {
             let filter = Filter { container: vec![name.into()], ..Default::default() };
-            among(&here(), &filter).unwrap_err().0
+            among(&here(), &filter, ON_THIS_NODE).unwrap_err().0
         };
         assert!(error("mian").contains("did you mean \"main\"?"), "{}", error("mian"));
         assert!(error("ngi").contains("at least 4 characters"), "{}", error("ngi"));

@@ -14,7 +14,7 @@ use crate::connect::{Outage, unless_gone};
 use crate::describe::limits::{self, reading};
 use crate::describe::{Names, names, verdict_kind, verdict_style};
 use crate::exit::Code;
-use crate::output::{Format, Output, note};
+use crate::output::{Format, OfNode, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
@@ -41,7 +41,7 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     };
     let format = options.output.output;
     let times = options.watch.then(|| options.times.shown(format));
-    let mut printer = Printer::new(format, times, filter.is_one_namespace());
+    let mut printer = Printer::new(format, times, filter.is_one_namespace(), false);
     let answer = ask(&mut source, &request).await;
     let answer = if options.watch { unless_gone(answer)? } else { Some(answer?) };
     if answer.as_ref().is_some_and(Vec::is_empty) {
@@ -52,15 +52,21 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     if let Some(changes) = changes {
         return follow(source, request, changes, printer).await;
     }
-    let exceeded =
-        |of: &proto::VerdictOf| of.proof.is_some_and(|of| of.proof() == proto::ProofKind::Exceeded);
-    Ok(match worst(&verdicts) {
-        VerdictKind::InForce if verdicts.iter().any(exceeded) => Code::Exceeded,
-        worst => Code::Verdict(worst),
-    })
+    Ok(code(&verdicts))
 }
 
-async fn ask(
+/// What verdicts mean for who runs the command: the worst of them.
+pub fn code(verdicts: &[proto::VerdictOf]) -> Code {
+    let exceeded =
+        |of: &proto::VerdictOf| of.proof.is_some_and(|of| of.proof() == proto::ProofKind::Exceeded);
+    match worst(verdicts) {
+        VerdictKind::InForce if verdicts.iter().any(exceeded) => Code::Exceeded,
+        worst => Code::Verdict(worst),
+    }
+}
+
+/// The verdicts; what could not be queried is noted.
+pub async fn ask(
     source: &mut Source,
     request: &proto::VerifyRequest,
 ) -> Result<Vec<proto::VerdictOf>, SourceError> {
@@ -116,7 +122,8 @@ async fn follow(
     Ok(Code::Success)
 }
 
-struct Printer {
+/// Prints verdicts.
+pub struct Printer {
     format: Format,
     output: Output,
     /// Of a watch, which has a column of times.
@@ -138,24 +145,17 @@ struct Shown {
 }
 
 impl Printer {
-    fn new(format: Format, times: Option<Times>, is_one_namespace: bool) -> Self {
+    /// On standard output; with times for a watch, and with a column of nodes.
+    pub fn new(format: Format, times: Option<Times>, is_one_namespace: bool, has_nodes: bool) -> Self {
         let output = Output::new();
         let limit = output.width(format);
-        let (table, has_written) = (table(format, times, limit), has_written(limit));
-        Self {
-            format,
-            output,
-            times,
-            is_one_namespace,
-            has_written,
-            table,
-            begun: false,
-            shown: HashMap::new(),
-        }
+        let (table, has_written) = (table(format, times, limit, has_nodes), has_written(limit));
+        let shown = HashMap::new();
+        Self { format, output, times, is_one_namespace, has_written, table, begun: false, shown }
     }
 
     /// The verdicts that are not shown yet; without a watch, all.
-    fn changed<'a>(&mut self, verdicts: &'a [proto::VerdictOf]) -> Vec<&'a proto::VerdictOf> {
+    fn changed<'a>(&mut self, verdicts: &'a [proto::VerdictOf]) -> Vec<OfNode<'a, proto::VerdictOf>> {
         let mut changed = Vec::new();
         for of in verdicts {
             let verdict = of.verdict.clone().unwrap_or_default();
@@ -164,7 +164,7 @@ impl Printer {
             let now = Shown { verdict, reason, in_force };
             let before = self.shown.get(&(cgroup, file.clone()));
             if self.times.is_none() || before != Some(&now) {
-                changed.push(of);
+                changed.push(OfNode::here(of));
             }
             self.shown.insert((cgroup, file), now);
         }
@@ -173,17 +173,29 @@ impl Printer {
 
     fn print(&mut self, verdicts: &[proto::VerdictOf], time: Option<Timestamp>) -> anyhow::Result<()> {
         let changed = self.changed(verdicts);
+        self.write(&changed, time)
+    }
+
+    /// Prints verdicts, and why limits are not in force.
+    pub fn write(
+        &mut self,
+        verdicts: &[OfNode<'_, proto::VerdictOf>],
+        time: Option<Timestamp>,
+    ) -> anyhow::Result<()> {
         if !matches!(self.format, Format::Table | Format::Wide) {
-            for of in changed {
+            for of in verdicts {
                 self.output.value(self.format, of)?;
             }
             return Ok(self.output.flush()?);
         }
         let time = time.or_else(|| Some(Timestamp::from_unix_nanos(Utc::now().timestamp_nanos_opt()?)));
-        let rows: Vec<_> = changed
+        let rows: Vec<_> = verdicts
             .iter()
-            .map(|of| {
+            .map(|OfNode { node, value: of }| {
                 let mut row = row(of, self.format == Format::Wide, self.is_one_namespace, self.has_written);
+                if let Some(node) = node {
+                    row.insert(0, (*node).into());
+                }
                 if let Some(times) = self.times {
                     row.insert(0, times.show(time).into());
                 }
@@ -199,7 +211,7 @@ impl Printer {
             self.output.text(&self.table.line(row))?;
         }
         if self.format == Format::Table {
-            let reasons: Vec<_> = changed.iter().filter_map(|of| explanation(of)).collect();
+            let reasons: Vec<_> = verdicts.iter().filter_map(|of| explanation(of.value)).collect();
             if !reasons.is_empty() && self.times.is_none() {
                 self.output.line("")?;
             }
@@ -267,10 +279,13 @@ fn has_written(limit: Option<usize>) -> bool {
     limit.is_none_or(|limit| limit >= WRITTEN_WIDTH)
 }
 
-fn table(format: Format, times: Option<Times>, limit: Option<usize>) -> Table {
+fn table(format: Format, times: Option<Times>, limit: Option<usize>, has_nodes: bool) -> Table {
     let mut table = Table::new(limit);
     if let Some(times) = times {
         table = table.column(times.heading(), 12, Fit::Whole);
+    }
+    if has_nodes {
+        table = table.column("NODE", 0, Fit::Middle(6));
     }
     if format == Format::Wide {
         table = table.column("NAMESPACE", 0, Fit::Whole);
@@ -394,7 +409,7 @@ mod tests {
         let verdicts = [of(limits::testing::shadowed()), of(in_force)];
         let rows: Vec<_> =
             verdicts.iter().map(|of| row(of, format == Format::Wide, false, has_written(limit))).collect();
-        let table = table(format, None, limit).render(&rows);
+        let table = table(format, None, limit, false).render(&rows);
         let reasons: Vec<_> = verdicts.iter().filter_map(explanation).collect();
         format!("{}\n{}\n", anstream::adapter::strip_str(&table), reasons.join("\n"))
     }
@@ -417,7 +432,7 @@ mod tests {
         };
         let of = proto::VerdictOf { container: Some(app), verdict: Some(verdict), ..Default::default() };
         let rows = [row(&of, false, true, false)];
-        let table = table(Format::Table, None, Some(80)).render(&rows);
+        let table = table(Format::Table, None, Some(80), false).render(&rows);
         let shown = format!("{}\n{}\n", anstream::adapter::strip_str(&table), explanation(&of).unwrap());
         assert!(include_str!("../../../README.md").contains(&shown), "README.md does not show:\n{shown}");
     }
@@ -435,7 +450,7 @@ mod tests {
     #[test]
     fn a_watch_shows_a_verdict_once() {
         let times = Some(Times::new(crate::time::TimeFormat::Clock, true));
-        let mut printer = Printer::new(Format::Table, times, false);
+        let mut printer = Printer::new(Format::Table, times, false, false);
         let mut changed = |kind| printer.changed(&[verdict(kind)]).len();
         assert_eq!(changed(VerdictKind::Pending), 1);
         assert_eq!(changed(VerdictKind::Pending), 0, "the event that the call itself made");

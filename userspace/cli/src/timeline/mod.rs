@@ -23,6 +23,7 @@ use crate::describe::names;
 use crate::exit::Code;
 use crate::options::{FILTERS, Filter, From, OUTPUT, TimeOptions};
 use crate::output::{Format, Output};
+use crate::select::ON_THIS_NODE;
 use crate::text::Moment;
 use crate::{complete, connect, select};
 pub use model::Timeline;
@@ -62,12 +63,17 @@ pub struct Options {
 }
 
 pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<Code> {
-    let Options { pod, namespace, since, output, from, times } = options;
+    let source = options.from.open(socket).await?;
+    show(source, options).await
+}
+
+/// What happened, by that source.
+pub async fn show(mut source: Source, options: Options) -> anyhow::Result<Code> {
+    let Options { pod, namespace, since, output, from: _, times } = options;
     let mut out = Output::new();
     if output == Form::Perfetto && out.is_terminal() {
         anyhow::bail!("a Perfetto trace is binary: write it to a file (-o perfetto > FILE)");
     }
-    let mut source = from.open(socket).await?;
     let since = match (since, source.recording()) {
         (None, Some(_)) => None,
         (since, _) => {
@@ -143,7 +149,7 @@ impl History {
         if filter.is_empty() {
             return Ok(Timeline::new(format!("node {node}"), node, &self.events, times));
         }
-        let selected = select::among(&self.containers, filter)?;
+        let selected = select::among(&self.containers, filter, ON_THIS_NODE)?;
         let uid = |pod: Option<&proto::Pod>| pod.map(|pod| pod.uid.clone());
         let is_selected = |container: &&proto::Container| {
             let Some(pod) = &container.pod else { return false };

@@ -1,0 +1,235 @@
+//! The API server: which nodes have a daemon, which pods there are, and ports of pods.
+//!
+//! Owns what is asked of it, and the words for what it refuses. Changes nothing there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Selector;
+use kwitness_api::Client;
+use tokio::sync::Semaphore;
+
+use super::failure::Failure;
+use super::nodes::Nodes;
+use super::tunnel::{self, Tunnel};
+use crate::exit::{Code, NotHere};
+use crate::options::CONNECTION;
+
+/// Ports that are opened at a time: each costs the API server a call to a kubelet.
+const OPENING: usize = 32;
+
+/// Which cluster, which daemons.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Connection {
+    /// Show only these nodes
+    #[arg(long, global = true, value_delimiter = ',', value_name = "NODE", help_heading = CONNECTION)]
+    pub node: Vec<String>,
+    /// The kubeconfig file [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context [default: the current one]
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION)]
+    pub context: Option<String>,
+    /// The namespace of the daemons' pods
+    #[arg(long, global = true, value_name = "NAMESPACE", default_value = "kwitness", env = "KWITNESS_NAMESPACE", help_heading = CONNECTION)]
+    pub kwitness_namespace: String,
+    /// The label of the daemons' pods
+    #[arg(long, global = true, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=kwitness", help_heading = CONNECTION)]
+    pub kwitness_selector: String,
+    /// The port of the daemons' API (setting api.listen)
+    #[arg(long, global = true, value_name = "PORT", default_value_t = 9769, help_heading = CONNECTION)]
+    pub kwitness_port: u16,
+}
+
+/// A cluster, as the kubeconfig names it.
+pub struct Cluster {
+    client: kube::Client,
+    connection: Connection,
+    opening: Semaphore,
+}
+
+impl Cluster {
+    /// From the kubeconfig, or within a pod from its service account.
+    pub async fn connect(connection: Connection) -> Result<Arc<Self>, Failure> {
+        let failed = |error: &dyn std::error::Error| {
+            Failure::new(Code::Configuration, format!("cannot use the kubeconfig: {error}"))
+        };
+        let options =
+            KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
+        let config = match &connection.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
+                kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(&error))?
+            }
+            None if connection.context.is_some() => {
+                kube::Config::from_kubeconfig(&options).await.map_err(|error| failed(&error))?
+            }
+            None => kube::Config::infer().await.map_err(|error| failed(&error))?,
+        };
+        let client = kube::Client::try_from(config).map_err(|error| failed(&error))?;
+        Ok(Arc::new(Self { client, connection, opening: Semaphore::new(OPENING) }))
+    }
+
+    /// The namespace of the kubeconfig's context.
+    pub fn default_namespace(&self) -> &str {
+        self.client.default_namespace()
+    }
+
+    /// The nodes that have a daemon; of the named ones, each must.
+    pub async fn nodes(self: &Arc<Self>) -> anyhow::Result<Nodes> {
+        let Connection { kwitness_namespace: namespace, kwitness_selector: selector, .. } = &self.connection;
+        let daemons = by_node(self.daemons("").await?);
+        if daemons.is_empty() {
+            let text = format!(
+                "no pod in namespace \"{namespace}\" has the label {selector}: install the chart, or say where it is with \
+                 --kwitness-namespace and --kwitness-selector"
+            );
+            return Err(Failure::new(Code::Unreachable, text).into());
+        }
+        let wanted = &self.connection.node;
+        if let Some(node) = wanted.iter().find(|node| !daemons.contains_key(*node)) {
+            let text = format!("no daemon of kwitness on node \"{node}\" ({} nodes have one)", daemons.len());
+            return Err(NotHere(text).into());
+        }
+        let is_wanted = |node: &String| wanted.is_empty() || wanted.contains(node);
+        let daemons = daemons.into_iter().filter(|(node, _)| is_wanted(node));
+        Ok(daemons
+            .map(|(node, pod)| {
+                let client = self.client(&node, pod);
+                (node, client)
+            })
+            .collect())
+    }
+
+    /// A client of the daemon on a node. Every connection looks for the pod anew, but the first, which goes to `pod`.
+    fn client(self: &Arc<Self>, node: &str, pod: String) -> Client {
+        let (cluster, of_node, pod) = (Arc::clone(self), node.to_owned(), Mutex::new(Some(pod)));
+        tunnel::client(node, move || {
+            let (cluster, node) = (Arc::clone(&cluster), of_node.clone());
+            let pod = pod.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move { cluster.open(&node, pod).await }
+        })
+    }
+
+    /// A connection to the daemon on a node; `pod`: where it was a moment ago.
+    async fn open(&self, node: &str, pod: Option<String>) -> io::Result<Tunnel> {
+        let _permit = self.opening.acquire().await.map_err(io::Error::other)?;
+        let pod = match pod {
+            Some(pod) => pod,
+            None => {
+                let pods = self.daemons(node).await.map_err(|failure| failure.into_io())?;
+                by_node(pods).remove(node).ok_or_else(|| io::Error::other("its daemon has no pod"))?
+            }
+        };
+        let namespace = &self.connection.kwitness_namespace;
+        let port = self.connection.kwitness_port;
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let forwarder = pods.portforward(&pod, &[port]).await.map_err(|error| {
+            Failure::of(&error, &format!("cannot forward a port of pod {namespace}/{pod}")).into_io()
+        })?;
+        Tunnel::new(forwarder, port).ok_or_else(|| io::Error::other("the port is not forwarded"))
+    }
+
+    /// The daemons' pods, of one node or of all.
+    async fn daemons(&self, node: &str) -> Result<Vec<Pod>, Failure> {
+        let mut which = ListParams::default().labels(&self.connection.kwitness_selector);
+        if !node.is_empty() {
+            which = which.fields(&format!("spec.nodeName={node}"));
+        }
+        self.pods(Some(&self.connection.kwitness_namespace), &which).await
+    }
+
+    /// The pods of a namespace, or of all.
+    pub async fn pods(&self, namespace: Option<&str>, which: &ListParams) -> Result<Vec<Pod>, Failure> {
+        let (pods, what) = match namespace {
+            Some(namespace) => (
+                Api::<Pod>::namespaced(self.client.clone(), namespace),
+                format!("cannot list pods in namespace \"{namespace}\""),
+            ),
+            None => (Api::<Pod>::all(self.client.clone()), "cannot list pods in all namespaces".to_owned()),
+        };
+        let pods = pods.list(which).await.map_err(|error| Failure::of(&error, &what))?;
+        Ok(pods.items)
+    }
+
+    /// The pods of the workloads of that name.
+    pub async fn pods_of(
+        &self,
+        workload: &ApiResource,
+        name: &str,
+        namespace: Option<&str>,
+    ) -> Result<Vec<Pod>, Failure> {
+        let api = match namespace {
+            Some(namespace) => {
+                Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, workload)
+            }
+            None => Api::<DynamicObject>::all_with(self.client.clone(), workload),
+        };
+        let what = format!("cannot list {}", workload.plural);
+        let named = ListParams::default().fields(&format!("metadata.name={name}"));
+        let workloads = api.list(&named).await.map_err(|error| Failure::of(&error, &what))?;
+        let mut pods = Vec::new();
+        for workload in workloads {
+            let selector = serde_json::from_value::<LabelSelector>(workload.data["spec"]["selector"].clone());
+            let selector = selector.ok().and_then(|selector| Selector::try_from(selector).ok());
+            let Some(selector) = selector else { continue };
+            let which = ListParams::default().labels_from(&selector);
+            pods.extend(self.pods(workload.metadata.namespace.as_deref(), &which).await?);
+        }
+        Ok(pods)
+    }
+}
+
+/// Of each node the pod that runs, or else one that will or did.
+fn by_node(pods: Vec<Pod>) -> BTreeMap<String, String> {
+    let mut best = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = pod.spec.and_then(|spec| spec.node_name) else { continue };
+        let Some(name) = pod.metadata.name else { continue };
+        let runs = pod.status.and_then(|status| status.phase).is_some_and(|phase| phase == "Running");
+        let rank = (runs, pod.metadata.deletion_timestamp.is_none());
+        let known: &mut (_, String) = best.entry(node).or_insert_with(|| (rank, name.clone()));
+        if known.0 < rank {
+            *known = (rank, name);
+        }
+    }
+    best.into_iter().map(|(node, (_, name))| (node, name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_nodes_pods_the_one_that_runs_is_asked() {
+        let pod = |name: &str, node: Option<&str>, phase: &str, is_deleted: bool| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": name,
+                    "deletionTimestamp": is_deleted.then_some("2026-01-02T03:04:05Z"),
+                },
+                "spec": { "nodeName": node, "containers": [] },
+                "status": { "phase": phase },
+            }))
+            .unwrap()
+        };
+        let pods = vec![
+            pod("old", Some("worker-1"), "Running", true),
+            pod("new", Some("worker-1"), "Running", false),
+            pod("coming", Some("worker-2"), "Pending", false),
+            pod("gone", Some("worker-1"), "Failed", false),
+            pod("nowhere", None, "Pending", false),
+        ];
+        let expected = [("worker-1", "new"), ("worker-2", "coming")];
+        let expected = expected.map(|(node, pod)| (node.to_owned(), pod.to_owned()));
+        assert_eq!(by_node(pods), expected.into());
+    }
+}

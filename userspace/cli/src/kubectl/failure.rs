@@ -1,0 +1,149 @@
+//! What went wrong between here and the nodes, and what the exit code says of it.
+
+use std::io;
+
+use kwitness_api::SourceError;
+use kwitness_api::client::Error as ClientError;
+
+use crate::exit::Code;
+use crate::output::note;
+
+/// A failure, in words that say what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    code: Code,
+    text: String,
+}
+
+impl Failure {
+    /// With the code that the program ends with.
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    /// Of a call to the API server, which was to do `what`.
+    pub fn of(error: &kube::Error, what: &str) -> Self {
+        match error {
+            kube::Error::Api(status) if matches!(status.code, 401 | 403) => Self::new(
+                Code::Denied,
+                format!("{what}: {}; see docs/kubectl.md for the Role", status.message),
+            ),
+            kube::Error::Api(status) => Self::new(Code::Failure, format!("{what}: {}", status.message)),
+            error => {
+                let causes =
+                    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+                let cause = causes.last().map(ToString::to_string).unwrap_or_default();
+                Self::new(Code::Unreachable, format!("{what}: the API server does not answer: {cause}"))
+            }
+        }
+    }
+
+    /// For a connection: the client tells permission from reachability by the kind.
+    pub fn into_io(self) -> io::Error {
+        let kind =
+            if self.code == Code::Denied { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+        io::Error::new(kind, self.text)
+    }
+
+    /// The code of a result; an error is printed first.
+    pub fn code(done: anyhow::Result<Code>) -> Code {
+        match done.map_err(|error| error.downcast::<Self>()) {
+            Ok(code) => code,
+            Err(Ok(failure)) => {
+                note(&failure.text);
+                failure.code
+            }
+            Err(Err(error)) => crate::exit::code(Err(error)),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::PermissionDenied { address } => Self::new(
+                Code::Denied,
+                format!("{address}: the port-forward is forbidden; see docs/kubectl.md for the Role"),
+            ),
+            ClientError::Unreachable { address, reason } => Self::new(
+                Code::Unreachable,
+                format!("{address} does not answer: {reason} (the chart's api.port opens the port)"),
+            ),
+            error => Self::new(Code::Failure, error.to_string()),
+        }
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Client(error) => error.into(),
+            error => Self::new(Code::Failure, error.to_string()),
+        }
+    }
+}
+
+/// The nodes that gave no answer. The others' answers are shown all the same.
+#[derive(Debug, Default)]
+pub struct Missing(Option<Code>);
+
+impl Missing {
+    /// Says so.
+    pub fn add(&mut self, failure: Failure) {
+        note(&failure.text);
+        self.0.get_or_insert(failure.code);
+    }
+
+    /// Whether every node answered.
+    pub const fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// What the program ends with: what is wrong on a node that did answer, or else that one did not.
+    pub fn code(&self, of_others: Code) -> Code {
+        match self.0 {
+            Some(code) if u8::from(of_others) == 0 => code,
+            _ => of_others,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use kwitness_api::client::Address;
+    use kwitness_api::proto::VerdictKind;
+
+    use super::*;
+
+    #[test]
+    fn what_is_forbidden_and_what_does_not_answer_are_told_apart() {
+        let refused = Status::failure("pods is forbidden: User \"x\"", "Forbidden").with_code(403);
+        let refused = Failure::of(&kube::Error::Api(refused.boxed()), "cannot list pods");
+        assert_eq!(refused.code, Code::Denied);
+        assert!(
+            refused.text.starts_with("cannot list pods: pods is forbidden: User \"x\"; see docs/kubectl.md")
+        );
+        assert_eq!(refused.into_io().kind(), io::ErrorKind::PermissionDenied);
+        let missing = Status::failure("pods \"a\" not found", "NotFound").with_code(404);
+        assert_eq!(Failure::of(&kube::Error::Api(missing.boxed()), "x").code, Code::Failure);
+        let address = Address::Node("worker-1".into());
+        let gone = ClientError::Unreachable { address, reason: "connection refused".into() };
+        let gone = Failure::from(gone);
+        assert_eq!(gone.code, Code::Unreachable);
+        assert!(gone.text.starts_with("node worker-1 does not answer: connection refused"), "{gone}");
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_is_no_success_and_hides_nothing_worse() {
+        let mut missing = Missing::default();
+        assert_eq!(missing.code(Code::Success), Code::Success);
+        missing.add(Failure::new(Code::Unreachable, "node worker-1 does not answer"));
+        missing.add(Failure::new(Code::Denied, "node worker-2: forbidden"));
+        assert_eq!(missing.code(Code::Success), Code::Unreachable);
+        assert_eq!(missing.code(Code::Verdict(VerdictKind::InForce)), Code::Unreachable);
+        let diverged = Code::Verdict(VerdictKind::Diverged);
+        assert_eq!(missing.code(diverged), diverged);
+    }
+}
