@@ -144,6 +144,11 @@ impl Environment {
         self.job.join("bin/kwitness")
     }
 
+    /// The kubectl plugin.
+    pub fn plugin(&self) -> PathBuf {
+        self.job.join("bin/kubectl-kwitness")
+    }
+
     /// The first combination that this place can run.
     pub fn first_combination(&self) -> Result<Combination> {
         let first = Combination::ALL.into_iter().find(|combination| self.refuses(*combination).is_none());

@@ -146,8 +146,12 @@ impl Kubelet {
         fs::create_dir(&manifests).context("make the directory of manifests")?;
         let configuration = directory.path().join("kubelet.yaml");
         let verbosity = format!("-v={}", setup.verbosity);
-        fs::write(&configuration, self::configuration(&manifests, runtime, &cgroup, setup).to_string())
-            .context("write the kubelet's configuration")?;
+        let mut settings = self::configuration(&manifests, runtime, &cgroup, setup);
+        if control_plane.is_some() {
+            // Where the API server connects for a port-forward: the node's address, and the tests' own on loopback.
+            settings["address"] = json!("0.0.0.0");
+        }
+        fs::write(&configuration, settings.to_string()).context("write the kubelet's configuration")?;
         let mut command = Command::new(Self::program(environment));
         command.arg("--config").arg(&configuration).args(["--hostname-override", NODE, &verbosity]);
         if let Some(control_plane) = control_plane {

@@ -15,6 +15,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
+/// The kubectl plugin's program.
+pub const PLUGIN: &str = "kubectl-kwitness";
+
 /// The profile of the program under test: a release with less optimization, which no test looks at.
 const UNDER_TEST: &str = "under-test";
 
@@ -59,6 +62,14 @@ impl<'a> Builder<'a> {
     /// The `kwitness` program for tests.
     pub fn kwitness(&self) -> Result<PathBuf> {
         self.built_as(UNDER_TEST, "kwitness", "kwitness")
+    }
+
+    /// The kubectl plugin for tests.
+    pub fn plugin(&self) -> Result<PathBuf> {
+        let mut command = self.cargo("build");
+        command.args(["--profile", UNDER_TEST, "--package", "kwitness", "--bin", PLUGIN]);
+        command.args(["--no-default-features", "--features", "kubectl"]);
+        self::program(&mut command, PLUGIN)
     }
 
     /// A program of a package, as it is released.

@@ -1,9 +1,10 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The chart's pod on such a node,
-//! and the guard.
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The chart's pod on such a node, the
+//! guard and the kubectl plugin.
 
 mod daemonset;
 mod guard;
 mod join;
+mod plugin;
 mod resize;
 mod timeline;
 
@@ -25,6 +26,10 @@ fn main() -> Result<()> {
     let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
         ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
     })?;
+    let plugin =
+        Case::once(&ctx, "the_plugin_follows_a_node_over_a_restart_of_its_daemon", |ctx, combination| {
+            ctx.block_on(plugin::the_plugin_follows_a_node_over_a_restart_of_its_daemon(ctx, combination))
+        })?;
     let private = match ctx.environment.tier {
         Tier::Host => Some("the pod's mounts need a node that shares its own"),
         // Ten minutes of an emulated guest.
@@ -47,6 +52,7 @@ fn main() -> Result<()> {
         chart.refused(private),
         raise.refused(guests),
         demo.refused(guests).refused(only_long),
+        plugin,
     ];
     suite::run(ctx, cases)
 }

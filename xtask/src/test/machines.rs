@@ -60,6 +60,8 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::Clients, &["clients"]),
     (Tool::Prometheus, &["prometheus"]),
 ];
+/// Those that run the kubectl plugin.
+pub const WITH_PLUGIN: &[&str] = &["cluster"];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::artifacts::{Builder, Executable, TESTS_PACKAGE, in_job};
+use crate::artifacts::{Builder, Executable, PLUGIN, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
 use crate::setup::{self, Needs, Tool, clients};
 use crate::tally::{self, BEGIN, END, Tally};
@@ -30,7 +30,7 @@ use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, image, images, layout, step};
 
-use machines::{Machine, Missing, WITH_DEPLOYMENT, WITH_TOOL, startable};
+use machines::{Machine, Missing, WITH_DEPLOYMENT, WITH_PLUGIN, WITH_TOOL, startable};
 use rows::{Row, print, row};
 
 /// The packages whose own tests are the unit tier.
@@ -110,6 +110,8 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
 struct Prepared<'a> {
     builder: Builder<'a>,
     kwitness: PathBuf,
+    /// The kubectl plugin, where a target needs it.
+    plugin: Option<PathBuf>,
     tests: Vec<Executable>,
     /// Programs that are needed and could not be made.
     missing: Vec<Missing>,
@@ -133,23 +135,25 @@ fn prepare<'a>(
     });
     let missing = missing.collect();
     let builder = Builder::new(workspace, cache)?;
-    let (mut kwitness, mut tests) = (PathBuf::new(), Vec::new());
+    let (mut kwitness, mut plugin, mut tests) = (PathBuf::new(), None, Vec::new());
     if !machines.is_empty() {
-        (kwitness, tests) = step::timed("build kwitness and its tests", || {
+        (kwitness, plugin, tests) = step::timed("build kwitness and its tests", || {
             let (kwitness, mut tests) = (builder.kwitness()?, builder.tests()?);
             tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
             ensure!(!tests.is_empty(), "no integration tests of these names: {}", test.target.join(", "));
-            Ok((kwitness, tests))
+            let is_used = tests.iter().any(|built| WITH_PLUGIN.contains(&built.name.as_str()));
+            let plugin = is_used.then(|| builder.plugin()).transpose()?;
+            Ok((kwitness, plugin, tests))
         })?;
     }
-    Ok(Prepared { builder, kwitness, tests, missing })
+    Ok(Prepared { builder, kwitness, plugin, tests, missing })
 }
 
 fn unit_tests(builder: &Builder, test: &Test, log: &Path) -> Result<Tally> {
     let mut total = Tally::default();
     let packages: Vec<_> = UNIT.iter().flat_map(|package| ["--package", package]).collect();
     let mut crates = builder.cargo("test");
-    crates.args(["--quiet", "--no-fail-fast"]).args(packages);
+    crates.args(["--quiet", "--no-fail-fast", "--features", "kwitness/kubectl"]).args(packages);
     let mut support = builder.cargo("test");
     support.args(["--quiet", "--package", TESTS_PACKAGE, "--lib"]);
     let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
@@ -256,6 +260,9 @@ impl Prepared<'_> {
         }
         if runs(WITH_DEPLOYMENT) {
             job.add(&workspace.root.join("deploy"), Path::new("deploy"))?;
+        }
+        if let Some(plugin) = self.plugin.as_ref().filter(|_| runs(WITH_PLUGIN)) {
+            job.add(plugin, &in_job(PLUGIN))?;
         }
         if runs(&["cluster"]) && !is_host {
             image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
