@@ -43,6 +43,7 @@ pub use runtime::RuntimeSocket;
 use budget::Budget;
 use events::Timing;
 use frontend::Frontend;
+use kwitness_service::heartbeat::Heartbeat;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::memory::CountingAllocator;
 use kwitness_service::program::Program;
@@ -144,15 +145,15 @@ fn serve(
 
 /// Serves metrics and probes. That it cannot is no reason to leave the kubelet without its runtime.
 fn serve_metrics(address: &HttpAddress, sources: Sources) -> Option<HttpServer> {
-    let http = Arc::<HttpCounters>::default();
-    let metrics = Arc::new(Metrics::new(Program::new(Arc::clone(&http)), sources));
+    let (http, heartbeat) = (Arc::<HttpCounters>::default(), Arc::<Heartbeat>::default());
+    let metrics = Arc::new(Metrics::new(Program::new(Arc::clone(&http)), sources, Arc::clone(&heartbeat)));
     let limits = HttpLimits::with_connections(CONNECTIONS);
-    let server = HttpServer::start(address, limits, Arc::clone(&metrics), http)
+    let server = HttpServer::start(address, limits, metrics, http)
         .inspect_err(|error| {
             tracing::error!(error = format!("{error:#}"), "no metrics and no probes are served")
         })
         .ok()?;
-    drop(tokio::spawn(async move { metrics.beat().await }));
+    drop(tokio::spawn(async move { heartbeat.beat().await }));
     Some(server)
 }
 

@@ -1,14 +1,12 @@
 //! Metrics and probes: what the proxy's HTTP listener serves. They are about the proxy alone: none calls the runtime or the daemon.
 //!
-//! Owns the heartbeat of the thread that serves clients. Everything else is read from where it is counted; nothing here is what the
-//! proxy decides by.
+//! Owns nothing: everything is read from where it is counted, and nothing here is what the proxy decides by.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kwitness_service::ConnectionCounters;
+use kwitness_service::heartbeat::{Heartbeat, SILENCE_MAX};
 use kwitness_service::http::{Health, Pages, Probe};
 use kwitness_service::metrics::Exposition;
 use kwitness_service::program::Program;
@@ -56,11 +54,6 @@ kwitness_service::metrics! {
     }
 }
 
-/// Between two heartbeats.
-const BEAT: Duration = Duration::from_secs(5);
-/// How long there may be none before the proxy counts as dead.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-
 /// Where the values come from.
 #[derive(Debug)]
 pub struct Sources {
@@ -81,29 +74,13 @@ pub struct Sources {
 pub struct Metrics {
     program: Program,
     sources: Sources,
-    began: Instant,
-    /// The last heartbeat, in milliseconds since then.
-    beat: AtomicU64,
+    heartbeat: Arc<Heartbeat>,
 }
 
 impl Metrics {
-    /// Of a proxy that begins to serve.
-    pub fn new(program: Program, sources: Sources) -> Self {
-        Self { program, sources, began: Instant::now(), beat: AtomicU64::new(0) }
-    }
-
-    /// Beats, on the thread that serves clients.
-    pub async fn beat(&self) -> Infallible {
-        loop {
-            let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.beat.store(now, Ordering::Relaxed);
-            tokio::time::sleep(BEAT).await;
-        }
-    }
-
-    fn silence(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
-        self.began.elapsed().saturating_sub(beat)
+    /// Of a proxy that begins to serve; the heart beats on the thread that serves clients.
+    pub fn new(program: Program, sources: Sources, heartbeat: Arc<Heartbeat>) -> Self {
+        Self { program, sources, heartbeat }
     }
 }
 
@@ -112,12 +89,12 @@ impl Pages for Metrics {
         let mut exposition = Exposition::default();
         self.program.expose(&mut exposition);
         self.sources.expose(&mut exposition);
-        exposition.set(&BEAT_AGE, self.silence().as_secs_f64());
+        exposition.set(&BEAT_AGE, self.heartbeat.silence().as_secs_f64());
         exposition
     }
 
     fn probe(&self, probe: Probe) -> Health {
-        health(probe, self.silence())
+        health(probe, self.heartbeat.silence())
     }
 }
 
@@ -205,7 +182,11 @@ mod tests {
     fn probes_are_about_the_thread_that_serves() {
         for probe in [Probe::Live, Probe::Ready, Probe::Startup] {
             assert!(health(probe, SILENCE_MAX).is_ok());
-            assert_eq!(health(probe, SILENCE_MAX + BEAT).is_ok(), probe == Probe::Startup, "{probe:?}");
+            assert_eq!(
+                health(probe, SILENCE_MAX + Duration::from_secs(1)).is_ok(),
+                probe == Probe::Startup,
+                "{probe:?}"
+            );
         }
     }
 
@@ -226,7 +207,8 @@ mod tests {
     #[tokio::test]
     async fn a_scrape_says_which_source_is_in_use_and_has_every_metric() {
         let bench = Bench::start();
-        let metrics = Metrics::new(Program::new(Arc::<HttpCounters>::default()), bench.sources());
+        let metrics =
+            Metrics::new(Program::new(Arc::<HttpCounters>::default()), bench.sources(), Arc::default());
         let text = || metrics.metrics().text(Format::Prometheus);
         let uses = |source: &str| {
             let text = text();

@@ -7,6 +7,7 @@ mod authority;
 mod connection;
 mod counter;
 pub mod descriptors;
+pub mod heartbeat;
 pub mod http;
 mod listener;
 mod lock;
