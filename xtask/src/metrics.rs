@@ -8,7 +8,8 @@ use crate::run;
 use crate::workspace::Workspace;
 
 /// The packages that define metrics.
-const PACKAGES: &[&str] = &["kwitness-agent", "kwitness-cri-proxy", "kwitness-guard", "kwitness-service"];
+const PACKAGES: &[&str] =
+    &["kwitness-agent", "kwitness-cri-proxy", "kwitness-export", "kwitness-guard", "kwitness-service"];
 
 /// Writes the tables.
 pub fn task(workspace: &Workspace) -> Result<()> {

@@ -215,6 +215,7 @@ fn examples_parse() {
         "demo",
         "daemon",
         "cri-proxy",
+        "export",
         "guard",
         "doctor",
         "completion",

@@ -75,6 +75,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),
+    (
+        "export",
+        &[
+            ("kwitness export --otlp-endpoint http://127.0.0.1:4317", "all events"),
+            ("kwitness export --kubernetes-events", "Kubernetes Events"),
+        ],
+    ),
     ("uninstall-pins", &[("sudo kwitness uninstall-pins", "once the last daemon has ended")]),
     (
         "guard",

@@ -1,4 +1,4 @@
-//! What the long-running programs (daemon, proxy, guard) share: the listening socket and its connections, HTTP and
+//! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
 //! metrics, the lock that keeps a second instance out, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.

@@ -4,6 +4,8 @@
 mod cri_proxy;
 mod daemon;
 pub mod doctor;
+#[cfg(feature = "export")]
+mod export;
 mod guard;
 mod uninstall_pins;
 
@@ -23,6 +25,10 @@ pub enum Command {
     /// Proxy the CRI so that the kubelet receives container events from kwitness
     #[command(after_help = examples::of("cri-proxy"))]
     CriProxy(cri_proxy::CriProxy),
+    /// Export events as OpenTelemetry logs, and the rare ones as Kubernetes Events (needs a running daemon)
+    #[cfg(feature = "export")]
+    #[command(after_help = examples::of("export"))]
+    Export(export::Export),
     /// Hold processes that reach their memory limit until it is raised (opt-in; needs a running daemon)
     #[command(after_help = examples::of("guard"))]
     Guard(guard::Guard),
@@ -38,6 +44,8 @@ pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
     match command {
         Command::Daemon(options) => daemon::run(options, socket),
         Command::CriProxy(options) => cri_proxy::run(options, socket),
+        #[cfg(feature = "export")]
+        Command::Export(options) => export::run(options, socket),
         Command::Guard(options) => guard::run(options, socket),
         Command::Doctor(options) => connect::run(doctor::run(socket, options)),
         Command::UninstallPins(options) => uninstall_pins::run(options, socket),

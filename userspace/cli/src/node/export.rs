@@ -1,0 +1,93 @@
+//! `kwitness export`: flags into options, logging, the runtime.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use kwitness_api::proto::Event;
+use kwitness_export::{CollectorOptions, DEFAULT_STATE, Header, Options};
+use kwitness_service::http::HttpAddress;
+use kwitness_service::log;
+use kwitness_service::log::LogFormat;
+
+use crate::connect;
+use crate::describe;
+use crate::exit::Code;
+use crate::time::{TimeFormat, Times};
+
+#[derive(Debug, clap::Args)]
+pub struct Export {
+    /// Send every event as an OpenTelemetry log record to the collector there: http://HOST:4317 or https://HOST:4317
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Certificates in PEM that an https collector is verified with [default: the system's]
+    #[arg(long, value_name = "FILE", env = "OTEL_EXPORTER_OTLP_CERTIFICATE", requires = "otlp_endpoint")]
+    pub otlp_ca: Option<PathBuf>,
+    /// Send this header with every call; better in the environment, where no process list shows it
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        value_delimiter = ',',
+        env = "OTEL_EXPORTER_OTLP_HEADERS",
+        hide_env_values = true
+    )]
+    pub otlp_header: Vec<Header>,
+    /// Create Kubernetes Events for OOM kills and for limits that are not in force
+    #[arg(long)]
+    pub kubernetes_events: bool,
+    /// Remember there what the collector has, so that a restart goes on after it
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_STATE)]
+    pub state_file: PathBuf,
+    /// The node's name [default: the daemon's]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The cluster's name: k8s.cluster.name of every record
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// What is logged to standard error, as the setting log.level
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How it is written
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<HttpAddress>,
+}
+
+pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
+    let Export {
+        otlp_endpoint,
+        otlp_ca,
+        otlp_header,
+        kubernetes_events,
+        state_file,
+        node_name,
+        cluster_name,
+        log_level,
+        log_format,
+        http_listen,
+    } = options;
+    let _log = log::start(&log_level, log_format)?;
+    let collector =
+        otlp_endpoint.map(|endpoint| CollectorOptions { endpoint, ca: otlp_ca, headers: otlp_header });
+    let options = Options {
+        daemon: connect::address(socket),
+        collector,
+        kubernetes_events,
+        state: state_file,
+        node: node_name,
+        cluster: cluster_name,
+        http: http_listen,
+        sentence,
+    };
+    // One thread: it waits for others most of the time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(kwitness_export::run(options))?;
+    Ok(Code::Success)
+}
+
+/// What an event says, as `kwitness events` prints it; times are in full, for a reader elsewhere.
+fn sentence(event: &Event) -> String {
+    describe::detail(event, Times::new(TimeFormat::Rfc3339, true))
+}

@@ -1,0 +1,235 @@
+//! The OpenTelemetry Collector: the connection, and delivering one message until there is an answer.
+//!
+//! ```text
+//!  request ──▶ Export ──┬─ success ──▶ Accepted       (some records may have been rejected)
+//!     ▲                 ├─ never ────▶ Refused
+//!     └── pause ◀───────┴─ again
+//! ```
+//!
+//! Connects when there is something to send, and again after a failure. Never gives up on what the collector has not judged.
+
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kwitness_api::text::escape;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
+use percent_encoding::percent_decode_str;
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
+
+use crate::counters::Shared;
+use crate::retry::{self, Next};
+
+/// The longest that a collector takes to accept a connection, or to answer.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// The most characters of a status that are logged.
+const MESSAGE_MAX: usize = 256;
+
+/// Where the collector is.
+#[derive(Clone, Debug)]
+pub struct CollectorOptions {
+    /// `http://HOST:4317` or `https://HOST:4317`.
+    pub endpoint: String,
+    /// Certificates in PEM that vouch for an `https` endpoint; without, the system's.
+    pub ca: Option<PathBuf>,
+    /// What every call carries.
+    pub headers: Vec<Header>,
+}
+
+/// A header of a call: `NAME=VALUE`, where the value may be percent-encoded, as in `OTEL_EXPORTER_OTLP_HEADERS`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    name: MetadataKey<Ascii>,
+    value: MetadataValue<Ascii>,
+}
+
+impl std::fmt::Debug for Header {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Values are credentials.
+        write!(f, "{}=…", self.name)
+    }
+}
+
+impl FromStr for Header {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+        let name = name.trim().to_lowercase().parse().map_err(|_| "not the name of a header".to_owned())?;
+        let value = percent_decode_str(value.trim()).decode_utf8_lossy();
+        let value = value.parse().map_err(|_| "not the value of a header".to_owned())?;
+        Ok(Self { name, value })
+    }
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub enum Delivered {
+    /// The collector has it.
+    Accepted {
+        /// But for so many of its records.
+        rejected: u64,
+        /// Why these.
+        reason: String,
+    },
+    /// The collector will never take it.
+    Refused(String),
+}
+
+/// A connection to a collector.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    client: LogsServiceClient<Channel>,
+    headers: MetadataMap,
+    shared: Arc<Shared>,
+}
+
+impl Collector {
+    /// It connects with the first message.
+    ///
+    /// # Errors
+    /// The options make no sense, or the certificates cannot be read.
+    pub fn new(options: &CollectorOptions, shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let CollectorOptions { endpoint, ca, headers } = options;
+        let is_tls = match endpoint.split_once("://") {
+            Some(("https", _)) => true,
+            Some(("http", _)) => false,
+            _ => bail!("the endpoint {endpoint:?} begins with neither http:// nor https://"),
+        };
+        let mut channel = Endpoint::from_shared(endpoint.clone())
+            .with_context(|| format!("{endpoint:?} is no endpoint: expected http://HOST:4317"))?
+            .user_agent(concat!("kwitness/", env!("CARGO_PKG_VERSION")))?
+            .connect_timeout(CONNECT_LIMIT)
+            .timeout(ANSWER_LIMIT)
+            .keep_alive_while_idle(true)
+            .http2_keep_alive_interval(ANSWER_LIMIT);
+        if is_tls {
+            let mut tls = ClientTlsConfig::new();
+            tls = match ca {
+                Some(path) => {
+                    let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+                    tls.ca_certificate(Certificate::from_pem(pem))
+                }
+                None => tls.with_native_roots(),
+            };
+            channel = channel.tls_config(tls).context("use the certificates for the collector")?;
+        } else if let Some(path) = ca {
+            bail!("{} is for an https:// endpoint; {endpoint} has no TLS", path.display());
+        }
+        let mut map = MetadataMap::new();
+        for Header { name, value } in headers {
+            map.append(name.clone(), value.clone());
+        }
+        Ok(Self { client: LogsServiceClient::new(channel.connect_lazy()), headers: map, shared })
+    }
+
+    /// Sends a message until there is an answer.
+    pub async fn deliver(mut self, message: ExportLogsServiceRequest) -> Delivered {
+        let mut failures: u32 = 0;
+        loop {
+            let status = match self.send(&message).await {
+                Ok(delivered) => {
+                    if failures > 0 {
+                        tracing::info!(failures, "the collector answers again");
+                    }
+                    return delivered;
+                }
+                Err(status) => status,
+            };
+            failures = failures.saturating_add(1);
+            self.shared.counters.requests_failed.count();
+            self.shared.collector_up.set(0);
+            let reason = words(&status);
+            let asked = match retry::next(&status) {
+                Next::Again(asked) => asked,
+                Next::Refused => return Delivered::Refused(reason),
+            };
+            // Without randomness all wait for the whole pause.
+            let pause = retry::pause(failures, asked, getrandom::u32().unwrap_or(u32::MAX));
+            if failures == 1 {
+                tracing::warn!(reason, "the collector does not take records: trying again");
+            } else {
+                tracing::debug!(reason, failures, ?pause, "the collector does not take records");
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn send(&mut self, message: &ExportLogsServiceRequest) -> Result<Delivered, Status> {
+        let mut request = Request::new(message.clone());
+        *request.metadata_mut() = self.headers.clone();
+        let answer = self.client.export(request).await?.into_inner();
+        self.shared.counters.requests_accepted.count();
+        self.shared.collector_up.set(1);
+        let partial = answer.partial_success.unwrap_or_default();
+        let rejected = u64::try_from(partial.rejected_log_records).unwrap_or(0);
+        Ok(Delivered::Accepted { rejected, reason: short(&partial.error_message) })
+    }
+}
+
+/// What went wrong, in a line.
+fn words(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    let text = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
+    format!("{:?}: {}", status.code(), short(&text))
+}
+
+fn short(text: &str) -> String {
+    escape(text).chars().take(MESSAGE_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(endpoint: &str, ca: Option<&str>) -> Result<(), String> {
+        let options = CollectorOptions {
+            endpoint: endpoint.to_owned(),
+            ca: ca.map(PathBuf::from),
+            headers: Vec::new(),
+        };
+        Collector::new(&options, Arc::default()).map(drop).map_err(|error| format!("{error:#}"))
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_makes_no_sense_is_named() {
+        new("http://127.0.0.1:4317", None).unwrap();
+        for (endpoint, ca, expected) in [
+            ("collector:4317", None, "neither http:// nor https://"),
+            ("http://", None, "is no endpoint"),
+            ("https://collector:4317", Some("/does/not/exist.pem"), "read /does/not/exist.pem"),
+            ("http://collector:4317", Some("/etc/ca.pem"), "has no TLS"),
+        ] {
+            let error = new(endpoint, ca).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_header_hides_its_value() {
+        let header: Header = "Authorization=Bearer secret=".parse().unwrap();
+        assert_eq!(format!("{header:?}"), "authorization=…");
+        assert_eq!(header.value, "Bearer secret=");
+        assert_eq!("a=Bearer%20x".parse::<Header>().unwrap().value, "Bearer x");
+        for wrong in ["authorization", "a b=c", "=x", "a=\n\u{7}x"] {
+            assert!(wrong.parse::<Header>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_is_bounded_and_escaped() {
+        let status = Status::invalid_argument(format!("\x1b[31m{}", "x".repeat(10_000)));
+        let words = words(&status);
+        assert!(words.starts_with("InvalidArgument: \\x1b[31mx") && words.len() < 300, "{words}");
+    }
+}

@@ -1,0 +1,249 @@
+//! The exporter at work: one task that reads the daemon's events, fills the queue, and moves the position with the collector's answers.
+//!
+//! ```text
+//!  Watch ──▶ take ──▶ record ──▶ Queue ──▶ dispatch ──▶ Collector::deliver (one message, until there is an answer)
+//!              │                   ▲                         │
+//!              └──▶ Reporter       └── answered: position ◀──┘──▶ state file
+//! ```
+//!
+//! A full queue is not read into. The daemon then keeps the events in its journal for as long as that has room, and sends a gap in place
+//! of those that it had to give up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use kwitness_api::client::{Address, Error, Item, Watch};
+use kwitness_api::proto::{self, Event};
+use kwitness_api::{Client, EventKind, Timestamp};
+use tokio::time::Instant;
+
+use crate::collector::{Collector, Delivered};
+use crate::counters::Shared;
+use crate::kubernetes::Reporter;
+use crate::queue::Queue;
+use crate::record::Mapping;
+use crate::retry;
+use crate::state::StateFile;
+
+/// Between two looks at what has become due for Kubernetes.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the end of the program waits for the collector's answer.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// Connects to the daemon, and waits for it as long as it is away.
+///
+/// # Errors
+/// What waiting does not mend.
+pub async fn connect(address: &Address) -> anyhow::Result<Client> {
+    retried(async || Client::connect(address.clone()).await).await.context("connect to the daemon")
+}
+
+/// The name of the daemon's node.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn node_name(client: &Client) -> anyhow::Result<String> {
+    let status = retried(async || client.clone().status().await).await;
+    Ok(status.context("ask the daemon for its node's name")?.node_name)
+}
+
+/// All events after that position; without one, all that the daemon has.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn watch(client: &Client, after: Option<proto::Position>) -> anyhow::Result<Watch> {
+    let request = proto::WatchRequest {
+        since: after.is_none().then(Timestamp::default),
+        after,
+        resolve_names: true,
+        ..Default::default()
+    };
+    retried(async || client.watch(request.clone()).await).await.context("watch the daemon's events")
+}
+
+async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let mut failures: u32 = 0;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() => {
+                if failures == 0 {
+                    tracing::warn!(%error, "waiting for the daemon");
+                }
+                failures = failures.saturating_add(1);
+                tokio::time::sleep(retry::pause(failures.min(4), Duration::ZERO, u32::MAX)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// See the module's description.
+pub struct Exporter {
+    mapping: Mapping,
+    collector: Option<Collector>,
+    reporter: Option<Reporter>,
+    queue: Queue,
+    state: StateFile,
+    delivery: Option<Pin<Box<dyn Future<Output = Delivered> + Send>>>,
+    next_tick: Instant,
+    shared: Arc<Shared>,
+}
+
+impl Exporter {
+    /// One that goes on from where the queue's progress says.
+    pub fn new(
+        mapping: Mapping,
+        collector: Option<Collector>,
+        reporter: Option<Reporter>,
+        queue: Queue,
+        state: StateFile,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { mapping, collector, reporter, queue, state, delivery: None, next_tick: Instant::now(), shared }
+    }
+
+    /// Exports until there is an error that waiting does not mend. Safe to cancel.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn run(&mut self, watch: &mut Watch) -> anyhow::Result<()> {
+        self.shared.daemon_up.set(1);
+        loop {
+            self.dispatch();
+            tokio::select! {
+                delivered = answer(&mut self.delivery) => self.answered(delivered),
+                item = watch.next(), if self.queue.has_room() => match item {
+                    Ok(Some(item)) => self.take(item),
+                    Ok(None) => bail!("the daemon has ended the stream of events"),
+                    Err(error) => return Err(error).context("watch the daemon's events"),
+                },
+                () = tokio::time::sleep_until(self.next_tick), if self.reporter.is_some() => self.tick(),
+            }
+        }
+    }
+
+    /// Waits a moment for the answer that is still to come, so that the next exporter does not send the same again.
+    pub async fn finish(mut self) {
+        if let Some(delivery) = &mut self.delivery
+            && let Ok(delivered) = tokio::time::timeout(STOP_LIMIT, delivery).await
+        {
+            self.answered(delivered);
+        }
+    }
+
+    /// Sends the next message, unless one is on its way.
+    pub(crate) fn dispatch(&mut self) {
+        if let Some(collector) = &self.collector {
+            let (mapping, now) = (&self.mapping, now());
+            if let Some(message) = self.queue.take(|refused| mapping.refused(refused, now)) {
+                self.delivery = Some(Box::pin(collector.clone().deliver(message)));
+            }
+        }
+        self.measure();
+    }
+
+    /// Waits for the answer to the message that is on its way.
+    #[cfg(test)]
+    pub(crate) async fn settle(&mut self) {
+        let delivered = answer(&mut self.delivery).await;
+        self.answered(delivered);
+    }
+
+    pub(crate) fn take(&mut self, item: Item) {
+        match item {
+            Item::Events(events) => {
+                let observed = now();
+                events.iter().for_each(|event| self.take_event(event, observed));
+                if self.collector.is_none() {
+                    self.queue.skip();
+                    self.save();
+                }
+            }
+            Item::Disconnected(error) => {
+                self.shared.daemon_up.set(0);
+                self.shared.counters.daemon_lost.count();
+                tracing::warn!(%error, "the daemon is gone: waiting for it");
+            }
+            Item::Reconnected => {
+                self.shared.daemon_up.set(1);
+                tracing::info!("the daemon is back");
+            }
+            // It is never requested.
+            Item::Snapshot(_) => {}
+        }
+    }
+
+    fn take_event(&mut self, event: &Event, observed: u64) {
+        let counters = &self.shared.counters;
+        counters.events.count();
+        if EventKind::of(event) == Some(EventKind::Gap) {
+            counters.gaps.count();
+        }
+        if let Some(reporter) = &mut self.reporter {
+            reporter.observe(event, std::time::Instant::now());
+        }
+        self.queue.push(self.mapping.record(event, observed));
+    }
+
+    fn tick(&mut self) {
+        self.next_tick = Instant::now() + TICK;
+        if let Some(reporter) = &mut self.reporter {
+            reporter.tick(std::time::Instant::now());
+        }
+    }
+
+    fn answered(&mut self, delivered: Delivered) {
+        self.delivery = None;
+        let counters = &self.shared.counters;
+        let sent = self.queue.in_flight();
+        match delivered {
+            Delivered::Accepted { rejected, reason } => {
+                let rejected = rejected.min(sent);
+                counters.records_accepted.add(sent - rejected);
+                counters.records_rejected.add(rejected);
+                if rejected > 0 {
+                    tracing::warn!(rejected, reason, "the collector rejected records: a gap will say so");
+                }
+                self.queue.accepted(rejected, &reason);
+            }
+            Delivered::Refused(reason) => {
+                counters.records_refused.add(sent);
+                tracing::warn!(records = sent, reason, "the collector refused records: a gap will say so");
+                self.queue.refused(&reason);
+            }
+        }
+        self.save();
+    }
+
+    fn save(&self) {
+        if let Err(error) = self.state.save(self.queue.progress()) {
+            if self.shared.counters.state_failed.get() == 0 {
+                tracing::error!(%error, "cannot write the state file: a restarted exporter will send records again");
+            }
+            self.shared.counters.state_failed.count();
+        }
+    }
+
+    fn measure(&self) {
+        let (bytes, records) = self.queue.size();
+        self.shared.queue_bytes.set(bytes as u64);
+        self.shared.queue_records.set(records);
+        self.shared.oldest.set(self.queue.oldest().unwrap_or(0));
+    }
+}
+
+/// The answer to what is on its way; never, if nothing is.
+async fn answer(delivery: &mut Option<Pin<Box<dyn Future<Output = Delivered> + Send>>>) -> Delivered {
+    match delivery {
+        Some(delivery) => delivery.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,168 @@
+//! The API server: one `create` after the other.
+//!
+//! Owns the form of a Kubernetes Event. Its name follows from the event's place in the journal, so that one that is made again, by an
+//! exporter that was restarted, is refused as existing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff;
+use kube::api::{Api, PostParams};
+use kwitness_api::Timestamp;
+use kwitness_api::text::escape;
+use tokio::sync::mpsc;
+
+use super::limiter::Post;
+use crate::counters::Shared;
+
+/// The longest that one may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The longest name of an object, in bytes.
+const NAME_BYTES: usize = 253;
+/// The most bytes that the API server accepts as the reporting instance.
+const INSTANCE_BYTES: usize = 128;
+/// The most characters of an error that are logged.
+const ERROR_MAX: usize = 256;
+
+/// Makes events until there will be no more.
+pub async fn post_all(
+    client: kube::Client,
+    node: String,
+    mut posts: mpsc::Receiver<Post>,
+    shared: Arc<Shared>,
+) {
+    let counters = &shared.counters;
+    // The same error is logged once.
+    let mut logged = String::new();
+    while let Some(post) = posts.recv().await {
+        let api = Api::<Event>::namespaced(client.clone(), &post.notice.namespace);
+        let (namespace, pod) = (post.notice.namespace.clone(), post.notice.pod.clone());
+        let event = event(post, &node);
+        let parameters = PostParams::default();
+        let error = match tokio::time::timeout(ANSWER_LIMIT, api.create(&parameters, &event)).await {
+            Ok(Ok(_)) => {
+                counters.kubernetes_created.count();
+                logged.clear();
+                continue;
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                counters.kubernetes_existing.count();
+                continue;
+            }
+            Ok(Err(kube::Error::Api(status))) => {
+                counters.kubernetes_refused.count();
+                format!("{} {}", status.code, status.message)
+            }
+            Ok(Err(error)) => {
+                counters.kubernetes_failed.count();
+                error.to_string()
+            }
+            Err(_) => {
+                counters.kubernetes_failed.count();
+                format!("no answer within {} s", ANSWER_LIMIT.as_secs())
+            }
+        };
+        let error: String = escape(&error).chars().take(ERROR_MAX).collect();
+        if error != logged {
+            tracing::warn!(error, namespace, pod, "the API server did not take a Kubernetes Event");
+            logged = error;
+        }
+    }
+}
+
+fn event(Post { notice, series }: Post, node: &str) -> Event {
+    let time = micro_time(notice.time);
+    let container = notice.container.map(|name| format!("spec.containers{{{name}}}"));
+    let suffix = if series.is_some() { "-series" } else { "" };
+    let name = name(&notice.pod, &notice.position.epoch, notice.position.seq, suffix);
+    Event {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(notice.namespace.clone()),
+            ..Default::default()
+        },
+        event_time: Some(time.clone()),
+        series: series.map(|count| EventSeries {
+            count: i32::try_from(count).unwrap_or(i32::MAX),
+            last_observed_time: time,
+        }),
+        type_: Some("Warning".to_owned()),
+        reason: Some(notice.reason.to_owned()),
+        action: Some(notice.action.to_owned()),
+        note: Some(notice.note),
+        regarding: Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(notice.namespace),
+            name: Some(notice.pod),
+            uid: Some(notice.uid),
+            field_path: container,
+            ..Default::default()
+        }),
+        reporting_controller: Some("kwitness".to_owned()),
+        reporting_instance: Some(node[..node.floor_char_boundary(INSTANCE_BYTES)].to_owned()),
+        ..Default::default()
+    }
+}
+
+/// As client-go's, the pod's name and something unique.
+fn name(pod: &str, epoch: &str, seq: u64, suffix: &str) -> String {
+    let epoch: String = epoch.chars().filter(char::is_ascii_alphanumeric).collect();
+    let unique = format!(".{}-{seq:x}{suffix}", epoch.to_ascii_lowercase());
+    let pod = &pod[..pod.floor_char_boundary(NAME_BYTES.saturating_sub(unique.len()))];
+    format!("{}{unique}", pod.trim_end_matches(['.', '-']))
+}
+
+fn micro_time(time: Timestamp) -> MicroTime {
+    MicroTime(jiff::Timestamp::new(time.seconds, time.nanos).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::notices::Notice;
+    use crate::testing::position;
+
+    fn notice() -> Notice {
+        Notice {
+            reason: "OOMKilled",
+            action: "OOMKill",
+            namespace: "prod".to_owned(),
+            pod: "web-0".to_owned(),
+            uid: "u".to_owned(),
+            container: Some("app".to_owned()),
+            time: Timestamp { seconds: 1, nanos: 2000 },
+            note: "by the pod limit".to_owned(),
+            position: position(255),
+        }
+    }
+
+    #[test]
+    fn an_event_has_all_that_the_api_server_requires() {
+        let made = event(Post { notice: notice(), series: None }, &"n".repeat(200));
+        let json = serde_json::to_value(&made).unwrap();
+        assert_eq!(json["metadata"]["name"], "web-0.e-ff");
+        assert_eq!(json["eventTime"], "1970-01-01T00:00:01.000002Z");
+        assert_eq!(json["regarding"]["fieldPath"], "spec.containers{app}");
+        assert_eq!(json["reportingInstance"].as_str().unwrap().len(), INSTANCE_BYTES);
+        for field in ["action", "reason", "note", "type", "reportingController"] {
+            assert!(json[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {json}");
+        }
+        assert_eq!(json["series"], serde_json::Value::Null);
+        let series = serde_json::to_value(event(Post { notice: notice(), series: Some(7) }, "n")).unwrap();
+        assert_eq!(
+            (&series["series"]["count"], &series["metadata"]["name"]),
+            (&7.into(), &"web-0.e-ff-series".into())
+        );
+    }
+
+    #[test]
+    fn a_name_is_valid_whatever_it_is_made_of() {
+        assert_eq!(name("web-0", "AB-12_é", 16, ""), "web-0.ab12-10");
+        let long = name(&"a.".repeat(200), "epoch", u64::MAX, "-series");
+        assert!(long.len() <= NAME_BYTES && !long.contains(".."), "{long}");
+    }
+}

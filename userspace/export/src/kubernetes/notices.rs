@@ -1,0 +1,279 @@
+//! Which events of the daemon are worth a Kubernetes Event, and what it says.
+//!
+//! | Daemon's event | Reason | When |
+//! |---|---|---|
+//! | `oomKill` | `OOMKilled` | at once |
+//! | `verdict`: reverted | `LimitReverted` | at once |
+//! | `verdict`: any other that is not in force | `LimitNotInForce` | after 30 s without one that is |
+//!
+//! Pure: time is an argument.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use kwitness_api::Timestamp;
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::{self, VerdictKind};
+use kwitness_api::text::escape;
+
+/// How long a limit may be out of force before anyone is told.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Limits that are watched at a time; a node has at most five for each of its containers. One more is not watched.
+const WATCHED_MAX: usize = 4096;
+/// What the API server accepts as a note.
+const NOTE_BYTES: usize = 1024;
+
+/// What a Kubernetes Event is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// What was done.
+    pub action: &'static str,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID.
+    pub uid: String,
+    /// The container's name; none: the pod as a whole.
+    pub container: Option<String>,
+    /// When it happened.
+    pub time: Timestamp,
+    /// What happened.
+    pub note: String,
+    /// The place in the journal.
+    pub position: proto::Position,
+}
+
+/// What an event is worth.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing now.
+    Nothing,
+    /// A Kubernetes Event.
+    Notice(Box<Notice>),
+    /// One, if the pod's name were known.
+    Unnamed,
+}
+
+/// A limit of a cgroup that is out of force.
+#[derive(Debug)]
+struct OutOfForce {
+    due: Instant,
+    /// The UID of the pod, if there is one.
+    pod: Option<String>,
+    /// None once it has been reported, or if the pod has no name.
+    notice: Option<Notice>,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Notices {
+    /// By cgroup and file.
+    out_of_force: HashMap<(u64, String), OutOfForce>,
+}
+
+impl Notices {
+    /// Looks at an event, of which `sentence` says what happened.
+    pub fn observe(
+        &mut self,
+        event: &proto::Event,
+        sentence: fn(&proto::Event) -> String,
+        now: Instant,
+    ) -> Found {
+        match &event.kind {
+            Some(Kind::OomKill(_)) => found(notice(event, "OOMKilled", "OOMKill", sentence)),
+            Some(Kind::Verdict(verdict)) => self.verdict(event, verdict, sentence, now),
+            Some(Kind::Deleted(_)) => {
+                if let Some(container) = &event.container {
+                    self.gone(container);
+                }
+                Found::Nothing
+            }
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Limits that have been out of force for long enough; each once.
+    pub fn due(&mut self, now: Instant) -> Vec<Notice> {
+        let due = self.out_of_force.values_mut().filter(|limit| limit.due <= now);
+        let mut notices: Vec<_> = due.filter_map(|limit| limit.notice.take()).collect();
+        notices.sort_by_key(|notice| notice.position.seq);
+        notices
+    }
+
+    /// The pod's own limits end with its sandbox.
+    fn gone(&mut self, container: &proto::Container) {
+        let is_sandbox = container.r#type() == proto::ContainerType::Sandbox;
+        let pod = container.pod.as_ref().filter(|_| is_sandbox).map(|pod| &pod.uid);
+        self.out_of_force.retain(|(cgroup, _), limit| {
+            *cgroup != container.cgroup_id && (pod.is_none() || limit.pod.as_ref() != pod)
+        });
+    }
+
+    fn verdict(
+        &mut self,
+        event: &proto::Event,
+        verdict: &proto::Verdict,
+        sentence: fn(&proto::Event) -> String,
+        now: Instant,
+    ) -> Found {
+        let key = (verdict.cgroup.as_ref().map_or(0, |cgroup| cgroup.id), verdict.file.clone());
+        match verdict.verdict() {
+            // Its OOM kill is an event of its own, and what is unknown is no accusation.
+            VerdictKind::InForce | VerdictKind::Killed | VerdictKind::Unknown | VerdictKind::Unspecified => {
+                self.out_of_force.remove(&key);
+                Found::Nothing
+            }
+            VerdictKind::Reverted => {
+                self.out_of_force.remove(&key);
+                found(notice(event, "LimitReverted", "Resize", sentence))
+            }
+            VerdictKind::Pending
+            | VerdictKind::Diverged
+            | VerdictKind::Rejected
+            | VerdictKind::Shadowed
+            | VerdictKind::OverLimit => {
+                let pod = crate::record::pod(event).map(|pod| pod.uid.clone());
+                let notice = notice(event, "LimitNotInForce", "Resize", sentence);
+                if let Some(known) = self.out_of_force.get_mut(&key) {
+                    // Another reason, but out of force since then.
+                    if known.notice.is_some() {
+                        known.notice = notice;
+                    }
+                } else if self.out_of_force.len() < WATCHED_MAX {
+                    self.out_of_force.insert(key, OutOfForce { due: now + PATIENCE, pod, notice });
+                }
+                Found::Nothing
+            }
+        }
+    }
+}
+
+fn found(notice: Option<Notice>) -> Found {
+    notice.map_or(Found::Unnamed, |notice| Found::Notice(Box::new(notice)))
+}
+
+/// None if nothing names the pod.
+fn notice(
+    event: &proto::Event,
+    reason: &'static str,
+    action: &'static str,
+    sentence: fn(&proto::Event) -> String,
+) -> Option<Notice> {
+    let container = event.container.as_ref();
+    let pod = crate::record::pod(event)?;
+    let container = container.and_then(|container| container.name.clone());
+    let file = match &event.kind {
+        Some(Kind::Verdict(verdict)) => format!("{} ", verdict.file),
+        _ => String::new(),
+    };
+    let note = format!("{file}{}", sentence(event));
+    let note = escape(&note);
+    Some(Notice {
+        reason,
+        action,
+        namespace: pod.namespace.clone()?,
+        pod: pod.name.clone()?,
+        uid: pod.uid.clone(),
+        container,
+        time: event.time.unwrap_or_default(),
+        note: note[..note.floor_char_boundary(NOTE_BYTES)].to_owned(),
+        position: event.position.clone()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{named, oom_kill, position, unnamed, verdict};
+
+    fn sentence(_: &proto::Event) -> String {
+        format!("a\x1b[31m sentence {}", "é".repeat(NOTE_BYTES))
+    }
+
+    fn observe(notices: &mut Notices, event: &proto::Event, now: Instant) -> Option<Notice> {
+        match notices.observe(event, sentence, now) {
+            Found::Nothing => None,
+            Found::Notice(notice) => Some(*notice),
+            Found::Unnamed => panic!("{event:?} has no name"),
+        }
+    }
+
+    #[test]
+    fn an_oom_kill_is_one_at_once() {
+        let event = named(7, oom_kill());
+        let notice = observe(&mut Notices::default(), &event, Instant::now()).unwrap();
+        assert_eq!((notice.reason, notice.action), ("OOMKilled", "OOMKill"));
+        let names = (notice.namespace.as_str(), notice.pod.as_str(), notice.container.as_deref());
+        assert_eq!(names, ("prod", "web-0", Some("app")));
+        assert_eq!(notice.position, position(7));
+        assert!(notice.note.starts_with("a\\x1b[31m sentence é"), "{}", notice.note);
+        assert!((NOTE_BYTES - 1..=NOTE_BYTES).contains(&notice.note.len()), "{}", notice.note.len());
+        let found = Notices::default().observe(&unnamed(7, oom_kill()), sentence, Instant::now());
+        assert_eq!(found, Found::Unnamed);
+    }
+
+    #[test]
+    fn a_limit_is_one_once_it_was_out_of_force_for_30_seconds() {
+        let (mut notices, start) = (Notices::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(observe(&mut notices, &named(1, verdict(VerdictKind::Pending)), at(0)), None);
+        assert_eq!(observe(&mut notices, &named(2, verdict(VerdictKind::Diverged)), at(20)), None);
+        assert_eq!(notices.due(at(29)), []);
+        let due = notices.due(at(30));
+        assert_eq!(due.len(), 1);
+        assert_eq!((due[0].reason, due[0].position.seq), ("LimitNotInForce", 2), "with the last reason");
+        assert!(due[0].note.starts_with("memory.max "), "{}", due[0].note);
+        assert_eq!(observe(&mut notices, &named(3, verdict(VerdictKind::Shadowed)), at(40)), None);
+        assert_eq!(notices.due(at(100)), [], "once");
+
+        observe(&mut notices, &named(4, verdict(VerdictKind::InForce)), at(101));
+        observe(&mut notices, &named(5, verdict(VerdictKind::Pending)), at(102));
+        observe(&mut notices, &named(6, verdict(VerdictKind::InForce)), at(110));
+        assert_eq!(notices.due(at(200)), [], "it came into force in time");
+
+        observe(&mut notices, &named(7, verdict(VerdictKind::Rejected)), at(200));
+        observe(&mut notices, &named(8, Kind::Deleted(proto::Deleted { actor: None })), at(201));
+        assert_eq!(notices.due(at(300)), [], "its container is gone");
+
+        let mut of_pod = named(9, verdict(VerdictKind::Rejected));
+        of_pod.container = None;
+        observe(&mut notices, &of_pod, at(300));
+        let mut gone = named(10, Kind::Deleted(proto::Deleted { actor: None }));
+        gone.container.as_mut().unwrap().cgroup_id = 1;
+        gone.container.as_mut().unwrap().r#type = proto::ContainerType::Sandbox.into();
+        observe(&mut notices, &gone, at(301));
+        assert_eq!(notices.due(at(400)), [], "its pod is gone");
+    }
+
+    #[test]
+    fn a_reverted_limit_is_one_at_once() {
+        let mut notices = Notices::default();
+        let now = Instant::now();
+        observe(&mut notices, &named(1, verdict(VerdictKind::Pending)), now);
+        let notice = observe(&mut notices, &named(2, verdict(VerdictKind::Reverted)), now).unwrap();
+        assert_eq!(notice.reason, "LimitReverted");
+        assert_eq!(notices.due(now + 2 * PATIENCE), [], "not both");
+    }
+
+    #[test]
+    fn other_kinds_are_none_and_too_many_limits_are_not_kept() {
+        let mut notices = Notices::default();
+        let now = Instant::now();
+        for event in crate::testing::every_kind() {
+            if !matches!(event.kind, Some(Kind::OomKill(_) | Kind::Verdict(_))) {
+                assert_eq!(observe(&mut notices, &event, now), None);
+            }
+        }
+        for id in 0..WATCHED_MAX as u64 + 10 {
+            let mut event = named(id, verdict(VerdictKind::Diverged));
+            if let Some(Kind::Verdict(verdict)) = &mut event.kind {
+                verdict.cgroup.as_mut().unwrap().id = id;
+            }
+            observe(&mut notices, &event, now);
+        }
+        assert_eq!(notices.due(now + PATIENCE).len(), WATCHED_MAX);
+    }
+}

@@ -1,0 +1,154 @@
+//! `kwitness export`: the daemon's events as OpenTelemetry logs, and the rare ones of them as Kubernetes Events.
+//!
+//! ```text
+//!                               ┌─ record ─▶ queue ─▶ collector ─▶ an OpenTelemetry Collector (OTLP logs over gRPC)
+//!  the daemon's socket ─▶ watch ┤               └─ position ─▶ the state file
+//!                               └─ notices ─▶ limiter ─▶ api ────▶ the API server (events.k8s.io/v1, create only)
+//! ```
+//!
+//! A process of its own, one more client of the daemon, without any privilege. It keeps no events: the daemon's journal is the buffer,
+//! and the position in it moves only when the collector has answered. What the journal could not keep until then, and what the collector
+//! refused, is exported as a gap.
+//!
+//! Never filters, samples or aggregates records: that is the collector's work.
+
+mod collector;
+mod counters;
+mod exporter;
+mod kubernetes;
+mod metrics;
+mod queue;
+mod record;
+mod retry;
+mod state;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use kwitness_api::client::Address;
+use kwitness_api::proto::Event;
+use kwitness_service::heartbeat::Heartbeat;
+use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
+use kwitness_service::program::Program;
+use kwitness_service::{Signal, Signals};
+
+pub use collector::{CollectorOptions, Header};
+pub use metrics::CATALOG;
+
+use collector::Collector;
+use counters::Shared;
+use exporter::Exporter;
+use kubernetes::Reporter;
+use metrics::Metrics;
+use queue::Queue;
+use record::{Mapping, Node};
+use state::StateFile;
+
+/// Where the state file is if nothing else is said.
+pub const DEFAULT_STATE: &str = "/run/kwitness-export/state.json";
+
+/// The exporter's settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the daemon listens.
+    pub daemon: Address,
+    /// Where records go, if anywhere.
+    pub collector: Option<CollectorOptions>,
+    /// Whether Kubernetes Events are made.
+    pub kubernetes_events: bool,
+    /// Where the position is kept.
+    pub state: PathBuf,
+    /// The node's name; otherwise what the daemon says.
+    pub node: Option<String>,
+    /// The cluster's name.
+    pub cluster: Option<String>,
+    /// Where metrics and probes are served, if anywhere.
+    pub http: Option<HttpAddress>,
+    /// What an event says, in a sentence.
+    pub sentence: fn(&Event) -> String,
+}
+
+/// Exports until SIGTERM or SIGINT. SIGUSR1 writes the counters to the log.
+///
+/// # Errors
+/// What keeps it from starting, or from going on; each with what to do.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { daemon, collector, kubernetes_events, state, node, cluster, http, sentence } = options;
+    if collector.is_none() && !kubernetes_events {
+        bail!("nothing to do: name a collector with --otlp-endpoint, or set --kubernetes-events");
+    }
+    let mut signals = Signals::handle()?;
+    let shared = Arc::<Shared>::default();
+    let collector = collector.map(|options| Collector::new(&options, Arc::clone(&shared))).transpose()?;
+    if let Some(directory) = state.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    let state_file = StateFile::new(&state);
+    let progress = state_file.load()?;
+    state_file.save(&progress).with_context(|| format!("write the state file {}", state.display()))?;
+    let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;
+
+    let after = progress.position.clone();
+    let prepared = async {
+        let client = exporter::connect(&daemon).await?;
+        let name = match node {
+            Some(name) => name,
+            None => exporter::node_name(&client).await?,
+        };
+        let reporter = match kubernetes_events {
+            true => {
+                let api = kube::Client::try_default().await;
+                let api = api.context("find the API server: no pod's service account, and no kubeconfig")?;
+                Some(Reporter::start(api, name.clone(), sentence, Arc::clone(&shared)))
+            }
+            false => None,
+        };
+        let watch = exporter::watch(&client, after).await.with_context(|| {
+            format!("if the daemon does not know the position in {}, remove that file", state.display())
+        })?;
+        anyhow::Ok((name, reporter, watch))
+    };
+    let (name, reporter, mut watch) = tokio::select! {
+        prepared = prepared => prepared?,
+        () = stopped(&mut signals, &shared) => return Ok(()),
+    };
+    tracing::info!(node = name, daemon = %daemon, position = ?progress.position, "exporting");
+    kwitness_service::notify_ready();
+    let mapping = Mapping { node: Node { name, cluster }, sentence };
+    let queue = Queue::new(queue::BYTES_MAX, progress);
+    let mut exporter = Exporter::new(mapping, collector, reporter, queue, state_file, Arc::clone(&shared));
+    let ended = tokio::select! {
+        ended = exporter.run(&mut watch) => ended,
+        () = stopped(&mut signals, &shared) => Ok(()),
+    };
+    exporter.finish().await;
+    tracing::info!(counters = %shared.counters, "stopped");
+    ended
+}
+
+/// Ends with the signal to stop.
+async fn stopped(signals: &mut Signals, shared: &Shared) {
+    loop {
+        match signals.next().await {
+            Signal::Stop => return,
+            Signal::LogCounters => tracing::info!(counters = %shared.counters, "counters"),
+            // Its options are all on the command line.
+            Signal::Reload => tracing::info!("SIGHUP ignored: restart to apply other options"),
+        }
+    }
+}
+
+fn serve_metrics(address: &HttpAddress, shared: Arc<Shared>) -> anyhow::Result<HttpServer> {
+    let (http, heartbeat) = (Arc::<HttpCounters>::default(), Arc::<Heartbeat>::default());
+    let metrics = Metrics::new(Program::new(Arc::clone(&http)), shared, Arc::clone(&heartbeat));
+    let limits = HttpLimits::with_connections(CONNECTIONS);
+    let server = HttpServer::start(address, limits, Arc::new(metrics), http)?;
+    drop(tokio::spawn(async move { heartbeat.beat().await }));
+    Ok(server)
+}

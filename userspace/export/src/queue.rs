@@ -1,0 +1,382 @@
+//! Records between the daemon and the collector, and how far the collector has come.
+//!
+//! ```text
+//!  push ──▶ waiting (bounded in bytes) ──▶ take: one batch ──▶ in flight ──┬─ accepted: the position moves after it
+//!                                             ▲                            └─ refused: likewise, and the loss is remembered
+//!                                             └── a remembered loss goes first, as a gap
+//! ```
+//!
+//! A full queue loses nothing: whoever fills it stops reading, and the daemon's journal keeps what it has room for. What it has not is
+//! a gap in the daemon's own stream. Owns the rule that the position never passes a record without an answer. Pure.
+
+use std::collections::{HashMap, VecDeque};
+
+use kwitness_api::proto::Position;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+/// Above so many bytes, in flight or not, no more are read from the daemon; one of its messages (1 MiB of events) may exceed it.
+pub const BYTES_MAX: usize = 8 << 20;
+/// The most that one message to the collector holds: a quarter of what gRPC servers accept by default.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_RECORDS: usize = 512;
+/// The most bytes of a collector's reason that are kept.
+const REASON_BYTES: usize = 256;
+
+/// A log record on its way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// What it is about.
+    pub resource: Resource,
+    /// The record.
+    pub log: LogRecord,
+    /// Where it stands in the journal; a gap of this exporter's stands nowhere.
+    pub position: Option<Position>,
+    /// What it takes.
+    pub bytes: usize,
+}
+
+/// How far the collector has come: what a restarted exporter goes on with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The collector has answered for everything up to there.
+    pub position: Option<Position>,
+    /// What it refused, and has not been told of yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
+}
+
+/// Records that the collector refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Of the first batch.
+    pub first: Position,
+    /// Of the last batch.
+    pub last: Position,
+    /// How many.
+    pub records: u64,
+    /// What the collector said last.
+    pub reason: String,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Queue {
+    limit: usize,
+    waiting: VecDeque<Record>,
+    bytes: usize,
+    in_flight: Option<InFlight>,
+    progress: Progress,
+}
+
+/// What a batch without an answer stands for.
+#[derive(Debug)]
+struct InFlight {
+    first: Position,
+    last: Position,
+    records: u64,
+    bytes: usize,
+    /// The time of its first record.
+    oldest: u64,
+}
+
+impl Queue {
+    /// Empty, of an exporter that goes on from there.
+    pub fn new(limit: usize, progress: Progress) -> Self {
+        Self { limit, waiting: VecDeque::new(), bytes: 0, in_flight: None, progress }
+    }
+
+    /// Whether there is room for more.
+    pub fn has_room(&self) -> bool {
+        self.bytes < self.limit
+    }
+
+    /// Records on their way to the collector.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.as_ref().map_or(0, |batch| batch.records)
+    }
+
+    /// Bytes and records that have no answer.
+    pub fn size(&self) -> (usize, u64) {
+        (self.bytes, self.waiting.len() as u64 + self.in_flight())
+    }
+
+    /// The time of the oldest record without an answer, in nanoseconds since the Unix epoch.
+    pub fn oldest(&self) -> Option<u64> {
+        let in_flight = self.in_flight.as_ref().map(|batch| batch.oldest);
+        in_flight.or_else(|| self.waiting.front().map(|record| record.log.time_unix_nano))
+    }
+
+    /// How far the collector has come.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Adds a record at the end.
+    pub fn push(&mut self, record: Record) {
+        self.bytes += record.bytes;
+        self.waiting.push_back(record);
+    }
+
+    /// The next message for the collector, unless one is on its way or there is nothing to send; `gap` makes the record of a loss.
+    pub fn take(&mut self, gap: impl FnOnce(&Refused) -> Record) -> Option<ExportLogsServiceRequest> {
+        let first = self.waiting.front()?;
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let position = first.position.clone().unwrap_or_default();
+        let mut batch = InFlight {
+            first: position.clone(),
+            last: position,
+            records: 0,
+            bytes: 0,
+            oldest: first.log.time_unix_nano,
+        };
+        let mut request = Grouped::default();
+        if let Some(refused) = &self.progress.refused {
+            request.add(gap(refused));
+        }
+        while let Some(record) = self.waiting.front() {
+            let is_full = batch.records >= BATCH_RECORDS as u64 || batch.bytes + record.bytes > BATCH_BYTES;
+            if is_full && batch.records > 0 {
+                break;
+            }
+            let Some(record) = self.waiting.pop_front() else { break };
+            batch.records += 1;
+            batch.bytes += record.bytes;
+            if let Some(position) = &record.position {
+                batch.last = position.clone();
+            }
+            request.add(record);
+        }
+        self.in_flight = Some(batch);
+        Some(request.into_request())
+    }
+
+    /// The collector took the batch, or all but so many of its records.
+    pub fn accepted(&mut self, rejected: u64, reason: &str) {
+        let Some(batch) = self.answered() else { return };
+        let rejected = rejected.min(batch.records);
+        // A gap that was in the batch has arrived, unless nothing has.
+        if rejected < batch.records {
+            self.progress.refused = None;
+        }
+        if rejected > 0 {
+            self.lose(batch, rejected, reason);
+        }
+    }
+
+    /// The collector will never take the batch.
+    pub fn refused(&mut self, reason: &str) {
+        if let Some(batch) = self.answered() {
+            let records = batch.records;
+            self.lose(batch, records, reason);
+        }
+    }
+
+    /// Forgets what waits, as if a collector had taken it: where there is none.
+    pub fn skip(&mut self) {
+        if let Some(position) = self.waiting.iter().rev().find_map(|record| record.position.clone()) {
+            self.progress.position = Some(position);
+        }
+        self.bytes -= self.waiting.drain(..).map(|record| record.bytes).sum::<usize>();
+    }
+
+    fn answered(&mut self) -> Option<InFlight> {
+        let batch = self.in_flight.take()?;
+        self.bytes -= batch.bytes;
+        self.progress.position = Some(batch.last.clone());
+        Some(batch)
+    }
+
+    /// One gap stands for all that was refused since one arrived.
+    fn lose(&mut self, batch: InFlight, records: u64, reason: &str) {
+        let reason = reason[..reason.floor_char_boundary(REASON_BYTES)].to_owned();
+        let earlier = self.progress.refused.take();
+        let (first, before) = earlier.map_or((batch.first, 0), |earlier| (earlier.first, earlier.records));
+        self.progress.refused =
+            Some(Refused { first, last: batch.last, records: before.saturating_add(records), reason });
+    }
+}
+
+/// Records by what they are about; those about the same stay in order.
+#[derive(Default)]
+struct Grouped {
+    groups: Vec<ResourceLogs>,
+    by_resource: HashMap<Vec<u8>, usize>,
+}
+
+impl Grouped {
+    fn add(&mut self, record: Record) {
+        let at = *self.by_resource.entry(record.resource.encode_to_vec()).or_insert_with(|| {
+            let scope = InstrumentationScope {
+                name: "kwitness".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                ..Default::default()
+            };
+            self.groups.push(ResourceLogs {
+                resource: Some(record.resource),
+                scope_logs: vec![ScopeLogs { scope: Some(scope), ..Default::default() }],
+                ..Default::default()
+            });
+            self.groups.len() - 1
+        });
+        self.groups[at].scope_logs[0].log_records.push(record.log);
+    }
+
+    fn into_request(self) -> ExportLogsServiceRequest {
+        ExportLogsServiceRequest { resource_logs: self.groups }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+
+    use super::*;
+
+    fn position(seq: u64) -> Position {
+        Position { epoch: "e".to_owned(), seq }
+    }
+
+    fn record(seq: u64, about: &str, bytes: usize) -> Record {
+        let attribute = KeyValue { key: about.to_owned(), ..Default::default() };
+        Record {
+            resource: Resource { attributes: vec![attribute], ..Default::default() },
+            log: LogRecord { time_unix_nano: seq, ..Default::default() },
+            position: Some(position(seq)),
+            bytes,
+        }
+    }
+
+    fn gap(refused: &Refused) -> Record {
+        Record { position: None, ..record(1000 + refused.records, "gap", 1) }
+    }
+
+    /// What the records of the next batch are about, and their times.
+    fn take(queue: &mut Queue) -> Vec<(String, Vec<u64>)> {
+        let request = queue.take(gap).unwrap();
+        let groups = request.resource_logs.into_iter().map(|group| {
+            let about = group.resource.unwrap().attributes[0].key.clone();
+            (about, group.scope_logs[0].log_records.iter().map(|record| record.time_unix_nano).collect())
+        });
+        groups.collect()
+    }
+
+    fn queue(seqs: std::ops::RangeInclusive<u64>) -> Queue {
+        let mut queue = Queue::new(1000, Progress::default());
+        seqs.for_each(|seq| queue.push(record(seq, "a", 10)));
+        queue
+    }
+
+    #[test]
+    fn the_position_moves_only_with_an_answer() {
+        let mut queue = queue(1..=3);
+        assert_eq!(take(&mut queue), [("a".to_owned(), vec![1, 2, 3])]);
+        queue.push(record(4, "a", 10));
+        assert_eq!(queue.take(gap), None, "one batch at a time");
+        assert_eq!(
+            (queue.progress(), queue.size(), queue.oldest()),
+            (&Progress::default(), (40, 4), Some(1))
+        );
+        queue.accepted(0, "");
+        assert_eq!(queue.progress(), &Progress { position: Some(position(3)), refused: None });
+        assert_eq!((queue.size(), queue.oldest()), ((10, 1), Some(4)));
+        take(&mut queue);
+        queue.accepted(0, "");
+        assert_eq!((queue.progress().position.as_ref(), queue.size()), (Some(&position(4)), (0, 0)));
+        assert_eq!(queue.take(gap), None);
+    }
+
+    #[test]
+    fn records_are_grouped_by_what_they_are_about() {
+        let mut queue = Queue::new(1000, Progress::default());
+        for (seq, about) in [(1, "a"), (2, "b"), (3, "a")] {
+            queue.push(record(seq, about, 1));
+        }
+        assert_eq!(take(&mut queue), [("a".to_owned(), vec![1, 3]), ("b".to_owned(), vec![2])]);
+    }
+
+    #[test]
+    fn a_full_queue_says_so_until_an_answer_comes() {
+        let mut queue = queue(1..=99);
+        assert!(queue.has_room());
+        queue.push(record(100, "a", 10));
+        assert!(!queue.has_room());
+        take(&mut queue);
+        assert!(!queue.has_room(), "what is in flight counts");
+        queue.accepted(0, "");
+        assert!(queue.has_room());
+    }
+
+    #[test]
+    fn batches_are_bounded_in_bytes_and_records() {
+        let mut queue = Queue::new(usize::MAX, Progress::default());
+        (1..=BATCH_RECORDS as u64 + 1).for_each(|seq| queue.push(record(seq, "a", 1)));
+        assert_eq!(take(&mut queue)[0].1.len(), BATCH_RECORDS);
+        queue.accepted(0, "");
+        assert_eq!(take(&mut queue)[0].1.len(), 1);
+        queue.accepted(0, "");
+        for (seq, bytes) in [(1, BATCH_BYTES - 1), (2, 2), (3, 2 * BATCH_BYTES), (4, 1)] {
+            queue.push(record(seq, "a", bytes));
+        }
+        for expected in [1, 2, 3, 4] {
+            assert_eq!(take(&mut queue)[0].1, [expected], "a record that is too large goes alone");
+            queue.accepted(0, "");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_a_gap_in_the_next_batch_that_arrives() {
+        let mut queue = queue(1..=2);
+        take(&mut queue);
+        queue.refused("too old");
+        let refused = |first, last, records, reason: &str| {
+            Some(Refused { first: position(first), last: position(last), records, reason: reason.to_owned() })
+        };
+        let expected = Progress { position: Some(position(2)), refused: refused(1, 2, 2, "too old") };
+        assert_eq!(queue.progress(), &expected);
+        assert_eq!(queue.take(gap), None, "a gap alone is not sent: it could be refused for ever");
+
+        queue.push(record(3, "a", 10));
+        assert_eq!(take(&mut queue), [("gap".to_owned(), vec![1002]), ("a".to_owned(), vec![3])]);
+        queue.refused("still");
+        assert_eq!(queue.progress().refused, refused(1, 3, 3, "still"), "one gap for both");
+
+        queue.push(record(4, "a", 10));
+        queue.push(record(5, "a", 10));
+        assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![1003]));
+        queue.accepted(1, "one is bad");
+        assert_eq!(queue.progress().refused, refused(4, 5, 1, "one is bad"), "the gap before has arrived");
+
+        queue.push(record(6, "a", 10));
+        take(&mut queue);
+        queue.accepted(7, "more than there were");
+        assert_eq!(queue.progress().refused, refused(4, 6, 2, "more than there were"));
+        queue.push(record(7, "a", 10));
+        take(&mut queue);
+        queue.accepted(0, "");
+        assert_eq!(queue.progress(), &Progress { position: Some(position(7)), refused: None });
+    }
+
+    #[test]
+    fn a_reason_is_cut() {
+        let mut queue = queue(1..=1);
+        take(&mut queue);
+        queue.refused(&"é".repeat(REASON_BYTES));
+        assert_eq!(queue.progress().refused.as_ref().unwrap().reason.len(), REASON_BYTES);
+    }
+
+    #[test]
+    fn without_a_collector_everything_counts_as_taken() {
+        let mut queue = queue(1..=5);
+        queue.skip();
+        assert_eq!((queue.progress().position.as_ref(), queue.size()), (Some(&position(5)), (0, 0)));
+        queue.skip();
+        assert_eq!(queue.progress().position, Some(position(5)));
+    }
+}

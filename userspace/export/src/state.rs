@@ -1,0 +1,129 @@
+//! The state file: how far the collector has come, over restarts of the exporter.
+//!
+//! Written after every answer, as a new file that takes the old one's name: a process that is killed leaves one or the other. It is not
+//! synced to disk. After a crash of the machine the daemon's journal is another one, and a position in it means nothing.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::queue::Progress;
+
+/// The most bytes of a state file; more is none of ours.
+const BYTES_MAX: u64 = 64 << 10;
+
+/// Why there is no progress to go on with, though there is a file.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error("cannot read the state file {path}: {error}", path = .path.display())]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is not what an exporter writes.
+    #[error("{path} is no state file of kwitness export: {reason}. Remove it to start anew", path = .path.display())]
+    Foreign {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    new: PathBuf,
+}
+
+impl StateFile {
+    /// At that path.
+    pub fn new(path: &Path) -> Self {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        Self { path: path.to_owned(), new: new.into() }
+    }
+
+    /// What an earlier exporter wrote; nothing if there was none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is another one's.
+    pub fn load(&self) -> Result<Progress, LoadError> {
+        let foreign = |reason| LoadError::Foreign { path: self.path.clone(), reason };
+        let text = match fs::metadata(&self.path).and_then(|metadata| {
+            if metadata.len() > BYTES_MAX { Ok(None) } else { fs::read(&self.path).map(Some) }
+        }) {
+            Ok(Some(text)) => text,
+            Ok(None) => return Err(foreign(format!("it is larger than {BYTES_MAX} bytes"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Progress::default()),
+            Err(error) => return Err(LoadError::Unreadable { path: self.path.clone(), error }),
+        };
+        serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))
+    }
+
+    /// Replaces what is there.
+    ///
+    /// # Errors
+    /// Why it cannot be written; what was there stays.
+    pub fn save(&self, progress: &Progress) -> io::Result<()> {
+        fs::write(&self.new, serde_json::to_vec(progress)?)?;
+        fs::rename(&self.new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_api::proto::Position;
+
+    use super::*;
+    use crate::queue::Refused;
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = StateFile::new(&directory.path().join("state.json"));
+        assert_eq!(file.load().unwrap(), Progress::default());
+        let position = Position { epoch: "e".to_owned(), seq: u64::MAX };
+        let refused =
+            Refused { first: position.clone(), last: position.clone(), records: 3, reason: "no".to_owned() };
+        for progress in [
+            Progress { position: Some(position.clone()), refused: Some(refused) },
+            Progress { position: Some(position), refused: None },
+        ] {
+            file.save(&progress).unwrap();
+            assert_eq!(file.load().unwrap(), progress);
+        }
+        let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["state.json"], "nothing else is left");
+    }
+
+    #[test]
+    fn a_failed_save_leaves_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        let file = StateFile::new(&path);
+        let progress = Progress { position: Some(Position { epoch: "e".to_owned(), seq: 1 }), refused: None };
+        file.save(&progress).unwrap();
+        fs::create_dir(directory.path().join("state.json.new")).unwrap();
+        file.save(&Progress::default()).unwrap_err();
+        assert_eq!(file.load().unwrap(), progress);
+    }
+
+    #[test]
+    fn another_file_is_not_taken_for_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        let file = StateFile::new(&path);
+        for text in [String::new(), "[]".to_owned(), "{\"position\":".to_owned(), " ".repeat(100_000)] {
+            fs::write(&path, text).unwrap();
+            let error = file.load().unwrap_err().to_string();
+            assert!(error.contains("Remove it to start anew"), "{error}");
+        }
+        let unreadable = StateFile::new(directory.path()).load().unwrap_err();
+        assert!(matches!(unreadable, LoadError::Unreadable { .. }), "{unreadable}");
+    }
+}

@@ -1,0 +1,197 @@
+//! The exporter against a collector in this process that answers by a script.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kwitness_api::client::Item;
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::{Deleted, Position};
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::collector::{Collector, CollectorOptions};
+use crate::counters::Shared;
+use crate::exporter::Exporter;
+use crate::queue::{Progress, Queue};
+use crate::record::{Mapping, Node};
+use crate::state::StateFile;
+use crate::testing::named;
+
+/// One answer.
+type Answer = Result<ExportLogsServiceResponse, Status>;
+
+#[derive(Clone, Default)]
+struct Scripted {
+    /// For the calls to come; without one, it accepts.
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    /// The numbers of each message's records, sorted; 0 for a gap of the exporter's.
+    received: Arc<Mutex<Vec<Vec<i64>>>>,
+}
+
+#[tonic::async_trait]
+impl LogsService for Scripted {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer secret");
+        let groups = request.into_inner().resource_logs;
+        let scopes = groups.into_iter().flat_map(|group| group.scope_logs);
+        let mut seqs: Vec<_> = scopes.flat_map(|scope| scope.log_records).map(|log| seq(&log)).collect();
+        seqs.sort_unstable();
+        self.received.lock().unwrap().push(seqs);
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.unwrap_or_else(|| Ok(ExportLogsServiceResponse::default())).map(Response::new)
+    }
+}
+
+fn seq(log: &LogRecord) -> i64 {
+    let found = log.attributes.iter().find(|attribute| attribute.key == "kwitness.seq");
+    match found.map(|attribute| attribute.value.as_ref().unwrap().value.as_ref().unwrap()) {
+        Some(Value::IntValue(seq)) => *seq,
+        Some(other) => panic!("{other:?}"),
+        None => 0,
+    }
+}
+
+struct Bench {
+    scripted: Scripted,
+    endpoint: String,
+    state: StateFile,
+    shared: Arc<Shared>,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let scripted = Scripted::default();
+        scripted.answers.lock().unwrap().extend(answers);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server =
+            tonic::transport::Server::builder().add_service(LogsServiceServer::new(scripted.clone()));
+        drop(tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener))));
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateFile::new(&directory.path().join("state.json"));
+        Self { scripted, endpoint, state, shared: Arc::default(), _directory: directory }
+    }
+
+    fn exporter(&self, with_collector: bool) -> Exporter {
+        let options = CollectorOptions {
+            endpoint: self.endpoint.clone(),
+            ca: None,
+            headers: vec!["authorization=Bearer secret".parse().unwrap()],
+        };
+        let collector = Collector::new(&options, Arc::clone(&self.shared)).unwrap();
+        let mapping = Mapping { node: Node::default(), sentence: |_| String::new() };
+        let queue = Queue::new(1 << 20, self.state.load().unwrap());
+        let collector = with_collector.then_some(collector);
+        Exporter::new(mapping, collector, None, queue, self.state.clone(), Arc::clone(&self.shared))
+    }
+
+    fn received(&self) -> Vec<Vec<i64>> {
+        self.scripted.received.lock().unwrap().clone()
+    }
+
+    fn progress(&self) -> Progress {
+        self.state.load().unwrap()
+    }
+}
+
+fn events(seqs: impl IntoIterator<Item = u64>) -> Item {
+    Item::Events(seqs.into_iter().map(|seq| named(seq, Kind::Deleted(Deleted { actor: None }))).collect())
+}
+
+fn position(seq: u64) -> Option<Position> {
+    Some(crate::testing::position(seq))
+}
+
+#[tokio::test]
+async fn a_message_without_success_is_sent_again_and_the_rest_waits() {
+    let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(1)));
+    let busy = Status::with_error_details(Code::ResourceExhausted, "busy", details);
+    let bench = Bench::start([Err(busy), Err(Status::unauthenticated("no"))]).await;
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(1..=3));
+    exporter.dispatch();
+    exporter.take(events(4..=5));
+    assert_eq!(bench.progress(), Progress::default(), "nothing is answered yet");
+    exporter.settle().await;
+    assert_eq!(bench.progress().position, position(3));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.progress(), Progress { position: position(5), refused: None });
+    let first = vec![1, 2, 3];
+    assert_eq!(bench.received(), [first.clone(), first.clone(), first, vec![4, 5]]);
+    let counters = &bench.shared.counters;
+    let counted =
+        (counters.records_accepted.get(), counters.requests_accepted.get(), counters.requests_failed.get());
+    assert_eq!(counted, (5, 2, 2));
+}
+
+#[tokio::test]
+async fn what_is_refused_is_exported_as_a_gap_by_the_next_exporter() {
+    let partial = ExportLogsPartialSuccess { rejected_log_records: 1, error_message: "too old".to_owned() };
+    let partial = ExportLogsServiceResponse { partial_success: Some(partial) };
+    let bench = Bench::start([Err(Status::invalid_argument("bad")), Ok(partial)]).await;
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(1..=2));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.progress().position, position(2));
+    drop(exporter);
+
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(3..=4));
+    exporter.dispatch();
+    exporter.settle().await;
+    exporter.take(events(5..=5));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.received(), [vec![1, 2], vec![0, 3, 4], vec![0, 5]]);
+    assert_eq!(bench.progress(), Progress { position: position(5), refused: None });
+    let counters = &bench.shared.counters;
+    let counted =
+        (counters.records_accepted.get(), counters.records_rejected.get(), counters.records_refused.get());
+    assert_eq!(counted, (2, 1, 2));
+}
+
+#[tokio::test]
+async fn the_end_waits_for_the_answer() {
+    let bench = Bench::start([]).await;
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(1..=9));
+    exporter.dispatch();
+    exporter.finish().await;
+    assert_eq!(bench.progress().position, position(9), "the next exporter does not send them again");
+}
+
+#[tokio::test]
+async fn without_a_collector_the_position_moves_at_once() {
+    let bench = Bench::start([]).await;
+    let mut exporter = bench.exporter(false);
+    exporter.take(events(1..=9));
+    exporter.dispatch();
+    assert_eq!((bench.progress().position, bench.received()), (position(9), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_written_does_not_stop_the_export() {
+    let mut bench = Bench::start([]).await;
+    bench.state = StateFile::new(Path::new("/does/not/exist/state.json"));
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(1..=2));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!((bench.received(), bench.shared.counters.state_failed.get()), (vec![vec![1, 2]], 1));
+}
