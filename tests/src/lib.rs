@@ -22,6 +22,7 @@ pub mod kubelet;
 pub mod matrix;
 pub mod node;
 pub mod oom;
+pub mod otel;
 pub mod outage;
 pub mod pod;
 pub mod process;

@@ -1,4 +1,4 @@
-//! Accepts connections, for both programs, and keeps the socket reachable.
+//! Accepts connections, for all programs, and keeps the socket reachable.
 //!
 //! ```text
 //!   accept ──▶ a slot? ── none ──▶ closed, counted

@@ -1,4 +1,4 @@
-//! Signals, for both programs.
+//! Signals, for all programs.
 //!
 //! | Signal | What happens |
 //! |---|---|

@@ -27,6 +27,9 @@ pub struct Module {
 /// The module in that directory below `xtask/go/`.
 macro_rules! module {
     ($name:literal) => {
+        $crate::setup::go::module!($name, "tools.go")
+    };
+    ($name:literal, $source:literal) => {
         $crate::setup::go::Module {
             name: $name,
             keeps: false,
@@ -34,7 +37,7 @@ macro_rules! module {
             files: [
                 ("go.mod", include_str!(concat!("../../go/", $name, "/go.mod"))),
                 ("go.sum", include_str!(concat!("../../go/", $name, "/go.sum"))),
-                ("tools.go", include_str!(concat!("../../go/", $name, "/tools.go"))),
+                ($source, include_str!(concat!("../../go/", $name, "/", $source))),
             ],
         }
     };

@@ -5,6 +5,7 @@
 
 pub mod apt;
 pub mod clients;
+mod collector;
 pub mod critools;
 pub mod disk;
 mod go;
@@ -61,6 +62,8 @@ pub enum Tool {
     Clients,
     /// helm and kubeconform.
     Helm,
+    /// The OpenTelemetry Collector.
+    Collector,
     /// Prometheus and promtool.
     Prometheus,
     /// Linkers for the image.
@@ -77,6 +80,7 @@ impl Tool {
             Self::NextKubelet => kubernetes::ensure_next(cache),
             Self::Clients => clients::ensure(cache),
             Self::Helm => helm::ensure(cache),
+            Self::Collector => collector::ensure(cache),
             Self::Prometheus => prometheus::ensure(cache),
             // Debian's packages are all of it.
             Self::Image => Ok(()),
@@ -89,6 +93,7 @@ impl Tool {
             Self::CriTools => &critools::NAMES,
             Self::Kubernetes => &kubernetes::NAMES,
             Self::Clients => &clients::NAMES,
+            Self::Collector => &collector::NAMES,
             Self::Prometheus => &prometheus::NAMES,
             Self::Bpf | Self::Lint | Self::NextKubelet | Self::Helm | Self::Image => &[],
         }
@@ -119,7 +124,7 @@ impl Needs {
         let wanted = |tier| tiers.is_empty() || tiers.contains(&tier);
         let mut needs = Self::tools(&[Tool::Bpf]);
         if wanted(Tier::Host) {
-            needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients]);
+            needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients, Tool::Collector]);
             needs.trees = ROOTS.iter().map(|root| root.name).filter(|name| *name != PEERS_ROOT).collect();
         }
         if wanted(Tier::Vm) {

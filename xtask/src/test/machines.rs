@@ -22,6 +22,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
+/// - The OpenTelemetry Collector needs nothing of a kernel.
 /// - Prometheus needs limits to alert on, and nothing else of a kernel.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
 ///
@@ -36,6 +37,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("cri_events", &["host", "host forky", "vm 6.12 trixie-systemd"]),
     ("critest", &["host trixie-cni"]),
     ("daemon", &["host", "vm 7.2 forky"]),
+    ("export", &["host"]),
     ("guard", &["vm 6.12 trixie"]),
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
@@ -58,6 +60,7 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
     (Tool::Kubernetes, &["cluster", "kubelet", "matrix"]),
     (Tool::Clients, &["clients"]),
+    (Tool::Collector, &["export"]),
     (Tool::Prometheus, &["prometheus"]),
 ];
 /// Those that run the kubectl plugin.

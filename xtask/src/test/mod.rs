@@ -44,6 +44,7 @@ const UNIT: &[&str] = &[
     "kwitness-service",
     "kwitness-agent",
     "kwitness-cri-proxy",
+    "kwitness-export",
     "kwitness",
     "xtask",
 ];

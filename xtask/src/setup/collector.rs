@@ -1,0 +1,21 @@
+//! An OpenTelemetry Collector of the components that tests need, built from the Collector's Go modules.
+
+use anyhow::Result;
+
+use super::go;
+use crate::step::Step;
+use crate::workspace::Cache;
+
+/// Hundreds of megabytes in Go's cache, and of no use to another build.
+const MODULE: go::Module = go::module!("collector", "main.go");
+
+/// Its name, in the cache's tools and in a job.
+pub const NAMES: [&str; 1] = ["collector"];
+
+/// Builds it, unless it is there.
+pub fn ensure(cache: &Cache) -> Result<()> {
+    let [collector] = NAMES.map(|name| cache.tool(name));
+    let inputs: Vec<_> = MODULE.texts().collect();
+    Step { name: "OpenTelemetry Collector", inputs: &inputs, outputs: &[&collector] }
+        .run(cache, || MODULE.build(cache, &[(&["build"], "kwitness/collector", "-s -w")]))
+}
