@@ -61,6 +61,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         let text = chart.render(&["--values", &set.to_string_lossy()])?;
         check_monitors(&text)
             .and_then(|()| check_pins(&text))
+            .and_then(|()| check_exporter(&text))
             .with_context(|| format!("the value set {}", set.display()))?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         files.push(path);
@@ -191,6 +192,36 @@ fn check_pins(manifest: &str) -> Result<()> {
     Ok(())
 }
 
+/// The exporter has no right but to create events, and that only where it does.
+fn check_exporter(manifest: &str) -> Result<()> {
+    let objects = objects(manifest)?;
+    let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+    let pods = of("DaemonSet").map(|set| &set["spec"]["template"]["spec"]);
+    let Some(pod) = pods.into_iter().find(|pod| pod["containers"][0]["name"] == "exporter") else {
+        ensure!(of("ClusterRole").next().is_none(), "a ClusterRole without an exporter");
+        return Ok(());
+    };
+    let expected = json!({
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
+    });
+    let security = &pod["containers"][0]["securityContext"];
+    ensure!(*security == expected, "the exporter's securityContext is {security}, not {expected}");
+    for field in ["hostPID", "hostNetwork", "hostIPC"] {
+        ensure!(pod[field].is_null(), "the exporter: {field} is set");
+    }
+    let args = pod["containers"][0]["args"].as_array().into_iter().flatten();
+    let has_events = args.into_iter().any(|arg| arg == "--kubernetes-events");
+    ensure!(pod["automountServiceAccountToken"] == has_events, "the exporter's token: {pod}");
+    let rules = json!([{ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] }]);
+    let roles: Vec<_> = of("ClusterRole").map(|role| &role["rules"]).collect();
+    let wanted = if has_events { vec![&rules] } else { Vec::new() };
+    ensure!(roles == wanted, "the exporter's roles are {roles:?}, not {wanted:?}");
+    Ok(())
+}
+
 /// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would rename theirs.
 fn check_monitors(manifest: &str) -> Result<()> {
     for object in objects(manifest)? {
@@ -299,6 +330,29 @@ mod tests {
             "          volumeMounts:\n            - {name: bpffs, mountPath: /sys/fs/bpf}\n",
         );
         check_pins(&mounted).unwrap();
+    }
+
+    #[test]
+    fn an_exporter_with_more_rights_is_refused() {
+        let manifest = |args: &str, verbs: &str, token: bool| {
+            format!(
+                "kind: DaemonSet\nspec: {{template: {{spec: {{automountServiceAccountToken: {token}, containers: [{{name: exporter, \
+                 args: [{args}], securityContext: {{privileged: false, allowPrivilegeEscalation: false, \
+                 readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}}}]}}}}}}\n---\nkind: ClusterRole\nrules: \
+                 [{{apiGroups: [events.k8s.io], resources: [events], verbs: [{verbs}]}}]\n"
+            )
+        };
+        check_exporter(&manifest("--kubernetes-events", "create", true)).unwrap();
+        check_exporter("kind: DaemonSet\n").unwrap();
+        for (wrong, error) in [
+            (manifest("--kubernetes-events", "create, get", true), "roles are"),
+            (manifest("", "create", false), "roles are"),
+            (manifest("", "create", true), "token"),
+            (manifest("", "create", false).replace("drop: [ALL]", "drop: []"), "securityContext is"),
+        ] {
+            let found = check_exporter(&wrong).unwrap_err().to_string();
+            assert!(found.contains(error), "{found}");
+        }
     }
 
     #[test]

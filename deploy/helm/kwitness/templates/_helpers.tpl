@@ -30,6 +30,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (ternary (include "kwitness.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
 {{- end }}
 
+{{- define "kwitness.exporterName" -}}
+{{- printf "%s-export" (include "kwitness.fullname" . | trunc 56 | trimSuffix "-") }}
+{{- end }}
+
+{{- /* Of other pods than the daemon's: neither selects the other's. */}}
+{{- define "kwitness.exporterSelectorLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "kwitness.exporterLabels" -}}
+{{ include "kwitness.exporterSelectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "kwitness.exporterAccount" -}}
+{{- with .Values.exporter.serviceAccount }}
+{{- default (ternary (include "kwitness.exporterName" $) "default" .create) .name }}
+{{- end }}
+{{- end }}
+
 {{- define "kwitness.image" -}}
 {{- with .Values.image }}
 {{- .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
