@@ -117,8 +117,8 @@ fn quantities() -> Vec<Spec> {
         Spec::one("memory-odd", "memory=16777217", "memory=1"),
         Spec::one("memory-fraction", "memory=.25Gi", "memory=0.5Mi"),
         Spec::one("memory-milli", "memory=33554432000m", "memory=1Mi"),
-        Spec::one("memory-1Ti", "memory=1Ti", "memory=1Mi").beyond_the_node(),
-        Spec::one("memory-7Ei", "memory=7Ei", "memory=1Mi").beyond_the_node(),
+        Spec::one("memory-1ti", "memory=1Ti", "memory=1Mi").beyond_the_node(),
+        Spec::one("memory-7ei", "memory=7Ei", "memory=1Mi").beyond_the_node(),
         // At the kernel's own "no limit", and above.
         Spec::one("memory-page-max", "memory=9223372036854771712", "memory=1Mi").fixed(),
         Spec::one("memory-max", "memory=9223372036854775807", "memory=1Mi").fixed(),
