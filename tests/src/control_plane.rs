@@ -191,6 +191,8 @@ fn api_server(program: &Path, directory: &Path) -> Command {
     ]);
     command.args([
         "--endpoint-reconciler-type=none",
+        // No name server knows the node's name.
+        "--kubelet-preferred-address-types=InternalIP",
         "--enable-priority-and-fairness=false",
         "--profiling=false",
     ]);

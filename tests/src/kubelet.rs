@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -305,7 +307,10 @@ impl Drop for Kubelet {
 
 /// A bridge without ports, which every kernel has.
 fn make_address() -> Result<()> {
-    if Path::new("/sys/class/net").join(NODE_INTERFACE).exists() {
+    // Not by /sys/class/net, which is of the network namespace that it was mounted in.
+    let socket =
+        rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).context("make a socket")?;
+    if name_to_index(&socket, NODE_INTERFACE).is_ok() {
         return Ok(());
     }
     let prefix = format!("{NODE_ADDRESS}/24");

@@ -53,9 +53,10 @@ async fn tour(
     cluster.pod("agent").await?;
     api.run(&["label", "pod", "agent", LABEL])?;
     let id = cluster.pod("web").await?;
+    let kubeconfig = api.verifying_kubeconfig()?;
     let plugin = |arguments: &[&str]| {
         let mut command = Command::new(ctx.environment.plugin());
-        command.arg("--kubeconfig").arg(api.kubeconfig()).args(["--kwitness-namespace", "default"]);
+        command.arg("--kubeconfig").arg(&kubeconfig).args(["--kwitness-namespace", "default"]);
         command.args(arguments);
         command
     };
