@@ -98,10 +98,12 @@ enum Tag {
     Account,
     /// A record that was left out: the programs that were replaced had recorded the same.
     Double,
+    /// [`KernelTime`]: what the kernel's counters showed until then is accounted for.
+    Look,
 }
 
 impl Tag {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Head,
         Self::State,
         Self::Record,
@@ -110,6 +112,7 @@ impl Tag {
         Self::Publish,
         Self::Account,
         Self::Double,
+        Self::Look,
     ];
 }
 
@@ -154,6 +157,8 @@ struct Head {
     outage: Option<KernelTime>,
     #[serde(default)]
     sets: Vec<SetId>,
+    #[serde(default)]
+    looked: Option<KernelTime>,
     /// Whether the entries before lead to the state that follows.
     #[serde(default)]
     before: Before,
@@ -216,6 +221,9 @@ pub(crate) struct Memory {
     /// The sets of programs whose records may be gone on with; see [`Probe::sets`](super::Probe::sets).
     #[serde(skip)]
     pub(super) sets: Vec<SetId>,
+    /// Until when the kernel's counters are accounted for; none if that is not known.
+    #[serde(skip)]
+    pub(super) looked: Option<KernelTime>,
     /// When the daemon was last seen to work.
     pub(super) until: KernelTime,
 }
@@ -233,6 +241,7 @@ impl Memory {
             seam: None,
             outage: None,
             sets: Vec::new(),
+            looked: None,
             until: KernelTime(0),
         }
     }
@@ -270,6 +279,8 @@ pub(super) struct MemoryOf<'a> {
     pub(super) outage: Option<KernelTime>,
     #[serde(skip)]
     pub(super) sets: Vec<SetId>,
+    #[serde(skip)]
+    pub(super) looked: Option<KernelTime>,
     pub(super) until: KernelTime,
 }
 
@@ -458,6 +469,11 @@ impl Ledger {
         self.append_json(Tag::Publish, &Published { seq, clock })
     }
 
+    /// The kernel's counters are accounted for until then.
+    pub(super) fn look(&mut self, at: KernelTime) -> bool {
+        self.append(Tag::Look, &at.0.to_ne_bytes())
+    }
+
     pub(super) fn account(&mut self, accounted: &Accounted) -> bool {
         self.append_json(Tag::Account, accounted)
     }
@@ -498,6 +514,7 @@ fn make(
         seam: memory.seam.cloned(),
         outage: memory.outage,
         sets: memory.sets.clone(),
+        looked: memory.looked,
         before,
     };
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
@@ -694,6 +711,7 @@ impl Replay {
         self.memory.last_record = head.last_record;
         self.memory.seen = head.seen;
         (self.memory.seam, self.memory.outage, self.memory.sets) = (head.seam, head.outage, head.sets);
+        self.memory.looked = head.looked;
         while next < bytes.len() {
             let torn = || Refusal::Torn { path: path.clone(), what: format!("no entry at byte {next}") };
             let (tag, payload, after) = entry(&bytes, next).ok_or_else(torn)?;
@@ -721,9 +739,7 @@ impl Replay {
                 memory.consumed(payload);
             }
             Tag::Release => {
-                let until = payload.first_chunk().map(|bytes| KernelTime(u64::from_ne_bytes(*bytes)));
-                let what = || "a time of another size".to_owned();
-                let until = until.ok_or_else(|| Refusal::Torn { path: path.to_owned(), what: what() })?;
+                let until = time(path, payload)?;
                 for event in memory.reorder.release(until) {
                     memory.node.observe(Observation::Kernel(event), output);
                 }
@@ -751,6 +767,7 @@ impl Replay {
                 observations.into_iter().for_each(|observation| memory.node.observe(observation, output));
                 memory.seen = seen;
             }
+            Tag::Look => memory.looked = Some(time(path, payload)?),
             // The replay has come to it already, or begins with it.
             Tag::Head | Tag::State => {}
         }
@@ -761,6 +778,12 @@ impl Replay {
     fn end(self) -> Memory {
         Memory { events: self.output.events, ..self.memory }
     }
+}
+
+fn time(path: &Path, payload: &[u8]) -> Result<KernelTime, Refusal> {
+    let time = payload.first_chunk().map(|bytes| KernelTime(u64::from_ne_bytes(*bytes)));
+    let what = || "a time of another size".to_owned();
+    time.ok_or_else(|| Refusal::Torn { path: path.to_owned(), what: what() })
 }
 
 /// Whether the replay has come to the event that the earlier daemon had.

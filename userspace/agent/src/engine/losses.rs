@@ -145,9 +145,9 @@ impl Losses {
         self.skipped.clear();
     }
 
-    /// Until when.
+    /// Until when the counters are accounted for, all of them.
     pub(super) fn looked(&self) -> KernelTime {
-        self.looked
+        self.looked.min(self.skipped_looked)
     }
 
     /// What has been accounted for.
@@ -183,7 +183,7 @@ impl Losses {
             .then(|| (RecordKind::CgroupMkdir.name().to_owned(), untracked))
             .into_iter()
             .collect();
-        let from = std::mem::replace(&mut self.looked, now);
+        let from = std::mem::replace(&mut self.looked, now).min(now);
         self.seen = counters;
         [
             (GapCause::RingFull, "ring_full", ring_full),

@@ -415,7 +415,7 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
         } = parts;
-        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, sets, until } =
+        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, sets, looked, until } =
             memory;
         // One that an earlier daemon did not come to the end of, begins anew. It is of the new programs: records of the old ones that
         // came after it are no doubles.
@@ -438,7 +438,8 @@ impl<P: Probe> Engine<P> {
                 Clock::read().now()
             }
         };
-        let losses = Losses::resumed(&seen, since);
+        // The earlier daemon may have worked on after its last look: what was lost meanwhile was lost after the look.
+        let losses = Losses::resumed(&seen, looked.map_or(since, |looked| looked.min(since)));
         let mut engine = Self {
             losses,
             probe,
@@ -501,6 +502,7 @@ impl<P: Probe> Engine<P> {
             seam: self.seam.as_ref(),
             outage: self.outage,
             sets: self.probe.sets(),
+            looked: Some(self.losses.looked()),
             until: Clock::read().now(),
         }
     }
@@ -539,7 +541,7 @@ impl<P: Probe> Engine<P> {
             return;
         };
         let clock = Clock::read();
-        let from = self.losses.looked();
+        let from = self.outage.unwrap_or_else(|| self.losses.looked());
         let is_tracked = same_maps || self.probe.overlap().is_some();
         if is_tracked {
             self.report_outage(from, clock.now(), unrecorded);
@@ -639,6 +641,7 @@ impl<P: Probe> Engine<P> {
                     self.look_for_losses(clock);
                     self.look_for_skipped(clock);
                     self.look_for_suppressed(clock);
+                    self.note_look(clock);
                     self.look_at_seam(clock.now());
                     self.ask_again();
                     self.look_for_problems();
@@ -820,6 +823,16 @@ impl<P: Probe> Engine<P> {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
         }
         self.account(losses.into_iter().map(Observation::Lost).collect());
+    }
+
+    /// Notes for the next daemon that all losses until then are accounted for.
+    fn note_look(&mut self, clock: Clock) {
+        if self.untracked.is_none() {
+            // A new segment begins with it.
+            if !self.keep(|ledger| ledger.look(clock.now())) {
+                self.turn();
+            }
+        }
     }
 
     fn look_for_skipped(&mut self, clock: Clock) {

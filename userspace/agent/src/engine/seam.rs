@@ -22,7 +22,7 @@ impl<P: Probe> Engine<P> {
     /// once the new ones' have been compared with them.
     pub(super) fn look_at_seam(&mut self, now: KernelTime) {
         let Some(seam) = &self.seam else { return };
-        if self.untracked.is_some() {
+        if self.untracked.is_some() && !seam.is_full() {
             // Of a new epoch: what the old programs lose until the first scan is looked at after it.
             return;
         }

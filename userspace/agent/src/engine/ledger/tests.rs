@@ -75,6 +75,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         seam: memory.seam.as_ref(),
         outage: memory.outage,
         sets: memory.sets.clone(),
+        looked: memory.looked,
         until: memory.until,
     }
 }
@@ -144,6 +145,22 @@ fn an_outage_stays_until_it_is_reported() {
     assert_eq!(memory.outage, Some(KernelTime(5)));
     daemon.observe(Observation::AgentRestarted { from: KernelTime(5), to: KernelTime(8), records: 0 });
     assert_eq!(replay(&place).1.outage, None);
+}
+
+#[test]
+fn what_was_lost_after_the_last_look_is_of_that_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    assert_eq!(replay(&place).1.looked, None);
+    assert!(daemon.ledger.look(KernelTime(5)));
+    // It was seen to work later, and had not looked again.
+    daemon.observe(Observation::Tick { at: KernelTime(7) });
+    let memory = replay(&place).1;
+    assert_eq!((memory.looked, memory.until), (Some(KernelTime(5)), KernelTime(7)));
+    daemon.memory.looked = memory.looked;
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    assert_eq!(replay(&place).1.looked, Some(KernelTime(5)));
 }
 
 #[test]
