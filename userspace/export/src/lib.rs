@@ -36,7 +36,7 @@ use kwitness_api::proto::Event;
 use kwitness_service::heartbeat::Heartbeat;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::program::Program;
-use kwitness_service::{Signal, Signals};
+use kwitness_service::{InstanceLock, Signal, Signals};
 
 pub use collector::{CollectorOptions, Header};
 pub use metrics::CATALOG;
@@ -90,6 +90,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     }
     let state_file = StateFile::new(&state);
+    let mut lock = state.clone().into_os_string();
+    lock.push(".lock");
+    let _lock = InstanceLock::acquire(lock.as_ref()).context("a state file has one exporter")?;
     let progress = state_file.load()?;
     state_file.save(&progress).with_context(|| format!("write the state file {}", state.display()))?;
     let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;

@@ -161,8 +161,8 @@ impl Queue {
     pub fn accepted(&mut self, rejected: u64, reason: &str) {
         let Some(batch) = self.answered() else { return };
         let rejected = rejected.min(batch.records);
-        // A gap that was in the batch has arrived, unless nothing has.
-        if rejected < batch.records {
+        // Which ones were rejected is not known: a gap that was in the batch may be one of them, and is sent again with them.
+        if rejected == 0 {
             self.progress.refused = None;
         }
         if rejected > 0 {
@@ -351,12 +351,16 @@ mod tests {
         queue.push(record(5, "a", 10));
         assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![1003]));
         queue.accepted(1, "one is bad");
-        assert_eq!(queue.progress().refused, refused(4, 5, 1, "one is bad"), "the gap before has arrived");
+        assert_eq!(
+            queue.progress().refused,
+            refused(1, 5, 4, "one is bad"),
+            "the gap before may be the bad one"
+        );
 
         queue.push(record(6, "a", 10));
         take(&mut queue);
         queue.accepted(7, "more than there were");
-        assert_eq!(queue.progress().refused, refused(4, 6, 2, "more than there were"));
+        assert_eq!(queue.progress().refused, refused(1, 6, 5, "more than there were"));
         queue.push(record(7, "a", 10));
         take(&mut queue);
         queue.accepted(0, "");

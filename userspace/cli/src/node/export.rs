@@ -31,7 +31,7 @@ pub struct Export {
         env = "OTEL_EXPORTER_OTLP_HEADERS",
         hide_env_values = true
     )]
-    pub otlp_header: Vec<Header>,
+    pub otlp_header: Vec<String>,
     /// Create Kubernetes Events for OOM kills and for limits that are not in force
     #[arg(long)]
     pub kubernetes_events: bool,
@@ -69,8 +69,11 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
         http_listen,
     } = options;
     let _log = log::start(&log_level, log_format)?;
-    let collector =
-        otlp_endpoint.map(|endpoint| CollectorOptions { endpoint, ca: otlp_ca, headers: otlp_header });
+    // Not by clap, whose error has the value.
+    let headers = otlp_header.iter().map(|text| text.parse::<Header>()).collect::<Result<Vec<_>, _>>();
+    let headers =
+        headers.map_err(|error| anyhow::anyhow!("--otlp-header, OTEL_EXPORTER_OTLP_HEADERS: {error}"))?;
+    let collector = otlp_endpoint.map(|endpoint| CollectorOptions { endpoint, ca: otlp_ca, headers });
     let options = Options {
         daemon: connect::address(socket),
         collector,

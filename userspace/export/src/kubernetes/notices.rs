@@ -63,8 +63,9 @@ struct OutOfForce {
     due: Instant,
     /// The UID of the pod, if there is one.
     pod: Option<String>,
-    /// None once it has been reported, or if the pod has no name.
+    /// None if the pod has had no name so far, and once it has been reported.
     notice: Option<Notice>,
+    is_reported: bool,
 }
 
 /// See the module's description.
@@ -97,8 +98,13 @@ impl Notices {
 
     /// Limits that have been out of force for long enough; each once.
     pub fn due(&mut self, now: Instant) -> Vec<Notice> {
-        let due = self.out_of_force.values_mut().filter(|limit| limit.due <= now);
-        let mut notices: Vec<_> = due.filter_map(|limit| limit.notice.take()).collect();
+        let due = self.out_of_force.values_mut().filter(|limit| limit.due <= now && !limit.is_reported);
+        let reported = due.filter_map(|limit| {
+            let notice = limit.notice.take();
+            limit.is_reported = notice.is_some();
+            notice
+        });
+        let mut notices: Vec<_> = reported.collect();
         notices.sort_by_key(|notice| notice.position.seq);
         notices
     }
@@ -139,11 +145,12 @@ impl Notices {
                 let notice = notice(event, "LimitNotInForce", "Resize", sentence);
                 if let Some(known) = self.out_of_force.get_mut(&key) {
                     // Another reason, but out of force since then.
-                    if known.notice.is_some() {
+                    if !known.is_reported && notice.is_some() {
                         known.notice = notice;
                     }
                 } else if self.out_of_force.len() < WATCHED_MAX {
-                    self.out_of_force.insert(key, OutOfForce { due: now + PATIENCE, pod, notice });
+                    let due = now + PATIENCE;
+                    self.out_of_force.insert(key, OutOfForce { due, pod, notice, is_reported: false });
                 }
                 Found::Nothing
             }
