@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -23,6 +24,8 @@ use crate::options::CONNECTION;
 
 /// Ports that are opened at a time: each costs the API server a call to a kubelet.
 const OPENING: usize = 32;
+/// How long that may take: less than a call waits.
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
 
 /// Which cluster, which daemons.
 #[derive(Clone, Debug, clap::Args)]
@@ -76,6 +79,12 @@ impl Cluster {
         Ok(Arc::new(Self { client, connection, opening: Semaphore::new(OPENING) }))
     }
 
+    /// Whether a node is among those that were asked for.
+    pub fn is_wanted(&self, node: &str) -> bool {
+        let wanted = &self.connection.node;
+        wanted.is_empty() || wanted.iter().any(|wanted| wanted == node)
+    }
+
     /// The namespace of the kubeconfig's context.
     pub fn default_namespace(&self) -> &str {
         self.client.default_namespace()
@@ -97,8 +106,7 @@ impl Cluster {
             let text = format!("no daemon of kwitness on node \"{node}\" ({} nodes have one)", daemons.len());
             return Err(NotHere(text).into());
         }
-        let is_wanted = |node: &String| wanted.is_empty() || wanted.contains(node);
-        let daemons = daemons.into_iter().filter(|(node, _)| is_wanted(node));
+        let daemons = daemons.into_iter().filter(|(node, _)| self.is_wanted(node));
         Ok(daemons
             .map(|(node, pod)| {
                 let client = self.client(&node, pod);
@@ -113,7 +121,12 @@ impl Cluster {
         tunnel::client(node, move || {
             let (cluster, node) = (Arc::clone(&cluster), of_node.clone());
             let pod = pod.lock().unwrap_or_else(PoisonError::into_inner).take();
-            async move { cluster.open(&node, pod).await }
+            // A task of its own: nothing polls the opening of a call that was given up, and it would keep its permit.
+            async move {
+                let opening = async move { cluster.open(&node, pod).await };
+                let opened = tokio::spawn(tokio::time::timeout(OPEN_LIMIT, opening)).await;
+                opened.map_err(io::Error::other)?.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            }
         })
     }
 

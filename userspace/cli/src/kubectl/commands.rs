@@ -52,7 +52,8 @@ pub async fn ps(cluster: Arc<Cluster>, filter: Filter, options: Ps) -> anyhow::R
 pub async fn verify(cluster: Arc<Cluster>, filter: Filter, options: Verify) -> anyhow::Result<Code> {
     let nodes = cluster.nodes().await?;
     let pods = targets::pods(&cluster, &filter).await??;
-    let (running, others): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| {
+    let is_wanted = |pod: &Pod| node_of(pod).is_none_or(|node| cluster.is_wanted(node));
+    let (running, others): (Vec<_>, Vec<_>) = pods.into_iter().filter(is_wanted).partition(|pod| {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         node_of(pod).is_some() && phase == Some("Running")
     });
