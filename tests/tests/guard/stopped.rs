@@ -106,14 +106,17 @@ pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<
     scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         let signal = |signal| kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog");
-        // While it is stopped, it does not see the guard's end.
+        // While both are stopped, neither sees the other's end. The watchdog is killed first: the kernel continues a stopped process
+        // whose group is orphaned by its parent's end.
         signal(Signal::SIGSTOP)?;
         wait_for("the watchdog to stop", READY_LIMIT, async || {
             Ok((is_stopped(watchdog) == Some(true)).then_some(()))
         })
         .await?;
-        guard.kill()?;
+        let paused = guard.pause()?;
         signal(Signal::SIGKILL)?;
+        guard.kill()?;
+        drop(paused);
         wait_ended("the watchdog's end", watchdog).await?;
         ensure!(is_stopped(held.pid) == Some(true), "process {} was continued by no one", held.pid);
         let guard = guard.start_again().await?;

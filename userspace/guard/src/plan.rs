@@ -145,7 +145,9 @@ impl Refusal {
         match self {
             Self::Unanswered => true,
             #[cfg(feature = "kubernetes")]
-            Self::Resize(ResizeRefusal::NoAnswer | ResizeRefusal::Unavailable(_)) => true,
+            Self::Resize(
+                ResizeRefusal::NoAnswer | ResizeRefusal::Unavailable(_) | ResizeRefusal::Pending(_),
+            ) => true,
             _ => false,
         }
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
@@ -57,6 +57,12 @@ impl Kubernetes {
             }
             None => Config::infer().await.context("no access to a Kubernetes API; name a --kubeconfig")?,
         };
+        // It would run on the one thread that renews the lease, in the middle of a hold.
+        if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+            bail!(
+                "the kubeconfig runs a program for its credentials; use a token, a token file or a certificate"
+            );
+        }
         config.connect_timeout = Some(CONNECT_LIMIT);
         // The time of a hold is better spent on an answer.
         config.default_retry = false;
