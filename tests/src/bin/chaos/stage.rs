@@ -137,7 +137,9 @@ impl Stage {
                 self.restart_with(USUAL_RING).await
             }
             Action::LosePins => {
-                for set in self.bpffs.sets()? {
+                // There are none since the file system was unmounted, until the daemon starts again.
+                let sets = if self.bpffs.pins().exists() { self.bpffs.sets()? } else { Vec::new() };
+                for set in sets {
                     fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
                 }
                 storm.more(lives).await

@@ -87,6 +87,15 @@ impl Admission {
         }
     }
 
+    /// As many calls for other clients, who take none of these; the bytes are shared.
+    pub fn apart(&self) -> Self {
+        let slots = Call::ALL.map(|call| {
+            let max = self.slots[call as usize].max;
+            Slot { call, max, free: Arc::new(Semaphore::new(max as usize)), refused: AtomicU64::new(0) }
+        });
+        Self { slots: Arc::new(slots), ..self.clone() }
+    }
+
     /// How many calls of a kind are active.
     pub fn active(&self, call: Call) -> u32 {
         self.slots[call as usize].active()

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! There is no authentication but the API server's: whoever reaches the port may read what the socket's clients may. So it is an
-//! address of loopback only, and the service is one that takes nothing in. Owns the bound on connections; calls share the socket's.
+//! address of loopback only, and the service is one that takes nothing in. Owns the bound on connections. Calls have limits like the socket's, apart
+//! from them: whoever is forwarded takes none of the calls that the guard and the exporter need.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use kwitness_service::ConnectionId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -34,6 +36,10 @@ const CONNECTIONS: usize = 64;
 /// How often an idle client is asked whether it is there; one that does not answer within [`KEEPALIVE_ANSWER`] is closed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
+/// How long a client may take for its first bytes: the preface of HTTP/2 and the head of a frame. Only then it is asked whether it
+/// is there.
+const SILENCE: Duration = Duration::from_secs(10);
+const BEGINNING: usize = 24 + 9;
 /// The wait after an error of accept(2).
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -65,7 +71,7 @@ impl Loopback {
             .max_concurrent_streams(service.admission().max())
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
-            .layer(service.admission().clone())
+            .layer(service.admission().apart())
             .add_service(
                 KwitnessServer::new(service.read_only()).max_decoding_message_size(REQUEST_BYTES_MAX),
             )
@@ -92,7 +98,8 @@ impl Loopback {
                 }
             };
             let next = ConnectionId(id.0.wrapping_sub(1));
-            Some((Ok(Forwarded { stream, id, _permit: permit }), (listener, room, next)))
+            let beginning = Some((0, Box::pin(sleep(SILENCE))));
+            Some((Ok(Forwarded { stream, id, beginning, _permit: permit }), (listener, room, next)))
         })
     }
 }
@@ -103,6 +110,8 @@ struct Forwarded {
     stream: TcpStream,
     /// Counted down from the highest, so that it is none of the socket's.
     id: ConnectionId,
+    /// What has been read, and until when, as long as the client has not begun.
+    beginning: Option<(usize, Pin<Box<Sleep>>)>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -120,7 +129,18 @@ impl AsyncRead for Forwarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if let Some((read, silence)) = &mut this.beginning {
+            *read += buffer.filled().len() - before;
+            if *read >= BEGINNING {
+                this.beginning = None;
+            } else if polled.is_pending() && silence.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        polled
     }
 }
 
