@@ -34,6 +34,22 @@ impl Malformed {
     }
 }
 
+/// When counters were read: what they do not show yet came after the beginning, and what they show before the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) began: KernelTime,
+    pub(super) ended: KernelTime,
+}
+
+impl Look {
+    /// Reads them.
+    pub(super) fn at<T>(read: impl FnOnce() -> T) -> (T, Self) {
+        let began = Clock::read().now();
+        let counters = read();
+        (counters, Self { began, ended: Clock::read().now() })
+    }
+}
+
 /// Which writes to limit files were only counted, for they came too fast.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SuppressedWrites {
@@ -139,10 +155,11 @@ impl Losses {
         }
     }
 
-    /// From now on, the counters are those of programs that were loaded anew.
-    pub(super) fn count_anew(&mut self) {
+    /// From now on, the counters are those of programs that were loaded anew, and that count since then.
+    pub(super) fn count_anew(&mut self, since: KernelTime) {
         self.seen = Counters::default();
         self.skipped.clear();
+        (self.looked, self.skipped_looked) = (since, since);
     }
 
     /// Until when the counters are accounted for, all of them.
@@ -170,7 +187,7 @@ impl Losses {
     }
 
     /// What was lost since the last look.
-    pub(super) fn since_last(&mut self, counters: Counters, now: KernelTime) -> Vec<Loss> {
+    pub(super) fn since_last(&mut self, counters: Counters, look: Look) -> Vec<Loss> {
         let Counters { lost, untracked, suppressed: _ } = counters;
         let ring_full = RecordKind::ALL
             .into_iter()
@@ -183,7 +200,7 @@ impl Losses {
             .then(|| (RecordKind::CgroupMkdir.name().to_owned(), untracked))
             .into_iter()
             .collect();
-        let from = std::mem::replace(&mut self.looked, now).min(now);
+        let from = std::mem::replace(&mut self.looked, look.began);
         self.seen = counters;
         [
             (GapCause::RingFull, "ring_full", ring_full),
@@ -196,7 +213,7 @@ impl Losses {
             for (kind, count) in &lost {
                 *self.total.entry(format!("{name}/{kind}")).or_default() += count;
             }
-            Loss { from, to: now, cause, lost, capabilities: Vec::new() }
+            Loss { from, to: look.ended, cause, lost, capabilities: Vec::new() }
         })
         .collect()
     }
@@ -205,9 +222,9 @@ impl Losses {
     pub(super) fn skipped_since_last(
         &mut self,
         skipped: BTreeMap<&'static str, u64>,
-        now: KernelTime,
+        look: Look,
     ) -> Option<Loss> {
-        let from = std::mem::replace(&mut self.skipped_looked, now);
+        let from = std::mem::replace(&mut self.skipped_looked, look.began);
         let before = std::mem::replace(&mut self.skipped, owned(skipped));
         let mut lost = BTreeMap::new();
         for (capability, count) in &self.skipped {
@@ -218,7 +235,7 @@ impl Losses {
             }
         }
         let (cause, capabilities) = (GapCause::ProgramSkipped, Vec::new());
-        (!lost.is_empty()).then_some(Loss { from, to: now, cause, lost, capabilities })
+        (!lost.is_empty()).then_some(Loss { from, to: look.ended, cause, lost, capabilities })
     }
 
     /// Everything that was lost since the start, "ring_full/task_exec".
@@ -235,6 +252,10 @@ fn owned(by_capability: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
 mod tests {
     use super::*;
 
+    fn at(began: KernelTime) -> Look {
+        Look { began, ended: KernelTime(began.0 + 1) }
+    }
+
     #[test]
     fn the_next_daemon_reports_what_the_last_one_had_not() {
         let mut counters = Counters::default();
@@ -244,16 +265,16 @@ mod tests {
         seen.malformed(&DecodeError::Size { kind: RecordKind::TaskFork, len: 3 });
         let (until, now) = (KernelTime(10), KernelTime(20));
         let mut losses = Losses::resumed(&seen, until);
-        assert_eq!(losses.skipped_since_last([("task_exit", 2)].into(), now), None);
+        assert_eq!(losses.skipped_since_last([("task_exit", 2)].into(), at(now)), None);
         assert!(!seen.suppressed().is_more(3));
         counters.lost[RecordKind::TaskExec.index()] += 1;
         let one = |kind: &str| BTreeMap::from([(kind.to_owned(), 1_u64)]);
-        let found = losses.since_last(counters, now);
+        let found = losses.since_last(counters, at(now));
         let found: Vec<_> = found.into_iter().map(|loss| (loss.from, loss.lost)).collect();
         assert_eq!(found, [(until, one("task_exec")), (until, one("task_fork"))]);
         // New maps count from zero; what could not be decoded is no matter of theirs.
         seen.forget(&["task_exit"], false);
-        let found = Losses::resumed(&seen, until).since_last(counters, now);
+        let found = Losses::resumed(&seen, until).since_last(counters, at(now));
         let causes: Vec<_> = found.into_iter().map(|loss| loss.cause).collect();
         assert_eq!(causes, [GapCause::RingFull, GapCause::MalformedRecord]);
     }
@@ -264,26 +285,28 @@ mod tests {
         counters.lost[RecordKind::TaskExec.index()] = 5;
         let mut losses = Losses::new(counters);
         let start = losses.looked;
-        assert_eq!(losses.since_last(counters, KernelTime(start.0 + 1)), []);
+        assert_eq!(losses.since_last(counters, at(KernelTime(start.0 + 1))), []);
 
         counters.lost[RecordKind::TaskExec.index()] += 3;
         counters.lost[RecordKind::TaskExit.index()] += 1;
         counters.untracked += 2;
         losses.malformed(&DecodeError::Size { kind: RecordKind::TaskFork, len: 3 });
-        let (from, to) = (KernelTime(start.0 + 1), KernelTime(start.0 + 2));
+        // From the beginning of the look before to the end of this one.
+        let (from, to) = (KernelTime(start.0 + 1), KernelTime(start.0 + 5));
+        let look = Look { began: KernelTime(start.0 + 4), ended: to };
         let loss = |cause, lost: &[(&str, u64)]| {
             let lost = lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
             Loss { from, to, cause, lost, capabilities: Vec::new() }
         };
         assert_eq!(
-            losses.since_last(counters, to),
+            losses.since_last(counters, look),
             [
                 loss(GapCause::RingFull, &[("task_exec", 3), ("task_exit", 1)]),
                 loss(GapCause::TrackedSetFull, &[("cgroup_mkdir", 2)]),
                 loss(GapCause::MalformedRecord, &[("task_fork", 1)]),
             ]
         );
-        assert_eq!(losses.since_last(counters, to), []);
+        assert_eq!((losses.since_last(counters, look), losses.looked), (Vec::new(), look.began));
         assert_eq!(losses.total()["ring_full/task_exec"], 3);
     }
 
@@ -305,12 +328,12 @@ mod tests {
         let mut losses = Losses::new(Counters::default());
         let from = losses.skipped_looked;
         let (first, second) = (KernelTime(from.0 + 1), KernelTime(from.0 + 2));
-        assert_eq!(losses.skipped_since_last(BTreeMap::new(), first), None);
+        assert_eq!(losses.skipped_since_last(BTreeMap::new(), at(first)), None);
         let skipped: BTreeMap<_, _> = [("task_exit", 2)].into();
-        let loss = losses.skipped_since_last(skipped.clone(), second).unwrap();
-        assert_eq!((loss.from, loss.to, loss.cause), (first, second, GapCause::ProgramSkipped));
+        let loss = losses.skipped_since_last(skipped.clone(), at(second)).unwrap();
+        assert_eq!((loss.from, loss.to, loss.cause), (first, at(second).ended, GapCause::ProgramSkipped));
         assert_eq!(loss.lost["task_exit"], 2);
-        assert_eq!(losses.skipped_since_last(skipped, second), None);
+        assert_eq!(losses.skipped_since_last(skipped, at(second)), None);
         assert_eq!(losses.total()["program_skipped/task_exit"], 2);
     }
 }

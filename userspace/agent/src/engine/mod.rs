@@ -62,7 +62,7 @@ use asked::Asked;
 use kwitness_api::proto;
 use kwitness_service::metrics::Histogram;
 use ledger::{Accounted, Before, Ledger, MemoryOf, Series};
-use losses::{Losses, Seen, SuppressedWrites};
+use losses::{Look, Losses, Seen, SuppressedWrites};
 use recorder::Recorder;
 use unkept::Unkept;
 
@@ -638,8 +638,8 @@ impl<P: Probe> Engine<P> {
                     self.keep_again(clock);
                     self.make_room();
                     self.observe(Observation::Tick { at: clock.now() });
-                    self.look_for_losses(clock);
-                    self.look_for_skipped(clock);
+                    self.look_for_losses();
+                    self.look_for_skipped();
                     self.look_for_suppressed(clock);
                     self.note_look(clock);
                     self.look_at_seam(clock.now());
@@ -696,8 +696,8 @@ impl<P: Probe> Engine<P> {
             self.observe_read(what);
         }
         if drained.records > 0 {
-            self.look_for_losses(clock);
-            self.publish(clock);
+            self.look_for_losses();
+            self.publish(Clock::read());
         }
     }
 
@@ -813,12 +813,13 @@ impl<P: Probe> Engine<P> {
         judged
     }
 
-    fn look_for_losses(&mut self, clock: Clock) {
+    fn look_for_losses(&mut self) {
         if self.untracked.is_some() {
             // Until then everything is lost: the gap begins where the last daemon looked.
             return;
         }
-        let losses = self.losses.since_last(self.probe.counters(), clock.now());
+        let (counters, look) = Look::at(|| self.probe.counters());
+        let losses = self.losses.since_last(counters, look);
         for loss in &losses {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
         }
@@ -835,8 +836,9 @@ impl<P: Probe> Engine<P> {
         }
     }
 
-    fn look_for_skipped(&mut self, clock: Clock) {
-        if let Some(loss) = self.losses.skipped_since_last(self.probe.skipped(), clock.now()) {
+    fn look_for_skipped(&mut self) {
+        let (skipped, look) = Look::at(|| self.probe.skipped());
+        if let Some(loss) = self.losses.skipped_since_last(skipped, look) {
             tracing::warn!(lost = ?loss.lost, "the kernel skipped programs; a scan follows");
             self.account(vec![Observation::Lost(loss)]);
         }

@@ -42,15 +42,13 @@ impl<P: Probe> Engine<P> {
 
     /// From now on, the new programs' records are read.
     pub(super) fn hand_over(&mut self) {
-        if self.probe.overlap().is_none() {
-            return;
-        }
-        let clock = Clock::read();
+        let Some(Overlap { began, .. }) = self.probe.overlap() else { return };
         // What the old programs lose from now on, the new ones have.
-        self.look_for_losses(clock);
-        self.look_for_skipped(clock);
-        self.look_for_suppressed(clock);
-        self.losses.count_anew();
+        self.look_for_losses();
+        self.look_for_skipped();
+        self.look_for_suppressed(Clock::read());
+        // What the new ones have lost so far, the old ones had until their rings were read for the last time.
+        self.losses.count_anew(began);
         self.suppressed = SuppressedWrites::default();
         // First the ledger: a daemon that finds the new programs has to know what it was that the old ones recorded. One that finds
         // the old ones still reports their losses a second time.

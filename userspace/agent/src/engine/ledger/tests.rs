@@ -7,7 +7,7 @@ use kwitness_abi::Counters;
 use kwitness_core::journal::Epoch;
 use kwitness_core::model::{GapCause, Loss};
 
-use super::super::losses::Losses;
+use super::super::losses::{Look, Losses};
 use super::*;
 use crate::hub::{Capacity, Hub};
 
@@ -192,7 +192,7 @@ fn what_could_not_be_decoded_is_reported_by_the_next_daemon_if_it_was_not() {
     assert!(daemon.ledger.record(b"no record"));
     let (_, memory) = replay(&place);
     let mut losses = Losses::resumed(&memory.seen, KernelTime(1));
-    let losses = losses.since_last(Counters::default(), KernelTime(2));
+    let losses = losses.since_last(Counters::default(), Look { began: KernelTime(2), ended: KernelTime(2) });
     assert_eq!(losses.iter().map(|loss| loss.cause).collect::<Vec<_>>(), [GapCause::MalformedRecord]);
 
     let observations = losses.into_iter().map(Observation::Lost).collect();
