@@ -65,6 +65,8 @@ impl Stage {
         let combination = environment.first_combination()?;
         let node = Node::start(environment, combination.driver).await?;
         let proxy = Proxy::activated(environment, agent.socket())?;
+        // Once it serves, it ends well when it is asked to.
+        drop(Subscriber::open(proxy.socket(), None).await?);
         Ok(Self {
             agent,
             bpffs,
