@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
 use crate::authority::Rewriter;
+use crate::beginning::Beginning;
 use crate::slots::{ConnectionId, Slot};
 
 crate::counters! {
@@ -28,9 +28,6 @@ crate::counters! {
         connections_silent,
     }
 }
-
-/// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
-const BEGINNING: usize = 24 + 9;
 
 /// How much is read at a time while something is held back.
 const READ: usize = 4096;
@@ -46,27 +43,7 @@ pub struct Connection {
     held: Vec<u8>,
     /// How much of it has been judged.
     judged: usize,
-    beginning: Option<Beginning>,
-}
-
-/// Until the client has begun.
-#[derive(Debug)]
-struct Beginning {
-    read: usize,
-    timer: Pin<Box<Sleep>>,
-    silence: Duration,
-    counters: Arc<ConnectionCounters>,
-}
-
-impl Beginning {
-    /// An error once the client has been silent for too long.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        ready!(self.timer.as_mut().poll(context));
-        self.counters.connections_silent.count();
-        let silence = self.silence.as_secs();
-        tracing::warn!(silence, "a client connected and did not begin with HTTP/2: closed");
-        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client did not begin with HTTP/2"))
-    }
+    beginning: Beginning,
 }
 
 impl Connection {
@@ -77,40 +54,19 @@ impl Connection {
         silence: Duration,
         counters: Arc<ConnectionCounters>,
     ) -> Self {
-        let beginning = Beginning { read: 0, timer: Box::pin(sleep(silence)), silence, counters };
         Self {
             slot,
             stream,
             rewriter: Rewriter::default(),
             held: Vec::new(),
             judged: 0,
-            beginning: Some(beginning),
+            beginning: Beginning::within(silence, counters),
         }
     }
 
     /// The client's process, if it can be known.
     pub fn peer(&self) -> Option<i32> {
         self.stream.peer_cred().ok()?.pid()
-    }
-
-    /// Reads from the client; a client that has not begun has to in time.
-    fn poll_stream(
-        stream: &mut UnixStream,
-        beginning: &mut Option<Beginning>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(stream).poll_read(context, buffer);
-        if let Some(waiting) = beginning {
-            waiting.read += buffer.filled().len() - before;
-            if waiting.read >= BEGINNING {
-                *beginning = None;
-            } else if polled.is_pending() {
-                return waiting.poll(context).map(Err);
-            }
-        }
-        polled
     }
 
     /// Reads straight into the server's buffer, which is the usual case.
@@ -120,7 +76,7 @@ impl Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Self::poll_stream(&mut self.stream, &mut self.beginning, context, buffer))?;
+        ready!(self.beginning.poll_read(&mut self.stream, context, buffer))?;
         let read = &mut buffer.filled_mut()[before..];
         let judged = self.rewriter.rewrite(read);
         if judged < read.len() {
@@ -135,7 +91,7 @@ impl Connection {
         let before = self.held.len();
         self.held.resize(before + READ, 0);
         let mut buffer = ReadBuf::new(&mut self.held[before..]);
-        let polled = Self::poll_stream(&mut self.stream, &mut self.beginning, context, &mut buffer);
+        let polled = self.beginning.poll_read(&mut self.stream, context, &mut buffer);
         let read = buffer.filled().len();
         self.held.truncate(before + read);
         ready!(polled)?;

@@ -4,6 +4,7 @@
 //! Owns no policy of any of them. Never knows what is served.
 
 mod authority;
+mod beginning;
 mod connection;
 mod counter;
 pub mod descriptors;
@@ -22,6 +23,7 @@ mod slots;
 mod socket;
 mod time_namespace;
 
+pub use beginning::Beginning;
 pub use connection::Connection;
 pub use connection::ConnectionCounters;
 pub use counter::Counter;

@@ -19,11 +19,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::Stream;
-use kwitness_service::ConnectionId;
+use kwitness_service::{Beginning, ConnectionCounters, ConnectionId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -36,10 +35,8 @@ const CONNECTIONS: usize = 64;
 /// How often an idle client is asked whether it is there; one that does not answer within [`KEEPALIVE_ANSWER`] is closed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
-/// How long a client may take for its first bytes: the preface of HTTP/2 and the head of a frame. Only then it is asked whether it
-/// is there.
+/// How long a client may take to begin with HTTP/2.
 const SILENCE: Duration = Duration::from_secs(10);
-const BEGINNING: usize = 24 + 9;
 /// The wait after an error of accept(2).
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -98,7 +95,7 @@ impl Loopback {
                 }
             };
             let next = ConnectionId(id.0.wrapping_sub(1));
-            let beginning = Some((0, Box::pin(sleep(SILENCE))));
+            let beginning = Beginning::within(SILENCE, Arc::<ConnectionCounters>::default());
             Some((Ok(Forwarded { stream, id, beginning, _permit: permit }), (listener, room, next)))
         })
     }
@@ -110,8 +107,7 @@ struct Forwarded {
     stream: TcpStream,
     /// Counted down from the highest, so that it is none of the socket's.
     id: ConnectionId,
-    /// What has been read, and until when, as long as the client has not begun.
-    beginning: Option<(usize, Pin<Box<Sleep>>)>,
+    beginning: Beginning,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -130,17 +126,7 @@ impl AsyncRead for Forwarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
-        if let Some((read, silence)) = &mut this.beginning {
-            *read += buffer.filled().len() - before;
-            if *read >= BEGINNING {
-                this.beginning = None;
-            } else if polled.is_pending() && silence.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        }
-        polled
+        this.beginning.poll_read(&mut this.stream, context, buffer)
     }
 }
 

@@ -17,6 +17,8 @@ use kwitness_core::model::{
 };
 use kwitness_core::node::Node;
 use kwitness_service::{Limits, Socket};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -188,6 +190,22 @@ impl Served {
 
 async fn next(stream: &mut Streaming<proto::WatchResponse>) -> proto::WatchResponse {
     timeout(SOON, stream.message()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_forwarded_client_that_never_begins_is_closed() {
+    let served = Served::start().await;
+    let mut silent = TcpStream::connect(served.forwarded).await.unwrap();
+    // Once nothing else is to be done, the time passes.
+    tokio::time::pause();
+    let mut read = [0; 64];
+    loop {
+        // The server's own settings come first.
+        match timeout(Duration::from_secs(3600), silent.read(&mut read)).await.expect("it is closed") {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
 }
 
 #[tokio::test]
