@@ -11,7 +11,7 @@ use kwitness_tests::suite::{self, Case};
 
 /// Lives between two incidents, at least.
 const LIVES: usize = 20;
-/// The least that the journal may be told to keep.
+/// The smallest bound on what the journal keeps.
 const WINDOW: usize = 1024;
 
 fn main() -> Result<()> {

@@ -1,4 +1,4 @@
-//! What a kubelet saves that is told of changes by events: CPU of kubelet, container runtime and kwitness with pods at rest, calls to
+//! What a kubelet saves that learns of changes by events: CPU of kubelet, container runtime and kwitness with pods at rest, calls to
 //! the runtime, and the time from a container's end until the kubelet acts.
 
 use std::path::Path;
