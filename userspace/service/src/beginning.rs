@@ -1,6 +1,6 @@
 //! A client that connects has to begin with HTTP/2 within a time: only then it is asked whether it is there.
 //!
-//! Owns the time of one connection. One that stays silent gets an error of kind `TimedOut` from its read, which ends it.
+//! Owns the time of one connection, and the counters of all. One that stays silent gets an error of kind `TimedOut` from its read, which ends it.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::connection::ConnectionCounters;
+crate::counters! {
+    /// Connections of clients.
+    ConnectionCounters {
+        /// Accepted.
+        connections,
+        /// Of those: closed because there were too many, when they came or later.
+        connections_refused,
+        /// Of those: closed because the client did not begin with HTTP/2 in time.
+        connections_silent,
+    }
+}
 
 /// Bytes of the HTTP/2 preface and of a frame's head (RFC 9113, 3.4 and 4.1).
 const BEGINNING: usize = 24 + 9;

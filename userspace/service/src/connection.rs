@@ -14,20 +14,8 @@ use tokio::net::UnixStream;
 use tonic::transport::server::Connected;
 
 use crate::authority::Rewriter;
-use crate::beginning::Beginning;
+use crate::beginning::{Beginning, ConnectionCounters};
 use crate::slots::{ConnectionId, Slot};
-
-crate::counters! {
-    /// Connections of clients.
-    ConnectionCounters {
-        /// Accepted.
-        connections,
-        /// Of those: closed because there were too many, when they came or later.
-        connections_refused,
-        /// Of those: closed because the client did not begin with HTTP/2 in time.
-        connections_silent,
-    }
-}
 
 /// How much is read at a time while something is held back.
 const READ: usize = 4096;

@@ -23,9 +23,8 @@ mod slots;
 mod socket;
 mod time_namespace;
 
-pub use beginning::Beginning;
+pub use beginning::{Beginning, ConnectionCounters};
 pub use connection::Connection;
-pub use connection::ConnectionCounters;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};
 pub use lock::{InstanceLock, LockError};

@@ -17,7 +17,8 @@ use futures_util::Stream;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use crate::connection::{Connection, ConnectionCounters};
+use crate::beginning::ConnectionCounters;
+use crate::connection::Connection;
 use crate::slots::{Admitted, Peer, Slot, Slots};
 use crate::socket::Socket;
 

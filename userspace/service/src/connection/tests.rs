@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::connection::ConnectionCounters;
+use crate::beginning::ConnectionCounters;
 use crate::slots::{Admitted, Peer, Slots};
 
 fn connection(stream: UnixStream) -> Connection {
