@@ -148,12 +148,13 @@ async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination
         }
         node.remove_container(&id).await?;
         node.remove_pod(&pod).await?;
-        for id in [id, pod.sandbox] {
-            subscriber.until(&id, ContainerDeletedEvent).await.with_context(in_round)?;
-            ids.push(id);
-        }
-        let reported = subscriber.reported();
-        ids.iter().try_for_each(|id| reported.check_whole(id)).with_context(in_round)?;
+        ids.extend([id, pod.sandbox]);
+        // While two sources are followed, the one that missed a stop may report the deletion before the other reports the stop.
+        let all = subscriber.wait_until("every event", |reported| {
+            ids.iter().all(|id| LIFE.into_iter().all(|kind| reported.has(id, kind)))
+        });
+        let all = all.await.with_context(in_round)?;
+        ids.iter().try_for_each(|id| all.check_whole(id)).with_context(in_round)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
 
-use super::events::{Seen, SourceKind, Verdict};
+use super::events::{Seen, Verdict};
 use super::requests::{First, wanted};
 use super::testing::{body, framed};
 use kwitness_api::proto::CriMethod;
@@ -129,7 +129,7 @@ fn read(bytes: &[u8]) -> usize {
         decodes::<wire::ContainerStatusResponse>(bytes),
         decodes::<wire::ContainerStatus>(bytes),
         decodes::<wire::ContainerEventResponse>(bytes),
-        Seen::default().judge(bytes, SourceKind::Runtime) != Verdict::Opaque,
+        Seen::default().judge(bytes) != Verdict::Opaque,
     ];
     observed + decoded.into_iter().filter(|is| *is).count()
 }

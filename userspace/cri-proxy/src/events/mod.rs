@@ -331,7 +331,7 @@ impl Relay {
             SourceKind::Runtime => &self.counters.events_runtime,
         }
         .count();
-        match self.seen.judge(event, kind) {
+        match self.seen.judge(event) {
             Verdict::Double => return self.counters.events_double.count(),
             Verdict::New => {}
             Verdict::Opaque => {

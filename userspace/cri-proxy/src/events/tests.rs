@@ -76,6 +76,11 @@ async fn without_a_daemon_the_runtimes_and_back_without_loss_or_double() {
     }
     sources.runtime.send("c:0").await;
     assert_eq!(events.next().await.unwrap(), "c:0", "only the runtime sent it");
+    // The runtime reports the deletion first, and missed the stop.
+    sources.runtime.send("a:3").await;
+    assert_eq!(events.next().await.unwrap(), "a:3");
+    sources.daemon.send("a:2").await;
+    assert_eq!(events.next().await.unwrap(), "a:2");
     sources.runtime.followed(0).await;
     sources.daemon.send("c:0").await;
     sources.daemon.send("c:1").await;
