@@ -53,7 +53,7 @@ use crate::probe::SetId;
 use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
-const MAGIC: [u8; 8] = *b"kwledg01";
+const MAGIC: [u8; 8] = *b"kwledg02";
 /// Where the number of bytes that count stands, and where the entries begin.
 const COMMITTED: usize = 8;
 const ENTRIES: usize = 16;
@@ -146,6 +146,8 @@ struct Head {
     bounds: Bounds,
     /// The last event that was published before.
     position: Position,
+    /// When it was made: no event before is later.
+    made: KernelTime,
     /// The steps of the wall clock.
     clock: clock::History,
     /// See [`Memory`]: what a daemon knows when it begins, and does not follow from what the one before wrote.
@@ -508,6 +510,7 @@ fn make(
         boot: boot.to_owned(),
         bounds: place.bounds.clone(),
         position,
+        made: Clock::read().now(),
         clock: clock::History::get(),
         last_record: memory.last_record.map(<[u8]>::to_owned),
         seen: memory.seen.clone(),
@@ -654,6 +657,11 @@ impl History {
     /// After which event the replay begins.
     pub(crate) fn position(&self) -> &Position {
         &self.first.head.position
+    }
+
+    /// No event before [`Self::position`] is later.
+    pub(crate) fn made(&self) -> KernelTime {
+        self.first.head.made
     }
 
     /// Observes all of it again. The writer is that of an empty journal at [`Self::position`]; after a refusal it is of no use.

@@ -19,6 +19,8 @@ use crate::wire::convert;
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) at: KernelTime,
+    /// The latest time of all events before it. What a scan found, or what only new programs recorded, comes after later events.
+    pub(super) latest_before: KernelTime,
     pub(super) kind: EventKind,
     /// `kwitness.v1alpha1.Event` without position and container, encoded.
     pub(super) body: Bytes,

@@ -52,15 +52,15 @@ pub struct Hub {
 impl Hub {
     /// An empty journal of that epoch, and the only writer.
     pub fn new(epoch: Epoch, capacity: Capacity) -> (Arc<Self>, Writer) {
-        Self::resumed(Position { epoch, seq: 0 }, capacity)
+        Self::resumed(Position { epoch, seq: 0 }, KernelTime(0), capacity)
     }
 
-    /// An empty journal that goes on after that place, and the only writer.
-    pub fn resumed(position: Position, capacity: Capacity) -> (Arc<Self>, Writer) {
+    /// An empty journal that goes on after that place, and the only writer. No event before it is later than `latest`.
+    pub fn resumed(position: Position, latest: KernelTime, capacity: Capacity) -> (Arc<Self>, Writer) {
         let epoch = position.epoch.clone();
         let window = Window::resumed(position, capacity);
         let hub = Arc::new(Self { epoch, capacity, window, lagged: AtomicU64::new(0) });
-        let writer = Writer::new(hub.clone());
+        let writer = Writer::new(hub.clone(), latest);
         (hub, writer)
     }
 
@@ -161,6 +161,28 @@ mod tests {
         assert_eq!((gap.first_seq, gap.last_seq, gap.lost["event"]), (Some(2), Some(5), 4));
         assert_eq!(events[0].position.as_ref().unwrap().seq, 5, "resuming after the gap skips nothing");
         assert_eq!(numbers(&events[1..]), (6..=21).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_gap_reaches_until_the_latest_event_that_it_stands_for() {
+        let (subject, capacity) =
+            (subject(1, None), Capacity { items: NonZeroUsize::new(1).unwrap(), bytes: 1 << 20 });
+        let position = |seq| Position { epoch: Epoch("epoch".into()), seq };
+        let (hub, mut writer) = Hub::resumed(position(5), KernelTime(800), capacity);
+        let resumed = async |seq| {
+            let mut watcher = hub.watch(Start::After(position(seq)), false, Filter::default()).unwrap();
+            let events = rest(&mut watcher).await;
+            let Some(ApiKind::Gap(gap)) = &events[0].kind else { panic!("{:?}", events[0]) };
+            gap.to
+        };
+        let wall = |at| Some(clock().wall(KernelTime(at)));
+        let at = |at| kwitness_core::model::Event { at: KernelTime(at), ..stopped(&subject) };
+        writer.append([at(700)], clock());
+        assert_eq!(resumed(3).await, wall(800), "what an earlier daemon published may be later");
+        writer.append([at(900), at(850)], clock());
+        assert_eq!(resumed(3).await, wall(900), "so may what is kept no longer");
+        writer.append([at(1000)], clock());
+        assert_eq!(resumed(3).await, wall(1000));
     }
 
     #[tokio::test]

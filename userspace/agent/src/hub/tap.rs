@@ -68,6 +68,7 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use kwitness_core::journal::{Epoch, Position};
+    use kwitness_core::model::KernelTime;
 
     use super::super::Capacity;
     use super::super::testing::*;
@@ -99,7 +100,7 @@ mod tests {
     fn in_a_journal_that_goes_on_nothing_before_its_beginning_is_missed() {
         let position = Position { epoch: Epoch("epoch".into()), seq: 5000 };
         let capacity = Capacity { items: NonZeroUsize::new(16).unwrap(), bytes: 1 << 20 };
-        let (hub, mut writer) = Hub::resumed(position, capacity);
+        let (hub, mut writer) = Hub::resumed(position, KernelTime(0), capacity);
         let mut tap = hub.tap();
         writer.append([gap()], clock());
         let mut seen = 0;

@@ -283,7 +283,7 @@ impl Watcher {
             if !self.resuming {
                 hub.lagged.fetch_add(missed.last - missed.first + 1, Relaxed);
             }
-            let gap = self.gap(missed, read.items.first().map(|(_, entry)| entry.at));
+            let gap = self.gap(missed, read.items.first().map(|(_, entry)| entry));
             items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
         }
         self.resuming = false;
@@ -374,7 +374,7 @@ impl Watcher {
         let mut items = Vec::with_capacity(entries.len() + 1);
         if first_kept > next {
             let missed = Missed { first: next, last: first_kept.min(before) - 1 };
-            let gap = self.gap(missed, entries.first().map(|(_, entry)| entry.at));
+            let gap = self.gap(missed, entries.first().map(|(_, entry)| entry));
             items.push(Item::Own(Box::new(self.hub.own_event(missed.last, gap))));
         }
         if let Some((last, _)) = entries.last() {
@@ -391,7 +391,7 @@ impl Watcher {
         items
     }
 
-    fn gap(&self, missed: Missed, next_at: Option<KernelTime>) -> proto::Gap {
+    fn gap(&self, missed: Missed, next: Option<&Entry>) -> proto::Gap {
         let clock = Clock::read();
         let cause =
             if self.resuming { proto::GapCause::ReplayExpired } else { proto::GapCause::WatcherLagged };
@@ -399,7 +399,7 @@ impl Watcher {
             cause: cause.into(),
             lost: [("event".to_owned(), missed.last - missed.first + 1)].into(),
             from: self.last_at.map(|at| clock.wall(at)),
-            to: next_at.map(|at| clock.wall(at)),
+            to: next.map(|next| clock.wall(next.at.max(next.latest_before))),
             first_seq: Some(missed.first),
             last_seq: Some(missed.last),
             ..Default::default()

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
 use kwitness_core::journal::Position;
-use kwitness_core::model::{Event, Subject};
+use kwitness_core::model::{Event, KernelTime, Subject};
 use prost::Message as _;
 
 use super::Hub;
@@ -20,6 +20,8 @@ pub struct Writer {
     /// By the subject's address, which stays its own as long as a weak reference to it is in here.
     subjects: HashMap<usize, (Weak<Subject>, Weak<EncodedSubject>)>,
     sweep_at: usize,
+    /// The latest time of all events so far.
+    latest: KernelTime,
     /// Entries' bodies lie here one after the other, so that an event costs no allocation of its own.
     block: BytesMut,
     entries: Vec<Entry>,
@@ -29,9 +31,9 @@ const SWEEP_MIN: usize = 1024;
 const BLOCK: usize = 16 << 10;
 
 impl Writer {
-    pub(super) fn new(hub: Arc<Hub>) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, latest: KernelTime) -> Self {
         let (subjects, block) = (HashMap::new(), BytesMut::new());
-        Self { hub, subjects, sweep_at: SWEEP_MIN, block, entries: Vec::new() }
+        Self { hub, subjects, sweep_at: SWEEP_MIN, latest, block, entries: Vec::new() }
     }
 
     /// The place of the newest event; nothing else moves it.
@@ -57,8 +59,11 @@ impl Writer {
             self.block = BytesMut::with_capacity(BLOCK.max(length));
         }
         message.encode(&mut self.block).expect("a BytesMut grows");
+        let latest_before = self.latest;
+        self.latest = latest_before.max(event.at);
         Entry {
             at: event.at,
+            latest_before,
             kind,
             body: self.block.split().freeze(),
             subject: event.subject.as_ref().map(|subject| self.subject(subject)),

@@ -27,7 +27,11 @@ fn loss(at: u64) -> Observation {
 }
 
 fn hub(position: Position) -> (Arc<Hub>, Writer) {
-    Hub::resumed(position, Capacity { items: NonZeroUsize::new(4096).unwrap(), bytes: 64 << 20 })
+    Hub::resumed(
+        position,
+        KernelTime(0),
+        Capacity { items: NonZeroUsize::new(4096).unwrap(), bytes: 64 << 20 },
+    )
 }
 
 fn start() -> Position {
