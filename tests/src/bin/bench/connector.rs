@@ -24,8 +24,10 @@ const EVENT: usize = 16;
 
 /// Prints a line for each fork, exec and exit of the machine until it is ended.
 pub(crate) fn listen() -> Result<()> {
-    let first = File::open("/proc/1/ns/net").context("open the first network namespace")?;
-    setns(first, CloneFlags::CLONE_NEWNET).context("enter the first network namespace")?;
+    // Where another's namespaces cannot be opened, this may be the first one: the connector says if it is not.
+    if let Ok(first) = File::open("/proc/1/ns/net") {
+        setns(first, CloneFlags::CLONE_NEWNET).context("enter the first network namespace")?;
+    }
     let kind = SocketType::DGRAM;
     let socket = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, Some(CONNECTOR));
     let socket = socket.context("make a socket of the connector")?;
