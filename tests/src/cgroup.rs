@@ -105,6 +105,15 @@ pub fn id(directory: &Path) -> Result<u64> {
     Ok(fs::metadata(directory).with_context(|| format!("stat {}", directory.display()))?.ino())
 }
 
+/// A number in one of a cgroup's files of lines `NAME NUMBER`, such as `memory.events`.
+pub fn entry(directory: &Path, file: &str, name: &str) -> Result<u64> {
+    let path = directory.join(file);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.with_context(|| format!("{} has no {name}", path.display()))?;
+    value.parse().with_context(|| format!("{name} in {}", path.display()))
+}
+
 /// Moves a process into the cgroup of that directory.
 pub fn enter(directory: &Path, pid: u32) -> Result<()> {
     let procs = directory.join("cgroup.procs");

@@ -11,6 +11,7 @@ use kwitness_guard::status::{self, Status};
 use nix::sys::signal::Signal;
 
 use crate::agent::Agent;
+use crate::cgroup;
 use crate::environment::Environment;
 use crate::outage::Bpffs;
 use crate::process::{Managed, Paused, wait_for};
@@ -213,8 +214,5 @@ pub async fn wait_continued(pid: u32) -> Result<()> {
 
 /// A counter of a cgroup's `memory.events`.
 pub fn memory_event(directory: &Path, name: &str) -> Result<u64> {
-    let file = directory.join("memory.events");
-    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.with_context(|| format!("{} has no {name}", file.display()))?.parse().context("parse memory.events")
+    cgroup::entry(directory, "memory.events", name)
 }

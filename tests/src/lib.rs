@@ -5,6 +5,9 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod chart;
+pub mod claims;
+pub mod cluster_node;
 mod collector;
 pub mod context;
 pub mod control_plane;
@@ -19,6 +22,7 @@ pub mod handmade;
 pub mod hog;
 pub mod hostile;
 pub mod kubelet;
+pub mod limit;
 pub mod matrix;
 pub mod node;
 pub mod oom;

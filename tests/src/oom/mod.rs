@@ -1,28 +1,28 @@
 //! The same hog twice at the same time, in two pods of a real API server: one without a guard, one with. What both use is sampled
 //! until both have ended, and what the demo claims of them is checked.
 //!
-//! Owns the run. [`Run::chart`] and [`Run::svg`] show it on one time line.
-
-mod chart;
-mod svg;
+//! Owns the run, and what is shown of it.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness_api::proto::{Filter, VerdictKind, VerifyRequest, Wanted, wanted};
+use kwitness_api::proto::VerdictKind;
 use kwitness_guard::status::Ended;
 use tempfile::TempDir;
 
+use crate::chart::{Chart, Mark, Panel, Point, Unit};
+use crate::claims::{self, Outcome};
 use crate::environment::Environment;
 use crate::guard::memory_event;
 use crate::guarded::{GuardedNode, Terminated};
+use crate::limit::Limit;
 use crate::process::{cgroup_path, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// The limit of both containers, in bytes.
-pub const LIMIT: u64 = 64 * MIB;
+const LIMIT: u64 = 64 * MIB;
 /// In percent of the limit: where a process is held.
 const THRESHOLD: u64 = 60;
 /// The guarded pod; the policy selects it alone.
@@ -45,65 +45,40 @@ const SAMPLES_MAX: usize = 8192;
 /// How long the verdict on the raised limit may take.
 const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 
-/// A container at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// Since both were let go.
-    pub at: Duration,
-    /// `memory.current`, in bytes.
-    pub usage: u64,
-    /// `memory.max`, in bytes.
-    pub limit: u64,
-    /// What the guard was at.
-    pub state: State,
-}
-
-/// What the guard is at with a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// Nothing yet.
-    #[default]
-    Free,
-    /// A raise was in force, by the daemon's verdict.
-    InForce,
-    /// A process is held.
-    Held,
-}
-
 /// What one of the two containers did.
 #[derive(Clone, Debug)]
-pub struct Life {
+struct Life {
     /// While it ran; in order.
-    pub samples: Vec<Sample>,
+    samples: Vec<Point>,
     /// How it ended.
-    pub ended: Terminated,
+    ended: Terminated,
     /// `oom_kill` of its `memory.events` in the end; none: its cgroup was gone by then.
-    pub oom_kills: Option<u64>,
+    oom_kills: Option<u64>,
 }
 
 /// The run.
 #[derive(Clone, Debug)]
-pub struct Run {
+struct Run {
     /// Without a guard.
-    pub unguarded: Life,
+    unguarded: Life,
     /// With one.
-    pub guarded: Life,
+    guarded: Life,
     /// The guard's holds.
-    pub holds: Vec<Ended>,
+    holds: Vec<Ended>,
     /// The daemon's verdict on the guarded container's limit in the end.
-    pub in_force: bool,
+    in_force: bool,
     /// Processes that were held when all was over.
-    pub left_held: usize,
+    left_held: usize,
 }
 
 /// Runs both, and tells `say` what happens.
-pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Run> {
+pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Outcome> {
     say("A node comes up: containerd, API server, kubelet, daemon and guard.");
     let cluster = GuardedNode::start(environment, POLICY).await?;
     let done = run_on(&cluster, &say).await;
     let run = cluster.explain(done)?;
     cluster.stop().await?;
-    Ok(run)
+    Ok(run.outcome())
 }
 
 async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
@@ -120,19 +95,19 @@ async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
         let status = cluster.guard.status().await?;
         let is_held = status.armed.iter().any(|armed| !armed.held.is_empty());
         let state = match (is_held, status.raised) {
-            (true, _) => State::Held,
-            (false, 0) => State::Free,
-            (false, _) => State::InForce,
+            (true, _) => Mark::Busy,
+            (false, 0) => Mark::None,
+            (false, _) => Mark::InForce,
         };
-        if guarded.samples.last().is_some_and(|before| before.state != state) {
+        if guarded.samples.last().is_some_and(|before| before.mark != state) {
             say(match state {
-                State::Held => "The guard holds a process, and raises the limit through the API.",
-                State::InForce => "The raise is in force. The process continues.",
-                State::Free => "The process continues without a raise.",
+                Mark::Busy => "The guard holds a process, and raises the limit through the API.",
+                Mark::InForce => "The raise is in force. The process continues.",
+                Mark::None => "The process continues without a raise.",
             });
         }
         let at = began.elapsed();
-        unguarded.sample(at, State::Free)?;
+        unguarded.sample(at, Mark::None)?;
         guarded.sample(at, state)?;
         // The work is done, or its container is gone.
         let is_over = |worker: &Worker| worker.is_gone || worker.is_done();
@@ -142,7 +117,7 @@ async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
     work.await?;
 
     say("Both have ended. The daemon judges the limit, the API reports the pods.");
-    let limit = guarded.samples.last().map_or(LIMIT, |sample| sample.limit);
+    let limit = guarded.samples.last().and_then(|sample| sample.limit).unwrap_or(LIMIT);
     let in_force = !guarded.is_gone && verdict(cluster, &guarded.id, limit).await? == VerdictKind::InForce;
     let status = cluster.guard.status().await?;
     guarded.finish()?;
@@ -158,16 +133,9 @@ async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
 
 /// The daemon's, on a container's memory limit.
 async fn verdict(cluster: &GuardedNode, id: &str, limit: u64) -> Result<VerdictKind> {
-    let request = VerifyRequest {
-        filter: Some(Filter { containers: vec![id.to_owned()], ..Filter::default() }),
-        wanted: Some(Wanted { memory: Some(wanted::Memory::MemoryBytes(limit)), cpu: None }),
-        wait_ms: u32::try_from(VERDICT_LIMIT.as_millis()).context("too long")?,
-        prove_ms: 0,
-    };
-    let answer = cluster.agent.verify(request).await.context("call Verify")?;
-    let mut verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-    let verdict = verdicts.find(|verdict| verdict.file == "memory.max");
-    Ok(verdict.context("no verdict on memory.max")?.verdict())
+    let limit = Limit::Memory(limit);
+    let answer = cluster.agent.verify(limit.verify(id, VERDICT_LIMIT)).await.context("call Verify")?;
+    Ok(limit.verdict(answer)?.verdict())
 }
 
 /// A container with the work.
@@ -175,7 +143,7 @@ struct Worker {
     id: String,
     cgroup: PathBuf,
     directory: TempDir,
-    samples: Vec<Sample>,
+    samples: Vec<Point>,
     oom_kills: Option<u64>,
     is_gone: bool,
 }
@@ -214,7 +182,7 @@ impl Worker {
     }
 
     /// Reads its cgroup; its end is no error.
-    fn sample(&mut self, at: Duration, state: State) -> Result<()> {
+    fn sample(&mut self, at: Duration, state: Mark) -> Result<()> {
         let read = |name: &str| fs::read_to_string(self.cgroup.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse().ok();
         let is_populated = read("cgroup.events").is_some_and(|events| events.contains("populated 1"));
@@ -225,7 +193,7 @@ impl Worker {
         };
         if !self.is_done() {
             ensure!(self.samples.len() < SAMPLES_MAX, "the work does not end");
-            self.samples.push(Sample { at, usage, limit, state });
+            self.samples.push(point(at, usage, limit, state));
         }
         Ok(())
     }
@@ -237,7 +205,7 @@ impl Worker {
 
 impl Run {
     /// What is not as claimed.
-    pub fn wrong(&self) -> Vec<String> {
+    fn wrong(&self) -> Vec<String> {
         let Self { unguarded, guarded, holds, in_force, left_held } = self;
         let raised = holds.iter().filter(|hold| hold.raised_to.is_some()).count();
         let claims = [
@@ -256,40 +224,40 @@ impl Run {
             ),
             (!holds.is_empty(), "guarded: no process was held".to_owned()),
             (
-                guarded.samples.iter().any(|sample| sample.limit > LIMIT),
+                guarded.samples.iter().any(|sample| sample.limit > Some(LIMIT)),
                 "guarded: the limit was not raised".to_owned(),
             ),
             (raised > 0, format!("guarded: no raise was in force within its hold: {holds:?}")),
             (*in_force, "guarded: the daemon does not say that the limit is in force".to_owned()),
             (*left_held == 0, format!("{left_held} processes are still held")),
         ];
-        claims.into_iter().filter(|(holds, _)| !holds).map(|(_, wrong)| wrong).collect()
+        claims::wrong(claims)
     }
 
-    /// Until the last sample.
-    pub fn duration(&self) -> Duration {
-        let lives = [&self.unguarded, &self.guarded];
-        lives.into_iter().filter_map(|life| Some(life.samples.last()?.at)).max().unwrap_or_default()
+    fn outcome(&self) -> Outcome {
+        Outcome { chart: self.chart(), wrong: self.wrong() }
     }
 
-    /// The highest of all usages and limits, in bytes.
-    fn top(&self) -> u64 {
-        let samples = self.unguarded.samples.iter().chain(&self.guarded.samples);
-        samples.map(|sample| sample.usage.max(sample.limit)).max().unwrap_or(LIMIT)
-    }
-
-    /// For a terminal: lines of at most 80 columns.
-    pub fn chart(&self) -> Vec<String> {
-        chart::lines(self)
-    }
-
-    /// For the documentation: light and dark.
-    pub fn svg(&self) -> String {
-        svg::picture(self)
+    /// Both containers on one time line. The raise that came in time is the first note.
+    fn chart(&self) -> Chart {
+        let panels = [("without the guard", &self.unguarded), ("with the guard", &self.guarded)];
+        let mut holds: Vec<_> = self.holds.iter().collect();
+        holds.sort_by_key(|hold| hold.raised_to.is_none());
+        Chart {
+            title: "The same work in a container of 64 MiB, without and with kwitness guard",
+            unit: Unit::Memory,
+            busy: "held",
+            panels: panels.into_iter().map(|(name, life)| life.panel(name)).collect(),
+            notes: holds.into_iter().map(outcome).collect(),
+        }
     }
 }
 
 impl Life {
+    fn panel(&self, name: &'static str) -> Panel {
+        Panel { name, end: self.end(), points: self.samples.clone() }
+    }
+
     /// How it ended, in a few words.
     fn end(&self) -> String {
         let Terminated { reason, exit_code, .. } = &self.ended;
@@ -300,9 +268,9 @@ impl Life {
     }
 }
 
-/// Where a process is held, in bytes.
-fn threshold(limit: u64) -> u64 {
-    limit / 100 * THRESHOLD
+/// A container at one moment, with where a process is held; in bytes.
+fn point(at: Duration, used: u64, limit: u64, mark: Mark) -> Point {
+    Point { at, used, limit: Some(limit), threshold: Some(limit / 100 * THRESHOLD), mark }
 }
 
 /// What the guard's holds came to, in a few words each.
@@ -323,17 +291,14 @@ mod tests {
     /// Two seconds to the end of the first, six to that of the second, which was held for two and then had its raise.
     fn run() -> Run {
         let usage = |second: u64| second * 15 * MIB;
-        let sample = |tenth: u64, usage, limit, state| Sample {
-            at: Duration::from_millis(tenth * 100),
-            usage,
-            limit: limit * MIB,
-            state,
+        let sample = |tenth: u64, usage, limit: u64, mark| {
+            point(Duration::from_millis(tenth * 100), usage, limit * MIB, mark)
         };
-        let unguarded = (0..43).map(|tenth| sample(tenth, usage(tenth) / 10, 64, State::Free));
+        let unguarded = (0..43).map(|tenth| sample(tenth, usage(tenth) / 10, 64, Mark::None));
         let guarded = (0..80).map(|tenth| match tenth {
-            0..26 => sample(tenth, usage(tenth) / 10, 64, State::Free),
-            26..46 => sample(tenth, usage(26) / 10, 64, State::Held),
-            _ => sample(tenth, usage(tenth - 20) / 10, 192, State::InForce),
+            0..26 => sample(tenth, usage(tenth) / 10, 64, Mark::None),
+            26..46 => sample(tenth, usage(26) / 10, 64, Mark::Busy),
+            _ => sample(tenth, usage(tenth - 20) / 10, 192, Mark::InForce),
         });
         let life = |samples, exit_code, reason: &str, oom_kills| Life {
             samples,
@@ -380,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_chart_has_80_columns_at_most_and_shows_what_happened() {
-        let lines = run().chart();
+        let lines = run().chart().lines();
         let chart = lines.join("\n");
         println!("{chart}");
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{chart}");
@@ -392,10 +357,10 @@ mod tests {
 
     #[test]
     fn a_picture_has_both_containers_and_every_element_is_closed() {
-        let svg = run().svg();
+        let svg = run().chart().svg();
         println!("{svg}");
         assert_eq!(svg.matches("class=\"limit\"").count(), 2, "{svg}");
-        assert_eq!(svg.matches("class=\"held\"").count(), 1, "{svg}");
+        assert_eq!(svg.matches("class=\"busy\"").count(), 1, "{svg}");
         assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count(), "{svg}");
         assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"), "{svg}");
     }

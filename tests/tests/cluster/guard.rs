@@ -6,11 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness_api::proto::{Filter, VerdictKind, VerifyRequest, Wanted, wanted};
+use kwitness_api::proto::VerdictKind;
 use kwitness_guard::status::Ended;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::guard::memory_event;
 use kwitness_tests::guarded::{GuardedNode, Terminated};
+use kwitness_tests::limit::Limit;
 use kwitness_tests::oom;
 use kwitness_tests::process::{Managed, cgroup_path, wait_for};
 
@@ -110,18 +111,10 @@ fn count(log: &str, text: &str) -> usize {
 
 /// Waits until the daemon says that the limit is in force.
 async fn in_force(cluster: &GuardedNode, id: &str, limit: u64) -> Result<()> {
-    let request = VerifyRequest {
-        filter: Some(Filter { containers: vec![id.to_owned()], ..Filter::default() }),
-        wanted: Some(Wanted { memory: Some(wanted::Memory::MemoryBytes(limit)), cpu: None }),
-        wait_ms: u32::try_from(SOON.as_millis()).context("too long")?,
-        prove_ms: 0,
-    };
-    let answer = cluster.agent.verify(request).await.context("call Verify")?;
-    let verdicts: Vec<_> = answer.verdicts.into_iter().filter_map(|of| of.verdict).collect();
-    let is_in_force = |file| {
-        verdicts.iter().any(|verdict| verdict.file == file && verdict.verdict() == VerdictKind::InForce)
-    };
-    ensure!(is_in_force("memory.max"), "{limit} is not in force: {verdicts:?}");
+    let limit = Limit::Memory(limit);
+    let answer = cluster.agent.verify(limit.verify(id, SOON)).await.context("call Verify")?;
+    let verdict = limit.verdict(answer)?;
+    ensure!(verdict.verdict() == VerdictKind::InForce, "{limit} is not in force: {verdict:?}");
     Ok(())
 }
 
@@ -142,13 +135,5 @@ fn feeder(directory: &Path) -> Result<Managed> {
 
 /// The demo's claims, and that it can be shown.
 pub(crate) async fn the_demo_of_an_averted_oom_kill_holds(ctx: &TestContext) -> Result<()> {
-    let run = oom::run(&ctx.environment, |_| {}).await?;
-    for line in run.chart() {
-        println!("{line}");
-        ensure!(line.chars().count() <= 80, "wider than 80 columns: {line}");
-    }
-    let wrong = run.wrong();
-    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    ensure!(run.duration() > Duration::ZERO && run.svg().ends_with("</svg>\n"), "no picture");
-    Ok(())
+    oom::run(&ctx.environment, |_| {}).await?.check()
 }

@@ -3,7 +3,7 @@
 //! What a person sees between two lines of the narrator is the output of the real `kwitness events` command. At
 //! the end, the report is compared with what was done; anything missed, doubled or misreported is a failure.
 
-mod oom;
+mod claims;
 mod resize;
 mod script;
 mod stage;
@@ -18,6 +18,7 @@ use clap::{Parser, ValueEnum};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::environment::{Combination, Environment};
 use kwitness_tests::node::Node;
+use kwitness_tests::oom;
 
 use crate::script::Script;
 use crate::stage::Stage;
@@ -32,7 +33,7 @@ struct Arguments {
     /// Do not pause for the reader.
     #[arg(long)]
     fast: bool,
-    /// Where to leave the picture of the scene `oom`.
+    /// Where to leave the picture of a scene that claims something.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -76,10 +77,11 @@ async fn play(arguments: &Arguments) -> Result<bool> {
     let environment = Environment::find()?;
     let combination = environment.first_combination()?;
     stage::title(&environment)?;
+    let svg = arguments.svg.as_deref();
     match arguments.scene {
         Scene::Life => life(&environment, combination, arguments.fast).await,
         Scene::Resize => resize::play(&environment, arguments.fast).await,
-        Scene::Oom => oom::play(&environment, arguments.svg.as_deref()).await,
+        Scene::Oom => claims::play(&environment, svg, oom::run(&environment, stage::say)).await,
     }
 }
 

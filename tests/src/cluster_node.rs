@@ -1,0 +1,176 @@
+//! A node of a cluster: containerd, daemon, API server and kubelet; and pods that the API gives it.
+//!
+//! The OCI runtime is crun, which costs an emulated machine least.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Map, Value, json};
+
+use crate::agent::Agent;
+use crate::control_plane::ControlPlane;
+use crate::environment::{Environment, Handler};
+use crate::kubelet::{Kubelet, NODE, Pleg, Setup};
+use crate::node::{CONTAINERD_SOCKET, Extras, Node};
+use crate::pod::APP_IMAGE;
+use crate::process::wait_for;
+
+/// How long anything may take; an emulated guest is slow.
+const SOON: Duration = Duration::from_secs(300);
+/// Between two calls of kubectl, each of which costs an emulated guest seconds.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// The node, and the cluster of which it is the only one.
+#[derive(Debug)]
+pub struct ClusterNode {
+    /// What the API says.
+    pub api: ControlPlane,
+    /// The kubelet.
+    pub kubelet: Kubelet,
+    /// The daemon.
+    pub agent: Agent,
+    /// The container runtime.
+    pub node: Node,
+}
+
+/// A pod with one container, `main`, that is not started again.
+#[derive(Clone, Debug)]
+pub struct PodRequest<'a> {
+    /// Its name, in the namespace `default`.
+    pub name: &'a str,
+    /// The line of shell that the container runs.
+    pub line: &'a str,
+    /// The directory of the node that it has at `/out`.
+    pub directory: &'a Path,
+    /// `resources` of its spec.
+    pub resources: Value,
+    /// Directories of the node that it has as well, read-only: there, and in the container.
+    pub mounts: &'a [(&'a str, &'a str)],
+}
+
+/// How a container of a pod ended, as the API has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terminated {
+    /// 137 after SIGKILL.
+    pub exit_code: i64,
+    /// `OOMKilled`, `Completed`, `Error`.
+    pub reason: String,
+    /// How often the kubelet has started it again.
+    pub restarts: u64,
+}
+
+impl ClusterNode {
+    /// Starts everything, with further fields of the kubelet's configuration, and waits until the node is registered.
+    pub async fn start(environment: &Environment, settings: Map<String, Value>) -> Result<Self> {
+        let driver = environment.first_combination()?.driver;
+        let extras = Extras { default_handler: Some(Handler::Crun), ..Extras::default() };
+        let node = Node::start_with(environment, driver, &extras).await?;
+        let agent = Agent::start(environment, &[]).await?;
+        let api = ControlPlane::start(environment).await?;
+        let setup = Setup { driver, settings, ..Pleg::Generic.into() };
+        let kubelet = Kubelet::start_as(environment, Path::new(CONTAINERD_SOCKET), setup, Some(&api)).await?;
+        let registered = wait_for("the node to be registered", SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            Ok(api.get("node", NODE).ok())
+        });
+        registered.await.with_context(|| kubelet.log_tail())?;
+        Ok(Self { api, kubelet, agent, node })
+    }
+
+    /// Runs a Burstable pod with a memory limit. Waits until it runs and the API says so; its container's id.
+    pub async fn run(&self, name: &str, line: &str, directory: &Path, limit: u64) -> Result<String> {
+        let resources = json!({
+            "requests": { "memory": (limit / 2).to_string() },
+            "limits": { "memory": limit.to_string() },
+        });
+        self.run_pod(&PodRequest { name, line, directory, resources, mounts: &[] }).await
+    }
+
+    /// Runs a pod. Waits until it runs and the API says so; its container's id.
+    pub async fn run_pod(&self, pod: &PodRequest<'_>) -> Result<String> {
+        self.api.create(&pod.object())?;
+        let name = pod.name;
+        wait_for(&format!("pod {name} to run"), SOON, async || {
+            let Some(id) = self.node.running(name, "").await? else { return Ok(None) };
+            tokio::time::sleep(PAUSE).await;
+            let status = self.status(name)?;
+            let reported = status["containerStatuses"][0]["containerID"].as_str();
+            let runs = status["phase"] == "Running" && reported == Some(&format!("containerd://{id}"));
+            Ok(runs.then_some(id))
+        })
+        .await
+    }
+
+    /// A pod's status, as the API has it.
+    pub fn status(&self, name: &str) -> Result<Value> {
+        Ok(self.api.get("pod", name)?["status"].take())
+    }
+
+    /// Waits until the API says that the pod's container has ended.
+    pub async fn terminated(&self, name: &str) -> Result<Terminated> {
+        wait_for(&format!("the API to report the end of {name}"), SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            let status = self.status(name)?;
+            let main = &status["containerStatuses"][0];
+            let ended = &main["state"]["terminated"];
+            let Some(exit_code) = ended["exitCode"].as_i64() else { return Ok(None) };
+            let reason = ended["reason"].as_str().unwrap_or_default().to_owned();
+            let restarts = main["restartCount"].as_u64().context("no restart count")?;
+            Ok(Some(Terminated { exit_code, reason, restarts }))
+        })
+        .await
+    }
+
+    /// Adds what all parts have logged to a failure.
+    pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
+        done.with_context(|| self.agent.log_tail())
+            .with_context(|| self.kubelet.log_tail())
+            .with_context(|| self.node.log_tail())
+            .with_context(|| self.api.log_tail())
+    }
+
+    /// Ends everything, and removes the pods.
+    pub async fn stop(self) -> Result<()> {
+        let Self { api, kubelet, agent, mut node } = self;
+        kubelet.retire(&mut node).await?;
+        drop(api);
+        agent.stop()?;
+        node.shutdown().await
+    }
+}
+
+impl PodRequest<'_> {
+    fn object(&self) -> Value {
+        let mut volumes = vec![json!({ "name": "out", "hostPath": { "path": self.directory } })];
+        let mut mounts = vec![json!({ "name": "out", "mountPath": "/out" })];
+        for (number, (there, inside)) in self.mounts.iter().enumerate() {
+            let name = format!("node-{number}");
+            volumes.push(json!({ "name": name, "hostPath": { "path": there } }));
+            mounts.push(json!({ "name": name, "mountPath": inside, "readOnly": true }));
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": self.name, "namespace": "default" },
+            "spec": {
+                "nodeName": NODE,
+                "hostNetwork": true,
+                "automountServiceAccountToken": false,
+                "enableServiceLinks": false,
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 1,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": [{
+                    "name": "main",
+                    "image": APP_IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": ["/bin/sh", "-c", self.line],
+                    "resources": self.resources,
+                    "volumeMounts": mounts,
+                }],
+                "volumes": volumes,
+            },
+        })
+    }
+}
