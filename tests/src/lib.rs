@@ -4,6 +4,7 @@
 //! there, by name.
 
 pub mod agent;
+pub mod boost;
 pub mod cgroup;
 pub mod chart;
 pub mod claims;

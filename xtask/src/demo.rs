@@ -14,7 +14,7 @@ use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT};
 use crate::setup::kubernetes::{KUBELET, NEXT_KUBELET_NAME};
 use crate::setup::{self, Needs, Tool};
-use crate::versions::{DEFAULT_ROOT, KernelSeries, RootSpec};
+use crate::versions::{DEFAULT_ROOT, DEMO_ROOT, KernelSeries, RootSpec};
 use crate::vm::{Guest, LEAVES, Output};
 use crate::workspace::{Cache, Workspace};
 use crate::{host, images, step};
@@ -33,7 +33,7 @@ pub struct Demo {
     /// What to show
     #[arg(value_enum, default_value_t = Scene::Life)]
     scene: Scene,
-    /// Where to leave the picture of the scene `oom` [default: oom.svg in the target directory]
+    /// Where to leave the picture of `oom`, `build` or `startup` [default: SCENE.svg in the target directory]
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     #[command(flatten)]
@@ -49,6 +49,10 @@ enum Scene {
     Resize,
     /// The same work is OOM-killed without the guard and finishes with it: always in a guest
     Oom,
+    /// A build gets its memory before it needs it, without that it is OOM-killed: always in a guest
+    Build,
+    /// A JVM gets more CPU until it is ready: always in a guest
+    Startup,
 }
 
 impl Scene {
@@ -58,6 +62,21 @@ impl Scene {
             Self::Life => "life",
             Self::Resize => "resize",
             Self::Oom => "oom",
+            Self::Build => "build",
+            Self::Startup => "startup",
+        }
+    }
+
+    /// Whether it claims something on a node of a cluster, and leaves a picture of that.
+    const fn claims(self) -> bool {
+        matches!(self, Self::Oom | Self::Build | Self::Startup)
+    }
+
+    /// The root whose programs it runs, if not every root has them.
+    const fn root(self) -> Option<&'static str> {
+        match self {
+            Self::Build | Self::Startup => Some(DEMO_ROOT),
+            Self::Life | Self::Resize | Self::Oom => None,
         }
     }
 
@@ -66,6 +85,7 @@ impl Scene {
         match self {
             Self::Resize if !has_controllers() => Some(format!("{CONTROLLERS} has no memory")),
             Self::Oom => Some("the guard stops processes".to_owned()),
+            Self::Build | Self::Startup => Some("it brings a node with limits of its own".to_owned()),
             Self::Life | Self::Resize => None,
         }
     }
@@ -80,10 +100,18 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         step::say("  --", "guest", &format!("{reason}: shown in a guest with kernel {STAND_IN}"));
         options.vm = Some(STAND_IN.to_owned());
     }
-    options.arguments.insert(0, demo.scene.name().to_owned());
+    if let Some(root) = demo.scene.root() {
+        ensure!(
+            [DEFAULT_ROOT, root].contains(&options.root()),
+            "only the root {root} has what this scene runs"
+        );
+        options.set_root(root);
+    }
+    let name = demo.scene.name();
+    options.arguments.insert(0, name.to_owned());
     let program = Program { name: "kwitness-demo", build: Build::Release, kubelet: None, limit: LIMIT };
-    if demo.scene != Scene::Oom {
-        ensure!(demo.svg.is_none(), "only the scene `oom` leaves a picture");
+    if !demo.scene.claims() {
+        ensure!(demo.svg.is_none(), "the scene {name} leaves no picture");
         return task(workspace, cache, &program, &options, Output::Shown);
     }
     options.arguments.extend(["--svg".to_owned(), LEAVES.to_owned()]);
@@ -96,7 +124,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         ensure!(status != 0, "the scene left no picture");
         return Ok(status);
     }
-    let file = demo.svg.clone().unwrap_or_else(|| workspace.target.join("oom.svg"));
+    let file = demo.svg.clone().unwrap_or_else(|| workspace.target.join(format!("{name}.svg")));
     fs::write(&file, picture).with_context(|| format!("write {}", file.display()))?;
     step::say("  ok", "picture", &file.display().to_string());
     Ok(status)

@@ -115,6 +115,13 @@ pub const ROOTS: &[RootSpec] = &[
         packages: &["chromium-headless-shell", "fonts-dejavu-core"],
         init: Init::Script,
     },
+    // What the scenes `build` and `startup` of the demo run.
+    RootSpec {
+        name: DEMO_ROOT,
+        suite: "trixie",
+        packages: &["gcc", "libc6-dev", "make", "openjdk-21-jdk-headless"],
+        init: Init::Script,
+    },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -132,6 +139,7 @@ pub const GUESTS: &[(&str, &str)] = &[
     ("6.1", "trixie"),
     ("5.10", "trixie"),
     ("6.12", "trixie"),
+    ("6.12", DEMO_ROOT),
 ];
 
 /// The kernel and the root that `vm` boots by default.
@@ -144,6 +152,10 @@ pub const CNI_ROOT: &str = "trixie-cni";
 pub const CLIENT_ROOT: &str = "trixie-python";
 /// The root with other tools, made for the bench only: it is large.
 pub const PEERS_ROOT: &str = "trixie-peers";
+/// The root with a compiler and a JDK, made for two scenes of the demo and their tests only: it is large.
+pub const DEMO_ROOT: &str = "trixie-demo";
+/// The roots that a whole setup leaves out: they are made when something is to run in them.
+pub const ON_DEMAND: &[&str] = &[PEERS_ROOT, DEMO_ROOT];
 /// The root with a browser.
 pub const BROWSER_ROOT: &str = "trixie-browser";
 /// The root whose process 1 is systemd.

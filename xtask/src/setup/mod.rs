@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::versions::{
-    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, PEERS_ROOT,
+    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, ON_DEMAND,
     ROOT_PACKAGES, ROOTS, RootSpec,
 };
 use crate::workspace::{Cache, Turn};
@@ -119,17 +119,18 @@ impl Needs {
         Self { tools: tools.iter().copied().collect(), ..Self::default() }
     }
 
-    /// What these tiers need; all there is for none.
+    /// What these tiers need; all there is for none, but for the roots that are made on demand.
     pub fn of(tiers: &[Tier]) -> Self {
         let wanted = |tier| tiers.is_empty() || tiers.contains(&tier);
+        let is_usual = |name: &&str| !ON_DEMAND.contains(name);
         let mut needs = Self::tools(&[Tool::Bpf]);
         if wanted(Tier::Host) {
             needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients, Tool::Collector]);
-            needs.trees = ROOTS.iter().map(|root| root.name).filter(|name| *name != PEERS_ROOT).collect();
+            needs.trees = ROOTS.iter().map(|root| root.name).filter(is_usual).collect();
         }
         if wanted(Tier::Vm) {
             needs.tools.extend([Tool::Kubernetes, Tool::Prometheus]);
-            needs.disks = GUESTS.iter().map(|(_, root)| *root).collect();
+            needs.disks = GUESTS.iter().map(|(_, root)| *root).filter(is_usual).collect();
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }
         if wanted(Tier::Lint) {

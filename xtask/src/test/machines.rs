@@ -21,6 +21,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 /// - The guard stops processes of containers with limits: a guest with cgroup v2.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
+/// - The demos of a build and of a JVM need a compiler and a JDK in the root, and a guest with cgroup v2; with `--long` only.
 /// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
 /// - The OpenTelemetry Collector needs nothing of a kernel.
 /// - Prometheus needs limits to alert on, and nothing else of a kernel.
@@ -37,6 +38,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("cri_events", &["host", "host forky", "vm 6.12 trixie-systemd"]),
     ("critest", &["host trixie-cni"]),
     ("daemon", &["host", "vm 7.2 forky"]),
+    ("demos", &["vm 6.12 trixie-demo"]),
     ("export", &["host"]),
     ("guard", &["vm 6.12 trixie"]),
     ("kubelet", &["host", "host bookworm"]),
@@ -49,6 +51,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
 ];
 /// What of that runs with `--long` only.
 const LONG_ONLY: &[(&str, &str)] = &[
+    ("demos", "vm 6.12 trixie-demo"),
     ("matrix", "vm 6.12 trixie-systemd"),
     ("outage", "vm 5.10 trixie"),
     ("outage", "vm 6.1 trixie"),
@@ -58,7 +61,7 @@ const LONG_ONLY: &[(&str, &str)] = &[
 /// The targets that need a tool.
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
-    (Tool::Kubernetes, &["cluster", "kubelet", "matrix"]),
+    (Tool::Kubernetes, &["cluster", "demos", "kubelet", "matrix"]),
     (Tool::Clients, &["clients"]),
     (Tool::Collector, &["export"]),
     (Tool::Prometheus, &["prometheus"]),
@@ -128,9 +131,12 @@ impl Machine {
         }
         let named = !machines.is_empty();
         machines.retain(|machine| {
-            test.target.is_empty() || test.target.iter().any(|target| machine.runs(target, test.long))
+            let mut targets =
+                RUNS_IN.iter().map(|(target, _)| *target).filter(|target| wanted(&test.target, target));
+            targets.any(|target| machine.runs(target, test.long))
         });
-        ensure!(!named || !machines.is_empty(), "{} does not run there", test.target.join(", "));
+        let what = if test.target.is_empty() { "any target".to_owned() } else { test.target.join(", ") };
+        ensure!(!named || !machines.is_empty(), "there is no run of {what} there, or with --long only");
         Ok(machines)
     }
 
@@ -251,6 +257,9 @@ mod tests {
         assert_eq!(names(&of(&[], "kubelet")), ["host", "host bookworm"]);
         assert!(Machine::chosen(&of(&[Tier::Vm], "kubelet")).is_err());
         assert_eq!(names(&of(&[], "matrix")), ["vm 6.12 trixie"]);
+        assert!(Machine::chosen(&of(&[], "demos")).is_err(), "with --long only");
+        assert!(Machine::chosen(&test(&[Tier::Vm], &[], &["trixie-demo"])).is_err());
+        assert_eq!(names(&Test { long: true, ..of(&[], "demos") }), ["vm 6.12 trixie-demo"]);
         let long = Test { long: true, ..of(&[], "matrix") };
         assert_eq!(names(&long), ["vm 6.12 trixie-systemd", "vm 6.12 trixie"]);
         let host = Machine::chosen(&of(&[Tier::Host], "cri")).unwrap()[0];
@@ -261,7 +270,7 @@ mod tests {
 
     #[test]
     fn every_machine_of_a_target_exists() {
-        let all = names(&test(&[], &[], &[]));
+        let all = names(&Test { long: true, ..test(&[], &[], &[]) });
         for (target, machines) in RUNS_IN {
             for machine in *machines {
                 assert!(all.iter().any(|name| name == machine), "{target}: {machine}");

@@ -75,7 +75,7 @@ pub struct Test {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; the demo of the guard; in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; the demos of the guard, of a build and of a JVM; in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
@@ -295,7 +295,7 @@ impl Prepared<'_> {
                 job.env("KWITNESS_ROOT", root.name);
                 job.script(&script)?;
                 // A control plane needs a gigabyte of its own, and so do the shims of some sixty pods.
-                let memory = if runs(&["cluster", "matrix"]) { 4096 } else { 2048 };
+                let memory = if runs(&["cluster", "demos", "matrix"]) { 4096 } else { 2048 };
                 // A container can have a processor of its own only where others are left.
                 let processors = if test.long && runs(&["matrix"]) { 3 } else { 1 };
                 let timeout = Some(GUEST_LIMIT);

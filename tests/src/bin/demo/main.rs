@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::boost::{build, startup};
 use kwitness_tests::environment::{Combination, Environment};
 use kwitness_tests::node::Node;
 use kwitness_tests::oom;
@@ -47,6 +48,10 @@ enum Scene {
     Resize,
     /// The same work is OOM-killed without the guard, and finishes with it.
     Oom,
+    /// The same build is OOM-killed with the limit as it is, and succeeds with one that is raised for it.
+    Build,
+    /// A JVM starts with little CPU, with a boost until it is ready, and without a limit.
+    Startup,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +87,8 @@ async fn play(arguments: &Arguments) -> Result<bool> {
         Scene::Life => life(&environment, combination, arguments.fast).await,
         Scene::Resize => resize::play(&environment, arguments.fast).await,
         Scene::Oom => claims::play(&environment, svg, oom::run(&environment, stage::say)).await,
+        Scene::Build => claims::play(&environment, svg, build::run(&environment, stage::say)).await,
+        Scene::Startup => claims::play(&environment, svg, startup::run(&environment, stage::say)).await,
     }
 }
 
