@@ -177,7 +177,7 @@ fn units_start_what_exists() {
             count += 1;
         }
     }
-    assert_eq!(count, 3);
+    assert_eq!(count, 4);
 }
 
 /// The long flags of the program and of all its commands.

@@ -19,11 +19,15 @@ use kwitness_api::text::escape;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use percent_encoding::percent_decode_str;
+use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
+use tower::ServiceExt;
+use tower::util::MapResponse;
 
 use crate::counters::Shared;
+use crate::reply;
 use crate::retry::{self, Next};
 
 /// The longest that a collector takes to accept a connection, or to answer.
@@ -83,10 +87,13 @@ pub enum Delivered {
     Refused(String),
 }
 
+/// A connection on which every answer has a status of gRPC.
+pub type Connection = MapResponse<Channel, fn(http::Response<Body>) -> http::Response<Body>>;
+
 /// A connection to a collector.
 #[derive(Clone, Debug)]
 pub struct Collector {
-    client: LogsServiceClient<Channel>,
+    connection: Connection,
     headers: MetadataMap,
     shared: Arc<Shared>,
 }
@@ -127,11 +134,20 @@ impl Collector {
         for Header { name, value } in headers {
             map.append(name.clone(), value.clone());
         }
-        Ok(Self { client: LogsServiceClient::new(channel.connect_lazy()), headers: map, shared })
+        let judged: fn(http::Response<Body>) -> http::Response<Body> = reply::judged;
+        let connection = ServiceExt::<http::Request<Body>>::map_response(channel.connect_lazy(), judged);
+        Ok(Self { connection, headers: map, shared })
+    }
+
+    /// A call with the headers that every call has, and what it is sent on.
+    pub fn call<T>(&self, message: T) -> (Connection, Request<T>) {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.headers.clone();
+        (self.connection.clone(), request)
     }
 
     /// Sends a message until there is an answer.
-    pub async fn deliver(mut self, message: ExportLogsServiceRequest) -> Delivered {
+    pub async fn deliver(self, message: ExportLogsServiceRequest) -> Delivered {
         let mut failures: u32 = 0;
         loop {
             let status = match self.send(&message).await {
@@ -162,10 +178,9 @@ impl Collector {
         }
     }
 
-    async fn send(&mut self, message: &ExportLogsServiceRequest) -> Result<Delivered, Status> {
-        let mut request = Request::new(message.clone());
-        *request.metadata_mut() = self.headers.clone();
-        let answer = self.client.export(request).await?.into_inner();
+    async fn send(&self, message: &ExportLogsServiceRequest) -> Result<Delivered, Status> {
+        let (connection, request) = self.call(message.clone());
+        let answer = LogsServiceClient::new(connection).export(request).await?.into_inner();
         self.shared.counters.requests_accepted.count();
         self.shared.collector_up.set(1);
         let partial = answer.partial_success.unwrap_or_default();
@@ -175,7 +190,7 @@ impl Collector {
 }
 
 /// What went wrong, in a line.
-fn words(status: &Status) -> String {
+pub fn words(status: &Status) -> String {
     let mut cause = std::error::Error::source(status);
     while let Some(deeper) = cause.and_then(std::error::Error::source) {
         cause = Some(deeper);
@@ -184,7 +199,8 @@ fn words(status: &Status) -> String {
     format!("{:?}: {}", status.code(), short(&text))
 }
 
-fn short(text: &str) -> String {
+/// Foreign text for the log.
+pub fn short(text: &str) -> String {
     escape(text).chars().take(MESSAGE_MAX).collect()
 }
 

@@ -29,7 +29,7 @@ kwitness_service::counters! {
         kubernetes_existing,
         /// Those that the API server refused.
         kubernetes_refused,
-        /// Those that could not be sent.
+        /// Attempts that failed, and were repeated.
         kubernetes_failed,
         /// What stands in a series: it is like one before.
         kubernetes_similar,
@@ -37,7 +37,7 @@ kwitness_service::counters! {
         kubernetes_limited,
         /// What was left out: the pod's name is not known, or it happened too long ago.
         kubernetes_skipped,
-        /// What was left out: too many wait for the API server.
+        /// What was lost: too many wait for the API server, too much is watched, or a gap stands in its place. Exported as a gap.
         kubernetes_dropped,
     }
 }

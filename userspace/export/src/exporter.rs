@@ -9,12 +9,14 @@
 //! A full queue is not read into. The daemon then keeps the events in its journal for as long as that has room, and sends a gap in place
 //! of those that it had to give up.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use kwitness_api::client::{Address, Error, Item, Watch};
+use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, Event};
 use kwitness_api::{Client, EventKind, Timestamp};
 use tokio::time::Instant;
@@ -23,7 +25,8 @@ use crate::collector::{Collector, Delivered};
 use crate::counters::Shared;
 use crate::kubernetes::Reporter;
 use crate::queue::Queue;
-use crate::record::Mapping;
+use crate::record::{Mapping, is_of_watcher};
+use crate::replay::Replay;
 use crate::retry;
 use crate::state::StateFile;
 
@@ -86,6 +89,11 @@ pub struct Exporter {
     reporter: Option<Reporter>,
     queue: Queue,
     state: StateFile,
+    /// As long as what comes has come before.
+    replay: Option<Replay>,
+    is_connected: bool,
+    /// There is more to save than is saved.
+    is_unsaved: bool,
     delivery: Option<Pin<Box<dyn Future<Output = Delivered> + Send>>>,
     next_tick: Instant,
     shared: Arc<Shared>,
@@ -99,9 +107,22 @@ impl Exporter {
         reporter: Option<Reporter>,
         queue: Queue,
         state: StateFile,
+        replay: Option<Replay>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { mapping, collector, reporter, queue, state, delivery: None, next_tick: Instant::now(), shared }
+        Self {
+            mapping,
+            collector,
+            reporter,
+            queue,
+            state,
+            replay,
+            is_connected: true,
+            is_unsaved: false,
+            delivery: None,
+            next_tick: Instant::now(),
+            shared,
+        }
     }
 
     /// Exports until there is an error that waiting does not mend. Safe to cancel.
@@ -131,13 +152,14 @@ impl Exporter {
         {
             self.answered(delivered);
         }
+        self.save();
     }
 
     /// Sends the next message, unless one is on its way.
     pub(crate) fn dispatch(&mut self) {
         if let Some(collector) = &self.collector {
             let (mapping, now) = (&self.mapping, now());
-            if let Some(message) = self.queue.take(|refused| mapping.refused(refused, now)) {
+            if let Some(message) = self.queue.take(|progress| mapping.gaps(progress, now)) {
                 self.delivery = Some(Box::pin(collector.clone().deliver(message)));
             }
         }
@@ -158,7 +180,7 @@ impl Exporter {
                 events.iter().for_each(|event| self.take_event(event, observed));
                 if self.collector.is_none() {
                     self.queue.skip();
-                    self.save();
+                    self.is_unsaved = true;
                 }
             }
             Item::Disconnected(error) => {
@@ -166,17 +188,20 @@ impl Exporter {
                 self.shared.counters.daemon_lost.count();
                 tracing::warn!(%error, "the daemon is gone: waiting for it");
             }
+                self.account();
             Item::Reconnected => {
                 self.shared.daemon_up.set(1);
                 tracing::info!("the daemon is back");
             }
             // It is never requested.
             Item::Snapshot(_) => {}
+                self.is_connected = false;
         }
     }
 
     fn take_event(&mut self, event: &Event, observed: u64) {
         let counters = &self.shared.counters;
+                self.is_connected = true;
         counters.events.count();
         if EventKind::of(event) == Some(EventKind::Gap) {
             counters.gaps.count();
@@ -184,15 +209,51 @@ impl Exporter {
         if let Some(reporter) = &mut self.reporter {
             reporter.observe(event, std::time::Instant::now());
         }
-        self.queue.push(self.mapping.record(event, observed));
+        let new = match &self.replay {
+            None => Cow::Borrowed(event),
+            Some(replay) => match replay.new_part(event) {
+                None => return,
+                Some(new) => {
+                    self.replay = None;
+                    new
+                }
+            },
+        };
+        if let Some(position) = &new.position {
+            let of_gap = match &new.kind {
+                Some(Kind::Gap(gap)) if is_of_watcher(&new) => gap.first_seq,
+                _ => None,
+            };
+            self.queue.begin(&position.epoch, of_gap.unwrap_or(position.seq));
+        }
+        self.queue.push(self.mapping.record(&new, observed));
     }
 
-    fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.next_tick = Instant::now() + TICK;
         if let Some(reporter) = &mut self.reporter {
-            reporter.tick(std::time::Instant::now());
+            let now = std::time::Instant::now();
+            if !self.is_connected || !self.queue.has_room() {
+                reporter.is_blind(now);
+            }
+            reporter.tick(now);
+        }
+        self.account();
+        if self.is_unsaved {
+            self.save();
         }
     }
+
+    /// Takes over what the reporter lost, and what it waits for.
+    fn account(&mut self) {
+        if let Some(reporter) = &mut self.reporter {
+            self.queue.lose_kubernetes(reporter.take_lost());
+            self.is_unsaved |= self.queue.set_kubernetes(reporter.waiting());
+        }
+    }
+            if let Some(replay) = &mut self.replay {
+                reporter.lose(replay.lost(event));
+            }
 
     fn answered(&mut self, delivered: Delivered) {
         self.delivery = None;
@@ -217,7 +278,9 @@ impl Exporter {
         self.save();
     }
 
-    fn save(&self) {
+    fn save(&mut self) {
+        self.account();
+        self.is_unsaved = false;
         if let Err(error) = self.state.save(self.queue.progress()) {
             if self.shared.counters.state_failed.get() == 0 {
                 tracing::error!(%error, "cannot write the state file: a restarted exporter will send records again");
@@ -243,7 +306,7 @@ async fn answer(delivery: &mut Option<Pin<Box<dyn Future<Output = Delivered> + S
 }
 
 /// Nanoseconds since the Unix epoch.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A process of its own, one more client of the daemon, without any privilege. It keeps no events: the daemon's journal is the buffer,
-//! and the position in it moves only when the collector has answered. What the journal could not keep until then, and what the collector
-//! refused, is exported as a gap.
+//! and the position in it moves only when the collector has answered. What the journal could not keep until then, what the collector
+//! refused, and what found no room on the way to the API server, is exported as a gap.
 //!
 //! Never filters, samples or aggregates records: that is the collector's work.
 
@@ -22,12 +22,15 @@ mod record;
 mod retry;
 mod state;
 #[cfg(test)]
+mod replay;
+mod reply;
 mod testing;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
 use std::path::PathBuf;
+mod waiting;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -50,12 +53,14 @@ use queue::Queue;
 use record::{Mapping, Node};
 use state::StateFile;
 
-/// Where the state file is if nothing else is said.
-pub const DEFAULT_STATE: &str = "/run/kwitness-export/state.json";
+/// Where the state file is if nothing else is said: on a disk, so that a reboot leaves the position to which everything was exported.
+pub const DEFAULT_STATE: &str = "/var/lib/kwitness-export/state.json";
 
 /// The exporter's settings.
 #[derive(Clone, Debug)]
+use replay::Replay;
 pub struct Options {
+use waiting::Waiting;
     /// Where the daemon listens.
     pub daemon: Address,
     /// Where records go, if anywhere.
@@ -97,7 +102,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     state_file.save(&progress).with_context(|| format!("write the state file {}", state.display()))?;
     let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;
 
-    let after = progress.position.clone();
+    // Without Kubernetes Events nothing is read again for them.
+    let exported = progress.position.clone();
+    let waiting = if kubernetes_events { progress.kubernetes.clone() } else { Waiting::default() };
+    let again = exported.as_ref().and_then(|exported| waiting.after(exported));
+    let replay = exported.clone().filter(|_| again.is_some());
+    let replay = replay.map(|exported| Replay::new(exported, waiting.events));
+    let after = again.or(exported);
     let prepared = async {
         let client = exporter::connect(&daemon).await?;
         let name = match node {
@@ -108,7 +119,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             true => {
                 let api = kube::Client::try_default().await;
                 let api = api.context("find the API server: no pod's service account, and no kubeconfig")?;
-                Some(Reporter::start(api, name.clone(), sentence, Arc::clone(&shared)))
+                let mut reporter = Reporter::start(api, name.clone(), sentence, Arc::clone(&shared));
+                reporter.lose(waiting.stale);
+                Some(reporter)
             }
             false => None,
         };
@@ -125,7 +138,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     kwitness_service::notify_ready();
     let mapping = Mapping { node: Node { name, cluster }, sentence };
     let queue = Queue::new(queue::BYTES_MAX, progress);
-    let mut exporter = Exporter::new(mapping, collector, reporter, queue, state_file, Arc::clone(&shared));
+    let mut exporter =
+        Exporter::new(mapping, collector, reporter, queue, state_file, replay, Arc::clone(&shared));
     let ended = tokio::select! {
         ended = exporter.run(&mut watch) => ended,
         () = stopped(&mut signals, &shared) => Ok(()),

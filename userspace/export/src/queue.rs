@@ -3,7 +3,7 @@
 //! ```text
 //!  push ──▶ waiting (bounded in bytes) ──▶ take: one batch ──▶ in flight ──┬─ accepted: the position moves after it
 //!                                             ▲                            └─ refused: likewise, and the loss is remembered
-//!                                             └── a remembered loss goes first, as a gap
+//!                                             └── remembered losses go first, as gaps
 //! ```
 //!
 //! A full queue loses nothing: whoever fills it stops reading, and the daemon's journal keeps what it has room for. What it has not is
@@ -18,6 +18,8 @@ use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
+
+use crate::waiting::Waiting;
 
 /// Above so many bytes, in flight or not, no more are read from the daemon; one of its messages (1 MiB of events) may exceed it.
 pub const BYTES_MAX: usize = 8 << 20;
@@ -45,9 +47,23 @@ pub struct Record {
 pub struct Progress {
     /// The collector has answered for everything up to there.
     pub position: Option<Position>,
-    /// What it refused, and has not been told of yet.
+    /// What it refused; no gap with that has arrived yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
+    /// The last event before the first that was read, where no state said what had been exported; no gap with that has arrived yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unaccounted: Option<Position>,
+    /// Kubernetes Events that were lost on the way to the API server; no gap with these has arrived yet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub kubernetes_lost: u64,
+    /// What is yet to become a Kubernetes Event.
+    #[serde(default, skip_serializing_if = "Waiting::is_empty")]
+    pub kubernetes: Waiting,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Records that the collector refused.
@@ -71,6 +87,8 @@ pub struct Queue {
     bytes: usize,
     in_flight: Option<InFlight>,
     progress: Progress,
+    /// No event was read yet, and nothing says what was exported before.
+    is_new: bool,
 }
 
 /// What a batch without an answer stands for.
@@ -82,12 +100,35 @@ struct InFlight {
     bytes: usize,
     /// The time of its first record.
     oldest: u64,
+    /// The Kubernetes Events whose loss it reports.
+    kubernetes_lost: u64,
 }
 
 impl Queue {
     /// Empty, of an exporter that goes on from there.
     pub fn new(limit: usize, progress: Progress) -> Self {
-        Self { limit, waiting: VecDeque::new(), bytes: 0, in_flight: None, progress }
+        let is_new = progress.position.is_none();
+        Self { limit, waiting: VecDeque::new(), bytes: 0, in_flight: None, progress, is_new }
+    }
+
+    /// The number of an event that was read, or the first of those that a gap stands for. If nothing says what was exported before, then
+    /// neither is it known of what came before the first one.
+    pub fn begin(&mut self, epoch: &str, first: u64) {
+        if std::mem::take(&mut self.is_new) && first > 1 {
+            self.progress.unaccounted = Some(Position { epoch: epoch.to_owned(), seq: first - 1 });
+        }
+    }
+
+    /// So many Kubernetes Events were lost.
+    pub fn lose_kubernetes(&mut self, events: u64) {
+        self.progress.kubernetes_lost = self.progress.kubernetes_lost.saturating_add(events);
+    }
+
+    /// What is yet to become a Kubernetes Event; whether that is new.
+    pub fn set_kubernetes(&mut self, waiting: Waiting) -> bool {
+        let is_new = self.progress.kubernetes != waiting;
+        self.progress.kubernetes = waiting;
+        is_new
     }
 
     /// Whether there is room for more.
@@ -122,8 +163,8 @@ impl Queue {
         self.waiting.push_back(record);
     }
 
-    /// The next message for the collector, unless one is on its way or there is nothing to send; `gap` makes the record of a loss.
-    pub fn take(&mut self, gap: impl FnOnce(&Refused) -> Record) -> Option<ExportLogsServiceRequest> {
+    /// The next message for the collector, unless one is on its way or there is nothing to send; `gaps` makes the records of losses.
+    pub fn take(&mut self, gaps: impl FnOnce(&Progress) -> Vec<Record>) -> Option<ExportLogsServiceRequest> {
         let first = self.waiting.front()?;
         if self.in_flight.is_some() {
             return None;
@@ -135,11 +176,10 @@ impl Queue {
             records: 0,
             bytes: 0,
             oldest: first.log.time_unix_nano,
+            kubernetes_lost: self.progress.kubernetes_lost,
         };
         let mut request = Grouped::default();
-        if let Some(refused) = &self.progress.refused {
-            request.add(gap(refused));
-        }
+        gaps(&self.progress).into_iter().for_each(|gap| request.add(gap));
         while let Some(record) = self.waiting.front() {
             let is_full = batch.records >= BATCH_RECORDS as u64 || batch.bytes + record.bytes > BATCH_BYTES;
             if is_full && batch.records > 0 {
@@ -164,8 +204,9 @@ impl Queue {
         // Which ones were rejected is not known: a gap that was in the batch may be one of them, and is sent again with them.
         if rejected == 0 {
             self.progress.refused = None;
-        }
-        if rejected > 0 {
+            self.progress.unaccounted = None;
+            self.progress.kubernetes_lost -= batch.kubernetes_lost;
+        } else {
             self.lose(batch, rejected, reason);
         }
     }
@@ -183,6 +224,9 @@ impl Queue {
         if let Some(position) = self.waiting.iter().rev().find_map(|record| record.position.clone()) {
             self.progress.position = Some(position);
         }
+        // The log has these.
+        self.progress.unaccounted = None;
+        self.progress.kubernetes_lost = 0;
         self.bytes -= self.waiting.drain(..).map(|record| record.bytes).sum::<usize>();
     }
 
@@ -253,8 +297,16 @@ mod tests {
         }
     }
 
-    fn gap(refused: &Refused) -> Record {
-        Record { position: None, ..record(1000 + refused.records, "gap", 1) }
+    fn gap(progress: &Progress) -> Vec<Record> {
+        let refused = progress.refused.iter().map(|refused| 1000 + refused.records);
+        let unaccounted = progress.unaccounted.iter().map(|last| 2000 + last.seq);
+        let lost = (progress.kubernetes_lost > 0).then_some(3000 + progress.kubernetes_lost);
+        let all = refused.chain(unaccounted).chain(lost);
+        all.map(|time| Record { position: None, ..record(time, "gap", 1) }).collect()
+    }
+
+    fn at(seq: u64) -> Progress {
+        Progress { position: Some(position(seq)), ..Progress::default() }
     }
 
     /// What the records of the next batch are about, and their times.
@@ -284,7 +336,7 @@ mod tests {
             (&Progress::default(), (40, 4), Some(1))
         );
         queue.accepted(0, "");
-        assert_eq!(queue.progress(), &Progress { position: Some(position(3)), refused: None });
+        assert_eq!(queue.progress(), &at(3));
         assert_eq!((queue.size(), queue.oldest()), ((10, 1), Some(4)));
         take(&mut queue);
         queue.accepted(0, "");
@@ -338,7 +390,7 @@ mod tests {
         let refused = |first, last, records, reason: &str| {
             Some(Refused { first: position(first), last: position(last), records, reason: reason.to_owned() })
         };
-        let expected = Progress { position: Some(position(2)), refused: refused(1, 2, 2, "too old") };
+        let expected = Progress { refused: refused(1, 2, 2, "too old"), ..at(2) };
         assert_eq!(queue.progress(), &expected);
         assert_eq!(queue.take(gap), None, "a gap alone is not sent: it could be refused for ever");
 
@@ -364,7 +416,43 @@ mod tests {
         queue.push(record(7, "a", 10));
         take(&mut queue);
         queue.accepted(0, "");
-        assert_eq!(queue.progress(), &Progress { position: Some(position(7)), refused: None });
+        assert_eq!(queue.progress(), &at(7));
+    }
+
+    #[test]
+    fn without_a_state_the_events_before_the_first_are_a_gap_until_it_arrives() {
+        let mut queue = queue(8..=9);
+        queue.begin("e", 8);
+        queue.begin("e", 9);
+        assert_eq!(queue.progress().unaccounted, Some(position(7)));
+        assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![2007]));
+        queue.refused("no");
+        assert_eq!(queue.progress().unaccounted, Some(position(7)), "it is still to be reported");
+        queue.push(record(10, "a", 10));
+        assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![1002, 2007]));
+        queue.accepted(0, "");
+        assert_eq!(queue.progress(), &at(10));
+
+        let mut known = Queue::new(1000, at(3));
+        known.begin("e", 8);
+        assert_eq!(known.progress(), &at(3), "the daemon's own gap says it");
+        let mut whole = Queue::new(1000, Progress::default());
+        whole.begin("e", 1);
+        assert_eq!(whole.progress(), &Progress::default(), "nothing is before the first");
+    }
+
+    #[test]
+    fn lost_kubernetes_events_are_a_gap_once() {
+        let mut queue = queue(1..=1);
+        queue.lose_kubernetes(2);
+        assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![3002]));
+        queue.lose_kubernetes(5);
+        queue.accepted(0, "");
+        assert_eq!(queue.progress().kubernetes_lost, 5, "those of later");
+        queue.push(record(2, "a", 10));
+        assert_eq!(take(&mut queue)[0], ("gap".to_owned(), vec![3005]));
+        queue.accepted(0, "");
+        assert_eq!(queue.progress(), &at(2));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What follows an answer of the collector that is no success: another attempt, and when, or the loss of the records.
 //!
 //! By OTLP's table of gRPC codes, with one exception: what says nothing about the records (credentials, a receiver that is not there)
-//! costs none. They wait, as they do for a collector that is away.
+//! costs none. They wait, as they do for a collector that is away. An answer without a gRPC status has become one before: [`crate::reply`].
 
 use std::time::Duration;
 

@@ -1,10 +1,11 @@
 //! The state file: how far the collector has come, over restarts of the exporter.
 //!
-//! Written after every answer, as a new file that takes the old one's name: a process that is killed leaves one or the other. It is not
-//! synced to disk. After a crash of the machine the daemon's journal is another one, and a position in it means nothing.
+//! Written after every answer, as a new file that takes the old one's name once it is on the disk: a process that is killed leaves one or
+//! the other, and so does a crash of the machine. After that the daemon's journal is another one; the position shows that there was an
+//! earlier one, of which the daemon then reports the loss.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::queue::Progress;
@@ -70,7 +71,9 @@ impl StateFile {
     /// # Errors
     /// Why it cannot be written; what was there stays.
     pub fn save(&self, progress: &Progress) -> io::Result<()> {
-        fs::write(&self.new, serde_json::to_vec(progress)?)?;
+        let mut file = File::create(&self.new)?;
+        file.write_all(&serde_json::to_vec(progress)?)?;
+        file.sync_data()?;
         fs::rename(&self.new, &self.path)
     }
 }
@@ -81,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::queue::Refused;
+    use crate::waiting::Waiting;
 
     #[test]
     fn what_is_saved_is_loaded() {
@@ -90,9 +94,16 @@ mod tests {
         let position = Position { epoch: "e".to_owned(), seq: u64::MAX };
         let refused =
             Refused { first: position.clone(), last: position.clone(), records: 3, reason: "no".to_owned() };
+        let kubernetes = Waiting { first: Some(position.clone()), events: 2, stale: 1 };
         for progress in [
-            Progress { position: Some(position.clone()), refused: Some(refused) },
-            Progress { position: Some(position), refused: None },
+            Progress {
+                position: Some(position.clone()),
+                refused: Some(refused),
+                unaccounted: Some(position.clone()),
+                kubernetes_lost: 7,
+                kubernetes,
+            },
+            Progress { position: Some(position), ..Progress::default() },
         ] {
             file.save(&progress).unwrap();
             assert_eq!(file.load().unwrap(), progress);
@@ -106,11 +117,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         let file = StateFile::new(&path);
-        let progress = Progress { position: Some(Position { epoch: "e".to_owned(), seq: 1 }), refused: None };
+        let position = Some(Position { epoch: "e".to_owned(), seq: 1 });
+        let progress = Progress { position, ..Progress::default() };
         file.save(&progress).unwrap();
         fs::create_dir(directory.path().join("state.json.new")).unwrap();
         file.save(&Progress::default()).unwrap_err();
         assert_eq!(file.load().unwrap(), progress);
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_release_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        fs::write(&path, r#"{"position":{"epoch":"e","seq":4}}"#).unwrap();
+        let position = Some(Position { epoch: "e".to_owned(), seq: 4 });
+        assert_eq!(StateFile::new(&path).load().unwrap(), Progress { position, ..Progress::default() });
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kwitness_api::Timestamp;
 use kwitness_api::client::Item;
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{Deleted, Position};
+use kwitness_api::proto::{Event, Gap, GapCause, Position, Updated, VerdictKind};
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
@@ -15,17 +16,22 @@ use opentelemetry_proto::tonic::collector::logs::v1::{
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::Receiver;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tower::util::MapResponseLayer;
 
 use crate::collector::{Collector, CollectorOptions};
 use crate::counters::Shared;
 use crate::exporter::Exporter;
+use crate::kubernetes::{Post, Reporter};
 use crate::queue::{Progress, Queue};
 use crate::record::{Mapping, Node};
+use crate::replay::Replay;
 use crate::state::StateFile;
-use crate::testing::named;
+use crate::testing::{named, oom_kill, verdict};
 
 /// One answer.
 type Answer = Result<ExportLogsServiceResponse, Status>;
@@ -74,12 +80,28 @@ struct Bench {
 
 impl Bench {
     async fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
+        Self::behind(answers, []).await
+    }
+
+    /// With a proxy before the collector, which answers the first calls with these statuses of HTTP instead of the collector's own.
+    async fn behind(
+        answers: impl IntoIterator<Item = Answer>,
+        statuses: impl IntoIterator<Item = u16>,
+    ) -> Self {
+        let statuses = Arc::new(Mutex::new(VecDeque::from_iter(statuses)));
+        let proxy = MapResponseLayer::new(move |response: http::Response<Body>| {
+            let status = statuses.lock().unwrap().pop_front();
+            status.map_or(response, |status| {
+                http::Response::builder().status(status).body(Body::empty()).unwrap()
+            })
+        });
         let scripted = Scripted::default();
         scripted.answers.lock().unwrap().extend(answers);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let server =
-            tonic::transport::Server::builder().add_service(LogsServiceServer::new(scripted.clone()));
+        let server = tonic::transport::Server::builder()
+            .layer(proxy)
+            .add_service(LogsServiceServer::new(scripted.clone()));
         drop(tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener))));
         let directory = tempfile::tempdir().unwrap();
         let state = StateFile::new(&directory.path().join("state.json"));
@@ -87,6 +109,24 @@ impl Bench {
     }
 
     fn exporter(&self, with_collector: bool) -> Exporter {
+        self.exporter_with(with_collector, None, None)
+    }
+
+    /// One that makes Kubernetes Events, and goes on as `run` does; those that it makes.
+    fn reporting(&self) -> (Exporter, Receiver<Post>) {
+        let (reporter, posts) = Reporter::new(|_| String::new(), Arc::clone(&self.shared));
+        let Progress { position, kubernetes, .. } = self.progress();
+        let again = position.as_ref().is_some_and(|exported| kubernetes.after(exported).is_some());
+        let replay = position.filter(|_| again).map(|exported| Replay::new(exported, kubernetes.events));
+        (self.exporter_with(true, Some(reporter), replay), posts)
+    }
+
+    fn exporter_with(
+        &self,
+        with_collector: bool,
+        reporter: Option<Reporter>,
+        replay: Option<Replay>,
+    ) -> Exporter {
         let options = CollectorOptions {
             endpoint: self.endpoint.clone(),
             ca: None,
@@ -96,7 +136,8 @@ impl Bench {
         let mapping = Mapping { node: Node::default(), sentence: |_| String::new() };
         let queue = Queue::new(1 << 20, self.state.load().unwrap());
         let collector = with_collector.then_some(collector);
-        Exporter::new(mapping, collector, None, queue, self.state.clone(), Arc::clone(&self.shared))
+        let shared = Arc::clone(&self.shared);
+        Exporter::new(mapping, collector, reporter, queue, self.state.clone(), replay, shared)
     }
 
     fn received(&self) -> Vec<Vec<i64>> {
@@ -109,7 +150,7 @@ impl Bench {
 }
 
 fn events(seqs: impl IntoIterator<Item = u64>) -> Item {
-    Item::Events(seqs.into_iter().map(|seq| named(seq, Kind::Deleted(Deleted { actor: None }))).collect())
+    Item::Events(seqs.into_iter().map(|seq| named(seq, Kind::Updated(Updated::default()))).collect())
 }
 
 fn position(seq: u64) -> Option<Position> {
@@ -130,7 +171,7 @@ async fn a_message_without_success_is_sent_again_and_the_rest_waits() {
     assert_eq!(bench.progress().position, position(3));
     exporter.dispatch();
     exporter.settle().await;
-    assert_eq!(bench.progress(), Progress { position: position(5), refused: None });
+    assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
     let first = vec![1, 2, 3];
     assert_eq!(bench.received(), [first.clone(), first.clone(), first, vec![4, 5]]);
     let counters = &bench.shared.counters;
@@ -159,7 +200,7 @@ async fn what_is_refused_is_exported_as_a_gap_by_the_next_exporter() {
     exporter.dispatch();
     exporter.settle().await;
     assert_eq!(bench.received(), [vec![1, 2], vec![0, 3, 4], vec![0, 5]]);
-    assert_eq!(bench.progress(), Progress { position: position(5), refused: None });
+    assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
     let counters = &bench.shared.counters;
     let counted =
         (counters.records_accepted.get(), counters.records_rejected.get(), counters.records_refused.get());
@@ -177,11 +218,12 @@ async fn the_end_waits_for_the_answer() {
 }
 
 #[tokio::test]
-async fn without_a_collector_the_position_moves_at_once() {
+async fn without_a_collector_the_position_moves_by_itself() {
     let bench = Bench::start([]).await;
     let mut exporter = bench.exporter(false);
     exporter.take(events(1..=9));
     exporter.dispatch();
+    exporter.tick();
     assert_eq!((bench.progress().position, bench.received()), (position(9), Vec::new()));
 }
 
@@ -194,4 +236,93 @@ async fn a_state_file_that_cannot_be_written_does_not_stop_the_export() {
     exporter.dispatch();
     exporter.settle().await;
     assert_eq!((bench.received(), bench.shared.counters.state_failed.get()), (vec![vec![1, 2]], 1));
+}
+
+#[tokio::test]
+async fn an_error_of_a_proxy_costs_no_record() {
+    let statuses = [400, 500];
+    let bench = Bench::behind([], statuses).await;
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(1..=3));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.progress(), Progress { position: position(3), ..Progress::default() });
+    assert_eq!(
+        bench.received(),
+        vec![vec![1, 2, 3]; statuses.len() + 1],
+        "the same until there is an answer"
+    );
+    let counters = &bench.shared.counters;
+    assert_eq!((counters.records_accepted.get(), counters.records_refused.get()), (3, 0));
+}
+
+/// Events that are in the journal after its beginning, read by an exporter without a state file.
+#[tokio::test]
+async fn a_missing_state_file_is_a_gap() {
+    let bench = Bench::start([]).await;
+    let mut exporter = bench.exporter(true);
+    exporter.take(events(7..=8));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.received(), [vec![0, 7, 8]]);
+    assert_eq!(bench.progress(), Progress { position: position(8), ..Progress::default() });
+}
+
+fn diverged(seq: u64) -> Item {
+    Item::Events(vec![named(seq, verdict(VerdictKind::Diverged))])
+}
+
+#[tokio::test]
+async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
+    let bench = Bench::start([]).await;
+    let (mut exporter, posts) = bench.reporting();
+    exporter.take(events(1..=2));
+    exporter.take(diverged(3));
+    exporter.take(events(4..=5));
+    exporter.dispatch();
+    exporter.finish().await;
+    drop(posts);
+    let progress = bench.progress();
+    assert_eq!((progress.position, progress.kubernetes.events), (position(5), 1));
+    assert_eq!(progress.kubernetes.first, position(3), "from there on it is read again");
+
+    let (mut exporter, mut posts) = bench.reporting();
+    exporter.take(diverged(3));
+    exporter.take(events(4..=6));
+    exporter.dispatch();
+    exporter.settle().await;
+    assert_eq!(bench.received(), [vec![1, 2, 3, 4, 5], vec![6]], "the collector has the others");
+    assert_eq!(bench.progress().kubernetes.first, position(3), "it waits anew");
+    // An OOM kill waits for the API server alone.
+    let time = Timestamp::from_unix_nanos(i64::try_from(crate::exporter::now()).unwrap());
+    let kill = Event { time: Some(time), ..named(7, oom_kill()) };
+    exporter.take(Item::Events(vec![kill]));
+    exporter.finish().await;
+    assert_eq!(bench.progress().kubernetes.events, 2);
+    assert_eq!(posts.try_recv().unwrap().notice.position, crate::testing::position(7));
+}
+
+#[tokio::test]
+async fn a_kubernetes_event_that_is_not_found_again_is_a_gap() {
+    let bench = Bench::start([]).await;
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.take(events(1..=2));
+    exporter.take(diverged(3));
+    exporter.dispatch();
+    exporter.finish().await;
+
+    let (mut exporter, _posts) = bench.reporting();
+    let gap = Gap {
+        cause: GapCause::ReplayExpired.into(),
+        first_seq: Some(3),
+        last_seq: Some(4),
+        ..Gap::default()
+    };
+    exporter.take(Item::Events(vec![named(4, Kind::Gap(gap))]));
+    exporter.take(events(5..=5));
+    exporter.dispatch();
+    exporter.finish().await;
+    assert_eq!(bench.received(), [vec![1, 2, 3], vec![0, 4, 5]], "a gap of the exporter's, and the daemon's");
+    assert_eq!(bench.shared.counters.kubernetes_dropped.get(), 1);
+    assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
 }

@@ -1,6 +1,6 @@
 //! The API server: one `create` after the other.
 //!
-//! Owns the form of a Kubernetes Event. Its name follows from the event's place in the journal, so that one that is made again, by an
+//! One that the API server has not answered for, or is too busy for, is sent again. Owns the form of a Kubernetes Event. Its name follows from the event's place in the journal, so that one that is made again, by an
 //! exporter that was restarted, is refused as existing.
 
 use std::sync::Arc;
@@ -15,8 +15,11 @@ use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
 use tokio::sync::mpsc;
 
+use super::is_too_old;
 use super::limiter::Post;
-use crate::counters::Shared;
+use super::pending::Pending;
+use crate::counters::{Counters, Shared};
+use crate::retry;
 
 /// The longest that one may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -32,43 +35,70 @@ pub async fn post_all(
     client: kube::Client,
     node: String,
     mut posts: mpsc::Receiver<Post>,
+    pending: Pending,
     shared: Arc<Shared>,
 ) {
-    let counters = &shared.counters;
-    // The same error is logged once.
-    let mut logged = String::new();
+    let mut log = Log::default();
     while let Some(post) = posts.recv().await {
-        let api = Api::<Event>::namespaced(client.clone(), &post.notice.namespace);
-        let (namespace, pod) = (post.notice.namespace.clone(), post.notice.pod.clone());
-        let event = event(post, &node);
-        let parameters = PostParams::default();
-        let error = match tokio::time::timeout(ANSWER_LIMIT, api.create(&parameters, &event)).await {
-            Ok(Ok(_)) => {
+        let _answered = pending.answer();
+        post_one(&client, post, &node, &shared.counters, &mut log).await;
+    }
+}
+
+/// Makes one, again and again as long as the API server does not answer for it and it is of use to anyone.
+async fn post_one(client: &kube::Client, post: Post, node: &str, counters: &Counters, log: &mut Log) {
+    let api = Api::<Event>::namespaced(client.clone(), &post.notice.namespace);
+    let (namespace, pod) = (post.notice.namespace.clone(), post.notice.pod.clone());
+    let happened = post.notice.time;
+    let event = event(post, node);
+    let mut failures: u32 = 0;
+    while !is_too_old(happened) {
+        let (error, is_final) = match create(&api, &event).await {
+            Ok(()) => {
                 counters.kubernetes_created.count();
-                logged.clear();
-                continue;
+                return log.works();
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-                counters.kubernetes_existing.count();
-                continue;
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                return counters.kubernetes_existing.count();
             }
-            Ok(Err(kube::Error::Api(status))) => {
-                counters.kubernetes_refused.count();
-                format!("{} {}", status.code, status.message)
+            Err(kube::Error::Api(status)) => {
+                let is_busy = status.code == 429 || status.code >= 500;
+                (format!("{} {}", status.code, status.message), !is_busy)
             }
-            Ok(Err(error)) => {
-                counters.kubernetes_failed.count();
-                error.to_string()
-            }
-            Err(_) => {
-                counters.kubernetes_failed.count();
-                format!("no answer within {} s", ANSWER_LIMIT.as_secs())
-            }
+            Err(error) => (error.to_string(), false),
         };
-        let error: String = escape(&error).chars().take(ERROR_MAX).collect();
-        if error != logged {
+        log.warn(&error, &namespace, &pod);
+        if is_final {
+            return counters.kubernetes_refused.count();
+        }
+        counters.kubernetes_failed.count();
+        failures = failures.saturating_add(1);
+        let random = getrandom::u32().unwrap_or(u32::MAX);
+        tokio::time::sleep(retry::pause(failures, Duration::ZERO, random)).await;
+    }
+    counters.kubernetes_skipped.count();
+}
+
+async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
+    let parameters = PostParams::default();
+    let created = tokio::time::timeout(ANSWER_LIMIT, api.create(&parameters, event)).await;
+    created.unwrap_or_else(|late| Err(kube::Error::Service(late.into()))).map(drop)
+}
+
+/// Logs the same error once.
+#[derive(Default)]
+struct Log(String);
+
+impl Log {
+    fn works(&mut self) {
+        self.0.clear();
+    }
+
+    fn warn(&mut self, error: &str, namespace: &str, pod: &str) {
+        let error: String = escape(error).chars().take(ERROR_MAX).collect();
+        if error != self.0 {
             tracing::warn!(error, namespace, pod, "the API server did not take a Kubernetes Event");
-            logged = error;
+            self.0 = error;
         }
     }
 }
@@ -122,6 +152,9 @@ fn micro_time(time: Timestamp) -> MicroTime {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
     use super::*;
     use crate::kubernetes::notices::Notice;
     use crate::testing::position;
@@ -137,6 +170,7 @@ mod tests {
             time: Timestamp { seconds: 1, nanos: 2000 },
             note: "by the pod limit".to_owned(),
             position: position(255),
+            since: position(255),
         }
     }
 
@@ -157,6 +191,49 @@ mod tests {
             (&series["series"]["count"], &series["metadata"]["name"]),
             (&7.into(), &"web-0.e-ff-series".into())
         );
+    }
+
+    #[tokio::test]
+    async fn what_the_api_server_has_not_judged_is_sent_again() {
+        let answers =
+            Arc::new(Mutex::new(VecDeque::from([Some(503), None, Some(201), Some(403), Some(409)])));
+        let scripted = Arc::clone(&answers);
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let status = scripted.lock().unwrap().pop_front().unwrap();
+            async move {
+                let Some(status) = status else { return Err(std::io::Error::other("connection reset")) };
+                let body = match status {
+                    201 => serde_json::to_vec(&Event::default()),
+                    code => serde_json::to_vec(&kube::core::Status { code, ..Default::default() }),
+                };
+                let body = kube::client::Body::from(body.unwrap());
+                Ok(http::Response::builder().status(status).body(body).unwrap())
+            }
+        });
+        let (posts, receiver) = mpsc::channel(3);
+        let (pending, shared) = (Pending::default(), Arc::<Shared>::default());
+        let now = i64::try_from(crate::exporter::now()).unwrap();
+        for _ in 0..3 {
+            let notice = Notice { time: Timestamp::from_unix_nanos(now), ..notice() };
+            pending.push(notice.since.clone());
+            posts.try_send(Post { notice, series: None }).unwrap();
+        }
+        let old = Notice { time: Timestamp::from_unix_nanos(now - 7200 * 1_000_000_000), ..notice() };
+        drop(posts);
+        let client = kube::Client::new(service, "default");
+        post_all(client.clone(), "n".to_owned(), receiver, pending.clone(), Arc::clone(&shared)).await;
+        let old = Post { notice: old, series: None };
+        post_one(&client, old, "n", &shared.counters, &mut Log::default()).await;
+        let Shared { counters, .. } = &*shared;
+        let counted = [
+            &counters.kubernetes_failed,
+            &counters.kubernetes_created,
+            &counters.kubernetes_refused,
+            &counters.kubernetes_existing,
+            &counters.kubernetes_skipped,
+        ];
+        assert_eq!(counted.map(|counter| counter.get()), [2, 1, 1, 1, 1]);
+        assert_eq!((answers.lock().unwrap().len(), pending.all()), (0, Vec::new()));
     }
 
     #[test]

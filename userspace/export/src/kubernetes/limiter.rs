@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use kwitness_api::proto::Position;
+
 use super::notices::Notice;
 
 /// For how long those that are alike are counted.
@@ -16,7 +18,7 @@ const SERIES: Duration = Duration::from_secs(300);
 const BURST: u32 = 25;
 /// How often it may have one more.
 const REFILL: Duration = Duration::from_secs(300);
-/// Pods and series that are remembered at a time. One more series is not counted, and one more pod has no events.
+/// Pods and series that are remembered at a time. Those of one more series are made one by one, and one more pod has no events.
 const REMEMBERED: usize = 4096;
 
 /// An event that is to be made.
@@ -37,6 +39,8 @@ pub enum Admission {
     Similar,
     /// Its pod has had too many.
     Limited,
+    /// Too many other pods have had some of late.
+    Overflow,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -52,6 +56,14 @@ struct Series {
     /// Those after the first.
     count: u32,
     last: Option<Notice>,
+    /// Where the first of them begins.
+    first: Option<Position>,
+}
+
+impl Series {
+    fn begin(now: Instant) -> Self {
+        Self { ends: now + SERIES, count: 0, last: None, first: None }
+    }
 }
 
 /// What a pod may still have: it fills by one every [`REFILL`].
@@ -75,51 +87,72 @@ impl Limiter {
             Alike { uid: notice.uid.clone(), container: notice.container.clone(), reason: notice.reason };
         if let Some(series) = self.series.get_mut(&alike) {
             series.count = series.count.saturating_add(1);
+            series.first.get_or_insert_with(|| notice.since.clone());
             series.last = Some(notice);
             return Admission::Similar;
         }
-        if !self.spend(&notice.uid, now) {
-            return Admission::Limited;
+        match self.spend(&notice.uid, now) {
+            Some(true) => {}
+            Some(false) => return Admission::Limited,
+            None => return Admission::Overflow,
         }
         if self.series.len() < REMEMBERED {
-            self.series.insert(alike, Series { ends: now + SERIES, count: 0, last: None });
+            self.series.insert(alike, Series::begin(now));
         }
         Admission::Post(Box::new(Post { notice, series: None }))
     }
 
-    /// The series whose time is over, in the order of what they end with. Those that go on are counted anew.
-    pub fn due(&mut self, now: Instant) -> Vec<Post> {
+    /// The series whose time is over, in the order of what they end with; those that go on are counted anew. Then, how many of them found
+    /// that their pod has had too many. Pods that may have all they could ever have are forgotten.
+    pub fn due(&mut self, now: Instant) -> (Vec<Post>, u64) {
         let mut due = Vec::new();
         self.series.retain(|_, series| {
             if series.ends > now {
                 return true;
             }
-            let Some(notice) = series.last.take() else { return false };
+            let ended = std::mem::replace(series, Series::begin(now));
+            let Some(notice) = ended.last else { return false };
+            let since = ended.first.unwrap_or_else(|| notice.since.clone());
             // A series of Kubernetes has at least two, and the first of this one was made at its time.
-            due.push(Post { notice, series: Some(series.count.saturating_add(1)) });
-            *series = Series { ends: now + SERIES, count: 0, last: None };
+            due.push(Post {
+                notice: Notice { since, ..notice },
+                series: Some(ended.count.saturating_add(1)),
+            });
             true
         });
-        due.retain(|post| self.spend(&post.notice.uid, now));
+        let all = due.len();
+        due.retain(|post| self.spend(&post.notice.uid, now) == Some(true));
         due.sort_by_key(|post| post.notice.position.seq);
-        due
+        self.forget_full(now);
+        let limited = all - due.len();
+        (due, limited as u64)
     }
 
-    fn spend(&mut self, uid: &str, now: Instant) -> bool {
+    /// Where those begin that wait for the end of their series.
+    pub fn waiting(&self) -> impl Iterator<Item = &Position> {
+        self.series.values().filter_map(|series| series.first.as_ref())
+    }
+
+    /// Whether the pod may have one more; none if too many pods are remembered to say.
+    fn spend(&mut self, uid: &str, now: Instant) -> Option<bool> {
         if !self.pods.contains_key(uid) && self.pods.len() >= REMEMBERED {
-            self.pods.retain(|_, bucket| {
-                bucket.fill(now);
-                bucket.left < BURST
-            });
+            self.forget_full(now);
             if self.pods.len() >= REMEMBERED {
-                return false;
+                return None;
             }
         }
         let bucket = self.pods.entry(uid.to_owned()).or_insert(Bucket { left: BURST, filled: now });
         bucket.fill(now);
         let left = bucket.left.checked_sub(1);
         bucket.left = left.unwrap_or(0);
-        left.is_some()
+        Some(left.is_some())
+    }
+
+    fn forget_full(&mut self, now: Instant) {
+        self.pods.retain(|_, bucket| {
+            bucket.fill(now);
+            bucket.left < BURST
+        });
     }
 }
 
@@ -152,6 +185,7 @@ mod tests {
             time: Default::default(),
             note: String::new(),
             position: position(seq),
+            since: position(seq),
         }
     }
 
@@ -168,14 +202,16 @@ mod tests {
         }
         assert!(is_posted(&mut limiter, notice("a", "sidecar", 101), start), "another container");
         assert!(is_posted(&mut limiter, notice("b", "app", 102), start), "another pod");
-        assert_eq!(limiter.due(start + SERIES - Duration::from_secs(1)), []);
-        let post = Post { notice: notice("a", "app", 100), series: Some(100) };
-        assert_eq!(limiter.due(start + SERIES), [post]);
+        assert_eq!(limiter.due(start + SERIES - Duration::from_secs(1)), (Vec::new(), 0));
+        assert_eq!(limiter.waiting().collect::<Vec<_>>(), [&position(2)], "the first was made");
+        let last = Notice { since: position(2), ..notice("a", "app", 100) };
+        assert_eq!(limiter.due(start + SERIES), (vec![Post { notice: last, series: Some(100) }], 0));
+        assert_eq!(limiter.waiting().count(), 0);
         assert_eq!(limiter.admit(notice("a", "app", 103), start + SERIES), Admission::Similar, "it goes on");
         assert!(is_posted(&mut limiter, notice("b", "app", 104), start + SERIES), "that was no series");
         let due = limiter.due(start + 2 * SERIES);
-        assert_eq!(due, [Post { notice: notice("a", "app", 103), series: Some(2) }]);
-        assert_eq!(limiter.due(start + 3 * SERIES), []);
+        assert_eq!(due, (vec![Post { notice: notice("a", "app", 103), series: Some(2) }], 0));
+        assert_eq!(limiter.due(start + 3 * SERIES), (Vec::new(), 0));
         assert!(limiter.series.is_empty(), "{limiter:?}");
     }
 
@@ -202,8 +238,23 @@ mod tests {
         for pod in 0..REMEMBERED {
             assert!(is_posted(&mut limiter, notice(&pod.to_string(), "app", 1), start));
         }
-        assert_eq!(limiter.admit(notice("one more", "app", 1), start), Admission::Limited);
+        assert_eq!(limiter.admit(notice("one more", "app", 1), start), Admission::Overflow);
         assert!(is_posted(&mut limiter, notice("one more", "app", 1), start + REFILL));
         assert!(limiter.pods.len() <= REMEMBERED && limiter.series.len() <= REMEMBERED);
+        limiter.due(start + REFILL * 2);
+        assert!(limiter.pods.is_empty(), "pods that are gone do not stay");
+    }
+
+    #[test]
+    fn a_series_of_a_pod_that_has_had_too_many_is_counted() {
+        let (mut limiter, start) = (Limiter::default(), Instant::now());
+        assert!(is_posted(&mut limiter, notice("a", "app", 1), start + SERIES / 2));
+        assert_eq!(limiter.admit(notice("a", "app", 2), start + SERIES / 2), Admission::Similar);
+        let others = (0..BURST - 1).map(|n| notice("a", &n.to_string(), 3));
+        assert!(others.into_iter().all(|other| is_posted(&mut limiter, other, start + SERIES)));
+        // No refill yet: the bucket was full until the first.
+        assert_eq!(limiter.due(start + SERIES + SERIES / 2 - Duration::from_secs(1)).1, 0);
+        limiter.pods.get_mut("a").unwrap().filled = start + SERIES + SERIES / 2;
+        assert_eq!(limiter.due(start + SERIES + SERIES / 2), (Vec::new(), 1));
     }
 }

@@ -7,21 +7,28 @@
 //! ```
 //!
 //! Needs one permission, to create events, and makes each once: a name that follows from the event's place in the journal is refused the
-//! second time. Best effort: what the API server does not take is counted and logged, and never holds the log records up.
+//! second time. So a restarted exporter reads the journal again from where what waits begins ([`crate::waiting`]), and comes to the same.
+//! Best effort: what the API server does not take is counted and logged, and never holds the log records up; what finds no room here is
+//! a gap among those.
 
 mod api;
 mod limiter;
 mod notices;
+mod pending;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kwitness_api::proto;
+use kwitness_api::{Timestamp, proto};
 use tokio::sync::mpsc;
 
 use crate::counters::Shared;
-use limiter::{Admission, Limiter, Post};
+use crate::record::is_of_watcher;
+use crate::waiting::Waiting;
+pub use limiter::Post;
+use limiter::{Admission, Limiter};
 use notices::{Found, Notices};
+use pending::Pending;
 
 /// How many wait for the API server at a time.
 const WAITING_MAX: usize = 256;
@@ -34,7 +41,12 @@ pub struct Reporter {
     notices: Notices,
     limiter: Limiter,
     posts: mpsc::Sender<Post>,
+    pending: Pending,
     sentence: fn(&proto::Event) -> String,
+    /// The epoch of the last event.
+    epoch: String,
+    /// What found no room, and is not yet part of a gap.
+    lost: u64,
     shared: Arc<Shared>,
 }
 
@@ -46,16 +58,43 @@ impl Reporter {
         sentence: fn(&proto::Event) -> String,
         shared: Arc<Shared>,
     ) -> Self {
+        let (reporter, receiver) = Self::new(sentence, Arc::clone(&shared));
+        drop(tokio::spawn(api::post_all(client, node, receiver, reporter.pending.clone(), shared)));
+        reporter
+    }
+
+    /// One whose posts go there.
+    pub(crate) fn new(
+        sentence: fn(&proto::Event) -> String,
+        shared: Arc<Shared>,
+    ) -> (Self, mpsc::Receiver<Post>) {
         let (posts, receiver) = mpsc::channel(WAITING_MAX);
-        drop(tokio::spawn(api::post_all(client, node, receiver, Arc::clone(&shared))));
-        Self { notices: Notices::default(), limiter: Limiter::default(), posts, sentence, shared }
+        let reporter = Self {
+            notices: Notices::default(),
+            limiter: Limiter::default(),
+            posts,
+            pending: Pending::default(),
+            sentence,
+            epoch: String::new(),
+            lost: 0,
+            shared,
+        };
+        (reporter, receiver)
     }
 
     /// Looks at an event.
     pub fn observe(&mut self, event: &proto::Event, now: Instant) {
+        if let Some(position) = event.position.as_ref().filter(|position| position.epoch != self.epoch) {
+            self.epoch.clone_from(&position.epoch);
+        }
+        if is_of_watcher(event) {
+            let forgotten = self.notices.forget();
+            return self.lose(forgotten);
+        }
         match self.notices.observe(event, self.sentence, now) {
             Found::Nothing => {}
             Found::Unnamed => self.shared.counters.kubernetes_skipped.count(),
+            Found::Overflow => self.lose(1),
             Found::Notice(notice) => self.admit(*notice, now),
         }
     }
@@ -65,28 +104,60 @@ impl Reporter {
         for notice in self.notices.due(now) {
             self.admit(notice, now);
         }
-        for post in self.limiter.due(now) {
+        self.shared.counters.kubernetes_skipped.add(self.notices.age_out(now));
+        let (posts, limited) = self.limiter.due(now);
+        self.shared.counters.kubernetes_limited.add(limited);
+        for post in posts {
             self.send(post);
         }
     }
 
+    /// No events come at present.
+    pub fn is_blind(&mut self, now: Instant) {
+        self.notices.postpone(now);
+    }
+
+    /// What is yet to become a Kubernetes Event.
+    pub fn waiting(&self) -> Waiting {
+        let pending = self.pending.all();
+        let places = self.notices.waiting().chain(self.limiter.waiting()).chain(&pending);
+        Waiting::of(&self.epoch, places)
+    }
+
+    /// So many will not become one.
+    pub fn lose(&mut self, events: u64) {
+        self.shared.counters.kubernetes_dropped.add(events);
+        self.lost = self.lost.saturating_add(events);
+    }
+
+    /// What was lost since this was last called.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
     fn admit(&mut self, notice: notices::Notice, now: Instant) {
         let counters = &self.shared.counters;
-        let time = u64::try_from(notice.time.to_unix_nanos()).unwrap_or(0);
-        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_nanos(time));
-        if age.is_ok_and(|age| age > AGE_MAX) {
+        if is_too_old(notice.time) {
             return counters.kubernetes_skipped.count();
         }
         match self.limiter.admit(notice, now) {
             Admission::Post(post) => self.send(*post),
             Admission::Similar => counters.kubernetes_similar.count(),
             Admission::Limited => counters.kubernetes_limited.count(),
+            Admission::Overflow => self.lose(1),
         }
     }
 
-    fn send(&self, post: Post) {
-        if self.posts.try_send(post).is_err() {
-            self.shared.counters.kubernetes_dropped.count();
-        }
+    fn send(&mut self, post: Post) {
+        let Ok(permit) = self.posts.try_reserve() else { return self.lose(1) };
+        self.pending.push(post.notice.since.clone());
+        permit.send(post);
     }
+}
+
+/// Whether what happened then is of no use to anyone.
+fn is_too_old(time: Timestamp) -> bool {
+    let time = u64::try_from(time.to_unix_nanos()).unwrap_or(0);
+    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_nanos(time));
+    age.is_ok_and(|age| age > AGE_MAX)
 }

@@ -18,8 +18,10 @@ use kwitness_api::text::escape;
 
 /// How long a limit may be out of force before anyone is told.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Limits that are watched at a time; a node has at most five for each of its containers. One more is not watched.
+/// Limits that are watched at a time; a node has at most five for each of its containers. One more is lost, and counted.
 const WATCHED_MAX: usize = 4096;
+/// After so long a limit is watched no more: its pod never got a name, or it has been reported, and nothing said that it is gone.
+const WATCHED_FOR: Duration = Duration::from_secs(3600);
 /// What the API server accepts as a note.
 const NOTE_BYTES: usize = 1024;
 
@@ -44,6 +46,8 @@ pub struct Notice {
     pub note: String,
     /// The place in the journal.
     pub position: proto::Position,
+    /// Where it began: from there on the same is found again.
+    pub since: proto::Position,
 }
 
 /// What an event is worth.
@@ -55,11 +59,15 @@ pub enum Found {
     Notice(Box<Notice>),
     /// One, if the pod's name were known.
     Unnamed,
+    /// Nothing, because too many limits are watched.
+    Overflow,
 }
 
 /// A limit of a cgroup that is out of force.
 #[derive(Debug)]
 struct OutOfForce {
+    since: Instant,
+    first: proto::Position,
     due: Instant,
     /// The UID of the pod, if there is one.
     pod: Option<String>,
@@ -96,13 +104,45 @@ impl Notices {
         }
     }
 
+    /// Events were missed, and any of them may have said that a limit is in force, or its container gone: nothing is known of those that
+    /// are out of force. Returns how many of these had not been reported.
+    pub fn forget(&mut self) -> u64 {
+        let unreported = self.unreported().count() as u64;
+        self.out_of_force.clear();
+        unreported
+    }
+
+    /// Events do not come at present: no limit is due before they have come again for long enough.
+    pub fn postpone(&mut self, now: Instant) {
+        for limit in self.out_of_force.values_mut() {
+            limit.due = limit.due.max(now + PATIENCE);
+        }
+    }
+
+    /// Where those begin that may become due.
+    pub fn waiting(&self) -> impl Iterator<Item = &proto::Position> {
+        self.unreported().map(|limit| &limit.first)
+    }
+
+    /// Ends the watch on limits that have been out of force for very long; returns those of them whose pod never got a name.
+    pub fn age_out(&mut self, now: Instant) -> u64 {
+        let is_old = |limit: &OutOfForce| now.saturating_duration_since(limit.since) >= WATCHED_FOR;
+        let unnamed = self.unreported().filter(|limit| is_old(limit)).count() as u64;
+        self.out_of_force.retain(|_, limit| !is_old(limit));
+        unnamed
+    }
+
+    fn unreported(&self) -> impl Iterator<Item = &OutOfForce> {
+        self.out_of_force.values().filter(|limit| !limit.is_reported)
+    }
+
     /// Limits that have been out of force for long enough; each once.
     pub fn due(&mut self, now: Instant) -> Vec<Notice> {
         let due = self.out_of_force.values_mut().filter(|limit| limit.due <= now && !limit.is_reported);
         let reported = due.filter_map(|limit| {
-            let notice = limit.notice.take();
-            limit.is_reported = notice.is_some();
-            notice
+            let notice = limit.notice.take()?;
+            limit.is_reported = true;
+            Some(Notice { since: limit.first.clone(), ..notice })
         });
         let mut notices: Vec<_> = reported.collect();
         notices.sort_by_key(|notice| notice.position.seq);
@@ -149,8 +189,12 @@ impl Notices {
                         known.notice = notice;
                     }
                 } else if self.out_of_force.len() < WATCHED_MAX {
-                    let due = now + PATIENCE;
-                    self.out_of_force.insert(key, OutOfForce { due, pod, notice, is_reported: false });
+                    let (since, due) = (now, now + PATIENCE);
+                    let first = event.position.clone().unwrap_or_default();
+                    let limit = OutOfForce { since, first, due, pod, notice, is_reported: false };
+                    self.out_of_force.insert(key, limit);
+                } else {
+                    return Found::Overflow;
                 }
                 Found::Nothing
             }
@@ -178,6 +222,7 @@ fn notice(
     };
     let note = format!("{file}{}", sentence(event));
     let note = escape(&note);
+    let position = event.position.clone()?;
     Some(Notice {
         reason,
         action,
@@ -187,7 +232,8 @@ fn notice(
         container,
         time: event.time.unwrap_or_default(),
         note: note[..note.floor_char_boundary(NOTE_BYTES)].to_owned(),
-        position: event.position.clone()?,
+        since: position.clone(),
+        position,
     })
 }
 
@@ -204,7 +250,7 @@ mod tests {
         match notices.observe(event, sentence, now) {
             Found::Nothing => None,
             Found::Notice(notice) => Some(*notice),
-            Found::Unnamed => panic!("{event:?} has no name"),
+            other => panic!("{event:?}: {other:?}"),
         }
     }
 
@@ -232,6 +278,7 @@ mod tests {
         let due = notices.due(at(30));
         assert_eq!(due.len(), 1);
         assert_eq!((due[0].reason, due[0].position.seq), ("LimitNotInForce", 2), "with the last reason");
+        assert_eq!(due[0].since, position(1), "and since the first");
         assert!(due[0].note.starts_with("memory.max "), "{}", due[0].note);
         assert_eq!(observe(&mut notices, &named(3, verdict(VerdictKind::Shadowed)), at(40)), None);
         assert_eq!(notices.due(at(100)), [], "once");
@@ -279,8 +326,33 @@ mod tests {
             if let Some(Kind::Verdict(verdict)) = &mut event.kind {
                 verdict.cgroup.as_mut().unwrap().id = id;
             }
-            observe(&mut notices, &event, now);
+            let found = notices.observe(&event, sentence, now);
+            let expected = if id < WATCHED_MAX as u64 { Found::Nothing } else { Found::Overflow };
+            assert_eq!(found, expected, "limit {id}");
         }
         assert_eq!(notices.due(now + PATIENCE).len(), WATCHED_MAX);
+        assert_eq!(notices.age_out(now + WATCHED_FOR - PATIENCE), 0);
+        assert_eq!(notices.out_of_force.len(), WATCHED_MAX);
+        assert_eq!(notices.age_out(now + WATCHED_FOR), 0, "all were reported");
+        assert!(notices.out_of_force.is_empty(), "those whose end was never seen do not stay");
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_reported() {
+        let (mut notices, start) = (Notices::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        observe(&mut notices, &named(3, verdict(VerdictKind::Diverged)), at(0));
+        assert_eq!(notices.waiting().collect::<Vec<_>>(), [&position(3)]);
+        notices.postpone(at(25));
+        assert_eq!(notices.due(at(54)), [], "no event could say that it is in force by now");
+        assert_eq!(notices.due(at(55)).len(), 1);
+        assert_eq!((notices.waiting().count(), notices.forget()), (0, 0), "it is reported");
+
+        observe(&mut notices, &named(4, verdict(VerdictKind::Diverged)), at(60));
+        assert_eq!(notices.forget(), 1, "events were missed");
+        assert_eq!(notices.due(at(1000)), []);
+
+        observe(&mut notices, &unnamed(5, verdict(VerdictKind::Diverged)), at(1000));
+        assert_eq!(notices.waiting().count(), 1, "a name may still come");
     }
 }

@@ -7,6 +7,7 @@
 //! Pure. Never sends anything, and never decides which events are sent: all are.
 
 mod attributes;
+mod gaps;
 mod kinds;
 #[cfg(test)]
 mod tests;
@@ -18,8 +19,9 @@ use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
-use crate::queue::{Record, Refused};
-use attributes::{Attributes, any_text};
+use crate::queue::Record;
+use attributes::Attributes;
+pub use attributes::any_text;
 
 /// The node that the events are of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,29 +68,6 @@ impl Mapping {
         record(resource, log, event.position.clone())
     }
 
-    /// The record of what the collector has refused: a gap, as the daemon's own are.
-    pub fn refused(&self, refused: &Refused, observed: u64) -> Record {
-        let mut attributes = Attributes::default();
-        let Refused { first, last, records, reason } = refused;
-        attributes.text("log.record.uid", &format!("{}/{}-{}/refused", first.epoch, first.seq, last.seq));
-        attributes.text("kwitness.epoch", &first.epoch);
-        attributes.text("kwitness.gap.cause", "collector_refused");
-        attributes.counts("kwitness.gap.lost", [(&"event".to_owned(), records)].into_iter());
-        attributes.number("kwitness.gap.first_seq", first.seq);
-        attributes.number("kwitness.gap.last_seq", last.seq);
-        let body = format!("the collector refused {records} records: {}", escape(reason));
-        let log = LogRecord {
-            time_unix_nano: observed,
-            observed_time_unix_nano: observed,
-            severity_number: SeverityNumber::Warn.into(),
-            body: Some(any_text(&body)),
-            attributes: attributes.into_inner(),
-            event_name: kinds::GAP.to_owned(),
-            ..Default::default()
-        };
-        record(self.resource(None, None), log, None)
-    }
-
     fn resource(&self, container: Option<&proto::Container>, pod: Option<&proto::Pod>) -> Resource {
         let mut attributes = Attributes::default();
         attributes.known_text("k8s.node.name", Some(self.node.name.as_str()).filter(|name| !name.is_empty()));
@@ -118,9 +97,13 @@ fn record(resource: Resource, log: LogRecord, position: Option<proto::Position>)
 
 /// What tells the record from every other of the node. A gap that a watcher alone receives stands where an event would.
 fn unique(event: &proto::Event, position: &proto::Position) -> String {
-    let of_watcher = matches!(&event.kind, Some(Kind::Gap(gap))
-        if matches!(gap.cause(), proto::GapCause::WatcherLagged | proto::GapCause::ReplayExpired));
-    format!("{}/{}{}", position.epoch, position.seq, if of_watcher { "/gap" } else { "" })
+    format!("{}/{}{}", position.epoch, position.seq, if is_of_watcher(event) { "/gap" } else { "" })
+}
+
+/// Whether it stands for events that this watcher did not receive.
+pub fn is_of_watcher(event: &proto::Event) -> bool {
+    matches!(&event.kind, Some(Kind::Gap(gap))
+        if matches!(gap.cause(), proto::GapCause::WatcherLagged | proto::GapCause::ReplayExpired))
 }
 
 /// The pod of a container, or of a cgroup that is no container's.

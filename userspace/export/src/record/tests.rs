@@ -7,6 +7,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 
 use super::*;
+use crate::queue::{Progress, Refused};
 use crate::testing::{every_kind, named, oom_kill, position};
 
 fn mapping() -> Mapping {
@@ -255,20 +256,46 @@ fn images_are_taken_apart() {
 }
 
 #[test]
-fn what_was_refused_is_a_gap() {
+fn what_was_lost_behind_the_daemon_is_a_gap() {
     let refused =
         Refused { first: position(3), last: position(9), records: 4, reason: "too \x07 old".to_owned() };
-    let record = mapping().refused(&refused, 9);
-    assert_eq!((record.log.event_name.as_str(), record.position), ("kwitness.gap", None));
-    let found = of(&record.log.attributes);
-    for (key, value) in [
-        ("kwitness.gap.cause", "collector_refused"),
-        ("kwitness.gap.first_seq", "3"),
-        ("kwitness.gap.last_seq", "9"),
-        ("kwitness.gap.lost", "{\"event\": \"4\"}"),
-        ("log.record.uid", "e/3-9/refused"),
-    ] {
-        assert_eq!(found.get(key).map(String::as_str), Some(value), "{key}");
+    let progress = Progress {
+        position: Some(position(9)),
+        refused: Some(refused),
+        unaccounted: Some(position(2)),
+        kubernetes_lost: 5,
+        ..Progress::default()
+    };
+    let records = mapping().gaps(&progress, 9);
+    let expected: [&[(&str, &str)]; 3] = [
+        &[
+            ("kwitness.gap.cause", "collector_refused"),
+            ("kwitness.gap.first_seq", "3"),
+            ("kwitness.gap.last_seq", "9"),
+            ("kwitness.gap.lost", "{\"event\": \"4\"}"),
+            ("log.record.uid", "e/3-9/refused"),
+        ],
+        &[
+            ("kwitness.gap.cause", "state_missing"),
+            ("kwitness.gap.first_seq", "1"),
+            ("kwitness.gap.last_seq", "2"),
+            ("log.record.uid", "e/1-2/state_missing"),
+        ],
+        &[
+            ("kwitness.gap.cause", "kubernetes_events_lost"),
+            ("kwitness.gap.lost", "{\"kubernetes_event\": \"5\"}"),
+            ("log.record.uid", "e/9/kubernetes_events_lost/5"),
+        ],
+    ];
+    assert_eq!(records.len(), expected.len());
+    for (record, expected) in records.iter().zip(expected) {
+        assert_eq!((record.log.event_name.as_str(), &record.position), ("kwitness.gap", &None));
+        let found = of(&record.log.attributes);
+        for (key, value) in expected {
+            assert_eq!(found.get(*key).map(String::as_str), Some(*value), "{key}");
+        }
     }
-    assert_eq!(text(record.log.body.as_ref().unwrap()), "the collector refused 4 records: too \\x07 old");
+    let body = text(records[0].log.body.as_ref().unwrap());
+    assert_eq!(body, "the collector refused 4 records: too \\x07 old");
+    assert_eq!(mapping().gaps(&Progress::default(), 9), []);
 }
