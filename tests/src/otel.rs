@@ -46,9 +46,38 @@ impl Exported {
     }
 }
 
+/// A number that it received: a data point of a sum or of a gauge.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// The value.
+    pub value: f64,
+    /// When it was read, in nanoseconds since the Unix epoch.
+    pub time: u64,
+    /// Since when it has been counted, likewise; 0 for a gauge.
+    pub start: u64,
+}
+
+/// One export of metrics: the attributes of the resource, and the points by name and attributes, as Prometheus writes them.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Of the resource.
+    pub resource: BTreeMap<String, String>,
+    /// `name{label="value"}`, labels in the order in which they came.
+    pub points: BTreeMap<String, Point>,
+}
+
 impl Collector {
     /// Starts it and waits until it listens.
     pub async fn start(environment: &Environment) -> Result<Self> {
+        Self::start_with(environment, true).await
+    }
+
+    /// The same, but what it receives is dropped once it has been decoded.
+    pub async fn start_dropping(environment: &Environment) -> Result<Self> {
+        Self::start_with(environment, false).await
+    }
+
+    async fn start_with(environment: &Environment, keeps: bool) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-collector-").tempdir_in("/run");
         let directory = directory.context("make the collector's directory in /run")?;
         let program = environment.job.join("bin/collector");
@@ -56,10 +85,13 @@ impl Collector {
         // JSON is YAML.
         let configuration = json!({
             "receivers": { "otlp": { "protocols": { "grpc": { "endpoint": format!("127.0.0.1:{PORT}") } } } },
-            "exporters": { "lines": { "path": this.file() } },
+            "exporters": { "lines": { "path": if keeps { this.file() } else { PathBuf::new() } } },
             "service": {
                 "telemetry": { "metrics": { "level": "none" } },
-                "pipelines": { "logs": { "receivers": ["otlp"], "exporters": ["lines"] } },
+                "pipelines": {
+                    "logs": { "receivers": ["otlp"], "exporters": ["lines"] },
+                    "metrics": { "receivers": ["otlp"], "exporters": ["lines"] },
+                },
             },
         });
         fs::write(this.configuration(), configuration.to_string()).context("write the configuration")?;
@@ -89,18 +121,20 @@ impl Collector {
         Ok(())
     }
 
-    /// What it has received, in the order of arrival.
+    /// Its process.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("it does not run")?.pid())
+    }
+
+    /// Where it listens.
+    pub fn endpoint() -> String {
+        format!("http://127.0.0.1:{PORT}")
+    }
+
+    /// The log records that it has received, in the order of arrival.
     pub fn received(&self) -> Result<Vec<Exported>> {
-        let path = self.file();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
         let mut received = Vec::new();
-        // The last line may be half written.
-        for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
-            let message: Value = serde_json::from_str(line).context("parse a message")?;
+        for message in self.messages()? {
             for group in list(&message["resourceLogs"]) {
                 for scope in list(&group["scopeLogs"]) {
                     for log in list(&scope["logRecords"]) {
@@ -114,6 +148,40 @@ impl Collector {
             }
         }
         Ok(received)
+    }
+
+    /// The metrics that it has received, one element for each message.
+    pub fn metrics(&self) -> Result<Vec<Metrics>> {
+        let mut received = Vec::new();
+        for message in self.messages()? {
+            for group in list(&message["resourceMetrics"]) {
+                let resource =
+                    list(&group["resource"]["attributes"]).map(attribute).collect::<Result<_>>()?;
+                let mut metrics = Metrics { resource, ..Metrics::default() };
+                for metric in list(&group["scopeMetrics"]).flat_map(|scope| list(&scope["metrics"])) {
+                    let name = metric["name"].as_str().context("a metric without a name")?;
+                    for point in
+                        list(&metric["sum"]["dataPoints"]).chain(list(&metric["gauge"]["dataPoints"]))
+                    {
+                        metrics.points.insert(series(name, point)?, self::point(point)?);
+                    }
+                }
+                received.push(metrics);
+            }
+        }
+        Ok(received)
+    }
+
+    fn messages(&self) -> Result<Vec<Value>> {
+        let path = self.file();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        // The last line may be half written.
+        let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        lines.map(|line| serde_json::from_str(line).context("parse a message")).collect()
     }
 
     /// Waits until what it has received passes.
@@ -154,6 +222,23 @@ fn attribute(attribute: &Value) -> Result<(String, String)> {
     Ok((key.to_owned(), text.map_or_else(|| value.to_string(), str::to_owned)))
 }
 
+fn series(name: &str, point: &Value) -> Result<String> {
+    let labels = list(&point["attributes"]).map(attribute).collect::<Result<Vec<_>>>()?;
+    let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
+    Ok(if labels.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", labels.join(",")) })
+}
+
+fn point(point: &Value) -> Result<Point> {
+    // OTLP's JSON has 64-bit numbers as text.
+    let whole = |key: &str| point[key].as_str().and_then(|text| text.parse::<u64>().ok());
+    let value = whole("asInt").map(|value| value as f64).or_else(|| point["asDouble"].as_f64());
+    Ok(Point {
+        value: value.with_context(|| format!("a point without a value: {point}"))?,
+        time: whole("timeUnixNano").context("a point without a time")?,
+        start: whole("startTimeUnixNano").unwrap_or(0),
+    })
+}
+
 /// A running `kwitness export`; its state file is the test's.
 #[derive(Debug)]
 pub struct Exporter(Managed);
@@ -161,10 +246,20 @@ pub struct Exporter(Managed);
 impl Exporter {
     /// Starts one that sends this daemon's events to the collector.
     pub fn start(environment: &Environment, agent: &Agent, collector: &Collector) -> Result<Self> {
+        Self::start_with(environment, agent, collector, &[])
+    }
+
+    /// The same, with more arguments.
+    pub fn start_with(
+        environment: &Environment,
+        agent: &Agent,
+        collector: &Collector,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let at = |name: &str| collector.directory.path().join(name);
         let mut command = Command::new(environment.kwitness());
         command.arg("export").arg("--socket").arg(agent.socket());
-        command.arg(format!("--otlp-endpoint=http://127.0.0.1:{PORT}"));
+        command.arg(format!("--otlp-endpoint={}", Collector::endpoint())).args(arguments);
         command.arg("--state-file").arg(at("state.json")).arg("--log-level=debug");
         Ok(Self(Managed::spawn("kwitness export", command, &at("export.log"))?))
     }

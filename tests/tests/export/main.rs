@@ -1,4 +1,6 @@
-//! `kwitness export` and a real OpenTelemetry Collector: a storm of containers, while each of both is stopped and started.
+//! `kwitness export` and a real OpenTelemetry Collector: a storm of containers, while each of both is stopped and started; and metrics.
+
+mod metrics;
 
 use std::collections::BTreeSet;
 
@@ -22,7 +24,10 @@ fn main() -> Result<()> {
             vec![$(Case::new(stringify!($name), |ctx| ctx.block_on($name(ctx)))),*]
         };
     }
-    let cases = cases![nothing_is_missing_or_double, what_the_journal_did_not_keep_is_a_gap];
+    let mut cases = cases![nothing_is_missing_or_double, what_the_journal_did_not_keep_is_a_gap];
+    cases.push(Case::new("metrics_are_those_of_a_scrape", |ctx| {
+        ctx.block_on(metrics::metrics_are_those_of_a_scrape(ctx))
+    }));
     suite::run(ctx, cases)
 }
 

@@ -21,6 +21,14 @@ kwitness_service::counters! {
         requests_accepted,
         /// Attempts to send a message that failed.
         requests_failed,
+        /// Times that the collector took the daemon's metrics.
+        metrics_exported,
+        /// Times that the daemon's metrics could not be read.
+        metrics_unread,
+        /// Times that the collector did not take them.
+        metrics_failed,
+        /// Data points of metrics that it took but for these.
+        metric_points_rejected,
         /// State files that could not be written.
         state_failed,
         /// Kubernetes Events that were made.

@@ -166,6 +166,16 @@ impl Exporter {
         self.measure();
     }
 
+    /// Sends what waits, until there is an answer for all of it.
+    pub(crate) async fn drain(&mut self) {
+        self.dispatch();
+        while self.delivery.is_some() {
+            let delivered = answer(&mut self.delivery).await;
+            self.answered(delivered);
+            self.dispatch();
+        }
+    }
+
     /// Waits for the answer to the message that is on its way.
     #[cfg(test)]
     pub(crate) async fn settle(&mut self) {
@@ -178,36 +188,39 @@ impl Exporter {
             Item::Events(events) => {
                 let observed = now();
                 events.iter().for_each(|event| self.take_event(event, observed));
+                self.account();
                 if self.collector.is_none() {
                     self.queue.skip();
                     self.is_unsaved = true;
                 }
             }
             Item::Disconnected(error) => {
+                self.is_connected = false;
                 self.shared.daemon_up.set(0);
                 self.shared.counters.daemon_lost.count();
                 tracing::warn!(%error, "the daemon is gone: waiting for it");
             }
-                self.account();
             Item::Reconnected => {
+                self.is_connected = true;
                 self.shared.daemon_up.set(1);
                 tracing::info!("the daemon is back");
             }
             // It is never requested.
             Item::Snapshot(_) => {}
-                self.is_connected = false;
         }
     }
 
     fn take_event(&mut self, event: &Event, observed: u64) {
         let counters = &self.shared.counters;
-                self.is_connected = true;
         counters.events.count();
         if EventKind::of(event) == Some(EventKind::Gap) {
             counters.gaps.count();
         }
         if let Some(reporter) = &mut self.reporter {
             reporter.observe(event, std::time::Instant::now());
+            if let Some(replay) = &mut self.replay {
+                reporter.lose(replay.lost(event));
+            }
         }
         let new = match &self.replay {
             None => Cow::Borrowed(event),
@@ -251,9 +264,6 @@ impl Exporter {
             self.is_unsaved |= self.queue.set_kubernetes(reporter.waiting());
         }
     }
-            if let Some(replay) = &mut self.replay {
-                reporter.lose(replay.lost(event));
-            }
 
     fn answered(&mut self, delivered: Delivered) {
         self.delivery = None;

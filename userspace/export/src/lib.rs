@@ -1,9 +1,10 @@
-//! `kwitness export`: the daemon's events as OpenTelemetry logs, and the rare ones of them as Kubernetes Events.
+//! `kwitness export`: the daemon's events as OpenTelemetry logs, its metrics as OpenTelemetry metrics, and rare events as Kubernetes Events.
 //!
 //! ```text
 //!                               ┌─ record ─▶ queue ─▶ collector ─▶ an OpenTelemetry Collector (OTLP logs over gRPC)
 //!  the daemon's socket ─▶ watch ┤               └─ position ─▶ the state file
 //!                               └─ notices ─▶ limiter ─▶ api ────▶ the API server (events.k8s.io/v1, create only)
+//!  the daemon's /metrics ─▶ daemon_metrics ─────────▶ collector ─▶ the Collector (OTLP metrics over gRPC)
 //! ```
 //!
 //! A process of its own, one more client of the daemon, without any privilege. It keeps no events: the daemon's journal is the buffer,
@@ -14,26 +15,29 @@
 
 mod collector;
 mod counters;
+mod daemon_metrics;
 mod exporter;
+mod fleet;
 mod kubernetes;
 mod metrics;
 mod queue;
 mod record;
+mod replay;
+mod reply;
 mod retry;
 mod state;
 #[cfg(test)]
-mod replay;
-mod reply;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::fs;
 use std::path::PathBuf;
-mod waiting;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use futures_util::future::OptionFuture;
 use kwitness_api::client::Address;
 use kwitness_api::proto::Event;
 use kwitness_service::heartbeat::Heartbeat;
@@ -42,29 +46,34 @@ use kwitness_service::program::Program;
 use kwitness_service::{InstanceLock, Signal, Signals};
 
 pub use collector::{CollectorOptions, Header};
+pub use daemon_metrics::{MetricsOptions, Source as MetricsSource};
+pub use fleet::{SimulatedNode, Tally};
 pub use metrics::CATALOG;
 
 use collector::Collector;
 use counters::Shared;
+use daemon_metrics::MetricsExporter;
 use exporter::Exporter;
 use kubernetes::Reporter;
 use metrics::Metrics;
 use queue::Queue;
 use record::{Mapping, Node};
+use replay::Replay;
 use state::StateFile;
+use waiting::Waiting;
 
 /// Where the state file is if nothing else is said: on a disk, so that a reboot leaves the position to which everything was exported.
 pub const DEFAULT_STATE: &str = "/var/lib/kwitness-export/state.json";
 
 /// The exporter's settings.
 #[derive(Clone, Debug)]
-use replay::Replay;
 pub struct Options {
-use waiting::Waiting;
     /// Where the daemon listens.
     pub daemon: Address,
     /// Where records go, if anywhere.
     pub collector: Option<CollectorOptions>,
+    /// Which metrics go there, too, if any.
+    pub metrics: Option<MetricsOptions>,
     /// Whether Kubernetes Events are made.
     pub kubernetes_events: bool,
     /// Where the position is kept.
@@ -84,9 +93,13 @@ use waiting::Waiting;
 /// # Errors
 /// What keeps it from starting, or from going on; each with what to do.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let Options { daemon, collector, kubernetes_events, state, node, cluster, http, sentence } = options;
+    let Options { daemon, collector, metrics, kubernetes_events, state, node, cluster, http, sentence } =
+        options;
     if collector.is_none() && !kubernetes_events {
         bail!("nothing to do: name a collector with --otlp-endpoint, or set --kubernetes-events");
+    }
+    if collector.is_none() && metrics.is_some() {
+        bail!("--metrics-from needs a collector to send to: --otlp-endpoint");
     }
     let mut signals = Signals::handle()?;
     let shared = Arc::<Shared>::default();
@@ -137,11 +150,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(node = name, daemon = %daemon, position = ?progress.position, "exporting");
     kwitness_service::notify_ready();
     let mapping = Mapping { node: Node { name, cluster }, sentence };
+    let resource = mapping.agent_resource();
+    let metrics = metrics.zip(collector.clone()).map(|(options, collector)| {
+        MetricsExporter::new(options, resource, collector, Arc::clone(&shared)).run()
+    });
     let queue = Queue::new(queue::BYTES_MAX, progress);
     let mut exporter =
         Exporter::new(mapping, collector, reporter, queue, state_file, replay, Arc::clone(&shared));
     let ended = tokio::select! {
         ended = exporter.run(&mut watch) => ended,
+        Some(never) = OptionFuture::from(metrics) => match never {},
         () = stopped(&mut signals, &shared) => Ok(()),
     };
     exporter.finish().await;

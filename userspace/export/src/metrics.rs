@@ -34,9 +34,14 @@ kwitness_service::metrics! {
             "Time since the oldest of them happened; 0 if there is none.";
         STATE_FAILED: Counter, "kwitness_export_state_write_errors_total", [], "State files that could not be written.";
 
+        METRICS: Counter, "kwitness_export_metrics_total", ["result"],
+            "Exports of the daemon's metrics: accepted, unread (the daemon did not serve them) or failed (the collector did not take them).";
+        POINTS_REJECTED: Counter, "kwitness_export_metric_points_rejected_total", [],
+            "Data points of metrics that the collector rejected while it accepted the others.";
+
         KUBERNETES: Counter, "kwitness_export_kubernetes_events_total", ["result"],
-            "Kubernetes Events: created, existing (made before), refused (by the API server), failed (no answer), similar (part of a \
-             series), limited (too many of a pod), skipped (no name, or too old) or dropped (too many wait).";
+            "Kubernetes Events: created, existing (made before), refused (by the API server), failed (no answer; each attempt), similar (part of a \
+             series), limited (too many of a pod), skipped (no name, or too old) or dropped (no room, or a gap in its place).";
         BEAT_AGE: Gauge, "kwitness_export_answer_age_seconds", [],
             "Time since the exporter's thread ran; it does so every 5 seconds.";
     }
@@ -103,6 +108,11 @@ fn expose(shared: &Shared, exposition: &mut Exposition) {
     };
     exposition.set(&OLDEST_AGE, age.as_secs_f64());
     exposition.set(&STATE_FAILED, counters.state_failed.get());
+    let mut metrics = exposition.family(&METRICS);
+    metrics.add(["accepted"], counters.metrics_exported.get());
+    metrics.add(["unread"], counters.metrics_unread.get());
+    metrics.add(["failed"], counters.metrics_failed.get());
+    exposition.set(&POINTS_REJECTED, counters.metric_points_rejected.get());
     let mut kubernetes = exposition.family(&KUBERNETES);
     for (result, count) in [
         ("created", &counters.kubernetes_created),

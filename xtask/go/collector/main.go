@@ -1,5 +1,6 @@
-// Command collector is an OpenTelemetry Collector that receives OTLP and appends the logs to a file, a line of OTLP's JSON for each
-// message. The collector's own file exporter is not used: tests need a line that is complete before the message is acknowledged.
+// Command collector is an OpenTelemetry Collector that receives OTLP and appends logs and metrics to a file, a line of OTLP's JSON for each
+// message; without a path it drops them. The collector's own file exporter is not used: tests need a line that is complete before the
+// message is acknowledged.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"go.opentelemetry.io/collector/exporter"
 	"go.opentelemetry.io/collector/otelcol"
 	"go.opentelemetry.io/collector/pdata/plog"
+	"go.opentelemetry.io/collector/pdata/pmetric"
 	"go.opentelemetry.io/collector/receiver"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
 	"go.opentelemetry.io/collector/service/telemetry/otelconftelemetry"
@@ -24,7 +26,7 @@ type config struct {
 	Path string `mapstructure:"path"`
 }
 
-// lines appends to a file, one message at a time.
+// lines appends to a file, one message at a time. Each signal has its own, for the same file.
 type lines struct {
 	path string
 	lock sync.Mutex
@@ -32,6 +34,9 @@ type lines struct {
 }
 
 func (l *lines) Start(context.Context, component.Host) (err error) {
+	if l.path == "" {
+		return nil
+	}
 	l.file, err = os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	return err
 }
@@ -48,7 +53,18 @@ func (l *lines) Capabilities() consumer.Capabilities {
 }
 
 func (l *lines) ConsumeLogs(_ context.Context, logs plog.Logs) error {
-	line, err := new(plog.JSONMarshaler).MarshalLogs(logs)
+	return l.add(func() ([]byte, error) { return new(plog.JSONMarshaler).MarshalLogs(logs) })
+}
+
+func (l *lines) ConsumeMetrics(_ context.Context, metrics pmetric.Metrics) error {
+	return l.add(func() ([]byte, error) { return new(pmetric.JSONMarshaler).MarshalMetrics(metrics) })
+}
+
+func (l *lines) add(marshal func() ([]byte, error)) error {
+	if l.file == nil {
+		return nil
+	}
+	line, err := marshal()
 	if err != nil {
 		return err
 	}
@@ -62,6 +78,10 @@ func newLines(_ context.Context, _ exporter.Settings, cfg component.Config) (exp
 	return &lines{path: cfg.(*config).Path}, nil
 }
 
+func newMetricLines(_ context.Context, _ exporter.Settings, cfg component.Config) (exporter.Metrics, error) {
+	return &lines{path: cfg.(*config).Path}, nil
+}
+
 func factories() (otelcol.Factories, error) {
 	receivers, err := otelcol.MakeFactoryMap[receiver.Factory](otlpreceiver.NewFactory())
 	if err != nil {
@@ -71,6 +91,7 @@ func factories() (otelcol.Factories, error) {
 		component.MustNewType("lines"),
 		func() component.Config { return &config{} },
 		exporter.WithLogs(newLines, component.StabilityLevelStable),
+		exporter.WithMetrics(newMetricLines, component.StabilityLevelStable),
 	))
 	return otelcol.Factories{Receivers: receivers, Exporters: exporters, Telemetry: otelconftelemetry.NewFactory()}, err
 }

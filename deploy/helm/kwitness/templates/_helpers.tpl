@@ -46,6 +46,11 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{- /* Of the service by which an exporter reaches its own node's daemon. */}}
+{{- define "kwitness.localName" -}}
+{{- printf "%s-local" (include "kwitness.fullname" . | trunc 57 | trimSuffix "-") }}
+{{- end }}
+
 {{- define "kwitness.exporterAccount" -}}
 {{- with .Values.exporter.serviceAccount }}
 {{- default (ternary (include "kwitness.exporterName" $) "default" .create) .name }}

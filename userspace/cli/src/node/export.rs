@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_api::proto::Event;
-use kwitness_export::{CollectorOptions, DEFAULT_STATE, Header, Options};
+use kwitness_export::{CollectorOptions, DEFAULT_STATE, Header, MetricsOptions, MetricsSource, Options};
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
@@ -32,6 +33,18 @@ pub struct Export {
         hide_env_values = true
     )]
     pub otlp_header: Vec<String>,
+    /// Send the daemon's metrics, too; they are served there (its http.listen): HOST:PORT or unix:///PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_from: Option<MetricsSource>,
+    /// How often, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u16).range(1..=3600),
+        requires = "metrics_from"
+    )]
+    pub metrics_interval: u16,
     /// Create Kubernetes Events for OOM kills and for limits that are not in force
     #[arg(long)]
     pub kubernetes_events: bool,
@@ -60,6 +73,8 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
         otlp_endpoint,
         otlp_ca,
         otlp_header,
+        metrics_from,
+        metrics_interval,
         kubernetes_events,
         state_file,
         node_name,
@@ -74,9 +89,11 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
     let headers =
         headers.map_err(|error| anyhow::anyhow!("--otlp-header, OTEL_EXPORTER_OTLP_HEADERS: {error}"))?;
     let collector = otlp_endpoint.map(|endpoint| CollectorOptions { endpoint, ca: otlp_ca, headers });
+    let interval = Duration::from_secs(metrics_interval.into());
     let options = Options {
         daemon: connect::address(socket),
         collector,
+        metrics: metrics_from.map(|source| MetricsOptions { source, interval }),
         kubernetes_events,
         state: state_file,
         node: node_name,

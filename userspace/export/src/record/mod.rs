@@ -42,6 +42,21 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// The resource that is the node.
+    pub fn node_resource(&self) -> Resource {
+        self.resource(None, None)
+    }
+
+    /// The resource that is the daemon on the node: Prometheus' `job` and `instance` follow from the service's.
+    pub fn agent_resource(&self) -> Resource {
+        let mut attributes = Attributes::default();
+        attributes.text("service.name", "kwitness");
+        attributes.text("service.instance.id", &self.node.name);
+        let mut resource = self.node_resource();
+        resource.attributes.extend(attributes.into_inner());
+        resource
+    }
+
     /// The record of an event that was received at that time, in nanoseconds since the Unix epoch.
     pub fn record(&self, event: &proto::Event, observed: u64) -> Record {
         let mut attributes = Attributes::default();
