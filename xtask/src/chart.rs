@@ -231,10 +231,12 @@ fn check_monitors(manifest: &str) -> Result<()> {
             "ServiceMonitor" => "endpoints",
             _ => continue,
         };
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let job = if name.ends_with("-export") { "kwitness-export" } else { "kwitness" };
         for endpoint in object["spec"][endpoints].as_array().context("a monitor without endpoints")? {
             let relabelings = endpoint["relabelings"].as_array().map(Vec::as_slice).unwrap_or_default();
             for wanted in [
-                json!({ "targetLabel": "job", "replacement": "kwitness" }),
+                json!({ "targetLabel": "job", "replacement": job }),
                 json!({ "action": "labeldrop", "regex": "namespace|pod|container" }),
             ] {
                 ensure!(relabelings.contains(&wanted), "{kind}: no {wanted} in its relabelings");
