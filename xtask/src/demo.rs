@@ -109,7 +109,13 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     }
     let name = demo.scene.name();
     options.arguments.insert(0, name.to_owned());
-    let program = Program { name: "kwitness-demo", build: Build::Release, kubelet: None, limit: LIMIT };
+    let program = Program {
+        name: "kwitness-demo",
+        build: Build::Release,
+        kubelet: None,
+        collector: false,
+        limit: LIMIT,
+    };
     if !demo.scene.claims() {
         ensure!(demo.svg.is_none(), "the scene {name} leaves no picture");
         return task(workspace, cache, &program, &options, Output::Shown);
@@ -150,7 +156,13 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
-    let program = Program { name: "kwitness-chaos", build: Build::ForTests, kubelet: None, limit: LIMIT };
+    let program = Program {
+        name: "kwitness-chaos",
+        build: Build::ForTests,
+        kubelet: None,
+        collector: false,
+        limit: LIMIT,
+    };
     task(workspace, cache, &program, &options, Output::Shown)
 }
 
@@ -231,6 +243,8 @@ pub struct Program {
     pub build: Build,
     /// The kubelet that it starts.
     pub kubelet: Option<Kubelet>,
+    /// Whether it starts an OpenTelemetry Collector.
+    pub collector: bool,
     /// After this long it is given up.
     pub limit: Duration,
 }
@@ -255,11 +269,12 @@ fn run(
     output: Output,
     leaves: Option<&Path>,
 ) -> Result<i32> {
-    let Program { name, build, kubelet, limit } = *program;
+    let Program { name, build, kubelet, collector, limit } = *program;
     let root = RootSpec::find(&options.root)?;
     let kernel = options.vm.as_deref().map(KernelSeries::find).transpose()?;
     let mut needs = Needs::tools(&[Tool::Bpf]);
     needs.tools.extend(kubelet.map(Kubelet::needs));
+    needs.tools.extend(collector.then_some(Tool::Collector));
     needs.tools.extend(leaves.map(|_| Tool::Kubernetes));
     match kernel {
         Some(kernel) => {
@@ -285,7 +300,9 @@ fn run(
         if let Some(kubelet) = kubelet {
             job.add(&cache.tool(kubelet.tool()), &in_job(KUBELET))?;
         }
-        for name in leaves.map_or(&[][..], |_| Tool::Kubernetes.programs()) {
+        let collector = if collector { Tool::Collector.programs() } else { &[] };
+        let kubernetes = leaves.map_or(&[][..], |_| Tool::Kubernetes.programs());
+        for name in collector.iter().chain(kubernetes) {
             job.add(&cache.tool(name), &in_job(name))?;
         }
         images::write(cache, &job.dir().join("images.tar"))

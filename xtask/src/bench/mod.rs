@@ -1,4 +1,4 @@
-//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; beside other tools; and what a kubelet saves.
+//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; beside other tools; what a kubelet saves; and a fleet.
 //!
 //! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
 
@@ -35,6 +35,7 @@ const CURVE: &str = "{\"curve\":";
     cargo xtask bench --curves --sizes 100,1000\n  \
     cargo xtask bench --curves --only rate --out docs/benchmarks\n  \
     cargo xtask bench --peers\n  \
+    cargo xtask bench --fleet --nodes 1000 --rate 10\n  \
     cargo xtask bench --pleg --root forky --sizes 10,50\n  \
     cargo xtask bench --pleg --root forky --kubelet 1.37")]
 pub struct Bench {
@@ -47,8 +48,17 @@ pub struct Bench {
     /// A kubelet with pods at rest: generic PLEG, evented PLEG on containerd's events, evented PLEG on kwitness's; about an hour
     #[arg(long)]
     pleg: bool,
+    /// The exporters of many nodes, fed from a recording, and one OpenTelemetry Collector
+    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg"])]
+    fleet: bool,
+    /// How many nodes [default: 1000]
+    #[arg(long, value_name = "N", requires = "fleet")]
+    nodes: Option<String>,
+    /// Events a node and second, for what larger fleets cost on paper [default: 10]
+    #[arg(long, value_name = "N", requires = "fleet")]
+    rate: Option<String>,
     /// Only rows or curves of that name: `latency`, `growth`
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg", "fleet"])]
     only: Option<String>,
     /// Numbers of containers and cgroups (--curves) or of pods (--pleg), such as `100,1000`
     #[arg(long, value_name = "LIST", requires = "sized")]
@@ -66,9 +76,19 @@ pub struct Bench {
 /// Measures, and returns the program's exit status.
 pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> {
     let mut options = bench.options.clone();
-    let flags = [("--curves", bench.curves), ("--peers", bench.peers), ("--pleg", bench.pleg)];
+    let flags = [
+        ("--curves", bench.curves),
+        ("--peers", bench.peers),
+        ("--pleg", bench.pleg),
+        ("--fleet", bench.fleet),
+    ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
-    let values = [("--only", &bench.only), ("--sizes", &bench.sizes)];
+    let values = [
+        ("--only", &bench.only),
+        ("--sizes", &bench.sizes),
+        ("--nodes", &bench.nodes),
+        ("--rate", &bench.rate),
+    ];
     let values = values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
     options.arguments.extend(flags.chain(values).collect::<Vec<_>>());
     // The other tools are in a root of their own, unless another one is named.
@@ -77,7 +97,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
     }
     let kubelet = bench.pleg.then_some(bench.kubelet);
     let limit = if bench.pleg { PLEG_LIMIT } else { LIMIT };
-    let program = Program { name: PROGRAM, build: Build::Release, kubelet, limit };
+    let program = Program { name: PROGRAM, build: Build::Release, kubelet, collector: bench.fleet, limit };
     if !bench.curves {
         return demo::task(workspace, cache, &program, &options, Output::Shown);
     }

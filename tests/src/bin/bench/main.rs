@@ -9,6 +9,7 @@ mod attacker;
 mod connector;
 mod cri;
 mod curve;
+mod fleet;
 mod floor;
 mod footprint;
 mod growth;
@@ -51,6 +52,15 @@ struct Arguments {
     /// Measure a kubelet with the generic and the evented PLEG.
     #[arg(long)]
     pleg: bool,
+    /// Measure the exporters of many nodes and one collector.
+    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg"])]
+    fleet: bool,
+    /// How many nodes (`--fleet`).
+    #[arg(long, default_value_t = 1000)]
+    nodes: usize,
+    /// Events a node and second, for fleets on paper (`--fleet`).
+    #[arg(long, default_value_t = 10.0)]
+    rate: f64,
     /// Numbers of containers or cgroups (`--curves`), or of pods (`--pleg`), instead of the usual ones.
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
@@ -196,6 +206,7 @@ fn run() -> Result<()> {
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
         None if arguments.curves => curves(arguments),
+        None if arguments.fleet => fleet(&arguments),
         None => measure(&arguments),
     }
 }
@@ -228,6 +239,17 @@ fn curves(mut arguments: Arguments) -> Result<()> {
         curve::print_json(&all)?;
     }
     Ok(())
+}
+
+/// What a fleet's exporters and their collector cost.
+fn fleet(arguments: &Arguments) -> Result<()> {
+    let environment = Environment::find()?;
+    let table = Table { json: arguments.json };
+    table.head(&environment)?;
+    // Nodes are apart from each other: they use every CPU.
+    let runtime = tokio::runtime::Runtime::new().context("start tokio")?;
+    let measured = fleet::measure(&environment, arguments.nodes, arguments.rate, table);
+    runtime.block_on(measured).context("measure a fleet")
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
