@@ -1,12 +1,16 @@
 //! The engine without a kernel: a producer that never rests, and a tree that is walked meanwhile.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use kwitness_abi::RecordKind;
+use kwitness_abi::{Counters, RecordKind};
+use kwitness_api::proto;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{KernelTime, Scan};
+use kwitness_core::model::{CgroupId, KernelTime, Scan, VerdictScope};
 use tokio::time::{Instant, timeout};
 
 use super::*;
@@ -14,6 +18,7 @@ use crate::cgroupfs::{CgroupFs, ScanError};
 use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::hub::{Capacity, Hub};
+use crate::probe::{Drained, ProgramStats, RingState, SetId};
 
 /// How long anything may take: many times what it does.
 const SOON: Duration = Duration::from_secs(60);

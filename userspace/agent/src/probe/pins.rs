@@ -32,12 +32,14 @@
 //!
 //! Owns these paths, and when a set may be adopted or read on. Never reads a map, and never chooses a hook.
 
+mod layout;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::hash_map::DefaultHasher,
-    ffi::{CString, OsStr},
+    ffi::CString,
     fmt,
     fs::{self, DirBuilder, File},
-    hash::{Hash as _, Hasher},
     io,
     os::{
         fd::{FromRawFd as _, OwnedFd, RawFd},
@@ -46,8 +48,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kwitness_abi::{Budget, Counters, ProcessKey, RecordKind, Tracked};
-use kwitness_core::model::LimitFile;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -57,15 +57,12 @@ use nix::{
 
 use super::{
     capability::{Capability, Hook, Tracepoints},
-    counters,
     environment::BPF_FS_MAGIC,
-    object::OBJECT,
-    settings::{MAX_ROOTS, ProbeLog, Settings},
+    settings::{ProbeLog, Settings},
 };
 use crate::private::{self, Foreign};
+use layout::{is_layout, layout};
 
-/// Changes whenever what is pinned changes its meaning in another way than sizes show: a field of a record, a flag, a value of a map.
-const FORMAT: u32 = 1;
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
 pub(super) const MAPS: [&str; 17] = [
     "ANCESTORS",
@@ -103,10 +100,6 @@ const READ_ON: [&str; 10] = [
 const PARTS: [&str; 3] = ["links", "programs", "maps"];
 const COMPLETE: &str = "complete";
 const MODE: u32 = 0o700;
-/// Hexadecimal digits in the name of a layout, and how many of them are the records'.
-const LAYOUT_DIGITS: usize = 16;
-const RECORD_DIGITS: usize = 8;
-
 /// Why nothing is pinned: the kernel side ends with the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum Unpinned {
@@ -373,48 +366,6 @@ impl fmt::Display for Paths {
     }
 }
 
-/// The name of the layout of these settings: what the records mean and are of, then everything else.
-///
-/// The hash need not be the same in every release: another name costs a set, never an event that is read wrongly.
-pub(super) fn layout(settings: &Settings) -> io::Result<String> {
-    let Settings {
-        lifecycle_ring,
-        tasks_ring,
-        forks_ring,
-        tracked_capacity,
-        subtree,
-        roots,
-        exclude,
-        syscalls,
-        log: _,
-        lock_file,
-        pins: _,
-    } = settings;
-    let mut hasher = DefaultHasher::new();
-    (OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
-    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls).hash(&mut hasher);
-    let rest = hasher.finish();
-    let mut hasher = DefaultHasher::new();
-    hash_records(&mut hasher);
-    (tracked_capacity, subtree, roots).hash(&mut hasher);
-    // What the daemon of another socket has read is in that one's ledger alone.
-    lock_file.hash(&mut hasher);
-    // The first half of either.
-    let half = |hash: u64| hash >> (4 * RECORD_DIGITS);
-    Ok(format!("{:0RECORD_DIGITS$x}{:0RECORD_DIGITS$x}", half(hasher.finish()), half(rest)))
-}
-
-/// What makes records, and what is copied from one set's maps to another's, mean something else.
-fn hash_records(hasher: &mut impl Hasher) {
-    FORMAT.hash(hasher);
-    for kind in RecordKind::ALL {
-        (kind as u16, kind.name(), kind.record_size()).hash(hasher);
-    }
-    let values = [size_of::<Tracked>(), size_of::<ProcessKey>(), size_of::<Counters>(), size_of::<Budget>()];
-    values.hash(hasher);
-    LimitFile::all().for_each(|file| (file.number(), file.to_string()).hash(hasher));
-}
-
 /// Takes the set of these settings.
 pub(super) fn take(settings: &Settings) -> Result<Set, Unpinned> {
     let directory = settings.pins.as_deref().ok_or(Unpinned::Off)?;
@@ -464,11 +415,6 @@ fn sets(directory: &Path) -> Result<Vec<PathBuf>, Unpinned> {
     }
 }
 
-/// Whether it may be the name of a [`layout`].
-fn is_layout(name: &OsStr) -> bool {
-    name.len() == LAYOUT_DIGITS && name.as_bytes().iter().all(u8::is_ascii_hexdigit)
-}
-
 fn is_there(directory: &Path) -> Result<bool, Unpinned> {
     directory.try_exists().map_err(|source| failed(directory, source))
 }
@@ -488,8 +434,8 @@ fn flaw(set: &Path, maps: &[&'static str]) -> Result<Option<Flaw>, Unpinned> {
 
 /// Why a set of another layout than that one is not adopted.
 fn flaw_of_other(set: &Path, layout: &str) -> Result<Flaw, Unpinned> {
-    let has_same_records = name(set).get(..RECORD_DIGITS) == layout.get(..RECORD_DIGITS);
-    let other = if has_same_records { Flaw::OtherLayout } else { Flaw::OtherRecords };
+    let other =
+        if layout::has_same_records(&name(set), layout) { Flaw::OtherLayout } else { Flaw::OtherRecords };
     Ok(flaw(set, &READ_ON)?.unwrap_or(other))
 }
 
@@ -519,6 +465,3 @@ fn failed(path: &Path, source: io::Error) -> Unpinned {
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
-
-#[cfg(test)]
-mod tests;

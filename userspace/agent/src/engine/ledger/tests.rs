@@ -1,15 +1,20 @@
 //! Ledgers that are whole, torn, foreign and full. What is observed are losses: each is an event.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use kwitness_abi::Counters;
+use kwitness_core::decode::Decoder;
 use kwitness_core::journal::Epoch;
-use kwitness_core::model::{GapCause, Loss};
+use kwitness_core::model::{GapCause, Loss, Output};
+use kwitness_core::seam::Seam;
 
-use super::super::losses::{Look, Losses};
+use super::super::losses::{Look, Losses, Seen};
+use super::replay::unless_panicked;
 use super::*;
-use crate::hub::{Capacity, Hub};
+use crate::hub::{Capacity, Hub, Writer};
+use crate::probe::SetId;
 
 fn place(directory: &Path) -> Place {
     Place { directory: directory.join("ledger"), bytes: 3 * SEGMENT, bounds: Bounds::default() }

@@ -3,7 +3,9 @@
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt as _;
 
+use super::layout::RECORD_DIGITS;
 use super::*;
+use crate::probe::object::OBJECT;
 
 fn set(directory: &Path, name: &str) -> PathBuf {
     let set = directory.join(name);

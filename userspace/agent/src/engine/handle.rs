@@ -1,0 +1,170 @@
+//! What other tasks ask of the engine, and how: a bounded queue of requests, each with where its answer goes.
+//!
+//! Owns the requests and what is answered. Never changes the node by itself: what is to be judged or observed goes the way of everything
+//! that is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kwitness_core::journal::Position;
+use kwitness_core::model::{
+    ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason, Subject, VerdictScope,
+};
+use kwitness_service::metrics::Histogram;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Engine, INBOX, Probe, Read};
+use crate::clock::Clock;
+use crate::probe::{ProgramStats, RingState};
+
+/// The containers as of one place in the journal.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// After that event.
+    pub position: Position,
+    /// All of them, sorted by path.
+    pub containers: Vec<ContainerState>,
+}
+
+/// What the engine counted.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Records lost since start, by cause and kind.
+    pub lost: BTreeMap<String, u64>,
+    /// Other counters, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// The programs in the kernel.
+    pub programs: Vec<ProgramStats>,
+    /// How many containers there are.
+    pub containers: usize,
+    /// What cannot be done at present.
+    pub problems: Vec<Problem>,
+    /// Cgroups that are tracked.
+    pub tracked: usize,
+    /// The kernel's rings.
+    pub rings: Vec<RingState>,
+    /// How long scans took, in seconds, by why they were made.
+    pub scans: Vec<(ScanReason, Histogram)>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Request {
+    Snapshot(oneshot::Sender<Snapshot>),
+    State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
+    Report(oneshot::Sender<Report>),
+    Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
+    Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
+    Observe(Observation),
+}
+
+/// The engine has ended: the daemon is going down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has stopped")]
+pub struct Stopped;
+
+/// Asks the engine.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    /// A handle, and where its requests come out.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(INBOX);
+        (Self { requests }, receiver)
+    }
+
+    /// The containers, and the place in the journal that they are as of.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
+        self.ask(Request::Snapshot).await
+    }
+
+    /// The containers and the last verdicts on their limits, as of the same place in the journal.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn state(&self) -> Result<(Snapshot, Vec<LastVerdict>), Stopped> {
+        self.ask(Request::State).await
+    }
+
+    /// What was counted.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn report(&self) -> Result<Report, Stopped> {
+        self.ask(Request::Report).await
+    }
+
+    /// The containers in that scope whose cgroup exists, sandboxes included.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn subjects(&self, scope: VerdictScope) -> Result<Vec<Arc<Subject>>, Stopped> {
+        self.ask(|answer| Request::Subjects(scope, answer)).await
+    }
+
+    /// Judges limits: a judgement for each, in the same order.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn judge(&self, evidence: Vec<Evidence>) -> Result<Vec<Judged>, Stopped> {
+        self.ask(|answer| Request::Judge(evidence, answer)).await
+    }
+
+    /// Has the node observe what a client reports.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn observe(&self, observation: Observation) -> Result<(), Stopped> {
+        self.requests.send(Request::Observe(observation)).await.map_err(|_| Stopped)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(request(answer)).await.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+}
+
+impl<P: Probe> Engine<P> {
+    pub(super) fn answer(&mut self, request: Request) {
+        // The client may have gone: that is no error.
+        match request {
+            Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
+            Request::State(answer) => drop(answer.send((self.snapshot(), self.node.last_verdicts()))),
+            Request::Report(answer) => drop(answer.send(self.report())),
+            Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
+            // Writes and kills that led to what was read come first.
+            Request::Judge(evidence, answer) => self.wait_for_records(Read::Evidence(evidence, answer)),
+            Request::Observe(observation) => {
+                self.observe(observation);
+                self.publish(Clock::read());
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { position: self.writer.position(), containers: self.node.snapshot() }
+    }
+
+    fn report(&self) -> Report {
+        let mut counters = self.node.counters();
+        counters.insert("limits_open".to_owned(), self.reader.open() as u64);
+        counters.insert("records".to_owned(), self.records);
+        counters.insert("scans".to_owned(), self.scans.made());
+        Report {
+            lost: self.losses.total().clone(),
+            counters,
+            programs: self.probe.program_stats(),
+            containers: self.node.container_count(),
+            problems: self.problems(),
+            tracked: self.node.cgroup_count(),
+            rings: self.probe.rings(),
+            scans: self.scans.durations().to_vec(),
+        }
+    }
+}

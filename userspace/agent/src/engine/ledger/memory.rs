@@ -1,0 +1,100 @@
+//! What of an engine goes on in the next daemon's: a segment begins with it, and a replay ends with it.
+//!
+//! Owns which that is. Never knows how it is written.
+
+use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::{Event, KernelTime};
+use kwitness_core::node::Node;
+use kwitness_core::reorder::ReorderBuffer;
+use kwitness_core::seam::Seam;
+use serde::{Deserialize, Serialize};
+
+use super::{Place, Refusal};
+use crate::engine::asked::Asked;
+use crate::engine::losses::Seen;
+use crate::probe::SetId;
+
+/// All that the engine knows and that cannot be read from the kernel again.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    pub(in crate::engine) node: Node,
+    pub(in crate::engine) reorder: ReorderBuffer,
+    /// Not published yet.
+    pub(in crate::engine) events: Vec<Event>,
+    #[serde(skip)]
+    pub(in crate::engine) seen: Seen,
+    pub(in crate::engine) asked: Asked,
+    /// The last record that was taken from a ring, if it may be there still.
+    #[serde(skip)]
+    pub(in crate::engine) last_record: Option<Vec<u8>>,
+    /// What was taken from programs that were replaced.
+    #[serde(skip)]
+    pub(in crate::engine) seam: Option<Seam>,
+    /// When the outage began that has not been reported yet, if there was one.
+    #[serde(skip)]
+    pub(in crate::engine) outage: Option<KernelTime>,
+    /// The sets of programs whose records may be gone on with; as `Probe::sets` gives them.
+    #[serde(skip)]
+    pub(in crate::engine) sets: Vec<SetId>,
+    /// Until when the kernel's counters are accounted for; none if that is not known.
+    #[serde(skip)]
+    pub(in crate::engine) looked: Option<KernelTime>,
+    /// When the daemon was last seen to work.
+    pub(in crate::engine) until: KernelTime,
+}
+
+impl Memory {
+    /// Of nothing.
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            node: Node::new(bounds),
+            reorder: ReorderBuffer::default(),
+            events: Vec::new(),
+            seen: Seen::default(),
+            asked: Asked::default(),
+            last_record: None,
+            seam: None,
+            outage: None,
+            sets: Vec::new(),
+            looked: None,
+            until: KernelTime(0),
+        }
+    }
+
+    /// Fails unless the rings of that set go on where this ends.
+    pub(crate) fn check_set(&self, set: SetId, place: &Place) -> Result<(), Refusal> {
+        match self.sets.contains(&set) {
+            true => Ok(()),
+            false => Err(Refusal::OtherSet { path: place.directory.clone() }),
+        }
+    }
+
+    /// That record was the last to be taken from its ring.
+    pub(super) fn consumed(&mut self, record: &[u8]) {
+        let last = self.last_record.get_or_insert_default();
+        last.clear();
+        last.extend_from_slice(record);
+    }
+}
+
+/// The same, borrowed.
+#[derive(Debug, Serialize)]
+pub(in crate::engine) struct MemoryOf<'a> {
+    pub(in crate::engine) node: &'a Node,
+    pub(in crate::engine) reorder: &'a ReorderBuffer,
+    pub(in crate::engine) events: &'a [Event],
+    #[serde(skip)]
+    pub(in crate::engine) seen: Seen,
+    pub(in crate::engine) asked: Asked,
+    #[serde(skip)]
+    pub(in crate::engine) last_record: Option<&'a [u8]>,
+    #[serde(skip)]
+    pub(in crate::engine) seam: Option<&'a Seam>,
+    #[serde(skip)]
+    pub(in crate::engine) outage: Option<KernelTime>,
+    #[serde(skip)]
+    pub(in crate::engine) sets: Vec<SetId>,
+    #[serde(skip)]
+    pub(in crate::engine) looked: Option<KernelTime>,
+    pub(in crate::engine) until: KernelTime,
+}
