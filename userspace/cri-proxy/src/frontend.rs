@@ -128,7 +128,7 @@ impl Frontend {
 /// Gives memory back once the tasks of a connection that was closed have ended.
 async fn memory_back() {
     sleep(TASKS_END).await;
-    drop(tokio::task::spawn_blocking(memory::give_back));
+    memory::give_back();
 }
 
 /// The answer to one call. An error resets the call's stream for the reason within.

@@ -183,8 +183,7 @@ impl Runtime {
                 self.counters.runtime_idle.add(given_up as u64);
                 // Their buffers are free once their tasks have ended.
                 sleep(TASKS_END).await;
-                // It does not panic, and no task waits for it.
-                drop(tokio::task::spawn_blocking(memory::give_back));
+                memory::give_back();
             }
         }
     }

@@ -1,5 +1,5 @@
 //! Memory: how much this thread has allocated, and giving back what the allocator would keep. The kernel's type information alone fills
-//! some 15 MB during the daemon's start-up.
+//! some 15 MB during the daemon's start-up. What walks the allocator's arenas, behind each one's lock, runs where nothing waits for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -76,21 +76,34 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Gives back what the allocator holds free after a peak: what a burst of events or a few large answers took once, the process would
 /// otherwise keep. Never ends.
 pub async fn give_back_after_peaks() {
+    look_after(held_free, trim).await;
+}
+
+async fn look_after(
+    held_free: impl Fn() -> usize + Copy + Send + 'static,
+    trim: impl Fn() + Copy + Send + 'static,
+) {
     let mut peaks = Peaks::default();
     let mut looks = tokio::time::interval(PERIOD);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        if peaks.is_past(held_free()) {
-            // It takes milliseconds. What it panics with is nothing.
-            let _ = tokio::task::spawn_blocking(give_back).await;
-            peaks.gave_back(held_free());
+        let look = move || {
+            if peaks.is_past(held_free()) {
+                trim();
+                peaks.gave_back(held_free());
+            }
+            peaks
+        };
+        // What it panics with is nothing.
+        if let Ok(looked) = tokio::task::spawn_blocking(look).await {
+            peaks = looked;
         }
     }
 }
 
 /// What the allocator has been seen to hold free.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Peaks {
     /// The least since it was given back last. What was given back counts as held free all the same.
     least: usize,
@@ -116,8 +129,12 @@ fn held_free() -> usize {
     0
 }
 
-/// Gives back to the kernel what the allocator holds free.
+/// Gives back to the kernel what the allocator holds free, soon. Within a tokio runtime.
 pub fn give_back() {
+    drop(tokio::task::spawn_blocking(trim));
+}
+
+fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no precondition, and takes the allocator's own locks.
     unsafe {
@@ -141,6 +158,31 @@ mod tests {
         assert!(peaks.is_past(megabytes(18)), "and free again");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_walks_the_arenas_runs_on_no_thread_of_the_runtime() {
+        let (send, mut looks) = tokio::sync::mpsc::unbounded_channel();
+        let send: &'static tokio::sync::mpsc::UnboundedSender<_> = Box::leak(Box::new(send));
+        let on = |what: &'static str| send.send((what, std::thread::current().id())).unwrap();
+        let looking = look_after(
+            move || {
+                on("look");
+                2 * WORTHWHILE
+            },
+            move || on("trim"),
+        );
+        let seen = async {
+            for expected in ["look", "trim", "look"] {
+                let (what, thread) = looks.recv().await.unwrap();
+                assert_eq!(what, expected);
+                assert_ne!(thread, std::thread::current().id());
+            }
+        };
+        tokio::select! {
+            () = looking => {}
+            () = seen => {}
+        }
+    }
+
     /// Kilobytes of memory that this process has.
     #[cfg(target_env = "gnu")]
     fn resident() -> usize {
@@ -160,7 +202,7 @@ mod tests {
         drop(pieces);
         let (peak, free) = (resident(), held_free());
         assert!(free >= before + WORTHWHILE, "{before} bytes were free before, {free} after");
-        give_back();
+        trim();
         let left = resident();
         // Of 64 MiB, half at least, whatever other tests do meanwhile.
         assert!(left + (32 << 10) <= peak, "{peak} kB before, {left} after");
