@@ -165,28 +165,46 @@ mod tests {
     use super::*;
     use crate::raise::resize::tests::{RAISE, container, pod};
 
-    /// An API server that has one pod, answers patches in turn, and records what was requested.
+    /// An API server that has one pod, answers patches in turn, and records what was requested. Each patch that it refuses came
+    /// after another change: the pod's next version is one more.
     #[derive(Clone, Default)]
     struct Server {
         answers: Arc<Vec<u16>>,
         patches: Arc<AtomicUsize>,
-        requests: Arc<Mutex<Vec<(Method, String)>>>,
+        requests: Arc<Mutex<Vec<Seen>>>,
     }
+
+    /// A request: its method, path with query, type of content and body.
+    type Seen = (Method, String, String, Value);
+
+    /// The version of the pod before any change.
+    const VERSION: usize = 42;
 
     impl Server {
         fn new(answers: &[u16]) -> Self {
             Self { answers: Arc::new(answers.to_vec()), ..Self::default() }
         }
 
-        fn answer(&self, request: &Request<Body>) -> Response<Body> {
-            let seen = (request.method().clone(), request.uri().path().to_owned());
+        async fn answer(self, request: Request<Body>) -> Response<Body> {
+            let (head, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap();
+            let content = head.headers.get("content-type").map(|content| content.to_str().unwrap());
+            let seen = (
+                head.method.clone(),
+                head.uri.to_string(),
+                content.unwrap_or_default().to_owned(),
+                if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() },
+            );
             self.requests.lock().unwrap().push(seen);
-            let code = match *request.method() {
+            let code = match head.method {
                 Method::PATCH => self.answers[self.patches.fetch_add(1, Ordering::Relaxed)],
                 _ => 200,
             };
             let body: Value = if code == 200 {
-                pod()
+                let mut pod = pod();
+                let version = VERSION + self.patches.load(Ordering::Relaxed);
+                pod["metadata"]["resourceVersion"] = json!(version.to_string());
+                pod
             } else {
                 json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no\x07",
                         "reason": "Why", "code": code })
@@ -199,8 +217,8 @@ mod tests {
         fn access(&self) -> Kubernetes {
             let server = self.clone();
             let service = tower::service_fn(move |request: Request<Body>| {
-                let response = server.answer(&request);
-                async move { Ok::<_, Infallible>(response) }
+                let server = server.clone();
+                async move { Ok::<_, Infallible>(server.answer(request).await) }
             });
             Kubernetes { client: Client::new(service, "default"), node: None }
         }
@@ -212,15 +230,33 @@ mod tests {
     async fn a_raise_reads_the_pod_and_patches_its_resize_and_nothing_else() {
         let server = Server::new(&[200]);
         assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
-        let path = "/api/v1/namespaces/dev/pods/web".to_owned();
-        let expected = [(Method::GET, path.clone()), (Method::PATCH, format!("{path}/resize"))];
-        assert_eq!(*server.requests.lock().unwrap(), expected);
+        assert_eq!(*server.requests.lock().unwrap(), [read(), patch(VERSION)]);
+    }
+
+    const POD: &str = "/api/v1/namespaces/dev/pods/web";
+
+    /// The request that reads the pod.
+    fn read() -> Seen {
+        (Method::GET, POD.to_owned(), String::new(), Value::Null)
+    }
+
+    /// The request that raises the container's limit in that version of the pod: all that it changes.
+    fn patch(version: usize) -> Seen {
+        let resources = json!({ "limits": { "memory": "128Mi" } });
+        let body = json!({
+            "metadata": { "resourceVersion": version.to_string() },
+            "spec": { "containers": [{ "name": "main", "resources": resources }] },
+        });
+        let uri = format!("{POD}/resize?&fieldManager=kwitness-guard");
+        (Method::PATCH, uri, "application/strategic-merge-patch+json".to_owned(), body)
     }
 
     #[tokio::test]
     async fn a_pod_that_changed_meanwhile_is_read_again_and_not_for_ever() {
         let server = Server::new(&[409, 409, 200]);
         assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
+        let expected = (0..3).flat_map(|changes| [read(), patch(VERSION + changes)]);
+        assert_eq!(*server.requests.lock().unwrap(), expected.collect::<Vec<_>>());
         let server = Server::new(&[409; ATTEMPTS]);
         let refused = server.access().raise(&container(), RAISE, HOLD).await;
         assert_eq!(refused, Err(ResizeRefusal::Conflict.into()));
