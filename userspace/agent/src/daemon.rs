@@ -92,10 +92,10 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let metrics = Arc::new(Metrics::new(config.metrics_labels, Arc::clone(&http)));
     let pages = |address| {
         let limits = HttpLimits::with_connections(config.http_connections);
-        HttpServer::start(address, limits, Arc::clone(&metrics), Arc::clone(&http))
+        HttpServer::start("http.listen", address, limits, Arc::clone(&metrics), Arc::clone(&http))
     };
     // It answers from the start on, so that probes say what is being waited for.
-    let _http = config.http.as_ref().map(pages).transpose()?;
+    let http_server = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
     settings.subtree = cgroups.subtree_id().0;
     check_pid_namespace(config.any_pid_namespace)?;
@@ -106,10 +106,13 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let until_attached = began.elapsed();
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
-    let loopback = match config.api_listen {
-        Some(address) => Some(Loopback::listen(address).await?),
-        None => None,
-    };
+    let loopback = config.api_listen.map(Loopback::new);
+    let bindings: Vec<_> = http_server
+        .as_ref()
+        .map(HttpServer::binding)
+        .into_iter()
+        .chain(loopback.as_ref().map(Loopback::binding))
+        .collect();
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     log_capabilities(&capabilities);
@@ -169,6 +172,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         node_name: config.node_name.clone().unwrap_or_else(host_name),
         capabilities,
         subtree: config.subtree.to_string(),
+        bindings: bindings.clone(),
     };
     let verifier =
         Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
@@ -186,6 +190,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         connections: Arc::clone(&connections),
         capabilities: capabilities_shown,
         tracked_capacity: settings.tracked_capacity.get(),
+        bindings,
     });
     let service = Service::new(hub, handle, resolver, verifier, info, admission, stop.clone());
     let service = service.with_cri_events(events);

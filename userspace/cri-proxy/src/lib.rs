@@ -143,12 +143,12 @@ fn serve(
     (sources, serving)
 }
 
-/// Serves metrics and probes. That it cannot is no reason to leave the kubelet without its runtime.
+/// Serves metrics and probes. Not even that there is no thread for it is a reason to leave the kubelet without its runtime.
 fn serve_metrics(address: &HttpAddress, sources: Sources) -> Option<HttpServer> {
     let (http, heartbeat) = (Arc::<HttpCounters>::default(), Arc::<Heartbeat>::default());
     let metrics = Arc::new(Metrics::new(Program::new(Arc::clone(&http)), sources, Arc::clone(&heartbeat)));
     let limits = HttpLimits::with_connections(CONNECTIONS);
-    let server = HttpServer::start(address, limits, metrics, http)
+    let server = HttpServer::start("--http-listen", address, limits, metrics, http)
         .inspect_err(|error| {
             tracing::error!(error = format!("{error:#}"), "no metrics and no probes are served")
         })

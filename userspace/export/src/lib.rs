@@ -183,7 +183,7 @@ fn serve_metrics(address: &HttpAddress, shared: Arc<Shared>) -> anyhow::Result<H
     let (http, heartbeat) = (Arc::<HttpCounters>::default(), Arc::<Heartbeat>::default());
     let metrics = Metrics::new(Program::new(Arc::clone(&http)), shared, Arc::clone(&heartbeat));
     let limits = HttpLimits::with_connections(CONNECTIONS);
-    let server = HttpServer::start(address, limits, Arc::new(metrics), http)?;
+    let server = HttpServer::start("--http-listen", address, limits, Arc::new(metrics), http)?;
     drop(tokio::spawn(async move { heartbeat.beat().await }));
     Ok(server)
 }

@@ -169,9 +169,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut signals = Signals::handle()?;
     Socket::make_directory(Path::new(LOCK_FILE))?;
     let _lock = InstanceLock::acquire(Path::new(LOCK_FILE)).context("one node has one guard")?;
-    Socket::make_directory(&options.status_socket)?;
-    let mut socket = Socket::listen(&options.status_socket)?;
-    let mut clients = status::Clients::new(socket.listener()?);
+    let mut clients = status::Clients::new(&options.status_socket);
     let is_daemon_up = Arc::<AtomicBool>::default();
     let served = options.http.as_ref().map(|address| serve(address, Arc::clone(&is_daemon_up)));
     let (metrics, _http) = served.transpose()?.unzip();
@@ -232,7 +230,7 @@ fn serve(address: &HttpAddress, is_daemon_up: Arc<AtomicBool>) -> anyhow::Result
     let program = kwitness_service::program::Program::new(Arc::clone(&http));
     let metrics = Arc::new(Metrics::new(program, is_daemon_up));
     let limits = HttpLimits::with_connections(CONNECTIONS);
-    let server = HttpServer::start(address, limits, Arc::clone(&metrics), http)?;
+    let server = HttpServer::start("--http-listen", address, limits, Arc::clone(&metrics), http)?;
     Ok((metrics, server))
 }
 

@@ -4,11 +4,12 @@
 //! costs a place for two seconds, and no one waits for it but those that come when all places are taken.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kwitness_service::{Binding, Socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -97,7 +98,10 @@ pub struct Ended {
 /// The clients of a guard.
 #[derive(Debug)]
 pub struct Clients {
-    listener: UnixListener,
+    path: PathBuf,
+    binding: Binding,
+    /// The socket, which removes its file at the end; none while another process has it.
+    listener: Option<(Socket, UnixListener)>,
     places: Arc<Semaphore>,
     /// Whether accepting fails at present.
     is_failing: bool,
@@ -111,9 +115,12 @@ pub struct Client {
 }
 
 impl Clients {
-    /// Those that connect there.
-    pub fn new(listener: UnixListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(CLIENTS)), is_failing: false }
+    /// Those that connect there, once the socket can be had. Within a tokio runtime.
+    pub fn new(path: &Path) -> Self {
+        let mut binding = Binding::new("--status-socket");
+        let listener = binding.attempt(|| listen(path));
+        let places = Arc::new(Semaphore::new(CLIENTS));
+        Self { path: path.to_owned(), binding, listener, places, is_failing: false }
     }
 
     /// The next one, once there is a place for it. Safe to cancel.
@@ -122,7 +129,11 @@ impl Clients {
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
                 unreachable!("the semaphore is never closed")
             };
-            match self.listener.accept().await {
+            let listener = match &mut self.listener {
+                Some((_, listener)) => listener,
+                none => &mut none.insert(self.binding.listen(|| listen(&self.path)).await).1,
+            };
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     self.is_failing = false;
                     return Client { stream, place };
@@ -136,6 +147,13 @@ impl Clients {
             }
         }
     }
+}
+
+fn listen(path: &Path) -> anyhow::Result<(Socket, UnixListener)> {
+    Socket::make_directory(path)?;
+    let mut socket = Socket::listen(path)?;
+    let listener = socket.listener()?;
+    Ok((socket, listener))
 }
 
 impl Client {
@@ -197,13 +215,31 @@ mod tests {
     async fn a_client_receives_the_status() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("guard.sock");
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let mut clients = Clients::new(listener);
+        let mut clients = Clients::new(&socket);
         let (received, ()) = tokio::join!(fetch(&socket), async { clients.next().await.answer(&status()) });
         assert_eq!(received.unwrap(), status());
         drop(clients);
         let error = fetch(&socket).await.unwrap_err().to_string();
         assert!(error.contains("no guard answers"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_another_process_has_is_served_once_it_can_be_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("guard.sock");
+        let taken = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let mut clients = Clients::new(&socket);
+        assert!(clients.binding.state().problem().is_some());
+        // Its file stays, as that of a process that was killed does.
+        drop(taken);
+        let answering = async { clients.next().await.answer(&status()) };
+        let fetching = async {
+            // The next attempt is the first thing that is waited for.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            fetch(&socket).await
+        };
+        let (received, ()) = tokio::join!(fetching, answering);
+        assert_eq!(received.unwrap(), status());
     }
 
     /// The clock runs only while everything waits.
@@ -221,7 +257,7 @@ mod tests {
         let large = Status { armed: vec![armed; 20_000], ..status() };
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("guard.sock");
-        let mut clients = Clients::new(tokio::net::UnixListener::bind(&socket).unwrap());
+        let mut clients = Clients::new(&socket);
         let mut silent = Vec::new();
         for _ in 0..CLIENTS {
             silent.push(UnixStream::connect(&socket).await.unwrap());

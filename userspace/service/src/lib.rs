@@ -5,6 +5,7 @@
 
 mod authority;
 mod beginning;
+mod binding;
 mod connection;
 mod counter;
 pub mod descriptors;
@@ -24,6 +25,7 @@ mod socket;
 mod time_namespace;
 
 pub use beginning::{Beginning, ConnectionCounters};
+pub use binding::{Binding, BindingState};
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};

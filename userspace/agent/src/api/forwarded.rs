@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::Stream;
-use kwitness_service::{Beginning, ConnectionCounters, ConnectionId};
+use kwitness_service::{Beginning, Binding, BindingState, ConnectionCounters, ConnectionId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -40,28 +40,43 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// The wait after an error of accept(2).
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A loopback address that is listened on.
+/// A loopback address that is listened on, or is going to be.
 #[derive(Debug)]
-pub struct Loopback(TcpListener);
+pub struct Loopback {
+    address: SocketAddr,
+    binding: Binding,
+    listener: Option<TcpListener>,
+}
 
 impl Loopback {
-    /// Within a tokio runtime.
-    ///
-    /// # Errors
-    /// The address is taken, or there is none like it.
-    pub async fn listen(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address).await;
-        listener.map(Self).with_context(|| format!("cannot listen on {address} for the API (api.listen)"))
+    /// Listens, if the address can be had; otherwise once it can, while it is served. Within a tokio runtime.
+    pub fn new(address: SocketAddr) -> Self {
+        let mut binding = Binding::new("api.listen");
+        let listener = binding.attempt(|| bind(address));
+        Self { address, binding, listener }
+    }
+
+    /// Whether it listens.
+    pub fn binding(&self) -> BindingState {
+        self.binding.state()
     }
 
     /// Where it listens.
     #[cfg(test)]
-    pub(super) fn address(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref()?.local_addr().ok()
     }
 
     /// Serves until stopped, and not much longer.
     pub(super) async fn serve(self, service: Service, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self { address, mut binding, listener } = self;
+        let listening = async {
+            match listener {
+                Some(listener) => listener,
+                None => binding.listen(|| bind(address)).await,
+            }
+        };
+        let Some(listener) = stop.run_until_cancelled(listening).await else { return Ok(()) };
         let server = Server::builder()
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
@@ -72,7 +87,7 @@ impl Loopback {
             .add_service(
                 KwitnessServer::new(service.read_only()).max_decoding_message_size(REQUEST_BYTES_MAX),
             )
-            .serve_with_incoming_shutdown(self.into_stream(), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(connections(listener), stop.clone().cancelled_owned());
         tokio::pin!(server);
         let served = tokio::select! {
             served = &mut server => served,
@@ -80,25 +95,32 @@ impl Loopback {
         };
         served.context("cannot serve the API on its port")
     }
+}
 
-    fn into_stream(self) -> impl Stream<Item = io::Result<Forwarded>> {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        futures_util::stream::unfold((self.0, room, ConnectionId(u64::MAX)), async |(listener, room, id)| {
-            let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-            let stream = loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => break stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept forwarded connections: trying again");
-                        tokio::time::sleep(PAUSE).await;
-                    }
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let failed = || format!("cannot listen on {address} for the API");
+    let listener = std::net::TcpListener::bind(address).with_context(failed)?;
+    listener.set_nonblocking(true).with_context(failed)?;
+    TcpListener::from_std(listener).with_context(failed)
+}
+
+fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<Forwarded>> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    futures_util::stream::unfold((listener, room, ConnectionId(u64::MAX)), async |(listener, room, id)| {
+        let permit = Arc::clone(&room).acquire_owned().await.ok()?;
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept forwarded connections: trying again");
+                    tokio::time::sleep(PAUSE).await;
                 }
-            };
-            let next = ConnectionId(id.0.wrapping_sub(1));
-            let beginning = Beginning::within(SILENCE, Arc::<ConnectionCounters>::default());
-            Some((Ok(Forwarded { stream, id, beginning, _permit: permit }), (listener, room, next)))
-        })
-    }
+            }
+        };
+        let next = ConnectionId(id.0.wrapping_sub(1));
+        let beginning = Beginning::within(SILENCE, Arc::<ConnectionCounters>::default());
+        Some((Ok(Forwarded { stream, id, beginning, _permit: permit }), (listener, room, next)))
+    })
 }
 
 /// A connection, with its place.

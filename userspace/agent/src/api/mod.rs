@@ -66,7 +66,7 @@ impl Health {
 /// Serves until stopped, and not much longer.
 ///
 /// # Errors
-/// The socket, or the port, cannot be served.
+/// The socket cannot be served.
 pub async fn serve(
     listener: Listener,
     loopback: Option<Loopback>,

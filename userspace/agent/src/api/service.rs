@@ -23,8 +23,9 @@ use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
 use crate::verify::{Verifier, VerifyError};
-use crate::wire::{convert, problem, verdicts};
+use crate::wire::{convert, problem, unserved, verdicts};
 use kwitness_api::{REQUESTS_MAX, proto};
+use kwitness_service::BindingState;
 
 /// The longest that `Verify` waits.
 const WAIT_MAX_MS: u32 = 600_000;
@@ -50,6 +51,8 @@ pub struct DaemonInfo {
     pub capabilities: Capabilities,
     /// The part of the cgroup hierarchy that is watched.
     pub subtree: String,
+    /// The addresses that are served besides the socket.
+    pub bindings: Vec<BindingState>,
 }
 
 /// The service.
@@ -274,7 +277,8 @@ impl Kwitness for Service {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let report = self.engine.report().await?;
-        let DaemonInfo { started, config_file, socket, node_name, capabilities, subtree } = &*self.info;
+        let DaemonInfo { started, config_file, socket, node_name, capabilities, subtree, bindings } =
+            &*self.info;
         let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
@@ -301,7 +305,11 @@ impl Kwitness for Service {
             socket: socket.display().to_string(),
             resident_bytes: resident_bytes(),
             calls: self.admission.limits(),
-            problems: report.problems.iter().map(problem).collect(),
+            problems: bindings
+                .iter()
+                .filter_map(unserved)
+                .chain(report.problems.iter().map(problem))
+                .collect(),
         }))
     }
 }

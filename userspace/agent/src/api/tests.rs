@@ -134,6 +134,10 @@ impl Served {
     }
 
     async fn start_with(max_calls: MaxCalls) -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), max_calls).await
+    }
+
+    async fn start_at(listen: SocketAddr, max_calls: MaxCalls) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
         let (hub, writer) =
@@ -141,6 +145,8 @@ impl Served {
         let (engine, requests) = Handle::new();
         tokio::spawn(answer(requests, hub.clone()));
         let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+        let loopback = Loopback::new(listen);
+        let forwarded = loopback.address().unwrap_or(listen);
         let info = DaemonInfo {
             started: KernelTime(0),
             config_file: Some("/etc/kwitness/config.toml".into()),
@@ -152,6 +158,7 @@ impl Served {
                 reports: Vec::new(),
             },
             subtree: "/".into(),
+            bindings: vec![loopback.binding()],
         };
         let stop = CancellationToken::new();
         let cgroups = CgroupFs::at(directory.path());
@@ -168,8 +175,6 @@ impl Served {
         let events = RuntimeEvents::new(crate::cri_events::start(resolver, hub).0, stop.clone());
         let socket = Socket::listen(&path).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 1)).unwrap();
-        let loopback = Loopback::listen((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        let forwarded = loopback.address().unwrap();
         let serving = serve(listener, Some(loopback), service, events, stop.clone());
         let (health, serving) = serving.await.unwrap();
         let serving = tokio::spawn(serving);
@@ -221,6 +226,30 @@ async fn a_forwarded_port_answers_and_takes_nothing_in() {
     on_socket.report_cri_requests(proto::ReportCriRequestsRequest::default()).await.unwrap();
     served.stop.cancel();
     timeout(SOON, served.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_a_problem_and_is_served_once_it_can_be_had() {
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let served = Served::start_at(taken.local_addr().unwrap(), MaxCalls::all(2)).await;
+    let mut on_socket = KwitnessClient::new(served.channel().await);
+    let mut problems = async || {
+        let status = on_socket.status(proto::StatusRequest {}).await.unwrap().into_inner();
+        status.problems.into_iter().map(|problem| (problem.name, problem.found)).collect::<Vec<_>>()
+    };
+    let [(name, found)] = &problems().await[..] else { panic!("one problem") };
+    assert_eq!(name, "address_unavailable");
+    assert!(found.starts_with(&format!("api.listen: cannot listen on {}", served.forwarded)), "{found}");
+    drop(taken);
+    let recovered = async {
+        while !problems().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, recovered).await.unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.forwarded)).unwrap();
+    let mut forwarded = KwitnessClient::new(endpoint.connect().await.unwrap());
+    forwarded.status(proto::StatusRequest {}).await.unwrap();
 }
 
 #[tokio::test]

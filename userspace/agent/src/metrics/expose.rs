@@ -15,7 +15,7 @@ use crate::cri_events::Events;
 use crate::engine::Report;
 use crate::probe::capability::CAPABILITIES;
 use crate::probe::{CapabilityReport, RingState};
-use crate::wire::problem;
+use crate::wire::{problem, unserved};
 use kwitness_api::EventKind;
 
 /// What the parts count themselves.
@@ -29,8 +29,12 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
         connections,
         capabilities,
         tracked_capacity,
+        bindings,
         ..
     } = sources;
+    if let Some(problem) = bindings.iter().find_map(unserved) {
+        exposition.family(&PROBLEM).add([&problem.name], 1u64);
+    }
     let mut hooks = exposition.family(&HOOK_INFO);
     for report in &capabilities.reports {
         let (hook, state) = hook(report);

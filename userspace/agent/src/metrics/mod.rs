@@ -19,10 +19,10 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kwitness_service::ConnectionCounters;
 use kwitness_service::http::{Health, HttpCounters, Pages, Probe};
 use kwitness_service::metrics::Exposition;
 use kwitness_service::program::Program;
+use kwitness_service::{BindingState, ConnectionCounters};
 use tokio::sync::Notify;
 
 pub use catalog::CATALOG;
@@ -64,6 +64,8 @@ pub struct Sources {
     pub capabilities: Capabilities,
     /// The most cgroups that are tracked.
     pub tracked_capacity: u32,
+    /// The addresses that are served besides the socket.
+    pub bindings: Vec<BindingState>,
 }
 
 /// How far the daemon is.

@@ -5,4 +5,4 @@ mod limits;
 mod problems;
 pub mod verdicts;
 
-pub use problems::problem;
+pub use problems::{problem, unserved};

@@ -3,6 +3,7 @@
 use kwitness_api::proto;
 use kwitness_core::cgroup_path::shortened;
 use kwitness_core::model::{ContainerId, Problem, UnreadableCgroup};
+use kwitness_service::BindingState;
 
 use crate::probe::RootPattern;
 
@@ -96,6 +97,16 @@ pub fn problem(problem: &Problem) -> proto::Problem {
             remedy: "raise kernel.tracked_capacity, or find out why it makes so many".to_owned(),
         },
     }
+}
+
+/// Of an address: that it cannot be listened on, if so.
+pub fn unserved(binding: &BindingState) -> Option<proto::Problem> {
+    let (setting, error) = binding.problem()?;
+    Some(proto::Problem {
+        name: "address_unavailable".to_owned(),
+        found: format!("{setting}: {error}"),
+        remedy: "stop what listens there, or set another address; it is tried again by itself".to_owned(),
+    })
 }
 
 /// As much of an id as people are used to see.

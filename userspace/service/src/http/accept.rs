@@ -1,4 +1,4 @@
-//! Accepts connections on either kind of address. Never gives up: an error is logged once and tried again.
+//! Accepts connections on either kind of address, as soon as it can be had. Never gives up: an error is logged once and tried again.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,15 +12,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::HttpAddress;
-use crate::Socket;
+use crate::{Binding, BindingState, Socket};
 
 /// The wait after an error of accept(2), doubled each time.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// A listening socket.
+/// An address that is listened on, or is going to be.
 #[derive(Debug)]
 pub(super) struct Acceptor {
-    listener: Listener,
+    listener: Option<Listener>,
+    binding: Binding,
     address: HttpAddress,
     /// The wait after the next error; none while accepting works.
     pause: Option<Duration>,
@@ -36,36 +37,61 @@ enum Listener {
     },
 }
 
-impl Acceptor {
-    /// Listens; within a tokio runtime.
-    pub(super) fn listen(address: &HttpAddress) -> anyhow::Result<Self> {
+impl Listener {
+    /// Listens, and gives where; within a tokio runtime.
+    fn bind(address: &HttpAddress) -> anyhow::Result<(Self, HttpAddress)> {
         let failed = || format!("cannot listen on {address} for HTTP");
         let (listener, address) = match address {
             HttpAddress::Tcp(tcp) => {
                 let listener = bind(*tcp).with_context(failed)?;
                 listener.set_nonblocking(true).with_context(failed)?;
                 let address = HttpAddress::Tcp(listener.local_addr().with_context(failed)?);
-                (Listener::Tcp(TcpListener::from_std(listener).with_context(failed)?), address)
+                (Self::Tcp(TcpListener::from_std(listener).with_context(failed)?), address)
             }
             HttpAddress::Unix(path) => {
                 Socket::make_directory(path)?;
                 let mut socket = Socket::listen(path).with_context(failed)?;
-                (Listener::Unix { listener: socket.listener()?, _socket: socket }, address.clone())
+                (Self::Unix { listener: socket.listener()?, _socket: socket }, address.clone())
             }
         };
-        Ok(Self { listener, address, pause: None })
+        tracing::info!(%address, "serving metrics and probes over HTTP");
+        Ok((listener, address))
+    }
+}
+
+impl Acceptor {
+    /// Listens, if the address can be had; otherwise once it can, which [`Self::accept`] waits for. Within a tokio runtime.
+    pub(super) fn new(setting: &'static str, address: &HttpAddress) -> Self {
+        let mut binding = Binding::new(setting);
+        let (listener, address) = match binding.attempt(|| Listener::bind(address)) {
+            Some((listener, address)) => (Some(listener), address),
+            None => (None, address.clone()),
+        };
+        Self { listener, binding, address, pause: None }
     }
 
     pub(super) fn address(&self) -> &HttpAddress {
         &self.address
     }
 
+    /// Whether it is listened on.
+    pub(super) fn state(&self) -> BindingState {
+        self.binding.state()
+    }
+
     /// The next connection. May be dropped and called again.
     pub(super) async fn accept(&mut self) -> Stream {
         loop {
             let accepted = match &self.listener {
-                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-                Listener::Unix { listener, .. } => {
+                None => {
+                    let bound = self.binding.listen(|| Listener::bind(&self.address)).await;
+                    self.listener = Some(bound.0);
+                    continue;
+                }
+                Some(Listener::Tcp(listener)) => {
+                    listener.accept().await.map(|(stream, _)| Stream::Tcp(stream))
+                }
+                Some(Listener::Unix { listener, .. }) => {
                     listener.accept().await.map(|(stream, _)| Stream::Unix(stream))
                 }
             };

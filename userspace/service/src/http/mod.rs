@@ -34,6 +34,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+use crate::BindingState;
 use crate::metrics::Exposition;
 use accept::{Acceptor, Stream};
 pub use address::{EXPECTS, HttpAddress};
@@ -108,20 +109,22 @@ pub trait Pages: Send + Sync + 'static {
     }
 }
 
-/// A listener that serves until it is dropped.
+/// A listener that serves until it is dropped, as soon as its address can be had.
 #[derive(Debug)]
 pub struct HttpServer {
     address: HttpAddress,
+    binding: BindingState,
     stop: Option<oneshot::Sender<Infallible>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl HttpServer {
-    /// Listens and serves.
+    /// Listens and serves. An address that is taken is tried again until it can be had; `setting` is what names it.
     ///
     /// # Errors
-    /// The address cannot be listened on, or there is no thread.
+    /// There is no thread.
     pub fn start(
+        setting: &'static str,
         address: &HttpAddress,
         limits: HttpLimits,
         pages: Arc<impl Pages>,
@@ -132,10 +135,10 @@ impl HttpServer {
         let wanted = address.clone();
         let thread = std::thread::Builder::new()
             .name("kwitness-http".to_owned())
-            .spawn(move || match listen(&wanted) {
+            .spawn(move || match listen(setting, &wanted) {
                 Ok((runtime, acceptor)) => {
                     // The other end waits for it.
-                    let _ = report.send(Ok(acceptor.address().clone()));
+                    let _ = report.send(Ok((acceptor.address().clone(), acceptor.state())));
                     runtime.block_on(serve(acceptor, limits, &*pages, &counters, stopped));
                 }
                 Err(error) => {
@@ -143,14 +146,18 @@ impl HttpServer {
                 }
             })
             .context("cannot start the thread of the HTTP listener")?;
-        let address = listening.recv().context("the thread of the HTTP listener panicked")??;
-        tracing::info!(%address, "serving metrics and probes over HTTP");
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+        let (address, binding) = listening.recv().context("the thread of the HTTP listener panicked")??;
+        Ok(Self { address, binding, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens; the port is the kernel's choice where 0 was configured.
+    /// Where it listens, or is going to; the port is the kernel's choice where 0 was configured.
     pub fn address(&self) -> &HttpAddress {
         &self.address
+    }
+
+    /// Whether it listens.
+    pub fn binding(&self) -> BindingState {
+        self.binding.clone()
     }
 }
 
@@ -164,12 +171,12 @@ impl Drop for HttpServer {
 }
 
 /// On the listener's own thread: within another runtime none may be dropped.
-fn listen(address: &HttpAddress) -> anyhow::Result<(Runtime, Acceptor)> {
+fn listen(setting: &'static str, address: &HttpAddress) -> anyhow::Result<(Runtime, Acceptor)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime of the HTTP listener")?;
     let acceptor = {
         let _within = runtime.enter();
-        Acceptor::listen(address)?
+        Acceptor::new(setting, address)
     };
     Ok((runtime, acceptor))
 }

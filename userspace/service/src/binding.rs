@@ -1,0 +1,141 @@
+//! An address that is served beside what a program is for: metrics, probes, a forwarded port, a status. While it is taken, the program
+//! does what it is for, says so, and tries again.
+//!
+//! ```text
+//!  attempt ── error ──▶ logged once, a problem ──▶ again after 0.5 s, 1 s … 30 s ──▶ bound: logged, no problem any more
+//!     └── bound
+//! ```
+//!
+//! Owns when it is tried and what is said of it. Never gives up. The socket that a program is for is none of these: without it the
+//! program ends, and names the process that has it ([`Socket`](crate::Socket)).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// The wait after a failure, doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// An address that is to be listened on.
+#[derive(Debug)]
+pub struct Binding {
+    state: BindingState,
+    /// When it is tried again, and how long after that.
+    next: Option<(Instant, Duration)>,
+}
+
+/// Whether an address is listened on. Clones share it.
+#[derive(Clone, Debug)]
+pub struct BindingState {
+    setting: &'static str,
+    error: Arc<Mutex<Option<String>>>,
+}
+
+impl BindingState {
+    /// The setting that names the address, and why it cannot be listened on at present; none: it is, or has not been tried.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        Some((self.setting, self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()?))
+    }
+
+    fn set(&self, error: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
+    }
+}
+
+impl Binding {
+    /// Of the address that this setting or flag names. Nothing is tried yet.
+    pub fn new(setting: &'static str) -> Self {
+        Self { state: BindingState { setting, error: Arc::default() }, next: None }
+    }
+
+    /// Whether it is listened on, for whoever reports problems.
+    pub fn state(&self) -> BindingState {
+        self.state.clone()
+    }
+
+    /// Tries once. Within a tokio runtime with time.
+    pub fn attempt<T>(&mut self, bind: impl FnOnce() -> anyhow::Result<T>) -> Option<T> {
+        let setting = self.state.setting;
+        match bind() {
+            Ok(listener) => {
+                if self.state.set(None).is_some() {
+                    tracing::info!(setting, "recovered: listening");
+                }
+                self.next = None;
+                Some(listener)
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                let before = self.state.set(Some(error.clone()));
+                if before.as_ref() != Some(&error) {
+                    tracing::error!(setting, error, "not served: trying again");
+                }
+                let pause = self.next.map_or(PAUSE.0, |(_, pause)| (pause * 2).min(PAUSE.1));
+                self.next = Some((Instant::now() + pause, pause));
+                None
+            }
+        }
+    }
+
+    /// Tries until it works. May be dropped and called again.
+    pub async fn listen<T>(&mut self, mut bind: impl FnMut() -> anyhow::Result<T>) -> T {
+        loop {
+            if let Some((at, _)) = self.next {
+                sleep_until(at).await;
+            }
+            if let Some(listener) = self.attempt(&mut bind) {
+                return listener;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_is_a_problem_until_it_can_be_had() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let mut binding = Binding::new("api.listen");
+        let state = binding.state();
+        assert_eq!(state.problem(), None);
+        assert!(binding.attempt(|| Ok(TcpListener::bind(address)?)).is_none());
+        let (setting, error) = state.problem().unwrap();
+        assert!(setting == "api.listen" && error.contains("in use"), "{setting}: {error}");
+        let (began, mut held, mut attempts) = (Instant::now(), Some(taken), 0);
+        binding
+            .listen(|| {
+                attempts += 1;
+                if attempts == 9 {
+                    held = None;
+                }
+                Ok(TcpListener::bind(address)?)
+            })
+            .await;
+        assert_eq!(state.problem(), None);
+        assert_eq!(attempts, 9);
+        // 0.5, 1, 2, 4, 8, 16 and then 30 s each.
+        assert_eq!(began.elapsed().as_secs(), 31 + 3 * 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_is_dropped_goes_on() {
+        let mut binding = Binding::new("http.listen");
+        let refuse = || Err::<(), _>(anyhow::anyhow!("taken"));
+        assert!(binding.attempt(refuse).is_none());
+        let mut attempts = 0;
+        for _ in 0..8 {
+            let listening = binding.listen(|| {
+                attempts += 1;
+                refuse()
+            });
+            assert!(tokio::time::timeout(Duration::from_millis(100), listening).await.is_err());
+        }
+        assert_eq!(attempts, 1);
+    }
+}
