@@ -37,8 +37,8 @@ pub struct OfNode<'a, T> {
 impl<'a, T> OfNode<'a, T> {
     /// Values of a node.
     #[cfg(feature = "kubectl")]
-    pub fn all_of(node: &'a str, values: &'a [T]) -> impl Iterator<Item = Self> {
-        values.iter().map(move |value| Self { node: Some(node), value })
+    pub fn all_of(node: &'a str, values: impl IntoIterator<Item = &'a T>) -> impl Iterator<Item = Self> {
+        values.into_iter().map(move |value| Self { node: Some(node), value })
     }
 
     /// A value of the one node there is.
@@ -47,8 +47,8 @@ impl<'a, T> OfNode<'a, T> {
     }
 
     /// Values of the one node there is.
-    pub fn all(values: &'a [T]) -> Vec<Self> {
-        values.iter().map(Self::here).collect()
+    pub fn all(values: impl IntoIterator<Item = &'a T>) -> Vec<Self> {
+        values.into_iter().map(Self::here).collect()
     }
 }
 

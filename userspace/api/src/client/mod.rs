@@ -27,7 +27,8 @@ pub use watch::{Item, Watch};
 
 /// A snapshot of a large node is larger than gRPC's default of 4 MiB.
 const MESSAGE_MAX: usize = 256 << 20;
-/// The longest that a daemon takes to accept a connection or to answer, in addition to what the call itself waits for.
+/// The longest that a daemon takes to accept a connection, to answer, in addition to what the call itself waits for, or to go on with
+/// its history.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection to a daemon. Clones share it, and it reconnects by itself for the next call.

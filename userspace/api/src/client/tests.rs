@@ -5,18 +5,19 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Address, Client, Error, Item, Watch};
 use crate::Timestamp;
 use crate::proto::kwitness_server::{Kwitness, KwitnessServer};
 use crate::proto::{self, Event, Position, WatchRequest, WatchResponse};
 
-/// What a stream sends; without an error at its end, it ends well.
+/// What a stream sends; without an error at its end, it ends well, and [`Code::Aborted`] stands for silence.
 type Script = Vec<Result<WatchResponse, Status>>;
 
 #[derive(Clone, Default)]
@@ -33,7 +34,17 @@ impl Kwitness for Scripted {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.requests.lock().unwrap().push(request.into_inner());
         let script = self.scripts.lock().unwrap().pop_front().expect("a call too many")?;
-        Ok(Response::new(Box::pin(tokio_stream::iter(script))))
+        let is_silence =
+            |message: &Result<_, Status>| matches!(message, Err(status) if status.code() == Code::Aborted);
+        let (said, is_silent) = match script.iter().position(is_silence) {
+            Some(silence) => (script.into_iter().take(silence).collect(), true),
+            None => (script, false),
+        };
+        let said = tokio_stream::iter(said);
+        Ok(Response::new(match is_silent {
+            true => Box::pin(said.chain(tokio_stream::pending())),
+            false => Box::pin(said),
+        }))
     }
 
     async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
@@ -260,6 +271,23 @@ async fn history_that_breaks_off_is_an_error() {
     let mut watch = server.watch(request).await;
     assert_eq!(item(&mut watch).await, Item::Events(events("a", &[1])));
     assert!(matches!(watch.next().await, Err(Error::Unreachable { .. })));
+}
+
+#[tokio::test]
+async fn a_daemon_that_goes_silent_in_its_history_does_not_answer_and_may_be_silent_otherwise() {
+    let silence = || vec![begins("a", 0), batch("a", &[1]), Err(Status::aborted(""))];
+    let server = Server::start([Ok(silence()), Ok(silence())]);
+    let mut history = server.watch(WatchRequest { no_follow: true, ..since() }).await;
+    let mut following = server.watch(since()).await;
+    for watch in [&mut history, &mut following] {
+        assert_eq!(item(watch).await, Item::Events(events("a", &[1])));
+    }
+    tokio::time::pause();
+    let Err(Error::Unreachable { reason, .. }) = history.next().await else { panic!("it has ended") };
+    assert_eq!(reason, "it has sent nothing for 30 s");
+    assert_eq!(history.next().await, Ok(None));
+    let hour = Duration::from_secs(3600);
+    assert!(tokio::time::timeout(hour, following.next()).await.is_err(), "nothing has happened");
 }
 
 #[tokio::test]

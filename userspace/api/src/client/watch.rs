@@ -6,13 +6,16 @@
 //!     │                          │
 //!     └──────── final error ─────┴── no_follow: end of history ──▶ Ended
 //! ```
+//!
+//! History is there when it is asked for: a daemon that goes silent in the middle of it does not answer, which is an error. Of events
+//! that are still to happen, any silence is right.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Client, Error};
+use super::{ANSWER_LIMIT, Client, Error};
 use crate::{EventKind, proto};
 
 /// The wait before the first attempt to reconnect, and the longest between two.
@@ -89,7 +92,8 @@ impl Watch {
     /// cancel.
     ///
     /// # Errors
-    /// Errors that are not [transient](Error::is_transient), and with `no_follow` all: the stream has ended.
+    /// Errors that are not [transient](Error::is_transient), and with `no_follow` all, a daemon that goes silent included: the stream
+    /// has ended.
     pub async fn next(&mut self) -> Result<Option<Item>, Error> {
         loop {
             if let Some(item) = self.ready.pop_front() {
@@ -97,15 +101,28 @@ impl Watch {
             }
             match &mut self.state {
                 State::Ended => return Ok(None),
-                State::Streaming(stream) => match stream.message().await {
-                    Ok(Some(message)) => self.take(message),
-                    // A daemon that ends says so with a status.
-                    Ok(None) => self.state = State::Ended,
-                    Err(status) => {
-                        let error = Error::streaming(self.client.address(), &status);
-                        self.fail(error)?;
+                State::Streaming(stream) => {
+                    let message = async {
+                        match self.request.no_follow {
+                            true => tokio::time::timeout(ANSWER_LIMIT, stream.message()).await,
+                            false => Ok(stream.message().await),
+                        }
+                    };
+                    match message.await {
+                        Ok(Ok(Some(message))) => self.take(message),
+                        // A daemon that ends says so with a status.
+                        Ok(Ok(None)) => self.state = State::Ended,
+                        Ok(Err(status)) => {
+                            let error = Error::streaming(self.client.address(), &status);
+                            self.fail(error)?;
+                        }
+                        Err(_) => {
+                            let reason = format!("it has sent nothing for {} s", ANSWER_LIMIT.as_secs());
+                            let error = Error::unreachable(self.client.address(), reason);
+                            self.fail(error)?;
+                        }
                     }
-                },
+                }
                 State::Waiting { until } => {
                     tokio::time::sleep_until(*until).await;
                     match self.client.stream(self.request.clone()).await {

@@ -15,7 +15,7 @@ use super::cluster::Cluster;
 use super::failure::Failure;
 use super::targets::{self, Targets, lasting, name_of, node_of, uid_of, wanted};
 use crate::args::{Ps, Status, Verify};
-use crate::events::history;
+use crate::events::{HISTORY_BYTES, history};
 use crate::exit::{Code, NotHere};
 use crate::options::Filter;
 use crate::output::{Format, OfNode, Output, note};
@@ -250,12 +250,15 @@ pub async fn timeline(
             let request = proto::WatchRequest {
                 filter: Some(select::literally(&filter)),
                 since: Some(Timestamp::default()),
+                // One of its events is enough to know its node.
+                limit: 1,
                 ..Default::default()
             };
-            let read = |client, request| async move { history(&Source::Live(client), request).await };
+            let room = HISTORY_BYTES / nodes.names().count().max(1);
+            let read = |client, request| async move { history(&Source::Live(client), request, room).await };
             let (past, _) = nodes.each(|_| Some(request.clone()), read).await;
             let is_of_pod = |event: &proto::Event| event.container.is_some();
-            let had = past.into_iter().find(|(_, (events, _))| events.iter().any(is_of_pod));
+            let had = past.into_iter().find(|(_, past)| past.events.iter().any(is_of_pod));
             let (node, _) = had.ok_or(not_here)?;
             (Some(node), filter.pod.join(","), filter.namespace.into_iter().next())
         }

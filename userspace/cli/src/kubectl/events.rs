@@ -25,7 +25,7 @@ use super::nodes::Nodes;
 use super::targets::Targets;
 use crate::args::Events;
 use crate::connect::Outage;
-use crate::events::{Printer, history};
+use crate::events::{HISTORY_BYTES, Printer, history};
 use crate::exit::Code;
 use crate::options::Filter;
 use crate::output::{OfNode, note};
@@ -54,17 +54,19 @@ pub async fn run(cluster: Arc<Cluster>, filter: Filter, options: Events) -> anyh
             let filter = Some(proto::Filter { kinds: kinds.clone(), ..targets.on(node)? });
             Some(WatchRequest { filter, since, ..Default::default() })
         };
-        let read = |client, request| async move { history(&Source::Live(client), request).await };
+        let room = HISTORY_BYTES / nodes.names().count().max(1);
+        let read = |client, request| async move { history(&Source::Live(client), request, room).await };
         let past;
         (past, missing) = nodes.each(request, read).await;
-        let events = past.iter().flat_map(|(node, (events, _))| OfNode::all_of(node, events));
+        past.iter().for_each(|(node, past)| past.note_left_out(Some(node)));
+        let events = past.iter().flat_map(|(node, past)| OfNode::all_of(node, &past.events));
         let mut events: Vec<_> = events.collect();
         events.sort_by_key(|of| of.value.time);
         if let Some(not_here) = not_here.clone().filter(|_| no_follow && events.is_empty()) {
             return Err(not_here.into());
         }
         printer.print(&events)?;
-        ends = past.into_iter().map(|(node, (_, end))| (node, end)).collect();
+        ends = past.into_iter().map(|(node, past)| (node, past.end)).collect();
     }
     if no_follow {
         return Ok(missing.code(Code::Success));

@@ -1,14 +1,19 @@
 //! The daemons of a cluster, asked all at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use kwitness_api::Client;
 
 use super::failure::{Failure, Missing};
+use crate::output::note;
 
 /// Nodes that are asked at a time.
 const ASKED: usize = 32;
+/// Without an answer of any node for so long, it is said who is waited for. How long that may last, the client knows.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The daemons, by node.
 #[derive(Clone, Debug, Default)]
@@ -41,11 +46,32 @@ impl Nodes {
         E: Into<Failure>,
         F: Future<Output = Result<T, E>>,
     {
-        let asked = self.0.iter().filter_map(|(node, client)| {
-            let answer = ask(client.clone(), question(node)?);
-            Some(async move { (node.clone(), answer.await) })
-        });
-        let mut answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(ASKED).collect().await;
+        let mut awaited = BTreeSet::new();
+        let asked: Vec<_> = self
+            .0
+            .iter()
+            .filter_map(|(node, client)| {
+                let answer = ask(client.clone(), question(node)?);
+                awaited.insert(node.as_str());
+                Some(async move { (node.clone(), answer.await) })
+            })
+            .collect();
+        let mut answering = pin!(futures_util::stream::iter(asked).buffer_unordered(ASKED));
+        let (mut answers, mut is_said) = (Vec::new(), false);
+        loop {
+            match tokio::time::timeout(PATIENCE, answering.next()).await {
+                Ok(Some((node, answer))) => {
+                    awaited.remove(node.as_str());
+                    answers.push((node, answer));
+                }
+                Ok(None) => break,
+                Err(_) if std::mem::replace(&mut is_said, true) => {}
+                Err(_) => {
+                    let awaited: Vec<_> = awaited.iter().copied().collect();
+                    note(&format!("waiting for {}", awaited.join(", ")));
+                }
+            }
+        }
         answers.sort_by(|(left, _), (right, _)| left.cmp(right));
         let mut missing = Missing::default();
         let of_nodes = answers.into_iter().filter_map(|(node, answer)| match answer {
@@ -56,5 +82,40 @@ impl Nodes {
             }
         });
         (of_nodes.collect(), missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use kwitness_api::Source;
+    use kwitness_api::proto::WatchRequest;
+
+    use super::super::tunnel;
+    use super::*;
+    use crate::events::{HISTORY_BYTES, Past, history};
+    use crate::exit::Code;
+
+    /// As a daemon is that was stopped by a signal: its kernel accepts connections, and nothing comes.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_accepts_and_says_nothing_is_missing_and_the_others_answer() {
+        let accepted = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let client = tunnel::client("silent", move || {
+            let (here, there) = tokio::io::duplex(1 << 16);
+            accepted.lock().unwrap().push(there);
+            async move { Ok(tunnel::Tunnel::of(here)) }
+        });
+        let nodes: Nodes =
+            [("silent".to_owned(), client.clone()), ("well".to_owned(), client)].into_iter().collect();
+        let ask = |client, node: String| async move {
+            match &*node {
+                "silent" => history(&Source::Live(client), WatchRequest::default(), HISTORY_BYTES).await,
+                _ => Ok(Past::default()),
+            }
+        };
+        let (answers, missing) = nodes.each(|node| Some(node.to_owned()), ask).await;
+        assert_eq!(answers.iter().map(|(node, _)| &**node).collect::<Vec<_>>(), ["well"]);
+        assert_eq!(missing.code(Code::Success), Code::Unreachable);
     }
 }

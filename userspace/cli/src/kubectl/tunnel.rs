@@ -53,6 +53,12 @@ impl Tunnel {
         Some(Self { stream, error: Some(Box::pin(error)) })
     }
 
+    /// A stream that nothing is ever said of.
+    #[cfg(test)]
+    pub fn of(stream: DuplexStream) -> Self {
+        Self { stream, error: None }
+    }
+
     /// What the kubelet said, once: it explains whatever has become of the stream.
     fn said(&mut self, context: &mut Context<'_>) -> Option<io::Error> {
         let Poll::Ready(said) = self.error.as_mut()?.as_mut().poll(context) else { return None };

@@ -15,11 +15,11 @@ use std::ffi::OsString;
 
 use clap::ValueEnum;
 use clap_complete::engine::ArgValueCompleter;
-use kwitness_api::client::Item;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::{EventKind, Source, proto};
 
 use crate::describe::names;
+use crate::events::{HISTORY_BYTES, history};
 use crate::exit::Code;
 use crate::options::{FILTERS, Filter, From, OUTPUT, TimeOptions};
 use crate::output::{Format, Output};
@@ -88,8 +88,6 @@ pub async fn show(mut source: Source, options: Options) -> anyhow::Result<Code> 
     };
     let request = proto::WatchRequest {
         since: since.or(Some(kwitness_api::Timestamp::default())),
-        no_follow: true,
-        resolve_names: true,
         ..Default::default()
     };
     let history = History::read(&mut source, request).await?;
@@ -119,16 +117,12 @@ pub struct History {
 }
 
 impl History {
-    /// All events that the request asks for.
+    /// The events that the request asks for, with a note if there is no room for all.
     pub async fn read(source: &mut Source, request: proto::WatchRequest) -> anyhow::Result<Self> {
         let here = source.list(proto::Filter::default()).await?.containers;
-        let mut events = Vec::new();
-        let mut watch = source.watch(request).await?;
-        while let Some(item) = watch.next().await? {
-            if let Item::Events(batch) = item {
-                events.extend(batch);
-            }
-        }
+        let past = history(source, request, HISTORY_BYTES).await?;
+        past.note_left_out(None);
+        let events = Vec::from(past.events);
         let mut containers: BTreeMap<_, _> = BTreeMap::new();
         let of_events = events.iter().filter_map(|event| event.container.clone());
         let of_node = here.into_iter().filter_map(|state| state.container);
