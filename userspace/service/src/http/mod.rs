@@ -199,7 +199,7 @@ async fn serve(
         tokio::select! {
             stream = acceptor.accept() => {
                 counters.connections.count();
-                let client = stream.client();
+                let client = accept::client(&stream);
                 if open.len() >= limits.connections
                     && let Some(displaced) = displaced(&open, client)
                 {
