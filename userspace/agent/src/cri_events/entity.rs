@@ -14,9 +14,10 @@ use prost::Message as _;
 use kwitness_cri::events as wire;
 
 /// Where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Progress {
     /// No event of it was sent.
+    #[default]
     Unseen,
     /// `CONTAINER_CREATED`.
     Created,
@@ -24,6 +25,23 @@ pub(super) enum Progress {
     Started,
     /// `CONTAINER_EXITED`, `SANDBOX_NOTREADY`.
     Stopped,
+}
+
+/// What the kernel showed of one after the time from which on events are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// How far it came.
+    pub(super) reached: Progress,
+    /// Its beginning, and not only its end.
+    pub(super) began: bool,
+}
+
+impl Shown {
+    /// One thing more.
+    pub(super) fn add(&mut self, progress: Progress) {
+        self.reached = self.reached.max(progress);
+        self.began |= matches!(progress, Progress::Created | Progress::Started);
+    }
 }
 
 /// What it is.

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use kwitness_core::model::ContainerId;
 
-use super::entity::{Kind, Progress};
-use super::pod::{Plan, Pod, Reading};
+use super::entity::{Kind, Progress, Shown};
+use super::pod::{Origin, Plan, Pod, Reading};
 use kwitness_cri::events::ContainerEventResponse;
 
 /// Between two lists: after something happened, and at most. The first says how late a container that was made and not started, or
@@ -122,7 +122,7 @@ impl Counts {
 
 #[derive(Debug)]
 struct Unknown {
-    reached: Progress,
+    shown: Shown,
     since: Duration,
     due: Duration,
     pause: Duration,
@@ -177,10 +177,12 @@ impl Machine {
         }
         let Hint::Reached(reached) = hint else { return };
         if let Some(unknown) = self.unknown.get_mut(id) {
-            unknown.reached = unknown.reached.max(reached);
+            unknown.shown.add(reached);
             (unknown.due, unknown.pause) = (now, FIND_FIRST);
         } else if self.unknown.len() < UNKNOWN_MAX {
-            let unknown = Unknown { reached, since: now, due: now, pause: FIND_FIRST, busy: false };
+            let mut shown = Shown::default();
+            shown.add(reached);
+            let unknown = Unknown { shown, since: now, due: now, pause: FIND_FIRST, busy: false };
             self.unknown.insert(id.clone(), unknown);
         } else {
             self.counts.never_found += 1;
@@ -268,7 +270,12 @@ impl Machine {
         if changed && self.listed {
             self.list_soon(now);
         }
-        self.listed = true;
+        if !std::mem::replace(&mut self.listed, true) {
+            // Those that had ended by then and are not listed, the runtime has removed: it will not show them any more.
+            let before = self.unknown.len();
+            self.unknown.retain(|_, unknown| unknown.shown.reached < Progress::Stopped);
+            self.counts.unread_ends += (before - self.unknown.len()) as u64;
+        }
         // What is known and not listed may be gone.
         let mut listed: std::collections::HashSet<&ContainerId> =
             listing.sandboxes.iter().map(|sandbox| &sandbox.id).collect();
@@ -333,10 +340,10 @@ impl Machine {
             return differs;
         }
         let Some(key) = key else { return false };
-        let hinted = self.unknown.remove(id).map_or(Progress::Unseen, |unknown| unknown.reached);
-        let sent = self.listed.then_some(Progress::Unseen);
+        let shown = self.unknown.remove(id).map(|unknown| unknown.shown).unwrap_or_default();
+        let origin = if self.listed { Origin::New } else { Origin::FirstList(listed) };
         self.owner.insert(id.clone(), key.clone());
-        self.pods.entry(key).or_default().add(now, kind, id, sent, hinted);
+        self.pods.entry(key).or_default().add(now, kind, id, origin, shown);
         true
     }
 
@@ -367,7 +374,7 @@ impl Machine {
         }
         for id in outcome.found {
             if let Some(unknown) = self.unknown.remove(&id) {
-                pod.hint(now, &id, unknown.reached);
+                pod.hint(now, &id, unknown.shown.reached);
             }
             self.owner.insert(id, key.clone());
         }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use kwitness_core::model::ContainerId;
 
-use super::entity::{Kind, Progress, Status, steps};
+use super::entity::{Kind, Progress, Shown, Status, steps};
 use kwitness_cri::events::{ContainerEventResponse, ContainerEventType};
 
 /// How long the runtime gets to agree with the kernel. containerd needs 30 ms; a runtime on a disk that stalls, seconds.
@@ -64,8 +64,9 @@ struct Entity {
     kind: Kind,
     /// None: it is older than the first list, and its first status decides.
     sent: Option<Progress>,
-    /// The furthest that the kernel showed.
-    hinted: Progress,
+    /// How far it was by the first list, if that had it and the runtime knew.
+    listed: Option<Progress>,
+    shown: Shown,
     /// The kernel showed that a program runs in it, and no end since.
     runs: bool,
     /// How far the runtime is expected to say it is, and since when.
@@ -74,9 +75,33 @@ struct Entity {
 }
 
 impl Entity {
-    fn new(now: Duration, kind: Kind, sent: Option<Progress>, hinted: Progress) -> Self {
-        let expected = (hinted > Progress::Unseen).then_some((hinted, now));
-        Self { kind, sent, hinted, runs: hinted == Progress::Started, expected, status: None }
+    fn new(now: Duration, kind: Kind, origin: Origin, shown: Shown) -> Self {
+        let (sent, listed) = match origin {
+            Origin::New => (Some(Progress::Unseen), None),
+            Origin::FirstList(listed) => (None, listed),
+        };
+        let expected = (shown.reached > Progress::Unseen).then_some((shown.reached, now));
+        Self { kind, sent, listed, shown, runs: shown.reached == Progress::Started, expected, status: None }
+    }
+
+    /// What of one that is older than the first list has been sent, by its first status: where it was at a time, from which on events
+    /// are wanted. Of a sandbox a status does not say when it stopped. If the kernel showed that, or it ran by the first list, it
+    /// was later.
+    fn sent_by(&self, status: &Status, since: i64) -> Progress {
+        let sent = status.progress_at(since);
+        let has_just_stopped =
+            self.listed == Some(Progress::Started) || self.shown.reached == Progress::Stopped;
+        if self.kind == Kind::Sandbox && has_just_stopped { sent.min(Progress::Started) } else { sent }
+    }
+
+    /// The same of one that is gone before it has a status: nothing, if the kernel showed its beginning; otherwise as far as the
+    /// first list had it, unless the kernel showed its end.
+    fn sent_without_status(&self) -> Option<Progress> {
+        match (self.shown.began, self.shown.reached) {
+            (true, _) => Some(Progress::Unseen),
+            (false, Progress::Stopped) => self.listed.map(|listed| listed.min(Progress::Started)),
+            (false, _) => self.listed,
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -89,6 +114,15 @@ impl Entity {
         let is_only_not_ready = self.kind == Kind::Sandbox && self.runs && said == Progress::Stopped;
         if is_only_not_ready { Progress::Started } else { said }
     }
+}
+
+/// How one came to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// After the first list: no event of it was sent.
+    New,
+    /// By the first list, which had it so far.
+    FirstList(Option<Progress>),
 }
 
 /// A pod.
@@ -124,16 +158,9 @@ pub(super) struct Outcome {
 
 impl Pod {
     /// Puts a sandbox or container into the pod, to be read; what is known already stays.
-    pub(super) fn add(
-        &mut self,
-        now: Duration,
-        kind: Kind,
-        id: &ContainerId,
-        sent: Option<Progress>,
-        hinted: Progress,
-    ) {
+    pub(super) fn add(&mut self, now: Duration, kind: Kind, id: &ContainerId, origin: Origin, shown: Shown) {
         if !self.entities.contains_key(id) {
-            self.entities.insert(id.clone(), Entity::new(now, kind, sent, hinted));
+            self.entities.insert(id.clone(), Entity::new(now, kind, origin, shown));
             self.read_whole(now);
         }
     }
@@ -141,7 +168,7 @@ impl Pod {
     /// The kernel showed that one of them has come so far.
     pub(super) fn hint(&mut self, now: Duration, id: &ContainerId, progress: Progress) {
         let Some(entity) = self.entities.get_mut(id) else { return };
-        entity.hinted = entity.hinted.max(progress);
+        entity.shown.add(progress);
         entity.runs = match progress {
             Progress::Unseen | Progress::Created => entity.runs,
             Progress::Started => true,
@@ -293,15 +320,16 @@ impl Pod {
         for (kind, id, status) in reading.statuses {
             let entity = self.entities.entry(id.clone()).or_insert_with(|| {
                 outcome.found.push(id.clone());
-                Entity::new(now, kind, Some(Progress::Unseen), Progress::Unseen)
+                Entity::new(now, kind, Origin::New, Shown::default())
             });
             match status {
                 Some(status) => {
-                    entity.sent.get_or_insert_with(|| status.progress_at(since));
+                    entity.sent = Some(entity.sent.unwrap_or_else(|| entity.sent_by(&status, since)));
                     entity.status = Some(status);
                 }
                 None => {
-                    if let Some(entity) = self.entities.remove(&id) {
+                    if let Some(mut entity) = self.entities.remove(&id) {
+                        entity.sent = entity.sent.or_else(|| entity.sent_without_status());
                         gone.insert(id, entity);
                     }
                 }
@@ -365,9 +393,9 @@ impl Pod {
             entity.sent = Some(reached);
         }
         for (id, entity) in gone {
-            // No event of it was sent, and nothing is known of it.
+            // Nothing is known of it: not even how far it was.
             let Some(sent) = entity.sent else { continue };
-            let ran = entity.kind == Kind::Sandbox || sent.max(entity.hinted) >= Progress::Started;
+            let ran = entity.kind == Kind::Sandbox || sent.max(entity.shown.reached) >= Progress::Started;
             let reached = if ran { Progress::Stopped } else { Progress::Created };
             outcome.unread_ends += u64::from(reached > sent);
             let time = |step| entity.status.as_ref().map_or(i64::MAX, |status| status.time_of(step));

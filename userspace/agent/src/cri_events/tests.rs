@@ -6,8 +6,8 @@ use bytes::Bytes;
 use kwitness_core::model::ContainerId;
 use prost::Message as _;
 
-use super::entity::{Kind, Progress, Status};
-use super::pod::{AGREE_MAX, Outcome, Pod, Reading};
+use super::entity::{Kind, Progress, Shown, Status};
+use super::pod::{AGREE_MAX, Origin, Outcome, Pod, Reading};
 use kwitness_cri::events as wire;
 use kwitness_cri::events::ContainerEventType as Type;
 
@@ -52,7 +52,7 @@ fn read(pod: &mut Pod, now: u64, at: i64, statuses: &[(Kind, &str, Option<i32>)]
 fn running() -> Pod {
     let mut pod = Pod::default();
     for (kind, name) in [(Kind::Sandbox, SANDBOX), (Kind::Container, MAIN)] {
-        pod.add(after(0), kind, &id(name), Some(Progress::Unseen), Progress::Unseen);
+        pod.add(after(0), kind, &id(name), Origin::New, Shown::default());
     }
     let outcome =
         read(&mut pod, 1, 1000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(1))]);
@@ -149,7 +149,7 @@ fn a_pod_that_was_removed_before_it_was_read_still_ends() {
 #[test]
 fn the_newest_sandbox_is_the_pods() {
     let mut pod = running();
-    pod.add(after(20), Kind::Sandbox, &id("second"), Some(Progress::Unseen), Progress::Unseen);
+    pod.add(after(20), Kind::Sandbox, &id("second"), Origin::New, Shown::default());
     pod.plan();
     let old = status(Kind::Sandbox, SANDBOX, 1, 1);
     let new = status(Kind::Sandbox, "second", 0, 50);
@@ -201,6 +201,56 @@ fn a_sandbox_that_is_not_ready_while_its_program_runs_has_not_stopped() {
     let mut pod = shown_running();
     pod.gap(after(30));
     ends(&mut pod);
+}
+
+/// The events of a pod that the first list had so, and of which the kernel showed this, by its first reading.
+fn first(
+    listed: Progress,
+    shown: &[Progress],
+    statuses: &[(Kind, &'static str, Option<i32>)],
+) -> Vec<(String, Type)> {
+    let mut pod = Pod::default();
+    let mut of_kernel = Shown::default();
+    shown.iter().for_each(|progress| of_kernel.add(*progress));
+    for (kind, name, _) in statuses {
+        pod.add(after(0), *kind, &id(name), Origin::FirstList(Some(listed)), of_kernel);
+    }
+    let statuses = statuses.iter().map(|(kind, name, state)| {
+        (
+            *kind,
+            id(name),
+            state.map(|state| status(*kind, name, state, if *kind == Kind::Sandbox { 1 } else { 2 })),
+        )
+    });
+    pod.plan();
+    // All of them were made before.
+    let outcome = pod.read(after(1), Reading { at: 1000, statuses: statuses.collect() }, 100).0;
+    let of =
+        |event: &wire::ContainerEventResponse| (event.container_id.clone(), event.container_event_type());
+    outcome.events.iter().map(of).collect()
+}
+
+#[test]
+fn a_sandbox_that_the_kernel_showed_to_stop_since_has_stopped() {
+    let not_ready = [(Kind::Sandbox, SANDBOX, Some(1))];
+    let stopped = vec![(SANDBOX.to_owned(), Type::ContainerStoppedEvent)];
+    assert_eq!(first(Progress::Stopped, &[Progress::Stopped], &not_ready), stopped, "it was before the list");
+    assert_eq!(first(Progress::Started, &[], &not_ready), stopped, "it was after the list");
+    assert_eq!(first(Progress::Stopped, &[], &not_ready), [], "it was before all that is wanted");
+    let ready = [(Kind::Sandbox, SANDBOX, Some(0))];
+    assert_eq!(first(Progress::Started, &[], &ready), []);
+}
+
+#[test]
+fn one_that_was_listed_and_is_gone_before_its_first_status_ends() {
+    let gone = [(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, None)];
+    let events = |kinds: &[Type]| kinds.iter().map(|kind| (MAIN.to_owned(), *kind)).collect::<Vec<_>>();
+    let ended = events(&[Type::ContainerStoppedEvent, Type::ContainerDeletedEvent]);
+    assert_eq!(first(Progress::Started, &[], &gone), ended);
+    assert_eq!(first(Progress::Stopped, &[], &gone), events(&[Type::ContainerDeletedEvent]));
+    assert_eq!(first(Progress::Created, &[], &gone), events(&[Type::ContainerDeletedEvent]));
+    // Without the sandbox's status there is nothing to send with it.
+    assert_eq!(first(Progress::Started, &[], &gone[1..]), []);
 }
 
 #[test]

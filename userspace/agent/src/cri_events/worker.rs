@@ -24,9 +24,10 @@ use super::entity::Progress;
 use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
 use super::runtime::{Runtime, is_answer, wall_clock};
 use super::subscribers::{Subscribers, Subscription};
+use crate::clock::Clock;
 use crate::cri::{self, Connection, Resolver};
 use crate::hub::{Filter, Hub, Watcher};
-use kwitness_api::EventKind;
+use kwitness_api::{EventKind, Timestamp};
 
 /// Requests under way at most; each is a few calls.
 const AT_ONCE: usize = 4;
@@ -156,7 +157,9 @@ enum End {
 impl<'a> Session<'a> {
     fn new(shared: &'a Shared, hub: &Arc<Hub>, since: i64) -> Self {
         let hints = [EventKind::Created, EventKind::Started, EventKind::Stopped, EventKind::Deleted];
-        let watcher = hub.watch_from_now(Filter::of_kinds(hints));
+        // What the kernel showed while no daemon ran, too: the statuses do not say when a sandbox stopped.
+        let shown_since = Clock::read().kernel(Timestamp::from_unix_nanos(since));
+        let watcher = hub.watch_since(shown_since, Filter::of_kinds(hints));
         let before = *shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         Self {

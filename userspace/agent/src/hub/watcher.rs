@@ -101,10 +101,10 @@ impl Hub {
         })
     }
 
-    /// A reader of what comes from now on.
-    pub fn watch_from_now(self: &Arc<Self>, filter: Filter) -> Watcher {
+    /// A reader of what has happened since a time, as far as the journal has it, and of what comes.
+    pub fn watch_since(self: &Arc<Self>, time: KernelTime, filter: Filter) -> Watcher {
         let changed = self.window.last();
-        let cursor = self.window.look(|journal, _| journal.end());
+        let cursor = self.window.look(|journal, _| journal.since(|entry| entry.at >= time));
         self.watcher(changed, cursor, None, filter, None)
     }
 
