@@ -11,7 +11,7 @@ use kwitness_api::proto::wanted::{Cpu, Memory};
 
 use crate::complete;
 use crate::examples;
-use crate::options::{CONNECTION, FILTERS, Filter, From, Label, OUTPUT, Output, TimeOptions};
+use crate::options::{CONNECTION, FILTERS, Filter, From, Label, ListOutput, OUTPUT, Output, TimeOptions};
 use crate::text::Moment;
 
 /// See what the kernel did to the containers of this node.
@@ -144,7 +144,7 @@ pub struct Ps {
     #[command(flatten)]
     pub from: From,
     #[command(flatten)]
-    pub output: Output,
+    pub output: ListOutput,
 }
 
 #[derive(Debug, clap::Args)]
@@ -187,7 +187,7 @@ pub struct Verify {
     #[command(flatten)]
     pub times: TimeOptions,
     #[command(flatten)]
-    pub output: Output,
+    pub output: ListOutput,
 }
 
 impl Verify {

@@ -26,6 +26,7 @@ mod ps;
 mod quantities;
 mod record;
 mod select;
+mod sort;
 mod status;
 mod table;
 mod text;

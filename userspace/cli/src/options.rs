@@ -1,15 +1,18 @@
 //! The groups of options that several commands share: which containers, which format, which times.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap_complete::engine::ArgValueCompleter;
 use kwitness_api::{Source, SourceError};
 
 use crate::complete;
 use crate::connect;
 use crate::output::Format;
+use crate::sort::SortBy;
 use crate::text::Moment;
 use crate::time::{TimeFormat, Times};
 
@@ -74,6 +77,66 @@ pub struct Output {
     /// Output format; json prints one API object (canonical protobuf JSON) per line
     #[arg(long, short = 'o', value_enum, default_value_t = Format::Table, value_name = "FORMAT", help_heading = OUTPUT)]
     pub output: Format,
+}
+
+/// How objects are printed that have pods.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ListOutput {
+    /// Output format; json prints one API object (canonical protobuf JSON) per line, name only pod/NAME
+    #[arg(long, short = 'o', value_parser = ListFormats, default_value = "table", value_name = "FORMAT", help_heading = OUTPUT)]
+    pub output: Format,
+    /// Sort by a field of -o json: ".container.pod.name", ".createdAt"
+    #[arg(long, value_name = "FIELD", conflicts_with = "watch", help_heading = OUTPUT)]
+    pub sort_by: Option<SortBy>,
+}
+
+impl ListOutput {
+    /// Puts objects in the requested order.
+    ///
+    /// # Errors
+    /// None of them has the field.
+    pub fn sort<T: serde::Serialize>(&self, objects: &mut Vec<T>) -> anyhow::Result<()> {
+        self.sort_by.as_ref().map_or(Ok(()), |by| by.sort(objects))
+    }
+}
+
+/// The formats of objects that have pods.
+#[derive(Clone, Debug)]
+struct ListFormats;
+
+impl ListFormats {
+    const NAME: &str = "name";
+    /// kubectl's, which are small languages.
+    const TEMPLATES: [&str; 4] = ["jsonpath", "go-template", "custom-columns", "jsonpath-as-json"];
+}
+
+impl TypedValueParser for ListFormats {
+    type Value = Format;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Format, clap::Error> {
+        let kind = value.to_string_lossy();
+        let kind = kind.split('=').next().unwrap_or_default();
+        if Self::TEMPLATES.contains(&kind) {
+            let text = format!(
+                "-o {kind} is not supported: use -o json and jq, such as: -o json | jq .container.id\n"
+            );
+            return Err(clap::Error::raw(clap::error::ErrorKind::InvalidValue, text).with_cmd(command));
+        }
+        let formats = PossibleValuesParser::new(self.possible_values().into_iter().flatten());
+        let name = formats.parse_ref(command, argument, value)?;
+        Ok(Format::from_str(&name, false).unwrap_or(Format::Name))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let name = PossibleValue::new(Self::NAME).help("Only the pods, as pod/NAME");
+        let formats = Format::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        Some(Box::new(formats.chain([name])))
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -2,11 +2,13 @@
 //! standard error.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write};
 
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
+use kwitness_api::proto;
 use kwitness_api::text::escape;
 use serde::Serialize;
 
@@ -21,6 +23,9 @@ pub enum Format {
     Json,
     /// YAML documents
     Yaml,
+    /// Only the pods' names, as pod/NAME; where there are objects with pods, see `ListOutput`
+    #[value(skip)]
+    Name,
 }
 
 /// A value, and which of several nodes has it. In JSON and YAML, `node` is one more field of the value.
@@ -56,13 +61,15 @@ impl<'a, T> OfNode<'a, T> {
 pub struct Output {
     stream: io::BufWriter<io::Stdout>,
     colours: bool,
+    /// The pods that were named, by UID.
+    named: BTreeSet<String>,
 }
 
 impl Output {
     /// For this process.
     pub fn new() -> Self {
         let colours = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
-        Self { stream: io::BufWriter::new(io::stdout()), colours }
+        Self { stream: io::BufWriter::new(io::stdout()), colours, named: BTreeSet::new() }
     }
 
     /// The width that rows are to fit: the terminal's, unless everything is to be shown.
@@ -89,6 +96,16 @@ impl Output {
         writeln!(self.stream, "{}", escape(text))
     }
 
+    /// Writes pods as `kubectl get pods -o name` does, each once. One whose name is not known yet has its UID in place of it.
+    pub fn pods<'a>(&mut self, pods: impl Iterator<Item = &'a proto::Pod>) -> io::Result<()> {
+        for pod in pods {
+            if self.named.insert(pod.uid.clone()) {
+                self.line(&format!("pod/{}", pod.name.as_ref().unwrap_or(&pod.uid)))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a person sees what is written.
     pub fn is_terminal(&self) -> bool {
         io::stdout().is_terminal()
@@ -103,7 +120,7 @@ impl Output {
     pub fn value(&mut self, format: Format, value: &impl Serialize) -> anyhow::Result<()> {
         match format {
             Format::Yaml => yaml(&mut self.stream, value)?,
-            Format::Json | Format::Table | Format::Wide => {
+            Format::Json | Format::Table | Format::Wide | Format::Name => {
                 flow(&mut self.stream, value, Escapes::Json)?;
                 self.stream.write_all(b"\n")?;
             }

@@ -47,7 +47,8 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
         None
     };
     let containers = list(&mut source, &selected, all).await;
-    let containers = if watch { unless_gone(containers)?.unwrap_or_default() } else { containers? };
+    let mut containers = if watch { unless_gone(containers)?.unwrap_or_default() } else { containers? };
+    output.sort(&mut containers)?;
     let count = printer.print(containers, connect::now(&source))?;
     let Some(changes) = &mut changes else {
         if count == 0 && matches!(output.output, Format::Table | Format::Wide) {
@@ -126,7 +127,10 @@ impl Printer {
         containers: &[OfNode<'_, proto::ContainerState>],
         now: DateTime<Utc>,
     ) -> anyhow::Result<()> {
-        if !matches!(self.format, Format::Table | Format::Wide) {
+        if self.format == Format::Name {
+            let pods = containers.iter().filter_map(|of| of.value.container.as_ref()?.pod.as_ref());
+            self.output.pods(pods)?;
+        } else if !matches!(self.format, Format::Table | Format::Wide) {
             for container in containers {
                 self.output.value(self.format, container)?;
             }

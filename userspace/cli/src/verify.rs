@@ -47,7 +47,8 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     if answer.as_ref().is_some_and(Vec::is_empty) {
         note("no CPU or memory limit is set for these containers");
     }
-    let verdicts = answer.unwrap_or_default();
+    let mut verdicts = answer.unwrap_or_default();
+    options.output.sort(&mut verdicts)?;
     printer.print(&verdicts, None)?;
     if let Some(changes) = changes {
         return follow(source, request, changes, printer).await;
@@ -182,6 +183,10 @@ impl Printer {
         verdicts: &[OfNode<'_, proto::VerdictOf>],
         time: Option<Timestamp>,
     ) -> anyhow::Result<()> {
+        if self.format == Format::Name {
+            self.output.pods(verdicts.iter().filter_map(|of| pod_of(of.value)))?;
+            return Ok(self.output.flush()?);
+        }
         if !matches!(self.format, Format::Table | Format::Wide) {
             for of in verdicts {
                 self.output.value(self.format, of)?;
@@ -248,6 +253,11 @@ fn names_of(of: &proto::VerdictOf, full: bool) -> Names {
         Some(container) => names(Some(container), full),
         None => limits::names(of.verdict.as_ref().and_then(|verdict| verdict.cgroup.as_ref()), full),
     }
+}
+
+fn pod_of(of: &proto::VerdictOf) -> Option<&proto::Pod> {
+    let of_container = of.container.as_ref().and_then(|container| container.pod.as_ref());
+    of_container.or_else(|| of.verdict.as_ref()?.cgroup.as_ref()?.pod.as_ref())
 }
 
 /// Nothing to verify is nothing in force.

@@ -57,6 +57,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("kubectl kwitness ps -n prod -l app=web", "where they run"),
             ("kubectl kwitness ps -A --node worker-1", "one node's"),
+            ("kubectl kwitness ps -A --sort-by .createdAt", "the oldest first"),
+            ("kubectl kwitness ps -l app=web -o name", "the pods, for other commands"),
         ],
     ),
     (
@@ -218,6 +220,21 @@ mod tests {
         assert_eq!(filter("verify deploy/web").namespace, ["mine"]);
         assert_eq!(filter("verify -A").namespace, [""; 0]);
         assert_eq!(filter("timeline web-0 -n prod").namespace, ["prod"]);
+    }
+
+    #[test]
+    fn templates_are_refused_with_what_to_use() {
+        for format in ["jsonpath={.container.id}", "go-template={{.}}", "custom-columns=ID:.id"] {
+            let error = parse(&format!("kwitness ps -o {format}")).unwrap_err();
+            assert!(error.contains("use -o json and jq"), "{error}");
+        }
+        let error = parse("kwitness verify -A -o nmae").unwrap_err();
+        assert!(error.contains("possible values: table, wide, json, yaml, name"), "{error}");
+        assert!(parse("kwitness verify -A -o name --sort-by={.verdict.file}").is_ok());
+        assert!(parse("kwitness ps --sort-by .items[0]").is_err());
+        for line in ["events -o name", "status -o name"] {
+            assert!(parse(&format!("kwitness {line}")).is_err(), "{line}");
+        }
     }
 
     #[test]

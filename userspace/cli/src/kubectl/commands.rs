@@ -37,8 +37,9 @@ pub async fn ps(cluster: Arc<Cluster>, filter: Filter, options: Ps) -> anyhow::R
         ps::list(&mut Source::Live(client), &filter, options.all).await
     };
     let (answers, missing) = nodes.each(|node| targets.on(node), list).await;
-    let containers: Vec<_> =
+    let mut containers: Vec<_> =
         answers.iter().flat_map(|(node, containers)| OfNode::all_of(node, containers)).collect();
+    options.output.sort(&mut containers)?;
     let format = options.output.output;
     if containers.is_empty() && missing.is_none() && matches!(format, Format::Table | Format::Wide) {
         note("no containers found");
@@ -87,6 +88,7 @@ pub async fn verify(cluster: Arc<Cluster>, filter: Filter, options: Verify) -> a
     if verdicts.is_empty() && !is_incomplete && missing.is_none() {
         note("no CPU or memory limit is set for these containers");
     }
+    options.output.sort(&mut verdicts)?;
     let mut printer = verify::Printer::new(options.output.output, None, filter.is_one_namespace(), true);
     printer.write(&verdicts, None)?;
     let all: Vec<_> = verdicts.into_iter().map(|of| of.value.clone()).collect();

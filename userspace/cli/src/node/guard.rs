@@ -146,7 +146,7 @@ async fn show_status(socket: PathBuf, format: Format) -> anyhow::Result<Code> {
     let status = status::fetch(&socket).await?;
     let mut output = Output::new();
     match format {
-        Format::Json | Format::Yaml => output.value(format, &status)?,
+        Format::Json | Format::Yaml | Format::Name => output.value(format, &status)?,
         Format::Table | Format::Wide => text(&status).lines().try_for_each(|line| output.line(line))?,
     }
     output.flush()?;
