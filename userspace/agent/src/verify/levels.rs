@@ -8,6 +8,7 @@ use kwitness_core::cgroup_path::{Placement, classify};
 use kwitness_core::model::{CgroupId, Level, LevelRole, LimitFile, Reading, Resource};
 
 use crate::cgroupfs::limit_files::read_limit_file_of;
+use crate::cgroupfs::usage_files::Amount;
 use crate::cgroupfs::{CgroupFs, Directory};
 
 /// What systemd makes inside a container's cgroup when it runs there.
@@ -62,7 +63,7 @@ pub(super) fn read(
     if directory.is_none() {
         levels[own].reading = Reading::Gone;
     }
-    let number = |name| directory.as_ref().and_then(|directory| directory.number(name));
+    let number = |name| directory.as_ref().and_then(|directory| Amount::read(directory, name).number());
     let usage = match resource {
         Resource::Memory => number("memory.current"),
         Resource::Swap => number("memory.swap.current"),

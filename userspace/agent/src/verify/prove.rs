@@ -11,6 +11,7 @@ use procfs::Current as _;
 use tokio::time::Instant;
 
 use super::{Verifier, VerifyReport, levels, now};
+use crate::cgroupfs::usage_files::{Amount, Counters};
 use crate::cgroupfs::{CgroupFs, Directory};
 use crate::engine::Stopped;
 
@@ -101,7 +102,7 @@ impl Watched {
             self.seen.first = counters(&directory, self.resource);
         }
         if self.resource == Resource::Memory
-            && let Some(bytes) = directory.number("memory.current")
+            && let Some(bytes) = Amount::read(&directory, "memory.current").number()
         {
             let (least, most) = self.seen.memory.unwrap_or((bytes, bytes));
             self.seen.memory = Some((least.min(bytes), most.max(bytes)));
@@ -115,31 +116,26 @@ impl Watched {
 }
 
 fn counters(directory: &Directory, resource: Resource) -> UsageCounters {
-    let text = |directory: &Directory, file| directory.text(file).unwrap_or_default();
     match resource {
         Resource::Cpu => {
-            let own = text(directory, "cpu.stat");
+            let own = Counters::read(directory, "cpu.stat");
             // A cgroup counts its own throttling only: crun's inner one has the exact quota, and is held back first.
             let inner = levels::inner(directory).and_then(|inner| directory.child(&inner).ok());
-            let inner = inner.and_then(|inner| line(&text(&inner, "cpu.stat"), "nr_throttled")).unwrap_or(0);
+            let inner =
+                inner.and_then(|inner| Counters::read(&inner, "cpu.stat").get("nr_throttled").number());
+            let throttled = own.get("nr_throttled").number();
             UsageCounters {
-                cpu_usage: line(&own, "usage_usec"),
-                throttled: line(&own, "nr_throttled").map(|own| own.saturating_add(inner)),
+                cpu_usage: own.get("usage_usec").number(),
+                throttled: throttled.map(|own| own.saturating_add(inner.unwrap_or(0))),
                 reached: None,
             }
         }
         Resource::Memory => {
-            let text = text(directory, "memory.events");
-            UsageCounters { reached: line(&text, "max"), ..UsageCounters::default() }
+            let reached = Counters::read(directory, "memory.events").get("max").number();
+            UsageCounters { reached, ..UsageCounters::default() }
         }
         Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => UsageCounters::default(),
     }
-}
-
-/// The number after that word, in a file of words and numbers; a line that is not known is passed over.
-fn line(text: &str, word: &str) -> Option<u64> {
-    let mut words = text.lines().filter_map(|line| line.split_once(' '));
-    words.find(|(first, _)| *first == word)?.1.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -169,12 +165,5 @@ mod tests {
         }
         let counters = counters(&Directory::open(scope.path()).unwrap(), Resource::Cpu);
         assert_eq!((counters.throttled, counters.cpu_usage), (Some(22), Some(9)));
-    }
-
-    #[test]
-    fn a_counter_is_found_among_others_whatever_else_a_kernel_has() {
-        let text = "usage_usec 12\nnew_field a b\nnr_throttled 3\nnr_throttled_more 4\n";
-        assert_eq!((line(text, "usage_usec"), line(text, "nr_throttled")), (Some(12), Some(3)));
-        assert_eq!((line(text, "nr_periods"), line(text, "new_field"), line("", "x")), (None, None, None));
     }
 }
