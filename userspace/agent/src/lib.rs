@@ -16,5 +16,6 @@ mod oldest_first;
 pub mod private;
 pub mod probe;
 pub mod reload;
+pub mod usage;
 pub mod verify;
 pub mod wire;

@@ -23,4 +23,5 @@ pub mod reorder;
 pub mod seam;
 pub mod shares;
 pub mod units;
+pub mod usage;
 pub mod verdicts;

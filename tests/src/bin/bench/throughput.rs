@@ -224,6 +224,7 @@ struct Feeder {
 #[tonic::async_trait]
 impl Kwitness for Feeder {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
+    type WatchUsageStream = Pin<Box<dyn Stream<Item = Result<proto::UsageSample, Status>> + Send>>;
 
     async fn watch(&self, _: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let watcher = self.hub.watch(Start::Now, true, Filter::default());
@@ -235,6 +236,13 @@ impl Kwitness for Feeder {
             Some((Ok(batch), (watcher, hub, read, stopped)))
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn watch_usage(
+        &self,
+        _: Request<proto::WatchUsageRequest>,
+    ) -> Result<Response<Self::WatchUsageStream>, Status> {
+        Err(Status::unimplemented("the feeder only feeds"))
     }
 
     async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {

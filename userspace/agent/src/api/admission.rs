@@ -34,6 +34,9 @@ const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
         Call::Watch => ("watch", "api.max_watchers", Some("/kwitness.v1alpha1.Kwitness/Watch")),
         Call::Verify => ("verify", "api.max_verify_calls", Some("/kwitness.v1alpha1.Kwitness/Verify")),
         Call::List => ("list", "api.max_list_calls", Some("/kwitness.v1alpha1.Kwitness/List")),
+        Call::WatchUsage => {
+            ("watch_usage", "api.max_usage_watchers", Some("/kwitness.v1alpha1.Kwitness/WatchUsage"))
+        }
         Call::ReportCriRequests => (
             "report_cri_requests",
             "api.max_report_calls",

@@ -22,6 +22,7 @@ use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
+use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{convert, problem, unserved, verdicts};
 use kwitness_api::{REQUESTS_MAX, proto};
@@ -62,6 +63,7 @@ pub struct Service {
     engine: Handle,
     resolver: Resolver,
     verifier: Verifier,
+    usage: Usage,
     info: Arc<DaemonInfo>,
     admission: Admission,
     cri_events: Option<Events>,
@@ -82,7 +84,19 @@ impl Service {
         stop: CancellationToken,
     ) -> Self {
         let (info, cri_events) = (Arc::new(info), None);
-        Self { hub, engine, resolver, verifier, info, admission, cri_events, takes_reports: true, stop }
+        let usage = Usage::new(verifier.cgroups().clone(), engine.clone(), hub.clone());
+        Self {
+            hub,
+            engine,
+            resolver,
+            verifier,
+            usage,
+            info,
+            admission,
+            cri_events,
+            takes_reports: true,
+            stop,
+        }
     }
 
     /// Shows the counters of the CRI's event stream, too.
@@ -173,8 +187,48 @@ impl Watching {
     }
 }
 
+/// What a `WatchUsage` stream is made of.
+struct UsageWatching {
+    subscription: Subscription,
+    filter: Filter,
+}
+
+impl UsageWatching {
+    async fn next(&mut self) -> Result<proto::UsageSample, Status> {
+        let (sample, skipped) = self.subscription.next().await;
+        let containers = bounded(sample.containers(&self.filter), ANSWER_BYTES_MAX)?;
+        Ok(proto::UsageSample { containers, ..sample.head(skipped) })
+    }
+
+    fn into_stream(self, stop: CancellationToken) -> impl Stream<Item = Result<proto::UsageSample, Status>> {
+        futures_util::stream::unfold(Some((self, stop)), async |state| {
+            let (mut watching, stop) = state?;
+            let sample = tokio::select! {
+                biased;
+                sample = watching.next() => sample,
+                () = stop.cancelled() => Err(Status::unavailable("the daemon is stopping")),
+            };
+            let goes_on = sample.is_ok();
+            Some((sample, goes_on.then_some((watching, stop))))
+        })
+    }
+}
+
 #[tonic::async_trait]
 impl Kwitness for Service {
+    type WatchUsageStream = Pin<Box<dyn Stream<Item = Result<proto::UsageSample, Status>> + Send>>;
+
+    async fn watch_usage(
+        &self,
+        request: Request<proto::WatchUsageRequest>,
+    ) -> Result<Response<Self::WatchUsageStream>, Status> {
+        let proto::WatchUsageRequest { filter, interval_ms } = request.into_inner();
+        let filter = self::filter(filter)?;
+        let interval = usage::interval(interval_ms).map_err(Status::invalid_argument)?;
+        let watching = UsageWatching { subscription: self.usage.subscribe(interval), filter };
+        Ok(Response::new(Box::pin(watching.into_stream(self.stop.clone()))))
+    }
+
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Batch, Status>> + Send>>;
 
     async fn watch(

@@ -17,6 +17,6 @@ pub use directory::Directory;
 pub use limit_files::LimitReader;
 pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use roots::Roots;
-use scan::gone;
+pub(crate) use scan::gone;
 pub use scan::{ScanError, Track, outside_roots, scan};
 pub use watch::{Watch, WatchError};

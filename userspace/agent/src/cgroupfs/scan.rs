@@ -463,6 +463,6 @@ fn processes(directory: &Directory) -> Vec<ScannedProcess> {
 }
 
 /// What reading a removed cgroup gives.
-pub(super) fn gone(error: &io::Error) -> bool {
+pub(crate) fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32)
 }

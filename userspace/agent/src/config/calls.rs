@@ -9,6 +9,8 @@ pub enum Call {
     Verify,
     /// `kwitness.v1alpha1.Kwitness/List`.
     List,
+    /// `kwitness.v1alpha1.Kwitness/WatchUsage`.
+    WatchUsage,
     /// `kwitness.v1alpha1.Kwitness/ReportCriRequests`.
     ReportCriRequests,
     /// `grpc.health.v1.Health/Check`, which no other call may keep from being answered.
@@ -23,10 +25,11 @@ pub enum Call {
 
 impl Call {
     /// All of them, in the order of their values.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Watch,
         Self::Verify,
         Self::List,
+        Self::WatchUsage,
         Self::ReportCriRequests,
         Self::HealthCheck,
         Self::HealthWatch,

@@ -43,6 +43,7 @@ use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
 use runtime::RuntimeLimits;
 
+pub(crate) use levels::inner as inner_cgroup;
 pub use requests::{Malformed, Requests};
 
 /// Between two looks of a call that waits, at least: changes that follow each other fast are one.
@@ -162,6 +163,11 @@ struct Look<'a> {
 }
 
 impl Verifier {
+    /// The hierarchy whose limits it reads.
+    pub fn cgroups(&self) -> &CgroupFs {
+        &self.cgroups
+    }
+
     /// One that looks for the kubelet's checkpoints in that directory.
     pub fn new(
         cgroups: CgroupFs,

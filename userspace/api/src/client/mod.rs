@@ -8,6 +8,7 @@ mod error;
 #[cfg(test)]
 #[cfg(unix)]
 mod tests;
+mod usage;
 mod watch;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use crate::transport::{DialError, unix_endpoint};
 
 pub use address::Address;
 pub use error::Error;
+pub use usage::{Item as UsageItem, Watch as UsageWatch};
 pub use watch::{Item, Watch};
 
 /// A snapshot of a large node is larger than gRPC's default of 4 MiB.
@@ -99,6 +101,22 @@ impl Client {
     /// [`Item::Disconnected`].
     pub fn watch_eventually(&self, request: proto::WatchRequest) -> Watch {
         Watch::waiting(self.clone(), request)
+    }
+
+    /// Opens a stream of samples of containers' usage that survives restarts of the daemon.
+    ///
+    /// # Errors
+    /// See [`Error`]: the first attempt is not repeated.
+    pub async fn watch_usage(&self, request: proto::WatchUsageRequest) -> Result<UsageWatch, Error> {
+        UsageWatch::open(self.clone(), request).await
+    }
+
+    /// Opens one stream of samples, which ends with the connection.
+    async fn usage_stream(
+        &mut self,
+        request: proto::WatchUsageRequest,
+    ) -> Result<tonic::Streaming<proto::UsageSample>, Error> {
+        answer(&self.address, Duration::ZERO, self.inner.watch_usage(request)).await
     }
 
     /// Opens one stream, which ends with the connection.

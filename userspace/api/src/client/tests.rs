@@ -12,24 +12,28 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Address, Client, Error, Item, Watch};
+use super::{Address, Client, Error, Item, UsageItem, Watch};
 use crate::Timestamp;
 use crate::proto::kwitness_server::{Kwitness, KwitnessServer};
-use crate::proto::{self, Event, Position, WatchRequest, WatchResponse};
+use crate::proto::{self, Event, Position, UsageSample, WatchRequest, WatchResponse};
 
 /// What a stream sends; without an error at its end, it ends well, and [`Code::Aborted`] stands for silence.
 type Script = Vec<Result<WatchResponse, Status>>;
+type UsageScript = Vec<Result<UsageSample, Status>>;
 
 #[derive(Clone, Default)]
 struct Scripted {
     /// One for each call to come; an error refuses the call.
     scripts: Arc<Mutex<VecDeque<Result<Script, Status>>>>,
     requests: Arc<Mutex<Vec<WatchRequest>>>,
+    /// The same for `WatchUsage`.
+    usage: Arc<Mutex<VecDeque<Result<UsageScript, Status>>>>,
 }
 
 #[tonic::async_trait]
 impl Kwitness for Scripted {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+    type WatchUsageStream = Pin<Box<dyn Stream<Item = Result<UsageSample, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         self.requests.lock().unwrap().push(request.into_inner());
@@ -45,6 +49,14 @@ impl Kwitness for Scripted {
             true => Box::pin(said.chain(tokio_stream::pending())),
             false => Box::pin(said),
         }))
+    }
+
+    async fn watch_usage(
+        &self,
+        _: Request<proto::WatchUsageRequest>,
+    ) -> Result<Response<Self::WatchUsageStream>, Status> {
+        let script = self.usage.lock().unwrap().pop_front().expect("a call too many")?;
+        Ok(Response::new(Box::pin(tokio_stream::iter(script))))
     }
 
     async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
@@ -288,6 +300,33 @@ async fn a_daemon_that_goes_silent_in_its_history_does_not_answer_and_may_be_sil
     assert_eq!(history.next().await, Ok(None));
     let hour = Duration::from_secs(3600);
     assert!(tokio::time::timeout(hour, following.next()).await.is_err(), "nothing has happened");
+}
+
+#[tokio::test]
+async fn usage_goes_on_after_an_outage_and_ends_with_what_is_final() {
+    let sample = |kernel_time| UsageSample { kernel_time, ..Default::default() };
+    let server = Server::start([]);
+    server.scripted.usage.lock().unwrap().extend([
+        Ok(vec![Ok(sample(1)), Ok(sample(2)), Err(Status::unavailable("the daemon is stopping"))]),
+        Err(Status::unavailable("not ready")),
+        Ok(vec![Ok(sample(3)), Err(Status::resource_exhausted("narrow it"))]),
+        Err(Status::unimplemented("")),
+    ]);
+    let mut watch = server.client().await.watch_usage(Default::default()).await.unwrap();
+    let mut seen = Vec::new();
+    let error = loop {
+        match watch.next().await {
+            Ok(UsageItem::Sample(sample)) => seen.push(sample.kernel_time.to_string()),
+            Ok(UsageItem::Disconnected(error)) => seen.push(error.to_string()),
+            Ok(UsageItem::Reconnected) => seen.push("back".to_owned()),
+            Err(error) => break error,
+        }
+    };
+    let address = Address::Unix(socket(server.directory.path()));
+    let stopping = format!("no daemon at {address}: the daemon is stopping");
+    let not_ready = format!("no daemon at {address}: not ready");
+    assert_eq!(seen, ["1", "2", &stopping, &not_ready, "back", "3", "narrow it"]);
+    assert_eq!(error, Error::Unimplemented { address }, "an older daemon");
 }
 
 #[tokio::test]

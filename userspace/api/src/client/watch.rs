@@ -22,6 +22,11 @@ use crate::{EventKind, proto};
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// The wait before the next attempt, after so many that failed.
+pub(super) fn retry_pause(failures: u32) -> Duration {
+    RETRY_MIN.saturating_mul(1 << failures.min(8)).min(RETRY_MAX)
+}
+
 /// What a [`Watch`] yields.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
@@ -175,7 +180,7 @@ impl Watch {
             self.state = State::Ended;
             return Err(error);
         }
-        let pause = RETRY_MIN.saturating_mul(1 << self.failures.min(8)).min(RETRY_MAX);
+        let pause = retry_pause(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { until: Instant::now() + pause };
         if self.disconnected.as_ref() != Some(&error) {

@@ -1,0 +1,226 @@
+//! The sampler, with the engine's part played by a task and cgroups made of plain files.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use kwitness_api::proto::{self, amount};
+use kwitness_core::model::{
+    Basis, Caller, ContainerState, Event, KernelTime, Kind, OomKilled, ProcKey, Process, Role, State, Subject,
+};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::*;
+use crate::cgroupfs::Directory;
+use crate::engine::{Request, Snapshot};
+use crate::hub::testing::{clock, facts, hub, subject, updated};
+use crate::hub::{Filter, Writer};
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Bed {
+    root: tempfile::TempDir,
+    usage: Usage,
+    writer: Writer,
+    /// How often the engine was asked for its state.
+    asked: Arc<AtomicUsize>,
+    container: Arc<Subject>,
+}
+
+/// The node's only container.
+async fn answer(
+    mut requests: mpsc::Receiver<Request>,
+    container: Arc<Subject>,
+    asked: Arc<AtomicUsize>,
+    hub: Arc<Hub>,
+) {
+    while let Some(request) = requests.recv().await {
+        let Request::State(answer) = request else { panic!("the sampler asks for the state") };
+        asked.fetch_add(1, Relaxed);
+        let state = ContainerState {
+            subject: container.clone(),
+            state: State::Running,
+            created_at: None,
+            started_at: None,
+            stopped_at: None,
+            main: None,
+            program: None,
+            main_status: None,
+            forks: 0,
+            execs: 0,
+            exits: 0,
+        };
+        // The sampler may have ended meanwhile.
+        let _ = answer.send((Snapshot { position: hub.position(), containers: vec![state] }, Vec::new()));
+    }
+}
+
+impl Bed {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let named = subject(1, Some(facts("prod", "web", "nginx")));
+        let directory = root.path().join(&named.cgroup_path[1..]);
+        std::fs::create_dir_all(&directory).unwrap();
+        let cgroup_id = Directory::open(&directory).unwrap().id().unwrap();
+        let container = Arc::new(Subject { cgroup_id, ..(*named).clone() });
+        let (hub, writer) = hub(64);
+        let (engine, requests) = Handle::new();
+        let asked = Arc::<AtomicUsize>::default();
+        tokio::spawn(answer(requests, container.clone(), asked.clone(), hub.clone()));
+        let usage = Usage::within(Hierarchies::v2(root.path()), engine, hub);
+        let bed = Self { root, usage, writer, asked, container };
+        bed.charge(1 << 20);
+        std::fs::write(bed.file("memory.max"), "67108864\n").unwrap();
+        bed
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.root.path().join(&self.container.cgroup_path[1..]).join(name)
+    }
+
+    fn charge(&self, bytes: u64) {
+        // Replaced as a whole: a reader sees one of both numbers.
+        let new = self.root.path().join("new");
+        std::fs::write(&new, format!("{bytes}\n")).unwrap();
+        std::fs::rename(new, self.file("memory.current")).unwrap();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Relaxed)
+    }
+}
+
+async fn next(subscription: &mut Subscription) -> (Arc<Sample>, u64) {
+    timeout(SOON, subscription.next()).await.expect("a sample")
+}
+
+fn only(sample: &Sample) -> proto::ContainerUsage {
+    let all = Filter::default();
+    let mut containers = sample.containers(&all);
+    let first = containers.next().expect("a container");
+    assert_eq!(containers.next(), None);
+    first
+}
+
+#[test]
+fn intervals_have_bounds() {
+    assert_eq!(interval(0), Ok(INTERVAL_DEFAULT));
+    assert_eq!(interval(500), Ok(INTERVAL.0));
+    assert_eq!(interval(60_000), Ok(INTERVAL.1));
+    for millis in [1, 499, 60_001, u32::MAX] {
+        assert!(interval(millis).unwrap_err().contains("interval_ms"));
+    }
+}
+
+#[tokio::test]
+async fn a_rate_and_the_time_to_the_limit_follow_from_two_samples() {
+    let bed = Bed::new();
+    let mut subscription = bed.usage.subscribe(INTERVAL.0);
+    let first = only(&next(&mut subscription).await.0);
+    assert_eq!((first.fill_rate, first.time_to_limit_ms), (None, None), "one sample has no rate");
+    assert_eq!(first.memory_limit.unwrap().amount, Some(amount::Amount::Value(64 << 20)));
+    assert_eq!(first.memory_high.unwrap().amount, Some(amount::Amount::Absent(true)));
+    bed.charge(32 << 20);
+    let second = loop {
+        let usage = only(&next(&mut subscription).await.0);
+        if usage.memory_usage.as_ref().unwrap().amount == Some(amount::Amount::Value(32 << 20)) {
+            break usage;
+        }
+    };
+    assert!(second.fill_rate.unwrap() > 0 && second.time_to_limit_ms.unwrap() > 0, "{second:?}");
+    let filter = proto::Filter { namespaces: vec!["dev".into()], ..Default::default() };
+    let (sample, _) = next(&mut subscription).await;
+    assert_eq!(sample.containers(&filter.try_into().unwrap()).count(), 0);
+    std::fs::remove_dir_all(bed.root.path().join("kubepods")).unwrap();
+    while sample_has_any(&next(&mut subscription).await.0) {}
+}
+
+fn sample_has_any(sample: &Sample) -> bool {
+    sample.containers(&Filter::default()).next().is_some()
+}
+
+#[tokio::test]
+async fn one_sampler_serves_all_and_none_runs_for_nobody() {
+    let bed = Bed::new();
+    tokio::task::yield_now().await;
+    assert_eq!(bed.asked(), 0, "nobody watches");
+    let mut fast = bed.usage.subscribe(INTERVAL.0);
+    let mut slow = bed.usage.subscribe(INTERVAL.1);
+    let (of_slow, _) = next(&mut slow).await;
+    let (of_fast, _) = next(&mut fast).await;
+    assert!(Arc::ptr_eq(&of_slow, &of_fast), "one sample for both");
+    // It does not read for a while: what it gets then is the newest.
+    let mut idle = bed.usage.subscribe(INTERVAL.0);
+    let (_, skipped) = next(&mut idle).await;
+    assert_eq!(skipped, 0);
+    let before = bed.asked();
+    let mut newest = next(&mut fast).await.0;
+    while bed.asked() < before + 4 {
+        newest = next(&mut fast).await.0;
+    }
+    let (sample, skipped) = next(&mut idle).await;
+    assert!(skipped >= 1 && sample.head(0).kernel_time >= newest.head(0).kernel_time, "{skipped} skipped");
+    drop((fast, slow, idle));
+    timeout(SOON, async {
+        while bed.usage.0.demand().is_running {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the sampler ends");
+    assert!(bed.usage.0.newest.borrow().is_none(), "nothing is kept");
+    let mut again = bed.usage.subscribe(INTERVAL.0);
+    assert_eq!(only(&next(&mut again).await.0).fill_rate, None);
+}
+
+fn oom_kill(of: &Arc<Subject>, at: u64) -> Event {
+    let process = Process {
+        key: ProcKey { pid: 7, start: KernelTime(1) },
+        ppid: 1,
+        comm: "hog".into(),
+        role: Role::Main,
+    };
+    let killed = OomKilled {
+        process,
+        choice: None,
+        scope: None,
+        usage: None,
+        trigger: Caller::default(),
+        trigger_cgroup: None,
+    };
+    let kind = Kind::OomKill(Box::new(killed));
+    Event { at: KernelTime(at), basis: Basis::OomKill, subject: Some(of.clone()), kind }
+}
+
+#[tokio::test]
+async fn a_container_has_the_last_kill_of_those_before_it() {
+    let mut bed = Bed::new();
+    let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
+    let other = subject(2, Some(facts("prod", "web", "sidecar")));
+    bed.writer.append([oom_kill(&unnamed, 3_000_000_000), oom_kill(&other, 9_000_000_000)], clock());
+    let mut subscription = bed.usage.subscribe(INTERVAL.0);
+    assert_eq!(
+        only(&next(&mut subscription).await.0).last_oom_kill,
+        None,
+        "whose kill it was is not known yet"
+    );
+    bed.writer.append([updated(&named)], clock());
+    let usage = loop {
+        let usage = only(&next(&mut subscription).await.0);
+        if usage.last_oom_kill.is_some() {
+            break usage;
+        }
+    };
+    assert_eq!(usage.last_oom_kill, Some(clock().wall(KernelTime(3_000_000_000))));
+}
+
+#[test]
+fn hierarchies_of_this_machine_are_found() {
+    let hierarchies = Hierarchies::find(CgroupFs::at(Path::new("/sys/fs/cgroup")));
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let has_memory = mounts.lines().any(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        fields[2] == "cgroup" && fields[3].split(',').any(|option| option == "memory")
+    });
+    assert_eq!(format!("{hierarchies:?}").contains("memory_v1: Some"), has_memory);
+}
