@@ -33,6 +33,7 @@ pub mod pod;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod pty;
 pub mod recording;
 pub mod registry;
 pub mod resizes;

@@ -10,6 +10,7 @@ mod output;
 mod pins;
 mod recordings;
 mod subtree;
+mod top;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
@@ -65,6 +66,9 @@ fn main() -> Result<()> {
         recordings::a_timeline_in_all_forms,
         recordings::the_demo_needs_no_daemon,
         recordings::an_archive_for_a_bug_report,
+        top::the_screen_takes_keys_and_gives_the_terminal_back,
+        top::the_screen_keeps_old_rows_until_the_daemon_is_back,
+        top::what_cannot_be_read_is_not_zero,
     ];
     let time = Case::new("another_time_namespace_is_refused", |ctx| {
         ctx.block_on(manners::another_time_namespace_is_refused(ctx))

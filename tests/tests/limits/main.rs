@@ -6,6 +6,7 @@ mod oom;
 mod plain;
 mod proof;
 mod series;
+mod top;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
@@ -22,5 +23,6 @@ fn main() -> Result<()> {
         }
         CgroupLayout::Hybrid => once![ctx, cases, None; plain::limits_need_cgroup_v2],
     }
+    once![ctx, cases, None; top::usage_its_limit_and_when_it_is_reached];
     suite::run(ctx, cases)
 }

@@ -45,6 +45,9 @@ pub enum Command {
     /// List the containers
     #[command(after_help = examples::of("ps"))]
     Ps(Ps),
+    /// Show who dies next: containers by share of their memory limit, live
+    #[command(after_help = examples::of("top"))]
+    Top(crate::top::Options),
     /// Check whether the desired limits are in force
     #[command(after_help = examples::of("verify"))]
     Verify(Verify),
@@ -85,7 +88,7 @@ pub enum Command {
     #[command(hide = true)]
     Version,
     /// What people try who come from kubectl or crictl
-    #[command(hide = true, aliases = ["logs", "top", "describe", "watch"])]
+    #[command(hide = true, aliases = ["logs", "describe", "watch"])]
     Get {
         /// Ignored
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
@@ -231,7 +234,6 @@ fn kinds() -> impl TypedValueParser<Value = EventKind> {
 pub fn instead(command: &str) -> &'static str {
     match command {
         "logs" => "`kwitness events` shows what happened to containers; their output is in `kubectl logs`",
-        "top" => "`kwitness verify` compares limits; usage is in `kubectl top`",
         "describe" => "`kwitness timeline POD` shows what happened to a pod",
         "watch" => "`kwitness events` shows events as they happen, `kwitness ps -w` containers",
         _ => "`kwitness ps` lists the containers of this node",
@@ -291,6 +293,8 @@ mod tests {
             "get pods -n prod",
             "logs -f web-0",
             "top",
+            "top -A --sort share -r",
+            "top -n prod -p pod/web-0 -o json -w",
             "ps --socket unix:///run/kwitness/kwitness.sock --color never",
             "ps --file x --at 30s",
             "verify web-0 --file x",
@@ -301,6 +305,8 @@ mod tests {
             "events -f --no-follow",
             "events -f --file x",
             "ps -w --file x",
+            "top --once -w",
+            "top --interval 499ms",
             "ps --at 5m",
             "verify -A --file x --wait 1s",
             "ps -A -n prod",

@@ -207,6 +207,7 @@ fn examples_parse() {
     for command in [
         "events",
         "ps",
+        "top",
         "verify",
         "status",
         "timeline",

@@ -20,6 +20,15 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "top",
+        &[
+            ("kwitness top", "who dies next? (? explains)"),
+            ("kwitness top -n prod -l app=web --sort share", "of pods with a label"),
+            ("kwitness top --once -o wide", "one table with everything"),
+            ("kwitness top -o json -w", "for jq: a sample per line"),
+        ],
+    ),
+    (
         "verify",
         &[
             ("kwitness verify web-0", "all limits of a pod"),

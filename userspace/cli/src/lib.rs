@@ -32,6 +32,7 @@ mod table;
 mod text;
 mod time;
 mod timeline;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Events(options) => connect::run(events::run(socket, options)),
         Command::Ps(options) => connect::run(ps::run(socket, options)),
+        Command::Top(options) => connect::run(top::run(socket, options)),
         Command::Verify(options) => connect::run(verify::run(socket, options)),
         Command::Status(options) => connect::run(status::run(socket, options)),
         Command::Timeline(options) => connect::run(timeline::run(socket, options)),
@@ -64,7 +66,7 @@ pub fn main() -> ExitCode {
         Command::Completion { shell } => manual::completion(shell),
         Command::Man { command, dir } => manual::man(command.as_deref(), dir.as_deref()),
         Command::Get { .. } => {
-            let is_command = |word: &&str| ["get", "logs", "top", "describe", "watch"].contains(word);
+            let is_command = |word: &&str| ["get", "logs", "describe", "watch"].contains(word);
             let words: Vec<_> = std::env::args_os().skip(1).collect();
             let command = words.iter().filter_map(|word| word.to_str()).find(is_command).unwrap_or_default();
             let hint = format!("kwitness has no command `{command}`: {}", args::instead(command));

@@ -12,6 +12,9 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 /// The shortest that says anything of a quota's period, and the longest that the daemon watches.
 const PROVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
+/// Between two samples of usage: the least and the most that the daemon gives.
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
 /// A memory limit.
 pub fn memory(text: &str) -> Result<Memory, String> {
     match text {
@@ -45,6 +48,13 @@ pub fn prove(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a duration from 100ms to 1m (\"5s\")".to_owned())
 }
 
+/// The time between two samples of usage.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .filter(|interval| (INTERVAL.0..=INTERVAL.1).contains(interval))
+        .ok_or_else(|| "not a duration from 500ms to 1m (\"1s\")".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +69,7 @@ mod tests {
         assert!(memory("512MB").is_err());
         assert_eq!(wait("10s"), Ok(Duration::from_secs(10)));
         assert!(wait("11m").is_err() && wait("x").is_err());
+        assert!(interval("500ms").is_ok() && interval("499ms").is_err() && interval("61s").is_err());
         assert!(prove("100ms").is_ok() && prove("99ms").is_err() && prove("61s").is_err());
     }
 }

@@ -56,6 +56,7 @@ pub struct Table {
     widths: Vec<usize>,
     /// The width of the terminal.
     limit: Option<usize>,
+    gap: usize,
     is_fixed: bool,
 }
 
@@ -68,8 +69,14 @@ impl Table {
             natural: Vec::new(),
             widths: Vec::new(),
             limit,
+            gap: GAP,
             is_fixed: false,
         }
+    }
+
+    /// With one space between two columns, for many narrow ones.
+    pub fn dense(self) -> Self {
+        Self { gap: 1, ..self }
     }
 
     /// With one more column, at least so wide if there is room.
@@ -99,7 +106,7 @@ impl Table {
     fn fitted(&self) -> Vec<usize> {
         let mut widths = self.natural.clone();
         let (Some(limit), Some(last)) = (self.limit, widths.len().checked_sub(1)) else { return widths };
-        let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * last;
+        let total = |widths: &[usize]| widths.iter().sum::<usize>() + self.gap * last;
         let floor = |index: usize| match self.fits[index] {
             Fit::Whole => usize::MAX,
             Fit::Middle(floor) | Fit::End(floor) => floor,
@@ -124,29 +131,41 @@ impl Table {
     /// The headings.
     pub fn header(&mut self) -> String {
         self.is_fixed = self.limit.is_some();
-        let cells: Vec<_> =
-            self.headings.iter().map(|heading| Cell::styled(heading, Style::new().bold())).collect();
-        self.line(&cells)
+        self.line(&self.headings())
+    }
+
+    /// The headings, as a row.
+    pub fn headings(&self) -> Vec<Cell> {
+        self.headings.iter().map(|heading| Cell::styled(heading, Style::new().bold())).collect()
     }
 
     /// A row.
     pub fn line(&self, row: &[Cell]) -> String {
         let mut line = String::new();
+        for (text, style) in self.spans(row) {
+            // Writing to a string does not fail.
+            let _ = write!(line, "{style}{text}{style:#}");
+        }
+        line.push('\n');
+        line
+    }
+
+    /// A row's cells as they fit, each with its style, and the spaces between them.
+    pub fn spans(&self, row: &[Cell]) -> Vec<(String, Style)> {
+        let mut spans = Vec::new();
         for (index, (Cell { text, style }, width)) in row.iter().zip(&self.widths).enumerate() {
             let text = match self.fits[index] {
                 Fit::Middle(_) if self.limit.is_some() => without_middle(text, *width),
                 Fit::End(_) if self.limit.is_some() => without_end(text, *width),
                 _ => text.clone(),
             };
-            // Writing to a string does not fail.
-            let _ = write!(line, "{style}{text}{style:#}");
+            let fill = (width + self.gap).saturating_sub(text.width()).max(1);
+            spans.push((text, *style));
             if index + 1 < row.len() {
-                let fill = (width + GAP).saturating_sub(text.width()).max(1);
-                let _ = write!(line, "{:fill$}", "");
+                spans.push((" ".repeat(fill), Style::new()));
             }
         }
-        line.push('\n');
-        line
+        spans
     }
 
     /// All of it: headings and rows.

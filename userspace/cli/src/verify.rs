@@ -12,7 +12,7 @@ use kwitness_api::{EventKind, Events, Source, SourceError, Timestamp, proto};
 use crate::args::Verify;
 use crate::connect::{Outage, unless_gone};
 use crate::describe::limits::{self, reading};
-use crate::describe::{Names, names, verdict_kind, verdict_style};
+use crate::describe::{Names, names, severity, verdict_kind, verdict_style};
 use crate::exit::Code;
 use crate::output::{Format, OfNode, Output, note};
 use crate::select;
@@ -265,21 +265,6 @@ fn worst(verdicts: &[proto::VerdictOf]) -> VerdictKind {
     let kinds =
         verdicts.iter().map(|of| of.verdict.as_ref().map_or(VerdictKind::Unknown, proto::Verdict::verdict));
     kinds.max_by_key(|kind| severity(*kind)).unwrap_or(VerdictKind::Unknown)
-}
-
-/// What is certain and wrong weighs more than what may still become right.
-fn severity(kind: VerdictKind) -> u8 {
-    match kind {
-        VerdictKind::InForce => 0,
-        VerdictKind::Pending => 1,
-        VerdictKind::Unknown | VerdictKind::Unspecified => 2,
-        VerdictKind::OverLimit => 3,
-        VerdictKind::Shadowed => 4,
-        VerdictKind::Diverged => 5,
-        VerdictKind::Rejected => 6,
-        VerdictKind::Reverted => 7,
-        VerdictKind::Killed => 8,
-    }
 }
 
 /// Narrower terminals have no room for what was written; `-o wide` has it, and so have the events.

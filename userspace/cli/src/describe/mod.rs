@@ -53,6 +53,21 @@ pub fn verdict_style(verdict: proto::VerdictKind) -> Style {
     }
 }
 
+/// What is certain and wrong weighs more than what may still become right.
+pub fn severity(kind: proto::VerdictKind) -> u8 {
+    match kind {
+        proto::VerdictKind::InForce => 0,
+        proto::VerdictKind::Pending => 1,
+        proto::VerdictKind::Unknown | proto::VerdictKind::Unspecified => 2,
+        proto::VerdictKind::OverLimit => 3,
+        proto::VerdictKind::Shadowed => 4,
+        proto::VerdictKind::Diverged => 5,
+        proto::VerdictKind::Rejected => 6,
+        proto::VerdictKind::Reverted => 7,
+        proto::VerdictKind::Killed => 8,
+    }
+}
+
 fn refused(changed: &proto::LimitChanged) -> bool {
     changed.write.as_ref().is_some_and(|write| write.errno.is_some())
 }
@@ -77,6 +92,7 @@ pub fn verdict_kind(verdict: proto::VerdictKind) -> String {
 }
 
 /// Names for a table's columns; ids where no name is known.
+#[derive(Clone, Debug)]
 pub struct Names {
     /// The pod's namespace.
     pub namespace: String,

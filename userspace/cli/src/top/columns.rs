@@ -1,0 +1,277 @@
+//! The columns: what each says of a row, in how many characters, and which there is room for.
+
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use chrono::{DateTime, Utc};
+use kwitness_api::proto::VerdictKind;
+use kwitness_core::units;
+
+use super::row::{Amount, Row};
+use crate::describe::{verdict_kind, verdict_style};
+use crate::table::{Cell, Fit, Table};
+use crate::text::{UNKNOWN, age, short_id};
+
+/// Narrower terminals have no room for namespaces, nor for two spaces between columns.
+const NARROW: usize = 100;
+/// The longest amount that stands in a column as it is written.
+const AMOUNT_WIDTH: usize = 6;
+
+const BAD: Style = AnsiColor::Red.on_default();
+const NOTICE: Style = AnsiColor::Yellow.on_default();
+
+/// Who has less time than that is shown as urgent, or as next.
+const URGENT: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(600);
+/// Shares of the limit that are shown likewise.
+const SHARE_URGENT: f64 = 0.95;
+const SHARE_SOON: f64 = 0.8;
+/// The share of throttled periods from which latency suffers visibly.
+const THROTTLED: f64 = 0.25;
+
+/// The columns for that width, and the cells of these rows.
+pub(super) fn table(
+    rows: &[&Row],
+    width: Option<usize>,
+    is_wide: bool,
+    has_namespaces: bool,
+    now: DateTime<Utc>,
+) -> (Table, Vec<Vec<Cell>>) {
+    let is_narrow = !is_wide && width.is_some_and(|width| width < NARROW);
+    let has_namespaces = has_namespaces && !is_narrow;
+    let mut table = Table::new(width);
+    if is_narrow {
+        table = table.dense();
+    }
+    if has_namespaces {
+        table = table.column("NAMESPACE", 0, Fit::Middle(9));
+    }
+    table = table.column("POD", 0, Fit::Middle(16)).column("CONTAINER", 0, Fit::Middle(9));
+    // As wide as they become: numbers that change move no column.
+    let numbers =
+        [("USAGE", 6), ("LIMIT", 6), ("%LIM", 4), ("FILL/S", 7), ("LEFT", 4), ("THR", 4), ("OOM", 5)];
+    for (heading, width) in numbers {
+        table = table.column(heading, width, Fit::Whole);
+    }
+    table = table.column("VERDICT", 0, Fit::End(8));
+    if is_wide {
+        for heading in ["HIGH", "CACHE", "KILLS", "QOS", "ID"] {
+            table = table.column(heading, 0, Fit::Whole);
+        }
+    }
+    let cells = rows.iter().map(|row| cells(row, is_wide, has_namespaces, now)).collect();
+    (table, cells)
+}
+
+fn cells(row: &Row, is_wide: bool, has_namespaces: bool, now: DateTime<Utc>) -> Vec<Cell> {
+    let limit = if is_wide { written(&row.limit) } else { short_limit(&row.limit) };
+    let mut cells = Vec::new();
+    if has_namespaces {
+        cells.push(Cell::from(&row.names.namespace));
+    }
+    cells.extend([Cell::from(&row.names.pod), Cell::from(&row.names.container)]);
+    cells.extend([Cell::from(rounded_amount(&row.usage)), Cell::from(limit)]);
+    cells.push(share(row.share()));
+    cells.push(row.fill_rate.map_or_else(|| UNKNOWN.to_owned(), rate).into());
+    cells.push(time_left(row.time_to_limit));
+    cells.push(throttled(row.throttled));
+    cells.push(age(row.last_oom_kill, now).into());
+    cells.push(row.verdict.as_ref().map_or_else(
+        || Cell::from(UNKNOWN),
+        |(_, verdict)| Cell::styled(verdict_kind(*verdict), verdict_style(*verdict)),
+    ));
+    if is_wide {
+        cells.push(written(&row.high).into());
+        cells.push(rounded_amount(&row.cache).into());
+        cells.push(
+            row.oom_kills.number().map_or_else(|| UNKNOWN.to_owned(), |kills| kills.to_string()).into(),
+        );
+        cells.extend([Cell::from(row.qos), Cell::from(short_id(&row.id))]);
+    }
+    cells
+}
+
+/// Everything that is known of a row, in a line: with the namespace, exact amounts, and why something is not known.
+pub(super) fn details(row: &Row, now: DateTime<Utc>) -> String {
+    let mut parts = vec![format!("{} of {}", exact(&row.usage), exact(&row.limit))];
+    match (row.time_to_limit, row.fill_rate) {
+        (Some(Duration::ZERO), _) => parts.push("at its limit".to_owned()),
+        (Some(left), Some(rate)) => {
+            parts.push(format!("{}/s: full in {}", self::rate(rate), short_time(left)))
+        }
+        _ => {}
+    }
+    if let Amount::Is(high) = row.high {
+        parts.push(format!("high {}", units::bytes(high)));
+    }
+    if let Some(cache) = row.cache.number().filter(|cache| *cache > 0) {
+        parts.push(format!("{} inactive cache", rounded(cache)));
+    }
+    match &row.verdict {
+        Some((_, VerdictKind::InForce)) => parts.push("limits in force".to_owned()),
+        Some((file, verdict)) => parts.push(format!("{file} {}", verdict_kind(*verdict))),
+        None => {}
+    }
+    if row.last_oom_kill.is_some() {
+        parts.push(format!("OOMKilled {} ago", age(row.last_oom_kill, now)));
+    }
+    format!("{}: {}", row.full_name(), parts.join(", "))
+}
+
+fn exact(amount: &Amount) -> String {
+    match amount {
+        Amount::Is(bytes) => rounded_unless_exact(*bytes),
+        Amount::Unlimited => "no limit".to_owned(),
+        Amount::Absent => "unknown (no such file on this node)".to_owned(),
+        Amount::Unknown(reason) => format!("unknown ({reason})"),
+    }
+}
+
+/// As people write it.
+fn written(amount: &Amount) -> String {
+    match amount {
+        Amount::Is(bytes) => units::bytes(*bytes),
+        Amount::Unlimited => "max".to_owned(),
+        Amount::Absent | Amount::Unknown(_) => UNKNOWN.to_owned(),
+    }
+}
+
+fn short_limit(limit: &Amount) -> String {
+    match limit {
+        Amount::Is(bytes) => rounded_unless_exact(*bytes),
+        other => written(other),
+    }
+}
+
+fn rounded_amount(amount: &Amount) -> String {
+    amount.number().map_or_else(|| UNKNOWN.to_owned(), rounded)
+}
+
+fn rounded_unless_exact(bytes: u64) -> String {
+    let exact = units::bytes(bytes);
+    if exact.len() <= AMOUNT_WIDTH { exact } else { rounded(bytes) }
+}
+
+/// Three digits, in at most six characters: `61.3Mi`.
+fn rounded(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let (mut amount, mut unit) = (bytes as f64, 0);
+    // What would be rounded to 1024 is one of the next unit.
+    while amount >= 1023.5 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let digits = match amount {
+        _ if unit == 0 => 0,
+        _ if amount < 9.995 => 2,
+        _ if amount < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{amount:.digits$}{}", UNITS[unit])
+}
+
+fn rate(bytes: i64) -> String {
+    let sign = match bytes {
+        0 => return "0".to_owned(),
+        1.. => '+',
+        _ => '-',
+    };
+    format!("{sign}{}", rounded(bytes.unsigned_abs()))
+}
+
+/// Rounded down: who is at 100 % is at the limit.
+fn percent(share: f64) -> String {
+    format!("{:.0}%", (share * 100.0).floor())
+}
+
+fn share(share: Option<f64>) -> Cell {
+    let Some(share) = share else { return UNKNOWN.into() };
+    let style = match share {
+        _ if share >= SHARE_URGENT => BAD,
+        _ if share >= SHARE_SOON => NOTICE,
+        _ => Style::new(),
+    };
+    Cell::styled(percent(share), style)
+}
+
+fn time_left(left: Option<Duration>) -> Cell {
+    let Some(left) = left else { return UNKNOWN.into() };
+    let style = match left {
+        _ if left < URGENT => BAD.bold(),
+        _ if left < SOON => NOTICE,
+        _ => Style::new(),
+    };
+    Cell::styled(short_time(left), style)
+}
+
+/// In at most four characters, rounded down.
+fn short_time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        172_800..8_640_000 => format!("{}d", seconds / 86_400),
+        _ => ">99d".to_owned(),
+    }
+}
+
+fn throttled(share: Option<f64>) -> Cell {
+    let Some(share) = share else { return UNKNOWN.into() };
+    Cell::styled(percent(share), if share >= THROTTLED { NOTICE } else { Style::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_have_three_digits_and_fit_their_column() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1024, "1.00Ki"),
+            (64 << 20, "64.0Mi"),
+            (1023 << 20, "1023Mi"),
+            ((1 << 30) - 1, "1.00Gi"),
+            (10_480_000, "9.99Mi"),
+            (10_485_000, "10.0Mi"),
+            (u64::MAX, "16.0Ei"),
+        ] {
+            assert_eq!(rounded(bytes), text, "{bytes}");
+            assert!(rounded(bytes).len() <= AMOUNT_WIDTH);
+        }
+        assert_eq!((rate(0), rate(1 << 20), rate(-512)), ("0".into(), "+1.00Mi".into(), "-512".into()));
+        assert_eq!(rate(i64::MIN), "-8.00Ei");
+    }
+
+    #[test]
+    fn limits_are_as_people_write_them_and_rounded_only_where_there_is_no_room() {
+        assert_eq!(short_limit(&Amount::Is(64 << 20)), "64Mi");
+        assert_eq!(short_limit(&Amount::Is(99_999_744)), "95.4Mi");
+        assert_eq!(written(&Amount::Is(99_999_744)), "97656Ki");
+        assert_eq!(short_limit(&Amount::Unlimited), "max");
+        assert_eq!(short_limit(&Amount::Absent), UNKNOWN);
+    }
+
+    #[test]
+    fn times_take_four_characters() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (7199, "119m"),
+            (7200, "2h"),
+            (172_800, "2d"),
+            (8_640_000, ">99d"),
+            (u64::MAX, ">99d"),
+        ] {
+            assert_eq!(short_time(Duration::from_secs(seconds)), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_rounded_down() {
+        assert_eq!((percent(0.999), percent(1.0), percent(0.0)), ("99%".into(), "100%".into(), "0%".into()));
+    }
+}
