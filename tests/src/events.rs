@@ -258,6 +258,7 @@ impl Seen {
                 }
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
+                Kind::Pressure(_) => check_basis(event, Basis::MemorySample)?,
                 Kind::Gap(_) | Kind::Resynced(_) | Kind::AgentRestarted(_) => {
                     bail!("`{what}` has a container")
                 }

@@ -28,6 +28,7 @@ fn main() -> anyhow::Result<()> {
         .boxed(".kwitness.v1alpha1.Event.kind.limit_changed")
         .boxed(".kwitness.v1alpha1.Event.kind.verdict")
         .boxed(".kwitness.v1alpha1.Event.kind.oom_kill")
+        .boxed(".kwitness.v1alpha1.Event.kind.pressure")
         .extern_path(TIMESTAMP.0, TIMESTAMP.1)
         .compile_fds(files)?;
     pbjson_build::Builder::new()

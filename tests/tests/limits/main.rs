@@ -4,6 +4,7 @@
 
 mod oom;
 mod plain;
+mod pressure;
 mod proof;
 mod series;
 mod top;
@@ -18,10 +19,12 @@ fn main() -> Result<()> {
     let mut cases = Vec::new();
     match ctx.environment.layout {
         CgroupLayout::Unified => {
-            cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill]);
+            cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill, pressure::each_crossing_is_reported_once]);
             once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported];
         }
-        CgroupLayout::Hybrid => once![ctx, cases, None; plain::limits_need_cgroup_v2],
+        CgroupLayout::Hybrid => {
+            once![ctx, cases, None; plain::limits_need_cgroup_v2, pressure::each_crossing_is_reported_once]
+        }
     }
     once![ctx, cases, None; top::usage_its_limit_and_when_it_is_reached];
     suite::run(ctx, cases)

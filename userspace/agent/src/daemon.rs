@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
+use kwitness_core::model::Observation;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ use crate::engine::{
 };
 use crate::hub::{Capacity, Hub, Writer};
 use crate::metrics::{Metrics, Sources, Stage};
+use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
 use crate::probe::{Attached, Capabilities, Loaded, SetId, Unpinned, error_chain};
@@ -140,9 +142,10 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     if let Some(watch) = watch {
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
     }
+    let (handle, requests) = Handle::new();
+    let sampling = sample_memory(config, &cgroups, &handle, &answer)?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let verdicts = JudgeQueue::default();
-    let (handle, requests) = Handle::new();
     let bounds = bounds(settings.tracked_capacity);
     let roots = Roots::new(settings.roots);
     let outside = Outside::new(cgroups.clone(), roots.clone());
@@ -158,6 +161,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         resolver: resolver.clone(),
         reader,
         verdicts: verdicts.clone(),
+        sampling,
         answers,
         requests,
     };
@@ -372,6 +376,29 @@ pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Opti
         Err(error) => {
             tracing::warn!(error = %format_args!("{:#}", anyhow::Error::from(error)), "limit writes are not seen");
             None
+        }
+    }
+}
+
+/// Starts what samples memory usage, unless that is off, or no usage can be read.
+fn sample_memory(
+    config: &Config,
+    cgroups: &CgroupFs,
+    engine: &Handle,
+    answers: &mpsc::Sender<Observation>,
+) -> anyhow::Result<Option<Arc<Sampling>>> {
+    if !config.pressure {
+        return Ok(None);
+    }
+    match MemoryFiles::find(cgroups) {
+        Ok(files) => {
+            tracing::info!(basis = %files, "memory pressure: sampled");
+            let sampling = pressure::start(files, config.thresholds.clone(), engine.clone(), answers.clone());
+            Ok(Some(sampling.context("cannot start the sampler of memory usage")?))
+        }
+        Err(error) => {
+            tracing::warn!(error = error_chain(&error), "memory pressure is not reported");
+            Ok(None)
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod hub;
 pub mod metrics;
 mod oldest_first;
+pub mod pressure;
 pub mod private;
 pub mod probe;
 pub mod reload;

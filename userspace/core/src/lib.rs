@@ -1,5 +1,5 @@
 //! The pure domain of kwitness: kernel records decoded, cgroup paths understood, container lifecycles and limits
-//! followed, verdicts judged, events numbered.
+//! followed, verdicts judged, memory pressure noticed, events numbered.
 //!
 //! Nothing here does I/O, reads a clock or knows a runtime: what happens comes in as an
 //! [`Observation`](model::Observation), what follows from it goes out as [events](model::Event) and
@@ -19,6 +19,7 @@ pub mod model;
 pub mod node;
 mod overflow;
 mod pairs;
+pub mod pressure;
 pub mod reorder;
 pub mod seam;
 pub mod shares;

@@ -8,6 +8,8 @@
 //!      LimitChanged of a file that is judged, LimitsRequested ──▶ Action::Judge(scope)
 //!                                                                     │ the engine has evidence gathered
 //!      Verdict, if it is another than the last ◀── Observation::Evidence
+//!
+//!  MemorySampled ──▶ PressureTracker ──▶ Pressure
 //! ```
 //!
 //! The lifecycle goes before the limits, for it knows whose they are; a removal is the exception: what is still to be reported
@@ -22,9 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, LastVerdict,
-    Observation, Output, Problem, Resource, Subject, VerdictScope,
+    Action, CgroupId, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind,
+    LastVerdict, Observation, Output, Problem, Resource, Subject, VerdictScope,
 };
+use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
 
 /// See the module's description.
@@ -33,6 +36,8 @@ pub struct Node {
     lifecycle: Lifecycle,
     limits: LimitTracker,
     verdicts: VerdictTracker,
+    #[serde(default)]
+    pressure: PressureTracker,
 }
 
 impl Node {
@@ -42,6 +47,7 @@ impl Node {
             limits: LimitTracker::new(bounds.cgroups),
             lifecycle: Lifecycle::new(bounds),
             verdicts: VerdictTracker::default(),
+            pressure: PressureTracker::default(),
         }
     }
 
@@ -54,6 +60,11 @@ impl Node {
                 self.lifecycle.forgot_requests(at, &forgotten);
                 let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
                 scopes.for_each(|scope| request_verdict(scope, output));
+            }
+            Observation::MemorySampled(samples) => self.pressure.sampled(&samples, &self.lifecycle, output),
+            Observation::Tick { at } => {
+                self.take(Observation::Tick { at }, output);
+                self.pressure.tick(at, &self.lifecycle, output);
             }
             other => self.take(other, output),
         }
@@ -70,7 +81,7 @@ impl Node {
     }
 
     fn take(&mut self, observation: Observation, output: &mut Output) {
-        let Self { lifecycle, limits, verdicts } = self;
+        let Self { lifecycle, limits, verdicts, pressure: _ } = self;
         if VerdictTracker::concerns(&observation) {
             verdicts.observe(&observation, limits, lifecycle, output);
         }
@@ -127,6 +138,11 @@ impl Node {
         self.lifecycle.cgroup_count()
     }
 
+    /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods, with their paths.
+    pub fn memory_levels(&self) -> Vec<(CgroupId, Arc<str>)> {
+        self.lifecycle.memory_levels()
+    }
+
     /// What cannot be done at present.
     pub fn problems(&self) -> Vec<Problem> {
         self.lifecycle.problems()
@@ -144,9 +160,12 @@ impl Node {
             ("limits_unreturned", unreturned),
             ("limits_cgroups_full", cgroups_full),
         ];
+        let PressureCounters { crossings, reported } = self.pressure.counters();
+        let pressure = [("pressure_crossings", crossings), ("pressure_reported", reported)];
         let lifecycle = self.lifecycle.counters();
         let lifecycle = lifecycle.iter().map(|(name, count)| (format!("lifecycle_{name}"), count));
-        lifecycle.chain(limits.map(|(name, count)| (name.to_owned(), count))).collect()
+        let others = limits.into_iter().chain(pressure);
+        lifecycle.chain(others.map(|(name, count)| (name.to_owned(), count))).collect()
     }
 }
 

@@ -163,6 +163,16 @@ pub fn every_kind() -> Vec<proto::Event> {
             coalesced: 2,
         }))),
         named(0, verdict(VerdictKind::Diverged)),
+        node(Kind::Pressure(Box::new(proto::Pressure {
+            cgroup: cgroup(proto::CgroupRole::Pod),
+            threshold_percent: 90,
+            direction: proto::PressureDirection::Up.into(),
+            usage_bytes: 60 << 20,
+            limit_bytes: Some(64 << 20),
+            fill_rate: Some(1 << 20),
+            time_to_limit_ms: Some(4000),
+            suppressed: 1,
+        }))),
         node(Kind::Gap(proto::Gap {
             cause: proto::GapCause::WatcherLagged.into(),
             lost: [("event".to_owned(), 4)].into(),

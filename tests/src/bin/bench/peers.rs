@@ -54,7 +54,11 @@ tracepoint:sched:sched_process_exit /pid == tid/ { printf("exit %d %s\n", pid, c
 
 const PEERS: [Peer; 4] = [
     Peer { name: FLOOR, programs: &[&["/proc/self/exe", "connector"]], shows: "exec " },
-    Peer { name: "execsnoop + exitsnoop", programs: &[&["execsnoop-libbpf"], &["exitsnoop-libbpf"]], shows: MARKER },
+    Peer {
+        name: "execsnoop + exitsnoop",
+        programs: &[&["execsnoop-libbpf"], &["exitsnoop-libbpf"]],
+        shows: MARKER,
+    },
     Peer { name: "bpftrace", programs: &[&["bpftrace", "-e", BPFTRACE]], shows: MARKER },
     Peer {
         name: "perf trace",

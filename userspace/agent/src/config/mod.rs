@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use kwitness_core::model::Thresholds;
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log::LogFormat;
 use serde::Deserialize as _;
@@ -64,6 +65,10 @@ pub struct Config {
     pub replay_window: usize,
     /// How many bytes of them.
     pub replay_bytes: usize,
+    /// Whether memory pressure is reported, where usage can be read.
+    pub pressure: bool,
+    /// The thresholds that are reported.
+    pub thresholds: Thresholds,
     /// The container runtime to ask.
     pub runtime: RuntimeChoice,
     /// Where the kubelet's checkpoints are.

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::units::{count, parsed, size, text};
+use super::units::{count, counts, parsed, size, text};
 use super::{Call, Config, Labels, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
 use crate::probe::capability::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
+use kwitness_core::model::Thresholds;
 use kwitness_service::log::LogFormat;
 
 /// One setting.
@@ -328,6 +329,42 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "pressure.mode",
+        expects: "\"auto\" or \"off\"",
+        default: Some(r#""auto""#),
+        doc: "Whether `pressure` is reported: memory usage crossed a threshold of its limit. auto samples usage, more often the \
+              nearer the limit.",
+        apply: |config, value| {
+            config.pressure = match text(value)? {
+                "auto" => true,
+                "off" => false,
+                _ => return Err("it is neither".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        key: "pressure.thresholds",
+        expects: "1 to 8 percentages from 20 to 100, ascending",
+        default: Some("[80, 90, 95]"),
+        doc: "The shares of a memory limit whose crossing is reported.",
+        apply: |config, value| {
+            config.thresholds = thresholds(counts(value, 0..=100)?, config.thresholds.hysteresis())?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "pressure.hysteresis",
+        expects: "a percentage from 1 to 15",
+        default: Some("5"),
+        doc: "A threshold counts as crossed downwards once usage is so many percent of the limit below it.",
+        apply: |config, value| {
+            let hysteresis = u8::try_from(count(value, 1..=15)?).map_err(|_| "it is too large")?;
+            config.thresholds = thresholds(config.thresholds.percent().to_vec(), hysteresis)?;
+            Ok(())
+        },
+    },
+    Setting {
         key: "runtime.endpoint",
         expects: "\"auto\", \"none\", or a socket as an absolute path, with or without unix://",
         default: Some(r#""auto""#),
@@ -405,6 +442,8 @@ impl Default for Config {
             probe: crate::probe::Settings::default(),
             replay_window: 0,
             replay_bytes: 0,
+            pressure: false,
+            thresholds: Thresholds::default(),
             runtime: RuntimeChoice::Auto,
             kubelet_directory: PathBuf::new(),
             node_name: None,
@@ -431,6 +470,10 @@ fn set_calls(config: &mut Config, call: Call, value: &Value) -> Result<(), Strin
     let max = u32::try_from(count(value, 1..=4096)?).map_err(|_| "it is too large")?;
     config.max_calls.set(call, max);
     Ok(())
+}
+
+fn thresholds(percent: Vec<u8>, hysteresis: u8) -> Result<Thresholds, String> {
+    Thresholds::new(percent, hysteresis).map_err(|error| error.to_string())
 }
 
 fn set_ring(ring: &mut NonZeroU32, value: &Value) -> Result<(), String> {

@@ -12,6 +12,14 @@ pub(super) fn count(value: &Value, range: RangeInclusive<u64>) -> Result<u64, St
     within(u64::try_from(number).map_err(|_| "it is negative".to_owned())?, range)
 }
 
+/// A list of small whole numbers of the range.
+pub(super) fn counts(value: &Value, range: RangeInclusive<u8>) -> Result<Vec<u8>, String> {
+    let Some(items) = value.as_array() else { return Err(wrong_type(value)) };
+    let range = u64::from(*range.start())..=u64::from(*range.end());
+    let small = |number: u64| u8::try_from(number).map_err(|_| "it is too large".to_owned());
+    items.iter().map(|item| count(item, range.clone()).and_then(small)).collect()
+}
+
 /// A size in bytes: a whole number, alone or with `KiB`, `MiB` or `GiB`.
 pub(super) fn size(value: &Value, range: RangeInclusive<u64>) -> Result<u64, String> {
     let Some(text) = value.as_str() else { return count(value, range) };

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason, Subject, VerdictScope,
+    CgroupId, ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason, Subject,
+    VerdictScope,
 };
 use kwitness_service::metrics::Histogram;
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +54,7 @@ pub(crate) enum Request {
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
+    MemoryLevels(oneshot::Sender<Vec<(CgroupId, Arc<str>)>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Observe(Observation),
 }
@@ -107,6 +109,16 @@ impl Handle {
         self.ask(|answer| Request::Subjects(scope, answer)).await
     }
 
+    /// The cgroups whose memory usage is to be sampled, with their paths. Waits, so not for a task.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub(crate) fn memory_levels(&self) -> Result<Vec<(CgroupId, Arc<str>)>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.blocking_send(Request::MemoryLevels(answer)).map_err(|_| Stopped)?;
+        answered.blocking_recv().map_err(|_| Stopped)
+    }
+
     /// Judges limits: a judgement for each, in the same order.
     ///
     /// # Errors
@@ -138,6 +150,7 @@ impl<P: Probe> Engine<P> {
             Request::State(answer) => drop(answer.send((self.snapshot(), self.node.last_verdicts()))),
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
+            Request::MemoryLevels(answer) => drop(answer.send(self.node.memory_levels())),
             // Writes and kills that led to what was read come first.
             Request::Judge(evidence, answer) => self.wait_for_records(Read::Evidence(evidence, answer)),
             Request::Observe(observation) => {
@@ -153,6 +166,8 @@ impl<P: Probe> Engine<P> {
 
     fn report(&self) -> Report {
         let mut counters = self.node.counters();
+        let sampled = self.sampling.iter().flat_map(|sampling| sampling.counters());
+        counters.extend(sampled.map(|(name, count)| (name.to_owned(), count)));
         counters.insert("limits_open".to_owned(), self.reader.open() as u64);
         counters.insert("records".to_owned(), self.records);
         counters.insert("scans".to_owned(), self.scans.made());

@@ -57,6 +57,7 @@ use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
+use crate::pressure::Sampling;
 use crate::probe::Overlap;
 use asked::Asked;
 use keeping::Unkept;
@@ -115,6 +116,7 @@ pub(crate) struct Engine<P: Probe> {
     resolver: Resolver,
     reader: LimitReader,
     verdicts: JudgeQueue,
+    sampling: Option<Arc<Sampling>>,
     answers: mpsc::Receiver<Observation>,
     requests: mpsc::Receiver<Request>,
     scans: Scans,

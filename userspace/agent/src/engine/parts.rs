@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use kwitness_core::decode::Decoder;
@@ -23,6 +24,7 @@ use crate::cgroupfs::LimitReader;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
+use crate::pressure::Sampling;
 
 /// What the engine works with.
 pub(crate) struct Parts<P> {
@@ -46,6 +48,8 @@ pub(crate) struct Parts<P> {
     pub(crate) reader: LimitReader,
     /// Who gathers evidence for verdicts.
     pub(crate) verdicts: JudgeQueue,
+    /// What samples memory usage, if anything does.
+    pub(crate) sampling: Option<Arc<Sampling>>,
     /// Where the answers come from.
     pub(crate) answers: mpsc::Receiver<Observation>,
     /// Where requests come from.
@@ -69,6 +73,7 @@ impl<P: Probe> Engine<P> {
             resolver,
             reader,
             verdicts,
+            sampling,
             answers,
             requests,
         } = parts;
@@ -109,6 +114,7 @@ impl<P: Probe> Engine<P> {
             resolver,
             reader,
             verdicts,
+            sampling,
             answers,
             requests,
             scans,

@@ -301,6 +301,7 @@ fn parts<P: Probe>(
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
         verdicts: JudgeQueue::default(),
+        sampling: None,
         answers,
         requests,
     };

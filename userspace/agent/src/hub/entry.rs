@@ -71,6 +71,7 @@ impl NonContainerScope {
         match &event.kind {
             Kind::LimitChanged(changed) if event.subject.is_none() => Some(Self { pod: changed.pod.clone() }),
             Kind::Verdict(judged) if event.subject.is_none() => Some(Self { pod: judged.pod.clone() }),
+            Kind::Pressure(pressure) if event.subject.is_none() => Some(Self { pod: pressure.pod.clone() }),
             _ => None,
         }
     }

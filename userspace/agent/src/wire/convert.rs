@@ -57,6 +57,7 @@ fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
         core::Kind::Updated { fields } => Kind::Updated(proto::Updated { fields: fields.clone() }),
         core::Kind::LimitChanged(changed) => Kind::LimitChanged(Box::new(limits::changed(changed))),
         core::Kind::Verdict(judged) => Kind::Verdict(Box::new(verdicts::verdict(judged, clock))),
+        core::Kind::Pressure(pressure) => Kind::Pressure(Box::new(limits::pressure(pressure))),
         core::Kind::Gap(gap) => Kind::Gap(proto::Gap {
             cause: gap_cause(gap.cause).into(),
             lost: gap.lost.clone(),
@@ -194,6 +195,7 @@ fn basis(basis: core::Basis) -> proto::Basis {
         core::Basis::LimitWrite => proto::Basis::LimitWrite,
         core::Basis::LimitRead => proto::Basis::LimitRead,
         core::Basis::OomKill => proto::Basis::OomKill,
+        core::Basis::MemorySample => proto::Basis::MemorySample,
         core::Basis::InitialScan => proto::Basis::InitialScan,
         core::Basis::RepairScan => proto::Basis::RepairScan,
         core::Basis::Runtime => proto::Basis::Runtime,

@@ -1,8 +1,8 @@
 //! Limits, and what their being hit leads to, in the API's shape.
 
 use kwitness_core::model::{
-    Caller, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames, Reading, SeenWrite,
-    WriteHook, WriteResult,
+    Bound, Caller, Direction, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames, Pressure,
+    Reading, SeenWrite, WriteHook, WriteResult,
 };
 use nix::errno::Errno;
 
@@ -124,6 +124,34 @@ pub(super) fn oom_kill(kill: &OomKilled) -> proto::OomKill {
         usage_bytes: kill.usage.map(|usage| bytes(usage.usage)),
         limit_bytes: kill.usage.map(|usage| bytes(usage.limit)),
         trigger: Some(caller(&kill.trigger, kill.trigger_cgroup.as_deref())),
+    }
+}
+
+/// A threshold that memory usage crossed.
+pub(super) fn pressure(pressure: &Pressure) -> proto::Pressure {
+    proto::Pressure {
+        cgroup: Some(proto::Cgroup {
+            id: pressure.cgroup.0,
+            path: Some(pressure.path.to_string()),
+            role: role(pressure.role).into(),
+            pod: pressure.pod.as_ref().map(pod),
+        }),
+        threshold_percent: pressure.threshold.into(),
+        direction: match pressure.direction {
+            Direction::Up => proto::PressureDirection::Up,
+            Direction::Down => proto::PressureDirection::Down,
+        }
+        .into(),
+        usage_bytes: pressure.usage,
+        limit_bytes: match pressure.limit {
+            Bound::At(limit) => Some(limit),
+            Bound::Unlimited => None,
+        },
+        fill_rate: pressure.fill_rate,
+        time_to_limit_ms: pressure
+            .time_to_limit()
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        suppressed: pressure.suppressed,
     }
 }
 

@@ -40,6 +40,7 @@ fn pod_of(event: &proto::Event) -> Option<&proto::Pod> {
     let cgroup = match event.kind.as_ref()? {
         proto::event::Kind::LimitChanged(changed) => changed.cgroup.as_ref(),
         proto::event::Kind::Verdict(verdict) => verdict.cgroup.as_ref(),
+        proto::event::Kind::Pressure(pressure) => pressure.cgroup.as_ref(),
         _ => None,
     };
     cgroup?.pod.as_ref()

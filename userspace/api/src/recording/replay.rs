@@ -321,6 +321,7 @@ impl Names {
         let cgroup = match &mut event.kind {
             Some(Kind::LimitChanged(changed)) => changed.cgroup.as_mut(),
             Some(Kind::Verdict(verdict)) => verdict.cgroup.as_mut(),
+            Some(Kind::Pressure(pressure)) => pressure.cgroup.as_mut(),
             Some(Kind::OomKill(kill)) => match &mut kill.exhausted {
                 Some(proto::oom_kill::Exhausted::LimitOf(cgroup)) => Some(cgroup),
                 _ => None,

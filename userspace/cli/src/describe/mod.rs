@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 
 pub mod limits;
+mod pressure;
 
 use crate::table::Cell;
 use crate::text::{UNKNOWN, short_id, short_uid};
@@ -31,6 +32,7 @@ pub fn kind(event: &proto::Event) -> Cell {
         Some(Kind::OomKill(_)) => ("oomKill", BAD.bold()),
         Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
         Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
+        Some(Kind::Pressure(pressure)) => ("pressure", pressure::style(pressure)),
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
         Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
         Some(Kind::AgentRestarted(_)) => ("agentRestarted", NOTICE.bold()),
@@ -77,6 +79,7 @@ pub fn names_of(event: &proto::Event, full: bool) -> Names {
     match (&event.container, &event.kind) {
         (None, Some(Kind::LimitChanged(changed))) => limits::names(changed.cgroup.as_ref(), full),
         (None, Some(Kind::Verdict(verdict))) => limits::names(verdict.cgroup.as_ref(), full),
+        (None, Some(Kind::Pressure(pressure))) => limits::names(pressure.cgroup.as_ref(), full),
         (container, _) => names(container.as_ref(), full),
     }
 }
@@ -157,6 +160,7 @@ pub fn detail(event: &proto::Event, times: Times) -> String {
         Kind::Updated(proto::Updated { fields }) => fields.join(", "),
         Kind::LimitChanged(changed) => limits::change(changed),
         Kind::Verdict(verdict) => sentence(verdict),
+        Kind::Pressure(pressure) => pressure::sentence(pressure),
         Kind::Gap(gap) => describe_gap(gap, times),
         Kind::Resynced(proto::Resynced { found, gone, corrected }) => {
             format!("state repaired: {found} found, {gone} gone, {corrected} corrected")
@@ -405,6 +409,7 @@ pub(super) mod testing {
             (proto::Basis::LimitWrite, Kind::LimitChanged(Box::new(limits::testing::accepted()))),
             (proto::Basis::LimitRead, Kind::LimitChanged(Box::new(limits::testing::found()))),
             (proto::Basis::LimitRead, Kind::Verdict(Box::new(super::limits::testing::shadowed()))),
+            (proto::Basis::MemorySample, Kind::Pressure(Box::new(super::pressure::testing::rising()))),
         ];
         let event = |container, basis: proto::Basis, kind| proto::Event {
             position: Some(proto::Position { epoch: "e".into(), seq: 7 }),

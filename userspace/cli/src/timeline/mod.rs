@@ -182,6 +182,7 @@ fn pod_of(event: &proto::Event) -> About<'_> {
     let cgroup = match &event.kind {
         Some(Kind::LimitChanged(changed)) => changed.cgroup.as_ref(),
         Some(Kind::Verdict(verdict)) => verdict.cgroup.as_ref(),
+        Some(Kind::Pressure(pressure)) => pressure.cgroup.as_ref(),
         _ if EventKind::of(event).is_some_and(EventKind::is_of_node) => return About::Everything,
         _ => None,
     };

@@ -270,6 +270,14 @@ impl Builder {
                     self.container(container).marks.push(mark("OOMKilled", Style::Bad));
                 }
             }
+            Kind::Pressure(pressure) => {
+                let Some(cgroup) = &pressure.cgroup else { return };
+                let track = self.track(event.container.as_ref(), cgroup);
+                let is_up = pressure.direction() == proto::PressureDirection::Up;
+                let name = format!("{} {} %", if is_up { "≥" } else { "<" }, pressure.threshold_percent);
+                track.marks.push(mark(&name, if is_up { Style::Notice } else { Style::Good }));
+                track.usage.push(Point { at, value: Some(pressure.usage_bytes) });
+            }
             Kind::Gap(gap) => {
                 let track = self.node();
                 let from = gap.from.map_or(at, |from| from.to_unix_nanos().div_euclid(1000));

@@ -174,6 +174,12 @@ impl Cgroups {
         Some(CgroupInfo { role, path, subject, pod, exists: cgroup.presence == Presence::Exists })
     }
 
+    /// The containers' cgroups and those that are in none, also what was removed a while ago.
+    pub(super) fn groups(&self) -> impl Iterator<Item = CgroupId> + '_ {
+        let is_inner = |cgroup: &Cgroup| matches!(cgroup.what, What::Inner { .. });
+        self.all.iter().filter(move |(_, cgroup)| !is_inner(cgroup)).map(|(id, _)| *id)
+    }
+
     pub(super) fn exists(&self, id: CgroupId) -> bool {
         self.all.get(&id).is_some_and(|cgroup| cgroup.presence == Presence::Exists)
     }

@@ -124,7 +124,10 @@ impl Lifecycle {
                 output.emit_own(to, Kind::AgentRestarted { from, to, records });
             }
             // Bounds are no part of a life.
-            Observation::LimitsRead(_) | Observation::Evidence(_) | Observation::LimitsRequested { .. } => {}
+            Observation::LimitsRead(_)
+            | Observation::Evidence(_)
+            | Observation::MemorySampled(_)
+            | Observation::LimitsRequested { .. } => {}
         }
     }
 

@@ -7,6 +7,7 @@ use crate::model::{
     CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType, Problem, Subject,
     VerdictScope,
 };
+use crate::pressure::is_level;
 
 impl Lifecycle {
     /// The containers whose cgroup exists, in no particular order.
@@ -57,6 +58,13 @@ impl Lifecycle {
     pub fn unnamed(&self) -> impl Iterator<Item = &ContainerId> {
         let subjects = self.cgroups.containers().map(|container| &container.subject);
         subjects.filter(|subject| subject.facts.is_none()).map(|subject| &subject.container_id)
+    }
+
+    /// See [`crate::node::Node::memory_levels`].
+    pub fn memory_levels(&self) -> Vec<(CgroupId, Arc<str>)> {
+        let infos = self.cgroups.groups().filter_map(|cgroup| Some((cgroup, self.cgroups.info_of(cgroup)?)));
+        let levels = infos.filter(|(_, info)| info.exists && is_level(info.role));
+        levels.map(|(cgroup, info)| (cgroup, info.path)).collect()
     }
 
     /// How many containers there are whose cgroup exists.

@@ -120,6 +120,7 @@ impl LimitTracker {
             Observation::Lost(_)
             | Observation::Runtime { .. }
             | Observation::Evidence(_)
+            | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
             | Observation::AgentRestarted { .. } => false,
         }
@@ -138,6 +139,7 @@ impl LimitTracker {
             Observation::Lost(_)
             | Observation::Runtime { .. }
             | Observation::Evidence(_)
+            | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
             | Observation::AgentRestarted { .. } => {}
         }

@@ -9,6 +9,7 @@ use super::container::{LevelRole, PodNames, Process, Subject};
 use super::ids::{CgroupId, KernelTime};
 use super::kernel::{Actor, Caller, ExitStatus, OomChoice, OomUsage};
 use super::limit::LimitChange;
+use super::pressure::Pressure;
 use super::verdict::Judged;
 
 /// Something happened.
@@ -44,6 +45,8 @@ pub enum Basis {
     LimitWrite,
     /// Found by reading a limit file.
     LimitRead,
+    /// Found by sampling memory usage.
+    MemorySample,
     /// The kernel's record of that name.
     OomKill,
     /// Found at start-up: it happened before.
@@ -113,6 +116,8 @@ pub enum Kind {
     LimitChanged(Box<LimitChange>),
     /// The verdict on a desired limit changed.
     Verdict(Box<Judged>),
+    /// Memory usage of a container, a pod, a QoS class or all pods crossed a threshold of its limit.
+    Pressure(Box<Pressure>),
     /// Records were lost.
     Gap(Gap),
     /// The state is right again.

@@ -1,8 +1,8 @@
-//! The data of the domain: identifiers, limit files and their values, kernel records, containers, events, desired limits and
-//! the evidence for a verdict.
+//! The data of the domain: identifiers, limit files and their values, kernel records, containers, events, samples of memory
+//! usage, desired limits and the evidence for a verdict.
 //!
 //! A leaf: nothing here depends on another module of the crate, and nothing decides anything but parsing, printing and
-//! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::verdicts`]) share these types and do
+//! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::pressure`], [`crate::verdicts`]) share these types and do
 //! not import each other's.
 
 mod container;
@@ -12,6 +12,7 @@ mod kernel;
 mod limit;
 mod limit_file;
 mod observation;
+mod pressure;
 mod problem;
 mod value;
 mod verdict;
@@ -32,6 +33,7 @@ pub use observation::{
     Action, Loss, Observation, Output, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable,
     UnreadableCgroup,
 };
+pub use pressure::{Direction, MemorySample, MemorySamples, Pressure, Thresholds, ThresholdsError};
 pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{

@@ -10,6 +10,7 @@ use super::event::{Basis, Event, GapCause, Kind};
 use super::ids::{CgroupId, ContainerId, KernelTime};
 use super::kernel::{KernelEvent, TaskInfo};
 use super::limit::{LimitsAnswer, ReadLimits};
+use super::pressure::MemorySamples;
 use super::verdict::{Evidence, VerdictScope};
 
 /// A record, an answer or a request; the whole input of the core.
@@ -35,6 +36,8 @@ pub enum Observation {
     LimitsRead(LimitsAnswer),
     /// What was gathered to judge a limit: the answer to an [`Action::Judge`], or for a client's `Verify`.
     Evidence(Box<Evidence>),
+    /// Memory usage was sampled.
+    MemorySampled(MemorySamples),
     /// A CRI request to set limits was observed.
     LimitsRequested {
         /// When that was reported.

@@ -293,6 +293,7 @@ pub fn line(event: &Event) -> String {
             format!("limit {} {} -> {}", changed.limit_file, changed.old, changed.new)
         }
         Kind::Verdict(judged) => format!("verdict {}", judged.judgement.verdict.name()),
+        Kind::Pressure(pressure) => format!("pressure {:?} {}", pressure.direction, pressure.threshold),
         Kind::Gap(gap) => format!("gap {:?} {:?}", gap.cause, gap.lost),
         Kind::Resynced { found, gone, corrected } => {
             format!("resynced found {found} gone {gone} corrected {corrected}")
@@ -309,6 +310,7 @@ pub fn line(event: &Event) -> String {
         Basis::LimitWrite => "limit write",
         Basis::LimitRead => "limit read",
         Basis::OomKill => "oom kill",
+        Basis::MemorySample => "memory sample",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",

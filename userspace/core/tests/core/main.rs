@@ -9,6 +9,7 @@ mod limits;
 mod memory;
 mod model;
 mod pods;
+mod pressure;
 mod reorder;
 mod repair;
 mod replay;

@@ -24,6 +24,7 @@ pub fn name(kind: Option<&Kind>) -> &'static str {
         Some(Kind::OomKill(_)) => "kwitness.oom.kill",
         Some(Kind::LimitChanged(_)) => "kwitness.limit.changed",
         Some(Kind::Verdict(_)) => "kwitness.limit.verdict",
+        Some(Kind::Pressure(_)) => "kwitness.memory.pressure",
         Some(Kind::Gap(_)) => GAP,
         Some(Kind::Resynced(_)) => "kwitness.resynced",
         Some(Kind::AgentRestarted(_)) => "kwitness.agent.restarted",
@@ -62,6 +63,7 @@ pub fn add(event: &proto::Event, to: &mut Attributes) {
         Some(Kind::OomKill(kill)) => oom_kill(kill, to),
         Some(Kind::LimitChanged(changed)) => limit_changed(changed, to),
         Some(Kind::Verdict(verdict)) => self::verdict(verdict, to),
+        Some(Kind::Pressure(pressure)) => self::pressure(pressure, to),
         Some(Kind::Gap(gap)) => self::gap(gap, to),
         Some(Kind::Resynced(proto::Resynced { found, gone, corrected })) => {
             to.number("kwitness.resynced.found", *found);
@@ -173,6 +175,19 @@ fn verdict(verdict: &proto::Verdict, to: &mut Attributes) {
         verdict.effective.as_ref().map(|effective| effective.value.as_str()),
     );
     actor(verdict.writer.as_ref(), to);
+}
+
+fn pressure(pressure: &proto::Pressure, to: &mut Attributes) {
+    cgroup(pressure.cgroup.as_ref(), to);
+    to.number("kwitness.pressure.threshold", pressure.threshold_percent);
+    to.word("kwitness.pressure.direction", pressure.direction().as_str_name(), "PRESSURE_DIRECTION_");
+    to.number("kwitness.pressure.usage", pressure.usage_bytes);
+    to.known_number("kwitness.pressure.limit", pressure.limit_bytes);
+    to.known_number("kwitness.pressure.fill_rate", pressure.fill_rate);
+    to.known_number("kwitness.pressure.time_to_limit_ms", pressure.time_to_limit_ms);
+    if pressure.suppressed > 0 {
+        to.number("kwitness.pressure.suppressed", pressure.suppressed);
+    }
 }
 
 fn gap(gap: &proto::Gap, to: &mut Attributes) {

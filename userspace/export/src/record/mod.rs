@@ -126,6 +126,7 @@ pub fn pod(event: &proto::Event) -> Option<&proto::Pod> {
     let cgroup = match &event.kind {
         Some(Kind::LimitChanged(changed)) => changed.cgroup.as_ref(),
         Some(Kind::Verdict(verdict)) => verdict.cgroup.as_ref(),
+        Some(Kind::Pressure(pressure)) => pressure.cgroup.as_ref(),
         _ => None,
     };
     let of_container = event.container.as_ref().and_then(|container| container.pod.as_ref());
@@ -167,6 +168,9 @@ fn severity(event: &proto::Event) -> SeverityNumber {
         Some(Kind::LimitChanged(changed))
             if changed.write.as_ref().is_some_and(|write| write.errno.is_some()) =>
         {
+            SeverityNumber::Warn
+        }
+        Some(Kind::Pressure(pressure)) if pressure.direction() == proto::PressureDirection::Up => {
             SeverityNumber::Warn
         }
         Some(Kind::Gap(_)) => SeverityNumber::Warn,

@@ -1,0 +1,262 @@
+//! The thread that samples: which level is due next, and how many files may be read.
+//!
+//! Owns the queue of levels by when they are due. At most [`FILES_PER_REFRESH`] files are read: levels that are due beyond that
+//! wait for the next second, the longest due first, and are counted. Only samples that may make an event are handed on, and of
+//! each level the first.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use kwitness_core::model::{Bound, CgroupId, MemorySample, MemorySamples, Observation, Thresholds};
+use kwitness_core::pressure::sampling::{FillRate, LONGEST, interval, is_near};
+use tokio::sync::mpsc;
+
+use super::MemoryFiles;
+use crate::clock::Clock;
+use crate::engine::Handle;
+
+/// Between two looks at which levels there are.
+const REFRESH: Duration = Duration::from_secs(1);
+/// Files read in that time, at most: some ten milliseconds' work.
+const FILES_PER_REFRESH: u64 = 1000;
+/// Files of one sample: the limit, then usage.
+const FILES: u64 = 2;
+
+/// What was counted since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Sampling {
+    samples: AtomicU64,
+    deferred: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Sampling {
+    /// By name.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 3] {
+        [
+            ("pressure_samples", self.samples.load(Relaxed)),
+            ("pressure_samples_deferred", self.deferred.load(Relaxed)),
+            ("pressure_samples_failed", self.failed.load(Relaxed)),
+        ]
+    }
+}
+
+/// Starts the thread; it ends with the engine.
+///
+/// # Errors
+/// No thread can be made.
+pub(crate) fn start(
+    files: MemoryFiles,
+    thresholds: Thresholds,
+    engine: Handle,
+    answers: mpsc::Sender<Observation>,
+) -> io::Result<Arc<Sampling>> {
+    let counted = Arc::<Sampling>::default();
+    let mut sampler = Sampler::new(files, thresholds, Arc::clone(&counted));
+    std::thread::Builder::new().name("memory-sampler".to_owned()).spawn(move || {
+        while let Ok(levels) = engine.memory_levels() {
+            sampler.refresh(levels, Instant::now());
+            let until = Instant::now() + REFRESH;
+            loop {
+                let samples = sampler.take_due(Instant::now());
+                if !samples.is_empty() {
+                    let thresholds = Arc::clone(&sampler.thresholds);
+                    let sampled = Observation::MemorySampled(MemorySamples { thresholds, samples });
+                    if answers.blocking_send(sampled).is_err() {
+                        return;
+                    }
+                }
+                let next = sampler.next_due().map_or(until, |next| next.min(until));
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                if next == until {
+                    break;
+                }
+            }
+        }
+    })?;
+    Ok(counted)
+}
+
+/// A level, and what is known of it.
+#[derive(Debug)]
+struct Level {
+    path: Arc<str>,
+    due: Instant,
+    rate: FillRate,
+    /// Whether the last sample that was handed on was near a threshold; none: there was none.
+    was_near: Option<bool>,
+}
+
+#[derive(Debug)]
+struct Sampler {
+    files: MemoryFiles,
+    thresholds: Arc<Thresholds>,
+    levels: HashMap<CgroupId, Level>,
+    queue: BTreeSet<(Instant, CgroupId)>,
+    /// Files that may be read until the next refresh.
+    files_left: u64,
+    counted: Arc<Sampling>,
+}
+
+impl Sampler {
+    fn new(files: MemoryFiles, thresholds: Thresholds, counted: Arc<Sampling>) -> Self {
+        Self {
+            files,
+            thresholds: Arc::new(thresholds),
+            levels: HashMap::new(),
+            queue: BTreeSet::new(),
+            files_left: 0,
+            counted,
+        }
+    }
+
+    /// Takes the levels that there are: new ones are due at once.
+    fn refresh(&mut self, levels: Vec<(CgroupId, Arc<str>)>, now: Instant) {
+        let there: HashMap<CgroupId, Arc<str>> = levels.into_iter().collect();
+        let queue = &mut self.queue;
+        self.levels.retain(|cgroup, level| {
+            let stays = there.contains_key(cgroup);
+            if !stays {
+                queue.remove(&(level.due, *cgroup));
+            }
+            stays
+        });
+        for (cgroup, path) in there {
+            self.levels.entry(cgroup).or_insert_with(|| {
+                self.queue.insert((now, cgroup));
+                Level { path, due: now, rate: FillRate::default(), was_near: None }
+            });
+        }
+        self.files_left = FILES_PER_REFRESH;
+    }
+
+    /// When the next level is due that may be read; none before the next refresh.
+    fn next_due(&self) -> Option<Instant> {
+        self.queue.first().map(|(due, _)| *due).filter(|_| self.files_left >= FILES)
+    }
+
+    /// Samples what is due, as far as it may; what is to be handed on.
+    fn take_due(&mut self, now: Instant) -> Vec<MemorySample> {
+        let mut samples = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now)
+            && let Some((_, cgroup)) = self.queue.pop_first()
+        {
+            samples.extend(self.sample(cgroup, now));
+            if self.files_left < FILES {
+                let deferred = self.queue.range(..=(now, CgroupId(u64::MAX))).count();
+                self.counted.deferred.fetch_add(deferred as u64, Relaxed);
+            }
+        }
+        samples
+    }
+
+    fn sample(&mut self, cgroup: CgroupId, now: Instant) -> Option<MemorySample> {
+        let level = self.levels.get_mut(&cgroup)?;
+        self.files_left -= FILES;
+        self.counted.samples.fetch_add(1, Relaxed);
+        let read = self.files.read(cgroup, &level.path);
+        let at = Clock::read().now();
+        let (sample, pause) = match read {
+            Ok(memory) => {
+                let usage = memory.usage.unwrap_or_default();
+                let fill_rate = memory.usage.and_then(|usage| level.rate.push(at, usage));
+                if memory.limit == Bound::Unlimited {
+                    level.rate = FillRate::default();
+                }
+                let pause = interval(&self.thresholds, usage, memory.limit, fill_rate);
+                (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause)
+            }
+            // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, LONGEST),
+            Err(error) => {
+                self.counted.failed.fetch_add(1, Relaxed);
+                tracing::debug!(path = %level.path, %error, "cannot sample memory usage");
+                (None, LONGEST)
+            }
+        };
+        level.due = now + pause;
+        self.queue.insert((level.due, cgroup));
+        sample.filter(|sample| {
+            let near = is_near(&self.thresholds, sample.usage, sample.limit);
+            level.was_near.replace(near) != Some(false) || near
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::cgroupfs::CgroupFs;
+
+    const LIMIT: u64 = 1 << 20;
+
+    fn set(root: &Path, name: &str, usage: u64) -> (CgroupId, Arc<str>) {
+        let directory = root.join(name);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("memory.max"), LIMIT.to_string()).unwrap();
+        fs::write(directory.join("memory.current"), usage.to_string()).unwrap();
+        (CgroupId(fs::metadata(&directory).unwrap().ino()), format!("/{name}").into())
+    }
+
+    fn sampler(root: &Path) -> Sampler {
+        Sampler::new(MemoryFiles::V2(CgroupFs::at(root)), Thresholds::default(), Arc::default())
+    }
+
+    fn usages(samples: &[MemorySample]) -> Vec<u64> {
+        samples.iter().map(|sample| sample.usage).collect()
+    }
+
+    #[test]
+    fn the_first_sample_and_those_near_a_threshold_are_handed_on_and_the_one_that_leaves() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let now = Instant::now();
+        let levels = vec![set(root.path(), "a", 0)];
+        sampler.refresh(levels.clone(), now);
+        assert_eq!(usages(&sampler.take_due(now)), [0]);
+        let mut later = now;
+        for (usage, handed_on) in [(10, false), (LIMIT, true), (LIMIT, true), (20, true), (30, false)] {
+            set(root.path(), "a", usage);
+            later += LONGEST;
+            sampler.refresh(levels.clone(), later);
+            let taken = usages(&sampler.take_due(later));
+            assert_eq!(taken, if handed_on { vec![usage] } else { vec![] }, "{usage}");
+        }
+        assert!(sampler.take_due(later).is_empty(), "nothing is due");
+    }
+
+    #[test]
+    fn a_level_that_is_gone_is_not_sampled_any_more() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let now = Instant::now();
+        sampler.refresh(vec![set(root.path(), "a", 0), set(root.path(), "b", 0)], now);
+        fs::remove_dir_all(root.path().join("a")).unwrap();
+        assert_eq!(sampler.take_due(now).len(), 1, "its directory is gone already");
+        sampler.refresh(Vec::new(), now);
+        assert!(sampler.levels.is_empty() && sampler.queue.is_empty());
+        assert_eq!(sampler.counted.counters()[2].1, 0, "that is no failure");
+    }
+
+    #[test]
+    fn no_more_files_are_read_than_allowed_and_the_rest_is_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let now = Instant::now();
+        let count = FILES_PER_REFRESH / FILES + 7;
+        let levels: Vec<_> = (0..count).map(|index| set(root.path(), &index.to_string(), LIMIT)).collect();
+        sampler.refresh(levels.clone(), now);
+        assert_eq!(sampler.take_due(now).len() as u64, FILES_PER_REFRESH / FILES);
+        assert_eq!(sampler.next_due(), None, "it waits for the next refresh");
+        assert_eq!(sampler.counted.counters()[1].1, 7);
+        sampler.refresh(levels, now);
+        assert_eq!(sampler.take_due(now).len(), 7);
+    }
+}

@@ -1,0 +1,221 @@
+//! Memory usage against its limit: what was sampled, and what is reported of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::container::{LevelRole, PodNames};
+use super::ids::{CgroupId, KernelTime};
+use super::value::Bound;
+
+/// Shares of a limit, in percent, whose crossing is reported.
+///
+/// A threshold counts as crossed downwards once usage is [`hysteresis`](Self::hysteresis) percent of the limit below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
+pub struct Thresholds {
+    percent: Vec<u8>,
+    hysteresis: u8,
+}
+
+#[derive(Deserialize)]
+struct Unchecked {
+    percent: Vec<u8>,
+    hysteresis: u8,
+}
+
+/// Why these are no thresholds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ThresholdsError {
+    /// Too few or too many.
+    #[error("these are {0} thresholds, not 1 to {max}", max = Thresholds::MAX)]
+    Count(usize),
+    /// Not in order, or twice the same.
+    #[error("they are not in ascending order")]
+    Order,
+    /// Out of range.
+    #[error("{0} is not a percentage from {lowest} to 100", lowest = Thresholds::LOWEST)]
+    Range(u8),
+    /// The hysteresis is out of range.
+    #[error("{0} is not a hysteresis from 1 to {max} percent", max = Thresholds::HYSTERESIS_MAX)]
+    Hysteresis(u8),
+}
+
+impl Thresholds {
+    /// How many there are at most: each is an event of its own.
+    pub const MAX: usize = 8;
+    /// The lowest that is allowed.
+    pub const LOWEST: u8 = 20;
+    /// The largest hysteresis: below the lowest threshold, so that each can be crossed downwards.
+    pub const HYSTERESIS_MAX: u8 = 15;
+
+    /// Thresholds in ascending order.
+    ///
+    /// # Errors
+    /// See [`ThresholdsError`].
+    pub fn new(percent: Vec<u8>, hysteresis: u8) -> Result<Self, ThresholdsError> {
+        if percent.is_empty() || percent.len() > Self::MAX {
+            return Err(ThresholdsError::Count(percent.len()));
+        }
+        if let Some(wrong) = percent.iter().find(|percent| !(Self::LOWEST..=100).contains(*percent)) {
+            return Err(ThresholdsError::Range(*wrong));
+        }
+        if !percent.is_sorted_by(|lower, higher| lower < higher) {
+            return Err(ThresholdsError::Order);
+        }
+        if !(1..=Self::HYSTERESIS_MAX).contains(&hysteresis) {
+            return Err(ThresholdsError::Hysteresis(hysteresis));
+        }
+        Ok(Self { percent, hysteresis })
+    }
+
+    /// In ascending order, at least one.
+    pub fn percent(&self) -> &[u8] {
+        &self.percent
+    }
+
+    /// In percent of the limit.
+    pub fn hysteresis(&self) -> u8 {
+        self.hysteresis
+    }
+}
+
+impl TryFrom<Unchecked> for Thresholds {
+    type Error = ThresholdsError;
+
+    fn try_from(Unchecked { percent, hysteresis }: Unchecked) -> Result<Self, ThresholdsError> {
+        Self::new(percent, hysteresis)
+    }
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { percent: vec![80, 90, 95], hysteresis: 5 }
+    }
+}
+
+/// Memory usage as it was sampled of some cgroups, with the thresholds in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemorySamples {
+    /// What crossings are reported.
+    pub thresholds: Arc<Thresholds>,
+    /// In the order in which they were made.
+    pub samples: Vec<MemorySample>,
+}
+
+/// A cgroup's memory usage at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemorySample {
+    /// When.
+    pub at: KernelTime,
+    /// Whose.
+    pub cgroup: CgroupId,
+    /// Bytes charged.
+    pub usage: u64,
+    /// Bytes allowed.
+    pub limit: Bound,
+    /// Bytes per second that usage grew by during the second before, or since the last sample if that is older; none: it is
+    /// the first.
+    pub fill_rate: Option<i64>,
+}
+
+/// Usage of a level crossed a threshold of its limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Whose usage and limit.
+    pub cgroup: CgroupId,
+    /// Its path.
+    pub path: Arc<str>,
+    /// What it is.
+    pub role: LevelRole,
+    /// The pod that it is, or is in.
+    pub pod: Option<PodNames>,
+    /// Bytes charged.
+    pub usage: u64,
+    /// Bytes allowed.
+    pub limit: Bound,
+    /// In percent of the limit.
+    pub threshold: u8,
+    /// Which way.
+    pub direction: Direction,
+    /// See [`MemorySample::fill_rate`].
+    pub fill_rate: Option<i64>,
+    /// Earlier crossings of this level's that were only counted, because they came too fast.
+    pub suppressed: u64,
+}
+
+/// Which way a threshold was crossed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Usage reached it.
+    Up,
+    /// Usage fell below it.
+    Down,
+}
+
+impl Pressure {
+    /// How long until usage is at the limit, if it goes on to grow as fast; none: it does not grow, or there is no limit.
+    pub fn time_to_limit(&self) -> Option<Duration> {
+        let Bound::At(limit) = self.limit else { return None };
+        let rate = u64::try_from(self.fill_rate?).ok().filter(|rate| *rate > 0)?;
+        let millis = u128::from(limit.saturating_sub(self.usage)) * 1000 / u128::from(rate);
+        Some(Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_ascend_within_their_range() {
+        for (percent, hysteresis, error) in [
+            (vec![], 5, ThresholdsError::Count(0)),
+            ((20..29).collect(), 5, ThresholdsError::Count(9)),
+            (vec![90, 80], 5, ThresholdsError::Order),
+            (vec![80, 80], 5, ThresholdsError::Order),
+            (vec![19, 80], 5, ThresholdsError::Range(19)),
+            (vec![101], 5, ThresholdsError::Range(101)),
+            (vec![80], 0, ThresholdsError::Hysteresis(0)),
+            (vec![80], 16, ThresholdsError::Hysteresis(16)),
+        ] {
+            assert_eq!(Thresholds::new(percent, hysteresis), Err(error));
+        }
+        let default = Thresholds::default();
+        assert_eq!(Thresholds::new(default.percent.clone(), default.hysteresis), Ok(default));
+    }
+
+    #[test]
+    fn what_was_written_by_another_is_checked() {
+        let text = r#"{"percent":[90,80],"hysteresis":5}"#;
+        assert!(serde_json::from_str::<Thresholds>(text).unwrap_err().to_string().contains("ascending"));
+    }
+
+    #[test]
+    fn the_time_to_the_limit_is_that_at_the_present_rate() {
+        let pressure = |usage, limit, fill_rate| Pressure {
+            cgroup: CgroupId(1),
+            path: "/".into(),
+            role: LevelRole::Pod,
+            pod: None,
+            usage,
+            limit,
+            threshold: 80,
+            direction: Direction::Up,
+            fill_rate,
+            suppressed: 0,
+        };
+        let time = |usage, limit, rate| pressure(usage, limit, rate).time_to_limit();
+        assert_eq!(time(800, Bound::At(1000), Some(100)), Some(Duration::from_secs(2)));
+        assert_eq!(time(1001, Bound::At(1000), Some(100)), Some(Duration::ZERO));
+        for (limit, rate) in
+            [(Bound::At(1000), Some(0)), (Bound::At(1000), Some(-5)), (Bound::At(1000), None)]
+        {
+            assert_eq!(time(800, limit, rate), None);
+        }
+        assert_eq!(time(800, Bound::Unlimited, Some(100)), None);
+    }
+}

@@ -1,0 +1,83 @@
+//! How often a level's memory usage is to be sampled, which samples say anything, and how fast it fills.
+//!
+//! Of an idle level it is assumed that it may begin to fill at any moment, within [`ASSUMED_FILL`] from nothing to its limit. It
+//! is looked at [`LOOKS`] times on the way to the next threshold, at that rate or at the measured one, whichever is faster.
+//! Pure: whoever samples brings the time.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::model::{Bound, KernelTime, Thresholds};
+
+/// No level is sampled less often than this: a limit may be set meanwhile.
+pub const LONGEST: Duration = Duration::from_secs(5);
+/// One that does not grow is sampled no more often than this.
+pub const CALM: Duration = Duration::from_millis(250);
+/// And none more often than this.
+pub const SHORTEST: Duration = Duration::from_millis(20);
+/// How long an idle level is taken to need at least from nothing to its limit.
+pub const ASSUMED_FILL: Duration = Duration::from_secs(20);
+/// Samples on the way to the next threshold.
+pub const LOOKS: u32 = 4;
+
+/// What a fill rate is measured over, in nanoseconds.
+const WINDOW: u64 = 1_000_000_000;
+/// Samples of that time that are kept, at most: more than [`SHORTEST`] allows in it.
+const KEPT: usize = 64;
+
+/// A level's usage during the last second.
+#[derive(Debug, Default)]
+pub struct FillRate {
+    samples: VecDeque<(KernelTime, u64)>,
+}
+
+impl FillRate {
+    /// Takes a sample, which is younger than the ones before; how many bytes per second usage grew by over the last second, or
+    /// since the last sample if that is older. None: there was none.
+    pub fn push(&mut self, at: KernelTime, usage: u64) -> Option<i64> {
+        let is_old = |(at_then, _): &(KernelTime, u64)| at_then.0.saturating_add(WINDOW) <= at.0;
+        // The youngest that is a second old is what this one is compared with.
+        while self.samples.len() >= KEPT || self.samples.get(1).is_some_and(is_old) {
+            self.samples.pop_front();
+        }
+        let rate =
+            self.samples.front().and_then(|(since, was)| rate(at.0.checked_sub(since.0)?, *was, usage));
+        self.samples.push_back((at, usage));
+        rate
+    }
+}
+
+/// Bytes per second, rounded towards zero.
+fn rate(nanos: u64, was: u64, is: u64) -> Option<i64> {
+    let grown = i128::from(is) - i128::from(was);
+    let rate = (grown * 1_000_000_000).checked_div(i128::from(nanos))?;
+    Some(i64::try_from(rate).unwrap_or(if rate < 0 { i64::MIN } else { i64::MAX }))
+}
+
+/// When to sample a level again.
+pub fn interval(thresholds: &Thresholds, usage: u64, limit: Bound, fill_rate: Option<i64>) -> Duration {
+    let Bound::At(limit) = limit else { return LONGEST };
+    let of_limit = |percent: u8| u128::from(limit) * u128::from(percent) / 100;
+    let next =
+        thresholds.percent().iter().map(|percent| of_limit(*percent)).find(|next| *next > u128::from(usage));
+    // Above all of them, only the way down is left.
+    let Some(next) = next else { return CALM };
+    let distance = next - u128::from(usage);
+    let looks = |nanos_to_next: u128, shortest: Duration| {
+        let nanos = u64::try_from(nanos_to_next / u128::from(LOOKS)).unwrap_or(u64::MAX);
+        Duration::from_nanos(nanos).clamp(shortest, LONGEST)
+    };
+    // `next` is above `usage`, so there is a limit to divide by.
+    let calm = looks(distance * ASSUMED_FILL.as_nanos() / u128::from(limit), CALM);
+    match fill_rate.and_then(|rate| u128::try_from(rate).ok()).filter(|rate| *rate > 0) {
+        Some(rate) => calm.min(looks(distance * 1_000_000_000 / rate, SHORTEST)),
+        None => calm,
+    }
+}
+
+/// Whether a sample may be one of a level that is, or counts as, above a threshold.
+pub fn is_near(thresholds: &Thresholds, usage: u64, limit: Bound) -> bool {
+    let Bound::At(limit) = limit else { return false };
+    let lowest = thresholds.percent().first().map_or(0, |percent| percent - thresholds.hysteresis());
+    u128::from(usage) * 100 >= u128::from(limit) * u128::from(lowest)
+}

@@ -1,0 +1,298 @@
+//! Memory pressure: crossings with hysteresis and a budget, fill rates, and when to sample next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kwitness_core::model::{
+    Bound, CgroupId, CgroupIndex, CgroupInfo, Direction, KernelTime, Kind, LevelRole, MemorySample,
+    MemorySamples, Output, Pressure, Thresholds,
+};
+use kwitness_core::pressure::PressureTracker;
+use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, interval, is_near};
+use proptest::prelude::*;
+
+const LIMIT: u64 = 1000;
+const SECOND: u64 = 1_000_000_000;
+/// Long enough for the whole budget.
+const QUIET: u64 = 100 * SECOND;
+
+/// Cgroups by their roles; all exist.
+struct Levels(BTreeMap<CgroupId, LevelRole>);
+
+impl CgroupIndex for Levels {
+    fn info(&self, cgroup: CgroupId) -> Option<CgroupInfo> {
+        let role = *self.0.get(&cgroup)?;
+        Some(CgroupInfo { role, path: "/kubepods/x".into(), subject: None, pod: None, exists: true })
+    }
+}
+
+struct Test {
+    tracker: PressureTracker,
+    levels: Levels,
+    thresholds: Arc<Thresholds>,
+    output: Output,
+    now: u64,
+}
+
+impl Test {
+    fn new() -> Self {
+        let levels =
+            [(1, LevelRole::Pod), (2, LevelRole::Container), (3, LevelRole::Inner), (4, LevelRole::Other)];
+        Self {
+            tracker: PressureTracker::default(),
+            levels: Levels(levels.map(|(cgroup, role)| (CgroupId(cgroup), role)).into()),
+            thresholds: Arc::default(),
+            output: Output::default(),
+            now: QUIET,
+        }
+    }
+
+    fn sample(&mut self, cgroup: u64, usage: u64, limit: Bound) {
+        let (at, cgroup) = (KernelTime(self.now), CgroupId(cgroup));
+        let sample = MemorySample { at, cgroup, usage, limit, fill_rate: None };
+        let sampled = MemorySamples { thresholds: Arc::clone(&self.thresholds), samples: vec![sample] };
+        self.tracker.sampled(&sampled, &self.levels, &mut self.output);
+    }
+
+    fn tick(&mut self) {
+        self.tracker.tick(KernelTime(self.now), &self.levels, &mut self.output);
+    }
+
+    fn pressures(&mut self) -> Vec<Pressure> {
+        let pressure = |kind| match kind {
+            Kind::Pressure(pressure) => *pressure,
+            other => panic!("{other:?}"),
+        };
+        self.output.events.drain(..).map(|event| pressure(event.kind)).collect()
+    }
+
+    fn crossings(&mut self) -> Vec<(Direction, u8)> {
+        self.pressures().iter().map(|pressure| (pressure.direction, pressure.threshold)).collect()
+    }
+
+    /// What follows when usage of the pod, in thousandths of its limit, is that after a quiet time.
+    fn crossed(&mut self, usage: u64) -> Vec<(Direction, u8)> {
+        self.now += QUIET;
+        self.sample(1, usage, Bound::At(LIMIT));
+        self.crossings()
+    }
+}
+
+use Direction::{Down, Up};
+
+#[test]
+fn thresholds_are_crossed_one_by_one_and_back_with_hysteresis() {
+    let mut test = Test::new();
+    assert_eq!(test.crossed(799), []);
+    assert_eq!(test.crossed(800), [(Up, 80)]);
+    assert_eq!(test.crossed(750), [], "five percent of the limit below it is still above");
+    assert_eq!(test.crossed(899), []);
+    assert_eq!(test.crossed(1000), [(Up, 90), (Up, 95)]);
+    assert_eq!(test.crossed(899), [(Down, 95)]);
+    assert_eq!(test.crossed(950), [(Up, 95)]);
+    assert_eq!(test.crossed(0), [(Down, 95), (Down, 90), (Down, 80)]);
+}
+
+#[test]
+fn a_limit_that_is_raised_or_removed_is_a_way_down() {
+    let mut test = Test::new();
+    assert_eq!(test.crossed(900).len(), 2);
+    test.sample(1, 900, Bound::At(2 * LIMIT));
+    assert_eq!(test.crossings(), [(Down, 90), (Down, 80)]);
+    assert_eq!(test.crossed(900).len(), 2);
+    test.sample(1, 0, Bound::Unlimited);
+    assert_eq!(test.crossings(), [(Down, 90), (Down, 80)]);
+}
+
+#[test]
+fn each_level_is_on_its_own_and_nothing_else_is_one() {
+    let mut test = Test::new();
+    for (cgroup, crossings) in [(1, 3), (2, 3), (3, 0), (4, 0), (5, 0)] {
+        test.sample(cgroup, LIMIT, Bound::At(LIMIT));
+        assert_eq!(test.crossings().len(), crossings, "{cgroup}");
+    }
+}
+
+#[test]
+fn what_came_too_fast_is_counted_and_the_state_is_right_in_the_end() {
+    let mut test = Test::new();
+    for round in 0..100 {
+        test.sample(1, if round % 2 == 0 { LIMIT } else { 0 }, Bound::At(LIMIT));
+    }
+    assert_eq!(test.crossings().len(), 12, "the budget, and time has stood still");
+    test.sample(1, LIMIT, Bound::At(LIMIT));
+    assert_eq!(test.crossings(), []);
+    test.now += SECOND;
+    test.tick();
+    let first = test.pressures();
+    assert_eq!(first.len(), 1, "one a second");
+    test.now += 2 * SECOND;
+    test.tick();
+    let rest = test.crossings();
+    let of_first: Vec<_> = first.iter().map(|of| (of.direction, of.threshold)).collect();
+    assert_eq!([of_first, rest].concat(), [(Up, 80), (Up, 90), (Up, 95)]);
+    assert_eq!(first[0].suppressed, 3 * 101 - 12 - 3);
+    let counters = test.tracker.counters();
+    assert_eq!((counters.crossings, counters.reported), (3 * 101, 15));
+}
+
+#[test]
+fn other_thresholds_go_on_from_the_state_that_was_reported() {
+    let mut test = Test::new();
+    assert_eq!(test.crossed(920), [(Up, 80), (Up, 90)]);
+    test.thresholds = Arc::new(Thresholds::new(vec![50, 80, 95], 5).unwrap());
+    assert_eq!(test.crossed(960), [(Up, 95)], "80 % was reported, and 50 % with it");
+    test.thresholds = Arc::new(Thresholds::new(vec![60], 5).unwrap());
+    assert_eq!(test.crossed(100), [(Down, 60)]);
+}
+
+#[test]
+fn a_removed_level_is_forgotten() {
+    let mut test = Test::new();
+    assert_eq!(test.crossed(1000).len(), 3);
+    let levels = std::mem::replace(&mut test.levels, Levels(BTreeMap::new()));
+    test.tick();
+    test.levels = levels;
+    assert_eq!(test.crossed(1000).len(), 3, "another of its number begins anew");
+}
+
+#[test]
+fn a_fill_rate_is_that_of_the_last_second() {
+    let mut rate = FillRate::default();
+    let mut push = |millis: u64, usage: u64| rate.push(KernelTime(millis * 1_000_000), usage);
+    assert_eq!(push(0, 0), None);
+    assert_eq!(push(500, 500), Some(1000));
+    assert_eq!(push(1000, 500), Some(500));
+    assert_eq!(push(1500, 250), Some(-250), "compared with the one a second before");
+    assert_eq!(push(11_500, 1250), Some(100), "the last one is older than a second");
+    assert_eq!(push(11_500, 1251), Some(100), "since the same one");
+}
+
+#[test]
+fn the_nearer_and_the_faster_the_sooner_is_the_next_sample() {
+    let thresholds = Thresholds::default();
+    let next = |usage, rate| interval(&thresholds, usage, Bound::At(LIMIT), rate);
+    assert_eq!(interval(&thresholds, 5, Bound::Unlimited, Some(1)), LONGEST);
+    assert_eq!(next(400, None), Duration::from_secs(2), "8 s to 80 %");
+    assert_eq!(next(400, Some(-5)), Duration::from_secs(2));
+    assert_eq!(next(400, Some(400)), CALM, "1 s to 80 %");
+    assert_eq!(next(400, Some(1_000_000)), SHORTEST);
+    assert_eq!(next(799, None), CALM);
+    assert_eq!(next(1000, Some(1_000_000)), CALM, "it can only fall");
+    assert_eq!(interval(&thresholds, 0, Bound::At(0), Some(1)), CALM);
+}
+
+proptest! {
+    /// With budget for all of it, each threshold is a switch of its own.
+    #[test]
+    fn crossings_are_those_of_independent_switches(usages in prop::collection::vec(0..1100_u64, 1..60)) {
+        let mut test = Test::new();
+        let mut switches = [(80_u8, false), (90, false), (95, false)];
+        for usage in usages {
+            let before = switches;
+            for (percent, is_above) in &mut switches {
+                let edge = u64::from(if *is_above { *percent - 5 } else { *percent });
+                *is_above = usage * 100 >= LIMIT * edge;
+            }
+            let changed = |wanted: bool| {
+                let pairs = before.iter().zip(&switches);
+                pairs.filter(move |(was, is)| was.1 != is.1 && is.1 == wanted).map(|(_, is)| is.0).collect::<Vec<_>>()
+            };
+            let up = changed(true).into_iter().map(|percent| (Up, percent));
+            let down = changed(false).into_iter().rev().map(|percent| (Down, percent));
+            prop_assert_eq!(test.crossed(usage), up.chain(down).collect::<Vec<_>>());
+        }
+    }
+
+    /// Whatever the pace: no more events than the budget, none lost uncounted, the right state in the end, and the same events
+    /// from a tracker that was written and read in between.
+    #[test]
+    fn events_are_bounded_and_add_up(
+        steps in prop::collection::vec((0..1100_u64, 0..400_u64, any::<bool>()), 1..200),
+        written_after in 0..200_usize,
+    ) {
+        let (mut test, mut other) = (Test::new(), Test::new());
+        let mut last = 0;
+        for (index, (usage, millis, ticks)) in steps.into_iter().enumerate() {
+            if index == written_after {
+                let written = serde_json::to_string(&other.tracker).unwrap();
+                other.tracker = serde_json::from_str(&written).unwrap();
+            }
+            for test in [&mut test, &mut other] {
+                test.now += millis * 1_000_000;
+                test.sample(1, usage, Bound::At(LIMIT));
+                if ticks {
+                    test.tick();
+                }
+            }
+            last = usage;
+        }
+        let seconds = (test.now - QUIET) / SECOND;
+        prop_assert!(test.output.events.len() as u64 <= 12 + seconds + 1);
+        test.now += QUIET;
+        test.tick();
+        other.now = test.now;
+        other.tick();
+        let events = test.pressures();
+        prop_assert_eq!(&events, &other.pressures());
+
+        let mut above = Vec::new();
+        for event in &events {
+            match event.direction {
+                Up => {
+                    prop_assert!(above.last().is_none_or(|highest| *highest < event.threshold));
+                    above.push(event.threshold);
+                }
+                Down => prop_assert_eq!(above.pop(), Some(event.threshold)),
+            }
+        }
+        for percent in [80, 90, 95] {
+            let share = last * 100 / LIMIT;
+            if share >= percent {
+                prop_assert!(above.contains(&u8::try_from(percent).unwrap()));
+            } else if share < percent - 5 {
+                prop_assert!(!above.contains(&u8::try_from(percent).unwrap()));
+            }
+        }
+        // What was left out is in a later event, or the state came back to what was reported.
+        let counters = test.tracker.counters();
+        let suppressed: u64 = events.iter().map(|event| event.suppressed).sum();
+        prop_assert_eq!(counters.reported, events.len() as u64);
+        prop_assert!(counters.crossings >= counters.reported + suppressed);
+    }
+
+    #[test]
+    fn the_next_sample_comes_before_the_next_threshold(
+        usage in 0..2 * LIMIT,
+        limit in 0..2 * LIMIT,
+        rate in prop::option::of(-LIMIT.cast_signed()..10 * LIMIT.cast_signed()),
+    ) {
+        let thresholds = Thresholds::default();
+        let next = interval(&thresholds, usage, Bound::At(limit), rate);
+        prop_assert!((SHORTEST..=LONGEST).contains(&next));
+        let Some(rate) = rate.and_then(|rate| u64::try_from(rate).ok()).filter(|rate| *rate > 0) else {
+            prop_assert!(next >= CALM);
+            return Ok(());
+        };
+        let until = |percent: u64| (limit * percent / 100).saturating_sub(usage) as f64 / rate as f64;
+        if let Some(seconds) = [80, 90, 95].map(until).into_iter().find(|seconds| *seconds > 0.0) {
+            prop_assert!(next.as_secs_f64() <= seconds.max(SHORTEST.as_secs_f64()), "{next:?}, {seconds}");
+        }
+    }
+
+    #[test]
+    fn what_is_reported_is_near(usage in 0..u64::MAX, limit in 0..u64::MAX) {
+        let mut test = Test::new();
+        test.sample(1, usage, Bound::At(limit));
+        prop_assert!(test.crossings().is_empty() || is_near(&test.thresholds, usage, Bound::At(limit)));
+    }
+
+    #[test]
+    fn a_fill_rate_never_panics(samples in prop::collection::vec(any::<(u64, u64)>(), 0..100)) {
+        let mut rate = FillRate::default();
+        for (at, usage) in samples {
+            rate.push(KernelTime(at), usage);
+        }
+    }
+}
