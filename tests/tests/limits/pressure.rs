@@ -29,8 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Files in the container's memory, in percent of its limit: 46, 54, 63 and 84 with those before.
 const FILES: [(&str, u64); 4] = [("a", 46), ("b", 8), ("c", 9), ("d", 21)];
 
+type Crossing = (PressureDirection, u32);
+
 /// Which files are added, which are removed, and the crossings that this must make. From 63 to 54 % and back, 60 % stays crossed.
-const STEPS: [(&str, &str, &[(PressureDirection, u32)]); 7] = [
+const STEPS: [(&str, &str, &[Crossing]); 7] = [
     ("a", "", &[(Up, 40)]),
     ("bc", "", &[(Up, 60)]),
     ("d", "", &[(Up, 80)]),
