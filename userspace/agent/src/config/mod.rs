@@ -4,6 +4,7 @@
 //! All of it is checked before anything starts, and all errors are reported together. Never touches the system
 //! but for reading the one file.
 
+mod addresses;
 mod calls;
 mod labels;
 mod settings;

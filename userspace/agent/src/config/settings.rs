@@ -1,12 +1,12 @@
 //! Every setting: its key, what it takes, its default, its meaning. The file's check, the `--set` flag, the
 //! defaults and the manual page are all made from this one list. Never reads a file.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use toml::Value;
 
+use super::addresses::{loopback, socket};
 use super::units::{count, counts, parsed, size, text};
 use super::{Call, Config, Labels, MaxCalls, RuntimeChoice};
 use crate::cgroupfs::{Subtree, SubtreeError};
@@ -492,28 +492,4 @@ fn non_zero(value: u64) -> Result<NonZeroU32, String> {
 fn absolute(value: &Value) -> Result<PathBuf, String> {
     let path = PathBuf::from(text(value)?);
     if path.is_absolute() { Ok(path) } else { Err("it is not absolute".to_owned()) }
-}
-
-/// The longest path that `sockaddr_un` holds.
-const SOCKET_PATH_MAX: usize = 107;
-
-/// Nothing authenticates who connects, so no other address will do.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| "it is not an IP address with a port".to_owned())?;
-    if address.ip().is_loopback() {
-        Ok(address)
-    } else {
-        Err("it is no loopback address, and there is no authentication".to_owned())
-    }
-}
-
-fn socket(text: &str) -> Result<PathBuf, String> {
-    let path = text.strip_prefix("unix://").unwrap_or(text);
-    if !path.starts_with('/') {
-        return Err("it is not an absolute path".to_owned());
-    }
-    if path.len() > SOCKET_PATH_MAX {
-        return Err(format!("it has {} bytes", path.len()));
-    }
-    Ok(PathBuf::from(path))
 }

@@ -1,6 +1,8 @@
 //! `kwitness doctor`: the node's prerequisites and how to fix problems. A running daemon reports its own hooks and runtime;
 //! without one, the hooks are tried for a moment, which takes privileges.
 
+mod memory_pressure;
+
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs;
@@ -21,7 +23,6 @@ use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
-use kwitness_agent::pressure::MemoryFiles;
 use kwitness_agent::probe::environment::{self, Verdict};
 use kwitness_agent::probe::{ProbeError, error_chain, pins, survey};
 use kwitness_agent::wire::problem;
@@ -96,7 +97,7 @@ async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
     checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace), pinned(config)]);
     checks.extend(controllers(&config.subtree));
-    checks.extend(memory_pressure(config));
+    checks.extend(memory_pressure::finding(config));
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
         Err(error) => Err(error),
@@ -241,28 +242,6 @@ fn controllers(subtree: &Subtree) -> Option<Finding> {
             format!("no {} in cgroup v2: limits cannot be verified", missing.join(" and ")),
             "use cgroup v2 for all controllers: boot with systemd.unified_cgroup_hierarchy=1",
         )
-    })
-}
-
-/// How memory pressure is seen; none: there is no hierarchy.
-fn memory_pressure(config: &Config) -> Option<Finding> {
-    const NAME: &str = "memory pressure";
-    if !config.pressure {
-        return Some(Finding::good(NAME, "off (pressure.mode is \"off\")"));
-    }
-    Some(match MemoryFiles::find(&CgroupFs::find(&config.subtree).ok()?) {
-        Ok(files) => Finding::good(
-            NAME,
-            format!(
-                "sampled, from {files}; what happens between two samples is missed, a kill's crossing too"
-            ),
-        ),
-        Err(error) => Finding::new(
-            NAME,
-            Verdict::Degraded,
-            format!("{}: it is not reported", error_chain(&error)),
-            "boot without cgroup_disable=memory, or give the container the host's /sys/fs/cgroup",
-        ),
     })
 }
 

@@ -144,6 +144,22 @@ const TABLE: &[Row] = &[
         ],
     ),
     (
+        "kwitness.memory.pressure",
+        SeverityNumber::Warn,
+        &[
+            ("kwitness.cgroup.id", "42"),
+            ("kwitness.cgroup.path", "/kubepods/x"),
+            ("kwitness.cgroup.role", "pod"),
+            ("kwitness.pressure.direction", "up"),
+            ("kwitness.pressure.fill_rate", "1048576"),
+            ("kwitness.pressure.limit", "67108864"),
+            ("kwitness.pressure.suppressed", "1"),
+            ("kwitness.pressure.threshold", "90"),
+            ("kwitness.pressure.time_to_limit_ms", "4000"),
+            ("kwitness.pressure.usage", "62914560"),
+        ],
+    ),
+    (
         "kwitness.gap",
         SeverityNumber::Warn,
         &[
