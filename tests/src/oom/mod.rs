@@ -286,6 +286,8 @@ fn outcome(hold: &Ended) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kwitness_guard::status::Steps;
+
     use super::*;
 
     /// Two seconds to the end of the first, six to that of the second, which was held for two and then had its raise.
@@ -317,6 +319,7 @@ mod tests {
                 refused: None,
                 raised_ms: Some(400),
                 decided_ms: 2000,
+                steps: Steps::default(),
             }],
             in_force: true,
             left_held: 0,

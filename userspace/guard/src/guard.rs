@@ -40,7 +40,7 @@ use crate::policy::{Bytes, Policy, Rule};
 use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
-use crate::status::{self, Ended, Status};
+use crate::status::{self, Ended, Status, Steps};
 use crate::watchdog;
 use arming::NotArmed;
 
@@ -128,7 +128,31 @@ struct Running {
     /// When the first of its holds must end.
     until: u64,
     first: Hold,
-    raised_at: Option<u64>,
+    times: Times,
+}
+
+/// When the steps of an episode ended: `CLOCK_BOOTTIME` in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// The first hold was seen.
+    seen: u64,
+    /// The raise was planned, or refused.
+    planned: u64,
+    /// It was accepted.
+    raised: Option<u64>,
+}
+
+impl Times {
+    /// The steps of an episode whose first hold began, and which was decided, at these times.
+    fn steps(self, since: u64, decided: u64) -> Steps {
+        let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
+        Steps {
+            detect_us: us(since, self.seen),
+            decide_us: us(self.seen, self.planned),
+            raise_us: self.raised.map(|raised| us(self.planned, raised)),
+            verify_us: self.raised.map(|raised| us(raised, decided)),
+        }
+    }
 }
 
 /// An answer to an episode.
@@ -350,5 +374,20 @@ impl Guard {
             self.program.unload()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_of_a_hold_add_up_to_it() {
+        let times = Times { seen: 2_000, planned: 5_000, raised: Some(45_000) };
+        let steps = times.steps(1_000, 52_000);
+        let expected = Steps { detect_us: 1, decide_us: 3, raise_us: Some(40), verify_us: Some(7) };
+        assert_eq!(steps, expected);
+        let refused = Times { raised: None, ..times }.steps(1_000, 5_000);
+        assert_eq!(refused, Steps { raise_us: None, verify_us: None, ..expected });
     }
 }

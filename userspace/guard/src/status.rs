@@ -93,6 +93,22 @@ pub struct Ended {
     pub raised_ms: Option<u64>,
     /// It was decided to continue.
     pub decided_ms: u64,
+    /// What that time was spent on.
+    pub steps: Steps,
+}
+
+/// How long each step of a hold took, in microseconds; none: it did not come to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Steps {
+    /// From the kernel's record until the guard read it.
+    pub detect_us: u64,
+    /// Reading the limits, and planning the raise or refusing it.
+    pub decide_us: u64,
+    /// Until the container runtime or the Kubernetes API answered.
+    pub raise_us: Option<u64>,
+    /// Until the decision: the daemon's verdict, or what came before it.
+    pub verify_us: Option<u64>,
 }
 
 /// The clients of a guard.

@@ -280,6 +280,7 @@ mod tests {
             refused: refused.map(str::to_owned),
             raised_ms: Some(40),
             decided_ms: 52,
+            steps: status::Steps::default(),
         };
         let status = Status {
             pid: 1,

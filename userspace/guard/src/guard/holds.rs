@@ -8,7 +8,7 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::Client;
 
-use super::{Answer, Guard, Guarded, HoldId, Running, available, hold_id};
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon;
 use crate::episode::{Episode, Input, Next, Outcome};
@@ -72,21 +72,22 @@ impl Guard {
 
     /// The first hold of a container that has no episode.
     fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
+        let seen = program::now();
         let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
         let next = match self.facts(guarded, first)? {
             Ok(facts) => Episode::begin(&guarded.rule, &facts),
             Err(refusal) => Next::Continue(Outcome::Refused(refusal)),
         };
+        let times = Times { seen, planned: program::now(), raised: None };
         self.episodes += 1;
         let number = self.episodes;
-        let running =
-            |episode| Running { number, episode, until: first.until, first: *first, raised_at: None };
+        let running = |episode| Running { number, episode, until: first.until, first: *first, times };
         match next {
             Next::Raise(episode) => {
                 self.raise(first.cgroup_id, running(episode));
                 Ok(())
             }
-            Next::Continue(outcome) => self.end(first.cgroup_id, first, None, outcome),
+            Next::Continue(outcome) => self.end(first.cgroup_id, first, times, outcome),
             // A hold begins with one of the two above.
             Next::Verify(_) | Next::Wait(_) => Ok(()),
         }
@@ -122,8 +123,8 @@ impl Guard {
 
     /// Gives an episode an input, and performs what follows.
     pub(super) fn perform(&mut self, cgroup_id: u64, running: Running, input: Input) -> anyhow::Result<()> {
-        let Running { number, episode, until, first, raised_at } = running;
-        let keep = |episode| Running { number, episode, until, first, raised_at };
+        let Running { number, episode, until, first, times } = running;
+        let keep = |episode| Running { number, episode, until, first, times };
         match episode.next(input) {
             Next::Raise(episode) => self.raise(cgroup_id, keep(episode)),
             Next::Verify(episode) => self.verify(cgroup_id, keep(episode)),
@@ -132,7 +133,7 @@ impl Guard {
                     guarded.episode = Some(keep(episode));
                 }
             }
-            Next::Continue(outcome) => self.end(cgroup_id, &first, raised_at, outcome)?,
+            Next::Continue(outcome) => self.end(cgroup_id, &first, times, outcome)?,
         }
         Ok(())
     }
@@ -156,7 +157,7 @@ impl Guard {
     fn verify(&mut self, cgroup_id: u64, mut running: Running) {
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let now = program::now();
-        running.raised_at = Some(now);
+        running.times.raised = Some(now);
         let wait = Duration::from_nanos(running.until.saturating_sub(now));
         let (episode, limit) = (running.number, running.episode.raise().to);
         let container = guarded.container.clone();
@@ -205,13 +206,7 @@ impl Guard {
     }
 
     /// The decision: everything of the container that is held now continues.
-    fn end(
-        &mut self,
-        cgroup_id: u64,
-        first: &Hold,
-        raised_at: Option<u64>,
-        outcome: Outcome,
-    ) -> anyhow::Result<()> {
+    fn end(&mut self, cgroup_id: u64, first: &Hold, times: Times, outcome: Outcome) -> anyhow::Result<()> {
         let now = program::now();
         let held: Vec<_> = self.program.records.held()?;
         let held: Vec<_> = held.into_iter().filter(|(_, hold)| hold.cgroup_id == cgroup_id).collect();
@@ -225,8 +220,9 @@ impl Guard {
             limit: first.limit.saturating_mul(page),
             raised_to: None,
             refused: None,
-            raised_ms: raised_at.map(after),
+            raised_ms: times.raised.map(after),
             decided_ms: after(now),
+            steps: times.steps(first.since, now),
         };
         let (container, raised_ms, decided_ms) = (&ended.container_id, ended.raised_ms, ended.decided_ms);
         match &outcome {
