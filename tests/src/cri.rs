@@ -9,8 +9,13 @@ use anyhow::{Context, Result};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-/// The generated messages and clients of `proto/cri.proto`.
-#[expect(missing_docs, clippy::doc_markdown, reason = "generated code; the proto is documented")]
+/// The generated messages, clients and servers of `proto/cri.proto`.
+#[expect(
+    missing_docs,
+    clippy::doc_markdown,
+    clippy::allow_attributes,
+    reason = "generated code; the proto is documented"
+)]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }

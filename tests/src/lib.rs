@@ -38,3 +38,4 @@ pub mod recording;
 pub mod registry;
 pub mod resizes;
 pub mod suite;
+pub mod survival;

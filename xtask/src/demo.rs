@@ -24,6 +24,8 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The kernel of the guest in which a program runs that this machine's own kernel cannot serve.
 const STAND_IN: &str = "6.12";
+/// The memory of that guest, in MiB.
+const MEMORY: u32 = 2048;
 /// What a cgroup hierarchy with controllers in it has at its root.
 const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
 
@@ -175,8 +177,11 @@ fn has_controllers() -> bool {
 #[derive(Args, Clone)]
 pub struct Watched {
     /// Run in a guest with this kernel instead of on this machine's own
-    #[arg(long, value_name = "SERIES")]
+    #[arg(long, value_name = "SERIES", visible_alias = "kernel")]
     vm: Option<String>,
+    /// Memory of the guest, in MiB.
+    #[arg(skip = MEMORY)]
+    pub memory: u32,
     /// The root, which decides the version of the container runtime
     #[arg(long, value_name = "NAME", default_value = DEFAULT_ROOT)]
     root: String,
@@ -186,6 +191,11 @@ pub struct Watched {
 }
 
 impl Watched {
+    /// Runs in a guest, of the usual kernel if none was chosen.
+    pub fn set_guest(&mut self) {
+        self.vm.get_or_insert_with(|| STAND_IN.to_owned());
+    }
+
     /// The name of the root.
     pub fn root(&self) -> &str {
         &self.root
@@ -326,7 +336,7 @@ fn run(
     match kernel {
         Some(kernel) => {
             // A control plane needs a gigabyte of its own.
-            let memory = if leaves.is_some() { 4096 } else { 2048 };
+            let memory = if leaves.is_some() { 4096 } else { options.memory };
             let guest = Guest { kernel, root, processors: 1, memory, timeout: Some(limit), leaves };
             guest.run(cache, &job, output)
         }

@@ -7,14 +7,16 @@ mod refused;
 mod several;
 mod spared;
 mod stopped;
+mod survival;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{CgroupLayout, Combination, Handler, Tier};
 use kwitness_tests::suite::{self, Case, Combined};
+use kwitness_tests::survival::filler;
 
 fn main() -> Result<()> {
-    if several::run_as_hog() {
+    if several::run_as_hog() || filler::fill_if_requested()? {
         return Ok(());
     }
     let ctx = TestContext::new()?;
@@ -45,7 +47,7 @@ fn main() -> Result<()> {
         }),
         ("a_guard_that_is_stopped_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::paused(ctx, of))),
     ];
-    let long: [(&str, Combined); 10] = [
+    let long: [(&str, Combined); 11] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
@@ -61,6 +63,9 @@ fn main() -> Result<()> {
             ctx.block_on(spared::not_selected(ctx, of))
         }),
         ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
+        ("the_bench_of_survival_tells_the_guard_from_nothing", |ctx, of| {
+            ctx.block_on(survival::bench(ctx, of))
+        }),
         ("a_second_guard_is_refused", |ctx, of| ctx.block_on(refused::second(ctx, of))),
     ];
     let always = always.into_iter().map(|row| (row, refused));

@@ -1,7 +1,9 @@
-//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; beside other tools; what a kubelet saves; and a fleet.
+//! The `bench` task: what kwitness costs, as rows; as curves, which are also drawn; beside other tools; what a kubelet saves; a fleet; and
+//! who survives reaching a memory limit.
 //!
 //! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
 
+mod survival;
 mod svg;
 
 use std::fs::{self, File};
@@ -24,12 +26,17 @@ const PROGRAM: &str = "kwitness-bench";
 const LIMIT: Duration = Duration::from_secs(1800);
 /// Each of nine nodes is measured three times, at rest for a minute.
 const PLEG_LIMIT: Duration = Duration::from_secs(3 * 3600);
+/// Some fills of a gigabyte take half a minute each, and there are more than a thousand.
+const SURVIVAL_LIMIT: Duration = Duration::from_secs(12 * 3600);
+/// In MiB: a container of a gigabyte is raised to one and a half, and as much again must be free.
+const SURVIVAL_MEMORY: u32 = 3584;
 /// What a line about a curve begins with, and no other.
 const CURVE: &str = "{\"curve\":";
 
 /// What to measure, and where.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("sized").args(["curves", "pleg"])))]
+#[command(group(clap::ArgGroup::new("drawn").args(["curves", "survival"])))]
 #[command(after_help = "Examples:\n  \
     cargo xtask bench --only latency\n  \
     cargo xtask bench --curves --sizes 100,1000\n  \
@@ -37,19 +44,20 @@ const CURVE: &str = "{\"curve\":";
     cargo xtask bench --peers\n  \
     cargo xtask bench --fleet --nodes 1000 --rate 10\n  \
     cargo xtask bench --pleg --root forky --sizes 10,50\n  \
-    cargo xtask bench --pleg --root forky --kubelet 1.37")]
+    cargo xtask bench --pleg --root forky --kubelet 1.37\n  \
+    cargo xtask bench --survival --runs 5 --limits 64Mi --rates 100,max")]
 pub struct Bench {
     /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
-    #[arg(long, conflicts_with_all = ["peers", "pleg"])]
+    #[arg(long, conflicts_with_all = ["peers", "pleg", "survival"])]
     curves: bool,
     /// The same processes under execsnoop and exitsnoop, bpftrace, perf trace and the kernel's process connector
-    #[arg(long, conflicts_with = "pleg")]
+    #[arg(long, conflicts_with_all = ["pleg", "survival"])]
     peers: bool,
     /// A kubelet with pods at rest: generic PLEG, evented PLEG on containerd's events, evented PLEG on kwitness's; about an hour
-    #[arg(long)]
+    #[arg(long, conflicts_with = "survival")]
     pleg: bool,
     /// The exporters of many nodes, fed from a recording, and one OpenTelemetry Collector
-    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg"])]
+    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg", "survival"])]
     fleet: bool,
     /// How many nodes [default: 1000]
     #[arg(long, value_name = "N", requires = "fleet")]
@@ -57,8 +65,20 @@ pub struct Bench {
     /// Events a node and second, for what larger fleets cost on paper [default: 10]
     #[arg(long, value_name = "N", requires = "fleet")]
     rate: Option<String>,
+    /// How many processes survive reaching their memory limit: the guard beside pollers and notices; always in a guest, hours
+    #[arg(long)]
+    survival: bool,
+    /// Runs of each way at each rate and limit [default: 20]
+    #[arg(long, value_name = "N", requires = "survival")]
+    runs: Option<u32>,
+    /// Memory limits [default: 64Mi,1Gi]
+    #[arg(long, value_name = "LIST", requires = "survival")]
+    limits: Option<String>,
+    /// Fill rates in megabytes per second, or max [default: 10,100,500,max]
+    #[arg(long, value_name = "LIST", requires = "survival")]
+    rates: Option<String>,
     /// Only rows or curves of that name: `latency`, `growth`
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg", "fleet"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg", "fleet", "survival"])]
     only: Option<String>,
     /// Numbers of containers and cgroups (--curves) or of pods (--pleg), such as `100,1000`
     #[arg(long, value_name = "LIST", requires = "sized")]
@@ -66,8 +86,8 @@ pub struct Bench {
     /// The kubelet's release; 1.37 is built first, which takes minutes
     #[arg(long, value_name = "RELEASE", value_enum, default_value_t = Kubelet::Pinned, requires = "pleg")]
     kubelet: Kubelet,
-    /// Where curves are written [default: xtask/bench in cargo's target directory]
-    #[arg(long, value_name = "DIRECTORY", requires = "curves")]
+    /// Where curves, or the survivors, are written [default: xtask/bench in cargo's target directory]
+    #[arg(long, value_name = "DIRECTORY", requires = "drawn")]
     out: Option<PathBuf>,
     #[command(flatten)]
     options: Watched,
@@ -81,13 +101,18 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
         ("--peers", bench.peers),
         ("--pleg", bench.pleg),
         ("--fleet", bench.fleet),
+        ("--survival", bench.survival),
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
+    let runs = bench.runs.map(|runs| runs.to_string());
     let values = [
         ("--only", &bench.only),
         ("--sizes", &bench.sizes),
         ("--nodes", &bench.nodes),
         ("--rate", &bench.rate),
+        ("--runs", &runs),
+        ("--limits", &bench.limits),
+        ("--rates", &bench.rates),
     ];
     let values = values.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
     options.arguments.extend(flags.chain(values).collect::<Vec<_>>());
@@ -96,11 +121,24 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
         options.set_root(PEERS_ROOT);
     }
     let kubelet = bench.pleg.then_some(bench.kubelet);
-    let limit = if bench.pleg { PLEG_LIMIT } else { LIMIT };
-    let program = Program { name: PROGRAM, build: Build::Release, kubelet, collector: bench.fleet, limit };
-    if !bench.curves {
-        return demo::task(workspace, cache, &program, &options, Output::Shown);
+    if bench.survival {
+        options.set_guest();
+        options.memory = SURVIVAL_MEMORY;
     }
+    let limit = match (bench.pleg, bench.survival) {
+        (true, _) => PLEG_LIMIT,
+        (_, true) => SURVIVAL_LIMIT,
+        _ => LIMIT,
+    };
+    let program = Program { name: PROGRAM, build: Build::Release, kubelet, collector: bench.fleet, limit };
+    let kept = match (bench.curves, bench.survival) {
+        (true, _) => Some(CURVE),
+        (_, true) => Some(survival::LINE),
+        _ => None,
+    };
+    let Some(kept) = kept else {
+        return demo::task(workspace, cache, &program, &options, Output::Shown);
+    };
     let out = match &bench.out {
         Some(out) => out.clone(),
         None => workspace.scratch("bench")?,
@@ -110,23 +148,27 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
         options.arguments.push("--json".to_owned());
     }
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
-    let pump = std::thread::spawn(move || pump(reader, wants_json));
+    let pump = std::thread::spawn(move || pump(reader, wants_json, kept));
     let status =
         demo::task(workspace, cache, &program, &options, Output::File(File::from(OwnedFd::from(writer))));
-    let curves = pump.join().map_err(|_| anyhow::anyhow!("what reads the program's output panicked"))??;
+    let lines = pump.join().map_err(|_| anyhow::anyhow!("what reads the program's output panicked"))??;
     let status = status?;
-    write(&out, &curves)?;
+    if bench.survival {
+        survival::write(&out, &lines)?
+    } else {
+        write(&out, &lines)?
+    }
     Ok(status)
 }
 
-/// Shows what the program says of its work, and keeps the lines about curves.
-fn pump(reader: PipeReader, shows_json: bool) -> Result<Vec<String>> {
-    let mut curves = Vec::new();
+/// Shows what the program says of its work, and keeps the lines that begin so.
+fn pump(reader: PipeReader, shows_json: bool, kept: &str) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
     for line in BufReader::new(reader).lines() {
         let line = line.context("read the program's output")?;
         let line = line.trim_end();
-        if line.starts_with(CURVE) {
-            curves.push(line.to_owned());
+        if line.starts_with(kept) {
+            lines.push(line.to_owned());
             if shows_json {
                 println!("{line}");
             }
@@ -136,7 +178,7 @@ fn pump(reader: PipeReader, shows_json: bool) -> Result<Vec<String>> {
             println!("{line}");
         }
     }
-    Ok(curves)
+    Ok(lines)
 }
 
 /// Writes the curves as they are, one a line, and a drawing of each.

@@ -22,6 +22,7 @@ mod proxy;
 mod rate;
 mod report;
 mod start;
+mod survival;
 mod throughput;
 mod trees;
 mod workload;
@@ -33,6 +34,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade;
+use kwitness_tests::survival::filler;
 
 use crate::curve::Curve;
 use crate::report::{Row, Table};
@@ -67,6 +69,8 @@ struct Arguments {
     /// Measure only what has this in its name.
     #[arg(long)]
     only: Option<String>,
+    #[command(flatten)]
+    survival: survival::Survival,
     #[command(subcommand)]
     helper: Option<Helper>,
 }
@@ -186,6 +190,9 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     handmade::become_container_if_requested()?;
+    if filler::fill_if_requested()? {
+        return Ok(());
+    }
     let mut arguments = Arguments::parse();
     match arguments.helper.take() {
         Some(Helper::Floor { socket, cgroup }) => current_thread()?.block_on(floor::serve(&socket, cgroup)),
@@ -207,6 +214,7 @@ fn run() -> Result<()> {
         Some(Helper::Forks { count }) => workload::forks(count),
         None if arguments.curves => curves(arguments),
         None if arguments.fleet => fleet(&arguments),
+        None if arguments.survival.survival => survive(&arguments),
         None => measure(&arguments),
     }
 }
@@ -250,6 +258,15 @@ fn fleet(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("start tokio")?;
     let measured = fleet::measure(&environment, arguments.nodes, arguments.rate, table);
     runtime.block_on(measured).context("measure a fleet")
+}
+
+/// Who survives reaching a memory limit.
+fn survive(arguments: &Arguments) -> Result<()> {
+    let environment = Environment::find()?;
+    let table = Table { json: arguments.json };
+    table.head(&environment)?;
+    current_thread()?.block_on(survival::measure(&environment, &arguments.survival, table))?;
+    table.load()
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {

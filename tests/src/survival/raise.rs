@@ -1,0 +1,166 @@
+//! The limits of a container: set before a run, and raised in it, by the same write for every way.
+//!
+//! For the guard, which raises through the CRI, there is a server with the one call that it makes. Its containers are those that
+//! it was given; everything else is the container runtime's.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
+
+/// As before each run; `high` none: no brake.
+pub(super) fn set(cgroup: &Path, limit: u64, high: Option<u64>) -> Result<()> {
+    write(cgroup, "memory.max", &limit.to_string())?;
+    write(cgroup, "memory.high", &high.map_or_else(|| "max".to_owned(), |high| high.to_string()))
+}
+
+/// The raise. A brake that is set would go on braking below it.
+///
+/// # Errors
+/// The cgroup is gone.
+pub fn raise(cgroup: &Path, limit: u64) -> Result<()> {
+    write(cgroup, "memory.max", &limit.to_string())?;
+    write(cgroup, "memory.high", "max")
+}
+
+fn write(cgroup: &Path, name: &str, text: &str) -> Result<()> {
+    let path = cgroup.join(name);
+    let file = File::options().write(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("write {text} to {}", path.display()))
+}
+
+/// Containers that the server raises, by id, and how long each write took.
+#[derive(Debug, Default)]
+struct Shared {
+    cgroups: HashMap<String, PathBuf>,
+    times: Vec<Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct Service(Arc<Mutex<Shared>>);
+
+#[tonic::async_trait]
+impl RuntimeService for Service {
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
+        let UpdateContainerResourcesRequest { container_id, linux } = request.into_inner();
+        let limit = linux.and_then(|linux| u64::try_from(linux.memory_limit_in_bytes).ok());
+        let limit = limit.ok_or_else(|| Status::invalid_argument("no memory limit"))?;
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cgroup = shared.cgroups.get(&container_id).ok_or_else(|| Status::not_found(container_id))?;
+        let began = Instant::now();
+        raise(cgroup, limit).map_err(|error| Status::unknown(format!("{error:#}")))?;
+        shared.times.push(began.elapsed());
+        Ok(Response::new(UpdateContainerResourcesResponse {}))
+    }
+}
+
+/// The server; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Raises {
+    shared: Arc<Mutex<Shared>>,
+    directory: tempfile::TempDir,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Raises {
+    /// Serves at a socket of its own.
+    pub(super) fn serve() -> Result<Self> {
+        let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
+        let listener =
+            UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
+        let shared = Arc::<Mutex<Shared>>::default();
+        let service = RuntimeServiceServer::new(Service(Arc::clone(&shared)));
+        let serving =
+            Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
+        Ok(Self { shared, directory, server: tokio::spawn(serving) })
+    }
+
+    /// Where it listens.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.directory.path().join("cri.sock")
+    }
+
+    /// Takes requests for a container.
+    pub(super) fn add(&self, id: &str, cgroup: &Path) -> Result<()> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = shared.cgroups.insert(id.to_owned(), cgroup.to_owned());
+        ensure!(former.is_none(), "container {id} is there already");
+        Ok(())
+    }
+
+    /// How long each write took.
+    pub(super) fn times(&self) -> Vec<Duration> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).times.clone()
+    }
+}
+
+impl Drop for Raises {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::Cri;
+    use crate::cri::v1::LinuxContainerResources;
+
+    fn files() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["memory.max", "memory.high"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        directory
+    }
+
+    fn read(directory: &Path) -> [String; 2] {
+        ["memory.max", "memory.high"].map(|name| std::fs::read_to_string(directory.join(name)).unwrap())
+    }
+
+    #[test]
+    fn a_raise_ends_the_brake() {
+        let cgroup = files();
+        set(cgroup.path(), 64, Some(57)).unwrap();
+        assert_eq!(read(cgroup.path()), ["64", "57"]);
+        let cgroup = files();
+        raise(cgroup.path(), 96).unwrap();
+        assert_eq!(read(cgroup.path()), ["96", "max"]);
+        let error = raise(Path::new("/nowhere"), 96).unwrap_err();
+        assert!(format!("{error:#}").contains("write 96 to /nowhere/memory.max"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn a_raise_over_the_cri_is_the_same_write() {
+        let (cgroup, raises) = (files(), Raises::serve().unwrap());
+        raises.add("c", cgroup.path()).unwrap();
+        let cri = Cri::connect(&raises.socket()).await.unwrap();
+        let update = async |id: &str, linux| {
+            let request = UpdateContainerResourcesRequest { container_id: id.to_owned(), linux };
+            cri.update_container_resources(request).await.map(drop)
+        };
+        let to = |memory_limit_in_bytes| {
+            Some(LinuxContainerResources { memory_limit_in_bytes, ..LinuxContainerResources::default() })
+        };
+        update("c", to(96)).await.unwrap();
+        assert_eq!(read(cgroup.path()), ["96", "max"]);
+        assert_eq!(raises.times().len(), 1);
+        assert!(format!("{:#}", update("d", to(96)).await.unwrap_err()).contains("NotFound"));
+        assert!(format!("{:#}", update("c", to(-1)).await.unwrap_err()).contains("no memory limit"));
+    }
+}
