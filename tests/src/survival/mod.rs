@@ -50,6 +50,9 @@ const MB: u64 = 1_000_000;
 /// How long a container may take to be ready, or to be empty again, in an emulated guest.
 const SOON: Duration = Duration::from_secs(120);
 
+/// The policy's: as long as the longest hold, which is the shortest that there is for it.
+const COOL_DOWN: Duration = Duration::from_secs(10);
+
 /// How fast a container is filled, in bytes per second; none: at full speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
@@ -198,9 +201,10 @@ fn policy(limit: u64) -> String {
     let raised = Amounts { limit }.raised();
     format!(
         "[[rule]]\ncontainer = \"{}\"\nthreshold = \"90%\"\nstep = \"{}\"\nceiling = \"{raised}\"\n\
-         longest_hold = \"10s\"\ncool_down = \"10s\"\nbudget = 1000\n",
+         longest_hold = \"10s\"\ncool_down = \"{}s\"\nbudget = 1000\n",
         Way::Guard.container(),
         raised - limit,
+        COOL_DOWN.as_secs(),
     )
 }
 
@@ -325,14 +329,19 @@ async fn remove(stage: Stage<'_>, pod: &Pod, guard: &Guard) -> Result<()> {
     guard.wait_armed(0).await
 }
 
-/// The holds of a run, which is over; `seen` is how many there were before it.
+/// The holds of a run, which is over; `seen` is how many there were before it. After a refusal, the guard holds again when this
+/// returns.
 async fn of_run(guard: &Guard, seen: u64, ran: Ran) -> Result<Vec<Ended>> {
     let status = guard.status().await?;
     let all = status.raised + status.refused.values().sum::<u64>();
     let new = usize::try_from(all.saturating_sub(seen)).unwrap_or(usize::MAX);
     ensure!(new <= status.history.len(), "{new} holds in one run, of which the guard remembers fewer");
     ensure!(new > 0 || ran.outcome != Outcome::Survived, "survived without a hold: {status:?}");
-    Ok(status.history[status.history.len() - new..].to_vec())
+    let ended = status.history[status.history.len() - new..].to_vec();
+    if ended.iter().any(|ended| ended.refused.is_some()) {
+        tokio::time::sleep(COOL_DOWN).await;
+    }
+    Ok(ended)
 }
 
 /// Fails if the node cannot have that limit filled and raised.

@@ -19,10 +19,10 @@ pub(crate) struct Survival {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Memory limits.
-    #[arg(long, value_delimiter = ',', default_value = "64Mi,1Gi", value_parser = survival::limit)]
+    #[arg(long, value_delimiter = ',', default_values = ["64Mi", "1Gi"], value_parser = survival::limit)]
     limits: Vec<u64>,
     /// Fill rates in megabytes per second, or max.
-    #[arg(long, value_delimiter = ',', default_value = "10,100,500,max")]
+    #[arg(long, value_delimiter = ',', default_values = ["10", "100", "500", "max"])]
     rates: Vec<Rate>,
 }
 
