@@ -29,6 +29,9 @@ fn main() -> anyhow::Result<()> {
         .boxed(".kwitness.v1alpha1.Event.kind.verdict")
         .boxed(".kwitness.v1alpha1.Event.kind.oom_kill")
         .boxed(".kwitness.v1alpha1.Event.kind.pressure")
+        .boxed(".kwitness.v1alpha1.Event.kind.guard_held")
+        .boxed(".kwitness.v1alpha1.Event.kind.guard_continued")
+        .boxed(".kwitness.v1alpha1.Event.kind.guard_refused")
         .extern_path(TIMESTAMP.0, TIMESTAMP.1)
         .compile_fds(files)?;
     pbjson_build::Builder::new()

@@ -27,6 +27,13 @@ pub const REQUESTS_MAX: usize = 256;
 /// The most bytes in the id of one; those of the runtimes have 64.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;
 
+/// The most reports that one `ReportGuardEvents` call may carry.
+pub const GUARD_REPORTS_MAX: usize = 256;
+/// The most bytes in the reason of one.
+pub const GUARD_REASON_BYTES_MAX: usize = 64;
+/// The most bytes in its text for people.
+pub const GUARD_DETAIL_BYTES_MAX: usize = 512;
+
 /// The messages and the client that `build.rs` generates. The module is named without the version: a client moves to the
 /// next one by moving to the next release of this crate.
 #[expect(missing_docs, clippy::allow_attributes, reason = "generated; the protobuf files document it")]

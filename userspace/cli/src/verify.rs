@@ -374,6 +374,7 @@ fn source_name(source: proto::Source) -> &'static str {
         proto::Source::CriRequest => "CRI request",
         proto::Source::KubeletActuated => "actuated",
         proto::Source::Runtime => "runtime",
+        proto::Source::Guard => "guard",
         proto::Source::Unspecified => "unknown",
     }
 }

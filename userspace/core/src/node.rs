@@ -5,7 +5,7 @@
 //!  Observation ────┼──▶ Lifecycle        whose each cgroup is
 //!                  └──▶ LimitTracker     what the limit files say
 //!                            │
-//!      LimitChanged of a file that is judged, LimitsRequested ──▶ Action::Judge(scope)
+//!      LimitChanged of a file that is judged, LimitsRequested, Guard ──▶ Action::Judge(scope)
 //!                                                                     │ the engine has evidence gathered
 //!      Verdict, if it is another than the last ◀── Observation::Evidence
 //!
@@ -60,6 +60,11 @@ impl Node {
                 self.lifecycle.forgot_requests(at, &forgotten);
                 let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
                 scopes.for_each(|scope| request_verdict(scope, output));
+            }
+            Observation::Guard(report) => {
+                let scope = report.act.decides_limit().then(|| self.lifecycle.scope_of(&report.container));
+                self.lifecycle.observe(Observation::Guard(report), output);
+                scope.flatten().into_iter().for_each(|scope| request_verdict(scope, output));
             }
             Observation::MemorySampled(samples) => self.pressure.sampled(&samples, &self.lifecycle, output),
             Observation::Tick { at } => {

@@ -63,6 +63,10 @@ fn process() -> Option<proto::Process> {
     })
 }
 
+fn guarded_process() -> Option<proto::GuardedProcess> {
+    Some(proto::GuardedProcess { pid: 812, start_time: 5, comm: "java".to_owned() })
+}
+
 fn writer() -> Option<proto::Writer> {
     Some(proto::Writer { pid: Some(77), comm: Some("runc".to_owned()), ..Default::default() })
 }
@@ -182,6 +186,52 @@ pub fn every_kind() -> Vec<proto::Event> {
         })),
         node(Kind::Resynced(proto::Resynced { found: 1, gone: 2, corrected: 3 })),
         node(Kind::AgentRestarted(proto::AgentRestarted { from: None, to: None, records: 9 })),
+        named(
+            0,
+            Kind::GuardHeld(Box::new(proto::GuardHeld {
+                process: guarded_process(),
+                level: proto::CgroupRole::Container.into(),
+                usage_bytes: 60 << 20,
+                limit_bytes: 64 << 20,
+            })),
+        ),
+        named(
+            0,
+            Kind::GuardRaised(proto::GuardRaised {
+                level: proto::CgroupRole::Container.into(),
+                limit_before: 64 << 20,
+                limit_after: 128 << 20,
+                held_ns: 5,
+            }),
+        ),
+        named(
+            0,
+            Kind::GuardContinued(Box::new(proto::GuardContinued {
+                process: guarded_process(),
+                held_ns: 6,
+                state: proto::GuardedState::Running.into(),
+            })),
+        ),
+        named(
+            0,
+            Kind::GuardRefused(Box::new(proto::GuardRefused {
+                attempt: proto::GuardAttempt::Raise.into(),
+                reason: "limitAbove".to_owned(),
+                detail: "no room".to_owned(),
+                level: proto::CgroupRole::Pod.into(),
+                limit_bytes: 64 << 20,
+                held_ns: Some(7),
+            })),
+        ),
+        named(
+            0,
+            Kind::GuardReturned(proto::GuardReturned {
+                level: proto::CgroupRole::Container.into(),
+                limit_before: 128 << 20,
+                limit_after: 64 << 20,
+                original_limit: 64 << 20,
+            }),
+        ),
         event(0, None, true),
     ];
     for (event, seq) in events.iter_mut().zip(1..) {

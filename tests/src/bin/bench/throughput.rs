@@ -269,6 +269,13 @@ impl Kwitness for Feeder {
     ) -> Result<Response<proto::ReportCriRequestsResponse>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
+
+    async fn report_guard_events(
+        &self,
+        _: Request<proto::ReportGuardEventsRequest>,
+    ) -> Result<Response<proto::ReportGuardEventsResponse>, Status> {
+        Err(Status::unimplemented("the feeder only feeds"))
+    }
 }
 
 /// The next batch; none once everything was fed and read.

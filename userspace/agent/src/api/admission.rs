@@ -28,30 +28,31 @@ use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
 use kwitness_service::ConnectionId;
 
-/// A call's name in `Status`, its setting, and its path; none: every other.
-const fn row(call: Call) -> (&'static str, &'static str, Option<&'static str>) {
+/// A call's name in `Status`, its setting, and its paths; none: every other.
+const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]) {
     match call {
-        Call::Watch => ("watch", "api.max_watchers", Some("/kwitness.v1alpha1.Kwitness/Watch")),
-        Call::Verify => ("verify", "api.max_verify_calls", Some("/kwitness.v1alpha1.Kwitness/Verify")),
-        Call::List => ("list", "api.max_list_calls", Some("/kwitness.v1alpha1.Kwitness/List")),
+        Call::Watch => ("watch", "api.max_watchers", &["/kwitness.v1alpha1.Kwitness/Watch"]),
+        Call::Verify => ("verify", "api.max_verify_calls", &["/kwitness.v1alpha1.Kwitness/Verify"]),
+        Call::List => ("list", "api.max_list_calls", &["/kwitness.v1alpha1.Kwitness/List"]),
         Call::WatchUsage => {
-            ("watch_usage", "api.max_usage_watchers", Some("/kwitness.v1alpha1.Kwitness/WatchUsage"))
+            ("watch_usage", "api.max_usage_watchers", &["/kwitness.v1alpha1.Kwitness/WatchUsage"])
         }
-        Call::ReportCriRequests => (
-            "report_cri_requests",
+        Call::Report => (
+            "report",
             "api.max_report_calls",
-            Some("/kwitness.v1alpha1.Kwitness/ReportCriRequests"),
+            &[
+                "/kwitness.v1alpha1.Kwitness/ReportCriRequests",
+                "/kwitness.v1alpha1.Kwitness/ReportGuardEvents",
+            ],
         ),
-        Call::HealthCheck => ("health_check", "api.max_health_checks", Some("/grpc.health.v1.Health/Check")),
-        Call::HealthWatch => {
-            ("health_watch", "api.max_health_watchers", Some("/grpc.health.v1.Health/Watch"))
-        }
+        Call::HealthCheck => ("health_check", "api.max_health_checks", &["/grpc.health.v1.Health/Check"]),
+        Call::HealthWatch => ("health_watch", "api.max_health_watchers", &["/grpc.health.v1.Health/Watch"]),
         Call::ContainerEvents => (
             "container_events",
             "api.max_cri_subscribers",
-            Some("/runtime.v1.RuntimeService/GetContainerEvents"),
+            &["/runtime.v1.RuntimeService/GetContainerEvents"],
         ),
-        Call::Other => ("other", "api.max_other_calls", None),
+        Call::Other => ("other", "api.max_other_calls", &[]),
     }
 }
 
@@ -130,7 +131,7 @@ impl Admission {
     }
 
     fn slot(&self, path: &str) -> &Slot {
-        let listed = Call::ALL.into_iter().find(|call| row(*call).2 == Some(path));
+        let listed = Call::ALL.into_iter().find(|call| row(*call).2.contains(&path));
         &self.slots[listed.unwrap_or(Call::Other) as usize]
     }
 }
@@ -288,7 +289,8 @@ mod tests {
         }));
         let mut held = Vec::new();
         for kind in Call::ALL {
-            let (name, setting, path) = row(kind);
+            let (name, setting, paths) = row(kind);
+            let path = paths.last().copied();
             let path = path.unwrap_or("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
             held.push(call(&served, path).await);
             let refused = call(&served, path).await;

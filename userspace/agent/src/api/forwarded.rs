@@ -2,7 +2,7 @@
 //! network namespace.
 //!
 //! ```text
-//!  kubectl kwitness ──▶ API server ──▶ kubelet ──▶ 127.0.0.1:PORT in the pod ──▶ Kwitness without ReportCriRequests
+//!  kubectl kwitness ──▶ API server ──▶ kubelet ──▶ 127.0.0.1:PORT in the pod ──▶ Kwitness without the calls that report
 //!                       (pods/portforward)
 //! ```
 //!

@@ -7,6 +7,7 @@
 mod admission;
 mod byte_budget;
 mod forwarded;
+mod guard_reports;
 mod service;
 #[expect(
     clippy::allow_attributes,

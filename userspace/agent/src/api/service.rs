@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::api::admission::Admission;
+use crate::api::guard_reports::{self, Report};
 use crate::api::kwitness_server::Kwitness;
 use crate::clock::Clock;
 use crate::config::Call;
@@ -25,7 +26,8 @@ use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
 use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{convert, problem, unserved, verdicts};
-use kwitness_api::{REQUESTS_MAX, proto};
+use kwitness_api::text::escape;
+use kwitness_api::{GUARD_REPORTS_MAX, REQUESTS_MAX, proto};
 use kwitness_service::BindingState;
 
 /// The longest that `Verify` waits.
@@ -67,7 +69,7 @@ pub struct Service {
     info: Arc<DaemonInfo>,
     admission: Admission,
     cri_events: Option<Events>,
-    /// Whether clients may report requests.
+    /// Whether clients may report anything.
     takes_reports: bool,
     stop: CancellationToken,
 }
@@ -104,7 +106,7 @@ impl Service {
         Self { cri_events: Some(events), ..self }
     }
 
-    /// The same, without the one call that takes something in.
+    /// The same, without the calls that take something in.
     pub fn read_only(self) -> Self {
         Self { takes_reports: false, ..self }
     }
@@ -323,6 +325,56 @@ impl Kwitness for Service {
         }
         let containers = ids.into_iter().map(|id| ContainerId(id.into())).collect();
         self.engine.observe(Observation::LimitsRequested { at: now, containers, forgotten }).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn report_guard_events(
+        &self,
+        request: Request<proto::ReportGuardEventsRequest>,
+    ) -> Result<Response<proto::ReportGuardEventsResponse>, Status> {
+        if !self.takes_reports {
+            return Err(Status::permission_denied("the guard reports on the Unix socket only"));
+        }
+        let proto::ReportGuardEventsRequest { reports, dropped } = request.into_inner();
+        if reports.len() > GUARD_REPORTS_MAX {
+            return Err(Status::invalid_argument(format!("more than {GUARD_REPORTS_MAX} `reports`")));
+        }
+        let now = Clock::read().now();
+        let mut answer = proto::ReportGuardEventsResponse::default();
+        match dropped.map(|dropped| guard_reports::read_dropped(&dropped, now)) {
+            Some(Ok(dropped)) => self.engine.observe(dropped).await?,
+            Some(Err(malformed)) => answer.rejected.push(malformed.to_string()),
+            None => {}
+        }
+        let mut read = Vec::with_capacity(reports.len());
+        for (index, report) in reports.into_iter().enumerate() {
+            match guard_reports::read(report, now) {
+                Ok(report) => read.push((index, report)),
+                Err(malformed) => answer.rejected.push(format!("reports[{index}]: {malformed}")),
+            }
+        }
+        let containers = read.iter().map(|(_, report)| report.container().clone()).collect();
+        let known = self.engine.known(containers).await?;
+        for ((index, report), is_known) in read.into_iter().zip(known) {
+            if !is_known {
+                let id = escape(&report.container().0).into_owned();
+                answer.rejected.push(format!("reports[{index}]: no container with the ID {id:?} is known"));
+                continue;
+            }
+            answer.accepted += 1;
+            match report {
+                Report::SetsLimit { container, at, bytes } => {
+                    self.verifier.guard_limits().announced(container, at, bytes);
+                }
+                Report::Act(report) => {
+                    self.verifier.guard_limits().observe(&report);
+                    self.engine.observe(Observation::Guard(report)).await?;
+                }
+            }
+        }
+        if let Some(first) = answer.rejected.first() {
+            tracing::warn!(count = answer.rejected.len(), first, "rejected reports of the guard");
+        }
         Ok(Response::new(answer))
     }
 

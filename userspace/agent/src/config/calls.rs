@@ -11,8 +11,8 @@ pub enum Call {
     List,
     /// `kwitness.v1alpha1.Kwitness/WatchUsage`.
     WatchUsage,
-    /// `kwitness.v1alpha1.Kwitness/ReportCriRequests`.
-    ReportCriRequests,
+    /// `kwitness.v1alpha1.Kwitness/ReportCriRequests` and `ReportGuardEvents`.
+    Report,
     /// `grpc.health.v1.Health/Check`, which no other call may keep from being answered.
     HealthCheck,
     /// `grpc.health.v1.Health/Watch`.
@@ -30,7 +30,7 @@ impl Call {
         Self::Verify,
         Self::List,
         Self::WatchUsage,
-        Self::ReportCriRequests,
+        Self::Report,
         Self::HealthCheck,
         Self::HealthWatch,
         Self::ContainerEvents,

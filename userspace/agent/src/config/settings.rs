@@ -92,8 +92,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "api.max_report_calls",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `ReportCriRequests` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
-        apply: |config, value| set_calls(config, Call::ReportCriRequests, value),
+        doc: "How many `ReportCriRequests` and `ReportGuardEvents` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::Report, value),
     },
     Setting {
         key: "api.max_health_checks",

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    CgroupId, ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason, Subject,
-    VerdictScope,
+    CgroupId, ContainerId, ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason,
+    Subject, VerdictScope,
 };
 use kwitness_service::metrics::Histogram;
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,7 @@ pub(crate) enum Request {
     Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
     MemoryLevels(oneshot::Sender<Vec<(CgroupId, Arc<str>)>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
+    Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
 }
 
@@ -127,6 +128,14 @@ impl Handle {
         self.ask(|answer| Request::Judge(evidence, answer)).await
     }
 
+    /// Whether each of these containers is known, also if it was removed a while ago.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn known(&self, containers: Vec<ContainerId>) -> Result<Vec<bool>, Stopped> {
+        self.ask(|answer| Request::Known(containers, answer)).await
+    }
+
     /// Has the node observe what a client reports.
     ///
     /// # Errors
@@ -153,6 +162,10 @@ impl<P: Probe> Engine<P> {
             Request::MemoryLevels(answer) => drop(answer.send(self.node.memory_levels())),
             // Writes and kills that led to what was read come first.
             Request::Judge(evidence, answer) => self.wait_for_records(Read::Evidence(evidence, answer)),
+            Request::Known(containers, answer) => {
+                let known = containers.iter().map(|container| self.node.knows(container)).collect();
+                drop(answer.send(known));
+            }
             Request::Observe(observation) => {
                 self.observe(observation);
                 self.publish(Clock::read());

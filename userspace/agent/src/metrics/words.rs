@@ -14,6 +14,7 @@ pub(super) const GAP_CAUSES: &[&str] = &[
     "capacity_exceeded",
     "cgroup_unreadable",
     "agent_down",
+    "guard_reports_dropped",
 ];
 
 pub(super) fn gap_cause(cause: GapCause) -> &'static str {
@@ -26,6 +27,7 @@ pub(super) fn gap_cause(cause: GapCause) -> &'static str {
         GapCause::CapacityExceeded => "capacity_exceeded",
         GapCause::CgroupUnreadable => "cgroup_unreadable",
         GapCause::AgentDown => "agent_down",
+        GapCause::GuardReportsDropped => "guard_reports_dropped",
         // A watcher's own; the journal has none.
         GapCause::WatcherLagged | GapCause::ReplayExpired | GapCause::Unspecified => "unknown",
     }

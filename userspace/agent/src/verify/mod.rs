@@ -12,6 +12,7 @@
 
 mod desired;
 mod follow;
+mod guard;
 mod kubelet;
 mod levels;
 mod prove;
@@ -43,6 +44,7 @@ use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
 use runtime::RuntimeLimits;
 
+pub use guard::GuardLimits;
 pub(crate) use levels::inner as inner_cgroup;
 pub use requests::{Malformed, Requests};
 
@@ -66,6 +68,7 @@ pub struct Verifier {
     queue: JudgeQueue,
     runtime: RuntimeLimits,
     requests: Requests,
+    guard_limits: GuardLimits,
     allocated: CheckpointFile,
     actuated: CheckpointFile,
 }
@@ -183,6 +186,7 @@ impl Verifier {
             queue,
             runtime: RuntimeLimits::new(resolver),
             requests: Requests::default(),
+            guard_limits: GuardLimits::default(),
             allocated: checkpoint("allocated_pods_state"),
             actuated: checkpoint("actuated_pods_state"),
         }
@@ -193,15 +197,21 @@ impl Verifier {
         &self.requests
     }
 
-    /// Forgets the requests for what has ended.
+    /// The limits that the guard sets.
+    pub fn guard_limits(&self) -> &GuardLimits {
+        &self.guard_limits
+    }
+
+    /// Forgets the requests and the guard's limits for what has ended.
     async fn forget_ended(&self) -> Result<(), Stopped> {
-        // On a node without the CRI proxy, there is never any: no list of all containers is made for that.
-        if self.requests.is_empty() {
+        // On a node without CRI proxy and guard, there is never any: no list of all containers is made for that.
+        if self.requests.is_empty() && self.guard_limits.is_empty() {
             return Ok(());
         }
         let subjects = self.engine.subjects(VerdictScope::All).await?;
         let there: BTreeSet<&str> = subjects.iter().map(|subject| &*subject.container_id.0).collect();
         self.requests.keep(&there, now());
+        self.guard_limits.keep(&there);
         Ok(())
     }
 
@@ -333,6 +343,7 @@ impl Verifier {
             let id = &subject.container_id;
             all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
             all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
+            all.extend(self.guard_limits.desired(id));
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
             if let (Some(uid), Some(name)) = (pod_uid(subject), name) {
                 let uid = &*uid.0;

@@ -5,7 +5,7 @@ use kwitness_core::cgroup_path::shortened;
 use kwitness_core::model as core;
 use nix::sys::signal::Signal;
 
-use super::{limits, verdicts};
+use super::{guard, limits, verdicts};
 use crate::clock::Clock;
 use kwitness_api::{EventKind, Timestamp, proto};
 
@@ -76,6 +76,7 @@ fn content(kind: &core::Kind, clock: Clock) -> proto::event::Kind {
             to: Some(clock.wall(*to)),
             records: *records,
         }),
+        core::Kind::Guard(act) => guard::content(act),
     }
 }
 
@@ -200,6 +201,7 @@ fn basis(basis: core::Basis) -> proto::Basis {
         core::Basis::RepairScan => proto::Basis::RepairScan,
         core::Basis::Runtime => proto::Basis::Runtime,
         core::Basis::Daemon => proto::Basis::Daemon,
+        core::Basis::Guard => proto::Basis::Guard,
     }
 }
 
@@ -213,6 +215,7 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
         core::GapCause::CapacityExceeded => proto::GapCause::CapacityExceeded,
         core::GapCause::CgroupUnreadable => proto::GapCause::CgroupUnreadable,
         core::GapCause::AgentDown => proto::GapCause::AgentDown,
+        core::GapCause::GuardReportsDropped => proto::GapCause::GuardReportsDropped,
     }
 }
 

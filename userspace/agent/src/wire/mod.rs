@@ -1,6 +1,7 @@
 //! What the domain knows, in the API's shape. Never the other way.
 
 pub mod convert;
+mod guard;
 mod limits;
 mod problems;
 pub mod verdicts;

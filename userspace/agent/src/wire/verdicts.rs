@@ -120,6 +120,7 @@ fn source(source: Source) -> proto::Source {
         Source::CriRequest => proto::Source::CriRequest,
         Source::KubeletActuated => proto::Source::KubeletActuated,
         Source::Runtime => proto::Source::Runtime,
+        Source::Guard => proto::Source::Guard,
     }
 }
 

@@ -89,6 +89,17 @@ impl Client {
         answer(&self.address, Duration::ZERO, self.inner.status(proto::StatusRequest {})).await
     }
 
+    /// Reports what the guard did.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn report_guard_events(
+        &mut self,
+        request: proto::ReportGuardEventsRequest,
+    ) -> Result<proto::ReportGuardEventsResponse, Error> {
+        answer(&self.address, Duration::ZERO, self.inner.report_guard_events(request)).await
+    }
+
     /// Opens a stream of events that survives restarts of the daemon.
     ///
     /// # Errors

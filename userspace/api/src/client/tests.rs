@@ -83,6 +83,13 @@ impl Kwitness for Scripted {
     ) -> Result<Response<proto::ReportCriRequestsResponse>, Status> {
         Err(Status::resource_exhausted("too many"))
     }
+
+    async fn report_guard_events(
+        &self,
+        _: Request<proto::ReportGuardEventsRequest>,
+    ) -> Result<Response<proto::ReportGuardEventsResponse>, Status> {
+        Err(Status::resource_exhausted("too many"))
+    }
 }
 
 /// A daemon's place for the time of a test.

@@ -114,20 +114,23 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
 
 /// Whose limit a cgroup's is: "pod".
 pub fn whose(cgroup: &proto::Cgroup) -> &str {
-    match cgroup.role() {
-        proto::CgroupRole::Container => "container",
-        proto::CgroupRole::Pod => "pod",
-        proto::CgroupRole::Qos => "QoS class",
-        proto::CgroupRole::Kubepods => "kubepods",
-        proto::CgroupRole::Inner => "inner cgroup",
-        proto::CgroupRole::Other | proto::CgroupRole::Unspecified => {
-            cgroup.path.as_deref().unwrap_or("ancestor")
-        }
+    whose_level(cgroup.role()).unwrap_or_else(|| cgroup.path.as_deref().unwrap_or("ancestor"))
+}
+
+/// Whose limit a level's is; none: it has no name.
+pub(super) fn whose_level(level: proto::CgroupRole) -> Option<&'static str> {
+    match level {
+        proto::CgroupRole::Container => Some("container"),
+        proto::CgroupRole::Pod => Some("pod"),
+        proto::CgroupRole::Qos => Some("QoS class"),
+        proto::CgroupRole::Kubepods => Some("kubepods"),
+        proto::CgroupRole::Inner => Some("inner cgroup"),
+        proto::CgroupRole::Other | proto::CgroupRole::Unspecified => None,
     }
 }
 
 /// Nanoseconds, to three digits.
-fn duration(nanos: u64) -> String {
+pub(super) fn duration(nanos: u64) -> String {
     match nanos {
         0..1_000_000 => format!("{} µs", nanos / 1000),
         1_000_000..1_000_000_000 => format!("{} ms", nanos / 1_000_000),

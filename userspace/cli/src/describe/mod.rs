@@ -2,6 +2,7 @@
 
 use anstyle::{AnsiColor, Style};
 
+pub mod guard;
 pub mod limits;
 mod pressure;
 
@@ -36,6 +37,11 @@ pub fn kind(event: &proto::Event) -> Cell {
         Some(Kind::Gap(_)) => ("gap", BAD.bold()),
         Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
         Some(Kind::AgentRestarted(_)) => ("agentRestarted", NOTICE.bold()),
+        Some(Kind::GuardHeld(_)) => ("guardHeld", NOTICE),
+        Some(Kind::GuardRaised(_)) => ("guardRaised", GOOD),
+        Some(Kind::GuardContinued(_)) => ("guardContinued", FAINT),
+        Some(Kind::GuardRefused(_)) => ("guardRefused", BAD),
+        Some(Kind::GuardReturned(_)) => ("guardReturned", NOTICE),
         None => ("unknown", NOTICE),
     };
     Cell::styled(name, style)
@@ -168,6 +174,11 @@ pub fn detail(event: &proto::Event, times: Times) -> String {
         Kind::AgentRestarted(proto::AgentRestarted { records, .. }) => {
             format!("the daemon was restarted: {records} records of the time without it were read")
         }
+        Kind::GuardHeld(held) => guard::held(held),
+        Kind::GuardRaised(raised) => guard::raised(raised),
+        Kind::GuardContinued(continued) => guard::continued(continued),
+        Kind::GuardRefused(refused) => guard::refused(refused),
+        Kind::GuardReturned(returned) => guard::returned(returned),
     };
     let found = match event.basis() {
         proto::Basis::InitialScan => "found at startup",
@@ -225,6 +236,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::CgroupUnreadable => "a cgroup cannot be read: it and those below are left out",
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
         proto::GapCause::AgentDown => "not recorded while no daemon ran",
+        proto::GapCause::GuardReportsDropped => "the guard could not report to the daemon",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
             "the daemon was restarted; events in between were not seen"
@@ -420,8 +432,11 @@ pub(super) mod testing {
             r#type: EventKind::from(&kind).name().to_owned(),
             kind: Some(kind),
         };
-        let of_containers =
-            kinds.into_iter().map(|(known, basis, kind)| event(Some(container(known)), basis, kind));
+        let of_guard = guard::testing::kinds().into_iter().map(|kind| (true, proto::Basis::Guard, kind));
+        let of_containers = kinds
+            .into_iter()
+            .chain(of_guard)
+            .map(|(known, basis, kind)| event(Some(container(known)), basis, kind));
         let of_pod = of_pod.into_iter().map(|(basis, kind)| event(None, basis, kind));
         let about_node = about_node.map(|kind| event(None, proto::Basis::Daemon, kind));
         of_containers.chain(of_pod).chain(about_node).collect()

@@ -300,7 +300,13 @@ impl Builder {
                     let is_earlier =
                         matches!(event.basis(), proto::Basis::InitialScan | proto::Basis::RepairScan);
                     let start = Start { at, is_earlier };
-                    self.container(container).life(kind, start, text);
+                    let track = self.container(container);
+                    let super::guard::Drawn { span, mark, usage } =
+                        super::guard::drawn(kind, at, text.clone());
+                    track.spans.extend(span);
+                    track.marks.extend(mark);
+                    track.usage.extend(usage);
+                    track.life(kind, start, text);
                 }
             }
         }

@@ -38,6 +38,7 @@ mod bounds;
 mod cgroups;
 mod container;
 mod facts;
+mod guarded;
 mod parked;
 mod processes;
 mod queries;
@@ -122,6 +123,10 @@ impl Lifecycle {
             Observation::Tick { at } => self.tick(at, output),
             Observation::AgentRestarted { from, to, records } => {
                 output.emit_own(to, Kind::AgentRestarted { from, to, records });
+            }
+            Observation::Guard(report) => self.guarded(report, output),
+            Observation::GuardReportsDropped { at, from, to, count } => {
+                guarded::reports_dropped(at, from, to, count, output);
             }
             // Bounds are no part of a life.
             Observation::LimitsRead(_)

@@ -122,6 +122,8 @@ impl LimitTracker {
             | Observation::Evidence(_)
             | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
+            | Observation::Guard(_)
+            | Observation::GuardReportsDropped { .. }
             | Observation::AgentRestarted { .. } => false,
         }
     }
@@ -141,6 +143,8 @@ impl LimitTracker {
             | Observation::Evidence(_)
             | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
+            | Observation::Guard(_)
+            | Observation::GuardReportsDropped { .. }
             | Observation::AgentRestarted { .. } => {}
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::container::{LevelRole, PodNames, Process, Subject};
+use super::guard::GuardAct;
 use super::ids::{CgroupId, KernelTime};
 use super::kernel::{Actor, Caller, ExitStatus, OomChoice, OomUsage};
 use super::limit::LimitChange;
@@ -57,6 +58,8 @@ pub enum Basis {
     Runtime,
     /// Our own doing.
     Daemon,
+    /// Reported by the guard.
+    Guard,
 }
 
 /// What happened.
@@ -139,6 +142,8 @@ pub enum Kind {
         /// How many these were.
         records: u64,
     },
+    /// The guard did something to the container.
+    Guard(Box<GuardAct>),
 }
 
 /// An OOM kill, attributed. What the hook does not report is absent.
@@ -218,4 +223,6 @@ pub enum GapCause {
     CgroupUnreadable,
     /// No program ran while no daemon did. How many records that cost is not known.
     AgentDown,
+    /// The guard could not report for longer than its queue lasts.
+    GuardReportsDropped,
 }

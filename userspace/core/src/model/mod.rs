@@ -7,6 +7,7 @@
 
 mod container;
 mod event;
+mod guard;
 mod ids;
 mod kernel;
 mod limit;
@@ -22,6 +23,7 @@ pub use container::{
     RuntimeFacts, State, Subject,
 };
 pub use event::{Basis, Event, Gap, GapCause, Kind, OomExhausted, OomKilled};
+pub use guard::{GuardAct, GuardAttempt, GuardReport, GuardedProcess, GuardedState};
 pub use ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
 pub use kernel::{
     Actor, Caller, ExitStatus, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::container::{RuntimeFacts, Subject};
 use super::event::{Basis, Event, GapCause, Kind};
+use super::guard::GuardReport;
 use super::ids::{CgroupId, ContainerId, KernelTime};
 use super::kernel::{KernelEvent, TaskInfo};
 use super::limit::{LimitsAnswer, ReadLimits};
@@ -47,6 +48,19 @@ pub enum Observation {
         /// Those whose earlier requests are not remembered any more, for there were too many.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         forgotten: Vec<ContainerId>,
+    },
+    /// The guard did something.
+    Guard(GuardReport),
+    /// The guard dropped reports.
+    GuardReportsDropped {
+        /// When that was observed.
+        at: KernelTime,
+        /// When the first of them happened.
+        from: KernelTime,
+        /// When the last did.
+        to: KernelTime,
+        /// How many these were.
+        count: u64,
     },
     /// Another daemon goes on where one ended.
     AgentRestarted {

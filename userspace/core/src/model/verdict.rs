@@ -82,6 +82,8 @@ pub enum Source {
     KubeletActuated,
     /// The resources in the container runtime's status.
     Runtime,
+    /// What the guard sets; see [`judge`](crate::verdicts::judge).
+    Guard,
 }
 
 /// Whose limits are judged.

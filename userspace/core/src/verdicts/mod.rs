@@ -90,9 +90,22 @@ pub fn judge(case: &Case<'_>, history: &VerdictHistory) -> Judgement {
 }
 
 /// The word that is compared with: of the source nearest to the intention, the last. A checkpoint that is older than a request which
-/// says something else is stale: the kubelet could not write it (a full disk), and goes on by its memory.
+/// says something else is stale: the kubelet could not write it (a full disk), and goes on by its memory. The guard changes a limit
+/// that others have set: its word precedes theirs until one of them says something else after it.
 fn decisive(case: &Case<'_>) -> Option<DesiredLimit> {
-    let desired = || case.desired.iter().filter(|desired| desired.wanted != Wanted::NoQuotaSent);
+    let others = decisive_of_others(case);
+    let guards = case.desired.iter().filter(|desired| desired.source == Source::Guard);
+    let Some(guards) = guards.max_by_key(|desired| desired.at) else { return others };
+    let is_overruled = case.desired.iter().any(|other| {
+        let is_younger = other.source != Source::Guard && other.at > guards.at;
+        other.source == Source::Client || is_younger && !says_the_same(guards, other, case.page)
+    });
+    if is_overruled { others } else { Some(*guards) }
+}
+
+fn decisive_of_others(case: &Case<'_>) -> Option<DesiredLimit> {
+    let is_word = |of: &&DesiredLimit| of.wanted != Wanted::NoQuotaSent && of.source != Source::Guard;
+    let desired = || case.desired.iter().filter(is_word);
     let first = desired().min_by_key(|desired| (desired.source, std::cmp::Reverse(desired.at)))?;
     let younger = desired()
         .filter(|desired| desired.source == Source::CriRequest && desired.at > first.at)

@@ -93,6 +93,7 @@ impl Source {
             Self::CriRequest => "CRI request",
             Self::KubeletActuated => "kubelet (actuated)",
             Self::Runtime => "runtime",
+            Self::Guard => "guard",
         }
     }
 }

@@ -299,6 +299,7 @@ pub fn line(event: &Event) -> String {
             format!("resynced found {found} gone {gone} corrected {corrected}")
         }
         Kind::AgentRestarted { records, .. } => format!("agentRestarted {records} records"),
+        Kind::Guard(act) => format!("guard {act:?}"),
     };
     let basis = match event.basis {
         Basis::CgroupMkdir => "mkdir",
@@ -315,6 +316,7 @@ pub fn line(event: &Event) -> String {
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",
         Basis::Daemon => "daemon",
+        Basis::Guard => "guard",
     };
     let subject = event.subject.as_ref().map_or(String::new(), |subject| format!(" {}", subject.cgroup_id));
     format!("{} {what} ({basis}){subject}", event.at.0)

@@ -3,6 +3,7 @@
 mod cgroup_path;
 mod common;
 mod decode;
+mod guarded;
 mod journal;
 mod lifecycle;
 mod limits;

@@ -449,3 +449,32 @@ fn a_stale_checkpoint_does_not_outvote_a_younger_request() {
     fixture.desired[1] = at(Source::KubeletAllocated, 10, 96);
     assert_eq!(fixture.judge().desired.map(|desired| desired.source), Some(Source::KubeletAllocated));
 }
+
+#[test]
+fn the_guards_word_precedes_the_others_until_one_of_them_says_something_else_after_it() {
+    let at = |source, at, mebibytes| DesiredLimit {
+        at: KernelTime(at),
+        ..desired(source, memory(mebibytes * MIB))
+    };
+    let raised = || bytes(128 * MIB);
+    let mut fixture = Fixture::new(Resource::Memory, memory(128 * MIB), raised(), raised());
+    fixture.desired = vec![
+        at(Source::CriRequest, 10, 64),
+        at(Source::KubeletAllocated, 10, 64),
+        at(Source::Guard, 20, 128),
+        at(Source::Runtime, 30, 128),
+    ];
+    let compared = |fixture: &Fixture| {
+        let judgement = fixture.judge();
+        (judgement.verdict, judgement.desired.map(|desired| desired.source))
+    };
+    assert_eq!(compared(&fixture), (Verdict::InForce, Some(Source::Guard)));
+    assert_eq!(fixture.judge().disagreeing, [Source::KubeletAllocated, Source::CriRequest]);
+    // Another limit, desired since.
+    fixture.desired[1] = at(Source::KubeletAllocated, 25, 96);
+    assert_eq!(compared(&fixture), (Verdict::Diverged, Some(Source::KubeletAllocated)));
+    fixture.desired[1] = at(Source::KubeletAllocated, 25, 128);
+    assert_eq!(compared(&fixture), (Verdict::InForce, Some(Source::Guard)), "the guard's own resize");
+    fixture.desired.push(at(Source::Client, 1, 64));
+    assert_eq!(compared(&fixture), (Verdict::Diverged, Some(Source::Client)));
+}

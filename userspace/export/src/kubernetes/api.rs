@@ -119,7 +119,7 @@ fn event(Post { notice, series }: Post, node: &str) -> Event {
             count: i32::try_from(count).unwrap_or(i32::MAX),
             last_observed_time: time,
         }),
-        type_: Some("Warning".to_owned()),
+        type_: Some(if notice.is_warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(notice.reason.to_owned()),
         action: Some(notice.action.to_owned()),
         note: Some(notice.note),
@@ -161,6 +161,7 @@ mod tests {
 
     fn notice() -> Notice {
         Notice {
+            is_warning: true,
             reason: "OOMKilled",
             action: "OOMKill",
             namespace: "prod".to_owned(),

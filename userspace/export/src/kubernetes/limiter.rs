@@ -176,6 +176,7 @@ mod tests {
 
     fn notice(uid: &str, container: &str, seq: u64) -> Notice {
         Notice {
+            is_warning: true,
             reason: "OOMKilled",
             action: "OOMKill",
             namespace: "prod".to_owned(),

@@ -5,6 +5,8 @@
 //! | `oomKill` | `OOMKilled` | at once |
 //! | `verdict`: reverted | `LimitReverted` | at once |
 //! | `verdict`: any other that is not in force | `LimitNotInForce` | after 30 s without one that is |
+//! | `guardRaised` | `GuardRaised` | at once |
+//! | `guardRefused` | `GuardRefused` | at once, unless another process has raised the limit meanwhile |
 //!
 //! Pure: time is an argument.
 
@@ -22,12 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WATCHED_MAX: usize = 4096;
 /// After so long a limit is watched no more: its pod never got a name, or it has been reported, and nothing said that it is gone.
 const WATCHED_FOR: Duration = Duration::from_secs(3600);
+/// The guard's word for a limit that another process has raised.
+const RAISED_MEANWHILE: &str = "raisedMeanwhile";
 /// What the API server accepts as a note.
 const NOTE_BYTES: usize = 1024;
 
 /// What a Kubernetes Event is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
+    /// Whether someone has to look at it.
+    pub is_warning: bool,
     /// Why, in one word.
     pub reason: &'static str,
     /// What was done.
@@ -94,6 +100,10 @@ impl Notices {
         match &event.kind {
             Some(Kind::OomKill(_)) => found(notice(event, "OOMKilled", "OOMKill", sentence)),
             Some(Kind::Verdict(verdict)) => self.verdict(event, verdict, sentence, now),
+            Some(Kind::GuardRaised(_)) => found(notice(event, "GuardRaised", "Resize", sentence)),
+            // Then there was no need of it.
+            Some(Kind::GuardRefused(refused)) if refused.reason == RAISED_MEANWHILE => Found::Nothing,
+            Some(Kind::GuardRefused(_)) => found(notice(event, "GuardRefused", "Resize", sentence)),
             Some(Kind::Deleted(_)) => {
                 if let Some(container) = &event.container {
                     self.gone(container);
@@ -224,6 +234,7 @@ fn notice(
     let note = escape(&note);
     let position = event.position.clone()?;
     Some(Notice {
+        is_warning: !matches!(event.kind, Some(Kind::GuardRaised(_))),
         reason,
         action,
         namespace: pod.namespace.clone()?,
@@ -313,11 +324,33 @@ mod tests {
     }
 
     #[test]
+    fn a_raise_and_a_refusal_of_the_guard_are_one_at_once() {
+        let reason = |kind| {
+            let notice = observe(&mut Notices::default(), &named(7, kind), Instant::now());
+            notice.map(|notice| (notice.reason, notice.is_warning))
+        };
+        let raised = Kind::GuardRaised(proto::GuardRaised::default());
+        assert_eq!(reason(raised), Some(("GuardRaised", false)));
+        let refused = |reason: &str| {
+            Kind::GuardRefused(Box::new(proto::GuardRefused {
+                reason: reason.to_owned(),
+                ..Default::default()
+            }))
+        };
+        assert_eq!(reason(refused("atCeiling")), Some(("GuardRefused", true)));
+        assert_eq!(reason(refused(RAISED_MEANWHILE)), None);
+    }
+
+    #[test]
     fn other_kinds_are_none_and_too_many_limits_are_not_kept() {
         let mut notices = Notices::default();
         let now = Instant::now();
         for event in crate::testing::every_kind() {
-            if !matches!(event.kind, Some(Kind::OomKill(_) | Kind::Verdict(_))) {
+            let is_one = matches!(
+                event.kind,
+                Some(Kind::OomKill(_) | Kind::Verdict(_) | Kind::GuardRaised(_) | Kind::GuardRefused(_))
+            );
+            if !is_one {
                 assert_eq!(observe(&mut notices, &event, now), None);
             }
         }

@@ -28,6 +28,11 @@ pub fn name(kind: Option<&Kind>) -> &'static str {
         Some(Kind::Gap(_)) => GAP,
         Some(Kind::Resynced(_)) => "kwitness.resynced",
         Some(Kind::AgentRestarted(_)) => "kwitness.agent.restarted",
+        Some(Kind::GuardHeld(_)) => "kwitness.guard.held",
+        Some(Kind::GuardRaised(_)) => "kwitness.guard.raised",
+        Some(Kind::GuardContinued(_)) => "kwitness.guard.continued",
+        Some(Kind::GuardRefused(_)) => "kwitness.guard.refused",
+        Some(Kind::GuardReturned(_)) => "kwitness.guard.returned",
         None => "kwitness.unknown",
     }
 }
@@ -75,8 +80,49 @@ pub fn add(event: &proto::Event, to: &mut Attributes) {
             time("kwitness.agent.down.to", *until, to);
             to.number("kwitness.agent.records", *records);
         }
+        Some(Kind::GuardHeld(held)) => {
+            guarded_process(held.process.as_ref(), to);
+            guard_level(held.level(), to);
+            to.number("kwitness.guard.usage", held.usage_bytes);
+            to.number("kwitness.guard.limit", held.limit_bytes);
+        }
+        Some(Kind::GuardRaised(raised)) => {
+            guard_level(raised.level(), to);
+            to.number("kwitness.guard.limit", raised.limit_after);
+            to.number("kwitness.guard.limit_before", raised.limit_before);
+            to.number("kwitness.guard.held_ns", raised.held_ns);
+        }
+        Some(Kind::GuardContinued(continued)) => {
+            guarded_process(continued.process.as_ref(), to);
+            to.number("kwitness.guard.held_ns", continued.held_ns);
+            to.word("kwitness.guard.state", continued.state().as_str_name(), "GUARDED_STATE_");
+        }
+        Some(Kind::GuardRefused(refused)) => {
+            to.word("kwitness.guard.attempt", refused.attempt().as_str_name(), "GUARD_ATTEMPT_");
+            guard_level(refused.level(), to);
+            to.text("error.type", &refused.reason);
+            to.number("kwitness.guard.limit", refused.limit_bytes);
+            to.known_number("kwitness.guard.held_ns", refused.held_ns);
+        }
+        Some(Kind::GuardReturned(returned)) => {
+            guard_level(returned.level(), to);
+            to.number("kwitness.guard.limit", returned.limit_after);
+            to.number("kwitness.guard.limit_before", returned.limit_before);
+            to.number("kwitness.guard.original_limit", returned.original_limit);
+        }
         None => to.text("kwitness.type", &event.r#type),
     }
+}
+
+fn guarded_process(process: Option<&proto::GuardedProcess>, to: &mut Attributes) {
+    let Some(process) = process else { return };
+    to.number("process.pid", process.pid);
+    to.text("kwitness.process.comm", &process.comm);
+    to.number("kwitness.process.start_time", process.start_time);
+}
+
+fn guard_level(level: proto::CgroupRole, to: &mut Attributes) {
+    to.word("kwitness.guard.level", level.as_str_name(), "CGROUP_ROLE_");
 }
 
 fn process(process: Option<&proto::Process>, to: &mut Attributes) {

@@ -173,7 +173,7 @@ fn severity(event: &proto::Event) -> SeverityNumber {
         Some(Kind::Pressure(pressure)) if pressure.direction() == proto::PressureDirection::Up => {
             SeverityNumber::Warn
         }
-        Some(Kind::Gap(_)) => SeverityNumber::Warn,
+        Some(Kind::Gap(_) | Kind::GuardRefused(_)) => SeverityNumber::Warn,
         Some(Kind::Exec(_) | Kind::Exited(_) | Kind::Updated(_)) => SeverityNumber::Debug,
         _ => SeverityNumber::Info,
     }

@@ -179,6 +179,60 @@ const TABLE: &[Row] = &[
         ],
     ),
     ("kwitness.agent.restarted", SeverityNumber::Info, &[("kwitness.agent.records", "9")]),
+    (
+        "kwitness.guard.held",
+        SeverityNumber::Info,
+        &[
+            ("kwitness.guard.level", "container"),
+            ("kwitness.guard.limit", "67108864"),
+            ("kwitness.guard.usage", "62914560"),
+            ("kwitness.process.comm", "java"),
+            ("kwitness.process.start_time", "5"),
+            ("process.pid", "812"),
+        ],
+    ),
+    (
+        "kwitness.guard.raised",
+        SeverityNumber::Info,
+        &[
+            ("kwitness.guard.held_ns", "5"),
+            ("kwitness.guard.level", "container"),
+            ("kwitness.guard.limit", "134217728"),
+            ("kwitness.guard.limit_before", "67108864"),
+        ],
+    ),
+    (
+        "kwitness.guard.continued",
+        SeverityNumber::Info,
+        &[
+            ("kwitness.guard.held_ns", "6"),
+            ("kwitness.guard.state", "running"),
+            ("kwitness.process.comm", "java"),
+            ("kwitness.process.start_time", "5"),
+            ("process.pid", "812"),
+        ],
+    ),
+    (
+        "kwitness.guard.refused",
+        SeverityNumber::Warn,
+        &[
+            ("error.type", "limitAbove"),
+            ("kwitness.guard.attempt", "raise"),
+            ("kwitness.guard.held_ns", "7"),
+            ("kwitness.guard.level", "pod"),
+            ("kwitness.guard.limit", "67108864"),
+        ],
+    ),
+    (
+        "kwitness.guard.returned",
+        SeverityNumber::Info,
+        &[
+            ("kwitness.guard.level", "container"),
+            ("kwitness.guard.limit", "67108864"),
+            ("kwitness.guard.limit_before", "134217728"),
+            ("kwitness.guard.original_limit", "67108864"),
+        ],
+    ),
     ("kwitness.unknown", SeverityNumber::Info, &[("kwitness.type", "t")]),
 ];
 

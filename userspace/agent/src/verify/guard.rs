@@ -1,0 +1,168 @@
+//! What the guard says that it sets: of each container the limit of memory, from the moment before it does.
+//!
+//! ```text
+//!             announced            in force
+//!   nothing ────────────▶ sets ─────────────▶ has
+//!      ▲                  │  ▲                 │
+//!      └── refused ───────┘  └─── announced ───┘     refused: what it had before counts again
+//! ```
+//!
+//! Owns that memory, bounded: it is forgotten when its container is gone, and of too many the oldest goes first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kwitness_core::model::{
+    Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, Resource, Source, Wanted,
+};
+
+use super::desired::Desired;
+
+/// Containers that are remembered: as many as a guard arms.
+const KNOWN_MAX: usize = 1024;
+
+/// The memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct GuardLimits(Arc<Mutex<BTreeMap<ContainerId, Limit>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Limit {
+    sets: Option<(KernelTime, u64)>,
+    has: Option<(KernelTime, u64)>,
+}
+
+impl Limit {
+    fn last(&self) -> Option<(KernelTime, u64)> {
+        self.sets.or(self.has)
+    }
+}
+
+impl GuardLimits {
+    /// It is about to set that.
+    pub fn announced(&self, container: ContainerId, at: KernelTime, bytes: u64) {
+        entry(&mut self.lock(), container).sets = Some((at, bytes));
+    }
+
+    /// What came of that.
+    pub fn observe(&self, report: &GuardReport) {
+        let mut known = self.lock();
+        match report.act {
+            GuardAct::Raised { to, .. } | GuardAct::Returned { to, .. } => {
+                let has = Some((report.at, to));
+                *entry(&mut known, report.container.clone()) = Limit { sets: None, has };
+            }
+            GuardAct::Refused { .. } => {
+                if let Some(limit) = known.get_mut(&report.container) {
+                    limit.sets = None;
+                    if limit.has.is_none() {
+                        known.remove(&report.container);
+                    }
+                }
+            }
+            GuardAct::Held { .. } | GuardAct::Continued { .. } => {}
+        }
+    }
+
+    /// Whether none is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Forgets what has ended, given all that is there.
+    pub(super) fn keep(&self, there: &BTreeSet<&str>) {
+        self.lock().retain(|container, _| there.contains(&*container.0));
+    }
+
+    /// What a container should have.
+    pub(super) fn desired(&self, container: &ContainerId) -> Option<Desired> {
+        let (at, bytes) = self.lock().get(container)?.last()?;
+        let wanted = Wanted::Memory(Bound::At(bytes));
+        Some((Resource::Memory, DesiredLimit { source: Source::Guard, at, wanted }))
+    }
+
+    /// Nothing that could panic runs while it is held.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Limit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is remembered of a container, for which there is room.
+fn entry(known: &mut BTreeMap<ContainerId, Limit>, container: ContainerId) -> &mut Limit {
+    if known.len() >= KNOWN_MAX && !known.contains_key(&container) {
+        let oldest = known.iter().min_by_key(|(_, limit)| limit.last().map(|(at, _)| at));
+        if let Some(oldest) = oldest.map(|(container, _)| container.clone()) {
+            known.remove(&oldest);
+        }
+    }
+    known.entry(container).or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_core::model::{GuardAttempt, LevelRole};
+
+    use super::*;
+
+    fn id(name: &str) -> ContainerId {
+        ContainerId(name.into())
+    }
+
+    fn report(at: u64, act: GuardAct) -> GuardReport {
+        GuardReport { at: KernelTime(at), container: id("c"), act }
+    }
+
+    fn raised(to: u64) -> GuardAct {
+        GuardAct::Raised { level: LevelRole::Container, from: 64, to, held: 1 }
+    }
+
+    fn refused() -> GuardAct {
+        GuardAct::Refused {
+            attempt: GuardAttempt::Raise,
+            reason: "runtime".into(),
+            detail: "away".into(),
+            level: LevelRole::Container,
+            limit: 64,
+            held: Some(1),
+        }
+    }
+
+    fn wanted(limits: &GuardLimits) -> Option<(u64, Wanted)> {
+        limits.desired(&id("c")).map(|(_, limit)| (limit.at.0, limit.wanted))
+    }
+
+    #[test]
+    fn what_is_announced_counts_until_it_is_refused() {
+        let limits = GuardLimits::default();
+        let bytes = |bytes| Wanted::Memory(Bound::At(bytes));
+        limits.announced(id("c"), KernelTime(1), 128);
+        assert_eq!(wanted(&limits), Some((1, bytes(128))));
+        limits.observe(&report(2, refused()));
+        assert_eq!(wanted(&limits), None);
+        assert!(limits.is_empty());
+
+        limits.announced(id("c"), KernelTime(3), 128);
+        limits.observe(&report(4, raised(128)));
+        limits.announced(id("c"), KernelTime(5), 192);
+        assert_eq!(wanted(&limits), Some((5, bytes(192))));
+        limits.observe(&report(6, refused()));
+        assert_eq!(wanted(&limits), Some((4, bytes(128))), "what it has");
+        let returned = GuardAct::Returned { level: LevelRole::Container, from: 128, to: 64, original: 64 };
+        limits.observe(&report(7, returned));
+        assert_eq!(wanted(&limits), Some((7, bytes(64))));
+        limits.keep(&BTreeSet::from(["c"]));
+        assert!(!limits.is_empty());
+        limits.keep(&BTreeSet::new());
+        assert_eq!(wanted(&limits), None);
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_is_forgotten() {
+        let limits = GuardLimits::default();
+        limits.announced(id("c"), KernelTime(1), 128);
+        for at in 2..=KNOWN_MAX as u64 + 1 {
+            limits.announced(id(&at.to_string()), KernelTime(at), 128);
+        }
+        assert_eq!(wanted(&limits), None);
+        assert_eq!(limits.lock().len(), KNOWN_MAX);
+    }
+}
