@@ -42,6 +42,9 @@ pub struct Ended {
     pub oom_kills: u64,
 }
 
+/// [`POLICY`], and what is raised is given back.
+pub const RETURNING_POLICY: &str = "[[rule]]\npod = \"greedy\"\nthreshold = \"50%\"\nstep = \"96Mi\"\nceiling = \"256Mi\"\nlongest_hold = \"10s\"\ngive_back_after = \"10s\"\n";
+
 /// The hog's memory is that of `tail`, which looks for the end of a line in what it reads.
 pub fn command() -> String {
     format!("head -c {SIZE} /dev/zero | tail >/dev/null")
@@ -84,6 +87,63 @@ impl Piped {
 
     fn gate(&self) -> PathBuf {
         self.directory.path().join("gate")
+    }
+}
+
+/// A hog below a shell that outlives it, in a container of its own: it keeps what it has taken until it may end.
+#[derive(Debug)]
+pub struct Keeping {
+    /// The container.
+    pub id: String,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+    directory: TempDir,
+}
+
+impl Keeping {
+    /// Makes the container, and waits until the guard has armed it. Nothing is taken yet.
+    pub async fn start(node: &Node, pod: &Pod, name: &str, guard: &Guard) -> Result<Self> {
+        let directory = tempfile::tempdir_in("/run").context("make a directory for the hog")?;
+        let wait = |file: &str| format!("until [ -e /out/{file} ]; do sleep 0.1; done");
+        let (go, end) = (wait("go"), wait("end"));
+        let line = format!(
+            "{go}; (head -c {SIZE} /dev/zero; : >/out/taken; {end}) | tail >/dev/null; echo $? >/out/code.new; \
+             mv /out/code.new /out/code; exec sleep 1000"
+        );
+        let id = node.run(pod, &limited(name, &line, directory.path())).await?;
+        let cgroup = node.cgroup_directory(&cgroup_path(node.pid(&id).await?)?);
+        guard.wait_armed(1).await?;
+        Ok(Self { id, cgroup, directory })
+    }
+
+    /// Has it take its memory, and waits until it has.
+    pub async fn take(&self) -> Result<()> {
+        self.signal("go", "taken").await.map(drop)
+    }
+
+    /// Has it end; its exit code.
+    pub async fn end(&self) -> Result<i32> {
+        let code = self.signal("end", "code").await?;
+        code.trim().parse().with_context(|| format!("the hog's exit code `{code}`"))
+    }
+
+    /// Waits until its limit is that.
+    pub async fn wait_limit(&self, limit: u64) -> Result<()> {
+        let file = self.cgroup.join("memory.max");
+        let what = format!("a limit of {limit} bytes");
+        wait_for(&what, WORK_LIMIT, async || {
+            let now = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            Ok((now.trim() == limit.to_string()).then_some(()))
+        })
+        .await
+    }
+
+    async fn signal(&self, what: &str, answer: &str) -> Result<String> {
+        fs::write(self.directory.path().join(what), "")
+            .with_context(|| format!("signal {what} to the hog"))?;
+        let answer = self.directory.path().join(answer);
+        wait_for("the hog", WORK_LIMIT, async || Ok(answer.exists().then_some(()))).await?;
+        fs::read_to_string(&answer).context("read the hog's answer")
     }
 }
 

@@ -82,6 +82,48 @@ async fn raised(cluster: &GuardedNode) -> Result<()> {
     Ok(())
 }
 
+/// A pod that takes more than its limit, and gives it up: its spec and its cgroup have the old limit again.
+pub(crate) async fn a_raise_through_the_api_is_given_back(ctx: &TestContext) -> Result<()> {
+    let policy = format!("{POLICY}give_back_after = \"10s\"\n");
+    let cluster = GuardedNode::start(&ctx.environment, &policy).await?;
+    let done = given_back(&cluster).await;
+    cluster.explain(done)?;
+    cluster.stop().await
+}
+
+async fn given_back(cluster: &GuardedNode) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+    let at = directory.path();
+    let line = "mkfifo /out/gate; tail </out/gate >/dev/null; until [ -e /out/stop ]; do sleep 0.1; done";
+    let id = cluster.run(POD, line, at, LIMIT).await?;
+    let pid = cluster.node.pid(&id).await?;
+    let cgroup = cluster.node.cgroup_directory(&cgroup_path(pid)?);
+    cluster.guard.wait_armed(1).await?;
+    let feeder = feeder(at)?;
+    fs::write(at.join("take0"), "").context("have more memory taken")?;
+    let [raised, _] = RAISED;
+    in_force(cluster, &id, raised).await?;
+    resized(cluster).await?;
+    // The pipe ends with the feeder, and tail with the pipe: what was taken is free.
+    drop(feeder);
+    let limit = async || {
+        let limit = fs::read_to_string(cgroup.join("memory.max")).context("read memory.max")?;
+        Ok((limit.trim() == LIMIT.to_string()).then_some(()))
+    };
+    wait_for("the limit to be given back", SOON, limit).await?;
+    let returned = cluster.guard.wait("the return", |status| (status.returned > 0).then_some(()));
+    returned.await?;
+    in_force(cluster, &id, LIMIT).await?;
+    let spec = cluster.api.get("pod", POD)?;
+    let of_spec = &spec["spec"]["containers"][0]["resources"]["limits"]["memory"];
+    ensure!(of_spec == "64Mi", "the spec has {of_spec}");
+    ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
+    fs::write(at.join("stop"), "").context("end the container")?;
+    let ended = cluster.terminated(POD).await?;
+    ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
+    Ok(())
+}
+
 /// Waits until nothing is held; how the last holds ended.
 async fn holds(cluster: &GuardedNode) -> Result<Vec<Ended>> {
     let ended = cluster.guard.wait("the end of each hold", |status| {

@@ -40,6 +40,10 @@ fn main() -> Result<()> {
         ctx.finish()?;
         ctx.block_on(guard::a_raise_through_the_api_stays(ctx))
     });
+    let returned = Case::new("a_raise_of_the_guard_through_the_api_is_given_back", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guard::a_raise_through_the_api_is_given_back(ctx))
+    });
     let demo = Case::new("the_demo_of_an_averted_oom_kill_holds", |ctx| {
         ctx.finish()?;
         ctx.block_on(guard::the_demo_of_an_averted_oom_kill_holds(ctx))
@@ -51,6 +55,7 @@ fn main() -> Result<()> {
         resize.refused(no_limits),
         chart.refused(private),
         raise.refused(guests),
+        returned.refused(guests).refused(only_long),
         demo.refused(guests).refused(only_long),
         plugin,
     ];

@@ -4,6 +4,7 @@
 
 mod hog;
 mod refused;
+mod returned;
 mod several;
 mod spared;
 mod stopped;
@@ -30,7 +31,7 @@ fn main() -> Result<()> {
         Combination { handler: Handler::Crun, driver: ctx.environment.first_combination()?.driver };
     let only_long = (!ctx.environment.long).then_some("only with --long");
     // Each needs most of a minute in a guest: here what must hold, below who is held.
-    let always: [(&str, Combined); 7] = [
+    let always: [(&str, Combined); 8] = [
         ("a_hog_is_killed_without_a_guard_and_finishes_with_one", |ctx, of| {
             ctx.block_on(hog::finishes(ctx, of))
         }),
@@ -46,8 +47,11 @@ fn main() -> Result<()> {
             ctx.block_on(stopped::both(ctx, of))
         }),
         ("a_guard_that_is_stopped_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::paused(ctx, of))),
+        ("what_was_raised_is_given_back_after_a_quiet_time", |ctx, of| {
+            ctx.block_on(returned::after_a_quiet_time(ctx, of))
+        }),
     ];
-    let long: [(&str, Combined); 11] = [
+    let long: [(&str, Combined); 14] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
@@ -65,6 +69,15 @@ fn main() -> Result<()> {
         ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
         ("the_bench_of_survival_tells_the_guard_from_nothing", |ctx, of| {
             ctx.block_on(survival::bench(ctx, of))
+        }),
+        ("what_a_killed_guard_has_raised_the_next_one_gives_back", |ctx, of| {
+            ctx.block_on(returned::by_the_next_guard(ctx, of))
+        }),
+        ("what_another_process_has_set_is_not_given_back", |ctx, of| {
+            ctx.block_on(returned::not_what_another_process_has_set(ctx, of))
+        }),
+        ("the_guards_events_wait_for_the_daemon", |ctx, of| {
+            ctx.block_on(returned::events_wait_for_the_daemon(ctx, of))
         }),
         ("a_second_guard_is_refused", |ctx, of| ctx.block_on(refused::second(ctx, of))),
     ];

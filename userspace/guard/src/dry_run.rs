@@ -8,7 +8,7 @@ use kwitness_api::client::Address;
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::guard::available;
-use crate::plan::{self, Facts, Raise, Refusal};
+use crate::plan::{self, Change, Facts, Refusal};
 use crate::policy::{Bytes, Policy, Selection, Threshold};
 
 /// What a policy says of the containers of this node.
@@ -32,7 +32,7 @@ pub struct Row {
     /// From what share of the limit on it would be held.
     pub threshold: Threshold,
     /// What a first raise would do; none without a limit.
-    pub raise: Option<Result<Raise, Refusal>>,
+    pub raise: Option<Result<Change, Refusal>>,
 }
 
 /// What the policy would do now. `is_pod_raised`: the pod's limit would be raised with the container's.

@@ -3,13 +3,13 @@
 //!
 //! All processes of a container that are held at a time share one episode: the first begins it, the others join.
 
-use crate::plan::{self, Facts, Raise, Refusal};
+use crate::plan::{self, Change, Facts, Refusal};
 use crate::policy::Rule;
 
 /// A hold that has not ended. A process that continues has no episode, so nothing can be decided for it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Episode {
-    raise: Raise,
+    raise: Change,
     stage: Stage,
 }
 
@@ -49,7 +49,7 @@ pub enum Next {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The limit is in force.
-    Raised(Raise),
+    Raised(Change),
     /// It is not; hold nothing of the container for its cool-down.
     Refused(Refusal),
 }
@@ -64,7 +64,7 @@ impl Episode {
     }
 
     /// The raise that it is about.
-    pub fn raise(&self) -> Raise {
+    pub fn raise(&self) -> Change {
         self.raise
     }
 

@@ -6,7 +6,9 @@
 //!  the ring ──── a process is held ───────────────────┤
 //!  RETRY ─────── while anything is held ──────────────┼──▶ look: what HELD says ──▶ Episode ──▶ raise, verify, continue
 //!  answers ───── of runtime and daemon ────────────────┘
+//!  SAMPLE ────── what was raised, and is to be given back ──▶ GiveBack ──▶ lower, verify
 //!  containers ── arm, disarm
+//!  each step ──▶ Reporter ──▶ the daemon's stream
 //! ```
 //!
 //! What is held is always read from the map. The ring only says when. Nothing here waits: raising and verifying are tasks of
@@ -14,6 +16,7 @@
 
 mod arming;
 mod holds;
+mod returns;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -30,26 +33,34 @@ use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::LOCK_FILE;
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
+use crate::give_back::{GiveBack, Loan};
+use crate::loans::{Lent, Loans};
 use crate::metrics::{Counts, Metrics, Snapshot};
 use crate::orphans;
+use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
+use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status, Steps};
 use crate::watchdog;
+use crate::{LOANS_FILE, LOCK_FILE};
 use arming::NotArmed;
 
 /// Between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
 /// Between two looks while anything is held, and between two SIGCONTs to a process that is still stopped.
 const RETRY: Duration = Duration::from_millis(25);
+/// Between two looks at containers whose raises are to be given back.
+const SAMPLE: Duration = Duration::from_secs(1);
 /// How long the end of the program waits until everything runs.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// How long it waits then until the daemon has taken the last reports.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the guard is started with.
 #[derive(Clone, Debug)]
@@ -80,10 +91,9 @@ struct Guarded {
     container: Container,
     rule: Rule,
     raises: u32,
-    /// The limit before the first raise; none: there was none.
-    original: Option<Bytes>,
-    /// What the last raise asked for, while that may still come into force.
-    asked: Option<Bytes>,
+    /// What it has been lent by raises.
+    loan: Option<Loan>,
+    give_back: GiveBack,
     /// A raise whose answer has not come: the limit may still become what it says.
     unanswered: bool,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
@@ -97,8 +107,8 @@ impl Guarded {
             container,
             rule,
             raises: 0,
-            original: None,
-            asked: None,
+            loan: None,
+            give_back: GiveBack::default(),
             unanswered: false,
             quiet_until: 0,
             episode: None,
@@ -112,10 +122,10 @@ impl Guarded {
 
     /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
     fn promised(&self) -> Option<Bytes> {
-        self.original?;
+        let pending = self.loan?.pending;
         let cgroup = Cgroup::find(&self.container.cgroup_path, self.container.cgroup_id).ok()??;
         let (limit, usage) = (cgroup.limit().ok()?.unwrap_or(Bytes(0)), cgroup.usage().ok()?);
-        let limit = self.asked.map_or(limit, |asked| limit.max(asked));
+        let limit = pending.map_or(limit, |pending| limit.max(pending));
         Some(Bytes(limit.0.saturating_sub(usage.0)))
     }
 }
@@ -159,6 +169,7 @@ impl Times {
 struct Answer {
     cgroup_id: u64,
     episode: u64,
+    raise: Change,
     input: Input,
 }
 
@@ -176,6 +187,11 @@ struct Guard {
     /// Holds that have been reported.
     reported: HashSet<HoldId>,
     answers: JoinSet<Answer>,
+    returns: JoinSet<returns::Answer>,
+    /// What an earlier guard has lent to containers that are not armed yet, by cgroup.
+    inherited: HashMap<u64, Lent>,
+    loans: Loans,
+    reporter: Reporter,
     episodes: u64,
     history: VecDeque<Ended>,
     counts: Counts,
@@ -202,13 +218,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);
     let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
+    let reporter = Reporter::new();
+    let reporting = tokio::spawn(reporter.clone().run(options.daemon.clone()));
     let raises_by = options.raiser.name();
     tracing::info!(hook = program.hook, watchdog = watchdog.id(), raises_by, "guard ready");
     notify_ready();
-    let mut guard = Guard::new(options, program, watchdog, metrics);
+    let mut guard = Guard::new(options, program, watchdog, metrics, reporter.clone());
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut retry = tokio::time::interval(RETRY);
-    for interval in [&mut heartbeat, &mut retry] {
+    let mut sample = tokio::time::interval(SAMPLE);
+    for interval in [&mut heartbeat, &mut retry, &mut sample] {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     }
     let ended = loop {
@@ -222,6 +241,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }),
             Some(answer) = guard.answers.join_next() => match answer {
                 Ok(answer) => guard.answered(answer),
+                Err(error) => Err(error).context("a call's task failed"),
+            },
+            _ = sample.tick() => {
+                guard.sample();
+                Ok(())
+            }
+            Some(answer) = guard.returns.join_next() => match answer {
+                Ok(answer) => {
+                    guard.return_answered(answer);
+                    guard.look()
+                }
                 Err(error) => Err(error).context("a call's task failed"),
             },
             Some(containers) = containers.recv() => guard.arm(containers),
@@ -245,6 +275,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     follow.abort();
     let stopped = guard.stop().await;
+    if !reporter.flush(FLUSH_LIMIT).await {
+        tracing::warn!("the daemon did not take the last reports: its stream misses them");
+    }
+    reporting.abort();
     ended.and(stopped)
 }
 
@@ -266,8 +300,20 @@ pub(crate) fn available() -> anyhow::Result<Bytes> {
 }
 
 impl Guard {
-    fn new(options: Options, program: Program, watchdog: Child, metrics: Option<Arc<Metrics>>) -> Self {
+    fn new(
+        options: Options,
+        program: Program,
+        watchdog: Child,
+        metrics: Option<Arc<Metrics>>,
+        reporter: Reporter,
+    ) -> Self {
+        let loans = Loans::new(LOANS_FILE.into());
+        let inherited = loans.load().into_iter().map(|lent| (lent.cgroup_id, lent)).collect();
         Self {
+            returns: JoinSet::new(),
+            inherited,
+            loans,
+            reporter,
             options,
             program,
             watchdog,
@@ -311,6 +357,8 @@ impl Guard {
             armed: self.guarded.len(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
+            reports: self.reporter.counts(),
+            lent: self.guarded.values().filter(|guarded| guarded.loan.is_some()).count(),
             budget_left: left().map(u64::from).sum(),
             budget_spent: left().filter(|left| *left == 0).count(),
         })
@@ -335,10 +383,10 @@ impl Guard {
             held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
             raises: guarded.raises,
             budget: guarded.rule.budget,
-            original_limit: guarded.original.map(|limit| limit.0),
+            original_limit: guarded.loan.map(|loan| loan.original.0),
         });
         let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
-        let Counts { raises, refusals, .. } = self.counts.clone();
+        let Counts { raises, refusals, returns, return_refusals, .. } = self.counts.clone();
         Ok(Status {
             pid: std::process::id(),
             watchdog_pid: self.watchdog.id(),
@@ -348,6 +396,8 @@ impl Guard {
             history: self.history.iter().cloned().collect(),
             raised: raises,
             refused: refusals.into_iter().map(named).collect(),
+            returned: returns,
+            not_returned: return_refusals.into_iter().map(named).collect(),
             not_held: self.program.spared()?.into_iter().map(named).collect(),
         })
     }

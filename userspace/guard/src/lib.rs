@@ -20,7 +20,7 @@
 //! ```
 //!
 //! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it.
-//! Giving memory back is not done yet.
+//! What was raised is given back after a quiet time, if the policy says so: see [`give_back`].
 //!
 //! # Nothing stays stopped
 //!
@@ -49,16 +49,21 @@
 //! | how the holds of a dead guard end | `orphans` |
 //! | that only what was recorded is continued, until it is seen running | `process` |
 //! | how a limit is raised | [`raise`] |
-//! | that a raise is in force | the daemon's `Verify`, called by [`daemon`] |
+//! | when a raise is given back, and how far | [`give_back`] |
+//! | that the next guard knows what was raised | `loans` |
+//! | that a limit is in force | the daemon's `Verify`, called by [`daemon`] |
+//! | that the daemon's stream has an event of each step | `reporter` |
 //!
-//! [`policy`], [`plan`], [`episode`] and `raise::resize` are pure: no clock, no file, no signal.
+//! [`policy`], [`plan`], [`episode`], [`give_back`] and `raise::resize` are pure: no clock, no file, no signal.
 
 mod cgroup;
 pub mod daemon;
 pub mod dry_run;
 pub mod episode;
+pub mod give_back;
 mod guard;
 mod layout;
+mod loans;
 mod metrics;
 mod orphans;
 pub mod plan;
@@ -66,6 +71,7 @@ pub mod policy;
 mod process;
 mod program;
 pub mod raise;
+mod reporter;
 pub mod status;
 pub mod watchdog;
 
@@ -76,6 +82,9 @@ pub use status::STATUS_SOCKET;
 
 /// Locked by the guard of this node: a second one does not start.
 pub const LOCK_FILE: &str = "/run/kwitness/guard.lock";
+
+/// What the guard of this node has raised: the next one gives it back.
+pub const LOANS_FILE: &str = "/run/kwitness/guard-loans.json";
 
 /// Where lease and holds are pinned by default.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

@@ -12,6 +12,8 @@ use kwitness_service::http::{Health, Pages, Probe};
 use kwitness_service::metrics::{Exposition, Histogram};
 use kwitness_service::program::Program;
 
+use crate::reporter::ReportCounts;
+
 kwitness_service::metrics! {
     /// The guard's own metrics, in the order of the reference page.
     CATALOG {
@@ -23,6 +25,12 @@ kwitness_service::metrics! {
         RAISES: Counter, "kwitness_guard_raises_total", [], "Holds that ended with a raise in force.";
         REFUSALS: Counter, "kwitness_guard_refusals_total", ["reason"],
             "Holds that ended without one, by reason as in the log.";
+        LENT: Gauge, "kwitness_guard_raised_containers", [], "Armed containers whose limit the guard has raised and not given back.";
+        RETURNS: Counter, "kwitness_guard_returns_total", [], "Limits that were given back, and are in force.";
+        RETURN_REFUSALS: Counter, "kwitness_guard_return_refusals_total", ["reason"],
+            "Limits that were not given back when it was time, by reason as in the log.";
+        REPORTS: Counter, "kwitness_guard_reports_total", ["result"],
+            "Reports to the daemon: accepted, rejected (it knows no such container) or dropped (it was away for too long).";
         NOT_HELD: Counter, "kwitness_guard_not_held_total", ["reason"],
             "Charges above a threshold whose task was not held, by reason.";
         ARMED: Gauge, "kwitness_guard_armed_containers", [], "Containers that are armed.";
@@ -51,6 +59,8 @@ pub(crate) struct Counts {
     pub hold_seconds: Histogram,
     pub raises: u64,
     pub refusals: BTreeMap<&'static str, u64>,
+    pub returns: u64,
+    pub return_refusals: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Counts {
@@ -61,6 +71,8 @@ impl Default for Counts {
             hold_seconds: Histogram::new(BOUNDS),
             raises: 0,
             refusals: BTreeMap::new(),
+            returns: 0,
+            return_refusals: BTreeMap::new(),
         }
     }
 }
@@ -73,6 +85,8 @@ pub(crate) struct Snapshot {
     pub armed: usize,
     pub not_armed: BTreeMap<&'static str, u64>,
     pub not_held: Vec<(&'static str, u64)>,
+    pub reports: ReportCounts,
+    pub lent: usize,
     pub budget_left: u64,
     pub budget_spent: usize,
 }
@@ -120,7 +134,8 @@ impl Pages for Metrics {
 
 impl Snapshot {
     fn expose(&self, exposition: &mut Exposition) {
-        let Self { counts, held, armed, not_armed, not_held, budget_left, budget_spent } = self;
+        let Self { counts, held, armed, not_armed, not_held, reports, lent, budget_left, budget_spent } =
+            self;
         exposition.set(&HELD, *held);
         exposition.set(&HOLDS, counts.holds);
         let mut continued = exposition.family(&CONTINUED);
@@ -129,6 +144,15 @@ impl Snapshot {
         exposition.set(&RAISES, counts.raises);
         let mut refusals = exposition.family(&REFUSALS);
         counts.refusals.iter().for_each(|(reason, count)| refusals.add([reason], *count));
+        exposition.set(&LENT, *lent);
+        exposition.set(&RETURNS, counts.returns);
+        let mut refusals = exposition.family(&RETURN_REFUSALS);
+        counts.return_refusals.iter().for_each(|(reason, count)| refusals.add([reason], *count));
+        let ReportCounts { accepted, rejected, dropped } = *reports;
+        let mut of = exposition.family(&REPORTS);
+        for (result, count) in [("accepted", accepted), ("rejected", rejected), ("dropped", dropped)] {
+            of.add([result], count);
+        }
         let mut of = exposition.family(&NOT_HELD);
         not_held.iter().for_each(|(reason, count)| of.add([reason], *count));
         exposition.set(&ARMED, *armed);
@@ -180,6 +204,8 @@ mod tests {
         snapshot.not_armed.insert("full", 3);
         snapshot.not_held.push(("traced", 4));
         snapshot.counts.refusals.insert("atCeiling", 5);
+        snapshot.counts.return_refusals.insert("limitChanged", 6);
+        snapshot.reports.dropped = 7;
         snapshot.counts.hold_seconds.observe(0.3);
         metrics.publish(snapshot);
         let text = metrics.metrics().text(Format::Prometheus);
@@ -191,6 +217,8 @@ mod tests {
             "kwitness_guard_not_armed_containers{reason=\"full\"} 3",
             "kwitness_guard_not_held_total{reason=\"traced\"} 4",
             "kwitness_guard_refusals_total{reason=\"atCeiling\"} 5",
+            "kwitness_guard_return_refusals_total{reason=\"limitChanged\"} 6",
+            "kwitness_guard_reports_total{result=\"dropped\"} 7",
             "kwitness_guard_hold_seconds_bucket{le=\"0.5\"} 1",
             "kwitness_guard_continued_total{state=\"gone\"} 0",
             "kwitness_guard_daemon_up 1",

@@ -6,6 +6,8 @@ mod resize;
 #[cfg(feature = "kubernetes")]
 pub use resize::ResizeRefusal;
 
+use kwitness_api::proto::CgroupRole;
+
 use crate::policy::{Bytes, Rule};
 
 /// What must be left of the node's memory after a raise, in one part of so many of the raise: a limit that the node cannot
@@ -46,9 +48,9 @@ pub struct Level {
     pub free: Bytes,
 }
 
-/// A raise of a limit.
+/// A change of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raise {
+pub struct Change {
     /// The limit in force.
     pub from: Bytes,
     /// The limit to be.
@@ -96,7 +98,7 @@ pub enum Refusal {
         needed: Bytes,
     },
     /// An earlier raise of the container has no answer.
-    #[error("an earlier raise has not been answered: the limit may still change")]
+    #[error("an earlier change of the limit has not been answered, and may still come")]
     Unanswered,
     /// The container or its pod is gone, or going.
     #[error("the container is gone, or its pod is being deleted")]
@@ -117,6 +119,9 @@ pub enum Refusal {
     /// The longest hold ended first.
     #[error("no answer within the longest hold, while {0}")]
     TooLate(&'static str),
+    /// Another process has changed a raised limit: it is not the guard's to give back.
+    #[error("the limit is {} and not what the guard has set: another process has changed it", .0.map_or("max".to_owned(), |limit| limit.to_string()))]
+    LimitChanged(Option<Bytes>),
 }
 
 impl Refusal {
@@ -137,6 +142,16 @@ impl Refusal {
             Self::NotInForce(_) => "notInForce",
             Self::Unverified(_) => "unverified",
             Self::TooLate(_) => "tooLate",
+            Self::LimitChanged(_) => "limitChanged",
+        }
+    }
+
+    /// Whose limit prevented the change, or else whose limit it is.
+    pub fn level(&self) -> CgroupRole {
+        match self {
+            Self::LimitAbove { level: Level { is_pod: true, .. }, .. } => CgroupRole::Pod,
+            Self::LimitAbove { .. } => CgroupRole::Other,
+            _ => CgroupRole::Container,
         }
     }
 
@@ -162,7 +177,7 @@ impl Refusal {
 ///
 /// # Errors
 /// The policy or the node forbids it.
-pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
+pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
     let Facts { held_at, limit, ref above, is_pod_raised, available, promised, raises, unanswered } = *facts;
     let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
@@ -185,7 +200,7 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Raise, Refusal> {
     if available < needed {
         return Err(Refusal::NoFreeMemory { available, step, needed });
     }
-    Ok(Raise { from: limit, to })
+    Ok(Change { from: limit, to })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! longest_hold = "3s"     # 100ms to 10s; default 3s
 //! cool_down = "10s"       # after a refusal nothing of the container is held; longest_hold to 1h, default 10s
 //! budget = 8              # raises in a container's life, 1 to 1000; default 8
+//! give_back_after = "10m" # quiet time after which a raise is given back, 10s to 1440m; default: never
 //! ```
 //!
 //! The first rule that matches a container decides. `*` in a pattern stands for any text. What makes no sense is rejected with
@@ -23,7 +24,7 @@ use std::time::Duration;
 use kwitness_core::units;
 use kwitness_core::verdicts::quantity;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::{PolicyError, Problem};
 
@@ -31,12 +32,14 @@ pub use check::{PolicyError, Problem};
 pub const LONGEST_HOLD_MAX: Duration = Duration::from_secs(10);
 const LONGEST_HOLD_MIN: Duration = Duration::from_millis(100);
 const COOL_DOWN_MAX: Duration = Duration::from_secs(3600);
+const GIVE_BACK_AFTER_MIN: Duration = Duration::from_secs(10);
+const GIVE_BACK_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 const STEP_MIN: Bytes = Bytes(1 << 20);
 const THRESHOLD_PERCENT: std::ops::RangeInclusive<u32> = 50..=98;
 const BUDGET: std::ops::RangeInclusive<u32> = 1..=1000;
 
 /// An amount of memory in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Bytes(pub u64);
 
 impl std::fmt::Display for Bytes {
@@ -81,6 +84,9 @@ pub struct Rule {
     /// Raises in a container's life.
     #[serde(default = "default_budget", deserialize_with = "budget")]
     pub budget: u32,
+    /// The quiet time after which a raise is given back; none: never.
+    #[serde(default, deserialize_with = "give_back_after")]
+    pub give_back_after: Option<Duration>,
 }
 
 /// A share of a limit.
@@ -232,12 +238,20 @@ fn cool_down<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     duration(from, Duration::ZERO, COOL_DOWN_MAX)
 }
 
+fn give_back_after<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    duration(from, GIVE_BACK_AFTER_MIN, GIVE_BACK_AFTER_MAX).map(Some)
+}
+
 fn duration<'de, D: Deserializer<'de>>(from: D, min: Duration, max: Duration) -> Result<Duration, D::Error> {
     let text = String::deserialize(from)?;
     let number = |suffix: &str| text.strip_suffix(suffix)?.parse::<u64>().ok();
+    let minutes = || number("m")?.checked_mul(60).map(Duration::from_secs);
     let parsed = number("ms").map(Duration::from_millis).or_else(|| number("s").map(Duration::from_secs));
+    let parsed = parsed.or_else(minutes);
     parsed.filter(|duration| (min..=max).contains(duration)).ok_or_else(|| {
-        D::Error::custom(format!("\"{text}\" is not a duration from {min:?} to {max:?} (\"500ms\", \"3s\")"))
+        D::Error::custom(format!(
+            "\"{text}\" is not a duration from {min:?} to {max:?} (\"500ms\", \"3s\", \"10m\")"
+        ))
     })
 }
 
@@ -293,7 +307,7 @@ pub(crate) mod tests {
         assert_eq!((first.threshold.per_mille(), first.longest_hold.as_millis()), (850, 500));
         let second = rule(&policy, names("dev-1", "p", "sidecar"));
         assert_eq!((second.step, second.threshold.per_mille()), (Bytes(1 << 20), 900));
-        assert_eq!(second.longest_hold, Duration::from_secs(3));
+        assert_eq!((second.longest_hold, second.give_back_after), (Duration::from_secs(3), None));
         assert_eq!(policy.select(names("prod", "p", "build")), Selection::Nothing);
     }
 
@@ -325,6 +339,8 @@ pub(crate) mod tests {
             ("threshold = \"0.9\"", "0.9"),
             ("budget = 0", "between 1 and 1000"),
             ("cool_down = \"2h\"", "2h"),
+            ("give_back_after = \"9s\"", "10s to 86400s"),
+            ("give_back_after = \"off\"", "off"),
             ("thresold = \"90%\"", "thresold"),
         ] {
             let error = rule(line).unwrap_err().to_string();

@@ -100,6 +100,16 @@ impl State {
             Self::Gone => "gone",
         }
     }
+
+    /// The same in a report.
+    pub fn report(self) -> kwitness_api::proto::GuardedState {
+        use kwitness_api::proto::GuardedState;
+        match self {
+            Self::Stopped | Self::StoppedAgain => GuardedState::Stopped,
+            Self::Running => GuardedState::Running,
+            Self::Gone => GuardedState::Gone,
+        }
+    }
 }
 
 /// The signal of a hold that is younger may still be on its way, unless it was seen to have arrived: from a charge with interrupts

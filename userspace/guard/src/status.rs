@@ -47,6 +47,10 @@ pub struct Status {
     pub raised: u64,
     /// Those that did not, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Limits that were given back.
+    pub returned: u64,
+    /// Those that were not when it was time, by reason.
+    pub not_returned: BTreeMap<String, u64>,
     /// Charges above a threshold whose task was not held, by reason.
     pub not_held: BTreeMap<String, u64>,
 }
@@ -68,7 +72,7 @@ pub struct Armed {
     pub raises: u32,
     /// Raises that the policy allows.
     pub budget: u32,
-    /// The limit before the first raise, in bytes; none: there was none.
+    /// The limit before the first raise, in bytes; none: there was none, or it has been given back.
     pub original_limit: Option<u64>,
 }
 
@@ -223,6 +227,8 @@ mod tests {
             history: Vec::new(),
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 2)]),
+            returned: 1,
+            not_returned: BTreeMap::new(),
             not_held: BTreeMap::new(),
         }
     }

@@ -155,13 +155,18 @@ async fn show_status(socket: PathBuf, format: Format) -> anyhow::Result<Code> {
 
 /// The status for people.
 fn text(status: &Status) -> String {
-    let Status { pid, watchdog_pid, hook, armed, not_armed, history, raised, refused, not_held } = status;
+    let Status { pid, watchdog_pid, hook, armed, not_armed, history, raised, refused, .. } = status;
+    let Status { returned, not_returned, not_held, .. } = status;
     let refusals: u64 = refused.values().sum();
     let mut text = format!(
         "guard pid {pid}, watchdog pid {watchdog_pid}, {hook}\n\
          {raised} raised, {refusals} refused{}\n",
         counts(refused)
     );
+    if *returned > 0 || !not_returned.is_empty() {
+        let refusals: u64 = not_returned.values().sum();
+        text += &format!("{returned} given back, {refusals} not{}\n", counts(not_returned));
+    }
     if !not_held.is_empty() {
         text += &format!("above a threshold and not held{}\n", counts(not_held));
     }
@@ -298,10 +303,13 @@ mod tests {
             history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 1)]),
+            returned: 2,
+            not_returned: BTreeMap::from([("limitChanged".to_owned(), 1)]),
             not_held: BTreeMap::from([("traced".to_owned(), 3)]),
         };
         let expected = "guard pid 1, watchdog pid 2, fentry\n\
                         1 raised, 1 refused: atCeiling 1\n\
+                        2 given back, 1 not: limitChanged 1\n\
                         above a threshold and not held: traced 3\n\n\
                         1 armed\n  dev/web/app  raises 1/8, limit was 64Mi, held: 7 8\nnot armed: full 2\n\n\
                         last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \

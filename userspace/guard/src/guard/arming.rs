@@ -78,6 +78,7 @@ impl Guard {
         self.not_armed.retain(|id, _| wanted.contains_key(id));
         self.not_armed.extend(unnamed.into_iter().map(|id| (id, NotArmed::Unnamed)));
         self.retired.retain(|id, of| exists(&of.container.cgroup_path, *id));
+        self.inherited.retain(|id, lent| exists(&lent.cgroup_path, *id));
         for (cgroup_id, (container, rule)) in wanted {
             if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
                 guarded.container = container;
@@ -104,9 +105,13 @@ impl Guard {
                 ceiling = %rule.ceiling,
                 "armed"
             );
-            let guarded = match self.retired.remove(&cgroup_id) {
-                Some(earlier) => Guarded { container, rule, ..earlier },
-                None => Guarded::new(container, rule),
+            let guarded = match (self.retired.remove(&cgroup_id), self.inherited.remove(&cgroup_id)) {
+                (Some(earlier), _) => Guarded { container, rule, ..earlier },
+                (None, lent) => {
+                    let lent = lent.filter(|lent| lent.container_id == container.id);
+                    let loan = lent.map(|lent| lent.loan);
+                    Guarded { loan, ..Guarded::new(container, rule) }
+                }
             };
             self.guarded.insert(cgroup_id, guarded);
             self.write_armed(cgroup_id)?;

@@ -8,14 +8,19 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::Client;
 
+use kwitness_api::proto;
+use kwitness_api::proto::guard_report::Report;
+
 use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon;
 use crate::episode::{Episode, Input, Next, Outcome};
+use crate::give_back::Loan;
 use crate::plan::{Facts, Refusal};
 use crate::policy::Bytes;
 use crate::process::{self, State};
 use crate::program::{self, nanos};
+use crate::reporter;
 use crate::status::{Ended, HISTORY};
 
 impl Guard {
@@ -45,6 +50,10 @@ impl Guard {
             match self.guarded.get_mut(&cgroup_id) {
                 // Disarmed while the program was at it.
                 None => self.continue_all(&held, cgroup_id),
+                // What is being lowered would be lowered after the raise.
+                Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {
+                    guarded.give_back.held()
+                }
                 Some(guarded) if guarded.episode.is_none() => self.begin(&hold)?,
                 Some(guarded) => {
                     if let Some(running) = guarded.episode.take_if(|running| now >= running.until) {
@@ -59,7 +68,16 @@ impl Guard {
     fn report_held(&self, key: ProcessKey, hold: &Hold) {
         let page = procfs::page_size();
         let comm = String::from_utf8_lossy(&hold.comm);
-        let container = self.guarded.get(&hold.cgroup_id).map(|guarded| guarded.container.id.as_str());
+        let container = self.container_id(hold.cgroup_id);
+        if let Some(container) = container {
+            let held = proto::GuardHeld {
+                process: reporter::process(key.pid, key.start_boottime, &hold.comm),
+                level: proto::CgroupRole::Container.into(),
+                usage_bytes: hold.usage.saturating_mul(page),
+                limit_bytes: hold.limit.saturating_mul(page),
+            };
+            self.reporter.push(container, Report::Held(held));
+        }
         tracing::info!(
             pid = key.pid,
             comm = comm.trim_end_matches('\0'),
@@ -70,9 +88,17 @@ impl Guard {
         );
     }
 
+    /// The id of a container that is or was armed.
+    fn container_id(&self, cgroup_id: u64) -> Option<&str> {
+        let guarded = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id))?;
+        Some(&guarded.container.id)
+    }
+
     /// The first hold of a container that has no episode.
     fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
         let seen = program::now();
+        let Some(guarded) = self.guarded.get_mut(&first.cgroup_id) else { return Ok(()) };
+        guarded.give_back.held();
         let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
         let next = match self.facts(guarded, first)? {
             Ok(facts) => Episode::begin(&guarded.rule, &facts),
@@ -117,7 +143,7 @@ impl Guard {
             available: available()?,
             promised: Bytes(promised.fold(0, u64::saturating_add)),
             raises: guarded.raises,
-            unanswered: guarded.unanswered,
+            unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
         }))
     }
 
@@ -145,12 +171,12 @@ impl Guard {
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
         guarded.episode = Some(running);
         guarded.unanswered = true;
-        guarded.original.get_or_insert(raise.from);
-        guarded.asked = Some(raise.to);
-        let raiser = self.options.raiser.clone();
+        self.set_loan(cgroup_id, |loan| Some(Loan::asked(loan, raise)));
+        let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
-            let answer = raiser.raise(&container, raise, hold).await;
-            Answer { cgroup_id, episode, input: Input::Raised(answer) }
+            reporter.announce(&container.id, raise.to.0).await;
+            let answer = raiser.set(&container, raise, hold).await;
+            Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
         });
     }
 
@@ -159,7 +185,7 @@ impl Guard {
         let now = program::now();
         running.times.raised = Some(now);
         let wait = Duration::from_nanos(running.until.saturating_sub(now));
-        let (episode, limit) = (running.number, running.episode.raise().to);
+        let (episode, raise) = (running.number, running.episode.raise());
         let container = guarded.container.clone();
         guarded.episode = Some(running);
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
@@ -167,38 +193,41 @@ impl Guard {
             let verified = async {
                 let client = Client::connect(address).await;
                 let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-                daemon::verify(&mut client, &container.id, limit, wait).await
+                daemon::verify(&mut client, &container.id, raise.to, wait).await
             };
             let verified = tokio::select! {
                 verified = verified => verified,
                 refusal = raiser.refused(&container) => Err(refusal),
             };
-            Answer { cgroup_id, episode, input: Input::Verified(verified) }
+            Answer { cgroup_id, episode, raise, input: Input::Verified(verified) }
         });
     }
 
     /// An answer to an episode under way, or to one that is over.
     pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
-        let Answer { cgroup_id, episode, input } = answer;
+        let Answer { cgroup_id, episode, raise, input } = answer;
         let guarded = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id));
         let Some(guarded) = guarded else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
         guarded.raises += u32::from(is_raised);
         if let Input::Raised(answer) = &input {
             guarded.unanswered = *answer == Err(Refusal::Unanswered);
-            if answer.as_ref().is_err_and(|refusal| !refusal.may_come_later()) {
-                guarded.asked = None;
-                guarded.original.take_if(|_| guarded.raises == 0);
-            }
         }
         let current = guarded.episode.take_if(|running| running.number == episode);
-        if current.is_some() && input == Input::Verified(Ok(())) {
-            guarded.asked = None;
+        match &input {
+            Input::Raised(Err(refusal)) if !refusal.may_come_later() => {
+                self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
+            }
+            Input::Verified(Ok(())) if current.is_some() => {
+                self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
+            }
+            _ => {}
         }
         match current {
             Some(running) => self.perform(cgroup_id, running, input)?,
             None if is_raised => {
-                tracing::warn!(container = guarded.container.id, "raised after the hold had ended");
+                let container = self.container_id(cgroup_id);
+                tracing::warn!(container, "raised after the hold had ended");
             }
             None => {}
         }
@@ -212,7 +241,7 @@ impl Guard {
         let held: Vec<_> = held.into_iter().filter(|(_, hold)| hold.cgroup_id == cgroup_id).collect();
         let after = |at: u64| at.saturating_sub(first.since) / 1_000_000;
         let page = procfs::page_size();
-        let container_id = self.guarded.get(&cgroup_id).map(|guarded| guarded.container.id.clone());
+        let container_id = self.container_id(cgroup_id).map(str::to_owned);
         let mut ended = Ended {
             container_id: container_id.unwrap_or_default(),
             held: held.iter().map(|(key, _)| key.pid).collect(),
@@ -225,8 +254,17 @@ impl Guard {
             steps: times.steps(first.since, now),
         };
         let (container, raised_ms, decided_ms) = (&ended.container_id, ended.raised_ms, ended.decided_ms);
+        let level = proto::CgroupRole::Container.into();
+        let held_ns = now.saturating_sub(first.since);
         match &outcome {
             Outcome::Raised(raise) => {
+                let raised = proto::GuardRaised {
+                    level,
+                    limit_before: raise.from.0,
+                    limit_after: raise.to.0,
+                    held_ns,
+                };
+                self.reporter.push(container, Report::Raised(raised));
                 tracing::info!(
                     container,
                     from = raise.from.0,
@@ -239,6 +277,15 @@ impl Guard {
                 ended.raised_to = Some(raise.to.0);
             }
             Outcome::Refused(refusal) => {
+                let refused = proto::GuardRefused {
+                    attempt: proto::GuardAttempt::Raise.into(),
+                    reason: refusal.name().to_owned(),
+                    detail: reporter::detail(refusal.to_string()),
+                    level: refusal.level().into(),
+                    limit_bytes: ended.limit,
+                    held_ns: Some(held_ns),
+                };
+                self.reporter.push(container, Report::Refused(refused));
                 tracing::warn!(container, reason = refusal.name(), %refusal, decided_ms, "guardRefused");
                 *self.counts.refusals.entry(refusal.name()).or_default() += 1;
                 ended.refused = Some(refusal.name().to_owned());
@@ -284,6 +331,14 @@ impl Guard {
                     let held = Duration::from_nanos(program::now().saturating_sub(hold.since));
                     self.counts.hold_seconds.observe(held.as_secs_f64());
                     *self.counts.continued.entry(state.name()).or_default() += 1;
+                    if let Some(container) = self.container_id(hold.cgroup_id) {
+                        let continued = proto::GuardContinued {
+                            process: reporter::process(key.pid, key.start_boottime, &hold.comm),
+                            held_ns: nanos(held),
+                            state: state.report().into(),
+                        };
+                        self.reporter.push(container, Report::Continued(continued));
+                    }
                     let held_ms = held.as_millis();
                     tracing::info!(pid = key.pid, ?state, held_ms, "guardContinued");
                 }

@@ -9,8 +9,18 @@ use toml::de::{DeTable, DeValue};
 use super::{Pattern, Rule};
 
 /// The keys of a rule.
-const KEYS: [&str; 9] =
-    ["namespace", "pod", "container", "threshold", "step", "ceiling", "longest_hold", "cool_down", "budget"];
+const KEYS: [&str; 10] = [
+    "namespace",
+    "pod",
+    "container",
+    "threshold",
+    "step",
+    "ceiling",
+    "longest_hold",
+    "cool_down",
+    "budget",
+    "give_back_after",
+];
 /// The only key outside of rules.
 const RULE: &str = "rule";
 /// How alike two keys must be to suggest one for the other (Jaro-Winkler, 0 to 1).
@@ -192,7 +202,7 @@ mod tests {
             problems(&text),
             "line 4: there is no key \"thresold\"; did you mean threshold?\n\
              line 10: there is no key \"zzz\"; known here: namespace, pod, container, threshold, step, ceiling, \
-             longest_hold, cool_down, budget\n\
+             longest_hold, cool_down, budget, give_back_after\n\
              line 11: there is no key \"rules\"; did you mean rule?"
         );
     }
@@ -201,7 +211,7 @@ mod tests {
     fn every_key_is_known() {
         let text = format!(
             "[[rule]]\nnamespace = \"a\"\npod = \"b\"\ncontainer = \"c\"\nthreshold = \"90%\"\n{REST}\
-             longest_hold = \"3s\"\ncool_down = \"3s\"\nbudget = 1\n"
+             longest_hold = \"3s\"\ncool_down = \"3s\"\nbudget = 1\ngive_back_after = \"10m\"\n"
         );
         assert!(KEYS.iter().all(|key| text.contains(key)));
         Policy::parse(&text).unwrap();

@@ -14,7 +14,7 @@ use kwitness_cri::runtime::{LinuxContainerResources, UpdateContainerResourcesReq
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
-use crate::plan::{Raise, Refusal};
+use crate::plan::{Change, Refusal};
 
 /// The one mutating call of the CRI that the guard makes. It is named here and nowhere else, so that no other program of
 /// kwitness can make it.
@@ -47,19 +47,19 @@ impl Cri {
         Ok(Self(connect.await.with_context(|| format!("cannot connect to {}", socket.display()))?))
     }
 
-    /// Raises a container's limit; the answer is that the runtime accepted it, not that it is in force.
+    /// Sets a container's limit; the answer is that the runtime accepted it, not that it is in force.
     ///
     /// # Errors
     /// The runtime's words, or that it gave no answer.
-    pub async fn raise(&self, container_id: &str, raise: Raise) -> Result<(), Refusal> {
-        let answer = tokio::time::timeout(RAISE_LIMIT, self.update(container_id, raise)).await;
+    pub async fn set(&self, container_id: &str, change: Change) -> Result<(), Refusal> {
+        let answer = tokio::time::timeout(RAISE_LIMIT, self.update(container_id, change)).await;
         answer.unwrap_or(Err(Refusal::Unanswered))
     }
 
-    async fn update(&self, container_id: &str, raise: Raise) -> Result<(), Refusal> {
+    async fn update(&self, container_id: &str, change: Change) -> Result<(), Refusal> {
         let failed = Refusal::Runtime;
-        let memory_limit_in_bytes = i64::try_from(raise.to.0)
-            .map_err(|_| failed(format!("{} does not fit into the CRI's message", raise.to)))?;
+        let memory_limit_in_bytes = i64::try_from(change.to.0)
+            .map_err(|_| failed(format!("{} does not fit into the CRI's message", change.to)))?;
         // What is 0 stays as it is.
         let linux = LinuxContainerResources { memory_limit_in_bytes, ..Default::default() };
         let request =

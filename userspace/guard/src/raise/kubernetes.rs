@@ -18,7 +18,7 @@ use kube::{Client, Error};
 
 use super::resize::{Target, text};
 use crate::daemon::Container;
-use crate::plan::{Raise, Refusal, ResizeRefusal};
+use crate::plan::{Change, Refusal, ResizeRefusal};
 
 /// The name under which the API records the guard's fields.
 const FIELD_MANAGER: &str = "kwitness-guard";
@@ -79,22 +79,22 @@ impl Kubernetes {
         Ok(this)
     }
 
-    /// Raises a container's limit by a resize of its pod; the answer is that the API server has accepted it.
+    /// Sets a container's limit by a resize of its pod; the answer is that the API server has accepted it.
     ///
     /// # Errors
     /// The pod may not have it, the API server does not accept it, or `hold` has passed.
-    pub async fn raise(&self, container: &Container, raise: Raise, hold: Duration) -> Result<(), Refusal> {
-        let answer = tokio::time::timeout(hold, self.resize(container, raise)).await;
+    pub async fn set(&self, container: &Container, change: Change, hold: Duration) -> Result<(), Refusal> {
+        let answer = tokio::time::timeout(hold, self.resize(container, change)).await;
         answer.unwrap_or(Err(ResizeRefusal::NoAnswer.into()))
     }
 
-    async fn resize(&self, container: &Container, raise: Raise) -> Result<(), Refusal> {
+    async fn resize(&self, container: &Container, change: Change) -> Result<(), Refusal> {
         let target = Target::of(container)?;
         let pods = self.pods(target);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         for _ in 0..ATTEMPTS {
             let pod = pods.get(target.pod).await.map_err(refusal)?;
-            let patch = target.patch(&pod, self.node.as_deref(), raise, procfs::page_size())?;
+            let patch = target.patch(&pod, self.node.as_deref(), change, procfs::page_size())?;
             let patched = pods.patch_resize(target.pod, &params, &Patch::Strategic(patch)).await;
             match patched.map_err(refusal) {
                 Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
@@ -229,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn a_raise_reads_the_pod_and_patches_its_resize_and_nothing_else() {
         let server = Server::new(&[200]);
-        assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
+        assert_eq!(server.access().set(&container(), RAISE, HOLD).await, Ok(()));
         assert_eq!(*server.requests.lock().unwrap(), [read(), patch(VERSION)]);
     }
 
@@ -254,11 +254,11 @@ mod tests {
     #[tokio::test]
     async fn a_pod_that_changed_meanwhile_is_read_again_and_not_for_ever() {
         let server = Server::new(&[409, 409, 200]);
-        assert_eq!(server.access().raise(&container(), RAISE, HOLD).await, Ok(()));
+        assert_eq!(server.access().set(&container(), RAISE, HOLD).await, Ok(()));
         let expected = (0..3).flat_map(|changes| [read(), patch(VERSION + changes)]);
         assert_eq!(*server.requests.lock().unwrap(), expected.collect::<Vec<_>>());
         let server = Server::new(&[409; ATTEMPTS]);
-        let refused = server.access().raise(&container(), RAISE, HOLD).await;
+        let refused = server.access().set(&container(), RAISE, HOLD).await;
         assert_eq!(refused, Err(ResizeRefusal::Conflict.into()));
     }
 
@@ -271,7 +271,7 @@ mod tests {
             (403, ResizeRefusal::Forbidden(said()).into()),
             (503, ResizeRefusal::Unavailable(said()).into()),
         ] {
-            let refused = Server::new(&[code]).access().raise(&container(), RAISE, HOLD).await;
+            let refused = Server::new(&[code]).access().set(&container(), RAISE, HOLD).await;
             assert_eq!(refused, Err(expected), "{code}");
         }
     }
@@ -282,7 +282,7 @@ mod tests {
             std::future::pending::<Result<Response<Body>, Infallible>>()
         });
         let access = Kubernetes { client: Client::new(silent, "default"), node: None };
-        let refused = access.raise(&container(), RAISE, Duration::from_millis(1)).await;
+        let refused = access.set(&container(), RAISE, Duration::from_millis(1)).await;
         assert_eq!(refused, Err(ResizeRefusal::NoAnswer.into()));
     }
 }

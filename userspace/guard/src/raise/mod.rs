@@ -1,7 +1,8 @@
-//! How a limit is raised: through the Kubernetes API, which has the kubelet do it, or by the container runtime itself.
+//! How a limit is raised and given back: through the Kubernetes API, which has the kubelet do it, or by the container runtime
+//! itself.
 //!
-//! Owns the calls and how long they may take. Whether a limit may be raised is for [`crate::plan`] to say, whether it is in
-//! force for [`crate::daemon`].
+//! Owns the calls and how long they may take. Whether a limit may be raised is for [`crate::plan`] to say, whether it may be given
+//! back for [`crate::give_back`], whether it is in force for [`crate::daemon`].
 
 mod cri;
 #[cfg(feature = "kubernetes")]
@@ -16,7 +17,7 @@ pub use cri::Cri;
 pub use kubernetes::Kubernetes;
 
 use crate::daemon::Container;
-use crate::plan::{Raise, Refusal};
+use crate::plan::{Change, Refusal};
 
 /// Who is asked for a raise.
 #[derive(Clone, Debug)]
@@ -44,8 +45,8 @@ impl Raiser {
         !matches!(self, Self::Cri(_))
     }
 
-    /// Raises a container's limit. The answer is that the raise was accepted, not that it is in force. `hold` is what is left of
-    /// the hold.
+    /// Changes a container's limit. The answer is that the change was accepted, not that it is in force. `limit` is how long the
+    /// Kubernetes API may take.
     ///
     /// # Errors
     /// It was not.
@@ -53,15 +54,15 @@ impl Raiser {
         not(feature = "kubernetes"),
         expect(unused_variables, reason = "the CRI has a limit of its own")
     )]
-    pub async fn raise(&self, container: &Container, raise: Raise, hold: Duration) -> Result<(), Refusal> {
+    pub async fn set(&self, container: &Container, change: Change, limit: Duration) -> Result<(), Refusal> {
         match self {
-            Self::Cri(cri) => cri.raise(&container.id, raise).await,
+            Self::Cri(cri) => cri.set(&container.id, change).await,
             #[cfg(feature = "kubernetes")]
-            Self::Kubernetes(kubernetes) => kubernetes.raise(container, raise, hold).await,
+            Self::Kubernetes(kubernetes) => kubernetes.set(container, change, limit).await,
         }
     }
 
-    /// Waits until a raise that was accepted is refused after all; for ever, if it is not.
+    /// Waits until a change that was accepted is refused after all; for ever, if it is not.
     #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "the CRI answers once"))]
     pub async fn refused(&self, container: &Container) -> Refusal {
         match self {

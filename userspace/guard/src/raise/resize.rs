@@ -8,7 +8,7 @@ use kwitness_core::verdicts::quantity;
 use serde_json::{Value, json};
 
 use crate::daemon::Container;
-use crate::plan::{Raise, Refusal, ResizeRefusal};
+use crate::plan::{Change, Refusal, ResizeRefusal};
 use crate::policy::Bytes;
 
 /// What is kept of a text of the API, in characters.
@@ -56,7 +56,7 @@ impl<'a> Target<'a> {
         self,
         pod: &Pod,
         node: Option<&str>,
-        raise: Raise,
+        change: Change,
         page: u64,
     ) -> Result<Value, Refusal> {
         self.check_identity(pod)?;
@@ -91,11 +91,11 @@ impl<'a> Target<'a> {
         }
         let limit = limit_of(&container.resources).and_then(|limit| whole(&limit));
         let limit = limit.ok_or(ResizeRefusal::NoLimit)?;
-        let differs = limit.0.checked_sub(raise.from.0).is_none_or(|rest| rest >= page);
+        let differs = limit.0.checked_sub(change.from.0).is_none_or(|rest| rest >= page);
         if differs {
-            return Err(ResizeRefusal::Differs { spec: limit, in_force: raise.from }.into());
+            return Err(ResizeRefusal::Differs { spec: limit, in_force: change.from }.into());
         }
-        let memory = json!({ MEMORY: raise.to.to_string() });
+        let memory = json!({ MEMORY: change.to.to_string() });
         // The QoS class may not change, and is not to: in a Guaranteed pod requests equal limits.
         let resources = match status.qos_class.as_deref() {
             Some("Guaranteed") => json!({ "limits": memory, "requests": memory }),
@@ -173,7 +173,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(crate) const RAISE: Raise = Raise { from: Bytes(64 * MIB), to: Bytes(128 * MIB) };
+    pub(crate) const RAISE: Change = Change { from: Bytes(64 * MIB), to: Bytes(128 * MIB) };
 
     /// A running pod that may be raised.
     pub(crate) fn pod() -> Value {

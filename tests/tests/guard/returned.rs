@@ -1,0 +1,175 @@
+//! What the guard has raised is given back, also by the next guard; and each step is an event of the daemon's.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use kwitness_api::proto::event::Kind;
+use kwitness_api::proto::{Basis, Source, VerdictKind};
+use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::context::TestContext;
+use kwitness_tests::environment::Combination;
+use kwitness_tests::events::Seen;
+use kwitness_tests::guard::{Guard, memory_event};
+use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, RETURNING_POLICY};
+use kwitness_tests::node::CONTAINERD_SOCKET;
+use kwitness_tests::pod::PodSpec;
+
+/// A hog takes more than its limit, is raised, and ends; its container is quiet from then on.
+pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let mut watcher = agent.watch(from_now()).await?;
+            let runtime = Path::new(CONTAINERD_SOCKET);
+            let guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let hog = Keeping::start(node, &pod, "lent", &guard).await?;
+            hog.take().await.with_context(|| guard.log_tail())?;
+            // As long as it keeps its memory, no lower limit is enough.
+            let status = guard.status().await?;
+            let lent: Vec<_> = status.armed.iter().map(|armed| armed.original_limit).collect();
+            ensure!(lent == [Some(LIMIT)] && status.returned == 0, "{status:?}\n{}", guard.log_tail());
+            ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+
+            hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
+            let returned = |seen: &Seen| seen.has(&hog.id, "guardReturned");
+            let seen = watcher.wait_until("the return's event", returned).await;
+            let seen = seen.with_context(|| guard.log_tail())?;
+            check(&seen, &hog.id)?;
+            let status = guard.status().await?;
+            ensure!(status.returned == 1, "{status:?}");
+            ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
+            ensure!(memory_event(&hog.cgroup, "oom_kill")? == 0, "OOM-killed");
+            guard.stop()?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
+
+/// The events of a container that was held, raised and is back.
+fn check(seen: &Seen, id: &str) -> Result<()> {
+    let of_guard: Vec<_> = seen.of(id).filter(|event| event.basis() == Basis::Guard).collect();
+    let at = |kind: &str| of_guard.iter().position(|event| event.r#type == kind);
+    let (held, continued) = (at("guardHeld"), at("guardContinued"));
+    ensure!(held.is_some() && held < continued, "not held and continued:\n{seen}");
+    // In an emulated guest a raise may come after the hold, which was refused as too late then.
+    let decided = at("guardRaised").or(at("guardRefused"));
+    ensure!(held < decided && decided < at("guardReturned"), "not decided in between:\n{seen}");
+    for event in of_guard {
+        match event.kind.as_ref().context("no kind")? {
+            Kind::GuardHeld(held) => ensure!(held.limit_bytes == LIMIT, "{held:?}"),
+            Kind::GuardRaised(raised) => {
+                ensure!(raised.limit_before == LIMIT && raised.limit_after > LIMIT, "{raised:?}");
+            }
+            Kind::GuardReturned(returned) => {
+                ensure!((returned.limit_after, returned.original_limit) == (LIMIT, LIMIT), "{returned:?}");
+            }
+            _ => {}
+        }
+    }
+    // The guard's own doing is nothing that another process has reverted.
+    let verdicts = seen.of(id).filter_map(|event| match &event.kind {
+        Some(Kind::Verdict(verdict)) if verdict.file == "memory.max" => Some(verdict),
+        _ => None,
+    });
+    let verdicts: Vec<_> = verdicts.collect();
+    let wrong = |kind| matches!(kind, VerdictKind::Reverted | VerdictKind::Diverged);
+    ensure!(verdicts.iter().all(|verdict| !wrong(verdict.verdict())), "{verdicts:?}");
+    let last = verdicts.last().context("no verdict")?;
+    let is_guards = last.compared_with() == Source::Guard && last.verdict() == VerdictKind::InForce;
+    ensure!(is_guards, "not in force by the guard's word: {last:?}");
+    Ok(())
+}
+
+/// The guard is killed while a limit is raised. What it has recorded, the next one gives back.
+pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let runtime = Path::new(CONTAINERD_SOCKET);
+            let mut guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
+            hog.take().await.with_context(|| guard.log_tail())?;
+            guard.kill()?;
+            let guard = guard.start_again().await?;
+            guard.wait_armed(1).await?;
+            ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+            hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
+            guard.wait("the return", |status| (status.returned == 1).then_some(())).await?;
+            guard.stop()?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
+
+/// Another process sets another limit: it stays.
+pub(crate) async fn not_what_another_process_has_set(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        ctx.with_agent(&[], async |agent| {
+            let mut watcher = agent.watch(from_now()).await?;
+            let runtime = Path::new(CONTAINERD_SOCKET);
+            let guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let hog = Keeping::start(node, &pod, "changed", &guard).await?;
+            hog.take().await.with_context(|| guard.log_tail())?;
+            let other = 5 * LIMIT;
+            std::fs::write(hog.cgroup.join("memory.max"), other.to_string()).context("write memory.max")?;
+            let refused = |seen: &Seen| {
+                seen.of(&hog.id).any(|event| {
+                    let kind = event.kind.as_ref();
+                    matches!(kind, Some(Kind::GuardRefused(refused)) if refused.reason == "limitChanged")
+                })
+            };
+            let seen = watcher.wait_until("the refusal's event", refused).await;
+            seen.with_context(|| guard.log_tail())?;
+            let status = guard.status().await?;
+            ensure!(status.not_returned.get("limitChanged") == Some(&1), "{status:?}");
+            ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
+            hog.wait_limit(other).await?;
+            guard.stop()?;
+            node.remove_pod(&pod).await
+        })
+        .await
+    })
+    .await
+}
+
+/// No daemon runs while a process is held: it continues in time, and the next daemon's stream has the events.
+pub(crate) async fn events_wait_for_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
+    ctx.with_node(combination.driver, async |node| {
+        let mut agent = Agent::start(&ctx.environment, &[]).await?;
+        let runtime = Path::new(CONTAINERD_SOCKET);
+        let guard = Guard::start(&ctx.environment, &agent, POLICY, runtime).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let hog = Keeping::start(node, &pod, "waiting", &guard).await?;
+        agent.kill()?;
+        hog.take().await.with_context(|| guard.log_tail())?;
+        agent.start_again().await?;
+        let reported = async || {
+            let seen = agent.replay().await?;
+            Ok((seen.has(&hog.id, "guardHeld") && seen.has(&hog.id, "guardContinued")).then_some(seen))
+        };
+        let seen = kwitness_tests::process::wait_for("the guard's events", WAIT, reported).await;
+        let seen = seen.with_context(|| guard.log_tail())?;
+        let refused = seen.of(&hog.id).any(|event| {
+            // The latter in a guest in which the runtime needs longer than the hold.
+            let reasons = ["unverified", "tooLate"];
+            matches!(&event.kind, Some(Kind::GuardRefused(refused)) if reasons.contains(&refused.reason.as_str()))
+        });
+        ensure!(refused, "not refused without a daemon:\n{seen}");
+        ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+        guard.stop()?;
+        node.remove_pod(&pod).await?;
+        agent.stop()
+    })
+    .await
+}
+
+/// How long the guard may take to report to a daemon that is back, in an emulated guest.
+const WAIT: std::time::Duration = std::time::Duration::from_secs(180);

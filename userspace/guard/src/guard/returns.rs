@@ -1,0 +1,200 @@
+//! From a loan to a lower limit: one container at a time is lowered, verified, and reported.
+//!
+//! Decides nothing itself: [`GiveBack`](crate::give_back::GiveBack) does. Holds come first: while one is under way, nothing of its
+//! container is sampled, and one that comes while a limit is being lowered waits for the answer, at most as long as it may be held.
+
+use std::time::Duration;
+
+use kwitness_api::proto::guard_report::Report;
+use kwitness_api::{Client, proto};
+
+use super::{Guard, Guarded};
+use crate::cgroup::{self, Cgroup};
+use crate::daemon;
+use crate::give_back::{Loan, Next, Sample};
+use crate::loans::Lent;
+use crate::plan::{Change, Refusal};
+use crate::policy::Bytes;
+use crate::program;
+use crate::reporter;
+
+/// How long the API server, and then the daemon, may take: no process waits for it.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// An answer to a return.
+#[derive(Debug)]
+pub(super) struct Answer {
+    cgroup_id: u64,
+    input: Input,
+}
+
+#[derive(Debug)]
+enum Input {
+    Lowered(Result<(), Refusal>),
+    Verified(Result<(), Refusal>),
+}
+
+impl Guard {
+    /// Looks at every container whose raises are to be given back.
+    pub(super) fn sample(&mut self) {
+        let is_due = |guarded: &Guarded| {
+            let gives_back = guarded.loan.is_some() && guarded.rule.give_back_after.is_some();
+            gives_back && guarded.episode.is_none() && !guarded.unanswered
+        };
+        let due = self.guarded.iter().filter(|(_, guarded)| is_due(guarded)).map(|(id, _)| *id);
+        for cgroup_id in due.collect::<Vec<_>>() {
+            let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { continue };
+            let (Some(loan), Some(quiet)) = (guarded.loan, guarded.rule.give_back_after) else { continue };
+            let read = || -> std::io::Result<_> {
+                let cgroup = Cgroup::find(&guarded.container.cgroup_path, cgroup_id)?;
+                cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.usage()?))).transpose()
+            };
+            let (limit, used) = match read() {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) if cgroup::is_gone(&error) => continue,
+                Err(error) => {
+                    // The quiet time begins again once it can be read.
+                    tracing::debug!(container = guarded.container.id, %error, "cannot sample a container");
+                    continue;
+                }
+            };
+            let sample = Sample { now: program::now(), limit, used };
+            let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample);
+            self.follow(cgroup_id, next);
+        }
+    }
+
+    /// The container runtime, the Kubernetes API or the daemon has answered.
+    pub(super) fn return_answered(&mut self, answer: Answer) {
+        let Answer { cgroup_id, input } = answer;
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id)) else {
+            return;
+        };
+        let next = match input {
+            Input::Lowered(answer) => guarded.give_back.lowered(answer),
+            Input::Verified(answer) => guarded.give_back.verified(answer),
+        };
+        self.follow(cgroup_id, next);
+    }
+
+    fn follow(&mut self, cgroup_id: u64, next: Next) {
+        match next {
+            Next::Wait => {}
+            Next::Lower(change) => self.lower(cgroup_id, change),
+            Next::Verify(change) => self.verify_return(cgroup_id, change),
+            Next::Returned(change) => self.returned(cgroup_id, change),
+            Next::Refused(change, refusal) => {
+                let may_come_later = refusal.may_come_later();
+                // What was accepted may come into force although it is not in force yet.
+                let is_open =
+                    may_come_later || matches!(refusal, Refusal::NotInForce(_) | Refusal::Unverified(_));
+                self.return_refused(cgroup_id, change.from, &refusal);
+                if refusal == Refusal::Gone {
+                    self.set_loan(cgroup_id, |_| None);
+                } else if !is_open {
+                    self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
+                }
+            }
+            Next::Forget(refusal) => {
+                let limit = match &refusal {
+                    Refusal::LimitChanged(Some(limit)) => *limit,
+                    _ => Bytes(0),
+                };
+                self.return_refused(cgroup_id, limit, &refusal);
+                self.set_loan(cgroup_id, |_| None);
+            }
+        }
+    }
+
+    fn lower(&mut self, cgroup_id: u64, change: Change) {
+        self.set_loan(cgroup_id, |loan| Some(Loan::asked(loan, change)));
+        let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
+        let container = guarded.container.clone();
+        tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
+        let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
+        self.returns.spawn(async move {
+            reporter.announce(&container.id, change.to.0).await;
+            let answer = raiser.set(&container, change, LIMIT).await;
+            Answer { cgroup_id, input: Input::Lowered(answer) }
+        });
+    }
+
+    fn verify_return(&mut self, cgroup_id: u64, change: Change) {
+        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let container = guarded.container.clone();
+        let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
+        self.returns.spawn(async move {
+            let verified = async {
+                let client = Client::connect(address).await;
+                let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
+                daemon::verify(&mut client, &container.id, change.to, LIMIT).await
+            };
+            let verified = tokio::select! {
+                verified = verified => verified,
+                refusal = raiser.refused(&container) => Err(refusal),
+            };
+            Answer { cgroup_id, input: Input::Verified(verified) }
+        });
+    }
+
+    fn returned(&mut self, cgroup_id: u64, change: Change) {
+        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let original = guarded.loan.map_or(change.to, |loan| loan.original);
+        let Change { from, to } = change;
+        tracing::info!(
+            container = guarded.container.id,
+            from = from.0,
+            to = to.0,
+            original = original.0,
+            "guardReturned"
+        );
+        let returned = proto::GuardReturned {
+            level: proto::CgroupRole::Container.into(),
+            limit_before: from.0,
+            limit_after: to.0,
+            original_limit: original.0,
+        };
+        self.reporter.push(&guarded.container.id, Report::Returned(returned));
+        self.counts.returns += 1;
+        self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
+    }
+
+    fn return_refused(&mut self, cgroup_id: u64, limit: Bytes, refusal: &Refusal) {
+        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let (container, reason) = (&guarded.container.id, refusal.name());
+        tracing::warn!(container, reason, %refusal, "not given back");
+        let refused = proto::GuardRefused {
+            attempt: proto::GuardAttempt::Return.into(),
+            reason: reason.to_owned(),
+            detail: reporter::detail(refusal.to_string()),
+            level: proto::CgroupRole::Container.into(),
+            limit_bytes: limit.0,
+            held_ns: None,
+        };
+        self.reporter.push(container, Report::Refused(refused));
+        *self.counts.return_refusals.entry(reason).or_default() += 1;
+    }
+
+    /// Changes what a container has been lent, and puts it down before anything else is done.
+    pub(super) fn set_loan(&mut self, cgroup_id: u64, change: impl FnOnce(Option<Loan>) -> Option<Loan>) {
+        let guarded = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id));
+        let Some(guarded) = guarded else { return };
+        let loan = change(guarded.loan);
+        if guarded.loan == loan {
+            return;
+        }
+        guarded.loan = loan;
+        let of = |guarded: &Guarded| {
+            Some(Lent {
+                cgroup_id: guarded.container.cgroup_id,
+                cgroup_path: guarded.container.cgroup_path.clone(),
+                container_id: guarded.container.id.clone(),
+                loan: guarded.loan?,
+            })
+        };
+        let known = self.guarded.values().chain(self.retired.values()).filter_map(of);
+        let all: Vec<_> = known.chain(self.inherited.values().cloned()).collect();
+        self.loans.save(&all);
+    }
+}
