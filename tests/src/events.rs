@@ -203,9 +203,10 @@ impl Seen {
             let what = kind(event);
             let subject = event.container.as_ref().context("no container")?;
             check_identity(subject, life).with_context(|| format!("the subject of `{what}`"))?;
-            // Knowledge comes from the runtime at its own time, a limit is reported once it has been read back; the kernel's facts
-            // have the kernel's order.
-            if !matches!(event.basis(), Basis::Runtime | Basis::LimitWrite | Basis::LimitRead) {
+            // Knowledge comes from the runtime and the guard at their own time, a limit is reported once it has been read back; the
+            // kernel's facts have the kernel's order.
+            let own_time = [Basis::Runtime, Basis::Guard, Basis::LimitWrite, Basis::LimitRead];
+            if !own_time.contains(&event.basis()) {
                 ensure!(event.kernel_time >= before, "`{what}` happened before what precedes it");
                 before = event.kernel_time;
             }
@@ -259,6 +260,11 @@ impl Seen {
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
                 Kind::Pressure(_) => check_basis(event, Basis::MemorySample)?,
+                Kind::GuardHeld(_)
+                | Kind::GuardRaised(_)
+                | Kind::GuardContinued(_)
+                | Kind::GuardRefused(_)
+                | Kind::GuardReturned(_) => check_basis(event, Basis::Guard)?,
                 Kind::Gap(_) | Kind::Resynced(_) | Kind::AgentRestarted(_) => {
                     bail!("`{what}` has a container")
                 }

@@ -219,7 +219,7 @@ pub fn every_kind() -> Vec<proto::Event> {
                 reason: "limitAbove".to_owned(),
                 detail: "no room".to_owned(),
                 level: proto::CgroupRole::Pod.into(),
-                limit_bytes: 64 << 20,
+                limit_bytes: Some(64 << 20),
                 held_ns: Some(7),
             })),
         ),

@@ -103,9 +103,19 @@ pub enum Next {
     /// It is in force.
     Returned(Change),
     /// It is not.
-    Refused(Change, Refusal),
-    /// The loan is over: there is nothing that is the guard's to give back.
-    Forget(Refusal),
+    Refused {
+        /// What was to be.
+        change: Change,
+        /// Why not.
+        refusal: Refusal,
+        /// It may come into force nevertheless: it was accepted, or no answer says that it was not.
+        may_come_later: bool,
+    },
+    /// The loan is over: another process has set this limit.
+    Forget {
+        /// The limit; none: there is none any more.
+        limit: Option<Bytes>,
+    },
 }
 
 /// The state machine of one container.
@@ -148,7 +158,7 @@ impl GiveBack {
         let Stage::Watching(window) = &mut self.stage else { return Next::Wait };
         let Sample { now, limit, used } = sample;
         let Some(limit) = limit.filter(|limit| loan.is_ours(*limit)) else {
-            return Next::Forget(Refusal::LimitChanged(limit));
+            return Next::Forget { limit };
         };
         // A raise that has been asked for may still come. What was lowered, and was not in force in time, has come.
         let is_late = loan.pending == Some(limit) && limit < loan.limit;
@@ -198,7 +208,10 @@ impl GiveBack {
                 self.stage = Stage::Verifying(change);
                 Next::Verify(change)
             }
-            Err(refusal) => self.refused(change, refusal),
+            Err(refusal) => {
+                let may_come_later = refusal.may_come_later();
+                self.refused(change, refusal, may_come_later)
+            }
         }
     }
 
@@ -210,13 +223,13 @@ impl GiveBack {
                 self.stage = Stage::default();
                 Next::Returned(change)
             }
-            Err(refusal) => self.refused(change, refusal),
+            Err(refusal) => self.refused(change, refusal, true),
         }
     }
 
-    fn refused(&mut self, change: Change, refusal: Refusal) -> Next {
+    fn refused(&mut self, change: Change, refusal: Refusal, may_come_later: bool) -> Next {
         self.stage = Stage::default();
-        Next::Refused(change, refusal)
+        Next::Refused { change, refusal, may_come_later }
     }
 }
 
@@ -320,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_another_process_has_set_is_not_given_back() {
-        let forget = |limit| Next::Forget(Refusal::LimitChanged(limit));
+        let forget = |limit| Next::Forget { limit };
         assert_eq!(run(&mut GiveBack::default(), 0, 1, 160, 10).1, forget(Some(mib(160))));
         assert_eq!(run(&mut GiveBack::default(), 0, 1, 64, 10).1, forget(Some(mib(64))));
         let unlimited = Sample { now: 1, limit: None, used: mib(1) };
@@ -354,14 +367,15 @@ mod tests {
     #[test]
     fn a_refusal_in_either_stage_begins_the_quiet_time_again() {
         let refusal = || Refusal::Runtime("away".to_owned());
-        let refused = || Next::Refused(change(192, 64), refusal());
+        let refused =
+            |may_come_later| Next::Refused { change: change(192, 64), refusal: refusal(), may_come_later };
         let mut machine = GiveBack::default();
         run(&mut machine, 0, 61, 192, 10);
-        assert_eq!(machine.lowered(Err(refusal())), refused());
+        assert_eq!(machine.lowered(Err(refusal())), refused(false));
         assert_eq!(machine.verified(Ok(())), Next::Wait, "of another stage");
         assert_eq!(run(&mut machine, 61, 1000, 192, 10), (121, Next::Lower(change(192, 64))));
         assert_eq!(machine.lowered(Ok(())), Next::Verify(change(192, 64)));
-        assert_eq!(machine.verified(Err(refusal())), refused());
+        assert_eq!(machine.verified(Err(refusal())), refused(true), "it was accepted");
         assert_eq!(run(&mut machine, 122, 1000, 192, 10).0, 182);
         let loan = Loan::asked(Some(loan()), change(192, 64));
         assert_eq!(loan.withdrawn(mib(64)).unwrap().limit, mib(192));

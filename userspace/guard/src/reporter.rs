@@ -81,7 +81,11 @@ impl Reporter {
 
     /// Puts down what happens to a container now; returns the report's number.
     pub fn push(&self, container_id: &str, report: Report) -> u64 {
-        let time = program::now();
+        self.push_at(program::now(), container_id, report)
+    }
+
+    /// The same of what happened then, by `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn push_at(&self, time: u64, container_id: &str, report: Report) -> u64 {
         let report = proto::GuardReport { container_id: container_id.to_owned(), time, report: Some(report) };
         let number = self.queue().push(report);
         self.0.news.notify_one();
@@ -161,9 +165,11 @@ impl Queue {
         {
             self.first += 1;
             self.counts.dropped += 1;
-            let from = self.dropped.map_or(oldest.time, |dropped| dropped.from);
-            let count = self.dropped.map_or(0, |dropped| dropped.count) + 1;
-            self.dropped = Some(proto::GuardReportsDropped { count, from, to: oldest.time.max(from) });
+            let time = oldest.time;
+            let dropped =
+                self.dropped.unwrap_or(proto::GuardReportsDropped { count: 0, from: time, to: time });
+            let (from, to) = (dropped.from.min(time), dropped.to.max(time));
+            self.dropped = Some(proto::GuardReportsDropped { count: dropped.count + 1, from, to });
         }
         self.reports.push_back(report);
         self.end() - 1
@@ -269,7 +275,8 @@ mod tests {
     #[test]
     fn everything_is_sent_once_and_what_is_rejected_is_counted() {
         let mut queue = Queue::default();
-        (1..=3).for_each(|time| drop(queue.push(report(time))));
+        let numbers: Vec<_> = (1..=3).map(|time| queue.push(report(time))).collect();
+        assert_eq!(numbers, [0, 1, 2]);
         let batch = queue.batch().unwrap();
         queue.push(report(4));
         assert_eq!(queue.answered(&batch, &accepted(2)), 3);

@@ -182,7 +182,7 @@ mod tests {
             reason: reason.to_owned(),
             detail: detail.to_owned(),
             level: proto::CgroupRole::Pod.into(),
-            limit_bytes: 64,
+            limit_bytes: Some(64),
             held_ns: None,
         })
     }

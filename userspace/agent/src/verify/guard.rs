@@ -121,7 +121,7 @@ mod tests {
             reason: "runtime".into(),
             detail: "away".into(),
             level: LevelRole::Container,
-            limit: 64,
+            limit: Some(64),
             held: Some(1),
         }
     }

@@ -14,7 +14,7 @@ pub fn held(held: &proto::GuardHeld) -> String {
 /// A raise.
 pub fn raised(raised: &proto::GuardRaised) -> String {
     let (before, after) = (units::bytes(raised.limit_before), units::bytes(raised.limit_after));
-    format!("memory limit {before} → {after} in force, {} after the hold", duration(raised.held_ns))
+    format!("memory.max {before} → {after}, in force after {}", duration(raised.held_ns))
 }
 
 /// The end of a hold.
@@ -37,18 +37,18 @@ pub fn refused(refused: &proto::GuardRefused) -> String {
         proto::CgroupRole::Container | proto::CgroupRole::Unspecified => String::new(),
         level => format!(" ({})", whose_level(level).unwrap_or("ancestor")),
     };
-    let limit = units::bytes(refused.limit_bytes);
-    format!("{}{level}: memory limit {limit} {attempt}, {}", refused.reason, refused.detail)
+    let limit = refused.limit_bytes.map_or_else(|| "max".to_owned(), units::bytes);
+    format!("{attempt}, {}{level}: {}; memory.max is {limit}", refused.reason, refused.detail)
 }
 
 /// What was given back.
 pub fn returned(returned: &proto::GuardReturned) -> String {
     let (before, after) = (units::bytes(returned.limit_before), units::bytes(returned.limit_after));
     let rest = match returned.original_limit {
-        original if original < returned.limit_after => format!(", was {} before", units::bytes(original)),
+        original if original < returned.limit_after => format!(" in part: it was {}", units::bytes(original)),
         _ => String::new(),
     };
-    format!("memory limit {before} → {after} in force, given back{rest}")
+    format!("memory.max {before} → {after}, given back{rest}")
 }
 
 fn process(process: Option<&proto::GuardedProcess>) -> String {
@@ -87,7 +87,7 @@ pub(crate) mod testing {
                 reason: "limitAbove".into(),
                 detail: "no room".into(),
                 level: proto::CgroupRole::Pod.into(),
-                limit_bytes: 64 << 20,
+                limit_bytes: Some(64 << 20),
                 held_ns: Some(3_000_000),
             })),
             Kind::GuardReturned(proto::GuardReturned {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use prost::Message as _;
 
+use super::model::Style;
 use super::perfetto::{COUNTER, INSTANT, SLICE_BEGIN, SLICE_END, Trace};
 use super::*;
 use crate::time::{TimeFormat, Times};
@@ -214,6 +215,32 @@ fn spans_of_one_lane_do_not_overlap() {
         (timeline.from, timeline.to),
         "no end of the pod's cgroup was seen"
     );
+}
+
+#[test]
+fn a_hold_is_a_span_and_what_the_guard_decided_a_mark() {
+    let mut events = incident("app");
+    let kinds = crate::describe::guard::testing::kinds();
+    events.extend(
+        kinds.into_iter().zip(2000..).map(|(kind, millis)| event(millis, Some(container("app")), kind)),
+    );
+    let timeline = Timeline::new("app".into(), "node".into(), &events, times());
+    let track = timeline.tracks.iter().find(|track| track.name == "app").unwrap();
+    let held = track.lanes.iter().flatten().find(|span| span.name == "java held").unwrap();
+    assert_eq!(held.to - held.from, 54_000, "as long as the guard says");
+    let marks: Vec<_> = track.marks.iter().filter(|mark| mark.name.starts_with("guard")).collect();
+    let marks: Vec<_> = marks.iter().map(|mark| (mark.name.as_str(), mark.style)).collect();
+    assert_eq!(
+        marks,
+        [
+            ("guardHeld", Style::Notice),
+            ("guardRaised", Style::Good),
+            ("guardRefused limitAbove", Style::Bad),
+            ("guardReturned", Style::Limit),
+        ]
+    );
+    let usage = track.curves.iter().find(|curve| curve.name == "usage").unwrap();
+    assert!(usage.points.iter().any(|point| point.value == Some(60 << 20)), "{usage:?}");
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub enum GuardAct {
         detail: Arc<str>,
         /// Whose limit prevented it, or else whose limit it is.
         level: LevelRole,
-        /// The container's limit then.
-        limit: u64,
+        /// The container's limit then; none: it has none any more.
+        limit: Option<u64>,
         /// Since the first process was held; none: none was.
         held: Option<u64>,
     },

@@ -101,7 +101,7 @@ pub fn add(event: &proto::Event, to: &mut Attributes) {
             to.word("kwitness.guard.attempt", refused.attempt().as_str_name(), "GUARD_ATTEMPT_");
             guard_level(refused.level(), to);
             to.text("error.type", &refused.reason);
-            to.number("kwitness.guard.limit", refused.limit_bytes);
+            to.known_number("kwitness.guard.limit", refused.limit_bytes);
             to.known_number("kwitness.guard.held_ns", refused.held_ns);
         }
         Some(Kind::GuardReturned(returned)) => {

@@ -51,9 +51,7 @@ impl Guard {
                 // Disarmed while the program was at it.
                 None => self.continue_all(&held, cgroup_id),
                 // What is being lowered would be lowered after the raise.
-                Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {
-                    guarded.give_back.held()
-                }
+                Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {}
                 Some(guarded) if guarded.episode.is_none() => self.begin(&hold)?,
                 Some(guarded) => {
                     if let Some(running) = guarded.episode.take_if(|running| now >= running.until) {
@@ -76,7 +74,7 @@ impl Guard {
                 usage_bytes: hold.usage.saturating_mul(page),
                 limit_bytes: hold.limit.saturating_mul(page),
             };
-            self.reporter.push(container, Report::Held(held));
+            self.reporter.push_at(hold.since, container, Report::Held(held));
         }
         tracing::info!(
             pid = key.pid,
@@ -282,7 +280,7 @@ impl Guard {
                     reason: refusal.name().to_owned(),
                     detail: reporter::detail(refusal.to_string()),
                     level: refusal.level().into(),
-                    limit_bytes: ended.limit,
+                    limit_bytes: Some(ended.limit),
                     held_ns: Some(held_ns),
                 };
                 self.reporter.push(container, Report::Refused(refused));

@@ -84,24 +84,16 @@ impl Guard {
             Next::Lower(change) => self.lower(cgroup_id, change),
             Next::Verify(change) => self.verify_return(cgroup_id, change),
             Next::Returned(change) => self.returned(cgroup_id, change),
-            Next::Refused(change, refusal) => {
-                let may_come_later = refusal.may_come_later();
-                // What was accepted may come into force although it is not in force yet.
-                let is_open =
-                    may_come_later || matches!(refusal, Refusal::NotInForce(_) | Refusal::Unverified(_));
-                self.return_refused(cgroup_id, change.from, &refusal);
+            Next::Refused { change, refusal, may_come_later } => {
+                self.return_refused(cgroup_id, Some(change.from), &refusal);
                 if refusal == Refusal::Gone {
                     self.set_loan(cgroup_id, |_| None);
-                } else if !is_open {
+                } else if !may_come_later {
                     self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
                 }
             }
-            Next::Forget(refusal) => {
-                let limit = match &refusal {
-                    Refusal::LimitChanged(Some(limit)) => *limit,
-                    _ => Bytes(0),
-                };
-                self.return_refused(cgroup_id, limit, &refusal);
+            Next::Forget { limit } => {
+                self.return_refused(cgroup_id, limit, &Refusal::LimitChanged(limit));
                 self.set_loan(cgroup_id, |_| None);
             }
         }
@@ -160,7 +152,7 @@ impl Guard {
         self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
     }
 
-    fn return_refused(&mut self, cgroup_id: u64, limit: Bytes, refusal: &Refusal) {
+    fn return_refused(&mut self, cgroup_id: u64, limit: Option<Bytes>, refusal: &Refusal) {
         let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
         let (container, reason) = (&guarded.container.id, refusal.name());
         tracing::warn!(container, reason, %refusal, "not given back");
@@ -169,7 +161,7 @@ impl Guard {
             reason: reason.to_owned(),
             detail: reporter::detail(refusal.to_string()),
             level: proto::CgroupRole::Container.into(),
-            limit_bytes: limit.0,
+            limit_bytes: limit.map(|limit| limit.0),
             held_ns: None,
         };
         self.reporter.push(container, Report::Refused(refused));
