@@ -18,7 +18,7 @@
 //! # The quiet rule
 //!
 //! A limit to which it is lowered must have been enough for the whole time: no sample of usage above the threshold of *that* limit
-//! less [`MARGIN_PER_MILLE`] of it. Of the limits that the raises went through (the original one, one step more, two steps more) the
+//! less 10 % of it. Of the limits that the raises went through (the original one, one step more, two steps more) the
 //! lowest that was enough is taken: so a container that still needs some of it gives the rest back, step by step. What is lowered is
 //! never below usage, and no process is held again by the next charge.
 //!

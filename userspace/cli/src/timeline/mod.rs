@@ -3,7 +3,6 @@
 //! Owns which events belong to a pod. Reads a daemon or a recording, and writes nothing but its output.
 
 mod answers;
-mod guard;
 mod html;
 mod model;
 mod perfetto;

@@ -2,6 +2,8 @@
 //!
 //! Owns what is a span and what is a mark. What the timeline means is [`super::answers`]'s, how it looks the outputs'.
 
+mod guard;
+
 use std::collections::{BTreeMap, HashMap};
 
 use kwitness_api::proto::event::Kind;
@@ -301,8 +303,7 @@ impl Builder {
                         matches!(event.basis(), proto::Basis::InitialScan | proto::Basis::RepairScan);
                     let start = Start { at, is_earlier };
                     let track = self.container(container);
-                    let super::guard::Drawn { span, mark, usage } =
-                        super::guard::drawn(kind, at, text.clone());
+                    let guard::Drawn { span, mark, usage } = guard::drawn(kind, at, text.clone());
                     track.spans.extend(span);
                     track.marks.extend(mark);
                     track.usage.extend(usage);

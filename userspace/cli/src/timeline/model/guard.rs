@@ -1,6 +1,6 @@
 //! The guard on a container's track: a span for each hold, marks for what it decided.
 
-use super::model::{Mark, Micros, Point, Span, Style};
+use super::{Mark, Micros, Point, Span, Style};
 use kwitness_api::proto::event::Kind;
 
 /// What an event of the guard adds to a track.
