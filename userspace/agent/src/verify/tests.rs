@@ -89,6 +89,7 @@ fn look(verdicts: &[(&str, Verdict)], unavailable: &str) -> VerifyReport {
             in_force: Reading::Absent,
             effective: None,
         },
+        kubernetes: None,
     };
     let judged = verdicts.iter().map(|of| (None, judged(of))).collect();
     VerifyReport { judged, proofs: Vec::new(), unavailable: vec![unavailable.to_owned()] }

@@ -10,6 +10,7 @@ mod event;
 mod guard;
 mod ids;
 mod kernel;
+mod kubernetes;
 mod limit;
 mod limit_file;
 mod observation;
@@ -28,6 +29,10 @@ pub use ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runt
 pub use kernel::{
     Actor, Caller, ExitStatus, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage,
     PathText, TaskInfo, WriteHook, WritePhase, WriteResult, WrittenValue,
+};
+pub use kubernetes::{
+    ApiAmounts, ApiComparison, ApiDisagreement, ApiDisagreementKind, ApiFinding, ApiLimit, ApiMissing,
+    ApiOutage, ApiPod, ApiSince, ApiView, NotCompared, ResizeCondition, ResizeConditionKind,
 };
 pub use limit::{LimitChange, LimitsAnswer, ReadLimits, SeenWrite};
 pub use limit_file::{HugePageSize, LimitFile, UnknownLimitFile};

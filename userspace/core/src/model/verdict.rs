@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::container::{LevelRole, PodNames, Subject};
 use super::ids::{CgroupId, ContainerId, KernelTime, PodUid};
 use super::kernel::WriteResult;
+use super::kubernetes::{ApiFinding, ApiView};
 use super::limit_file::LimitFile;
 use super::value::{Bound, CpuMax, Reading, Value};
 
@@ -229,6 +230,9 @@ pub struct Evidence {
     pub deadline: Option<KernelTime>,
     /// The kernel's page size in bytes.
     pub page: u64,
+    /// The Kubernetes API's side; none: the API is no source.
+    #[serde(default)]
+    pub kubernetes: Option<ApiView>,
 }
 
 /// Whether a desired limit took effect.
@@ -320,6 +324,9 @@ pub struct Judged {
     pub attempt: Option<Attempt>,
     /// The judgement.
     pub judgement: Judgement,
+    /// The Kubernetes API's side, compared; none: the API is no source.
+    #[serde(default)]
+    pub kubernetes: Option<ApiFinding>,
 }
 
 /// How the effective limit agrees with the desired one.

@@ -22,6 +22,7 @@
 //! What counts as "says what is wanted" is [`convert`]'s table. Never reads a clock or a file: the case says it all.
 
 pub mod convert;
+pub mod kubernetes;
 pub mod proof;
 pub mod quantity;
 mod tracker;

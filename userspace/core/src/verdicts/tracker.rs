@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::LimitTracker;
 use crate::model::{
-    Attempt, Basis, CgroupId, CgroupIndex, CgroupInfo, Event, Evidence, Fact, Judged, KernelEvent,
-    KernelTime, Kind, LastVerdict, LevelRole, Observation, OomScope, Output, Reading, Requester, Resource,
+    ApiFinding, Attempt, Basis, CgroupId, CgroupIndex, CgroupInfo, Event, Evidence, Fact, Judged,
+    KernelEvent, KernelTime, Kind, LastVerdict, LevelRole, Observation, OomScope, Output, Reading, Requester,
+    Resource,
 };
 
+use super::kubernetes::{KernelSide, compare};
 use super::{Case, VerdictHistory, judge};
 
 /// What is remembered of all limits that were judged.
@@ -100,14 +102,22 @@ impl VerdictTracker {
         let unknown = VerdictHistory::default();
         let judgement = judge(&case, self.history(evidence).unwrap_or(&unknown));
         let own = evidence.levels.get(evidence.own);
+        let role = own.map_or(LevelRole::Other, |own| own.role);
+        let attempt = attempts.pop();
+        let kubernetes = evidence.kubernetes.as_ref().map(|view| {
+            let (judgement, attempt) = (&judgement, attempt.as_ref());
+            let kernel = KernelSide { judgement, role, attempt, read: evidence.at, page: evidence.page };
+            ApiFinding { view: view.clone(), comparison: compare(view, &kernel) }
+        });
         Judged {
             cgroup: evidence.cgroup,
             path: own.map_or_else(|| Arc::from(""), |own| own.path.clone()),
-            role: own.map_or(LevelRole::Other, |own| own.role),
+            role,
             pod: info.and_then(|info| info.pod.clone()),
             desired: evidence.desired.clone(),
-            attempt: attempts.pop(),
+            attempt,
             judgement,
+            kubernetes,
         }
     }
 

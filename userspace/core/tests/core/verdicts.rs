@@ -1,5 +1,6 @@
 //! Whether a desired limit is in force: each verdict, and what holds of all of them.
 
+mod kubernetes;
 mod properties;
 
 use std::sync::Arc;

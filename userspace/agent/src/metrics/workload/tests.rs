@@ -107,6 +107,7 @@ fn verdict(of: &Arc<Subject>, resource: Resource, verdict: Verdict) -> Event {
             desired: Vec::new(),
             attempt: None,
             judgement,
+            kubernetes: None,
         })),
     )
 }

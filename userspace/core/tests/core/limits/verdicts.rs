@@ -27,6 +27,7 @@ fn evidence_for(requester: Requester, limit: u64, at: u64) -> Observation {
         usage: None,
         deadline: None,
         page: 4096,
+        kubernetes: None,
     }))
 }
 
@@ -193,4 +194,24 @@ fn a_kill_long_after_a_write_was_given_up_has_other_causes() {
         [Verdict::Killed { kills: 1 }],
         "while it ran, and not since"
     );
+}
+
+#[test]
+fn what_the_api_says_is_shown_and_changes_no_verdict() {
+    use kwitness_core::model::{ApiComparison, ApiMissing, ApiView, NotCompared};
+
+    let mut fixture = Fixture::new();
+    let mut all = VerdictTracker::default();
+    let Observation::Evidence(mut evidence) = evidence(4096, 1_000) else { unreachable!("it is evidence") };
+    let mut judge = |fixture: &mut Fixture, evidence: &Evidence| {
+        all.judge(evidence, &fixture.limits, &fixture.index, &mut fixture.output)
+    };
+    let without = judge(&mut fixture, &evidence);
+    assert_eq!(without.kubernetes, None, "the API is no source");
+    let said = Err(ApiMissing::Pod);
+    evidence.kubernetes = Some(ApiView { observed_from: KernelTime(1), outage: None, said });
+    let with = judge(&mut fixture, &evidence);
+    assert_eq!(with.judgement, without.judgement);
+    let comparison = with.kubernetes.map(|found| found.comparison);
+    assert_eq!(comparison, Some(ApiComparison::NotCompared(NotCompared::Missing(ApiMissing::Pod))));
 }
