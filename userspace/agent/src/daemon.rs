@@ -11,9 +11,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::Observation;
+use kwitness_core::model::{KernelTime, Observation};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{self, Admission, DaemonInfo, Loopback, Service};
 use crate::cgroupfs::{CgroupFs, LimitReader, Roots, Watch};
@@ -25,6 +26,9 @@ use crate::engine::{
     Engine, Handle, History, JudgeQueue, Memory, Outside, Parts, Place, Refusal, Resumes, Scans,
 };
 use crate::hub::{Capacity, Hub, Writer};
+use crate::kubernetes::Kubernetes;
+#[cfg(feature = "kubernetes")]
+use crate::kubernetes::Settings;
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::probe::capability::LIMIT_WRITES;
@@ -178,8 +182,10 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         subtree: config.subtree.to_string(),
         bindings: bindings.clone(),
     };
+    let (kubernetes, _watching) = watch_kubernetes(config, &info.node_name, info.started).unzip();
     let verifier =
         Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
+    let verifier = verifier.with_kubernetes(kubernetes);
     let following = tokio::spawn(verifier.clone().follow());
     let (events, worker) = cri_events::start(resolver.clone(), hub.clone());
     let runtime_events = RuntimeEvents::new(events.clone(), stop.clone());
@@ -268,6 +274,24 @@ async fn until_stop(
         () = handling => {}
         () = reload.follow(&due) => {}
     }
+}
+
+/// The Kubernetes API, if it is to be a source; its watch ends with what is returned beside it.
+#[cfg(feature = "kubernetes")]
+fn watch_kubernetes(
+    config: &Config,
+    node: &str,
+    began: KernelTime,
+) -> Option<(Kubernetes, AbortOnDropHandle<()>)> {
+    let settings = Settings { kubeconfig: config.kubeconfig.clone(), node: node.to_owned() };
+    let (kubernetes, watching) = config.kubernetes.then(|| Kubernetes::start(settings, began))?;
+    Some((kubernetes, AbortOnDropHandle::new(watching)))
+}
+
+/// This build has no client of the Kubernetes API, and no configuration that asks for one.
+#[cfg(not(feature = "kubernetes"))]
+fn watch_kubernetes(_: &Config, _: &str, _: KernelTime) -> Option<(Kubernetes, AbortOnDropHandle<()>)> {
+    None
 }
 
 async fn log_counters(reports: &Handle, connections: &ConnectionCounters) {

@@ -11,6 +11,11 @@ pub mod cri_events;
 pub mod daemon;
 pub mod engine;
 pub mod hub;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes_absent.rs"]
+pub mod kubernetes;
 pub mod metrics;
 mod oldest_first;
 pub mod pressure;

@@ -8,6 +8,7 @@ use kwitness_api::proto;
 use crate::args::Status;
 use crate::capabilities::capabilities_table;
 use crate::connect::connect;
+use crate::describe::kubernetes;
 use crate::exit::Code;
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
@@ -83,6 +84,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
             ),
         ),
         ("Runtime", describe_runtime(&runtime)),
+        ("Kubernetes", kubernetes::status(status.kubernetes.as_ref(), times)),
         ("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }),
     ];
     let problems =

@@ -12,13 +12,13 @@ use kwitness_api::{EventKind, Events, Source, SourceError, Timestamp, proto};
 use crate::args::Verify;
 use crate::connect::{Outage, unless_gone};
 use crate::describe::limits::{self, reading};
-use crate::describe::{Names, names, severity, verdict_kind, verdict_style};
+use crate::describe::{Names, kubernetes, names, severity, verdict_kind, verdict_style};
 use crate::exit::Code;
 use crate::output::{Format, OfNode, Output, note};
 use crate::select;
 use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
-use crate::time::Times;
+use crate::time::{TimeFormat, Times};
 use kwitness_core::units;
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
@@ -41,7 +41,8 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     };
     let format = options.output.output;
     let times = options.watch.then(|| options.times.shown(format));
-    let mut printer = Printer::new(format, times, filter.is_one_namespace(), false);
+    let mut printer = Printer::new(format, times, filter.is_one_namespace(), false)
+        .with_times_of_the_api(options.times.shown(format));
     let answer = ask(&mut source, &request).await;
     let answer = if options.watch { unless_gone(answer)? } else { Some(answer?) };
     if answer.as_ref().is_some_and(Vec::is_empty) {
@@ -129,6 +130,8 @@ pub struct Printer {
     output: Output,
     /// Of a watch, which has a column of times.
     times: Option<Times>,
+    /// Of what the Kubernetes API says.
+    api_times: Times,
     is_one_namespace: bool,
     has_written: bool,
     table: Table,
@@ -151,8 +154,13 @@ impl Printer {
         let output = Output::new();
         let limit = output.width(format);
         let (table, has_written) = (table(format, times, limit, has_nodes), has_written(limit));
-        let shown = HashMap::new();
-        Self { format, output, times, is_one_namespace, has_written, table, begun: false, shown }
+        let (shown, api_times) = (HashMap::new(), Times::new(TimeFormat::Clock, false));
+        Self { format, output, times, api_times, is_one_namespace, has_written, table, begun: false, shown }
+    }
+
+    /// Times of what the Kubernetes API says are printed like this.
+    pub fn with_times_of_the_api(self, api_times: Times) -> Self {
+        Self { api_times, ..self }
     }
 
     /// The verdicts that are not shown yet; without a watch, all.
@@ -224,7 +232,39 @@ impl Printer {
                 self.output.line(&reason)?;
             }
         }
+        self.write_kubernetes(verdicts)?;
         Ok(self.output.flush()?)
+    }
+
+    /// Prints what the Kubernetes API says, where it is a source.
+    fn write_kubernetes(&mut self, verdicts: &[OfNode<'_, proto::VerdictOf>]) -> anyhow::Result<()> {
+        let is_wide = self.format == Format::Wide;
+        let limits = || {
+            let of_api = verdicts.iter().map(|of| of.value);
+            of_api.filter_map(|of| Some((of.verdict.as_ref()?, names_of(of, is_wide))))
+        };
+        // A watch has no room for a second table.
+        let table =
+            kubernetes::table(limits(), self.output.width(self.format)).filter(|_| self.times.is_none());
+        let lines: Vec<_> = limits()
+            .flat_map(|(verdict, names)| {
+                let of = format!("{} {} {}", names.qualified(), names.container, verdict.file);
+                kubernetes::lines(verdict, self.api_times)
+                    .into_iter()
+                    .map(move |line| format!("{of}: {line}"))
+            })
+            .collect();
+        if let Some(table) = table {
+            self.output.line("")?;
+            self.output.text(&table)?;
+            if !lines.is_empty() {
+                self.output.line("")?;
+            }
+        }
+        for line in lines {
+            self.output.line(&line)?;
+        }
+        Ok(())
     }
 }
 

@@ -391,6 +391,8 @@ impl Kwitness for Service {
         counters.extend(self.admission.bytes_refused().map(|(name, count)| (name.to_owned(), count)));
         counters.extend(self.verifier.requests().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
+        let kubernetes = self.verifier.kubernetes();
+        counters.extend(kubernetes.iter().flat_map(|kubernetes| kubernetes.counters()));
         Ok(Response::new(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.hub.position().epoch.0.to_string(),
@@ -416,6 +418,7 @@ impl Kwitness for Service {
                 .filter_map(unserved)
                 .chain(report.problems.iter().map(problem))
                 .collect(),
+            kubernetes: kubernetes.map(|kubernetes| kubernetes.status(clock)),
         }))
     }
 }

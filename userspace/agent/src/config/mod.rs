@@ -74,7 +74,11 @@ pub struct Config {
     pub runtime: RuntimeChoice,
     /// Where the kubelet's checkpoints are.
     pub kubelet_directory: PathBuf,
-    /// The node's name in `Status`; none: the host's name.
+    /// Whether the Kubernetes API is a source.
+    pub kubernetes: bool,
+    /// How it is reached; none: by the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The node's name in `Status` and in the Kubernetes API; none: the host's name.
     pub node_name: Option<String>,
     /// Where metrics and probes are served over HTTP; none: nowhere.
     pub http: Option<HttpAddress>,

@@ -390,10 +390,36 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "kubernetes.enabled",
+        expects: "true or false",
+        default: Some("false"),
+        doc: "Watch this node's pods (`node.name`) in the Kubernetes API, to show what it says beside what the kernel has. \
+              Needs `get`, `list` and `watch` of `pods`; changes no verdict.",
+        apply: |config, value| {
+            let enabled = value.as_bool().ok_or("it is neither")?;
+            if enabled && !cfg!(feature = "kubernetes") {
+                return Err("this build has no client of the Kubernetes API".to_owned());
+            }
+            config.kubernetes = enabled;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kubernetes.kubeconfig",
+        expects: "an absolute path",
+        default: None,
+        doc: "How the API is reached; by the pod's service account if not set. Read again after each failure. One that runs a \
+              program for its credentials is refused.",
+        apply: |config, value| {
+            config.kubeconfig = Some(absolute(value)?);
+            Ok(())
+        },
+    },
+    Setting {
         key: "node.name",
         expects: "a name",
         default: None,
-        doc: "The node's name in the status; the host's name if not set.",
+        doc: "The node's name in the status and in the Kubernetes API; the host's name if not set.",
         apply: |config, value| {
             config.node_name = Some(text(value)?.to_owned());
             Ok(())
@@ -446,6 +472,8 @@ impl Default for Config {
             thresholds: Thresholds::default(),
             runtime: RuntimeChoice::Auto,
             kubelet_directory: PathBuf::new(),
+            kubernetes: false,
+            kubeconfig: None,
             node_name: None,
             http: None,
             http_connections: 0,

@@ -26,9 +26,11 @@ use std::time::Duration;
 
 use kwitness_core::cgroup_path::is_machine;
 use kwitness_core::model::{
-    CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime, PodUid, Reading,
-    Requester, Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope, Wanted,
+    ApiComparison, ApiView, CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime,
+    NotCompared, PodUid, Reading, Requester, Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope,
+    Wanted,
 };
+use kwitness_core::verdicts::kubernetes::is_compared;
 use kwitness_core::verdicts::proof::{Interval, Proof};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
@@ -39,6 +41,7 @@ use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::engine::{Handle, JudgeQueue, Stopped};
 use crate::hub::Filter;
+use crate::kubernetes::Kubernetes;
 use desired::Desired;
 use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
@@ -71,6 +74,7 @@ pub struct Verifier {
     guard_limits: GuardLimits,
     allocated: CheckpointFile,
     actuated: CheckpointFile,
+    kubernetes: Option<Kubernetes>,
 }
 
 /// The answer to a `Verify` call.
@@ -87,6 +91,18 @@ pub struct VerifyReport {
 impl VerifyReport {
     fn all_in_force(&self) -> bool {
         self.judged.iter().all(|(_, judged)| judged.judgement.verdict == Verdict::InForce)
+    }
+
+    /// The pods of which the Kubernetes API says something else than the kernel, as far as it was only watched.
+    fn unconfirmed(&self) -> BTreeSet<Arc<str>> {
+        const UNCONFIRMED: ApiComparison = ApiComparison::NotCompared(NotCompared::Unconfirmed);
+        let pod = |(subject, judged): &(Option<Arc<Subject>>, Judged)| {
+            let pod = judged.pod.as_ref().map(|names| &names.pod.uid);
+            let uid = pod.or_else(|| subject.as_ref().and_then(|subject| pod_uid(subject)))?;
+            let is_unconfirmed = judged.kubernetes.as_ref()?.comparison == UNCONFIRMED;
+            is_unconfirmed.then(|| uid.0.clone())
+        };
+        self.judged.iter().filter_map(pod).collect()
     }
 
     /// Puts newer verdicts of some containers and pods in the place of older ones; of two looks at the same, the later counts. All
@@ -117,12 +133,25 @@ pub enum VerifyError {
 /// A limit that is to be judged.
 struct Target {
     subject: Option<Arc<Subject>>,
+    pod: Option<Arc<str>>,
     path: Arc<str>,
     cgroup: CgroupId,
     resource: Resource,
     desired: Vec<DesiredLimit>,
     /// See [`Evidence::may_be_less`].
     may_be_less: bool,
+}
+
+impl Target {
+    /// What the Kubernetes API says of it; none: it has no say.
+    fn view(&self, kubernetes: &Kubernetes) -> Option<ApiView> {
+        let uid = self.pod.as_deref().filter(|_| is_compared(self.resource))?;
+        let container = self.subject.as_ref().map(|subject| {
+            let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
+            (&*subject.container_id.0, name)
+        });
+        Some(kubernetes.view(uid, container, self.resource))
+    }
 }
 
 /// Whose limits are judged.
@@ -189,7 +218,18 @@ impl Verifier {
             guard_limits: GuardLimits::default(),
             allocated: checkpoint("allocated_pods_state"),
             actuated: checkpoint("actuated_pods_state"),
+            kubernetes: None,
         }
+    }
+
+    /// Shows what the Kubernetes API says beside each verdict.
+    pub fn with_kubernetes(self, kubernetes: Option<Kubernetes>) -> Self {
+        Self { kubernetes, ..self }
+    }
+
+    /// The Kubernetes API, if it is a source.
+    pub fn kubernetes(&self) -> Option<&Kubernetes> {
+        self.kubernetes.as_ref()
     }
 
     /// The limits that were requested from the container runtime.
@@ -215,7 +255,8 @@ impl Verifier {
         Ok(())
     }
 
-    /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long.
+    /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long. Where the Kubernetes
+    /// API seems to disagree, its pods are read for themselves before that is said.
     ///
     /// # Errors
     /// No container passes, or the daemon is going down.
@@ -225,13 +266,30 @@ impl Verifier {
         wanted: &proto::Wanted,
         wait: Duration,
     ) -> Result<VerifyReport, VerifyError> {
+        let mut report = self.wait(filter, wanted, wait).await?;
+        if let Some(kubernetes) = &self.kubernetes {
+            let pods = report.unconfirmed();
+            if !pods.is_empty() {
+                kubernetes.confirm(pods).await;
+                report = self.look_last(filter, wanted).await?;
+            }
+            report.unavailable.extend(kubernetes.unavailable().map(|why| format!("kubernetes: {why}")));
+        }
+        Ok(report)
+    }
+
+    /// Waits until all are in force, or so long.
+    async fn wait(
+        &self,
+        filter: &Filter,
+        wanted: &proto::Wanted,
+        wait: Duration,
+    ) -> Result<VerifyReport, VerifyError> {
         let until = Instant::now() + wait;
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         let deadline = Some(KernelTime(now().0.saturating_add(nanos)));
         if wait.is_zero() {
-            return self
-                .look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO)
-                .await;
+            return self.look_last(filter, wanted).await;
         }
         let mut changes = self.queue.changes();
         let look = Look { filter, wanted, deadline };
@@ -271,6 +329,11 @@ impl Verifier {
         if report.all_in_force() {
             return Ok(report);
         }
+        self.look_last(filter, wanted).await
+    }
+
+    /// Judges those that pass the filter as they are now, for good.
+    async fn look_last(&self, filter: &Filter, wanted: &proto::Wanted) -> Result<VerifyReport, VerifyError> {
         self.look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO).await
     }
 
@@ -379,6 +442,7 @@ impl Verifier {
             let records = sources.allocated.records_pod(&uid) || sources.actuated.records_pod(&uid);
             let of_pod = about_one(&all, None, &path, cgroup);
             targets.extend(of_pod.map(|target| Target {
+                pod: Some(uid.clone()),
                 may_be_less: !records && !of_kubelet.contains(&target.resource),
                 ..target
             }));
@@ -395,10 +459,13 @@ impl Verifier {
         requester: Requester,
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
+        let kubernetes = self.kubernetes.clone();
         let gathered = tokio::task::spawn_blocking(move || {
             let mut files = levels::Files::default();
             let page = procfs::page_size();
             let gather = |target: Target| {
+                // Before the files: what they say is never the older one.
+                let kubernetes = kubernetes.as_ref().and_then(|source| target.view(source));
                 let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource);
                 let evidence = Evidence {
                     requester,
@@ -412,6 +479,7 @@ impl Verifier {
                     usage: read.usage,
                     deadline,
                     page,
+                    kubernetes,
                 };
                 (target.subject, evidence)
             };
@@ -465,8 +533,9 @@ fn about_one<'a>(
     Resource::ALL.into_iter().filter_map(move |resource| {
         let desired: Vec<DesiredLimit> =
             desired.iter().filter(|(of, _)| *of == resource).map(|(_, desired)| *desired).collect();
+        let pod = subject.and_then(|subject| pod_uid(subject)).map(|uid| uid.0.clone());
         let (subject, path) = (subject.cloned(), path.clone());
-        let target = Target { subject, path, cgroup, resource, desired, may_be_less: false };
+        let target = Target { subject, pod, path, cgroup, resource, desired, may_be_less: false };
         // What only explains a file is nothing to judge it by.
         target.desired.iter().any(|desired| desired.wanted != Wanted::NoQuotaSent).then_some(target)
     })

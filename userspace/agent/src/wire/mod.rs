@@ -2,6 +2,7 @@
 
 pub mod convert;
 mod guard;
+mod kubernetes;
 mod limits;
 mod problems;
 pub mod verdicts;

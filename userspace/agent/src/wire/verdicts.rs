@@ -32,6 +32,7 @@ pub fn verdict(judged: &Judged, clock: Clock) -> proto::Verdict {
             cgroup_path: path.to_string(),
         }),
         written: judged.attempt.as_ref().map(attempt),
+        kubernetes: judged.kubernetes.as_ref().map(|found| super::kubernetes::limit(found, clock)),
         ..Default::default()
     };
     verdict.verdict = kind(&judgement.verdict).into();

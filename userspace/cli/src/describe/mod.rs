@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 
 pub mod guard;
+pub mod kubernetes;
 pub mod limits;
 mod pressure;
 

@@ -1,0 +1,39 @@
+//! Access to an API server: by a kubeconfig, or by the pod's service account.
+
+use std::time::Duration;
+
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+
+use super::Settings;
+use super::failure::Failure;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A client, and the server's address. The credentials are read anew with each one.
+pub(super) async fn client(settings: &Settings) -> Result<(Client, String), Failure> {
+    let unusable = |what: &str, error: &dyn std::error::Error| {
+        Failure::Configuration(super::failure::text(&format!("{what}: {error}"), 512))
+    };
+    let mut config = match &settings.kubeconfig {
+        Some(file) => {
+            let what = format!("kubeconfig {}", file.display());
+            let read = Kubeconfig::read_from(file).map_err(|error| unusable(&what, &error))?;
+            let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+            config.map_err(|error| unusable(&what, &error))?
+        }
+        None => Config::incluster().map_err(|error| unusable("the pod's service account", &error))?,
+    };
+    // It would run with the daemon's privileges.
+    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+        let why =
+            "the kubeconfig runs a program for its credentials; use a token, a token file or a certificate";
+        return Err(Failure::Configuration(why.to_owned()));
+    }
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    // What is tried again, and when, is for the watch to decide.
+    config.default_retry = false;
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| unusable("the credentials", &error))?;
+    Ok((client, server))
+}
