@@ -62,6 +62,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         check_monitors(&text)
             .and_then(|()| check_pins(&text))
             .and_then(|()| check_exporter(&text))
+            .and_then(|()| check_kubernetes(&text))
             .with_context(|| format!("the value set {}", set.display()))?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         files.push(path);
@@ -196,11 +197,10 @@ fn check_pins(manifest: &str) -> Result<()> {
 fn check_exporter(manifest: &str) -> Result<()> {
     let objects = objects(manifest)?;
     let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
-    let pods = of("DaemonSet").map(|set| &set["spec"]["template"]["spec"]);
-    let Some(pod) = pods.into_iter().find(|pod| pod["containers"][0]["name"] == "exporter") else {
-        ensure!(of("ClusterRole").next().is_none(), "a ClusterRole without an exporter");
+    let Some(set) = of("DaemonSet").find(|set| container_of(set)["name"] == "exporter") else {
         return Ok(());
     };
+    let pod = &set["spec"]["template"]["spec"];
     let expected = json!({
         "privileged": false,
         "allowPrivilegeEscalation": false,
@@ -216,10 +216,43 @@ fn check_exporter(manifest: &str) -> Result<()> {
     let has_events = args.into_iter().any(|arg| arg == "--kubernetes-events");
     ensure!(pod["automountServiceAccountToken"] == has_events, "the exporter's token: {pod}");
     let rules = json!([{ "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"] }]);
-    let roles: Vec<_> = of("ClusterRole").map(|role| &role["rules"]).collect();
+    let roles = roles_of(&objects, set);
     let wanted = if has_events { vec![&rules] } else { Vec::new() };
     ensure!(roles == wanted, "the exporter's roles are {roles:?}, not {wanted:?}");
     Ok(())
+}
+
+/// The daemon has a token where the Kubernetes API is its source, and with it no right but to read pods; and no other set has a role.
+fn check_kubernetes(manifest: &str) -> Result<()> {
+    let objects = objects(manifest)?;
+    let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+    let is_enabled = of("ConfigMap").any(|map| {
+        let toml = map["data"]["config.toml"].as_str().unwrap_or_default();
+        toml.split_once("[kubernetes]")
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with("enabled = true"))
+    });
+    let set = of("DaemonSet").find(|set| container_of(set)["name"] == "kwitness");
+    let set = set.context("the manifest has no daemon")?;
+    let pod = &set["spec"]["template"]["spec"];
+    ensure!(pod["automountServiceAccountToken"] == is_enabled, "the daemon's token: {pod}");
+    let rules = json!([{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"] }]);
+    let roles = roles_of(&objects, set);
+    let wanted = if is_enabled { vec![&rules] } else { Vec::new() };
+    ensure!(roles == wanted, "the daemon's roles are {roles:?}, not {wanted:?}");
+    let all: usize = of("DaemonSet").map(|set| roles_of(&objects, set).len()).sum();
+    ensure!(of("ClusterRole").count() == all, "a ClusterRole of no DaemonSet");
+    Ok(())
+}
+
+fn container_of(set: &Value) -> &Value {
+    &set["spec"]["template"]["spec"]["containers"][0]
+}
+
+/// The rules of the roles that are a DaemonSet's, by their labels.
+fn roles_of<'a>(objects: &'a [Value], set: &Value) -> Vec<&'a Value> {
+    let name = |object: &Value| object["metadata"]["labels"]["app.kubernetes.io/name"].clone();
+    let roles = objects.iter().filter(|object| object["kind"] == "ClusterRole" && name(object) == name(set));
+    roles.map(|role| &role["rules"]).collect()
 }
 
 /// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would rename theirs.
@@ -294,6 +327,8 @@ mod tests {
         "kernel.pin",
         "kernel.pin_directory",
         "kubelet.directory",
+        "kubernetes.enabled",
+        "kubernetes.kubeconfig",
         "node.name",
         "runtime.endpoint",
     ];
@@ -353,6 +388,31 @@ mod tests {
             (manifest("", "create", false).replace("drop: [ALL]", "drop: []"), "securityContext is"),
         ] {
             let found = check_exporter(&wrong).unwrap_err().to_string();
+            assert!(found.contains(error), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_with_more_rights_than_to_read_pods_is_refused() {
+        let manifest = |enabled: bool, token: bool, verbs: &str| {
+            format!(
+                "kind: ConfigMap\ndata: {{config.toml: \"[kubernetes]\\nenabled = {enabled}\"}}\n---\nkind: DaemonSet\nspec: \
+                 {{template: {{spec: {{automountServiceAccountToken: {token}, containers: [{{name: kwitness}}]}}}}}}\n---\n\
+                 kind: ClusterRole\nrules: [{{apiGroups: [\"\"], resources: [pods], verbs: [{verbs}]}}]\n"
+            )
+        };
+        let read = "get, list, watch";
+        check_kubernetes(&manifest(true, true, read)).unwrap();
+        check_kubernetes(&fs::read_to_string(root().join(MANIFEST)).unwrap()).unwrap();
+        let foreign = "---\nkind: ClusterRole\nmetadata: {labels: {app.kubernetes.io/name: other}}\n";
+        for (wrong, error) in [
+            (manifest(true, true, "get, list, watch, patch"), "roles are"),
+            (manifest(true, false, read), "token"),
+            (manifest(false, true, read), "token"),
+            (manifest(false, false, read), "roles are"),
+            (manifest(true, true, read) + foreign, "of no DaemonSet"),
+        ] {
+            let found = check_kubernetes(&wrong).unwrap_err().to_string();
             assert!(found.contains(error), "{found}");
         }
     }

@@ -80,6 +80,9 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
 {{- if .Values.pins.enabled }}
 {{- $_ := set $own "kernel" (dict "pin" "auto" "pin_directory" "/sys/fs/bpf/kwitness") }}
 {{- end }}
+{{- if .Values.kubernetes.enabled }}
+{{- $_ := set $own "kubernetes" (dict "enabled" true) }}
+{{- end }}
 {{- if .Values.http.enabled }}
 {{- $_ := set $own "http" (dict "listen" (printf "%s:%v" .Values.http.address .Values.http.port)) }}
 {{- end }}
