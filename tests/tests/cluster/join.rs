@@ -45,8 +45,20 @@ pub(crate) async fn with_cluster(
     (pleg, way): (Pleg, Way),
     body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 ) -> Result<()> {
+    with_configured_cluster(ctx, combination, api, (pleg, way), &[], body).await
+}
+
+/// The same, with settings of the daemon.
+pub(crate) async fn with_configured_cluster(
+    ctx: &TestContext,
+    combination: Combination,
+    api: &ControlPlane,
+    (pleg, way): (Pleg, Way),
+    settings: &[&str],
+    body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
+) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
-        let agent = Agent::start(&ctx.environment, &[]).await?;
+        let agent = Agent::start(&ctx.environment, settings).await?;
         let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
         let runtime = match way {
             Way::Proxy => proxy.socket(),

@@ -1,9 +1,10 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The chart's pod on such a node, the
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The API as the daemon's source, the chart's pod on such a node, the
 //! guard and the kubectl plugin.
 
 mod daemonset;
 mod guard;
 mod join;
+mod kubernetes;
 mod plugin;
 mod resize;
 mod timeline;
@@ -22,6 +23,9 @@ fn main() -> Result<()> {
     })?;
     let resize = Case::once(&ctx, "a_resize_is_in_force_when_the_kernel_has_it", |ctx, combination| {
         ctx.block_on(resize::a_resize_is_in_force_when_the_kernel_has_it(ctx, combination))
+    })?;
+    let source = Case::once(&ctx, "a_status_that_the_kernel_does_not_have_is_named", |ctx, combination| {
+        ctx.block_on(kubernetes::a_status_that_the_kernel_does_not_have_is_named(ctx, combination))
     })?;
     let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
         ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
@@ -53,6 +57,7 @@ fn main() -> Result<()> {
     let cases = vec![
         crash.refused(ctx.environment.same_everywhere()),
         resize.refused(no_limits),
+        source.refused(no_limits),
         chart.refused(private),
         raise.refused(guests),
         returned.refused(guests).refused(only_long),
