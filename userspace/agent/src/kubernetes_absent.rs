@@ -12,7 +12,6 @@ use crate::clock::Clock;
 #[derive(Clone, Debug)]
 pub enum Kubernetes {}
 
-#[expect(clippy::unused_async, reason = "as with the feature")]
 #[expect(missing_docs, reason = "never called")]
 impl Kubernetes {
     pub fn view(&self, _: &str, _: Option<(&str, Option<&str>)>, _: Resource) -> ApiView {
