@@ -88,7 +88,8 @@ async fn sabotage(cluster: &Cluster<'_>, file: &Path) -> Result<()> {
 
 /// Waits until spec, allocated amounts, status and the kernel say that, and the limit is in force; what the API says.
 async fn agrees(cluster: &Cluster<'_>, limit: &str, request: &str) -> Result<KubernetesLimit> {
-    let verdict = until(cluster, &format!("all to say {limit}"), |verdict, of| {
+    let what = format!("all to say {limit}");
+    let verdict = until(cluster, &what, |verdict, of| {
         let (spec, allocated, status) = (of.spec.as_ref(), of.allocated.as_ref(), of.status.as_ref());
         of.comparison() == KubernetesComparison::Agrees
             && verdict.verdict() == VerdictKind::InForce

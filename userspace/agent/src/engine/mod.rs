@@ -39,6 +39,7 @@ pub use handle::{Handle, Report, Snapshot, Stopped};
 pub use judge_queue::JudgeQueue;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;

@@ -159,7 +159,7 @@ pub(crate) mod testing {
 
     /// A limit that a process has overwritten behind the kubelet's back.
     pub(crate) fn disagreeing() -> proto::Verdict {
-        let at = |seconds| Some(Timestamp { seconds: 1_767_358_800 + seconds, nanos: 0 });
+        let at = |seconds: i64| Some(Timestamp { seconds: 1_767_358_800 + seconds, nanos: 0 });
         let amounts = |limit: Option<&str>, request: &str| {
             Some(proto::KubernetesAmounts {
                 limit: limit.map(str::to_owned),

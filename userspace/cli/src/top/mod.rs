@@ -119,7 +119,7 @@ async fn print(
         }
         model.take(&mut sample);
         match format {
-            Format::Json | Format::Yaml => output.value(format, &OfNode::here(&sample))?,
+            Format::Json | Format::Yaml | Format::Name => output.value(format, &OfNode::here(&sample))?,
             Format::Table | Format::Wide if sample.containers.is_empty() => note("no containers found"),
             Format::Table | Format::Wide => {
                 let rows: Vec<_> = model.rows().collect();
