@@ -242,9 +242,9 @@ mod tests {
         assert_eq!(
             shown,
             "\
-POD         CONTAINER  LIMIT       SPEC        ALLOCATED  STATUS      CGROUP  API
-prod/web-0  app        memory.max  256Mi (64…  (64Mi)     256Mi (64…  128Mi   disagrees
-prod/web-0  app        cpu.max     -           -          -           -       unreachable
+POD       CONT…NER  LIMIT       SPEC     ALLOCATED  STATUS   CGROUP  API
+prod…b-0  app       memory.max  256Mi …  (64Mi)     256Mi …  128Mi   disagrees
+prod…b-0  app       cpu.max     -        -          -        -       unreachable
 
 status says 256Mi since 13:00:01 UTC, the kernel has 128Mi since 13:00:05 UTC
 the resize to 256Mi is reported as completed since 13:00:01 UTC or earlier, the kernel has 128Mi at 13:00:30 UTC

@@ -231,7 +231,7 @@ pub struct Evidence {
     /// The kernel's page size in bytes.
     pub page: u64,
     /// The Kubernetes API's side; none: the API is no source.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<ApiView>,
 }
 
@@ -325,7 +325,7 @@ pub struct Judged {
     /// The judgement.
     pub judgement: Judgement,
     /// The Kubernetes API's side, compared; none: the API is no source.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<ApiFinding>,
 }
 
