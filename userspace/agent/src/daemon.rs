@@ -417,7 +417,9 @@ fn sample_memory(
     match MemoryFiles::find(cgroups) {
         Ok(files) => {
             tracing::info!(basis = %files, "memory pressure: sampled");
-            let sampling = pressure::start(files, config.thresholds.clone(), engine.clone(), answers.clone());
+            let engine = engine.clone();
+            let levels = move || engine.memory_levels().ok();
+            let sampling = pressure::start(files, config.thresholds.clone(), levels, answers.clone());
             Ok(Some(sampling.context("cannot start the sampler of memory usage")?))
         }
         Err(error) => {

@@ -15,6 +15,7 @@ mod documented;
 mod events;
 mod examples;
 mod exit;
+mod history;
 #[cfg(feature = "kubectl")]
 mod kubectl;
 mod manual;

@@ -8,7 +8,7 @@
 //!
 //! How often each level is sampled follows from how full it is and how fast it fills
 //! ([`kwitness_core::pressure::sampling`]); which samples make an event is decided by the core. What happens between two samples
-//! is not seen. Never waits for anything in the engine's task, and never reads more files than [`sampler`] allows itself.
+//! is not seen. Never waits for anything in the engine's task, and never reads more files than `sampler` allows itself.
 
 mod files;
 mod sampler;

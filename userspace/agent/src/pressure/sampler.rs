@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 
 use super::MemoryFiles;
 use crate::clock::Clock;
-use crate::engine::Handle;
 
 /// Between two looks at which levels there are.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -44,20 +43,20 @@ impl Sampling {
     }
 }
 
-/// Starts the thread; it ends with the engine.
+/// Starts the thread; it ends once there is none to ask for the levels, with `None`, or to hand samples to.
 ///
 /// # Errors
 /// No thread can be made.
 pub(crate) fn start(
     files: MemoryFiles,
     thresholds: Thresholds,
-    engine: Handle,
+    mut levels: impl FnMut() -> Option<Vec<(CgroupId, Arc<str>)>> + Send + 'static,
     answers: mpsc::Sender<Observation>,
 ) -> io::Result<Arc<Sampling>> {
     let counted = Arc::<Sampling>::default();
     let mut sampler = Sampler::new(files, thresholds, Arc::clone(&counted));
     std::thread::Builder::new().name("memory-sampler".to_owned()).spawn(move || {
-        while let Ok(levels) = engine.memory_levels() {
+        while let Some(levels) = levels() {
             sampler.refresh(levels, Instant::now());
             let until = Instant::now() + REFRESH;
             loop {

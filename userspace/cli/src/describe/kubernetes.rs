@@ -2,7 +2,7 @@
 
 use anstyle::Style;
 use kwitness_api::proto;
-use kwitness_api::proto::{KubernetesComparison, KubernetesFailure};
+use kwitness_api::proto::KubernetesComparison;
 use kwitness_core::units;
 
 use super::limits::reading;
@@ -124,32 +124,6 @@ pub fn cost(of: &proto::KubernetesStatus) -> String {
         bytes_received.div_ceil(1024),
         bytes.div_ceil(1024)
     )
-}
-
-/// What to do about a failure of the watch.
-pub fn remedy(failure: KubernetesFailure) -> &'static str {
-    match failure {
-        KubernetesFailure::Configuration => {
-            "name a kubeconfig with kubernetes.kubeconfig, or mount a service account's token"
-        }
-        KubernetesFailure::Unauthorized => "renew the token or the client certificate",
-        KubernetesFailure::Forbidden => {
-            "allow get, list and watch of pods: the chart does with kubernetes.enabled"
-        }
-        KubernetesFailure::CertificateExpired => {
-            "renew the certificate that has expired, and check the clocks"
-        }
-        KubernetesFailure::Tls => "check certificate-authority and server of the kubeconfig",
-        KubernetesFailure::Dns => "check the server's name in the kubeconfig, and the node's resolver",
-        KubernetesFailure::Unreachable | KubernetesFailure::Timeout => {
-            "check that the API server runs and that the network allows it (networkPolicy of the chart)"
-        }
-        KubernetesFailure::ResourceExpired => "wait: the pods are being listed again",
-        KubernetesFailure::TooLarge => "report it: a node has fewer pods than that",
-        KubernetesFailure::Malformed | KubernetesFailure::Server | KubernetesFailure::Unspecified => {
-            "see the API server's log"
-        }
-    }
 }
 
 #[cfg(test)]
@@ -282,7 +256,7 @@ not watched since 13:00:10 UTC; last received 13:00:00 UTC
         );
         let failed = proto::KubernetesStatus {
             since: at,
-            failure: KubernetesFailure::Forbidden.into(),
+            failure: proto::KubernetesFailure::Forbidden.into(),
             error: "the credentials do not allow it (403): no".into(),
             not_stored: 2,
             ..Default::default()

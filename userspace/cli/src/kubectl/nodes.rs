@@ -94,8 +94,8 @@ mod tests {
 
     use super::super::tunnel;
     use super::*;
-    use crate::events::{HISTORY_BYTES, Past, history};
     use crate::exit::Code;
+    use crate::history::{HISTORY_BYTES, Past, history};
 
     /// As a daemon is that was stopped by a signal: its kernel accepts connections, and nothing comes.
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! `kwitness doctor`: the node's prerequisites and how to fix problems. A running daemon reports its own hooks and runtime;
 //! without one, the hooks are tried for a moment, which takes privileges.
 
+mod kubernetes;
 mod memory_pressure;
 
 use std::borrow::Cow;
@@ -14,7 +15,6 @@ use serde::Serialize;
 
 use crate::capabilities::capabilities_table;
 use crate::connect::connect;
-use crate::describe::kubernetes;
 use crate::exit::Code;
 use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
@@ -115,7 +115,7 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             // The daemon has its own privileges.
             report.checks.retain(|check| check.name != PRIVILEGES);
             report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
-            report.checks.extend(status.kubernetes.as_ref().map(kubernetes_of));
+            report.checks.extend(status.kubernetes.as_ref().map(kubernetes::watch));
             report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
             report.checks.extend(status.problems.into_iter().map(Finding::from));
             report.kernel = status.kernel_release;
@@ -304,32 +304,6 @@ fn runtime_of(status: &proto::RuntimeStatus) -> Finding {
             format!("{endpoint}: {error}"),
             "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
         ),
-    }
-}
-
-/// The daemon's watch of the Kubernetes API.
-fn kubernetes_of(status: &proto::KubernetesStatus) -> Finding {
-    const NAME: &str = "kubernetes";
-    let proto::KubernetesStatus { server, node_name, pods, error, not_stored, .. } = status;
-    let cost = kubernetes::cost(status);
-    match (status.connected, *pods, *not_stored) {
-        (true, 0, 0) => Finding::new(
-            NAME,
-            Verdict::Degraded,
-            format!("{server} has no pod of the node \"{node_name}\""),
-            "set node.name to the node's name in the API",
-        ),
-        (true, pods, 0) => Finding::good(NAME, format!("watching {pods} pods at {server}: {cost}")),
-        (true, pods, count) => Finding::new(
-            NAME,
-            Verdict::Degraded,
-            format!("watching {pods} pods at {server}; {count} were not stored: {cost}"),
-            "see kubernetes_pods_refused and kubernetes_objects_malformed in `kwitness status -o wide`",
-        ),
-        (false, ..) if error.is_empty() => Finding::good(NAME, "the daemon is connecting"),
-        (false, ..) => {
-            Finding::new(NAME, Verdict::Degraded, error.as_str(), kubernetes::remedy(status.failure()))
-        }
     }
 }
 

@@ -19,8 +19,8 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::{EventKind, Source, proto};
 
 use crate::describe::names;
-use crate::events::{HISTORY_BYTES, history};
 use crate::exit::Code;
+use crate::history::{HISTORY_BYTES, history};
 use crate::options::{FILTERS, Filter, From, OUTPUT, TimeOptions};
 use crate::output::{Format, Output};
 use crate::select::ON_THIS_NODE;
