@@ -225,7 +225,12 @@ impl Exporter {
         let new = match &self.replay {
             None => Cow::Borrowed(event),
             Some(replay) => match replay.new_part(event) {
-                None => return,
+                None => {
+                    if replay.is_last(event) {
+                        self.replay = None;
+                    }
+                    return;
+                }
                 Some(new) => {
                     self.replay = None;
                     new
@@ -257,11 +262,14 @@ impl Exporter {
         }
     }
 
-    /// Takes over what the reporter lost, and what it waits for.
+    /// Takes over what the reporter lost, and what it waits for. What an earlier exporter waited for stays in the state until it is found
+    /// again, or lost: the reporter does not know of it before.
     fn account(&mut self) {
         if let Some(reporter) = &mut self.reporter {
             self.queue.lose_kubernetes(reporter.take_lost());
-            self.is_unsaved |= self.queue.set_kubernetes(reporter.waiting());
+            if self.replay.as_ref().is_none_or(Replay::is_lost) {
+                self.is_unsaved |= self.queue.set_kubernetes(reporter.waiting());
+            }
         }
     }
 

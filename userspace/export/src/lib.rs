@@ -111,7 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut lock = state.clone().into_os_string();
     lock.push(".lock");
     let _lock = InstanceLock::acquire(lock.as_ref()).context("a state file has one exporter")?;
-    let progress = state_file.load()?;
+    let mut progress = state_file.load()?;
     state_file.save(&progress).with_context(|| format!("write the state file {}", state.display()))?;
     let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;
 
@@ -154,6 +154,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let metrics = metrics.zip(collector.clone()).map(|(options, collector)| {
         MetricsExporter::new(options, resource, collector, Arc::clone(&shared)).run()
     });
+    if reporter.is_some() {
+        // The reporter has counted these as lost.
+        progress.kubernetes.stale = 0;
+    }
     let queue = Queue::new(queue::BYTES_MAX, progress);
     let mut exporter =
         Exporter::new(mapping, collector, reporter, queue, state_file, replay, Arc::clone(&shared));

@@ -28,6 +28,17 @@ impl Replay {
         if is_of_watcher(event) { std::mem::take(&mut self.waiting) } else { 0 }
     }
 
+    /// Whether what waited is lost: there is nothing left to find.
+    pub fn is_lost(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// Whether it is the last event that is read again: then what waited is found.
+    pub fn is_last(&self, event: &Event) -> bool {
+        let Some(position) = &event.position else { return false };
+        position.epoch == self.exported.epoch && position.seq >= self.exported.seq
+    }
+
     /// What of an event is new to the collector. Once something is, there is nothing more to replay.
     pub fn new_part<'a>(&self, event: &'a Event) -> Option<Cow<'a, Event>> {
         let exported = self.exported.seq;
@@ -72,6 +83,7 @@ mod tests {
         let replay = Replay::new(position(10), 2);
         let event = |seq| named(seq, Kind::Deleted(Deleted { actor: None }));
         assert_eq!(replay.new_part(&event(10)), None);
+        assert_eq!([9, 10].map(|seq| replay.is_last(&event(seq))), [false, true]);
         assert_eq!(replay.new_part(&event(11)).as_deref(), Some(&event(11)));
         let mut other = event(3);
         other.position.as_mut().unwrap().epoch = "other".to_owned();
@@ -85,7 +97,9 @@ mod tests {
     fn what_a_gap_stands_for_is_lost_once() {
         let mut replay = Replay::new(position(10), 2);
         assert_eq!(replay.lost(&named(4, Kind::Deleted(Deleted { actor: None }))), 0);
+        assert!(!replay.is_lost());
         assert_eq!((replay.lost(&gap(Some(3), 7)), replay.lost(&gap(Some(8), 9))), (2, 0));
+        assert!(replay.is_lost());
         assert_eq!(Replay::new(position(10), 2).lost(&gap(None, 4)), 2, "another epoch");
     }
 }

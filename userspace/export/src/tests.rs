@@ -303,6 +303,31 @@ async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
 }
 
 #[tokio::test]
+async fn a_kubernetes_event_that_waits_outlives_an_exporter_that_ends_before_it_has_found_it_again() {
+    let bench = Bench::start([]).await;
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.take(events(1..=2));
+    exporter.take(diverged(3));
+    exporter.take(events(4..=5));
+    exporter.dispatch();
+    exporter.finish().await;
+    let waiting = bench.progress().kubernetes;
+    assert_eq!(waiting.first, position(3));
+
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.tick();
+    exporter.finish().await;
+    assert_eq!(bench.progress().kubernetes, waiting, "no event was read");
+
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.take(diverged(3));
+    exporter.take(events(4..=5));
+    exporter.take(Item::Events(vec![named(6, verdict(VerdictKind::InForce))]));
+    exporter.finish().await;
+    assert_eq!(bench.progress().kubernetes, Progress::default().kubernetes, "found again, and over");
+}
+
+#[tokio::test]
 async fn a_kubernetes_event_that_is_not_found_again_is_a_gap() {
     let bench = Bench::start([]).await;
     let (mut exporter, _posts) = bench.reporting();
