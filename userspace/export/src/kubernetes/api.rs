@@ -1,7 +1,7 @@
 //! The API server: one `create` after the other.
 //!
-//! One that the API server has not answered for, or is too busy for, is sent again. Owns the form of a Kubernetes Event. Its name follows from the event's place in the journal, so that one that is made again, by an
-//! exporter that was restarted, is refused as existing.
+//! One that the API server has not answered for, or is too busy for, is sent again. Owns the form of a Kubernetes Event. Its name follows
+//! from the event's place in the journal, so that one that is made again, by an exporter that was restarted, is refused as existing.
 
 use std::sync::Arc;
 use std::time::Duration;
