@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use kwitness_api::client::{Address, Error, Item, Watch};
-use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, Event};
 use kwitness_api::{Client, EventKind, Timestamp};
 use tokio::time::Instant;
@@ -25,7 +24,7 @@ use crate::collector::{Collector, Delivered};
 use crate::counters::Shared;
 use crate::kubernetes::Reporter;
 use crate::queue::Queue;
-use crate::record::{Mapping, is_of_watcher};
+use crate::record::{Mapping, first_missed};
 use crate::replay::Replay;
 use crate::retry;
 use crate::state::StateFile;
@@ -238,11 +237,7 @@ impl Exporter {
             },
         };
         if let Some(position) = &new.position {
-            let of_gap = match &new.kind {
-                Some(Kind::Gap(gap)) if is_of_watcher(&new) => gap.first_seq,
-                _ => None,
-            };
-            self.queue.begin(&position.epoch, of_gap.unwrap_or(position.seq));
+            self.queue.begin(&position.epoch, first_missed(&new).unwrap_or(position.seq));
         }
         self.queue.push(self.mapping.record(&new, observed));
     }

@@ -38,6 +38,8 @@ pub struct Record {
     pub log: LogRecord,
     /// Where it stands in the journal; a gap of this exporter's stands nowhere.
     pub position: Option<Position>,
+    /// The number of the first event that it stands for, if it is a gap in the place of events.
+    pub begins: Option<u64>,
     /// What it takes.
     pub bytes: usize,
 }
@@ -170,8 +172,9 @@ impl Queue {
             return None;
         }
         let position = first.position.clone().unwrap_or_default();
+        let begins = first.begins.unwrap_or(position.seq);
         let mut batch = InFlight {
-            first: position.clone(),
+            first: Position { seq: begins, ..position.clone() },
             last: position,
             records: 0,
             bytes: 0,
@@ -293,6 +296,7 @@ mod tests {
             resource: Resource { attributes: vec![attribute], ..Default::default() },
             log: LogRecord { time_unix_nano: seq, ..Default::default() },
             position: Some(position(seq)),
+            begins: None,
             bytes,
         }
     }
@@ -417,6 +421,17 @@ mod tests {
         take(&mut queue);
         queue.accepted(0, "");
         assert_eq!(queue.progress(), &at(7));
+    }
+
+    #[test]
+    fn a_gap_that_is_refused_is_lost_with_what_it_stood_for() {
+        let mut queue = Queue::new(1000, Progress::default());
+        queue.push(Record { begins: Some(4), ..record(7, "a", 10) });
+        queue.push(record(8, "a", 10));
+        take(&mut queue);
+        queue.refused("no");
+        let refused = queue.progress().refused.as_ref().unwrap();
+        assert_eq!((&refused.first, &refused.last), (&position(4), &position(8)));
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Mapping {
             ..Default::default()
         };
         let resource = self.resource(event.container.as_ref(), pod(event));
-        record(resource, log, event.position.clone())
+        Record { begins: first_missed(event), ..record(resource, log, event.position.clone()) }
     }
 
     fn resource(&self, container: Option<&proto::Container>, pod: Option<&proto::Pod>) -> Resource {
@@ -107,7 +107,7 @@ impl Mapping {
 
 fn record(resource: Resource, log: LogRecord, position: Option<proto::Position>) -> Record {
     let bytes = resource.encoded_len() + log.encoded_len();
-    Record { resource, log, position, bytes }
+    Record { resource, log, position, begins: None, bytes }
 }
 
 /// What tells the record from every other of the node. A gap that a watcher alone receives stands where an event would.
@@ -119,6 +119,14 @@ fn unique(event: &proto::Event, position: &proto::Position) -> String {
 pub fn is_of_watcher(event: &proto::Event) -> bool {
     matches!(&event.kind, Some(Kind::Gap(gap))
         if matches!(gap.cause(), proto::GapCause::WatcherLagged | proto::GapCause::ReplayExpired))
+}
+
+/// The number of the first event that this watcher did not receive, if it stands for such events.
+pub fn first_missed(event: &proto::Event) -> Option<u64> {
+    match &event.kind {
+        Some(Kind::Gap(gap)) if is_of_watcher(event) => gap.first_seq,
+        _ => None,
+    }
 }
 
 /// The pod of a container, or of a cgroup that is no container's.
