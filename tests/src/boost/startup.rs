@@ -120,6 +120,7 @@ async fn start(
     let id = cluster.run_pod(&pod).await?;
     let cgroup = cgroup_of(cluster, &id).await?;
     let usage = || cgroup::entry(&cgroup, "cpu.stat", "usage_usec");
+    let in_force = || milli_cpu(&read(&cgroup, "cpu.max")?);
     let mut follower = Follower::open(cluster, name, &id, WORK, limits).await?;
     let mut samples = Vec::new();
     let (mut ready, mut before_boost) = (None, None);
@@ -141,18 +142,16 @@ async fn start(
             let total = usage()?;
             let used = total.saturating_sub(counted.1) as f64 / elapsed.as_micros() as f64 * 1000.0;
             counted = (since, total);
-            samples.push(Point {
-                at: since,
-                used: used as u64,
-                limit: milli_cpu(&read(&cgroup, "cpu.max")?)?,
-                threshold: None,
-                mark,
-            });
+            samples.push(Point { at: since, used: used as u64, limit: in_force()?, threshold: None, mark });
         }
         Ok(ready.is_some())
     };
     let followed = follower.follow(began, say, look).await;
     followed.with_context(|| format!("java has said:\n{}", left(at, "log").unwrap_or_default()))?;
+    // The limit may have changed since the last window was over.
+    if let Some(last) = samples.last().copied() {
+        samples.push(Point { at: began.elapsed(), limit: in_force()?, mark: Mark::None, ..last });
+    }
     let (ready, throttling) = ready.context("never ready")?;
     let (processors, port) = reported(at)?;
     TcpStream::connect(("127.0.0.1", port)).await.context("connect to what says that it serves")?;
