@@ -8,7 +8,7 @@ use chrono::Utc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kwitness_api::client::Error as ClientError;
-use kwitness_api::{Client, Source, Timestamp, proto};
+use kwitness_api::{Client, EventKind, Source, Timestamp, proto};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
@@ -259,7 +259,9 @@ pub async fn timeline(
             let room = HISTORY_BYTES / nodes.names().count().max(1);
             let read = |client, request| async move { history(&Source::Live(client), request, room).await };
             let (past, _) = nodes.each(|_| Some(request.clone()), read).await;
-            let is_of_pod = |event: &proto::Event| event.container.is_some();
+            // That of a pod's own limit has no container.
+            let is_of_pod =
+                |event: &proto::Event| EventKind::of(event).is_some_and(|kind| !kind.is_of_node());
             let had = past.into_iter().find(|(_, past)| past.events.iter().any(is_of_pod));
             let (node, _) = had.ok_or(not_here)?;
             (Some(node), filter.pod.join(","), filter.namespace.into_iter().next())
