@@ -1,8 +1,9 @@
 //! The thread that samples: which level is due next, and how many files may be read.
 //!
 //! Owns the queue of levels by when they are due. At most [`FILES_PER_REFRESH`] files are read: levels that are due beyond that
-//! wait for the next second, the longest due first, and are counted. Only samples that may make an event are handed on, and of
-//! each level the first.
+//! wait for the next second, the longest due first, and are counted. Of each level the first sample is handed on, and each that
+//! stands otherwise towards the thresholds than the one before: whatever the engine observes is recorded, and a level whose page
+//! cache is at its limit would be sampled into the ledger four times a second for ever.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use kwitness_core::model::{Bound, CgroupId, MemorySample, MemorySamples, Observation, Thresholds};
-use kwitness_core::pressure::sampling::{FillRate, LONGEST, interval, is_near};
+use kwitness_core::pressure::sampling::{FillRate, LONGEST, Standing, interval};
 use tokio::sync::mpsc;
 
 use super::MemoryFiles;
@@ -85,8 +86,8 @@ struct Level {
     path: Arc<str>,
     due: Instant,
     rate: FillRate,
-    /// Whether the last sample that was handed on was near a threshold; none: there was none.
-    was_near: Option<bool>,
+    /// How the last sample that was handed on stands; none: there was none.
+    standing: Option<Standing>,
 }
 
 #[derive(Debug)]
@@ -126,7 +127,7 @@ impl Sampler {
         for (cgroup, path) in there {
             self.levels.entry(cgroup).or_insert_with(|| {
                 self.queue.insert((now, cgroup));
-                Level { path, due: now, rate: FillRate::default(), was_near: None }
+                Level { path, due: now, rate: FillRate::default(), standing: None }
             });
         }
         self.files_left = FILES_PER_REFRESH;
@@ -179,8 +180,8 @@ impl Sampler {
         level.due = now + pause;
         self.queue.insert((level.due, cgroup));
         sample.filter(|sample| {
-            let near = is_near(&self.thresholds, sample.usage, sample.limit);
-            level.was_near.replace(near) != Some(false) || near
+            let standing = Standing::of(&self.thresholds, sample.usage, sample.limit);
+            level.standing.replace(standing) != Some(standing)
         })
     }
 }
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_sample_and_those_near_a_threshold_are_handed_on_and_the_one_that_leaves() {
+    fn the_first_sample_is_handed_on_and_each_that_stands_otherwise_than_the_one_before() {
         let root = tempfile::tempdir().unwrap();
         let mut sampler = sampler(root.path());
         let now = Instant::now();
@@ -221,7 +222,7 @@ mod tests {
         sampler.refresh(levels.clone(), now);
         assert_eq!(usages(&sampler.take_due(now)), [0]);
         let mut later = now;
-        for (usage, handed_on) in [(10, false), (LIMIT, true), (LIMIT, true), (20, true), (30, false)] {
+        for (usage, handed_on) in [(10, false), (LIMIT, true), (LIMIT - 1, false), (20, true), (30, false)] {
             set(root.path(), "a", usage);
             later += LONGEST;
             sampler.refresh(levels.clone(), later);

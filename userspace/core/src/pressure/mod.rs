@@ -20,9 +20,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Basis, Bound, CgroupId, CgroupIndex, CgroupInfo, Direction, Event, KernelTime, Kind, LevelRole,
-    MemorySample, MemorySamples, Output, Pressure, Thresholds,
+    Basis, CgroupId, CgroupIndex, CgroupInfo, Direction, Event, KernelTime, Kind, LevelRole, MemorySample,
+    MemorySamples, Output, Pressure, Thresholds,
 };
+use sampling::Standing;
 
 /// One more event is in a level's budget each time so many nanoseconds have passed.
 const REFILL: u64 = 1_000_000_000;
@@ -82,7 +83,7 @@ impl PressureTracker {
     fn sample(&mut self, sample: &MemorySample, info: &CgroupInfo, output: &mut Output) {
         let Self { thresholds, levels, counters } = self;
         let before = levels.get(&sample.cgroup).map_or(0, |level| level.above);
-        let above = above(thresholds, before, sample.usage, sample.limit);
+        let above = Standing::of(thresholds, sample.usage, sample.limit).above(before);
         if above == 0 && !levels.contains_key(&sample.cgroup) {
             return;
         }
@@ -187,14 +188,4 @@ pub(crate) fn is_level(role: LevelRole) -> bool {
 /// Events that a level may have at once: twice up and down.
 fn budget(thresholds: &Thresholds) -> u64 {
     4 * thresholds.percent().len() as u64
-}
-
-/// How many thresholds usage is above, if it was above so many before.
-fn above(thresholds: &Thresholds, before: usize, usage: u64, limit: Bound) -> usize {
-    let Bound::At(limit) = limit else { return 0 };
-    let is_at = |percent: u8| u128::from(usage) * 100 >= u128::from(limit) * u128::from(percent);
-    let percent = thresholds.percent();
-    let reached = percent.partition_point(|percent| is_at(*percent));
-    let kept = percent.partition_point(|percent| is_at(*percent - thresholds.hysteresis()));
-    before.clamp(reached, kept)
 }

@@ -75,9 +75,30 @@ pub fn interval(thresholds: &Thresholds, usage: u64, limit: Bound, fill_rate: Op
     }
 }
 
-/// Whether a sample may be one of a level that is, or counts as, above a threshold.
-pub fn is_near(thresholds: &Thresholds, usage: u64, limit: Bound) -> bool {
-    let Bound::At(limit) = limit else { return false };
-    let lowest = thresholds.percent().first().map_or(0, |percent| percent - thresholds.hysteresis());
-    u128::from(usage) * 100 >= u128::from(limit) * u128::from(lowest)
+/// How a sample stands towards the thresholds: all of it that decides what is reported. Of two samples in a row that stand the same,
+/// the second makes no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Thresholds that usage is at or above.
+    reached: usize,
+    /// Thresholds that usage has not fallen below by the hysteresis: no fewer.
+    kept: usize,
+}
+
+impl Standing {
+    /// That of usage of a limit.
+    pub fn of(thresholds: &Thresholds, usage: u64, limit: Bound) -> Self {
+        let Bound::At(limit) = limit else { return Self { reached: 0, kept: 0 } };
+        let is_at = |percent: u8| u128::from(usage) * 100 >= u128::from(limit) * u128::from(percent);
+        let percent = thresholds.percent();
+        Self {
+            reached: percent.partition_point(|percent| is_at(*percent)),
+            kept: percent.partition_point(|percent| is_at(*percent - thresholds.hysteresis())),
+        }
+    }
+
+    /// How many thresholds usage counts as above, if it was above so many before.
+    pub fn above(self, before: usize) -> usize {
+        before.clamp(self.reached, self.kept)
+    }
 }

@@ -9,7 +9,7 @@ use kwitness_core::model::{
     MemorySamples, Output, Pressure, Thresholds,
 };
 use kwitness_core::pressure::PressureTracker;
-use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, interval, is_near};
+use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, Standing, interval};
 use proptest::prelude::*;
 
 const LIMIT: u64 = 1000;
@@ -281,11 +281,23 @@ proptest! {
         }
     }
 
+    /// Who leaves out the samples that stand as the one before gets the same events.
     #[test]
-    fn what_is_reported_is_near(usage in 0..u64::MAX, limit in 0..u64::MAX) {
-        let mut test = Test::new();
-        test.sample(1, usage, Bound::At(limit));
-        prop_assert!(test.crossings().is_empty() || is_near(&test.thresholds, usage, Bound::At(limit)));
+    fn samples_that_stand_the_same_make_no_event(usages in prop::collection::vec(700..1000_u64, 1..60)) {
+        let (mut all, mut some) = (Test::new(), Test::new());
+        let mut last = None;
+        for usage in usages {
+            let standing = Standing::of(&some.thresholds, usage, Bound::At(LIMIT));
+            let is_same = last.replace(standing) == Some(standing);
+            let crossings = if is_same { Vec::new() } else { some.crossed(usage) };
+            prop_assert_eq!(all.crossed(usage), crossings);
+        }
+    }
+
+    #[test]
+    fn usage_of_any_limit_stands_somewhere(usage in any::<u64>(), limit in any::<u64>(), before in 0..=3_usize) {
+        let standing = Standing::of(&Thresholds::default(), usage, Bound::At(limit));
+        prop_assert!(standing.above(before) <= 3);
     }
 
     #[test]
