@@ -1,6 +1,7 @@
 //! How fast memory fills up, when it reaches its limit at that rate, and how much of its CPU time a container is refused.
 //!
-//! Owns the rule for each; remembers a cgroup's last points. Times come in with each.
+//! Owns the rule for each, over whatever time: `kwitness top` looks at the last seconds, memory pressure
+//! ([`crate::pressure::sampling`]) at the last one. Remembers a cgroup's last points. Times come in with each.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -42,9 +43,7 @@ impl Meter {
     pub fn fill_rate(&self) -> Option<i64> {
         let known = || self.0.iter().filter_map(|(at, point)| Some((*at, point.memory?)));
         let ((from, first), (to, last)) = (known().next()?, known().next_back()?);
-        let seconds = elapsed(from, to).filter(|time| !time.is_zero())?.as_secs_f64();
-        // Saturates, as casts of floats do.
-        Some(((last as f64 - first as f64) / seconds).round() as i64)
+        rate(elapsed(from, to)?, first, last)
     }
 
     /// The share of the periods that were throttled, from 0 to 1. None: none passed, or it is not known twice.
@@ -57,7 +56,15 @@ impl Meter {
     }
 }
 
-/// How long it takes until usage reaches the limit. None: at this rate, never.
+/// Bytes per second from one amount to another in that time, rounded towards zero. None: no time has passed.
+pub(crate) fn rate(time: Duration, was: u64, is: u64) -> Option<i64> {
+    let nanos = i128::try_from(time.as_nanos()).ok()?;
+    let grown = i128::from(is) - i128::from(was);
+    let rate = (grown * 1_000_000_000).checked_div(nanos)?;
+    Some(i64::try_from(rate).unwrap_or(if rate < 0 { i64::MIN } else { i64::MAX }))
+}
+
+/// How long it takes until usage reaches the limit; no time if it has, whatever the rate. None: at this rate, never.
 pub fn time_to_limit(usage: u64, limit: u64, fill_rate: i64) -> Option<Duration> {
     let left = limit.saturating_sub(usage);
     if left == 0 {
@@ -67,7 +74,8 @@ pub fn time_to_limit(usage: u64, limit: u64, fill_rate: i64) -> Option<Duration>
     Duration::try_from_secs_f64(left as f64 / rate as f64).ok()
 }
 
-fn elapsed(from: KernelTime, to: KernelTime) -> Option<Duration> {
+/// None: `to` is earlier.
+pub(crate) fn elapsed(from: KernelTime, to: KernelTime) -> Option<Duration> {
     to.0.checked_sub(from.0).map(Duration::from_nanos)
 }
 
@@ -105,6 +113,8 @@ mod tests {
             Some((MIB / 2) as i64)
         );
         assert_eq!(meter(&[(1000, Some(0)), (1000, Some(MIB))]).fill_rate(), None, "no time has passed");
+        assert_eq!(meter(&[(0, Some(0)), (1, Some(u64::MAX))]).fill_rate(), Some(i64::MAX));
+        assert_eq!(meter(&[(0, Some(u64::MAX)), (1, Some(0))]).fill_rate(), Some(i64::MIN));
     }
 
     #[test]
@@ -136,6 +146,7 @@ mod tests {
         assert_eq!(time_to_limit(32 * MIB, 64 * MIB, MIB as i64), seconds(32));
         assert_eq!(time_to_limit(64 * MIB, 64 * MIB, 0), seconds(0), "it is reached already");
         assert_eq!(time_to_limit(65 * MIB, 64 * MIB, -1), seconds(0));
+        assert_eq!(time_to_limit(800, 1000, 100), seconds(2));
         for rate in [0, -1, i64::MIN] {
             assert_eq!(time_to_limit(0, MIB, rate), None);
         }

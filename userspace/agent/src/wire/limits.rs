@@ -4,6 +4,7 @@ use kwitness_core::model::{
     Bound, Caller, Direction, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames, Pressure,
     Reading, SeenWrite, WriteHook, WriteResult,
 };
+use kwitness_core::usage::time_to_limit;
 use nix::errno::Errno;
 
 use super::convert;
@@ -129,6 +130,12 @@ pub(super) fn oom_kill(kill: &OomKilled) -> proto::OomKill {
 
 /// A threshold that memory usage crossed.
 pub(super) fn pressure(pressure: &Pressure) -> proto::Pressure {
+    let limit = match pressure.limit {
+        Bound::At(limit) => Some(limit),
+        Bound::Unlimited => None,
+    };
+    let to_limit =
+        limit.zip(pressure.fill_rate).and_then(|(limit, rate)| time_to_limit(pressure.usage, limit, rate));
     proto::Pressure {
         cgroup: Some(proto::Cgroup {
             id: pressure.cgroup.0,
@@ -143,14 +150,9 @@ pub(super) fn pressure(pressure: &Pressure) -> proto::Pressure {
         }
         .into(),
         usage_bytes: pressure.usage,
-        limit_bytes: match pressure.limit {
-            Bound::At(limit) => Some(limit),
-            Bound::Unlimited => None,
-        },
+        limit_bytes: limit,
         fill_rate: pressure.fill_rate,
-        time_to_limit_ms: pressure
-            .time_to_limit()
-            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        time_to_limit_ms: to_limit.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         suppressed: pressure.suppressed,
     }
 }

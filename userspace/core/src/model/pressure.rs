@@ -1,7 +1,6 @@
 //! Memory usage against its limit: what was sampled, and what is reported of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -156,16 +155,6 @@ pub enum Direction {
     Down,
 }
 
-impl Pressure {
-    /// How long until usage is at the limit, if it goes on to grow as fast; none: it does not grow, or there is no limit.
-    pub fn time_to_limit(&self) -> Option<Duration> {
-        let Bound::At(limit) = self.limit else { return None };
-        let rate = u64::try_from(self.fill_rate?).ok().filter(|rate| *rate > 0)?;
-        let millis = u128::from(limit.saturating_sub(self.usage)) * 1000 / u128::from(rate);
-        Some(Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,30 +181,5 @@ mod tests {
     fn what_was_written_by_another_is_checked() {
         let text = r#"{"percent":[90,80],"hysteresis":5}"#;
         assert!(serde_json::from_str::<Thresholds>(text).unwrap_err().to_string().contains("ascending"));
-    }
-
-    #[test]
-    fn the_time_to_the_limit_is_that_at_the_present_rate() {
-        let pressure = |usage, limit, fill_rate| Pressure {
-            cgroup: CgroupId(1),
-            path: "/".into(),
-            role: LevelRole::Pod,
-            pod: None,
-            usage,
-            limit,
-            threshold: 80,
-            direction: Direction::Up,
-            fill_rate,
-            suppressed: 0,
-        };
-        let time = |usage, limit, rate| pressure(usage, limit, rate).time_to_limit();
-        assert_eq!(time(800, Bound::At(1000), Some(100)), Some(Duration::from_secs(2)));
-        assert_eq!(time(1001, Bound::At(1000), Some(100)), Some(Duration::ZERO));
-        for (limit, rate) in
-            [(Bound::At(1000), Some(0)), (Bound::At(1000), Some(-5)), (Bound::At(1000), None)]
-        {
-            assert_eq!(time(800, limit, rate), None);
-        }
-        assert_eq!(time(800, Bound::Unlimited, Some(100)), None);
     }
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::model::{Bound, KernelTime, Thresholds};
+use crate::usage::{elapsed, rate};
 
 /// No level is sampled less often than this: a limit may be set meanwhile.
 pub const LONGEST: Duration = Duration::from_secs(5);
@@ -40,18 +41,10 @@ impl FillRate {
         while self.samples.len() >= KEPT || self.samples.get(1).is_some_and(is_old) {
             self.samples.pop_front();
         }
-        let rate =
-            self.samples.front().and_then(|(since, was)| rate(at.0.checked_sub(since.0)?, *was, usage));
+        let rate = self.samples.front().and_then(|(since, was)| rate(elapsed(*since, at)?, *was, usage));
         self.samples.push_back((at, usage));
         rate
     }
-}
-
-/// Bytes per second, rounded towards zero.
-fn rate(nanos: u64, was: u64, is: u64) -> Option<i64> {
-    let grown = i128::from(is) - i128::from(was);
-    let rate = (grown * 1_000_000_000).checked_div(i128::from(nanos))?;
-    Some(i64::try_from(rate).unwrap_or(if rate < 0 { i64::MIN } else { i64::MAX }))
 }
 
 /// When to sample a level again.
