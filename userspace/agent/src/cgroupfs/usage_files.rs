@@ -9,8 +9,9 @@ use super::Directory;
 
 /// No such file is longer: `memory.stat` has some sixty lines.
 const LONGEST: u64 = 64 << 10;
-/// The largest limit that can be written to a v1 file, with pages of 64 KiB: it stands for none.
-const V1_UNLIMITED: u64 = i64::MAX.unsigned_abs() & !0xffff;
+/// The largest limit that can be written to a v1 file, with pages of 64 KiB: it stands for none. `PAGE_COUNTER_MAX` of
+/// `include/linux/page_counter.h`.
+pub const V1_UNLIMITED: u64 = i64::MAX.unsigned_abs() & !0xffff;
 
 /// What a file says, or one line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,12 +10,11 @@ use std::path::PathBuf;
 use kwitness_core::model::{Bound, CgroupId};
 use procfs::process::Process;
 
+use crate::cgroupfs::usage_files::V1_UNLIMITED;
 use crate::cgroupfs::{CgroupFs, Directory};
 
 /// No file of these is longer.
 const LONGEST: u64 = 64;
-/// `PAGE_COUNTER_MAX` of `include/linux/page_counter.h`, which v1 shows in bytes for "no limit", with pages of up to 64 KiB.
-const NO_LIMIT_V1: u64 = i64::MAX as u64 & !0xffff;
 
 /// Where memory is accounted.
 #[derive(Clone, Debug)]
@@ -110,7 +109,7 @@ fn bound(text: &str) -> io::Result<Bound> {
     match text.trim_end() {
         "max" => Ok(Bound::Unlimited),
         text => {
-            number(text).map(|limit| if limit >= NO_LIMIT_V1 { Bound::Unlimited } else { Bound::At(limit) })
+            number(text).map(|limit| if limit >= V1_UNLIMITED { Bound::Unlimited } else { Bound::At(limit) })
         }
     }
 }
