@@ -186,6 +186,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_gap_in_late_events_begins_when_they_happened() {
+        let (hub, mut writer) = hub(4);
+        let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
+        let other = subject(2, Some(facts("prod", "web", "sidecar")));
+        let filter: Filter =
+            proto::Filter { pods: vec!["web".into()], ..Default::default() }.try_into().unwrap();
+        let mut watcher = hub.watch(Start::Now, true, filter).unwrap();
+        let at = |at, event| kwitness_core::model::Event { at: KernelTime(at), ..event };
+        let events = [at(100, created(&unnamed)), at(200, stopped(&other)), at(300, updated(&named))];
+        writer.append(events, clock());
+        assert_eq!(numbers(&decode(watcher.next().await.unwrap())), [2], "the first is yet to be delivered");
+        writer.append((0..4).map(|_| at(400, stopped(&other))), clock());
+        let events = decode(watcher.next().await.unwrap());
+        let Some(ApiKind::Gap(gap)) = &events[0].kind else { panic!("{:?}", events[0]) };
+        assert_eq!((gap.first_seq, gap.from), (Some(1), Some(clock().wall(KernelTime(100)))));
+    }
+
+    #[tokio::test]
     async fn a_watcher_resumes_after_its_place() {
         let (hub, mut writer) = hub(16);
         let subject = subject(1, None);

@@ -89,6 +89,8 @@ pub struct Watcher {
 struct Late {
     of: CgroupId,
     next: u64,
+    /// The time of the event with that number, or of the last one that was delivered late.
+    at: KernelTime,
     /// The number of the `updated` event that they come before.
     before: u64,
 }
@@ -283,7 +285,7 @@ impl Watcher {
             if !self.resuming {
                 hub.lagged.fetch_add(missed.last - missed.first + 1, Relaxed);
             }
-            let gap = self.gap(missed, read.items.first().map(|(_, entry)| entry));
+            let gap = self.gap(missed, self.last_at, read.items.first().map(|(_, entry)| entry));
             items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
         }
         self.resuming = false;
@@ -332,7 +334,7 @@ impl Watcher {
         }
         self.late_before = before;
         let of = of.subject.cgroup_id;
-        let mut start = before;
+        let (mut start, mut at) = (before, KernelTime(0));
         loop {
             let range = self.first_seq..start;
             let newest_first: Vec<(u64, Entry)> = self.hub.window.look(|journal, names| {
@@ -346,7 +348,7 @@ impl Watcher {
             let found_all = newest_first.iter().any(|(seq, entry)| {
                 let delivered = entry.subject.as_ref().is_some_and(|of| matching.matches(&self.filter, of));
                 if !delivered {
-                    start = *seq;
+                    (start, at) = (*seq, entry.at);
                 }
                 delivered || entry.kind == EventKind::Created
             });
@@ -354,12 +356,12 @@ impl Watcher {
                 break;
             }
         }
-        (start < before).then_some(Late { of, next: start, before })
+        (start < before).then_some(Late { of, next: start, at, before })
     }
 
     fn read_late(&mut self, late: Late) -> Vec<Item> {
-        let Late { of, next, before } = late;
-        let (first_kept, entries) = self.hub.window.look(|journal, names| {
+        let Late { of, next, at, before } = late;
+        let (first_kept, entries, is_cut) = self.hub.window.look(|journal, names| {
             let (mut entries, mut bytes) = (Vec::new(), 0);
             for seq in names.events(of, next..before).take(BATCH.items.get()) {
                 let Some(entry) = journal.get(seq) else { continue };
@@ -369,16 +371,18 @@ impl Watcher {
                     break;
                 }
             }
-            (journal.first_seq(), entries)
+            let is_cut = entries.len() == BATCH.items.get() || bytes >= BATCH.bytes;
+            (journal.first_seq(), entries, is_cut)
         });
         let mut items = Vec::with_capacity(entries.len() + 1);
         if first_kept > next {
             let missed = Missed { first: next, last: first_kept.min(before) - 1 };
-            let gap = self.gap(missed, entries.first().map(|(_, entry)| entry));
+            // What was read last is later than they were.
+            let gap = self.gap(missed, Some(at), entries.first().map(|(_, entry)| entry));
             items.push(Item::Own(Box::new(self.hub.own_event(missed.last, gap))));
         }
-        if let Some((last, _)) = entries.last() {
-            self.late = Some(Late { of, next: last + 1, before });
+        if let Some((last, entry)) = entries.last().filter(|_| is_cut) {
+            self.late = Some(Late { of, next: last + 1, at: entry.at, before });
         }
         for (seq, entry) in entries {
             if self.remaining == Some(0) {
@@ -391,14 +395,14 @@ impl Watcher {
         items
     }
 
-    fn gap(&self, missed: Missed, next: Option<&Entry>) -> proto::Gap {
+    fn gap(&self, missed: Missed, from: Option<KernelTime>, next: Option<&Entry>) -> proto::Gap {
         let clock = Clock::read();
         let cause =
             if self.resuming { proto::GapCause::ReplayExpired } else { proto::GapCause::WatcherLagged };
         proto::Gap {
             cause: cause.into(),
             lost: [("event".to_owned(), missed.last - missed.first + 1)].into(),
-            from: self.last_at.map(|at| clock.wall(at)),
+            from: from.map(|at| clock.wall(at)),
             to: next.map(|next| clock.wall(next.at.max(next.latest_before))),
             first_seq: Some(missed.first),
             last_seq: Some(missed.last),
