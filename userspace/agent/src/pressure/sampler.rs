@@ -16,6 +16,7 @@ use kwitness_core::pressure::sampling::{FillRate, LONGEST, Standing, interval};
 use tokio::sync::mpsc;
 
 use super::MemoryFiles;
+use crate::cgroupfs::gone;
 use crate::clock::Clock;
 
 /// Between two looks at which levels there are.
@@ -170,7 +171,7 @@ impl Sampler {
                 (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause)
             }
             // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, LONGEST),
+            Err(error) if gone(&error) => (None, LONGEST),
             Err(error) => {
                 self.counted.failed.fetch_add(1, Relaxed);
                 tracing::debug!(path = %level.path, %error, "cannot sample memory usage");
