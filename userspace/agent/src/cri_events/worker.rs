@@ -137,6 +137,8 @@ enum Answered {
 /// From the first subscriber until a while after the last.
 struct Session<'a> {
     shared: &'a Shared,
+    /// What the kernel showed before the session, since the time from which on events are wanted.
+    past: Watcher,
     watcher: Watcher,
     machine: Machine,
     began: Instant,
@@ -159,11 +161,12 @@ impl<'a> Session<'a> {
         let hints = [EventKind::Created, EventKind::Started, EventKind::Stopped, EventKind::Deleted];
         // What the kernel showed while no daemon ran, too: the statuses do not say when a sandbox stopped.
         let shown_since = Clock::read().kernel(Timestamp::from_unix_nanos(since));
-        let watcher = hub.watch_since(shown_since, Filter::of_kinds(hints));
+        let [past, watcher] = hub.watch_since(shown_since, Filter::of_kinds(hints));
         let before = *shared.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         Self {
             shared,
+            past,
             watcher,
             machine: Machine::new(since),
             began: now,
@@ -174,6 +177,10 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) {
+        // Before the first list: what that finds ended, is taken for reported unless the kernel has shown when.
+        while let Some(batch) = self.past.next().await {
+            self.hints(&batch);
+        }
         let mut pause = RECONNECT.0;
         loop {
             // Hints that come meanwhile are in the hub's journal, which is as long as it is.

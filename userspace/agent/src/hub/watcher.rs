@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use kwitness_core::journal::{Cursor, Missed, Position, ResumeError};
+use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
 use kwitness_core::model::{CgroupId, KernelTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -103,11 +103,12 @@ impl Hub {
         })
     }
 
-    /// A reader of what has happened since a time, as far as the journal has it, and of what comes.
-    pub fn watch_since(self: &Arc<Self>, time: KernelTime, filter: Filter) -> Watcher {
-        let changed = self.window.last();
-        let cursor = self.window.look(|journal, _| journal.since(|entry| entry.at >= time));
-        self.watcher(changed, cursor, None, filter, None)
+    /// A reader of what has happened since a time, as far as the journal has it, which ends with that; and one of what comes.
+    pub fn watch_since(self: &Arc<Self>, time: KernelTime, filter: Filter) -> [Watcher; 2] {
+        let since = |journal: &Journal<Entry>| (journal.since(|entry| entry.at >= time), journal.end());
+        let (since, end) = self.window.look(|journal, _| since(journal));
+        let past = self.watcher(self.window.last(), since, Some(end.seq()), filter.clone(), None);
+        [past, self.watcher(self.window.last(), end, None, filter, None)]
     }
 
     /// A reader of the journal.
