@@ -36,6 +36,8 @@ use crate::program::nanos;
 const MARGIN_PER_MILLE: u32 = 100;
 /// After so long without a sample, what usage was in between is not known: the quiet time begins again.
 const BLIND_MAX: Duration = Duration::from_secs(10);
+/// The largest page. The kernel rounds a limit down to a whole page.
+const PAGE_MAX: u64 = 64 << 10;
 
 /// What a container has been lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +77,10 @@ impl Loan {
         (self.limit > self.original || self.pending.is_some()).then_some(self)
     }
 
+    /// Whether the kernel's limit is one that the guard has set. What was asked for need not be whole pages.
     fn is_ours(&self, limit: Bytes) -> bool {
-        limit == self.limit || Some(limit) == self.pending
+        let is_it = |set: Bytes| set.0.checked_sub(limit.0).is_some_and(|rest| rest < PAGE_MAX);
+        is_it(self.limit) || self.pending.is_some_and(is_it)
     }
 }
 
@@ -341,6 +345,29 @@ mod tests {
         // The next raise begins at what that process has set.
         let next = Loan::asked(Some(loan()), change(160, 192));
         assert_eq!((next.original, next.pending), (mib(160), Some(mib(192))));
+    }
+
+    #[test]
+    fn a_limit_that_the_kernel_has_rounded_down_to_a_page_is_the_guards() {
+        let to = Bytes(64 * MIB + 10_000_000);
+        let loan = Loan::asked(None, Change { from: mib(64), to }).confirmed(to).unwrap();
+        let next = |limit: u64| {
+            let sample =
+                |second: u64| Sample { now: second * 1_000_000_000, limit: Some(Bytes(limit)), used: mib(1) };
+            let mut machine = GiveBack::default();
+            let looks = (1..=61).map(|second| machine.sample(&loan, &rule(), QUIET, sample(second)));
+            looks.last()
+        };
+        for page in [4096, 65536] {
+            let limit = to.0 / page * page;
+            let change = Change { from: Bytes(limit), to: mib(64) };
+            assert_eq!(next(limit), Some(Next::Lower(change)), "pages of {page} bytes");
+            let again = Loan::asked(Some(loan), change);
+            assert_eq!((again.original, again.confirmed(mib(64))), (mib(64), None));
+        }
+        for other in [to.0 + 1, to.0 - PAGE_MAX] {
+            assert_eq!(next(other), Some(Next::Forget { limit: Some(Bytes(other)) }), "another process'");
+        }
     }
 
     #[test]
