@@ -94,7 +94,7 @@ struct Guarded {
     /// What it has been lent by raises.
     loan: Option<Loan>,
     give_back: GiveBack,
-    /// A raise whose answer has not come: the limit may still become what it says.
+    /// A change whose answer has not come: the limit may still become what it says.
     unanswered: bool,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
     quiet_until: u64,

@@ -72,7 +72,11 @@ impl Guard {
             return;
         };
         let next = match input {
-            Input::Lowered(answer) => guarded.give_back.lowered(answer),
+            Input::Lowered(answer) => {
+                // It may come after a raise, and set less than is used by then.
+                guarded.unanswered |= answer == Err(Refusal::Unanswered);
+                guarded.give_back.lowered(answer)
+            }
             Input::Verified(answer) => guarded.give_back.verified(answer),
         };
         self.follow(cgroup_id, next);
