@@ -256,7 +256,8 @@ impl Verifier {
     }
 
     /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long. Where the Kubernetes
-    /// API seems to disagree, its pods are read for themselves before that is said.
+    /// API seems to disagree, its pods are read for themselves before that is said; but not for a client that waits for a limit of
+    /// its own, as the guard does while a process is held: it is answered as soon as there is a verdict.
     ///
     /// # Errors
     /// No container passes, or the daemon is going down.
@@ -268,8 +269,9 @@ impl Verifier {
     ) -> Result<VerifyReport, VerifyError> {
         let mut report = self.wait(filter, wanted, wait).await?;
         if let Some(kubernetes) = &self.kubernetes {
+            let waits_for_its_own = !wait.is_zero() && is_own(wanted);
             let pods = report.unconfirmed();
-            if !pods.is_empty() {
+            if !waits_for_its_own && !pods.is_empty() {
                 kubernetes.confirm(pods).await;
                 report = self.look_last(filter, wanted).await?;
             }
@@ -353,8 +355,8 @@ impl Verifier {
         }
         let sources = self.sources(&subjects, status_age).await;
         let targets = self.targets(&subjects.apps, look.wanted, &sources, pods);
-        let is_own = look.wanted.memory.is_some() || look.wanted.cpu.is_some();
-        let requester = if is_own || look.deadline.is_some() { Requester::Client } else { Requester::Node };
+        let is_clients = is_own(look.wanted) || look.deadline.is_some();
+        let requester = if is_clients { Requester::Client } else { Requester::Node };
         let judged = self.judge(targets, look.deadline, requester).await?;
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })
     }
@@ -539,6 +541,11 @@ fn about_one<'a>(
         // What only explains a file is nothing to judge it by.
         target.desired.iter().any(|desired| desired.wanted != Wanted::NoQuotaSent).then_some(target)
     })
+}
+
+/// Whether a client desires limits of its own.
+fn is_own(wanted: &proto::Wanted) -> bool {
+    wanted.memory.is_some() || wanted.cpu.is_some()
 }
 
 /// The UID of its pod: by its path, or, where pods have no cgroups of their own, by the runtime's word.

@@ -20,6 +20,11 @@ const FILE: u64 = 128 << 20;
 
 /// Asks whether the container `c1` of the pod `u-web` has its limit of 128Mi.
 async fn verify(source: &Kubernetes) -> VerifyReport {
+    verify_within(Duration::ZERO, source).await
+}
+
+/// The same, and waits so long for it.
+async fn verify_within(wait: Duration, source: &Kubernetes) -> VerifyReport {
     let tree = tempfile::tempdir().unwrap();
     let path = "/kubepods/podu-web/c1";
     let directory = tree.path().join(path.trim_start_matches('/'));
@@ -52,7 +57,7 @@ async fn verify(source: &Kubernetes) -> VerifyReport {
     let verifier = Verifier::new(cgroups, engine, JudgeQueue::default(), resolver, tree.path().to_owned());
     let verifier = verifier.with_kubernetes(Some(source.clone()));
     let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(FILE)), cpu: None };
-    verifier.verify(&Filter::default(), &wanted, Duration::ZERO).await.unwrap()
+    verifier.verify(&Filter::default(), &wanted, wait).await.unwrap()
 }
 
 fn memory(report: &VerifyReport) -> &Judged {
@@ -117,4 +122,15 @@ async fn what_cannot_be_confirmed_is_no_disagreement_and_the_reason_is_said() {
     assert_eq!(comparison(&report), &ApiComparison::NotCompared(NotCompared::Unreachable));
     let expired = of_the_api(&report).unwrap();
     assert!(expired.contains("410"), "{expired}");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_limit_of_its_own_does_not_wait_for_the_api() {
+    let server = server(Answer::Json(200, pod("web", 7, "256Mi"))).await;
+    let watching = Watching::of(&server);
+    watching.until_watching().await;
+    let report = verify_within(Duration::from_secs(60), &watching.source).await;
+    assert_eq!(memory(&report).judgement.verdict, Verdict::InForce);
+    assert_eq!(comparison(&report), &ApiComparison::NotCompared(NotCompared::Unconfirmed));
+    assert_eq!(watching.counter("kubernetes_reads"), 0);
 }
