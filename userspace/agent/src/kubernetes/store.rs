@@ -69,7 +69,8 @@ impl Store {
         self.bytes
     }
 
-    /// Takes a pod in, unless a later version of it is known. `earlier` is what was known before this store was made.
+    /// Takes a pod in, unless a later version of it is known. `earlier` is what was known before this store was made: a list may be of
+    /// an older state, and nothing but the list says which pods there are.
     pub(super) fn insert(
         &mut self,
         pod: Pod,
@@ -77,10 +78,13 @@ impl Store {
         at: KernelTime,
         earlier: Option<&Self>,
     ) -> Result<(), Full> {
-        let before = self.pods.get(&pod.uid).or_else(|| earlier?.pods.get(&pod.uid));
-        if before.is_some_and(|before| is_older(&pod.version, &before.pod.version)) {
+        let is_newer = |known: &Stored| is_older(&pod.version, &known.pod.version);
+        let known = self.pods.get(&pod.uid);
+        if known.is_some_and(is_newer) {
             return Ok(());
         }
+        let earlier = || earlier?.pods.get(&pod.uid).filter(|known| !is_newer(known));
+        let before = known.or_else(earlier);
         let stored = Stored::new(pod, by, at, before);
         let replaced = self.pods.get(&stored.pod.uid).map(|stored| stored.size);
         let bytes = self.bytes - replaced.unwrap_or(0) + stored.size;
@@ -294,6 +298,18 @@ mod tests {
         assert_eq!(memory(&store).status.limit.as_deref(), Some("256Mi"));
         store.insert(parse(pod("web", 8, "256Mi")), By::Watch, KernelTime(300), None).unwrap();
         assert_eq!(memory(&store).pod.confirmed, None);
+    }
+
+    #[test]
+    fn a_list_of_an_older_state_has_all_its_pods() {
+        let mut store = store([(pod("web", 7, "256Mi"), By::Watch, AT)]);
+        store.insert(parse(pod("web", 9, "128Mi")), By::Read(AT), AT, None).unwrap();
+        // From the cache of an API server that lags behind, or after etcd was restored.
+        let mut next = Store::default();
+        next.insert(parse(pod("web", 8, "256Mi")), By::List, LATER, Some(&store)).unwrap();
+        let of = memory(&next);
+        assert_eq!((of.status.limit.as_deref(), of.pod.confirmed), (Some("256Mi"), None));
+        assert_eq!(of.status_since, ApiSince { at: LATER, or_earlier: true });
     }
 
     #[test]
