@@ -244,8 +244,9 @@ impl Printer {
             of_api.filter_map(|of| Some((of.verdict.as_ref()?, names_of(of, is_wide))))
         };
         // A watch has no room for a second table.
-        let table =
-            kubernetes::table(limits(), self.output.width(self.format)).filter(|_| self.times.is_none());
+        let is_one_namespace = self.is_one_namespace && !is_wide;
+        let table = kubernetes::table(limits(), self.output.width(self.format), is_one_namespace);
+        let table = table.filter(|_| self.times.is_none());
         let lines: Vec<_> = limits()
             .flat_map(|(verdict, names)| {
                 let of = format!("{} {} {}", names.qualified(), names.container, verdict.file);

@@ -11,28 +11,37 @@ use crate::table::{Cell, Fit, Table};
 use crate::text::UNKNOWN;
 use crate::time::Times;
 
+/// Narrower terminals have room for the amounts that the files follow from; `-o wide` has all.
+const ALL_WIDTH: usize = 100;
+
 /// A table of what the API says of each limit; none: it is no source of any.
 pub fn table<'a>(
     limits: impl Iterator<Item = (&'a proto::Verdict, Names)>,
     width: Option<usize>,
+    is_one_namespace: bool,
 ) -> Option<String> {
-    let rows: Vec<_> = limits.filter_map(|(verdict, names)| row(verdict, names)).collect();
+    let has_all = width.is_none_or(|width| width >= ALL_WIDTH);
+    let row = |(verdict, names)| row(verdict, names, has_all, is_one_namespace);
+    let rows: Vec<_> = limits.filter_map(row).collect();
     let table = Table::new(width).column("POD", 0, Fit::Middle(8)).column("CONTAINER", 0, Fit::Middle(7));
     let table = table.column("LIMIT", 0, Fit::Whole);
     let columns = ["SPEC", "ALLOCATED", "STATUS", "CGROUP"];
-    let table =
-        columns.into_iter().fold(table, |table, heading| table.column(heading, 0, Fit::End(heading.len())));
+    let columns = columns.into_iter().filter(|heading| has_all || *heading != "ALLOCATED");
+    let table = columns.fold(table, |table, heading| table.column(heading, 0, Fit::End(heading.len())));
     (!rows.is_empty()).then(|| table.column("API", 0, Fit::Whole).render(&rows))
 }
 
-fn row(verdict: &proto::Verdict, names: Names) -> Option<Vec<Cell>> {
+fn row(verdict: &proto::Verdict, names: Names, has_all: bool, is_one_namespace: bool) -> Option<Vec<Cell>> {
     let of = verdict.kubernetes.as_ref()?;
-    let spec = amounts(of.spec.as_ref());
-    let (allocated, status) = (amounts(of.allocated.as_ref()), amounts(of.status.as_ref()));
-    let cgroup = reading(&verdict.file, verdict.in_force.as_ref());
-    let mut row: Vec<Cell> =
-        vec![names.qualified().into(), names.container.into(), verdict.file.as_str().into()];
-    row.extend([spec, allocated, status, cgroup].map(Cell::from));
+    let amounts = |of| Cell::from(amounts(of, &verdict.file, has_all));
+    let pod = if is_one_namespace { names.pod.clone() } else { names.qualified() };
+    let mut row: Vec<Cell> = vec![pod.into(), names.container.into(), verdict.file.as_str().into()];
+    row.push(amounts(of.spec.as_ref()));
+    // The API has no limits there.
+    if has_all {
+        row.push(amounts(of.allocated.as_ref()));
+    }
+    row.extend([amounts(of.status.as_ref()), reading(&verdict.file, verdict.in_force.as_ref()).into()]);
     let comparison = of.comparison();
     row.push(Cell::styled(word(comparison.as_str_name(), PREFIX).replace('_', " "), style(comparison)));
     Some(row)
@@ -48,11 +57,13 @@ fn style(comparison: KubernetesComparison) -> Style {
     }
 }
 
-/// The limit, then the request in parentheses.
-fn amounts(of: Option<&proto::KubernetesAmounts>) -> String {
+/// The limit, then the request in parentheses; of both only the one that the file follows from, unless all is to be shown.
+fn amounts(of: Option<&proto::KubernetesAmounts>, file: &str, has_all: bool) -> String {
     let Some(proto::KubernetesAmounts { limit, request }) = of else { return UNKNOWN.to_owned() };
-    let request = request.as_ref().map(|request| format!("({request})"));
-    let both: Vec<_> = limit.iter().cloned().chain(request).collect();
+    let is_of_request = file == "cpu.weight";
+    let limit = limit.iter().filter(|_| has_all || !is_of_request).cloned();
+    let request = request.iter().filter(|_| has_all || is_of_request).map(|request| format!("({request})"));
+    let both: Vec<_> = limit.chain(request).collect();
     if both.is_empty() { UNKNOWN.to_owned() } else { both.join(" ") }
 }
 
@@ -210,15 +221,19 @@ mod tests {
         };
         let (limit, none) = (disagreeing(), proto::Verdict::default());
         let all = [&limit, &away, &none];
-        let table = table(all.into_iter().map(|verdict| (verdict, names())), Some(80)).unwrap();
+        let shown = |width, is_one_namespace| {
+            let limits = all.into_iter().map(|verdict| (verdict, names()));
+            let table = table(limits, width, is_one_namespace).unwrap();
+            anstream::adapter::strip_str(&table).to_string()
+        };
         let lines: Vec<_> = all.iter().flat_map(|verdict| lines(verdict, times())).collect();
-        let shown = format!("{}\n{}\n", anstream::adapter::strip_str(&table), lines.join("\n"));
+        let with_lines = format!("{}\n{}\n", shown(Some(80), false), lines.join("\n"));
         assert_eq!(
-            shown,
+            with_lines,
             "\
-POD       CONT…NER  LIMIT       SPEC     ALLOCATED  STATUS   CGROUP  API
-prod…b-0  app       memory.max  256Mi …  (64Mi)     256Mi …  128Mi   disagrees
-prod…b-0  app       cpu.max     -        -          -        -       unreachable
+POD         CONTAINER  LIMIT       SPEC   STATUS  CGROUP  API
+prod/web-0  app        memory.max  256Mi  256Mi   128Mi   disagrees
+prod/web-0  app        cpu.max     -      -       -       unreachable
 
 status says 256Mi since 13:00:01 UTC, the kernel has 128Mi since 13:00:05 UTC
 the resize to 256Mi is reported as completed since 13:00:01 UTC or earlier, the kernel has 128Mi at 13:00:30 UTC
@@ -227,10 +242,27 @@ not watched since 13:00:10 UTC; last received 13:00:00 UTC
 "
         );
         assert_eq!(
-            super::table([(&none, names())].into_iter(), None),
+            shown(None, true),
+            "\
+POD    CONTAINER  LIMIT       SPEC          ALLOCATED  STATUS        CGROUP  API
+web-0  app        memory.max  256Mi (64Mi)  (64Mi)     256Mi (64Mi)  128Mi   disagrees
+web-0  app        cpu.max     -             -          -             -       unreachable
+"
+        );
+        assert_eq!(
+            table([(&none, names())].into_iter(), None, false),
             None,
             "without the API, nothing is added"
         );
+    }
+
+    #[test]
+    fn where_there_is_no_room_only_the_amount_is_shown_that_the_file_follows_from() {
+        let of = proto::KubernetesAmounts { limit: Some("1".into()), request: Some("500m".into()) };
+        let shown = |file, has_all| amounts(Some(&of), file, has_all);
+        assert_eq!((&*shown("cpu.max", false), &*shown("cpu.weight", false)), ("1", "(500m)"));
+        assert_eq!((&*shown("cpu.max", true), &*shown("cpu.weight", true)), ("1 (500m)", "1 (500m)"));
+        assert_eq!(amounts(Some(&proto::KubernetesAmounts::default()), "cpu.max", false), UNKNOWN);
     }
 
     #[test]
