@@ -239,16 +239,23 @@ impl GiveBack {
 
 /// The lowest of the limits that raises went through for which this much usage is quiet, if that is below the limit.
 fn lower(original: Bytes, limit: Bytes, rule: &Rule, peak: Bytes) -> Option<Bytes> {
-    let quiet = u128::from(rule.threshold.per_mille() - MARGIN_PER_MILLE);
-    let is_enough = |limit: u64| u128::from(peak.0) * 1000 <= u128::from(limit) * quiet;
-    if is_enough(original.0) {
+    if is_enough(original, rule, peak) {
         return (original < limit).then_some(original);
     }
     // Whole steps above the original limit.
-    let needed = u64::try_from((u128::from(peak.0) * 1000).div_ceil(quiet)).ok()?;
+    let needed = u64::try_from((u128::from(peak.0) * 1000).div_ceil(quiet_per_mille(rule))).ok()?;
     let steps = needed.saturating_sub(original.0).div_ceil(rule.step.0);
     let lower = original.0.checked_add(steps.checked_mul(rule.step.0)?)?;
     (lower < limit.0).then_some(Bytes(lower))
+}
+
+/// Whether that limit is enough for this much usage: see the quiet rule.
+pub(crate) fn is_enough(limit: Bytes, rule: &Rule, used: Bytes) -> bool {
+    u128::from(used.0) * 1000 <= u128::from(limit.0) * quiet_per_mille(rule)
+}
+
+fn quiet_per_mille(rule: &Rule) -> u128 {
+    u128::from(rule.threshold.per_mille() - MARGIN_PER_MILLE)
 }
 
 #[cfg(test)]
@@ -314,6 +321,8 @@ mod tests {
                 assert!(to.0 * 8 >= mib(used).0 * 10, "{used} MiB used, lowered to {to}");
             }
         }
+        let is_enough = |used| is_enough(mib(64), &rule(), mib(used));
+        assert!(is_enough(51) && !is_enough(52));
         // A ceiling that is no whole number of steps away.
         assert_eq!(lower(mib(64), mib(200), &rule(), mib(60)), Some(mib(128)));
         assert_eq!(lower(mib(64), mib(128), &rule(), mib(60)), None);

@@ -119,6 +119,14 @@ pub enum Refusal {
     /// The longest hold ended first.
     #[error("no answer within the longest hold, while {0}")]
     TooLate(&'static str),
+    /// A raised limit was to be lowered, and usage has risen meanwhile.
+    #[error("{used} are used by now, for which a limit of {limit} is not enough")]
+    InUse {
+        /// The usage.
+        used: Bytes,
+        /// The limit that was to be.
+        limit: Bytes,
+    },
     /// Another process has changed a raised limit: it is not the guard's to give back.
     #[error("the limit is {} and not what the guard has set: another process has changed it", .0.map_or("max".to_owned(), |limit| limit.to_string()))]
     LimitChanged(Option<Bytes>),
@@ -142,6 +150,7 @@ impl Refusal {
             Self::NotInForce(_) => "notInForce",
             Self::Unverified(_) => "unverified",
             Self::TooLate(_) => "tooLate",
+            Self::InUse { .. } => "inUse",
             Self::LimitChanged(_) => "limitChanged",
         }
     }

@@ -10,11 +10,11 @@ use kwitness_api::{Client, proto};
 
 use super::{Guard, Guarded};
 use crate::cgroup::{self, Cgroup};
-use crate::daemon;
-use crate::give_back::{Loan, Next, Sample};
+use crate::daemon::{self, Container};
+use crate::give_back::{self, Loan, Next, Sample};
 use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
-use crate::policy::Bytes;
+use crate::policy::{Bytes, Rule};
 use crate::program;
 use crate::reporter;
 
@@ -108,10 +108,14 @@ impl Guard {
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
         let container = guarded.container.clone();
         tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
+        let rule = guarded.rule.clone();
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.returns.spawn(async move {
             reporter.announce(&container.id, change.to.0).await;
-            let answer = raiser.set(&container, change, LIMIT).await;
+            let answer = match in_use(&container, &rule, change.to) {
+                Some(used) => Err(Refusal::InUse { used, limit: change.to }),
+                None => raiser.set(&container, change, LIMIT).await,
+            };
             Answer { cgroup_id, input: Input::Lowered(answer) }
         });
     }
@@ -193,4 +197,11 @@ impl Guard {
         let all: Vec<_> = known.chain(self.inherited.values().cloned()).collect();
         self.loans.save(&all);
     }
+}
+
+/// The usage, if the limit is not enough for it any more: for a limit below usage the kernel would kill, and not every container
+/// runtime compares.
+fn in_use(container: &Container, rule: &Rule, limit: Bytes) -> Option<Bytes> {
+    let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).ok()??;
+    cgroup.usage().ok().filter(|used| !give_back::is_enough(limit, rule, *used))
 }
