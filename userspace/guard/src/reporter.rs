@@ -11,6 +11,7 @@
 //! has reported is not kept: what a guard leaves behind when it is killed is lost.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ struct Shared {
     news: Notify,
     /// The number of the first report that has not been answered.
     unanswered: watch::Sender<u64>,
+    /// The last attempt failed.
+    is_away: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +79,7 @@ impl Reporter {
             queue: Mutex::default(),
             news: Notify::new(),
             unanswered: watch::Sender::new(0),
+            is_away: AtomicBool::new(false),
         }))
     }
 
@@ -92,10 +96,13 @@ impl Reporter {
         number
     }
 
-    /// Puts down that a limit is about to be set, and waits a moment until the daemon knows.
+    /// Puts down that a limit is about to be set, and waits a moment until the daemon knows, unless it takes no reports: a process is
+    /// held meanwhile.
     pub async fn announce(&self, container_id: &str, bytes: u64) {
         let number = self.push(container_id, Report::SetsLimit(bytes));
-        self.answered(number, ANNOUNCE_LIMIT).await;
+        if !self.0.is_away.load(Ordering::Relaxed) {
+            self.answered(number, ANNOUNCE_LIMIT).await;
+        }
     }
 
     /// Waits until everything has been answered, or so long; whether it was.
@@ -119,7 +126,6 @@ impl Reporter {
     /// Reports until the task ends.
     pub async fn run(self, address: Address) {
         let mut client = None;
-        let mut is_away = false;
         loop {
             let Some(batch) = self.queue().batch() else {
                 self.0.news.notified().await;
@@ -133,13 +139,13 @@ impl Reporter {
                     }
                     let first = self.queue().answered(&batch, &answer);
                     self.0.unanswered.send_replace(first);
-                    if std::mem::take(&mut is_away) {
+                    if self.0.is_away.swap(false, Ordering::Relaxed) {
                         tracing::info!("the daemon takes reports again");
                     }
                 }
                 Err(error) => {
                     client = None;
-                    if !std::mem::replace(&mut is_away, true) {
+                    if !self.0.is_away.swap(true, Ordering::Relaxed) {
                         tracing::warn!(%error, "the daemon takes no reports: they wait, {QUEUE} at most");
                     }
                     tokio::time::sleep(RETRY).await;
@@ -297,6 +303,9 @@ mod tests {
         reporter.announce("c", 1).await;
         assert!(began.elapsed() <= 2 * ANNOUNCE_LIMIT, "{:?}", began.elapsed());
         assert!(!reporter.flush(RETRY).await);
+        let again = tokio::time::Instant::now();
+        reporter.announce("c", 2).await;
+        assert_eq!(again.elapsed(), Duration::ZERO, "it is known to be away");
         assert_eq!(reporter.counts(), ReportCounts::default());
         running.abort();
     }
