@@ -471,6 +471,10 @@ fn the_guards_word_precedes_the_others_until_one_of_them_says_something_else_aft
     };
     assert_eq!(compared(&fixture), (Verdict::InForce, Some(Source::Guard)));
     assert_eq!(fixture.judge().disagreeing, [Source::KubeletAllocated, Source::CriRequest]);
+    // Whoever reports a limit as the guard's is not believed against the runtime.
+    let confirmed = std::mem::replace(&mut fixture.desired[3], at(Source::Runtime, 30, 64));
+    assert_eq!(compared(&fixture), (Verdict::Diverged, Some(Source::KubeletAllocated)));
+    fixture.desired[3] = confirmed;
     // Another limit, desired since.
     fixture.desired[1] = at(Source::KubeletAllocated, 25, 96);
     assert_eq!(compared(&fixture), (Verdict::Diverged, Some(Source::KubeletAllocated)));
