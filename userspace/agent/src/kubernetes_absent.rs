@@ -18,7 +18,7 @@ impl Kubernetes {
         match *self {}
     }
 
-    pub fn unavailable(&self) -> Option<String> {
+    pub fn unavailable(&self, _: bool) -> Option<String> {
         match *self {}
     }
 

@@ -132,10 +132,11 @@ impl Kubernetes {
         }
     }
 
-    /// Why the API cannot be queried now.
-    pub fn unavailable(&self) -> Option<String> {
+    /// Why the API cannot be queried now; by the last pod that was read, too, for whoever has had pods read.
+    pub fn unavailable(&self, has_read: bool) -> Option<String> {
         let state = self.0.lock();
-        let read = state.read_failure.as_ref().map(|failure| format!("cannot read a pod: {failure}"));
+        let read = state.read_failure.as_ref().filter(|_| has_read);
+        let read = read.map(|failure| format!("cannot read a pod: {failure}"));
         state.outage().map(|outage| outage.why.to_string()).or(read)
     }
 

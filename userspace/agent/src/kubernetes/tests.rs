@@ -236,7 +236,7 @@ async fn a_lost_connection_is_said_and_goes_on_from_the_last_version() {
     let outage = watching.until("away", is_away).await;
     assert!(outage.why.contains("no\\x07"), "{outage:?}");
     assert!(watching.memory("web").is_ok(), "what it said last is known");
-    assert!(watching.source.unavailable().is_some());
+    assert!(watching.source.unavailable(false).is_some());
     watching.source.confirm(BTreeSet::from(["u-web".into()])).await;
     assert_eq!(watching.counter("kubernetes_reads"), 0, "what cannot be read is not waited for");
     back.store(true, Relaxed);
@@ -336,9 +336,9 @@ async fn what_is_to_be_confirmed_is_read_for_itself() {
         (watching.memory("gone"), watching.memory("again")),
         (Err(ApiMissing::Pod), Err(ApiMissing::Pod))
     );
-    assert_eq!(watching.source.unavailable(), None);
+    assert_eq!(watching.source.unavailable(true), None);
     watching.source.confirm(["u-secret".into()].into()).await;
-    assert!(watching.source.unavailable().unwrap().contains("403"));
+    assert!(watching.source.unavailable(true).unwrap().contains("403"));
     assert_eq!(watching.memory("secret").unwrap().pod.confirmed, None);
     assert_eq!(watching.counter("kubernetes_reads"), 4);
 }

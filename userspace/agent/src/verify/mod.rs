@@ -271,11 +271,12 @@ impl Verifier {
         if let Some(kubernetes) = &self.kubernetes {
             let waits_for_its_own = !wait.is_zero() && is_own(wanted);
             let pods = report.unconfirmed();
-            if !waits_for_its_own && !pods.is_empty() {
+            let reads = !waits_for_its_own && !pods.is_empty();
+            if reads {
                 kubernetes.confirm(pods).await;
                 report = self.look_last(filter, wanted).await?;
             }
-            report.unavailable.extend(kubernetes.unavailable().map(|why| format!("kubernetes: {why}")));
+            report.unavailable.extend(kubernetes.unavailable(reads).map(|why| format!("kubernetes: {why}")));
         }
         Ok(report)
     }

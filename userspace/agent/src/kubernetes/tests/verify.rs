@@ -117,6 +117,8 @@ async fn what_cannot_be_confirmed_is_no_disagreement_and_the_reason_is_said() {
     assert_eq!(comparison(&report), &ApiComparison::NotCompared(NotCompared::Unconfirmed));
     let refused = of_the_api(&report).unwrap();
     assert!(refused.starts_with("kubernetes: cannot read a pod: "), "{refused}");
+    let report = verify_within(Duration::from_secs(60), &watching.source).await;
+    assert_eq!(of_the_api(&report), None, "nothing was to be read");
     watching.source.0.failed(Failure::ResourceExpired);
     let report = verify(&watching.source).await;
     assert_eq!(comparison(&report), &ApiComparison::NotCompared(NotCompared::Unreachable));
