@@ -20,7 +20,7 @@ use crate::workspace::{Cache, Workspace};
 use crate::{host, images, step};
 
 /// After this long it is given up.
-const LIMIT: Duration = Duration::from_secs(1800);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// The kernel of the guest in which a program runs that this machine's own kernel cannot serve.
 const STAND_IN: &str = "6.12";

@@ -88,7 +88,6 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "export",
         &[
             ("kwitness export --otlp-endpoint http://127.0.0.1:4317", "all events"),
-            ("kwitness export --metrics-from 127.0.0.1:9768", "metrics, too"),
             ("kwitness export --kubernetes-events", "Kubernetes Events"),
         ],
     ),

@@ -126,7 +126,9 @@ struct World {
     journal: Vec<(u64, ContainerId, Hint)>,
     /// When the daemon ended, and when the next one begins.
     down: Option<(u64, u64)>,
-    /// The machine has not had a list, and is not the first.
+    /// The machine has not had a list.
+    is_unlisted: bool,
+    /// It is not the first.
     is_resuming: bool,
     pending: Vec<(u64, i64, Request)>,
     away_until: u64,
@@ -154,6 +156,7 @@ impl World {
             machine: Machine::new(wall(0)),
             journal: Vec::new(),
             down: None,
+            is_unlisted: true,
             is_resuming: false,
             pending: Vec::new(),
             away_until: 0,
@@ -205,7 +208,7 @@ impl World {
     fn begin_daemon(&mut self, ended: u64) {
         let since = ended.saturating_sub(UNDER_WAY + self.away);
         self.machine = Machine::new(wall(since));
-        (self.down, self.is_resuming) = (None, true);
+        (self.down, self.is_unlisted, self.is_resuming) = (None, true, true);
         self.forget_listed();
         let now = self.clock();
         for (_, id, hint) in self.journal.iter().filter(|(at, ..)| *at >= since) {
@@ -220,11 +223,12 @@ impl World {
         }
     }
 
-    /// The first list of a daemon that was restarted.
+    /// The first list of a daemon.
     fn look_at_first_list(&mut self) {
         for (id, life) in &mut self.ever {
             life.is_only_listed = self.says.contains_key(id);
-            life.removed_unseen |= !self.says.contains_key(id) && !self.truth.contains_key(id);
+            life.removed_unseen |=
+                self.is_resuming && !self.says.contains_key(id) && !self.truth.contains_key(id);
         }
     }
 
@@ -391,7 +395,7 @@ impl World {
         let now = self.clock();
         match request {
             Request::List => {
-                if std::mem::take(&mut self.is_resuming) {
+                if std::mem::take(&mut self.is_unlisted) {
                     self.look_at_first_list();
                 }
                 self.machine.list(now, &self.listing(|_, _| true));
