@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{Basis, Source, VerdictKind};
+use kwitness_api::proto::{Basis, Filter, Source, VerdictKind, VerifyRequest};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
@@ -35,6 +35,13 @@ pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combinati
             let seen = watcher.wait_until("the return's event", returned).await;
             let seen = seen.with_context(|| guard.log_tail())?;
             check(&seen, &hog.id)?;
+            let filter = Some(Filter { containers: vec![hog.id.clone()], ..Filter::default() });
+            let request = VerifyRequest { filter, ..VerifyRequest::default() };
+            let verdict =
+                kwitness_tests::limit::Limit::Memory(LIMIT).verdict(agent.verify(request).await?)?;
+            let is_guards =
+                verdict.compared_with() == Source::Guard && verdict.verdict() == VerdictKind::InForce;
+            ensure!(is_guards, "not in force by the guard's word: {verdict:?}");
             let status = guard.status().await?;
             ensure!(status.returned == 1, "{status:?}");
             ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
@@ -73,12 +80,9 @@ fn check(seen: &Seen, id: &str) -> Result<()> {
         Some(Kind::Verdict(verdict)) if verdict.file == "memory.max" => Some(verdict),
         _ => None,
     });
-    let verdicts: Vec<_> = verdicts.collect();
     let wrong = |kind| matches!(kind, VerdictKind::Reverted | VerdictKind::Diverged);
-    ensure!(verdicts.iter().all(|verdict| !wrong(verdict.verdict())), "{verdicts:?}");
-    let last = verdicts.last().context("no verdict")?;
-    let is_guards = last.compared_with() == Source::Guard && last.verdict() == VerdictKind::InForce;
-    ensure!(is_guards, "not in force by the guard's word: {last:?}");
+    let wrong: Vec<_> = verdicts.filter(|verdict| wrong(verdict.verdict())).collect();
+    ensure!(wrong.is_empty(), "{wrong:?}");
     Ok(())
 }
 
