@@ -35,6 +35,7 @@ const CURVE: &str = "{\"curve\":";
 
 /// What to measure, and where.
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("what").args(["curves", "peers", "pleg", "fleet", "survival"])))]
 #[command(group(clap::ArgGroup::new("sized").args(["curves", "pleg"])))]
 #[command(group(clap::ArgGroup::new("drawn").args(["curves", "survival"])))]
 #[command(after_help = "Examples:\n  \
@@ -48,16 +49,16 @@ const CURVE: &str = "{\"curve\":";
     cargo xtask bench --survival --runs 5 --limits 64Mi --rates 100,max")]
 pub struct Bench {
     /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
-    #[arg(long, conflicts_with_all = ["peers", "pleg", "survival"])]
+    #[arg(long)]
     curves: bool,
     /// The same processes under execsnoop and exitsnoop, bpftrace, perf trace and the kernel's process connector
-    #[arg(long, conflicts_with_all = ["pleg", "survival"])]
+    #[arg(long)]
     peers: bool,
     /// A kubelet with pods at rest: generic PLEG, evented PLEG on containerd's events, evented PLEG on kwitness's; about an hour
-    #[arg(long, conflicts_with = "survival")]
+    #[arg(long)]
     pleg: bool,
     /// The exporters of many nodes, fed from a recording, and one OpenTelemetry Collector
-    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg", "survival"])]
+    #[arg(long)]
     fleet: bool,
     /// How many nodes [default: 1000]
     #[arg(long, value_name = "N", requires = "fleet")]

@@ -41,21 +41,22 @@ use crate::report::{Row, Table};
 
 /// Measures what kwitness costs.
 #[derive(Debug, Parser)]
+#[command(group(clap::ArgGroup::new("what").args(["curves", "peers", "pleg", "fleet", "survival"])))]
 struct Arguments {
     /// Print the rows as JSON; the table goes to standard error.
     #[arg(long)]
     json: bool,
     /// Measure how costs grow with containers, events and cgroups.
-    #[arg(long, conflicts_with_all = ["peers", "pleg"])]
+    #[arg(long)]
     curves: bool,
     /// Measure the same processes under other tools, too.
-    #[arg(long, conflicts_with = "pleg")]
+    #[arg(long)]
     peers: bool,
     /// Measure a kubelet with the generic and the evented PLEG.
     #[arg(long)]
     pleg: bool,
     /// Measure the exporters of many nodes and one collector.
-    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg"])]
+    #[arg(long)]
     fleet: bool,
     /// How many nodes (`--fleet`).
     #[arg(long, default_value_t = 1000)]

@@ -13,7 +13,7 @@ use crate::report::Table;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Survival {
     /// Measure who survives reaching a memory limit.
-    #[arg(long, conflicts_with_all = ["curves", "peers", "pleg", "only"])]
+    #[arg(long, conflicts_with = "only")]
     pub(crate) survival: bool,
     /// Runs of each way at each rate and limit.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
