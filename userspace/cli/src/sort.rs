@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::str::FromStr;
 
+use chrono::DateTime;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -56,7 +57,7 @@ impl SortBy {
     }
 }
 
-/// Numbers before texts, and nothing before both. The API has 64-bit numbers as texts of digits.
+/// Numbers and times before texts, and nothing before all of them. The API has 64-bit numbers as texts of digits.
 fn compare(left: &Value, right: &Value) -> Ordering {
     match (number(left), number(right)) {
         (Some(left), Some(right)) => left.cmp(&right),
@@ -75,11 +76,15 @@ fn rank(value: &Value) -> u8 {
 /// The digits of the largest 64-bit number.
 const DIGITS_MAX: usize = 20;
 
+/// A time is its nanoseconds: as texts, `00.5Z` would come before `00Z`.
 fn number(value: &Value) -> Option<i128> {
     match value {
         Value::Bool(is) => Some((*is).into()),
         Value::Number(number) => number.as_i128(),
-        Value::String(text) => text.parse().ok().filter(|_| text.len() <= DIGITS_MAX),
+        Value::String(text) => match text.parse::<i128>() {
+            Ok(number) => Some(number).filter(|_| text.len() <= DIGITS_MAX),
+            Err(_) => DateTime::parse_from_rfc3339(text).ok()?.timestamp_nanos_opt().map(i128::from),
+        },
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }
@@ -119,6 +124,9 @@ mod tests {
         assert_eq!(of([json!("web-1"), json!("db"), Value::Null, json!("web-0")]), [3, 2, 4, 1]);
         let time = |second| json!(format!("2026-11-29T12:00:0{second}Z"));
         assert_eq!(of([time(2), time(1), time(3), time(0)]), [4, 2, 1, 3]);
+        // A fraction has as many digits as it needs.
+        let within = |fraction| json!(format!("2026-11-29T12:00:00{fraction}Z"));
+        assert_eq!(of([within(".500001"), within(".500"), within(""), within(".25")]), [3, 4, 2, 1]);
     }
 
     #[test]
