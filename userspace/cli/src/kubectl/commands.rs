@@ -89,7 +89,9 @@ pub async fn verify(cluster: Arc<Cluster>, filter: Filter, options: Verify) -> a
         note("no CPU or memory limit is set for these containers");
     }
     options.output.sort(&mut verdicts)?;
-    let mut printer = verify::Printer::new(options.output.output, None, filter.is_one_namespace(), true);
+    let format = options.output.output;
+    let mut printer = verify::Printer::new(format, None, filter.is_one_namespace(), true)
+        .with_times_of_the_api(options.times.shown(format));
     printer.write(&verdicts, None)?;
     let all: Vec<_> = verdicts.into_iter().map(|of| of.value.clone()).collect();
     let of_answers = if answers.is_empty() { Code::Success } else { verify::code(&all) };
