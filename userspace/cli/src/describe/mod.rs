@@ -15,9 +15,12 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 
 const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default();
-const NOTICE: Style = AnsiColor::Yellow.on_default();
-const FAINT: Style = Style::new().dimmed();
+/// What is wrong, or urgent.
+pub const BAD: Style = AnsiColor::Red.on_default();
+/// What may become so.
+pub const NOTICE: Style = AnsiColor::Yellow.on_default();
+/// What matters less.
+pub const FAINT: Style = Style::new().dimmed();
 
 /// The kind's name, as the JSON has it.
 pub fn kind(event: &proto::Event) -> Cell {

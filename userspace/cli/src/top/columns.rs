@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anstyle::{AnsiColor, Style};
+use anstyle::Style;
 use chrono::{DateTime, Utc};
 use kwitness_api::proto::VerdictKind;
 use kwitness_core::units;
 
 use super::row::{Amount, Row};
-use crate::describe::{verdict_kind, verdict_style};
+use crate::describe::{BAD, NOTICE, verdict_kind, verdict_style};
 use crate::table::{Cell, Fit, Table};
 use crate::text::{UNKNOWN, age, short_id};
 
@@ -16,9 +16,6 @@ use crate::text::{UNKNOWN, age, short_id};
 const NARROW: usize = 100;
 /// The longest amount that stands in a column as it is written.
 const AMOUNT_WIDTH: usize = 6;
-
-const BAD: Style = AnsiColor::Red.on_default();
-const NOTICE: Style = AnsiColor::Yellow.on_default();
 
 /// Who has less time than that is shown as urgent, or as next.
 const URGENT: Duration = Duration::from_secs(60);

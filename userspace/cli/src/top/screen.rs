@@ -11,6 +11,7 @@ use ratatui::widgets::{Clear, List, ListItem, ListState, Paragraph, Wrap};
 
 use super::columns;
 use super::model::{Mode, Model};
+use crate::describe::{BAD, FAINT};
 use crate::table::Cell;
 use crate::time::Times;
 
@@ -80,7 +81,7 @@ impl Screen {
         let at = self.times.show(Some(time));
         if model.outage().is_some() {
             let text = format!("STALE since {at}: the daemon is gone, reconnecting");
-            return Line::from(text).style(self.style(bad()));
+            return Line::from(text).style(self.style(BAD.bold()));
         }
         let (shown, count) = (model.rows().count(), model.count());
         let shown = if shown == count { format!("{count}") } else { format!("{shown} of {count}") };
@@ -115,7 +116,7 @@ impl Screen {
     }
 
     fn faint(&self) -> Style {
-        self.style(anstyle::Style::new().dimmed())
+        self.style(FAINT)
     }
 
     /// The same style on a screen.
@@ -129,10 +130,6 @@ impl Screen {
             _ => styled,
         }
     }
-}
-
-fn bad() -> anstyle::Style {
-    AnsiColor::Red.on_default().bold()
 }
 
 fn on_screen(color: AnsiColor) -> style::Color {
