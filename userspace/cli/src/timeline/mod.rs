@@ -117,7 +117,7 @@ pub struct History {
 }
 
 impl History {
-    /// The events that the request asks for, with a note if there is no room for all.
+    /// The requested events, with a note if there is no room for all.
     pub async fn read(source: &mut Source, request: proto::WatchRequest) -> anyhow::Result<Self> {
         let here = source.list(proto::Filter::default()).await?.containers;
         let past = history(source, request, HISTORY_BYTES).await?;

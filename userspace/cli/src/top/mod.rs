@@ -83,7 +83,7 @@ pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<C
     print(client, request, model, format, watch).await
 }
 
-/// Whether there is somebody to press keys, at a terminal that can place text.
+/// Whether keys can be pressed, at a terminal that can place text.
 fn is_interactive() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     !is_dumb && io::stdin().is_terminal() && io::stdout().is_terminal()

@@ -133,16 +133,18 @@ impl Model {
             (Some(left), Some(right)) => directed(right.total_cmp(&left)),
             (left, right) => right.is_some().cmp(&left.is_some()),
         };
-        let key =
-            |row: &Row| (row.names.namespace.clone(), row.names.pod.clone(), row.names.container.clone());
-        let by_name = || key(left).cmp(&key(right));
+        let by_name = || {
+            let (left, right) = (&left.names, &right.names);
+            let by_pod = left.namespace.cmp(&right.namespace).then_with(|| left.pod.cmp(&right.pod));
+            by_pod.then_with(|| left.container.cmp(&right.container))
+        };
         match self.sort {
             Sort::Name => directed(by_name()),
             sort => by_rank(sort).then_with(|| by_rank(Sort::Share)).then_with(by_name),
         }
     }
 
-    /// Does what a key asks for; whether it is to end.
+    /// Does what a key stands for; true: it is to end.
     pub(super) fn press(&mut self, key: KeyCode) -> bool {
         match (self.mode, key) {
             (Mode::Filter, KeyCode::Enter) => self.mode = Mode::Rows,
