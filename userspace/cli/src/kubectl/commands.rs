@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::targets::{self, Targets, lasting, name_of, node_of, uid_of, wanted};
 use crate::args::{Ps, Status, Verify};
 use crate::exit::{Code, NotHere};
-use crate::history::{HISTORY_BYTES, history};
+use crate::history::history;
 use crate::options::Filter;
 use crate::output::{Format, OfNode, Output, note};
 use crate::table::{Cell, Fit, Table};
@@ -258,7 +258,7 @@ pub async fn timeline(
                 limit: 1,
                 ..Default::default()
             };
-            let room = HISTORY_BYTES / nodes.names().count().max(1);
+            let room = nodes.history_bytes();
             let read = |client, request| async move { history(&Source::Live(client), request, room).await };
             let (past, _) = nodes.each(|_| Some(request.clone()), read).await;
             // That of a pod's own limit has no container.

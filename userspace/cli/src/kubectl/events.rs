@@ -27,7 +27,7 @@ use crate::args::Events;
 use crate::connect::Outage;
 use crate::events::Printer;
 use crate::exit::Code;
-use crate::history::{HISTORY_BYTES, history};
+use crate::history::history;
 use crate::options::Filter;
 use crate::output::{OfNode, note};
 use crate::text::Moment;
@@ -55,7 +55,7 @@ pub async fn run(cluster: Arc<Cluster>, filter: Filter, options: Events) -> anyh
             let filter = Some(proto::Filter { kinds: kinds.clone(), ..targets.on(node)? });
             Some(WatchRequest { filter, since, ..Default::default() })
         };
-        let room = HISTORY_BYTES / nodes.names().count().max(1);
+        let room = nodes.history_bytes();
         let read = |client, request| async move { history(&Source::Live(client), request, room).await };
         let past;
         (past, missing) = nodes.each(request, read).await;

@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use kwitness_api::Client;
 
 use super::failure::{Failure, Missing};
+use crate::history::HISTORY_BYTES;
 use crate::output::note;
 
 /// Nodes that are asked at a time.
@@ -29,6 +30,11 @@ impl Nodes {
     /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+
+    /// How many bytes of history each may have, so that all have [`HISTORY_BYTES`] together.
+    pub fn history_bytes(&self) -> usize {
+        HISTORY_BYTES / self.0.len().max(1)
     }
 
     /// The daemon of a node.
@@ -95,7 +101,7 @@ mod tests {
     use super::super::tunnel;
     use super::*;
     use crate::exit::Code;
-    use crate::history::{HISTORY_BYTES, Past, history};
+    use crate::history::{Past, history};
 
     /// As a daemon is that was stopped by a signal: its kernel accepts connections, and nothing comes.
     #[tokio::test(start_paused = true)]
