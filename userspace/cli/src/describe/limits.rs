@@ -129,12 +129,12 @@ pub(super) fn whose_level(level: proto::CgroupRole) -> Option<&'static str> {
     }
 }
 
-/// Nanoseconds, to three digits.
+/// Nanoseconds, in the unit that fits.
 pub(super) fn duration(nanos: u64) -> String {
     match nanos {
         0..1_000_000 => format!("{} µs", nanos / 1000),
         1_000_000..1_000_000_000 => format!("{} ms", nanos / 1_000_000),
-        _ => format!("{} s", nanos / 1_000_000_000),
+        _ => format!("{:.1} s", nanos as f64 / 1e9),
     }
 }
 
@@ -282,6 +282,12 @@ mod tests {
         );
         let unknown = proto::OomKill { exhausted: None, usage_bytes: None, trigger: None, ..kill };
         assert_eq!(oom_kill(&unknown), "OOMKilled by an unknown limit: java (12, main)");
+    }
+
+    #[test]
+    fn seconds_have_tenths() {
+        let shown = [999_000, 54_900_000, 1_340_000_000, 14_800_000_000].map(duration);
+        assert_eq!(shown, ["999 µs", "54 ms", "1.3 s", "14.8 s"]);
     }
 
     #[test]
