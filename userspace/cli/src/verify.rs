@@ -236,7 +236,7 @@ impl Printer {
         Ok(self.output.flush()?)
     }
 
-    /// Prints what the Kubernetes API says, where it is a source.
+    /// Prints what the Kubernetes API says, where the daemon watches it.
     fn write_kubernetes(&mut self, verdicts: &[OfNode<'_, proto::VerdictOf>]) -> anyhow::Result<()> {
         let is_wide = self.format == Format::Wide;
         let limits = || {

@@ -14,7 +14,7 @@ use crate::time::Times;
 /// Narrower terminals have room for the amounts that the files follow from; `-o wide` has all.
 const ALL_WIDTH: usize = 100;
 
-/// A table of what the API says of each limit; none: it is no source of any.
+/// A table of what the API says of each limit; none: it says nothing of any.
 pub fn table<'a>(
     limits: impl Iterator<Item = (&'a proto::Verdict, Names)>,
     width: Option<usize>,
