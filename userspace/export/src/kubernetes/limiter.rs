@@ -91,20 +91,16 @@ impl Limiter {
             series.last = Some(notice);
             return Admission::Similar;
         }
-        match self.spend(&notice.uid, now) {
-            Some(true) => {}
-            Some(false) => return Admission::Limited,
-            None => return Admission::Overflow,
-        }
-        if self.series.len() < REMEMBERED {
+        let admission = self.decide(Post { notice, series: None }, now);
+        if matches!(admission, Admission::Post(_)) && self.series.len() < REMEMBERED {
             self.series.insert(alike, Series::begin(now));
         }
-        Admission::Post(Box::new(Post { notice, series: None }))
+        admission
     }
 
-    /// The series whose time is over, in the order of what they end with; those that go on are counted anew. Then, how many of them found
-    /// that their pod has had too many. Pods that may have all they could ever have are forgotten.
-    pub fn due(&mut self, now: Instant) -> (Vec<Post>, u64) {
+    /// What becomes of the series whose time is over, in the order of what they end with; those that go on are counted anew. Pods that may
+    /// have all they could ever have are forgotten.
+    pub fn due(&mut self, now: Instant) -> Vec<Admission> {
         let mut due = Vec::new();
         self.series.retain(|_, series| {
             if series.ends > now {
@@ -120,12 +116,19 @@ impl Limiter {
             });
             true
         });
-        let all = due.len();
-        due.retain(|post| self.spend(&post.notice.uid, now) == Some(true));
         due.sort_by_key(|post| post.notice.position.seq);
+        let admissions = due.into_iter().map(|post| self.decide(post, now)).collect();
         self.forget_full(now);
-        let limited = all - due.len();
-        (due, limited as u64)
+        admissions
+    }
+
+    /// Whether the pod of an event may have it.
+    fn decide(&mut self, post: Post, now: Instant) -> Admission {
+        match self.spend(&post.notice.uid, now) {
+            Some(true) => Admission::Post(Box::new(post)),
+            Some(false) => Admission::Limited,
+            None => Admission::Overflow,
+        }
     }
 
     /// Where those begin that wait for the end of their series.
@@ -190,6 +193,10 @@ mod tests {
         }
     }
 
+    fn series(notice: Notice, count: u32) -> Admission {
+        Admission::Post(Box::new(Post { notice, series: Some(count) }))
+    }
+
     fn is_posted(limiter: &mut Limiter, notice: Notice, now: Instant) -> bool {
         matches!(limiter.admit(notice, now), Admission::Post(_))
     }
@@ -203,16 +210,16 @@ mod tests {
         }
         assert!(is_posted(&mut limiter, notice("a", "sidecar", 101), start), "another container");
         assert!(is_posted(&mut limiter, notice("b", "app", 102), start), "another pod");
-        assert_eq!(limiter.due(start + SERIES - Duration::from_secs(1)), (Vec::new(), 0));
+        assert_eq!(limiter.due(start + SERIES - Duration::from_secs(1)), []);
         assert_eq!(limiter.waiting().collect::<Vec<_>>(), [&position(2)], "the first was made");
         let last = Notice { since: position(2), ..notice("a", "app", 100) };
-        assert_eq!(limiter.due(start + SERIES), (vec![Post { notice: last, series: Some(100) }], 0));
+        assert_eq!(limiter.due(start + SERIES), [series(last, 100)]);
         assert_eq!(limiter.waiting().count(), 0);
         assert_eq!(limiter.admit(notice("a", "app", 103), start + SERIES), Admission::Similar, "it goes on");
         assert!(is_posted(&mut limiter, notice("b", "app", 104), start + SERIES), "that was no series");
         let due = limiter.due(start + 2 * SERIES);
-        assert_eq!(due, (vec![Post { notice: notice("a", "app", 103), series: Some(2) }], 0));
-        assert_eq!(limiter.due(start + 3 * SERIES), (Vec::new(), 0));
+        assert_eq!(due, [series(notice("a", "app", 103), 2)]);
+        assert_eq!(limiter.due(start + 3 * SERIES), []);
         assert!(limiter.series.is_empty(), "{limiter:?}");
     }
 
@@ -254,8 +261,21 @@ mod tests {
         let others = (0..BURST - 1).map(|n| notice("a", &n.to_string(), 3));
         assert!(others.into_iter().all(|other| is_posted(&mut limiter, other, start + SERIES)));
         // No refill yet: the bucket was full until the first.
-        assert_eq!(limiter.due(start + SERIES + SERIES / 2 - Duration::from_secs(1)).1, 0);
+        assert_eq!(limiter.due(start + SERIES + SERIES / 2 - Duration::from_secs(1)), []);
         limiter.pods.get_mut("a").unwrap().filled = start + SERIES + SERIES / 2;
-        assert_eq!(limiter.due(start + SERIES + SERIES / 2), (Vec::new(), 1));
+        assert_eq!(limiter.due(start + SERIES + SERIES / 2), [Admission::Limited]);
+    }
+
+    #[test]
+    fn a_series_of_a_pod_for_which_there_is_no_room_is_lost() {
+        let (mut limiter, start) = (Limiter::default(), Instant::now());
+        assert!(is_posted(&mut limiter, notice("a", "app", 1), start));
+        assert_eq!(limiter.admit(notice("a", "app", 2), start), Admission::Similar);
+        limiter.pods.remove("a");
+        for pod in 0..REMEMBERED {
+            let filled = start + SERIES;
+            limiter.pods.insert(pod.to_string(), Bucket { left: 0, filled });
+        }
+        assert_eq!(limiter.due(start + SERIES), [Admission::Overflow]);
     }
 }

@@ -105,10 +105,8 @@ impl Reporter {
             self.admit(notice, now);
         }
         self.shared.counters.kubernetes_skipped.add(self.notices.age_out(now));
-        let (posts, limited) = self.limiter.due(now);
-        self.shared.counters.kubernetes_limited.add(limited);
-        for post in posts {
-            self.send(post);
+        for admission in self.limiter.due(now) {
+            self.take(admission);
         }
     }
 
@@ -136,11 +134,16 @@ impl Reporter {
     }
 
     fn admit(&mut self, notice: notices::Notice, now: Instant) {
-        let counters = &self.shared.counters;
         if is_too_old(notice.time) {
-            return counters.kubernetes_skipped.count();
+            return self.shared.counters.kubernetes_skipped.count();
         }
-        match self.limiter.admit(notice, now) {
+        let admission = self.limiter.admit(notice, now);
+        self.take(admission);
+    }
+
+    fn take(&mut self, admission: Admission) {
+        let counters = &self.shared.counters;
+        match admission {
             Admission::Post(post) => self.send(*post),
             Admission::Similar => counters.kubernetes_similar.count(),
             Admission::Limited => counters.kubernetes_limited.count(),
