@@ -216,10 +216,9 @@ impl Exporter {
             counters.gaps.count();
         }
         if let Some(reporter) = &mut self.reporter {
-            reporter.observe(event, std::time::Instant::now());
-            if let Some(replay) = &mut self.replay {
-                reporter.lose(replay.lost(event));
-            }
+            let forgotten = reporter.observe(event, std::time::Instant::now());
+            // What was found again before a gap is among those that waited, or was over before the exporter was started.
+            reporter.lose(self.replay.as_mut().map_or(forgotten, |replay| replay.lost(event)));
         }
         let new = match &self.replay {
             None => Cow::Borrowed(event),

@@ -351,3 +351,26 @@ async fn a_kubernetes_event_that_is_not_found_again_is_a_gap() {
     assert_eq!(bench.shared.counters.kubernetes_dropped.get(), 1);
     assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
 }
+
+#[tokio::test]
+async fn a_kubernetes_event_that_is_found_again_before_a_gap_is_lost_once() {
+    let bench = Bench::start([]).await;
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.take(events(1..=2));
+    exporter.take(diverged(3));
+    exporter.take(events(4..=5));
+    exporter.dispatch();
+    exporter.finish().await;
+    assert_eq!(bench.progress().kubernetes.events, 1);
+
+    let (mut exporter, _posts) = bench.reporting();
+    exporter.take(diverged(3));
+    let gap = Gap {
+        cause: GapCause::WatcherLagged.into(),
+        first_seq: Some(4),
+        last_seq: Some(4),
+        ..Gap::default()
+    };
+    exporter.take(Item::Events(vec![named(4, Kind::Gap(gap))]));
+    assert_eq!(bench.shared.counters.kubernetes_dropped.get(), 1);
+}

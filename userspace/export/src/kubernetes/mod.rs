@@ -82,14 +82,14 @@ impl Reporter {
         (reporter, receiver)
     }
 
-    /// Looks at an event.
-    pub fn observe(&mut self, event: &proto::Event, now: Instant) {
+    /// Looks at an event. If it is a gap in the place of events, returns how many that wait are forgotten because of it: the caller knows
+    /// whether these are lost.
+    pub fn observe(&mut self, event: &proto::Event, now: Instant) -> u64 {
         if let Some(position) = event.position.as_ref().filter(|position| position.epoch != self.epoch) {
             self.epoch.clone_from(&position.epoch);
         }
         if is_of_watcher(event) {
-            let forgotten = self.notices.forget();
-            return self.lose(forgotten);
+            return self.notices.forget();
         }
         match self.notices.observe(event, self.sentence, now) {
             Found::Nothing => {}
@@ -97,6 +97,7 @@ impl Reporter {
             Found::Overflow => self.lose(1),
             Found::Notice(notice) => self.admit(*notice, now),
         }
+        0
     }
 
     /// Reports what has become due.
