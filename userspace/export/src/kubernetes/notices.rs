@@ -6,7 +6,7 @@
 //! | `verdict`: reverted | `LimitReverted` | at once |
 //! | `verdict`: any other that is not in force | `LimitNotInForce` | after 30 s without one that is |
 //! | `guardRaised` | `GuardRaised` | at once |
-//! | `guardRefused` | `GuardRefused` | at once, unless another process has raised the limit meanwhile |
+//! | `guardRefused`: a raise | `GuardRefused` | at once, unless another process has raised the limit meanwhile |
 //!
 //! Pure: time is an argument.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{self, VerdictKind};
+use kwitness_api::proto::{self, GuardAttempt, VerdictKind};
 use kwitness_api::text::escape;
 
 /// How long a limit may be out of force before anyone is told.
@@ -103,6 +103,8 @@ impl Notices {
             Some(Kind::GuardRaised(_)) => found(notice(event, "GuardRaised", "Resize", sentence)),
             // Then there was no need of it.
             Some(Kind::GuardRefused(refused)) if refused.reason == RAISED_MEANWHILE => Found::Nothing,
+            // The container keeps its memory, and the guard tries again after each quiet time.
+            Some(Kind::GuardRefused(refused)) if refused.attempt() == GuardAttempt::Return => Found::Nothing,
             Some(Kind::GuardRefused(_)) => found(notice(event, "GuardRefused", "Resize", sentence)),
             Some(Kind::Deleted(_)) => {
                 if let Some(container) = &event.container {
@@ -331,14 +333,17 @@ mod tests {
         };
         let raised = Kind::GuardRaised(proto::GuardRaised::default());
         assert_eq!(reason(raised), Some(("GuardRaised", false)));
-        let refused = |reason: &str| {
+        let refused = |attempt: GuardAttempt, reason: &str| {
             Kind::GuardRefused(Box::new(proto::GuardRefused {
+                attempt: attempt.into(),
                 reason: reason.to_owned(),
                 ..Default::default()
             }))
         };
-        assert_eq!(reason(refused("atCeiling")), Some(("GuardRefused", true)));
-        assert_eq!(reason(refused(RAISED_MEANWHILE)), None);
+        let raise = GuardAttempt::Raise;
+        assert_eq!(reason(refused(raise, "atCeiling")), Some(("GuardRefused", true)));
+        assert_eq!(reason(refused(raise, RAISED_MEANWHILE)), None);
+        assert_eq!(reason(refused(GuardAttempt::Return, "inUse")), None, "it comes after each quiet time");
     }
 
     #[test]
