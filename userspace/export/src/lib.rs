@@ -116,12 +116,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;
 
     // Without Kubernetes Events nothing is read again for them.
-    let exported = progress.position.clone();
     let waiting = if kubernetes_events { progress.kubernetes.clone() } else { Waiting::default() };
-    let again = exported.as_ref().and_then(|exported| waiting.after(exported));
-    let replay = exported.clone().filter(|_| again.is_some());
-    let replay = replay.map(|exported| Replay::new(exported, waiting.events));
-    let after = again.or(exported);
+    let (replay, again) = Replay::plan(progress.position.as_ref(), &waiting).unzip();
+    let after = again.or_else(|| progress.position.clone());
     let prepared = async {
         let client = exporter::connect(&daemon).await?;
         let name = match node {

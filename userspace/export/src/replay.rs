@@ -8,6 +8,7 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Event, Position};
 
 use crate::record::is_of_watcher;
+use crate::waiting::Waiting;
 
 /// From the first of what waits up to where the collector is.
 #[derive(Debug)]
@@ -18,8 +19,16 @@ pub struct Replay {
 }
 
 impl Replay {
+    /// What is read again by an exporter that starts with that position and has this to wait for, and the position to read on after; none
+    /// if nothing is.
+    pub fn plan(exported: Option<&Position>, waiting: &Waiting) -> Option<(Self, Position)> {
+        let exported = exported?;
+        let after = waiting.after(exported)?;
+        Some((Self::new(exported.clone(), waiting.events), after))
+    }
+
     /// Up to that position.
-    pub fn new(exported: Position, waiting: u64) -> Self {
+    fn new(exported: Position, waiting: u64) -> Self {
         Self { exported, waiting }
     }
 

@@ -116,8 +116,7 @@ impl Bench {
     fn reporting(&self) -> (Exporter, Receiver<Post>) {
         let (reporter, posts) = Reporter::new(|_| String::new(), Arc::clone(&self.shared));
         let Progress { position, kubernetes, .. } = self.progress();
-        let again = position.as_ref().is_some_and(|exported| kubernetes.after(exported).is_some());
-        let replay = position.filter(|_| again).map(|exported| Replay::new(exported, kubernetes.events));
+        let replay = Replay::plan(position.as_ref(), &kubernetes).map(|(replay, _)| replay);
         (self.exporter_with(true, Some(reporter), replay), posts)
     }
 
