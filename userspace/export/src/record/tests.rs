@@ -369,3 +369,34 @@ fn what_was_lost_behind_the_daemon_is_a_gap() {
     assert_eq!(body, "the collector refused 4 records: too \\x07 old");
     assert_eq!(mapping().gaps(&Progress::default(), 9), []);
 }
+
+#[test]
+fn what_was_refused_of_two_epochs_is_a_gap_in_each() {
+    let last = proto::Position { epoch: "f".to_owned(), seq: 2 };
+    let refused = Refused { first: position(3), last, records: 4, reason: String::new() };
+    let progress = Progress { refused: Some(refused), ..Progress::default() };
+    let gaps: Vec<_> =
+        mapping().gaps(&progress, 9).into_iter().map(|record| of(&record.log.attributes)).collect();
+    let expected: [[(&str, Option<&str>); 5]; 2] = [
+        [
+            ("log.record.uid", Some("e/3-/refused")),
+            ("kwitness.epoch", Some("e")),
+            ("kwitness.gap.lost", Some("{\"event\": \"4\"}")),
+            ("kwitness.gap.first_seq", Some("3")),
+            ("kwitness.gap.last_seq", None),
+        ],
+        [
+            ("log.record.uid", Some("f/1-2/refused")),
+            ("kwitness.epoch", Some("f")),
+            ("kwitness.gap.lost", None),
+            ("kwitness.gap.first_seq", Some("1")),
+            ("kwitness.gap.last_seq", Some("2")),
+        ],
+    ];
+    assert_eq!(gaps.len(), expected.len());
+    for (found, expected) in gaps.iter().zip(expected) {
+        for (key, value) in expected {
+            assert_eq!(found.get(key).map(String::as_str), value, "{key}");
+        }
+    }
+}
