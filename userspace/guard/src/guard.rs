@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kwitness_abi::{Hold, Lease, ProcessKey};
+use kwitness_api::Client;
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
@@ -40,7 +41,7 @@ use crate::give_back::{GiveBack, Loan};
 use crate::loans::{Lent, Loans};
 use crate::metrics::{Counts, Metrics, Snapshot};
 use crate::orphans;
-use crate::plan::Change;
+use crate::plan::{Change, Refusal};
 use crate::policy::{Bytes, Policy, Rule};
 use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
@@ -297,6 +298,25 @@ pub(crate) fn available() -> anyhow::Result<Bytes> {
     use procfs::Current as _;
     let memory = procfs::Meminfo::current().context("cannot read /proc/meminfo")?;
     Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
+}
+
+/// Has the daemon verify a limit that was accepted, for so long at most, unless it is refused after all.
+async fn verify(
+    address: Address,
+    raiser: &Raiser,
+    container: &Container,
+    limit: Bytes,
+    wait: Duration,
+) -> Result<(), Refusal> {
+    let verified = async {
+        let client = Client::connect(address).await;
+        let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
+        daemon::verify(&mut client, &container.id, limit, wait).await
+    };
+    tokio::select! {
+        verified = verified => verified,
+        refusal = raiser.refused(container) => Err(refusal),
+    }
 }
 
 impl Guard {

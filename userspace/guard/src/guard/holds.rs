@@ -6,14 +6,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use kwitness_abi::{Hold, ProcessKey};
-use kwitness_api::Client;
-
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
-use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id};
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id, verify};
 use crate::cgroup::{self, Cgroup};
-use crate::daemon;
 use crate::episode::{Episode, Input, Next, Outcome};
 use crate::give_back::Loan;
 use crate::plan::{Facts, Refusal};
@@ -188,15 +185,7 @@ impl Guard {
         guarded.episode = Some(running);
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.answers.spawn(async move {
-            let verified = async {
-                let client = Client::connect(address).await;
-                let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-                daemon::verify(&mut client, &container.id, raise.to, wait).await
-            };
-            let verified = tokio::select! {
-                verified = verified => verified,
-                refusal = raiser.refused(&container) => Err(refusal),
-            };
+            let verified = verify(address, &raiser, &container, raise.to, wait).await;
             Answer { cgroup_id, episode, raise, input: Input::Verified(verified) }
         });
     }

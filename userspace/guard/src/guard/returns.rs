@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
+use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
-use kwitness_api::{Client, proto};
 
-use super::{Guard, Guarded};
+use super::{Guard, Guarded, verify};
 use crate::cgroup::{self, Cgroup};
-use crate::daemon::{self, Container};
+use crate::daemon::Container;
 use crate::give_back::{self, Loan, Next, Sample};
 use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
@@ -125,15 +125,7 @@ impl Guard {
         let container = guarded.container.clone();
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.returns.spawn(async move {
-            let verified = async {
-                let client = Client::connect(address).await;
-                let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-                daemon::verify(&mut client, &container.id, change.to, LIMIT).await
-            };
-            let verified = tokio::select! {
-                verified = verified => verified,
-                refusal = raiser.refused(&container) => Err(refusal),
-            };
+            let verified = verify(address, &raiser, &container, change.to, LIMIT).await;
             Answer { cgroup_id, input: Input::Verified(verified) }
         });
     }
