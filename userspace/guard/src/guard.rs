@@ -354,6 +354,15 @@ impl Guard {
         !self.reported.is_empty()
     }
 
+    /// A container that is or was armed.
+    fn known(&self, cgroup_id: u64) -> Option<&Guarded> {
+        self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id))
+    }
+
+    fn known_mut(&mut self, cgroup_id: u64) -> Option<&mut Guarded> {
+        self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id))
+    }
+
     /// Renews the lease: never without a watchdog.
     fn beat(&mut self) -> anyhow::Result<()> {
         if let Some(status) = self.watchdog.try_wait().context("cannot wait for the watchdog")? {

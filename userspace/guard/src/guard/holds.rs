@@ -85,8 +85,7 @@ impl Guard {
 
     /// The id of a container that is or was armed.
     fn container_id(&self, cgroup_id: u64) -> Option<&str> {
-        let guarded = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id))?;
-        Some(&guarded.container.id)
+        Some(&self.known(cgroup_id)?.container.id)
     }
 
     /// The first hold of a container that has no episode.
@@ -193,8 +192,7 @@ impl Guard {
     /// An answer to an episode under way, or to one that is over.
     pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
         let Answer { cgroup_id, episode, raise, input } = answer;
-        let guarded = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id));
-        let Some(guarded) = guarded else { return Ok(()) };
+        let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
         guarded.raises += u32::from(is_raised);
         if let Input::Raised(answer) = &input {

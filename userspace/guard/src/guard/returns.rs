@@ -68,9 +68,7 @@ impl Guard {
     /// The container runtime, the Kubernetes API or the daemon has answered.
     pub(super) fn return_answered(&mut self, answer: Answer) {
         let Answer { cgroup_id, input } = answer;
-        let Some(guarded) = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id)) else {
-            return;
-        };
+        let Some(guarded) = self.known_mut(cgroup_id) else { return };
         let next = match input {
             Input::Lowered(answer) => {
                 // It may come after a raise, and set less than is used by then.
@@ -121,7 +119,7 @@ impl Guard {
     }
 
     fn verify_return(&mut self, cgroup_id: u64, change: Change) {
-        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let Some(guarded) = self.known(cgroup_id) else { return };
         let container = guarded.container.clone();
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.returns.spawn(async move {
@@ -131,7 +129,7 @@ impl Guard {
     }
 
     fn returned(&mut self, cgroup_id: u64, change: Change) {
-        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let Some(guarded) = self.known(cgroup_id) else { return };
         let original = guarded.loan.map_or(change.to, |loan| loan.original);
         let Change { from, to } = change;
         tracing::info!(
@@ -153,7 +151,7 @@ impl Guard {
     }
 
     fn return_refused(&mut self, cgroup_id: u64, limit: Option<Bytes>, refusal: &Refusal) {
-        let Some(guarded) = self.guarded.get(&cgroup_id).or(self.retired.get(&cgroup_id)) else { return };
+        let Some(guarded) = self.known(cgroup_id) else { return };
         let (container, reason) = (&guarded.container.id, refusal.name());
         tracing::warn!(container, reason, %refusal, "not given back");
         let refused = proto::GuardRefused {
@@ -170,8 +168,7 @@ impl Guard {
 
     /// Changes what a container has been lent, and puts it down before anything else is done.
     pub(super) fn set_loan(&mut self, cgroup_id: u64, change: impl FnOnce(Option<Loan>) -> Option<Loan>) {
-        let guarded = self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id));
-        let Some(guarded) = guarded else { return };
+        let Some(guarded) = self.known_mut(cgroup_id) else { return };
         let loan = change(guarded.loan);
         if guarded.loan == loan {
             return;
