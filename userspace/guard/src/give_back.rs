@@ -47,13 +47,13 @@ pub struct Loan {
     pub original: Bytes,
     /// The limit that is known to have been in force last.
     limit: Bytes,
-    /// What was asked for last, while that may still come into force.
+    /// What was requested last, while that may still come into force.
     pub pending: Option<Bytes>,
 }
 
 impl Loan {
-    /// A change is asked for. A limit that is not what the guard has set is another process': what counts is what that has set.
-    pub fn asked(loan: Option<Self>, change: Change) -> Self {
+    /// A change is requested. A limit that is not what the guard has set is another process': what counts is what that has set.
+    pub fn requested(loan: Option<Self>, change: Change) -> Self {
         let (limit, pending) = (change.from, Some(change.to));
         match loan.filter(|loan| loan.is_ours(change.from)) {
             Some(loan) => Self { limit, pending, ..loan },
@@ -61,13 +61,13 @@ impl Loan {
         }
     }
 
-    /// What was asked for is in force. What is left of the loan, if anything is.
+    /// What was requested is in force. What is left of the loan, if anything is.
     pub fn confirmed(self, to: Bytes) -> Option<Self> {
         let is_last = self.pending == Some(to);
         if is_last { Self { limit: to, pending: None, ..self }.left() } else { Some(self) }
     }
 
-    /// What was asked for will not come into force. What is left of the loan, if anything is.
+    /// What was requested will not come into force. What is left of the loan, if anything is.
     pub fn withdrawn(self, to: Bytes) -> Option<Self> {
         let is_last = self.pending == Some(to);
         if is_last { Self { pending: None, ..self }.left() } else { Some(self) }
@@ -77,7 +77,7 @@ impl Loan {
         (self.limit > self.original || self.pending.is_some()).then_some(self)
     }
 
-    /// Whether the kernel's limit is one that the guard has set. What was asked for need not be whole pages.
+    /// Whether the kernel's limit is one that the guard has set. What was requested need not be whole pages.
     fn is_ours(&self, limit: Bytes) -> bool {
         let is_it = |set: Bytes| set.0.checked_sub(limit.0).is_some_and(|rest| rest < PAGE_MAX);
         is_it(self.limit) || self.pending.is_some_and(is_it)
@@ -152,7 +152,7 @@ struct Window {
 }
 
 impl GiveBack {
-    /// Whether a lower limit has been asked for, and the answer is to come.
+    /// Whether a lower limit has been requested, and the answer is to come.
     pub fn is_lowering(&self) -> bool {
         matches!(self.stage, Stage::Lowering(_))
     }
@@ -164,7 +164,7 @@ impl GiveBack {
         let Some(limit) = limit.filter(|limit| loan.is_ours(*limit)) else {
             return Next::Forget { limit };
         };
-        // A raise that has been asked for may still come. What was lowered, and was not in force in time, has come.
+        // A raise that has been requested may still come. What was lowered, and was not in force in time, has come.
         let is_late = loan.pending == Some(limit) && limit < loan.limit;
         if limit <= loan.original && !is_late {
             *window = None;
@@ -276,8 +276,8 @@ mod tests {
 
     /// Raised from 64 MiB to 128 and 192.
     fn loan() -> Loan {
-        let loan = Loan::asked(None, change(64, 128)).confirmed(mib(128));
-        Loan::asked(loan, change(128, 192)).confirmed(mib(192)).unwrap()
+        let loan = Loan::requested(None, change(64, 128)).confirmed(mib(128));
+        Loan::requested(loan, change(128, 192)).confirmed(mib(192)).unwrap()
     }
 
     /// A container that is looked at once a second, for so many seconds from then on, unless something is to be done before.
@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn loan_after(from: u64, to: u64) -> Option<Loan> {
-        Loan::asked(Some(loan()), change(from, to)).confirmed(mib(to))
+        Loan::requested(Some(loan()), change(from, to)).confirmed(mib(to))
     }
 
     #[test]
@@ -352,14 +352,14 @@ mod tests {
         let unlimited = Sample { now: 1, limit: None, used: mib(1) };
         assert_eq!(GiveBack::default().sample(&loan(), &rule(), QUIET, unlimited), forget(None));
         // The next raise begins at what that process has set.
-        let next = Loan::asked(Some(loan()), change(160, 192));
+        let next = Loan::requested(Some(loan()), change(160, 192));
         assert_eq!((next.original, next.pending), (mib(160), Some(mib(192))));
     }
 
     #[test]
     fn a_limit_that_the_kernel_has_rounded_down_to_a_page_is_the_guards() {
         let to = Bytes(64 * MIB + 10_000_000);
-        let loan = Loan::asked(None, Change { from: mib(64), to }).confirmed(to).unwrap();
+        let loan = Loan::requested(None, Change { from: mib(64), to }).confirmed(to).unwrap();
         let next = |limit: u64| {
             let sample =
                 |second: u64| Sample { now: second * 1_000_000_000, limit: Some(Bytes(limit)), used: mib(1) };
@@ -371,7 +371,7 @@ mod tests {
             let limit = to.0 / page * page;
             let change = Change { from: Bytes(limit), to: mib(64) };
             assert_eq!(next(limit), Some(Next::Lower(change)), "pages of {page} bytes");
-            let again = Loan::asked(Some(loan), change);
+            let again = Loan::requested(Some(loan), change);
             assert_eq!((again.original, again.confirmed(mib(64))), (mib(64), None));
         }
         for other in [to.0 + 1, to.0 - PAGE_MAX] {
@@ -381,13 +381,13 @@ mod tests {
 
     #[test]
     fn a_raise_whose_answer_is_to_come_is_waited_for_whether_it_came_or_not() {
-        let asked = Loan::asked(None, change(64, 128));
+        let raised = Loan::requested(None, change(64, 128));
         let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1) };
         let next = |loan: &Loan, limit| GiveBack::default().sample(loan, &rule(), QUIET, sample(limit));
-        assert_eq!((next(&asked, 64), next(&asked, 128)), (Next::Wait, Next::Wait));
-        assert_eq!(asked.withdrawn(mib(128)), None);
+        assert_eq!((next(&raised, 64), next(&raised, 128)), (Next::Wait, Next::Wait));
+        assert_eq!(raised.withdrawn(mib(128)), None);
         // What was lowered late is back.
-        let lowered = Loan::asked(Some(loan()), change(192, 64));
+        let lowered = Loan::requested(Some(loan()), change(192, 64));
         assert_eq!(next(&lowered, 192), Next::Wait);
         let mut machine = GiveBack::default();
         let late = |second: u64| Sample { now: second * 1_000_000_000, ..sample(64) };
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(looks.last(), Some(Next::Verify(change(192, 64))), "lowered late");
         assert_eq!(machine.verified(Ok(())), Next::Returned(change(192, 64)));
         assert_eq!(lowered.confirmed(mib(64)), None);
-        let again = Loan::asked(Some(lowered), change(64, 128));
+        let again = Loan::requested(Some(lowered), change(64, 128));
         assert_eq!((again.original, again.limit), (mib(64), mib(64)), "raised before it was verified");
         assert_eq!(again.confirmed(mib(64)), Some(again), "an answer to an earlier change");
     }
@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(machine.lowered(Ok(())), Next::Verify(change(192, 64)));
         assert_eq!(machine.verified(Err(refusal())), refused(true), "it was accepted");
         assert_eq!(run(&mut machine, 122, 1000, 192, 10).0, 182);
-        let loan = Loan::asked(Some(loan()), change(192, 64));
+        let loan = Loan::requested(Some(loan()), change(192, 64));
         assert_eq!(loan.withdrawn(mib(64)).unwrap().limit, mib(192));
     }
 }

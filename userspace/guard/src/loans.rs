@@ -101,7 +101,7 @@ mod tests {
     use crate::policy::Bytes;
 
     fn lent(cgroup_id: u64) -> Lent {
-        let loan = Loan::asked(None, Change { from: Bytes(64), to: Bytes(128) });
+        let loan = Loan::requested(None, Change { from: Bytes(64), to: Bytes(128) });
         Lent { cgroup_id, cgroup_path: "/pod/c".to_owned(), container_id: "c".to_owned(), loan }
     }
 

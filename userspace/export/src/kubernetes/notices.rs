@@ -18,7 +18,7 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, GuardAttempt, VerdictKind};
 use kwitness_api::text::escape;
 
-/// How long a limit may be out of force before anyone is told.
+/// How long a limit may be out of force before it is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Limits that are watched at a time; a node has at most five for each of its containers. One more is lost, and counted.
 const WATCHED_MAX: usize = 4096;

@@ -165,7 +165,7 @@ impl Guard {
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
         guarded.episode = Some(running);
         guarded.unanswered = true;
-        self.set_loan(cgroup_id, |loan| Some(Loan::asked(loan, raise)));
+        self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, raise)));
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
             reporter.announce(&container.id, raise.to.0).await;

@@ -102,7 +102,7 @@ impl Guard {
     }
 
     fn lower(&mut self, cgroup_id: u64, change: Change) {
-        self.set_loan(cgroup_id, |loan| Some(Loan::asked(loan, change)));
+        self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
         let container = guarded.container.clone();
         tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
