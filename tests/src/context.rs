@@ -87,8 +87,8 @@ impl TestContext {
         .await
     }
 
-    /// The same as [`Self::with_agent`], and what the daemon recorded must replay to the events that it served. `body` leaves nothing behind that makes
-    /// events.
+    /// The same as [`Self::with_agent`], and what the daemon recorded must replay to the events that it served. `body` leaves
+    /// nothing behind that makes events.
     pub async fn with_recorded_agent(
         &self,
         settings: &[&str],

@@ -1,4 +1,4 @@
-//! A limit of a container: as Kubernetes is asked for it, and as the daemon is asked whether it is in force.
+//! A limit of a container: in a request to Kubernetes, in one to the daemon to verify it, and in the answer.
 
 use std::fmt;
 use std::time::Duration;

@@ -69,7 +69,7 @@ struct Run {
     raised: Life,
 }
 
-/// Builds twice, one after the other, and tells `say` what happens.
+/// Builds twice, one after the other, and gives `say` what happens, line by line.
 pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Outcome> {
     say("A node comes up: containerd, API server, kubelet and daemon.");
     let settings = Map::from_iter([("singleProcessOOMKill".to_owned(), json!(true))]);

@@ -76,7 +76,7 @@ struct Run {
     unlimited: Life,
 }
 
-/// Starts it three times, one after the other, and tells `say` what happens.
+/// Starts it three times, one after the other, and gives `say` what happens, line by line.
 pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Outcome> {
     say("A node comes up: containerd, API server, kubelet and daemon.");
     let cluster = ClusterNode::start(environment, Map::new()).await?;

@@ -71,7 +71,7 @@ struct Run {
     left_held: usize,
 }
 
-/// Runs both, and tells `say` what happens.
+/// Runs both, and gives `say` what happens, line by line.
 pub async fn run(environment: &Environment, say: impl Fn(&str)) -> Result<Outcome> {
     say("A node comes up: containerd, API server, kubelet, daemon and guard.");
     let cluster = GuardedNode::start(environment, POLICY).await?;

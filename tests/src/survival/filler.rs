@@ -121,7 +121,7 @@ mod tests {
     const FILL: Fill = Fill { start: 8192, mark: 65_536, target: 200_000, rate: Rate(None) };
 
     #[test]
-    fn what_a_filler_is_told_and_says_is_read_back() {
+    fn what_a_filler_is_given_and_reports_is_read_back() {
         for fill in [FILL, Fill { rate: Rate(Some(10_000_000)), ..FILL }] {
             assert_eq!(fill.to_string().parse::<Fill>().unwrap(), fill);
         }

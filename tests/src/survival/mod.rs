@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All ways have the same containers, the same filler and the same raise, [`raise::raise`]: a write to `memory.max`. The guard
-//! reaches it through a CRI server of the bench's; the others call it. So they differ in what tells them of the threshold, and the
+//! reaches it through a CRI server of the bench's; the others call it. So they differ in how they learn of the threshold, and the
 //! guard alone pays for a call and for the daemon's verdict.
 //!
 //! Owns the order of the runs and what counts as survived. A container is `subject`'s, what watches it `watch`'s.

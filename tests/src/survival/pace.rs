@@ -1,4 +1,4 @@
-//! When a filler rests, so that it fills at a rate. Pure: it is told the time.
+//! When a filler rests, so that it fills at a rate. Pure: the time is given to it.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A container of one way, and one run in it: the filler starts, and is done, OOM-killed, or neither.
 //!
-//! The container stays from run to run, for an emulated machine needs seconds for one. Its first process is a shell that is told
-//! through a pipe what to fill, and starts the filler.
+//! The container stays from run to run, for an emulated machine needs seconds for one. Its first process is a shell that reads
+//! from a pipe what to fill, and starts the filler.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -47,7 +47,7 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    /// Starts it, and waits until it can be told to fill.
+    /// Starts it, and waits until its shell reads what to fill.
     pub(super) async fn start(node: &Node, pod: &Pod, way: Way, amounts: Amounts) -> Result<Self> {
         let directory = tempfile::tempdir_in("/run").context("make a directory for the filler's report")?;
         let (programs, name) = program()?;

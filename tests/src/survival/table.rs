@@ -18,7 +18,7 @@ enum Line<'a> {
 /// All of it as JSON.
 ///
 /// # Errors
-/// None that can be told in advance.
+/// A line cannot be written as JSON.
 pub fn json(report: &Report) -> Result<Vec<String>> {
     let cells = report.cells.iter().map(Line::Cell);
     let holds = [&report.by_write, &report.by_runtime].into_iter().flat_map(Holds::steps).map(Line::Hold);
@@ -68,7 +68,7 @@ fn notes(cells: &[Cell]) -> Vec<String> {
         notes.push(format!("  * {}, {}: {} throttled until ended", cell.name, rate(cell), cell.stalled));
     }
     if cells.iter().any(|cell| !cell.reached && cell.missing.is_none()) {
-        notes.push("  ! slower than asked for: as fast as this machine fills".to_owned());
+        notes.push("  ! slower than requested: as fast as this machine fills".to_owned());
     }
     let mut missing: Vec<_> =
         cells.iter().filter_map(|cell| Some((cell.name, cell.missing.as_ref()?))).collect();
@@ -136,7 +136,7 @@ guard                  20/20       20/20
 achieved             99 MB/s    99 MB/s!
   * memory.high, 100 MB/s: 20 throttled until ended
   * memory.high, 500 MB/s: 20 throttled until ended
-  ! slower than asked for: as fast as this machine fills
+  ! slower than requested: as fast as this machine fills
   - PSI trigger: not measured: no PSI";
         assert_eq!(lines.join("\n"), expected);
         let report = Report { cells, ..Report::default() };

@@ -10,7 +10,7 @@ use super::{Rate, Way};
 
 /// Of a normal distribution, for 95 %.
 const Z: f64 = 1.96;
-/// A rate that is not within a tenth of what was asked for was not reached.
+/// A rate that is not within a tenth of what was requested was not reached.
 const REACHED: f64 = 0.9;
 
 /// How a filler ended.
@@ -50,11 +50,11 @@ pub struct Cell {
     pub name: &'static str,
     /// In bytes.
     pub limit: u64,
-    /// The rate that was asked for, in bytes per second; none: full speed.
+    /// The rate that was requested, in bytes per second; none: full speed.
     pub wanted: Option<u64>,
     /// The median of the rates that were achieved.
     pub achieved: Option<f64>,
-    /// Whether that is what was asked for.
+    /// Whether that is what was requested.
     pub reached: bool,
     /// How many runs there were.
     pub runs: u32,

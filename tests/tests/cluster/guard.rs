@@ -160,7 +160,7 @@ async fn in_force(cluster: &GuardedNode, id: &str, limit: u64) -> Result<()> {
     Ok(())
 }
 
-/// Fills the pipe, outside of the container, when it is told to.
+/// Fills the pipe, outside of the container, as its files appear.
 fn feeder(directory: &Path) -> Result<Managed> {
     let at = directory.display();
     let mut line = format!("exec 3>{at}/gate");

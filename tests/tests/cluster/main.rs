@@ -1,5 +1,5 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The API as the daemon's source, the chart's pod on such a node, the
-//! guard and the kubectl plugin.
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The API as the daemon's source, the
+//! chart's pod on such a node, the guard and the kubectl plugin.
 
 mod daemonset;
 mod guard;

@@ -36,7 +36,7 @@ const FLEETS: [f64; 3] = [1_000.0, 5_000.0, 50_000.0];
 /// Only a hang takes as long.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// What a run was asked for and found, so that another one can be compared.
+/// What a run was to measure and what it found, so that another one can be compared.
 #[derive(Debug, Serialize)]
 struct Parameters {
     nodes: usize,
