@@ -31,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_core::units;
 use kwitness_core::verdicts::quantity;
+use kwitness_guard::policy::Policy;
 use kwitness_guard::status::Ended;
 
 use crate::agent::Agent;
@@ -196,12 +197,12 @@ impl Report {
     }
 }
 
-/// The guard's policy: one raise takes a container to [`Amounts::raised`].
-fn policy(limit: u64) -> String {
+/// The guard's policy: one raise takes a container to [`Amounts::raised`], and no run has more than one.
+fn policy(limit: u64, runs: usize) -> String {
     let raised = Amounts { limit }.raised();
     format!(
         "[[rule]]\ncontainer = \"{}\"\nthreshold = \"90%\"\nstep = \"{}\"\nceiling = \"{raised}\"\n\
-         longest_hold = \"10s\"\ncool_down = \"{}s\"\nbudget = 1000\n",
+         longest_hold = \"10s\"\ncool_down = \"{}s\"\nbudget = {runs}\n",
         Way::Guard.container(),
         raised - limit,
         COOL_DOWN.as_secs(),
@@ -232,9 +233,16 @@ pub async fn measure(
     say: impl Fn(&str),
 ) -> Result<()> {
     settings.limits.iter().try_for_each(|limit| enough_memory(Amounts { limit: *limit }))?;
+    let runs = settings.runs as usize * settings.rates.len();
+    for &limit in &settings.limits {
+        // Hours before a guard would refuse it.
+        Policy::parse(&policy(limit, runs))
+            .with_context(|| format!("{runs} runs of a limit: use fewer --runs or --rates"))?;
+    }
     for &limit in &settings.limits {
         let raises = Raises::serve()?;
-        let guard = Guard::start(stage.environment, stage.agent, &policy(limit), &raises.socket()).await?;
+        let guard =
+            Guard::start(stage.environment, stage.agent, &policy(limit, runs), &raises.socket()).await?;
         let measured = of_limit(stage, settings, Amounts { limit }, (&raises, &guard), report, &say).await;
         measured.with_context(|| guard.log_tail())?;
         guard.stop()?;
@@ -309,7 +317,8 @@ async fn by_runtime(
     holds: &mut Holds,
 ) -> Result<()> {
     let socket = Path::new(CONTAINERD_SOCKET);
-    let guard = Guard::start(stage.environment, stage.agent, &policy(amounts.limit), socket).await?;
+    let policy = policy(amounts.limit, runs as usize);
+    let guard = Guard::start(stage.environment, stage.agent, &policy, socket).await?;
     let measured = async {
         let pod = stage.node.run_pod(&PodSpec::new("survival", stage.handler)?).await?;
         let subject = Subject::start(stage.node, &pod, Way::Guard, amounts).await?;
@@ -382,7 +391,7 @@ async fn wait_file(what: &str, file: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use kwitness_guard::policy::{Names, Policy, Selection};
+    use kwitness_guard::policy::{Names, Selection};
 
     use super::*;
 
@@ -412,7 +421,7 @@ mod tests {
     fn one_raise_of_the_policy_is_the_raise_of_all_ways() {
         for limit in [64 << 20, 1 << 30] {
             let amounts = Amounts { limit };
-            let policy = Policy::parse(&policy(limit)).unwrap();
+            let policy = Policy::parse(&policy(limit, 80)).unwrap();
             let named = |container| Names { namespace: None, pod: None, container: Some(container) };
             let Selection::Rule(rule) = policy.select(named(Way::Guard.container())) else { panic!() };
             assert_eq!(limit + rule.step.0, amounts.raised());
