@@ -105,6 +105,13 @@ pub fn id(directory: &Path) -> Result<u64> {
     Ok(fs::metadata(directory).with_context(|| format!("stat {}", directory.display()))?.ino())
 }
 
+/// The number that one of a cgroup's files holds, such as `memory.current`.
+pub fn number(directory: &Path, file: &str) -> Result<u64> {
+    let path = directory.join(file);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    text.trim().parse().with_context(|| format!("{} holds `{}`", path.display(), text.trim()))
+}
+
 /// A number in one of a cgroup's files of lines `NAME NUMBER`, such as `memory.events`.
 pub fn entry(directory: &Path, file: &str, name: &str) -> Result<u64> {
     let path = directory.join(file);

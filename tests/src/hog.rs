@@ -12,7 +12,7 @@ use crate::cri::v1;
 use crate::guard::{Guard, memory_event};
 use crate::node::Node;
 use crate::pod::{ContainerSpec, Pod};
-use crate::process::{cgroup_path, wait_for};
+use crate::process::wait_for;
 
 /// The container's memory limit, in bytes.
 pub const LIMIT: u64 = 32 << 20;
@@ -111,7 +111,7 @@ impl Keeping {
              mv /out/code.new /out/code; exec sleep 1000"
         );
         let id = node.run(pod, &limited(name, &line, directory.path())).await?;
-        let cgroup = node.cgroup_directory(&cgroup_path(node.pid(&id).await?)?);
+        let cgroup = node.cgroup_of(&id).await?;
         guard.wait_armed(1).await?;
         Ok(Self { id, cgroup, directory })
     }
@@ -156,7 +156,7 @@ pub async fn work(node: &Node, pod: &Pod, name: &str, guard: Option<&Guard>) -> 
         command()
     );
     let id = node.run(pod, &limited(name, &line, directory.path())).await?;
-    let cgroup = node.cgroup_directory(&cgroup_path(node.pid(&id).await?)?);
+    let cgroup = node.cgroup_of(&id).await?;
     if let Some(guard) = guard {
         guard.wait_armed(1).await?;
     }

@@ -288,6 +288,11 @@ impl Node {
         u32::try_from(pid).context("the runtime's `pid`")
     }
 
+    /// The directory of the cgroup that a container's main process is in, in the v2 hierarchy.
+    pub async fn cgroup_of(&self, id: &str) -> Result<PathBuf> {
+        Ok(self.cgroup_directory(&process::cgroup_path(self.pid(id).await?)?))
+    }
+
     /// The directory of a cgroup in the v2 hierarchy.
     pub fn cgroup_directory(&self, path: &str) -> PathBuf {
         self.cgroup2.join(path.trim_start_matches('/'))

@@ -10,10 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Map, json};
 
 use super::controller::{Until, Work};
-use super::{
-    Follower, Limits, Move, ROOT_MOUNTS, cgroup_of, left, notes, place, read, read_ahead,
-    was_raised_and_returned,
-};
+use super::{Follower, Limits, Move, ROOT_MOUNTS, left, notes, place, read_ahead, was_raised_and_returned};
+use crate::cgroup;
 use crate::chart::{Chart, Panel, Point, Unit};
 use crate::claims::{self, Outcome};
 use crate::cluster_node::{ClusterNode, PodRequest, Terminated};
@@ -104,8 +102,7 @@ async fn build(
     });
     let pod = PodRequest { name, line: LINE, directory: at, resources, mounts: &ROOT_MOUNTS };
     let id = cluster.run_pod(&pod).await?;
-    let cgroup = cgroup_of(cluster, &id).await?;
-    let amount = |file| read(&cgroup, file)?.trim().parse().with_context(|| format!("parse {file}"));
+    let cgroup = cluster.node.cgroup_of(&id).await?;
     let mut follower = Follower::open(cluster, name, &id, WORK, limits).await?;
     let mut samples = Vec::new();
 
@@ -115,8 +112,8 @@ async fn build(
         ensure!(samples.len() < SAMPLES_MAX, "the build does not end");
         samples.push(Point {
             at: since,
-            used: amount("memory.current")?,
-            limit: Some(amount("memory.max")?),
+            used: cgroup::number(&cgroup, "memory.current")?,
+            limit: Some(cgroup::number(&cgroup, "memory.max")?),
             threshold: None,
             mark,
         });

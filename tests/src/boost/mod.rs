@@ -9,7 +9,7 @@ pub mod startup;
 
 use std::fs;
 use std::future::pending;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -236,17 +236,6 @@ fn notes(moves: &[Move], limits: Limits) -> impl Iterator<Item = String> {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-/// The directory of a container's cgroup.
-async fn cgroup_of(cluster: &ClusterNode, id: &str) -> Result<PathBuf> {
-    Ok(cluster.node.cgroup_directory(&process::cgroup_path(cluster.node.pid(id).await?)?))
-}
-
-/// A file of a container's cgroup.
-fn read(cgroup: &Path, name: &str) -> Result<String> {
-    let path = cgroup.join(name);
-    fs::read_to_string(&path).with_context(|| format!("read {}: has the container ended?", path.display()))
 }
 
 /// Has what containers execute in memory before the first of them needs it, so that it is charged to none of them.

@@ -2,6 +2,7 @@
 //!
 //! The boost raises the limit and never removes it: a JVM without one sizes itself for the whole node.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,7 @@ use tokio::net::TcpStream;
 
 use super::controller::{Until, Work};
 use super::{
-    Follower, Limits, Move, ROOT_MOUNTS, cgroup_of, left, notes, place, read, read_ahead, seconds,
-    was_raised_and_returned,
+    Follower, Limits, Move, ROOT_MOUNTS, left, notes, place, read_ahead, seconds, was_raised_and_returned,
 };
 use crate::cgroup;
 use crate::chart::{Chart, Mark, Panel, Point, Unit};
@@ -118,9 +118,9 @@ async fn start(
     let mounts = [usr, lib, lib64, (CONFIGURATION, CONFIGURATION)];
     let pod = PodRequest { name, line: &line, directory: at, resources: resources(limit), mounts: &mounts };
     let id = cluster.run_pod(&pod).await?;
-    let cgroup = cgroup_of(cluster, &id).await?;
+    let cgroup = cluster.node.cgroup_of(&id).await?;
     let usage = || cgroup::entry(&cgroup, "cpu.stat", "usage_usec");
-    let in_force = || milli_cpu(&read(&cgroup, "cpu.max")?);
+    let in_force = || milli_cpu(&fs::read_to_string(cgroup.join("cpu.max")).context("read cpu.max")?);
     let mut follower = Follower::open(cluster, name, &id, WORK, limits).await?;
     let mut samples = Vec::new();
     let (mut ready, mut before_boost) = (None, None);

@@ -18,7 +18,7 @@ use crate::environment::Environment;
 use crate::guard::memory_event;
 use crate::guarded::{GuardedNode, Terminated};
 use crate::limit::Limit;
-use crate::process::{cgroup_path, wait_for};
+use crate::process::wait_for;
 
 const MIB: u64 = 1 << 20;
 /// The limit of both containers, in bytes.
@@ -158,7 +158,7 @@ impl Worker {
              | tail >/dev/null && : >/out/done && until_there /out/end"
         );
         let id = cluster.run(name, &line, directory.path(), LIMIT).await?;
-        let cgroup = cluster.node.cgroup_directory(&cgroup_path(cluster.node.pid(&id).await?)?);
+        let cgroup = cluster.node.cgroup_of(&id).await?;
         Ok(Self { id, cgroup, directory, samples: Vec::new(), oom_kills: None, is_gone: false })
     }
 

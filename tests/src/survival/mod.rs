@@ -370,13 +370,6 @@ fn enough_memory(amounts: Amounts) -> Result<()> {
     Ok(())
 }
 
-/// A file of a cgroup that holds a number.
-fn number(directory: &Path, name: &str) -> Result<u64> {
-    let file = directory.join(name);
-    let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    text.trim().parse().with_context(|| format!("{} holds `{}`", file.display(), text.trim()))
-}
-
 /// The program that fills, which is this one, and the directory that a container sees it in.
 fn program() -> Result<(PathBuf, String)> {
     let program = std::env::current_exe().context("find this program")?;

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use super::filler::{Fill, Mark, VARIABLE};
 use super::tally::{Outcome, Ran};
 use super::watch::Watch;
-use super::{Amounts, Rate, SOON, Way, number, program, raise, wait_file};
+use super::{Amounts, Rate, SOON, Way, program, raise, wait_file};
+use crate::cgroup;
 use crate::cri::v1;
 use crate::guard::memory_event;
 use crate::hog::KILLED;
@@ -85,7 +86,7 @@ impl Subject {
     pub(super) async fn run(&self, rate: Rate) -> Result<Ran> {
         let Amounts { limit, .. } = self.amounts;
         let rest = wait_for("an empty container", SOON, async || {
-            let usage = number(&self.cgroup, "memory.current")?;
+            let usage = cgroup::number(&self.cgroup, "memory.current")?;
             Ok((usage < limit / 4).then_some(usage))
         });
         let rest = rest.await?;

@@ -96,8 +96,7 @@ async fn given_back(cluster: &GuardedNode) -> Result<()> {
     let at = directory.path();
     let line = "mkfifo /out/gate; tail </out/gate >/dev/null; until [ -e /out/stop ]; do sleep 0.1; done";
     let id = cluster.run(POD, line, at, LIMIT).await?;
-    let pid = cluster.node.pid(&id).await?;
-    let cgroup = cluster.node.cgroup_directory(&cgroup_path(pid)?);
+    let cgroup = cluster.node.cgroup_of(&id).await?;
     cluster.guard.wait_armed(1).await?;
     let feeder = feeder(at)?;
     fs::write(at.join("take0"), "").context("have more memory taken")?;

@@ -13,7 +13,7 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::{cgroup_path, wait_for};
+use kwitness_tests::process::wait_for;
 
 use crate::join::{Cluster, SOON, Way, with_configured_cluster};
 
@@ -41,8 +41,7 @@ pub(crate) async fn a_status_that_the_kernel_does_not_have_is_named(
     let way = (Pleg::Generic, Way::Proxy);
     with_configured_cluster(ctx, combination, &api, way, &settings, async |cluster| {
         let id = cluster.pod(POD).await?;
-        let pid = cluster.node.pid(&id).await?;
-        let file = cluster.node.cgroup_directory(&cgroup_path(pid)?).join("memory.max");
+        let file = cluster.node.cgroup_of(&id).await?.join("memory.max");
         agrees(cluster, "64Mi", "32Mi").await?;
         cluster.api.run(&["patch", "pod", POD, "--subresource=resize", "--patch", PATCH])?;
         let resized = agrees(cluster, "96Mi", "48Mi").await?;
