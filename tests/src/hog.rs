@@ -43,7 +43,9 @@ pub struct Ended {
 }
 
 /// [`POLICY`], and what is raised is given back.
-pub const RETURNING_POLICY: &str = "[[rule]]\npod = \"greedy\"\nthreshold = \"50%\"\nstep = \"96Mi\"\nceiling = \"256Mi\"\nlongest_hold = \"10s\"\ngive_back_after = \"10s\"\n";
+pub fn returning_policy() -> String {
+    format!("{POLICY}give_back_after = \"10s\"\n")
+}
 
 /// The hog's memory is that of `tail`, which looks for the end of a line in what it reads.
 pub fn command() -> String {

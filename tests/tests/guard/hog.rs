@@ -10,6 +10,8 @@ use kwitness_tests::hog::{self, KILLED, POD, POLICY, Piped};
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
 
+use crate::scene::{Scene, with_guard};
+
 /// The same work twice.
 pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
@@ -35,45 +37,33 @@ pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Res
 
 /// The hog is PID 1 of its pid namespace.
 pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let piped = Piped::start(node, &pod, "first", &guard).await?;
-            let pid = node.pid(&piped.id).await?;
-            let mut filler = piped.fill()?;
-            let ended = node.wait_exited(&piped.id).await.with_context(|| guard.log_tail())?;
-            filler.wait().context("wait for sh")?;
-            ensure!(ended.exit_code == 0, "{ended:?}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            let is_held = status.history.iter().any(|hold| hold.held == [pid]);
-            ensure!(is_held, "process {pid} was not held: {status:?}\n{}", guard.log_tail());
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let piped = Piped::start(node, pod, "first", guard).await?;
+        let pid = node.pid(&piped.id).await?;
+        let mut filler = piped.fill()?;
+        let ended = node.wait_exited(&piped.id).await?;
+        filler.wait().context("wait for sh")?;
+        ensure!(ended.exit_code == 0, "{ended:?}");
+        let status = guard.status().await?;
+        let is_held = status.history.iter().any(|hold| hold.held == [pid]);
+        ensure!(is_held, "process {pid} was not held: {status:?}");
+        Ok(())
     })
     .await
 }
 
 /// What `kubectl exec` starts has a caller that waits for it.
 pub(crate) async fn exec_session(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-            let id = node.run(&pod, &hog::limited("quiet", "exec sleep 1000", directory.path())).await?;
-            guard.wait_armed(1).await?;
-            let code = node.exec(&id, &["/bin/sh", "-c", "exec tail </dev/zero"]).await?;
-            ensure!(code == KILLED, "ended with {code}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            ensure!(status.history.is_empty(), "{status:?}");
-            ensure!(status.not_held.get("entered").is_some_and(|count| *count > 0), "{status:?}");
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+        let id = node.run(pod, &hog::limited("quiet", "exec sleep 1000", directory.path())).await?;
+        guard.wait_armed(1).await?;
+        let code = node.exec(&id, &["/bin/sh", "-c", "exec tail </dev/zero"]).await?;
+        ensure!(code == KILLED, "ended with {code}");
+        let status = guard.status().await?;
+        ensure!(status.history.is_empty(), "{status:?}");
+        ensure!(status.not_held.get("entered").is_some_and(|count| *count > 0), "{status:?}");
+        Ok(())
     })
     .await
 }

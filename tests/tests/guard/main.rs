@@ -5,6 +5,7 @@
 mod hog;
 mod refused;
 mod returned;
+mod scene;
 mod several;
 mod spared;
 mod stopped;

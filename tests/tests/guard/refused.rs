@@ -7,33 +7,27 @@ use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, KILLED, LIMIT, POD, POLICY, SIZE};
+use kwitness_tests::hog::{self, KILLED, LIMIT, POLICY, SIZE};
 use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
+
+use crate::scene::{Scene, with_guard};
 
 /// The pod's cgroup has a limit of its own, with less room than one raise adds.
 pub(crate) async fn limit_above(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let file = node.cgroup_directory(&pod.cgroup).join("memory.max");
-            // Above the container's limit, or it would be hit before the container's threshold.
-            let limit = LIMIT + (SIZE - LIMIT) / 2;
-            fs::write(&file, limit.to_string()).with_context(|| format!("write {}", file.display()))?;
-            let ended = hog::work(node, &pod, "limited", Some(&guard)).await;
-            let ended = ended.with_context(|| guard.log_tail())?;
-            ensure!(ended.code == KILLED, "{ended:?}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            let reasons: Vec<_> =
-                status.history.iter().map(|ended| (ended.refused.as_deref(), ended.raised_ms)).collect();
-            // Before the container runtime is asked.
-            ensure!(reasons.first() == Some(&(Some("limitAbove"), None)), "{status:?}\n{}", guard.log_tail());
-            ensure!(status.raised == 0, "{status:?}");
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let file = node.cgroup_directory(&pod.cgroup).join("memory.max");
+        // Above the container's limit, or it would be hit before the container's threshold.
+        let limit = LIMIT + (SIZE - LIMIT) / 2;
+        fs::write(&file, limit.to_string()).with_context(|| format!("write {}", file.display()))?;
+        let ended = hog::work(node, pod, "limited", Some(guard)).await?;
+        ensure!(ended.code == KILLED, "{ended:?}");
+        let status = guard.status().await?;
+        let reasons: Vec<_> =
+            status.history.iter().map(|ended| (ended.refused.as_deref(), ended.raised_ms)).collect();
+        // Before the container runtime is asked.
+        ensure!(reasons.first() == Some(&(Some("limitAbove"), None)), "{status:?}");
+        ensure!(status.raised == 0, "{status:?}");
+        Ok(())
     })
     .await
 }

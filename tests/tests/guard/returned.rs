@@ -1,6 +1,7 @@
 //! What the guard has raised is given back, also by the next guard; and each step is an event of the daemon's.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
@@ -10,46 +11,44 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
 use kwitness_tests::guard::{Guard, memory_event};
-use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, RETURNING_POLICY};
+use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, returning_policy};
+use kwitness_tests::limit::Limit;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
+use kwitness_tests::process::wait_for;
+
+use crate::scene::{Scene, with_guard};
+
+/// How long the guard may take to report to a daemon that is back, in an emulated guest.
+const WAIT: Duration = Duration::from_secs(180);
 
 /// A hog takes more than its limit, is raised, and ends; its container is quiet from then on.
 pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let runtime = Path::new(CONTAINERD_SOCKET);
-            let guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let hog = Keeping::start(node, &pod, "lent", &guard).await?;
-            hog.take().await.with_context(|| guard.log_tail())?;
-            // As long as it keeps its memory, no lower limit is enough.
-            let status = guard.status().await?;
-            let lent: Vec<_> = status.armed.iter().map(|armed| armed.original_limit).collect();
-            ensure!(lent == [Some(LIMIT)] && status.returned == 0, "{status:?}\n{}", guard.log_tail());
-            ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let hog = Keeping::start(node, pod, "lent", guard).await?;
+        hog.take().await?;
+        // As long as it keeps its memory, no lower limit is enough.
+        let status = guard.status().await?;
+        let lent: Vec<_> = status.armed.iter().map(|armed| armed.original_limit).collect();
+        ensure!(lent == [Some(LIMIT)] && status.returned == 0, "{status:?}");
+        let code = hog.end().await?;
+        ensure!(code == 0, "the hog ended with {code}");
 
-            hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
-            let returned = |seen: &Seen| seen.has(&hog.id, "guardReturned");
-            let seen = watcher.wait_until("the return's event", returned).await;
-            let seen = seen.with_context(|| guard.log_tail())?;
-            check(&seen, &hog.id)?;
-            let filter = Some(Filter { containers: vec![hog.id.clone()], ..Filter::default() });
-            let request = VerifyRequest { filter, ..VerifyRequest::default() };
-            let verdict =
-                kwitness_tests::limit::Limit::Memory(LIMIT).verdict(agent.verify(request).await?)?;
-            let is_guards =
-                verdict.compared_with() == Source::Guard && verdict.verdict() == VerdictKind::InForce;
-            ensure!(is_guards, "not in force by the guard's word: {verdict:?}");
-            let status = guard.status().await?;
-            ensure!(status.returned == 1, "{status:?}");
-            ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
-            ensure!(memory_event(&hog.cgroup, "oom_kill")? == 0, "OOM-killed");
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+        hog.wait_limit(LIMIT).await?;
+        let returned = |seen: &Seen| seen.has(&hog.id, "guardReturned");
+        let seen = watcher.wait_until("the return's event", returned).await?;
+        check(&seen, &hog.id)?;
+        let filter = Some(Filter { containers: vec![hog.id.clone()], ..Filter::default() });
+        let request = VerifyRequest { filter, ..VerifyRequest::default() };
+        let verdict = Limit::Memory(LIMIT).verdict(agent.verify(request).await?)?;
+        let is_guards = verdict.compared_with() == Source::Guard && verdict.verdict() == VerdictKind::InForce;
+        ensure!(is_guards, "not in force by the guard's word: {verdict:?}");
+        let status = guard.status().await?;
+        ensure!(status.returned == 1, "{status:?}");
+        ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
+        ensure!(memory_event(&hog.cgroup, "oom_kill")? == 0, "OOM-killed");
+        Ok(())
     })
     .await
 }
@@ -91,7 +90,7 @@ pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combinatio
     ctx.with_node(combination.driver, async |node| {
         ctx.with_agent(&[], async |agent| {
             let runtime = Path::new(CONTAINERD_SOCKET);
-            let mut guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
+            let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
             let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
             let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
             hog.take().await.with_context(|| guard.log_tail())?;
@@ -114,32 +113,23 @@ pub(crate) async fn not_what_another_process_has_set(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let runtime = Path::new(CONTAINERD_SOCKET);
-            let guard = Guard::start(&ctx.environment, agent, RETURNING_POLICY, runtime).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let hog = Keeping::start(node, &pod, "changed", &guard).await?;
-            hog.take().await.with_context(|| guard.log_tail())?;
-            let other = 5 * LIMIT;
-            std::fs::write(hog.cgroup.join("memory.max"), other.to_string()).context("write memory.max")?;
-            let refused = |seen: &Seen| {
-                seen.of(&hog.id).any(|event| {
-                    let kind = event.kind.as_ref();
-                    matches!(kind, Some(Kind::GuardRefused(refused)) if refused.reason == "limitChanged")
-                })
-            };
-            let seen = watcher.wait_until("the refusal's event", refused).await;
-            seen.with_context(|| guard.log_tail())?;
-            let status = guard.status().await?;
-            ensure!(status.not_returned.get("limitChanged") == Some(&1), "{status:?}");
-            ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
-            hog.wait_limit(other).await?;
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let hog = Keeping::start(node, pod, "changed", guard).await?;
+        hog.take().await?;
+        let other = 5 * LIMIT;
+        std::fs::write(hog.cgroup.join("memory.max"), other.to_string()).context("write memory.max")?;
+        let refused = |seen: &Seen| {
+            seen.of(&hog.id).any(|event| {
+                let kind = event.kind.as_ref();
+                matches!(kind, Some(Kind::GuardRefused(refused)) if refused.reason == "limitChanged")
+            })
+        };
+        watcher.wait_until("the refusal's event", refused).await?;
+        let status = guard.status().await?;
+        ensure!(status.not_returned.get("limitChanged") == Some(&1), "{status:?}");
+        ensure!(status.armed.iter().all(|armed| armed.original_limit.is_none()), "{status:?}");
+        hog.wait_limit(other).await
     })
     .await
 }
@@ -159,7 +149,7 @@ pub(crate) async fn events_wait_for_the_daemon(ctx: &TestContext, combination: C
             let seen = agent.replay().await?;
             Ok((seen.has(&hog.id, "guardHeld") && seen.has(&hog.id, "guardContinued")).then_some(seen))
         };
-        let seen = kwitness_tests::process::wait_for("the guard's events", WAIT, reported).await;
+        let seen = wait_for("the guard's events", WAIT, reported).await;
         let seen = seen.with_context(|| guard.log_tail())?;
         let refused = seen.of(&hog.id).any(|event| {
             // The latter in a guest in which the runtime needs longer than the hold.
@@ -174,6 +164,3 @@ pub(crate) async fn events_wait_for_the_daemon(ctx: &TestContext, combination: C
     })
     .await
 }
-
-/// How long the guard may take to report to a daemon that is back, in an emulated guest.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(180);

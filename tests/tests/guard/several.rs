@@ -1,19 +1,16 @@
 //! Containers with more than one hog: several processes, several threads; and a hog that is being traced.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, POD, POLICY, Piped, SIZE};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
+use kwitness_tests::hog::{self, POLICY, Piped, SIZE};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::scene::{Scene, with_guard};
 
 /// Set in a container whose first process is this program: how many threads fill memory.
 const THREADS: &str = "KWITNESS_TEST_HOG_THREADS";
@@ -91,54 +88,38 @@ async fn finishes(
     line: &str,
     mounts: Vec<(String, String)>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-            let line = format!("until [ -e /out/go ]; do sleep 0.1; done; {line}");
-            let mut spec = hog::limited("several", &line, directory.path());
-            spec.mounts.extend(mounts);
-            let id = node.run(&pod, &spec).await?;
-            guard.wait_armed(1).await?;
-            std::fs::write(directory.path().join("go"), "").context("start the hogs")?;
-            let ended = node.wait_exited(&id).await.with_context(|| guard.log_tail())?;
-            ensure!(ended.exit_code == 0, "{ended:?}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+        let line = format!("until [ -e /out/go ]; do sleep 0.1; done; {line}");
+        let mut spec = hog::limited("several", &line, directory.path());
+        spec.mounts.extend(mounts);
+        let id = node.run(pod, &spec).await?;
+        guard.wait_armed(1).await?;
+        std::fs::write(directory.path().join("go"), "").context("start the hogs")?;
+        let ended = node.wait_exited(&id).await?;
+        ensure!(ended.exit_code == 0, "{ended:?}");
+        let status = guard.status().await?;
+        ensure!(!status.history.is_empty(), "nothing was held: {status:?}");
+        Ok(())
     })
     .await
 }
 
 /// A debugger must see the process as it left it: this test traces the hog, which therefore is OOM-killed.
 pub(crate) async fn traced(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let piped = Piped::start(node, &pod, "traced", &guard).await?;
-            let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
-            ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;
-            let mut filler = piped.fill()?;
-            // The tracer is this thread, and the kernel reports to it first.
-            let ended = waitpid(pid, None).context("wait for the hog")?;
-            filler.wait().context("wait for sh")?;
-            ensure!(
-                matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
-                "{ended:?}\n{}",
-                guard.log_tail()
-            );
-            let status = guard.status().await?;
-            ensure!(status.history.is_empty(), "{status:?}\n{}", guard.log_tail());
-            ensure!(status.not_held.get("traced").is_some_and(|count| *count > 0), "{status:?}");
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let piped = Piped::start(node, pod, "traced", guard).await?;
+        let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
+        ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;
+        let mut filler = piped.fill()?;
+        // The tracer is this thread, and the kernel reports to it first.
+        let ended = waitpid(pid, None).context("wait for the hog")?;
+        filler.wait().context("wait for sh")?;
+        ensure!(matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{ended:?}");
+        let status = guard.status().await?;
+        ensure!(status.history.is_empty(), "{status:?}");
+        ensure!(status.not_held.get("traced").is_some_and(|count| *count > 0), "{status:?}");
+        Ok(())
     })
     .await
 }
