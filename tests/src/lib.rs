@@ -37,5 +37,6 @@ pub mod pty;
 pub mod recording;
 pub mod registry;
 pub mod resizes;
+pub mod scrape;
 pub mod suite;
 pub mod survival;

@@ -9,10 +9,10 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::process::wait_for;
+use kwitness_tests::scrape::scrape;
 use nix::sys::signal::Signal;
 
 use crate::command::{kwitness, run};
-use crate::metrics::scrape;
 
 const LIMIT: Duration = Duration::from_secs(120);
 

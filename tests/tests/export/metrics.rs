@@ -1,9 +1,6 @@
 //! The daemon's metrics by way of the exporter: what the collector gets is what a scrape says.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,26 +9,12 @@ use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::otel::{Collector, Exporter, Metrics};
 use kwitness_tests::outage::Storm;
 use kwitness_tests::process::wait_for;
+use kwitness_tests::scrape::scrape;
 
 /// Containers that live before anything is compared.
 const LIVES: usize = 20;
 /// Only a hang takes as long.
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// The samples of a scrape.
-fn scrape(socket: &Path) -> Result<BTreeMap<String, f64>> {
-    let mut stream = UnixStream::connect(socket).context("connect to the HTTP socket")?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, page) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP: {answer}"))?;
-    let samples = page.lines().filter(|line| !line.starts_with('#'));
-    let samples = samples.map(|line| {
-        let (name, value) = line.rsplit_once(' ').with_context(|| format!("no sample: {line}"))?;
-        Ok((name.to_owned(), value.parse().with_context(|| format!("no number: {line}"))?))
-    });
-    samples.collect()
-}
 
 /// The second export that begins from now on: whatever it has was read after now.
 async fn next_export(collector: &Collector) -> Result<Metrics> {
