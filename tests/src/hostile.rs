@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::process::raise_descriptors;
 use connection::{
     CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, LULL, PATIENCE, PING,
     RST_STREAM, SETTINGS, frame,
@@ -82,8 +82,7 @@ pub struct Silent {
 impl Silent {
     /// Listens, with as many descriptors as the process may have.
     pub fn listen() -> Result<Self> {
-        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read RLIMIT_NOFILE")?;
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise RLIMIT_NOFILE")?;
+        raise_descriptors()?;
         let directory = tempfile::tempdir_in("/run").context("make the silent server's directory")?;
         let listener = UnixListener::bind(directory.path().join("silent.sock")).context("listen")?;
         // Ends with the process of the test.

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -201,6 +202,13 @@ pub fn cgroup_path(pid: u32) -> Result<String> {
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("0::"));
     Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
+}
+
+/// Lets this process have as many file descriptors as its hard limit allows; that number.
+pub fn raise_descriptors() -> Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise RLIMIT_NOFILE")?;
+    Ok(most)
 }
 
 /// The mount points in this mount namespace, each with the type of its file system.

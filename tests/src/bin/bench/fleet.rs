@@ -17,11 +17,12 @@ use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::otel::Collector;
 use kwitness_tests::outage::Storm;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use kwitness_tests::process::raise_descriptors;
 use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::footprint::bytes_of_status;
 use crate::report::{FAINT, HEAD, Row, Table, Target, number};
 
 /// Containers in the recording; each has at least four events.
@@ -73,7 +74,9 @@ struct Round {
 /// Measures so many nodes, and prints what fleets of that rate would need.
 pub(crate) async fn measure(environment: &Environment, nodes: usize, rate: f64, table: Table) -> Result<()> {
     ensure!(nodes > 0, "a fleet has nodes");
-    raise_descriptors(nodes)?;
+    // Each node has a connection, and so has the collector for each.
+    let (wanted, most) = (nodes as u64 + 256, raise_descriptors()?);
+    ensure!(most >= wanted, "{nodes} nodes need {wanted} file descriptors; the hard limit is {most}");
     let events = Arc::new(record(environment).await?);
     let parameters = Parameters {
         nodes,
@@ -93,14 +96,14 @@ pub(crate) async fn measure(environment: &Environment, nodes: usize, rate: f64, 
     });
     let mut fleet = fleet.collect::<Result<Vec<_>>>()?;
     // Connections are made before anything is measured.
-    fleet = export(fleet, &events, 0).await?;
+    fleet = export(fleet, &Arc::new(events[..1].to_vec()), 1).await?;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let (measured, back) = round(fleet, &events, &collector).await?;
         fleet = back;
         rounds.push(measured);
     }
-    let memory = resident(collector.pid()?)?;
+    let memory = bytes_of_status(collector.pid()?, "VmRSS")? / 1024.0 / 1024.0;
     collector.stop()?;
 
     let total = fleet.iter().map(SimulatedNode::tally).fold(Tally::default(), |sum, one| Tally {
@@ -239,7 +242,7 @@ async fn round(
     Ok((round, fleet))
 }
 
-/// All nodes export the recording so often; not at all: its first event.
+/// All nodes export these events so often.
 async fn export(
     fleet: Vec<SimulatedNode>,
     events: &Arc<Vec<Event>>,
@@ -249,9 +252,6 @@ async fn export(
     for mut node in fleet {
         let events = Arc::clone(events);
         tasks.spawn(async move {
-            if repeats == 0 {
-                node.export(events[..1].to_vec()).await;
-            }
             for _ in 0..repeats {
                 for batch in events.chunks(BATCH) {
                     node.export(batch.to_vec()).await;
@@ -268,14 +268,6 @@ async fn export(
         anyhow::Ok(fleet)
     };
     tokio::time::timeout(LIMIT, all).await.context("the collector does not take the records")?
-}
-
-/// Each node has a connection, and so has the collector for each.
-fn raise_descriptors(nodes: usize) -> Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read RLIMIT_NOFILE")?;
-    let wanted = nodes as u64 + 256;
-    ensure!(most >= wanted, "{nodes} nodes need {wanted} file descriptors; the hard limit is {most}");
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise RLIMIT_NOFILE")
 }
 
 /// Bytes that the loopback device of this network namespace has sent.
@@ -296,13 +288,4 @@ fn cpu(process: &str) -> Result<f64> {
     let ticks = ticks.with_context(|| format!("parse {path}"))?;
     let second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
     Ok(ticks as f64 / second as f64)
-}
-
-/// Resident memory of a process in MiB.
-fn resident(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("parse VmRSS")?;
-    Ok(kib / 1024.0)
 }

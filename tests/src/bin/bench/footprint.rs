@@ -144,10 +144,16 @@ pub(crate) async fn idle_shares(pid: u32, time: Duration) -> Result<Vec<f64>> {
 
 /// The bytes of a process that no file backs: what is its own, whoever else runs the same program.
 pub(crate) fn anonymous(pid: u32) -> Result<f64> {
+    bytes_of_status(pid, "RssAnon")
+}
+
+/// An amount of memory that the kernel reports in a process's `status`, such as `VmRSS`.
+pub(crate) fn bytes_of_status(pid: u32, name: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
-    let kilobytes = kilobytes.with_context(|| format!("{path} has no RssAnon"))?;
+    let kilobytes =
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
+    let kilobytes = kilobytes.with_context(|| format!("{path} has no {name}"))?;
     Ok(kilobytes.parse::<f64>().with_context(|| format!("{path}: `{kilobytes}`"))? * 1024.0)
 }
 
