@@ -52,10 +52,15 @@ pub fn command() -> String {
     format!("head -c {SIZE} /dev/zero | tail >/dev/null")
 }
 
-/// A container with the limit that runs a line of shell, with a directory of the node at `/out`.
+/// A container with the hog's limit that runs a line of shell, with a directory of the node at `/out`.
 pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
+    limited_to(LIMIT, name, line, directory)
+}
+
+/// The same with another limit, in bytes.
+pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> ContainerSpec {
     let mut spec = ContainerSpec::shell(name, line);
-    let memory_limit_in_bytes = LIMIT.cast_signed();
+    let memory_limit_in_bytes = limit.cast_signed();
     spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
     spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];
     spec

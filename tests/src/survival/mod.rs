@@ -44,7 +44,8 @@ use crate::process::wait_for;
 use raise::Raises;
 use subject::Subject;
 use tally::{Cell, Holds, Outcome, Ran, Tally};
-pub use way::{Way, order};
+pub use way::Way;
+use way::order;
 
 /// Bytes in the unit of rates.
 const MB: u64 = 1_000_000;

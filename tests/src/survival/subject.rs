@@ -16,11 +16,10 @@ use super::tally::{Outcome, Ran};
 use super::watch::Watch;
 use super::{Amounts, Rate, SOON, Way, program, raise, wait_file};
 use crate::cgroup;
-use crate::cri::v1;
 use crate::guard::memory_event;
-use crate::hog::KILLED;
+use crate::hog::{KILLED, limited_to};
 use crate::node::Node;
-use crate::pod::{ContainerSpec, Pod};
+use crate::pod::Pod;
 use crate::process::{cgroup_path, kill_pid, wait_for};
 
 /// A filler that is not done so long after it should have been is throttled for good. A guard's hold is shorter.
@@ -57,13 +56,8 @@ impl Subject {
              {VARIABLE}=\"$words\" {PROGRAM_DIRECTORY}/{name} >/out/report; \
              echo $? >/out/code.new; mv /out/code.new /out/code; done"
         );
-        let mut spec = ContainerSpec::shell(way.container(), &line);
-        let memory_limit_in_bytes = i64::try_from(amounts.limit).context("a limit that the CRI takes")?;
-        spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
-        spec.mounts = vec![
-            (directory.path().display().to_string(), "/out".to_owned()),
-            (programs.display().to_string(), PROGRAM_DIRECTORY.to_owned()),
-        ];
+        let mut spec = limited_to(amounts.limit, way.container(), &line, directory.path());
+        spec.mounts.push((programs.display().to_string(), PROGRAM_DIRECTORY.to_owned()));
         let id = node.run(pod, &spec).await?;
         wait_file("the container's pipe", &directory.path().join("ready")).await?;
         let pid = node.pid(&id).await?;

@@ -86,7 +86,7 @@ impl Way {
 }
 
 /// The order of the ways in a run: in turn, each is the first.
-pub fn order(run: u32) -> [Way; 8] {
+pub(super) fn order(run: u32) -> [Way; 8] {
     let mut order = Way::ALL;
     order.rotate_left(run as usize % Way::ALL.len());
     order

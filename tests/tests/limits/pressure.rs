@@ -12,10 +12,10 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
-use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::hog::limited_to;
+use kwitness_tests::pod::PodSpec;
 use kwitness_tests::process::wait_for;
 use nix::libc;
 
@@ -59,11 +59,7 @@ pub(crate) async fn each_crossing_is_reported_once(
             let fill = format!("/dev/shm/{}", pod.sandbox);
             let line = "mkfifo /out/gate; while :; do while read line; do eval \"$line\"; echo $line >/out/done; done \
                         </out/gate; done";
-            let mut spec = ContainerSpec::shell("main", line);
-            let memory_limit_in_bytes = LIMIT.cast_signed();
-            spec.resources = Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
-            spec.mounts = vec![(directory.path().display().to_string(), "/out".to_owned())];
-            let id = node.run(&pod, &spec).await?;
+            let id = node.run(&pod, &limited_to(LIMIT, "main", line, directory.path())).await?;
 
             let mut wanted = Vec::new();
             for (added, removed, crossings) in STEPS {
