@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Basis, CgroupId, ContainerId, ContainerState, Event, Evidence, KernelTime, Kind, Observation, Output,
-    Requester, State, Subject,
+    Basis, CgroupId, ContainerId, Event, Evidence, KernelTime, Kind, Observation, Output, Requester, State,
+    Subject,
 };
 use kwitness_core::node::Node;
 use kwitness_service::{Limits, Socket};
@@ -43,6 +43,7 @@ use crate::config::{Call, MaxCalls, RuntimeChoice};
 use crate::cri;
 use crate::engine::JudgeQueue;
 use crate::engine::{Handle, Report, Request, Snapshot};
+use crate::hub::testing::container;
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::Capabilities;
 use crate::verify::Verifier;
@@ -97,20 +98,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 answer.send((snapshot, Vec::new())).unwrap();
             }
             Request::Snapshot(answer) => {
-                let container = ContainerState {
-                    subject: subject(),
-                    state: State::Created,
-                    created_at: None,
-                    started_at: None,
-                    stopped_at: None,
-                    main: None,
-                    program: None,
-                    main_status: None,
-                    forks: 0,
-                    execs: 0,
-                    exits: 0,
-                };
-                answer.send(Snapshot { position: hub.position(), containers: vec![container] }).unwrap();
+                let containers = vec![container(&subject(), State::Created)];
+                answer.send(Snapshot { position: hub.position(), containers }).unwrap();
             }
             Request::MemoryLevels(_) => panic!("the API asks for a snapshot"),
             Request::Report(answer) => {

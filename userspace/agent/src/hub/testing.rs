@@ -1,11 +1,11 @@
-//! Events to test with.
+//! Events, and containers as a snapshot has them, to test with.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use kwitness_core::model::{
-    Basis, CgroupId, ContainerId, ContainerType, Event, Gap, GapCause, Kind, PodNames, PodRef, PodUid,
-    QosClass, RuntimeFacts, Subject,
+    Basis, CgroupId, ContainerId, ContainerState, ContainerType, Event, Gap, GapCause, Kind, PodNames,
+    PodRef, PodUid, QosClass, RuntimeFacts, State, Subject,
 };
 use prost::Message as _;
 
@@ -48,6 +48,23 @@ pub(crate) fn subject(id: u64, facts: Option<RuntimeFacts>) -> Arc<Subject> {
         pod: Some(PodRef { uid: PodUid(format!("uid-{id}").into()), qos: QosClass::Burstable }),
         facts: facts.map(Arc::new),
     })
+}
+
+/// A container of which no more is known.
+pub(crate) fn container(subject: &Arc<Subject>, state: State) -> ContainerState {
+    ContainerState {
+        subject: Arc::clone(subject),
+        state,
+        created_at: None,
+        started_at: None,
+        stopped_at: None,
+        main: None,
+        program: None,
+        main_status: None,
+        forks: 0,
+        execs: 0,
+        exits: 0,
+    }
 }
 
 fn event(subject: Option<&Arc<Subject>>, kind: Kind) -> Event {

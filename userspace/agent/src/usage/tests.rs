@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use kwitness_api::proto::{self, amount};
 use kwitness_core::model::{
-    Basis, Caller, ContainerState, Event, KernelTime, Kind, OomKilled, ProcKey, Process, Role, State, Subject,
+    Basis, Caller, Event, KernelTime, Kind, OomKilled, ProcKey, Process, Role, State, Subject,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::cgroupfs::Directory;
 use crate::engine::{Request, Snapshot};
-use crate::hub::testing::{clock, facts, hub, subject, updated};
+use crate::hub::testing::{self, clock, facts, hub, subject, updated};
 use crate::hub::{Filter, Writer};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -37,21 +37,9 @@ async fn answer(
     while let Some(request) = requests.recv().await {
         let Request::State(answer) = request else { panic!("the sampler asks for the state") };
         asked.fetch_add(1, Relaxed);
-        let state = ContainerState {
-            subject: container.clone(),
-            state: State::Running,
-            created_at: None,
-            started_at: None,
-            stopped_at: None,
-            main: None,
-            program: None,
-            main_status: None,
-            forks: 0,
-            execs: 0,
-            exits: 0,
-        };
+        let containers = vec![testing::container(&container, State::Running)];
         // The sampler may have ended meanwhile.
-        let _ = answer.send((Snapshot { position: hub.position(), containers: vec![state] }, Vec::new()));
+        let _ = answer.send((Snapshot { position: hub.position(), containers }, Vec::new()));
     }
 }
 

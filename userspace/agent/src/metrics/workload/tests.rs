@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kwitness_service::metrics::Format;
 
 use super::*;
-use crate::hub::testing::{clock, created, facts, hub, stopped, subject, updated};
+use crate::hub::testing::{clock, container, created, facts, hub, stopped, subject, updated};
 use crate::hub::{Hub, Tap, Writer};
 use kwitness_core::model::{
     Basis, Caller, Event, Judged, Judgement, Kind, LevelRole, OomExhausted, OomKilled, ProcKey, Process,
@@ -243,19 +243,7 @@ fn a_pods_verdicts_go_with_its_last_container() {
 
 /// A container that runs.
 fn running(subject: &Arc<Subject>) -> ContainerState {
-    ContainerState {
-        subject: Arc::clone(subject),
-        state: State::Running,
-        created_at: None,
-        started_at: None,
-        stopped_at: None,
-        main: None,
-        program: None,
-        main_status: None,
-        forks: 0,
-        execs: 0,
-        exits: 0,
-    }
+    container(subject, State::Running)
 }
 
 #[test]
