@@ -21,6 +21,7 @@ use std::time::Duration;
 use kwitness_core::model::CgroupId;
 use kwitness_core::usage::Meter;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
@@ -74,7 +75,8 @@ struct Demand {
     intervals: BTreeMap<Duration, usize>,
     /// One of them has not seen a sample yet.
     is_awaited: bool,
-    is_running: bool,
+    /// The sampler; none: it was to end. One that has panicked is finished, and the next subscriber starts another.
+    sampler: Option<JoinHandle<()>>,
     /// When the last sample was begun, by whatever sampler: none is closer to it than the shortest interval there is.
     last: Option<Instant>,
 }
@@ -103,8 +105,8 @@ impl Usage {
         let newest = shared.newest.subscribe();
         *demand.intervals.entry(interval).or_default() += 1;
         demand.is_awaited = true;
-        if !std::mem::replace(&mut demand.is_running, true) {
-            tokio::spawn(Sampler::new(Arc::clone(shared)).run());
+        if demand.sampler.as_ref().is_none_or(JoinHandle::is_finished) {
+            demand.sampler = Some(tokio::spawn(Sampler::new(Arc::clone(shared)).run()));
         }
         drop(demand);
         shared.changed.notify_one();
@@ -128,7 +130,7 @@ impl Shared {
     fn due(&self) -> Option<Instant> {
         let mut demand = self.demand();
         let Some(shortest) = demand.intervals.keys().next().copied() else {
-            demand.is_running = false;
+            demand.sampler = None;
             self.newest.send_replace(None);
             return None;
         };

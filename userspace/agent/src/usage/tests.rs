@@ -150,7 +150,7 @@ async fn one_sampler_serves_all_and_none_runs_for_nobody() {
     assert!(skipped >= 1 && sample.head(0).kernel_time >= newest.head(0).kernel_time, "{skipped} skipped");
     drop((fast, slow, idle));
     timeout(SOON, async {
-        while bed.usage.0.demand().is_running {
+        while bed.usage.0.demand().sampler.is_some() {
             tokio::task::yield_now().await;
         }
     })
@@ -159,6 +159,25 @@ async fn one_sampler_serves_all_and_none_runs_for_nobody() {
     assert!(bed.usage.0.newest.borrow().is_none(), "nothing is kept");
     let mut again = bed.usage.subscribe(INTERVAL.0);
     assert_eq!(only(&next(&mut again).await.0).fill_rate, None);
+}
+
+#[tokio::test]
+async fn a_sampler_that_broke_is_replaced_by_the_next_subscriber() {
+    let bed = Bed::new();
+    let mut first = bed.usage.subscribe(INTERVAL.0);
+    next(&mut first).await;
+    let broken = bed.usage.0.demand().sampler.as_ref().expect("a sampler").abort_handle();
+    broken.abort();
+    timeout(SOON, async {
+        while !broken.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it has ended");
+    let mut second = bed.usage.subscribe(INTERVAL.0);
+    next(&mut second).await;
+    next(&mut first).await;
 }
 
 fn oom_kill(of: &Arc<Subject>, at: u64) -> Event {
