@@ -104,7 +104,13 @@ fn intervals_have_bounds() {
 async fn a_rate_and_the_time_to_the_limit_follow_from_two_samples() {
     let bed = Bed::new();
     let mut subscription = bed.usage.subscribe(INTERVAL.0);
-    let first = only(&next(&mut subscription).await.0);
+    let first = loop {
+        let usage = only(&next(&mut subscription).await.0);
+        // A reader that gets no CPU in time is late, and the sample says so.
+        if !matches!(usage.memory_usage.as_ref().unwrap().amount, Some(amount::Amount::Unknown(_))) {
+            break usage;
+        }
+    };
     assert_eq!((first.fill_rate, first.time_to_limit_ms), (None, None), "one sample has no rate");
     assert_eq!(first.memory_limit.unwrap().amount, Some(amount::Amount::Value(64 << 20)));
     assert_eq!(first.memory_high.unwrap().amount, Some(amount::Amount::Absent(true)));
