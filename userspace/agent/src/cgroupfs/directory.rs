@@ -140,11 +140,6 @@ impl Directory {
         }
         Ok(text)
     }
-
-    /// The number that a file in it holds; none: it does not, or it is not there.
-    pub fn number(&self, name: &str) -> Option<u64> {
-        self.text_within(name, 64).ok()?.trim().parse().ok()
-    }
 }
 
 /// A name as text; what is no UTF-8 in it is replaced.
@@ -223,6 +218,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::Nest;
     use super::*;
+    use crate::cgroupfs::usage_files::Amount;
 
     #[test]
     fn a_path_longer_than_the_kernel_takes_is_opened_by_its_names() {
@@ -233,7 +229,8 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap_err().kind(), io::ErrorKind::InvalidFilename);
         let directory = Directory::open(Path::new(&path)).unwrap();
         assert_eq!(directory.id().unwrap(), nest.innermost().id().unwrap());
-        assert_eq!((directory.number("memory.max"), directory.number("memory.min")), (Some(4096), None));
+        let read = |file| Amount::read(&directory, file);
+        assert_eq!((read("memory.max"), read("memory.min")), (Amount::Is(4096), Amount::Absent));
     }
 
     #[test]

@@ -72,7 +72,10 @@ fn cpus_online() -> u64 {
 impl Watched {
     fn new(cgroups: &CgroupFs, path: Arc<str>, cgroup: CgroupId, resource: Resource, cpus: u64) -> Self {
         let burst = match resource {
-            Resource::Cpu => cgroups.open(&path).ok().and_then(|directory| directory.number("cpu.max.burst")),
+            Resource::Cpu => {
+                let directory = cgroups.open(&path).ok();
+                directory.and_then(|directory| Amount::read(&directory, "cpu.max.burst").number())
+            }
             _ => None,
         };
         let at = now();
