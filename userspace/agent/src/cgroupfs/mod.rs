@@ -15,6 +15,7 @@ mod watch;
 
 pub use directory::Directory;
 pub use limit_files::LimitReader;
+pub(crate) use mount::v1_mount;
 pub use mount::{CgroupFs, MountError, Subtree, SubtreeError};
 pub use roots::Roots;
 pub(crate) use scan::gone;

@@ -1,4 +1,4 @@
-//! Where the cgroup v2 hierarchy is mounted, and which part of it is watched.
+//! Where the cgroup v2 hierarchy is mounted, and which part of it is watched; and v1 hierarchies beside it.
 //!
 //! The mount point is `/sys/fs/cgroup` (unified), `/sys/fs/cgroup/unified` (hybrid), or elsewhere. Only a mount of the whole
 //! hierarchy serves: paths and ids must be the kernel's own. The watched part is a [`Subtree`] of it.
@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use kwitness_abi::HIERARCHY_ROOT;
 use kwitness_core::model::CgroupId;
-use procfs::process::Process;
+use procfs::process::{MountInfo, Process};
 
 use super::directory::Directory;
 
@@ -56,6 +56,14 @@ impl fmt::Display for Subtree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_empty() { "/" } else { &self.0 })
     }
+}
+
+/// Where the whole v1 hierarchy of a controller is mounted; none: nowhere.
+pub(crate) fn v1_mount<'a>(mounts: &'a [MountInfo], controller: &str) -> Option<&'a Path> {
+    let is_it = |mount: &&MountInfo| {
+        mount.fs_type == "cgroup" && mount.root == "/" && mount.super_options.contains_key(controller)
+    };
+    mounts.iter().find(is_it).map(|mount| mount.mount_point.as_path())
 }
 
 /// Why there is none.

@@ -11,7 +11,7 @@ use kwitness_core::model::{Bound, CgroupId};
 use procfs::process::Process;
 
 use crate::cgroupfs::usage_files::V1_UNLIMITED;
-use crate::cgroupfs::{CgroupFs, Directory};
+use crate::cgroupfs::{CgroupFs, Directory, v1_mount};
 
 /// No file of these is longer.
 const LONGEST: u64 = 64;
@@ -56,9 +56,8 @@ impl MemoryFiles {
             return Ok(Self::V2(cgroups.clone()));
         }
         let mounts = Process::myself().and_then(|myself| myself.mountinfo()).map_err(FindError::Mounts)?;
-        let mut whole = mounts.0.into_iter().filter(|mount| mount.fs_type == "cgroup" && mount.root == "/");
-        let memory = whole.find(|mount| mount.super_options.contains_key("memory"));
-        memory.map(|mount| Self::V1(mount.mount_point)).ok_or(FindError::NoController)
+        let memory = v1_mount(&mounts.0, "memory").map(|mount_point| Self::V1(mount_point.to_owned()));
+        memory.ok_or(FindError::NoController)
     }
 
     /// The usage of one cgroup, if it has a limit.

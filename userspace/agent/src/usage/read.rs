@@ -4,7 +4,7 @@
 //! [`DEADLINE`]. Never writes.
 
 use std::ffi::CString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use procfs::process::Process;
 use tokio::sync::mpsc;
 
 use crate::cgroupfs::usage_files::{Amount, Counters};
-use crate::cgroupfs::{CgroupFs, Directory, gone};
+use crate::cgroupfs::{CgroupFs, Directory, gone, v1_mount};
 use crate::clock::Clock;
 use crate::verify::inner_cgroup;
 
@@ -92,17 +92,12 @@ impl Hierarchies {
     pub(super) fn find(cgroups: CgroupFs) -> Self {
         let mounts = Process::myself().and_then(|myself| myself.mountinfo());
         let mounts = mounts.map(|mounts| mounts.0).unwrap_or_default();
-        let v1 = |controller: &str| {
-            let is_it = |mount: &&procfs::process::MountInfo| {
-                mount.fs_type == "cgroup" && mount.root == "/" && mount.super_options.contains_key(controller)
-            };
-            mounts.iter().find(is_it).map(|mount| mount.mount_point.clone())
-        };
+        let v1 = |controller| v1_mount(&mounts, controller).map(Path::to_owned);
         Self { memory_v1: v1("memory"), cpu_v1: v1("cpu"), cgroups }
     }
 
     #[cfg(test)]
-    pub(super) fn v2(root: &std::path::Path) -> Self {
+    pub(super) fn v2(root: &Path) -> Self {
         Self { cgroups: CgroupFs::at(root), memory_v1: None, cpu_v1: None }
     }
 
@@ -134,7 +129,7 @@ impl Hierarchies {
 }
 
 /// The same cgroup in a v1 hierarchy. Its id is another one there; the container's id is in its path.
-fn in_v1(mount: &std::path::Path, path: &str) -> Result<Directory, String> {
+fn in_v1(mount: &Path, path: &str) -> Result<Directory, String> {
     Directory::open(&mount.join(path.trim_start_matches('/')))
         .map_err(|error| format!("the cgroup below {}: {error}", mount.display()))
 }
@@ -234,7 +229,6 @@ impl FileReader {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use kwitness_core::model::{CgroupId, ContainerId};
     use nix::sys::stat::Mode;
