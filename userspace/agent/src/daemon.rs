@@ -288,7 +288,7 @@ fn watch_kubernetes(
     Some((kubernetes, AbortOnDropHandle::new(watching)))
 }
 
-/// This build has no client of the Kubernetes API, and no configuration that asks for one.
+/// This build has no client of the Kubernetes API, and no configuration that requests one.
 #[cfg(not(feature = "kubernetes"))]
 fn watch_kubernetes(_: &Config, _: &str, _: KernelTime) -> Option<(Kubernetes, AbortOnDropHandle<()>)> {
     None

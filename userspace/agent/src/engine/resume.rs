@@ -1,4 +1,5 @@
-//! How an earlier daemon's work goes on: what was not recorded meanwhile is reported first, then what was asked for is asked for again.
+//! How an earlier daemon's work goes on: what was not recorded meanwhile is reported first, then requests without an
+//! answer are repeated.
 //!
 //! ```text
 //!  the same maps ──▶ the outage, as a gap ──▶ the ring's records ──▶ `agentRestarted`

@@ -1,4 +1,4 @@
-//! Why the API cannot be watched: told apart by what would fix it.
+//! Why the API cannot be watched, by what would fix it.
 
 use std::error::Error as StdError;
 use std::io;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Opt-in. Owns the connection, its state and a bounded store of the few fields that a comparison needs. Changes nothing in the API,
-//! asks for nothing but pods, and decides nothing: what the API says is no desired limit and changes no verdict.
+//! requests nothing but pods, and decides nothing: what the API says is no desired limit and changes no verdict.
 
 mod access;
 mod failure;

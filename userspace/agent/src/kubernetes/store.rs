@@ -1,4 +1,5 @@
-//! What is kept of the node's pods. Bounded in pods and bytes; what is not kept is counted by whoever fills it, and asked for, said.
+//! What is kept of the node's pods. Bounded in pods and bytes; what is not kept is counted by whoever fills it, and
+//! reported to whoever requests it.
 //!
 //! Owns the times: since when a status is what it is, when a resize was completed, when a version was confirmed. The API has none of
 //! them, but for the conditions'.

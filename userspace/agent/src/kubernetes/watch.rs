@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Lists are served from the API server's cache (`resourceVersion=0`), as a kubelet's are: a list of one node costs etcd nothing.
-//! While the watch is open, pods are read one after the other where [`confirm`](super::Kubernetes::confirm) asks for it.
+//! While the watch is open, pods are read one after the other as [`confirm`](super::Kubernetes::confirm) requests.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -45,7 +45,7 @@ impl Sampling {
     }
 }
 
-/// Starts the thread; it ends once there is none to ask for the levels, with `None`, or to hand samples to.
+/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more.
 ///
 /// # Errors
 /// No thread can be made.

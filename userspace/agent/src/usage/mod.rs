@@ -37,7 +37,7 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::fr
 /// Without a word about it.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 
-/// The interval that a client asks for, in milliseconds; 0: the usual one.
+/// The interval that a client requests, in milliseconds; 0: the usual one.
 ///
 /// # Errors
 /// Samples may not be that close, or that far apart.
@@ -126,7 +126,7 @@ impl Shared {
         (demand.is_awaited, demand.last) = (false, Some(Instant::now()));
     }
 
-    /// When the next sample is due; none: nobody wants one, and the sampler is to end.
+    /// When the next sample is due; none: no client wants one, and the sampler is to end.
     fn due(&self) -> Option<Instant> {
         let mut demand = self.demand();
         let Some(shortest) = demand.intervals.keys().next().copied() else {

@@ -22,7 +22,7 @@ struct Bed {
     root: tempfile::TempDir,
     usage: Usage,
     writer: Writer,
-    /// How often the engine was asked for its state.
+    /// How often the sampler requested the engine's state.
     asked: Arc<AtomicUsize>,
     container: Arc<Subject>,
 }
@@ -35,7 +35,7 @@ async fn answer(
     hub: Arc<Hub>,
 ) {
     while let Some(request) = requests.recv().await {
-        let Request::State(answer) = request else { panic!("the sampler asks for the state") };
+        let Request::State(answer) = request else { panic!("the sampler requests the state") };
         asked.fetch_add(1, Relaxed);
         let containers = vec![testing::container(&container, State::Running)];
         // The sampler may have ended meanwhile.
@@ -134,10 +134,10 @@ fn sample_has_any(sample: &Sample) -> bool {
 }
 
 #[tokio::test]
-async fn one_sampler_serves_all_and_none_runs_for_nobody() {
+async fn one_sampler_serves_all_and_none_runs_without_clients() {
     let bed = Bed::new();
     tokio::task::yield_now().await;
-    assert_eq!(bed.asked(), 0, "nobody watches");
+    assert_eq!(bed.asked(), 0, "no client watches");
     let mut fast = bed.usage.subscribe(INTERVAL.0);
     let mut slow = bed.usage.subscribe(INTERVAL.1);
     let (of_slow, _) = next(&mut slow).await;

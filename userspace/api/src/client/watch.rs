@@ -7,7 +7,7 @@
 //!     └──────── final error ─────┴── no_follow: end of history ──▶ Ended
 //! ```
 //!
-//! History is there when it is asked for: a daemon that goes silent in the middle of it does not answer, which is an error. Of events
+//! History is there when it is requested: a daemon that goes silent in the middle of it does not answer, which is an error. Of events
 //! that are still to happen, any silence is right.
 
 use std::collections::VecDeque;
