@@ -7,7 +7,9 @@ use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{Judgement, LevelRole, Output, PodRef, QosClass};
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::wait::{PAUSE_MIN, changed};
 use super::*;
 use crate::config::RuntimeChoice;
 use crate::cri;
