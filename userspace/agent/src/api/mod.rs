@@ -30,7 +30,7 @@ use tonic_health::server::HealthReporter;
 
 pub use admission::Admission;
 pub use forwarded::Loopback;
-pub use service::{DaemonInfo, Service, capability};
+pub use service::{DaemonInfo, Service};
 
 use crate::cri_events::{RuntimeEvents, Unserved};
 use kwitness_api::SERVICE;

@@ -22,10 +22,10 @@ use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
-use crate::probe::{Capabilities, CapabilityReport, ProgramStats};
+use crate::probe::Capabilities;
 use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
-use crate::wire::{convert, problem, unserved, verdicts};
+use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
 use kwitness_api::{GUARD_REPORTS_MAX, REQUESTS_MAX, proto};
 use kwitness_service::BindingState;
@@ -450,35 +450,6 @@ fn resident_bytes() -> Option<u64> {
 
 fn api_position(position: &Position) -> proto::Position {
     proto::Position { epoch: position.epoch.0.to_string(), seq: position.seq }
-}
-
-/// A capability in the API's shape; `kwitness doctor` without a daemon says it the same way.
-pub fn capability(report: &CapabilityReport) -> proto::Capability {
-    let CapabilityReport { capability, chosen, substitute, refused } = report;
-    proto::Capability {
-        name: capability.name.to_owned(),
-        vital: capability.importance == crate::probe::capability::Importance::Vital,
-        hook: chosen
-            .map(|hook| format!("{}:{}", hook.kind, capability.target))
-            .or_else(|| substitute.clone())
-            .unwrap_or_default(),
-        refused: refused.iter().map(ToString::to_string).collect(),
-        cost: capability.cost_of_missing.to_owned(),
-        remedy: match (chosen, refused.last()) {
-            (None, Some(refusal)) => refusal.remedy().to_owned(),
-            _ => String::new(),
-        },
-    }
-}
-
-fn program(stats: &ProgramStats) -> proto::ProgramStats {
-    let ProgramStats { program, runs, run_time, recursion_misses } = stats;
-    proto::ProgramStats {
-        name: (*program).to_owned(),
-        run_count: *runs,
-        run_time_ns: run_time.and_then(|time| u64::try_from(time.as_nanos()).ok()),
-        recursion_misses: *recursion_misses,
-    }
 }
 
 impl From<VerifyError> for Status {

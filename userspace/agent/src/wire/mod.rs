@@ -4,7 +4,9 @@ pub mod convert;
 mod guard;
 mod kubernetes;
 mod limits;
+mod probe;
 mod problems;
 pub mod verdicts;
 
+pub use probe::{capability, program};
 pub use problems::{problem, unserved};
