@@ -60,7 +60,7 @@ impl Default for Timing {
             pause: (Duration::from_millis(500), seconds(60)),
             answer: seconds(30),
             read: seconds(3),
-            watch: seconds(300),
+            watch: seconds(290),
         }
     }
 }
@@ -229,11 +229,8 @@ async fn watch(
 ) -> Result<(), Failure> {
     let (request, selector) = request(shared);
     let seconds = u32::try_from(timing.watch.as_secs()).unwrap_or(u32::MAX);
-    let parameters = WatchParams {
-        field_selector: Some(selector),
-        timeout: Some(seconds.clamp(1, 294)),
-        ..WatchParams::default()
-    };
+    let parameters =
+        WatchParams { field_selector: Some(selector), timeout: Some(seconds), ..WatchParams::default() };
     let version = progress.version.as_deref().unwrap_or("0");
     count(&shared.counters.watches, 1);
     let body = send(client, request.watch(&parameters, version), timing.answer).await?;
