@@ -14,8 +14,8 @@ use crate::engine::asked::Asked;
 use crate::engine::losses::Seen;
 use crate::probe::SetId;
 
-/// All that the engine knows and that cannot be read from the kernel again.
-#[derive(Debug, Serialize, Deserialize)]
+/// All that the engine knows and that cannot be read from the kernel again. What is skipped stands in the segment's head.
+#[derive(Debug, Deserialize)]
 pub(crate) struct Memory {
     pub(in crate::engine) node: Node,
     pub(in crate::engine) reorder: ReorderBuffer,
@@ -77,7 +77,7 @@ impl Memory {
     }
 }
 
-/// The same, borrowed.
+/// The same, borrowed: what is written, and what [`Memory`] is read from.
 #[derive(Debug, Serialize)]
 pub(in crate::engine) struct MemoryOf<'a> {
     pub(in crate::engine) node: &'a Node,
