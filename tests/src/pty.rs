@@ -60,8 +60,16 @@ impl Pty {
 
     /// Waits until that is to be seen.
     pub async fn wait_text(&self, text: &str) -> Result<()> {
-        let what = format!("`{text}` on the terminal");
-        let seen = wait_for(&what, LIMIT, async || Ok(self.text().contains(text).then_some(())));
+        self.wait(&format!("`{text}` on the terminal"), |shown| shown.contains(text)).await
+    }
+
+    /// Waits until that is not to be seen any more.
+    pub async fn wait_gone(&self, text: &str) -> Result<()> {
+        self.wait(&format!("`{text}` to leave the terminal"), |shown| !shown.contains(text)).await
+    }
+
+    async fn wait(&self, what: &str, is_right: impl Fn(&str) -> bool) -> Result<()> {
+        let seen = wait_for(what, LIMIT, async || Ok(is_right(&self.text()).then_some(())));
         seen.await.with_context(|| format!("it shows:\n{}", self.text()))
     }
 

@@ -72,8 +72,12 @@ pub(super) async fn run(mut samples: UsageWatch, mut model: Model, is_wide: bool
                         return Ok(Code::Interrupted);
                     }
                 }
-                Some(Event::Key(key)) => if model.press(key.code) {
-                    return Ok(Code::Success);
+                Some(Event::Key(key)) => {
+                    // A terminal sends Alt and a key as it sends Escape and, at once, that key.
+                    let escape = key.modifiers.contains(KeyModifiers::ALT).then_some(KeyCode::Esc);
+                    if escape.into_iter().chain([key.code]).any(|key| model.press(key)) {
+                        return Ok(Code::Success);
+                    }
                 },
                 // The next drawing has the new size.
                 Some(_) => {}
