@@ -14,7 +14,8 @@ use kwitness_tests::handmade::{HandMade, Kubepods};
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;
 
-const CONTAINERS: usize = 1000;
+/// How many containers a node has here.
+pub(crate) const CONTAINERS: usize = 1000;
 const STARTS: usize = 10;
 const STARTS_IN_A_GUEST: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);

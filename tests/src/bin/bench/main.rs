@@ -17,6 +17,7 @@ mod latency;
 mod limits;
 mod overhead;
 mod peers;
+mod pins;
 mod pleg;
 mod proxy;
 mod rate;
@@ -309,6 +310,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("footprint") {
         add(runtime.block_on(footprint::measure(&environment)).context("measure footprint")?);
+    }
+    if wanted("pins") {
+        add(runtime.block_on(pins::measure(&environment)).context("measure what outlives the daemon")?);
     }
     if wanted("proxy") {
         add(runtime.block_on(proxy::measure(&environment)).context("measure the CRI proxy")?);

@@ -135,23 +135,13 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
     for round in 0..=rounds {
         let own = lives()?;
         let agent = Agent::start(environment, &["log.level=warn"]).await?;
-        let watcher = Client::start(agent.socket(), 1)?;
-        let pids = [agent.pid(), watcher.pid()];
-        let before = pids.map(cpu_times);
-        let with = lives()?;
-        // What is still on its way to the client belongs to these lives.
-        tokio::time::sleep(SETTLE).await;
-        let [daemons, clients] = std::array::from_fn(|place| -> Result<f64> {
-            let before = before[place].as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-            Ok(ran(before, &cpu_times(pids[place])?).as_nanos() as f64)
-        });
-        drop(watcher);
+        let with = Lives::of(&agent, lives).await?;
         agent.stop()?;
         if round > 0 {
-            daemon.push(daemons? / own);
-            client.push(clients? / own);
+            daemon.push(with.daemon / own);
+            client.push(with.client / own);
             took.0.push(own);
-            took.1.push(with);
+            took.1.push(with.took);
         }
     }
     let each = |values: &[f64]| crate::report::quantile(values, 0.5) / f64::from(forks) / 1e3;
@@ -170,11 +160,35 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
     Ok(vec![row("daemon", &daemon, 0.27), row("client", &client, 0.12)])
 }
 
+/// What lives under a daemon and a client of its own take, in nanoseconds.
+pub(crate) struct Lives {
+    /// The lives, from the first to the last.
+    pub(crate) took: f64,
+    /// CPU time of the daemon.
+    pub(crate) daemon: f64,
+    /// CPU time of the client, which watches everything.
+    pub(crate) client: f64,
+}
+
+impl Lives {
+    /// Measures these lives.
+    pub(crate) async fn of(agent: &Agent, lives: impl Fn() -> Result<f64>) -> Result<Self> {
+        let watcher = Client::start(agent.socket(), 1)?;
+        let before = (cpu_times(agent.pid())?, cpu_times(watcher.pid())?);
+        let took = lives()?;
+        // What is still on its way to the client belongs to these lives.
+        tokio::time::sleep(SETTLE).await;
+        let daemon = ran(&before.0, &cpu_times(agent.pid())?).as_nanos() as f64;
+        let client = ran(&before.1, &cpu_times(watcher.pid())?).as_nanos() as f64;
+        Ok(Self { took, daemon, client })
+    }
+}
+
 /// This process, and those it starts, are on one CPU until this is dropped.
-struct Pinned(CpuSet);
+pub(crate) struct Pinned(CpuSet);
 
 impl Pinned {
-    fn to_one_cpu() -> Result<Self> {
+    pub(crate) fn to_one_cpu() -> Result<Self> {
         let this = Pid::from_raw(0);
         let all = sched_getaffinity(this).context("read the CPUs of this process")?;
         let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu).unwrap_or(false));

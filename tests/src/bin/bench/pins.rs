@@ -1,0 +1,87 @@
+//! What it costs that a daemon's work outlives it: pins and ledger, against a daemon that has neither.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use kwitness_tests::agent::Agent;
+use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::outage::Bpffs;
+
+use crate::footprint::{CONTAINERS, Crowd};
+use crate::overhead::{Lives, Pinned, inside};
+use crate::report::{Row, Target, quantile};
+
+/// Enough that a round takes half a second on the machine itself.
+const FORKS: u32 = 1000;
+const FORKS_IN_A_GUEST: u32 = 40;
+const ROUNDS: usize = 16;
+const ROUNDS_IN_A_GUEST: usize = 6;
+const STARTS: usize = 10;
+const STARTS_IN_A_GUEST: usize = 3;
+const QUIET: &str = "log.level=warn";
+
+pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
+    Ok(vec![lives(environment).await?, start(environment).await?])
+}
+
+/// Lives, daemon and client on one CPU that has no rest: what they take together is what limits how many there can be.
+async fn lives(environment: &Environment) -> Result<Row> {
+    let (rounds, forks) = match environment.tier {
+        Tier::Host => (ROUNDS, FORKS),
+        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
+    };
+    let _pinned = Pinned::to_one_cpu()?;
+    let kubepods = Kubepods::make(environment)?;
+    let container = kubepods.container()?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    // The first round warms caches and is not counted.
+    for round in 0..=rounds {
+        let own = inside(&container, forks)?;
+        let agent = Agent::start(environment, &[QUIET]).await?;
+        let off = Lives::of(&agent, || inside(&container, forks)).await?;
+        agent.stop()?;
+        // Of its own, so that its programs are gone with it.
+        let bpffs = Bpffs::mount()?;
+        let agent = bpffs.agent_with(environment, &[QUIET]).await?;
+        let on = Lives::of(&agent, || inside(&container, forks)).await?;
+        agent.stop()?;
+        if round > 0 {
+            with.push(own + on.daemon + on.client);
+            without.push(own + off.daemon + off.client);
+        }
+    }
+    let each = |values: &[f64]| quantile(values, 0.5) / f64::from(forks) / 1e3;
+    let note = format!(
+        "{:.1} us of CPU with pins and ledger, {:.1} us without: the life, daemon and client; {rounds} rounds of {forks}",
+        each(&with),
+        each(&without)
+    );
+    let name = "pins: fork+exec+exit in a container, daemon and client on one CPU";
+    Ok(Row::ratio(name, &with, &without, Target::AtMost(1.02), note))
+}
+
+/// A daemon that goes on where an earlier one ended.
+async fn start(environment: &Environment) -> Result<Row> {
+    let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
+    let mut crowd = Crowd::new(environment, false)?;
+    crowd.grow(CONTAINERS)?;
+    let bpffs = Bpffs::mount()?;
+    let mut agent = bpffs.agent_with(environment, &[QUIET]).await?;
+    let epoch = agent.status().await?.epoch;
+    let mut times = Vec::new();
+    for _ in 0..starts {
+        agent.kill()?;
+        let began = Instant::now();
+        agent.start_again().await?;
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+        let known = agent.list().await?.containers.len();
+        ensure!(known == crowd.len(), "kwitness knows {known} of {CONTAINERS} containers");
+    }
+    let now = agent.status().await?.epoch;
+    ensure!(now == epoch, "it did not go on: another epoch, {now}");
+    agent.stop()?;
+    let note =
+        format!("from execve to SERVING after a kill, with what the last daemon left; {starts} starts");
+    Ok(Row::of("pins: start with 1,000 containers", &times, "ms", Target::AtMost(300.0), note))
+}
