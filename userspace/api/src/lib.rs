@@ -3,6 +3,7 @@
 //!
 //! Builds on any operating system. Owns nothing of a node: the daemon is known by its socket alone.
 
+mod cause;
 pub mod client;
 mod event_kind;
 pub mod recording;
@@ -11,6 +12,7 @@ pub mod text;
 mod timestamp;
 pub mod transport;
 
+pub use cause::{causes, innermost};
 pub use client::Client;
 pub use event_kind::{EventKind, UnknownKind};
 pub use source::{Error as SourceError, Events, Source};

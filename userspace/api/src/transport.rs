@@ -2,11 +2,12 @@
 //!
 //! Owns how a socket is dialled and how a failed dial is worded. Makes no call.
 
-use std::error::Error;
 use std::path::Path;
 
 use tonic::codegen::http::Uri;
 use tonic::transport::{self, Endpoint};
+
+use crate::cause::innermost;
 
 /// Why there is no connection. Its text is the innermost cause: tonic's own is "transport error".
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,7 @@ pub enum DialError {
     #[error("a node has no address; make a channel to it")]
     NoTunnel,
     /// Connecting failed, or the connection was lost.
-    #[error("{}", root_cause(.0))]
+    #[error("{}", innermost(.0))]
     Transport(#[from] transport::Error),
 }
 
@@ -31,18 +32,6 @@ pub fn unix_endpoint(socket: &Path) -> Result<Endpoint, DialError> {
     let path = socket.to_str().ok_or(DialError::NotUtf8)?;
     let endpoint = Endpoint::from_shared(format!("unix://{path}"))?;
     Ok(endpoint.origin(Uri::from_static("http://localhost")))
-}
-
-/// An error and its causes, outermost first.
-pub(crate) fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| (*error).source())
-}
-
-/// The text of the innermost cause.
-pub(crate) fn root_cause(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(all(test, unix))]

@@ -7,7 +7,6 @@
 //!
 //! What went wrong is said as grpc-go, the kubelet's library, says it of a runtime that it dials itself.
 
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +27,7 @@ use tonic::body::Body;
 use super::budget::{Guarded, Meter, MeteredExecutor};
 use super::counters::Counters;
 use super::limits;
+use kwitness_api::causes;
 use kwitness_cri::CANDIDATES;
 use kwitness_service::memory;
 
@@ -108,12 +108,8 @@ fn said_by_go(error: &io::Error) -> String {
 
 /// The innermost reason; empty for the end of the stream.
 fn said_by_library(error: &hyper::Error) -> String {
-    let mut innermost: Option<&dyn std::error::Error> = error.source();
-    while let Some(inner) = innermost.and_then(std::error::Error::source) {
-        innermost = Some(inner);
-    }
-    match innermost {
-        Some(inner) if inner.downcast_ref::<io::Error>().is_none() => inner.to_string(),
+    match causes(error).skip(1).last() {
+        Some(cause) if !cause.is::<io::Error>() => cause.to_string(),
         _ => String::new(),
     }
 }
@@ -129,14 +125,8 @@ pub enum Failure {
 
 /// Whether the runtime itself ended the stream, which is its answer.
 pub fn is_reset(error: &hyper::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(inner) = inner.downcast_ref::<h2::Error>() {
-            return inner.is_reset() && inner.is_remote();
-        }
-        cause = inner.source();
-    }
-    false
+    let of_stream = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    of_stream.is_some_and(|cause| cause.is_reset() && cause.is_remote())
 }
 
 /// The runtime.

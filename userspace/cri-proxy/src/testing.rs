@@ -29,6 +29,7 @@ use super::events::{self, EventName, Timing};
 use super::limits;
 use super::metrics::Sources;
 use super::runtime::RuntimeSocket;
+use kwitness_api::causes;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Socket};
 
 /// What a server does with a request.
@@ -217,14 +218,9 @@ pub async fn collect(response: Response<Incoming>) -> Seen {
 }
 
 fn reason(error: &hyper::Error) -> h2::Reason {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(inner) = cause {
-        if let Some(reason) = inner.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
-        }
-        cause = inner.source();
-    }
-    panic!("no reason in {error:?}")
+    causes(error)
+        .find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason())
+        .unwrap_or_else(|| panic!("no reason in {error:?}"))
 }
 
 /// Reads a stream of events.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use kwitness_api::causes;
 use kwitness_api::text::escape;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
@@ -191,10 +192,7 @@ impl Collector {
 
 /// What went wrong, in a line.
 pub fn words(status: &Status) -> String {
-    let mut cause = std::error::Error::source(status);
-    while let Some(deeper) = cause.and_then(std::error::Error::source) {
-        cause = Some(deeper);
-    }
+    let cause = causes(status).skip(1).last();
     let text = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
     format!("{:?}: {}", status.code(), short(&text))
 }

@@ -13,6 +13,7 @@ use aya::pin::PinError;
 use aya::programs::{FEntry, KProbe, ProgramError as AyaProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use kwitness_abi::{Armed, GUARD_LEVELS, GuardLayout, Hold, Lease, ProcessKey, Spared};
+use kwitness_api::causes;
 use kwitness_btf::{Btf, BtfError};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
@@ -324,7 +325,7 @@ fn attach(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<&'static str, ProgramError>
         program.attach(TARGET, 0).map(drop)
     })();
     let Err(kprobe) = kprobe else { return Ok("kprobe") };
-    let words = |error: AyaProgramError| causes(&error);
+    let words = |error: AyaProgramError| one_line(&error);
     Err(ProgramError::Hook { fentry: words(fentry), kprobe: words(kprobe) })
 }
 
@@ -333,9 +334,9 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::
 }
 
 /// An error and its causes in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let all = std::iter::successors(Some(error), |error| error.source());
-    let words: Vec<_> = all.map(|error| error.to_string().trim_end().replace('\n', " | ")).collect();
+fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let words: Vec<_> =
+        causes(error).map(|cause| cause.to_string().trim_end().replace('\n', " | ")).collect();
     words.join(": ")
 }
 

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
+use kwitness_api::causes;
 use kwitness_api::proto::KubernetesFailure;
 use kwitness_api::text::escape;
 
@@ -119,16 +120,6 @@ fn is_out_of_time(error: &rustls::Error) -> bool {
 pub(super) fn text(text: &str, max: usize) -> String {
     let cut: String = text.chars().take(max).collect();
     escape(&cut).chars().take(max).collect()
-}
-
-/// An error, and what is below it.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let this = next?;
-        next = this.source();
-        Some(this)
-    })
 }
 
 /// An error with its causes, each once.

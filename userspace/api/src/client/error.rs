@@ -6,7 +6,7 @@ use std::io;
 use tonic::{Code, Status};
 
 use super::Address;
-use crate::transport::{causes, root_cause};
+use crate::cause::{causes, innermost};
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,7 @@ impl Error {
         if is_denied(error) {
             return Self::PermissionDenied { address: address.clone() };
         }
-        Self::unreachable(address, root_cause(error))
+        Self::unreachable(address, innermost(error))
     }
 
     /// Of a call, or of a stream that ended early.

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use kwitness_api::SourceError;
 use kwitness_api::client::Error as ClientError;
+use kwitness_api::{SourceError, innermost};
 
 use crate::exit::Code;
 use crate::output::note;
@@ -31,15 +31,13 @@ impl Failure {
             ),
             kube::Error::Api(status) => Self::new(Code::Failure, format!("{what}: {}", status.message)),
             error => {
-                let causes =
-                    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-                let cause = causes.last().map(ToString::to_string).unwrap_or_default();
+                let cause = innermost(error);
                 Self::new(Code::Unreachable, format!("{what}: the API server does not answer: {cause}"))
             }
         }
     }
 
-    /// For a connection: the client tells permission from reachability by the kind.
+    /// For a connection: the client distinguishes permission from reachability by the kind.
     pub fn into_io(self) -> io::Error {
         let kind =
             if self.code == Code::Denied { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
