@@ -2,6 +2,7 @@
 
 use std::io;
 
+use kwitness_api::causes;
 use kwitness_btf::BtfError;
 pub use kwitness_service::LockError;
 
@@ -128,4 +129,9 @@ fn describe_missing(capability: &Capability, refused: &[Refusal]) -> String {
         text += &format!(". Remedy: {}", last.reason.remedy());
     }
     text
+}
+
+/// An error with its causes, in one line.
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

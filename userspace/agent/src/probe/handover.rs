@@ -28,8 +28,8 @@ use kwitness_core::model::KernelTime;
 
 use super::{
     capability::{CAPABILITIES, Hook, Tracepoints},
+    choice::AttachedProgram,
     error::{ProbeError, Result},
-    loader::AttachedProgram,
     pins::{self, Old, Paths},
     tracker::{SharesView, TrackedValue},
 };

@@ -4,6 +4,7 @@
 //!  capability ─────── what must be seen, by which hooks, at what cost if not
 //!  layout ───── where the running kernel has the fields that the programs read
 //!  loader ───── Settings → Loaded → Attached → ring::Running
+//!  choice ───── which hook serves a capability: tried in order, loaded, attached, or refused
 //!  pins ─────── what of it outlives the process
 //!  handover ─── from an earlier daemon's programs of another layout to new ones
 //!  pace ─────── when the reader looks at the rings
@@ -11,9 +12,10 @@
 //! ```
 //!
 //! Hands out records as bytes, in the layout of `kwitness_abi`; decoding them is `kwitness_core::decode`. Knows no
-//! container, scans no file system. All `unsafe` of the user side is here.
+//! container, scans no file system. All `unsafe` of this crate is here.
 
 pub mod capability;
+mod choice;
 mod counters;
 pub mod environment;
 mod error;
@@ -33,9 +35,9 @@ mod stats;
 mod tracker;
 
 pub use self::{
-    error::{LockError, ProbeError, Result},
+    error::{LockError, ProbeError, Result, error_chain},
     handover::Overlap,
-    loader::{Attached, Loaded, error_chain, kernel_layout, survey},
+    loader::{Attached, Loaded, kernel_layout, survey},
     object::OBJECT,
     pace::ReaderWaits,
     pins::Unpinned,

@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
+    choice::AttachedProgram,
     counters::CountersView,
     error::{ProbeError, Result},
     handover::{self, OldPrograms, Overlap},
-    loader::{Attached, AttachedProgram},
+    loader::Attached,
     log::LogReader,
     pace::{Next, Pace, ReaderWaits},
     pins::{self, Old, Unpinned},
