@@ -135,6 +135,42 @@ impl fmt::Display for Problems {
     }
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        let mut config = Self {
+            socket: PathBuf::new(),
+            api_listen: None,
+            file: None,
+            max_calls: MaxCalls::default(),
+            subtree: Subtree::default(),
+            any_pid_namespace: false,
+            pin: false,
+            pin_directory: PathBuf::new(),
+            probe: probe::Settings::default(),
+            replay_window: 0,
+            replay_bytes: 0,
+            pressure: false,
+            thresholds: Thresholds::default(),
+            runtime: RuntimeChoice::Auto,
+            kubelet_directory: PathBuf::new(),
+            kubernetes: false,
+            kubeconfig: None,
+            node_name: None,
+            http: None,
+            http_connections: 0,
+            metrics_labels: Labels { namespace: false, pod: false, container: false },
+            log_filter: String::new(),
+            log_format: LogFormat::Text,
+        };
+        for setting in SETTINGS {
+            let Some(default) = setting.default else { continue };
+            let applied = parse_value(default).and_then(|value| (setting.apply)(&mut config, &value));
+            debug_assert_eq!(applied, Ok(()), "default of {}", setting.key);
+        }
+        config
+    }
+}
+
 impl Config {
     /// Reads `file`, or [`DEFAULT_FILE`] if that exists, then applies `flags` ("key=value"), which win.
     ///

@@ -2,14 +2,13 @@
 //! defaults and the manual page are all made from this one list. Never reads a file.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use toml::Value;
 
 use super::addresses::{loopback, socket};
-use super::units::{count, counts, parsed, size, text};
-use super::{Call, Config, Labels, MaxCalls, RuntimeChoice};
-use crate::cgroupfs::{Subtree, SubtreeError};
+use super::units::{absolute, count, counts, non_zero, parsed, size, text};
+use super::{Call, Config, Labels, RuntimeChoice};
+use crate::cgroupfs::SubtreeError;
 use crate::probe::capability::Exclusion;
 use crate::probe::{MAX_ROOTS, ProbeLog, RootPattern};
 use kwitness_core::model::Thresholds;
@@ -454,42 +453,6 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
-impl Default for Config {
-    fn default() -> Self {
-        let mut config = Self {
-            socket: PathBuf::new(),
-            api_listen: None,
-            file: None,
-            max_calls: MaxCalls::default(),
-            subtree: Subtree::default(),
-            any_pid_namespace: false,
-            pin: false,
-            pin_directory: PathBuf::new(),
-            probe: crate::probe::Settings::default(),
-            replay_window: 0,
-            replay_bytes: 0,
-            pressure: false,
-            thresholds: Thresholds::default(),
-            runtime: RuntimeChoice::Auto,
-            kubelet_directory: PathBuf::new(),
-            kubernetes: false,
-            kubeconfig: None,
-            node_name: None,
-            http: None,
-            http_connections: 0,
-            metrics_labels: Labels { namespace: false, pod: false, container: false },
-            log_filter: String::new(),
-            log_format: LogFormat::Text,
-        };
-        for setting in SETTINGS {
-            let Some(default) = setting.default else { continue };
-            let applied = super::parse_value(default).and_then(|value| (setting.apply)(&mut config, &value));
-            debug_assert_eq!(applied, Ok(()), "default of {}", setting.key);
-        }
-        config
-    }
-}
-
 const RING: &str = "a size from 4KiB to 1GiB, a power of two";
 
 const CALLS: &str = "a number from 1 to 4096";
@@ -511,13 +474,4 @@ fn set_ring(ring: &mut NonZeroU32, value: &Value) -> Result<(), String> {
     }
     *ring = non_zero(size)?;
     Ok(())
-}
-
-fn non_zero(value: u64) -> Result<NonZeroU32, String> {
-    u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| "it is zero or too large".to_owned())
-}
-
-fn absolute(value: &Value) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text(value)?);
-    if path.is_absolute() { Ok(path) } else { Err("it is not absolute".to_owned()) }
 }

@@ -1,7 +1,9 @@
-//! Values with units: sizes, and whole numbers within a range. Never a setting's meaning.
+//! Values: sizes with units, whole numbers within a range, texts and paths. Never a setting's meaning.
 
 use std::fmt::Display;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use toml::Value;
@@ -56,6 +58,17 @@ pub(super) fn text(value: &Value) -> Result<&str, String> {
 pub(super) fn parsed<T: FromStr<Err: Display>>(value: &Value) -> Result<Vec<T>, String> {
     let Some(items) = value.as_array() else { return Err(wrong_type(value)) };
     items.iter().map(|item| text(item)?.parse().map_err(|wrong: T::Err| wrong.to_string())).collect()
+}
+
+/// As the probes' sizes are.
+pub(super) fn non_zero(value: u64) -> Result<NonZeroU32, String> {
+    u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| "it is zero or too large".to_owned())
+}
+
+/// A path from the root.
+pub(super) fn absolute(value: &Value) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() { Ok(path) } else { Err("it is not absolute".to_owned()) }
 }
 
 /// "it is an integer".
