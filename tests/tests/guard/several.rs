@@ -39,6 +39,7 @@ pub(crate) fn run_as_hog() -> bool {
 }
 
 /// Ends this process unless the child fills the memory and ends well.
+#[expect(unsafe_code, reason = "a bare vfork")]
 fn fill_by_vfork() {
     let mut stack = vec![0; 1 << 20];
     let fill = || {

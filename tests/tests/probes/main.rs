@@ -1,5 +1,6 @@
 //! The probes on this kernel: real cgroups, real processes, each scenario with each kind of hook.
 
+#[expect(unsafe_code, reason = "a bare clone3(2), and threads that end without their process")]
 mod child;
 mod life;
 mod limits;

@@ -20,6 +20,7 @@ pub mod metrics;
 mod oldest_first;
 pub mod pressure;
 pub mod private;
+#[expect(unsafe_code, reason = "maps that the kernel shares, and descriptors that aya hands out")]
 pub mod probe;
 pub mod reload;
 pub mod usage;

@@ -69,6 +69,7 @@ mod orphans;
 pub mod plan;
 pub mod policy;
 mod process;
+#[expect(unsafe_code, reason = "values in BPF maps, and a descriptor that aya hands out")]
 mod program;
 pub mod raise;
 mod reporter;

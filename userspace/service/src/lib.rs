@@ -14,6 +14,7 @@ pub mod http;
 mod listener;
 mod lock;
 pub mod log;
+#[expect(unsafe_code, reason = "an allocator is unsafe to implement, and to ask how much it has")]
 pub mod memory;
 pub mod metrics;
 mod notify;
