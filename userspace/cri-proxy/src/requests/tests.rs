@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use prost::Message as _;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::super::testing::*;
@@ -53,17 +55,22 @@ impl Daemon {
     }
 }
 
-/// Answers as a runtime does to these, after that time.
-fn runtime(bench: &Bench, after: Duration) -> Server {
+/// Answers as a runtime does to these, each call after it was read and has waited.
+fn runtime<F>(bench: &Bench, wait: impl Fn() -> F + Send + Sync + 'static) -> Server
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let wait = Arc::new(wait);
     Server::start(
         &bench.runtime(),
         Arc::new(move |request| {
+            let wait = Arc::clone(&wait);
             Box::pin(async move {
                 let path = request.uri().path().to_owned();
                 if request.into_body().collect().await.is_err() {
                     return refused(tonic::Status::cancelled("the client is gone"));
                 }
-                tokio::time::sleep(after).await;
+                wait().await;
                 match path.as_str() {
                     CREATE => {
                         good(&cri::CreateContainerResponse { container_id: "new".into() }.encode_to_vec())
@@ -97,7 +104,7 @@ fn update(id: &str) -> Vec<u8> {
 async fn limits_ids_times_and_status_are_reported_and_nothing_else() {
     let bench = Bench::start();
     let daemon = Daemon::default();
-    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_millis(20)));
+    let _serving = (daemon.serve(&bench), runtime(&bench, || tokio::time::sleep(Duration::from_millis(20))));
     let mut client = bench.client().await;
     let linux = cri::LinuxContainerConfig { resources: Some(resources()) };
     let config = cri::ContainerConfig { linux: Some(linux) };
@@ -144,7 +151,7 @@ async fn limits_ids_times_and_status_are_reported_and_nothing_else() {
 async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
     let bench = Bench::start();
     let daemon = Daemon::default();
-    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::ZERO));
+    let _serving = (daemon.serve(&bench), runtime(&bench, || std::future::ready(())));
     let mut client = bench.client().await;
     let mut large = update("large");
     prost::encoding::bytes::encode(15, &vec![0_u8; limits::MESSAGE_KEPT], &mut large);
@@ -178,7 +185,7 @@ async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
 async fn what_one_client_makes_large_is_no_part_of_a_batch() {
     let bench = Bench::start();
     let daemon = Daemon::default();
-    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::ZERO));
+    let _serving = (daemon.serve(&bench), runtime(&bench, || std::future::ready(())));
     let mut client = bench.client().await;
     let text = "9".repeat(limits::MESSAGE_KEPT / 4);
     let linux = cri::LinuxContainerResources {
@@ -203,7 +210,7 @@ async fn what_one_client_makes_large_is_no_part_of_a_batch() {
 #[tokio::test]
 async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     let bench = Bench::start();
-    let _runtime = runtime(&bench, Duration::ZERO);
+    let _runtime = runtime(&bench, || std::future::ready(()));
     let mut client = bench.client().await;
     assert_eq!(client.call(UPDATE, &[], &update("away")).await.status().code(), Code::Ok);
     eventually("one dropped", || bench.counters.requests_dropped.get() == 1).await;
@@ -233,7 +240,9 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
 async fn more_than_can_be_noted_pass_and_are_counted() {
     let bench = Bench::start();
     let daemon = Daemon::default();
-    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_millis(500)));
+    let go = CancellationToken::new();
+    let wait = go.clone();
+    let _serving = (daemon.serve(&bench), runtime(&bench, move || wait.clone().cancelled_owned()));
     let client = bench.client().await;
     const MORE: usize = 10;
     let mut calls = tokio::task::JoinSet::new();
@@ -241,10 +250,12 @@ async fn more_than_can_be_noted_pass_and_are_counted() {
         let mut client = client.clone();
         calls.spawn(async move { client.call(UPDATE, &[], &update(&number.to_string())).await });
     }
+    let counters = &bench.counters;
+    eventually("all but those that can be noted", || counters.requests_missed.get() == MORE as u64).await;
+    go.cancel();
     while let Some(seen) = calls.join_next().await {
         assert_eq!(seen.unwrap().status().code(), Code::Ok);
     }
-    let counters = &bench.counters;
     eventually("the others", || counters.requests_reported.get() == limits::CALLS_OBSERVED as u64).await;
     assert_eq!(counters.requests_missed.get(), MORE as u64);
 }
@@ -253,13 +264,20 @@ async fn more_than_can_be_noted_pass_and_are_counted() {
 async fn a_cancelled_call_is_reported_without_a_status() {
     let bench = Bench::start();
     let daemon = Daemon::default();
-    let _serving = (daemon.serve(&bench), runtime(&bench, Duration::from_secs(3600)));
+    let arrived = Arc::new(Notify::new());
+    let arrives = Arc::clone(&arrived);
+    let hangs = move || {
+        arrives.notify_one();
+        std::future::pending()
+    };
+    let _serving = (daemon.serve(&bench), runtime(&bench, hangs));
     let mut client = bench.client().await;
     let calling = tokio::spawn(async move { client.call(UPDATE, &[], &update("given up")).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    arrived.notified().await;
+    let given_up = now();
     calling.abort();
     eventually("the report", || daemon.requests().len() == 1).await;
     let report = daemon.requests().remove(0);
     assert_eq!((report.id.as_str(), report.code), ("given up", None));
-    assert!(report.answered >= report.received + 250_000_000, "{report:?}");
+    assert!(report.received <= given_up && given_up <= report.answered, "{given_up}: {report:?}");
 }
