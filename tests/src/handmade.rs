@@ -39,6 +39,13 @@ pub struct HandMade {
     cgroup: TestCgroup,
 }
 
+/// A container whose process runs until it is killed.
+#[derive(Debug)]
+pub struct Running {
+    container: HandMade,
+    process: Child,
+}
+
 /// A container's id.
 pub fn new_id() -> Result<String> {
     Ok(format!("{}{}", new_uid()?, new_uid()?).replace('-', ""))
@@ -59,7 +66,14 @@ impl Kubepods {
         self.container_of(&new_uid()?)
     }
 
-    /// The same, with a file for its memory limit; [`Kubepods::enable`] comes first.
+    /// Makes a container, with a process that runs until it is killed.
+    pub fn run(&self) -> Result<Running> {
+        let container = self.container()?;
+        let process = container.start("/usr/bin/busybox", &["sleep", "100000"])?;
+        Ok(Running { container, process })
+    }
+
+    /// The same as [`Self::container`], with a file for its memory limit; [`Kubepods::enable`] comes first.
     pub fn limited_container(&self) -> Result<HandMade> {
         let container = self.container()?;
         let pod = container.cgroup.directory().parent().context("a container's cgroup without a parent")?;
@@ -113,6 +127,25 @@ impl HandMade {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {program}"))
+    }
+}
+
+impl Running {
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.container.id
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Kills the process and removes the container, whose id it was.
+    pub fn end(mut self) -> Result<String> {
+        self.process.kill().context("kill the container")?;
+        self.process.wait().context("wait for the container")?;
+        Ok(self.container.id)
     }
 }
 

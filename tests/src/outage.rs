@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -15,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::agent::{Agent, Watcher, after};
 use crate::environment::Environment;
 use crate::events::Seen;
-use crate::handmade::{HandMade, Kubepods};
+use crate::handmade::{Kubepods, Running};
 use crate::process::wait_for;
 
 /// How long a storm may take for the lives that are waited for.
@@ -180,12 +179,11 @@ impl Client {
 }
 
 /// Starts a container that goes on until its process is killed, and waits until its start is reported.
-pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<(HandMade, Child)> {
-    let container = kubepods.container()?;
-    let process = container.start("/usr/bin/busybox", &["sleep", "100000"])?;
-    let started = |seen: &Seen| seen.milestones(&container.id).contains(&"started");
+pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<Running> {
+    let running = kubepods.run()?;
+    let started = |seen: &Seen| seen.milestones(running.id()).contains(&"started");
     watcher.wait_until("the lasting container", started).await?;
-    Ok((container, process))
+    Ok(running)
 }
 
 /// A container that has come and gone.

@@ -68,6 +68,17 @@ impl Case {
     }
 }
 
+/// A table of async functions that depend on no combination: `alone![function, module::function, …]`.
+#[macro_export]
+macro_rules! alone {
+    ($($($segment:ident)::+),* $(,)?) => {
+        vec![$($crate::suite::Case::new(
+            stringify!($($segment)::+).rsplit(':').next().unwrap_or_default().trim(),
+            |ctx| ctx.block_on($($segment)::+(ctx)),
+        )),*]
+    };
+}
+
 /// A table of async functions, each row with each combination: `each!(ctx; module::function, …)`.
 #[macro_export]
 macro_rules! each {

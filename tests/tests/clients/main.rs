@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::alone;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1;
 use kwitness_tests::environment::Combination;
@@ -26,11 +27,7 @@ const DEFAULT_DIRECTORY: &str = "/run/kwitness";
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
-    let mut cases = vec![
-        Case::new("the_python_example", |ctx| ctx.block_on(the_python_example(ctx))),
-        Case::new("the_go_example", |ctx| ctx.block_on(the_go_example(ctx))),
-        Case::new("grpcurl_as_the_docs_show_it", |ctx| ctx.block_on(grpcurl_as_the_docs_show_it(ctx))),
-    ];
+    let mut cases = alone![the_python_example, the_go_example, grpcurl_as_the_docs_show_it];
     cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
         ctx.block_on(the_cri_through_the_proxy(ctx, combination))
     })?);

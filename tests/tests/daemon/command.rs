@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::{Agent, Watcher, from_now};
 use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::handmade::Kubepods;
 use nix::sched::{CloneFlags, unshare};
 
 /// A command that does not end within that time has failed.
@@ -113,7 +113,7 @@ pub(crate) async fn client(ctx: &TestContext, socket: &Path, line: &str) -> Resu
     run(command).await
 }
 
-/// Lets a container exit with code 7 and go, before everybody's eyes.
+/// Lets a container exit with code 7 and go, while it is watched.
 pub(crate) async fn a_short_life(agent: &Agent, kubepods: &Kubepods) -> Result<(Watcher, String, String)> {
     let mut watcher = agent.watch(from_now()).await?;
     let container = kubepods.container()?;
@@ -123,11 +123,4 @@ pub(crate) async fn a_short_life(agent: &Agent, kubepods: &Kubepods) -> Result<(
     drop(container);
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok((watcher, id, pod))
-}
-
-/// A container that runs until its child is killed.
-pub(crate) fn a_long_life(kubepods: &Kubepods) -> Result<(HandMade, std::process::Child)> {
-    let container = kubepods.container()?;
-    let child = container.start("/usr/bin/busybox", &["sleep", "1000"])?;
-    Ok((container, child))
 }

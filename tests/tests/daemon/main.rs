@@ -13,6 +13,7 @@ mod subtree;
 mod top;
 
 use anyhow::Result;
+use kwitness_tests::alone;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
@@ -20,13 +21,7 @@ use kwitness_tests::suite::{self, Case};
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
-    let mut cases = Vec::new();
-    macro_rules! cases {
-        ($($module:ident::$name:ident),* $(,)?) => {
-            $(cases.push(Case::new(stringify!($name), |ctx| ctx.block_on($module::$name(ctx))));)*
-        };
-    }
-    cases![
+    let mut cases = alone![
         output::events_of_the_past,
         output::filters,
         output::the_list_of_containers,

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::command::{Done, a_long_life, a_short_life, client, kwitness, run};
+use crate::command::{Done, a_short_life, client, kwitness, run};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -124,26 +124,24 @@ pub(crate) async fn the_list_of_containers(ctx: &TestContext) -> Result<()> {
         none.check(0)?.check_says(&["no containers"])?;
         ensure!(none.stdout.is_empty(), "{}", none.stdout);
 
-        let (container, mut child) = a_long_life(&kubepods)?;
+        let container = kubepods.run()?;
         wait_for("the container to run", LIMIT, async || {
             let done = client(ctx, agent.socket(), "ps -o json").await?;
             let [state] = &json_lines::<ContainerState>(&done)?[..] else { return Ok(None) };
             Ok((state.state() == State::Running).then_some(()))
         })
         .await?;
-        let pid = child.id().to_string();
+        let pid = container.pid().to_string();
         for format in ["table", "wide"] {
             let table = client(ctx, agent.socket(), &format!("ps -o {format}")).await?.stdout;
             ensure!(column(&table, "PID")? == [pid.as_str()], "the pid {pid} in:\n{table}");
             ensure!(column(&table, "STATE")? == ["Running"], "the state in:\n{table}");
-            ensure!(table.contains(short(&container.id)), "the id in:\n{table}");
+            ensure!(table.contains(short(container.id())), "the id in:\n{table}");
         }
         let other = client(ctx, agent.socket(), "ps -o json --namespace elsewhere").await?;
         other.check(66)?.check_says(&["no namespace \"elsewhere\""])?;
         ensure!(other.stdout.is_empty(), "elsewhere:\n{}", other.stdout);
-        child.kill().context("kill the container")?;
-        child.wait().context("wait for the container")?;
-        Ok(())
+        container.end().map(drop)
     })
     .await
 }

@@ -63,7 +63,7 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
     let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
     let busy = kubepods.container()?;
     let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
     busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
@@ -71,7 +71,7 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     drop(busy);
     watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
     let first = agent.replay().await?;
-    ensure!(!first.has(&lasting.id, "created"), "the journal still has it:\n{first}");
+    ensure!(!first.has(lasting.id(), "created"), "the journal still has it:\n{first}");
     let of = |samples: &BTreeMap<String, f64>| {
         [RUNNING, CREATED, "kwitness_metrics_missed_events_total"].map(|name| samples.get(name).copied())
     };
@@ -84,9 +84,7 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     wait_for("the lasting container in the metrics", LIMIT, known)
         .await
         .with_context(|| format!("{:?}", scrape(&http)))?;
-    sleeper.kill()?;
-    sleeper.wait()?;
-    drop(lasting);
+    lasting.end()?;
     drop(kubepods);
     agent.stop()
 }

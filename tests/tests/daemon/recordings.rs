@@ -17,7 +17,7 @@ use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::process::wait_for;
 use serde_json::Value;
 
-use crate::command::{Done, a_long_life, a_short_life, client, kwitness, run};
+use crate::command::{Done, a_short_life, client, kwitness, run};
 use crate::output::json_lines;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -135,12 +135,10 @@ pub(crate) async fn a_recording_as_of_a_time(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let recorder = Recorder::start(ctx, agent, &file).await?;
-        let (container, mut process) = a_long_life(&kubepods)?;
-        let id = container.id.clone();
+        let container = kubepods.run()?;
+        let id = container.id().to_owned();
         watcher.wait_until("the start", |seen| seen.has(&id, "started")).await?;
-        process.kill().context("kill the container")?;
-        process.wait().context("wait for the container")?;
-        drop(container);
+        container.end()?;
         let seen = watcher.wait_until("the end", |seen| seen.has(&id, "deleted")).await?;
         recorder.has_seen(ctx, &file, &id).await?;
         drop(recorder);
@@ -251,9 +249,9 @@ pub(crate) async fn an_archive_for_a_bug_report(ctx: &TestContext) -> Result<()>
     let kubepods = Kubepods::make(&ctx.environment)?;
     let directory = tempfile::tempdir().context("make a directory")?;
     ctx.with_agent(&[&format!("node.name={SECRET}")], async |agent| {
-        let (container, mut process) = a_long_life(&kubepods)?;
+        let container = kubepods.run()?;
         let mut watcher = agent.watch(kwitness_tests::agent::with_snapshot()).await?;
-        let id = container.id.clone();
+        let id = container.id().to_owned();
         let in_snapshot = watcher
             .snapshot()
             .await?
@@ -271,8 +269,7 @@ pub(crate) async fn an_archive_for_a_bug_report(ctx: &TestContext) -> Result<()>
             run(command).await?.check(0)?;
             archives.push(unpack(&file)?);
         }
-        process.kill().context("kill the container")?;
-        process.wait().context("wait for the container")?;
+        container.end()?;
         let [plain, redacted] = &archives[..] else { unreachable!("two were made") };
         for archive in [plain, redacted] {
             let wanted =

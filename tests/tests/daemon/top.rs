@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kwitness_api::proto::{UsageSample, amount};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::context::TestContext;
@@ -12,7 +12,7 @@ use kwitness_tests::process::wait_for;
 use kwitness_tests::pty::Pty;
 use nix::sys::signal::Signal;
 
-use crate::command::{a_long_life, client, kwitness};
+use crate::command::{client, kwitness};
 use crate::output::json_lines;
 
 /// Ends a test that hangs.
@@ -32,8 +32,8 @@ async fn screen(ctx: &TestContext, agent: &Agent, id: &str) -> Result<Pty> {
 pub(crate) async fn the_screen_takes_keys_and_gives_the_terminal_back(ctx: &TestContext) -> Result<()> {
     let kubepods = Kubepods::make(&ctx.environment)?;
     ctx.with_agent(&[], async |agent| {
-        let (container, mut child) = a_long_life(&kubepods)?;
-        let mut pty = screen(ctx, agent, &container.id).await?;
+        let container = kubepods.run()?;
+        let mut pty = screen(ctx, agent, container.id()).await?;
         pty.press("?")?;
         pty.wait_text("reverse the order").await?;
         pty.press("x")?;
@@ -51,38 +51,35 @@ pub(crate) async fn the_screen_takes_keys_and_gives_the_terminal_back(ctx: &Test
         let status = pty.wait_restored().await?;
         ensure!(status.code() == Some(0), "q: {status}");
 
-        let pty = &mut screen(ctx, agent, &container.id).await?;
+        let pty = &mut screen(ctx, agent, container.id()).await?;
         pty.signal(Signal::SIGTERM)?;
         let status = pty.wait_restored().await?;
         ensure!(status.code() == Some(0), "SIGTERM: {status}");
 
-        let pty = &mut screen(ctx, agent, &container.id).await?;
+        let pty = &mut screen(ctx, agent, container.id()).await?;
         pty.press("\x03")?;
         let status = pty.wait_restored().await?;
         ensure!(status.code() == Some(130), "Ctrl-C: {status}");
-        child.kill().context("kill the container")?;
-        child.wait().context("wait for the container")?;
-        Ok(())
+        container.end().map(drop)
     })
     .await
 }
 
 pub(crate) async fn the_screen_keeps_old_rows_until_the_daemon_is_back(ctx: &TestContext) -> Result<()> {
     let kubepods = Kubepods::make(&ctx.environment)?;
-    let (container, mut child) = a_long_life(&kubepods)?;
+    let container = kubepods.run()?;
     let mut agent = Agent::start(&ctx.environment, &[]).await?;
-    let mut pty = screen(ctx, &agent, &container.id).await?;
+    let mut pty = screen(ctx, &agent, container.id()).await?;
     agent.kill()?;
     pty.wait_text("STALE since").await?;
     let shown = pty.text();
-    ensure!(shown.contains(&short(&container.id)[..9]), "the row is gone:\n{shown}");
+    ensure!(shown.contains(&short(container.id())[..9]), "the row is gone:\n{shown}");
     agent.start_again().await?;
     pty.wait_gone("STALE since").await?;
     pty.press("q")?;
     let status = pty.wait_restored().await?;
     ensure!(status.code() == Some(0), "{status}");
-    child.kill().context("kill the container")?;
-    child.wait().context("wait for the container")?;
+    container.end()?;
     agent.stop()
 }
 
@@ -90,12 +87,12 @@ pub(crate) async fn what_cannot_be_read_is_not_zero(ctx: &TestContext) -> Result
     let kubepods = Kubepods::make(&ctx.environment)?;
     ctx.with_agent(&[], async |agent| {
         // Its cgroup has no memory controller.
-        let (container, mut child) = a_long_life(&kubepods)?;
+        let container = kubepods.run()?;
         let done = client(ctx, agent.socket(), "top -o json --interval 500ms").await?;
         let samples: Vec<UsageSample> = json_lines(&done)?;
         let [sample] = &samples[..] else { anyhow::bail!("{} samples", samples.len()) };
         let [usage] = &sample.containers[..] else { anyhow::bail!("{sample:?}") };
-        ensure!(usage.container.as_ref().is_some_and(|of| of.id == container.id), "{usage:?}");
+        ensure!(usage.container.as_ref().is_some_and(|of| of.id == container.id()), "{usage:?}");
         for amount in [&usage.memory_usage, &usage.memory_limit, &usage.oom_kills] {
             let amount = amount.as_ref().and_then(|amount| amount.amount.as_ref());
             ensure!(
@@ -109,21 +106,19 @@ pub(crate) async fn what_cannot_be_read_is_not_zero(ctx: &TestContext) -> Result
         let table = client(ctx, agent.socket(), "top --interval 500ms").await?;
         let lines: Vec<_> = table.check(0)?.stdout.lines().collect();
         ensure!(
-            lines.len() == 2 && lines[0].contains("%LIM") && lines[1].contains(short(&container.id)),
+            lines.len() == 2 && lines[0].contains("%LIM") && lines[1].contains(short(container.id())),
             "{table:?}"
         );
         ensure!(!table.stdout.contains('\x1b'), "{table:?}");
         client(ctx, agent.socket(), "top -p no-such-pod").await?.check(66)?.check_says(&["no-such-pod"])?;
-        // Nobody watches: nothing is sampled. The daemon learns of a client's end after it.
+        // No client watches: nothing is sampled. The daemon learns of a client's end after it.
         wait_for("the end of every WatchUsage", LIMIT, async || {
             let calls = agent.status().await?.calls;
             let is_over = calls.iter().any(|call| call.name == "watch_usage" && call.active == 0);
             Ok(is_over.then_some(()))
         })
         .await?;
-        child.kill().context("kill the container")?;
-        child.wait().context("wait for the container")?;
-        Ok(())
+        container.end().map(drop)
     })
     .await
 }

@@ -5,11 +5,12 @@ mod metrics;
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
+use kwitness_tests::alone;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::outage::{Lived, Storm};
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::suite;
 
 /// Lives between two incidents, at least.
 const LIVES: usize = 20;
@@ -19,15 +20,11 @@ const WINDOW: usize = 1024;
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
-    macro_rules! cases {
-        ($($name:ident),* $(,)?) => {
-            vec![$(Case::new(stringify!($name), |ctx| ctx.block_on($name(ctx)))),*]
-        };
-    }
-    let mut cases = cases![nothing_is_missing_or_double, what_the_journal_did_not_keep_is_a_gap];
-    cases.push(Case::new("metrics_are_those_of_a_scrape", |ctx| {
-        ctx.block_on(metrics::metrics_are_those_of_a_scrape(ctx))
-    }));
+    let cases = alone![
+        nothing_is_missing_or_double,
+        what_the_journal_did_not_keep_is_a_gap,
+        metrics::metrics_are_those_of_a_scrape,
+    ];
     suite::run(ctx, cases)
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
+use kwitness_tests::alone;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Tier;
 use kwitness_tests::events::{Seen, kind};
@@ -20,12 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
-    macro_rules! cases {
-        ($($name:ident),* $(,)?) => {
-            vec![$(Case::new(stringify!($name), |ctx| ctx.block_on($name(ctx)))),*]
-        };
-    }
-    let mut cases = cases![
+    let mut cases = alone![
         nothing_is_lost_over_crashes,
         nothing_is_lost_over_upgrades,
         other_records_replace_the_programs_and_keep_the_epoch,
@@ -84,7 +80,7 @@ async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
     // One that lives through all of it: its start is older than every crash.
-    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
     let mut client = Client::new(watcher);
 
     let storm = Storm::begin(kubepods);
@@ -97,10 +93,7 @@ async fn nothing_is_lost_over_crashes(ctx: &TestContext) -> Result<()> {
     }
     let (kubepods, lived) = storm.end()?;
     ensure!(lived.len() >= 2 * CRASHES * LIVES, "only {} lives", lived.len());
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let last = lasting.id.clone();
-    drop(lasting);
+    let last = lasting.end()?;
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     check_lives(&seen, ids(&lived).chain([last.as_str()]))?;
@@ -127,7 +120,7 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
     let before = agent.list().await?.containers;
     let mut client = Client::new(watcher);
 
@@ -161,17 +154,14 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     storm.more(LIVES).await?;
     let (kubepods, lived) = storm.end()?;
     let is_lasting = |state: &&proto::ContainerState| {
-        state.container.as_ref().is_some_and(|container| container.id == lasting.id)
+        state.container.as_ref().is_some_and(|container| container.id == lasting.id())
     };
     let now = agent.list().await?.containers;
     ensure!(
         now.iter().find(is_lasting).map(known) == before.iter().find(is_lasting).map(known),
         "{now:?} is not {before:?}"
     );
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let last = lasting.id.clone();
-    drop(lasting);
+    let last = lasting.end()?;
 
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     check_lives(&seen, ids(&lived).chain([last.as_str()])).with_context(|| agent.log_tail())?;
@@ -193,7 +183,7 @@ async fn nothing_is_lost_in_a_long_storm(ctx: &TestContext) -> Result<()> {
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
     let mut client = Client::new(watcher);
 
     let storm = Storm::begin(kubepods);
@@ -211,10 +201,7 @@ async fn nothing_is_lost_in_a_long_storm(ctx: &TestContext) -> Result<()> {
     storm.more(each).await?;
     let (kubepods, lived) = storm.end()?;
     ensure!(lived.len() >= lives, "only {} lives", lived.len());
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let last = lasting.id.clone();
-    drop(lasting);
+    let last = lasting.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     check_lives(&seen, ids(&lived).chain([last.as_str()])).with_context(|| agent.log_tail())?;
     ensure!(seen.count("agentRestarted") == STEPS, "{} restarts", seen.count("agentRestarted"));
@@ -229,7 +216,7 @@ async fn a_hook_that_is_not_whole_costs_its_capability_only(ctx: &TestContext) -
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let container = lasting(&kubepods, &mut watcher).await?;
     agent.kill()?;
     let sets = bpffs.sets()?;
     let [set] = &sets[..] else { bail!("{sets:?}") };
@@ -251,10 +238,7 @@ async fn a_hook_that_is_not_whole_costs_its_capability_only(ctx: &TestContext) -
         after.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
         after.id.clone()
     };
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let last = container.id.clone();
-    drop(container);
+    let last = container.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     seen.check_unbroken()?;
     let by_container = seen.by_container();
@@ -304,7 +288,7 @@ async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let mut watcher = agent.watch(from_now()).await?;
-    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let container = lasting(&kubepods, &mut watcher).await?;
     let before = agent.list().await?.containers;
     let sets = bpffs.sets()?;
     agent.add_argument("--set=kernel.roots=[\"kwitness-none-\"]");
@@ -313,10 +297,7 @@ async fn other_records_replace_the_programs_and_keep_the_epoch(ctx: &TestContext
     let client = Client::new(watcher).resume(&agent).await?;
     let now = agent.list().await?.containers;
     ensure!(now.iter().map(known).eq(before.iter().map(known)), "{now:?} is not {before:?}");
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let id = container.id.clone();
-    drop(container);
+    let id = container.end()?;
     let seen = client.until_deleted(&id).await?;
     seen.check_unbroken()?;
     ensure!(seen.milestones(&id) == ["created", "started", "stopped", "deleted"], "in:\n{seen}");
@@ -345,13 +326,10 @@ async fn pins_that_vanish_cost_the_outage_only(ctx: &TestContext) -> Result<()> 
     for set in bpffs.sets()? {
         fs::remove_dir_all(&set).with_context(|| format!("remove {}", set.display()))?;
     }
-    let (container, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let container = lasting(&kubepods, &mut watcher).await?;
     agent.restart().await?;
     let client = Client::new(watcher).resume(&agent).await?;
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let id = container.id.clone();
-    drop(container);
+    let id = container.end()?;
     let seen = client.until_deleted(&id).await.with_context(|| agent.log_tail())?;
     seen.check_unbroken()?;
     ensure!(seen.milestones(&id) == ["created", "started", "stopped", "deleted"], "in:\n{seen}");

@@ -80,7 +80,7 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     agent.start_again().await?;
     let mut watcher = agent.watch(from_now()).await?;
     // Its end is the last event that is waited for.
-    let (lasting, mut sleeper) = lasting(&kubepods, &mut watcher).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
 
     let client = Client::new(watcher);
     let mut stage = Stage::new(&environment, agent, bpffs, state, client).await?;
@@ -100,10 +100,7 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     let (kubepods, mut lived) = storm.end()?;
     let (mut agent, bpffs, state, client, of_runtime) = stage.end().await?;
     lived.extend(of_runtime);
-    sleeper.kill()?;
-    sleeper.wait()?;
-    let last = lasting.id.clone();
-    drop(lasting);
+    let last = lasting.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     seen.check_numbered()?;
     let account = Account::of(&seen, &lived);
