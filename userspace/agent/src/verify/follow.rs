@@ -21,7 +21,6 @@ use tokio::time::Instant;
 
 use super::{CHANGES_SHARE, Subjects, Verifier, now};
 use crate::engine::Stopped;
-use kwitness_api::proto;
 
 /// How long a change may take to settle. A runtime reports a request within milliseconds of the write, in a slow
 /// guest within half a second.
@@ -109,7 +108,7 @@ impl Verifier {
         }
         let pods = !matches!(scope, VerdictScope::Container(_));
         let sources = self.sources(&subjects, Duration::ZERO).await;
-        let targets = self.targets(&subjects.apps, &proto::Wanted::default(), &sources, pods);
+        let targets = self.targets(&subjects.apps, &[], &sources, pods);
         let judged = self.judge(targets, deadline, Requester::Node).await?;
         Ok(judged.iter().any(|(_, judged)| {
             matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })

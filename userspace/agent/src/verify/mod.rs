@@ -291,7 +291,8 @@ impl Verifier {
             return Err(VerifyError::NoContainer);
         }
         let sources = self.sources(&subjects, status_age).await;
-        let targets = self.targets(&subjects.apps, look.wanted, &sources, pods);
+        let of_client = desired::of_client(look.wanted, now());
+        let targets = self.targets(&subjects.apps, &of_client, &sources, pods);
         let is_clients = is_own(look.wanted) || look.deadline.is_some();
         let requester = if is_clients { Requester::Client } else { Requester::Node };
         let judged = self.judge(targets, look.deadline, requester).await?;
@@ -333,15 +334,14 @@ impl Verifier {
     fn targets(
         &self,
         subjects: &[Arc<Subject>],
-        wanted: &proto::Wanted,
+        of_client: &[Desired],
         sources: &Sources,
         pods: bool,
     ) -> Vec<Target> {
-        let at = now();
         let mut targets = Vec::new();
         let mut by_pod: BTreeMap<Arc<str>, Members> = BTreeMap::new();
         for subject in subjects {
-            let mut all = desired::of_client(wanted, at);
+            let mut all = of_client.to_vec();
             let id = &subject.container_id;
             all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
             all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
