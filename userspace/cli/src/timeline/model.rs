@@ -3,6 +3,7 @@
 //! Owns what is a span and what is a mark. What the timeline means is [`super::answers`]'s, how it looks the outputs'.
 
 mod guard;
+mod life;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -297,7 +298,18 @@ impl Builder {
                 let mark = mark("agentRestarted", Style::Notice);
                 self.node().marks.push(mark);
             }
-            _ => {
+            Kind::Created(_)
+            | Kind::Started(_)
+            | Kind::Exec(_)
+            | Kind::Exited(_)
+            | Kind::Stopped(_)
+            | Kind::Deleted(_)
+            | Kind::Updated(_)
+            | Kind::GuardHeld(_)
+            | Kind::GuardRaised(_)
+            | Kind::GuardContinued(_)
+            | Kind::GuardRefused(_)
+            | Kind::GuardReturned(_) => {
                 if let Some(container) = &event.container {
                     let is_earlier =
                         matches!(event.basis(), proto::Basis::InitialScan | proto::Basis::RepairScan);
@@ -354,53 +366,6 @@ impl Builder {
 }
 
 impl Draft {
-    fn life(&mut self, kind: &Kind, start: Start, text: String) {
-        let at = start.at;
-        match kind {
-            Kind::Created(_) => self.created = Some(start),
-            Kind::Started(started) => {
-                self.running = Some(start);
-                self.process(started.process.as_ref(), start, started.program.as_deref(), Style::Main);
-            }
-            Kind::Exec(exec) => {
-                self.process(exec.process.as_ref(), start, Some(&exec.program), Style::Exec);
-            }
-            Kind::Exited(exited) => {
-                let key = exited.process.as_ref().map(|process| (process.pid, process.start_time));
-                if let Some((start, name, style)) = key.and_then(|key| self.processes.remove(&key)) {
-                    self.spans.push(span(name, start, Some(at), style, text));
-                }
-            }
-            Kind::Stopped(stopped) => {
-                let is_bad = stopped.main_oom_killed
-                    || !matches!(
-                        stopped.main_status.as_ref().and_then(|of| of.status),
-                        None | Some(proto::exit_status::Status::Code(0))
-                    );
-                let mark = Mark {
-                    name: "stopped".to_owned(),
-                    at,
-                    style: if is_bad { Style::Bad } else { Style::Notice },
-                    detail: text.clone(),
-                };
-                self.marks.push(mark);
-                // No process is left. The event of its exit may follow.
-                for (_, (start, name, style)) in self.processes.drain() {
-                    self.spans.push(span(name, start, Some(at), style, "ended by then".to_owned()));
-                }
-                if let Some(start) = self.running.take() {
-                    self.spans.push(span("running".to_owned(), start, Some(at), Style::Life, text));
-                }
-            }
-            Kind::Deleted(_) => {
-                if let Some(start) = self.created.take() {
-                    self.spans.push(span("cgroup".to_owned(), start, Some(at), Style::Notice, text));
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// A process that executed a program. A second program of the same process continues the first one's span.
     fn process(&mut self, of: Option<&proto::Process>, start: Start, program: Option<&str>, style: Style) {
         let Some(process) = of else { return };
