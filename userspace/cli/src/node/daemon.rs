@@ -29,7 +29,7 @@ pub struct Daemon {
     /// Write every observation to a file, one JSON object a line, to replay it in a test
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// Leave nothing for a next daemon at the end (kernel.pin)
+    /// At the end, remove what is pinned for the next daemon (kernel.pin)
     #[arg(long)]
     pub unpin: bool,
 }

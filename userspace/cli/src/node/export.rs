@@ -18,13 +18,13 @@ use crate::time::{TimeFormat, Times};
 
 #[derive(Debug, clap::Args)]
 pub struct Export {
-    /// Send every event as an OpenTelemetry log record to the collector there: http://HOST:4317 or https://HOST:4317
+    /// Send every event as an OpenTelemetry log record to this collector: http://HOST:4317 or https://HOST:4317
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// Certificates in PEM that an https collector is verified with [default: the system's]
+    /// CA certificates (PEM) to verify an https collector with [default: the system's]
     #[arg(long, value_name = "FILE", env = "OTEL_EXPORTER_OTLP_CERTIFICATE", requires = "otlp_endpoint")]
     pub otlp_ca: Option<PathBuf>,
-    /// Send this header with every call; better in the environment, where no process list shows it
+    /// Send this header with every call; from the environment, it is in no process list
     #[arg(
         long,
         value_name = "NAME=VALUE",
@@ -33,10 +33,10 @@ pub struct Export {
         hide_env_values = true
     )]
     pub otlp_header: Vec<String>,
-    /// Send the daemon's metrics, too; they are served there (its http.listen): HOST:PORT or unix:///PATH
+    /// Send the daemon's metrics, too, from where it serves them (http.listen): HOST:PORT or unix:///PATH
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_from: Option<MetricsSource>,
-    /// How often, in seconds
+    /// Seconds between two messages with metrics
     #[arg(
         long,
         value_name = "SECONDS",
@@ -48,7 +48,7 @@ pub struct Export {
     /// Create Kubernetes Events for OOM kills and for limits that are not in force
     #[arg(long)]
     pub kubernetes_events: bool,
-    /// Remember there what the collector has, so that a restart goes on after it
+    /// Remember in this file what the collector has, so that a restart continues after it
     #[arg(long, value_name = "FILE", default_value = DEFAULT_STATE)]
     pub state_file: PathBuf,
     /// The node's name [default: the daemon's]
@@ -60,10 +60,10 @@ pub struct Export {
     /// What is logged to standard error, as the setting log.level
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
-    /// How it is written
+    /// Log format
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
+    /// Serve /metrics, /livez, /readyz and /startupz at this address: IP:PORT or unix:///PATH [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     pub http_listen: Option<HttpAddress>,
 }

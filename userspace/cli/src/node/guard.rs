@@ -48,10 +48,10 @@ pub struct Guard {
     /// What is logged to standard error, as the setting log.level
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
-    /// How it is written
+    /// Log format
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
-    /// Serve /metrics, /livez, /readyz and /startupz there: an IP address with a port, or unix:///PATH [default: nowhere]
+    /// Serve /metrics, /livez, /readyz and /startupz at this address: IP:PORT or unix:///PATH [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<HttpAddress>,
 }
