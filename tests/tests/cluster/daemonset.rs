@@ -95,7 +95,7 @@ async fn check_privileges(cluster: &Cluster<'_>, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// `kwitness doctor` in the pod finds a daemon that can do everything, and names what the node lacks.
+/// `kwitness doctor` in the pod finds a daemon that can do everything, and names what is missing on the node.
 async fn check_doctor(cluster: &Cluster<'_>, id: &str) -> Result<()> {
     let doctor = cluster.node.exec_output(id, &["kwitness", "doctor", "-o", "json"]).await?;
     println!("{}", doctor.stdout);

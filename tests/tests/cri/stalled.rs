@@ -23,7 +23,7 @@ const STALL: Duration = Duration::from_secs(15);
 const STALL_LONG: Duration = Duration::from_secs(60);
 /// The storm goes on until the bound is reached, however slow the machine is; a bound that is not reached in that time is none.
 const OVERFLOW_MAX: Duration = Duration::from_secs(300);
-/// The storm that it is compared with, in which everybody reads.
+/// The storm that it is compared with, in which all subscribers read.
 const CALM: Duration = Duration::from_secs(5);
 /// What a call may take longer while others do not read: far more than the machine's other work adds, and far less than waiting for
 /// them would.
@@ -128,7 +128,7 @@ async fn stall(
     println!("StartContainer took {before:?} of {}, then {during:?} of {}", calm.len(), starts.len());
     ensure!(during < before + DELAY, "slower: {before:?}, then {during:?}");
 
-    // Everybody else has everything, once, in order.
+    // All others have everything, once, in order.
     let sandbox = ids.last().context("the sandbox")?;
     for subscriber in &mut quick {
         let ended = |reported: &kwitness_tests::cri_events::CriEvents| {

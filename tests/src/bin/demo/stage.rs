@@ -65,9 +65,9 @@ pub(crate) fn title(environment: &Environment) -> Result<()> {
 pub(crate) async fn introduce(node: &Node, agent: &Agent) -> Result<()> {
     let runtime = node.cri().version(VersionRequest { version: "v1".to_owned() }).await?;
     let status = agent.status().await?;
-    let met = status.capabilities.iter().filter(|capability| !capability.hook.is_empty()).count();
+    let in_use = status.capabilities.iter().filter(|capability| !capability.hook.is_empty()).count();
     anstream::println!(
-        "  {} {}, {} cgroup driver; kwitness {}, {met} of {} kernel hooks in use",
+        "  {} {}, {} cgroup driver; kwitness {}, {in_use} of {} kernel hooks in use",
         runtime.runtime_name,
         runtime.runtime_version,
         node.driver().name(),

@@ -30,7 +30,7 @@ use kwitness_api::proto;
 
 /// Open questions at most.
 const OPEN_MAX: usize = 16_384;
-/// The share of the time that listing may take: one part in so many and one. Whatever is asked for, a long list is not made again and
+/// The share of the time that listing may take: one part in so many and one. Whatever is queried, a long list is not made again and
 /// again.
 const PAUSE_FACTOR: u32 = 4;
 

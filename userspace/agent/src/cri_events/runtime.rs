@@ -235,7 +235,7 @@ fn container(listed: wire::Container) -> Option<ListedContainer> {
     })
 }
 
-/// An id; none: it is no text, and nobody can ask for what has it.
+/// An id; none: it is not UTF-8, and no call can name it.
 fn id(bytes: &[u8]) -> Option<ContainerId> {
     std::str::from_utf8(bytes).ok().map(|text| ContainerId(text.into()))
 }

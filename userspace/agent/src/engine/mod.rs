@@ -271,7 +271,7 @@ impl<P: Probe> Engine<P> {
         self.turn_unless(is_kept);
     }
 
-    /// Asks for the names that were not asked for because there were too many questions.
+    /// Requests the names that could not be requested because too many queries were open.
     fn ask_again(&self) {
         if self.resolver.ask_again() {
             self.node.unnamed().for_each(|container| self.resolver.ask(container.clone()));

@@ -301,7 +301,7 @@ fn take(shared: &Shared, line: &[u8]) -> Result<Option<String>, Failure> {
 async fn read_again(client: &Client, shared: &Shared, reads: &mut mpsc::Receiver<Read>, timing: Timing) {
     while let Some(Read { uids, done }) = reads.recv().await {
         for uid in uids.iter().take(READS_MAX) {
-            // Nobody waits any more.
+            // No call waits any more.
             if done.is_closed() || !matches!(shared.lock().connection, Connection::Watching { .. }) {
                 break;
             }

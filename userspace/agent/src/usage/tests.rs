@@ -18,7 +18,7 @@ use crate::hub::{Filter, Writer};
 
 const SOON: Duration = Duration::from_secs(20);
 
-struct Bed {
+struct Fixture {
     root: tempfile::TempDir,
     usage: Usage,
     writer: Writer,
@@ -43,7 +43,7 @@ async fn answer(
     }
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let named = subject(1, Some(facts("prod", "web", "nginx")));
@@ -56,10 +56,10 @@ impl Bed {
         let asked = Arc::<AtomicUsize>::default();
         tokio::spawn(answer(requests, container.clone(), asked.clone(), hub.clone()));
         let usage = Usage::within(Hierarchies::v2(root.path()), engine, hub);
-        let bed = Self { root, usage, writer, asked, container };
-        bed.charge(1 << 20);
-        std::fs::write(bed.file("memory.max"), "67108864\n").unwrap();
-        bed
+        let fixture = Self { root, usage, writer, asked, container };
+        fixture.charge(1 << 20);
+        std::fs::write(fixture.file("memory.max"), "67108864\n").unwrap();
+        fixture
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {
@@ -102,8 +102,8 @@ fn intervals_have_bounds() {
 
 #[tokio::test]
 async fn a_rate_and_the_time_to_the_limit_follow_from_two_samples() {
-    let bed = Bed::new();
-    let mut subscription = bed.usage.subscribe(INTERVAL.0);
+    let fixture = Fixture::new();
+    let mut subscription = fixture.usage.subscribe(INTERVAL.0);
     let first = loop {
         let usage = only(&next(&mut subscription).await.0);
         // A reader that gets no CPU in time is late, and the sample says so.
@@ -114,7 +114,7 @@ async fn a_rate_and_the_time_to_the_limit_follow_from_two_samples() {
     assert_eq!((first.fill_rate, first.time_to_limit_ms), (None, None), "one sample has no rate");
     assert_eq!(first.memory_limit.unwrap().amount, Some(amount::Amount::Value(64 << 20)));
     assert_eq!(first.memory_high.unwrap().amount, Some(amount::Amount::Absent(true)));
-    bed.charge(32 << 20);
+    fixture.charge(32 << 20);
     let second = loop {
         let usage = only(&next(&mut subscription).await.0);
         if usage.memory_usage.as_ref().unwrap().amount == Some(amount::Amount::Value(32 << 20)) {
@@ -125,7 +125,7 @@ async fn a_rate_and_the_time_to_the_limit_follow_from_two_samples() {
     let filter = proto::Filter { namespaces: vec!["dev".into()], ..Default::default() };
     let (sample, _) = next(&mut subscription).await;
     assert_eq!(sample.containers(&filter.try_into().unwrap()).count(), 0);
-    std::fs::remove_dir_all(bed.root.path().join("kubepods")).unwrap();
+    std::fs::remove_dir_all(fixture.root.path().join("kubepods")).unwrap();
     while sample_has_any(&next(&mut subscription).await.0) {}
 }
 
@@ -135,44 +135,44 @@ fn sample_has_any(sample: &Sample) -> bool {
 
 #[tokio::test]
 async fn one_sampler_serves_all_and_none_runs_without_clients() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     tokio::task::yield_now().await;
-    assert_eq!(bed.asked(), 0, "no client watches");
-    let mut fast = bed.usage.subscribe(INTERVAL.0);
-    let mut slow = bed.usage.subscribe(INTERVAL.1);
+    assert_eq!(fixture.asked(), 0, "no client watches");
+    let mut fast = fixture.usage.subscribe(INTERVAL.0);
+    let mut slow = fixture.usage.subscribe(INTERVAL.1);
     let (of_slow, _) = next(&mut slow).await;
     let (of_fast, _) = next(&mut fast).await;
     assert!(Arc::ptr_eq(&of_slow, &of_fast), "one sample for both");
     // It does not read for a while: what it gets then is the newest.
-    let mut idle = bed.usage.subscribe(INTERVAL.0);
+    let mut idle = fixture.usage.subscribe(INTERVAL.0);
     let (_, skipped) = next(&mut idle).await;
     assert_eq!(skipped, 0);
-    let before = bed.asked();
+    let before = fixture.asked();
     let mut newest = next(&mut fast).await.0;
-    while bed.asked() < before + 4 {
+    while fixture.asked() < before + 4 {
         newest = next(&mut fast).await.0;
     }
     let (sample, skipped) = next(&mut idle).await;
     assert!(skipped >= 1 && sample.head(0).kernel_time >= newest.head(0).kernel_time, "{skipped} skipped");
     drop((fast, slow, idle));
     timeout(SOON, async {
-        while bed.usage.0.demand().sampler.is_some() {
+        while fixture.usage.0.demand().sampler.is_some() {
             tokio::task::yield_now().await;
         }
     })
     .await
     .expect("the sampler ends");
-    assert!(bed.usage.0.newest.borrow().is_none(), "nothing is kept");
-    let mut again = bed.usage.subscribe(INTERVAL.0);
+    assert!(fixture.usage.0.newest.borrow().is_none(), "nothing is kept");
+    let mut again = fixture.usage.subscribe(INTERVAL.0);
     assert_eq!(only(&next(&mut again).await.0).fill_rate, None);
 }
 
 #[tokio::test]
 async fn a_sampler_that_broke_is_replaced_by_the_next_subscriber() {
-    let bed = Bed::new();
-    let mut first = bed.usage.subscribe(INTERVAL.0);
+    let fixture = Fixture::new();
+    let mut first = fixture.usage.subscribe(INTERVAL.0);
     next(&mut first).await;
-    let broken = bed.usage.0.demand().sampler.as_ref().expect("a sampler").abort_handle();
+    let broken = fixture.usage.0.demand().sampler.as_ref().expect("a sampler").abort_handle();
     broken.abort();
     timeout(SOON, async {
         while !broken.is_finished() {
@@ -181,7 +181,7 @@ async fn a_sampler_that_broke_is_replaced_by_the_next_subscriber() {
     })
     .await
     .expect("it has ended");
-    let mut second = bed.usage.subscribe(INTERVAL.0);
+    let mut second = fixture.usage.subscribe(INTERVAL.0);
     next(&mut second).await;
     next(&mut first).await;
 }
@@ -207,17 +207,17 @@ fn oom_kill(of: &Arc<Subject>, at: u64) -> Event {
 
 #[tokio::test]
 async fn a_container_has_the_last_kill_of_those_before_it() {
-    let mut bed = Bed::new();
+    let mut fixture = Fixture::new();
     let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
     let other = subject(2, Some(facts("prod", "web", "sidecar")));
-    bed.writer.append([oom_kill(&unnamed, 3_000_000_000), oom_kill(&other, 9_000_000_000)], clock());
-    let mut subscription = bed.usage.subscribe(INTERVAL.0);
+    fixture.writer.append([oom_kill(&unnamed, 3_000_000_000), oom_kill(&other, 9_000_000_000)], clock());
+    let mut subscription = fixture.usage.subscribe(INTERVAL.0);
     assert_eq!(
         only(&next(&mut subscription).await.0).last_oom_kill,
         None,
         "whose kill it was is not known yet"
     );
-    bed.writer.append([updated(&named)], clock());
+    fixture.writer.append([updated(&named)], clock());
     let usage = loop {
         let usage = only(&next(&mut subscription).await.0);
         if usage.last_oom_kill.is_some() {

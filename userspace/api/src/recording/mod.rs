@@ -101,7 +101,7 @@ impl Part {
     }
 }
 
-/// What tells the lines apart. No event has one of these types.
+/// The `type` of each line that is no event.
 const HEADER: &str = "recording";
 const SNAPSHOT: &str = "snapshot";
 const VERDICTS: &str = "verdicts";

@@ -188,7 +188,7 @@ fn part(path: &Path, number: u32) -> PathBuf {
 fn create(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.append(true).create(true);
-    // Names of pods and processes are not for everybody.
+    // Names of pods and processes are the owner's only.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.open(path).map_err(Error::io("create", path))?;

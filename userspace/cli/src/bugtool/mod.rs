@@ -268,7 +268,7 @@ fn logs(since: Timestamp, parts: &mut Parts) {
     }
 }
 
-/// Names are not for everybody.
+/// Names are the owner's only.
 fn write(path: &std::path::Path, contents: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-/// As many hexadecimal digits as tell a node's names apart.
+/// Enough hexadecimal digits to distinguish the names of a node.
 const DIGITS: usize = 12;
 /// The fields whose text is a name.
 const NAMES: [&str; 5] = ["namespace", "name", "image", "nodeName", "node"];
@@ -38,7 +38,7 @@ impl Redactor {
                         Value::String(name) if NAMES.contains(&key.as_str()) => self.name(name),
                         Value::Object(labels) if key == "labels" => {
                             for (label, value) in labels {
-                                // Kubernetes' own labels have telling names on every node.
+                                // Kubernetes' own labels have the same names on every node.
                                 if !label.starts_with("io.kubernetes.") {
                                     self.name(label);
                                 }

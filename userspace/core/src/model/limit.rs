@@ -59,7 +59,7 @@ pub struct LimitChange {
     pub old: Reading,
     /// What it says now.
     pub new: Reading,
-    /// `new` was read from the file; otherwise it is what was written, for another write followed before anybody looked.
+    /// `new` was read from the file; otherwise it is what was written, for another write followed before it could be read.
     pub read_back: bool,
     /// The write; none: the change was found, not seen.
     pub write: Option<SeenWrite>,

@@ -67,12 +67,12 @@ fn disagreements(view: &ApiView, kernel: &KernelSide<'_>) -> Result<Vec<ApiDisag
         return Err(NotCompared::KernelUnknown);
     }
     let status = amount(&said.status, kernel.judgement.resource).ok_or(NotCompared::NoStatus)?;
-    let claims = [
+    let statements = [
         Some((ApiDisagreementKind::Status, status, said.status_since)),
         completed(said, kernel.judgement.resource),
     ];
     let mut found = Vec::new();
-    for (kind, says, since) in claims.into_iter().flatten() {
+    for (kind, says, since) in statements.into_iter().flatten() {
         let wanted = wanted(kernel, says).ok_or(NotCompared::NotUnderstood)?;
         if wanted.accepts(value, kernel.page).is_none() {
             found.push(disagreement(kind, says, since, value, kernel));

@@ -134,7 +134,7 @@ fn unread(resource: Resource, level: &Level) -> String {
 /// The file says something else.
 fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -> Verdict {
     let format = case.resource.file().format();
-    let of_claim = |attempt: &&Attempt| {
+    let is_of_desired = |attempt: &&Attempt| {
         let value =
             attempt.value.as_deref().and_then(|text| Value::parse(format, &written(format, text)).ok());
         value.is_some_and(|value| desired.wanted.is_meant_by(&value, case.page))
@@ -143,7 +143,7 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
         .attempts
         .iter()
         .rev()
-        .find(of_claim)
+        .find(is_of_desired)
         .and_then(|attempt| Some((attempt, attempt.result.errno()?)));
     if let Some((Attempt { value: Some(value), writer, .. }, errno)) = refused {
         return Verdict::Rejected { value: value.trim().into(), errno, writer: writer.clone() };

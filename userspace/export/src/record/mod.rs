@@ -110,7 +110,7 @@ fn record(resource: Resource, log: LogRecord, position: Option<proto::Position>)
     Record { resource, log, position, begins: None, bytes }
 }
 
-/// What tells the record from every other of the node. A gap that a watcher alone receives stands where an event would.
+/// What identifies the record among all of the node. A gap that a watcher alone receives stands where an event would.
 fn unique(event: &proto::Event, position: &proto::Position) -> String {
     format!("{}/{}{}", position.epoch, position.seq, if is_of_watcher(event) { "/gap" } else { "" })
 }

@@ -114,7 +114,7 @@ pub fn in_page(page: &str, name: &str, metrics: &[Definition]) -> Option<String>
     Some(format!("{before}{begin}{}{end}{after}", table(metrics)))
 }
 
-/// Which of the metrics break a convention: Prometheus' for names, and that no label tells one thing from all others.
+/// Which of the metrics break a convention: Prometheus' for names, and that no label identifies a single thing.
 pub fn breaches(metrics: &[Definition]) -> Vec<String> {
     let mut breaches = Vec::new();
     for (at, Definition { name, kind, labels, help }) in metrics.iter().enumerate() {

@@ -15,7 +15,7 @@ use kwitness_service::metrics::Exposition;
 
 const ALL: Labels = Labels { namespace: true, pod: true, container: true };
 
-struct Bed {
+struct Fixture {
     _hub: Arc<Hub>,
     writer: Writer,
     tap: Tap,
@@ -23,7 +23,7 @@ struct Bed {
     now: Instant,
 }
 
-impl Bed {
+impl Fixture {
     fn new(labels: Labels) -> Self {
         let (hub, writer) = hub(1 << 16);
         let tap = hub.tap();
@@ -116,25 +116,25 @@ const WEB: &str = r#"kwitness_container_oom_kills_total{namespace="prod",pod="we
 
 #[test]
 fn an_oom_counter_exists_from_the_start_and_outlives_its_container() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let (unnamed, web) = (subject(1, None), named(1, "web"));
-    bed.happen([created(&unnamed), oom_kill(&unnamed, Some(OomExhausted::Machine))]);
-    assert!(bed.oom_kills().is_empty(), "no id is a label: what has no name waits");
-    bed.happen([updated(&web)]);
-    assert_eq!(bed.oom_kills()[WEB], 1.0);
-    bed.happen([oom_kill(&web, None), deleted(&web)]);
-    bed.later(KEEP - Duration::from_secs(1));
-    assert_eq!(bed.oom_kills()[WEB], 2.0);
+    fixture.happen([created(&unnamed), oom_kill(&unnamed, Some(OomExhausted::Machine))]);
+    assert!(fixture.oom_kills().is_empty(), "no id is a label: what has no name waits");
+    fixture.happen([updated(&web)]);
+    assert_eq!(fixture.oom_kills()[WEB], 1.0);
+    fixture.happen([oom_kill(&web, None), deleted(&web)]);
+    fixture.later(KEEP - Duration::from_secs(1));
+    assert_eq!(fixture.oom_kills()[WEB], 2.0);
 
     // Its successor goes on with it.
     let next = named(2, "web");
-    bed.happen([created(&next)]);
-    bed.later(KEEP);
-    bed.happen([oom_kill(&next, None), deleted(&next)]);
-    assert_eq!(bed.oom_kills()[WEB], 3.0);
-    bed.later(KEEP);
-    assert!(bed.oom_kills().is_empty());
-    let node = bed.scrape();
+    fixture.happen([created(&next)]);
+    fixture.later(KEEP);
+    fixture.happen([oom_kill(&next, None), deleted(&next)]);
+    assert_eq!(fixture.oom_kills()[WEB], 3.0);
+    fixture.later(KEEP);
+    assert!(fixture.oom_kills().is_empty());
+    let node = fixture.scrape();
     assert_eq!(node[r#"kwitness_oom_kills_total{scope="node"}"#], 1.0);
     assert_eq!(node[r#"kwitness_oom_kills_total{scope="unknown"}"#], 3.0 - 1.0);
     assert_eq!(node[r#"kwitness_oom_kills_total{scope="pod"}"#], 0.0);
@@ -142,86 +142,97 @@ fn an_oom_counter_exists_from_the_start_and_outlives_its_container() {
 
 #[test]
 fn a_container_has_at_most_six_series_whatever_its_verdicts() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let web = named(1, "web");
-    bed.happen([created(&web)]);
+    fixture.happen([created(&web)]);
     for verdict_now in [Verdict::Diverged, Verdict::InForce] {
-        bed.happen(Resource::ALL.map(|resource| verdict(&web, resource, verdict_now.clone())));
+        fixture.happen(Resource::ALL.map(|resource| verdict(&web, resource, verdict_now.clone())));
     }
-    let of_web: Vec<_> = bed.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
+    let of_web: Vec<_> =
+        fixture.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
     assert_eq!(of_web.len(), 6, "{of_web:?}");
     let verdicts = of_web.iter().filter(|(name, _)| name.starts_with("kwitness_limit_verdict"));
     assert!(verdicts.clone().all(|(name, value)| name.contains("verdict=\"in_force\"") && *value == 1.0));
-    bed.happen([deleted(&web)]);
-    let of_web: Vec<_> = bed.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
+    fixture.happen([deleted(&web)]);
+    let of_web: Vec<_> =
+        fixture.scrape().into_iter().filter(|(name, _)| name.contains("pod=\"web\"")).collect();
     assert_eq!(of_web, [(WEB.to_owned(), 0.0)], "a verdict goes with its container");
 }
 
 #[test]
 fn without_labels_containers_are_summed() {
-    let mut bed = Bed::new(Labels { namespace: true, pod: false, container: false });
+    let mut fixture = Fixture::new(Labels { namespace: true, pod: false, container: false });
     let pods = [named(1, "web"), named(2, "db")];
     for pod in &pods {
-        bed.happen([created(pod), oom_kill(pod, None), verdict(pod, Resource::Memory, Verdict::Diverged)]);
+        fixture.happen([
+            created(pod),
+            oom_kill(pod, None),
+            verdict(pod, Resource::Memory, Verdict::Diverged),
+        ]);
     }
-    let sums = bed.scrape();
+    let sums = fixture.scrape();
     assert_eq!(sums[r#"kwitness_container_oom_kills_total{namespace="prod"}"#], 2.0);
     let verdict = r#"kwitness_limit_verdict{namespace="prod",resource="memory",verdict="diverged"}"#;
     assert_eq!(sums[verdict], 2.0);
-    bed.happen([deleted(&pods[0])]);
-    assert_eq!(bed.scrape()[verdict], 1.0);
-    assert_eq!(bed.oom_kills().into_values().sum::<f64>(), 2.0, "a counter never goes back");
+    fixture.happen([deleted(&pods[0])]);
+    assert_eq!(fixture.scrape()[verdict], 1.0);
+    assert_eq!(fixture.oom_kills().into_values().sum::<f64>(), 2.0, "a counter never goes back");
 }
 
 #[test]
 fn those_that_are_gone_give_way_and_what_has_no_room_is_counted() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let first = named(1, "gone");
-    bed.happen([created(&first), deleted(&first)]);
+    fixture.happen([created(&first), deleted(&first)]);
     let pods: Vec<_> = (2..).map(|id| named(id, &format!("pod-{id}"))).take(KEYS_MAX).collect();
-    bed.happen(pods.iter().map(created));
-    assert_eq!((bed.oom_kills().len(), bed.workload.omitted), (KEYS_MAX, 0));
-    assert!(!bed.oom_kills().keys().any(|name| name.contains("gone")));
+    fixture.happen(pods.iter().map(created));
+    assert_eq!((fixture.oom_kills().len(), fixture.workload.omitted), (KEYS_MAX, 0));
+    assert!(!fixture.oom_kills().keys().any(|name| name.contains("gone")));
     let extra = named(1 << 20, "extra");
-    bed.happen([created(&extra), updated(&extra), oom_kill(&extra, None)]);
-    assert_eq!((bed.oom_kills().len(), bed.workload.omitted), (KEYS_MAX, 1));
-    assert_eq!(bed.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#], 1.0, "the node's sum has it");
+    fixture.happen([created(&extra), updated(&extra), oom_kill(&extra, None)]);
+    assert_eq!((fixture.oom_kills().len(), fixture.workload.omitted), (KEYS_MAX, 1));
+    assert_eq!(
+        fixture.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#],
+        1.0,
+        "the node's sum has it"
+    );
 }
 
 #[test]
 fn states_stops_and_sandboxes() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let sandbox = RuntimeFacts { container_type: ContainerType::Sandbox, ..facts("prod", "web", "") };
     let (web, sandbox) = (named(1, "web"), subject(2, Some(sandbox)));
-    bed.happen([created(&web), created(&sandbox)]);
-    let state = |bed: &Bed, state| bed.scrape()[&format!("kwitness_containers{{state=\"{state}\"}}")];
-    assert_eq!(state(&bed, "created"), 1.0);
-    bed.happen([stopped(&web), stopped(&sandbox)]);
-    assert_eq!((state(&bed, "created"), state(&bed, "stopped")), (0.0, 1.0));
-    assert_eq!(bed.scrape()[r#"kwitness_container_stops_total{reason="Unknown"}"#], 1.0);
-    assert_eq!(bed.scrape()[r#"kwitness_events_total{type="stopped"}"#], 2.0);
-    assert_eq!(bed.oom_kills().len(), 1, "a sandbox has no series");
+    fixture.happen([created(&web), created(&sandbox)]);
+    let state =
+        |fixture: &Fixture, state| fixture.scrape()[&format!("kwitness_containers{{state=\"{state}\"}}")];
+    assert_eq!(state(&fixture, "created"), 1.0);
+    fixture.happen([stopped(&web), stopped(&sandbox)]);
+    assert_eq!((state(&fixture, "created"), state(&fixture, "stopped")), (0.0, 1.0));
+    assert_eq!(fixture.scrape()[r#"kwitness_container_stops_total{reason="Unknown"}"#], 1.0);
+    assert_eq!(fixture.scrape()[r#"kwitness_events_total{type="stopped"}"#], 2.0);
+    assert_eq!(fixture.oom_kills().len(), 1, "a sandbox has no series");
 }
 
 #[test]
 fn foreign_names_are_bounded_and_escaped() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let hostile = facts("prod\n# EOF", &"x".repeat(10_000), "a\"} 1\nevil 1");
-    bed.happen([created(&subject(1, Some(hostile)))]);
-    let kills = bed.oom_kills();
+    fixture.happen([created(&subject(1, Some(hostile)))]);
+    let kills = fixture.oom_kills();
     let (name, _) = kills.first_key_value().unwrap();
     assert!(kills.len() == 1 && name.len() < 400 && name.contains(r#"a\"} 1"#), "{name}");
 }
 
 #[test]
 fn a_pods_verdicts_go_with_its_last_container() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let of_pod = |id| {
         let pod = named(1, "web").pod.clone();
         Arc::new(Subject { pod, ..(*named(id, "web")).clone() })
     };
     let (first, second) = (of_pod(1), of_pod(2));
-    bed.happen([created(&first), created(&second)]);
+    fixture.happen([created(&first), created(&second)]);
     let last = LastVerdict {
         subject: None,
         pod: first.pod.as_ref().map(|pod| pod.uid.clone()),
@@ -229,16 +240,16 @@ fn a_pods_verdicts_go_with_its_last_container() {
         verdict: Verdict::InForce,
     };
     let states = |of: &[&Arc<Subject>]| of.iter().map(|subject| running(subject)).collect::<Vec<_>>();
-    bed.workload.resync(&states(&[&first, &second]), std::slice::from_ref(&last), bed.now);
-    assert_eq!(bed.workload.verdicts().len(), 1);
-    bed.happen([deleted(&first)]);
-    assert_eq!(bed.workload.verdicts().len(), 1, "the pod has another container");
-    bed.happen([deleted(&second)]);
-    bed.happen([created(&first)]);
-    assert_eq!(bed.workload.verdicts().len(), 0, "the pod was gone in between");
-    bed.happen([deleted(&first)]);
-    bed.workload.resync(&[], &[last], bed.now);
-    assert_eq!(bed.workload.verdicts().len(), 0, "it has no container");
+    fixture.workload.resync(&states(&[&first, &second]), std::slice::from_ref(&last), fixture.now);
+    assert_eq!(fixture.workload.verdicts().len(), 1);
+    fixture.happen([deleted(&first)]);
+    assert_eq!(fixture.workload.verdicts().len(), 1, "the pod has another container");
+    fixture.happen([deleted(&second)]);
+    fixture.happen([created(&first)]);
+    assert_eq!(fixture.workload.verdicts().len(), 0, "the pod was gone in between");
+    fixture.happen([deleted(&first)]);
+    fixture.workload.resync(&[], &[last], fixture.now);
+    assert_eq!(fixture.workload.verdicts().len(), 0, "it has no container");
 }
 
 /// A container that runs.
@@ -248,9 +259,9 @@ fn running(subject: &Arc<Subject>) -> ContainerState {
 
 #[test]
 fn a_snapshot_stands_in_for_missed_events() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let (gone, there) = (named(1, "gone"), named(2, "there"));
-    bed.happen([created(&gone), oom_kill(&gone, None)]);
+    fixture.happen([created(&gone), oom_kill(&gone, None)]);
     let state = running(&there);
     let of = |subject: Option<&Arc<Subject>>, resource, verdict| LastVerdict {
         subject: subject.cloned(),
@@ -263,11 +274,14 @@ fn a_snapshot_stands_in_for_missed_events() {
         of(None, Resource::Cpu, Verdict::InForce),
         of(Some(&gone), Resource::Memory, Verdict::Diverged),
     ];
-    bed.workload.resync(&[state], &last, bed.now);
-    assert_eq!((bed.workload.in_state(State::Running), bed.workload.in_state(State::Created)), (1, 0));
-    assert_eq!(bed.oom_kills().len(), 2, "the counter of the one that is gone stays for a while");
+    fixture.workload.resync(&[state], &last, fixture.now);
+    assert_eq!(
+        (fixture.workload.in_state(State::Running), fixture.workload.in_state(State::Created)),
+        (1, 0)
+    );
+    assert_eq!(fixture.oom_kills().len(), 2, "the counter of the one that is gone stays for a while");
     let verdicts: Vec<_> =
-        bed.scrape().into_keys().filter(|name| name.starts_with("kwitness_limit_verdict")).collect();
+        fixture.scrape().into_keys().filter(|name| name.starts_with("kwitness_limit_verdict")).collect();
     let of_there =
         |labels: &str| format!("kwitness_limit_verdict{{namespace=\"prod\",pod=\"there\",{labels}}}");
     assert_eq!(
@@ -281,15 +295,15 @@ fn a_snapshot_stands_in_for_missed_events() {
 
 #[test]
 fn what_an_earlier_daemon_counted_is_not_counted_again() {
-    let mut bed = Bed::new(ALL);
+    let mut fixture = Fixture::new(ALL);
     let (web, unnamed) = (named(1, "web"), subject(2, None));
-    bed.happen([created(&web), oom_kill(&web, None), created(&unnamed), oom_kill(&unnamed, None)]);
-    bed.workload.begin();
-    assert_eq!(bed.oom_kills()[WEB], 0.0, "it goes on, from 0");
-    assert_eq!(bed.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#], 0.0);
-    assert_eq!(bed.scrape()[r#"kwitness_events_total{type="oomKill"}"#], 0.0);
-    assert_eq!(bed.workload.in_state(State::Created), 2, "what there is stays");
+    fixture.happen([created(&web), oom_kill(&web, None), created(&unnamed), oom_kill(&unnamed, None)]);
+    fixture.workload.begin();
+    assert_eq!(fixture.oom_kills()[WEB], 0.0, "it goes on, from 0");
+    assert_eq!(fixture.scrape()[r#"kwitness_oom_kills_total{scope="unknown"}"#], 0.0);
+    assert_eq!(fixture.scrape()[r#"kwitness_events_total{type="oomKill"}"#], 0.0);
+    assert_eq!(fixture.workload.in_state(State::Created), 2, "what there is stays");
     let late = named(2, "late");
-    bed.happen([updated(&late), oom_kill(&late, None), oom_kill(&web, None)]);
-    assert!(bed.oom_kills().values().all(|kills| *kills == 1.0), "{:?}", bed.oom_kills());
+    fixture.happen([updated(&late), oom_kill(&late, None), oom_kill(&web, None)]);
+    assert!(fixture.oom_kills().values().all(|kills| *kills == 1.0), "{:?}", fixture.oom_kills());
 }
