@@ -98,7 +98,7 @@ pub enum Command {
 
 #[derive(Debug, clap::Args)]
 pub struct Demo {
-    /// Print everything at once
+    /// Print everything without waiting
     #[arg(long)]
     pub no_wait: bool,
     /// Write the recording to this file instead, to try `--file` with it
