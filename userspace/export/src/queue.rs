@@ -8,6 +8,8 @@
 //!
 //! A full queue loses nothing: whoever fills it stops reading, and the daemon's journal keeps what it has room for. What it has not is
 //! a gap in the daemon's own stream. Owns the rule that the position never passes a record without an answer. Pure.
+//!
+//! Numbers of two epochs do not compare, so a message has records of one epoch, and what was refused is remembered for each.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -28,6 +30,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_RECORDS: usize = 512;
 /// The most bytes of a collector's reason that are kept.
 const REASON_BYTES: usize = 256;
+/// Epochs whose refused records are remembered apart; of older ones, how many there were is.
+const REFUSED_EPOCHS: usize = 32;
 
 /// A log record on its way.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,9 +53,9 @@ pub struct Record {
 pub struct Progress {
     /// The collector has answered for everything up to there.
     pub position: Option<Position>,
-    /// What it refused; no gap with that has arrived yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<Refused>,
+    /// What it refused, by epoch; no gap with that has arrived yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
     /// The last event before the first that was read, where no state said what had been exported; no gap with that has arrived yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unaccounted: Option<Position>,
@@ -68,13 +72,15 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Records that the collector refused.
+/// Records of one epoch that the collector refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    /// Of the first batch.
-    pub first: Position,
-    /// Of the last batch.
-    pub last: Position,
+    /// The daemon's epoch.
+    pub epoch: String,
+    /// The first number in the first batch.
+    pub first: u64,
+    /// The last number in the last batch.
+    pub last: u64,
     /// How many.
     pub records: u64,
     /// What the collector said last.
@@ -96,7 +102,8 @@ pub struct Queue {
 /// What a batch without an answer stands for.
 #[derive(Debug)]
 struct InFlight {
-    first: Position,
+    /// The first number that it stands for.
+    first: u64,
     last: Position,
     records: u64,
     bytes: usize,
@@ -174,7 +181,7 @@ impl Queue {
         let position = first.position.clone().unwrap_or_default();
         let begins = first.begins.unwrap_or(position.seq);
         let mut batch = InFlight {
-            first: Position { seq: begins, ..position.clone() },
+            first: begins,
             last: position,
             records: 0,
             bytes: 0,
@@ -185,7 +192,9 @@ impl Queue {
         gaps(&self.progress).into_iter().for_each(|gap| request.add(gap));
         while let Some(record) = self.waiting.front() {
             let is_full = batch.records >= BATCH_RECORDS as u64 || batch.bytes + record.bytes > BATCH_BYTES;
-            if is_full && batch.records > 0 {
+            let is_of_another =
+                record.position.as_ref().is_some_and(|position| position.epoch != batch.last.epoch);
+            if (is_full || is_of_another) && batch.records > 0 {
                 break;
             }
             let Some(record) = self.waiting.pop_front() else { break };
@@ -206,7 +215,7 @@ impl Queue {
         let rejected = rejected.min(batch.records);
         // Which ones were rejected is not known: a gap that was in the batch may be one of them, and is sent again with them.
         if rejected == 0 {
-            self.progress.refused = None;
+            self.progress.refused.clear();
             self.progress.unaccounted = None;
             self.progress.kubernetes_lost -= batch.kubernetes_lost;
         } else {
@@ -240,13 +249,22 @@ impl Queue {
         Some(batch)
     }
 
-    /// One gap stands for all that was refused since one arrived.
+    /// One gap stands for all that was refused of an epoch since one arrived.
     fn lose(&mut self, batch: InFlight, records: u64, reason: &str) {
         let reason = reason[..reason.floor_char_boundary(REASON_BYTES)].to_owned();
-        let earlier = self.progress.refused.take();
-        let (first, before) = earlier.map_or((batch.first, 0), |earlier| (earlier.first, earlier.records));
-        self.progress.refused =
-            Some(Refused { first, last: batch.last, records: before.saturating_add(records), reason });
+        let InFlight { first, last: Position { epoch, seq: last }, .. } = batch;
+        let refused = &mut self.progress.refused;
+        match refused.last_mut().filter(|refused| refused.epoch == epoch) {
+            Some(refused) => {
+                (refused.last, refused.reason) = (last, reason);
+                refused.records = refused.records.saturating_add(records);
+            }
+            None => refused.push(Refused { epoch, first, last, records, reason }),
+        }
+        if refused.len() > REFUSED_EPOCHS {
+            let oldest = refused.remove(0);
+            refused[0].records = refused[0].records.saturating_add(oldest.records);
+        }
     }
 }
 
@@ -392,7 +410,7 @@ mod tests {
         take(&mut queue);
         queue.refused("too old");
         let refused = |first, last, records, reason: &str| {
-            Some(Refused { first: position(first), last: position(last), records, reason: reason.to_owned() })
+            vec![Refused { epoch: "e".to_owned(), first, last, records, reason: reason.to_owned() }]
         };
         let expected = Progress { refused: refused(1, 2, 2, "too old"), ..at(2) };
         assert_eq!(queue.progress(), &expected);
@@ -430,8 +448,39 @@ mod tests {
         queue.push(record(8, "a", 10));
         take(&mut queue);
         queue.refused("no");
-        let refused = queue.progress().refused.as_ref().unwrap();
-        assert_eq!((&refused.first, &refused.last), (&position(4), &position(8)));
+        let refused = &queue.progress().refused[0];
+        assert_eq!((refused.first, refused.last), (4, 8));
+    }
+
+    #[test]
+    fn what_is_refused_of_several_epochs_is_remembered_for_each() {
+        let mut queue = Queue::new(usize::MAX, Progress::default());
+        let of = |epoch: &str, seq| Record {
+            position: Some(Position { epoch: epoch.to_owned(), seq }),
+            ..record(seq, "a", 1)
+        };
+        for (epoch, seq) in [("a", 8), ("a", 9), ("b", 1), ("b", 2), ("c", 1)] {
+            queue.push(of(epoch, seq));
+        }
+        let mut messages = Vec::new();
+        while queue.take(|_| Vec::new()).is_some() {
+            messages.push(queue.in_flight());
+            queue.refused("no");
+        }
+        assert_eq!(messages, [2, 2, 1], "a message has records of one epoch");
+        let refused = queue.progress().refused.iter();
+        let found: Vec<_> = refused.map(|of| (of.epoch.as_str(), of.first, of.last, of.records)).collect();
+        assert_eq!(found, [("a", 8, 9, 2), ("b", 1, 2, 2), ("c", 1, 1, 1)]);
+
+        for epoch in 0..2 * REFUSED_EPOCHS {
+            queue.push(of(&epoch.to_string(), 1));
+            queue.take(|_| Vec::new()).unwrap();
+            queue.refused("no");
+        }
+        let refused = &queue.progress().refused;
+        assert_eq!(refused.len(), REFUSED_EPOCHS);
+        let records: u64 = refused.iter().map(|refused| refused.records).sum();
+        assert_eq!(records, 5 + 2 * REFUSED_EPOCHS as u64, "none is forgotten");
     }
 
     #[test]
@@ -475,7 +524,7 @@ mod tests {
         let mut queue = queue(1..=1);
         take(&mut queue);
         queue.refused(&"é".repeat(REASON_BYTES));
-        assert_eq!(queue.progress().refused.as_ref().unwrap().reason.len(), REASON_BYTES);
+        assert_eq!(queue.progress().refused[0].reason.len(), REASON_BYTES);
     }
 
     #[test]

@@ -93,12 +93,12 @@ mod tests {
         assert_eq!(file.load().unwrap(), Progress::default());
         let position = Position { epoch: "e".to_owned(), seq: u64::MAX };
         let refused =
-            Refused { first: position.clone(), last: position.clone(), records: 3, reason: "no".to_owned() };
+            Refused { epoch: "e".to_owned(), first: 1, last: 2, records: 3, reason: "no".to_owned() };
         let kubernetes = Waiting { first: Some(position.clone()), events: 2, stale: 1 };
         for progress in [
             Progress {
                 position: Some(position.clone()),
-                refused: Some(refused),
+                refused: vec![refused],
                 unaccounted: Some(position.clone()),
                 kubernetes_lost: 7,
                 kubernetes,

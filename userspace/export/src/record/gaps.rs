@@ -10,7 +10,7 @@ use crate::queue::{Progress, Record, Refused};
 impl Mapping {
     /// Those of each kind of loss that the collector does not know of, found at that time in nanoseconds since the Unix epoch.
     pub fn gaps(&self, progress: &Progress, observed: u64) -> Vec<Record> {
-        let refused = progress.refused.iter().flat_map(|refused| self.refused(refused, observed));
+        let refused = progress.refused.iter().map(|refused| self.refused(refused, observed));
         let unaccounted = progress.unaccounted.iter().map(|last| {
             let mut attributes = Attributes::default();
             attributes.text("log.record.uid", &format!("{}/1-{}/state_missing", last.epoch, last.seq));
@@ -36,27 +36,16 @@ impl Mapping {
         refused.chain(unaccounted).chain(lost).collect()
     }
 
-    /// A gap; if the daemon's epoch changed meanwhile, one to the end of the first epoch, with all that was refused, and one from the
-    /// beginning of the last: numbers of two epochs do not compare.
-    fn refused(&self, Refused { first, last, records, reason }: &Refused, observed: u64) -> Vec<Record> {
+    fn refused(&self, Refused { epoch, first, last, records, reason }: &Refused, observed: u64) -> Record {
+        let mut attributes = Attributes::default();
+        attributes.text("log.record.uid", &format!("{epoch}/{first}-{last}/refused"));
+        attributes.text("kwitness.epoch", epoch);
+        attributes.text("kwitness.gap.cause", "collector_refused");
+        attributes.counts("kwitness.gap.lost", [(&"event".to_owned(), records)].into_iter());
+        attributes.number("kwitness.gap.first_seq", *first);
+        attributes.number("kwitness.gap.last_seq", *last);
         let body = format!("the collector refused {records} records: {}", escape(reason));
-        let gap = |epoch: &str, from: u64, to: Option<u64>, lost: Option<&u64>| {
-            let mut attributes = Attributes::default();
-            let end = to.map_or_else(String::new, |to| to.to_string());
-            attributes.text("log.record.uid", &format!("{epoch}/{from}-{end}/refused"));
-            attributes.text("kwitness.epoch", epoch);
-            attributes.text("kwitness.gap.cause", "collector_refused");
-            let kind = "event".to_owned();
-            attributes.counts("kwitness.gap.lost", lost.map(|records| (&kind, records)).into_iter());
-            attributes.number("kwitness.gap.first_seq", from);
-            attributes.known_number("kwitness.gap.last_seq", to);
-            self.gap(attributes, &body, observed)
-        };
-        if first.epoch == last.epoch {
-            vec![gap(&first.epoch, first.seq, Some(last.seq), Some(records))]
-        } else {
-            vec![gap(&first.epoch, first.seq, None, Some(records)), gap(&last.epoch, 1, Some(last.seq), None)]
-        }
+        self.gap(attributes, &body, observed)
     }
 
     fn gap(&self, attributes: Attributes, body: &str, observed: u64) -> Record {

@@ -327,23 +327,35 @@ fn images_are_taken_apart() {
 
 #[test]
 fn what_was_lost_behind_the_daemon_is_a_gap() {
-    let refused =
-        Refused { first: position(3), last: position(9), records: 4, reason: "too \x07 old".to_owned() };
+    let refused = |epoch: &str, first, last| Refused {
+        epoch: epoch.to_owned(),
+        first,
+        last,
+        records: 4,
+        reason: "too \x07 old".to_owned(),
+    };
     let progress = Progress {
         position: Some(position(9)),
-        refused: Some(refused),
+        refused: vec![refused("e", 3, 9), refused("f", 1, 5)],
         unaccounted: Some(position(2)),
         kubernetes_lost: 5,
         ..Progress::default()
     };
     let records = mapping().gaps(&progress, 9);
-    let expected: [&[(&str, &str)]; 3] = [
+    let expected: [&[(&str, &str)]; 4] = [
         &[
+            ("kwitness.epoch", "e"),
             ("kwitness.gap.cause", "collector_refused"),
             ("kwitness.gap.first_seq", "3"),
             ("kwitness.gap.last_seq", "9"),
             ("kwitness.gap.lost", "{\"event\": \"4\"}"),
             ("log.record.uid", "e/3-9/refused"),
+        ],
+        &[
+            ("kwitness.epoch", "f"),
+            ("kwitness.gap.first_seq", "1"),
+            ("kwitness.gap.last_seq", "5"),
+            ("log.record.uid", "f/1-5/refused"),
         ],
         &[
             ("kwitness.gap.cause", "state_missing"),
@@ -368,35 +380,4 @@ fn what_was_lost_behind_the_daemon_is_a_gap() {
     let body = text(records[0].log.body.as_ref().unwrap());
     assert_eq!(body, "the collector refused 4 records: too \\x07 old");
     assert_eq!(mapping().gaps(&Progress::default(), 9), []);
-}
-
-#[test]
-fn what_was_refused_of_two_epochs_is_a_gap_in_each() {
-    let last = proto::Position { epoch: "f".to_owned(), seq: 2 };
-    let refused = Refused { first: position(3), last, records: 4, reason: String::new() };
-    let progress = Progress { refused: Some(refused), ..Progress::default() };
-    let gaps: Vec<_> =
-        mapping().gaps(&progress, 9).into_iter().map(|record| of(&record.log.attributes)).collect();
-    let expected: [[(&str, Option<&str>); 5]; 2] = [
-        [
-            ("log.record.uid", Some("e/3-/refused")),
-            ("kwitness.epoch", Some("e")),
-            ("kwitness.gap.lost", Some("{\"event\": \"4\"}")),
-            ("kwitness.gap.first_seq", Some("3")),
-            ("kwitness.gap.last_seq", None),
-        ],
-        [
-            ("log.record.uid", Some("f/1-2/refused")),
-            ("kwitness.epoch", Some("f")),
-            ("kwitness.gap.lost", None),
-            ("kwitness.gap.first_seq", Some("1")),
-            ("kwitness.gap.last_seq", Some("2")),
-        ],
-    ];
-    assert_eq!(gaps.len(), expected.len());
-    for (found, expected) in gaps.iter().zip(expected) {
-        for (key, value) in expected {
-            assert_eq!(found.get(key).map(String::as_str), value, "{key}");
-        }
-    }
 }
