@@ -7,9 +7,11 @@
 //! ```
 //!
 //! A full queue is not read into. The daemon then keeps the events in its journal for as long as that has room, and sends a gap in place
-//! of those that it had to give up.
+//! of those that it had to give up. Nor does a disk hold anything up: the state file is written on a thread for files, the newest
+//! position after each other one.
 
 use std::borrow::Cow;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +20,8 @@ use anyhow::{Context as _, bail};
 use kwitness_api::client::{Address, Error, Item, Watch};
 use kwitness_api::proto::{self, Event};
 use kwitness_api::{Client, EventKind, Timestamp};
-use tokio::time::Instant;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout};
 
 use crate::collector::{Collector, Delivered};
 use crate::counters::Shared;
@@ -33,6 +36,8 @@ use crate::state::StateFile;
 const TICK: Duration = Duration::from_secs(1);
 /// How long the end of the program waits for the collector's answer.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// And then for the state file.
+const SAVE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Connects to the daemon, and waits for it as long as it is away.
 ///
@@ -91,8 +96,9 @@ pub struct Exporter {
     /// As long as what comes has come before.
     replay: Option<Replay>,
     is_connected: bool,
-    /// There is more to save than is saved.
+    /// There is more to save than is saved, or is being saved.
     is_unsaved: bool,
+    saving: Option<JoinHandle<io::Result<()>>>,
     delivery: Option<Pin<Box<dyn Future<Output = Delivered> + Send>>>,
     next_tick: Instant,
     shared: Arc<Shared>,
@@ -118,6 +124,7 @@ impl Exporter {
             replay,
             is_connected: true,
             is_unsaved: false,
+            saving: None,
             delivery: None,
             next_tick: Instant::now(),
             shared,
@@ -133,7 +140,8 @@ impl Exporter {
         loop {
             self.dispatch();
             tokio::select! {
-                delivered = answer(&mut self.delivery) => self.answered(delivered),
+                delivered = done(&mut self.delivery) => self.answered(delivered),
+                saved = done(&mut self.saving) => self.saved(saved),
                 item = watch.next(), if self.queue.has_room() => match item {
                     Ok(Some(item)) => self.take(item),
                     Ok(None) => bail!("the daemon has ended the stream of events"),
@@ -146,12 +154,14 @@ impl Exporter {
 
     /// Waits a moment for the answer that is still to come, so that the next exporter does not send the same again.
     pub async fn finish(mut self) {
-        if let Some(delivery) = &mut self.delivery
-            && let Ok(delivered) = tokio::time::timeout(STOP_LIMIT, delivery).await
-        {
-            self.answered(delivered);
+        if self.delivery.is_some() {
+            // Without an answer in time, the next exporter sends it again.
+            let _ = timeout(STOP_LIMIT, self.next_answer()).await;
         }
         self.save();
+        if timeout(SAVE_LIMIT, self.settle_state()).await.is_err() {
+            tracing::warn!("the state file is not written in time: the next exporter sends records again");
+        }
     }
 
     /// Sends the next message, unless one is on its way.
@@ -165,21 +175,28 @@ impl Exporter {
         self.measure();
     }
 
-    /// Sends what waits, until there is an answer for all of it.
+    /// Sends what waits, until there is an answer for all of it, and that is saved.
     pub(crate) async fn drain(&mut self) {
         self.dispatch();
         while self.delivery.is_some() {
-            let delivered = answer(&mut self.delivery).await;
-            self.answered(delivered);
+            self.next_answer().await;
             self.dispatch();
         }
+        self.settle_state().await;
     }
 
     /// Waits for the answer to the message that is on its way.
-    #[cfg(test)]
-    pub(crate) async fn settle(&mut self) {
-        let delivered = answer(&mut self.delivery).await;
+    pub(crate) async fn next_answer(&mut self) {
+        let delivered = done(&mut self.delivery).await;
         self.answered(delivered);
+    }
+
+    /// Waits until everything is saved.
+    pub(crate) async fn settle_state(&mut self) {
+        while self.saving.is_some() {
+            let saved = done(&mut self.saving).await;
+            self.saved(saved);
+        }
     }
 
     pub(crate) fn take(&mut self, item: Item) {
@@ -290,14 +307,26 @@ impl Exporter {
         self.save();
     }
 
+    /// Saves the progress, or has that done once what is being saved is.
     fn save(&mut self) {
         self.account();
-        self.is_unsaved = false;
-        if let Err(error) = self.state.save(self.queue.progress()) {
+        self.is_unsaved = self.saving.is_some();
+        if !self.is_unsaved {
+            let (state, progress) = (self.state.clone(), self.queue.progress().clone());
+            self.saving = Some(tokio::task::spawn_blocking(move || state.save(&progress)));
+        }
+    }
+
+    fn saved(&mut self, saved: Result<io::Result<()>, JoinError>) {
+        self.saving = None;
+        if let Err(error) = saved.map_err(io::Error::other).flatten() {
             if self.shared.counters.state_failed.get() == 0 {
                 tracing::error!(%error, "cannot write the state file: a restarted exporter will send records again");
             }
             self.shared.counters.state_failed.count();
+        }
+        if self.is_unsaved {
+            self.save();
         }
     }
 
@@ -309,10 +338,10 @@ impl Exporter {
     }
 }
 
-/// The answer to what is on its way; never, if nothing is.
-async fn answer(delivery: &mut Option<Pin<Box<dyn Future<Output = Delivered> + Send>>>) -> Delivered {
-    match delivery {
-        Some(delivery) => delivery.await,
+/// What is waited for; never, if that is nothing.
+async fn done<F: Future + Unpin>(waited_for: &mut Option<F>) -> F::Output {
+    match waited_for {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }

@@ -5,7 +5,8 @@
 //! earlier one, of which the daemon then reports the loss.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::queue::Progress;
@@ -55,15 +56,26 @@ impl StateFile {
     /// The file cannot be read, or is another one's.
     pub fn load(&self) -> Result<Progress, LoadError> {
         let foreign = |reason| LoadError::Foreign { path: self.path.clone(), reason };
-        let text = match fs::metadata(&self.path).and_then(|metadata| {
-            if metadata.len() > BYTES_MAX { Ok(None) } else { fs::read(&self.path).map(Some) }
-        }) {
-            Ok(Some(text)) => text,
-            Ok(None) => return Err(foreign(format!("it is larger than {BYTES_MAX} bytes"))),
+        let text = match self.read() {
+            Ok(text) if text.len() as u64 > BYTES_MAX => {
+                return Err(foreign(format!("it is larger than {BYTES_MAX} bytes")));
+            }
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Progress::default()),
             Err(error) => return Err(LoadError::Unreadable { path: self.path.clone(), error }),
         };
         serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))
+    }
+
+    /// A little more than a state file of ours has, at most. Never waits for a writer, as of a FIFO.
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut text = Vec::new();
+        file.take(BYTES_MAX + 1).read_to_end(&mut text)?;
+        Ok(text)
     }
 
     /// Replaces what is there.
@@ -71,7 +83,12 @@ impl StateFile {
     /// # Errors
     /// Why it cannot be written; what was there stays.
     pub fn save(&self, progress: &Progress) -> io::Result<()> {
-        let mut file = File::create(&self.new)?;
+        // One that an exporter has left in the middle of this; what others have put there is not written to.
+        match fs::remove_file(&self.new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::create_new(&self.new)?;
         file.write_all(&serde_json::to_vec(progress)?)?;
         file.sync_data()?;
         fs::rename(&self.new, &self.path)
@@ -123,6 +140,21 @@ mod tests {
         fs::create_dir(directory.path().join("state.json.new")).unwrap();
         file.save(&Progress::default()).unwrap_err();
         assert_eq!(file.load().unwrap(), progress);
+    }
+
+    #[test]
+    fn what_others_have_put_there_is_neither_waited_for_nor_written_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, victim) = (directory.path().join("state.json"), directory.path().join("victim"));
+        let file = StateFile::new(&path);
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, directory.path().join("state.json.new")).unwrap();
+        file.save(&Progress::default()).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = file.load().unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
     }
 
     #[test]

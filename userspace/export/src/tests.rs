@@ -166,10 +166,12 @@ async fn a_message_without_success_is_sent_again_and_the_rest_waits() {
     exporter.dispatch();
     exporter.take(events(4..=5));
     assert_eq!(bench.progress(), Progress::default(), "nothing is answered yet");
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.progress().position, position(3));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
     let first = vec![1, 2, 3];
     assert_eq!(bench.received(), [first.clone(), first.clone(), first, vec![4, 5]]);
@@ -187,17 +189,20 @@ async fn what_is_refused_is_exported_as_a_gap_by_the_next_exporter() {
     let mut exporter = bench.exporter(true);
     exporter.take(events(1..=2));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.progress().position, position(2));
     drop(exporter);
 
     let mut exporter = bench.exporter(true);
     exporter.take(events(3..=4));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     exporter.take(events(5..=5));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.received(), [vec![1, 2], vec![0, 3, 4], vec![0, 5]]);
     assert_eq!(bench.progress(), Progress { position: position(5), ..Progress::default() });
     let counters = &bench.shared.counters;
@@ -223,6 +228,7 @@ async fn without_a_collector_the_position_moves_by_itself() {
     exporter.take(events(1..=9));
     exporter.dispatch();
     exporter.tick();
+    exporter.settle_state().await;
     assert_eq!((bench.progress().position, bench.received()), (position(9), Vec::new()));
 }
 
@@ -233,8 +239,35 @@ async fn a_state_file_that_cannot_be_written_does_not_stop_the_export() {
     let mut exporter = bench.exporter(true);
     exporter.take(events(1..=2));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!((bench.received(), bench.shared.counters.state_failed.get()), (vec![vec![1, 2]], 1));
+}
+
+/// The one thread for files is busy with something that does not end, as with a disk that hangs.
+#[test]
+fn a_disk_that_hangs_holds_up_no_record_and_no_end() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (ends, hung) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let bench = Bench::start([]).await;
+        let disk = tokio::task::spawn_blocking(move || hung.recv().is_ok());
+        let mut exporter = bench.exporter(true);
+        for seqs in [1..=2, 3..=4, 5..=6] {
+            exporter.take(events(seqs));
+            exporter.dispatch();
+            exporter.next_answer().await;
+        }
+        assert_eq!(bench.received(), [[1, 2], [3, 4], [5, 6]]);
+        assert_eq!(bench.progress(), Progress::default(), "nothing is saved yet");
+        bench.exporter(true).finish().await;
+
+        drop(ends);
+        assert!(!disk.await.unwrap());
+        exporter.settle_state().await;
+        assert_eq!(bench.progress().position, position(6), "the newest");
+    });
 }
 
 #[tokio::test]
@@ -244,7 +277,8 @@ async fn an_error_of_a_proxy_costs_no_record() {
     let mut exporter = bench.exporter(true);
     exporter.take(events(1..=3));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.progress(), Progress { position: position(3), ..Progress::default() });
     assert_eq!(
         bench.received(),
@@ -262,7 +296,8 @@ async fn a_missing_state_file_is_a_gap() {
     let mut exporter = bench.exporter(true);
     exporter.take(events(7..=8));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.received(), [vec![0, 7, 8]]);
     assert_eq!(bench.progress(), Progress { position: position(8), ..Progress::default() });
 }
@@ -289,7 +324,8 @@ async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
     exporter.take(diverged(3));
     exporter.take(events(4..=6));
     exporter.dispatch();
-    exporter.settle().await;
+    exporter.next_answer().await;
+    exporter.settle_state().await;
     assert_eq!(bench.received(), [vec![1, 2, 3, 4, 5], vec![6]], "the collector has the others");
     assert_eq!(bench.progress().kubernetes.first, position(3), "it waits anew");
     // An OOM kill waits for the API server alone.
