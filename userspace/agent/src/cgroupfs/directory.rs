@@ -6,11 +6,12 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
 use kwitness_core::model::CgroupId;
+use nix::NixPath;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
@@ -40,7 +41,7 @@ impl Directory {
     /// # Errors
     /// The kernel's.
     pub fn open(path: &Path) -> io::Result<Self> {
-        match openat(AT_FDCWD, path, DIRECTORY, Mode::empty()) {
+        match open_in(AT_FDCWD, path) {
             Ok(descriptor) => Ok(Self(descriptor)),
             Err(Errno::ENAMETOOLONG) => Self::open_by_names(path),
             Err(error) => Err(error.into()),
@@ -49,10 +50,10 @@ impl Directory {
 
     fn open_by_names(path: &Path) -> io::Result<Self> {
         let start = if path.is_absolute() { c"/" } else { c"." };
-        let mut directory = Self(openat(AT_FDCWD, start, DIRECTORY, Mode::empty())?);
+        let mut directory = Self(open_in(AT_FDCWD, start)?);
         for component in path.components() {
             if let Component::Normal(name) = component {
-                directory = Self(openat(&directory.0, name, DIRECTORY, Mode::empty())?);
+                directory = Self(open_in(&directory.0, name)?);
             }
         }
         Ok(directory)
@@ -63,7 +64,7 @@ impl Directory {
     /// # Errors
     /// The kernel's.
     pub fn child(&self, name: &CStr) -> io::Result<Self> {
-        Ok(Self(openat(&self.0, name, DIRECTORY, Mode::empty())?))
+        Ok(Self(open_in(&self.0, name)?))
     }
 
     /// The id of its cgroup.
@@ -110,7 +111,7 @@ impl Directory {
     }
 
     fn list(&self) -> io::Result<Dir> {
-        Ok(Dir::from_fd(openat(&self.0, c".", DIRECTORY, Mode::empty())?)?)
+        Ok(Dir::from_fd(open_in(&self.0, c".")?)?)
     }
 
     /// Opens a file in it.
@@ -142,6 +143,12 @@ impl Directory {
     }
 }
 
+fn open_in<P: ?Sized + NixPath>(directory: impl AsFd, path: &P) -> nix::Result<OwnedFd> {
+    #[cfg(test)]
+    testing::count();
+    openat(directory, path, DIRECTORY, Mode::empty())
+}
+
 /// A name as text; what is no UTF-8 in it is replaced.
 pub(super) fn text_of(name: &CStr) -> String {
     String::from_utf8_lossy(name.to_bytes()).into_owned()
@@ -154,9 +161,22 @@ pub(super) fn part_of_path(name: &CStr) -> &OsStr {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use std::cell::Cell;
+
     use nix::unistd::{UnlinkatFlags, unlinkat};
 
     use super::*;
+
+    thread_local!(static OPENED: Cell<u64> = const { Cell::new(0) });
+
+    pub(super) fn count() {
+        OPENED.set(OPENED.get() + 1);
+    }
+
+    /// How many directories this thread has opened.
+    pub(crate) fn opened() -> u64 {
+        OPENED.get()
+    }
 
     /// A nest of so many directories with that name, each with the file that every cgroup has; removed when dropped. No path need
     /// reach into it.

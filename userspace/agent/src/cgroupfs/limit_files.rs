@@ -82,7 +82,8 @@ fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnsw
 /// Reads limit files on a thread of its own, so that the engine does not wait for a file.
 ///
 /// Nothing bounds the queue here but whoever asks: the core asks for each file, and for each cgroup as a whole, only once
-/// until it is answered.
+/// until it is answered. What has to be looked for comes last: it lies in a container, which decides how long that takes, and no
+/// other container's limits wait for it longer than for one walk.
 #[derive(Debug)]
 pub struct LimitReader {
     queue: Arc<Queue>,
@@ -100,12 +101,27 @@ struct Open {
     files: VecDeque<(ReadLimits, Instant)>,
     /// Whole cgroups.
     whole: VecDeque<(ReadLimits, Instant)>,
+    /// One file or a whole cgroup, which lies where its path does not say.
+    sought: VecDeque<(ReadLimits, Instant)>,
     ended: bool,
 }
 
 impl Open {
-    fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.whole.is_empty()
+    fn queue(&mut self, request: &ReadLimits) -> &mut VecDeque<(ReadLimits, Instant)> {
+        match request.limit_file {
+            _ if request.inner || request.path.is_none() => &mut self.sought,
+            Some(_) => &mut self.files,
+            None => &mut self.whole,
+        }
+    }
+
+    fn next(&mut self) -> Option<(ReadLimits, Instant)> {
+        let next = self.files.pop_front().or_else(|| self.whole.pop_front());
+        next.or_else(|| self.sought.pop_front())
+    }
+
+    fn len(&self) -> usize {
+        self.files.len() + self.whole.len() + self.sought.len()
     }
 }
 
@@ -127,7 +143,7 @@ impl LimitReader {
                 if answers.blocking_send(Observation::LimitsRead(answer)).is_err() {
                     return;
                 }
-                if of_thread.lock().is_empty() {
+                if of_thread.lock().len() == 0 {
                     of_files.forget();
                     of_whole.forget();
                 }
@@ -138,19 +154,13 @@ impl LimitReader {
 
     /// Asks for a reading that begins after this call. Returns at once.
     pub fn ask(&self, request: ReadLimits) {
-        let mut open = self.queue.lock();
-        match request.limit_file {
-            Some(_) => open.files.push_back((request, Instant::now())),
-            None => open.whole.push_back((request, Instant::now())),
-        }
-        drop(open);
+        self.queue.lock().queue(&request).push_back((request, Instant::now()));
         self.queue.changed.notify_one();
     }
 
     /// How many readings are still to be made.
     pub fn open(&self) -> usize {
-        let open = self.queue.lock();
-        open.files.len() + open.whole.len()
+        self.queue.lock().len()
     }
 }
 
@@ -168,12 +178,12 @@ impl Queue {
 
     /// Waits for the next request; none: there will be none.
     fn next(&self) -> Option<(ReadLimits, Instant)> {
-        let idle = |open: &mut Open| !open.ended && open.is_empty();
+        let idle = |open: &mut Open| !open.ended && open.len() == 0;
         let mut open = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         if open.ended {
             return None;
         }
-        open.files.pop_front().or_else(|| open.whole.pop_front())
+        open.next()
     }
 }
 
@@ -186,6 +196,31 @@ mod tests {
 
     use super::*;
     use crate::cgroupfs::directory::testing::Nest;
+
+    #[test]
+    fn what_has_to_be_looked_for_keeps_no_other_waiting() {
+        let mut open = Open::default();
+        let request = |id: u64, inner: bool, limit_file: Option<LimitFile>| ReadLimits {
+            cgroup: CgroupId(id),
+            path: Some("/kubepods/c".into()),
+            inner,
+            limit_file,
+        };
+        for (id, inner, file) in [
+            (1, true, Some(LimitFile::MemoryMax)),
+            (2, true, None),
+            (3, false, None),
+            (4, false, Some(LimitFile::MemoryMax)),
+        ] {
+            let request = request(id, inner, file);
+            open.queue(&request).push_back((request, Instant::now()));
+        }
+        let unknown = ReadLimits { path: None, ..request(5, false, Some(LimitFile::CpuMax)) };
+        open.queue(&unknown).push_back((unknown, Instant::now()));
+        assert_eq!(open.len(), 5);
+        let order: Vec<_> = std::iter::from_fn(|| open.next()).map(|(request, _)| request.cgroup.0).collect();
+        assert_eq!(order, [4, 3, 1, 2, 5]);
+    }
 
     fn tree() -> (tempfile::TempDir, CgroupFs, CgroupId) {
         let root = tempfile::tempdir().unwrap();

@@ -3,10 +3,14 @@
 //! A search remembers what its last walk met: the ten thousand cgroups that a container may have are found in one walk, where a
 //! walk for each would take time by the square of their number. What is remembered is a hint only; what is opened is checked. No
 //! cgroup of the v2 hierarchy moves, so one that a walk since the request did not meet is gone.
+//!
+//! How many there are, and how deep, the container decides. So a walk goes down by name and up by `..`: it takes time by the number
+//! of the cgroups, however deep they lie.
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -34,6 +38,20 @@ struct Walked {
     /// Each with its parent's place in here: whole paths would take too much memory. The first stands for the start.
     met: Vec<(usize, CString)>,
     places: HashMap<CgroupId, usize>,
+}
+
+/// A directory whose children are being met.
+struct Level {
+    place: usize,
+    id: CgroupId,
+    /// The places of those that are still to be entered.
+    children: Range<usize>,
+}
+
+/// An open directory, and which level's it is.
+struct Here {
+    directory: Directory,
+    depth: usize,
 }
 
 impl Search {
@@ -87,24 +105,67 @@ impl Search {
             met: vec![(0, CString::default())],
             places: HashMap::new(),
         };
-        let mut next = 0;
-        while next < walked.met.len() {
-            let directory = self.open(&walked.path(next)).ok();
-            let entries = directory.and_then(|directory| directory.entries().ok()).unwrap_or_default();
-            for entry in entries.into_iter().filter(|entry| entry.is_directory) {
-                if walked.met.len() == MOST {
-                    return walked;
-                }
-                walked.places.insert(entry.id, walked.met.len());
-                walked.met.push((next, entry.name));
+        let Ok(top) = self.open(start) else { return walked };
+        let mut levels: Vec<Level> = walked.meet(0, &top).into_iter().collect();
+        let mut here = Here { directory: top, depth: 0 };
+        while let Some(level) = levels.last_mut()
+            && walked.met.len() < MOST
+        {
+            let Some(place) = level.children.next() else {
+                levels.pop();
+                continue;
+            };
+            let depth = levels.len() - 1;
+            if self.return_to(&mut here, &levels, &walked).is_err() {
+                // It has been removed, with all that is in it.
+                levels.truncate(depth);
+                continue;
             }
-            next += 1;
+            // What went away meanwhile is not there.
+            let Ok(directory) = here.directory.child(&walked.met[place].1) else { continue };
+            if let Some(level) = walked.meet(place, &directory) {
+                levels.push(level);
+                here = Here { directory, depth: depth + 1 };
+            }
         }
         walked
+    }
+
+    /// Opens the directory of the innermost level again, if it is not the one that is open.
+    fn return_to(&self, here: &mut Here, levels: &[Level], walked: &Walked) -> io::Result<()> {
+        let depth = levels.len() - 1;
+        while here.depth > depth {
+            here.directory = here.directory.child(c"..")?;
+            here.depth -= 1;
+        }
+        if here.depth == depth && here.directory.id()? == levels[depth].id {
+            return Ok(());
+        }
+        let mut directory = self.open(&walked.start)?;
+        for level in &levels[1..] {
+            directory = directory.child(&walked.met[level.place].1)?;
+        }
+        if directory.id()? != levels[depth].id {
+            return Err(nix::errno::Errno::ENODEV.into());
+        }
+        *here = Here { directory, depth };
+        Ok(())
     }
 }
 
 impl Walked {
+    /// Meets what is in the directory at that place; none: it cannot be read, or there is nothing.
+    fn meet(&mut self, place: usize, directory: &Directory) -> Option<Level> {
+        let (id, entries) = (directory.id().ok()?, directory.entries().ok()?);
+        let first = self.met.len();
+        for entry in entries.into_iter().filter(|entry| entry.is_directory).take(MOST.saturating_sub(first)) {
+            self.places.insert(entry.id, self.met.len());
+            self.met.push((place, entry.name));
+        }
+        let children = first..self.met.len();
+        (!children.is_empty()).then_some(Level { place, id, children })
+    }
+
     fn path(&self, mut place: usize) -> PathBuf {
         let mut names = Vec::new();
         while place > 0 {
@@ -122,6 +183,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+    use crate::cgroupfs::directory::testing::{Nest, opened};
 
     /// A container's directory with cgroups of these names in it, and a search.
     fn container(names: &[&str]) -> (tempfile::TempDir, PathBuf, Search) {
@@ -164,6 +226,24 @@ mod tests {
         assert!(walks[0].is_some() && walks.iter().all(|walk| *walk == walks[0]), "{walks:?}");
         search.forget();
         assert!(found(&mut search, id(&container.join(names[2])), asked).is_some());
+    }
+
+    #[test]
+    fn a_nest_is_walked_in_time_by_its_depth_and_what_lies_beside_it_is_found() {
+        const DEPTH: u64 = 200;
+        let (_root, container, mut search) = container(&["a/beside/in", "z"]);
+        let top = container.join("a");
+        let nest = Nest::make(&top, &"x".repeat(250), DEPTH as usize);
+        let innermost = nest.innermost().id().unwrap();
+        let asked = Instant::now();
+        let before = opened();
+        for (name, depth) in [("z", 1), ("a/beside/in", 3)] {
+            let path = found(&mut search, id(&container.join(name)), asked).unwrap();
+            assert_eq!(path.matches('/').count(), 3 + depth, "{path}");
+        }
+        assert!(found(&mut search, innermost, asked).is_some());
+        // Down, the list of what is there, and up; then the innermost itself, by its names.
+        assert!(opened() - before < 6 * DEPTH, "{} directories opened", opened() - before);
     }
 
     #[test]

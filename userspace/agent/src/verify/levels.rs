@@ -14,6 +14,9 @@ use crate::cgroupfs::{CgroupFs, Directory};
 /// What systemd makes inside a container's cgroup when it runs there.
 const UNITS: [&str; 3] = [".slice", ".scope", ".service"];
 
+/// Of more cgroups in a container's, none is the runtime's: it makes one, and a workload any number.
+const LOOKED_AT: usize = 64;
+
 /// What was read for one limit.
 #[derive(Debug)]
 pub(super) struct Levels {
@@ -85,7 +88,11 @@ pub(crate) fn inner(container: &Directory) -> Option<CString> {
     let is_unit = |name: &CString| UNITS.iter().any(|suffix| name.to_bytes().ends_with(suffix.as_bytes()));
     let below = container.entries().ok()?.into_iter().filter(|entry| entry.is_directory);
     let has_members = |name: &CString| container.child(name).is_ok_and(|directory| !is_empty(&directory));
-    let mut names = below.map(|entry| entry.name).filter(|name| !is_unit(name) && has_members(name));
+    let names: Vec<_> = below.map(|entry| entry.name).filter(|name| !is_unit(name)).collect();
+    if names.len() > LOOKED_AT {
+        return None;
+    }
+    let mut names = names.into_iter().filter(has_members);
     match (names.next(), names.next()) {
         (Some(only), None) => Some(only),
         _ => None,
@@ -198,6 +205,11 @@ mod tests {
         make("another", "8\n");
         assert_eq!(inner(), None, "the workload's own");
         fs::remove_dir_all(container.join("another")).unwrap();
+        let mut groups = (0..LOOKED_AT).map(|number| format!("group{number}"));
+        groups.clone().for_each(|group| make(&group, ""));
+        assert_eq!(inner(), None, "one of very many is the workload's");
+        groups.try_for_each(|group| fs::remove_dir_all(container.join(group))).unwrap();
+        assert_eq!(inner().as_deref(), Some("container"));
         make("", "6\n");
         assert_eq!(inner(), None, "the processes are here");
     }
