@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Started by the guard before anything is armed; finds lease and records where they are pinned. It writes neither while the
-//! guard lives. It knows no policy, no container and no daemon. A signal that ends services is the guard's to act on: the
+//! guard lives. It knows no policy, no container and no daemon. A signal to a service is the guard's to act on: the
 //! watchdog ends after it. It is in a process group of its own, so that a key of a terminal (^C, ^Z, ^\) reaches the guard
 //! alone.
 
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use kwitness_abi::{Hold, Lease};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::orphans;
 use crate::process::{self, State};
@@ -65,10 +65,7 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
     // A capability of the guard may not have been inherited.
     process::check()?;
     let mut records = Records::pinned(directory)?.context("no guard has pinned its records there")?;
-    let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&ignored)).context("cannot handle signals")?;
-    }
+    leave_signals_to_the_guard()?;
     let stdin = stdin();
     let mut continued = HashSet::new();
     let mut wait = IDLE;
@@ -99,6 +96,15 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
         }
     }
     outlive(&mut records);
+    Ok(())
+}
+
+/// What a signal to all processes of this name asks for, the guard does: stop, or log its counters.
+fn leave_signals_to_the_guard() -> anyhow::Result<()> {
+    let ignored = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1] {
+        signal_hook::flag::register(signal, Arc::clone(&ignored)).context("cannot handle signals")?;
+    }
     Ok(())
 }
 
@@ -139,7 +145,42 @@ fn must_end(now: u64, lease_until: u64, hold: &Hold) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
+
+    const CHILD: &str = "KWITNESS_TEST_WATCHDOG";
+
+    /// In a process of its own: this test starts itself again.
+    #[test]
+    fn no_signal_that_is_the_guards_to_act_on_ends_the_watchdog() {
+        if std::env::var_os(CHILD).is_some() {
+            leave_signals_to_the_guard().unwrap();
+            println!("\nready");
+            while !has_ended(&stdin(), IDLE).unwrap() {}
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("watchdog::tests::no_signal_that_is_the_guards_to_act_on_ends_the_watchdog")
+            .env(CHILD, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line == "ready"));
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+            kill(pid, signal).unwrap();
+        }
+        drop(child.stdin.take());
+        lines.for_each(drop);
+        assert!(child.wait().unwrap().success(), "it ends with the guard");
+    }
 
     #[test]
     fn a_hold_ends_with_the_lease_or_its_own_deadline() {
