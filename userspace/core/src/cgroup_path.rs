@@ -8,18 +8,18 @@
 //! | all pods | `[ROOT-]kubepods.slice` | `kubepods` |
 //! | a class | `[ROOT-]kubepods-burstable.slice` | `kubepods/burstable` |
 //! | a pod | `[ROOT-]kubepods[-CLASS]-podUID.slice`, `-` in UID as `_` | `kubepods[/CLASS]/podUID` |
-//! | containerd | `cri-containerd-ID.scope` | `ID` |
+//! | containerd | `cri-containerd-ID.scope`, nerdctl's `nerdctl-ID.scope` | `ID` |
 //! | CRI-O | `crio-ID.scope`, a sandbox without process `crio-ID` | `crio-ID` |
 //! | cri-dockerd, Docker | `docker-ID.scope` | `ID` |
 //! | podman | `libpod-ID.scope`, split mode `libpod-payload-ID` | `libpod-ID` |
-//! | Kata, the virtual machine of a sandbox | `cri-containerd-ID.scope` | `kata_ID` |
+//! | Kata, the virtual machine of a sandbox | `cri-containerd-ID.scope` | `kata_ID`, `kata_SLICE:cri-containerd:ID` |
 //! | kubelet and runtime disagree on the driver | `SLICE:cri-containerd:ID`, a literal directory name | |
 //!
 //! An ID has 64 hexadecimal digits. `crio-conmon-ID.scope` and its like hold the runtimes' monitors: no containers; nor is
 //! what lies in `kata_overhead`, the hosts' side of Kata's machines.
 //!
-//! A name that spells a pod's slice counts wherever it lies. With cgroupfs, what lies between `kubepods` and a pod may be
-//! anything (batch systems keep pods of theirs in groups of their own); there, a pod's UID must have the form of one.
+//! A name that spells a pod's slice counts wherever it lies. What lies between `kubepods` and a pod may be anything, with both
+//! drivers (batch systems keep pods of theirs in groups of their own); there, a pod's UID must have the form of one.
 //!
 //! **Which container, when several lie around a cgroup?** The first one of a pod, from the root on: what is made in
 //! it (by crun, systemd, Docker, a whole kind cluster in a CI pod) is its own. If there is none, the first one
@@ -29,6 +29,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
+
+/// What Kata puts before the name of the cgroup that it was told to make, for a sandbox's virtual machine.
+const MACHINE: &str = "kata_";
 
 /// What a cgroup is to Kubernetes and the container runtimes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +106,7 @@ pub fn classify(path: &str) -> Placement {
 
 /// Whether the cgroup of that path is named as the virtual machine of a sandbox, which holds no container of the runtime's by itself.
 pub fn is_machine(path: &str) -> bool {
-    path.rsplit('/').next().is_some_and(|name| name.starts_with("kata_"))
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(MACHINE))
 }
 
 /// A path for a report: of a long one, the beginning and the end.
@@ -149,7 +152,8 @@ fn of_pods(name: &str, parent: &Placement, pods_here: Option<QosClass>) -> Optio
     }
 }
 
-/// systemd spells a slice's ancestors out in its name: `a-b-c.slice` lies in `a-b.slice` lies in `a.slice`.
+/// systemd spells a slice's ancestors out in its name: `a-b-c.slice` lies in `a-b.slice` lies in `a.slice`. Between `kubepods` and
+/// the pod there may be others than the class.
 fn slice_of_pods(slice: &str) -> Option<Placement> {
     let mut levels = slice.split('-');
     levels.find(|level| *level == "kubepods")?;
@@ -163,12 +167,21 @@ fn slice_of_pods(slice: &str) -> Option<Placement> {
     match below {
         [] => Some(Placement::Qos(qos)),
         [level] => pod(&level.replace('_', "-"), qos),
-        // A UID with dashes, in a name that systemd has not read; or a slice below the pod's.
-        _ => {
-            let name = below.join("-");
-            pod(&name, qos).filter(|_| name.strip_prefix("pod").is_some_and(is_uid))
-        }
+        _ => pod_below(&levels),
     }
+}
+
+/// The pod whose slice's name ends with these levels, the last of which spell a UID: with dashes in a name that systemd has not read.
+fn pod_below(levels: &[&str]) -> Option<Placement> {
+    let at = levels.iter().rposition(|level| level.starts_with("pod"))?;
+    let name = levels[at..].join("-").replace('_', "-");
+    let between = &levels[..at];
+    let qos = match () {
+        () if between.contains(&"besteffort") => QosClass::BestEffort,
+        () if between.contains(&"burstable") => QosClass::Burstable,
+        () => QosClass::Guaranteed,
+    };
+    pod(&name, qos).filter(|_| name.strip_prefix("pod").is_some_and(is_uid))
 }
 
 /// The form of a pod's UID: a UUID, or a static pod's hash.
@@ -193,6 +206,7 @@ fn pod(name: &str, qos: QosClass) -> Option<Placement> {
 fn container(name: &str, parent: &str) -> Option<ContainerPath> {
     if let Some((slice, unit)) = name.split_once(':') {
         let (prefix, id) = unit.split_once(':')?;
+        let slice = slice.strip_prefix(MACHINE).unwrap_or(slice);
         let pod = match slice.strip_suffix(".slice").and_then(slice_of_pods) {
             Some(Placement::Pod(pod)) => Some(pod),
             _ => None,
@@ -204,7 +218,7 @@ fn container(name: &str, parent: &str) -> Option<ContainerPath> {
         _ if parent == "kata_overhead" => return None,
         Some((prefix, id)) => (id, Some(runtime(prefix)?)),
         None if parent == "docker" => (stem, Some(Runtime::Docker)),
-        None => (stem.strip_prefix("kata_").unwrap_or(stem), None),
+        None => (stem.strip_prefix(MACHINE).unwrap_or(stem), None),
     };
     Some(ContainerPath { id: container_id(id)?, runtime, pod: None })
 }
@@ -212,7 +226,7 @@ fn container(name: &str, parent: &str) -> Option<ContainerPath> {
 /// The runtime that puts this before a container's id.
 fn runtime(prefix: &str) -> Option<Runtime> {
     match prefix {
-        "cri-containerd" => Some(Runtime::Containerd),
+        "cri-containerd" | "nerdctl" => Some(Runtime::Containerd),
         "crio" => Some(Runtime::Crio),
         "docker" => Some(Runtime::Docker),
         "libpod" | "libpod-payload" => Some(Runtime::Podman),

@@ -67,6 +67,8 @@ const CONTAINERS: &str = "\
 /libpod_parent/libpod-$ID => podman
 /system.slice/web.service/libpod-payload-$ID => podman
 /system.slice/containerd.service/$ID => -
+/system.slice/nerdctl-$ID.scope => containerd
+/user.slice/user-1000.slice/user@1000.service/app.slice/nerdctl-$ID.scope => containerd
 # The same in a node that is a container: the name itself has the pod, which wins over the node.
 /system.slice/docker-$ID2.scope/system.slice/containerd.service/kubelet-kubepods-burstable-pod$UID_.slice:cri-containerd:$ID => containerd Burstable $UID
 /docker/$ID2/system.slice/containerd.service/kubepods-pod$UID_.slice:cri-containerd:$ID => containerd Guaranteed $UID
@@ -77,8 +79,13 @@ const CONTAINERS: &str = "\
 # A batch system's group between kubepods and its pods (Caelus).
 /kubepods/offline/besteffort/pod$UID/$ID => - BestEffort $UID
 /kubepods/offline/pod$HASH/$ID => - Guaranteed $HASH
+/kubepods.slice/kubepods-offline.slice/kubepods-offline-besteffort.slice/kubepods-offline-besteffort-pod$UID_.slice/cri-containerd-$ID.scope => containerd BestEffort $UID
+/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-batch.slice/kubepods-burstable-batch-pod$UID_.slice/crio-$ID.scope => crio Burstable $UID
+/kubepods.slice/kubepods-batch.slice/kubepods-batch-pod$HASH.slice/cri-containerd-$ID.scope => containerd Guaranteed $HASH
+/system.slice/containerd.service/kubepods-offline-burstable-pod$UID_.slice:cri-containerd:$ID => containerd Burstable $UID
 # Kata: the virtual machine of the sandbox.
 /kubepods/besteffort/pod$UID/kata_$ID => - BestEffort $UID
+/kata_kubepods-besteffort-pod$UID_.slice:cri-containerd:$ID => containerd BestEffort $UID
 /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$HASH.slice/cri-containerd-$ID => containerd Burstable $HASH
 # EKS Fargate, rootless k3s, usernetes, LXC.
 /ecs/0f1e2d3c4b5a69788796a5b4c3d2e1f0/0f1e2d3c4b5a69788796a5b4c3d2e1f0-3057940393/kubepods/pod$UID/$ID => - Guaranteed $UID
@@ -211,6 +218,9 @@ fn neither_pod_nor_container() {
         "/kubepods/pod",
         "/kubepods.slice/kubepods-pod.slice",
         "/kubepods.slice/kubepods-pod$UID_-more.slice",
+        "/kubepods.slice/kubepods-offline.slice",
+        "/kubepods.slice/kubepods-offline-podium.slice",
+        "/kubepods.slice/kubepods-besteffort-offline-pod.slice",
         "/notkubepods",
         "/kubepodsx.slice",
         // Between kubepods and its pods, and in a pod.
@@ -308,6 +318,7 @@ proptest! {
 #[test]
 fn a_katas_machine_is_known_by_its_name() {
     assert!(is_machine(&path("/kubepods/besteffort/pod$UID/kata_$ID")));
+    assert!(is_machine(&path("/kata_kubepods-besteffort-pod$UID_.slice:cri-containerd:$ID")));
     for other in
         ["/kubepods/besteffort/pod$UID/$ID", "/kata_overhead/$ID", "/kubepods/pod$UID/kata_$ID/inner"]
     {
