@@ -36,13 +36,14 @@ pub(super) fn settle(
                 continue;
             }
         };
-        let more = if is_last { coalesced + std::mem::take(&mut carried) } else { 0 };
-        if write.result.may_be_accepted() && after == current && more == 0 {
+        let (merged, unseen) = if is_last { (coalesced, std::mem::take(&mut carried)) } else { (0, 0) };
+        // Writes whose text was not seen, and that left what was there: no change, for all that is known.
+        if write.result.may_be_accepted() && after == current && merged == 0 {
             counters.unchanged += 1;
             continue;
         }
         let read_back = is_last || !write.result.may_be_accepted();
-        let changed = target.changed(current, after.clone(), read_back, Some(write), more);
+        let changed = target.changed(current, after.clone(), read_back, Some(write), merged + unseen);
         output.events.push(target.event(at, Basis::LimitWrite, changed));
         current = after;
     }

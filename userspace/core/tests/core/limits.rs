@@ -404,6 +404,20 @@ fn writes_whose_text_was_not_seen_are_reported_as_one() {
     assert_eq!(changes[0].coalesced, 2);
 }
 
+/// As fanotify shows that a runtime has frozen a cgroup and thawed it.
+#[test]
+fn writes_whose_text_was_not_seen_and_that_changed_nothing_are_no_change() {
+    let mut fixture = Fixture::new();
+    for _ in 0..2 {
+        let phase = WritePhase::Returned { result: WriteResult::Accepted, at: None };
+        fixture.phase(LimitFile::CgroupFreeze, None, phase, 1);
+    }
+    let thawed = || Reading::Is(Value::Number(0));
+    fixture.read(false, &[(LimitFile::CgroupFreeze, thawed())]);
+    assert_eq!(fixture.changes(), []);
+    assert_eq!(fixture.limits.counters().unchanged, 1);
+}
+
 #[test]
 fn a_write_whose_outcome_is_not_known_is_reported_if_it_changed_the_file() {
     let mut fixture = Fixture::new();
