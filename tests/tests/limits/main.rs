@@ -2,6 +2,7 @@
 //!
 //! Where the cgroup v2 hierarchy has no controllers there are no limits to judge, and that is what is tested there.
 
+mod deaths;
 mod oom;
 mod plain;
 mod pressure;
@@ -20,7 +21,10 @@ fn main() -> Result<()> {
     match ctx.environment.layout {
         CgroupLayout::Unified => {
             cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill, pressure::each_crossing_is_reported_once]);
-            once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported];
+            once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported,
+                deaths::what_a_removed_container_left_kills_by_the_pods_limit, deaths::a_killed_cgroup_is_no_oom_kill];
+            let reason = deaths::not_our_machine(&ctx.environment);
+            once![ctx, cases, reason; deaths::without_memory_on_the_machine_no_limit_is_blamed];
         }
         CgroupLayout::Hybrid => {
             once![ctx, cases, None; plain::limits_need_cgroup_v2, pressure::each_crossing_is_reported_once]

@@ -14,7 +14,7 @@ use kwitness_tests::pod::{ContainerSpec, PodSpec};
 const LIMIT: u64 = 24 << 20;
 /// More than the limit, in the memory of `tail`, which looks for the end of a line. Should the kernel need another victim before
 /// that memory is free, it takes it from these, and not the shell that started them.
-const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
+pub(crate) const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
 pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
@@ -67,7 +67,7 @@ pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> 
 }
 
 /// The first kill that is reported of a container.
-async fn kill(watcher: &mut Watcher, id: &str) -> Result<(Event, OomKill)> {
+pub(crate) async fn kill(watcher: &mut Watcher, id: &str) -> Result<(Event, OomKill)> {
     let seen = watcher.wait_until("an OOM kill", |seen| seen.has(id, "oomKill")).await?;
     let mut all = seen.of(id).filter_map(|event| match &event.kind {
         Some(Kind::OomKill(kill)) => Some((event.clone(), (**kill).clone())),
