@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use chrono::{DateTime, Utc};
 use kwitness_api::proto;
+use kwitness_core::units;
 
 use crate::args::Status;
 use crate::capabilities::capabilities_table;
@@ -63,7 +64,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
     let started = format!("{} ago ({})", age(status.started_at, now), times.show_alone(status.started_at));
     let memory = status
         .resident_bytes
-        .map_or_else(|| UNKNOWN.to_owned(), |bytes| format!("{} MiB resident", bytes >> 20));
+        .map_or_else(|| UNKNOWN.to_owned(), |bytes| format!("{} resident", units::amount(bytes)));
     let lines = [
         ("Version", status.version.clone()),
         ("Socket", address.to_owned()),

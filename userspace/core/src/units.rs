@@ -1,5 +1,5 @@
-//! Limits as people wrote them in a pod's spec: `64Mi`, `200m`. Never rounds: what has no exact short form stays as it stands
-//! in the file.
+//! Limits as people wrote them in a pod's spec: `64Mi`, `200m`. A limit is never rounded: what has no exact short form stays as it
+//! stands in the file. What was measured is ([`amount`]), in the same units wherever it is shown.
 
 /// The suffixes of a Kubernetes quantity, largest first.
 const SUFFIXES: [(&str, u64); 8] = [
@@ -36,6 +36,33 @@ fn is_bytes(file: &str) -> bool {
 pub fn bytes(bytes: u64) -> String {
     let exact = SUFFIXES.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
     exact.map_or_else(|| bytes.to_string(), |(suffix, unit)| format!("{}{suffix}", bytes / unit))
+}
+
+/// The longest measured amount that is shown exactly: no rounded one is longer.
+const AMOUNT_LEN: usize = 6;
+
+/// An amount of memory that was measured: exact if that is short, else rounded.
+pub fn amount(bytes: u64) -> String {
+    let exact = self::bytes(bytes);
+    if exact.len() <= AMOUNT_LEN { exact } else { rounded(bytes) }
+}
+
+/// Three digits, in at most six characters: `61.3Mi`.
+pub fn rounded(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let (mut amount, mut unit) = (bytes as f64, 0);
+    // What would be rounded to 1024 is one of the next unit.
+    while amount >= 1023.5 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let digits = match amount {
+        _ if unit == 0 => 0,
+        _ if amount < 9.995 => 2,
+        _ if amount < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{amount:.digits$}{}", UNITS[unit])
 }
 
 fn cpu(raw: &str) -> Option<String> {
@@ -76,6 +103,32 @@ mod tests {
             ("cpu.weight", "1000", "1000"),
         ] {
             assert_eq!(value(file, raw), shown, "{file} {raw}");
+        }
+    }
+
+    #[test]
+    fn rounded_amounts_have_three_digits() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1024, "1.00Ki"),
+            (64 << 20, "64.0Mi"),
+            (1023 << 20, "1023Mi"),
+            ((1 << 30) - 1, "1.00Gi"),
+            (10_480_000, "9.99Mi"),
+            (10_485_000, "10.0Mi"),
+            (u64::MAX, "16.0Ei"),
+        ] {
+            assert_eq!(rounded(bytes), text, "{bytes}");
+            assert!(rounded(bytes).len() <= AMOUNT_LEN);
+        }
+    }
+
+    #[test]
+    fn what_was_measured_is_exact_where_that_is_short() {
+        for (bytes, text) in [(64 << 20, "64Mi"), (61_444 << 10, "60.0Mi"), (99_999_744, "95.4Mi"), (0, "0")]
+        {
+            assert_eq!(amount(bytes), text, "{bytes}");
         }
     }
 }

@@ -7,7 +7,7 @@ use kwitness_core::units;
 
 /// A hold, in a line.
 pub fn held(held: &proto::GuardHeld) -> String {
-    let (usage, limit) = (units::bytes(held.usage_bytes), units::bytes(held.limit_bytes));
+    let (usage, limit) = (units::amount(held.usage_bytes), units::bytes(held.limit_bytes));
     format!("held at {usage} of {limit}: {}", process(held.process.as_ref()))
 }
 

@@ -101,7 +101,7 @@ pub fn oom_kill(kill: &proto::OomKill) -> String {
         None => " by an unknown limit".to_owned(),
     };
     let usage = match (kill.usage_bytes, kill.limit_bytes) {
-        (Some(usage), Some(limit)) => format!(" ({} of {} MiB)", usage >> 20, limit >> 20),
+        (Some(usage), Some(limit)) => format!(" ({} of {})", units::amount(usage), units::bytes(limit)),
         _ => String::new(),
     };
     let trigger = kill.trigger.as_ref().filter(|trigger| {
@@ -267,7 +267,7 @@ mod tests {
         let kill = testing::oom_kill(Some(process));
         assert_eq!(
             oom_kill(&kill),
-            "OOMKilled by the pod limit (64 of 64 MiB): java (12, main), while stress (99) was allocating"
+            "OOMKilled by the pod limit (64Mi of 64Mi): java (12, main), while stress (99) was allocating"
         );
         let machine = proto::OomKill {
             exhausted: Some(Exhausted::Machine(true)),

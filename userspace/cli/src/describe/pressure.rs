@@ -6,6 +6,7 @@ use super::limits::whose;
 use super::{BAD, GOOD, NOTICE};
 use kwitness_api::proto;
 use kwitness_api::proto::PressureDirection;
+use kwitness_core::units;
 
 /// From this share of the limit on, in percent, it is serious.
 const SERIOUS: u32 = 95;
@@ -28,14 +29,14 @@ pub fn sentence(pressure: &proto::Pressure) -> String {
         PressureDirection::Unspecified => "crossed",
     };
     let limit = match pressure.limit_bytes {
-        Some(limit) => format!("of {}", mebibytes(limit)),
+        Some(limit) => format!("of {}", units::amount(limit)),
         None => "without a limit".to_owned(),
     };
     let rate = match pressure.fill_rate {
         None | Some(0) => String::new(),
         Some(rate) => {
             let sign = if rate < 0 { "-" } else { "+" };
-            format!(", {sign}{}/s", mebibytes(rate.unsigned_abs()))
+            format!(", {sign}{}/s", units::amount(rate.unsigned_abs()))
         }
     };
     let full =
@@ -45,18 +46,9 @@ pub fn sentence(pressure: &proto::Pressure) -> String {
         1 => " (+1 earlier crossing)".to_owned(),
         more => format!(" (+{more} earlier crossings)"),
     };
-    let usage = mebibytes(pressure.usage_bytes);
+    let usage = units::amount(pressure.usage_bytes);
     let percent = pressure.threshold_percent;
     format!("{whose} memory {crossed} {percent} %: {usage} {limit}{rate}{full}{more}")
-}
-
-/// "51.2 MiB", "64 MiB"
-fn mebibytes(bytes: u64) -> String {
-    let tenths = (u128::from(bytes) * 10 + (1 << 19)) >> 20;
-    match tenths % 10 {
-        0 => format!("{} MiB", tenths / 10),
-        tenth => format!("{}.{tenth} MiB", tenths / 10),
-    }
 }
 
 fn time(millis: u64) -> String {
@@ -99,7 +91,7 @@ mod tests {
     #[test]
     fn crossings_read_as_sentences() {
         let rising = testing::rising();
-        assert_eq!(sentence(&rising), "pod memory reached 80 %: 51.3 MiB of 64 MiB, +3 MiB/s, full in 4 s");
+        assert_eq!(sentence(&rising), "pod memory reached 80 %: 51.2Mi of 64Mi, +3Mi/s, full in 4 s");
         let fallen = proto::Pressure {
             direction: PressureDirection::Down.into(),
             fill_rate: Some(-(1 << 19)),
@@ -109,10 +101,10 @@ mod tests {
         };
         assert_eq!(
             sentence(&fallen),
-            "pod memory fell below 80 %: 51.3 MiB of 64 MiB, -0.5 MiB/s (+2 earlier crossings)"
+            "pod memory fell below 80 %: 51.2Mi of 64Mi, -512Ki/s (+2 earlier crossings)"
         );
         let lifted = proto::Pressure { limit_bytes: None, fill_rate: None, suppressed: 0, ..fallen };
-        assert_eq!(sentence(&lifted), "pod memory fell below 80 %: 51.3 MiB without a limit");
+        assert_eq!(sentence(&lifted), "pod memory fell below 80 %: 51.2Mi without a limit");
     }
 
     #[test]

@@ -90,8 +90,9 @@ fn oom_kill(events: &[proto::Event], event: &proto::Event, kill: &proto::OomKill
         }
         Some(Exhausted::LimitOf(cgroup)) => {
             let limit = kill.limit_bytes.map_or_else(|| "unknown".to_owned(), units::bytes);
-            let usage =
-                kill.usage_bytes.map_or_else(String::new, |usage| format!(", usage {}", units::bytes(usage)));
+            let usage = kill
+                .usage_bytes
+                .map_or_else(String::new, |usage| format!(", usage {}", units::amount(usage)));
             facts.push(("limit", format!("the {}'s memory.max of {limit}{usage}", whose(cgroup))));
             facts.extend(cgroup.path.clone().map(|path| ("cgroup", path)));
             facts.push(("set by", set_by(events, event, cgroup, kill.limit_bytes, times)));

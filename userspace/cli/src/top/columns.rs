@@ -14,8 +14,6 @@ use crate::text::{UNKNOWN, age, short_id};
 
 /// Narrower terminals have no room for namespaces, nor for two spaces between columns.
 const NARROW: usize = 100;
-/// The longest amount that stands in a column as it is written.
-const AMOUNT_WIDTH: usize = 6;
 
 /// Who has less time than that is shown as urgent, or as next.
 const URGENT: Duration = Duration::from_secs(60);
@@ -102,7 +100,7 @@ pub(super) fn details(row: &Row, now: DateTime<Utc>) -> String {
         parts.push(format!("high {}", units::bytes(high)));
     }
     if let Some(cache) = row.cache.number().filter(|cache| *cache > 0) {
-        parts.push(format!("{} inactive cache", rounded(cache)));
+        parts.push(format!("{} inactive cache", units::rounded(cache)));
     }
     match &row.verdict {
         Some((_, VerdictKind::InForce)) => parts.push("limits in force".to_owned()),
@@ -117,7 +115,7 @@ pub(super) fn details(row: &Row, now: DateTime<Utc>) -> String {
 
 fn exact(amount: &Amount) -> String {
     match amount {
-        Amount::Is(bytes) => rounded_unless_exact(*bytes),
+        Amount::Is(bytes) => units::amount(*bytes),
         Amount::Unlimited => "no limit".to_owned(),
         Amount::Absent => "unknown (no such file on this node)".to_owned(),
         Amount::Unknown(reason) => format!("unknown ({reason})"),
@@ -135,36 +133,13 @@ fn written(amount: &Amount) -> String {
 
 fn short_limit(limit: &Amount) -> String {
     match limit {
-        Amount::Is(bytes) => rounded_unless_exact(*bytes),
+        Amount::Is(bytes) => units::amount(*bytes),
         other => written(other),
     }
 }
 
 fn rounded_amount(amount: &Amount) -> String {
-    amount.number().map_or_else(|| UNKNOWN.to_owned(), rounded)
-}
-
-fn rounded_unless_exact(bytes: u64) -> String {
-    let exact = units::bytes(bytes);
-    if exact.len() <= AMOUNT_WIDTH { exact } else { rounded(bytes) }
-}
-
-/// Three digits, in at most six characters: `61.3Mi`.
-fn rounded(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    let (mut amount, mut unit) = (bytes as f64, 0);
-    // What would be rounded to 1024 is one of the next unit.
-    while amount >= 1023.5 && unit + 1 < UNITS.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    let digits = match amount {
-        _ if unit == 0 => 0,
-        _ if amount < 9.995 => 2,
-        _ if amount < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{amount:.digits$}{}", UNITS[unit])
+    amount.number().map_or_else(|| UNKNOWN.to_owned(), units::rounded)
 }
 
 fn rate(bytes: i64) -> String {
@@ -173,7 +148,7 @@ fn rate(bytes: i64) -> String {
         1.. => '+',
         _ => '-',
     };
-    format!("{sign}{}", rounded(bytes.unsigned_abs()))
+    format!("{sign}{}", units::rounded(bytes.unsigned_abs()))
 }
 
 /// Rounded down: who is at 100 % is at the limit.
@@ -223,21 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_have_three_digits_and_fit_their_column() {
-        for (bytes, text) in [
-            (0, "0"),
-            (1023, "1023"),
-            (1024, "1.00Ki"),
-            (64 << 20, "64.0Mi"),
-            (1023 << 20, "1023Mi"),
-            ((1 << 30) - 1, "1.00Gi"),
-            (10_480_000, "9.99Mi"),
-            (10_485_000, "10.0Mi"),
-            (u64::MAX, "16.0Ei"),
-        ] {
-            assert_eq!(rounded(bytes), text, "{bytes}");
-            assert!(rounded(bytes).len() <= AMOUNT_WIDTH);
-        }
+    fn rates_have_a_sign() {
         assert_eq!((rate(0), rate(1 << 20), rate(-512)), ("0".into(), "+1.00Mi".into(), "-512".into()));
         assert_eq!(rate(i64::MIN), "-8.00Ei");
     }

@@ -124,7 +124,7 @@ fn proved(file: &str, proof: &proto::Proof) -> String {
     };
     let amount = |number: u64| match file {
         "cpu.max" => format!("{} ms", number / 1000),
-        _ => units::bytes(number),
+        _ => units::amount(number),
     };
     let used = match file {
         "cpu.max" => format!("{} of at most {} of CPU time used", amount(used), amount(allowed)),

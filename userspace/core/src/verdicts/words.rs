@@ -63,7 +63,7 @@ impl Judgement {
                 format!("{file} is {in_force}, but {} {path} allows only {limit}", role.phrase())
             }
             Verdict::OverLimit { usage } => {
-                let usage = units::bytes(*usage);
+                let usage = units::amount(*usage);
                 format!("{file} is {in_force}, but {usage} are used: the kernel is reclaiming")
             }
             Verdict::Killed { kills } => format!(
