@@ -19,16 +19,22 @@ use crate::time::Times;
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
     let Events { filter, kind, since, no_follow, from, times, output, .. } = options;
     let mut source = from.open(socket).await?;
-    let (selected, not_here) = match select::resolve(&mut source, &filter).await? {
+    let since =
+        since.map(|since| connect::moment(&source, since)).or(no_follow.then_some(Timestamp::default()));
+    let resolved = if since.is_some() || source.recording().is_some() {
+        let past = proto::WatchRequest { since, ..Default::default() };
+        select::resolve_past(&mut source, &filter, past).await?
+    } else {
+        select::resolve(&mut source, &filter).await?
+    };
+    let (selected, not_here) = match resolved {
         Ok(selected) => (selected, None),
         Err((not_here, literally)) => (literally, Some(not_here)),
     };
     let kinds = kind.into_iter().map(i32::from).collect();
     let mut request = proto::WatchRequest {
         filter: Some(proto::Filter { kinds, ..selected }),
-        since: since
-            .map(|since| connect::moment(&source, since))
-            .or(no_follow.then_some(Timestamp::default())),
+        since,
         ..Default::default()
     };
     let mut printer = Printer::new(output.output, times.shown(output.output), !filter.is_one_namespace());

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kwitness_api::client::Item;
 use kwitness_api::{Source, SourceError, proto};
 
 use crate::exit::NotHere;
@@ -21,18 +22,59 @@ const ALIKE: f64 = 0.8;
 /// The daemon compares no shorter beginning with container IDs.
 const ID_PREFIX_MIN: usize = 4;
 
-/// The filter, as far as the node's containers are concerned; `Err` inside: what was named is not here, and the filter is what
-/// waits for it.
-pub async fn resolve(
+/// A filter of the API; or what was named and is not known, and the filter that waits for it.
+pub type Resolved = Result<proto::Filter, (NotHere, proto::Filter)>;
+
+/// The filter, as far as the node's containers are concerned.
+pub async fn resolve(source: &mut Source, filter: &Filter) -> Result<Resolved, SourceError> {
+    resolve_among(source, filter, None).await
+}
+
+/// The same, as far as the containers that are or were in these events are concerned.
+pub async fn resolve_past(
     source: &mut Source,
     filter: &Filter,
-) -> Result<Result<proto::Filter, (NotHere, proto::Filter)>, SourceError> {
+    past: proto::WatchRequest,
+) -> Result<Resolved, SourceError> {
+    resolve_among(source, filter, Some(past)).await
+}
+
+async fn resolve_among(
+    source: &mut Source,
+    filter: &Filter,
+    past: Option<proto::WatchRequest>,
+) -> Result<Resolved, SourceError> {
     if filter.is_empty() {
         return Ok(Ok(proto::Filter::default()));
     }
-    let containers = source.list(proto::Filter::default()).await?.containers;
-    let here: Vec<_> = containers.into_iter().filter_map(|state| state.container).collect();
-    Ok(among(&here, filter, ON_THIS_NODE).map_err(|not_here| (not_here, literally(filter))))
+    let mut known = match past {
+        Some(past) => containers_of(source, past).await?,
+        None => BTreeMap::new(),
+    };
+    let here = source.list(proto::Filter::default()).await?.containers;
+    known.extend(here.into_iter().filter_map(|state| state.container).map(of_cgroup));
+    let known: Vec<_> = known.into_values().collect();
+    Ok(among(&known, filter, ON_THIS_NODE).map_err(|not_here| (not_here, literally(filter))))
+}
+
+/// The containers that events are about, by cgroup, each as it came to be known.
+async fn containers_of(
+    source: &Source,
+    past: proto::WatchRequest,
+) -> Result<BTreeMap<u64, proto::Container>, SourceError> {
+    let past = proto::WatchRequest { no_follow: true, resolve_names: true, ..past };
+    let mut watch = source.watch(past).await?;
+    let mut containers = BTreeMap::new();
+    while let Some(item) = watch.next().await? {
+        if let Item::Events(events) = item {
+            containers.extend(events.into_iter().filter_map(|event| event.container).map(of_cgroup));
+        }
+    }
+    Ok(containers)
+}
+
+fn of_cgroup(container: proto::Container) -> (u64, proto::Container) {
+    (container.cgroup_id, container)
 }
 
 /// As typed, for what may still come.
@@ -286,6 +328,22 @@ mod tests {
         };
         assert!(error("mian").contains("did you mean \"main\"?"), "{}", error("mian"));
         assert!(error("ngi").contains("at least 4 characters"), "{}", error("ngi"));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_gone_is_found_in_what_is_past() {
+        let mut source = crate::demo::source().await.unwrap();
+        for name in ["greedy", "gre", "default/greedy"] {
+            let filter = Filter { pod: vec![name.to_owned()], ..Default::default() };
+            let here = resolve(&mut source, &filter).await.unwrap();
+            assert!(here.is_err(), "{name} is gone by the end");
+            let past = resolve_past(&mut source, &filter, proto::WatchRequest::default()).await.unwrap();
+            assert_eq!(past.unwrap().pods.len(), 1, "{name}");
+        }
+        let typo = Filter { pod: vec!["gredy".to_owned()], ..Default::default() };
+        let (error, _) =
+            resolve_past(&mut source, &typo, proto::WatchRequest::default()).await.unwrap().unwrap_err();
+        assert!(error.0.contains("did you mean \"greedy\"?"), "{error}");
     }
 
     #[test]

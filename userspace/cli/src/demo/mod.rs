@@ -30,7 +30,7 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
         note(&format!("saved; try: kwitness timeline {POD} --file {path} -o html > {POD}.html"));
         return Ok(Code::Success);
     }
-    let mut source = Source::Recorded(Box::new(Recording::embedded(RECORDING).await?));
+    let mut source = source().await?;
     let node = source.recording().map(|recording| recording.header().node.clone()).unwrap_or_default();
     let times = Times::new(TimeFormat::Clock, true);
     let mut out = Output::new();
@@ -72,6 +72,11 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
     Ok(Code::Success)
 }
 
+/// The recording.
+pub async fn source() -> anyhow::Result<Source> {
+    Ok(Source::Recorded(Box::new(Recording::embedded(RECORDING).await?)))
+}
+
 /// Containers' lives, OOM kills, and the memory limits in between.
 fn is_shown(event: &proto::Event) -> bool {
     match &event.kind {
@@ -107,7 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_recording_shows_an_oom_kill_and_who_set_the_limit() {
-        let mut source = Source::Recorded(Box::new(Recording::embedded(RECORDING).await.unwrap()));
+        let mut source = source().await.unwrap();
         assert!(source.recording().unwrap().torn().is_none());
         let history = History::read(&mut source, proto::WatchRequest::default()).await.unwrap();
         let pod = Filter { pod: vec![POD.into()], ..Default::default() };
