@@ -49,7 +49,7 @@ pub enum Command {
     #[command(after_help = examples::of("top"))]
     Top(crate::top::Options),
     /// Check whether the desired limits are in force
-    #[command(after_help = examples::of("verify"))]
+    #[command(after_help = examples::of("verify"), override_usage = "kwitness verify [OPTIONS] <POD|-A|-n NAMESPACE|-l LABEL>")]
     Verify(Verify),
     /// Show daemon version, health, hooks and counters
     #[command(after_help = examples::of("status"))]
@@ -108,6 +108,9 @@ pub struct Demo {
 
 #[derive(Debug, clap::Args)]
 pub struct Events {
+    /// Show only this pod, as with --pod
+    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
+    pub name: Vec<String>,
     #[command(flatten)]
     pub filter: Filter,
     /// Show only events of this kind
@@ -121,7 +124,7 @@ pub struct Events {
     #[arg(long, help_heading = FILTERS)]
     pub no_follow: bool,
     /// Keep running and show events as they happen (the default)
-    #[arg(long, short = 'f', conflicts_with_all = ["no_follow", "file"], help_heading = FILTERS)]
+    #[arg(long, short = 'f', visible_alias = "watch", visible_short_alias = 'w', conflicts_with_all = ["no_follow", "file"], help_heading = FILTERS)]
     pub follow: bool,
     #[command(flatten)]
     pub from: From,
@@ -131,8 +134,18 @@ pub struct Events {
     pub output: Output,
 }
 
+impl Events {
+    /// Which containers.
+    pub fn filter(&self) -> Filter {
+        self.filter.and_pods(&self.name)
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub struct Ps {
+    /// Show only this pod, as with --pod
+    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
+    pub name: Vec<String>,
     #[command(flatten)]
     pub filter: Filter,
     /// Show pod sandboxes, too
@@ -148,6 +161,13 @@ pub struct Ps {
     pub from: From,
     #[command(flatten)]
     pub output: ListOutput,
+}
+
+impl Ps {
+    /// Which containers.
+    pub fn filter(&self) -> Filter {
+        self.filter.and_pods(&self.name)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -278,10 +298,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_may_be_named_with_and_without_its_option() {
+        assert_eq!(events("events web-0 -p web-1").filter().pod, ["web-1", "web-0"]);
+    }
+
+    #[test]
     fn habits_of_other_tools_are_understood() {
         for line in [
             "events -f",
             "events --follow -A",
+            "events -w",
+            "events --watch pod/web-0",
+            "ps pod/web-0 -a",
             "events -l app=web,tier!=db",
             "ps -A -a -w --no-headers",
             "ps -p pod/web-0",
@@ -327,6 +355,8 @@ mod tests {
                 continue;
             }
             let help = command.render_long_help().to_string();
+            let usage = help.lines().find(|line| line.starts_with("Usage: ")).unwrap();
+            assert!(usage.len() <= 80, "{usage}");
             let example =
                 help.split_once("Examples:\n  ").map(|(_, example)| example.trim_start_matches("sudo "));
             assert!(example.is_some_and(|example| example.starts_with("kwitness ")), "{help}");

@@ -17,9 +17,13 @@ fn embedded(line: &str) -> Option<&str> {
 
 /// The words in single back quotes that begin with `kwitness`. What a template fills in is one word.
 fn spans(text: &str) -> Vec<String> {
+    spans_of(text, "kwitness ")
+}
+
+fn spans_of(text: &str, program: &str) -> Vec<String> {
     let mut spans = Vec::new();
     for line in text.lines().filter(|line| !line.contains("```")) {
-        let quoted = line.split('`').skip(1).step_by(2).filter(|span| span.starts_with("kwitness "));
+        let quoted = line.split('`').skip(1).step_by(2).filter(|span| span.starts_with(program));
         for span in quoted {
             let mut parts = span.split("{{");
             let first = parts.next().unwrap_or_default().to_owned();
@@ -144,6 +148,44 @@ fn documented_commands_of_the_plugin_parse() {
         }
     }
     assert!(count >= 8, "only {count} commands were found");
+}
+
+/// The sources but for this one: what errors and notes tell people to run.
+fn messages() -> impl Iterator<Item = (String, String)> {
+    let sources = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let is_source = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("documented.rs")
+    };
+    let read = |path: PathBuf| (path.display().to_string(), fs::read_to_string(&path).expect("a source"));
+    sources.into_iter().filter(is_source).map(read)
+}
+
+#[test]
+fn commands_in_messages_parse() {
+    let mut count = 0;
+    for (name, text) in messages() {
+        for line in spans(&text) {
+            check_mention(&line, &name);
+            count += 1;
+        }
+    }
+    assert!(count >= 40, "only {count} commands were found");
+}
+
+#[cfg(feature = "kubectl")]
+#[test]
+fn commands_of_the_plugin_in_messages_parse() {
+    let mut count = 0;
+    for (name, text) in messages() {
+        for line in spans_of(&text, "kubectl kwitness ") {
+            let words = words(&line).into_iter().skip(1);
+            if let Err(error) = crate::kubectl::command().try_get_matches_from(words) {
+                panic!("{name}: `{line}`: {error}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "only {count} commands were found");
 }
 
 /// The chart's notes, units, alert rules and whatever else is deployed.

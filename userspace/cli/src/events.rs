@@ -17,7 +17,8 @@ use crate::text::UNKNOWN;
 use crate::time::Times;
 
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
-    let Events { filter, kind, since, no_follow, from, times, output, .. } = options;
+    let filter = options.filter();
+    let Events { kind, since, no_follow, from, times, output, .. } = options;
     let mut source = from.open(socket).await?;
     let since =
         since.map(|since| connect::moment(&source, since)).or(no_follow.then_some(Timestamp::default()));

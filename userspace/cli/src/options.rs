@@ -48,6 +48,11 @@ impl Filter {
         pod.is_empty() && namespace.is_empty() && container.is_empty() && label.is_empty()
     }
 
+    /// The same, with these pods besides.
+    pub fn and_pods(&self, pods: &[String]) -> Self {
+        Self { pod: [self.pod.as_slice(), pods].concat(), ..self.clone() }
+    }
+
     /// Whether a column of namespaces says nothing.
     pub fn is_one_namespace(&self) -> bool {
         self.namespace.len() == 1

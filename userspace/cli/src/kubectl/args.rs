@@ -106,7 +106,6 @@ fn adapted(command: clap::Command) -> clap::Command {
         command.mut_arg(&id, |argument| match id.as_str() {
             // Those of one node.
             "file" | "at" | "watch" => argument.hide(true),
-            "follow" => argument.visible_short_alias('w').visible_alias("watch"),
             "pod" | "name" => argument.help(PODS).add(ArgValueCompleter::new(complete::pods)),
             "namespace" => argument
                 .help("The pods' namespace [default: that of the kubeconfig's context]")
@@ -116,6 +115,10 @@ fn adapted(command: clap::Command) -> clap::Command {
             _ => argument,
         })
     });
+    let command = match is_verify {
+        true => command.override_usage("kubectl kwitness verify [OPTIONS] <POD|-A|-n NAMESPACE|-l LABEL>"),
+        false => command,
+    };
     command.after_help(text)
 }
 
@@ -151,9 +154,8 @@ impl Command {
     /// The pods that it is about; without a namespace, those of the default one.
     pub fn filter(&self, default: &str) -> Filter {
         let (filter, all) = match self {
-            Self::Events(Events { filter, .. }) | Self::Ps(Ps { filter, .. }) => {
-                (filter.clone(), filter.all_namespaces)
-            }
+            Self::Events(options) => (options.filter(), options.filter.all_namespaces),
+            Self::Ps(options) => (options.filter(), options.filter.all_namespaces),
             Self::Verify(options) => (options.filter(), options.all),
             Self::Timeline(timeline::Options { pod, namespace, .. }) => {
                 let filter = Filter {
