@@ -19,6 +19,8 @@ mod job;
 mod layout;
 mod metrics;
 mod oci;
+#[cfg(test)]
+mod promises;
 mod run;
 mod sbom;
 mod setup;
