@@ -21,7 +21,7 @@ use kwitness_abi::{
 use crate::{
     emit::{actor, copy_string, header},
     kernel::{Address, Arguments, Cgroup, KernfsNode, Task, word_at},
-    maps::{ANCESTORS, LIFECYCLE, ROOTS, TRACKED, count_tracked, count_untracked, held, reserve},
+    maps::{ANCESTORS, ROOTS, Ring, TRACKED, count_tracked, count_untracked, held, reserve_in},
 };
 
 /// What the kubelet calls the cgroup that its pods are in; with another `cgroupRoot`, `<root>-kubepods.slice`.
@@ -86,7 +86,10 @@ pub fn mkdir(hook: &impl Arguments) {
         }
         debug!(hook, "cgroup {} is tracked, below {}", id, parent_id);
     }
-    let Some(mut entry) = reserve::<CgroupMkdir>(&LIFECYCLE, RecordKind::CgroupMkdir) else { return };
+    let Some(mut entry) = reserve_in::<CgroupMkdir>(Ring::Lifecycle, RecordKind::CgroupMkdir, &tracked)
+    else {
+        return;
+    };
     let record = entry.as_mut_ptr();
     // SAFETY: `record` points to the reserved memory; every field is written, `path` up to its NUL.
     unsafe {
@@ -113,8 +116,9 @@ pub fn rmdir(hook: &impl Arguments) {
         return;
     }
     let id = cgroup.node().id();
-    if TRACKED.get_ptr(id).is_some() {
-        removed(RecordKind::CgroupRmdir, id);
+    if let Some(tracked) = TRACKED.get_ptr(id) {
+        // SAFETY: a live map element.
+        removed(RecordKind::CgroupRmdir, id, unsafe { &*tracked });
     }
 }
 
@@ -127,11 +131,11 @@ pub fn release(hook: &impl Arguments) {
     }
     let id = cgroup.node().id();
     // SAFETY: a live map element.
-    let share = TRACKED.get_ptr(id).and_then(|tracked| counted(unsafe { &*tracked }));
+    let tracked = TRACKED.get_ptr(id).map_or(Tracked::default(), |tracked| unsafe { *tracked });
     if TRACKED.remove(id).is_ok() {
-        count_tracked(share, -1);
+        count_tracked(counted(&tracked), -1);
         debug!(hook, "cgroup {} is tracked no more", id);
-        removed(RecordKind::CgroupRelease, id);
+        removed(RecordKind::CgroupRelease, id, &tracked);
     } else {
         let _ = ANCESTORS.remove(id);
     }
@@ -197,8 +201,8 @@ fn remember_ancestors(root: &KernfsNode) {
 }
 
 #[inline(always)]
-fn removed(kind: RecordKind, id: u64) {
-    let Some(mut entry) = reserve::<CgroupRemoved>(&LIFECYCLE, kind) else { return };
+fn removed(kind: RecordKind, id: u64, tracked: &Tracked) {
+    let Some(mut entry) = reserve_in::<CgroupRemoved>(Ring::Lifecycle, kind, tracked) else { return };
     entry.write(CgroupRemoved { header: header(kind, id, 0), actor: actor() });
     entry.submit(0);
 }
@@ -212,10 +216,16 @@ pub fn attach(hook: &impl Arguments) {
     }
     let id = destination.node().id();
     let task = Task::at(hook.arg(2));
-    if TRACKED.get_ptr(id).is_none() || !task.is_leader() {
+    let Some(tracked) = TRACKED.get_ptr(id) else { return };
+    if !task.is_leader() {
         return;
     }
-    let Some(mut entry) = reserve::<CgroupAttach>(&LIFECYCLE, RecordKind::CgroupAttach) else { return };
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
+    let Some(mut entry) = reserve_in::<CgroupAttach>(Ring::Lifecycle, RecordKind::CgroupAttach, tracked)
+    else {
+        return;
+    };
     entry.write(CgroupAttach {
         header: header(RecordKind::CgroupAttach, id, 0),
         process: task.process(),
@@ -242,7 +252,13 @@ pub fn populated(hook: &impl Arguments) {
         // SAFETY: a live map element; nothing runs in the cgroup that could write to it at the same time.
         unsafe { (*tracked).flags &= !TRACKED_STARTED };
     }
-    let Some(mut entry) = reserve::<CgroupPopulated>(&LIFECYCLE, RecordKind::CgroupPopulated) else { return };
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
+    let Some(mut entry) =
+        reserve_in::<CgroupPopulated>(Ring::Lifecycle, RecordKind::CgroupPopulated, tracked)
+    else {
+        return;
+    };
     entry.write(CgroupPopulated { header: header(RecordKind::CgroupPopulated, id, 0), populated, pad: 0 });
     entry.submit(0);
 }

@@ -15,7 +15,7 @@ use crate::{
     emit::{caller, copy_string, copy_user_text, header, tid},
     kernel::{Address, Arguments, KernfsNode, OpenFile, Returned, cgroup_file, syscall_arg},
     maps::{
-        ANCESTORS, IN_FLIGHT, LIFECYCLE, LIMIT_FILES, OWN_WRITES, SCRATCH, TRACKED, count_lost, output,
+        ANCESTORS, IN_FLIGHT, LIFECYCLE, LIMIT_FILES, Ring, SCRATCH, TRACKED, count_lost, output, output_in,
         within_budget,
     },
 };
@@ -109,8 +109,11 @@ pub fn returned(hook: &impl Returned) {
 
 #[inline(always)]
 fn report(kind: RecordKind, record: &LimitWrite) {
-    let by_workload = TRACKED.get_ptr(record.writer.cgroup_id).is_some();
-    output(if by_workload { &OWN_WRITES } else { &LIFECYCLE }, kind, record);
+    // SAFETY: a live map element.
+    match TRACKED.get_ptr(record.writer.cgroup_id).map(|writers| unsafe { *writers }) {
+        Some(writers) => output_in(Ring::OwnWrites, kind, record, &writers),
+        None => output(&LIFECYCLE, kind, record),
+    }
 }
 
 /// The number of a file that is a limit.

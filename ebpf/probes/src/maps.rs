@@ -10,6 +10,7 @@
 //! | [`READER_WAITS`] | whether the reader waits for [`TASKS`] | sets it before it waits |
 //! | [`FORKS`] | their forks | reads, is not woken |
 //! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
+//! | [`RING_SHARES`] | how much of a ring's fuller half each container has taken | nothing |
 //! | [`COUNTERS`] | what was lost | reads |
 //! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
 //! | [`EXITED`] | processes whose exit has been reported | nothing |
@@ -24,14 +25,17 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    bindings::{
+        BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+        BPF_RB_PROD_POS, BPF_RB_RING_SIZE,
+    },
     helpers::bpf_get_smp_processor_id,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use kwitness_abi::{
     BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, LimitFileName, LimitWrite, OomContext, Pattern,
-    ProcessKey, RecordKind, SHARES as TOTAL, Tracked,
+    ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
 };
 
 /// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
@@ -67,6 +71,48 @@ pub static READER_WAITS: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 /// consumer's position.
 #[map]
 pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// See [`takes_share`]: so many elements for each [`Ring`], in its order.
+#[map]
+pub static RING_SHARES: Array<RingShare> = Array::with_max_entries(RINGS * SHARES_A_RING, 0);
+
+/// Containers that are told apart in a ring, by their shares of the tracked set modulo this.
+const SHARES_A_RING: u32 = 1 << 12;
+const RINGS: u32 = 4;
+
+/// What a container has put into a ring since that was half full.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct RingShare {
+    bytes: i64,
+    /// Where its last record ends: once the reader is there, the container holds nothing.
+    end: u64,
+}
+
+/// The rings, by what is in them.
+#[derive(Clone, Copy)]
+pub enum Ring {
+    /// [`LIFECYCLE`]
+    Lifecycle,
+    /// [`TASKS`]
+    Tasks,
+    /// [`FORKS`]
+    Forks,
+    /// [`OWN_WRITES`]
+    OwnWrites,
+}
+
+impl Ring {
+    #[inline(always)]
+    fn buffer(self) -> &'static RingBuf {
+        match self {
+            Self::Lifecycle => &LIFECYCLE,
+            Self::Tasks => &TASKS,
+            Self::Forks => &FORKS,
+            Self::OwnWrites => &OWN_WRITES,
+        }
+    }
+}
 
 /// What could not be delivered; one element for each CPU. User space maps it into its memory: reading it by system call
 /// would, while it lasts, make the kernel skip classic tracepoints' programs on that CPU (`bpf_disable_instrumentation`).
@@ -151,12 +197,76 @@ pub fn output<T: 'static>(ring: &RingBuf, kind: RecordKind, record: &T) {
 
 /// Room for a record in `ring`; without room the loss is counted.
 #[inline(always)]
-pub fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEntry<T>> {
+fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEntry<T>> {
     let entry = ring.reserve::<T>(0);
     if entry.is_none() {
         count_lost(kind);
     }
     entry
+}
+
+/// The same as [`output`], for what is done by a process in a tracked cgroup: beyond its container's share, the record is lost, too.
+#[inline(always)]
+pub fn output_in<T: 'static>(ring: Ring, kind: RecordKind, record: &T, by: &Tracked) {
+    if takes_share(ring, by, size_of::<T>()) {
+        output(ring.buffer(), kind, record);
+    } else {
+        count_lost(kind);
+    }
+}
+
+/// Room for a record about a tracked cgroup; without room in the ring, or beyond its container's share of it, the loss is counted.
+#[inline(always)]
+pub fn reserve_in<T: 'static>(ring: Ring, kind: RecordKind, tracked: &Tracked) -> Option<RingBufEntry<T>> {
+    if takes_share(ring, tracked, size_of::<T>()) {
+        return reserve(ring.buffer(), kind);
+    }
+    count_lost(kind);
+    None
+}
+
+/// Whether a container may put another record of that size into a ring: always, as long as less than half of it waits to be read;
+/// then, if it has put in less since than is free. So one container alone leaves a quarter of the ring to the others, however fast
+/// it is and however long nobody reads. What lies in no container has no share.
+#[inline(always)]
+fn takes_share(ring: Ring, tracked: &Tracked, bytes: usize) -> bool {
+    if tracked.flags & TRACKED_CONTAINED == 0 {
+        return true;
+    }
+    let buffer = ring.buffer();
+    let (size, waiting) =
+        (buffer.query(u64::from(BPF_RB_RING_SIZE)), buffer.query(u64::from(BPF_RB_AVAIL_DATA)));
+    if waiting < size / 2 {
+        return true;
+    }
+    let index = ring as u32 * SHARES_A_RING + (tracked.share & (SHARES_A_RING - 1));
+    let Some(share) = RING_SHARES.get_ptr_mut(index) else { return true };
+    let (produced, consumed) =
+        (buffer.query(u64::from(BPF_RB_PROD_POS)), buffer.query(u64::from(BPF_RB_CONS_POS)));
+    // SAFETY: a live map element. Two CPUs that are here for the same container may both forget what it held.
+    unsafe {
+        if (*share).end <= consumed {
+            (*share).bytes = 0;
+        }
+        if (*share).bytes as u64 >= size.saturating_sub(waiting) {
+            return false;
+        }
+        add(&raw mut (*share).bytes, bytes as i64);
+        (*share).end = produced + bytes as u64;
+    }
+    true
+}
+
+/// Adds to a number that other CPUs add to at the same time.
+///
+/// # Safety
+/// It is that of a live map element, and aligned.
+#[inline(always)]
+unsafe fn add(number: *mut i64, change: i64) {
+    // The core library has no atomic addition for this machine. What was there before is not asked for: that the oldest kernel
+    // cannot do.
+    // SAFETY: by this function's contract.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) change, options(nostack)) };
 }
 
 /// A record of that kind could not be delivered.
@@ -188,10 +298,8 @@ pub fn held(share: u32) -> i64 {
 pub fn count_tracked(share: Option<u32>, change: i64) {
     for index in [share, Some(TOTAL)].into_iter().flatten() {
         if let Some(held) = SHARES.get_ptr_mut(index) {
-            // The core library has no atomic addition for this machine. What was there before is not asked for: that the oldest
-            // kernel cannot do.
             // SAFETY: a live map element, aligned, to which nothing is ever written in another way.
-            unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) held, in(reg) change, options(nostack)) };
+            unsafe { add(held, change) };
         }
     }
 }

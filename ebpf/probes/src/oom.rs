@@ -18,7 +18,7 @@ use kwitness_abi::{
 use crate::{
     emit::{caller, header, tid},
     kernel::{Arguments, OomControl, Task},
-    maps::{LIFECYCLE, OOM_CONTEXTS, TRACKED, reserve},
+    maps::{OOM_CONTEXTS, Ring, TRACKED, reserve_in},
 };
 
 /// `oom_kill_process(oom_control, message)` begins: the kernel has chosen.
@@ -60,9 +60,7 @@ pub fn ended() {
 pub fn marked(hook: &impl Arguments) {
     let task = Task::at(hook.arg(0));
     let id = task.cgroup_id();
-    if TRACKED.get_ptr(id).is_none() {
-        return;
-    }
+    let Some(tracked) = TRACKED.get_ptr(id) else { return };
     let victim = task.process();
     let mut flags = 0;
     let (mut limit_cgroup, mut usage, mut limit) = (0, 0, 0);
@@ -77,7 +75,11 @@ pub fn marked(hook: &impl Arguments) {
         flags = context.flags | if is_chosen { FLAG_OOM_CHOSEN } else { FLAG_OOM_MEMBER };
         (limit_cgroup, usage, limit) = (context.limit_cgroup, context.usage, context.limit);
     }
-    let Some(mut entry) = reserve::<OomKill>(&LIFECYCLE, RecordKind::OomKill) else { return };
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
+    let Some(mut entry) = reserve_in::<OomKill>(Ring::Lifecycle, RecordKind::OomKill, tracked) else {
+        return;
+    };
     entry.write(OomKill {
         header: header(RecordKind::OomKill, id, flags),
         victim,

@@ -24,7 +24,7 @@
 //!   is created and not started, it would count as the first; the kubelet does not do that.
 //! - A container without mounts of its own has no first program; no CRI runtime makes one.
 
-use aya_ebpf::{maps::RingBuf, programs::TracePointContext};
+use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::debug;
 use kwitness_abi::{
     FILENAME_CAP, FLAG_ENTERED, FLAG_FIRST, FLAG_FIRST_EXIT, Process, RecordKind, TRACKED_STARTED, TaskExec,
@@ -38,7 +38,7 @@ use crate::{
         group_dead_of_event,
     },
     maps::{
-        EXITED, FIRST_PROCESSES, FORKS, LIFECYCLE, TASKS, TRACKED, reserve, wake_waiting_reader,
+        EXITED, FIRST_PROCESSES, FORKS, Ring, TASKS, TRACKED, reserve_in, wake_waiting_reader,
         wakeup_if_filling,
     },
 };
@@ -55,19 +55,22 @@ const BPF_NOEXIST: u64 = aya_ebpf::bindings::BPF_NOEXIST as u64;
 pub fn fork(hook: &impl Arguments) {
     let child = Task::at(hook.arg(0));
     let id = child.cgroup_id();
-    if TRACKED.get_ptr(id).is_none() || !child.is_leader() {
+    let Some(tracked) = TRACKED.get_ptr(id) else { return };
+    if !child.is_leader() {
         return;
     }
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
     if current_cgroup_id() == id {
-        emit_fork(&FORKS, id, 0, &child);
+        emit_fork(Ring::Forks, id, 0, &child, tracked);
     } else {
-        emit_fork(&LIFECYCLE, id, FLAG_ENTERED, &child);
+        emit_fork(Ring::Lifecycle, id, FLAG_ENTERED, &child, tracked);
     }
 }
 
 #[inline(always)]
-fn emit_fork(ring: &RingBuf, id: u64, flags: u16, child: &Task) {
-    let Some(mut entry) = reserve::<TaskFork>(ring, RecordKind::TaskFork) else { return };
+fn emit_fork(ring: Ring, id: u64, flags: u16, child: &Task, tracked: &Tracked) {
+    let Some(mut entry) = reserve_in::<TaskFork>(ring, RecordKind::TaskFork, tracked) else { return };
     entry.write(TaskFork { header: header(RecordKind::TaskFork, id, flags), child: child.process() });
     entry.submit(if flags == 0 { wakeup_if_filling(&FORKS) } else { 0 });
 }
@@ -90,13 +93,16 @@ fn executed(task: &Task, filename: impl FnOnce() -> Address) {
     let Some(tracked) = TRACKED.get_ptr_mut(id) else { return };
     let process = task.process();
     let filename = filename();
-    if starts(tracked, &process) {
+    let is_first = starts(tracked, &process);
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
+    if is_first {
         debug!(task, "process {} starts cgroup {}", process.pid, id);
         // A full map costs the flag of the exit, not the record.
         let _ = FIRST_PROCESSES.insert(task.key(), 0, 0);
-        emit_exec(&LIFECYCLE, id, FLAG_FIRST, process, filename);
+        emit_exec(Ring::Lifecycle, id, FLAG_FIRST, process, filename, tracked);
     } else {
-        emit_exec(&TASKS, id, 0, process, filename);
+        emit_exec(Ring::Tasks, id, 0, process, filename, tracked);
         wake_waiting_reader();
     }
 }
@@ -116,8 +122,8 @@ fn starts(tracked: *mut Tracked, process: &Process) -> bool {
 }
 
 #[inline(always)]
-fn emit_exec(ring: &RingBuf, id: u64, flags: u16, process: Process, filename: Address) {
-    let Some(mut entry) = reserve::<TaskExec>(ring, RecordKind::TaskExec) else { return };
+fn emit_exec(ring: Ring, id: u64, flags: u16, process: Process, filename: Address, tracked: &Tracked) {
+    let Some(mut entry) = reserve_in::<TaskExec>(ring, RecordKind::TaskExec, tracked) else { return };
     let record = entry.as_mut_ptr();
     // SAFETY: `record` points to the reserved memory; every field is written, `filename` up to its NUL.
     unsafe {
@@ -145,13 +151,16 @@ pub fn exit_event(hook: &TracePointContext) {
 #[inline(always)]
 fn exited(task: &Task, group_dead: impl FnOnce() -> Option<bool>) {
     let id = current_cgroup_id();
-    if TRACKED.get_ptr(id).is_none() || !is_last_thread(task, group_dead()) {
+    let Some(tracked) = TRACKED.get_ptr(id) else { return };
+    if !is_last_thread(task, group_dead()) {
         return;
     }
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
     if FIRST_PROCESSES.remove(task.key()).is_ok() {
-        emit_exit(&LIFECYCLE, id, FLAG_FIRST_EXIT, task);
+        emit_exit(Ring::Lifecycle, id, FLAG_FIRST_EXIT, task, tracked);
     } else {
-        emit_exit(&TASKS, id, 0, task);
+        emit_exit(Ring::Tasks, id, 0, task, tracked);
         wake_waiting_reader();
     }
 }
@@ -169,8 +178,8 @@ fn is_last_thread(task: &Task, group_dead: Option<bool>) -> bool {
 }
 
 #[inline(always)]
-fn emit_exit(ring: &RingBuf, id: u64, flags: u16, task: &Task) {
-    let Some(mut entry) = reserve::<TaskExit>(ring, RecordKind::TaskExit) else { return };
+fn emit_exit(ring: Ring, id: u64, flags: u16, task: &Task, tracked: &Tracked) {
+    let Some(mut entry) = reserve_in::<TaskExit>(ring, RecordKind::TaskExit, tracked) else { return };
     entry.write(TaskExit {
         header: header(RecordKind::TaskExit, id, flags),
         process: task.process(),
@@ -180,7 +189,7 @@ fn emit_exit(ring: &RingBuf, id: u64, flags: u16, task: &Task) {
     entry.submit(wakeup(flags));
 }
 
-/// How to commit an exec or exit: those with a flag are in [`LIFECYCLE`], and wake the reader; the others are in [`TASKS`].
+/// How to commit an exec or exit: those with a flag are in [`Ring::Lifecycle`], and wake the reader; the others are in [`TASKS`].
 #[inline(always)]
 fn wakeup(flags: u16) -> u64 {
     if flags == 0 { wakeup_if_filling(&TASKS) } else { 0 }

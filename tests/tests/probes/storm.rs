@@ -28,7 +28,7 @@ const PRODUCERS: u32 = 2;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
 /// The rows.
-pub fn cases(loaded: &Arc<Loaded>) -> [Case; 3] {
+pub fn cases(loaded: &Arc<Loaded>) -> [Case; 4] {
     let case = |name: &str, body: fn(&Environment) -> Result<()>| {
         let loaded = Arc::clone(loaded);
         Case::new(name, move |ctx| {
@@ -40,6 +40,7 @@ pub fn cases(loaded: &Arc<Loaded>) -> [Case; 3] {
         case("a_storm_of_containers_loses_nothing", storm),
         case("what_is_lost_is_counted_exactly", overflow),
         case("one_containers_groups_leave_room_for_other_containers", share),
+        case("one_containers_records_leave_room_in_the_rings", rings),
     ]
 }
 
@@ -224,6 +225,53 @@ fn share(environment: &Environment) -> Result<()> {
         ensure!(counters == Default::default(), "lost: {counters:?}");
         groups.iter().try_for_each(|group| rmdir(group))?;
         session.await_release(&followed)?;
+    }
+    Ok(())
+}
+
+/// One container fills small rings that nobody reads, with groups and with processes: it loses records, and another pod's container
+/// that is made, runs and ends after that loses none.
+fn rings(environment: &Environment) -> Result<()> {
+    let parent = &environment.cgroup_directory();
+    let size = NonZeroU32::new(1 << 16).context("not zero")?;
+    let small = Settings { lifecycle_ring: size, tasks_ring: size, forks_ring: size, ..settings(None)? };
+    let mut session = Session::start(parent, &small)?;
+    let root = Root::make(parent, "rings")?;
+    root.sub("podhog")?;
+    let hog = format!("podhog/{}", "a".repeat(64));
+    let hog_directory = root.sub(&hog)?;
+    until_lost(&mut session, RecordKind::CgroupMkdir, || rmdir(&root.sub(&format!("{hog}/group"))?))?;
+    until_lost(&mut session, RecordKind::TaskExit, || {
+        producer::spawn(&hog_directory, "forks")?.wait().map(drop)
+    })?;
+    root.sub("podother")?;
+    let other = root.sub(&format!("podother/{}", "b".repeat(64)))?;
+    let id = cgroup::id(&other)?;
+    let status = producer::spawn(&other, "end")?.wait()?;
+    ensure!(status == ExitStatus::Code(0), "{status:?}");
+    rmdir(&other)?;
+    await_releases(&root)?;
+    while session.drain()? {}
+    let facts = session.facts(id);
+    let is_whole = matches!(
+        facts[..],
+        [
+            Fact::Mkdir { .. },
+            Fact::Populated(true),
+            Fact::Fork { entered: true, .. },
+            Fact::Exec { .. },
+            Fact::Exit { .. },
+            ref end @ ..
+        ] if is_end(end)
+    );
+    ensure!(is_whole, "{facts:#?}");
+    Ok(())
+}
+
+/// Causes records until a hundred of a kind are lost: by then, a ring without shares has no room for anyone.
+fn until_lost(session: &mut Session, kind: RecordKind, cause: impl Fn() -> Result<()>) -> Result<()> {
+    while session.running().counters().lost[kind.index()] < 100 {
+        cause()?;
     }
     Ok(())
 }

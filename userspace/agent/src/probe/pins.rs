@@ -64,7 +64,7 @@ use crate::private::{self, Foreign};
 use layout::{is_layout, layout};
 
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
-pub(super) const MAPS: [&str; 17] = [
+pub(super) const MAPS: [&str; 18] = [
     "ANCESTORS",
     "BUDGETS",
     "COUNTERS",
@@ -77,6 +77,7 @@ pub(super) const MAPS: [&str; 17] = [
     "OOM_CONTEXTS",
     "OWN_WRITES",
     "READER_WAITS",
+    "RING_SHARES",
     "ROOTS",
     "SCRATCH",
     "SHARES",
