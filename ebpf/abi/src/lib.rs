@@ -170,9 +170,10 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Actor {
-    /// Its process id (thread-group id) in the initial pid namespace; 0 is the idle task or an interrupt.
+    /// Its process id (thread-group id) in the node's pid namespace; 0 is the idle task, an interrupt, or a process that is
+    /// outside of that namespace.
     pub pid: u32,
-    /// Its thread id in the initial pid namespace.
+    /// Its thread id, likewise.
     pub tid: u32,
     /// Its `comm`, NUL-padded.
     pub comm: [u8; COMM_LEN],
@@ -185,9 +186,9 @@ pub struct Process {
     /// `task_struct.start_boottime` of the thread-group leader, in nanoseconds: with the pid, it names a process
     /// for good.
     pub start_boottime: u64,
-    /// Its process id (thread-group id) in the initial pid namespace.
+    /// Its process id (thread-group id) in the node's pid namespace; 0 if it is outside of that.
     pub pid: u32,
-    /// The process id of its real parent in the initial pid namespace.
+    /// The process id of its real parent, likewise.
     pub ppid: u32,
     /// The inode number of its mount namespace; 0 if it has none any more.
     pub mnt_ns: u32,
@@ -211,7 +212,7 @@ pub struct CgroupMkdir {
     pub level: u32,
     /// Bytes used in `path`, the NUL excluded.
     pub path_len: u32,
-    /// The path from the root of the hierarchy, or the last component alone ([`FLAG_NAME_ONLY`]).
+    /// The path from the top of what user space sees of the hierarchy, or the last component alone ([`FLAG_NAME_ONLY`]).
     pub path: [u8; PATH_CAP],
 }
 
@@ -366,7 +367,7 @@ pub const fn may_track(held: i64, tracked: i64, capacity: u32) -> bool {
 pub struct ProcessKey {
     /// [`Process::start_boottime`].
     pub start_boottime: u64,
-    /// [`Process::pid`].
+    /// Its process id (thread-group id) in the initial pid namespace, whichever one records have.
     pub pid: u32,
     /// Zero.
     pub pad: u32,
@@ -403,6 +404,18 @@ pub struct KernelLayout {
     pub task_comm: u32,
     /// `task_struct.cred`
     pub task_cred: u32,
+    /// `task_struct.thread_pid`
+    pub task_thread_pid: u32,
+    /// `pid.level`: how deep its pid namespace is; the initial one is 0
+    pub pid_level: u32,
+    /// `pid.numbers`: a `struct upid` for each namespace that has it, the initial one's first
+    pub pid_numbers: u32,
+    /// `upid.nr`
+    pub upid_nr: u32,
+    /// `upid.ns`, the last field
+    pub upid_ns: u32,
+    /// `pid_namespace.ns.inum`
+    pub pid_namespace_inum: u32,
     /// `cred.fsuid`: the owner of what the task makes
     pub cred_fsuid: u32,
     /// `signal_struct.live`
@@ -498,6 +511,12 @@ impl KernelLayout {
         task_exit_code: ABSENT,
         task_comm: ABSENT,
         task_cred: ABSENT,
+        task_thread_pid: ABSENT,
+        pid_level: ABSENT,
+        pid_numbers: ABSENT,
+        upid_nr: ABSENT,
+        upid_ns: ABSENT,
+        pid_namespace_inum: ABSENT,
         cred_fsuid: ABSENT,
         signal_live: ABSENT,
         signal_flags: ABSENT,
@@ -554,7 +573,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 50 * 4);
+    assert!(size_of::<KernelLayout>() == 56 * 4);
 };
 
 #[cfg(test)]

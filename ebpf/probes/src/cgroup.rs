@@ -8,7 +8,7 @@
 //! reported, as the container's, and not tracked. Which container that is, is read off names as `cgroup_path` of the core does, but
 //! more simply: a container's ends with an id of 64 hexadecimal digits. What wrongly counts as a container has a share to itself.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_log_ebpf::{debug, warn};
@@ -42,8 +42,16 @@ const NEW: u64 = 1;
 /// How many levels above a root are kept. `kubepods` is at most a few below the hierarchy's root.
 const MAX_ANCESTORS: u32 = 8;
 
-/// How far below the watched subtree a root may lie: what the verifier allows to be walked, and far more than any node has.
-const MAX_SUBTREE_DEPTH: u32 = 64;
+/// How many levels are walked up from a cgroup: what the verifier allows, and far more than any node has.
+const MAX_DEPTH: u32 = 64;
+
+/// Bytes of the longest name of a directory, the terminating NUL included.
+const NAME_CAP: usize = 256;
+
+/// The top of what user space sees of the hierarchy, by its id: paths begin there, and what is above is none of its business.
+/// That of a node which is itself a container is the node's own cgroup. Filled in by the loader.
+#[unsafe(no_mangle)]
+static TOP: u64 = HIERARCHY_ROOT;
 
 /// The cgroup below which roots are looked for, by its id; [`HIERARCHY_ROOT`]: anywhere. Filled in by the loader.
 #[unsafe(no_mangle)]
@@ -60,8 +68,8 @@ pub fn mkdir(hook: &impl Arguments) {
     if !cgroup.is_v2() {
         return;
     }
-    let path: Address = hook.arg(1);
     let node = cgroup.node();
+    let path = path_from_top(&node, hook.arg(1));
     let parent_id = node.parent_id();
     // SAFETY: a live map element.
     let parent = TRACKED.get_ptr(parent_id).map(|parent| unsafe { *parent });
@@ -182,6 +190,46 @@ fn capacity() -> u32 {
     unsafe { ptr::read_volatile(&raw const CAPACITY) }
 }
 
+#[inline(always)]
+fn top() -> u64 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const TOP) }
+}
+
+/// From [`TOP`] on, the path of a cgroup whose path from the root of the hierarchy is `path`; null, if the cgroup does not lie
+/// below, or too deep.
+#[inline(always)]
+fn path_from_top(node: &KernfsNode, path: Address) -> Address {
+    let top = top();
+    if top == HIERARCHY_ROOT {
+        return path;
+    }
+    let mut is_below = false;
+    // Bytes of the top's own path.
+    let mut length = 0;
+    let mut above = node.parent();
+    for _ in 0..MAX_DEPTH {
+        let id = above.id();
+        is_below |= id == top;
+        if id == HIERARCHY_ROOT {
+            return if is_below { path.wrapping_add(length) } else { ptr::null() };
+        }
+        if is_below {
+            length += 1 + length_of(above.name());
+        }
+        above = above.parent();
+    }
+    ptr::null()
+}
+
+/// The length of a name.
+#[inline(always)]
+fn length_of(name: Address) -> usize {
+    let mut copy = MaybeUninit::<[u8; NAME_CAP]>::uninit();
+    // SAFETY: `copy` has that many bytes.
+    unsafe { copy_string::<NAME_CAP>(name, copy.as_mut_ptr().cast()) as usize }
+}
+
 /// Keeps the cgroups above a root of the tracked set: what is written to their limit files matters below.
 #[inline(always)]
 fn remember_ancestors(root: &KernfsNode) {
@@ -194,6 +242,9 @@ fn remember_ancestors(root: &KernfsNode) {
         // A full map costs what is written there: a loss like that of a cgroup which cannot be tracked.
         if ANCESTORS.insert(id, 0, 0).is_err() {
             count_untracked();
+        }
+        if id == top() {
+            return;
         }
         id = node.parent_id();
         node = node.parent();
@@ -301,7 +352,7 @@ fn is_in_subtree(root: &KernfsNode) -> bool {
     }
     let mut id = root.parent_id();
     let mut node = root.parent();
-    for _ in 0..MAX_SUBTREE_DEPTH {
+    for _ in 0..MAX_DEPTH {
         if id == subtree {
             return true;
         }

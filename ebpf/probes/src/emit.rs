@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
 };
 use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
-use crate::kernel::{Address, Task, current_cgroup_id};
+use crate::kernel::{Address, Task, current_cgroup_id, current_ids};
 
 /// A header with the current time and CPU.
 #[inline(always)]
@@ -21,8 +21,8 @@ pub fn header(kind: RecordKind, cgroup_id: u64, flags: u16) -> Header {
 /// Whose system call (or whose exit) the hook is in.
 #[inline(always)]
 pub fn actor() -> Actor {
-    let ids = bpf_get_current_pid_tgid();
-    Actor { pid: (ids >> 32) as u32, tid: ids as u32, comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]) }
+    let (pid, tid) = current_ids();
+    Actor { pid, tid, comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]) }
 }
 
 /// The same, with what names its process for good and the cgroup that it is in.
@@ -32,7 +32,7 @@ pub fn caller() -> Caller {
     Caller { start_boottime: current.key().start_boottime, cgroup_id: current_cgroup_id(), actor: actor() }
 }
 
-/// The thread that the hook runs in.
+/// The thread that the hook runs in, by its id in the initial pid namespace.
 #[inline(always)]
 pub fn tid() -> u32 {
     bpf_get_current_pid_tgid() as u32

@@ -12,7 +12,8 @@ use core::{mem::MaybeUninit, ptr};
 use aya_ebpf::{
     Argument, EbpfContext,
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+        bpf_probe_read_kernel_buf,
     },
     programs::{
         FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
@@ -24,6 +25,14 @@ use kwitness_abi::{ABSENT, COMM_LEN, KernelLayout, Process, ProcessKey};
 /// off branches that they rule out.
 #[unsafe(no_mangle)]
 static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
+
+/// The pid namespace whose pids records have, by its inode number; 0: the initial one. Another one is that of a node which is
+/// itself a container. Filled in by the loader.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE: u32 = 0;
+
+/// How many pid namespaces a process can be in: `MAX_PID_NS_LEVEL` of `include/linux/pid_namespace.h`, and the initial one.
+const PID_NAMESPACES: usize = 33;
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`, the same since long before 5.8.
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
@@ -188,6 +197,27 @@ pub fn current_cgroup_id() -> u64 {
     unsafe { bpf_get_current_cgroup_id() }
 }
 
+/// The ids of the current task's process and of its thread, as records have them.
+#[inline(always)]
+pub fn current_ids() -> (u32, u32) {
+    match pid_namespace() {
+        0 => {
+            let ids = bpf_get_current_pid_tgid();
+            ((ids >> 32) as u32, ids as u32)
+        }
+        namespace => {
+            let current = Task::current();
+            (current.leader().id_in(namespace), current.id_in(namespace))
+        }
+    }
+}
+
+#[inline(always)]
+fn pid_namespace() -> u32 {
+    // SAFETY: a static of this program; volatile, so that the compiler does not take the initial value for the final one.
+    unsafe { ptr::read_volatile(&raw const PID_NAMESPACE) }
+}
+
 /// Argument `n` of a system call that begins.
 #[inline(always)]
 pub fn syscall_arg(hook: &TracePointContext, n: usize) -> u64 {
@@ -321,8 +351,38 @@ impl Task {
 
     /// Its process's id in the initial pid namespace.
     #[inline(always)]
-    pub fn tgid(&self) -> u32 {
+    fn tgid(&self) -> u32 {
         field!(self.0, task_tgid)
+    }
+
+    /// Its process's id as records have it.
+    #[inline(always)]
+    pub fn pid(&self) -> u32 {
+        match pid_namespace() {
+            0 => self.tgid(),
+            namespace => self.leader().id_in(namespace),
+        }
+    }
+
+    /// Its id in a pid namespace; 0: it is not in that one, nor in one below.
+    #[inline(always)]
+    fn id_in(&self, namespace: u32) -> u32 {
+        let pid: Address = field!(self.0, task_thread_pid);
+        let innermost: u32 = field!(pid, pid_level);
+        let numbers = pid.wrapping_add(layout!(pid_numbers) as usize);
+        let size = layout!(upid_ns) as usize + size_of::<Address>();
+        for level in 0..PID_NAMESPACES {
+            if level > innermost as usize {
+                break;
+            }
+            let number = numbers.wrapping_add(level * size);
+            let of: Address = field!(number, upid_ns);
+            let inum: u32 = field!(of, pid_namespace_inum);
+            if inum == namespace {
+                return field!(number, upid_nr);
+            }
+        }
+        0
     }
 
     /// Whether it is its process's first thread, the one that names it.
@@ -368,12 +428,11 @@ impl Task {
     /// The process that it is a thread of.
     #[inline(always)]
     pub fn process(&self) -> Process {
-        let ProcessKey { start_boottime, pid, pad: _ } = self.key();
         let parent = Self::at(field!(self.0, task_real_parent));
         Process {
-            start_boottime,
-            pid,
-            ppid: parent.tgid(),
+            start_boottime: field!(self.leader().0, task_start_boottime),
+            pid: self.pid(),
+            ppid: parent.pid(),
             mnt_ns: self.mnt_ns(),
             parent_mnt_ns: parent.mnt_ns(),
             comm: self.leader().comm(),

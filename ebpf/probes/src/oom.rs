@@ -67,8 +67,7 @@ pub fn marked(hook: &impl Arguments) {
     if let Some(context) = OOM_CONTEXTS.get_ptr(tid()) {
         // SAFETY: a live map element of this thread.
         let context = unsafe { &*context };
-        let is_chosen =
-            context.chosen.pid == victim.pid && context.chosen.start_boottime == victim.start_boottime;
+        let is_chosen = context.chosen == task.key();
         if is_chosen && context.dying != 0 {
             return;
         }

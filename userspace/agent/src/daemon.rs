@@ -30,6 +30,7 @@ use crate::kubernetes::Kubernetes;
 #[cfg(feature = "kubernetes")]
 use crate::kubernetes::Settings;
 use crate::metrics::{Metrics, Sources, Stage};
+use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins::{self, Origin};
@@ -38,8 +39,7 @@ use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{
-    ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, in_initial_pid_namespace,
-    notify_ready,
+    ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, notify_ready,
 };
 
 /// Answers of the runtime on their way to the engine.
@@ -103,8 +103,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     // It answers from the start on, so that probes say what is being waited for.
     let http_server = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
-    settings.subtree = cgroups.subtree_id().0;
-    check_pid_namespace(config.any_pid_namespace)?;
+    namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     let began = Instant::now();
     let loaded = Loaded::load(&settings)?;
     let until_loaded = began.elapsed();
@@ -299,21 +298,6 @@ async fn log_counters(reports: &Handle, connections: &ConnectionCounters) {
     let Ok(report) = reports.report().await else { return };
     let counters: Vec<_> = report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
     tracing::info!(%connections, counters = counters.join(" "), "counters");
-}
-
-/// Pids in records are the host's. In another pid namespace, none of those that /proc shows is: a scan would find no process.
-fn check_pid_namespace(any: bool) -> anyhow::Result<()> {
-    const FOUND: &str =
-        "this process is not in the host's pid namespace: existing processes cannot be identified";
-    if in_initial_pid_namespace() {
-        return Ok(());
-    }
-    anyhow::ensure!(
-        any,
-        "{FOUND}. Remedy: run it with hostPID: true, or accept this with kernel.pid_namespace = \"any\""
-    );
-    tracing::warn!("{FOUND} (kernel.pid_namespace is \"any\")");
-    Ok(())
 }
 
 /// What is known of the time before this daemon.

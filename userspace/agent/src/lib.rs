@@ -17,6 +17,7 @@ pub mod kubernetes;
 #[path = "kubernetes_absent.rs"]
 pub mod kubernetes;
 pub mod metrics;
+pub mod namespaces;
 mod oldest_first;
 pub mod pressure;
 pub mod private;

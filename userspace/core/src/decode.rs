@@ -226,7 +226,7 @@ impl Decoder {
         let actor = base + offset_of!(abi::Caller, actor);
         let Actor { pid, comm } = self.actor(record, actor)?;
         Ok(Caller {
-            pid: Some(pid),
+            pid: non_zero(pid),
             tid: Some(record.u32(actor + offset_of!(abi::Actor, tid))?),
             start: Some(KernelTime(record.u64(base + offset_of!(abi::Caller, start_boottime))?)),
             comm: Some(comm),

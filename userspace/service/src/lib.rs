@@ -32,7 +32,7 @@ pub use counter::Counter;
 pub use listener::{Limits, Listener};
 pub use lock::{InstanceLock, LockError};
 pub use notify::notify_ready;
-pub use pid_namespace::in_initial_pid_namespace;
+pub use pid_namespace::{in_initial_pid_namespace, pid_namespace};
 pub use signals::{Signal, Signals};
 pub use slots::ConnectionId;
 pub use socket::Socket;

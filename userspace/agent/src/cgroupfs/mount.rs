@@ -1,7 +1,13 @@
 //! Where the cgroup v2 hierarchy is mounted, and which part of it is watched; and v1 hierarchies beside it.
 //!
-//! The mount point is `/sys/fs/cgroup` (unified), `/sys/fs/cgroup/unified` (hybrid), or elsewhere. Only a mount of the whole
-//! hierarchy serves: paths and ids must be the kernel's own. The watched part is a [`Subtree`] of it.
+//! The mount point is `/sys/fs/cgroup` (unified), `/sys/fs/cgroup/unified` (hybrid), or elsewhere. What is mounted there is the
+//! whole hierarchy, or the part of a node that is itself a container (kind, k3d), made in the node's cgroup namespace: paths begin
+//! at the node's cgroup then. A container's own part, which has nothing but the daemon in it, is refused. What counts is the mount,
+//! not the daemon's own cgroup namespace: a pod has one of its own, and the node's `/sys/fs/cgroup`. The watched part is a
+//! [`Subtree`] of what is mounted.
+//!
+//! `/proc` shows paths relative to the reader's cgroup namespace, with `/..` for what is above: those of the processes' cgroups,
+//! and that of what is mounted, alike. So the one relative to the other is known, wherever the reader is.
 
 use std::fmt;
 use std::fs;
@@ -15,15 +21,23 @@ use procfs::process::{MountInfo, Process};
 
 use super::directory::Directory;
 
-/// A mount of the whole cgroup v2 hierarchy, and the subtree that is watched.
+/// A mount of the cgroup v2 hierarchy, and the subtree that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupFs {
-    mount_point: PathBuf,
+    mount: Mount,
+    top_id: CgroupId,
     subtree: Subtree,
     subtree_id: CgroupId,
 }
 
-/// The part of the cgroup hierarchy that is watched, by the path of its top cgroup from the root of the hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    point: PathBuf,
+    /// What is mounted there, as `/proc` shows paths to this process.
+    root: String,
+}
+
+/// The part of the cgroup hierarchy that is watched, by the path of its top cgroup from the top of what is mounted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subtree(String);
 
@@ -78,10 +92,10 @@ pub enum MountError {
          the host's /sys/fs/cgroup"
     )]
     NotMounted,
-    /// Only a part of the hierarchy is visible.
+    /// Only the cgroup that this process is in is visible.
     #[error(
-        "{} shows only a part of the cgroup hierarchy: this is a private cgroup namespace; give the container the \
-         host's /sys/fs/cgroup (hostPath volume, or --cgroupns=host)",
+        "{} shows only this container's own cgroup: this is a private cgroup namespace; give the container the \
+         node's /sys/fs/cgroup (hostPath volume, or --cgroupns=host)",
         mount_point.display()
     )]
     Partial {
@@ -119,50 +133,89 @@ impl CgroupFs {
     pub fn find(subtree: &Subtree) -> Result<Self, MountError> {
         let mounts =
             Process::myself().and_then(|myself| myself.mountinfo()).map_err(MountError::MountInfo)?;
-        let mount_points =
-            mounts.0.into_iter().filter(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point);
+        let mounts = mounts.0.into_iter().filter(|mount| mount.fs_type == "cgroup2");
+        let mounts = mounts.map(|mount| Mount { point: mount.mount_point, root: mount.root });
         let inode = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
-        Self::within(Self::choose(mount_points, inode)?, subtree)
+        let (mount, top_id) = Self::choose(mounts, shown_path("self").as_deref(), inode)?;
+        Self::within(mount, top_id, subtree)
     }
 
-    fn within(mount_point: PathBuf, subtree: &Subtree) -> Result<Self, MountError> {
-        let top = mount_point.join(subtree.path().trim_start_matches('/'));
+    fn within(mount: Mount, top_id: CgroupId, subtree: &Subtree) -> Result<Self, MountError> {
+        let top = mount.point.join(subtree.path().trim_start_matches('/'));
         let is_directory = |found: fs::Metadata| {
             if found.is_dir() { Ok(found.ino()) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
         };
         match fs::symlink_metadata(top).and_then(is_directory) {
-            Ok(id) => Ok(Self { mount_point, subtree: subtree.clone(), subtree_id: CgroupId(id) }),
-            Err(source) => Err(MountError::NoSubtree { mount_point, subtree: subtree.clone(), source }),
+            Ok(id) => Ok(Self { mount, top_id, subtree: subtree.clone(), subtree_id: CgroupId(id) }),
+            Err(source) => {
+                let (mount_point, subtree) = (mount.point, subtree.clone());
+                Err(MountError::NoSubtree { mount_point, subtree, source })
+            }
         }
     }
 
-    /// The first that shows the root of the hierarchy; what speaks against the last, if none does.
+    /// The first that shows the root of the hierarchy, or else a part that is not `own`, the cgroup that this process is in; what
+    /// speaks against the last, if there is none. With it, the id of the topmost cgroup.
+    ///
+    /// No process is in the topmost cgroup of a node: the kubelet gives controllers to those below.
     fn choose(
-        mount_points: impl Iterator<Item = PathBuf>,
+        mounts: impl Iterator<Item = Mount>,
+        own: Option<&str>,
         inode: impl Fn(&Path) -> std::io::Result<u64>,
-    ) -> Result<PathBuf, MountError> {
+    ) -> Result<(Mount, CgroupId), MountError> {
+        // A later mount at the same point hides an earlier one.
+        let mut visible = Vec::<Mount>::new();
+        for mount in mounts {
+            visible.retain(|earlier| earlier.point != mount.point);
+            visible.push(mount);
+        }
         let mut refused = MountError::NotMounted;
-        for mount_point in mount_points {
-            match inode(&mount_point) {
-                Ok(HIERARCHY_ROOT) => return Ok(mount_point),
-                Ok(_) => refused = MountError::Partial { mount_point },
-                Err(source) => refused = MountError::Unreadable { mount_point, source },
+        let mut part = None;
+        for mount in visible {
+            match inode(&mount.point) {
+                Ok(HIERARCHY_ROOT) => return Ok((mount, CgroupId(HIERARCHY_ROOT))),
+                Ok(id) if own.is_some_and(|own| own != mount.root) => {
+                    part = part.or(Some((mount, CgroupId(id))));
+                }
+                Ok(_) => refused = MountError::Partial { mount_point: mount.point },
+                Err(source) => refused = MountError::Unreadable { mount_point: mount.point, source },
             }
         }
-        Err(refused)
+        part.ok_or(refused)
     }
 
     /// Where it is mounted.
     pub fn mount_point(&self) -> &Path {
-        &self.mount_point
+        &self.mount.point
     }
 
-    /// Opens the directory of the cgroup of that path from the root of the hierarchy.
+    /// Whether the whole hierarchy is mounted there, not only the part of a node that is a container.
+    pub fn is_whole(&self) -> bool {
+        self.top_id.0 == HIERARCHY_ROOT
+    }
+
+    /// The id of the topmost cgroup, at which paths begin.
+    pub fn top_id(&self) -> CgroupId {
+        self.top_id
+    }
+
+    /// Opens the directory of the cgroup of that path from the top of what is mounted.
     ///
     /// # Errors
     /// The kernel's.
     pub fn open(&self, path: &str) -> std::io::Result<Directory> {
-        Directory::open(&self.mount_point.join(path.trim_start_matches('/')))
+        Directory::open(&self.mount.point.join(path.trim_start_matches('/')))
+    }
+
+    /// The path of the cgroup that a process is in; none, if that is gone, or not in what is mounted.
+    pub fn path_of(&self, pid: i32) -> Option<String> {
+        let shown = shown_path(&pid.to_string())?;
+        relative(&self.mount.root, &shown).map(str::to_owned)
+    }
+
+    /// The same from the top of the subtree; none, also if it is not in that.
+    pub fn path_in_subtree(&self, pid: i32) -> Option<String> {
+        relative(self.subtree.path(), &self.path_of(pid)?).map(str::to_owned)
     }
 
     /// What is watched of it.
@@ -177,31 +230,94 @@ impl CgroupFs {
 
     #[cfg(test)]
     pub(crate) fn at(mount_point: &Path) -> Self {
-        let whole = Subtree::default();
-        Self { mount_point: mount_point.to_owned(), subtree: whole, subtree_id: CgroupId(HIERARCHY_ROOT) }
+        let (subtree, id) = (Subtree::default(), CgroupId(HIERARCHY_ROOT));
+        Self { mount: Mount::test(mount_point, "/"), top_id: id, subtree, subtree_id: id }
     }
 
     #[cfg(test)]
     pub(crate) fn below(mount_point: &Path, subtree: &str) -> Result<Self, MountError> {
-        Self::within(mount_point.to_owned(), &subtree.parse().expect("a subtree"))
+        let mount = Mount::test(mount_point, "/");
+        Self::within(mount, CgroupId(HIERARCHY_ROOT), &subtree.parse().expect("a subtree"))
     }
+}
+
+#[cfg(test)]
+impl Mount {
+    fn test(point: &Path, root: &str) -> Self {
+        Self { point: point.to_owned(), root: root.to_owned() }
+    }
+}
+
+/// The path of a process's cgroup of the v2 hierarchy, as `/proc` shows it to this process.
+fn shown_path(pid: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
+/// A path from `root` on, both being from the same place: empty for the root itself; none, if it does not lie below.
+fn relative<'a>(root: &str, path: &'a str) -> Option<&'a str> {
+    let rest = path.strip_prefix(root.trim_end_matches('/'))?.trim_end_matches('/');
+    let is_below = rest.is_empty() || (rest.starts_with('/') && rest != "/.." && !rest.starts_with("/../"));
+    is_below.then_some(rest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn choose(found: &[(&str, Option<u64>)]) -> Result<PathBuf, MountError> {
-        CgroupFs::choose(found.iter().map(|(path, _)| PathBuf::from(path)), |path| {
-            let inode = found.iter().find(|(of, _)| Path::new(of) == path).and_then(|(_, inode)| *inode);
-            inode.ok_or_else(|| std::io::ErrorKind::PermissionDenied.into())
+    /// By a process in that cgroup, of mounts with these points, roots and inodes.
+    fn choose(own: &str, found: &[(&str, &str, Option<u64>)]) -> Result<(Mount, CgroupId), MountError> {
+        let mounts = found.iter().map(|(point, root, _)| Mount::test(Path::new(point), root));
+        CgroupFs::choose(mounts, Some(own), |path| {
+            let inode = found.iter().rfind(|(point, ..)| Path::new(point) == path);
+            inode.and_then(|(.., inode)| *inode).ok_or_else(|| std::io::ErrorKind::PermissionDenied.into())
         })
     }
 
     #[test]
     fn the_whole_hierarchy_is_taken_wherever_it_is() {
-        let found = choose(&[("/run/part", Some(77)), ("/sys/fs/cgroup/unified", Some(1))]).unwrap();
-        assert_eq!(found, Path::new("/sys/fs/cgroup/unified"));
+        let part = ("/run/part", "/..", Some(77));
+        let (found, id) = choose("/", &[part, ("/sys/fs/cgroup/unified", "/../..", Some(1))]).unwrap();
+        assert_eq!((&*found.point, id.0), (Path::new("/sys/fs/cgroup/unified"), 1));
+    }
+
+    #[test]
+    fn of_parts_of_the_hierarchy_the_nodes_is_taken() {
+        let node = |own, root| choose(own, &[("/sys/fs/cgroup", root, Some(77))]);
+        // The daemon as a service of the node, and in a pod with a cgroup namespace of its own.
+        for (own, root) in [("/system.slice/kwitness.service", "/"), ("/", "/../../..")] {
+            let (found, id) = node(own, root).unwrap();
+            assert_eq!((&*found.root, id.0), (root, 77));
+        }
+        let error = node("/", "/").unwrap_err();
+        assert!(error.to_string().contains("private cgroup namespace"), "{error}");
+        // Beside its own, a pod has the node's elsewhere.
+        let both = [("/sys/fs/cgroup", "/", Some(78)), ("/host/cgroup", "/../..", Some(77))];
+        assert_eq!(choose("/", &both).unwrap().1.0, 77);
+        // The last one at a mount point is what is there.
+        let hidden = [("/sys/fs/cgroup", "/../..", Some(1)), ("/sys/fs/cgroup", "/", Some(77))];
+        assert_eq!(&*choose("/init", &hidden).unwrap().0.root, "/");
+    }
+
+    #[test]
+    fn a_path_of_proc_is_one_from_the_mounts_top() {
+        for (root, path, expected) in [
+            ("/", "/", Some("")),
+            ("/", "/init.scope", Some("/init.scope")),
+            ("/", "/..", None),
+            ("/", "/../other", None),
+            ("/", "/..data", Some("/..data")),
+            ("/../..", "/../../init.scope", Some("/init.scope")),
+            ("/../..", "/../..", Some("")),
+            ("/../..", "/../../..", None),
+            // Between the mount's top and the reader's namespace, whose names the reader is not shown.
+            ("/../..", "/../pause", None),
+            ("/../..", "/", None),
+            ("/a", "/a/b", Some("/b")),
+            ("/a", "/ab", None),
+        ] {
+            assert_eq!(relative(root, path), expected, "{path} in {root}");
+        }
     }
 
     #[test]
@@ -230,10 +346,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        assert!(matches!(choose(&[]), Err(MountError::NotMounted)));
-        let error = choose(&[("/sys/fs/cgroup", Some(77))]).unwrap_err();
-        assert!(error.to_string().contains("private cgroup namespace"), "{error}");
-        let error = choose(&[("/sys/fs/cgroup", None)]).unwrap_err();
+        assert!(matches!(choose("/", &[]), Err(MountError::NotMounted)));
+        let error = choose("/", &[("/sys/fs/cgroup", "/", None)]).unwrap_err();
         assert!(matches!(error, MountError::Unreadable { .. }), "{error}");
     }
 }

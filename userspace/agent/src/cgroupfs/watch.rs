@@ -176,7 +176,7 @@ impl Watch {
             limit_file: notice.limit_file,
             phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
             value: None,
-            writer: writer(notice.pid, self.cgroups.mount_point()),
+            writer: writer(notice.pid, &self.cgroups),
             began: None,
             seen_by: WriteHook::Fanotify,
         };
@@ -185,7 +185,7 @@ impl Watch {
 }
 
 /// What procfs says of the writer, if it still runs.
-fn writer(pid: i32, mount: &Path) -> Caller {
+fn writer(pid: i32, cgroups: &CgroupFs) -> Caller {
     let Some(process) = process::read(pid) else {
         // 0 is a process of a pid namespace that is not ours.
         return Caller { pid: u32::try_from(pid).ok().filter(|pid| *pid != 0), ..Caller::default() };
@@ -195,14 +195,12 @@ fn writer(pid: i32, mount: &Path) -> Caller {
         tid: None,
         start: Some(process.task.key.start),
         comm: Some(process.task.comm),
-        cgroup: cgroup_of(pid, mount),
+        cgroup: cgroup_of(pid, cgroups),
     }
 }
 
-fn cgroup_of(pid: i32, mount: &Path) -> Option<CgroupId> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    id(&mount.join(path))
+fn cgroup_of(pid: i32, cgroups: &CgroupFs) -> Option<CgroupId> {
+    cgroups.open(&cgroups.path_of(pid)?).ok()?.id().ok()
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -336,11 +334,12 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();
-        let gone = writer(pid.cast_signed(), Path::new("/nowhere"));
+        let nowhere = CgroupFs::at(Path::new("/nowhere"));
+        let gone = writer(pid.cast_signed(), &nowhere);
         assert_eq!(gone, Caller { pid: Some(pid), ..Caller::default() });
-        let own = writer(std::process::id().cast_signed(), Path::new("/nowhere"));
+        let own = writer(std::process::id().cast_signed(), &nowhere);
         assert!(own.comm.is_some() && own.start.is_some() && own.cgroup.is_none(), "{own:?}");
-        assert_eq!(writer(0, Path::new("/nowhere")), Caller::default(), "of another pid namespace");
+        assert_eq!(writer(0, &nowhere), Caller::default(), "of another pid namespace");
     }
 
     proptest! {

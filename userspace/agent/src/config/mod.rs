@@ -54,7 +54,7 @@ pub struct Config {
     pub max_calls: MaxCalls,
     /// The part of the cgroup hierarchy that is watched.
     pub subtree: Subtree,
-    /// Whether the daemon starts outside of the host's pid namespace, too.
+    /// Whether the daemon starts outside of the node's pid namespace, too.
     pub any_pid_namespace: bool,
     /// Whether the kernel side outlives the daemon, where it can.
     pub pin: bool,

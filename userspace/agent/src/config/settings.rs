@@ -225,9 +225,9 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.subtree",
         expects: "the path of a cgroup from the root of the cgroup v2 hierarchy (\"/system.slice/docker-ID.scope\")",
         default: Some(r#""/""#),
-        doc: "Watch only containers whose cgroups are below this one, which must exist. For a node that is itself a \
-              container (kind, k3d), and for tests beside another node. Limits of the cgroups above it are still watched, \
-              as they hold below.",
+        doc: "Watch only containers whose cgroups are below this one, which must exist. For tests beside another node, and for a \
+              node that is a container with the host's cgroup namespace. Limits of the cgroups above it are still watched, as \
+              they hold below.",
         apply: |config, value| {
             config.subtree = text(value)?.parse().map_err(|error: SubtreeError| error.to_string())?;
             Ok(())
@@ -274,8 +274,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "kernel.pid_namespace",
         expects: "\"host\" or \"any\"",
         default: Some(r#""host""#),
-        doc: "`any` also lets the daemon start outside the host's PID namespace (a pod without `hostPID: true`). \
-              Processes that existed before the daemon are then not identified.",
+        doc: "`any` also lets the daemon start outside the node's PID namespace (a pod without `hostPID: true`). \
+              Processes that existed before the daemon are then not identified, and PIDs are the host's.",
         apply: |config, value| {
             config.any_pid_namespace = match text(value)? {
                 "host" => false,

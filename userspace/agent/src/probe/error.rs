@@ -51,6 +51,17 @@ pub enum ProbeError {
         offset: String,
     },
 
+    /// The kernel's pids cannot be those of the node's pid namespace.
+    #[error(
+        "pids cannot be translated into this node's pid namespace: the kernel's type information has no {}. Remedy: \
+         report it with the kernel's version",
+        missing.join(", ")
+    )]
+    PidNamespace {
+        /// The fields that are missing.
+        missing: Vec<String>,
+    },
+
     /// Another daemon runs.
     #[error(transparent)]
     Lock(#[from] LockError),

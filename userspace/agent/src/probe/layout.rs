@@ -50,6 +50,12 @@ fields! {
     TASK_COMM task_comm "task_struct": "comm";
     TASK_CRED task_cred "task_struct": "cred";
     CRED_FSUID cred_fsuid "cred": "fsuid";
+    TASK_THREAD_PID task_thread_pid "task_struct": "thread_pid";
+    PID_LEVEL pid_level "pid": "level";
+    PID_NUMBERS pid_numbers "pid": "numbers";
+    UPID_NR upid_nr "upid": "nr";
+    UPID_NS upid_ns "upid": "ns";
+    PID_NAMESPACE_INUM pid_namespace_inum "pid_namespace": "ns.inum";
     SIGNAL_LIVE signal_live "signal_struct": "live";
     SIGNAL_FLAGS signal_flags "signal_struct": "flags";
     SIGNAL_GROUP_EXIT_CODE signal_group_exit_code "signal_struct": "group_exit_code";
@@ -89,6 +95,10 @@ fields! {
     SYS_EXIT_RET sys_exit_ret "trace_event_raw_sys_exit": "ret";
 }
 
+/// Fields behind "which id has this process in that pid namespace", unless it is the initial one.
+pub static PID_FIELDS: [&Field; 6] =
+    [&TASK_THREAD_PID, &PID_LEVEL, &PID_NUMBERS, &UPID_NR, &UPID_NS, &PID_NAMESPACE_INUM];
+
 /// Finds every field's offset, and which tracepoint passes what.
 pub fn resolve(btf: &Btf<'_>) -> KernelLayout {
     let mut layout = KernelLayout::UNKNOWN;
@@ -124,6 +134,7 @@ mod tests {
     fn the_running_kernel_has_every_field() {
         let bytes = std::fs::read(BTF_PATH).unwrap();
         let layout = resolve(&Btf::parse(&bytes).unwrap());
+        assert_eq!(missing(&layout, &PID_FIELDS), Vec::<String>::new());
         for capability in &CAPABILITIES {
             assert_eq!(missing(&layout, capability.fields), Vec::<String>::new(), "{}", capability.name);
         }

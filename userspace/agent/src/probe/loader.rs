@@ -117,6 +117,10 @@ impl Loaded {
     ) -> Result<Self> {
         let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
         let layout = layout::resolve(&Btf::parse(&bytes)?);
+        let missing = layout::missing(&layout, &layout::PID_FIELDS);
+        if settings.pid_namespace.is_some() && !missing.is_empty() {
+            return Err(ProbeError::PidNamespace { missing });
+        }
         let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
             .map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
         drop(bytes);
@@ -136,7 +140,9 @@ impl Loaded {
         let mut ebpf = loader
             .btf(Some(&btf))
             .override_global("LAYOUT", &LayoutGlobal(layout), true)
+            .override_global("TOP", &settings.top, true)
             .override_global("SUBTREE", &settings.subtree, true)
+            .override_global("PID_NAMESPACE", &settings.pid_namespace.unwrap_or(0), true)
             .override_global("CAPACITY", &tracked, true)
             .override_global(aya_log::LEVEL, &settings.log.level(), true)
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())

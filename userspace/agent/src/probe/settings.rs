@@ -17,8 +17,12 @@ pub struct Settings {
     pub forks_ring: NonZeroU32,
     /// How many cgroups can be tracked at a time.
     pub tracked_capacity: NonZeroU32,
+    /// The cgroup id of the top of what this process sees of the hierarchy, at which paths begin; [`HIERARCHY_ROOT`]: all of it.
+    pub top: u64,
     /// The cgroup id of the top of the subtree that roots are looked for in; [`HIERARCHY_ROOT`]: anywhere.
     pub subtree: u64,
+    /// The pid namespace whose pids records have, by its inode number; none: the initial one.
+    pub pid_namespace: Option<u32>,
     /// What is tracked besides `kubepods` and `*-kubepods*`.
     pub roots: Vec<RootPattern>,
     /// Hooks that are not to be used.
@@ -53,7 +57,9 @@ impl Default for Settings {
             tasks_ring: size(8 << 20),
             forks_ring: size(2 << 20),
             tracked_capacity: size(65_536),
+            top: HIERARCHY_ROOT,
             subtree: HIERARCHY_ROOT,
+            pid_namespace: None,
             roots: Vec::new(),
             exclude: Vec::new(),
             syscalls: false,

@@ -3,6 +3,7 @@
 
 mod kubernetes;
 mod memory_pressure;
+mod namespaces;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -30,7 +31,6 @@ use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_core::model::Problem;
 use kwitness_cri::CANDIDATES;
-use kwitness_service::in_initial_pid_namespace;
 
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
@@ -95,7 +95,8 @@ const PRIVILEGES: &str = "privileges";
 
 async fn examine(config: &Config, socket: OsString) -> Report {
     let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend([cgroups(&config.subtree), pid_namespace(config.any_pid_namespace), pinned(config)]);
+    checks.extend(namespaces::findings(config));
+    checks.push(pinned(config));
     checks.extend(controllers(&config.subtree));
     checks.extend(memory_pressure::finding(config));
     let status = match connect(Some(socket)).await {
@@ -130,10 +131,11 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             report.checks.push(Finding::new("daemon", Verdict::Degraded, error.to_string(), remedy));
             if !report.is_unprivileged() {
                 // Loading takes a tenth of a second, and nothing else runs here.
-                match survey(&config.probe) {
+                let cgroups = CgroupFs::find(&config.subtree).ok();
+                match survey(&namespaces::probe_settings(config, cgroups.as_ref())) {
                     Ok(mut capabilities) => {
-                        if let Ok(cgroups) = CgroupFs::find(&config.subtree) {
-                            watch_limits(&mut capabilities, &cgroups);
+                        if let Some(cgroups) = &cgroups {
+                            watch_limits(&mut capabilities, cgroups);
                         }
                         report.capabilities = capabilities.reports.iter().map(capability).collect();
                     }
@@ -211,22 +213,6 @@ impl From<proto::Problem> for Finding {
     }
 }
 
-fn cgroups(subtree: &Subtree) -> Finding {
-    const NAME: &str = "cgroup v2";
-    match CgroupFs::find(subtree) {
-        Ok(found) if found.subtree() == &Subtree::default() => {
-            Finding::good(NAME, found.mount_point().display().to_string())
-        }
-        Ok(found) => Finding::good(NAME, format!("{}, only {subtree}", found.mount_point().display())),
-        Err(error) => {
-            // The remedy follows the semicolon.
-            let text = error.to_string();
-            let (found, remedy) = text.split_once("; ").unwrap_or((&text, "see above"));
-            Finding::new(NAME, Verdict::Fatal, found, remedy)
-        }
-    }
-}
-
 /// Whether limits can be verified; none: there is no hierarchy.
 fn controllers(subtree: &Subtree) -> Option<Finding> {
     const NAME: &str = "controllers";
@@ -244,17 +230,6 @@ fn controllers(subtree: &Subtree) -> Option<Finding> {
             "use cgroup v2 for all controllers: boot with systemd.unified_cgroup_hierarchy=1",
         )
     })
-}
-
-fn pid_namespace(any: bool) -> Finding {
-    const NAME: &str = "pid namespace";
-    if in_initial_pid_namespace() {
-        return Finding::good(NAME, "the host's");
-    }
-    let found = "not the host's: existing processes cannot be identified";
-    let verdict = if any { Verdict::Degraded } else { Verdict::Fatal };
-    let remedy = "run with hostPID: true, or without a pid namespace; or set kernel.pid_namespace to \"any\"";
-    Finding::new(NAME, verdict, found, remedy)
 }
 
 /// What outlives a daemon, and how long an outage may be.

@@ -23,7 +23,7 @@ pub struct KernelTime(pub u64);
 /// if pid and tick are. No pid is used twice within one.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ProcKey {
-    /// The thread-group id in the initial pid namespace.
+    /// The thread-group id in the node's pid namespace.
     pub pid: u32,
     /// When its thread-group leader was started.
     pub start: KernelTime,

@@ -236,6 +236,16 @@ fn wait_statuses() {
 }
 
 #[test]
+fn a_writer_outside_of_the_nodes_pid_namespace_has_no_pid() {
+    let pid =
+        offset_of!(abi::LimitWrite, writer) + offset_of!(abi::Caller, actor) + offset_of!(abi::Actor, pid);
+    let Ok(Fact::LimitWrite(write)) = returned(13).put(pid, &0_u32.to_ne_bytes()).fact() else {
+        panic!("no write")
+    };
+    assert_eq!(write.writer, Caller { pid: None, ..caller() });
+}
+
+#[test]
 fn what_a_write_to_a_limit_returned() {
     let result = |raw| match returned(raw).fact() {
         Ok(Fact::LimitWrite(write)) => Ok(write.phase),

@@ -36,7 +36,9 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         tasks_ring,
         forks_ring,
         tracked_capacity,
+        top,
         subtree,
+        pid_namespace,
         roots,
         exclude,
         syscalls,
@@ -50,7 +52,7 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
     let rest = hasher.finish();
     let mut hasher = DefaultHasher::new();
     hash_records(&mut hasher);
-    (tracked_capacity, subtree, roots).hash(&mut hasher);
+    (tracked_capacity, top, subtree, pid_namespace, roots).hash(&mut hasher);
     // What the daemon of another socket has read is in that one's ledger alone.
     lock_file.hash(&mut hasher);
     // The first half of either.

@@ -26,7 +26,9 @@ fn what_makes_maps_different_makes_another_layout() {
     for other in [
         Settings { tasks_ring: size, ..settings.clone() },
         Settings { roots: vec!["docker-".parse().unwrap()], ..settings.clone() },
+        Settings { top: 7, ..settings.clone() },
         Settings { subtree: 7, ..settings.clone() },
+        Settings { pid_namespace: Some(7), ..settings.clone() },
         Settings { exclude: vec!["raw_tp".parse().unwrap()], ..settings.clone() },
         Settings { lock_file: Some("/y".into()), ..settings.clone() },
     ] {
