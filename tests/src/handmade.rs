@@ -18,7 +18,13 @@ use crate::environment::Environment;
 use crate::pod::new_uid;
 
 /// The cgroup that the process shall enter before it becomes what its command line says.
-const CGROUP: &str = "KWITNESS_TEST_CGROUP";
+pub(crate) const CGROUP: &str = "KWITNESS_TEST_CGROUP";
+
+/// Set: it shall have a cgroup namespace of its own.
+pub(crate) const OWN_CGROUPS: &str = "KWITNESS_TEST_OWN_CGROUPS";
+
+/// Set: it shall be the first process of a pid namespace of its own.
+const OWN_PIDS: &str = "KWITNESS_TEST_OWN_PIDS";
 
 /// Where the pods are, all of one class.
 const PODS: &str = "kubepods/burstable";
@@ -105,6 +111,11 @@ impl Kubepods {
         Ok(())
     }
 
+    /// The directory that paths of [`Kubepods::container_at`] are in.
+    pub fn directory(&self) -> &Path {
+        self.root.directory()
+    }
+
     /// The cgroup v2 id of the cgroup in which its pods are.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.root.directory().join(PODS))
@@ -120,14 +131,26 @@ impl HandMade {
     /// Starts its main process, as an OCI runtime does: a helper enters the cgroup, leaves the node's mount namespace
     /// and executes the program. What it prints comes by a pipe.
     pub fn start(&self, program: &str, arguments: &[&str]) -> Result<Child> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(program).args(arguments).env(CGROUP, self.cgroup.directory());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {program}"))
+        self.spawn(helper(self.cgroup.directory()).arg(program).args(arguments))
     }
+
+    /// The same in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
+    /// as it does.
+    pub fn start_with_own_pids(&self, cgroup: &Path, program: &str, arguments: &[&str]) -> Result<Child> {
+        self.spawn(helper(cgroup).env(OWN_PIDS, "1").arg(program).args(arguments))
+    }
+
+    fn spawn(&self, helper: &mut Command) -> Result<Child> {
+        let child = helper.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        child.with_context(|| format!("start container {}", self.id))
+    }
+}
+
+/// This executable, which enters a cgroup and becomes what its command line says.
+fn helper(cgroup: &Path) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.env(CGROUP, cgroup);
+    command
 }
 
 impl Running {
@@ -154,6 +177,15 @@ impl Running {
 pub fn become_container_if_requested() -> Result<()> {
     let Some(directory) = env::var_os(CGROUP) else { return Ok(()) };
     cgroup::enter(Path::new(&directory), std::process::id())?;
+    if env::var_os(OWN_PIDS).is_some() {
+        unshare(CloneFlags::CLONE_NEWPID).context("unshare the pid namespace")?;
+        let mut first = helper(Path::new(&directory));
+        let status = first.args(env::args_os().skip(1)).env_remove(OWN_PIDS).status();
+        std::process::exit(status.context("start the first process")?.code().unwrap_or(1));
+    }
+    if env::var_os(OWN_CGROUPS).is_some() {
+        unshare(CloneFlags::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
+    }
     unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
     let words = env::args_os().skip(1).map(|word| CString::new(word.into_vec()));
     let words = words.collect::<Result<Vec<_>, _>>().context("a NUL in the command line")?;

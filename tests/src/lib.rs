@@ -10,6 +10,7 @@ pub mod chart;
 pub mod claims;
 pub mod cluster_node;
 mod collector;
+pub mod container_node;
 pub mod context;
 pub mod control_plane;
 pub mod cri;

@@ -204,6 +204,15 @@ pub fn cgroup_path(pid: u32) -> Result<String> {
     Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
 }
 
+/// The ids of a process: in this process's pid namespace, in the one below in which it is, and so on down to its own.
+pub fn ids(pid: u32) -> Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let ids = ids.with_context(|| format!("{path} has no NSpid line"))?.split_whitespace();
+    ids.map(|id| id.parse().with_context(|| format!("`{id}` in {path}"))).collect()
+}
+
 /// Lets this process have as many file descriptors as its hard limit allows; that number.
 pub fn raise_descriptors() -> Result<u64> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read RLIMIT_NOFILE")?;

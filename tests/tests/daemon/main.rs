@@ -2,6 +2,7 @@
 //! containers are made by hand.
 
 mod command;
+mod container_nodes;
 mod hostile;
 mod layouts;
 mod manners;
@@ -14,12 +15,14 @@ mod top;
 
 use anyhow::Result;
 use kwitness_tests::alone;
+use kwitness_tests::container_node;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
+    container_node::become_node_if_requested()?;
     let ctx = TestContext::new()?;
     let mut cases = alone![
         output::events_of_the_past,
@@ -44,6 +47,9 @@ fn main() -> Result<()> {
         subtree::a_neighbouring_subtree_is_not_seen,
         subtree::a_storm_in_a_neighbouring_subtree_changes_nothing,
         subtree::a_subtree_that_is_not_there_is_an_error,
+        container_nodes::two_nodes_on_one_kernel_see_each_their_own_pods,
+        container_nodes::the_doctor_knows_a_node_that_is_a_container,
+        container_nodes::a_pod_without_the_nodes_pids_is_refused,
         hostile::a_users_cgroup_is_no_container,
         hostile::two_cgroups_with_one_containers_id_are_reported,
         hostile::a_nest_keeps_it_from_nothing,
