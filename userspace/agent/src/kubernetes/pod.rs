@@ -21,6 +21,8 @@ const CONTAINERS_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
     pub(super) uid: Arc<str>,
+    /// The UID by which the node knows the static pod that this one mirrors; none: it is not a mirror.
+    pub(super) mirrors: Option<Arc<str>>,
     pub(super) namespace: Arc<str>,
     pub(super) name: Arc<str>,
     pub(super) version: Arc<str>,
@@ -72,6 +74,15 @@ struct Metadata {
     resource_version: String,
     generation: Option<i64>,
     deletion_timestamp: Option<serde::de::IgnoredAny>,
+    annotations: Option<Annotations>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    /// Set by the kubelet, to what it has in `kubernetes.io/config.hash` of the static pod: its UID.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    mirror: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -185,8 +196,11 @@ impl TryFrom<WirePod> for Pod {
         whole.set(spec.resources.as_ref(), |of| &mut of.spec);
         whole.set(status.resources.as_ref(), |of| &mut of.status);
         whole.set_requests(status.allocated_resources.as_ref(), |of| &mut of.allocated);
+        let mirror = metadata.annotations.and_then(|annotations| annotations.mirror);
         Ok(Self {
             uid: named("metadata.uid", metadata.uid)?,
+            // One that is no UID is none of a pod of this node.
+            mirrors: mirror.and_then(|mirror| named("config.mirror", mirror).ok()),
             namespace: named("metadata.namespace", metadata.namespace)?,
             name: named("metadata.name", metadata.name)?,
             version: named("metadata.resourceVersion", metadata.resource_version)?,
@@ -249,6 +263,11 @@ fn condition(said: Condition) -> Option<ResizeCondition> {
 }
 
 impl Pod {
+    /// Whether the node knows it by that UID, or the API.
+    pub(super) fn is(&self, uid: &str) -> bool {
+        *self.uid == *uid || self.mirrors.as_deref() == Some(uid)
+    }
+
     /// About how many bytes it takes in the store.
     pub(super) fn size(&self) -> usize {
         const FIXED: usize = 512;
@@ -265,7 +284,8 @@ impl Pod {
             FIXED + texts(&[Some(&container.name), container.id.as_ref()]) + amounts(&container.amounts)
         });
         let conditions = self.conditions.iter().map(|of| texts(&[of.reason.as_ref(), of.message.as_ref()]));
-        let names = texts(&[Some(&self.uid), Some(&self.namespace), Some(&self.name), Some(&self.version)]);
+        let names = [&self.uid, &self.namespace, &self.name, &self.version].map(Some);
+        let names = texts(&names) + texts(&[self.mirrors.as_ref()]);
         FIXED + names + amounts(&self.whole) + containers.sum::<usize>() + conditions.sum::<usize>()
     }
 }

@@ -37,10 +37,12 @@ pub(super) enum Whose<'a> {
     Container { id: &'a str, name: Option<&'a str> },
 }
 
-/// The pods, by UID.
+/// The pods, by the UID that they have in the API.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pods: HashMap<Arc<str>, Stored>,
+    /// By the UID of a static pod, that of its mirror.
+    mirrors: HashMap<Arc<str>, Arc<str>>,
     bytes: usize,
     /// A pod was refused since the store was made.
     is_incomplete: bool,
@@ -96,19 +98,31 @@ impl Store {
             return Err(Full);
         }
         self.bytes = bytes;
+        if let Some(uid) = &stored.pod.mirrors {
+            // Anyone who may make pods may write the annotation: the first is not replaced while it is there.
+            self.mirrors.entry(uid.clone()).or_insert_with(|| stored.pod.uid.clone());
+        }
         self.pods.insert(stored.pod.uid.clone(), stored);
         Ok(())
     }
 
+    /// Removes a pod, by either UID.
     pub(super) fn remove(&mut self, uid: &str) {
-        if let Some(removed) = self.pods.remove(uid) {
+        let Some(uid) = self.get(uid).map(|stored| stored.pod.uid.clone()) else { return };
+        if let Some(removed) = self.pods.remove(&uid) {
             self.bytes -= removed.size;
+            self.mirrors.retain(|_, mirror| *mirror != uid);
         }
+    }
+
+    /// By the UID that it has in the API or, of a mirror, that the node knows its static pod by.
+    fn get(&self, uid: &str) -> Option<&Stored> {
+        self.pods.get(uid).or_else(|| self.pods.get(self.mirrors.get(uid)?))
     }
 
     /// Its namespace and name, and when it was confirmed last.
     pub(super) fn names(&self, uid: &str) -> Option<(Arc<str>, Arc<str>, Option<KernelTime>)> {
-        let Stored { pod, facts, .. } = self.pods.get(uid)?;
+        let Stored { pod, facts, .. } = self.get(uid)?;
         Some((pod.namespace.clone(), pod.name.clone(), facts.confirmed))
     }
 
@@ -120,7 +134,7 @@ impl Store {
         resource: Resource,
     ) -> Result<Arc<ApiLimit>, ApiMissing> {
         let missing = if self.is_incomplete { ApiMissing::StoreFull } else { ApiMissing::Pod };
-        let stored = self.pods.get(uid).ok_or(missing)?;
+        let stored = self.get(uid).ok_or(missing)?;
         let (amounts, since) = stored.amounts(whose)?;
         let Of { spec, allocated, status } = match resource {
             Resource::Cpu | Resource::CpuWeight => amounts.cpu.clone(),
@@ -337,6 +351,41 @@ mod tests {
         let refused = (0..PODS_MAX)
             .find(|number| store.insert(giant(&format!("g{number}")), By::List, AT, None).is_err());
         assert!(refused.is_some() && store.bytes() <= BYTES_MAX, "{refused:?}");
+    }
+
+    #[test]
+    fn a_static_pod_is_found_by_its_mirror_and_no_other_pod_takes_its_place() {
+        let mirror = |name: &str, of: &str, limit: &str| {
+            let mut pod = pod(name, 7, limit);
+            pod["metadata"]["annotations"] =
+                json!({ "kubernetes.io/config.mirror": of, "kubernetes.io/config.source": "file" });
+            pod
+        };
+        let web = pod("web", 7, "256Mi");
+        let mut store = store([
+            (web, By::List, AT),
+            (mirror("etcd", "0123abcd", "64Mi"), By::List, AT),
+            (mirror("forged", "0123abcd", "1Gi"), By::Watch, AT),
+            (mirror("other", "u-web", "1Gi"), By::Watch, AT),
+            (mirror("odd", "../..", "1Gi"), By::Watch, AT),
+        ]);
+        let of = |store: &Store, uid: &str| {
+            let whose = Whose::Container { id: "c1", name: Some("app") };
+            store.limit(uid, whose, Resource::Memory).map(|of| of.status.limit.as_deref().unwrap().to_owned())
+        };
+        assert_eq!(of(&store, "0123abcd").as_deref(), Ok("64Mi"));
+        assert_eq!(of(&store, "u-etcd").as_deref(), Ok("64Mi"));
+        assert_eq!(of(&store, "u-web").as_deref(), Ok("256Mi"), "a pod's own UID comes first");
+        assert_eq!(of(&store, "../.."), Err(ApiMissing::Pod));
+        let (_, name, _) = store.names("0123abcd").unwrap();
+        assert_eq!(&*name, "etcd");
+        store.remove("u-etcd");
+        assert_eq!(of(&store, "0123abcd"), Err(ApiMissing::Pod));
+        // The kubelet makes it again.
+        store.insert(parse(mirror("etcd", "0123abcd", "128Mi")), By::Watch, LATER, None).unwrap();
+        assert_eq!(of(&store, "0123abcd").as_deref(), Ok("128Mi"));
+        store.remove("0123abcd");
+        assert_eq!((of(&store, "u-etcd"), store.len()), (Err(ApiMissing::Pod), 4));
     }
 
     #[test]

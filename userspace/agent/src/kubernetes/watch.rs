@@ -314,7 +314,7 @@ async fn read_again(client: &Client, shared: &Shared, reads: &mut mpsc::Receiver
             let read = read(client, &namespace, &name, timing).await;
             let mut state = shared.lock();
             state.read_failure = match read {
-                Ok(pod) if pod.as_ref().is_some_and(|pod| pod.uid == *uid) => {
+                Ok(pod) if pod.as_ref().is_some_and(|pod| pod.is(uid)) => {
                     let inserted = pod.map(|pod| state.store.insert(pod, By::Read(began), now(), None));
                     if inserted.is_some_and(|inserted| inserted.is_err()) {
                         count(&shared.counters.refused, 1);
