@@ -267,6 +267,20 @@ mod tests {
 
     use super::*;
 
+    /// How long a busy machine may take to let a process run.
+    const WAIT: Duration = Duration::from_secs(60);
+
+    /// A child that does not end by itself, not even when its test fails.
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            // It may have ended.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     /// A child that waits for its input, and what the program would have recorded.
     fn child() -> (Child, ProcessKey) {
         let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -334,23 +348,25 @@ mod tests {
 
     #[test]
     fn a_signal_has_arrived_where_the_thread_stopped_or_ended_and_not_while_it_runs() {
-        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        let held = Held::find(key(&busy)).unwrap().unwrap();
-        let own = hold(busy.id());
-        // Until its program has been read.
-        while held.has_arrived(&own) {
-            std::thread::yield_now();
-        }
-        stop(&busy);
+        let mut busy = Killed(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap());
+        let held = Held::find(key(&busy.0)).unwrap().unwrap();
+        let own = hold(busy.0.id());
+        let wait_running = |what: &str| {
+            let began = std::time::Instant::now();
+            while held.has_arrived(&own) {
+                let state = held.process.stat().map(|stat| stat.state);
+                assert!(began.elapsed() < WAIT, "not seen running {what} after {WAIT:?}: {state:?}");
+                std::thread::yield_now();
+            }
+        };
+        wait_running("before it is stopped, for it reads its program first");
+        stop(&busy.0);
         assert!(held.has_arrived(&own), "it has stopped");
         assert_eq!(held.resume().unwrap(), State::Running);
-        // It runs again once it gets a CPU.
-        while held.has_arrived(&own) {
-            std::thread::yield_now();
-        }
+        wait_running("after SIGCONT, for it has to get a CPU first");
         assert!(held.has_arrived(&hold(std::process::id())), "no thread of it: it has ended");
-        busy.kill().unwrap();
-        busy.wait().unwrap();
+        busy.0.kill().unwrap();
+        busy.0.wait().unwrap();
         assert!(held.has_arrived(&own), "all have ended");
     }
 
