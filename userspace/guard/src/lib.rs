@@ -73,6 +73,7 @@ mod process;
 mod program;
 pub mod raise;
 mod reporter;
+mod state_file;
 pub mod status;
 pub mod watchdog;
 
