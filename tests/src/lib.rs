@@ -24,6 +24,7 @@ pub mod handmade;
 pub mod hog;
 pub mod hostile;
 pub mod kubelet;
+pub mod late_runtime;
 pub mod limit;
 pub mod matrix;
 pub mod node;

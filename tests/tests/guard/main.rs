@@ -2,6 +2,7 @@
 //!
 //! It stops processes and needs limits: guests with cgroup v2 only.
 
+mod brake;
 mod hog;
 mod refused;
 mod returned;
@@ -18,7 +19,7 @@ use kwitness_tests::suite::{self, Case, Combined};
 use kwitness_tests::survival::filler;
 
 fn main() -> Result<()> {
-    if several::run_as_hog() || filler::fill_if_requested()? {
+    if several::run_as_hog() || brake::populate_if_requested() || filler::fill_if_requested()? {
         return Ok(());
     }
     let ctx = TestContext::new()?;
@@ -32,12 +33,15 @@ fn main() -> Result<()> {
         Combination { handler: Handler::Crun, driver: ctx.environment.first_combination()?.driver };
     let only_long = (!ctx.environment.long).then_some("only with --long");
     // Each needs most of a minute in a guest: here what must hold, below who is held.
-    let always: [(&str, Combined); 8] = [
+    let always: [(&str, Combined); 9] = [
         ("a_hog_is_killed_without_a_guard_and_finishes_with_one", |ctx, of| {
             ctx.block_on(hog::finishes(ctx, of))
         }),
         ("the_first_process_of_a_container_is_held_and_continued", |ctx, of| {
             ctx.block_on(hog::first_process(ctx, of))
+        }),
+        ("a_process_inside_a_long_system_call_is_slowed_down_until_its_raise_comes", |ctx, of| {
+            ctx.block_on(brake::system_call(ctx, of))
         }),
         ("a_raise_that_never_answers_ends_the_hold", |ctx, of| ctx.block_on(stopped::overdue(ctx, of))),
         ("a_guard_that_is_killed_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::killed(ctx, of))),
@@ -52,12 +56,15 @@ fn main() -> Result<()> {
             ctx.block_on(returned::after_a_quiet_time(ctx, of))
         }),
     ];
-    let long: [(&str, Combined); 14] = [
+    let long: [(&str, Combined); 15] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
         ("a_process_with_threads_is_held_and_continued", |ctx, of| ctx.block_on(several::threads(ctx, of))),
         ("a_traced_process_is_never_held", |ctx, of| ctx.block_on(several::traced(ctx, of))),
+        ("what_a_killed_guard_has_slowed_down_its_watchdog_releases", |ctx, of| {
+            ctx.block_on(brake::killed(ctx, of))
+        }),
         ("an_exec_session_is_never_held", |ctx, of| ctx.block_on(hog::exec_session(ctx, of))),
         ("the_child_of_a_vfork_is_held_and_continued", |ctx, of| ctx.block_on(several::vfork(ctx, of))),
         ("a_process_that_joins_a_hold_is_continued_with_it", |ctx, of| {

@@ -1,10 +1,10 @@
 //! A container's cgroup and those above it, as their files say at this moment: the limit, the usage, what is free above.
 //!
-//! Owns every path below the root of the hierarchy. Never writes there, and remembers nothing.
+//! Owns every path below the root of the hierarchy. Of the files there it writes `memory.high` alone, and it remembers nothing.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use kwitness_core::cgroup_path::{self, Placement};
@@ -34,7 +34,7 @@ impl Cgroup {
         Self::below(Path::new(ROOT), path, id)
     }
 
-    fn below(root: &Path, path: &str, id: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn below(root: &Path, path: &str, id: u64) -> io::Result<Option<Self>> {
         let names: Option<PathBuf> = Path::new(path.trim_start_matches('/'))
             .components()
             .map(|component| match component {
@@ -58,7 +58,23 @@ impl Cgroup {
 
     /// `memory.max`; none: it has no limit of its own, or is gone.
     pub fn limit(&self) -> io::Result<Option<Bytes>> {
-        self.levels.first().map_or(Ok(None), |directory| limit(directory))
+        self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.max"))
+    }
+
+    /// `memory.high`; none: it slows nothing down.
+    pub fn high(&self) -> io::Result<Option<Bytes>> {
+        self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.high"))
+    }
+
+    /// Sets it. Before Linux 6.16, which heeds `O_NONBLOCK`, the kernel reclaims what is used beyond it before this returns, unless a
+    /// signal interrupts it.
+    pub fn set_high(&self, high: Option<Bytes>) -> io::Result<()> {
+        let Some(directory) = self.levels.first() else { return Ok(()) };
+        let path = directory.join("memory.high");
+        let text = high.map_or_else(|| "max".to_owned(), |high| high.0.to_string());
+        let flags = nix::libc::O_NONBLOCK;
+        let file = File::options().write(true).truncate(true).custom_flags(flags).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| of(&path, error))
     }
 
     /// `memory.current`.
@@ -70,7 +86,7 @@ impl Cgroup {
     pub fn above(&self, wanted: Bytes) -> io::Result<Vec<Level>> {
         let mut above = Vec::new();
         for (index, directory) in self.levels.iter().enumerate().skip(1) {
-            let Some(limit) = limit(directory)? else { continue };
+            let Some(limit) = limit(directory, "memory.max")? else { continue };
             let mut free = Bytes(limit.0.saturating_sub(usage(directory)?.0));
             // The kernel reclaims file cache before it kills. Reading it is not cheap on a large node.
             if free < wanted {
@@ -90,8 +106,8 @@ pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
-fn limit(directory: &Path) -> io::Result<Option<Bytes>> {
-    let text = match read(directory, "memory.max") {
+fn limit(directory: &Path, name: &str) -> io::Result<Option<Bytes>> {
+    let text = match read(directory, name) {
         Ok(text) => text,
         // The controller is off at that level: nothing is limited there.
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => return Ok(None),

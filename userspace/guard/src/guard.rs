@@ -9,6 +9,7 @@
 //!  SAMPLE ────── what was raised, and is to be given back ──▶ GiveBack ──▶ lower, verify
 //!  containers ── arm, disarm
 //!  each step ──▶ Reporter ──▶ the daemon's stream
+//!  a held process that has not stopped ──▶ Brakes
 //! ```
 //!
 //! What is held is always read from the map. The ring only says when. Nothing here waits: raising and verifying are tasks of
@@ -31,9 +32,11 @@ use kwitness_api::Client;
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
+use signal_hook::consts::SIGURG;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::brake::{self, Brakes};
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
@@ -49,7 +52,7 @@ use crate::raise::Raiser;
 use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status, Steps};
 use crate::watchdog;
-use crate::{LOANS_FILE, LOCK_FILE};
+use crate::{BRAKES_FILE, LOANS_FILE, LOCK_FILE};
 use arming::NotArmed;
 
 /// Between two heartbeats.
@@ -187,6 +190,9 @@ struct Guard {
     continuing: HashSet<HoldId>,
     /// Holds that have been reported.
     reported: HashSet<HoldId>,
+    /// Holds of processes that have been seen stopped.
+    still: HashSet<HoldId>,
+    brakes: Brakes,
     answers: JoinSet<Answer>,
     returns: JoinSet<returns::Answer>,
     /// What an earlier guard has lent to containers that are not armed yet, by cgroup.
@@ -214,7 +220,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let is_daemon_up = Arc::<AtomicBool>::default();
     let served = options.http.as_ref().map(|address| serve(address, Arc::clone(&is_daemon_up)));
     let (metrics, _http) = served.transpose()?.unzip();
+    // A brake that is released need not wait for the kernel to reclaim memory.
+    signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
     orphans::recover(&options.pin_directory).await?;
+    brake::recover(Path::new(BRAKES_FILE), None);
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);
@@ -333,6 +342,7 @@ impl Guard {
             returns: JoinSet::new(),
             inherited,
             loans,
+            brakes: Brakes::new(BRAKES_FILE.into(), reporter.clone()),
             reporter,
             options,
             program,
@@ -342,6 +352,7 @@ impl Guard {
             retired: HashMap::new(),
             continuing: HashSet::new(),
             reported: HashSet::new(),
+            still: HashSet::new(),
             answers: JoinSet::new(),
             episodes: 0,
             history: VecDeque::new(),
@@ -386,6 +397,7 @@ impl Guard {
             armed: self.guarded.len(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
+            brakes: self.brakes.count(),
             reports: self.reporter.counts(),
             lent: self.guarded.values().filter(|guarded| guarded.loan.is_some()).count(),
             budget_left: left().map(u64::from).sum(),
@@ -439,8 +451,10 @@ impl Guard {
             let held = self.program.records.held()?;
             self.continuing.extend(held.iter().map(|(key, hold)| hold_id(*key, hold)));
             self.resume(&held)?;
+            self.brakes.set([]);
+            let is_done = self.program.records.held()?.is_empty() && self.brakes.is_idle();
             // The watchdog goes on with what is left.
-            if self.program.records.held()?.is_empty() || tokio::time::Instant::now() >= give_up {
+            if is_done || tokio::time::Instant::now() >= give_up {
                 break;
             }
             tokio::time::sleep(RETRY).await;

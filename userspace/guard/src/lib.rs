@@ -19,6 +19,9 @@
 //!      └─────────────────────────────── continuing ◀─────────────────── the container is quiet for the cool-down
 //! ```
 //!
+//! A held process stops when it returns to user space. One that has not, because it is inside a system call, is slowed down by
+//! `memory.high` meanwhile: see `brake`.
+//!
 //! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it.
 //! What was raised is given back after a quiet time, if the policy says so: see [`give_back`].
 //!
@@ -47,7 +50,8 @@
 //! | what follows what in a hold | [`episode`] |
 //! | when a hold must end whatever the guard does | [`watchdog`] |
 //! | how the holds of a dead guard end | `orphans` |
-//! | that only what was recorded is continued, until it is seen running | `process` |
+//! | that only what was recorded is continued, until it is seen running; whether it has stopped | `process` |
+//! | that a process which has not stopped is slowed down, and for no longer | `brake` |
 //! | how a limit is raised | [`raise`] |
 //! | when a raise is given back, and how far | [`give_back`] |
 //! | that the next guard knows what was raised | `loans` |
@@ -56,6 +60,7 @@
 //!
 //! [`policy`], [`plan`], [`episode`], [`give_back`] and `raise::resize` are pure: no clock, no file, no signal.
 
+mod brake;
 mod cgroup;
 pub mod daemon;
 pub mod dry_run;
@@ -87,6 +92,9 @@ pub const LOCK_FILE: &str = "/run/kwitness/guard.lock";
 
 /// What the guard of this node has raised: the next one gives it back.
 pub const LOANS_FILE: &str = "/run/kwitness/guard-loans.json";
+
+/// Whose `memory.high` the guard of this node has lowered: its watchdog, or the next guard, restores it.
+const BRAKES_FILE: &str = "/run/kwitness/guard-brakes.json";
 
 /// Where lease and holds are pinned by default.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

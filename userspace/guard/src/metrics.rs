@@ -33,6 +33,8 @@ kwitness_service::metrics! {
             "Reports to the daemon: accepted, rejected (it knows no such container) or dropped (it was away for too long).";
         NOT_HELD: Counter, "kwitness_guard_not_held_total", ["reason"],
             "Charges above a threshold whose task was not held, by reason.";
+        BRAKES: Counter, "kwitness_guard_brakes_total", [],
+            "Times that memory.high was lowered because a held process had not stopped.";
         ARMED: Gauge, "kwitness_guard_armed_containers", [], "Containers that are armed.";
         NOT_ARMED: Gauge, "kwitness_guard_not_armed_containers", ["reason"],
             "Containers that are not armed although a rule matches, or may match, them: tooDeep, full or unnamed.";
@@ -85,6 +87,7 @@ pub(crate) struct Snapshot {
     pub armed: usize,
     pub not_armed: BTreeMap<&'static str, u64>,
     pub not_held: Vec<(&'static str, u64)>,
+    pub brakes: u64,
     pub reports: ReportCounts,
     pub lent: usize,
     pub budget_left: u64,
@@ -134,8 +137,8 @@ impl Pages for Metrics {
 
 impl Snapshot {
     fn expose(&self, exposition: &mut Exposition) {
-        let Self { counts, held, armed, not_armed, not_held, reports, lent, budget_left, budget_spent } =
-            self;
+        let Self { counts, held, armed, not_armed, not_held, brakes, reports, .. } = self;
+        let Self { lent, budget_left, budget_spent, .. } = self;
         exposition.set(&HELD, *held);
         exposition.set(&HOLDS, counts.holds);
         let mut continued = exposition.family(&CONTINUED);
@@ -155,6 +158,7 @@ impl Snapshot {
         }
         let mut of = exposition.family(&NOT_HELD);
         not_held.iter().for_each(|(reason, count)| of.add([reason], *count));
+        exposition.set(&BRAKES, *brakes);
         exposition.set(&ARMED, *armed);
         let mut of = exposition.family(&NOT_ARMED);
         not_armed.iter().for_each(|(reason, count)| of.add([reason], *count));

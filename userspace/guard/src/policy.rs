@@ -12,6 +12,7 @@
 //! cool_down = "10s"       # after a refusal nothing of the container is held; longest_hold to 1h, default 10s
 //! budget = 8              # raises in a container's life, 1 to 1000; default 8
 //! give_back_after = "10m" # quiet time after which a raise is given back, 10s to 1440m; default: never
+//! brake = true            # memory.high is lowered while a held process is inside a system call; default true
 //! ```
 //!
 //! The first rule that matches a container decides. `*` in a pattern stands for any text. What makes no sense is rejected with
@@ -87,6 +88,9 @@ pub struct Rule {
     /// The quiet time after which a raise is given back; none: never.
     #[serde(default, deserialize_with = "give_back_after")]
     pub give_back_after: Option<Duration>,
+    /// Whether `memory.high` is lowered while a held process has not stopped.
+    #[serde(default = "default_brake")]
+    pub brake: bool,
 }
 
 /// A share of a limit.
@@ -217,6 +221,10 @@ fn default_budget() -> u32 {
     8
 }
 
+fn default_brake() -> bool {
+    true
+}
+
 fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
     let text = String::deserialize(from)?;
     quantity::whole(&text).map(Bytes).map_err(D::Error::custom)
@@ -298,16 +306,18 @@ pub(crate) mod tests {
     fn the_first_rule_that_matches_decides() {
         let policy = Policy::parse(
             "[[rule]]\nnamespace = \"dev-*\"\ncontainer = \"build\"\nstep = \"64Mi\"\nceiling = \"1Gi\"\n\
-             longest_hold = \"500ms\"\nthreshold = \"85%\"\nbudget = 2\n\
+             longest_hold = \"500ms\"\nthreshold = \"85%\"\nbudget = 2\nbrake = false\n\
              [[rule]]\nnamespace = \"dev-*\"\nstep = \"1Mi\"\nceiling = \"128Mi\"\n",
         )
         .unwrap();
         let first = rule(&policy, names("dev-1", "p", "build"));
         assert_eq!((first.step, first.ceiling), (Bytes(64 << 20), Bytes(1 << 30)));
         assert_eq!((first.threshold.per_mille(), first.longest_hold.as_millis()), (850, 500));
+        assert!(!first.brake);
         let second = rule(&policy, names("dev-1", "p", "sidecar"));
         assert_eq!((second.step, second.threshold.per_mille()), (Bytes(1 << 20), 900));
         assert_eq!((second.longest_hold, second.give_back_after), (Duration::from_secs(3), None));
+        assert!(second.brake);
         assert_eq!(policy.select(names("prod", "p", "build")), Selection::Nothing);
     }
 

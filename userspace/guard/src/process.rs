@@ -13,6 +13,7 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use procfs::process::{ProcState, Process, Stat};
 use procfs::{ProcError, ProcResult};
 use rustix::process::Signal;
@@ -117,6 +118,9 @@ impl State {
 /// processor away in between.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// How long a hold's signal may take to reach all threads that do not run: each stops when it gets a CPU.
+const SPREAD: Duration = Duration::from_millis(25);
+
 /// For how long after a hold's end a process that is seen stopped is continued again. To go on would leave its place in the records
 /// taken, and keep the next guard from starting.
 ///
@@ -138,6 +142,39 @@ pub fn end_hold(key: ProcessKey, hold: &Hold) -> io::Result<State> {
     // Before SIGCONT, which is final only then.
     let has_arrived = held.has_arrived(hold);
     Ok(after_continued(held.resume()?, has_arrived, program::now(), hold))
+}
+
+/// Whether a held process can charge memory. A thread inside a system call stops when that returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Motion {
+    /// It can: a thread has not stopped.
+    Moving,
+    /// The thread whose charge it was has stopped. The others may be on their way.
+    Stopping,
+    /// All have stopped, or ended.
+    Still,
+}
+
+/// Whether a held process can still charge memory.
+///
+/// # Errors
+/// Why it cannot be looked at.
+pub fn motion(key: ProcessKey, hold: &Hold) -> io::Result<Motion> {
+    let Some(held) = Held::find(key)? else { return Ok(Motion::Still) };
+    let is_early = program::now() < hold.since.saturating_add(nanos(SPREAD));
+    Ok(match (held.is_still(is_early.then_some(hold.tid))?, is_early) {
+        (false, _) => Motion::Moving,
+        (true, true) => Motion::Stopping,
+        (true, false) => Motion::Still,
+    })
+}
+
+/// Has a thread of this process return from a system call that a signal interrupts.
+pub fn interrupt(thread: Pid) {
+    use nix::libc::{SIGURG, SYS_tgkill, pid_t, syscall};
+    let (process, thread): (pid_t, pid_t) = (nix::unistd::getpid().as_raw(), thread.as_raw());
+    // SAFETY: integers only. A thread of that number that is not the one gets a signal that means nothing.
+    unsafe { syscall(SYS_tgkill, process, thread, SIGURG) };
 }
 
 /// What the state that a process is seen in after SIGCONT means for its hold; `has_arrived`: the hold's signal had, before that.
@@ -195,6 +232,29 @@ impl Held {
         };
         let is_pending = || self.process.status().is_ok_and(|status| status.shdpnd & SIGSTOP_PENDING != 0);
         !runs || is_pending()
+    }
+
+    /// Whether that thread, or none at all, can charge memory.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    fn is_still(&self, only: Option<u32>) -> io::Result<bool> {
+        let tasks = match only {
+            Some(tid) => vec![self.process.task_from_tid(tid.cast_signed())],
+            None => alive(self.process.tasks())?.into_iter().flatten().collect(),
+        };
+        for task in tasks {
+            let Some(stat) = alive(task.and_then(|task| task.stat()))? else { continue };
+            let state = stat.state().map_err(io::Error::other)?;
+            let can_charge = !matches!(
+                state,
+                ProcState::Stopped | ProcState::Tracing | ProcState::Zombie | ProcState::Dead
+            );
+            if can_charge {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether it is stopped.
@@ -263,7 +323,6 @@ mod tests {
 
     use nix::sys::signal::{Signal as Unix, kill};
     use nix::sys::wait::{WaitPidFlag, waitpid};
-    use nix::unistd::Pid;
 
     use super::*;
 
@@ -305,13 +364,16 @@ mod tests {
         let (mut child, key) = child();
         let held = Held::find(key).unwrap().unwrap();
         assert_eq!(held.state().unwrap(), State::Running);
+        assert!(!held.is_still(None).unwrap() && !held.is_still(Some(child.id())).unwrap());
         assert!(!has_ended(&held.pidfd).unwrap());
         stop(&child);
         assert_eq!(held.state().unwrap(), State::Stopped);
+        assert!(held.is_still(None).unwrap() && held.is_still(Some(child.id())).unwrap());
         assert_eq!(held.resume().unwrap(), State::Running);
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(held.state().unwrap(), State::Gone);
+        assert!(held.is_still(None).unwrap() && motion(key, &hold(child.id())).unwrap() == Motion::Still);
         assert_eq!(held.resume().unwrap(), State::Gone);
         assert!(has_ended(&held.pidfd).unwrap());
         assert!(Held::find(key).unwrap().is_none());

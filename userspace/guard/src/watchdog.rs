@@ -6,6 +6,8 @@
 //!  a hold is OVERRUN past its deadline ▶ the guard is too slow: continue that process
 //! ```
 //!
+//! Whatever it continues, it releases the second brake of its container, too.
+//!
 //! Started by the guard before anything is armed; finds lease and records where they are pinned. It writes neither while the
 //! guard lives. It knows no policy, no container and no daemon. A signal to a service is the guard's to act on: the
 //! watchdog ends after it. It is in a process group of its own, so that a key of a terminal (^C, ^Z, ^\) reaches the guard
@@ -26,6 +28,8 @@ use kwitness_abi::{Hold, Lease};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
+use crate::BRAKES_FILE;
+use crate::brake;
 use crate::orphans;
 use crate::process::{self, State};
 use crate::program::{self, Records, nanos};
@@ -86,6 +90,7 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
                 Ok(State::Stopped) => {}
                 Ok(state) => {
                     continued.insert(hold_id);
+                    brake::recover(Path::new(BRAKES_FILE), Some(hold.cgroup_id));
                     let held_ms = now.saturating_sub(hold.since) / 1_000_000;
                     tracing::warn!(pid = key.pid, reason, held_ms, ?state, "watchdog: hold ended");
                 }
@@ -111,6 +116,8 @@ fn leave_signals_to_the_guard() -> anyhow::Result<()> {
 /// Ends every hold of a dead guard. Whatever fails is tried again: there is no one else to do it.
 fn outlive(records: &mut Records) {
     let dead_since = Instant::now();
+    // The next guard may put its own on soon.
+    brake::recover(Path::new(BRAKES_FILE), None);
     loop {
         let ended = records.set_lease(Lease::default());
         match ended.and_then(|()| orphans::end_all(records, "guardDead")) {

@@ -21,6 +21,8 @@ pub(super) enum Report {
     Act(GuardReport),
     /// The limit that it is about to set, in bytes.
     SetsLimit { container: ContainerId, at: KernelTime, bytes: u64 },
+    /// What `memory.high` is lowered to, in bytes; none: no longer.
+    SetsHigh { container: ContainerId, at: KernelTime, bytes: Option<u64> },
 }
 
 impl Report {
@@ -28,7 +30,7 @@ impl Report {
     pub(super) fn container(&self) -> &ContainerId {
         match self {
             Self::Act(report) => &report.container,
-            Self::SetsLimit { container, .. } => container,
+            Self::SetsLimit { container, .. } | Self::SetsHigh { container, .. } => container,
         }
     }
 }
@@ -70,6 +72,9 @@ pub(super) fn read(report: proto::GuardReport, now: KernelTime) -> Result<Report
     let act = match report.ok_or(Malformed::Kind)? {
         Api::SetsLimit(bytes) => {
             return Ok(Report::SetsLimit { container, at, bytes: limit(bytes)? });
+        }
+        Api::SetsHigh(bytes) => {
+            return Ok(Report::SetsHigh { container, at, bytes: Some(bytes).filter(|bytes| *bytes > 0) });
         }
         Api::Held(of) => GuardAct::Held {
             process: process(of.process)?,
@@ -197,8 +202,12 @@ mod tests {
         assert_eq!((process.key.pid, &*process.comm, level), (7, "java", LevelRole::Container));
         assert_eq!((usage, limit), (60, 64));
         let sets = read(report(Api::SetsLimit(128)), NOW);
-        let container = ContainerId("c".into());
-        assert_eq!(sets, Ok(Report::SetsLimit { container, at: KernelTime(500), bytes: 128 }));
+        let container = || ContainerId("c".into());
+        assert_eq!(sets, Ok(Report::SetsLimit { container: container(), at: KernelTime(500), bytes: 128 }));
+        for (said, bytes) in [(56, Some(56)), (0, None)] {
+            let sets = read(report(Api::SetsHigh(said)), NOW);
+            assert_eq!(sets, Ok(Report::SetsHigh { container: container(), at: KernelTime(500), bytes }));
+        }
         let level = read(report(refused("limitAbove", "why")), NOW).map(|report| match report {
             Report::Act(GuardReport { act: GuardAct::Refused { level, held, .. }, .. }) => (level, held),
             other => panic!("{other:?}"),

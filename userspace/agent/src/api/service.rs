@@ -366,6 +366,9 @@ impl Kwitness for Service {
                 Report::SetsLimit { container, at, bytes } => {
                     self.verifier.guard_limits().announced(container, at, bytes);
                 }
+                Report::SetsHigh { container, at, bytes } => {
+                    self.verifier.guard_limits().braked(container, at, bytes);
+                }
                 Report::Act(report) => {
                     self.verifier.guard_limits().observe(&report);
                     self.engine.observe(Observation::Guard(report)).await?;

@@ -7,6 +7,8 @@
 //!      └── refused ───────┘  └─── announced ───┘     refused: what it had before counts again
 //! ```
 //!
+//! And to what it has lowered `memory.high` for the time of a hold.
+//!
 //! Owns that memory, bounded: it is forgotten when its container is gone, and of too many the oldest goes first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +23,10 @@ use super::desired::Desired;
 /// Containers that are remembered: as many as a guard arms.
 const KNOWN_MAX: usize = 1024;
 
+/// For how long `memory.high` may be lowered, in nanoseconds: the longest hold, and a second, and a second more. A guard that has died
+/// does not say that it is restored.
+const HIGH_MAX: u64 = 12_000_000_000;
+
 /// The memory. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct GuardLimits(Arc<Mutex<BTreeMap<ContainerId, Limit>>>);
@@ -29,11 +35,17 @@ pub struct GuardLimits(Arc<Mutex<BTreeMap<ContainerId, Limit>>>);
 struct Limit {
     sets: Option<(KernelTime, u64)>,
     has: Option<(KernelTime, u64)>,
+    /// What `memory.high` is at least.
+    high: Option<(KernelTime, u64)>,
 }
 
 impl Limit {
     fn last(&self) -> Option<(KernelTime, u64)> {
         self.sets.or(self.has)
+    }
+
+    fn at(&self) -> Option<KernelTime> {
+        self.last().or(self.high).map(|(at, _)| at)
     }
 }
 
@@ -43,22 +55,24 @@ impl GuardLimits {
         entry(&mut self.lock(), container).sets = Some((at, bytes));
     }
 
+    /// It lowers `memory.high` to that, or has restored it.
+    pub fn braked(&self, container: ContainerId, at: KernelTime, bytes: Option<u64>) {
+        let mut known = self.lock();
+        match bytes {
+            Some(bytes) => entry(&mut known, container).high = Some((at, bytes)),
+            None => change(&mut known, &container, |limit| limit.high = None),
+        }
+    }
+
     /// What came of that.
     pub fn observe(&self, report: &GuardReport) {
         let mut known = self.lock();
         match report.act {
             GuardAct::Raised { to, .. } | GuardAct::Returned { to, .. } => {
-                let has = Some((report.at, to));
-                *entry(&mut known, report.container.clone()) = Limit { sets: None, has };
+                let limit = entry(&mut known, report.container.clone());
+                *limit = Limit { sets: None, has: Some((report.at, to)), ..*limit };
             }
-            GuardAct::Refused { .. } => {
-                if let Some(limit) = known.get_mut(&report.container) {
-                    limit.sets = None;
-                    if limit.has.is_none() {
-                        known.remove(&report.container);
-                    }
-                }
-            }
+            GuardAct::Refused { .. } => change(&mut known, &report.container, |limit| limit.sets = None),
             GuardAct::Held { .. } | GuardAct::Continued { .. } => {}
         }
     }
@@ -80,16 +94,36 @@ impl GuardLimits {
         Some((Resource::Memory, DesiredLimit { source: Source::Guard, at, wanted }))
     }
 
+    /// What its `memory.high` should be now: as the guard has lowered it, or restored.
+    pub(super) fn high(&self, container: &ContainerId, now: KernelTime) -> Option<Desired> {
+        let (at, bytes) = self.lock().get(container)?.high?;
+        if now.0.saturating_sub(at.0) > HIGH_MAX {
+            return None;
+        }
+        let wanted = Wanted::MemoryAtLeast(Bound::At(bytes));
+        Some((Resource::MemoryHigh, DesiredLimit { source: Source::Guard, at, wanted }))
+    }
+
     /// Nothing that could panic runs while it is held.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Limit>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// Changes what is remembered of a container, if anything is, and forgets what says nothing any more.
+fn change(known: &mut BTreeMap<ContainerId, Limit>, container: &ContainerId, by: impl FnOnce(&mut Limit)) {
+    if let Some(limit) = known.get_mut(container) {
+        by(limit);
+        if limit.at().is_none() {
+            known.remove(container);
+        }
+    }
+}
+
 /// What is remembered of a container, for which there is room.
 fn entry(known: &mut BTreeMap<ContainerId, Limit>, container: ContainerId) -> &mut Limit {
     if known.len() >= KNOWN_MAX && !known.contains_key(&container) {
-        let oldest = known.iter().min_by_key(|(_, limit)| limit.last().map(|(at, _)| at));
+        let oldest = known.iter().min_by_key(|(_, limit)| limit.at());
         if let Some(oldest) = oldest.map(|(container, _)| container.clone()) {
             known.remove(&oldest);
         }
@@ -153,6 +187,25 @@ mod tests {
         assert!(!limits.is_empty());
         limits.keep(&BTreeSet::new());
         assert_eq!(wanted(&limits), None);
+    }
+
+    #[test]
+    fn a_lowered_high_is_in_force_as_it_is_and_restored() {
+        let limits = GuardLimits::default();
+        let high_at = |now| limits.high(&id("c"), KernelTime(now));
+        let high = || high_at(HIGH_MAX).map(|(resource, limit)| (resource, limit.at.0, limit.wanted));
+        let lowered = |at| Some((Resource::MemoryHigh, at, Wanted::MemoryAtLeast(Bound::At(56))));
+        limits.braked(id("c"), KernelTime(1), Some(56));
+        assert_eq!((high(), wanted(&limits)), (lowered(1), None));
+        assert_eq!(high_at(HIGH_MAX + 2), None, "of a guard that has died");
+        limits.announced(id("c"), KernelTime(2), 128);
+        limits.observe(&report(3, raised(128)));
+        assert_eq!(high(), lowered(1));
+        limits.braked(id("c"), KernelTime(4), None);
+        assert_eq!((high(), wanted(&limits).is_some()), (None, true));
+        limits.braked(id("d"), KernelTime(5), None);
+        limits.keep(&BTreeSet::from(["d"]));
+        assert!(limits.is_empty(), "nothing is remembered of what was never lowered");
     }
 
     #[test]

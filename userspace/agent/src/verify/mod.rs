@@ -346,6 +346,12 @@ impl Verifier {
             all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
             all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
             all.extend(self.guard_limits.desired(id));
+            // Of itself the guard desires none: for the time of a hold it lowers what another source may desire.
+            let is_high = |(resource, _): &(Resource, _)| *resource == Resource::MemoryHigh;
+            if let Some(lowered) = self.guard_limits.high(id, at).filter(|_| all.iter().any(is_high)) {
+                all.retain(|desired| !is_high(desired));
+                all.push(lowered);
+            }
             let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
             if let (Some(uid), Some(name)) = (pod_uid(subject), name) {
                 let uid = &*uid.0;

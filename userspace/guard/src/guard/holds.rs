@@ -15,7 +15,7 @@ use crate::episode::{Episode, Input, Next, Outcome};
 use crate::give_back::Loan;
 use crate::plan::{Facts, Refusal};
 use crate::policy::Bytes;
-use crate::process::{self, State};
+use crate::process::{self, Motion, State};
 use crate::program::{self, nanos};
 use crate::reporter;
 use crate::status::{Ended, HISTORY};
@@ -26,8 +26,11 @@ impl Guard {
         let held = self.program.records.held()?;
         let now = program::now();
         let ids: HashSet<HoldId> = held.iter().map(|(key, hold)| hold_id(*key, hold)).collect();
-        self.reported.retain(|id| ids.contains(id));
-        self.continuing.retain(|id| ids.contains(id));
+        for of in [&mut self.reported, &mut self.continuing, &mut self.still] {
+            of.retain(|id| ids.contains(id));
+        }
+        // Before anything that takes time.
+        self.brake(&held);
         // By container, the hold that began first.
         let mut first: BTreeMap<u64, Hold> = BTreeMap::new();
         for (key, hold) in &held {
@@ -57,7 +60,35 @@ impl Guard {
                 }
             }
         }
+        self.brake(&held);
         self.resume(&held)
+    }
+
+    /// Puts the second brake on where a process that is to stay held has not stopped, and releases every other one.
+    fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
+        let mut moving = HashSet::new();
+        for (key, hold) in held {
+            let id = hold_id(*key, hold);
+            let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
+            let is_settled = self.continuing.contains(&id) || self.still.contains(&id);
+            if !is_braked || is_settled || moving.contains(&hold.cgroup_id) {
+                continue;
+            }
+            match process::motion(*key, hold) {
+                Ok(Motion::Still) => {
+                    self.still.insert(id);
+                }
+                Ok(Motion::Stopping) => {}
+                Ok(Motion::Moving) => {
+                    moving.insert(hold.cgroup_id);
+                }
+                Err(error) => {
+                    tracing::debug!(pid = key.pid, %error, "cannot see whether a process has stopped")
+                }
+            }
+        }
+        let moving = moving.iter().filter_map(|cgroup_id| Some(&self.guarded.get(cgroup_id)?.container));
+        self.brakes.set(moving);
     }
 
     fn report_held(&self, key: ProcessKey, hold: &Hold) {
@@ -284,6 +315,7 @@ impl Guard {
         while self.history.len() > HISTORY {
             self.history.pop_front();
         }
+        self.brakes.release(cgroup_id);
         self.continue_all(&held, cgroup_id);
         self.resume(&held)
     }

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::{Pattern, Rule};
 
 /// The keys of a rule.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "namespace",
     "pod",
     "container",
@@ -20,6 +20,7 @@ const KEYS: [&str; 10] = [
     "cool_down",
     "budget",
     "give_back_after",
+    "brake",
 ];
 /// The only key outside of rules.
 const RULE: &str = "rule";
