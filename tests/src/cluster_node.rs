@@ -87,10 +87,23 @@ impl ClusterNode {
         self.run_pod(&PodRequest { name, line, directory, resources, mounts: &[] }).await
     }
 
+    /// The same with a limit of the pod's own, as high as its container's.
+    pub async fn run_limited(&self, name: &str, line: &str, directory: &Path, limit: u64) -> Result<String> {
+        let resources =
+            json!({ "limits": { "memory": limit.to_string() }, "requests": { "memory": "16Mi" } });
+        let of_pod = resources.clone();
+        let mut object = PodRequest { name, line, directory, resources, mounts: &[] }.object();
+        object["spec"]["resources"] = of_pod;
+        self.run_object(name, &object).await
+    }
+
     /// Runs a pod. Waits until it runs and the API says so; its container's id.
     pub async fn run_pod(&self, pod: &PodRequest<'_>) -> Result<String> {
-        self.api.create(&pod.object())?;
-        let name = pod.name;
+        self.run_object(pod.name, &pod.object()).await
+    }
+
+    async fn run_object(&self, name: &str, object: &Value) -> Result<String> {
+        self.api.create(object)?;
         wait_for(&format!("pod {name} to run"), SOON, async || {
             let Some(id) = self.node.running(name, "").await? else { return Ok(None) };
             tokio::time::sleep(PAUSE).await;

@@ -123,6 +123,44 @@ async fn given_back(cluster: &GuardedNode) -> Result<()> {
     Ok(())
 }
 
+/// A pod whose own limit would be hit by what its container is raised to: both rise, in the spec and in the kernel.
+pub(crate) async fn a_pods_own_limit_rises_with_its_containers(ctx: &TestContext) -> Result<()> {
+    let cluster = GuardedNode::start(&ctx.environment, POLICY).await?;
+    let done = raised_with_pod(&cluster).await;
+    cluster.explain(done)?;
+    cluster.stop().await
+}
+
+async fn raised_with_pod(cluster: &GuardedNode) -> Result<()> {
+    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+    let at = directory.path();
+    let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
+    let id = cluster.run_limited(POD, line, at, LIMIT).await?;
+    let cgroup = cluster.node.cgroup_of(&id).await?;
+    let of_pod = cgroup.parent().context("the container's cgroup is in its pod's")?.join("memory.max");
+    let pods = || fs::read_to_string(&of_pod).with_context(|| format!("read {}", of_pod.display()));
+    let before = pods()?;
+    ensure!(before.trim() == LIMIT.to_string(), "the pod's own limit is {before}");
+    cluster.guard.wait_armed(1).await?;
+    let _feeder = feeder(at)?;
+    fs::write(at.join("take0"), "").context("have more memory taken")?;
+    let [raised, _] = RAISED;
+    in_force(cluster, &id, raised).await?;
+    resized(cluster).await?;
+    let after = pods()?;
+    ensure!(after.trim() == raised.to_string(), "the pod's own limit is {after}");
+    let spec = cluster.api.get("pod", POD)?["spec"].take();
+    for of in [&spec["resources"], &spec["containers"][0]["resources"]] {
+        ensure!(of["limits"]["memory"] == "128Mi" && of["requests"]["memory"] == "16Mi", "{of}");
+    }
+    ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
+    fs::write(at.join("take1"), "").context("have the rest taken")?;
+    fs::write(at.join("end"), "").context("end the pipe")?;
+    let ended = cluster.terminated(POD).await?;
+    ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
+    Ok(())
+}
+
 /// Waits until nothing is held; how the last holds ended.
 async fn holds(cluster: &GuardedNode) -> Result<Vec<Ended>> {
     let ended = cluster.guard.wait("the end of each hold", |status| {

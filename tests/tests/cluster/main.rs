@@ -48,6 +48,10 @@ fn main() -> Result<()> {
         ctx.finish()?;
         ctx.block_on(guard::a_raise_through_the_api_is_given_back(ctx))
     });
+    let of_pod = Case::new("a_pods_own_limit_rises_with_its_containers", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guard::a_pods_own_limit_rises_with_its_containers(ctx))
+    });
     let demo = Case::new("the_demo_of_an_averted_oom_kill_holds", |ctx| {
         ctx.finish()?;
         ctx.block_on(guard::the_demo_of_an_averted_oom_kill_holds(ctx))
@@ -61,6 +65,7 @@ fn main() -> Result<()> {
         chart.refused(private),
         raise.refused(guests),
         returned.refused(guests).refused(only_long),
+        of_pod.refused(guests).refused(only_long),
         demo.refused(guests).refused(only_long),
         plugin,
     ];

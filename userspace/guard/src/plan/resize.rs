@@ -29,8 +29,8 @@ pub enum ResizeRefusal {
     /// The pod's spec has no such container, or no memory limit for it.
     #[error("the pod's spec has no memory limit for the container")]
     NoLimit,
-    /// The pod has a limit of its own, in its spec: the kubelet does not raise that with a container's.
-    #[error("the pod's spec has a memory limit for the pod itself, {0}")]
+    /// The pod has a limit of its own, in its spec, which would have to change with the container's.
+    #[error("the memory limit of the pod itself cannot be changed with the container's: {0}")]
     PodLimit(String),
     /// The limit in force is not the one of the spec.
     #[error("the pod's spec has a limit of {spec}, {in_force} is in force")]

@@ -16,7 +16,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
 
-use super::resize::{Target, text};
+use super::resize::{Target, is_about_pod, text};
 use crate::daemon::Container;
 use crate::plan::{Change, Refusal, ResizeRefusal};
 
@@ -95,9 +95,14 @@ impl Kubernetes {
         for _ in 0..ATTEMPTS {
             let pod = pods.get(target.pod).await.map_err(refusal)?;
             let patch = target.patch(&pod, self.node.as_deref(), change, procfs::page_size())?;
+            let is_about_pod = is_about_pod(&patch);
             let patched = pods.patch_resize(target.pod, &params, &Patch::Strategic(patch)).await;
             match patched.map_err(refusal) {
                 Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
+                // Before Kubernetes 1.36 no pod with resources of its own is resized, unless a feature gate is set.
+                Err(Refusal::Resize(ResizeRefusal::Invalid(why))) if is_about_pod => {
+                    return Err(ResizeRefusal::PodLimit(why).into());
+                }
                 answer => return answer.map(drop),
             }
         }
@@ -172,6 +177,8 @@ mod tests {
         answers: Arc<Vec<u16>>,
         patches: Arc<AtomicUsize>,
         requests: Arc<Mutex<Vec<Seen>>>,
+        /// The pod has a limit of its own.
+        pod_limit: bool,
     }
 
     /// A request: its method, path with query, type of content and body.
@@ -203,6 +210,9 @@ mod tests {
             let body: Value = if code == 200 {
                 let mut pod = pod();
                 let version = VERSION + self.patches.load(Ordering::Relaxed);
+                if self.pod_limit {
+                    pod["spec"]["resources"] = json!({ "limits": { "memory": "1Gi" } });
+                }
                 pod["metadata"]["resourceVersion"] = json!(version.to_string());
                 pod
             } else {
@@ -274,6 +284,13 @@ mod tests {
             let refused = Server::new(&[code]).access().set(&container(), RAISE, HOLD).await;
             assert_eq!(refused, Err(expected), "{code}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_resizes_no_pod_with_a_limit_of_its_own_is_refused_by_name() {
+        let server = Server { pod_limit: true, ..Server::new(&[422]) };
+        let refused = server.access().set(&container(), RAISE, HOLD).await;
+        assert_eq!(refused, Err(ResizeRefusal::PodLimit("no\\x07".to_owned()).into()));
     }
 
     #[tokio::test]

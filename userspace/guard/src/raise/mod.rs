@@ -39,8 +39,8 @@ impl Raiser {
         }
     }
 
-    /// Whether the limit of the container's pod is raised with its own. The kubelet does that, unless the pod's spec has one for
-    /// the pod itself.
+    /// Whether the limit of the container's pod is raised with its own: the kubelet's sum of its containers', or the one that the
+    /// pod's spec has for the pod itself.
     pub fn raises_pod(&self) -> bool {
         !matches!(self, Self::Cri(_))
     }

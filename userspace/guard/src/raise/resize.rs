@@ -1,7 +1,9 @@
 //! An in-place resize of one container's memory: whether the pod, as the API has it, may have one, the patch, and what became
 //! of it. Pure.
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    Container as ApiContainer, Pod, PodCondition, PodSpec, PodStatus, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kwitness_api::text::escape;
 use kwitness_core::verdicts::quantity;
@@ -15,6 +17,7 @@ use crate::policy::Bytes;
 const TEXT_MAX: usize = 256;
 
 const MEMORY: &str = "memory";
+const RESOURCES: &str = "resources";
 /// The conditions of a resize that the kubelet has not begun, and of one that it is at.
 const PENDING: &str = "PodResizePending";
 const IN_PROGRESS: &str = "PodResizeInProgress";
@@ -76,36 +79,44 @@ impl<'a> Target<'a> {
         if let Some(condition) = resizes(status).next() {
             return Err(ResizeRefusal::Pending(explain(condition)).into());
         }
-        let limit_of = |resources: &Option<ResourceRequirements>| {
-            resources.as_ref()?.limits.as_ref()?.get(MEMORY).cloned()
-        };
-        if let Some(Quantity(limit)) = limit_of(&spec.resources) {
-            return Err(ResizeRefusal::PodLimit(text(&limit)).into());
-        }
-        let container = spec.containers.iter().find(|container| container.name == self.container);
-        let container = container.ok_or(ResizeRefusal::NoLimit)?;
+        let container = self.container(spec).ok_or(ResizeRefusal::NoLimit)?;
         let policies = container.resize_policy.iter().flatten();
         let mut policies = policies.filter(|policy| policy.resource_name == MEMORY);
         if let Some(policy) = policies.find(|policy| policy.restart_policy != "NotRequired") {
             return Err(ResizeRefusal::Restarts(text(&policy.restart_policy)).into());
         }
-        let limit = limit_of(&container.resources).and_then(|limit| whole(&limit));
-        let limit = limit.ok_or(ResizeRefusal::NoLimit)?;
-        let differs = limit.0.checked_sub(change.from.0).is_none_or(|rest| rest >= page);
-        if differs {
+        let limit = limit_of(container.resources.as_ref()).and_then(whole).ok_or(ResizeRefusal::NoLimit)?;
+        if !is_kept_as(limit, change.from, page) {
             return Err(ResizeRefusal::Differs { spec: limit, in_force: change.from }.into());
         }
-        let memory = json!({ MEMORY: change.to.to_string() });
         // The QoS class may not change, and is not to: in a Guaranteed pod requests equal limits.
-        let resources = match status.qos_class.as_deref() {
-            Some("Guaranteed") => json!({ "limits": memory, "requests": memory }),
-            Some("Burstable") => json!({ "limits": memory }),
+        let is_guaranteed = match status.qos_class.as_deref() {
+            Some("Guaranteed") => true,
+            Some("Burstable") => false,
             other => return Err(ResizeRefusal::QosClass(text(other.unwrap_or("unknown"))).into()),
         };
-        Ok(json!({
-            "metadata": { "resourceVersion": version },
-            "spec": { "containers": [{ "name": self.container, "resources": resources }] },
-        }))
+        let resources = |limit: Bytes, has_request: bool| {
+            let memory = json!({ MEMORY: limit.to_string() });
+            if has_request {
+                json!({ "limits": memory, "requests": memory })
+            } else {
+                json!({ "limits": memory })
+            }
+        };
+        let of_pod = limit_of(spec.resources.as_ref());
+        // The class of a pod with a limit of its own is that of the pod's resources.
+        let of_container = resources(change.to, is_guaranteed && of_pod.is_none());
+        let mut patched = json!({ "containers": [{ "name": self.container, "resources": of_container }] });
+        if let Some(of_pod) = of_pod {
+            let limit = whole(of_pod).and_then(|of_pod| moved(of_pod, change));
+            let limit = limit.ok_or_else(|| ResizeRefusal::PodLimit(text(&of_pod.0)))?;
+            patched[RESOURCES] = resources(limit, is_guaranteed);
+        }
+        Ok(json!({ "metadata": { "resourceVersion": version }, "spec": patched }))
+    }
+
+    fn container(self, spec: &PodSpec) -> Option<&ApiContainer> {
+        spec.containers.iter().find(|container| container.name == self.container)
     }
 
     /// Why the resize that the pod was given does not come into force, if the kubelet says so.
@@ -124,6 +135,27 @@ impl<'a> Target<'a> {
         };
         pod.status.as_ref().and_then(|status| resizes(status).find_map(refusal)).map(Refusal::from)
     }
+}
+
+/// Whether a patch changes the limit of the pod itself.
+pub(super) fn is_about_pod(patch: &Value) -> bool {
+    patch["spec"].get(RESOURCES).is_some()
+}
+
+fn limit_of(resources: Option<&ResourceRequirements>) -> Option<&Quantity> {
+    resources?.limits.as_ref()?.get(MEMORY)
+}
+
+/// Whether the kernel has that limit of a spec as such a value: it rounds down to a page.
+fn is_kept_as(spec: Bytes, value: Bytes, page: u64) -> bool {
+    spec.0.checked_sub(value.0).is_some_and(|rest| rest < page)
+}
+
+/// A pod's own limit, by as much as its container's: so what is left of it for others stays as it is.
+fn moved(of_pod: Bytes, change: Change) -> Option<Bytes> {
+    let Change { from, to } = change;
+    let moved = of_pod.0.checked_add(to.0)?.checked_sub(from.0)?;
+    (moved >= to.0).then_some(Bytes(moved))
 }
 
 /// The conditions of a resize that is not done.
@@ -221,6 +253,34 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_pods_own_limit_moves_with_its_containers() {
+        let of = |class: &str, change: Change| {
+            let mut pod = pod();
+            pod["status"]["qosClass"] = json!(class);
+            pod["spec"]["resources"] =
+                json!({ "limits": { "memory": "1Gi" }, "requests": { "memory": "1Gi" } });
+            pod["spec"]["containers"][1]["resources"]["limits"]["memory"] = json!(change.from.to_string());
+            let (container, pod) = (container(), serde_json::from_value(pod).unwrap());
+            let patch = Target::of(&container).unwrap().patch(&pod, None, change, PAGE).unwrap();
+            assert!(is_about_pod(&patch));
+            patch["spec"].clone()
+        };
+        let spec = |of_container: &str, of_pod: Value| {
+            let resources = json!({ "limits": { "memory": of_container } });
+            json!({ "containers": [{ "name": "main", "resources": resources }], "resources": of_pod })
+        };
+        let memory = |of_pod: &str| json!({ "memory": of_pod });
+        assert_eq!(of("Burstable", RAISE), spec("128Mi", json!({ "limits": memory("1088Mi") })));
+        let both = json!({ "limits": memory("1088Mi"), "requests": memory("1088Mi") });
+        assert_eq!(of("Guaranteed", RAISE), spec("128Mi", both));
+        let Change { from, to } = RAISE;
+        let back = of("Burstable", Change { from: to, to: from });
+        assert_eq!(back, spec("64Mi", json!({ "limits": memory("960Mi") })));
+        let without = patch(pod()).unwrap();
+        assert!(!is_about_pod(&without));
+    }
+
+    #[test]
     fn a_limit_that_the_kernel_has_rounded_down_is_the_specs() {
         let mut rounded = pod();
         rounded["spec"]["containers"][1]["resources"]["limits"]["memory"] =
@@ -248,7 +308,8 @@ pub(super) mod tests {
                 pod["spec"]["containers"][1]["resizePolicy"] =
                     json!([{ "resourceName": "memory", "restartPolicy": "RestartContainer" }]);
             }),
-            ("podLimit", |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "2Gi" } })),
+            ("podLimit", |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "1.5" } })),
+            ("podLimit", |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "32Mi" } })),
             ("noSpecLimit", |pod| pod["spec"]["containers"][1]["name"] = json!("other")),
             ("noSpecLimit", |pod| pod["spec"]["containers"][1]["resources"]["limits"] = json!({})),
             ("specDiffers", |pod| {
