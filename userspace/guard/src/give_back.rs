@@ -73,6 +73,11 @@ impl Loan {
         if is_last { Self { pending: None, ..self }.left() } else { Some(self) }
     }
 
+    /// The change of which it is not known yet whether it comes.
+    pub fn unanswered(&self) -> Option<Change> {
+        self.pending.map(|to| Change { from: self.limit, to })
+    }
+
     fn left(self) -> Option<Self> {
         (self.limit > self.original || self.pending.is_some()).then_some(self)
     }

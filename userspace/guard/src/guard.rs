@@ -100,6 +100,8 @@ struct Guarded {
     give_back: GiveBack,
     /// A change whose answer has not come: the limit may still become what it says.
     unanswered: bool,
+    /// A change of which the API is to say what has become of it.
+    open: returns::Open,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
     quiet_until: u64,
     episode: Option<Running>,
@@ -114,6 +116,7 @@ impl Guarded {
             loan: None,
             give_back: GiveBack::default(),
             unanswered: false,
+            open: returns::Open::default(),
             quiet_until: 0,
             episode: None,
         }

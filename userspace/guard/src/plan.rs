@@ -176,6 +176,11 @@ impl Refusal {
         }
     }
 
+    /// Whether the Kubernetes API can say later what has become of it.
+    pub fn is_open(&self) -> bool {
+        self.may_come_later() && *self != Self::Unanswered
+    }
+
     /// Whether the container is in need as before, so that nothing of it is to be held for a while.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::RaisedMeanwhile(_))

@@ -113,8 +113,13 @@ impl Guard {
                     Guarded { loan, ..Guarded::new(container, rule) }
                 }
             };
+            // An earlier guard may have ended before the answer came.
+            let unanswered = guarded.loan.and_then(|loan| loan.unanswered());
             self.guarded.insert(cgroup_id, guarded);
             self.write_armed(cgroup_id)?;
+            if let Some(change) = unanswered {
+                self.resolve(cgroup_id, change);
+            }
         }
         self.beat()
     }

@@ -234,6 +234,7 @@ impl Guard {
             Input::Raised(Err(refusal)) if !refusal.may_come_later() => {
                 self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
             }
+            Input::Raised(Err(refusal)) if refusal.is_open() => self.resolve(cgroup_id, raise),
             Input::Verified(Ok(())) if current.is_some() => {
                 self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
             }

@@ -1,5 +1,7 @@
 //! From a loan to a lower limit: one container at a time is lowered, verified, and reported.
 //!
+//! And what becomes of a change that the Kubernetes API has not answered: the API is asked again, until the loan says what is.
+//!
 //! Decides nothing itself: [`GiveBack`](crate::give_back::GiveBack) does. Holds come first: while one is under way, nothing of its
 //! container is sampled, and one that comes while a limit is being lowered waits for the answer, at most as long as it may be held.
 
@@ -16,6 +18,7 @@ use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
 use crate::policy::{Bytes, Rule};
 use crate::program;
+use crate::raise::Raiser;
 use crate::reporter;
 
 /// How long the API server, and then the daemon, may take: no process waits for it.
@@ -32,9 +35,61 @@ pub(super) struct Answer {
 enum Input {
     Lowered(Result<(), Refusal>),
     Verified(Result<(), Refusal>),
+    /// Whether that change, without an answer until then, was accepted; the attempts by then.
+    Resolved {
+        change: Change,
+        attempts: u64,
+        is_accepted: bool,
+    },
+}
+
+/// What is known of changes without an answer. The last one counts; one at a time is looked for.
+#[derive(Debug, Default)]
+pub(super) struct Open {
+    attempts: u64,
+    is_looked_for: bool,
 }
 
 impl Guard {
+    /// Finds out what becomes of a change that has no answer. What the CRI has not answered is never known.
+    pub(super) fn resolve(&mut self, cgroup_id: u64, change: Change) {
+        if matches!(self.options.raiser, Raiser::Cri(_)) {
+            return;
+        }
+        let Some(guarded) = self.known_mut(cgroup_id) else { return };
+        guarded.open.attempts += 1;
+        if std::mem::replace(&mut guarded.open.is_looked_for, true) {
+            return;
+        }
+        let (container, attempts) = (guarded.container.clone(), guarded.open.attempts);
+        let raiser = self.options.raiser.clone();
+        self.returns.spawn(async move {
+            let is_accepted = raiser.is_accepted(&container, change).await;
+            Answer { cgroup_id, input: Input::Resolved { change, attempts, is_accepted } }
+        });
+    }
+
+    fn resolved(&mut self, cgroup_id: u64, change: Change, attempts: u64, is_accepted: bool) {
+        let Some(guarded) = self.known_mut(cgroup_id) else { return };
+        guarded.open.is_looked_for = false;
+        let container = &guarded.container.id;
+        if is_accepted {
+            guarded.raises += u32::from(change.to > change.from);
+            tracing::info!(container, to = change.to.0, "the API has a change that it did not answer");
+            return;
+        }
+        if attempts == guarded.open.attempts {
+            tracing::info!(
+                container,
+                to = change.to.0,
+                "the API has not taken a change that it did not answer"
+            );
+            self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
+        } else if let Some(change) = guarded.loan.and_then(|loan| loan.unanswered()) {
+            self.resolve(cgroup_id, change);
+        }
+    }
+
     /// Looks at every container whose raises are to be given back.
     pub(super) fn sample(&mut self) {
         let is_due = |guarded: &Guarded| {
@@ -70,6 +125,9 @@ impl Guard {
         let Answer { cgroup_id, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         let next = match input {
+            Input::Resolved { change, attempts, is_accepted } => {
+                return self.resolved(cgroup_id, change, attempts, is_accepted);
+            }
             Input::Lowered(answer) => {
                 // It may come after a raise, and set less than is used by then.
                 guarded.unanswered |= answer == Err(Refusal::Unanswered);
@@ -92,6 +150,8 @@ impl Guard {
                     self.set_loan(cgroup_id, |_| None);
                 } else if !may_come_later {
                     self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
+                } else if refusal.is_open() {
+                    self.resolve(cgroup_id, change);
                 }
             }
             Next::Forget { limit } => {

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
+use tokio::time::Instant;
 
 use super::resize::{Target, is_about_pod, text};
 use crate::daemon::Container;
@@ -27,6 +28,10 @@ const ATTEMPTS: usize = 4;
 /// Between two looks at what the kubelet makes of a resize.
 const LOOK: Duration = Duration::from_millis(250);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The longest time between two looks at what has become of a change that has no answer.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// After that the API server is not at a request any more: twice its `--request-timeout`, by default.
+const LATE: Duration = Duration::from_secs(120);
 
 /// Access to an API server.
 #[derive(Clone)]
@@ -137,6 +142,38 @@ impl Kubernetes {
         }
     }
 
+    /// Waits until it is known whether a change that has no answer was accepted. While the API server is away, that is for ever.
+    ///
+    /// The pod is read until it has the requested limit, is gone, or the request cannot arrive any more: the pod has another
+    /// version, or two minutes have passed.
+    pub async fn is_accepted(&self, container: &Container, change: Change) -> bool {
+        // Without these names nothing was requested.
+        let Ok(target) = Target::of(container) else { return false };
+        let pods = self.pods(target);
+        let began = Instant::now();
+        let mut pause = LOOK;
+        let mut version = None;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            let read = tokio::time::timeout(CONNECT_LIMIT, pods.get(target.pod)).await;
+            let pod = match read.map(|read| read.map_err(refusal)) {
+                Ok(Ok(pod)) => pod,
+                Ok(Err(Refusal::Gone)) => return false,
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            match target.is_accepted(&pod, change) {
+                Some(false) => {}
+                accepted => return accepted.unwrap_or(false),
+            }
+            let of_now = pod.metadata.resource_version;
+            let is_later = *version.get_or_insert_with(|| of_now.clone()) != of_now;
+            if is_later || began.elapsed() >= LATE {
+                return false;
+            }
+        }
+    }
+
     fn pods(&self, target: Target<'_>) -> Api<Pod> {
         Api::namespaced(self.client.clone(), target.namespace)
     }
@@ -179,6 +216,8 @@ mod tests {
         requests: Arc<Mutex<Vec<Seen>>>,
         /// The pod has a limit of its own.
         pod_limit: bool,
+        /// The pod has another version each time that it is read.
+        is_changing: bool,
     }
 
     /// A request: its method, path with query, type of content and body.
@@ -209,7 +248,8 @@ mod tests {
             };
             let body: Value = if code == 200 {
                 let mut pod = pod();
-                let version = VERSION + self.patches.load(Ordering::Relaxed);
+                let reads = if self.is_changing { self.requests.lock().unwrap().len() } else { 0 };
+                let version = VERSION + self.patches.load(Ordering::Relaxed) + reads;
                 if self.pod_limit {
                     pod["spec"]["resources"] = json!({ "limits": { "memory": "1Gi" } });
                 }
@@ -291,6 +331,23 @@ mod tests {
         let server = Server { pod_limit: true, ..Server::new(&[422]) };
         let refused = server.access().set(&container(), RAISE, HOLD).await;
         assert_eq!(refused, Err(ResizeRefusal::PodLimit("no\\x07".to_owned()).into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_without_an_answer_is_looked_for_until_it_cannot_come_any_more() {
+        let began = Instant::now();
+        let server = Server::new(&[]);
+        assert!(!server.access().is_accepted(&container(), RAISE).await, "the pod never changes");
+        assert!((LATE..LATE + PAUSE_MAX).contains(&began.elapsed()), "{:?}", began.elapsed());
+        let reads = server.requests.lock().unwrap().len();
+        assert!((2..20).contains(&reads), "{reads} reads");
+
+        let Change { from, .. } = RAISE;
+        let accepted = Change { from: RAISE.to, to: from };
+        assert!(Server::new(&[]).access().is_accepted(&container(), accepted).await, "the spec has it");
+        let changing = Server { is_changing: true, ..Server::new(&[]) };
+        assert!(!changing.access().is_accepted(&container(), RAISE).await, "another version");
+        assert_eq!(changing.requests.lock().unwrap().len(), 2);
     }
 
     #[tokio::test]

@@ -115,6 +115,13 @@ impl<'a> Target<'a> {
         Ok(json!({ "metadata": { "resourceVersion": version }, "spec": patched }))
     }
 
+    /// Whether the API has the pod's container with the limit that was requested; none: it has no such pod any more.
+    pub(super) fn is_accepted(self, pod: &Pod, change: Change) -> Option<bool> {
+        self.check_identity(pod).ok()?;
+        let container = self.container(pod.spec.as_ref()?)?;
+        Some(limit_of(container.resources.as_ref()).and_then(whole) == Some(change.to))
+    }
+
     fn container(self, spec: &PodSpec) -> Option<&ApiContainer> {
         spec.containers.iter().find(|container| container.name == self.container)
     }
@@ -278,6 +285,24 @@ pub(super) mod tests {
         assert_eq!(back, spec("64Mi", json!({ "limits": memory("960Mi") })));
         let without = patch(pod()).unwrap();
         assert!(!is_about_pod(&without));
+    }
+
+    #[test]
+    fn what_the_spec_has_says_whether_a_change_was_accepted() {
+        let container = container();
+        let with = |change: fn(&mut Value)| {
+            let mut pod = pod();
+            change(&mut pod);
+            let pod = serde_json::from_value(pod).unwrap();
+            Target::of(&container).unwrap().is_accepted(&pod, RAISE)
+        };
+        assert_eq!(with(|_| {}), Some(false));
+        assert_eq!(
+            with(|pod| pod["spec"]["containers"][1]["resources"]["limits"]["memory"] = json!("128Mi")),
+            Some(true)
+        );
+        assert_eq!(with(|pod| pod["metadata"]["uid"] = json!("33-44")), None);
+        assert_eq!(with(|pod| pod["spec"]["containers"][1]["name"] = json!("other")), None);
     }
 
     #[test]
