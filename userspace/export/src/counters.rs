@@ -43,7 +43,7 @@ kwitness_service::counters! {
         kubernetes_similar,
         /// What was left out: the pod has had too many.
         kubernetes_limited,
-        /// What was left out: the pod's name is not known, or it happened too long ago.
+        /// What was left out: the pod's name is not known, its namespace is gone, or it happened too long ago.
         kubernetes_skipped,
         /// What was lost: too many wait for the API server, too much is watched, or a gap stands in its place. Exported as a gap.
         kubernetes_dropped,

@@ -127,8 +127,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         };
         let reporter = match kubernetes_events {
             true => {
-                let api = kube::Client::try_default().await;
-                let api = api.context("find the API server: no pod's service account, and no kubeconfig")?;
+                let api = kubernetes::client().await?;
                 let mut reporter = Reporter::start(api, name.clone(), sentence, Arc::clone(&shared));
                 reporter.lose(waiting.stale);
                 Some(reporter)

@@ -40,8 +40,9 @@ kwitness_service::metrics! {
             "Data points of metrics that the collector rejected while it accepted the others.";
 
         KUBERNETES: Counter, "kwitness_export_kubernetes_events_total", ["result"],
-            "Kubernetes Events: created, existing (made before), refused (by the API server), failed (no answer; each attempt), similar (part of a \
-             series), limited (too many of a pod), skipped (no name, or too old) or dropped (no room, or a gap in its place).";
+            "Kubernetes Events: created, existing (made before), refused (by the API server), failed (no answer, busy or denied; each attempt), \
+             similar (part of a series), limited (too many of a pod), skipped (no name, too old, or its namespace is gone) or dropped (no room, \
+             or a gap in its place).";
         BEAT_AGE: Gauge, "kwitness_export_answer_age_seconds", [],
             "Time since the exporter's thread ran; it does so every 5 seconds.";
     }

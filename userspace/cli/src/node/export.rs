@@ -52,7 +52,7 @@ pub struct Export {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_STATE)]
     pub state_file: PathBuf,
     /// The node's name [default: the daemon's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub node_name: Option<String>,
     /// The cluster's name: k8s.cluster.name of every record
     #[arg(long, value_name = "NAME")]

@@ -1,11 +1,14 @@
 //! The API server: one `create` after the other.
 //!
-//! One that the API server has not answered for, or is too busy for, is sent again. Owns the form of a Kubernetes Event. Its name follows
-//! from the event's place in the journal, so that one that is made again, by an exporter that was restarted, is refused as existing.
+//! One that the API server has not answered for, or is too busy for, is sent again. So is one that it denies, for a while: an API server
+//! that was just started does not know its roles and accounts yet. Owns the form of a Kubernetes Event. Its name follows from the event's
+//! place in the journal, so that one that is made again, by an exporter that was restarted, is refused as existing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -14,6 +17,7 @@ use kube::api::{Api, PostParams};
 use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::is_too_old;
 use super::limiter::Post;
@@ -23,12 +27,30 @@ use crate::retry;
 
 /// The longest that one may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long denials are not believed.
+const DENIED_FOR: Duration = Duration::from_secs(120);
+/// Namespaces with a denial that are remembered. With one more, all are forgotten, and each may cost that time again.
+const DENIED_MAX: usize = 64;
+/// The longest pause that an API server may ask for, in seconds.
+const ASKED_MAX: u32 = 60;
 /// The longest name of an object, in bytes.
 const NAME_BYTES: usize = 253;
 /// The most bytes that the API server accepts as the reporting instance.
 const INSTANCE_BYTES: usize = 128;
 /// The most characters of an error that are logged.
 const ERROR_MAX: usize = 256;
+
+/// A client of the API server that the pod's service account or the kubeconfig names.
+///
+/// # Errors
+/// There is neither, or it cannot be used.
+pub async fn client() -> anyhow::Result<kube::Client> {
+    let config = kube::Config::infer().await;
+    let mut config = config.context("find the API server: no pod's service account, and no kubeconfig")?;
+    // Each attempt is made here, with its pause and its count, and a busy API server is not asked more often.
+    config.default_retry = false;
+    kube::Client::try_from(config).context("use what is known of the API server")
+}
 
 /// Makes events until there will be no more.
 pub async fn post_all(
@@ -38,67 +60,139 @@ pub async fn post_all(
     pending: Pending,
     shared: Arc<Shared>,
 ) {
-    let mut log = Log::default();
+    let mut standing = Standing::default();
     while let Some(post) = posts.recv().await {
         let _answered = pending.answer();
-        post_one(&client, post, &node, &shared.counters, &mut log).await;
+        post_one(&client, post, &node, &shared.counters, &mut standing).await;
     }
 }
 
-/// Makes one, again and again as long as the API server does not answer for it and it is of use to anyone.
-async fn post_one(client: &kube::Client, post: Post, node: &str, counters: &Counters, log: &mut Log) {
+/// Makes one, again and again as long as another answer may come and it is of use to anyone.
+async fn post_one(
+    client: &kube::Client,
+    post: Post,
+    node: &str,
+    counters: &Counters,
+    standing: &mut Standing,
+) {
     let api = Api::<Event>::namespaced(client.clone(), &post.notice.namespace);
     let (namespace, pod) = (post.notice.namespace.clone(), post.notice.pod.clone());
     let happened = post.notice.time;
     let event = event(post, node);
     let mut failures: u32 = 0;
     while !is_too_old(happened) {
-        let (error, is_final) = match create(&api, &event).await {
-            Ok(()) => {
+        let (error, asked, is_final) = match create(&api, &event).await {
+            Answer::Created => {
                 counters.kubernetes_created.count();
-                return log.works();
+                return standing.works(&namespace);
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                return counters.kubernetes_existing.count();
+            Answer::Existing => {
+                counters.kubernetes_existing.count();
+                return standing.works(&namespace);
             }
-            Err(kube::Error::Api(status)) => {
-                let is_busy = status.code == 429 || status.code >= 500;
-                (format!("{} {}", status.code, status.message), !is_busy)
-            }
-            Err(error) => (error.to_string(), false),
+            Answer::Gone => return counters.kubernetes_skipped.count(),
+            Answer::Denied(error) => (error, Duration::ZERO, standing.is_denied(&namespace, Instant::now())),
+            Answer::Refused(error) => (error, Duration::ZERO, true),
+            Answer::Failed(error, asked) => (error, asked, false),
         };
-        log.warn(&error, &namespace, &pod);
+        standing.warn(&error, &namespace, &pod);
         if is_final {
             return counters.kubernetes_refused.count();
         }
         counters.kubernetes_failed.count();
         failures = failures.saturating_add(1);
         let random = getrandom::u32().unwrap_or(u32::MAX);
-        tokio::time::sleep(retry::pause(failures, Duration::ZERO, random)).await;
+        tokio::time::sleep(retry::pause(failures, Duration::ZERO, random).max(asked)).await;
     }
     counters.kubernetes_skipped.count();
 }
 
-async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
-    let parameters = PostParams::default();
-    let created = tokio::time::timeout(ANSWER_LIMIT, api.create(&parameters, event)).await;
-    created.unwrap_or_else(|late| Err(kube::Error::Service(late.into()))).map(drop)
+/// What an answer means.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Created,
+    /// An earlier exporter made it.
+    Existing,
+    /// Its namespace is gone or on its way, and the pod with it.
+    Gone,
+    /// The account may not, or is not known.
+    Denied(String),
+    /// It is nothing that the API server will ever take.
+    Refused(String),
+    /// None came, or one for now: not again before that time has passed.
+    Failed(String, Duration),
 }
 
-/// Logs the same error once.
-#[derive(Default)]
-struct Log(String);
+async fn create(api: &Api<Event>, event: &Event) -> Answer {
+    let parameters = PostParams::default();
+    match tokio::time::timeout(ANSWER_LIMIT, api.create(&parameters, event)).await {
+        Ok(created) => judge(created),
+        Err(_) => Answer::Failed(format!("no answer within {ANSWER_LIMIT:?}"), Duration::ZERO),
+    }
+}
 
-impl Log {
-    fn works(&mut self) {
-        self.0.clear();
+fn judge(created: Result<Event, kube::Error>) -> Answer {
+    let status = match created {
+        Ok(_) => return Answer::Created,
+        Err(kube::Error::Api(status)) => status,
+        Err(kube::Error::Service(cause)) => {
+            return Answer::Failed(format!("{:#}", anyhow::Error::from_boxed(cause)), Duration::ZERO);
+        }
+        Err(error) => return Answer::Failed(error.to_string(), Duration::ZERO),
+    };
+    let error = format!("{} {}", status.code, status.message);
+    let details = status.details.as_ref();
+    let mut causes = details.into_iter().flat_map(|details| &details.causes);
+    match status.code {
+        409 => Answer::Existing,
+        404 if details.is_some_and(|details| details.kind == "namespaces") => Answer::Gone,
+        403 if causes.any(|cause| cause.reason == "NamespaceTerminating") => Answer::Gone,
+        401 | 403 => Answer::Denied(error),
+        429 | 500.. => {
+            // Where the API server limits the number of requests, it asks for a second or more in a header.
+            let asked = details.map_or(0, |details| details.retry_after_seconds);
+            let asked = asked.max(u32::from(status.code == 429)).min(ASKED_MAX);
+            Answer::Failed(error, Duration::from_secs(asked.into()))
+        }
+        _ => Answer::Refused(error),
+    }
+}
+
+/// How it stands with the API server.
+#[derive(Default)]
+struct Standing {
+    /// What was logged, which is once.
+    error: String,
+    /// Since when it denies, and has taken nothing.
+    denied: Option<Instant>,
+    /// The same of each namespace: roles, quotas and policies may be of one alone.
+    denied_in: HashMap<String, Instant>,
+}
+
+impl Standing {
+    fn works(&mut self, namespace: &str) {
+        if !std::mem::take(&mut self.error).is_empty() {
+            tracing::info!("the API server takes Kubernetes Events again");
+        }
+        self.denied = None;
+        self.denied_in.remove(namespace);
+    }
+
+    /// It denies; whether that is to be believed.
+    fn is_denied(&mut self, namespace: &str, now: Instant) -> bool {
+        if self.denied_in.len() >= DENIED_MAX && !self.denied_in.contains_key(namespace) {
+            self.denied_in.clear();
+        }
+        let anywhere = *self.denied.get_or_insert(now);
+        let here = *self.denied_in.entry(namespace.to_owned()).or_insert(now);
+        now.saturating_duration_since(anywhere.min(here)) >= DENIED_FOR
     }
 
     fn warn(&mut self, error: &str, namespace: &str, pod: &str) {
         let error: String = escape(error).chars().take(ERROR_MAX).collect();
-        if error != self.0 {
+        if error != self.error {
             tracing::warn!(error, namespace, pod, "the API server did not take a Kubernetes Event");
-            self.0 = error;
+            self.error = error;
         }
     }
 }
@@ -194,21 +288,78 @@ mod tests {
         );
     }
 
+    fn status(code: u16, details: serde_json::Value) -> kube::core::Status {
+        let status = serde_json::json!({ "code": code, "message": "m", "details": details });
+        serde_json::from_value(status).unwrap()
+    }
+
+    #[test]
+    fn answers_are_judged_by_what_they_say_of_the_event() {
+        let judged = |code, details| judge(Err(kube::Error::Api(status(code, details).boxed())));
+        let none = serde_json::Value::Null;
+        let failed = |code: u16, seconds| Answer::Failed(format!("{code} m"), Duration::from_secs(seconds));
+        assert_eq!(judge(Ok(Event::default())), Answer::Created);
+        assert_eq!(judged(409, none.clone()), Answer::Existing);
+        // As the API server's admission plugin NamespaceLifecycle says it.
+        let terminating = serde_json::json!({ "kind": "events", "causes": [
+            { "reason": "NamespaceTerminating", "message": "namespace prod is being terminated", "field": "metadata.namespace" },
+        ] });
+        assert_eq!(judged(403, terminating), Answer::Gone);
+        assert_eq!(judged(404, serde_json::json!({ "name": "prod", "kind": "namespaces" })), Answer::Gone);
+        assert_eq!(
+            judged(404, none.clone()),
+            Answer::Refused("404 m".to_owned()),
+            "it serves no such events"
+        );
+        for code in [401, 403] {
+            assert_eq!(judged(code, none.clone()), Answer::Denied(format!("{code} m")));
+        }
+        for code in [400, 413, 422] {
+            assert_eq!(judged(code, none.clone()), Answer::Refused(format!("{code} m")));
+        }
+        assert_eq!(judged(503, none.clone()), failed(503, 0));
+        assert_eq!(judged(429, none), failed(429, 1));
+        let asked = |seconds: u32| serde_json::json!({ "retryAfterSeconds": seconds });
+        assert_eq!(judged(429, asked(7)), failed(429, 7));
+        assert_eq!(judged(500, asked(u32::MAX)), failed(500, u64::from(ASKED_MAX)));
+        let cause = std::io::Error::other("connection reset");
+        let answer = judge(Err(kube::Error::Service(cause.into())));
+        assert_eq!(answer, Answer::Failed("connection reset".to_owned(), Duration::ZERO));
+    }
+
+    #[test]
+    fn denials_are_believed_after_a_while() {
+        let (mut standing, start) = (Standing::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let limit = DENIED_FOR.as_secs();
+        assert!(!standing.is_denied("a", at(0)));
+        assert!(!standing.is_denied("b", at(limit - 1)));
+        assert!(standing.is_denied("b", at(limit)), "it has denied everything since");
+        standing.works("b");
+        assert!(standing.is_denied("a", at(limit)), "and everything here");
+        assert!(!standing.is_denied("b", at(limit)));
+        for namespace in 0..DENIED_MAX {
+            standing.works("b");
+            assert!(!standing.is_denied(&namespace.to_string(), at(limit)));
+        }
+        assert!(standing.denied_in.len() <= DENIED_MAX);
+    }
+
     #[tokio::test]
     async fn what_the_api_server_has_not_judged_is_sent_again() {
-        let answers =
-            Arc::new(Mutex::new(VecDeque::from([Some(503), None, Some(201), Some(403), Some(409)])));
+        let answers = [Some(503), None, Some(201), Some(403), Some(409), Some(422)];
+        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
         let scripted = Arc::clone(&answers);
         let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
-            let status = scripted.lock().unwrap().pop_front().unwrap();
+            let code = scripted.lock().unwrap().pop_front().unwrap();
             async move {
-                let Some(status) = status else { return Err(std::io::Error::other("connection reset")) };
-                let body = match status {
+                let Some(code) = code else { return Err(std::io::Error::other("connection reset")) };
+                let body = match code {
                     201 => serde_json::to_vec(&Event::default()),
-                    code => serde_json::to_vec(&kube::core::Status { code, ..Default::default() }),
+                    code => serde_json::to_vec(&status(code, serde_json::Value::Null)),
                 };
                 let body = kube::client::Body::from(body.unwrap());
-                Ok(http::Response::builder().status(status).body(body).unwrap())
+                Ok(http::Response::builder().status(code).body(body).unwrap())
             }
         });
         let (posts, receiver) = mpsc::channel(3);
@@ -224,7 +375,7 @@ mod tests {
         let client = kube::Client::new(service, "default");
         post_all(client.clone(), "n".to_owned(), receiver, pending.clone(), Arc::clone(&shared)).await;
         let old = Post { notice: old, series: None };
-        post_one(&client, old, "n", &shared.counters, &mut Log::default()).await;
+        post_one(&client, old, "n", &shared.counters, &mut Standing::default()).await;
         let Shared { counters, .. } = &*shared;
         let counted = [
             &counters.kubernetes_failed,
@@ -233,7 +384,7 @@ mod tests {
             &counters.kubernetes_existing,
             &counters.kubernetes_skipped,
         ];
-        assert_eq!(counted.map(|counter| counter.get()), [2, 1, 1, 1, 1]);
+        assert_eq!(counted.map(|counter| counter.get()), [3, 1, 1, 1, 1]);
         assert_eq!((answers.lock().unwrap().len(), pending.all()), (0, Vec::new()));
     }
 

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use crate::counters::Shared;
 use crate::record::is_of_watcher;
 use crate::waiting::Waiting;
+pub use api::client;
 pub use limiter::Post;
 use limiter::{Admission, Limiter};
 use notices::{Found, Notices};

@@ -28,6 +28,9 @@ const WATCHED_FOR: Duration = Duration::from_secs(3600);
 const RAISED_MEANWHILE: &str = "raisedMeanwhile";
 /// What the API server accepts as a note.
 const NOTE_BYTES: usize = 1024;
+/// The longest name of a namespace or a container (RFC 1123's label), and of a pod (its subdomain), in bytes.
+const LABEL_BYTES: usize = 63;
+const SUBDOMAIN_BYTES: usize = 253;
 
 /// What a Kubernetes Event is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub enum Found {
     Nothing,
     /// A Kubernetes Event.
     Notice(Box<Notice>),
-    /// One, if the pod's name were known.
+    /// One, if the pod's name were known, and one that a pod of Kubernetes can have.
     Unnamed,
     /// Nothing, because too many limits are watched.
     Overflow,
@@ -218,7 +221,8 @@ fn found(notice: Option<Notice>) -> Found {
     notice.map_or(Found::Unnamed, |notice| Found::Notice(Box::new(notice)))
 }
 
-/// None if nothing names the pod.
+/// None if nothing names the pod. Whoever uses the container runtime may name one as he likes, also by what is no name to the API server, or
+/// another path of it.
 fn notice(
     event: &proto::Event,
     reason: &'static str,
@@ -227,7 +231,7 @@ fn notice(
 ) -> Option<Notice> {
     let container = event.container.as_ref();
     let pod = crate::record::pod(event)?;
-    let container = container.and_then(|container| container.name.clone());
+    let container = container.and_then(|container| container.name.clone()).filter(|name| is_label(name));
     let file = match &event.kind {
         Some(Kind::Verdict(verdict)) => format!("{} ", verdict.file),
         _ => String::new(),
@@ -239,8 +243,8 @@ fn notice(
         is_warning: !matches!(event.kind, Some(Kind::GuardRaised(_))),
         reason,
         action,
-        namespace: pod.namespace.clone()?,
-        pod: pod.name.clone()?,
+        namespace: pod.namespace.clone().filter(|name| is_label(name))?,
+        pod: pod.name.clone().filter(|name| is_subdomain(name))?,
         uid: pod.uid.clone(),
         container,
         time: event.time.unwrap_or_default(),
@@ -250,6 +254,22 @@ fn notice(
     })
 }
 
+fn is_label(name: &str) -> bool {
+    name.len() <= LABEL_BYTES && is_part(name)
+}
+
+fn is_subdomain(name: &str) -> bool {
+    name.len() <= SUBDOMAIN_BYTES && name.split('.').all(is_part)
+}
+
+/// Lower-case letters and digits, and hyphens between them.
+fn is_part(name: &str) -> bool {
+    let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [name.as_bytes().first(), name.as_bytes().last()];
+    ends.into_iter().all(|end| end.is_some_and(is_alphanumeric))
+        && name.bytes().all(|byte| byte == b'-' || is_alphanumeric(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +277,15 @@ mod tests {
 
     fn sentence(_: &proto::Event) -> String {
         format!("a\x1b[31m sentence {}", "é".repeat(NOTE_BYTES))
+    }
+
+    /// None if the pod has no name.
+    fn observe_any(event: &proto::Event) -> Option<Notice> {
+        match Notices::default().observe(event, sentence, Instant::now()) {
+            Found::Unnamed => None,
+            Found::Notice(notice) => Some(*notice),
+            other => panic!("{event:?}: {other:?}"),
+        }
     }
 
     fn observe(notices: &mut Notices, event: &proto::Event, now: Instant) -> Option<Notice> {
@@ -279,6 +308,30 @@ mod tests {
         assert!((NOTE_BYTES - 1..=NOTE_BYTES).contains(&notice.note.len()), "{}", notice.note.len());
         let found = Notices::default().observe(&unnamed(7, oom_kill()), sentence, Instant::now());
         assert_eq!(found, Found::Unnamed);
+    }
+
+    #[test]
+    fn a_pod_whose_name_the_api_server_cannot_have_has_none() {
+        let found = |namespace: &str, name: &str, container: &str| {
+            let mut event = named(7, oom_kill());
+            let of = event.container.as_mut().unwrap();
+            of.name = Some(container.to_owned());
+            let pod = of.pod.as_mut().unwrap();
+            (pod.namespace, pod.name) = (Some(namespace.to_owned()), Some(name.to_owned()));
+            let notice = observe_any(&event);
+            notice.map(|notice| (notice.namespace, notice.pod, notice.container))
+        };
+        let named = |container: Option<&str>| {
+            Some(("prod".to_owned(), "web-0.a".to_owned(), container.map(str::to_owned)))
+        };
+        assert_eq!(found("prod", "web-0.a", "app"), named(Some("app")));
+        assert_eq!(found("prod", "web-0.a", "App\x1b[31m"), named(None));
+        for namespace in ["../kube-system", "a/b", "a?b", "", "a.b", "-a", &"a".repeat(64)] {
+            assert_eq!(found(namespace, "web-0.a", "app"), None, "{namespace}");
+        }
+        for name in ["Web", "a..b", ".a", "a-", "a_b", "", &"a".repeat(254)] {
+            assert_eq!(found("prod", name, "app"), None, "{name}");
+        }
     }
 
     #[test]
