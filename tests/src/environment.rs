@@ -103,6 +103,8 @@ pub struct Environment {
     pub systemd: bool,
     /// What takes long is wanted, too (`cargo xtask test --long`).
     pub long: bool,
+    /// The release of the kubelets that tests start, "1.34" (`cargo xtask test --kubelet`); none: the usual one.
+    pub kubelet: Option<String>,
 }
 
 impl Environment {
@@ -126,7 +128,8 @@ impl Environment {
             "KWITNESS_CGROUP is not set: on a machine with other cgroups the tests keep to one of their own"
         );
         let long = env::var_os("KWITNESS_LONG").is_some();
-        Ok(Self { tier, job, layout, cgroup2, subtree, systemd, long })
+        let kubelet = env::var("KWITNESS_KUBELET").ok();
+        Ok(Self { tier, job, layout, cgroup2, subtree, systemd, long, kubelet })
     }
 
     /// A path in the hierarchy that is ours to make: `name` ("kubepods/x"), below the subtree if there is one.
@@ -213,6 +216,7 @@ mod tests {
             subtree: None,
             systemd,
             long,
+            kubelet: None,
         }
     }
 

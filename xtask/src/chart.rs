@@ -33,7 +33,7 @@ const WRITTEN: &str = "/run/kwitness";
 
 /// Checks the chart; the files that are made of it and for it are written anew or, with `check`, compared.
 pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
-    let chart = Chart { directory: workspace.root.join(CHART), helm: cache.tool("helm") };
+    let chart = Chart::new(workspace, cache);
     let generated = |name: &str, content: &str| -> Result<()> {
         let path = workspace.root.join(name);
         if fs::read_to_string(&path).is_ok_and(|found| found == content) {
@@ -79,6 +79,15 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     Ok(())
 }
 
+/// The objects of the chart with an exporter that creates Kubernetes Events and does nothing else.
+pub fn with_events(workspace: &Workspace, cache: &Cache) -> Result<Vec<Value>> {
+    let values = ["namespace.create", "exporter.enabled", "exporter.kubernetesEvents"];
+    let values = values.map(|value| format!("--set={value}=true"));
+    let manifest = Chart::new(workspace, cache).render(&values.each_ref().map(String::as_str))?;
+    check_exporter(&manifest)?;
+    objects(&manifest)
+}
+
 /// The alert rules are Prometheus', and fire when their tests say.
 fn check_rules(workspace: &Workspace, cache: &Cache) -> Result<()> {
     for (how, file) in [("check", "alerts.yaml"), ("test", "alerts.test.yaml")] {
@@ -95,6 +104,10 @@ struct Chart {
 }
 
 impl Chart {
+    fn new(workspace: &Workspace, cache: &Cache) -> Self {
+        Self { directory: workspace.root.join(CHART), helm: cache.tool("helm") }
+    }
+
     fn helm(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.helm);
         command.arg(subcommand);

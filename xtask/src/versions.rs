@@ -15,8 +15,10 @@ pub const CARGO_MACHETE: &str = "0.9.2";
 pub const CRI_TOOLS: &str = "1.36.0";
 /// Kubelet, API server and kubectl, built from Go modules; `xtask/go/kubernetes/go.mod` requires the same.
 pub const KUBERNETES: &str = "1.36.3";
-/// The kubelet of the next release, for a bench; `xtask/go/kubelet-1.37/go.mod` requires the same.
+/// The kubelet of the next release, for a bench and the verdict matrix; `xtask/go/kubelet-1.37/go.mod` requires the same.
 pub const NEXT_KUBELET: &str = "1.37.2";
+/// Those of the releases before, for the verdict matrix; `xtask/go/kubelet-1.34/go.mod` and its like require the same.
+pub const OLDER_KUBELETS: [&str; 2] = ["1.34.4", "1.35.4"];
 /// helm, built from its Go module; `xtask/go/helm/go.mod` requires the same.
 pub const HELM: &str = "4.3.1";
 /// The Python of [`CLIENT_ROOT`]'s suite, for which packages are fetched.

@@ -18,6 +18,8 @@ use crate::workspace::Cache;
 
 /// It shares no cache with Kubernetes' own build, but is small enough to keep.
 const MODULE: go::Module = go::Module { keeps: true, ..go::module!("helm") };
+/// The programs' names that a job has, in the cache's tools.
+pub const NAMES: [&str; 1] = ["helm"];
 /// The file of all types; those of the kinds refer to it.
 const DEFINITIONS: &str = "definitions.json";
 

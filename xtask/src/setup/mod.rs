@@ -58,6 +58,10 @@ pub enum Tool {
     Kubernetes,
     /// The kubelet of the next release.
     NextKubelet,
+    /// The kubelets of all releases but the one of [`Self::Kubernetes`].
+    OtherKubelets,
+    /// Kubernetes' controllers and scheduler.
+    Controllers,
     /// Clients of other languages.
     Clients,
     /// helm and kubeconform.
@@ -78,6 +82,8 @@ impl Tool {
             Self::CriTools => critools::ensure(cache),
             Self::Kubernetes => kubernetes::ensure(cache),
             Self::NextKubelet => kubernetes::ensure_next(cache),
+            Self::OtherKubelets => kubernetes::ensure_others(cache),
+            Self::Controllers => kubernetes::ensure_controllers(cache),
             Self::Clients => clients::ensure(cache),
             Self::Helm => helm::ensure(cache),
             Self::Collector => collector::ensure(cache),
@@ -92,10 +98,13 @@ impl Tool {
         match self {
             Self::CriTools => &critools::NAMES,
             Self::Kubernetes => &kubernetes::NAMES,
+            Self::OtherKubelets => &kubernetes::OTHER_KUBELETS,
+            Self::Controllers => &kubernetes::CONTROLLERS,
             Self::Clients => &clients::NAMES,
+            Self::Helm => &helm::NAMES,
             Self::Collector => &collector::NAMES,
             Self::Prometheus => &prometheus::NAMES,
-            Self::Bpf | Self::Lint | Self::NextKubelet | Self::Helm | Self::Image => &[],
+            Self::Bpf | Self::Lint | Self::NextKubelet | Self::Image => &[],
         }
     }
 }
@@ -129,7 +138,7 @@ impl Needs {
             needs.trees = ROOTS.iter().map(|root| root.name).filter(is_usual).collect();
         }
         if wanted(Tier::Vm) {
-            needs.tools.extend([Tool::Kubernetes, Tool::Prometheus]);
+            needs.tools.extend([Tool::Collector, Tool::Helm, Tool::Kubernetes, Tool::Prometheus]);
             needs.disks = GUESTS.iter().map(|(_, root)| *root).filter(is_usual).collect();
             needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
         }

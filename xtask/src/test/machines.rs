@@ -22,7 +22,8 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
 /// - The demos of a build and of a JVM need a compiler and a JDK in the root, and a guest with cgroup v2; with `--long` only.
-/// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize.
+/// - A cluster runs in a guest too, because hybrid cgroups, as the host may have, have no limits to resize. With `--long`, helm releases
+///   the chart there.
 /// - The OpenTelemetry Collector needs nothing of a kernel.
 /// - Prometheus needs limits to alert on, and nothing else of a kernel.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
@@ -62,9 +63,12 @@ const LONG_ONLY: &[(&str, &str)] = &[
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
     (Tool::Kubernetes, &["cluster", "demos", "kubelet", "matrix"]),
+    (Tool::OtherKubelets, &["kubelet", "matrix"]),
+    (Tool::Controllers, &["cluster"]),
     (Tool::Clients, &["clients"]),
-    (Tool::Collector, &["export"]),
-    (Tool::Prometheus, &["prometheus"]),
+    (Tool::Collector, &["cluster", "export"]),
+    (Tool::Helm, &["cluster"]),
+    (Tool::Prometheus, &["cluster", "prometheus"]),
 ];
 /// Those that run the kubectl plugin.
 pub const WITH_PLUGIN: &[&str] = &["cluster"];
@@ -144,7 +148,11 @@ impl Machine {
     pub fn needs(self, test: &Test) -> Needs {
         let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
         let mut needs = Needs::tools(&[Tool::Bpf]);
-        needs.tools.extend(self.tools(|target| wanted(target) && self.runs(target, test.long)));
+        let tools = self.tools(test.long, |target| wanted(target) && self.runs(target, test.long));
+        if test.kubelet.is_some() && tools.contains(&Tool::Kubernetes) {
+            needs.tools.insert(Tool::OtherKubelets);
+        }
+        needs.tools.extend(tools);
         match self {
             Self::Host { root } => needs.trees.extend([root.name]),
             Self::Guest { kernel, root } => {
@@ -156,9 +164,14 @@ impl Machine {
     }
 
     /// The tools that the targets need here.
-    pub fn tools(self, is_target: impl Fn(&str) -> bool) -> Vec<Tool> {
-        // Guests run without crictl: one machine with a newer or an older one proves no more.
-        let is_here = |tool: Tool| tool != Tool::CriTools || matches!(self, Self::Host { .. });
+    pub fn tools(self, long: bool, is_target: impl Fn(&str) -> bool) -> Vec<Tool> {
+        let is_here = |tool: Tool| match tool {
+            // Guests run without crictl: one machine with a newer or an older one proves no more.
+            Tool::CriTools => matches!(self, Self::Host { .. }),
+            Tool::OtherKubelets => long,
+            Tool::Controllers => long && matches!(self, Self::Guest { .. }),
+            _ => true,
+        };
         let needed = WITH_TOOL
             .iter()
             .filter(|(tool, targets)| is_here(*tool) && targets.iter().any(|target| is_target(target)));
@@ -218,6 +231,7 @@ mod tests {
             root: owned(roots),
             target: Vec::new(),
             filter: None,
+            kubelet: None,
             long: false,
         }
     }
@@ -266,6 +280,14 @@ mod tests {
         let needs = host.needs(&of(&[Tier::Host], "cri"));
         assert_eq!(needs.tools.into_iter().collect::<Vec<_>>(), [Tool::Bpf, Tool::CriTools]);
         assert!(host.needs(&test(&[Tier::Host], &[], &[])).tools.contains(&Tool::Kubernetes));
+        let has = |machine: Machine, test: Test, tool| machine.needs(&test).tools.contains(&tool);
+        let with_kubelet = |target| Test { kubelet: Some("1.34".to_owned()), ..of(&[Tier::Host], target) };
+        let others = ["kubelet", "daemon"].map(|target| has(host, with_kubelet(target), Tool::OtherKubelets));
+        assert_eq!(others, [true, false]);
+        let guest = Machine::chosen(&of(&[Tier::Vm], "cluster")).unwrap()[0];
+        let controllers = [false, true]
+            .map(|long| has(guest, Test { long, ..of(&[Tier::Vm], "cluster") }, Tool::Controllers));
+        assert_eq!(controllers, [false, true]);
     }
 
     #[test]

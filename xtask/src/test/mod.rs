@@ -24,11 +24,12 @@ use clap::{Args, ValueEnum};
 
 use crate::artifacts::{Builder, Executable, PLUGIN, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
+use crate::setup::kubernetes::KUBELET;
 use crate::setup::{self, Needs, Tool, clients};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
-use crate::{host, image, images, layout, step};
+use crate::{chart, host, image, images, layout, step};
 
 use machines::{Machine, Missing, WITH_DEPLOYMENT, WITH_PLUGIN, WITH_TOOL, startable};
 use rows::{Row, print, row};
@@ -56,6 +57,8 @@ const APART: &[&str] = &["cluster", "runtime", "matrix"];
 const HOST_LIMIT: Duration = Duration::from_secs(1800);
 /// See [`HOST_LIMIT`].
 const GUEST_LIMIT: Duration = Duration::from_secs(2400);
+/// With `--long`, where the verdict matrix has a dozen kubelets.
+const LONG_GUEST_LIMIT: Duration = Duration::from_secs(7200);
 /// What to test.
 #[derive(Args)]
 pub struct Test {
@@ -74,8 +77,11 @@ pub struct Test {
     /// Only tests whose name has this in it
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// With the kubelet of this release, not 1.36; built first, which takes minutes
+    #[arg(long, value_name = "RELEASE", value_parser = ["1.34", "1.35", "1.37"])]
+    kubelet: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// outages on every kernel, and one of thousands of containers; the chart's pod on a node; the demos of the guard, of a build and of a JVM; in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel, and one of thousands of containers; the chart's pod and its release on a node; the kubelet of the next release; the demos of the guard, of a build and of a JVM; in guests, every combination of OCI runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
@@ -255,15 +261,26 @@ impl Prepared<'_> {
         }
         let runs = |with: &[&str]| targets.iter().any(|target| with.contains(&target.name.as_str()));
         let is_host = matches!(part.machine, Machine::Host { .. });
-        let tools = part.machine.tools(|name| runs(&[name]));
+        let tools = part.machine.tools(test.long, |name| runs(&[name]));
         for name in tools.iter().flat_map(|tool| tool.programs()) {
             job.add(&cache.tool(name), &in_job(name))?;
+        }
+        if let Some(release) = &test.kubelet {
+            job.env("KWITNESS_KUBELET", release);
+            let name = format!("{KUBELET}-{release}");
+            if tools.contains(&Tool::Kubernetes) && !tools.contains(&Tool::OtherKubelets) {
+                job.add(&cache.tool(&name), &in_job(&name))?;
+            }
         }
         if runs(WITH_DEPLOYMENT) {
             job.add(&workspace.root.join("deploy"), Path::new("deploy"))?;
         }
         if let Some(plugin) = self.plugin.as_ref().filter(|_| runs(WITH_PLUGIN)) {
             job.add(plugin, &in_job(PLUGIN))?;
+        }
+        if runs(&["cluster"]) {
+            let objects = serde_json::to_string(&chart::with_events(workspace, cache)?)?;
+            fs::write(job.dir().join("exporter.json"), objects).context("write the exporter's objects")?;
         }
         if runs(&["cluster"]) && !is_host {
             image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
@@ -298,7 +315,7 @@ impl Prepared<'_> {
                 let memory = if runs(&["cluster", "demos", "matrix"]) { 4096 } else { 2048 };
                 // A container can have a processor of its own only where others are left.
                 let processors = if test.long && runs(&["matrix"]) { 3 } else { 1 };
-                let timeout = Some(GUEST_LIMIT);
+                let timeout = Some(if test.long { LONG_GUEST_LIMIT } else { GUEST_LIMIT });
                 let guest = Guest { kernel, root, processors, memory, timeout, leaves: None };
                 guest.run(cache, &job, Output::File(file))
             }
