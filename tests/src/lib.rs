@@ -21,6 +21,7 @@ pub mod fit;
 pub mod guard;
 pub mod guarded;
 pub mod handmade;
+pub mod hints;
 pub mod hog;
 pub mod hostile;
 pub mod kubelet;

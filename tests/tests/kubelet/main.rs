@@ -1,5 +1,6 @@
 //! A real kubelet that lives on kwitness's events: the daemon behind the CRI proxy, in front of a real containerd.
 
+mod hints;
 mod restart;
 
 use anyhow::Result;
@@ -9,6 +10,8 @@ use kwitness_tests::{once, suite};
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let mut cases = Vec::new();
+    let only_long = (!ctx.environment.long).then_some("only with --long");
+    once![ctx, cases, only_long; hints::a_hint_comes_when_the_runtime_agrees];
     once![
         ctx, cases, None;
         restart::a_restart_of_the_proxy_costs_one_attempt,
