@@ -154,7 +154,8 @@ impl ClusterNode {
 }
 
 impl PodRequest<'_> {
-    fn object(&self) -> Value {
+    /// The pod, as the API server takes it.
+    pub fn object(&self) -> Value {
         let mut volumes = vec![json!({ "name": "out", "hostPath": { "path": self.directory } })];
         let mut mounts = vec![json!({ "name": "out", "mountPath": "/out" })];
         for (number, (there, inside)) in self.mounts.iter().enumerate() {

@@ -1,17 +1,18 @@
-//! What the tests of one executable share: the environment, one asynchronous runtime, one containerd.
+//! What the tests of one executable share: the environment, one asynchronous runtime, one containerd, one control plane.
 //!
-//! containerd is started by the first test that needs it and stopped by [`TestContext::finish`]; between two tests it
-//! is emptied, so that what one leaves behind when it fails does not fail the next.
+//! containerd and the control plane are each started by the first test that needs it and stopped by [`TestContext::finish`]; between two
+//! tests both are emptied, so that what one leaves behind when it fails does not fail the next.
 
 use std::future::Future;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
+use crate::control_plane::{ControlPlane, Extent};
 use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
 use crate::process::{self, wait_for};
@@ -27,13 +28,15 @@ pub struct TestContext {
     pub environment: Environment,
     runtime: Runtime,
     node: Mutex<Option<Node>>,
+    api: Mutex<Option<ControlPlane>>,
 }
 
 impl TestContext {
     /// Reads the environment; starts nothing yet.
     pub fn new() -> Result<Self> {
         let runtime = Runtime::new().context("start tokio")?;
-        Ok(Self { environment: Environment::find()?, runtime, node: Mutex::new(None) })
+        let environment = Environment::find()?;
+        Ok(Self { environment, runtime, node: Mutex::new(None), api: Mutex::new(None) })
     }
 
     /// Runs a test's future to its end.
@@ -59,6 +62,32 @@ impl TestContext {
         }
         let node = slot.as_mut().context("no node")?;
         body(node).await.with_context(|| node.log_tail())
+    }
+
+    /// Runs `body` with a control plane where roles decide, and which has no pods and no nodes.
+    pub async fn with_api(&self, body: impl AsyncFnOnce(&ControlPlane) -> Result<()>) -> Result<()> {
+        let mut slot = self.api.lock().await;
+        let api = match slot.take() {
+            Some(api) => api,
+            None => {
+                let began = Instant::now();
+                let api = ControlPlane::start_as(&self.environment, Extent::Roles).await?;
+                println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
+                api
+            }
+        };
+        let done = body(&api).await.with_context(|| api.log_tail());
+        // The next kubelet would run the pods of this one.
+        let emptied = api.empty();
+        if emptied.is_ok() {
+            *slot = Some(api);
+        }
+        done.and(emptied)
+    }
+
+    /// Stops the control plane, for a test that brings its own.
+    pub async fn stop_api(&self) {
+        drop(self.api.lock().await.take());
     }
 
     /// Runs `body` with a daemon of its own; a failure shows the end of the daemon's log.
@@ -109,6 +138,7 @@ impl TestContext {
     /// Stops what is shared; nothing of it may be left behind.
     pub fn finish(&self) -> Result<()> {
         self.block_on(async {
+            self.stop_api().await;
             let Some(node) = self.node.lock().await.take() else { return Ok(()) };
             node.shutdown().await?;
             ensure!(!Path::new("/run/containerd").exists(), "/run/containerd is left behind");

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -209,6 +209,18 @@ impl Collector {
     fn configuration(&self) -> PathBuf {
         self.directory.path().join("collector.yaml")
     }
+
+    fn state_file(&self) -> PathBuf {
+        self.directory.path().join("state.json")
+    }
+}
+
+fn export(environment: &Environment, agent: &Agent, collector: &Collector) -> Command {
+    let mut command = Command::new(environment.kwitness());
+    command.arg("export").arg("--socket").arg(agent.socket());
+    command.arg(format!("--otlp-endpoint={}", Collector::endpoint()));
+    command.arg("--state-file").arg(collector.state_file()).arg("--log-level=debug");
+    command
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -256,12 +268,38 @@ impl Exporter {
         collector: &Collector,
         arguments: &[&str],
     ) -> Result<Self> {
-        let at = |name: &str| collector.directory.path().join(name);
-        let mut command = Command::new(environment.kwitness());
-        command.arg("export").arg("--socket").arg(agent.socket());
-        command.arg(format!("--otlp-endpoint={}", Collector::endpoint())).args(arguments);
-        command.arg("--state-file").arg(at("state.json")).arg("--log-level=debug");
-        Ok(Self(Managed::spawn("kwitness export", command, &at("export.log"))?))
+        let mut command = export(environment, agent, collector);
+        command.args(arguments);
+        Self::spawn(command, collector)
+    }
+
+    /// Starts one that creates Kubernetes Events, too, as whom the kubeconfig names.
+    pub fn start_reporting(
+        environment: &Environment,
+        agent: &Agent,
+        collector: &Collector,
+        kubeconfig: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let mut command = export(environment, agent, collector);
+        command.arg("--kubernetes-events").args(arguments).env("KUBECONFIG", kubeconfig);
+        Self::spawn(command, collector)
+    }
+
+    fn spawn(command: Command, collector: &Collector) -> Result<Self> {
+        let log = collector.directory.path().join("export.log");
+        Ok(Self(Managed::spawn("kwitness export", command, &log)?))
+    }
+
+    /// Stops it, and lets the next one know nothing of what it exported.
+    pub fn stop_for_good(self, collector: &Collector) -> Result<()> {
+        self.stop()?;
+        fs::remove_file(collector.state_file()).context("remove the state file")
+    }
+
+    /// What it and those before it have logged.
+    pub fn log(&self) -> Result<String> {
+        self.0.log()
     }
 
     /// Stops it with SIGTERM.

@@ -208,6 +208,11 @@ pub struct Storm {
 impl Storm {
     /// Begins it.
     pub fn begin(kubepods: Kubepods) -> Self {
+        Self::paced(kubepods, Duration::ZERO)
+    }
+
+    /// Begins one with that time between two lives, for others that need the processor.
+    pub fn paced(kubepods: Kubepods, between: Duration) -> Self {
         let (stop, lived) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&lived));
         let thread = std::thread::spawn(move || -> Result<(Kubepods, Vec<Lived>)> {
@@ -220,6 +225,7 @@ impl Storm {
                 drop(container);
                 all.push(Lived { id, began, ended: SystemTime::now() });
                 count.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(between);
             }
             Ok((kubepods, all))
         });

@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};
 
-const NAMESPACE: &str = "kwitness";
+pub(crate) const NAMESPACE: &str = "kwitness";
 const POD: &str = "kwitness-node";
 /// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 /// What a runtime makes of the chart's `kwitness:VERSION`.
-const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
+pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
 /// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.
 const CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 19;
 
@@ -28,6 +28,8 @@ pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
+    // Nothing removes its namespace.
+    ctx.stop_api().await;
     let api = ControlPlane::start(&ctx.environment).await?;
     api.create_from(&ctx.environment.job.join("deploy/kwitness.yaml"))?;
     let way = (Pleg::Generic, Way::Straight);

@@ -13,7 +13,7 @@ use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
 use kwitness_tests::pod::APP_IMAGE;
 use kwitness_tests::process::{self, wait_for};
 use kwitness_tests::proxy::Proxy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How long anything may take; an emulated guest is slow.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
@@ -76,38 +76,54 @@ pub(crate) async fn with_configured_cluster(
     .await
 }
 
+/// The spec of a pod with one container, `main`, that sleeps; a scheduler may choose its node.
+pub(crate) fn sleeping() -> Value {
+    json!({
+        "hostNetwork": true,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 1,
+        "tolerations": [{ "operator": "Exists" }],
+        "containers": [{
+            "name": "main",
+            "image": APP_IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["/bin/sleep", "100000"],
+            "resources": {
+                "requests": { "cpu": "100m", "memory": "32Mi" },
+                "limits": { "cpu": "200m", "memory": "64Mi" },
+            },
+        }],
+    })
+}
+
 impl Cluster<'_> {
     /// Makes a pod with one container, `main`, that sleeps, and waits until that runs and the API says so; its id. On a slow machine
     /// containerd may take so long to start it that the kubelet does it again: the one that is left counts.
     pub(crate) async fn pod(&self, name: &str) -> Result<String> {
-        wait_for("the node to be registered", SOON, async || {
-            tokio::time::sleep(PAUSE).await;
-            Ok(self.api.get("node", NODE).ok())
-        })
-        .await?;
+        self.registered().await?;
+        let mut spec = sleeping();
+        spec["nodeName"] = json!(NODE);
         self.api.create(&json!({
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": { "name": name, "namespace": "default" },
-            "spec": {
-                "nodeName": NODE,
-                "hostNetwork": true,
-                "automountServiceAccountToken": false,
-                "enableServiceLinks": false,
-                "terminationGracePeriodSeconds": 1,
-                "tolerations": [{ "operator": "Exists" }],
-                "containers": [{
-                    "name": "main",
-                    "image": APP_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/sleep", "100000"],
-                    "resources": {
-                        "requests": { "cpu": "100m", "memory": "32Mi" },
-                        "limits": { "cpu": "200m", "memory": "64Mi" },
-                    },
-                }],
-            },
+            "spec": spec,
         }))?;
+        self.running(name).await
+    }
+
+    /// Waits until the API knows the node.
+    pub(crate) async fn registered(&self) -> Result<()> {
+        wait_for("the node to be registered", SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            Ok(self.api.get("node", NODE).is_ok().then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until a pod's container runs and the API says so; its id.
+    pub(crate) async fn running(&self, name: &str) -> Result<String> {
         wait_for(&format!("pod {name} to run"), SOON, async || {
             let Some(id) = self.node.running(name, "").await? else { return Ok(None) };
             tokio::time::sleep(PAUSE).await;
@@ -130,10 +146,8 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    let began = Instant::now();
-    let api = ControlPlane::start(&ctx.environment).await?;
-    println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
-    with_cluster(ctx, combination, &api, (Pleg::Evented, Way::Proxy), async |cluster| {
+    let way = (Pleg::Evented, Way::Proxy);
+    let crash = async |cluster: &Cluster<'_>| {
         let began = Instant::now();
         let id = cluster.pod("crash").await?;
         println!("running {:.2} s after the request", began.elapsed().as_secs_f64());
@@ -156,6 +170,6 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(
         .await?;
         println!("the API says so {:?} after it was killed", killed.elapsed());
         cluster.kubelet.check_events_in_use().await
-    })
-    .await
+    };
+    ctx.with_api(async |api| with_cluster(ctx, combination, api, way, crash).await).await
 }

@@ -30,7 +30,10 @@ pub(crate) async fn a_status_that_the_kernel_does_not_have_is_named(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    let api = ControlPlane::start(&ctx.environment).await?;
+    ctx.with_api(async |api| is_named(ctx, combination, api).await).await
+}
+
+async fn is_named(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
     let kubeconfig = api.verifying_kubeconfig()?;
     let settings = [
         "kubernetes.enabled=true".to_owned(),
@@ -39,7 +42,7 @@ pub(crate) async fn a_status_that_the_kernel_does_not_have_is_named(
     ];
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let way = (Pleg::Generic, Way::Proxy);
-    with_configured_cluster(ctx, combination, &api, way, &settings, async |cluster| {
+    with_configured_cluster(ctx, combination, api, way, &settings, async |cluster| {
         let id = cluster.pod(POD).await?;
         let file = cluster.node.cgroup_of(&id).await?.join("memory.max");
         agrees(cluster, "64Mi", "32Mi").await?;

@@ -1,20 +1,25 @@
-//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The API as the daemon's source, the
-//! chart's pod on such a node, the guard and the kubectl plugin.
+//! A kubelet joined to a real API server, on kwitness's events: what the API says, and what is. The API as the daemon's source, Kubernetes
+//! Events, the chart's pod on such a node and its release, the guard and the kubectl plugin.
 
 mod daemonset;
+mod deployment;
+mod events;
 mod guard;
 mod join;
 mod kubernetes;
 mod plugin;
+mod release;
 mod resize;
 mod timeline;
 
 use anyhow::Result;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::{CgroupLayout, Tier};
+use kwitness_tests::handmade;
 use kwitness_tests::suite::{self, Case};
 
 fn main() -> Result<()> {
+    handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
     let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
     let no_limits = hybrid.then_some("hybrid cgroups have no limits");
@@ -27,6 +32,9 @@ fn main() -> Result<()> {
     let source = Case::once(&ctx, "a_status_that_the_kernel_does_not_have_is_named", |ctx, combination| {
         ctx.block_on(kubernetes::a_status_that_the_kernel_does_not_have_is_named(ctx, combination))
     })?;
+    let events = Case::once(&ctx, "an_oom_kill_is_one_event_of_its_pod", |ctx, combination| {
+        ctx.block_on(events::an_oom_kill_is_one_event_of_its_pod(ctx, combination))
+    })?;
     let chart = Case::once(&ctx, "the_charts_pod_is_ready_with_its_privileges_alone", |ctx, combination| {
         ctx.block_on(daemonset::the_charts_pod_is_ready_with_its_privileges_alone(ctx, combination))
     })?;
@@ -34,6 +42,10 @@ fn main() -> Result<()> {
         Case::once(&ctx, "the_plugin_follows_a_node_over_a_restart_of_its_daemon", |ctx, combination| {
             ctx.block_on(plugin::the_plugin_follows_a_node_over_a_restart_of_its_daemon(ctx, combination))
         })?;
+    let release = "an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing";
+    let release = Case::once(&ctx, release, |ctx, combination| {
+        ctx.block_on(release::an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing(ctx, combination))
+    })?;
     let private = match ctx.environment.tier {
         Tier::Host => Some("the pod's mounts need a node that shares its own"),
         // Ten minutes of an emulated guest.
@@ -62,12 +74,14 @@ fn main() -> Result<()> {
         crash.refused(ctx.environment.same_everywhere()),
         resize.refused(no_limits),
         source.refused(no_limits),
+        events.refused(no_limits),
+        plugin,
         chart.refused(private),
+        release.refused(private),
         raise.refused(guests),
         returned.refused(guests).refused(only_long),
         of_pod.refused(guests).refused(only_long),
         demo.refused(guests).refused(only_long),
-        plugin,
     ];
     suite::run(ctx, cases)
 }

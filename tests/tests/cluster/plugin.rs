@@ -17,6 +17,7 @@ use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
 use kwitness_tests::process::{Managed, run, wait_for};
 use serde_json::Value;
 
+use crate::deployment;
 use crate::join::{Cluster, SOON};
 
 const LISTEN: &str = "api.listen=127.0.0.1:9769";
@@ -28,12 +29,15 @@ pub(crate) async fn the_plugin_follows_a_node_over_a_restart_of_its_daemon(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    let api = ControlPlane::start(&ctx.environment).await?;
+    ctx.with_api(async |api| follows(ctx, combination, api).await).await
+}
+
+async fn follows(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         let mut agent = Agent::start(&ctx.environment, &[LISTEN]).await?;
         let runtime = Path::new(CONTAINERD_SOCKET);
-        let kubelet = Kubelet::join(&ctx.environment, runtime, Pleg::Generic, &api).await?;
-        let done = tour(ctx, node, &mut agent, &kubelet, &api).await;
+        let kubelet = Kubelet::join(&ctx.environment, runtime, Pleg::Generic, api).await?;
+        let done = tour(ctx, node, &mut agent, &kubelet, api).await;
         let done = done.with_context(|| kubelet.log_tail()).with_context(|| agent.log_tail());
         kubelet.retire(node).await?;
         done.with_context(|| api.log_tail())?;
@@ -68,6 +72,10 @@ async fn tour(
     ensure!(listed["node"] == NODE && listed["container"]["id"] == *id, "{listed:#}");
     if ctx.environment.layout == CgroupLayout::Unified {
         check_limits(&run(&mut plugin(&["verify", "pod/web", "--wait", "60s", "-o", "json"]))?)?;
+        cluster.pod("second").await?;
+        deployment::create(api)?;
+        api.run(&["label", "pods", "web", "second", deployment::LABEL])?;
+        deployment::a_resize_is_followed_to_every_pod(api, node, ["web", "second"], &plugin).await?;
     }
 
     let directory = tempfile::tempdir().context("make a directory for the plugin's output")?;

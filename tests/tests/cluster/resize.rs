@@ -35,16 +35,18 @@ pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
+    ctx.with_api(async |api| all_ways(ctx, combination, api).await).await
+}
+
+async fn all_ways(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
     let began = Instant::now();
-    let api = ControlPlane::start(&ctx.environment).await?;
-    println!("the API server is ready after {:.1} s", began.elapsed().as_secs_f64());
     for (name, pleg, way) in [
         ("evented", Pleg::Evented, Way::Proxy),
         ("straight", Pleg::Evented, Way::Straight),
         ("generic", Pleg::Generic, Way::Proxy),
     ] {
         let timeline = Timeline::default();
-        let done = with_cluster(ctx, combination, &api, (pleg, way), async |cluster| {
+        let done = with_cluster(ctx, combination, api, (pleg, way), async |cluster| {
             let id = cluster.pod(name).await?;
             follow(cluster, name, &id, &timeline).await?;
             if pleg == Pleg::Evented {
