@@ -12,11 +12,22 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// Its name in OCI.
+    /// This machine's: xtask runs nowhere else.
+    pub const HOST: Self = Self::Amd64;
+
+    /// Its name in OCI, in Go and in Debian.
     pub fn name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
             Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Its name in the kernel, in QEMU and in rpm.
+    pub fn machine(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
         }
     }
 

@@ -5,13 +5,11 @@
 //! | `kwitness-VERSION` | OCI layout: an index of all architectures, with an SBOM that refers to each image |
 //! | `kwitness-VERSION-linux-ARCH.tar` | one architecture, for `ctr images import`, `docker load`, `podman load` |
 //!
-//! The image has one layer: the static program and its licences. The program is cargo's profile `dist`, with the prebuilt probes, and
-//! has no path of this machine in it: the same sources, toolchain and C library give the same digest.
+//! The image has one layer: the [released](release) program and its licences. The same sources, toolchain and C library give the same
+//! digest.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -20,8 +18,9 @@ use tar::Builder;
 
 use crate::architecture::Architecture;
 use crate::oci::{self, Blob, Configuration, Layout};
+use crate::release::{self, Source};
 use crate::workspace::Workspace;
-use crate::{artifacts, ebpf, run, sbom, step};
+use crate::{ebpf, sbom};
 
 /// How large an image may be, as it is transferred.
 const LARGEST: u64 = 12_000_000;
@@ -29,7 +28,8 @@ const LARGEST: u64 = 12_000_000;
 pub const NAME: &str = "kwitness";
 /// Where the program is in the image.
 const PROGRAM: &str = "usr/bin/kwitness";
-const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-MIT"];
+/// What its licences demand to be with it.
+pub const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-MIT"];
 
 /// What to make.
 #[derive(Args)]
@@ -37,14 +37,6 @@ pub struct Image {
     /// Only these architectures
     #[arg(long, value_enum, value_name = "ARCH")]
     arch: Vec<Architecture>,
-}
-
-/// Which sources an image is made of.
-struct Source {
-    /// The commit, with a mark if files differ from it.
-    revision: String,
-    /// When it was committed, in RFC 3339.
-    created: String,
 }
 
 /// Makes the images.
@@ -59,7 +51,7 @@ pub fn task(workspace: &Workspace, image: &Image) -> Result<()> {
     let mut images = Vec::new();
     let all = Architecture::value_variants();
     for architecture in all.iter().copied().filter(|one| image.arch.is_empty() || image.arch.contains(one)) {
-        let program = build(workspace, architecture, &source)?;
+        let program = release::kwitness(workspace, architecture, &source)?;
         let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
         let layer = layer(&workspace.root, &bytes)?;
         let (added, size) = add(&mut layout, &layer, architecture, Some(&source))?;
@@ -89,41 +81,7 @@ pub fn of_program(workspace: &Workspace, program: &Path, archive: &Path) -> Resu
     write_archive(&layer(&workspace.root, &bytes)?, Architecture::Amd64, None, archive)
 }
 
-/// The program, static and without symbols.
-fn build(workspace: &Workspace, architecture: Architecture, source: &Source) -> Result<PathBuf> {
-    let target = architecture.target();
-    run::output(Command::new("rustup").args(["target", "add", target]).current_dir(&workspace.root))?;
-    let mut command = run::cargo();
-    command.args(["build", "--locked", "--profile", "dist", "--package", "kwitness", "--bin", "kwitness"]);
-    command.args(["--target", target]).current_dir(&workspace.root);
-    command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
-    // For kwitness_build_info.
-    command.env("KWITNESS_REVISION", &source.revision);
-    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
-    command.env(variable, architecture.linker());
-    let what = format!("build kwitness for {}", architecture.name());
-    step::timed(&what, || artifacts::program(&mut command, "kwitness"))
-}
-
-/// As cargo separates flags: with the C library in the program, and sources named by where they belong instead of where they are.
-fn rust_flags(workspace: &Workspace) -> Result<OsString> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let home = home.context("cannot locate cargo's directory: set CARGO_HOME")?;
-    let mut flags = OsString::from("-Ctarget-feature=+crt-static");
-    // The last one that fits counts: the build directory may be in the source tree.
-    for (from, to) in
-        [(&home, "/cargo"), (&workspace.root, "/kwitness"), (&workspace.target, "/kwitness/target")]
-    {
-        flags.push("\x1f--remap-path-prefix=");
-        flags.push(from);
-        flags.push("=");
-        flags.push(to);
-    }
-    Ok(flags)
-}
-
-/// The tar of the root: the program, and what its licences demand to be with it.
+/// The tar of the root: the program and its licences.
 fn layer(root: &Path, program: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     for name in ["usr", "usr/bin", "usr/share", "usr/share/doc", "usr/share/doc/kwitness"] {
@@ -178,20 +136,4 @@ fn write_archive(
         layout.tag(&image, &format!("docker.io/library/{NAME}:{}", env!("CARGO_PKG_VERSION")));
         Ok(())
     })
-}
-
-impl Source {
-    fn find(workspace: &Workspace) -> Result<Self> {
-        let git = |arguments: &[&str]| {
-            run::output(Command::new("git").args(arguments).env("TZ", "UTC").current_dir(&workspace.root))
-                .map(|text| text.trim().to_owned())
-        };
-        let mut revision = git(&["rev-parse", "HEAD"])?;
-        if !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty() {
-            revision += "-dirty";
-        }
-        let created =
-            git(&["show", "--no-patch", "--format=%cd", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "HEAD"])?;
-        Ok(Self { revision, created })
-    }
 }

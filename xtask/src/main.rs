@@ -11,6 +11,7 @@ mod command;
 mod cycles;
 mod demo;
 mod deny;
+mod dist;
 mod ebpf;
 mod host;
 mod image;
@@ -21,6 +22,7 @@ mod metrics;
 mod oci;
 #[cfg(test)]
 mod promises;
+mod release;
 mod run;
 mod sbom;
 mod setup;
@@ -68,6 +70,8 @@ enum Task {
     Chart(Chart),
     /// Make the container image
     Image(image::Image),
+    /// Make what a release has beside the image: archives, deb and rpm, the kubectl plugin, checksums
+    Dist(dist::Dist),
     /// Check that the modules of each crate do not import each other in circles
     Cycles,
     /// Watch kwitness at work on real containers
@@ -166,6 +170,10 @@ fn perform(task: Task) -> Result<i32> {
             chart::task(&workspace, &cache, check)?;
         }
         Task::Image(image) => image::task(&with(&[Tool::Image])?.0, &image)?,
+        Task::Dist(dist) => {
+            let (workspace, cache) = with(&[Tool::Image, Tool::Packages, Tool::Windows])?;
+            dist::task(&workspace, &cache, &dist)?;
+        }
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,
         Task::Demo(demo) => return demo::demo(&Workspace::find()?, &Cache::open()?, &demo),

@@ -21,6 +21,9 @@ pub const NEXT_KUBELET: &str = "1.37.2";
 pub const OLDER_KUBELETS: [&str; 2] = ["1.34.4", "1.35.4"];
 /// helm, built from its Go module; `xtask/go/helm/go.mod` requires the same.
 pub const HELM: &str = "4.3.1";
+/// What makes deb and rpm, built from its Go module; `xtask/go/packages/go.mod` requires the same. Later ones need modules that the
+/// Go proxy refuses.
+pub const NFPM: &str = "2.45.2";
 /// The Python of [`CLIENT_ROOT`]'s suite, for which packages are fetched.
 pub const CLIENT_PYTHON: &str = "3.13";
 /// Where Debian's etcd comes from: the suite of [`DEFAULT_ROOT`], whose C library it needs.
@@ -38,6 +41,10 @@ pub const ROOT_PACKAGES: &[&str] =
 pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
 /// What links the image's programs: this machine's C library, and that of arm64 with its linker.
 pub const IMAGE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+/// What reads a package of the other kind, to check it.
+pub const PACKAGES_PACKAGES: &[&str] = &["rpm"];
+/// What links the kubectl plugin for Windows.
+pub const WINDOWS_PACKAGES: &[&str] = &["gcc-mingw-w64-x86-64-posix"];
 
 /// What makes clients of other languages: `protoc` with the types that all share, and the installer of Python's packages.
 pub const CLIENT_PACKAGES: &[&str] = &["protobuf-compiler", "libprotobuf-dev", "python3-pip"];

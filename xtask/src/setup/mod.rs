@@ -12,6 +12,7 @@ mod go;
 pub mod helm;
 pub mod kernel;
 pub mod kubernetes;
+pub mod packages;
 pub mod programs;
 pub mod prometheus;
 pub mod root;
@@ -27,7 +28,7 @@ use clap::ValueEnum;
 
 use crate::versions::{
     BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, ON_DEMAND,
-    ROOT_PACKAGES, ROOTS, RootSpec,
+    PACKAGES_PACKAGES, ROOT_PACKAGES, ROOTS, RootSpec, WINDOWS_PACKAGES,
 };
 use crate::workspace::{Cache, Turn};
 use crate::{run, step};
@@ -72,6 +73,10 @@ pub enum Tool {
     Prometheus,
     /// Linkers for the image.
     Image,
+    /// nfpm, and what reads its packages.
+    Packages,
+    /// The linker for Windows.
+    Windows,
 }
 
 impl Tool {
@@ -88,8 +93,9 @@ impl Tool {
             Self::Helm => helm::ensure(cache),
             Self::Collector => collector::ensure(cache),
             Self::Prometheus => prometheus::ensure(cache),
+            Self::Packages => packages::ensure(cache),
             // Debian's packages are all of it.
-            Self::Image => Ok(()),
+            Self::Image | Self::Windows => Ok(()),
         }
     }
 
@@ -104,7 +110,12 @@ impl Tool {
             Self::Helm => &helm::NAMES,
             Self::Collector => &collector::NAMES,
             Self::Prometheus => &prometheus::NAMES,
-            Self::Bpf | Self::Lint | Self::NextKubelet | Self::Image => &[],
+            Self::Bpf
+            | Self::Lint
+            | Self::NextKubelet
+            | Self::Image
+            | Self::Packages
+            | Self::Windows => &[],
         }
     }
 }
@@ -171,6 +182,8 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
         (!roots.is_empty(), ROOT_PACKAGES),
         (guests, GUEST_PACKAGES),
         (needs.tools.contains(&Tool::Image), IMAGE_PACKAGES),
+        (needs.tools.contains(&Tool::Packages), PACKAGES_PACKAGES),
+        (needs.tools.contains(&Tool::Windows), WINDOWS_PACKAGES),
     ] {
         if needed {
             packages.extend_from_slice(list);

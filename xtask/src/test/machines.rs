@@ -26,6 +26,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 ///   the chart there.
 /// - The OpenTelemetry Collector needs nothing of a kernel.
 /// - Prometheus needs limits to alert on, and nothing else of a kernel.
+/// - A package is installed where systemd runs its units.
 /// - The verdict matrix needs limits, and with `--long` a guest for each cgroup driver.
 ///
 /// Of OCI runtimes and cgroup drivers, the host runs each test with all combinations that it has. A guest runs it with one, and the
@@ -46,6 +47,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
     ("outage", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
+    ("packages", &["vm 6.12 trixie-systemd"]),
     ("prometheus", &["vm 6.12 trixie"]),
     ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
@@ -68,6 +70,7 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::Clients, &["clients"]),
     (Tool::Collector, &["cluster", "export"]),
     (Tool::Helm, &["cluster"]),
+    (Tool::Packages, &["packages"]),
     (Tool::Prometheus, &["cluster", "prometheus"]),
 ];
 /// Those that run the kubectl plugin.

@@ -29,7 +29,7 @@ use crate::setup::{self, Needs, Tool, clients};
 use crate::tally::{self, BEGIN, END, Tally};
 use crate::vm::{Guest, Output};
 use crate::workspace::{Cache, Workspace};
-use crate::{chart, host, image, images, layout, step};
+use crate::{chart, dist, host, image, images, layout, step};
 
 use machines::{Machine, Missing, WITH_DEPLOYMENT, WITH_PLUGIN, WITH_TOOL, startable};
 use rows::{Row, print, row};
@@ -284,6 +284,9 @@ impl Prepared<'_> {
         }
         if runs(&["cluster"]) && !is_host {
             image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
+        }
+        if tools.contains(&Tool::Packages) {
+            dist::of_program(workspace, cache, &self.kwitness, &job.dir().join("kwitness.deb"))?;
         }
         if tools.contains(&Tool::Clients) {
             job.add(&clients::python(cache), Path::new("python"))?;
