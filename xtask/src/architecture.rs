@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 /// What an image runs on, as Go and OCI name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Architecture {
     /// x86-64
     Amd64,
@@ -14,6 +14,11 @@ pub enum Architecture {
 impl Architecture {
     /// This machine's: xtask runs nowhere else.
     pub const HOST: Self = Self::Amd64;
+
+    /// That of a guest's kernel or root: arm64 if its name says so.
+    pub fn of(name: &str) -> Self {
+        if name.ends_with("-arm64") { Self::Arm64 } else { Self::HOST }
+    }
 
     /// Its name in OCI, in Go and in Debian.
     pub fn name(self) -> &'static str {

@@ -7,11 +7,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::architecture::Architecture;
 use crate::workspace::{Cache, Workspace};
 use crate::{ebpf, run};
 
-/// The user side's machine: the host's own, named so that build scripts and macros are not built statically too.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
@@ -22,7 +21,7 @@ pub const PLUGIN: &str = "kubectl-kwitness";
 const UNDER_TEST: &str = "under-test";
 
 /// An executable that was built.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
     /// The name of its target.
     pub name: String,
@@ -33,26 +32,45 @@ pub struct Executable {
 /// A cargo for the user side, with the probes built for it.
 pub struct Builder<'a> {
     workspace: &'a Workspace,
+    architecture: Architecture,
     /// What names the objects to its build scripts.
     objects: Vec<(&'static str, PathBuf)>,
 }
 
 impl<'a> Builder<'a> {
-    /// Builds the BPF programs.
+    /// Builds the BPF programs; the user side is for this machine.
     pub fn new(workspace: &'a Workspace, cache: &Cache) -> Result<Self> {
         let objects = ebpf::OBJECTS.iter().map(|object| {
             let built = ebpf::build(workspace, cache, object)?;
             Ok((object.variable, built))
         });
-        Ok(Self { workspace, objects: objects.collect::<Result<_>>()? })
+        let architecture = Architecture::HOST;
+        Ok(Self { workspace, architecture, objects: objects.collect::<Result<_>>()? })
+    }
+
+    /// The same for another architecture's user side: the BPF programs are the same.
+    pub fn for_architecture(&self, architecture: Architecture) -> Result<Self> {
+        if architecture != Architecture::HOST {
+            let mut add = Command::new("rustup");
+            run::output(
+                add.args(["target", "add", architecture.target()]).current_dir(&self.workspace.root),
+            )?;
+        }
+        Ok(Self { workspace: self.workspace, architecture, objects: self.objects.clone() })
     }
 
     /// `cargo SUBCOMMAND` for static executables.
     pub fn cargo(&self, subcommand: &str) -> Command {
+        // The target is always named, so that build scripts and macros are not built statically too.
+        let target = self.architecture.target();
         let mut command = run::cargo();
         command
-            .args([subcommand, "--locked", "--target", TARGET])
+            .args([subcommand, "--locked", "--target", target])
             .current_dir(&self.workspace.root)
+            .envs(
+                (self.architecture != Architecture::HOST)
+                    .then(|| (linker_variable(target), self.architecture.linker())),
+            )
             .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .envs(self.objects.iter().map(|(variable, object)| (variable, object)));
@@ -88,16 +106,22 @@ impl<'a> Builder<'a> {
         self::program(&mut command, name)
     }
 
-    /// The executables of the integration tests.
-    pub fn tests(&self) -> Result<Vec<Executable>> {
+    /// The executables of those integration tests, `*` for all.
+    pub fn tests<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<Vec<Executable>> {
         let mut command = self.cargo("test");
-        command.args(["--no-run", "--package", TESTS_PACKAGE, "--test", "*"]);
+        command.args(["--no-run", "--package", TESTS_PACKAGE]);
+        command.args(names.into_iter().flat_map(|name| ["--test", name]));
         let tests = executables(&mut command, "test")?;
         if tests.is_empty() {
             bail!("package {TESTS_PACKAGE} has no integration tests");
         }
         Ok(tests)
     }
+}
+
+/// The variable by which cargo learns what links for a target.
+pub fn linker_variable(target: &str) -> String {
+    format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"))
 }
 
 /// Runs a build; the program of that name that it makes.

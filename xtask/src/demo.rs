@@ -315,7 +315,7 @@ fn run(
         for name in collector.iter().chain(kubernetes) {
             job.add(&cache.tool(name), &in_job(name))?;
         }
-        images::write(cache, &job.dir().join("images.tar"))
+        images::write(cache, root, &job.dir().join("images.tar"))
     })?;
     job.env("KWITNESS_TIER", if kernel.is_some() { "vm" } else { "host" });
     job.env("KWITNESS_ROOT", root.name);

@@ -109,7 +109,7 @@ fn add(
         "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
         "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
     });
-    if let Some(Source { revision, created }) = source {
+    if let Some(Source { revision, created, .. }) = source {
         labels["org.opencontainers.image.revision"] = json!(revision);
         labels["org.opencontainers.image.created"] = json!(created);
     }

@@ -8,13 +8,15 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use tar::{Builder, EntryType};
 
+use crate::architecture::Architecture;
 use crate::oci::{self, Configuration, add_directory, add_file, header};
 use crate::run;
 use crate::setup::programs;
+use crate::versions::RootSpec;
 use crate::workspace::Cache;
 
 /// The host's static busybox, of Debian's package `busybox-static`.
-const BUSYBOX: &str = "/bin/busybox";
+pub const BUSYBOX: &str = "/bin/busybox";
 const DIRECTORIES: &[&str] = &["bin", "dev", "etc", "proc", "sys"];
 
 /// Busybox, and the names of its applets.
@@ -25,10 +27,15 @@ pub fn busybox() -> Result<(Vec<u8>, Vec<String>)> {
     Ok((program, applets.collect()))
 }
 
-/// Writes the archive: a pause image under the name that containerd is configured with, and busybox as `bb:1`.
-pub fn write(cache: &Cache, archive: &Path) -> Result<()> {
-    let (busybox, applets) = busybox()?;
-    let pause = layer(&[("pause", &programs::read(cache, "pause")?)], &[])?;
+/// Writes the archive for nodes with that root: a pause image under the name that containerd is configured with, and busybox as `bb:1`.
+pub fn write(cache: &Cache, root: &RootSpec, archive: &Path) -> Result<()> {
+    let architecture = root.architecture();
+    let (mut busybox, applets) = busybox()?;
+    if architecture != Architecture::HOST {
+        let own = root.tree(cache)?.join("usr/bin/busybox");
+        busybox = fs::read(&own).with_context(|| format!("read {}", own.display()))?;
+    }
+    let pause = layer(&[("pause", &programs::read(cache, architecture, "pause")?)], &[])?;
     let busybox = layer(&[("bin/busybox", &busybox)], &applets)?;
     oci::archive(archive, |layout| {
         for (name, entry, layer) in
@@ -36,8 +43,10 @@ pub fn write(cache: &Cache, archive: &Path) -> Result<()> {
         {
             let layer = layout.layer(&layer)?;
             let config = json!({ "Entrypoint": [entry], "Env": ["PATH=/bin"] });
-            let image =
-                layout.image(&[&layer], &Configuration { architecture: "amd64", created: None, config })?;
+            let image = layout.image(
+                &[&layer],
+                &Configuration { architecture: architecture.name(), created: None, config },
+            )?;
             layout.tag(&image, name);
         }
         Ok(())

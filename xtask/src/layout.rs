@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tar::{Builder, EntryType};
 
+use crate::architecture::Architecture;
 use crate::images;
 use crate::oci::{Configuration, Layer, Layout, add_directory, add_file, header};
 use crate::setup::programs;
@@ -36,7 +37,8 @@ pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let base = layout.layer(&root(USERS, GROUPS)?)?;
     let mark = |layout: &mut Layout, name: &str| layout.layer(&single(name, b"", 0o644)?);
 
-    let pause = layout.layer(&single("pause", &programs::read(cache, "pause")?, 0o755)?)?;
+    let pause =
+        layout.layer(&single("pause", &programs::read(cache, Architecture::HOST, "pause")?, 0o755)?)?;
     let entry = json!({ "Entrypoint": ["/pause"] });
     add_image(&mut layout, &["registry.k8s.io/pause:3.10"], &[&pause], &entry)?;
     // In two registries, and of another id than the sandboxes' image, which must not be removed.
@@ -58,7 +60,7 @@ pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let httpd = mark(&mut layout, "httpd")?;
     let command = json!({ "Cmd": ["/bin/sh", "-c", "echo httpd; exec busybox httpd -f -p 80 -h /var/www"] });
     add_image(&mut layout, &[&e2e("httpd:2.4.39-4")], &[&base, &httpd], &command)?;
-    let nnp = layout.layer(&single("nnp", &programs::read(cache, "nnp")?, 0o4755)?)?;
+    let nnp = layout.layer(&single("nnp", &programs::read(cache, Architecture::HOST, "nnp")?, 0o4755)?)?;
     add_image(&mut layout, &[&e2e("nonewprivs:1.3")], &[&base, &nnp], &json!({ "Cmd": ["/nnp"] }))?;
 
     let host_network = mark(&mut layout, "host-network")?;

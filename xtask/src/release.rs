@@ -106,7 +106,7 @@ fn build(
     command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
     // For kwitness_build_info.
     command.env("KWITNESS_REVISION", &source.revision);
-    command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker);
+    command.env(artifacts::linker_variable(target), linker);
     let what = format!("build {name} for {system} {architecture}");
     step::timed(&what, || artifacts::program(&mut command, name))
 }

@@ -41,6 +41,9 @@ pub const ROOT_PACKAGES: &[&str] =
 pub const GUEST_PACKAGES: &[&str] = &["qemu-system-x86", "e2fsprogs", "kmod"];
 /// What links the image's programs: this machine's C library, and that of arm64 with its linker.
 pub const IMAGE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+/// What makes and boots guests of arm64, beyond [`GUEST_PACKAGES`].
+pub const ARM64_GUEST_PACKAGES: &[&str] =
+    &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 /// What reads a package of the other kind, to check it.
 pub const PACKAGES_PACKAGES: &[&str] = &["rpm"];
 /// What links the kubectl plugin for Windows.
@@ -49,7 +52,7 @@ pub const WINDOWS_PACKAGES: &[&str] = &["gcc-mingw-w64-x86-64-posix"];
 /// What makes clients of other languages: `protoc` with the types that all share, and the installer of Python's packages.
 pub const CLIENT_PACKAGES: &[&str] = &["protobuf-compiler", "libprotobuf-dev", "python3-pip"];
 
-/// A kernel to boot guests with: the newest cloud build of a series that the suites have.
+/// A kernel to boot guests with: the newest cloud build of a series that the suites have, for the architecture of its name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KernelSeries {
     /// Its name on the command line.
@@ -65,6 +68,7 @@ pub const KERNELS: &[KernelSeries] = &[
     KernelSeries { name: "5.10", suites: &["bullseye", "bullseye-security"], packages: &["linux-image-@"] },
     KernelSeries { name: "6.1", suites: &["bookworm", "bookworm-security"], packages: &["linux-image-@"] },
     KernelSeries { name: "6.12", suites: &["trixie", "trixie-security"], packages: &["linux-image-@"] },
+    KernelSeries { name: "6.12-arm64", suites: &["trixie", "trixie-security"], packages: &["linux-image-@"] },
     KernelSeries {
         name: "7.2",
         suites: &["trixie-backports"],
@@ -131,6 +135,7 @@ pub const ROOTS: &[RootSpec] = &[
         packages: &["gcc", "libc6-dev", "make", "openjdk-21-jdk-headless"],
         init: Init::Script,
     },
+    RootSpec { name: ARM64_ROOT, suite: "trixie", packages: &[], init: Init::Script },
     RootSpec { name: "forky", suite: "forky", packages: &[], init: Init::Script },
     RootSpec {
         name: SYSTEMD_ROOT,
@@ -149,6 +154,7 @@ pub const GUESTS: &[(&str, &str)] = &[
     ("5.10", "trixie"),
     ("6.12", "trixie"),
     ("6.12", DEMO_ROOT),
+    ("6.12-arm64", ARM64_ROOT),
 ];
 
 /// The kernel and the root that `vm` boots by default.
@@ -163,8 +169,10 @@ pub const CLIENT_ROOT: &str = "trixie-python";
 pub const PEERS_ROOT: &str = "trixie-peers";
 /// The root with a compiler and a JDK, made for two scenes of the demo and their tests only: it is large.
 pub const DEMO_ROOT: &str = "trixie-demo";
+/// The root of arm64, for the tests of `--long` only: emulating it is slow.
+pub const ARM64_ROOT: &str = "trixie-arm64";
 /// The roots that a whole setup leaves out: they are made when something is to run in them.
-pub const ON_DEMAND: &[&str] = &[PEERS_ROOT, DEMO_ROOT];
+pub const ON_DEMAND: &[&str] = &[PEERS_ROOT, DEMO_ROOT, ARM64_ROOT];
 /// The root with a browser.
 pub const BROWSER_ROOT: &str = "trixie-browser";
 /// The root whose process 1 is systemd.

@@ -11,7 +11,10 @@
 //! ```
 //!
 //! A job has ended only when the guest said so on ttyS2 *and* ended QEMU with the same status: QEMU's own 0 is what a
-//! guest that reset silently leaves behind.
+//! guest that reset silently leaves behind. A machine of arm64 has no way to end QEMU with a status: it is turned off.
+//!
+//! There, the four serial ports are those of a PCI card, which the kernel finds late: its console is the machine's own port, and ttyS1
+//! is not used.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -19,8 +22,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::architecture::Architecture;
 use crate::job::Job;
 use crate::setup::disk;
 use crate::signals;
@@ -71,7 +75,7 @@ impl Guest<'_> {
         let interactive = matches!(output, Output::Terminal);
         command.stdin(if interactive { Stdio::inherit() } else { Stdio::null() });
         command.stdout(if interactive { Stdio::inherit() } else { Stdio::piped() });
-        let mut qemu = command.stderr(Stdio::inherit()).spawn().context("start qemu-system-x86_64")?;
+        let mut qemu = command.stderr(Stdio::inherit()).spawn().context("start QEMU")?;
 
         let copier = qemu.stdout.take().map(|from| std::thread::spawn(move || copy(from, output)));
         let ended = wait(&mut qemu, self.timeout);
@@ -93,7 +97,7 @@ impl Guest<'_> {
                     console()
                 )
             }
-            Ended::Itself(status) => match verdict(&said, status.code()) {
+            Ended::Itself(status) => match verdict(&said, status.code(), self.kernel.architecture()) {
                 Verdict::Exit(status) => Ok(status),
                 Verdict::Died(why) => bail!("the guest died: {why}; {}", console()),
             },
@@ -101,6 +105,13 @@ impl Guest<'_> {
     }
 
     fn command(&self, cache: &Cache, job: &Path, console: &Path, control: &Path) -> Result<Command> {
+        let architecture = self.kernel.architecture();
+        ensure!(
+            architecture == self.root.architecture(),
+            "the kernel {} and the root {} are of different architectures",
+            self.kernel.name,
+            self.root.name
+        );
         let kernel = self.kernel.files(cache)?;
         let init = match self.root.init {
             Init::Script => "/init",
@@ -108,16 +119,25 @@ impl Guest<'_> {
         };
         // mitigations=off: they cost time, and an emulated processor leaks nothing.
         let append = format!(
-            "console=ttyS1 root={} rw rootwait init={init} panic=-1 quiet mitigations=off systemd.show_status=0",
+            "console={} root={} rw rootwait init={init} panic=-1 quiet mitigations=off systemd.show_status=0",
+            match architecture {
+                Architecture::Amd64 => "ttyS1",
+                Architecture::Arm64 => "ttyAMA0",
+            },
             disk::root_partition()
         );
         // setpriv, so that a guest does not outlive an xtask that was killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35"]);
-        // cx16=off: QEMU 7.2 corrupts registers after cmpxchg16b in one boot out of eight.
+        command.args(["--pdeathsig", "KILL"]).arg(format!("qemu-system-{}", architecture.machine()));
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(match architecture {
+            // cx16=off: QEMU 7.2 corrupts registers after cmpxchg16b in one boot out of eight.
+            Architecture::Amd64 => ["-machine", "q35", "-cpu", "max,cx16=off"],
+            // A server's, without pointer authentication, which is slow to emulate.
+            Architecture::Arm64 => ["-machine", "virt", "-cpu", "neoverse-n1"],
+        });
         let accelerator = if self.processors > 1 { "tcg,thread=single" } else { "tcg" };
-        command.args(["-accel", accelerator, "-cpu", "max,cx16=off"]);
+        command.args(["-accel", accelerator]);
         command.args(["-smp", &self.processors.to_string(), "-m", &self.memory.to_string()]);
         command.arg("-kernel").arg(kernel.elf).arg("-append").arg(append);
         let mut disk = |serial: &str, file: &Path, options: &str| -> Result<()> {
@@ -130,11 +150,26 @@ impl Guest<'_> {
         disk("root", &self.root.image(cache)?, "snapshot=on,cache=unsafe")?;
         disk("modules", &kernel.modules, "readonly=on")?;
         disk("job", job, "readonly=on")?;
-        command.args(["-chardev", "stdio,id=stdio,signal=off", "-serial", "chardev:stdio"]);
-        for file in [console, control].into_iter().chain(self.leaves) {
-            command.arg("-serial").arg(format!("file:{}", file.display()));
+        command.args(["-chardev", "stdio,id=stdio,signal=off"]);
+        match architecture {
+            Architecture::Amd64 => {
+                command.args(["-serial", "chardev:stdio"]);
+                for file in [console, control].into_iter().chain(self.leaves) {
+                    command.arg("-serial").arg(format!("file:{}", file.display()));
+                }
+                command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+            }
+            Architecture::Arm64 => {
+                command.arg("-serial").arg(format!("file:{}", console.display()));
+                let mut card = "pci-serial-4x,chardev1=stdio,chardev3=control".to_owned();
+                command.arg("-chardev").arg(format!("file,id=control,path={}", control.display()));
+                if let Some(leaves) = self.leaves {
+                    command.arg("-chardev").arg(format!("file,id=leaves,path={}", leaves.display()));
+                    card += ",chardev4=leaves";
+                }
+                command.args(["-device", &card]);
+            }
         }
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         Ok(command)
     }
 }
@@ -195,11 +230,15 @@ enum Verdict {
 }
 
 /// Brings together what the guest said and how QEMU ended.
-fn verdict(said: &str, qemu: Option<i32>) -> Verdict {
+fn verdict(said: &str, qemu: Option<i32>, architecture: Architecture) -> Verdict {
+    let expected = |exit: i32| match architecture {
+        Architecture::Amd64 => (exit & 127) << 1 | 1,
+        Architecture::Arm64 => 0,
+    };
     let exit = said.lines().find_map(|line| line.trim().strip_prefix("exit ")?.parse::<i32>().ok());
     let ready = said.lines().any(|line| line.starts_with("ready "));
     match (exit, qemu) {
-        (Some(exit), Some(qemu)) if qemu == ((exit & 127) << 1 | 1) => Verdict::Exit(exit),
+        (Some(exit), Some(qemu)) if qemu == expected(exit) => Verdict::Exit(exit),
         (exit, qemu) => {
             let reached = match (ready, exit) {
                 (_, Some(exit)) => format!("the job ended with {exit}"),
@@ -240,11 +279,15 @@ mod tests {
             ("ready 2.1\nexit 0\n", None, Err("was killed")),
             ("ready 2.1\nexit \n", Some(1), Err("had begun")),
         ] {
-            match (verdict(said, qemu), want) {
+            match (verdict(said, qemu, Architecture::Amd64), want) {
                 (Verdict::Exit(status), Ok(wanted)) => assert_eq!(status, wanted),
                 (Verdict::Died(why), Err(part)) => assert!(why.contains(part), "{why}"),
                 (verdict, want) => panic!("{said:?} {qemu:?}: {verdict:?}, not {want:?}"),
             }
         }
+        let on_arm64 = |said, qemu| verdict(said, qemu, Architecture::Arm64);
+        assert_eq!(on_arm64("ready 2.1\nexit 42\n", Some(0)), Verdict::Exit(42));
+        assert!(matches!(on_arm64("ready 2.1\n", Some(0)), Verdict::Died(_)));
+        assert!(matches!(on_arm64("ready 2.1\nexit 0\n", None), Verdict::Died(_)));
     }
 }

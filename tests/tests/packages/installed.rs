@@ -59,6 +59,9 @@ pub(crate) async fn a_package_serves_its_group_and_leaves_nothing_running(
     let other = as_nobody(NOBODY)?;
     ensure!(other == Some(DENIED), "another user: {other:?}, not {DENIED}");
 
+    systemctl(&["reload", UNIT])?;
+    ensure!(main_pid()? == pid, "a reload has ended the daemon");
+
     // What runs is replaced, and stays.
     install()?;
     ensure!(is_active()?, "the upgrade has stopped {UNIT}");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::architecture::Architecture;
 use crate::step::Step;
 use crate::workspace::Cache;
 use crate::{run, step};
@@ -61,7 +62,7 @@ pub fn programs(cache: &Cache, suite: &str, package: &str, names: &[&str]) -> Re
     let outputs: Vec<&Path> = programs.iter().map(PathBuf::as_path).collect();
     let step = format!("{} of {suite}", names.join(", "));
     Step { name: &step, inputs: &[suite, package], outputs: &outputs }.run(cache, || {
-        let suites = Suites::open(cache, &Mirrors::find()?, &[suite])?;
+        let suites = Suites::open(cache, &Mirrors::find()?, &[suite], Architecture::HOST)?;
         cache.dir("tools/bin")?;
         let unpacked =
             tempfile::tempdir_in(cache.root()).context("make a temporary directory in the cache")?;
@@ -125,9 +126,17 @@ pub struct Suites {
 }
 
 impl Suites {
-    /// Prepares an apt for `suites` in the cache, with package lists that are new enough.
-    pub fn open(cache: &Cache, mirrors: &Mirrors, suites: &[&str]) -> Result<Self> {
-        let name = suites.join("+");
+    /// Prepares an apt for `suites` of an architecture in the cache, with package lists that are new enough.
+    pub fn open(
+        cache: &Cache,
+        mirrors: &Mirrors,
+        suites: &[&str],
+        architecture: Architecture,
+    ) -> Result<Self> {
+        let mut name = suites.join("+");
+        if architecture != Architecture::HOST {
+            name += &format!("-{}", architecture.name());
+        }
         let dir = cache.dir(&format!("apt/{name}"))?;
         for sub in ["state/lists/partial", "cache/archives/partial", "etc/preferences.d"] {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("create {}/{sub}", dir.display()))?;
@@ -143,8 +152,8 @@ impl Suites {
             format!("Dir::Etc::sourcelist={}", at("etc/sources.list")),
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::Etc::preferencesparts={}", at("etc/preferences.d")),
-            "APT::Architecture=amd64".to_owned(),
-            "APT::Architectures::=amd64".to_owned(),
+            format!("APT::Architecture={}", architecture.name()),
+            format!("APT::Architectures::={}", architecture.name()),
             // Suites that are no longer updated have lists whose date of expiry is past.
             "Acquire::Check-Valid-Until=false".to_owned(),
             "Acquire::Languages=none".to_owned(),

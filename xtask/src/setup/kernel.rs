@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::apt::{Mirrors, Suites};
 use super::{disk, vmlinux};
+use crate::architecture::Architecture;
 use crate::step::Step;
 use crate::versions::{KERNELS, KernelSeries};
 use crate::workspace::Cache;
@@ -16,7 +17,7 @@ use crate::{run, step};
 
 /// A kernel that a guest can boot.
 pub struct Kernel {
-    /// The uncompressed kernel: QEMU starts it at once, where a bzImage first unpacks itself for a second.
+    /// The uncompressed kernel: QEMU starts it at once, where a bzImage first unpacks itself for a second. On arm64, the `Image`.
     pub elf: PathBuf,
     /// A disk whose root is `/usr/lib/modules`.
     pub modules: PathBuf,
@@ -29,6 +30,11 @@ impl KernelSeries {
             let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
             format!("no guest kernel {name}: there are {}", names.join(", "))
         })
+    }
+
+    /// What it runs on.
+    pub fn architecture(&self) -> Architecture {
+        Architecture::of(self.name)
     }
 
     /// Where setup puts it.
@@ -50,8 +56,10 @@ impl KernelSeries {
     }
 
     fn make(&self, cache: &Cache, files: &Kernel) -> Result<()> {
-        let suites = Suites::open(cache, &Mirrors::find()?, self.suites)?;
-        let regex = format!(r"^linux-image-{}[.+-].*cloud-amd64$", self.name.replace('.', r"\."));
+        let architecture = self.architecture();
+        let suites = Suites::open(cache, &Mirrors::find()?, self.suites, architecture)?;
+        let series = self.name.split('-').next().unwrap_or(self.name).replace('.', r"\.");
+        let regex = format!(r"^linux-image-{series}[.+-].*cloud-{}$", architecture.name());
         let build = newest(suites.search(&regex)?)
             .with_context(|| format!("no cloud kernel {} in {}", self.name, self.suites.join(", ")))?;
         step::say("  ..", "the newest build", &build);
@@ -61,7 +69,13 @@ impl KernelSeries {
 
         let image = find(dir.path(), &["boot", "usr/lib/modules", "lib/modules"], "vmlinuz")?;
         let bytes = fs::read(&image).with_context(|| format!("read {}", image.display()))?;
-        let elf = vmlinux::extract(&bytes).with_context(|| format!("unpack {}", image.display()))?;
+        let elf = match architecture {
+            Architecture::Amd64 => {
+                vmlinux::extract(&bytes).with_context(|| format!("unpack {}", image.display()))?
+            }
+            // Debian does not compress it.
+            Architecture::Arm64 => bytes,
+        };
         fs::write(&files.elf, elf).with_context(|| format!("write {}", files.elf.display()))?;
         fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
 

@@ -26,9 +26,10 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 
+use crate::architecture::Architecture;
 use crate::versions::{
-    BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KERNELS, KernelSeries, ON_DEMAND,
-    PACKAGES_PACKAGES, ROOT_PACKAGES, ROOTS, RootSpec, WINDOWS_PACKAGES,
+    ARM64_GUEST_PACKAGES, BPF_PACKAGES, CACHE_BYTES, GUEST_PACKAGES, GUESTS, IMAGE_PACKAGES, KernelSeries,
+    ON_DEMAND, PACKAGES_PACKAGES, ROOT_PACKAGES, ROOTS, RootSpec, WINDOWS_PACKAGES,
 };
 use crate::workspace::{Cache, Turn};
 use crate::{run, step};
@@ -151,7 +152,8 @@ impl Needs {
         if wanted(Tier::Vm) {
             needs.tools.extend([Tool::Collector, Tool::Helm, Tool::Kubernetes, Tool::Prometheus]);
             needs.disks = GUESTS.iter().map(|(_, root)| *root).filter(is_usual).collect();
-            needs.kernels = KERNELS.iter().map(|kernel| kernel.name).collect();
+            needs.kernels =
+                GUESTS.iter().filter(|(_, root)| is_usual(root)).map(|(kernel, _)| *kernel).collect();
         }
         if wanted(Tier::Lint) {
             needs.tools.extend([Tool::Lint, Tool::Helm, Tool::Prometheus]);
@@ -175,12 +177,14 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
     check_host(cache)?;
     let roots: BTreeSet<_> = needs.trees.union(&needs.disks).copied().collect();
     let guests = !needs.disks.is_empty() || !needs.kernels.is_empty();
+    let architectures = architectures(needs);
 
     let mut packages = Vec::new();
     for (needed, list) in [
         (needs.tools.contains(&Tool::Bpf), BPF_PACKAGES),
         (!roots.is_empty(), ROOT_PACKAGES),
         (guests, GUEST_PACKAGES),
+        (architectures.contains(&Architecture::Arm64), ARM64_GUEST_PACKAGES),
         (needs.tools.contains(&Tool::Image), IMAGE_PACKAGES),
         (needs.tools.contains(&Tool::Packages), PACKAGES_PACKAGES),
         (needs.tools.contains(&Tool::Windows), WINDOWS_PACKAGES),
@@ -202,12 +206,18 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
     })
 }
 
+/// Those of the roots and kernels.
+fn architectures(needs: &Needs) -> BTreeSet<Architecture> {
+    let Needs { trees, disks, kernels, .. } = needs;
+    trees.iter().chain(disks).chain(kernels).map(|name| Architecture::of(name)).collect()
+}
+
 fn make(cache: &Cache, needs: &Needs, roots: &BTreeSet<&'static str>) -> Result<()> {
     for name in &needs.kernels {
         KernelSeries::find(name)?.ensure(cache)?;
     }
-    if !roots.is_empty() {
-        programs::ensure(cache)?;
+    for architecture in architectures(needs) {
+        programs::ensure(cache, architecture)?;
     }
     for name in roots {
         let root = RootSpec::find(name)?;

@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::apt::Mirrors;
 use super::{disk, programs};
+use crate::architecture::Architecture;
+use crate::images::BUSYBOX;
 use crate::run;
 use crate::step::{Step, key};
 use crate::versions::{EVERY_ROOT, Init, ROOTS, RootSpec};
@@ -51,6 +53,11 @@ impl RootSpec {
         })
     }
 
+    /// What it runs on.
+    pub fn architecture(&self) -> Architecture {
+        Architecture::of(self.name)
+    }
+
     /// Its tree.
     pub fn tree(&self, cache: &Cache) -> Result<PathBuf> {
         Ok(cache.dir(&format!("roots/{}", self.name))?.join("tree"))
@@ -86,7 +93,8 @@ impl RootSpec {
             Init::Script => INIT,
             Init::Systemd => JOB_SERVICE,
         };
-        key(&[&[self.suite, init, JOB, programs::QEXIT_SOURCE], EVERY_ROOT, self.packages, MASKED].concat())
+        let qexit = programs::qexit_source(self.architecture());
+        key(&[&[self.suite, init, JOB, qexit], EVERY_ROOT, self.packages, MASKED].concat())
     }
 
     /// The packages, unpacked; with systemd also configured, since its units need users and links.
@@ -110,6 +118,7 @@ impl RootSpec {
             "--format=tar",
             &format!("--variant={variant}"),
             &format!("--include={packages}"),
+            &format!("--architectures={}", self.architecture().name()),
         ]);
         // The lists of sid expire within days, and a mirror may lag.
         command.args(["--aptopt=Acquire::Check-Valid-Until \"false\"", "--aptopt=Acquire::Retries \"3\""]);
@@ -187,7 +196,7 @@ impl RootSpec {
         file("etc/hosts", 0o644, b"127.0.0.1 localhost guest\n")?;
         file("etc/resolv.conf", 0o644, b"")?;
         file("etc/hostname", 0o644, b"guest\n")?;
-        file("usr/local/bin/qexit", 0o755, &programs::read(cache, "qexit")?)?;
+        file("usr/local/bin/qexit", 0o755, &programs::read(cache, self.architecture(), "qexit")?)?;
         file("usr/lib/kwitness/job", 0o755, JOB.as_bytes())?;
 
         match self.init {
@@ -200,7 +209,12 @@ impl RootSpec {
                 file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
                 file("etc/nsswitch.conf", 0o644, b"passwd: files\ngroup: files\nhosts: files\n")?;
                 file("init", 0o755, INIT.as_bytes())?;
-                let applets = run::output(Command::new(tree.join("usr/bin/busybox")).arg("--list"))?;
+                let busybox = match self.architecture() {
+                    Architecture::HOST => tree.join("usr/bin/busybox"),
+                    // Its own does not run here: this machine's has the same.
+                    _ => PathBuf::from(BUSYBOX),
+                };
+                let applets = run::output(Command::new(busybox).arg("--list"))?;
                 for applet in applets.lines() {
                     let packaged = ["usr/bin", "usr/sbin"].map(|dir| tree.join(dir).join(applet));
                     if !packaged.iter().any(|path| path.exists()) {

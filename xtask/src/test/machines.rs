@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::{Test, Tier};
+use crate::architecture::Architecture;
 use crate::artifacts::Executable;
 use crate::setup::{Needs, Tool};
 use crate::tally::Tally;
@@ -18,6 +19,7 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 /// - The CRI proxy needs nothing of a kernel: containerd 1.6, 1.7 and 2.x on the host, and no emulation.
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the host's and the newest.
+/// - Registers, trampolines and atomic operations depend on the architecture: the probes and the daemon on arm64, with `--long` only.
 /// - The guard stops processes of containers with limits: a guest with cgroup v2.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
@@ -39,7 +41,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("cri", &["host", "host bookworm", "host forky"]),
     ("cri_events", &["host", "host forky", "vm 6.12 trixie-systemd"]),
     ("critest", &["host trixie-cni"]),
-    ("daemon", &["host", "vm 7.2 forky"]),
+    ("daemon", &["host", "vm 7.2 forky", ARM64]),
     ("demos", &["vm 6.12 trixie-demo"]),
     ("export", &["host"]),
     ("guard", &["vm 6.12 trixie"]),
@@ -49,17 +51,21 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("outage", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("packages", &["vm 6.12 trixie-systemd"]),
     ("prometheus", &["vm 6.12 trixie"]),
-    ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
+    ("probes", &["host", "vm 5.10 trixie", "vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky", ARM64]),
     ("runtime", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
 ];
+/// The guest of another architecture, for which everything is built once more.
+const ARM64: &str = "vm 6.12-arm64 trixie-arm64";
 /// What of that runs with `--long` only.
 const LONG_ONLY: &[(&str, &str)] = &[
+    ("daemon", ARM64),
     ("demos", "vm 6.12 trixie-demo"),
     ("matrix", "vm 6.12 trixie-systemd"),
     ("outage", "vm 5.10 trixie"),
     ("outage", "vm 6.1 trixie"),
     ("outage", "vm 6.12 trixie"),
     ("outage", "vm 7.2 forky"),
+    ("probes", ARM64),
 ];
 /// The targets that need a tool.
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
@@ -105,6 +111,21 @@ impl Machine {
         }
     }
 
+    /// What its nodes are made of.
+    pub fn root(self) -> &'static RootSpec {
+        match self {
+            Self::Host { root } | Self::Guest { root, .. } => root,
+        }
+    }
+
+    /// What its programs are built for.
+    pub fn architecture(self) -> Architecture {
+        match self {
+            Self::Host { .. } => Architecture::HOST,
+            Self::Guest { kernel, .. } => kernel.architecture(),
+        }
+    }
+
     /// The machines that the command line asks for.
     pub fn chosen(test: &Test) -> Result<Vec<Self>> {
         let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
@@ -137,21 +158,24 @@ impl Machine {
             }
         }
         let named = !machines.is_empty();
-        machines.retain(|machine| {
-            let mut targets =
-                RUNS_IN.iter().map(|(target, _)| *target).filter(|target| wanted(&test.target, target));
-            targets.any(|target| machine.runs(target, test.long))
-        });
+        machines.retain(|machine| machine.targets(test).next().is_some());
         let what = if test.target.is_empty() { "any target".to_owned() } else { test.target.join(", ") };
         ensure!(!named || !machines.is_empty(), "there is no run of {what} there, or with --long only");
         Ok(machines)
     }
 
+    /// The targets that the command line asks for, of those that run here.
+    pub fn targets(self, test: &Test) -> impl Iterator<Item = &'static str> {
+        let is_wanted =
+            |target: &str| test.target.is_empty() || test.target.iter().any(|name| name == target);
+        let all = RUNS_IN.iter().map(|(target, _)| *target);
+        all.filter(move |target| is_wanted(target) && self.runs(target, test.long))
+    }
+
     /// What setup must make for the targets that the command line asks for.
     pub fn needs(self, test: &Test) -> Needs {
-        let wanted = |target: &str| test.target.is_empty() || test.target.iter().any(|t| t == target);
         let mut needs = Needs::tools(&[Tool::Bpf]);
-        let tools = self.tools(test.long, |target| wanted(target) && self.runs(target, test.long));
+        let tools = self.tools(test.long, |target| self.targets(test).any(|name| name == target));
         if test.kubelet.is_some() && tools.contains(&Tool::Kubernetes) {
             needs.tools.insert(Tool::OtherKubelets);
         }

@@ -14,6 +14,7 @@
 mod machines;
 mod rows;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::architecture::Architecture;
 use crate::artifacts::{Builder, Executable, PLUGIN, TESTS_PACKAGE, in_job};
 use crate::job::{Job, MOUNT, quoted};
 use crate::setup::kubernetes::KUBELET;
@@ -116,12 +118,19 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
 /// What all machines share.
 struct Prepared<'a> {
     builder: Builder<'a>,
+    /// One for each architecture of a machine.
+    programs: Vec<Programs>,
+    /// Programs that are needed and could not be made.
+    missing: Vec<Missing>,
+}
+
+/// What machines of an architecture run.
+struct Programs {
+    architecture: Architecture,
     kwitness: PathBuf,
     /// The kubectl plugin, where a target needs it.
     plugin: Option<PathBuf>,
     tests: Vec<Executable>,
-    /// Programs that are needed and could not be made.
-    missing: Vec<Missing>,
 }
 
 fn prepare<'a>(
@@ -142,18 +151,36 @@ fn prepare<'a>(
     });
     let missing = missing.collect();
     let builder = Builder::new(workspace, cache)?;
-    let (mut kwitness, mut plugin, mut tests) = (PathBuf::new(), None, Vec::new());
-    if !machines.is_empty() {
-        (kwitness, plugin, tests) = step::timed("build kwitness and its tests", || {
-            let (kwitness, mut tests) = (builder.kwitness()?, builder.tests()?);
-            tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
-            ensure!(!tests.is_empty(), "no integration tests of these names: {}", test.target.join(", "));
-            let is_used = tests.iter().any(|built| WITH_PLUGIN.contains(&built.name.as_str()));
-            let plugin = is_used.then(|| builder.plugin()).transpose()?;
-            Ok((kwitness, plugin, tests))
-        })?;
-    }
-    Ok(Prepared { builder, kwitness, plugin, tests, missing })
+    let architectures: BTreeSet<_> = machines.iter().map(|machine| machine.architecture()).collect();
+    let programs =
+        architectures.into_iter().map(|architecture| build(&builder, architecture, test, machines));
+    let programs = programs.collect::<Result<_>>()?;
+    Ok(Prepared { builder, programs, missing })
+}
+
+fn build(
+    builder: &Builder<'_>,
+    architecture: Architecture,
+    test: &Test,
+    machines: &[Machine],
+) -> Result<Programs> {
+    let builder = builder.for_architecture(architecture)?;
+    let names: BTreeSet<_> = match architecture {
+        Architecture::HOST => ["*"].into(),
+        // Only what runs there: most of the time is for linking.
+        _ => {
+            let there = machines.iter().filter(|machine| machine.architecture() == architecture);
+            there.flat_map(|machine| machine.targets(test)).collect()
+        }
+    };
+    step::timed(&format!("build kwitness and its tests for {}", architecture.name()), || {
+        let (kwitness, mut tests) = (builder.kwitness()?, builder.tests(names)?);
+        tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
+        ensure!(!tests.is_empty(), "no integration tests of these names: {}", test.target.join(", "));
+        let is_used = tests.iter().any(|built| WITH_PLUGIN.contains(&built.name.as_str()));
+        let plugin = is_used.then(|| builder.plugin()).transpose()?;
+        Ok(Programs { architecture, kwitness, plugin, tests })
+    })
 }
 
 fn unit_tests(builder: &Builder, test: &Test, log: &Path) -> Result<Tally> {
@@ -193,7 +220,7 @@ impl Prepared<'_> {
     ) -> Vec<Row> {
         let one =
             |part: &Part<'_>| row(&part.name(), logs, |log| self.part(workspace, cache, test, part, log));
-        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.tests, test.long)
+        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.programs, test.long)
             .into_iter()
             .partition(|part| matches!(part.machine, Machine::Host { .. }));
         let queue = Mutex::new(guests.iter().enumerate());
@@ -254,8 +281,8 @@ impl Prepared<'_> {
         // Of panics only: an error's is never shown, and costs an emulated processor much.
         job.env("RUST_BACKTRACE", "1");
         job.env("RUST_LIB_BACKTRACE", "0");
-        job.add(&self.kwitness, &in_job("kwitness"))?;
-        images::write(cache, &job.dir().join("images.tar"))?;
+        job.add(&part.programs.kwitness, &in_job("kwitness"))?;
+        images::write(cache, part.machine.root(), &job.dir().join("images.tar"))?;
         for target in &targets {
             job.add(&target.path, &Path::new("tests").join(&target.name))?;
         }
@@ -275,7 +302,7 @@ impl Prepared<'_> {
         if runs(WITH_DEPLOYMENT) {
             job.add(&workspace.root.join("deploy"), Path::new("deploy"))?;
         }
-        if let Some(plugin) = self.plugin.as_ref().filter(|_| runs(WITH_PLUGIN)) {
+        if let Some(plugin) = part.programs.plugin.as_ref().filter(|_| runs(WITH_PLUGIN)) {
             job.add(plugin, &in_job(PLUGIN))?;
         }
         if runs(&["cluster"]) {
@@ -283,10 +310,10 @@ impl Prepared<'_> {
             fs::write(job.dir().join("exporter.json"), objects).context("write the exporter's objects")?;
         }
         if runs(&["cluster"]) && !is_host {
-            image::of_program(workspace, &self.kwitness, &job.dir().join("kwitness.tar"))?;
+            image::of_program(workspace, &part.programs.kwitness, &job.dir().join("kwitness.tar"))?;
         }
         if tools.contains(&Tool::Packages) {
-            dist::of_program(workspace, cache, &self.kwitness, &job.dir().join("kwitness.deb"))?;
+            dist::of_program(workspace, cache, &part.programs.kwitness, &job.dir().join("kwitness.deb"))?;
         }
         if tools.contains(&Tool::Clients) {
             job.add(&clients::python(cache), Path::new("python"))?;
@@ -338,6 +365,8 @@ struct Part<'a> {
     machine: Machine,
     /// Of [`APART`]; none: all others.
     apart: Option<&'static str>,
+    /// Those of the machine's architecture.
+    programs: &'a Programs,
     targets: Vec<&'a Executable>,
 }
 
@@ -349,7 +378,7 @@ impl Part<'_> {
 }
 
 /// Everything that is to be run: hosts whole, guests in parts.
-fn parts<'a>(machines: &[Machine], tests: &'a [Executable], long: bool) -> Vec<Part<'a>> {
+fn parts<'a>(machines: &[Machine], programs: &'a [Programs], long: bool) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for apart in std::iter::once(None).chain(APART.iter().copied().map(Some)) {
         for machine in machines {
@@ -358,10 +387,13 @@ fn parts<'a>(machines: &[Machine], tests: &'a [Executable], long: bool) -> Vec<P
                 Some(target) => is_guest && name == target,
                 None => !is_guest || !APART.contains(&name),
             };
+            let of_machine = |programs: &&Programs| programs.architecture == machine.architecture();
+            let Some(programs) = programs.iter().find(of_machine) else { continue };
+            let tests = programs.tests.iter();
             let targets: Vec<_> =
-                tests.iter().filter(|built| machine.runs(&built.name, long) && is_of(&built.name)).collect();
+                tests.filter(|built| machine.runs(&built.name, long) && is_of(&built.name)).collect();
             if !targets.is_empty() {
-                parts.push(Part { machine: *machine, apart, targets });
+                parts.push(Part { machine: *machine, apart, programs, targets });
             }
         }
     }
@@ -392,6 +424,9 @@ mod tests {
     fn every_target_is_run_once_wherever_it_runs() {
         let built = |name: &str| Executable { name: name.to_owned(), path: name.into() };
         let tests = ["cri", "daemon", "probes", "runtime"].map(built);
+        let architecture = Architecture::HOST;
+        let programs =
+            Programs { architecture, kwitness: "kwitness".into(), plugin: None, tests: tests.to_vec() };
         let machines = [
             Machine::Host { root: RootSpec::find("trixie").unwrap() },
             Machine::Guest {
@@ -403,7 +438,8 @@ mod tests {
                 root: RootSpec::find("trixie-systemd").unwrap(),
             },
         ];
-        let parts = parts(&machines, &tests, false);
+        let programs = [programs];
+        let parts = parts(&machines, &programs, false);
         let of = |part: &Part<'_>| part.targets.iter().map(|built| built.name.clone()).collect::<Vec<_>>();
         let all: Vec<_> = parts.iter().map(|part| (part.name(), of(part).join(" "))).collect();
         for machine in machines {
