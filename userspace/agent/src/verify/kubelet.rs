@@ -19,7 +19,7 @@ use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wa
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 pub(super) use file::CheckpointFile;
 
@@ -89,18 +89,14 @@ struct Data {
     pod_list: Option<serde::de::IgnoredAny>,
 }
 
-/// A pod's entry. Kubelets before 1.35 have no pod-level resources in it.
+/// A pod's entry.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Pod {
     container_resources: Option<HashMap<String, Option<Requirements>>>,
-    /// `null` where the pod has none; without the key, the kubelet does not record them.
-    #[serde(default, deserialize_with = "recorded")]
-    pod_level_resources: Option<Option<Requirements>>,
-}
-
-fn recorded<'de, D: Deserializer<'de>>(key: D) -> Result<Option<Option<Requirements>>, D::Error> {
-    Option::deserialize(key).map(Some)
+    /// None where the pod has none, and with every pod of a kubelet that does not record them: one before 1.35 lacks the key, one
+    /// of 1.35 has `null` unless its feature gate `InPlacePodLevelResourcesVerticalScaling` is on, as it is from 1.36 on.
+    pod_level_resources: Option<Requirements>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -129,9 +125,7 @@ struct Amounts {
 #[derive(Debug, Default)]
 struct Entry {
     containers: HashMap<String, Amounts>,
-    pod: Amounts,
-    /// Whether what it does not have of the pod as a whole is not set.
-    records_pod: bool,
+    pod: Option<Amounts>,
 }
 
 /// A checkpoint, read.
@@ -141,12 +135,14 @@ pub(super) struct Checkpoint {
     at: KernelTime,
     /// By UID; why an entry is not understood.
     pods: HashMap<String, Result<Entry, String>>,
+    /// Some pod has resources as a whole: this kubelet records them, and an entry without has none.
+    records_pods: bool,
 }
 
 /// Of a node without that file.
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { at: KernelTime(0), pods: HashMap::new() }
+        Self { at: KernelTime(0), pods: HashMap::new(), records_pods: false }
     }
 }
 
@@ -187,7 +183,9 @@ impl Checkpoint {
             }
             entries => entries.unwrap_or_default(),
         };
-        Ok(Self { at, pods: entries.into_iter().map(|(uid, entry)| (uid, understand(entry))).collect() })
+        let pods: HashMap<_, _> = entries.into_iter().map(|(uid, entry)| (uid, understand(entry))).collect();
+        let records_pods = pods.values().flatten().any(|entry| entry.pod.is_some());
+        Ok(Self { at, pods, records_pods })
     }
 
     /// Why nothing is known of a pod that has an entry.
@@ -198,13 +196,16 @@ impl Checkpoint {
 
     /// What a container should have; empty: the checkpoint does not know it. What it does not limit itself, its pod may.
     pub(super) fn container(&self, uid: &str, name: &str, source: Source) -> Vec<Desired> {
-        let Some(Ok(Entry { containers, pod, .. })) = self.pods.get(uid) else { return Vec::new() };
+        let Some(Ok(Entry { containers, pod })) = self.pods.get(uid) else { return Vec::new() };
         let Some(own) = containers.get(name) else { return Vec::new() };
+        let pod = pod.unwrap_or_default();
         let cpu = positive(own.cpu_limit).or(positive(pod.cpu_limit)).unwrap_or(0);
         let memory = positive(own.memory_limit).or(positive(pod.memory_limit));
         // The kubelet gives a container that has nothing but its pod's limit shares by that when it creates it, and the fewest
-        // when it resizes it (`calculateLinuxResources`, `updatePodContainerResources`): what it has done, other sources know.
-        let shares = own.cpu_request.or(positive(own.cpu_limit)).or((cpu == 0).then_some(0));
+        // when it resizes it (`calculateLinuxResources`, `updatePodContainerResources`): what it has done, other sources know. They
+        // also know whether there is such a limit that is not recorded.
+        let none = (cpu == 0 && self.records_pods).then_some(0);
+        let shares = own.cpu_request.or(positive(own.cpu_limit)).or(none);
         let limits = [
             Some((Resource::Cpu, Wanted::MilliCpu(cpu))),
             shares.map(|milli| (Resource::CpuWeight, Wanted::Shares(convert::shares(milli)))),
@@ -214,14 +215,14 @@ impl Checkpoint {
         limits.map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted })).collect()
     }
 
-    /// Whether it says of this pod if it has resources as a whole, which kubelets before 1.35 do not record.
+    /// Whether it says of this pod if it has resources as a whole.
     pub(super) fn records_pod(&self, uid: &str) -> bool {
-        matches!(self.pods.get(uid), Some(Ok(Entry { records_pod: true, .. })))
+        self.records_pods && matches!(self.pods.get(uid), Some(Ok(_)))
     }
 
     /// What a pod should have at least, where its spec says that of the pod as a whole.
     pub(super) fn pod(&self, uid: &str, source: Source) -> Vec<Desired> {
-        let Some(Ok(Entry { pod, .. })) = self.pods.get(uid) else { return Vec::new() };
+        let Some(Ok(Entry { pod: Some(pod), .. })) = self.pods.get(uid) else { return Vec::new() };
         // What the pod as a whole does not limit, its containers may.
         let cpu = positive(pod.cpu_limit).map(|milli| (Resource::Cpu, Wanted::MilliCpuAtLeast(milli)));
         let weight = pod.cpu_request.map(convert::shares).map(Wanted::SharesAtLeast);
@@ -254,10 +255,8 @@ fn understand(entry: serde_json::Value) -> Result<Entry, String> {
     let of = |whose: String, required: &Requirements| {
         amounts(required).map_err(|error| format!("{whose}: {error}"))
     };
-    let mut understood = Entry { records_pod: pod.pod_level_resources.is_some(), ..Entry::default() };
-    if let Some(whole) = pod.pod_level_resources.flatten() {
-        understood.pod = of("pod-level resources".to_owned(), &whole)?;
-    }
+    let whole = pod.pod_level_resources.map(|whole| of("pod-level resources".to_owned(), &whole));
+    let mut understood = Entry { pod: whole.transpose()?, ..Entry::default() };
     for (name, required) in pod.container_resources.unwrap_or_default() {
         let amounts = of(format!("container {name}"), &required.unwrap_or_default())?;
         understood.containers.insert(name, amounts);
@@ -364,12 +363,33 @@ mod tests {
                 Wanted::MemoryAtLeast(Bound::At(200 << 20)),
             ]
         );
-        let nothing = entry(r#"{"ContainerResources":{"c":{}},"PodLevelResources":null}"#);
-        assert_eq!(nothing.pod("u", Source::KubeletAllocated), []);
-        let before_1_35 = entry(r#"{"ContainerResources":{"c":{}}}"#);
-        assert!(nothing.records_pod("u") && checkpoint.records_pod("u") && !before_1_35.records_pod("u"));
+    }
+
+    /// A kubelet 1.35 writes `null` for every pod, and sends a container its pod's limits and shares by them all the same.
+    #[test]
+    fn a_pod_without_resources_has_none_only_where_another_has_some() {
+        let of = |other: &str| {
+            let entries = format!(
+                r#"{{"entries":{{"u":{{"ContainerResources":{{"c":{{}}}},"PodLevelResources":null}},"other":{other}}}}}"#
+            );
+            parse(&file(None, &entries)).unwrap()
+        };
         let none = [Wanted::MilliCpu(0), Wanted::Shares(2), Wanted::Memory(Bound::Unlimited)];
-        assert_eq!(container(&nothing, "c"), none);
+        let recorded = of(r#"{"PodLevelResources":{"limits":{"cpu":"1"}}}"#);
+        assert!(recorded.records_pod("u") && !recorded.records_pod("unknown"));
+        assert_eq!(
+            (container(&recorded, "c"), recorded.pod("u", Source::KubeletAllocated)),
+            (none.into(), vec![])
+        );
+        for other in [r#"{"PodLevelResources":null}"#, "{}"] {
+            let unrecorded = of(other);
+            assert!(!unrecorded.records_pod("u"), "{other}");
+            assert_eq!(
+                container(&unrecorded, "c"),
+                [none[0], none[2]],
+                "its shares may be by its pod's limit"
+            );
+        }
     }
 
     #[test]
@@ -439,7 +459,7 @@ mod tests {
         let hash = "9c1d2e3f4a5b6c7d8e9f0a1b2c3d4e5f";
         let data = format!(r#"{{"entries":{{"{hash}":{{"ContainerResources":{{"c":{{}}}}}}}}}}"#);
         let checkpoint = parse(&file(None, &data)).unwrap();
-        assert_eq!(checkpoint.container(hash, "c", Source::KubeletActuated).len(), 3);
+        assert_eq!(checkpoint.container(hash, "c", Source::KubeletActuated).len(), 2);
     }
 
     /// A request that came before it was written is older, one that comes after it is younger.

@@ -169,8 +169,8 @@ fn not_set(case: &Case<'_>, desired: &DesiredLimit) -> Option<&'static str> {
         && order(value, &desired.wanted.ideal()) == Some(Ordering::Less)
     {
         return Some(
-            "the sum of the containers' limits is more, but the pod may have a limit of its own: no source says so \
-             (pod-level resources are in the checkpoints of kubelets from 1.35 on)",
+            "the sum of the containers' limits is more, but the pod may have a limit of its own: no source says that it \
+             has none (kubelets record pod-level resources in their checkpoints from 1.36 on)",
         );
     }
     if !matches!(desired.source, Source::KubeletAllocated | Source::KubeletActuated) {
@@ -196,11 +196,13 @@ fn not_set(case: &Case<'_>, desired: &DesiredLimit) -> Option<&'static str> {
              (kubelet setting `cpuCFSQuota: false`, or a container with exclusive CPUs)",
         ),
         Value::Cpu(_) | Value::Bound(_)
-            if is_unlimited(desired.wanted) && sent().any(|wanted| !is_unlimited(wanted)) =>
+            if is_unlimited(desired.wanted)
+                && sent()
+                    .any(|wanted| !is_unlimited(wanted) && wanted.accepts(value, case.page).is_some()) =>
         {
             Some(
-                "the kubelet's checkpoint has no limit, but the runtime was sent one: \
-                 kubelets before 1.35 do not record pod-level resources",
+                "the kubelet's checkpoint has no limit, but the runtime was sent this one: \
+                 kubelets before 1.36 do not record pod-level resources",
             )
         }
         _ => None,
