@@ -135,7 +135,7 @@ fn pod_level() -> Vec<Spec> {
         Spec::new("pod-and-one", &[("a", "cpu=50m memory=32Mi", few), ("b", "", "")])
             .pod("cpu=100m memory=64Mi", few),
         Spec::new("pod-and-all", &[("a", "cpu=50m memory=32Mi", few), ("b", "cpu=70m memory=48Mi", few)])
-            .pod("cpu=100m memory=64Mi", few),
+            .pod("cpu=100m memory=64Mi", "cpu=2m memory=2Mi"),
         Spec::new("pod-memory", &[("a", "cpu=50m", "cpu=1m"), ("b", "cpu=50m memory=32Mi", few)])
             .pod("memory=64Mi", "memory=1Mi"),
         Spec::new("pod-cpu", &[("a", "memory=32Mi", few), ("b", "memory=32Mi", few)])

@@ -42,21 +42,26 @@ pub(crate) async fn verdicts(ctx: &TestContext, variant: KubeletVariant) -> Resu
     with_cluster(ctx, driver, variant, async |cluster| {
         let mut specs = variant.pods()?;
         specs.retain(|spec| ctx.environment.long || variant.short.contains(&spec.name));
-        cluster.run(&specs).await?;
+        let failed = cluster.run(&specs).await?;
+        let (running, others): (Vec<_>, Vec<_>) =
+            specs.iter().cloned().partition(|spec| !failed.contains_key(spec.name));
+        let mut wrong = Wrong::default();
+        for spec in &others {
+            wrong.add(spec, "at the start", failed.get(spec.name).cloned());
+        }
         if !variant.tracked {
             unjudged(cluster.agent).await?;
         }
-        let mut wrong = Wrong::default();
         let mut counts = BTreeMap::new();
         if variant.tracked {
             let started = judge(cluster).await?;
-            wrong.note(&specs, &started, "at the start");
-            for spec in &specs {
+            wrong.note(&running, &started, "at the start");
+            for spec in &running {
                 counts.insert(spec.name, of_pod(&started, spec).count());
             }
-            let up = resize(cluster, &specs, started, 2, &mut wrong).await?;
-            let down = resize(cluster, &specs, up, 1, &mut wrong).await?;
-            overwrite(cluster, &specs, &down, &mut wrong).await?;
+            let up = resize(cluster, &running, started, 2, &mut wrong).await?;
+            let down = resize(cluster, &running, up, 1, &mut wrong).await?;
+            overwrite(cluster, &running, &down, &mut wrong).await?;
         }
         for spec in &specs {
             let count = counts.get(spec.name).copied().unwrap_or_default();
@@ -212,11 +217,19 @@ async fn overwrite(
         for spec in specs {
             for (limit, of) in of_pod(judged, spec) {
                 let (_, whose, file) = limit;
+                let is_unknown = spec.expected(whose, file).0 == VerdictKind::Unknown;
                 if whose.is_empty() == of_pods
-                    && let Some(other) = another(file, &of.reading, of_pods)
+                    && let Some(other) = another(file, &of.reading, of_pods, is_unknown)
                 {
-                    fs::write(&of.path, other).with_context(|| format!("write {}", of.path.display()))?;
-                    written.insert(limit.clone(), spec);
+                    match fs::write(&of.path, other) {
+                        Ok(()) => {
+                            written.insert(limit.clone(), spec);
+                        }
+                        Err(error) => {
+                            let what = format!("{} {file} cannot be set to {other}: {error}", shown(whose));
+                            wrong.add(spec, "overwriting", [what]);
+                        }
+                    }
                 }
             }
         }
@@ -242,12 +255,14 @@ async fn overwrite(
     Ok(())
 }
 
-/// Another content of a limit file, under which a sleeping process lives on; none: it is left as it is.
-fn another(file: &str, reading: &str, of_pod: bool) -> Option<&'static str> {
-    // A pod's limit may be higher than the sum, so that only a lower one is wrong.
+/// Another content of a limit file, under which a sleeping process lives on, and which is wrong even where it is unknown what is
+/// right; none: it is left as it is.
+fn another(file: &str, reading: &str, of_pod: bool, is_unknown: bool) -> Option<&'static str> {
+    // A pod's limit may be higher than the sum, so that only a lower one is wrong; that may be its own, where that is unknown.
     let other = match file {
-        "cpu.max" if of_pod || reading.starts_with("max") => "1000 100000",
-        "memory.max" if !of_pod && reading == "max" => "536870912",
+        _ if of_pod && is_unknown => return None,
+        "cpu.max" if of_pod || is_unknown || reading.starts_with("max") => "1000 100000",
+        "memory.max" if !of_pod && (is_unknown || reading == "max") => "536870912",
         "cpu.max" | "memory.max" if !of_pod => "max",
         "cpu.weight" if !of_pod => "77",
         _ => return None,

@@ -1,10 +1,11 @@
 //! The node with its kubelet, and the pods on it: made, resized, and listed as the runtime has them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::control_plane::ControlPlane;
@@ -25,6 +26,14 @@ const BATCH: usize = 16;
 /// Between two looks, each of which costs an emulated guest.
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 const EPHEMERAL: &str = "debugger";
+/// What a new guest's kernel has too little of, with the files below `/proc/sys`: huge pages, which a kubelet offers if they are
+/// there when it starts; and inotify instances, of which each container's shim takes one to see the OOM killer.
+const KERNEL: [(&str, u64); 2] = [("vm/nr_hugepages", 4), ("fs/inotify/max_user_instances", 1024)];
+/// Lines of the kubelet's log that are shown of a pod that does not run.
+const LINES: usize = 5;
+
+/// A pod's name, and that of one of its containers.
+type Container = (&'static str, &'static str);
 
 /// What runs while a kubelet's pods are judged.
 pub(crate) struct Cluster<'a> {
@@ -42,6 +51,7 @@ pub(crate) async fn with_cluster(
     body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 ) -> Result<()> {
     let environment = &ctx.environment;
+    prepare_kernel()?;
     let api = match variant.origin {
         Origin::Api => Some(ControlPlane::start(environment).await?),
         Origin::Files | Origin::FilesWithoutUid => None,
@@ -71,64 +81,113 @@ pub(crate) async fn with_cluster(
     agent.stop()
 }
 
+/// The guest's kernel is ours.
+fn prepare_kernel() -> Result<()> {
+    for (name, wanted) in KERNEL {
+        let path = Path::new("/proc/sys").join(name);
+        let at = || path.display().to_string();
+        fs::write(&path, wanted.to_string()).with_context(|| format!("write {}", at()))?;
+        let is: u64 = fs::read_to_string(&path).with_context(at)?.trim().parse().with_context(at)?;
+        ensure!(is >= wanted, "{} is {is}, not {wanted}: the kernel has no more", at());
+    }
+    Ok(())
+}
+
 impl Cluster<'_> {
-    /// Has the kubelet run all pods, and waits until they do.
-    pub(crate) async fn run(&self, specs: &[Spec]) -> Result<()> {
+    /// Has the kubelet run all pods, and waits until they do. Returns those that do not, each with the reason.
+    pub(crate) async fn run(&self, specs: &[Spec]) -> Result<BTreeMap<&'static str, String>> {
         if let Some(api) = self.api {
             let there = async || Ok(api.get("node", NODE).ok());
             wait_for("the node to be registered", SOON, there).await?;
         }
+        let mut failed = BTreeMap::new();
         for batch in specs.chunks(BATCH) {
             let began = Instant::now();
+            let mut wanted = BTreeSet::new();
             for spec in batch {
-                let manifest = spec.manifest(1);
-                match self.api {
-                    Some(api) => api.create(&manifest)?,
-                    None => self.kubelet.place(spec.name, &manifest.to_string())?,
+                match self.create(spec) {
+                    Ok(()) => wanted.extend(spec.running().map(|name| (spec.name, name))),
+                    Err(error) => {
+                        failed.insert(spec.name, format!("{error:#}"));
+                    }
                 }
             }
-            let all = batch.iter().flat_map(|spec| spec.running().map(|name| (self.pod_name(spec), name)));
-            self.wait_running(all).await?;
+            let mut missing = self.wait_running(wanted).await?;
             for spec in batch.iter().filter(|spec| spec.ephemeral) {
-                let api = self.api.context("no API server to add an ephemeral container by")?;
-                let container = json!({
-                    "name": EPHEMERAL,
-                    "image": APP_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/sleep", "100000"],
-                });
-                let patch = json!({ "spec": { "ephemeralContainers": [container] } }).to_string();
-                api.run(&[
-                    "patch",
-                    "pod",
-                    spec.name,
-                    "--subresource=ephemeralcontainers",
-                    "--patch",
-                    &patch,
-                ])?;
-                self.wait_running([(self.pod_name(spec), EPHEMERAL)].into_iter()).await?;
+                match self.add_ephemeral(spec) {
+                    Ok(()) => missing.extend(self.wait_running([(spec.name, EPHEMERAL)].into()).await?),
+                    Err(error) => {
+                        failed.insert(spec.name, format!("{error:#}"));
+                    }
+                }
+            }
+            if !missing.is_empty() {
+                failed.extend(self.reasons(&missing)?);
             }
             println!("{} pods run after {:.1} s", batch.len(), began.elapsed().as_secs_f64());
         }
+        Ok(failed)
+    }
+
+    fn create(&self, spec: &Spec) -> Result<()> {
+        let manifest = spec.manifest(1);
+        match self.api {
+            Some(api) => api.create(&manifest),
+            None => self.kubelet.place(spec.name, &manifest.to_string()),
+        }
+    }
+
+    fn add_ephemeral(&self, spec: &Spec) -> Result<()> {
+        let api = self.api.context("no API server to add an ephemeral container by")?;
+        let container = json!({
+            "name": EPHEMERAL,
+            "image": APP_IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["/bin/sleep", "100000"],
+        });
+        let patch = json!({ "spec": { "ephemeralContainers": [container] } }).to_string();
+        api.run(&["patch", "pod", spec.name, "--subresource=ephemeralcontainers", "--patch", &patch])?;
         Ok(())
     }
 
-    async fn wait_running(&self, wanted: impl Iterator<Item = (String, &'static str)>) -> Result<()> {
-        let mut missing: BTreeSet<_> = wanted.collect();
-        let all = wait_for("all containers to run", SOON, async || {
+    /// Waits until these containers, each with its pod, run. Returns those that do not.
+    async fn wait_running(&self, mut missing: BTreeSet<Container>) -> Result<BTreeSet<Container>> {
+        let began = Instant::now();
+        while !missing.is_empty() && began.elapsed() < SOON {
             tokio::time::sleep(PAUSE).await;
             let request = v1::ListContainersRequest::default();
             for of in self.node.cri().list_containers(request).await?.containers {
-                let label = |name: &str| of.labels.get(name).cloned().unwrap_or_default();
+                let label = |name: &str| of.labels.get(name).map_or("", String::as_str);
                 let (pod, name) = (label("io.kubernetes.pod.name"), label("io.kubernetes.container.name"));
                 if of.state() == v1::ContainerState::ContainerRunning {
-                    missing.retain(|(of_pod, of_name)| (of_pod, *of_name) != (&pod, &name));
+                    missing.retain(|(of_pod, of_name)| (&*self.pod_name(of_pod), *of_name) != (pod, name));
                 }
             }
-            Ok(missing.is_empty().then_some(()))
-        });
-        let all = all.await;
-        all.with_context(|| format!("these do not run: {missing:?}"))
+        }
+        Ok(missing)
+    }
+
+    /// Why these containers' pods do not run: the errors and warnings that the kubelet's log has of each.
+    fn reasons(&self, missing: &BTreeSet<Container>) -> Result<BTreeMap<&'static str, String>> {
+        let log = self.kubelet.log()?;
+        let mut reasons = BTreeMap::new();
+        for pod in missing.iter().map(|(pod, _)| *pod).collect::<BTreeSet<_>>() {
+            let names = [format!("\"default/{}\"", self.pod_name(pod)), format!("/{pod}.yaml")];
+            let is_bad = |line: &&str| line.starts_with(['E', 'W']) || line.contains("type=\"Warning\"");
+            let bad = log.lines().filter(|line| names.iter().any(|name| line.contains(name))).filter(is_bad);
+            let mut said = Vec::new();
+            // It tries again and again: without the time, it says the same.
+            for line in bad.map(|line| line.split_once("] ").map_or(line, |(_, said)| said)) {
+                if !said.contains(&line) {
+                    said.push(line);
+                }
+            }
+            let containers = missing.iter().filter(|(of, _)| *of == pod).map(|(_, name)| *name);
+            let containers = containers.collect::<Vec<_>>().join(", ");
+            let said = said[said.len().saturating_sub(LINES)..].join("\n  ");
+            reasons.insert(pod, format!("{containers} does not run: the kubelet says:\n  {said}"));
+        }
+        Ok(reasons)
     }
 
     /// Asks for limits that are so many times those of the table.
@@ -152,8 +211,8 @@ impl Cluster<'_> {
     }
 
     /// The kubelet adds its node's name to that of a pod from a file.
-    fn pod_name(&self, spec: &Spec) -> String {
-        if self.api.is_some() { spec.name.to_owned() } else { format!("{}-{NODE}", spec.name) }
+    fn pod_name(&self, name: &str) -> String {
+        if self.api.is_some() { name.to_owned() } else { format!("{name}-{NODE}") }
     }
 
     /// What the kubelet says of its resizes.
