@@ -13,6 +13,8 @@ use crate::pod::new_uid;
 pub struct KubeletVariant {
     /// Its name in the table.
     pub name: &'static str,
+    /// The release of Kubernetes that it is of; none: the one that all tests use.
+    pub release: Option<&'static str>,
     /// What differs from the defaults in its `KubeletConfiguration`.
     pub settings: fn() -> Value,
     /// Its calls pass the CRI proxy, so that each request is a source, too. With the systemd driver, each kubelet's do.
@@ -72,6 +74,7 @@ impl KubeletVariant {
 
 const DEFAULT: KubeletVariant = KubeletVariant {
     name: "default",
+    release: None,
     settings: || json!({}),
     proxy: false,
     short: &[
@@ -94,7 +97,7 @@ const SETTINGS: KubeletVariant =
     KubeletVariant { proxy: true, short: &[], handler: Handler::Runc, pods: pods::few, ..DEFAULT };
 
 /// All that are tried.
-pub const KUBELETS: [KubeletVariant; 9] = [
+pub const KUBELETS: [KubeletVariant; 12] = [
     DEFAULT,
     KubeletVariant { name: "with an API server", origin: Origin::Api, pods: pods::of_the_api, ..SETTINGS },
     KubeletVariant {
@@ -137,6 +140,22 @@ pub const KUBELETS: [KubeletVariant; 9] = [
         tracked: false,
         ..SETTINGS
     },
+    // Before 1.36, a static pod is not resized.
+    KubeletVariant {
+        name: "Kubernetes 1.34",
+        release: Some("1.34"),
+        origin: Origin::Api,
+        pods: unrecorded,
+        ..SETTINGS
+    },
+    KubeletVariant {
+        name: "Kubernetes 1.35",
+        release: Some("1.35"),
+        origin: Origin::Api,
+        pods: unrecorded,
+        ..SETTINGS
+    },
+    KubeletVariant { name: "Kubernetes 1.37", release: Some("1.37"), pods: pods::of_a_release, ..SETTINGS },
 ];
 
 /// The verdict on a CPU limit of a kubelet that enforces none.
@@ -154,6 +173,23 @@ fn not_enforced() -> Vec<Spec> {
             .fold(spec, |spec, name| spec.expect(name, "cpu.max", VerdictKind::Unknown, NOT_ENFORCED))
     };
     pods::few().into_iter().map(limited).collect()
+}
+
+/// Of a kubelet that neither records nor resizes the resources of a pod as a whole: those limits that may be by them are unknown.
+fn unrecorded() -> Vec<Spec> {
+    let of_a_pod = |spec: Spec| {
+        let unknown = |spec: Spec, whose, why| {
+            ["cpu.max", "memory.max"]
+                .into_iter()
+                .fold(spec, |spec, file| spec.expect(whose, file, VerdictKind::Unknown, why))
+        };
+        match spec.name {
+            "pod-and-one" => unknown(spec.fixed(), "b", "the runtime was sent this one"),
+            "pod-and-all" => unknown(spec.fixed(), "", "the pod may have a limit of its own"),
+            _ => spec,
+        }
+    };
+    pods::of_a_release().into_iter().map(of_a_pod).collect()
 }
 
 /// A container with a processor of its own has no quota; one processor is reserved, and one is left for the other pods. No guaranteed pod of such a kubelet can be resized in place.

@@ -50,7 +50,7 @@ pub(super) fn all() -> Vec<Spec> {
         Spec::one("init-with-more", "cpu=50m memory=32Mi", few).init(("init", "cpu=500m memory=64Mi", few)),
         Spec::one("init-with-less", "cpu=50m memory=32Mi", few).init(("init", "cpu=40m memory=24Mi", few)),
         Spec::one("init-alone", "", "").init(("init", "cpu=500m memory=64Mi", few)),
-        Spec::one("sidecar", "cpu=200m memory=64Mi", few).sidecar(("a", "cpu=100m memory=32Mi", few)),
+        sidecar(),
         // The kubelet looks at what the sidecars have together, so that one without limits after one with limits does
         // not lift the pod's: it is held by it.
         Spec::one("sidecar-unlimited-second", "cpu=200m memory=64Mi", few)
@@ -134,8 +134,7 @@ fn pod_level() -> Vec<Spec> {
         Spec::one("pod-all", "", "").pod("cpu=100m memory=64Mi", few),
         Spec::new("pod-and-one", &[("a", "cpu=50m memory=32Mi", few), ("b", "", "")])
             .pod("cpu=100m memory=64Mi", few),
-        Spec::new("pod-and-all", &[("a", "cpu=50m memory=32Mi", few), ("b", "cpu=70m memory=48Mi", few)])
-            .pod("cpu=100m memory=64Mi", "cpu=2m memory=2Mi"),
+        pod_and_all(),
         Spec::new("pod-memory", &[("a", "cpu=50m", "cpu=1m"), ("b", "cpu=50m memory=32Mi", few)])
             .pod("memory=64Mi", "memory=1Mi"),
         Spec::new("pod-cpu", &[("a", "memory=32Mi", few), ("b", "memory=32Mi", few)])
@@ -151,6 +150,18 @@ fn pod_level() -> Vec<Spec> {
             .pod("cpu=100m memory=64Mi", few)
             .init(("init", "", "")),
     ]
+}
+
+/// The containers' limits are more together than the pod's, which each of them is within.
+fn pod_and_all() -> Spec {
+    let few = "cpu=1m memory=1Mi";
+    Spec::new("pod-and-all", &[("a", "cpu=50m memory=32Mi", few), ("b", "cpu=70m memory=48Mi", few)])
+        .pod("cpu=100m memory=64Mi", "cpu=2m memory=2Mi")
+}
+
+fn sidecar() -> Spec {
+    let few = "cpu=1m memory=1Mi";
+    Spec::one("sidecar", "cpu=200m memory=64Mi", few).sidecar(("a", "cpu=100m memory=32Mi", few))
 }
 
 /// What is given to a kubelet of other than default settings.
@@ -174,8 +185,15 @@ pub(super) fn of_the_api() -> Vec<Spec> {
     specs.extend([
         Spec { ephemeral: true, ..Spec::one("ephemeral", "cpu=50m memory=32Mi", few) },
         Spec { ephemeral: true, ..Spec::one("pod-ephemeral", "", "").pod("cpu=50m memory=32Mi", few) },
-        Spec::one("sidecar", "cpu=200m memory=64Mi", few).sidecar(("a", "cpu=100m memory=32Mi", few)),
+        sidecar(),
     ]);
+    specs
+}
+
+/// What is given to a kubelet of another release.
+pub(super) fn of_a_release() -> Vec<Spec> {
+    let mut specs = self::few();
+    specs.extend([pod_and_all(), sidecar()]);
     specs
 }
 

@@ -69,7 +69,7 @@ pub(crate) async fn with_cluster(
         all.extend(more);
     }
     let settings = settings.as_object().cloned().unwrap_or_default();
-    let setup = Setup { driver, settings, ..Pleg::Generic.into() };
+    let setup = Setup { driver, settings, release: variant.release, ..Pleg::Generic.into() };
     let kubelet = Kubelet::start_as(environment, runtime, setup, api).await?;
     let done = body(&Cluster { node: &node, agent: &agent, kubelet: &kubelet, api }).await;
     let done = done.with_context(|| kubelet.log_tail()).with_context(|| agent.log_tail());

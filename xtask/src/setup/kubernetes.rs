@@ -39,7 +39,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     // It needs no more than the C library of the roots.
     apt::programs(cache, ETCD_SUITE, ETCD_PACKAGE, &[ETCD])?;
     let flags = linker_flags(KUBERNETES);
-    let inputs: Vec<&str> = MODULE.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
+    let inputs: Vec<&str> = MODULE.texts().chain([flags.as_str()]).collect();
     let programs = BUILT.map(|name| cache.tool(name));
     let outputs = [programs[0].as_path(), programs[1].as_path(), programs[2].as_path()];
     Step { name: &format!("Kubernetes {KUBERNETES}"), inputs: &inputs, outputs: &outputs }.run(cache, || {
@@ -53,7 +53,7 @@ pub fn ensure(cache: &Cache) -> Result<()> {
 /// Makes [`CONTROLLERS`], unless they are there. They are of the same module, whose checksums cover them, but few tests need them.
 pub fn ensure_controllers(cache: &Cache) -> Result<()> {
     let flags = linker_flags(KUBERNETES);
-    let inputs: Vec<&str> = MODULE.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
+    let inputs: Vec<&str> = MODULE.texts().chain([flags.as_str()]).collect();
     let [manager, scheduler] = CONTROLLERS.map(|name| cache.tool(name));
     let name = format!("controllers of Kubernetes {KUBERNETES}");
     Step { name: &name, inputs: &inputs, outputs: &[&manager, &scheduler] }.run(cache, || {
@@ -78,7 +78,7 @@ pub fn ensure_others(cache: &Cache) -> Result<()> {
 
 fn ensure_kubelet(cache: &Cache, module: &go::Module, version: &str) -> Result<()> {
     let flags = linker_flags(version);
-    let inputs: Vec<&str> = module.files.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
+    let inputs: Vec<&str> = module.texts().chain([flags.as_str()]).collect();
     let program = cache.tool(&format!("{KUBELET}{}", module.suffix));
     Step { name: &format!("kubelet {version}"), inputs: &inputs, outputs: &[&program] }
         .run(cache, || module.build(cache, &[(&["build"], "k8s.io/kubernetes/cmd/kubelet", &flags)]))
