@@ -1,4 +1,5 @@
-//! The pods: their resources, and what differs from "every limit is in force". A node of one CPU has room for all requests.
+//! The pods: their resources, and what differs from "every limit is in force". A node of one CPU has room for all requests, and
+//! each container for runc's own init, which takes 15 MiB before it becomes the container's.
 
 use kwitness_api::proto::VerdictKind;
 use serde_json::json;
@@ -24,7 +25,7 @@ pub(super) fn all() -> Vec<Spec> {
     let mut specs = quantities();
     specs.extend([
         Spec::new("besteffort-two", &[("a", "", ""), ("b", "", "")]),
-        Spec::new("guaranteed-two", &[("a", "cpu=10m memory=16Mi", ""), ("b", "cpu=30m memory=20Mi", "")]),
+        Spec::new("guaranteed-two", &[("a", "cpu=10m memory=32Mi", ""), ("b", "cpu=30m memory=36Mi", "")]),
         Spec::new("tiny-sum", &[("a", "cpu=5m", "cpu=1m"), ("b", "cpu=5m", "cpu=1m")]),
         Spec::new(
             "tiny-three",
@@ -39,16 +40,16 @@ pub(super) fn all() -> Vec<Spec> {
         Spec::new(
             "five",
             &[
-                ("a", "cpu=11m memory=16Mi", few),
-                ("b", "cpu=12m memory=17Mi", few),
-                ("c", "cpu=13m memory=18Mi", few),
-                ("d", "cpu=14m memory=19Mi", few),
-                ("e", "cpu=15m memory=20Mi", few),
+                ("a", "cpu=11m memory=32Mi", few),
+                ("b", "cpu=12m memory=33Mi", few),
+                ("c", "cpu=13m memory=34Mi", few),
+                ("d", "cpu=14m memory=35Mi", few),
+                ("e", "cpu=15m memory=36Mi", few),
             ],
         ),
         Spec::one("init-without-limits", "cpu=50m memory=32Mi", few).init(("init", "", "")),
         Spec::one("init-with-more", "cpu=50m memory=32Mi", few).init(("init", "cpu=500m memory=64Mi", few)),
-        Spec::one("init-with-less", "cpu=50m memory=32Mi", few).init(("init", "cpu=40m memory=24Mi", few)),
+        Spec::one("init-with-less", "cpu=50m memory=48Mi", few).init(("init", "cpu=40m memory=32Mi", few)),
         Spec::one("init-alone", "", "").init(("init", "cpu=500m memory=64Mi", few)),
         sidecar(),
         // The kubelet looks at what the sidecars have together, so that one without limits after one with limits does
@@ -94,8 +95,8 @@ pub(super) fn all() -> Vec<Spec> {
 fn quantities() -> Vec<Spec> {
     vec![
         Spec::one("besteffort", "", ""),
-        Spec::one("guaranteed", "cpu=20m memory=16Mi", ""),
-        Spec::one("guaranteed-tiny", "cpu=5m memory=16Mi", ""),
+        Spec::one("guaranteed", "cpu=20m memory=32Mi", ""),
+        Spec::one("guaranteed-tiny", "cpu=5m memory=32Mi", ""),
         Spec::one("cpu-1m", "cpu=1m", ""),
         Spec::one("cpu-4m", "cpu=4m", ""),
         Spec::one("cpu-9m", "cpu=9m", "cpu=1m"),
@@ -110,11 +111,11 @@ fn quantities() -> Vec<Spec> {
         Spec::one("cpu-only", "cpu=100m", ""),
         Spec::one("memory-only", "memory=64Mi", "memory=1Mi"),
         Spec::one("requests-only", "", "cpu=50m memory=8Mi"),
-        Spec::one("limits-only", "cpu=15m memory=16Mi", ""),
+        Spec::one("limits-only", "cpu=15m memory=32Mi", ""),
         Spec::one("memory-bytes", "memory=128974848", "memory=1Mi"),
         Spec::one("memory-exponent", "memory=129e6", "memory=1e3"),
         Spec::one("memory-decimal", "memory=100M", "memory=1M"),
-        Spec::one("memory-odd", "memory=16777217", "memory=1"),
+        Spec::one("memory-odd", "memory=33554433", "memory=1"),
         Spec::one("memory-fraction", "memory=.25Gi", "memory=0.5Mi"),
         Spec::one("memory-milli", "memory=33554432000m", "memory=1Mi"),
         Spec::one("memory-1ti", "memory=1Ti", "memory=1Mi").beyond_the_node(),
@@ -141,8 +142,8 @@ fn pod_level() -> Vec<Spec> {
             .pod("cpu=100m", "cpu=2m"),
         Spec::new("pod-requests", &[("a", "cpu=50m memory=32Mi", few), ("b", "", "")])
             .pod("", "cpu=20m memory=8Mi"),
-        Spec::new("pod-guaranteed", &[("a", "", ""), ("b", "", "")]).pod("cpu=20m memory=32Mi", ""),
-        Spec::new("pod-tiny", &[("a", "", ""), ("b", "", "")]).pod("cpu=5m memory=32Mi", few),
+        Spec::new("pod-guaranteed", &[("a", "", ""), ("b", "", "")]).pod("cpu=20m memory=64Mi", ""),
+        Spec::new("pod-tiny", &[("a", "", ""), ("b", "", "")]).pod("cpu=5m memory=64Mi", few),
         Spec::one("pod-sidecar", "", "cpu=2m")
             .pod("cpu=100m memory=64Mi", "cpu=5m memory=2Mi")
             .sidecar(("s", "", "")),
@@ -168,9 +169,9 @@ fn sidecar() -> Spec {
 pub(super) fn few() -> Vec<Spec> {
     let few = "cpu=1m memory=1Mi";
     vec![
-        Spec::one("guaranteed", "cpu=20m memory=16Mi", ""),
+        Spec::one("guaranteed", "cpu=20m memory=32Mi", ""),
         Spec::one("besteffort", "", ""),
-        Spec::one("tiny", "cpu=4m memory=16Mi", few),
+        Spec::one("tiny", "cpu=4m memory=32Mi", few),
         Spec::one("burstable", "cpu=417m memory=64Mi", "cpu=10m memory=32Mi"),
         Spec::new("one-unlimited", &[("a", "cpu=50m memory=32Mi", few), ("b", "", "")]),
         Spec::new("pod-and-one", &[("a", "cpu=50m memory=32Mi", few), ("b", "", "")])

@@ -1,6 +1,6 @@
 //! One kubelet's pods: the verdicts on them as they start, after resizes, and after their files are overwritten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -86,12 +86,24 @@ async fn unjudged(agent: &Agent) -> Result<()> {
 
 /// All verdicts, as they are; waits only for the runtime's names of new containers.
 async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
-    wait_for("all containers to have names", SOON, async || {
+    let mut unnamed = BTreeSet::new();
+    let named = wait_for("all containers to have names", SOON, async || {
         let answer = cluster.agent.verify(VerifyRequest::default()).await.context("call Verify")?;
         ensure!(answer.unavailable.is_empty(), "sources are unavailable: {:?}", answer.unavailable);
-        Ok(answer.verdicts.into_iter().map(|of| judged(cluster, of)).collect())
-    })
-    .await
+        unnamed.clear();
+        let path = |of: &VerdictOf| of.verdict.as_ref()?.cgroup.as_ref()?.path.clone();
+        let of_all = answer.verdicts.into_iter().map(|of| (path(&of), judged(cluster, of)));
+        let named = of_all.filter_map(|(path, judged)| {
+            if judged.is_none() {
+                unnamed.extend(path);
+            }
+            judged
+        });
+        let named = named.collect();
+        Ok(unnamed.is_empty().then_some(named))
+    });
+    let named = named.await;
+    named.with_context(|| format!("the runtime has no names for {unnamed:?}"))
 }
 
 /// None: its names are not known yet.
