@@ -86,7 +86,7 @@ async fn unjudged(agent: &Agent) -> Result<()> {
 
 /// All verdicts, as they are; waits only for the runtime's names of new containers.
 async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
-    let mut unnamed = BTreeSet::new();
+    let mut unnamed: BTreeSet<String> = BTreeSet::new();
     let named = wait_for("all containers to have names", SOON, async || {
         let answer = cluster.agent.verify(VerifyRequest::default()).await.context("call Verify")?;
         ensure!(answer.unavailable.is_empty(), "sources are unavailable: {:?}", answer.unavailable);
@@ -99,7 +99,7 @@ async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
             }
             judged
         });
-        let named = named.collect();
+        let named: Verdicts = named.collect();
         Ok(unnamed.is_empty().then_some(named))
     });
     let named = named.await;
@@ -178,11 +178,12 @@ async fn resize(
     wrong: &mut Wrong,
 ) -> Result<Verdicts> {
     let began = Instant::now();
+    let when = format!("after the resize by {times}");
     let mut resized = Vec::new();
-    for spec in specs {
-        if spec.can_resize() {
-            cluster.resize(spec, times)?;
-            resized.push(spec);
+    for spec in specs.iter().filter(|spec| spec.can_resize()) {
+        match cluster.resize(spec, times) {
+            Ok(()) => resized.push(spec),
+            Err(error) => wrong.add(spec, &when, [format!("{error:#}")]),
         }
     }
     let mut last = before.clone();
@@ -197,7 +198,6 @@ async fn resize(
         println!("the kubelet on its resizes:\n{}", cluster.resizes()?);
     }
     println!("{} resizes by {times} after {:.1} s", resized.len(), began.elapsed().as_secs_f64());
-    let when = format!("after the resize by {times}");
     for spec in specs {
         let what = if spec.can_resize() { unsettled(spec, &before, &last) } else { mismatches(spec, &last) };
         wrong.add(spec, &when, what);
