@@ -84,26 +84,35 @@ async fn unjudged(agent: &Agent) -> Result<()> {
     }
 }
 
-/// All verdicts, as they are; waits only for the runtime's names of new containers.
+/// All verdicts, as they are; waits only for sources that a slow guest keeps from answering, and for the runtime's names of new
+/// containers.
 async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
-    let mut unnamed: BTreeSet<String> = BTreeSet::new();
-    let named = wait_for("all containers to have names", SOON, async || {
+    let mut lack = String::new();
+    let all = wait_for("all sources and names", SOON, async || {
+        if !lack.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+        }
         let answer = cluster.agent.verify(VerifyRequest::default()).await.context("call Verify")?;
-        ensure!(answer.unavailable.is_empty(), "sources are unavailable: {:?}", answer.unavailable);
-        unnamed.clear();
-        let path = |of: &VerdictOf| of.verdict.as_ref()?.cgroup.as_ref()?.path.clone();
-        let of_all = answer.verdicts.into_iter().map(|of| (path(&of), judged(cluster, of)));
-        let named = of_all.filter_map(|(path, judged)| {
-            if judged.is_none() {
-                unnamed.extend(path);
+        if !answer.unavailable.is_empty() {
+            lack = format!("sources are unavailable: {:?}", answer.unavailable);
+            return Ok(None);
+        }
+        let mut unnamed = BTreeSet::new();
+        let mut named = Verdicts::new();
+        for of in answer.verdicts {
+            let cgroup = of.verdict.as_ref().and_then(|verdict| verdict.cgroup.clone());
+            match judged(cluster, of) {
+                Some((limit, judged)) => {
+                    named.insert(limit, judged);
+                }
+                None => unnamed.extend(cgroup.and_then(|cgroup| cgroup.path)),
             }
-            judged
-        });
-        let named: Verdicts = named.collect();
+        }
+        lack = format!("the runtime has no names for {unnamed:?}");
         Ok(unnamed.is_empty().then_some(named))
     });
-    let named = named.await;
-    named.with_context(|| format!("the runtime has no names for {unnamed:?}"))
+    let all = all.await;
+    all.with_context(|| lack)
 }
 
 /// None: its names are not known yet.
@@ -194,8 +203,8 @@ async fn resize(
         let mut waited = resized.iter().filter(|spec| !wrong.0.contains_key(spec.name));
         Ok(waited.all(|spec| unsettled(spec, &before, &last).is_empty()).then_some(()))
     });
-    if settled.await.is_err() {
-        println!("the kubelet on its resizes:\n{}", cluster.resizes()?);
+    if let Err(error) = settled.await {
+        println!("{error:#}; the kubelet on its resizes:\n{}", cluster.resizes()?);
     }
     println!("{} resizes by {times} after {:.1} s", resized.len(), began.elapsed().as_secs_f64());
     for spec in specs {
