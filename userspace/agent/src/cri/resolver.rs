@@ -4,7 +4,8 @@
 //!  ask ──▶ open: id ──▶ one list of everything answers all that are due ──▶ found: answered with facts
 //!            ▲                       │
 //!            └── 50 ms, 100 ms, … 2 s┘ not listed yet (a runtime lists a sandbox only once it runs);
-//!                                      30 s after the first list without it: answered with nothing
+//!                                      30 s after the first list without it: answered with nothing,
+//!                                      and once more when a later list has it
 //! ```
 //!
 //! Without a question, the runtime is listed twice a minute: whether it still answers, and which containers it runs.
@@ -26,10 +27,13 @@ use super::calls::Calls;
 use super::client::{self, Connection, Error, Listing};
 use crate::clock::Clock;
 use crate::config::RuntimeChoice;
+use crate::oldest_first::OldestFirst;
 use kwitness_api::proto;
 
 /// Open questions at most.
 const OPEN_MAX: usize = 16_384;
+/// Containers that are remembered after they were answered with nothing; the oldest is forgotten first.
+const GIVEN_UP_MAX: usize = 4096;
 /// The share of the time that listing may take: one part in so many and one. Whatever is queried, a long list is not made again and
 /// again.
 const PAUSE_FACTOR: u32 = 4;
@@ -137,7 +141,8 @@ pub(super) fn start_with(
         if sockets.is_empty() {
             return;
         }
-        let worker = Worker { shared, sockets, answers: answers.clone() };
+        let given_up = OldestFirst::new(GIVEN_UP_MAX);
+        let worker = Worker { shared, sockets, answers: answers.clone(), given_up };
         tokio::select! {
             () = worker.run() => {}
             () = answers.closed() => {}
@@ -242,10 +247,12 @@ struct Worker {
     shared: Arc<Shared>,
     sockets: Vec<PathBuf>,
     answers: mpsc::Sender<Observation>,
+    /// Answered with nothing. It may be listed yet: to start a sandbox takes a busy node longer.
+    given_up: OldestFirst<ContainerId, ()>,
 }
 
 impl Worker {
-    async fn run(self) {
+    async fn run(mut self) {
         let (first, longest) = self.shared.timing.reconnect;
         let mut pause = first;
         loop {
@@ -304,7 +311,7 @@ impl Worker {
     }
 
     /// Answers questions until the connection fails; whether any list came before.
-    async fn serve(&self, mut connection: Connection) -> (Error, bool) {
+    async fn serve(&mut self, mut connection: Connection) -> (Error, bool) {
         let Timing { list_pause, idle, .. } = self.shared.timing;
         // The end of the last list, and how long it took.
         let mut listed: Option<(Instant, Duration)> = None;
@@ -337,11 +344,16 @@ impl Worker {
     }
 
     /// Answers what a list answers; the others are postponed, or given up.
-    async fn answer(&self, listing: Listing, began: Instant) {
+    async fn answer(&mut self, listing: Listing, began: Instant) {
         let Listing { facts, running } = listing;
         *self.shared.running() = Arc::new(running);
         let timing = self.shared.timing;
         let mut answered = Vec::new();
+        for (container, facts) in &facts {
+            if self.given_up.remove(container).is_some() {
+                answered.push((container.clone(), Some(facts.clone())));
+            }
+        }
         self.shared.open().retain(|container, question| {
             if let Some(facts) = facts.get(container) {
                 answered.push((container.clone(), Some(facts.clone())));
@@ -364,6 +376,9 @@ impl Worker {
             let count =
                 if facts.is_some() { &self.shared.counts.resolved } else { &self.shared.counts.unknown };
             count.fetch_add(1, Relaxed);
+            if facts.is_none() {
+                self.given_up.insert(container.clone(), ());
+            }
             // The engine is gone: there is no receiver.
             if self.answers.send(Observation::Runtime { at, container, facts }).await.is_err() {
                 return;

@@ -230,6 +230,19 @@ async fn what_is_never_listed_is_given_up() {
     assert_eq!((bench.count("cri_unknown"), bench.count("cri_open")), (1, 0));
 }
 
+/// To start a sandbox may take a busy node longer than it is asked for, and until then it is not listed.
+#[tokio::test]
+async fn what_was_given_up_is_answered_when_it_is_listed_after_all() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    let _serving = runtime.serve(&bench.socket());
+    bench.ask("a");
+    assert_eq!(bench.answer().await.1, None);
+    runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
+    assert_eq!(bench.pod_of("a").await, "pod-of-a");
+    assert_eq!((bench.count("cri_unknown"), bench.count("cri_resolved")), (1, 1));
+}
+
 #[tokio::test]
 async fn a_runtime_that_is_away_is_waited_for_without_giving_up() {
     let mut bench = Bench::new();
