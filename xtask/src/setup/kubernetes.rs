@@ -78,7 +78,8 @@ pub fn ensure_others(cache: &Cache) -> Result<()> {
 
 fn ensure_kubelet(cache: &Cache, module: &go::Module, version: &str) -> Result<()> {
     let flags = linker_flags(version);
-    let inputs: Vec<&str> = module.texts().chain([flags.as_str()]).collect();
+    let texts = module.files.iter().map(|(_, text)| *text);
+    let inputs: Vec<&str> = texts.chain([flags.as_str()]).collect();
     let program = cache.tool(&format!("{KUBELET}{}", module.suffix));
     Step { name: &format!("kubelet {version}"), inputs: &inputs, outputs: &[&program] }
         .run(cache, || module.build(cache, &[(&["build"], "k8s.io/kubernetes/cmd/kubelet", &flags)]))
