@@ -39,6 +39,7 @@ pub(crate) fn populate_if_requested() -> bool {
 }
 
 /// Takes so much with one system call; how much this process has then.
+#[expect(unsafe_code, reason = "a bare mmap(2)")]
 fn populate(size: NonZeroUsize) -> Option<usize> {
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;

@@ -21,21 +21,22 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::thread::JoinHandleExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kwitness_api::proto::guard_report::Report;
-use nix::unistd::{Pid, gettid};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
 use crate::policy::Bytes;
-use crate::process;
 use crate::reporter::Reporter;
 use crate::state_file;
 
@@ -182,17 +183,13 @@ struct Brake {
     /// Dropped to release it.
     hold: Option<Sender<Infallible>>,
     thread: JoinHandle<()>,
-    /// The thread's id; 0: it has not begun.
-    tid: Arc<AtomicI32>,
 }
 
 impl Brake {
     fn start(shared: &Arc<Shared>, container: &Container) -> io::Result<Self> {
         let (hold, released) = channel();
-        let tid = Arc::<AtomicI32>::default();
-        let (shared, container, own) = (Arc::clone(shared), container.clone(), Arc::clone(&tid));
+        let (shared, container) = (Arc::clone(shared), container.clone());
         let run = move || {
-            own.store(gettid().as_raw(), Ordering::Relaxed);
             let found = Cgroup::find(&container.cgroup_path, container.cgroup_id);
             let brake = |cgroup: Cgroup| shared.brake(&container, &cgroup, &released);
             match found.and_then(|cgroup| cgroup.map_or(Ok(()), brake)) {
@@ -203,14 +200,13 @@ impl Brake {
             }
         };
         let thread = thread::Builder::new().name("brake".to_owned()).spawn(run)?;
-        Ok(Self { hold: Some(hold), thread, tid })
+        Ok(Self { hold: Some(hold), thread })
     }
 
     /// Ends the reclaim that a write may be at.
     fn interrupt(&self) {
-        match self.tid.load(Ordering::Relaxed) {
-            0 => {}
-            tid => process::interrupt(Pid::from_raw(tid)),
+        if let Err(error) = pthread_kill(self.thread.as_pthread_t(), Signal::SIGURG) {
+            tracing::debug!(%error, "cannot interrupt the thread of a brake");
         }
     }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::Pid;
 use procfs::process::{ProcState, Process, Stat};
 use procfs::{ProcError, ProcResult};
 use rustix::process::Signal;
@@ -169,14 +168,6 @@ pub fn motion(key: ProcessKey, hold: &Hold) -> io::Result<Motion> {
     })
 }
 
-/// Has a thread of this process return from a system call that a signal interrupts.
-pub fn interrupt(thread: Pid) {
-    use nix::libc::{SIGURG, SYS_tgkill, pid_t, syscall};
-    let (process, thread): (pid_t, pid_t) = (nix::unistd::getpid().as_raw(), thread.as_raw());
-    // SAFETY: integers only. A thread of that number that is not the one gets a signal that means nothing.
-    unsafe { syscall(SYS_tgkill, process, thread, SIGURG) };
-}
-
 /// What the state that a process is seen in after SIGCONT means for its hold; `has_arrived`: the hold's signal had, before that.
 fn after_continued(seen: State, has_arrived: bool, now: u64, hold: &Hold) -> State {
     match seen {
@@ -323,6 +314,8 @@ mod tests {
 
     use nix::sys::signal::{Signal as Unix, kill};
     use nix::sys::wait::{WaitPidFlag, waitpid};
+
+    use nix::unistd::Pid;
 
     use super::*;
 

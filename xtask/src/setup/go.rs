@@ -46,7 +46,7 @@ pub(super) use module;
 
 impl Module {
     /// What is in its files: what decides what comes out.
-    pub fn texts(&self) -> impl Iterator<Item = &'static str> {
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|(_, text)| *text)
     }
 

@@ -111,12 +111,7 @@ impl Tool {
             Self::Helm => &helm::NAMES,
             Self::Collector => &collector::NAMES,
             Self::Prometheus => &prometheus::NAMES,
-            Self::Bpf
-            | Self::Lint
-            | Self::NextKubelet
-            | Self::Image
-            | Self::Packages
-            | Self::Windows => &[],
+            Self::Bpf | Self::Lint | Self::NextKubelet | Self::Image | Self::Packages | Self::Windows => &[],
         }
     }
 }
@@ -150,7 +145,13 @@ impl Needs {
             needs.trees = ROOTS.iter().map(|root| root.name).filter(is_usual).collect();
         }
         if wanted(Tier::Vm) {
-            needs.tools.extend([Tool::Collector, Tool::Helm, Tool::Kubernetes, Tool::Packages, Tool::Prometheus]);
+            needs.tools.extend([
+                Tool::Collector,
+                Tool::Helm,
+                Tool::Kubernetes,
+                Tool::Packages,
+                Tool::Prometheus,
+            ]);
             needs.disks = GUESTS.iter().map(|(_, root)| *root).filter(is_usual).collect();
             needs.kernels =
                 GUESTS.iter().filter(|(_, root)| is_usual(root)).map(|(kernel, _)| *kernel).collect();

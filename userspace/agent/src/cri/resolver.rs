@@ -316,7 +316,8 @@ impl Worker {
         // The end of the last list, and how long it took.
         let mut listed: Option<(Instant, Duration)> = None;
         loop {
-            let queried = self.shared.queried.notified();
+            let shared = Arc::clone(&self.shared);
+            let queried = shared.queried.notified();
             let now = Instant::now();
             let due = listed.map_or(now, |(listed, took)| {
                 let (earliest, regular) = (listed + list_pause.max(took * PAUSE_FACTOR), listed + idle);

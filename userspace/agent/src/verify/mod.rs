@@ -338,6 +338,7 @@ impl Verifier {
         sources: &Sources,
         pods: bool,
     ) -> Vec<Target> {
+        let at = now();
         let mut targets = Vec::new();
         let mut by_pod: BTreeMap<Arc<str>, Members> = BTreeMap::new();
         for subject in subjects {

@@ -74,7 +74,6 @@ impl Guard {
         guarded.open.is_looked_for = false;
         let container = &guarded.container.id;
         if is_accepted {
-            guarded.raises += u32::from(change.to > change.from);
             tracing::info!(container, to = change.to.0, "the API has a change that it did not answer");
             return;
         }
