@@ -1,8 +1,10 @@
 #!/bin/sh
 # After an installation and after an upgrade, of deb and rpm. Enables and starts nothing.
 set -e
-# The group of the API's socket.
-systemd-sysusers kwitness.conf
+# The group of the API's socket: for the units, which need systemd as well.
+if command -v systemd-sysusers >/dev/null; then
+	systemd-sysusers kwitness.conf
+fi
 if [ -d /run/systemd/system ]; then
 	systemd-tmpfiles --create kwitness.conf
 	systemctl daemon-reload

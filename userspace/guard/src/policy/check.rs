@@ -203,7 +203,7 @@ mod tests {
             problems(&text),
             "line 4: there is no key \"thresold\"; did you mean threshold?\n\
              line 10: there is no key \"zzz\"; known here: namespace, pod, container, threshold, step, ceiling, \
-             longest_hold, cool_down, budget, give_back_after\n\
+             longest_hold, cool_down, budget, give_back_after, brake\n\
              line 11: there is no key \"rules\"; did you mean rule?"
         );
     }
@@ -212,7 +212,7 @@ mod tests {
     fn every_key_is_known() {
         let text = format!(
             "[[rule]]\nnamespace = \"a\"\npod = \"b\"\ncontainer = \"c\"\nthreshold = \"90%\"\n{REST}\
-             longest_hold = \"3s\"\ncool_down = \"3s\"\nbudget = 1\ngive_back_after = \"10m\"\n"
+             longest_hold = \"3s\"\ncool_down = \"3s\"\nbudget = 1\ngive_back_after = \"10m\"\nbrake = false\n"
         );
         assert!(KEYS.iter().all(|key| text.contains(key)));
         Policy::parse(&text).unwrap();
