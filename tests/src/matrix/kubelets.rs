@@ -23,6 +23,8 @@ pub struct KubeletVariant {
     pub short: &'static [&'static str],
     /// The processors that its node needs.
     pub processors: usize,
+    /// CPU limits of its pods that have the least quota there is even when they are doubled.
+    tiny: &'static [&'static str],
     /// Whether its containers are in cgroups that are tracked.
     pub tracked: bool,
     /// Where its pods are from.
@@ -50,8 +52,11 @@ impl KubeletVariant {
     /// There are no UIDs to be had.
     pub fn pods(&self) -> Result<Vec<Spec>> {
         let mut pods = (self.pods)();
-        for pod in pods.iter_mut().filter(|_| self.origin == Origin::Files) {
-            pod.uid = Some(new_uid()?);
+        for pod in &mut pods {
+            pod.tiny = self.tiny;
+            if self.origin == Origin::Files {
+                pod.uid = Some(new_uid()?);
+            }
         }
         Ok(pods)
     }
@@ -87,6 +92,7 @@ const DEFAULT: KubeletVariant = KubeletVariant {
         "overhead",
     ],
     processors: 1,
+    tiny: &["1m", "4m", "5m"],
     tracked: true,
     origin: Origin::Files,
     handler: Handler::Crun,
@@ -115,6 +121,8 @@ pub const KUBELETS: [KubeletVariant; 12] = [
     KubeletVariant {
         name: "cpuCFSQuotaPeriod: 10ms",
         settings: || json!({ "cpuCFSQuotaPeriod": "10ms", "featureGates": { "CustomCPUCFSQuotaPeriod": true } }),
+        // 1 ms of 10.
+        tiny: &["4m", "20m", "50m"],
         ..SETTINGS
     },
     KubeletVariant {

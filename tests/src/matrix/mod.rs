@@ -19,9 +19,6 @@ type Quantities = &'static str;
 /// A container of a pod: its name, limits and requests.
 type Container = (&'static str, Quantities, Quantities);
 
-/// CPU limits that have the least quota there is even when they are doubled.
-const TINY: [&str; 3] = ["1m", "4m", "5m"];
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Ends before the next container starts.
@@ -60,6 +57,8 @@ pub struct Spec {
     pod: Option<(Quantities, Quantities)>,
     /// Its limits cannot be doubled.
     fixed: bool,
+    /// See [`KubeletVariant::tiny`].
+    tiny: &'static [Quantities],
     /// Further fields of the pod's specification.
     fields: Map<String, Value>,
     exceptions: Vec<Exception>,
@@ -74,6 +73,7 @@ impl Spec {
             containers: containers.iter().map(|of| (Kind::App, *of)).collect(),
             pod: None,
             fixed: false,
+            tiny: &[],
             fields: Map::new(),
             exceptions: Vec::new(),
         }
@@ -193,7 +193,7 @@ impl Spec {
             return false;
         };
         let limit = pairs(limits).find(|(name, _)| *name == resource);
-        limit.is_some_and(|(_, limit)| !TINY.contains(&limit))
+        limit.is_some_and(|(_, limit)| !self.tiny.contains(&limit))
     }
 
     /// The beginning of its row in the documentation.
