@@ -240,7 +240,7 @@ async fn overwrite(
                 let (_, whose, file) = limit;
                 let is_unknown = spec.expected(whose, file).0 == VerdictKind::Unknown;
                 if whose.is_empty() == of_pods
-                    && let Some(other) = another(file, &of.reading, of_pods, is_unknown)
+                    && let Some(other) = another(file, of, of_pods, is_unknown)
                 {
                     match fs::write(&of.path, other) {
                         Ok(()) => {
@@ -276,13 +276,21 @@ async fn overwrite(
     Ok(())
 }
 
+/// The least quota.
+const LOW: &str = "1000 100000";
+/// Less CPU time than that, in the longest period.
+const LOWER: &str = "1500 1000000";
+
 /// Another content of a limit file, under which a sleeping process lives on, and which is wrong even where it is unknown what is
 /// right; none: it is left as it is.
-fn another(file: &str, reading: &str, of_pod: bool, is_unknown: bool) -> Option<&'static str> {
+fn another(file: &str, of: &Judged, of_pod: bool, is_unknown: bool) -> Option<&'static str> {
+    let reading = &*of.reading;
+    // A tiny limit has the least quota, though not with every kubelet's settings.
+    let low = if reading != LOW && of.desired.contains(LOW) { LOWER } else { LOW };
     // A pod's limit may be higher than the sum, so that only a lower one is wrong; that may be its own, where that is unknown.
     let other = match file {
         _ if of_pod && is_unknown => return None,
-        "cpu.max" if of_pod || is_unknown || reading.starts_with("max") => "1000 100000",
+        "cpu.max" if of_pod || is_unknown || reading.starts_with("max") => low,
         "memory.max" if !of_pod && (is_unknown || reading == "max") => "536870912",
         "cpu.max" | "memory.max" if !of_pod => "max",
         "cpu.weight" if !of_pod => "77",
