@@ -7,7 +7,8 @@
 //!
 //! | Watched | The daemon's pid namespace | |
 //! |---|---|---|
-//! | anything | the host's | pids are the kernel's own |
+//! | the whole hierarchy, or a part with the machine's first process in it | the host's | pids are the kernel's own |
+//! | another part | the host's | refused: it need not be a node's; in `kubepods` alone, no root is found |
 //! | the whole hierarchy | another | refused: the machine's other processes are not in it |
 //! | a part of it | another, whose first process is in that part and in no container there | a node that is a container |
 //! | a part of it | another | refused: that of a container, such as a pod without `hostPID` |
@@ -31,12 +32,18 @@ pub enum PidNamespace {
     Node(u32),
 }
 
-/// Why the daemon's pid namespace is not the node's.
+/// Why what is watched and the daemon's pid namespace are not one node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PidNamespaceError {
     /// `/proc` shows the processes of another one.
     #[error("/proc is of another pid namespace than this process: existing processes cannot be identified")]
     Procfs,
+    /// A part is mounted, and nothing shows that it is a node's.
+    #[error(
+        "only a part of the cgroup hierarchy is mounted, and process 1 is not in it: containers outside of that part \
+         cannot be seen"
+    )]
+    Part,
     /// The whole hierarchy is watched from within a pid namespace.
     #[error("this process is not in the host's pid namespace: existing processes cannot be identified")]
     Whole,
@@ -50,6 +57,7 @@ impl PidNamespaceError {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Procfs => "run it with hostPID: true, or mount procfs on /proc in this pid namespace",
+            Self::Part => "mount the node's whole /sys/fs/cgroup",
             Self::Whole => {
                 "run it with hostPID: true; in a node that is a container, use a private cgroup namespace, or set \
                  kernel.subtree to the node's cgroup"
@@ -60,13 +68,14 @@ impl PidNamespaceError {
 }
 
 impl PidNamespace {
-    /// Finds whether the pid namespace that this process is in is the node's.
+    /// Finds whether this process's pid namespace, and what is mounted, are the node's.
     ///
     /// # Errors
     /// See [`PidNamespaceError`].
     pub fn find(cgroups: &CgroupFs) -> Result<Self, PidNamespaceError> {
         if in_initial_pid_namespace() {
-            return Ok(Self::Host);
+            let is_nodes = cgroups.is_whole() || cgroups.path_of(1).is_some();
+            return if is_nodes { Ok(Self::Host) } else { Err(PidNamespaceError::Part) };
         }
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let namespace = pid_namespace().filter(|_| is_shown_by_own_pid(&status));
@@ -91,7 +100,8 @@ impl PidNamespace {
 }
 
 /// Finds whose pids are reported, and has the kernel side report what this process sees of the machine. With `any`, a pid namespace
-/// that is not the node's is accepted: pids are the host's then, and no process that exists is identified.
+/// or a part that is not the node's is accepted: pids are the host's then, and outside the host's pid namespace no process that
+/// exists is identified.
 ///
 /// # Errors
 /// See [`PidNamespaceError`], with what to do.

@@ -310,6 +310,8 @@ mod tests {
             ("/../..", "/../../init.scope", Some("/init.scope")),
             ("/../..", "/../..", Some("")),
             ("/../..", "/../../..", None),
+            // Of `kubepods` alone, by a pod, the node's first process.
+            ("/../..", "/../../../init.scope", None),
             // Between the mount's top and the reader's namespace, whose names the reader is not shown.
             ("/../..", "/../pause", None),
             ("/../..", "/", None),
