@@ -150,7 +150,7 @@ fn documented_commands_of_the_plugin_parse() {
     assert!(count >= 8, "only {count} commands were found");
 }
 
-/// The sources but for this one: what errors and notes tell people to run.
+/// The sources but for this one, with the commands that errors and notes name.
 fn messages() -> impl Iterator<Item = (String, String)> {
     let sources = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let is_source = |path: &PathBuf| {

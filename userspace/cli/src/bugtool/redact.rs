@@ -22,7 +22,7 @@ pub struct Redactor {
 }
 
 impl Redactor {
-    /// With a salt that is not kept: nobody can try names later.
+    /// With a salt that is not kept, so that names cannot be guessed and compared later.
     pub fn new() -> anyhow::Result<Self> {
         let mut salt = [0; 16];
         getrandom::fill(&mut salt).map_err(|error| anyhow::anyhow!("cannot get random bytes: {error}"))?;

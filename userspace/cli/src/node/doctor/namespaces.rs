@@ -24,7 +24,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// What the probes of a daemon here would be told.
+/// The settings that a daemon's probes would have here.
 pub(super) fn probe_settings(config: &Config, cgroups: Option<&CgroupFs>) -> Settings {
     let mut settings = config.probe.clone();
     if let Some(cgroups) = cgroups {
