@@ -194,9 +194,9 @@ fn a_silent_client_and_one_that_does_not_read_are_closed_in_time() {
     let _ = silent.read(&mut [0]);
     until(|| counters.connections_timed_out.get() == 1);
 
-    // More than what the sockets' buffers take.
-    // Long enough for the others, however busy the machine is.
+    // Long enough for the short requests, also on a busy machine.
     let limits = HttpLimits { whole: Duration::from_secs(2), ..LIMITS };
+    // More than what the sockets' buffers take.
     let Served { address, counters, .. } = &serve(limits, 1 << 20);
     let address = *address;
     let mut slow = TcpStream::connect(address).unwrap();
