@@ -26,7 +26,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 }
 
 /// Lives, daemon and client on one CPU that has no rest: what they take together is what limits how many there can be. The lives'
-/// own time is that without a daemon: pins add nothing to what the programs do in them.
+/// own time is that without a daemon, the same for both.
 async fn lives(environment: &Environment) -> Result<Row> {
     let (rounds, forks) = match environment.tier {
         Tier::Host => (ROUNDS, FORKS),
