@@ -21,8 +21,8 @@ pub const NEXT_KUBELET: &str = "1.37.2";
 pub const OLDER_KUBELETS: [&str; 2] = ["1.34.4", "1.35.4"];
 /// helm, built from its Go module; `xtask/go/helm/go.mod` requires the same.
 pub const HELM: &str = "4.3.1";
-/// What makes deb and rpm, built from its Go module; `xtask/go/packages/go.mod` requires the same. Later ones need modules that the
-/// Go proxy refuses.
+/// What makes deb and rpm, built from its Go module; `xtask/go/packages/go.mod` requires the same. Newer ones need modules that
+/// could not be fetched when it was pinned.
 pub const NFPM: &str = "2.45.2";
 /// The Python of [`CLIENT_ROOT`]'s suite, for which packages are fetched.
 pub const CLIENT_PYTHON: &str = "3.13";

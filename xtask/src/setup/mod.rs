@@ -141,7 +141,14 @@ impl Needs {
         let is_usual = |name: &&str| !ON_DEMAND.contains(name);
         let mut needs = Self::tools(&[Tool::Bpf]);
         if wanted(Tier::Host) {
-            needs.tools.extend([Tool::CriTools, Tool::Kubernetes, Tool::Clients, Tool::Collector]);
+            needs.tools.extend([
+                Tool::CriTools,
+                Tool::Kubernetes,
+                Tool::Clients,
+                Tool::Helm,
+                Tool::Collector,
+                Tool::Prometheus,
+            ]);
             needs.trees = ROOTS.iter().map(|root| root.name).filter(is_usual).collect();
         }
         if wanted(Tier::Vm) {

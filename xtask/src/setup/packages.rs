@@ -20,3 +20,15 @@ pub fn ensure(cache: &Cache) -> Result<()> {
         MODULE.build(cache, &[(&["build"], "github.com/goreleaser/nfpm/v2/cmd/nfpm", "-s -w")])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_is_what_the_module_pins() {
+        assert!(
+            MODULE.texts().any(|text| text.contains(&format!("github.com/goreleaser/nfpm/v2 v{NFPM}\n")))
+        );
+    }
+}
