@@ -19,8 +19,9 @@ mod tree;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest as _, Sha256};
@@ -32,7 +33,7 @@ use crate::image::LICENCES;
 use crate::release::{self, Platform, Source, WINDOWS};
 use crate::step::hex;
 use crate::workspace::{Cache, Workspace};
-use crate::{ebpf, oci, sbom};
+use crate::{ebpf, oci, run, sbom};
 
 use packages::Compressor;
 use tree::Tree;
@@ -93,7 +94,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, dist: &Dist) -> Result<()> {
 pub fn of_program(workspace: &Workspace, cache: &Cache, program: &Path, deb: &Path) -> Result<()> {
     let directory = tempfile::tempdir().context("make a temporary directory")?;
     let stripped = directory.path().join("kwitness");
-    crate::run::output(std::process::Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
+    run::output(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
     let tree = Tree::of(&workspace.root, &stripped, &stripped)?;
     let source = Source::find(workspace)?;
     let make = |sub: &str| {
@@ -103,7 +104,7 @@ pub fn of_program(workspace: &Workspace, cache: &Cache, program: &Path, deb: &Pa
     };
     let (first, second) = (make("first")?, make("second")?);
     for (one, other) in first.iter().zip(&second) {
-        anyhow::ensure!(fs::read(one)? == fs::read(other)?, "{} is another one each time", one.display());
+        ensure!(fs::read(one)? == fs::read(other)?, "{} is another one each time", one.display());
     }
     let [made, _] = first;
     fs::copy(&made, deb).with_context(|| format!("copy {} to {}", made.display(), deb.display()))?;

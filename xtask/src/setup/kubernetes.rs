@@ -1,5 +1,5 @@
-//! The parts of a Kubernetes cluster that tests run: kubelet, API server, kubectl, controllers and scheduler, built from Kubernetes' Go modules,
-//! and Debian's etcd.
+//! The parts of a Kubernetes cluster that tests run: kubelet, API server, kubectl, controllers and scheduler, built from Kubernetes' Go
+//! modules, and Debian's etcd.
 //!
 //! The build takes minutes of both processors and three gigabytes; where it fails, what needs these programs fails by name, and the
 //! rest is none the worse ([`crate::test`]).

@@ -83,7 +83,9 @@ pub struct Test {
     #[arg(long, value_name = "RELEASE", value_parser = ["1.34", "1.35", "1.37"])]
     kubelet: Option<String>,
     /// Also what takes long: all of critest, and its benchmark; a subscriber that stalls for a minute; the whole verdict matrix;
-    /// outages on every kernel, and one of thousands of containers; the chart's pod and its release on a node; the kubelet of the next release; the demos of the guard, of a build and of a JVM; in guests, every combination of OCI runtime and cgroup driver
+    /// outages on every kernel, and one of thousands of containers; the probes and the daemon on arm64; the chart's pod and its release
+    /// on a node; the kubelets of other releases; the demos of the guard, of a build and of a JVM; in guests, every combination of OCI
+    /// runtime and cgroup driver
     #[arg(long)]
     long: bool,
 }
