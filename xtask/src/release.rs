@@ -63,6 +63,11 @@ impl Platform {
 }
 
 impl Source {
+    /// What tests make: of an exported tree as well, which has no commit.
+    pub fn of_no_commit() -> Self {
+        Self { revision: "none".to_owned(), created: "1970-01-01T00:00:00Z".to_owned(), seconds: 0 }
+    }
+
     /// Asks git.
     pub fn find(workspace: &Workspace) -> Result<Self> {
         let git = |arguments: &[&str]| {
