@@ -13,7 +13,7 @@ use std::time::Duration;
 use kwitness_abi::{Hold, ProcessKey};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use procfs::process::{ProcState, Process, Stat};
+use procfs::process::{ProcState, Process, Stat, Task};
 use procfs::{ProcError, ProcResult};
 use rustix::process::Signal;
 
@@ -230,18 +230,12 @@ impl Held {
     /// # Errors
     /// Why it cannot be looked at.
     fn is_still(&self, only: Option<u32>) -> io::Result<bool> {
-        let tasks = match only {
-            Some(tid) => vec![self.process.task_from_tid(tid.cast_signed())],
-            None => alive(self.process.tasks())?.into_iter().flatten().collect(),
-        };
-        for task in tasks {
-            let Some(stat) = alive(task.and_then(|task| task.stat()))? else { continue };
-            let state = stat.state().map_err(io::Error::other)?;
-            let can_charge = !matches!(
-                state,
-                ProcState::Stopped | ProcState::Tracing | ProcState::Zombie | ProcState::Dead
-            );
-            if can_charge {
+        if let Some(tid) = only {
+            return Ok(!can_charge(self.process.task_from_tid(tid.cast_signed()))?);
+        }
+        // One at a time: each has a file descriptor, and what gets none is passed over.
+        for task in alive(self.process.tasks())?.into_iter().flatten() {
+            if can_charge(task)? {
                 return Ok(false);
             }
         }
@@ -285,6 +279,13 @@ fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     Ok(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? > 0)
 }
 
+/// Whether a thread can charge memory: it has neither stopped nor ended.
+fn can_charge(task: ProcResult<Task>) -> io::Result<bool> {
+    let Some(stat) = alive(task.and_then(|task| task.stat()))? else { return Ok(false) };
+    let state = stat.state().map_err(io::Error::other)?;
+    Ok(!matches!(state, ProcState::Stopped | ProcState::Tracing | ProcState::Zombie | ProcState::Dead))
+}
+
 fn of(stat: &Stat) -> io::Result<State> {
     Ok(match stat.state().map_err(io::Error::other)? {
         ProcState::Stopped => State::Stopped,
@@ -314,7 +315,6 @@ mod tests {
 
     use nix::sys::signal::{Signal as Unix, kill};
     use nix::sys::wait::{WaitPidFlag, waitpid};
-
     use nix::unistd::Pid;
 
     use super::*;
