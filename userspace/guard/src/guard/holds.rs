@@ -12,7 +12,6 @@ use kwitness_api::proto::guard_report::Report;
 use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id, verify};
 use crate::cgroup::{self, Cgroup};
 use crate::episode::{Episode, Input, Next, Outcome};
-use crate::give_back::Loan;
 use crate::plan::{Facts, Refusal};
 use crate::policy::Bytes;
 use crate::process::{self, Motion, State};
@@ -196,7 +195,7 @@ impl Guard {
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
         guarded.episode = Some(running);
         guarded.unanswered = true;
-        self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, raise)));
+        self.request(cgroup_id, raise);
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
             reporter.announce(&container.id, raise.to.0).await;

@@ -35,10 +35,10 @@ pub(super) struct Answer {
 enum Input {
     Lowered(Result<(), Refusal>),
     Verified(Result<(), Refusal>),
-    /// Whether that change, without an answer until then, was accepted; the attempts by then.
+    /// Whether that change, without an answer until then, was accepted; the requests by then.
     Resolved {
         change: Change,
-        attempts: u64,
+        requests: u64,
         is_accepted: bool,
     },
 }
@@ -46,46 +46,60 @@ enum Input {
 /// What is known of changes without an answer. The last one counts; one at a time is looked for.
 #[derive(Debug, Default)]
 pub(super) struct Open {
-    attempts: u64,
+    /// Changes that were requested, with an answer or without.
+    requests: u64,
     is_looked_for: bool,
+    /// A later one has none either, and is to be looked for next.
+    has_next: bool,
 }
 
 impl Guard {
+    /// Records a change before it is requested.
+    pub(super) fn request(&mut self, cgroup_id: u64, change: Change) {
+        if let Some(guarded) = self.known_mut(cgroup_id) {
+            guarded.open.requests += 1;
+            guarded.open.has_next = false;
+        }
+        self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
+    }
+
     /// Finds out what becomes of a change that has no answer. What the CRI has not answered is never known.
     pub(super) fn resolve(&mut self, cgroup_id: u64, change: Change) {
         if matches!(self.options.raiser, Raiser::Cri(_)) {
             return;
         }
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
-        guarded.open.attempts += 1;
         if std::mem::replace(&mut guarded.open.is_looked_for, true) {
+            guarded.open.has_next = true;
             return;
         }
-        let (container, attempts) = (guarded.container.clone(), guarded.open.attempts);
+        let (container, requests) = (guarded.container.clone(), guarded.open.requests);
         let raiser = self.options.raiser.clone();
         self.returns.spawn(async move {
             let is_accepted = raiser.is_accepted(&container, change).await;
-            Answer { cgroup_id, input: Input::Resolved { change, attempts, is_accepted } }
+            Answer { cgroup_id, input: Input::Resolved { change, requests, is_accepted } }
         });
     }
 
-    fn resolved(&mut self, cgroup_id: u64, change: Change, attempts: u64, is_accepted: bool) {
+    fn resolved(&mut self, cgroup_id: u64, change: Change, requests: u64, is_accepted: bool) {
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
+        if std::mem::take(&mut guarded.open.has_next) {
+            if let Some(later) = guarded.loan.and_then(|loan| loan.unanswered()) {
+                self.resolve(cgroup_id, later);
+            }
+            return;
+        }
         let container = &guarded.container.id;
         if is_accepted {
             tracing::info!(container, to = change.to.0, "the API has a change that it did not answer");
-            return;
-        }
-        if attempts == guarded.open.attempts {
+        } else if requests == guarded.open.requests {
             tracing::info!(
                 container,
                 to = change.to.0,
                 "the API has not taken a change that it did not answer"
             );
             self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
-        } else if let Some(change) = guarded.loan.and_then(|loan| loan.unanswered()) {
-            self.resolve(cgroup_id, change);
         }
     }
 
@@ -124,8 +138,8 @@ impl Guard {
         let Answer { cgroup_id, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         let next = match input {
-            Input::Resolved { change, attempts, is_accepted } => {
-                return self.resolved(cgroup_id, change, attempts, is_accepted);
+            Input::Resolved { change, requests, is_accepted } => {
+                return self.resolved(cgroup_id, change, requests, is_accepted);
             }
             Input::Lowered(answer) => {
                 // It may come after a raise, and set less than is used by then.
@@ -161,7 +175,7 @@ impl Guard {
     }
 
     fn lower(&mut self, cgroup_id: u64, change: Change) {
-        self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
+        self.request(cgroup_id, change);
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
         let container = guarded.container.clone();
         tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
