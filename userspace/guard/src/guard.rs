@@ -364,8 +364,9 @@ impl Guard {
         }
     }
 
+    /// A brake that is released is interrupted until its file is restored.
     fn is_busy(&self) -> bool {
-        !self.reported.is_empty()
+        !self.reported.is_empty() || !self.brakes.is_idle()
     }
 
     /// A container that is or was armed.
