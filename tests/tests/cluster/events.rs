@@ -245,7 +245,7 @@ impl Scene<'_> {
         // The pod has the same limit as its only container, and a little more in it.
         let is_said = message.starts_with("OOMKilled by the ")
             && message.contains(" limit (")
-            && message.contains(&format!(" of {} MiB)", LIMIT >> 20));
+            && message.contains(&format!(" of {}Mi)", LIMIT >> 20));
         ensure!(is_said, "{message}");
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Scene<'_> {
         api.start_api_server().await?;
         let event = self.wait_for_event(OUTAGE, "OOMKilled").await?;
         let message = event["message"].as_str().context("no message")?;
-        let of_limit = format!(" of {} MiB)", LOWER >> 20);
+        let of_limit = format!(" of {}Mi)", LOWER >> 20);
         let is_said = message.starts_with("OOMKilled by the container limit (");
         ensure!(is_said && message.contains(&of_limit), "{message}");
         ensure!(self.count("refused")? == 0.0, "an Event was refused");
