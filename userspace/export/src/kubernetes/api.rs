@@ -144,6 +144,8 @@ fn judge(created: Result<Event, kube::Error>) -> Answer {
     let details = status.details.as_ref();
     let mut causes = details.into_iter().flat_map(|details| &details.causes);
     match status.code {
+        // Not of the Event: of its namespace's ResourceQuota, which another request has changed meanwhile.
+        409 if status.reason == "Conflict" => Answer::Failed(error, Duration::ZERO),
         409 => Answer::Existing,
         404 if details.is_some_and(|details| details.kind == "namespaces") => Answer::Gone,
         403 if causes.any(|cause| cause.reason == "NamespaceTerminating") => Answer::Gone,
@@ -300,6 +302,8 @@ mod tests {
         let failed = |code: u16, seconds| Answer::Failed(format!("{code} m"), Duration::from_secs(seconds));
         assert_eq!(judge(Ok(Event::default())), Answer::Created);
         assert_eq!(judged(409, none.clone()), Answer::Existing);
+        let conflict = kube::core::Status { reason: "Conflict".to_owned(), ..status(409, none.clone()) };
+        assert_eq!(judge(Err(kube::Error::Api(conflict.boxed()))), failed(409, 0));
         // As the API server's admission plugin NamespaceLifecycle says it.
         let terminating = serde_json::json!({ "kind": "events", "causes": [
             { "reason": "NamespaceTerminating", "message": "namespace prod is being terminated", "field": "metadata.namespace" },
