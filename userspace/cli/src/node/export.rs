@@ -103,8 +103,11 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
     };
     // One thread: it waits for others most of the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(kwitness_export::run(options))?;
-    Ok(Code::Success)
+    let runtime = runtime.context("cannot start the runtime")?;
+    let ended = runtime.block_on(kwitness_export::run(options));
+    // A disk that hangs is nothing to wait for.
+    runtime.shutdown_background();
+    ended.map(|()| Code::Success)
 }
 
 /// What an event says, as `kwitness events` prints it; times are in full, for a reader elsewhere.
