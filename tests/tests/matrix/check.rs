@@ -87,14 +87,14 @@ async fn unjudged(agent: &Agent) -> Result<()> {
 /// All verdicts, as they are; waits only for sources that a slow guest keeps from answering, and for the runtime's names of new
 /// containers.
 async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
-    let mut lack = String::new();
+    let mut missing = String::new();
     let all = wait_for("all sources and names", SOON, async || {
-        if !lack.is_empty() {
+        if !missing.is_empty() {
             tokio::time::sleep(PAUSE).await;
         }
         let answer = cluster.agent.verify(VerifyRequest::default()).await.context("call Verify")?;
         if !answer.unavailable.is_empty() {
-            lack = format!("sources are unavailable: {:?}", answer.unavailable);
+            missing = format!("sources are unavailable: {:?}", answer.unavailable);
             return Ok(None);
         }
         let mut unnamed = BTreeSet::new();
@@ -108,11 +108,11 @@ async fn judge(cluster: &Cluster<'_>) -> Result<Verdicts> {
                 None => unnamed.extend(cgroup.and_then(|cgroup| cgroup.path)),
             }
         }
-        lack = format!("the runtime has no names for {unnamed:?}");
+        missing = format!("the runtime has no names for {unnamed:?}");
         Ok(unnamed.is_empty().then_some(named))
     });
     let all = all.await;
-    all.with_context(|| lack)
+    all.with_context(|| missing)
 }
 
 /// None: its names are not known yet.

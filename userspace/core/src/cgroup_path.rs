@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use crate::model::{ContainerId, PodRef, PodUid, QosClass, Runtime};
 
-/// What Kata puts before the name of the cgroup that it was told to make, for a sandbox's virtual machine.
+/// What Kata puts before the name of the cgroup that it is to make, for a sandbox's virtual machine.
 const MACHINE: &str = "kata_";
 
 /// What a cgroup is to Kubernetes and the container runtimes.

@@ -9,7 +9,7 @@
 //! A container whose `memory.high` is set (by the kubelet's MemoryQoS, or another process) has such a brake, which is left alone. So
 //! what is restored is always `max`; and only if the file still has what was written.
 //!
-//! Whoever is beyond `memory.high` by a share r sleeps for about 64 s × r² per 64 pages, at most 2 s at a time, and not at all for less
+//! Whoever is above `memory.high` by a share r sleeps for about 64 s × r² per 64 pages, at most 2 s at a time, and not at all for less
 //! than 10 ms (`calculate_high_delay` of `mm/memcontrol.c`); inside of system calls since Linux 5.18. The sleep does not end early: a
 //! process may sleep for two seconds after its hold.
 //!

@@ -66,7 +66,7 @@ impl Cgroup {
         self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.high"))
     }
 
-    /// Sets it. Before Linux 6.16, which heeds `O_NONBLOCK`, the kernel reclaims what is used beyond it before this returns, unless a
+    /// Sets it. Before Linux 6.16, which heeds `O_NONBLOCK`, the kernel reclaims what is used above it before this returns, unless a
     /// signal interrupts it.
     pub fn set_high(&self, high: Option<Bytes>) -> io::Result<()> {
         let Some(directory) = self.levels.first() else { return Ok(()) };
