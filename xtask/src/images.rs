@@ -11,12 +11,10 @@ use tar::{Builder, EntryType};
 use crate::architecture::Architecture;
 use crate::oci::{self, Configuration, add_directory, add_file, header};
 use crate::run;
-use crate::setup::programs;
+use crate::setup::programs::{self, BUSYBOX};
 use crate::versions::RootSpec;
 use crate::workspace::Cache;
 
-/// The host's static busybox, of Debian's package `busybox-static`.
-pub const BUSYBOX: &str = "/bin/busybox";
 const DIRECTORIES: &[&str] = &["bin", "dev", "etc", "proc", "sys"];
 
 /// Busybox, and the names of its applets.

@@ -12,6 +12,9 @@ use crate::run;
 use crate::step::Step;
 use crate::workspace::Cache;
 
+/// The host's static busybox, of Debian's package `busybox-static`.
+pub const BUSYBOX: &str = "/bin/busybox";
+
 const PAUSE_SOURCE: &str = include_str!("../../guest/pause.c");
 const NNP_SOURCE: &str = include_str!("../../guest/nnp.c");
 

@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, ensure};
 use super::apt::Mirrors;
 use super::{disk, programs};
 use crate::architecture::Architecture;
-use crate::images::BUSYBOX;
 use crate::run;
 use crate::step::{Step, key};
 use crate::versions::{EVERY_ROOT, Init, ROOTS, RootSpec};
@@ -212,7 +211,7 @@ impl RootSpec {
                 let busybox = match self.architecture() {
                     Architecture::HOST => tree.join("usr/bin/busybox"),
                     // Its own does not run here: this machine's has the same.
-                    _ => PathBuf::from(BUSYBOX),
+                    _ => PathBuf::from(programs::BUSYBOX),
                 };
                 let applets = run::output(Command::new(busybox).arg("--list"))?;
                 for applet in applets.lines() {
