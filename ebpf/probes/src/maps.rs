@@ -77,7 +77,7 @@ pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 pub static RING_SHARES: Array<RingShare> = Array::with_max_entries(RINGS * SHARES_A_RING, 0);
 
 /// Containers that are told apart in a ring, by their shares of the tracked set modulo this.
-const SHARES_A_RING: u32 = 1 << 12;
+const SHARES_A_RING: u32 = 1 << 14;
 const RINGS: u32 = 4;
 
 /// What a container has put into a ring since that was half full.

@@ -25,8 +25,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     Ok(vec![lives(environment).await?, start(environment).await?])
 }
 
-/// Lives, daemon and client on one CPU that has no rest: what they take together is what limits how many there can be. The lives'
-/// own time is that without a daemon, the same for both.
+/// Lives, daemon and client on one CPU that has no rest: what they take together is what limits how many there can be.
 async fn lives(environment: &Environment) -> Result<Row> {
     let (rounds, forks) = match environment.tier {
         Tier::Host => (ROUNDS, FORKS),
@@ -35,21 +34,26 @@ async fn lives(environment: &Environment) -> Result<Row> {
     let _pinned = Pinned::to_one_cpu()?;
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
+    let under = async |is_pinned: bool| {
+        // Of its own, so that its programs are gone with it.
+        let bpffs = is_pinned.then(Bpffs::mount).transpose()?;
+        let agent = match &bpffs {
+            Some(bpffs) => bpffs.agent_with(environment, &[QUIET]).await?,
+            None => Agent::start(environment, &[QUIET]).await?,
+        };
+        let lives = Lives::of(&agent, || inside(&container, forks)).await?;
+        agent.stop()?;
+        anyhow::Ok(lives.took)
+    };
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // The first round warms caches and is not counted.
     for round in 0..=rounds {
-        let own = inside(&container, forks)?;
-        let agent = Agent::start(environment, &[QUIET]).await?;
-        let off = Lives::of(&agent, || inside(&container, forks)).await?;
-        agent.stop()?;
-        // Of its own, so that its programs are gone with it.
-        let bpffs = Bpffs::mount()?;
-        let agent = bpffs.agent_with(environment, &[QUIET]).await?;
-        let on = Lives::of(&agent, || inside(&container, forks)).await?;
-        agent.stop()?;
+        let is_first = round % 2 == 0;
+        let (one, other) = (under(is_first).await?, under(!is_first).await?);
         if round > 0 {
-            with.push(own + on.daemon + on.client);
-            without.push(own + off.daemon + off.client);
+            let (on, off) = if is_first { (one, other) } else { (other, one) };
+            with.push(on);
+            without.push(off);
         }
     }
     let each = |values: &[f64]| quantile(values, 0.5) / f64::from(forks) / 1e3;
