@@ -104,6 +104,7 @@ impl ContainerNode {
         // The parent of the first process has all of its namespaces, but for the pids.
         let pids = open("pid_for_children")?;
         let (cgroups, mounts) = (open("cgroup")?, open("mnt")?);
+        let _entered = Entered::enter(&self.outside.cgroup2, &self.top.directory().join(SERVICES))?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 // A mount namespace is entered by whoever shares its directories with no other.
@@ -123,6 +124,28 @@ impl Drop for ContainerNode {
         // The first process ends with its input; both fail only for a node that has ended.
         drop(self.init.stdin.take());
         let _ = self.init.wait();
+    }
+}
+
+/// This process is in another cgroup until this is dropped. With `nsdelegate`, as hierarchies are mounted, a process moves between
+/// cgroups that its namespace shows only: a child begins in one of the node's.
+struct Entered {
+    earlier: PathBuf,
+}
+
+impl Entered {
+    fn enter(cgroup2: &Path, directory: &Path) -> Result<Self> {
+        let earlier = process::cgroup_path(std::process::id())?;
+        cgroup::enter(directory, std::process::id())?;
+        Ok(Self { earlier: cgroup2.join(earlier.trim_start_matches('/')) })
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Err(error) = cgroup::enter(&self.earlier, std::process::id()) {
+            eprintln!("{error:#}");
+        }
     }
 }
 

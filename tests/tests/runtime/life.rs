@@ -222,9 +222,10 @@ pub(crate) async fn classes_and_static_pods(ctx: &TestContext, combination: Comb
                 spec.uid = new_static_uid()?;
             }
             let pod = node.run_pod(&spec).await?;
-            // A runtime reports a sandbox once it runs, and no more once it is removed.
-            let known = |seen: &Seen| seen.check_known(&sandbox(&pod)).is_ok();
-            watcher.wait_until("the runtime's knowledge", known).await?;
+            // A runtime reports a sandbox once it runs, and no more once it is removed; its program it executes a little later.
+            let known =
+                |seen: &Seen| seen.check_known(&sandbox(&pod)).is_ok() && seen.has(&pod.sandbox, "started");
+            watcher.wait_until("the start, and the runtime's knowledge", known).await?;
             node.remove_pod(&pod).await?;
             pods.push(pod);
         }

@@ -92,7 +92,7 @@ impl Choice {
             self.links = Links::Adopted;
         } else if set.origin() == &Origin::Adopted {
             let hooks = self.capability.hooks_in_order(tracepoints);
-            hooks.iter().flat_map(Hook::programs).for_each(|program| set.paths().forget(program));
+            hooks.iter().flat_map(Hook::programs).for_each(|program| set.paths().detach(program));
         }
         self.loaded.is_some()
     }

@@ -46,8 +46,14 @@ use std::{
         unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
+use aya::programs::{
+    links::{FdLink, PinnedLink},
+    loaded_links,
+};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -101,6 +107,9 @@ const READ_ON: [&str; 10] = [
 const PARTS: [&str; 3] = ["links", "programs", "maps"];
 const COMPLETE: &str = "complete";
 const MODE: u32 = 0o700;
+/// How long the kernel may take to detach a program: a grace period, and a turn of a work queue.
+const DETACHED: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(1);
 /// Why nothing is pinned: the kernel side ends with the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum Unpinned {
@@ -357,6 +366,23 @@ impl Paths {
         for path in [self.link(program), self.program(program)] {
             // One that was not pinned needs no removing.
             let _ = fs::remove_file(path);
+        }
+    }
+
+    /// The same, and waits until the kernel has detached it, which it does some time after the pin is gone: beside the program that
+    /// takes its place, it would record everything a second time.
+    pub(super) fn detach(&self, program: &str) {
+        let link = PinnedLink::from_pin(self.link(program)).and_then(|link| FdLink::from(link).info());
+        self.forget(program);
+        let Ok(link) = link else { return };
+        let is_attached = || loaded_links().any(|other| other.is_ok_and(|other| other.id() == link.id()));
+        let deadline = Instant::now() + DETACHED;
+        while is_attached() {
+            if Instant::now() > deadline {
+                tracing::warn!(program, "an earlier program is still attached: what it records comes twice");
+                return;
+            }
+            thread::sleep(LOOK);
         }
     }
 }
