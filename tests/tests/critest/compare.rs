@@ -106,11 +106,15 @@ fn compare(ctx: &TestContext, proxy: &Path) -> Result<()> {
     let passed = straight.values().filter(|state| *state == "passed").count();
     ensure!(passed >= LEAST, "{passed} tests passed without the proxy: {straight:#?}");
     for (name, state) in &straight {
-        let failed = state != "passed" && state != "skipped";
-        ensure!(
-            !failed || KNOWN.iter().any(|(known, _)| name.contains(known)),
-            "{state} without the proxy: {name}"
-        );
+        let is_well = state == "passed" || state == "skipped";
+        if is_well || KNOWN.iter().any(|(known, _)| name.contains(known)) {
+            continue;
+        }
+        // The suite waits for a second where a busy machine takes longer.
+        println!("{state}, once more: {name}");
+        let again = run(Path::new(CONTAINERD_SOCKET), Some(&exactly(name)))?;
+        let has_passed = again.get(name).is_some_and(|state| state == "passed");
+        ensure!(has_passed, "{state} without the proxy, twice: {name}");
     }
     for name in differing(&straight, &proxied) {
         let states = (straight.get(name), proxied.get(name));
