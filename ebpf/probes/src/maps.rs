@@ -76,7 +76,7 @@ pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static RING_SHARES: Array<RingShare> = Array::with_max_entries(RINGS * SHARES_A_RING, 0);
 
-/// Containers that are told apart in a ring, by their shares of the tracked set modulo this.
+/// Containers that a ring has shares of their own for: by their shares of the tracked set, modulo this.
 const SHARES_A_RING: u32 = 1 << 14;
 const RINGS: u32 = 4;
 
@@ -263,7 +263,7 @@ fn takes_share(ring: Ring, tracked: &Tracked, bytes: usize) -> bool {
 /// It is that of a live map element, and aligned.
 #[inline(always)]
 unsafe fn add(number: *mut i64, change: i64) {
-    // The core library has no atomic addition for this machine. What was there before is not asked for: that the oldest kernel
+    // The core library has no atomic addition for this machine. The value before is not returned: that the oldest kernel
     // cannot do.
     // SAFETY: by this function's contract.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) change, options(nostack)) };

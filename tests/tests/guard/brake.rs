@@ -5,12 +5,13 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::Agent;
+use kwitness_tests::agent::{Agent, Watcher, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
+use kwitness_tests::events::Seen;
 use kwitness_tests::guard::{Guard, memory_event};
 use kwitness_tests::hog::{self, KILLED, POD};
 use kwitness_tests::late_runtime::LateRuntime;
@@ -54,7 +55,6 @@ fn populate(size: NonZeroUsize) -> Option<usize> {
 struct Call {
     id: String,
     cgroup: PathBuf,
-    began: Instant,
     directory: tempfile::TempDir,
     runtime: LateRuntime,
     guard: Guard,
@@ -85,7 +85,7 @@ impl Call {
         let guard = Guard::start(&ctx.environment, agent, policy, &runtime.socket()).await?;
         guard.wait_armed(1).await?;
         fs::write(directory.path().join("go"), "").context("start the hog")?;
-        Ok(Self { id, cgroup, began: Instant::now(), directory, runtime, guard })
+        Ok(Self { id, cgroup, directory, runtime, guard })
     }
 
     /// The hog's exit code, when it has ended.
@@ -131,11 +131,12 @@ impl Call {
 /// before the raise comes, and ends well.
 pub(crate) async fn system_call(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_both(combination.driver, &[], async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
         let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
         let policy = format!("{POLICY}brake = false\n");
         let call = Call::begin(ctx, node, agent, &pod, "unbraked", &policy).await?;
         let code = call.ended().await?;
-        let lived = call.began.elapsed();
+        let lived = lived(&mut watcher, &call.id).await?;
         ensure!(code == KILLED && call.oom_kills()? > 0, "not OOM-killed without a brake: {code}");
         ensure!(call.high()? == "max", "memory.high was lowered although it was not to be");
         node.stop_container(&call.id, 0).await?;
@@ -155,6 +156,19 @@ pub(crate) async fn system_call(ctx: &TestContext, combination: Combination) -> 
         node.remove_pod(&pod).await
     })
     .await
+}
+
+/// How long a process that was OOM-killed lived from its hold on.
+async fn lived(watcher: &mut Watcher, id: &str) -> Result<Duration> {
+    let both = |seen: &Seen| ["guardHeld", "oomKill"].iter().all(|kind| seen.has(id, kind));
+    let seen = watcher.wait_until("the hold and the kill", both).await?;
+    let at = |kind: &str| {
+        let event = seen.of(id).find(|event| event.r#type == kind);
+        event.and_then(|event| event.time).with_context(|| format!("no time of {kind}"))
+    };
+    let (held, killed) = (at("guardHeld")?.to_unix_nanos(), at("oomKill")?.to_unix_nanos());
+    let nanos = u64::try_from(killed - held).context("killed before it was held")?;
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// What a killed guard has lowered its watchdog restores.

@@ -44,33 +44,29 @@ pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("leaky", combination.handler)?).await?;
-            write(&node.cgroup_directory(&pod.cgroup).join("memory.max"), &POD_LIMIT.to_string())?;
-            let left = Left(format!("/dev/shm/{}.left", pod.sandbox).into());
-            let line = format!("head -c {LEFT} /dev/zero >{}", left.0.display());
-            let first = node.run(&pod, &ContainerSpec::shell("first", &line)).await?;
-            let ended = node.wait_exited(&first).await?;
-            ensure!(ended.exit_code == 0, "{ended:?}");
-            node.remove_container(&first).await?;
-            let is_gone = |seen: &kwitness_tests::events::Seen| seen.has(&first, "deleted");
-            watcher.wait_until("the end of the first container's cgroup", is_gone).await?;
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let pod = node.run_pod(&PodSpec::new("leaky", combination.handler)?).await?;
+        write(&node.cgroup_directory(&pod.cgroup).join("memory.max"), &POD_LIMIT.to_string())?;
+        let left = Left(format!("/dev/shm/{}.left", pod.sandbox).into());
+        let line = format!("head -c {LEFT} /dev/zero >{}", left.0.display());
+        let first = node.run(&pod, &ContainerSpec::shell("first", &line)).await?;
+        let ended = node.wait_exited(&first).await?;
+        ensure!(ended.exit_code == 0, "{ended:?}");
+        node.remove_container(&first).await?;
+        let is_gone = |seen: &kwitness_tests::events::Seen| seen.has(&first, "deleted");
+        watcher.wait_until("the end of the first container's cgroup", is_gone).await?;
 
-            let mut second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000"));
-            let memory_limit_in_bytes = OWN_LIMIT.cast_signed();
-            second.resources =
-                Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
-            let second = node.run(&pod, &second).await?;
-            let (_, kill) = kill(&mut watcher, &second).await?;
-            let Some(Exhausted::LimitOf(cgroup)) = &kill.exhausted else { bail!("{kill:?}") };
-            ensure!(cgroup.role() == CgroupRole::Pod, "{kill:?}");
-            ensure!(kill.limit_bytes == Some(POD_LIMIT), "{kill:?}");
-            ensure!(kill.usage_bytes.is_some_and(|usage| usage.abs_diff(POD_LIMIT) <= MIB), "{kill:?}");
-            node.remove_pod(&pod).await
-        })
-        .await
+        let mut second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000"));
+        let memory_limit_in_bytes = OWN_LIMIT.cast_signed();
+        second.resources = Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+        let second = node.run(&pod, &second).await?;
+        let (_, kill) = kill(&mut watcher, &second).await?;
+        let Some(Exhausted::LimitOf(cgroup)) = &kill.exhausted else { bail!("{kill:?}") };
+        ensure!(cgroup.role() == CgroupRole::Pod, "{kill:?}");
+        ensure!(kill.limit_bytes == Some(POD_LIMIT), "{kill:?}");
+        ensure!(kill.usage_bytes.is_some_and(|usage| usage.abs_diff(POD_LIMIT) <= MIB), "{kill:?}");
+        node.remove_pod(&pod).await
     })
     .await
 }
@@ -80,20 +76,17 @@ pub(crate) async fn a_killed_cgroup_is_no_oom_kill(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
-            let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
-            write(&node.cgroup_of(&id).await?.join("cgroup.kill"), "1")?;
-            let stopped = stopped(&mut watcher, &id).await?;
-            let status = stopped.main_status.as_ref().and_then(|status| status.status);
-            ensure!(status == Some(Status::Signal(SIGKILL)) && !stopped.main_oom_killed, "{stopped:?}");
-            let seen = watcher.seen();
-            ensure!(!seen.has(&id, "oomKill"), "{seen}");
-            node.remove_pod(&pod).await
-        })
-        .await
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
+        let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
+        write(&node.cgroup_of(&id).await?.join("cgroup.kill"), "1")?;
+        let stopped = stopped(&mut watcher, &id).await?;
+        let status = stopped.main_status.as_ref().and_then(|status| status.status);
+        ensure!(status == Some(Status::Signal(SIGKILL)) && !stopped.main_oom_killed, "{stopped:?}");
+        let seen = watcher.seen();
+        ensure!(!seen.has(&id, "oomKill"), "{seen}");
+        node.remove_pod(&pod).await
     })
     .await
 }
@@ -108,27 +101,24 @@ pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(
     ctx: &TestContext,
     combination: Combination,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("worst", combination.handler)?).await?;
-            let line = "echo 1000 >/proc/self/oom_score_adj; exec sleep 1000";
-            let id = node.run(&pod, &ContainerSpec::shell("main", line)).await?;
-            let process = PathBuf::from(format!("/proc/{}", node.pid(&id).await?));
-            wait_for("the process to be the worst", PATIENCE, async || {
-                let read = |file: &str| fs::read_to_string(process.join(file)).context("read of the process");
-                let is_worst = read("oom_score_adj")?.trim() == "1000" && read("comm")?.trim() == "sleep";
-                Ok(is_worst.then_some(()))
-            })
-            .await?;
-            write(Path::new("/proc/sysrq-trigger"), "f")?;
-            let (_, kill) = kill(&mut watcher, &id).await?;
-            ensure!(kill.exhausted == Some(Exhausted::Machine(true)), "{kill:?}");
-            let stopped = stopped(&mut watcher, &id).await?;
-            ensure!(stopped.main_oom_killed, "{stopped:?}");
-            node.remove_pod(&pod).await
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let pod = node.run_pod(&PodSpec::new("worst", combination.handler)?).await?;
+        let line = "echo 1000 >/proc/self/oom_score_adj; exec sleep 1000";
+        let id = node.run(&pod, &ContainerSpec::shell("main", line)).await?;
+        let process = PathBuf::from(format!("/proc/{}", node.pid(&id).await?));
+        wait_for("the process to be the worst", PATIENCE, async || {
+            let read = |file: &str| fs::read_to_string(process.join(file)).context("read of the process");
+            let is_worst = read("oom_score_adj")?.trim() == "1000" && read("comm")?.trim() == "sleep";
+            Ok(is_worst.then_some(()))
         })
-        .await
+        .await?;
+        write(Path::new("/proc/sysrq-trigger"), "f")?;
+        let (_, kill) = kill(&mut watcher, &id).await?;
+        ensure!(kill.exhausted == Some(Exhausted::Machine(true)), "{kill:?}");
+        let stopped = stopped(&mut watcher, &id).await?;
+        ensure!(stopped.main_oom_killed, "{stopped:?}");
+        node.remove_pod(&pod).await
     })
     .await
 }

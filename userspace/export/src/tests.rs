@@ -306,16 +306,20 @@ fn diverged(seq: u64) -> Item {
     Item::Events(vec![named(seq, verdict(VerdictKind::Diverged))])
 }
 
-#[tokio::test]
-async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
-    let bench = Bench::start([]).await;
-    let (mut exporter, posts) = bench.reporting();
+/// An exporter that has read up to event 5, and ends while the Kubernetes Event of event 3 waits.
+async fn leave_one_waiting(bench: &Bench) {
+    let (mut exporter, _posts) = bench.reporting();
     exporter.take(events(1..=2));
     exporter.take(diverged(3));
     exporter.take(events(4..=5));
     exporter.dispatch();
     exporter.finish().await;
-    drop(posts);
+}
+
+#[tokio::test]
+async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
+    let bench = Bench::start([]).await;
+    leave_one_waiting(&bench).await;
     let progress = bench.progress();
     assert_eq!((progress.position, progress.kubernetes.events), (position(5), 1));
     assert_eq!(progress.kubernetes.first, position(3), "from there on it is read again");
@@ -340,12 +344,7 @@ async fn a_kubernetes_event_that_waits_outlives_the_exporter() {
 #[tokio::test]
 async fn a_kubernetes_event_that_waits_outlives_an_exporter_that_ends_before_it_has_found_it_again() {
     let bench = Bench::start([]).await;
-    let (mut exporter, _posts) = bench.reporting();
-    exporter.take(events(1..=2));
-    exporter.take(diverged(3));
-    exporter.take(events(4..=5));
-    exporter.dispatch();
-    exporter.finish().await;
+    leave_one_waiting(&bench).await;
     let waiting = bench.progress().kubernetes;
     assert_eq!(waiting.first, position(3));
 
@@ -390,12 +389,7 @@ async fn a_kubernetes_event_that_is_not_found_again_is_a_gap() {
 #[tokio::test]
 async fn a_kubernetes_event_that_is_found_again_before_a_gap_is_lost_once() {
     let bench = Bench::start([]).await;
-    let (mut exporter, _posts) = bench.reporting();
-    exporter.take(events(1..=2));
-    exporter.take(diverged(3));
-    exporter.take(events(4..=5));
-    exporter.dispatch();
-    exporter.finish().await;
+    leave_one_waiting(&bench).await;
     assert_eq!(bench.progress().kubernetes.events, 1);
 
     let (mut exporter, _posts) = bench.reporting();

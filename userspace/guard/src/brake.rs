@@ -72,18 +72,35 @@ impl Lowered {
 
 /// Restores what a guard has left lowered: of that cgroup, or of all. What cannot be restored is logged.
 pub(crate) fn recover(path: &Path, only: Option<u64>) {
-    let lowered: Vec<Lowered> = state_file::read(path).unwrap_or_else(|error| {
+    let mut lowered = left(path);
+    lowered.retain(|lowered| only.is_none_or(|id| id == lowered.cgroup_id));
+    unrestored(lowered, |lowered| Cgroup::find(&lowered.cgroup_path, lowered.cgroup_id));
+}
+
+/// What a guard has left lowered.
+fn left(path: &Path) -> Vec<Lowered> {
+    state_file::read(path).unwrap_or_else(|error| {
         tracing::error!(path = %path.display(), %error, "cannot read whose memory.high was lowered");
         Vec::new()
-    });
-    for lowered in lowered.iter().filter(|lowered| only.is_none_or(|id| id == lowered.cgroup_id)) {
-        let found = Cgroup::find(&lowered.cgroup_path, lowered.cgroup_id);
-        if let Err(error) = found.and_then(|cgroup| cgroup.map_or(Ok(()), |cgroup| lowered.restore(&cgroup)))
-        {
+    })
+}
+
+/// Restores all of that; what is left is what cannot be restored, which is logged.
+fn unrestored(
+    mut lowered: Vec<Lowered>,
+    find: impl Fn(&Lowered) -> io::Result<Option<Cgroup>>,
+) -> Vec<Lowered> {
+    lowered.retain(|lowered| {
+        let restored =
+            find(lowered).and_then(|found| found.map_or(Ok(()), |cgroup| lowered.restore(&cgroup)));
+        let failed = restored.err();
+        if let Some(error) = &failed {
             let cgroup = &lowered.cgroup_path;
             tracing::error!(cgroup, %error, "cannot restore memory.high: write \"max\" to it");
         }
-    }
+        failed.is_some()
+    });
+    lowered
 }
 
 /// The file that says what is lowered.
@@ -224,9 +241,12 @@ pub(crate) struct Brakes {
 }
 
 impl Brakes {
-    /// None is on. What is lowered is recorded in that file.
-    pub fn new(path: PathBuf, reporter: Reporter) -> Self {
-        let records = Mutex::new(Records { path, lowered: Vec::new() });
+    /// None is on. What is lowered is recorded in that file; what an earlier guard has left lowered is restored, or stays recorded
+    /// for the watchdog and the next guard.
+    pub fn recovered(path: PathBuf, reporter: Reporter) -> Self {
+        let find = |lowered: &Lowered| Cgroup::find(&lowered.cgroup_path, lowered.cgroup_id);
+        let lowered = unrestored(left(&path), find);
+        let records = Mutex::new(Records { path, lowered });
         let shared = Arc::new(Shared { records, reporter, count: AtomicU64::new(0) });
         Self { shared, on: HashMap::new(), ending: HashMap::new(), is_failing: false }
     }
@@ -314,7 +334,7 @@ mod tests {
             for (name, text) in [("memory.max", max), ("memory.high", high), ("memory.current", &usage)] {
                 fs::write(cgroup.join(name), text).unwrap();
             }
-            let brakes = Brakes::new(directory.path().join("brakes.json"), Reporter::new());
+            let brakes = Brakes::recovered(directory.path().join("brakes.json"), Reporter::new());
             Self { directory, shared: brakes.shared }
         }
 
@@ -361,6 +381,20 @@ mod tests {
             assert_eq!(high(usage), 56 * MIB);
         }
         assert_eq!(high(4095), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_guard_left_stays_recorded_unless_it_is_restored_or_gone() {
+        let stand = Stand::new(&LIMIT.to_string(), "4096");
+        let of =
+            |cgroup_id, path: &str| Lowered { cgroup_id, cgroup_path: path.to_owned(), high: Bytes(4096) };
+        let all = vec![of(1, "/gone"), of(2, "/unreadable"), of(3, "/c")];
+        let kept = unrestored(all, |lowered| match &*lowered.cgroup_path {
+            "/gone" => Ok(None),
+            "/unreadable" => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(Some(stand.cgroup())),
+        });
+        assert_eq!((kept, stand.high().as_str()), (vec![of(2, "/unreadable")], "max"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ use signal_hook::consts::SIGURG;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::brake::{self, Brakes};
+use crate::brake::Brakes;
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
@@ -226,7 +226,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // A brake that is released need not wait for the kernel to reclaim memory.
     signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
     orphans::recover(&options.pin_directory).await?;
-    brake::recover(Path::new(BRAKES_FILE), None);
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);
@@ -345,7 +344,7 @@ impl Guard {
             returns: JoinSet::new(),
             inherited,
             loans,
-            brakes: Brakes::new(BRAKES_FILE.into(), reporter.clone()),
+            brakes: Brakes::recovered(BRAKES_FILE.into(), reporter.clone()),
             reporter,
             options,
             program,

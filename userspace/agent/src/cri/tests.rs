@@ -230,7 +230,7 @@ async fn what_is_never_listed_is_given_up() {
     assert_eq!((bench.count("cri_unknown"), bench.count("cri_open")), (1, 0));
 }
 
-/// To start a sandbox may take a busy node longer than it is asked for, and until then it is not listed.
+/// A busy node may take longer to start a sandbox than the resolver looks for it; until then it is not listed.
 #[tokio::test]
 async fn what_was_given_up_is_answered_when_it_is_listed_after_all() {
     let mut bench = Bench::new();
