@@ -8,7 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -39,6 +39,8 @@ const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}"#;
 const EXIT_LIMIT: Duration = Duration::from_secs(400);
+/// How long the removal of a sandbox is tried again.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a node may have beside its runtimes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -329,7 +331,22 @@ impl Node {
         Ok(())
     }
 
+    /// Stops and removes a sandbox. What fails is tried again, as the kubelet does: while another caller's stop, that
+    /// of a kubelet that has just ended for example, is still at work, the runtime finds the shim gone ("ttrpc: closed").
     async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.try_remove_sandbox(id).await {
+                Err(failed) if began.elapsed() < REMOVAL_LIMIT => {
+                    eprintln!("sandbox {id} is not removed yet: {failed:#}");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_remove_sandbox(&self, id: &str) -> Result<()> {
         let pod_sandbox_id = id.to_owned();
         self.cri.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await?;
         let pod_sandbox_id = id.to_owned();
