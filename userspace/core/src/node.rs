@@ -108,9 +108,7 @@ impl Node {
 
     /// The containers whose cgroup exists, sorted by path.
     pub fn snapshot(&self) -> Vec<ContainerState> {
-        let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
-        containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
-        containers
+        self.lifecycle.containers().collect()
     }
 
     /// The last verdict on each limit of what exists.

@@ -52,7 +52,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 /// or of the machine's others, is not one of an idle machine.
 const SPARE: u32 = 1000;
 
-/// A container that executes a program every ten milliseconds; killed when dropped.
+/// A container that has a program executed every ten milliseconds; killed when dropped.
 pub(crate) struct Ticking {
     child: Child,
     pub(crate) cgroup: u64,

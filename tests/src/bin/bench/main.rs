@@ -148,11 +148,11 @@ enum Helper {
         /// Where to serve.
         socket: PathBuf,
     },
-    /// Executes itself again and again, resting between.
+    /// Has a program executed that only sleeps, again and again, resting between.
     #[command(hide = true)]
     Ticks {
         /// How often.
-        left: u32,
+        count: u32,
     },
     /// Writes to a file of its own again and again, and prints how long that took in nanoseconds.
     #[command(hide = true)]
@@ -210,7 +210,7 @@ fn run() -> Result<()> {
         Some(Helper::Attach { tree, hooks }) => start::floor(&tree, &hooks),
         Some(Helper::Attack { socket }) => current_thread()?.block_on(attacker::attack(&socket)),
         Some(Helper::Answer { socket }) => current_thread()?.block_on(proxy::serve(&socket)),
-        Some(Helper::Ticks { left }) => workload::tick(left),
+        Some(Helper::Ticks { count }) => workload::tick(count),
         Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),

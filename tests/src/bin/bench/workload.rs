@@ -14,16 +14,17 @@ const TICK: Duration = Duration::from_millis(10);
 /// The smallest program there is on every node of ours.
 const TINY: &str = "/usr/bin/busybox";
 
-/// Rests, then executes itself: one exec record a tick, from a machine that is otherwise idle.
-pub(crate) fn tick(left: u32) -> Result<()> {
-    std::thread::sleep(TICK);
-    if left == 0 {
-        return Ok(());
+/// Rests, then has a small program executed that only sleeps, `count` times: one exec record a tick, from a machine that is
+/// otherwise idle. A program as large as this one would take a CPU for most of the time that is measured, to start itself.
+pub(crate) fn tick(count: u32) -> Result<()> {
+    // Killed with the container.
+    let mut sleepers = Vec::new();
+    for _ in 0..count {
+        std::thread::sleep(TICK);
+        let mut sleeper = Command::new(TINY);
+        sleeper.args(["sleep", "100000"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sleepers.push(sleeper.spawn().with_context(|| format!("run {TINY}"))?);
     }
-    let next = (left - 1).to_string();
-    let words = ["kwitness-bench", "ticks", next.as_str()].map(std::ffi::CString::new);
-    let words = words.into_iter().collect::<Result<Vec<_>, _>>().context("a NUL in the command line")?;
-    nix::unistd::execv(c"/proc/self/exe", &words).context("execute /proc/self/exe")?;
     Ok(())
 }
 
