@@ -24,26 +24,31 @@ const RESTARTS: usize = 15;
 /// Far more than a daemon's start ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A pod with containers that end; returns the ids of all of them, the sandbox last.
-async fn life(node: &Node, name: &str, combination: Combination, containers: usize) -> Result<Vec<String>> {
-    let pod = node.run_pod(&PodSpec::new(name, combination.handler)?).await?;
+/// Lets a pod live and end, and its events come: on containerd 1.7 a subscriber that is gone takes one more with it.
+async fn warm_up(subscriber: &mut Subscriber, node: &Node, combination: Combination) -> Result<()> {
+    let pod = node.run_pod(&PodSpec::new("warm-up", combination.handler)?).await?;
+    node.remove_pod(&pod).await?;
+    subscriber.until(&pod.sandbox, ContainerDeletedEvent).await.map(drop)
+}
+
+/// A pod with containers that end; returns the ids of all of them, the sandbox last. It is removed once `watching` has its end:
+/// containerd reports none of a sandbox that is removed before it has handled that.
+async fn life(node: &Node, combination: Combination, watching: &mut Subscriber) -> Result<Vec<String>> {
+    let pod = node.run_pod(&PodSpec::new("shared", combination.handler)?).await?;
     let mut ids = Vec::new();
-    for number in 0..containers {
+    for number in 0..5 {
         ids.push(node.run(&pod, &ContainerSpec::shell(&format!("c{number}"), "exit 0")).await?);
     }
     for id in &ids {
         node.wait_exited(id).await?;
         node.remove_container(id).await?;
     }
+    let pod_sandbox_id = pod.sandbox.clone();
+    node.cri().stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await?;
+    watching.until(&pod.sandbox, ContainerStoppedEvent).await?;
     node.remove_pod(&pod).await?;
     ids.push(pod.sandbox);
     Ok(ids)
-}
-
-/// Lets a pod live and end, and its events come: on containerd 1.7 a subscriber that is gone takes one more with it.
-async fn warm_up(subscriber: &mut Subscriber, node: &Node, combination: Combination) -> Result<()> {
-    let ids = life(node, "warm-up", combination, 0).await?;
-    subscriber.until(&ids[0], ContainerDeletedEvent).await.map(drop)
 }
 
 /// On containerd 1.7 two subscribers take events from each other; behind the proxy each has all of them.
@@ -58,7 +63,7 @@ pub(crate) async fn no_client_loses_an_event_to_another(
             subscribers.push(Subscriber::subscribed(proxy.socket()).await?);
         }
         warm_up(&mut subscribers[0], node, combination).await?;
-        let ids = life(node, "shared", combination, 5).await?;
+        let ids = life(node, combination, &mut subscribers[0]).await?;
         // containerd reports a short life's end before its start now and then, or after its deletion.
         for subscriber in &mut subscribers {
             let all = subscriber.wait_until("every event", |reported| {
