@@ -108,7 +108,9 @@ impl Node {
 
     /// The containers whose cgroup exists, sorted by path.
     pub fn snapshot(&self) -> Vec<ContainerState> {
-        self.lifecycle.containers().collect()
+        let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
+        containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
+        containers
     }
 
     /// The last verdict on each limit of what exists.

@@ -28,7 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use super::kwitness_server::KwitnessServer;
-use super::{GRACE, REQUEST_BYTES_MAX, Service, WINDOW};
+use super::{GRACE, REQUEST_BYTES_MAX, Service, WINDOW, connection_window};
 
 /// Connections at a time. One more waits in the kernel's queue until one of them ends.
 const CONNECTIONS: usize = 64;
@@ -78,7 +78,7 @@ impl Loopback {
         };
         let Some(listener) = stop.run_until_cancelled(listening).await else { return Ok(()) };
         let server = Server::builder()
-            .initial_connection_window_size(WINDOW)
+            .initial_connection_window_size(connection_window(service.admission().max()))
             .initial_stream_window_size(WINDOW)
             .max_concurrent_streams(service.admission().max())
             .http2_keepalive_interval(Some(KEEPALIVE))

@@ -41,8 +41,11 @@ pub use server::kwitness_server;
 
 /// The most bytes in a request. The largest that makes sense is a filter with all its lists full, some 400 KiB.
 const REQUEST_BYTES_MAX: usize = 512 << 10;
-/// Bytes of a connection's requests that may wait to be looked at, as in HTTP/2 without a word about it (RFC 9113, 6.9.2).
+/// Bytes of one request that may wait to be looked at, as in HTTP/2 without a word about it (RFC 9113, 6.9.2).
 const WINDOW: u32 = 65_535;
+/// What h2 takes a small frame of data to cost (`DEFAULT_DATA_FRAME_OVERHEAD_THRESHOLD`). It ends a connection with
+/// `ENHANCE_YOUR_CALM` once those that wait to be looked at cost half of the connection's window.
+const FRAME_COST: u32 = 256;
 /// How long clients get to read what they were sent, once the daemon stops: half of what [`kwitness_service::Signals`] allow for
 /// all of it. The other half is for the kernel, which detaches the probes.
 const GRACE: Duration = Duration::from_secs(1);
@@ -62,6 +65,11 @@ impl Health {
             self.0.set_service_status(service, status).await;
         }
     }
+}
+
+/// Bytes of all requests of a connection that may wait to be looked at: room for a small frame of each call that it may have.
+fn connection_window(calls: u32) -> u32 {
+    WINDOW.max(calls.saturating_mul(2 * FRAME_COST))
 }
 
 /// Serves until stopped, and not much longer.
@@ -99,7 +107,7 @@ pub async fn serve(
         }
     };
     let server = Server::builder()
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(connection_window(service.admission().max()))
         .initial_stream_window_size(WINDOW)
         // An answer counts here until it is written, a few kilobytes each. Of more calls at a time all would be refused.
         .max_concurrent_streams(service.admission().max())

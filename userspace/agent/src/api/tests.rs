@@ -1,5 +1,6 @@
 //! The API over its socket, with a real hub behind it and the engine's part played by a task.
 
+mod at_once;
 mod forwarded;
 mod guard_reports;
 mod half_sent;

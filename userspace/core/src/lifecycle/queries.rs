@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Bounds, Lifecycle, LifecycleCounters};
+use super::{Bounds, Lifecycle, LifecycleCounters, container};
 use crate::model::{
     CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType, Problem, Subject,
     VerdictScope,
@@ -10,13 +10,9 @@ use crate::model::{
 use crate::pressure::is_level;
 
 impl Lifecycle {
-    /// The containers whose cgroup exists, sorted by path.
+    /// The containers whose cgroup exists, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = ContainerState> + '_ {
-        // With the text beside each: of twenty thousand, looking for it takes longer than comparing.
-        let mut sorted: Vec<_> =
-            self.cgroups.containers().map(|container| (&*container.subject.cgroup_path, container)).collect();
-        sorted.sort_unstable_by_key(|(path, _)| *path);
-        sorted.into_iter().map(|(_, container)| container.state())
+        self.cgroups.containers().map(container::Container::state)
     }
 
     /// The cgroup that stands for that container, also one that was removed a while ago.
