@@ -8,7 +8,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -30,6 +30,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const START_ATTEMPTS: u32 = 3;
 /// How containerd's error for that begins.
 const SHIM_GONE: &str = "failed to start shim";
+/// Its error for a call to a shim that has just ended.
+const SHIM_ENDED: &str = "ttrpc: closed";
 /// Where Debian's `containernetworking-plugins` are.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// A bridge, addresses from a range of its own, and ports of the node for those that ask.
@@ -39,8 +41,6 @@ const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}"#;
 const EXIT_LIMIT: Duration = Duration::from_secs(400);
-/// How long the removal of a sandbox is tried again.
-const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a node may have beside its runtimes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -331,24 +331,22 @@ impl Node {
         Ok(())
     }
 
-    /// Stops and removes a sandbox. What fails is tried again, as the kubelet does: while another caller's stop, that
-    /// of a kubelet that has just ended for example, is still at work, the runtime finds the shim gone ("ttrpc: closed").
-    async fn remove_sandbox(&self, id: &str) -> Result<()> {
-        let began = Instant::now();
-        loop {
-            match self.try_remove_sandbox(id).await {
-                Err(failed) if began.elapsed() < REMOVAL_LIMIT => {
-                    eprintln!("sandbox {id} is not removed yet: {failed:#}");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                done => return done,
+    /// Stops a sandbox and the containers in it. While a stop whose caller has gone is still at work, as that of a kubelet that was
+    /// just ended, the runtime may find the shim gone; the kubelet tries again, too.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<()> {
+        wait_for(&format!("the stop of sandbox {id}"), STOP_LIMIT, async || {
+            let pod_sandbox_id = id.to_owned();
+            match self.cri.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await {
+                Err(error) if format!("{error:#}").contains(SHIM_ENDED) => Ok(None),
+                stopped => stopped.map(Some),
             }
-        }
+        })
+        .await
+        .map(drop)
     }
 
-    async fn try_remove_sandbox(&self, id: &str) -> Result<()> {
-        let pod_sandbox_id = id.to_owned();
-        self.cri.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await?;
+    async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        self.stop_sandbox(id).await?;
         let pod_sandbox_id = id.to_owned();
         self.cri.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await?;
         Ok(())

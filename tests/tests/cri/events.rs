@@ -43,8 +43,7 @@ async fn life(node: &Node, combination: Combination, watching: &mut Subscriber) 
         node.wait_exited(id).await?;
         node.remove_container(id).await?;
     }
-    let pod_sandbox_id = pod.sandbox.clone();
-    node.cri().stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id }).await?;
+    node.stop_sandbox(&pod.sandbox).await?;
     watching.until(&pod.sandbox, ContainerStoppedEvent).await?;
     node.remove_pod(&pod).await?;
     ids.push(pod.sandbox);
