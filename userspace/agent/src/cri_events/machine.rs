@@ -5,7 +5,7 @@
 //!            │ no
 //!            ▼
 //!         unknown ── find it, or list all when there are many ──▶ its pod, with the hint
-//!            └── 30 s without an answer: given up, counted
+//!            └── 30 s without an answer, or 2 s after the first list if it has ended by then: given up, counted
 //!
 //!  anything happened ─▶ list all after 0.5 s, 1 s, 2 s … and every 10 s
 //! ```
@@ -32,6 +32,9 @@ const FIND_FIRST: Duration = Duration::from_millis(4);
 const FIND_MAX: Duration = Duration::from_millis(250);
 /// How long a container is looked for. containerd shows a sandbox once it runs.
 const FIND_FOR: Duration = Duration::from_secs(30);
+/// The same after the first list, if it has ended by then: most of those, the runtime had removed before; but one whose whole life the
+/// kernel has just shown, a runtime may list only now.
+const FIND_ENDED_FOR: Duration = Duration::from_secs(2);
 /// Containers looked for at most. With more, the oldest hints are as good as lost: lists find what they were about.
 const UNKNOWN_MAX: usize = 4096;
 /// With so many to find, one list is cheaper.
@@ -123,7 +126,8 @@ impl Counts {
 #[derive(Debug)]
 struct Unknown {
     shown: Shown,
-    since: Duration,
+    /// It is looked for until then.
+    until: Duration,
     due: Duration,
     pause: Duration,
     busy: bool,
@@ -182,7 +186,7 @@ impl Machine {
         } else if self.unknown.len() < UNKNOWN_MAX {
             let mut shown = Shown::default();
             shown.add(reached);
-            let unknown = Unknown { shown, since: now, due: now, pause: FIND_FIRST, busy: false };
+            let unknown = Unknown { shown, until: now + FIND_FOR, due: now, pause: FIND_FIRST, busy: false };
             self.unknown.insert(id.clone(), unknown);
         } else {
             self.counts.never_found += 1;
@@ -200,7 +204,7 @@ impl Machine {
         self.listing = false;
         self.list_due = now;
         for unknown in self.unknown.values_mut() {
-            (unknown.busy, unknown.since, unknown.due) = (false, now, now);
+            (unknown.busy, unknown.until, unknown.due) = (false, now + FIND_FOR, now);
         }
         self.pods.values_mut().for_each(|pod| pod.start_over(now));
     }
@@ -271,10 +275,9 @@ impl Machine {
             self.list_soon(now);
         }
         if !std::mem::replace(&mut self.listed, true) {
-            // Those that had ended by then and are not listed, the runtime has removed: it will not show them any more.
-            let before = self.unknown.len();
-            self.unknown.retain(|_, unknown| unknown.shown.reached < Progress::Stopped);
-            self.counts.unread_ends += (before - self.unknown.len()) as u64;
+            for unknown in self.unknown.values_mut().filter(|unknown| unknown.has_ended()) {
+                unknown.until = now + FIND_ENDED_FOR;
+            }
         }
         // What is known and not listed may be gone.
         let mut listed: std::collections::HashSet<&ContainerId> =
@@ -303,9 +306,15 @@ impl Machine {
     }
 
     fn give_up(&mut self, now: Duration) {
-        let before = self.unknown.len();
-        self.unknown.retain(|_, unknown| now.saturating_sub(unknown.since) < FIND_FOR);
-        self.counts.never_found += (before - self.unknown.len()) as u64;
+        let counts = &mut self.counts;
+        self.unknown.retain(|_, unknown| {
+            let is_kept = now < unknown.until;
+            match unknown.has_ended() {
+                true => counts.unread_ends += u64::from(!is_kept),
+                false => counts.never_found += u64::from(!is_kept),
+            }
+            is_kept
+        });
     }
 
     /// Puts what was listed where it belongs; gives whether anything in it is news.
@@ -389,6 +398,10 @@ impl Machine {
 }
 
 impl Unknown {
+    fn has_ended(&self) -> bool {
+        self.shown.reached == Progress::Stopped
+    }
+
     fn retry(&mut self, now: Duration) {
         self.busy = false;
         self.due = now + self.pause;

@@ -471,3 +471,14 @@ proptest! {
         world.finish()?;
     }
 }
+
+/// The first list was asked for while it lived, and the runtime listed it only after its end.
+#[test]
+fn a_life_around_the_first_list_is_sent_whole() -> Result<(), TestCaseError> {
+    let mut world = World::new(38, 21);
+    for op in [Op::RunPod, Op::Create(0), Op::Start(0), Op::StopPod(0), Op::Wait(519), Op::Remove(0)] {
+        world.apply(op);
+        world.run(1);
+    }
+    world.finish()
+}
