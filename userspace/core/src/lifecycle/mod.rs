@@ -64,6 +64,9 @@ use processes::Budget;
 use room::Room;
 use scan::Repair;
 
+/// How many records of each kind were lost.
+type Lost = BTreeMap<String, u64>;
+
 /// The machine: all containers of the node.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Lifecycle {
@@ -362,10 +365,42 @@ impl Lifecycle {
     }
 
     fn lost(&mut self, loss: Loss, output: &mut Output) {
-        let Loss { from, to, cause, lost, capabilities } = loss;
+        let Loss { from, to, cause, lost, by_container, capabilities } = loss;
         self.unbroken_since = self.unbroken_since.max(to);
-        output.emit_own(to, Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None }));
+        let (owned, lost) = self.owners(lost, &by_container);
+        // What is left may be any container's.
+        let is_any = owned.is_empty() || !lost.is_empty();
+        for (subject, lost) in owned {
+            let gap = Gap { cause, lost, capabilities: Vec::new(), from, to, path: None };
+            output.emit(to, Basis::Daemon, &subject, Kind::Gap(gap));
+        }
+        if is_any {
+            output.emit_own(to, Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None }));
+        }
         self.ask_for_repair(to, output).after_gap();
+    }
+
+    /// Divides a loss into what was each container's, of those that are known, and the rest.
+    fn owners(
+        &self,
+        mut lost: Lost,
+        by_container: &BTreeMap<u32, Lost>,
+    ) -> (Vec<(Arc<Subject>, Lost)>, Lost) {
+        if by_container.is_empty() {
+            return (Vec::new(), lost);
+        }
+        let mut owned = Vec::new();
+        for subject in self.cgroups.named() {
+            let number = kwitness_abi::container_number(subject.cgroup_id.0);
+            let Some(of_it) = by_container.get(&number) else { continue };
+            for (kind, count) in of_it {
+                lost.entry(kind.clone()).and_modify(|left| *left = left.saturating_sub(*count));
+            }
+            owned.push((Arc::clone(subject), of_it.clone()));
+        }
+        lost.retain(|_, count| *count > 0);
+        owned.sort_unstable_by_key(|(subject, _)| subject.cgroup_id);
+        (owned, lost)
     }
 
     fn resolved(

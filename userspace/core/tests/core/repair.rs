@@ -31,6 +31,28 @@ fn a_loss_is_reported_at_once_and_requests_one_scan() {
 }
 
 #[test]
+fn a_loss_names_the_containers_whose_it_was_and_the_rest_may_be_any_ones() {
+    let mut node = Node::new();
+    let young = 3 << 32 | 8;
+    node.start(7, 50);
+    node.start(young, 51);
+    node.lose_of(200, 6, &[(7, 2), (young, 3)]);
+    let gap =
+        |count: u64, whose: &str| format!("200 gap RingFull {{\"task_exec\": {count}}} (daemon){whose}");
+    assert_eq!(node.events(), [gap(2, " 7"), gap(3, &format!(" {young}")), gap(1, "")]);
+    assert_eq!(node.actions(), [Action::Rescan]);
+    node.lose_of(200, 2, &[(7, 2)]);
+    assert_eq!(node.events(), [gap(2, " 7")], "nothing is left");
+    node.lose_of(200, 2, &[(9, 2)]);
+    assert_eq!(node.events(), [gap(2, "")], "of one that is not known");
+    // One that was removed is remembered for a while.
+    node.rmdir(7);
+    node.events();
+    node.lose_of(200, 2, &[(7, 1)]);
+    assert_eq!(node.events(), [gap(1, " 7"), gap(1, "")]);
+}
+
+#[test]
 fn a_scan_corrects_what_the_lost_records_changed() {
     let mut node = Node::new();
     node.mkdir(7); // its start is lost
