@@ -295,6 +295,21 @@ fn what_was_not_seen_is_found() {
 }
 
 #[test]
+fn what_changed_unseen_after_a_reading_began_is_found_by_another() {
+    let mut fixture = Fixture::unseen();
+    fixture.observe(&scan(ScanReason::Initial));
+    assert_eq!(fixture.requested_reads(), [None]);
+    // A loss, and its scan, while that reading is under way.
+    fixture.observe(&scan(ScanReason::Repair));
+    assert_eq!(fixture.requested_reads(), []);
+    fixture.read_begun_at(1, true, &[(LimitFile::MemoryMax, bytes(4096))]);
+    assert_eq!(fixture.requested_reads(), [None]);
+    fixture.read_begun_at(3, true, &[(LimitFile::MemoryMax, bytes(8192))]);
+    assert_eq!(old_and_new(&fixture.changes()), [(bytes(4096), bytes(8192), true)]);
+    assert_eq!(fixture.requested_reads(), [], "it began after the scan");
+}
+
+#[test]
 fn a_new_cgroup_without_a_controller_has_not_changed() {
     let mut fixture = Fixture::new();
     fixture.kernel(Fact::LimitWritesSuppressed(500));
