@@ -107,8 +107,13 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ContainerStatusRequest>,
     ) -> Result<Response<ContainerStatusResponse>, Status> {
-        if request.into_inner().container_id == "unknown" {
-            return Err(Status::not_found("no such container"));
+        match &*request.into_inner().container_id {
+            "unknown" => return Err(Status::not_found("no such container")),
+            // As cri-dockerd says it.
+            "removed" => {
+                return Err(Status::unknown("Error response from daemon: No such container: removed"));
+            }
+            _ => {}
         }
         let linux = LinuxContainerResources { memory_limit_in_bytes: 4096, ..Default::default() };
         let resources = Some(ContainerResources { linux: Some(linux) });
@@ -385,7 +390,9 @@ async fn a_container_that_the_runtime_does_not_know_has_no_limits_of_it() {
     let mut connection = open.await.unwrap();
     let known = connection.resources("a").await.unwrap();
     assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
-    assert_eq!(connection.resources("unknown").await.unwrap(), None);
+    for gone in ["unknown", "removed"] {
+        assert_eq!(connection.resources(gone).await.unwrap(), None, "{gone}");
+    }
     let calls = calls.by_method();
     assert_eq!(calls["Version"].codes.get("OK"), Some(&1));
     assert_eq!(calls["ContainerStatus"].codes.values().sum::<u64>(), 2);
