@@ -53,8 +53,9 @@ pub use bounds::{Bounds, LifecycleCounters};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, Actor, Basis, CgroupId, ContainerId, Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation,
-    OomExhausted, OomKill, OomKilled, OomScope, Output, PodUid, RuntimeFacts, Subject, Unreadable,
+    Action, Actor, Basis, CgroupId, ContainerId, Fact, Gap, KernelEvent, KernelTime, Kind, LevelRole, Loss,
+    Observation, OomExhausted, OomKill, OomKilled, OomScope, Output, PodUid, RuntimeFacts, Subject,
+    Unreadable,
 };
 
 use crate::overflow::Overflow;
@@ -309,7 +310,11 @@ impl Lifecycle {
                 }
             }
             Fact::Exec { process, program, first } => {
-                (Basis::TaskExec, container.exec(at, process, program, first, budget))
+                let kind = container.exec(at, process, program, first, budget);
+                if matches!(kind, Kind::Started { .. }) {
+                    container.home = (cgroup != id).then_some(cgroup);
+                }
+                (Basis::TaskExec, kind)
             }
             Fact::Exit { process, status, first } => {
                 (Basis::TaskExit, container.exit(process, status, first, self.unbroken_since, budget))
@@ -327,6 +332,7 @@ impl Lifecycle {
 
     fn oom_kill(&mut self, at: KernelTime, id: CgroupId, kill: OomKill, output: &mut Output) {
         let OomKill { victim, choice, scope, usage, trigger } = kill;
+        let home = self.cgroups.container_mut(id).and_then(|container| container.home);
         let scope = scope.map(|scope| match scope {
             OomScope::Machine => OomExhausted::Machine,
             OomScope::Limit(cgroup) => {
@@ -334,7 +340,9 @@ impl Lifecycle {
                 OomExhausted::Limit {
                     cgroup,
                     path: info.as_ref().map(|info| Arc::clone(&info.path)),
-                    role: info.as_ref().map(|info| info.role),
+                    role: info
+                        .as_ref()
+                        .map(|info| if home == Some(cgroup) { LevelRole::Container } else { info.role }),
                     pod: info.and_then(|info| info.pod),
                 }
             }

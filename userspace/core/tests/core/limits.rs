@@ -227,6 +227,36 @@ fn a_refused_write_is_reported_with_its_errno() {
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
 
+/// runc writes both files of a huge page's size. A container's burst keeps its quota from being lowered; a node's own group cannot
+/// be given a controller while real-time tasks are above.
+#[test]
+fn each_file_of_a_limit_and_each_refusal_is_reported_by_itself() {
+    let mut fixture = Fixture::new();
+    for file in ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"] {
+        let file = file.parse().unwrap();
+        fixture.write(file, "4194304");
+        fixture.read(false, &[(file, bytes(4 << 20))]);
+        let changes = fixture.changes();
+        assert_eq!(changes.iter().map(|changed| changed.limit_file).collect::<Vec<_>>(), [file]);
+        assert_eq!(changes[0].new, bytes(4 << 20));
+    }
+    for (file, value) in [
+        (LimitFile::CpuMaxBurst, "30000"),
+        (LimitFile::CpuMax, "50000 100000"),
+        (LimitFile::CgroupSubtreeControl, "+cpu"),
+    ] {
+        fixture.refused(file, value);
+        let before = initial(file).map_or(Reading::Absent, Reading::Is);
+        fixture.read(false, &[(file, before)]);
+        let changes = fixture.changes();
+        let [refused] = &changes[..] else { panic!("{file}: {changes:?}") };
+        assert_eq!((refused.limit_file, &refused.old), (file, &refused.new));
+        let write = refused.write.as_ref().unwrap();
+        assert_eq!(write.result, WriteResult::Refused { errno: EINVAL });
+        assert_eq!(write.value.as_ref().map(|value| &*value.text), Some(value), "{file}");
+    }
+}
+
 #[test]
 fn more_writes_than_are_kept_are_counted_with_the_last() {
     let mut fixture = Fixture::new();
