@@ -279,7 +279,10 @@ impl<'a> Session<'a> {
                 EventKind::Stopped => Hint::Reached(Progress::Stopped),
                 EventKind::Deleted => Hint::Removed,
                 _ => {
-                    self.machine.gap(now);
+                    match subject {
+                        Some(subject) => self.machine.gap_of(now, &subject.container_id),
+                        None => self.machine.gap(now),
+                    }
                     continue;
                 }
             };
