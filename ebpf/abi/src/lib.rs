@@ -309,8 +309,23 @@ pub struct Counters {
 pub struct Tracked {
     /// `TRACKED_*`.
     pub flags: u32,
-    /// With [`TRACKED_CONTAINED`], the container's element of the map `SHARES`; otherwise zero.
-    pub share: u32,
+    /// With [`TRACKED_CONTAINED`], the container, by its [`container_number`]; otherwise zero.
+    pub container: u32,
+}
+
+/// Of a container whose cgroup has that id, the lower half. The kernel gives it to one cgroup at a time.
+pub const fn container_number(cgroup: u64) -> u32 {
+    cgroup as u32
+}
+
+/// Whose lost records of which kind are counted: the key of the map `LOST`, whose value is how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct LostOf {
+    /// [`Tracked::container`].
+    pub container: u32,
+    /// A [`RecordKind`] as a number.
+    pub kind: u32,
 }
 
 /// [`Tracked::flags`]: a program that is not the runtime's own has run in this cgroup, see [`FLAG_FIRST`].
@@ -331,13 +346,13 @@ pub const TRACKED_COUNTED: u32 = 1 << 3;
 /// Containers whose shares of the tracked set are told apart: so many elements has the map `SHARES`, which count the cgroups that
 /// are tracked *in* each container, and one more, at this index, that counts all that are tracked.
 ///
-/// A container's element is its cgroup's id modulo this. The kernel gives ids out in turn, so that two containers have one
+/// A container's element is its number modulo this. The kernel gives ids out in turn, so that two containers have one
 /// element, and then one share, only by chance; even then the containers' own cgroups are tracked, for no share bounds these.
 pub const SHARES: u32 = 1 << 16;
 
-/// Of a container whose cgroup has that id, the element of the map `SHARES`.
-pub const fn share_of(container: u64) -> u32 {
-    container as u32 & (SHARES - 1)
+/// Of a container with that [`container_number`], the element of the map `SHARES`.
+pub const fn share_of(container: u32) -> u32 {
+    container & (SHARES - 1)
 }
 
 /// Whether each of the eight bytes is a hexadecimal digit, as the runtimes write them: in lower case.
@@ -573,6 +588,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
+    assert!(size_of::<LostOf>() == 8);
     assert!(size_of::<KernelLayout>() == 56 * 4);
 };
 
@@ -585,7 +601,8 @@ mod tests {
         assert!(may_track(0, 0, 1) && !may_track(0, 1, 1) && !may_track(5, 5, 10) && may_track(4, 5, 10));
         // Counts that were read in between of two changes.
         assert!(may_track(-1, 10, 10) && may_track(10, -1, 10) && !may_track(0, 11, 10));
-        assert_eq!((share_of(5), share_of(u64::from(SHARES) + 5), share_of(1 << 40 | 5)), (5, 5, 5));
+        assert_eq!((share_of(5), share_of(SHARES + 5)), (5, 5));
+        assert_eq!(container_number(7 << 32 | 1 << 20 | 5), 1 << 20 | 5);
     }
 
     #[test]

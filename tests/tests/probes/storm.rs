@@ -2,14 +2,14 @@
 //!
 //! The producers are processes of their own: they say what they did, and the records have to say the same.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness_abi::RecordKind;
+use kwitness_abi::{RecordKind, container_number};
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
 use kwitness_tests::cgroup;
 use kwitness_tests::environment::{Environment, Tier};
@@ -229,8 +229,8 @@ fn share(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// One container fills small rings that nobody reads, with groups and with processes: it loses records, and another pod's container
-/// that is made, runs and ends after that loses none.
+/// One container fills small rings that nobody reads, with groups and with processes: it loses records, which are counted as its own,
+/// and another pod's container that is made, runs and ends after that loses none.
 fn rings(environment: &Environment) -> Result<()> {
     let parent = &environment.cgroup_directory();
     let size = NonZeroU32::new(1 << 16).context("not zero")?;
@@ -265,6 +265,11 @@ fn rings(environment: &Environment) -> Result<()> {
         ] if is_end(end)
     );
     ensure!(is_whole, "{facts:#?}");
+    let lost = session.running().counters().lost;
+    let lost = RecordKind::ALL.into_iter().map(|kind| (kind, lost[kind.index()])).filter(|(_, of)| *of > 0);
+    let whose = BTreeMap::from([(container_number(cgroup::id(&hog_directory)?), lost.collect())]);
+    let counted = session.running().lost_by_container()?;
+    ensure!(counted == whose, "{counted:?} is not {whose:?}");
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod handle;
 mod judge_queue;
 mod keeping;
 mod ledger;
+mod loss_owners;
 mod losses;
 mod outside;
 mod parts;

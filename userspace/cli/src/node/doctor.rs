@@ -452,6 +452,22 @@ mod tests {
     }
 
     #[test]
+    fn a_daemons_runtime_is_what_the_daemon_says() {
+        let status = |error: &str| proto::RuntimeStatus {
+            endpoint: "/run/cri.sock".into(),
+            name: "containerd".into(),
+            version: "v2".into(),
+            error: error.into(),
+        };
+        let found = |error: &str| {
+            let Finding { verdict, found, .. } = runtime_of(&status(error));
+            (verdict, found)
+        };
+        assert_eq!(found(""), ("good".to_owned(), "containerd v2 at /run/cri.sock".to_owned()));
+        assert_eq!(found("gone"), ("degraded".to_owned(), "/run/cri.sock: gone".to_owned()));
+    }
+
+    #[test]
     fn limitations_are_counted() {
         let capability = |hook: &str, refused: &[&str]| proto::Capability {
             hook: hook.into(),

@@ -27,6 +27,7 @@ fn loss(at: u64) -> Observation {
         to,
         cause: GapCause::RingFull,
         lost: [("task_exec".to_owned(), at)].into(),
+        by_container: [].into(),
         capabilities: Vec::new(),
     })
 }

@@ -21,8 +21,8 @@ use crate::probe::{
 
 /// Changes whenever what is pinned changes its meaning in another way than sizes show: a field of a record, a flag, a value of a map.
 ///
-/// 2: an element of `TRACKED` says which share of the tracked set it is counted in.
-const FORMAT: u32 = 2;
+/// 3: an element of `TRACKED` says which container it is, or lies in.
+const FORMAT: u32 = 3;
 /// Hexadecimal digits in the name of a layout, and how many of them are the records'.
 const LAYOUT_DIGITS: usize = 16;
 pub(super) const RECORD_DIGITS: usize = 8;
