@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use prost::Message as _;
 
 use super::model::Style;
-use super::perfetto::{COUNTER, INSTANT, SLICE_BEGIN, SLICE_END, Trace};
+use super::perfetto::{COUNTER, INSTANT, SLICE_BEGIN, SLICE_END, Trace, TracePacket};
 use super::usage::Sampled;
 use super::*;
 use crate::time::{TimeFormat, Times};
@@ -351,6 +351,27 @@ fn a_trace_has_balanced_slices_on_named_tracks() {
     assert!(slices.contains(&("java (812)".to_owned(), 1100, 2001)), "{slices:?}");
     assert_eq!((instants, counters), (5, 3));
     assert_eq!(parents.values().filter(|parent| parent.is_none()).count(), 1, "one root");
+}
+
+#[test]
+fn traces_that_are_concatenated_share_no_track() {
+    let trace = |subject: &str| {
+        let timeline = Timeline::new(subject.into(), "node-1".into(), &incident("app"), &[], times());
+        Trace::decode(&*perfetto::trace(&timeline)).unwrap().packet
+    };
+    let (one, other) = (trace("prod/web-0"), trace("prod/web-1"));
+    let tracks = |packets: &[TracePacket]| {
+        let tracks = packets.iter().filter_map(|packet| packet.track_descriptor.as_ref()?.uuid);
+        tracks.collect::<BTreeSet<_>>()
+    };
+    assert!(tracks(&one).len() > 2 && tracks(&one).is_disjoint(&tracks(&other)));
+    let sequences = |packets: &[TracePacket]| {
+        let sequences = packets.iter().filter_map(|packet| packet.trusted_packet_sequence_id);
+        sequences.collect::<BTreeSet<_>>()
+    };
+    assert_eq!((sequences(&one).len(), sequences(&other).len()), (1, 1));
+    assert!(sequences(&one).is_disjoint(&sequences(&other)));
+    assert_eq!(trace("prod/web-0"), one, "the same trace has the same numbers");
 }
 
 #[test]
