@@ -147,6 +147,9 @@ pub struct Chaos {
     /// How long: seconds, or minutes with an `m`
     #[arg(long = "for", value_name = "TIME", default_value = "60s")]
     duration: String,
+    /// Half an hour
+    #[arg(long, conflicts_with = "duration")]
+    long: bool,
     #[command(flatten)]
     options: Watched,
 }
@@ -154,7 +157,8 @@ pub struct Chaos {
 /// Makes chaos around a daemon, and returns its exit status.
 pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32> {
     let mut options = chaos.options.clone();
-    options.arguments.extend(["--for".to_owned(), chaos.duration.clone()]);
+    let duration = if chaos.long { "30m" } else { &chaos.duration };
+    options.arguments.extend(["--for".to_owned(), duration.to_owned()]);
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
