@@ -301,6 +301,7 @@ fn kind_of(event: &KernelEvent) -> RecordKind {
         Fact::Exit { .. } => RecordKind::TaskExit,
         Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => RecordKind::LimitWriteReturned,
         Fact::OomKill(_) => RecordKind::OomKill,
+        Fact::MemoryCharge(_) => RecordKind::MemoryCharge,
     }
 }
 

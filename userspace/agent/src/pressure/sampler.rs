@@ -3,7 +3,8 @@
 //! Owns the queue of levels by when they are due. At most [`FILES_PER_REFRESH`] files are read: levels that are due beyond that
 //! wait for the next second, the longest due first, and are counted. Of each level the first sample is handed on, and each that
 //! stands otherwise towards the thresholds than the one before: whatever the engine observes is recorded, and a level whose page
-//! cache is at its limit would be sampled into the ledger four times a second for ever.
+//! cache is at its limit would be sampled into the ledger four times a second for ever. The next one is handed on, too, if the core
+//! has it above another number of thresholds than the last one stood for: the kernel has recorded a charge meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use kwitness_core::model::{Bound, CgroupId, MemorySample, MemorySamples, Observation, Thresholds};
+use kwitness_core::model::{
+    Bound, CgroupId, MemoryLevel, MemorySample, MemorySamples, Observation, Thresholds,
+};
 use kwitness_core::pressure::sampling::{FillRate, LONGEST, Standing, interval};
 use tokio::sync::mpsc;
 
@@ -26,15 +29,22 @@ const FILES_PER_REFRESH: u64 = 1000;
 /// Files of one sample: the limit, then usage.
 const FILES: u64 = 2;
 
-/// What was counted since the start.
+/// What is sampled for, and what was counted since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Sampling {
+    thresholds: Arc<Thresholds>,
     samples: AtomicU64,
     deferred: AtomicU64,
     failed: AtomicU64,
 }
 
 impl Sampling {
+    /// An observation of the thresholds alone: the kernel may have recorded charges before anything is sampled.
+    pub(crate) fn begin(&self) -> Observation {
+        let thresholds = Arc::clone(&self.thresholds);
+        Observation::MemorySampled(MemorySamples { thresholds, samples: Vec::new() })
+    }
+
     /// By name.
     pub(crate) fn counters(&self) -> [(&'static str, u64); 3] {
         [
@@ -52,11 +62,11 @@ impl Sampling {
 pub(crate) fn start(
     files: MemoryFiles,
     thresholds: Thresholds,
-    mut levels: impl FnMut() -> Option<Vec<(CgroupId, Arc<str>)>> + Send + 'static,
+    mut levels: impl FnMut() -> Option<Vec<MemoryLevel>> + Send + 'static,
     answers: mpsc::Sender<Observation>,
 ) -> io::Result<Arc<Sampling>> {
-    let counted = Arc::<Sampling>::default();
-    let mut sampler = Sampler::new(files, thresholds, Arc::clone(&counted));
+    let counted = Arc::new(Sampling { thresholds: Arc::new(thresholds), ..Sampling::default() });
+    let mut sampler = Sampler::new(files, Arc::clone(&counted));
     std::thread::Builder::new().name("memory-sampler".to_owned()).spawn(move || {
         while let Some(levels) = levels() {
             sampler.refresh(levels, Instant::now());
@@ -64,7 +74,7 @@ pub(crate) fn start(
             loop {
                 let samples = sampler.take_due(Instant::now());
                 if !samples.is_empty() {
-                    let thresholds = Arc::clone(&sampler.thresholds);
+                    let thresholds = Arc::clone(&sampler.counted.thresholds);
                     let sampled = Observation::MemorySampled(MemorySamples { thresholds, samples });
                     if answers.blocking_send(sampled).is_err() {
                         return;
@@ -94,7 +104,6 @@ struct Level {
 #[derive(Debug)]
 struct Sampler {
     files: MemoryFiles,
-    thresholds: Arc<Thresholds>,
     levels: HashMap<CgroupId, Level>,
     queue: BTreeSet<(Instant, CgroupId)>,
     /// Files that may be read until the next refresh.
@@ -103,20 +112,14 @@ struct Sampler {
 }
 
 impl Sampler {
-    fn new(files: MemoryFiles, thresholds: Thresholds, counted: Arc<Sampling>) -> Self {
-        Self {
-            files,
-            thresholds: Arc::new(thresholds),
-            levels: HashMap::new(),
-            queue: BTreeSet::new(),
-            files_left: 0,
-            counted,
-        }
+    fn new(files: MemoryFiles, counted: Arc<Sampling>) -> Self {
+        Self { files, levels: HashMap::new(), queue: BTreeSet::new(), files_left: 0, counted }
     }
 
     /// Takes the levels that there are: new ones are due at once.
-    fn refresh(&mut self, levels: Vec<(CgroupId, Arc<str>)>, now: Instant) {
-        let there: HashMap<CgroupId, Arc<str>> = levels.into_iter().collect();
+    fn refresh(&mut self, levels: Vec<MemoryLevel>, now: Instant) {
+        let there: HashMap<CgroupId, MemoryLevel> =
+            levels.into_iter().map(|level| (level.cgroup, level)).collect();
         let queue = &mut self.queue;
         self.levels.retain(|cgroup, level| {
             let stays = there.contains_key(cgroup);
@@ -125,11 +128,12 @@ impl Sampler {
             }
             stays
         });
-        for (cgroup, path) in there {
-            self.levels.entry(cgroup).or_insert_with(|| {
+        for (cgroup, MemoryLevel { path, above, .. }) in there {
+            let level = self.levels.entry(cgroup).or_insert_with(|| {
                 self.queue.insert((now, cgroup));
                 Level { path, due: now, rate: FillRate::default(), standing: None }
             });
+            level.standing.take_if(|standing| standing.above(above) != above);
         }
         self.files_left = FILES_PER_REFRESH;
     }
@@ -167,7 +171,7 @@ impl Sampler {
                 if memory.limit == Bound::Unlimited {
                     level.rate = FillRate::default();
                 }
-                let pause = interval(&self.thresholds, usage, memory.limit, fill_rate);
+                let pause = interval(&self.counted.thresholds, usage, memory.limit, fill_rate);
                 (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause)
             }
             // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
@@ -181,7 +185,7 @@ impl Sampler {
         level.due = now + pause;
         self.queue.insert((level.due, cgroup));
         sample.filter(|sample| {
-            let standing = Standing::of(&self.thresholds, sample.usage, sample.limit);
+            let standing = Standing::of(&self.counted.thresholds, sample.usage, sample.limit);
             level.standing.replace(standing) != Some(standing)
         })
     }
@@ -198,16 +202,17 @@ mod tests {
 
     const LIMIT: u64 = 1 << 20;
 
-    fn set(root: &Path, name: &str, usage: u64) -> (CgroupId, Arc<str>) {
+    fn set(root: &Path, name: &str, usage: u64) -> MemoryLevel {
         let directory = root.join(name);
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("memory.max"), LIMIT.to_string()).unwrap();
         fs::write(directory.join("memory.current"), usage.to_string()).unwrap();
-        (CgroupId(fs::metadata(&directory).unwrap().ino()), format!("/{name}").into())
+        let cgroup = CgroupId(fs::metadata(&directory).unwrap().ino());
+        MemoryLevel { cgroup, path: format!("/{name}").into(), above: 0 }
     }
 
     fn sampler(root: &Path) -> Sampler {
-        Sampler::new(MemoryFiles::V2(CgroupFs::at(root)), Thresholds::default(), Arc::default())
+        Sampler::new(MemoryFiles::V2(CgroupFs::at(root)), Arc::default())
     }
 
     fn usages(samples: &[MemorySample]) -> Vec<u64> {
@@ -215,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_sample_is_handed_on_and_each_that_stands_otherwise_than_the_one_before() {
+    fn the_first_sample_is_handed_on_and_each_that_stands_otherwise_than_the_one_before_or_than_the_core() {
         let root = tempfile::tempdir().unwrap();
         let mut sampler = sampler(root.path());
         let now = Instant::now();
@@ -223,10 +228,19 @@ mod tests {
         sampler.refresh(levels.clone(), now);
         assert_eq!(usages(&sampler.take_due(now)), [0]);
         let mut later = now;
-        for (usage, handed_on) in [(10, false), (LIMIT, true), (LIMIT - 1, false), (20, true), (30, false)] {
+        let samples = [
+            (10, 0, false),
+            (LIMIT, 0, true),
+            (LIMIT - 1, 3, false),
+            (20, 3, true),
+            (30, 0, false),
+            (40, 1, true),
+        ];
+        for (usage, above, handed_on) in samples {
             set(root.path(), "a", usage);
             later += LONGEST;
-            sampler.refresh(levels.clone(), later);
+            let levels = levels.iter().map(|level| MemoryLevel { above, ..level.clone() });
+            sampler.refresh(levels.collect(), later);
             let taken = usages(&sampler.take_due(later));
             assert_eq!(taken, if handed_on { vec![usage] } else { vec![] }, "{usage}");
         }

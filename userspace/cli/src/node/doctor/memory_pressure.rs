@@ -3,23 +3,22 @@
 use kwitness_agent::cgroupfs::CgroupFs;
 use kwitness_agent::config::Config;
 use kwitness_agent::pressure::MemoryFiles;
+use kwitness_agent::probe::capability::MEMORY_CHARGES;
 use kwitness_agent::probe::environment::Verdict;
 use kwitness_agent::probe::error_chain;
+use kwitness_api::proto;
 
 use super::Finding;
 
 const NAME: &str = "memory pressure";
 
-/// The finding; none: there is no cgroup v2 hierarchy, as another check says.
-pub(super) fn finding(config: &Config) -> Option<Finding> {
+/// The finding; none: there is no cgroup v2 hierarchy, as another check says. `capabilities` are empty where hooks cannot be tried.
+pub(super) fn finding(config: &Config, capabilities: &[proto::Capability]) -> Option<Finding> {
     if !config.pressure {
         return Some(Finding::good(NAME, "off (pressure.mode is \"off\")"));
     }
     Some(match MemoryFiles::find(&CgroupFs::find(&config.subtree).ok()?) {
-        Ok(files) => Finding::good(
-            NAME,
-            format!("sampled: {files}; missed: what begins and ends, or kills, between two samples"),
-        ),
+        Ok(files) => Finding::good(NAME, found(&files.to_string(), capabilities)),
         Err(error) => Finding::new(
             NAME,
             Verdict::Degraded,
@@ -27,4 +26,33 @@ pub(super) fn finding(config: &Config) -> Option<Finding> {
             "boot without cgroup_disable=memory, or give the container the host's /sys/fs/cgroup",
         ),
     })
+}
+
+fn found(files: &str, capabilities: &[proto::Capability]) -> String {
+    let hook = capabilities.iter().find(|capability| capability.name == MEMORY_CHARGES).map(|of| &*of.hook);
+    match hook.filter(|hook| hook.ends_with("page_counter_try_charge")) {
+        Some(hook) => {
+            format!("recorded at each charge ({hook}); falls and changed limits are sampled: {files}")
+        }
+        None => format!("sampled: {files}; missed: what begins and ends, or kills, between two samples"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_basis_and_what_it_misses_are_named() {
+        let of = |hook: &str| {
+            let capability =
+                proto::Capability { name: MEMORY_CHARGES.into(), hook: hook.into(), ..Default::default() };
+            found("memory.current", &[capability])
+        };
+        assert!(of("fentry:page_counter_try_charge").starts_with("recorded at each charge (fentry:"));
+        for hook in ["", "sampling:/sys/fs/cgroup"] {
+            assert!(of(hook).starts_with("sampled: memory.current; missed: "), "{hook}");
+        }
+        assert!(found("memory.current", &[]).starts_with("sampled"));
+    }
 }
