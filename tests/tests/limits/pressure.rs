@@ -1,4 +1,5 @@
-//! Memory pressure of a real container: each crossing forced by a fill that waits for the event before the next.
+//! Memory pressure of a real container: each crossing forced by a fill that waits for the event before the next. Upwards, it is the
+//! kernel that reports it where it allows that, and it names the process.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -7,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kwitness_agent::probe::capability::MEMORY_CHARGES;
 use kwitness_api::proto::PressureDirection::{Down, Up};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
@@ -54,6 +56,7 @@ pub(crate) async fn each_crossing_is_reported_once(
     ctx.with_node(combination.driver, async |node| {
         ctx.with_recorded_agent(&SETTINGS, async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
+            let is_recorded = records_charges(agent).await?;
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
             let pod = node.run_pod(&PodSpec::new("filled", combination.handler)?).await?;
             let fill = format!("/dev/shm/{}", pod.sandbox);
@@ -80,7 +83,7 @@ pub(crate) async fn each_crossing_is_reported_once(
             let seen = watcher.seen();
             ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
             for (event, pressure) in crossed(&seen, &id) {
-                check(&event, &pressure)?;
+                check(&event, &pressure, is_recorded)?;
             }
             ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
             node.remove_pod(&pod).await
@@ -99,8 +102,21 @@ fn crossed(seen: &Seen, id: &str) -> Vec<(Event, Pressure)> {
     pressures.collect()
 }
 
-fn check(event: &Event, pressure: &Pressure) -> Result<()> {
-    ensure!(event.basis() == Basis::MemorySample, "{event:?}");
+/// Whether a program in the kernel sees charges.
+async fn records_charges(agent: &Agent) -> Result<bool> {
+    let status = agent.status().await?;
+    let capability = status.capabilities.into_iter().find(|of| of.name == MEMORY_CHARGES);
+    Ok(capability.context("no capability for charges")?.hook.ends_with("page_counter_try_charge"))
+}
+
+fn check(event: &Event, pressure: &Pressure, is_recorded: bool) -> Result<()> {
+    // A fall is seen by whichever comes first: a sample, or the next charge.
+    let is_right = match pressure.direction() {
+        Up if is_recorded => event.basis() == Basis::MemoryCharge && pressure.charged_by.is_some(),
+        _ if is_recorded => pressure.charged_by.is_none(),
+        _ => event.basis() == Basis::MemorySample && pressure.charged_by.is_none(),
+    };
+    ensure!(is_right, "recorded by the kernel: {is_recorded}; {event:?}");
     ensure!(pressure.cgroup.as_ref().is_some_and(|of| of.role() == CgroupRole::Container), "{pressure:?}");
     ensure!(pressure.limit_bytes == Some(LIMIT), "{pressure:?}");
     let percent = pressure.usage_bytes * 100 / LIMIT;

@@ -1,5 +1,6 @@
 //! The probes on this kernel: real cgroups, real processes, each scenario with each kind of hook.
 
+mod charges;
 #[expect(unsafe_code, reason = "a bare clone3(2), and threads that end without their process")]
 mod child;
 mod life;
@@ -42,6 +43,7 @@ fn main() -> Result<()> {
     }
     cases.extend(limits::cases(&ctx, &loaded));
     cases.extend(oom::cases(&ctx, &loaded));
+    cases.extend(charges::cases(&ctx, &loaded));
     cases.extend(storm::cases(&loaded));
     suite::run(ctx, cases)
 }

@@ -27,6 +27,9 @@ pub const WRITES: u64 = 10_000;
 /// How much memory the variant `hog` takes, MiB.
 pub const HOG: usize = 160;
 
+/// How much memory the variant `reserve` may touch and does not, in bytes.
+pub const RESERVED: usize = 64 << 20;
+
 /// Ends of processes with more than one thread, and what wait(2) may say of each.
 pub const EXITS: &[(&str, &[ExitStatus])] = &[
     ("group-exit-from-main", &[ExitStatus::Code(5)]),
@@ -112,6 +115,15 @@ pub fn run(role: &[&str]) -> Result<()> {
             exit_thread(0)
         }
         "hog" => hog()?,
+        "fill" => {
+            let [usage, full, times] = arguments else { bail!("which usage, how much, how often?") };
+            fill(Path::new(usage), full.parse()?, times.parse()?)?;
+        }
+        "reserve" => {
+            let reserved = std::hint::black_box(Vec::<u8>::with_capacity(RESERVED));
+            stop()?;
+            drop(reserved);
+        }
         "parent-of-hog" => {
             Child::spawn(None, CloneFlags::empty(), Action::Exec(&[&program()?, ROLE, "hog"]))?.wait()?;
         }
@@ -137,9 +149,33 @@ pub fn run(role: &[&str]) -> Result<()> {
 /// Takes memory until it is killed or has enough, and then stops itself.
 fn hog() -> Result<()> {
     let allocated: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).context("stop this process")?;
+    stop()?;
     drop(allocated);
     Ok(())
+}
+
+/// Takes memory until the file says that so much is charged, and gives it back; so often, and then once after each stop. It stops
+/// while it has the memory.
+fn fill(usage: &Path, full: u64, mut times: u64) -> Result<()> {
+    let charged = || -> Result<u64> {
+        let text = std::fs::read_to_string(usage).with_context(|| format!("read {}", usage.display()))?;
+        Ok(text.trim_end().parse()?)
+    };
+    let mut allocated: Vec<Vec<u8>> = Vec::new();
+    loop {
+        for _ in 0..times {
+            allocated.clear();
+            while charged()? < full {
+                allocated.push(vec![1; 256 << 10]);
+            }
+        }
+        stop()?;
+        times = 1;
+    }
+}
+
+fn stop() -> Result<()> {
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).context("stop this process")
 }
 
 /// The variant `storm`: makes containers one after the other, and prints what it did when all are gone.
