@@ -600,7 +600,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 3));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 56 * 4);
+    assert!(size_of::<KernelLayout>() == 62 * 4);
 };
 
 #[cfg(test)]

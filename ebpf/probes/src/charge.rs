@@ -29,7 +29,7 @@ use kwitness_abi::{
 use crate::{
     emit::{caller, header, now},
     kernel::{Access, Arguments, Counter, MemoryCgroup, Task},
-    maps::{LEVELS, OWN_WRITES, TRACKED, count_charge, reserve},
+    maps::{LEVELS, Ring, TRACKED, count_charge, reserve_in},
 };
 
 /// The thresholds. Filled in by the loader.
@@ -132,7 +132,14 @@ fn stands(settings: &ChargeSettings, level: &mut ChargedLevel, above: u32, seen:
     let is_charger =
         seen.by_charge && above > reported && !task.is_of_kernel() && task.is_within(level.cgroup_id);
     let flags = if is_charger { FLAG_CHARGER } else { 0 };
-    let Some(mut entry) = reserve::<MemoryCharge>(&OWN_WRITES, RecordKind::MemoryCharge) else { return };
+    // One that is gone has nobody to whom that matters.
+    let Some(tracked) = TRACKED.get_ptr(level.cgroup_id) else { return };
+    // SAFETY: a live map element.
+    let tracked = unsafe { &*tracked };
+    let Some(mut entry) = reserve_in::<MemoryCharge>(Ring::OwnWrites, RecordKind::MemoryCharge, tracked)
+    else {
+        return;
+    };
     let shift = settings.page_shift & 63;
     entry.write(MemoryCharge {
         // Of the same time as the usages that are remembered.

@@ -60,8 +60,9 @@ impl<A: Access> Counter<A> {
     /// That of the cgroup above.
     #[inline(always)]
     pub fn parent(&self) -> Option<Self> {
+        let address = self.0.wrapping_add(layout!(counter_parent) as usize);
         // SAFETY: the offset is that of the field.
-        let parent = unsafe { A::word(self.0.wrapping_add(layout!(counter_parent) as usize)) };
+        let parent = unsafe { A::word(address) };
         (parent != 0).then(|| Self::at(parent as Address))
     }
 

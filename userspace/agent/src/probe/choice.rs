@@ -19,7 +19,9 @@ use kwitness_abi::KernelLayout;
 use nix::libc;
 
 use super::{
-    capability::{CAPABILITIES, Capability, Exclusion, Hook, HookKind, Importance, MEMORY_CHARGES, Tracepoints},
+    capability::{
+        CAPABILITIES, Capability, Exclusion, Hook, HookKind, Importance, MEMORY_CHARGES, Tracepoints,
+    },
     charges::{self, calls_per_mebibyte},
     environment,
     error::{ProbeError, Result, error_chain},

@@ -37,7 +37,7 @@ use super::{
     layout,
     object::OBJECT,
     pins::{self, Old, Origin, Unpinned},
-    report::Capabilities,
+    report::{Capabilities, Reason},
     ring::Running,
     settings::{Charges, MAX_ROOTS, ProbeLog, Settings},
 };
