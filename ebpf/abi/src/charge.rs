@@ -31,7 +31,7 @@ pub const USAGE_AGE: u64 = 500_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ChargeSettings {
-    /// In ascending order, as many as `count` says; the rest is zero.
+    /// In ascending order, as many as `count` says; the rest is above all of them.
     pub percent: [u8; THRESHOLDS_MAX],
     /// How many there are.
     pub count: u8,
@@ -48,8 +48,14 @@ pub struct ChargeSettings {
 
 impl ChargeSettings {
     /// No thresholds, and next to no charge that is looked at.
-    pub const NONE: Self =
-        Self { percent: [0; THRESHOLDS_MAX], count: 0, hysteresis: 0, floor: u8::MAX, page_shift: 0, pad: 0 };
+    pub const NONE: Self = Self {
+        percent: [u8::MAX; THRESHOLDS_MAX],
+        count: 0,
+        hysteresis: 0,
+        floor: u8::MAX,
+        page_shift: 0,
+        pad: 0,
+    };
 }
 
 /// A charge of memory in pages.
@@ -63,28 +69,33 @@ pub struct Charge {
     pub limit: u64,
 }
 
-/// How many thresholds a level counts as above.
+/// What a charge makes of a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChargeStanding {
-    /// Before a charge: no more than at the charge before.
-    pub before: u32,
-    /// With it: no fewer than before.
-    pub after: u32,
+    /// How many thresholds it counts as above.
+    pub above: u32,
+    /// Pages that it was, or is, charged with, by which that is so: of a fall, before the charge.
+    pub usage: u64,
 }
 
 impl ChargeSettings {
     /// Whether a charge is to be looked at.
     #[inline(always)]
     pub const fn is_near(&self, charge: Charge) -> bool {
-        is_at(charge.after, charge.limit, self.floor)
+        charge.after * 100 >= charge.limit * self.floor as u64
     }
 
-    /// How many thresholds a level is above before and with a charge, if it was above so many at the charge before.
+    /// What a charge makes of a level that was above so many thresholds at the charge before. If it has fallen since, that comes
+    /// first: how far this charge takes it up again is seen by the next one.
     #[inline(always)]
     pub fn standing(&self, above: u32, charge: Charge) -> ChargeStanding {
         let Charge { before, after, limit } = charge;
-        let before = above.min(self.count_at(before, limit, self.hysteresis));
-        ChargeStanding { before, after: before.max(self.count_at(after, limit, 0)) }
+        let kept = self.count_at(before, limit, self.hysteresis);
+        if kept < above {
+            return ChargeStanding { above: kept, usage: before };
+        }
+        let reached = self.count_at(after, limit, 0);
+        ChargeStanding { above: if reached > above { reached } else { above }, usage: after }
     }
 
     /// Whether the charge itself, and nothing before it, takes usage past a threshold.
@@ -94,24 +105,19 @@ impl ChargeSettings {
         self.count_at(before, limit, 0) < self.count_at(after, limit, 0)
     }
 
-    /// How many thresholds, each less so many percent, usage is at or above.
+    /// How many thresholds, each less so many percent, usage is at or above. Without a branch at each, all of whose ways the
+    /// verifier would go. Even the largest limit there is, `PAGE_COUNTER_MAX`, can be multiplied so far.
     #[inline(always)]
     fn count_at(&self, usage: u64, limit: u64, less: u8) -> u32 {
-        let mut count = 0;
-        for (index, percent) in self.percent.into_iter().enumerate() {
-            if index >= self.count as usize || !is_at(usage, limit, percent.wrapping_sub(less)) {
-                break;
-            }
-            count = index as u32 + 1;
+        let mut below = 0;
+        for percent in self.percent {
+            let percent = u64::from(percent.wrapping_sub(less));
+            // The sign of the difference.
+            below += (usage * 100).wrapping_sub(limit * percent) >> 63;
         }
-        count
+        let count = THRESHOLDS_MAX as u32 - below as u32;
+        if count < self.count as u32 { count } else { self.count as u32 }
     }
-}
-
-/// Whether usage is at or above that share of the limit. Even the largest limit there is, `PAGE_COUNTER_MAX`, can be multiplied.
-#[inline(always)]
-const fn is_at(usage: u64, limit: u64, percent: u8) -> bool {
-    usage * 100 >= limit * percent as u64
 }
 
 /// A level is above more or fewer thresholds than the last record said, as seen at a charge.

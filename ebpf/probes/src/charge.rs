@@ -22,8 +22,8 @@
 use core::ptr;
 
 use kwitness_abi::{
-    Actor, CHARGE_RECORDS, CHARGE_WINDOW, COMM_LEN, Caller, Charge, ChargeSettings, ChargedLevel,
-    ChargedUsage, FLAG_CHARGER, Header, MemoryCharge, RecordKind, TRACKED_COUNTED, USAGE_AGE,
+    Actor, CHARGE_RECORDS, CHARGE_WINDOW, COMM_LEN, Caller, Charge, ChargeSettings, ChargeStanding,
+    ChargedLevel, ChargedUsage, FLAG_CHARGER, Header, MemoryCharge, RecordKind, TRACKED_COUNTED, USAGE_AGE,
 };
 
 use crate::{
@@ -36,9 +36,9 @@ use crate::{
 #[unsafe(no_mangle)]
 static CHARGES: ChargeSettings = ChargeSettings::NONE;
 
-/// Counters that are looked at, from the charged one up: `kubepods` is at most a few below the hierarchy's root, a container two or
-/// three below that, and what is nested in a container is its own.
-const MAX_LEVELS: u32 = 12;
+/// Counters that are looked at, from the charged one up: those of a container, its pod, its QoS class and all pods, and of four
+/// levels of cgroups nested in the container. Each is one more time that the verifier goes through what is done for it.
+const MAX_LEVELS: u32 = 8;
 /// A usage that is older says nothing of the present fill rate, in nanoseconds: if there is a younger one, and at all.
 const OLD: u64 = 1_000_000_000;
 const TOO_OLD: u64 = 10 * OLD;
@@ -47,7 +47,18 @@ const TOO_OLD: u64 = 10 * OLD;
 const NO_CALLER: Caller =
     Caller { start_boottime: 0, cgroup_id: 0, actor: Actor { pid: 0, tid: 0, comm: [0; COMM_LEN] } };
 
-/// `page_counter_try_charge(counter, pages, …)` begins.
+/// A record that is due.
+struct Due {
+    level: &'static mut ChargedLevel,
+    now: u64,
+    /// In pages.
+    usage: u64,
+    /// The charge took usage past a threshold, and not another limit.
+    by_charge: bool,
+}
+
+/// `page_counter_try_charge(counter, pages, …)` begins. One record is made at most, of the innermost level that has one due: what is
+/// due above it, the next charge finds. So the verifier goes through the making of a record once, not once for each level.
 #[inline(always)]
 pub fn begins<A: Access>(hook: &impl Arguments) {
     count_charge();
@@ -58,8 +69,10 @@ pub fn begins<A: Access>(hook: &impl Arguments) {
     for _ in 0..MAX_LEVELS {
         let (before, limit) = counter.usage_and_limit();
         let charge = Charge { before, after: before + pages, limit };
-        if settings.is_near(charge) {
-            near(&settings, &counter.memory_cgroup(), charge);
+        if settings.is_near(charge)
+            && let Some(due) = near(&settings, &counter.memory_cgroup(), charge)
+        {
+            return report(&settings, due);
         }
         match counter.parent() {
             Some(parent) => counter = parent,
@@ -68,69 +81,54 @@ pub fn begins<A: Access>(hook: &impl Arguments) {
     }
 }
 
-/// A charge that ends above the floor.
+/// A charge that ends above the floor: what the level is by now, and whether the last record said otherwise.
 #[inline(always)]
-fn near(settings: &ChargeSettings, memory: &MemoryCgroup, charge: Charge) {
+fn near(settings: &ChargeSettings, memory: &MemoryCgroup, charge: Charge) -> Option<Due> {
     let (key, serial, now) = (memory.address(), memory.serial(), now());
     // SAFETY: a live map element.
     let is_known = LEVELS.get_ptr(key).is_some_and(|level| unsafe { (*level).serial } == serial);
     if !is_known && !begin(memory, key, serial, now, charge) {
-        return;
+        return None;
     }
-    let Some(level) = LEVELS.get_ptr_mut(key) else { return };
+    let level = LEVELS.get_ptr_mut(key)?;
     // SAFETY: a live map element; for two at the same moment, see `ChargedLevel`.
     let level = unsafe { &mut *level };
     if now.wrapping_sub(level.later.at) >= USAGE_AGE {
         level.earlier = level.later;
         level.later = ChargedUsage { at: now, pages: charge.before };
     }
-    let standing = settings.standing(level.above, charge);
+    let ChargeStanding { above, usage } = settings.standing(level.above, charge);
+    level.crossed += u64::from(level.above.abs_diff(above));
+    level.above = above;
     // With another limit than at the charge before, usage may have been above before this charge.
     let by_charge = level.limit == charge.limit || settings.is_crossing(charge);
     level.limit = charge.limit;
-    if standing.before < level.above {
-        stands(settings, level, standing.before, Seen { usage: charge.before, at: now, by_charge: false });
+    if above == level.reported {
+        return None;
     }
-    stands(settings, level, standing.after, Seen { usage: charge.after, at: now, by_charge });
-}
-
-/// Usage as a record may show it.
-struct Seen {
-    /// In pages.
-    usage: u64,
-    at: u64,
-    /// It is what it is because of the charge that the hook is at.
-    by_charge: bool,
-}
-
-/// A level is above so many thresholds by now. If the last record says otherwise, another one is made, as far as the level may
-/// make one now; if it may not, the next charge after the window makes it.
-#[inline(always)]
-fn stands(settings: &ChargeSettings, level: &mut ChargedLevel, above: u32, seen: Seen) {
-    level.crossed += u64::from(level.above.abs_diff(above));
-    level.above = above;
-    let reported = level.reported;
-    if above == reported {
-        return;
-    }
-    if seen.at.wrapping_sub(level.window) >= CHARGE_WINDOW {
-        level.window = seen.at;
+    if now.wrapping_sub(level.window) >= CHARGE_WINDOW {
+        level.window = now;
         level.records = 0;
     }
-    if level.records >= CHARGE_RECORDS {
-        return;
-    }
-    level.records += 1;
+    // Beyond its share, the first charge after the window makes the record.
+    (level.records < CHARGE_RECORDS).then_some(Due { level, now, usage, by_charge })
+}
+
+/// Makes a record.
+#[inline(always)]
+fn report(settings: &ChargeSettings, due: Due) {
+    let Due { level, now, usage, by_charge } = due;
+    let (above, reported) = (level.above, level.reported);
     let suppressed = level.crossed.saturating_sub(u64::from(reported.abs_diff(above)));
     // Also of a record that finds no room: its loss is counted, once.
+    level.records += 1;
     level.crossed = 0;
     level.reported = above;
-    let age = seen.at.wrapping_sub(level.earlier.at);
-    let is_recent = age <= OLD || (level.later.at == seen.at && age <= TOO_OLD);
+    let age = now.wrapping_sub(level.earlier.at);
+    let is_recent = age <= OLD || (level.later.at == now && age <= TOO_OLD);
     let earlier = if is_recent { level.earlier } else { level.later };
     let task = Task::current();
-    let is_charger =
-        seen.by_charge && above > reported && !task.is_of_kernel() && task.is_within(level.cgroup_id);
+    let is_charger = by_charge && above > reported && !task.is_of_kernel() && task.is_within(level.cgroup_id);
     let flags = if is_charger { FLAG_CHARGER } else { 0 };
     // One that is gone has nobody to whom that matters.
     let Some(tracked) = TRACKED.get_ptr(level.cgroup_id) else { return };
@@ -143,8 +141,8 @@ fn stands(settings: &ChargeSettings, level: &mut ChargedLevel, above: u32, seen:
     let shift = settings.page_shift & 63;
     entry.write(MemoryCharge {
         // Of the same time as the usages that are remembered.
-        header: Header { ktime: seen.at, ..header(RecordKind::MemoryCharge, level.cgroup_id, flags) },
-        usage: seen.usage << shift,
+        header: Header { ktime: now, ..header(RecordKind::MemoryCharge, level.cgroup_id, flags) },
+        usage: usage << shift,
         limit: level.limit << shift,
         earlier_at: earlier.at,
         earlier_usage: earlier.pages << shift,

@@ -369,8 +369,8 @@ fn errors_name_kind_and_field() {
         Ok(event) => panic!("{event:?}"),
     };
     assert_eq!(message(&[0; 5]), "a record of 5 bytes: its header alone has 24");
-    let unknown = exit(0).put(offset_of!(abi::Header, kind), &12_u16.to_ne_bytes());
-    assert_eq!(message(&unknown.0), "unknown record kind 12: probes and daemon are not of the same build");
+    let unknown = exit(0).put(offset_of!(abi::Header, kind), &13_u16.to_ne_bytes());
+    assert_eq!(message(&unknown.0), "unknown record kind 13: probes and daemon are not of the same build");
     assert_eq!(message(&exit(0).0[..71]), "task_exit: 71 bytes instead of 72");
     assert_eq!(message(&populated(2).0), "cgroup_populated: populated is 0x2");
     let too_long =
