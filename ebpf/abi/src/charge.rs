@@ -11,7 +11,8 @@
 
 use crate::{Caller, Header};
 
-/// [`Header::flags`] of a [`MemoryCharge`]: the current process made the charge that crossed a threshold upwards.
+/// [`Header::flags`] of a [`MemoryCharge`]: the current process made the charge that crossed a threshold upwards. Never after
+/// suppressed crossings, which may have been another's.
 pub const FLAG_CHARGER: u16 = 1 << 12;
 
 /// Thresholds at most.
@@ -136,6 +137,11 @@ pub struct MemoryCharge {
     pub earlier_usage: u64,
     /// Crossings since the last record that no record shows.
     pub suppressed: u64,
+    /// How many thresholds the level counts as above. After suppressed crossings, the usages of the records alone do not show it: a
+    /// level that fell and rose again unrecorded may be within the hysteresis.
+    pub above: u32,
+    /// Zero.
+    pub pad: u32,
     /// Who charges, with [`FLAG_CHARGER`]; otherwise zero.
     pub charger: Caller,
 }
@@ -183,6 +189,6 @@ pub struct ChargedLevel {
 
 const _: () = {
     assert!(size_of::<ChargeSettings>() == 16);
-    assert!(size_of::<MemoryCharge>() == 24 + 40 + 40);
+    assert!(size_of::<MemoryCharge>() == 24 + 40 + 8 + 40);
     assert!(size_of::<ChargedLevel>() == 24 + 32 + 16 + 16);
 };

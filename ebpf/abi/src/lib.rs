@@ -312,6 +312,13 @@ pub struct Counters {
     pub charges: u64,
 }
 
+impl Counters {
+    /// What was lost or suppressed, without what only says how often a program ran.
+    pub const fn losses(self) -> Self {
+        Self { charges: 0, ..self }
+    }
+}
+
 /// The value of the tracked set; its key is the cgroup v2 id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

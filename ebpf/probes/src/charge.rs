@@ -53,7 +53,7 @@ struct Due {
     now: u64,
     /// In pages.
     usage: u64,
-    /// The charge took usage past a threshold, and not another limit.
+    /// The charge took usage past a threshold: not another limit did, nor a charge before that was suppressed.
     by_charge: bool,
 }
 
@@ -97,11 +97,12 @@ fn near(settings: &ChargeSettings, memory: &MemoryCgroup, charge: Charge) -> Opt
         level.earlier = level.later;
         level.later = ChargedUsage { at: now, pages: charge.before };
     }
+    let was_reported = level.above == level.reported;
     let ChargeStanding { above, usage } = settings.standing(level.above, charge);
     level.crossed += u64::from(level.above.abs_diff(above));
     level.above = above;
     // With another limit than at the charge before, usage may have been above before this charge.
-    let by_charge = level.limit == charge.limit || settings.is_crossing(charge);
+    let by_charge = was_reported && (level.limit == charge.limit || settings.is_crossing(charge));
     level.limit = charge.limit;
     if above == level.reported {
         return None;
@@ -147,6 +148,8 @@ fn report(settings: &ChargeSettings, due: Due) {
         earlier_at: earlier.at,
         earlier_usage: earlier.pages << shift,
         suppressed,
+        above,
+        pad: 0,
         charger: if is_charger { caller() } else { NO_CALLER },
     });
     entry.submit(0);

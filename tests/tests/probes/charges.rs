@@ -39,7 +39,7 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Ca
 }
 
 const LIMIT: u64 = 32 << 20;
-/// Above the highest threshold, and below the limit by more than a huge page that does not fit any more.
+/// Above the highest threshold, and below the limit by more than what is charged at a time.
 const FULL: u64 = LIMIT * 97 / 100;
 /// How often the sawtooth rises before it rests.
 const TEETH: u64 = 40;
@@ -72,19 +72,19 @@ fn charges(session: &mut Session, id: u64) -> Result<Vec<(KernelTime, MemoryChar
     Ok(charges)
 }
 
-/// How many thresholds usage is above after each charge, by the rule of the core.
-fn standings(charges: &[(KernelTime, MemoryCharge)]) -> Vec<usize> {
-    let mut above = 0;
-    let next = |(_, charge): &(KernelTime, MemoryCharge)| {
-        above = Standing::of(&Thresholds::default(), charge.usage, Bound::At(charge.limit)).above(above);
-        above
+/// How many thresholds usage is above after each charge; what the core makes of the record is the same.
+fn standings(charges: &[(KernelTime, MemoryCharge)]) -> Result<Vec<usize>> {
+    let standing = |(_, charge): &(KernelTime, MemoryCharge)| {
+        let standing = Standing::of(&Thresholds::default(), charge.usage, Bound::At(charge.limit));
+        ensure!(standing.above(charge.above) == charge.above, "{charge:#?}");
+        Ok(charge.above)
     };
-    charges.iter().map(next).collect()
+    charges.iter().map(standing).collect()
 }
 
 /// The charges say that usage rose above every threshold, at once or one after the other, and never fell.
 fn check_rise(charges: &[(KernelTime, MemoryCharge)]) -> Result<()> {
-    let standings = standings(charges);
+    let standings = standings(charges)?;
     ensure!(standings.last() == Some(&3), "{charges:#?}");
     ensure!(standings.is_sorted_by(|lower, higher| lower < higher), "{standings:?}: {charges:#?}");
     for (_, charge) in charges {
@@ -97,7 +97,7 @@ fn check_rise(charges: &[(KernelTime, MemoryCharge)]) -> Result<()> {
 fn check_charger(charges: &[(KernelTime, MemoryCharge)], pid: u32, container: &Path) -> Result<()> {
     let container = CgroupId(cgroup::id(container)?);
     for (at, charge) in charges {
-        let charger = charge.charger.as_ref().context("no process")?;
+        let charger = charge.charger.as_ref().with_context(|| format!("no process: {charge:#?}"))?;
         ensure!((charger.pid, charger.cgroup) == (Some(pid), Some(container)), "not {pid}: {charge:#?}");
         ensure!(charger.start.is_some_and(|start| start < *at) && charger.comm.is_some(), "{charge:#?}");
         let (earlier, usage) = charge.earlier.context("no usage before it")?;
@@ -182,7 +182,7 @@ fn sawtooth(session: &mut Session, parent: &Path) -> Result<()> {
         records += 1;
         ensure!(records <= CHARGE_RECORDS, "{records} within a window: {charges:#?}");
     }
-    let standings = standings(&charges);
+    let standings = standings(&charges)?;
     let before = [0].into_iter().chain(standings.iter().copied());
     let shown: usize = before.zip(&standings).map(|(from, to)| from.abs_diff(*to)).sum();
     let suppressed: u64 = charges.iter().map(|(_, charge)| charge.suppressed).sum();

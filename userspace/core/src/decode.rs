@@ -233,6 +233,7 @@ impl Decoder {
             limit: record.u64(offset_of!(abi::MemoryCharge, limit))?,
             earlier: (earlier_at < at).then_some((KernelTime(earlier_at), earlier_usage)),
             suppressed: record.u64(offset_of!(abi::MemoryCharge, suppressed))?,
+            above: record.u32(offset_of!(abi::MemoryCharge, above))? as usize,
             charger: (flags & abi::FLAG_CHARGER != 0).then(|| self.caller(record, charger)).transpose()?,
         })
     }

@@ -293,6 +293,8 @@ pub struct MemoryCharge {
     pub earlier: Option<(KernelTime, u64)>,
     /// Crossings since the record before that no record shows, because they came too fast.
     pub suppressed: u64,
+    /// How many thresholds the cgroup counts as above.
+    pub above: usize,
     /// Who charges; none: usage fell, or rose by something else than a process of the cgroup.
     pub charger: Option<Caller>,
 }

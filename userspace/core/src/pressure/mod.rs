@@ -92,12 +92,14 @@ impl PressureTracker {
         for sample in &sampled.samples {
             let is_outdated = |level: &Level| level.last.at > sample.at;
             if !self.levels.get(&sample.cgroup).is_some_and(is_outdated) {
-                self.take(*sample, Seen::Sampled, 0, index, output);
+                let before = self.above(sample.cgroup);
+                self.take(*sample, Seen::Sampled, before, 0, index, output);
             }
         }
     }
 
-    /// Takes a record of a charge; appends the crossings that it shows, by the thresholds that came with the last samples.
+    /// Takes a record of a charge; appends the crossings that it shows, by the thresholds that came with the last samples. What it
+    /// counts as above is believed as far as its usage allows: the kernel may have gone by other thresholds, of an earlier daemon.
     pub fn charged(
         &mut self,
         at: KernelTime,
@@ -106,14 +108,14 @@ impl PressureTracker {
         index: &impl CgroupIndex,
         output: &mut Output,
     ) {
-        let MemoryCharge { usage, limit, earlier, suppressed, charger } = charge;
+        let MemoryCharge { usage, limit, earlier, suppressed, above, charger } = charge;
         let fill_rate = earlier.and_then(|(since, was)| rate(elapsed(since, at)?, was, *usage));
         let sample = MemorySample { at, cgroup, usage: *usage, limit: Bound::At(*limit), fill_rate };
         let charger = charger.clone().map(|process| {
             let cgroup = process.cgroup.and_then(|cgroup| index.info(cgroup));
             Charger { process, cgroup_path: cgroup.map(|info| info.path) }
         });
-        self.take(sample, Seen::Charged(charger), *suppressed, index, output);
+        self.take(sample, Seen::Charged(charger), *above, *suppressed, index, output);
     }
 
     /// How many thresholds the usage of that cgroup counts as above.
@@ -121,10 +123,12 @@ impl PressureTracker {
         self.levels.get(&cgroup).map_or(0, |level| level.above)
     }
 
+    /// Takes usage of a level that counted as above so many thresholds up to now.
     fn take(
         &mut self,
         sample: MemorySample,
         seen: Seen,
+        above: usize,
         suppressed: u64,
         index: &impl CgroupIndex,
         output: &mut Output,
@@ -134,7 +138,7 @@ impl PressureTracker {
         };
         let before = self.above(sample.cgroup);
         let Self { thresholds, levels, counters } = self;
-        let above = Standing::of(thresholds, sample.usage, sample.limit).above(before);
+        let above = Standing::of(thresholds, sample.usage, sample.limit).above(above);
         if above == 0 && suppressed == 0 && !levels.contains_key(&sample.cgroup) {
             return;
         }

@@ -142,6 +142,7 @@ fn memory_charge(flags: u16, earlier_at: u64) -> Bytes {
         .put(offset_of!(abi::MemoryCharge, earlier_at), &earlier_at.to_ne_bytes())
         .put(offset_of!(abi::MemoryCharge, earlier_usage), &70_u64.to_ne_bytes())
         .put(offset_of!(abi::MemoryCharge, suppressed), &6_u64.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, above), &1_u32.to_ne_bytes())
         .caller(offset_of!(abi::MemoryCharge, charger))
 }
 
@@ -212,6 +213,7 @@ fn every_kind_decodes() {
                 limit: 100,
                 earlier: Some((KernelTime(900), 70)),
                 suppressed: 6,
+                above: 1,
                 charger: Some(caller()),
             }))),
         ]

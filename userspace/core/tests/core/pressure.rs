@@ -57,11 +57,12 @@ impl Test {
         self.tracker.sampled(&sampled, &self.levels, &mut self.output);
     }
 
-    /// A record of a charge of the pod's memory, by a process of the container.
-    fn charge(&mut self, usage: u64, suppressed: u64) {
+    /// A record of a charge of the pod's memory, by a process of the container, with how many thresholds the pod is above.
+    fn charge(&mut self, usage: u64, above: usize, suppressed: u64) {
         let charger = Caller { pid: Some(7), cgroup: Some(CgroupId(2)), ..Caller::default() };
         let earlier = Some((KernelTime(self.now - SECOND / 2), usage.saturating_sub(100)));
-        let charge = MemoryCharge { usage, limit: LIMIT, earlier, suppressed, charger: Some(charger) };
+        let charger = Some(charger);
+        let charge = MemoryCharge { usage, limit: LIMIT, earlier, suppressed, above, charger };
         let at = KernelTime(self.now);
         self.tracker.charged(at, CgroupId(1), &charge, &self.levels, &mut self.output);
     }
@@ -103,7 +104,7 @@ fn charge_settings(thresholds: &[u8]) -> ChargeSettings {
 #[test]
 fn a_crossing_is_reported_once_by_whichever_shows_it_first() {
     let mut test = Test::new();
-    test.charge(910, 0);
+    test.charge(910, 2, 0);
     let events: Vec<_> = test.output.events.iter().map(|event| event.basis).collect();
     assert_eq!(events, [Basis::MemoryCharge; 2]);
     for pressure in test.pressures() {
@@ -113,12 +114,12 @@ fn a_crossing_is_reported_once_by_whichever_shows_it_first() {
     }
     assert_eq!(test.tracker.above(CgroupId(1)), 2);
     assert_eq!(test.crossed(920), [], "the sample says the same");
-    test.charge(960, 0);
+    test.charge(960, 3, 0);
     assert_eq!(test.crossings(), [(Up, 95)]);
     assert_eq!(test.crossed(0), [(Down, 95), (Down, 90), (Down, 80)]);
-    test.charge(850, 0);
+    test.charge(850, 1, 0);
     assert_eq!(test.crossings(), [(Up, 80)]);
-    test.charge(740, 0);
+    test.charge(740, 0, 0);
     let [fallen] = &test.pressures()[..] else { panic!("one") };
     assert_eq!((fallen.direction, &fallen.charger), (Down, &None), "no process made it fall");
 }
@@ -126,7 +127,7 @@ fn a_crossing_is_reported_once_by_whichever_shows_it_first() {
 #[test]
 fn a_sample_that_is_older_than_the_last_charge_says_nothing() {
     let mut test = Test::new();
-    test.charge(800, 0);
+    test.charge(800, 1, 0);
     assert_eq!(test.crossings(), [(Up, 80)]);
     test.now -= 1;
     test.sample(1, 0, Bound::At(LIMIT));
@@ -137,11 +138,28 @@ fn a_sample_that_is_older_than_the_last_charge_says_nothing() {
 }
 
 #[test]
+fn a_record_says_how_many_thresholds_a_level_is_above_as_far_as_its_usage_allows() {
+    let mut test = Test::new();
+    test.charge(950, 3, 0);
+    test.pressures();
+    test.now += QUIET;
+    // It has fallen to nothing and risen again, unrecorded: by usage alone, 90 % would count as crossed by the hysteresis.
+    test.charge(860, 1, 2);
+    assert_eq!(test.crossings(), [(Down, 95), (Down, 90)]);
+    test.now += QUIET;
+    test.charge(900, 2, 0);
+    assert_eq!(test.crossings(), [(Up, 90)]);
+    test.now += QUIET;
+    test.charge(1000, 7, 0);
+    assert_eq!((test.crossings(), test.tracker.above(CgroupId(1))), (vec![(Up, 95)], 3));
+}
+
+#[test]
 fn what_the_kernel_only_counted_is_counted() {
     let mut test = Test::new();
-    test.charge(700, 8);
+    test.charge(700, 0, 8);
     assert_eq!(test.crossings(), [], "it has come back to where it was");
-    test.charge(800, 6);
+    test.charge(800, 1, 6);
     let [pressure] = &test.pressures()[..] else { panic!("one") };
     assert_eq!(pressure.suppressed, 14);
     let counters = test.tracker.counters();
@@ -270,7 +288,7 @@ proptest! {
                 let standing = settings.standing(above, charge);
                 if std::mem::replace(&mut above, standing.above) != standing.above {
                     some.now += QUIET;
-                    some.charge(standing.usage, 0);
+                    some.charge(standing.usage, standing.above as usize, 0);
                     recorded.extend(some.crossings());
                 }
             }
@@ -278,6 +296,34 @@ proptest! {
             expected.extend(all.crossed(usage));
             prop_assert_eq!(recorded, expected);
         }
+    }
+
+    /// Crossings that make no record, because the level has made its share of them, are counted by the next one; and the tracker
+    /// has the level above as many thresholds as the program has.
+    #[test]
+    fn suppressed_crossings_add_up(
+        steps in prop::collection::vec((0..1000_u64, 0..120_u64, any::<bool>()), 1..100),
+    ) {
+        let mut test = Test::new();
+        let settings = charge_settings(&[80, 90, 95]);
+        let (mut usage, mut above, mut reported) = (0, 0_u32, 0);
+        let (mut crossed, mut counted) = (0, 0);
+        for (freed, charged, has_share) in steps {
+            let before = usage - freed % (usage + 1);
+            usage = before + charged;
+            let standing = settings.standing(above, Charge { before, after: usage, limit: LIMIT });
+            crossed += u64::from(above.abs_diff(standing.above));
+            above = standing.above;
+            if above != reported && has_share {
+                test.now += QUIET;
+                test.charge(standing.usage, above as usize, crossed - u64::from(above.abs_diff(reported)));
+                prop_assert_eq!(test.tracker.above(CgroupId(1)), above as usize);
+                counted += std::mem::take(&mut crossed);
+                reported = above;
+            }
+        }
+        let shown: u64 = test.pressures().iter().map(|pressure| 1 + pressure.suppressed).sum();
+        prop_assert_eq!((shown, test.tracker.counters().crossings), (counted, counted));
     }
 
     /// A level that fell while nothing was charged is found to have fallen by the charges in the band below the thresholds: the
