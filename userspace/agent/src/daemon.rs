@@ -104,7 +104,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let http_server = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
-    settings.charges = pressure::charges(config, &cgroups);
+    pressure::configure(&mut settings, config, &cgroups);
     let began = Instant::now();
     let loaded = Loaded::load(&settings)?;
     let until_loaded = began.elapsed();
@@ -148,7 +148,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
     }
     let (handle, requests) = Handle::new();
-    let sampling = sample_memory(config, &cgroups, &handle, &answer)?;
+    let sampling = sample_memory(config, &cgroups, &capabilities, &handle, &answer)?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let verdicts = JudgeQueue::default();
     let bounds = bounds(settings.tracked_capacity);
@@ -394,6 +394,7 @@ pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Opti
 fn sample_memory(
     config: &Config,
     cgroups: &CgroupFs,
+    capabilities: &Capabilities,
     engine: &Handle,
     answers: &mpsc::Sender<Observation>,
 ) -> anyhow::Result<Option<Arc<Sampling>>> {
@@ -405,7 +406,9 @@ fn sample_memory(
             tracing::info!(%files, "memory usage is sampled");
             let engine = engine.clone();
             let levels = move || engine.memory_levels().ok();
-            let sampling = pressure::start(files, config.thresholds.clone(), levels, answers.clone());
+            let notices = pressure::limit_notices(capabilities);
+            let sampling =
+                pressure::start(files, config.thresholds.clone(), notices, levels, answers.clone());
             Ok(Some(sampling.context("cannot start the sampler of memory usage")?))
         }
         Err(error) => {

@@ -81,6 +81,17 @@ impl MemoryFiles {
         Ok(Memory { usage, limit })
     }
 
+    /// The file that changes when a cgroup reaches its limit; none: in cgroup v1, asking for such a notice takes a write.
+    pub(super) fn limit_events(&self, path: &str) -> Option<PathBuf> {
+        match self {
+            Self::V2(cgroups) => {
+                let directory = cgroups.mount_point().join(path.trim_start_matches('/'));
+                Some(directory.join("memory.events.local"))
+            }
+            Self::V1(_) => None,
+        }
+    }
+
     /// Where the hierarchy is mounted.
     pub fn mount_point(&self) -> &Path {
         match self {

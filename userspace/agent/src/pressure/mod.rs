@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  engine ── levels, once a second ──▶ sampler ── Observation::MemorySampled ──▶ engine ◀── records of charges
-//!                                        │ read: usage, limit
-//!                                   MemoryFiles: memory.current, memory.max, or their names in cgroup v1
+//!                                       │    ▲ a limit is reached: memory.events.local
+//!                     read: usage, limit│    └── LimitNotices, where no charges are recorded
+//!                                       ▼
+//!                                  MemoryFiles: memory.current, memory.max, or their names in cgroup v1
 //! ```
 //!
 //! How often each level is sampled follows from how full it is and how fast it fills
@@ -13,23 +15,42 @@
 //! than `sampler` allows itself.
 
 mod files;
+mod notices;
 mod sampler;
 
 use crate::cgroupfs::CgroupFs;
 use crate::config::Config;
 use crate::probe::capability::MEMORY_CHARGES;
-use crate::probe::{Capabilities, Charges};
+use crate::probe::{Capabilities, Charges, Settings};
 
 pub use files::{FindError, MemoryFiles};
+pub(crate) use notices::LimitNotices;
 pub(crate) use sampler::{Sampling, start};
 
-/// Which charges of memory the probes are to record.
-pub fn charges(config: &Config, cgroups: &CgroupFs) -> Charges {
-    match MemoryFiles::find(cgroups) {
+/// Has the probes record those charges of memory that are to be recorded.
+pub fn configure(settings: &mut Settings, config: &Config, cgroups: &CgroupFs) {
+    settings.charges = match MemoryFiles::find(cgroups) {
         _ if !config.pressure => Charges::Off,
         Ok(MemoryFiles::V1(_)) => Charges::Untracked,
         Ok(MemoryFiles::V2(_)) | Err(_) => Charges::Across(config.thresholds.clone()),
+    };
+    // The root cgroup is not charged, and has no such file.
+    let own = i32::try_from(std::process::id()).ok().and_then(|pid| cgroups.path_of(pid));
+    settings.is_charged = own
+        .is_some_and(|own| cgroups.open(&own).and_then(|directory| directory.text("memory.current")).is_ok());
+}
+
+/// Notices of levels that reach their limits; none: the probes see more than that, or they cannot be had.
+pub(crate) fn limit_notices(capabilities: &Capabilities) -> Option<LimitNotices> {
+    let mut reports = capabilities.reports.iter();
+    if reports.any(|report| report.capability.name == MEMORY_CHARGES && report.chosen.is_some()) {
+        return None;
     }
+    LimitNotices::new()
+        .inspect_err(|error| {
+            tracing::warn!(%error, "inotify is not to be had: memory limits that are reached are not noticed at once");
+        })
+        .ok()
 }
 
 /// Names sampling as the fallback where the probes do not record charges.

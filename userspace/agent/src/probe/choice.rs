@@ -22,8 +22,7 @@ use super::{
     capability::{
         CAPABILITIES, Capability, Exclusion, Hook, HookKind, Importance, MEMORY_CHARGES, Tracepoints,
     },
-    charges::{self, calls_per_mebibyte},
-    environment,
+    charges, environment,
     error::{ProbeError, Result, error_chain},
     layout,
     pins::{self, Origin},
@@ -52,6 +51,8 @@ pub(super) struct Chooser {
     pub(super) syscalls: bool,
     /// Why no charge of memory is recorded, if so.
     pub(super) no_charges: Option<Reason>,
+    /// See [`Settings::is_charged`](super::Settings::is_charged).
+    pub(super) is_charged: bool,
 }
 
 /// How far the choice of a capability's hook has come.
@@ -143,7 +144,7 @@ impl Choice {
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser, set: Option<&pins::Set>) {
         while let Some(hook) = self.loaded {
             let attached = attach(ebpf, self.capability, &hook, set)
-                .and_then(|links| check_rate(ebpf, self.capability, &hook, set).map(|()| links));
+                .and_then(|links| chooser.check_rate(ebpf, self.capability, &hook, set).map(|()| links));
             match attached {
                 Ok(links) => {
                     self.links = links;
@@ -193,6 +194,25 @@ impl Chooser {
         });
         loaded.map_err(|error| refused(ebpf, capability, hook, error, "BPF_PROG_LOAD"))
     }
+
+    /// Whether the kernel calls an attached hook as often as it should; if not, it is detached.
+    fn check_rate(
+        &self,
+        ebpf: &mut Ebpf,
+        capability: &Capability,
+        hook: &Hook,
+        set: Option<&pins::Set>,
+    ) -> StdResult<(), Reason> {
+        if capability.name != MEMORY_CHARGES {
+            return Ok(());
+        }
+        let Some(flaw) = charges::flaw(ebpf, self.is_charged) else { return Ok(()) };
+        if let Some(set) = set {
+            hook.programs().for_each(|name| set.paths().forget(name));
+        }
+        unload(ebpf, hook);
+        Err(flaw)
+    }
 }
 
 /// Attaches a hook's programs, and pins all their links if that is possible.
@@ -226,24 +246,6 @@ fn attach(
         HookKind::Tracepoint | HookKind::Kprobe | HookKind::Syscall => "perf_event_open",
     };
     attached.map_err(|error| refused(ebpf, capability, hook, error, call))
-}
-
-/// Whether the kernel calls an attached hook seldom enough; if not, it is detached.
-fn check_rate(
-    ebpf: &mut Ebpf,
-    capability: &Capability,
-    hook: &Hook,
-    set: Option<&pins::Set>,
-) -> StdResult<(), Reason> {
-    let is_charged = capability.name == MEMORY_CHARGES;
-    let calls =
-        is_charged.then(|| calls_per_mebibyte(ebpf)).flatten().filter(|calls| *calls >= charges::TOO_MANY);
-    let Some(calls) = calls else { return Ok(()) };
-    if let Some(set) = set {
-        hook.programs().for_each(|name| set.paths().forget(name));
-    }
-    unload(ebpf, hook);
-    Err(Reason::CalledTooOften(calls))
 }
 
 /// Whose a new link is.

@@ -168,7 +168,7 @@ impl Loaded {
             configure_limit_files(&mut ebpf)?;
         }
         let (exclude, syscalls) = (settings.exclude.clone(), settings.syscalls);
-        let chooser = Chooser { btf, layout, exclude, syscalls, no_charges };
+        let chooser = Chooser { btf, layout, exclude, syscalls, no_charges, is_charged: settings.is_charged };
         let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })
     }

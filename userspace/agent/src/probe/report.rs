@@ -88,6 +88,8 @@ pub enum Reason {
     MemoryInV1,
     /// The kernel calls the function so many times for each mebibyte that is charged: each page fault would pay for it.
     CalledTooOften(u64),
+    /// The kernel charges memory without calling the function, whose code may be a part of its caller's.
+    NeverCalled,
     /// The kernel's BTF does not have fields that the program reads.
     MissingFields(Vec<String>),
     /// The kernel has no such tracepoint.
@@ -114,6 +116,7 @@ impl fmt::Display for Reason {
             Self::CalledTooOften(calls) => {
                 write!(f, "the kernel calls it {calls} times for each MiB charged: too dear for page faults")
             }
+            Self::NeverCalled => f.write_str("the kernel charges memory without calling it"),
             Self::MissingFields(fields) => write!(f, "the kernel's BTF does not have {}", fields.join(", ")),
             Self::MissingTracepoint(tracepoint) => write!(f, "the kernel has no tracepoint {tracepoint}"),
             Self::MissingFunction(function) => {
@@ -142,7 +145,9 @@ impl Reason {
                 "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about an \
                  eighth longer"
             }
-            Self::CalledTooOften(_) => "report it with the kernel's version; meanwhile usage is sampled",
+            Self::CalledTooOften(_) | Self::NeverCalled => {
+                "report it with the kernel's version; meanwhile usage is sampled"
+            }
             Self::MemoryInV1 => "boot with cgroup v2 only, or ignore: usage is sampled",
             Self::MissingFields(_) => {
                 "this kernel's structures are not known to this release: report it with the kernel's version"

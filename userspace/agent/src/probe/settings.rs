@@ -32,6 +32,8 @@ pub struct Settings {
     pub syscalls: bool,
     /// Whether charges of memory are recorded.
     pub charges: Charges,
+    /// This process is known to be charged for its memory: a function that the kernel does not call meanwhile is none of charges.
+    pub is_charged: bool,
     /// What the programs log of their decisions.
     pub log: ProbeLog,
     /// Held as long as the probes are loaded, so that one instance runs at a time.
@@ -67,6 +69,7 @@ impl Default for Settings {
             exclude: Vec::new(),
             syscalls: false,
             charges: Charges::Across(Thresholds::default()),
+            is_charged: false,
             log: ProbeLog::Off,
             lock_file: None,
             pins: None,

@@ -24,7 +24,7 @@ use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
-use kwitness_agent::pressure::{charges, note_sampling};
+use kwitness_agent::pressure;
 use kwitness_agent::probe::environment::{self, Verdict};
 use kwitness_agent::probe::{Charges, ProbeError, error_chain, pins, survey};
 use kwitness_agent::wire::{capability, problem};
@@ -133,12 +133,15 @@ async fn examine(config: &Config, socket: OsString) -> Report {
                 // Loading takes a tenth of a second, and nothing else runs here.
                 let cgroups = CgroupFs::find(&config.subtree).ok();
                 let mut settings = namespaces::probe_settings(config, cgroups.as_ref());
-                settings.charges = cgroups.as_ref().map_or(Charges::Off, |cgroups| charges(config, cgroups));
+                match &cgroups {
+                    Some(cgroups) => pressure::configure(&mut settings, config, cgroups),
+                    None => settings.charges = Charges::Off,
+                }
                 match survey(&settings) {
                     Ok(mut capabilities) => {
                         if let Some(cgroups) = &cgroups {
                             watch_limits(&mut capabilities, cgroups);
-                            note_sampling(&mut capabilities, config, cgroups);
+                            pressure::note_sampling(&mut capabilities, config, cgroups);
                         }
                         report.capabilities = capabilities.reports.iter().map(capability).collect();
                     }

@@ -43,6 +43,7 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         exclude,
         syscalls,
         charges,
+        is_charged: _,
         log: _,
         lock_file,
         pins: _,

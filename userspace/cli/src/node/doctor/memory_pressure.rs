@@ -18,7 +18,10 @@ pub(super) fn finding(config: &Config, capabilities: &[proto::Capability]) -> Op
         return Some(Finding::good(NAME, "off (pressure.mode is \"off\")"));
     }
     Some(match MemoryFiles::find(&CgroupFs::find(&config.subtree).ok()?) {
-        Ok(files) => Finding::good(NAME, found(&files.to_string(), capabilities)),
+        Ok(files) => {
+            let limits_are_noticed = matches!(files, MemoryFiles::V2(_));
+            Finding::good(NAME, found(&files.to_string(), limits_are_noticed, capabilities))
+        }
         Err(error) => Finding::new(
             NAME,
             Verdict::Degraded,
@@ -28,13 +31,21 @@ pub(super) fn finding(config: &Config, capabilities: &[proto::Capability]) -> Op
     })
 }
 
-fn found(files: &str, capabilities: &[proto::Capability]) -> String {
+fn found(files: &str, limits_are_noticed: bool, capabilities: &[proto::Capability]) -> String {
     let hook = capabilities.iter().find(|capability| capability.name == MEMORY_CHARGES).map(|of| &*of.hook);
     match hook.filter(|hook| hook.ends_with("page_counter_try_charge")) {
         Some(hook) => {
-            format!("recorded at each charge ({hook}); falls and changed limits are sampled: {files}")
+            format!(
+                "recorded at each charge ({hook}); falls, changed limits and forced charges are sampled: {files}"
+            )
         }
-        None => format!("sampled: {files}; missed: what begins and ends, or kills, between two samples"),
+        None if limits_are_noticed => format!(
+            "sampled: {files}, and when a limit is reached (memory.events.local); missed: what rises and falls between two \
+             samples, and which process was charging"
+        ),
+        None => format!(
+            "sampled: {files}; missed: what begins and ends, or kills, between two samples, and which process was charging"
+        ),
     }
 }
 
@@ -44,15 +55,20 @@ mod tests {
 
     #[test]
     fn the_basis_and_what_it_misses_are_named() {
-        let of = |hook: &str| {
+        let of = |hook: &str, limits_are_noticed| {
             let capability =
                 proto::Capability { name: MEMORY_CHARGES.into(), hook: hook.into(), ..Default::default() };
-            found("memory.current", &[capability])
+            found("memory.current", limits_are_noticed, &[capability])
         };
-        assert!(of("fentry:page_counter_try_charge").starts_with("recorded at each charge (fentry:"));
+        assert!(of("fentry:page_counter_try_charge", true).starts_with("recorded at each charge (fentry:"));
         for hook in ["", "sampling:/sys/fs/cgroup"] {
-            assert!(of(hook).starts_with("sampled: memory.current; missed: "), "{hook}");
+            let (v1, v2) = (of(hook, false), of(hook, true));
+            assert!(
+                v1.starts_with("sampled: memory.current; missed: what begins and ends, or kills,"),
+                "{v1}"
+            );
+            assert!(v2.starts_with("sampled: memory.current, and when a limit is reached"), "{v2}");
         }
-        assert!(found("memory.current", &[]).starts_with("sampled"));
+        assert!(found("memory.current", false, &[]).starts_with("sampled"));
     }
 }
