@@ -53,12 +53,14 @@ pub(crate) fn limit_notices(capabilities: &Capabilities) -> Option<LimitNotices>
         .ok()
 }
 
-/// Names sampling as the fallback where the probes do not record charges.
+/// Names sampling as the fallback where the probes do not record charges. If pressure is not wanted, nothing of it is missing.
 pub fn note_sampling(capabilities: &mut Capabilities, config: &Config, cgroups: &CgroupFs) {
+    if !config.pressure {
+        capabilities.reports.retain(|report| report.capability.name != MEMORY_CHARGES);
+    }
     let mut reports = capabilities.reports.iter_mut();
     if let Some(report) = reports.find(|report| report.capability.name == MEMORY_CHARGES)
         && report.chosen.is_none()
-        && config.pressure
         && let Ok(files) = MemoryFiles::find(cgroups)
     {
         report.substitute = Some(format!("sampling:{}", files.mount_point().display()));
