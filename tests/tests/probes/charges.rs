@@ -25,10 +25,10 @@ use crate::{Loaded, Scenario, by_function_hooks};
 
 /// Each with either kind of hook at a function.
 const SCENARIOS: &[Scenario] = &[
-    ("a_process_that_fills_its_container_is_named_at_each_threshold", own_limit),
-    ("a_pods_limit_is_crossed_by_a_process_of_its_container", pods_limit),
+    ("charges_of_a_process_name_it_at_each_threshold", own_limit),
+    ("charges_of_a_container_cross_its_pods_limit", pods_limit),
     ("memory_charged_by_a_process_outside_names_no_process", charged_from_outside),
-    ("a_sawtooth_is_bounded_and_each_crossing_counted", sawtooth),
+    ("charges_in_a_sawtooth_are_bounded_and_each_crossing_counted", sawtooth),
 ];
 
 /// The rows.
