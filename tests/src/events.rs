@@ -259,7 +259,11 @@ impl Seen {
                 }
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
-                Kind::Pressure(_) => check_basis(event, Basis::MemorySample)?,
+                Kind::Pressure(_) => ensure!(
+                    matches!(event.basis(), Basis::MemorySample | Basis::MemoryCharge),
+                    "`pressure` rests on {:?}",
+                    event.basis()
+                ),
                 Kind::GuardHeld(_)
                 | Kind::GuardRaised(_)
                 | Kind::GuardContinued(_)

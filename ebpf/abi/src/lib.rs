@@ -11,9 +11,11 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod charge;
 mod guard;
 mod limits;
 
+pub use charge::*;
 pub use guard::*;
 pub use limits::*;
 
@@ -64,11 +66,13 @@ pub enum RecordKind {
     LimitWriteReturned = 10,
     /// A process in a tracked cgroup was OOM-killed: [`OomKill`].
     OomKill = 11,
+    /// A charge of memory changed how many thresholds of its limit a level is above: [`MemoryCharge`].
+    MemoryCharge = 12,
 }
 
 impl RecordKind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::CgroupMkdir,
         Self::CgroupRmdir,
         Self::CgroupRelease,
@@ -80,6 +84,7 @@ impl RecordKind {
         Self::LimitWriteBegan,
         Self::LimitWriteReturned,
         Self::OomKill,
+        Self::MemoryCharge,
     ];
 
     /// The kind of that number, if there is one.
@@ -109,6 +114,7 @@ impl RecordKind {
             Self::LimitWriteBegan => "limit_write_began",
             Self::LimitWriteReturned => "limit_write_returned",
             Self::OomKill => "oom_kill",
+            Self::MemoryCharge => "memory_charge",
         }
     }
 
@@ -124,6 +130,7 @@ impl RecordKind {
             Self::TaskExit => size_of::<TaskExit>(),
             Self::LimitWriteBegan | Self::LimitWriteReturned => size_of::<LimitWrite>(),
             Self::OomKill => size_of::<OomKill>(),
+            Self::MemoryCharge => size_of::<MemoryCharge>(),
         }
     }
 }
@@ -301,6 +308,15 @@ pub struct Counters {
     pub untracked: u64,
     /// Suppressed writes to limit files, each beyond its cgroup's [`Budget`].
     pub suppressed: u64,
+    /// How often the program at charges of memory ran. No loss: with it, user space finds out how dear it is.
+    pub charges: u64,
+}
+
+impl Counters {
+    /// What was lost or suppressed, without what only says how often a program ran.
+    pub const fn losses(self) -> Self {
+        Self { charges: 0, ..self }
+    }
 }
 
 /// The value of the tracked set; its key is the cgroup v2 id.
@@ -510,6 +526,18 @@ pub struct KernelLayout {
     pub sys_enter_args: u32,
     /// `trace_event_raw_sys_exit.ret`
     pub sys_exit_ret: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `mem_cgroup.memory`: its `page_counter`
+    pub memcg_memory: u32,
+    /// `mem_cgroup.css.serial_nr`
+    pub memcg_serial: u32,
+    /// `page_counter.usage`
+    pub counter_usage: u32,
+    /// `page_counter.max`
+    pub counter_max: u32,
+    /// `page_counter.parent`
+    pub counter_parent: u32,
 }
 
 impl KernelLayout {
@@ -571,6 +599,12 @@ impl KernelLayout {
         super_block_magic: ABSENT,
         sys_enter_args: ABSENT,
         sys_exit_ret: ABSENT,
+        task_flags: ABSENT,
+        memcg_memory: ABSENT,
+        memcg_serial: ABSENT,
+        counter_usage: ABSENT,
+        counter_max: ABSENT,
+        counter_parent: ABSENT,
     };
 }
 
@@ -585,11 +619,11 @@ const _: () = {
     assert!(size_of::<TaskFork>() == 24 + 40);
     assert!(size_of::<TaskExec>() == 24 + 40 + 8 + FILENAME_CAP);
     assert!(size_of::<TaskExit>() == 24 + 40 + 8);
-    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
+    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 3));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
     assert!(size_of::<LostOf>() == 8);
-    assert!(size_of::<KernelLayout>() == 56 * 4);
+    assert!(size_of::<KernelLayout>() == 62 * 4);
 };
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken when it waits |
 //! | [`READER_WAITS`] | whether the reader waits for [`TASKS`] | sets it before it waits |
 //! | [`FORKS`] | their forks | reads, is not woken |
-//! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
+//! | [`OWN_WRITES`] | what workloads cause by themselves: writes to limit files, charges of memory | reads, is woken |
 //! | [`RING_SHARES`] | how much of a ring's fuller half each container has taken | nothing |
 //! | [`COUNTERS`] | what was lost | reads |
 //! | [`LOST`] | whose that was | reads when something was lost |
@@ -20,6 +20,7 @@
 //! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads how many writes were suppressed |
 //! | [`IN_FLIGHT`] | writes to limit files that have not returned | nothing |
 //! | [`OOM_CONTEXTS`] | what was exhausted, while the kernel chooses and kills | nothing |
+//! | [`LEVELS`] | how full each level was at its last charge, if it is near a threshold | nothing |
 //!
 //! Sizes are what a program loaded by hand would get; the loader sets its own.
 
@@ -35,8 +36,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use kwitness_abi::{
-    BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, LimitFileName, LimitWrite, LostOf, OomContext, Pattern,
-    ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
+    BUDGET_WINDOW, BUDGET_WRITES, Budget, ChargedLevel, Counters, LEVELS_CAP, LimitFileName, LimitWrite,
+    LostOf, OomContext, Pattern, ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
 };
 
 /// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
@@ -135,9 +136,9 @@ pub static FIRST_PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_en
 #[map]
 pub static EXITED: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(8_192, 0);
 
-/// Writes to limit files by processes that are themselves in a tracked cgroup: a container that may write to cgroups of its
-/// own, and does so as often as it can, evicts no one else's record. Those of the kubelet, the runtime and systemd are in
-/// [`LIFECYCLE`].
+/// Writes to limit files by processes that are themselves in a tracked cgroup, and charges of memory: a container that may write
+/// to cgroups of its own, or fills and frees its memory, and does so as often as it can, evicts no one else's lifecycle record. How
+/// many records it makes is bounded for each cgroup. Writes of the kubelet, the runtime and systemd are in [`LIFECYCLE`].
 #[map]
 pub static OWN_WRITES: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
@@ -165,6 +166,10 @@ pub static SCRATCH: PerCpuArray<LimitWrite> = PerCpuArray::with_max_entries(1, 0
 /// By the thread in which the kernel chooses and kills.
 #[map]
 pub static OOM_CONTEXTS: LruHashMap<u32, OomContext> = LruHashMap::with_max_entries(1_024, 0);
+
+/// By the address of the kernel's `mem_cgroup`.
+#[map]
+pub static LEVELS: LruHashMap<u64, ChargedLevel> = LruHashMap::with_max_entries(LEVELS_CAP, 0);
 
 /// Whether another write to that cgroup's limit files may be reported now, see [`Budget`]. If not, it is counted.
 ///
@@ -292,6 +297,13 @@ fn count_lost_of(whose: LostOf) {
 pub fn count_untracked() {
     // SAFETY: `counters` points to the element of this CPU.
     count(|counters| unsafe { &raw mut (*counters).untracked });
+}
+
+/// The program at charges of memory runs.
+#[inline(always)]
+pub fn count_charge() {
+    // SAFETY: `counters` points to the element of this CPU.
+    count(|counters| unsafe { &raw mut (*counters).charges });
 }
 
 /// How many cgroups are tracked in the container of that share; with [`TOTAL`], in all.

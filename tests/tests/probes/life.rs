@@ -58,6 +58,7 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
         Fact::LimitWrite(_) => "limit write",
         Fact::LimitWritesSuppressed(_) => "limit writes suppressed",
         Fact::OomKill(_) => "oom kill",
+        Fact::MemoryCharge(_) => "memory charge",
     };
     facts.iter().map(kind).collect()
 }

@@ -53,8 +53,9 @@ fn degrades() -> Result<()> {
     let capabilities = attached.capabilities();
     ensure!(capabilities.suffices());
     // Which hooks at functions there are depends on the kernel: `limits` and `oom` look at those.
+    let is_at_tracepoint = |kind| HookKind::TRACEPOINTS.contains(&kind);
     let at_tracepoint =
-        |report: &&CapabilityReport| report.capability.hooks.iter().all(|hook| hook.at_return.is_none());
+        |report: &&CapabilityReport| report.capability.hooks.iter().all(|hook| is_at_tracepoint(hook.kind));
     let missing: Vec<_> =
         capabilities.missing().filter(at_tracepoint).map(|report| report.capability.name).collect();
     ensure!(missing == ["task_fork"], "{missing:?}");

@@ -66,8 +66,8 @@ fn storm(environment: &Environment) -> Result<()> {
     let ids: Vec<_> = lives.iter().flat_map(|(id, life)| [*id, life.pod]).collect();
     session.await_release(&ids)?;
 
-    let counters = session.running().counters();
-    ensure!(counters == Default::default(), "lost: {counters:?}");
+    let lost = session.running().counters().losses();
+    ensure!(lost == Default::default(), "{lost:?}");
     let skipped = session.running().skipped();
     ensure!(skipped.is_empty(), "skipped: {skipped:?}");
     // What is read is all but in order: behind a record that another CPU is still writing, its ring waits, the others do
@@ -133,7 +133,7 @@ fn overflow(environment: &Environment) -> Result<()> {
     let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
     let mut session = Session::start(parent, &tiny)?;
     let root = Root::make(parent, "overflow")?;
-    let before = session.running().counters();
+    let before = session.running().counters().losses();
     ensure!(before == Default::default(), "lost before it began: {before:?}");
     let mut lives = HashMap::new();
     for producer in produce_all(root.directory(), OVERFLOW_CONTAINERS)? {
@@ -168,9 +168,9 @@ fn overflow(environment: &Environment) -> Result<()> {
     }
     // The rings are free again.
     session.forget();
-    let lost = session.running().counters();
+    let lost = session.running().counters().losses();
     session.settle()?;
-    ensure!(session.running().counters() == lost, "lost with empty rings");
+    ensure!(session.running().counters().losses() == lost, "lost with empty rings");
     Ok(())
 }
 
@@ -221,8 +221,8 @@ fn share(environment: &Environment) -> Result<()> {
         }
         let facts = session.facts(cgroup::id(&inner)?);
         ensure!(facts.iter().any(|fact| matches!(fact, Fact::Exec { .. })), "{facts:#?}");
-        let counters = session.running().counters();
-        ensure!(counters == Default::default(), "lost: {counters:?}");
+        let lost = session.running().counters().losses();
+        ensure!(lost == Default::default(), "{lost:?}");
         groups.iter().try_for_each(|group| rmdir(group))?;
         session.await_release(&followed)?;
     }
@@ -306,6 +306,7 @@ fn kind_of(event: &KernelEvent) -> RecordKind {
         Fact::Exit { .. } => RecordKind::TaskExit,
         Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => RecordKind::LimitWriteReturned,
         Fact::OomKill(_) => RecordKind::OomKill,
+        Fact::MemoryCharge(_) => RecordKind::MemoryCharge,
     }
 }
 

@@ -19,6 +19,7 @@ mod overhead;
 mod peers;
 mod pins;
 mod pleg;
+mod pressure;
 mod proxy;
 mod rate;
 mod report;
@@ -172,6 +173,26 @@ enum Helper {
         /// How often.
         count: u32,
     },
+    /// Fills memory past three thresholds of a limit, resting between.
+    #[command(hide = true)]
+    Fill {
+        /// The file that says how much is charged.
+        usage: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Touches memory again and again, and prints how much CPU time that took in nanoseconds.
+    #[command(hide = true)]
+    Faults {
+        /// Bytes that are there all the time.
+        base: u64,
+        /// Bytes that each pass touches.
+        bytes: u64,
+        /// How many passes.
+        passes: u32,
+        /// Bytes a second; 0: as fast as it can.
+        pace: u64,
+    },
     /// Forks, executes and waits again and again, and prints how long that took in nanoseconds.
     #[command(hide = true)]
     Forks {
@@ -214,6 +235,8 @@ fn run() -> Result<()> {
         Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
+        Some(Helper::Fill { usage, limit }) => pressure::fill(&usage, limit),
+        Some(Helper::Faults { base, bytes, passes, pace }) => pressure::faults(base, bytes, passes, pace),
         None if arguments.curves => curves(arguments),
         None if arguments.fleet => fleet(&arguments),
         None if arguments.survival.survival => survive(&arguments),
@@ -304,6 +327,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("limits") {
         add(runtime.block_on(limits::measure(&environment)).context("measure limits")?);
+    }
+    if wanted("pressure") {
+        add(runtime.block_on(pressure::measure(&environment)).context("measure memory pressure")?);
     }
     if wanted("throughput") {
         add(runtime.block_on(throughput::measure(&environment)).context("measure throughput")?);

@@ -204,7 +204,7 @@ impl Losses {
 
     /// What was lost since the last look.
     pub(super) fn since_last(&mut self, counters: Counters, look: Look) -> Vec<Loss> {
-        let Counters { lost, untracked, suppressed: _ } = counters;
+        let Counters { lost, untracked, suppressed: _, charges: _ } = counters;
         let ring_full = RecordKind::ALL
             .into_iter()
             .map(|kind| (kind, lost[kind.index()].saturating_sub(self.seen.lost[kind.index()])))

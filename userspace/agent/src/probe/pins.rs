@@ -78,6 +78,7 @@ pub(super) const MAPS: [&str; 19] = [
     "FIRST_PROCESSES",
     "FORKS",
     "IN_FLIGHT",
+    "LEVELS",
     "LIFECYCLE",
     "LIMIT_FILES",
     "LOST",

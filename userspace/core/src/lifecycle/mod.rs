@@ -169,8 +169,8 @@ impl Lifecycle {
                 let keep_all = self.scan_is_expected();
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
-            // What becomes of a container's bounds is no matter of its life.
-            Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => {}
+            // What becomes of a container's bounds is no matter of its life, nor how near it comes to them.
+            Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) | Fact::MemoryCharge(_) => {}
             Fact::OomKill(_)
             | Fact::Rmdir { .. }
             | Fact::Attach { .. }
@@ -324,6 +324,7 @@ impl Lifecycle {
             | Fact::Release
             | Fact::LimitWrite(_)
             | Fact::LimitWritesSuppressed(_)
+            | Fact::MemoryCharge(_)
             | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
@@ -467,6 +468,7 @@ fn shows_living_cgroup(fact: &Fact) -> bool {
         | Fact::Exit { .. }
         | Fact::LimitWrite(_)
         | Fact::LimitWritesSuppressed(_)
+        | Fact::MemoryCharge(_)
         | Fact::OomKill(_) => false,
     }
 }

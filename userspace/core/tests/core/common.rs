@@ -327,6 +327,7 @@ pub fn line(event: &Event) -> String {
         Basis::LimitRead => "limit read",
         Basis::OomKill => "oom kill",
         Basis::MemorySample => "memory sample",
+        Basis::MemoryCharge => "memory charge",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",

@@ -42,13 +42,15 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         roots,
         exclude,
         syscalls,
+        charges,
+        is_charged: _,
         log: _,
         lock_file,
         pins: _,
     } = settings;
     let mut hasher = DefaultHasher::new();
     (OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
-    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls).hash(&mut hasher);
+    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls, charges).hash(&mut hasher);
     let rest = hasher.finish();
     let mut hasher = DefaultHasher::new();
     hash_records(&mut hasher);
