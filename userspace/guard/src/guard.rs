@@ -18,6 +18,7 @@
 mod arming;
 mod holds;
 mod returns;
+mod times;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -50,10 +51,13 @@ use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
-use crate::status::{self, Ended, Status, Steps};
+use crate::status::{self, Ended, Status};
 use crate::watchdog;
 use crate::{BRAKES_FILE, LOANS_FILE, LOCK_FILE};
 use arming::NotArmed;
+use pods::Pods;
+use raises::Raises;
+use times::Times;
 
 /// Between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -148,30 +152,6 @@ struct Running {
     times: Times,
 }
 
-/// When the steps of an episode ended: `CLOCK_BOOTTIME` in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    /// The first hold was seen.
-    seen: u64,
-    /// The raise was planned, or refused.
-    planned: u64,
-    /// It was accepted.
-    raised: Option<u64>,
-}
-
-impl Times {
-    /// The steps of an episode whose first hold began, and which was decided, at these times.
-    fn steps(self, since: u64, decided: u64) -> Steps {
-        let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
-        Steps {
-            detect_us: us(since, self.seen),
-            decide_us: us(self.seen, self.planned),
-            raise_us: self.raised.map(|raised| us(self.planned, raised)),
-            verify_us: self.raised.map(|raised| us(raised, decided)),
-        }
-    }
-}
-
 /// An answer to an episode.
 struct Answer {
     cgroup_id: u64,
@@ -195,6 +175,8 @@ struct Guard {
     reported: HashSet<HoldId>,
     /// Holds of processes that have been seen stopped.
     still: HashSet<HoldId>,
+    /// A thread of others that had not stopped when it was last looked at.
+    movers: HashMap<HoldId, u32>,
     brakes: Brakes,
     answers: JoinSet<Answer>,
     returns: JoinSet<returns::Answer>,
@@ -355,6 +337,7 @@ impl Guard {
             continuing: HashSet::new(),
             reported: HashSet::new(),
             still: HashSet::new(),
+            movers: HashMap::new(),
             answers: JoinSet::new(),
             episodes: 0,
             history: VecDeque::new(),
@@ -470,20 +453,5 @@ impl Guard {
             self.program.unload()?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_steps_of_a_hold_add_up_to_it() {
-        let times = Times { seen: 2_000, planned: 5_000, raised: Some(45_000) };
-        let steps = times.steps(1_000, 52_000);
-        let expected = Steps { detect_us: 1, decide_us: 3, raise_us: Some(40), verify_us: Some(7) };
-        assert_eq!(steps, expected);
-        let refused = Times { raised: None, ..times }.steps(1_000, 5_000);
-        assert_eq!(refused, Steps { raise_us: None, verify_us: None, ..expected });
     }
 }

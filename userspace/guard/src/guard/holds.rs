@@ -28,6 +28,7 @@ impl Guard {
         for of in [&mut self.reported, &mut self.continuing, &mut self.still] {
             of.retain(|id| ids.contains(id));
         }
+        self.movers.retain(|id, _| ids.contains(id));
         // Before anything that takes time.
         self.brake(&held);
         // By container, the hold that began first.
@@ -66,6 +67,7 @@ impl Guard {
     /// Puts the second brake on where a process that is to stay held has not stopped, and releases every other one.
     fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
         let mut moving = HashSet::new();
+        let mut looks = process::LOOKS;
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
@@ -73,7 +75,10 @@ impl Guard {
             if !is_braked || is_settled || moving.contains(&hold.cgroup_id) {
                 continue;
             }
-            match process::motion(*key, hold) {
+            let mut mover = self.movers.remove(&id);
+            let motion = process::motion(*key, hold, &mut mover, &mut looks);
+            self.movers.extend(mover.map(|tid| (id, tid)));
+            match motion {
                 Ok(Motion::Still) => {
                     self.still.insert(id);
                 }
