@@ -98,7 +98,7 @@ fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
 struct Guarded {
     container: Container,
     rule: Rule,
-    raises: u32,
+    raises: Raises,
     /// What it has been lent by raises.
     loan: Option<Loan>,
     give_back: GiveBack,
@@ -116,7 +116,7 @@ impl Guarded {
         Self {
             container,
             rule,
-            raises: 0,
+            raises: Raises::default(),
             loan: None,
             give_back: GiveBack::default(),
             unanswered: false,
@@ -128,7 +128,7 @@ impl Guarded {
 
     /// Raises that it may still have.
     fn budget_left(&self) -> u32 {
-        self.rule.budget.saturating_sub(self.raises)
+        self.rule.budget.saturating_sub(self.raises.count())
     }
 
     /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
@@ -408,7 +408,7 @@ impl Guard {
                 .map(|name| name.as_deref().unwrap_or("-"))
                 .join("/"),
             held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
-            raises: guarded.raises,
+            raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
         });

@@ -171,7 +171,7 @@ impl Guard {
             is_pod_raised: self.options.raiser.raises_pod(),
             available: available()?,
             promised: Bytes(promised.fold(0, u64::saturating_add)),
-            raises: guarded.raises,
+            raises: guarded.raises.count(),
             unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
         }))
     }
@@ -229,7 +229,12 @@ impl Guard {
         let Answer { cgroup_id, episode, raise, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
-        guarded.raises += u32::from(is_raised);
+        if is_raised {
+            guarded.raises.accepted(raise);
+        }
+        if input == Input::Verified(Ok(())) {
+            guarded.raises.in_force();
+        }
         if let Input::Raised(answer) = &input {
             guarded.unanswered = *answer == Err(Refusal::Unanswered);
         }

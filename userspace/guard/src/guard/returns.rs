@@ -59,6 +59,7 @@ impl Guard {
         if let Some(guarded) = self.known_mut(cgroup_id) {
             guarded.open.requests += 1;
             guarded.open.has_next = false;
+            guarded.raises.requested(change);
         }
         self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
     }
@@ -84,6 +85,9 @@ impl Guard {
     fn resolved(&mut self, cgroup_id: u64, change: Change, requests: u64, is_accepted: bool) {
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
+        if is_accepted {
+            guarded.raises.found(change);
+        }
         if std::mem::take(&mut guarded.open.has_next) {
             if let Some(later) = guarded.loan.and_then(|loan| loan.unanswered()) {
                 self.resolve(cgroup_id, later);
