@@ -17,6 +17,8 @@
 
 mod arming;
 mod holds;
+mod pods;
+mod raises;
 mod returns;
 mod times;
 
@@ -94,7 +96,7 @@ fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
     (key.pid, key.start_boottime, hold.since)
 }
 
-/// A container that is armed.
+/// A container, or a pod, that is armed.
 struct Guarded {
     container: Container,
     rule: Rule,
@@ -164,6 +166,9 @@ struct Guard {
     options: Options,
     program: Program,
     watchdog: Child,
+    /// Those that run.
+    containers: Vec<Container>,
+    pods: Pods,
     guarded: HashMap<u64, Guarded>,
     /// What the policy selects, or may select, and is not armed.
     not_armed: HashMap<u64, NotArmed>,
@@ -237,10 +242,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => {
-                guard.sample();
-                Ok(())
-            }
+            _ = sample.tick() => guard.look_at_pods().map(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => {
                     guard.return_answered(answer);
@@ -293,6 +295,13 @@ pub(crate) fn available() -> anyhow::Result<Bytes> {
     Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
 }
 
+/// Has the daemon know that a container's limit will be the guard's doing. What is desired of a pod, it hears from the kubelet.
+async fn announce(reporter: &Reporter, container: &Container, limit: Bytes) {
+    if !container.is_pod() {
+        reporter.announce(&container.id, limit.0).await;
+    }
+}
+
 /// Has the daemon verify a limit that was accepted, for so long at most, unless it is refused after all.
 async fn verify(
     address: Address,
@@ -304,7 +313,7 @@ async fn verify(
     let verified = async {
         let client = Client::connect(address).await;
         let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-        daemon::verify(&mut client, &container.id, limit, wait).await
+        daemon::verify(&mut client, container, limit, wait).await
     };
     tokio::select! {
         verified = verified => verified,
@@ -331,6 +340,8 @@ impl Guard {
             options,
             program,
             watchdog,
+            containers: Vec::new(),
+            pods: Pods::default(),
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
             retired: HashMap::new(),
@@ -376,16 +387,17 @@ impl Guard {
     }
 
     fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        let left = || self.guarded.values().map(Guarded::budget_left);
+        let containers = || self.guarded.values().filter(|guarded| !guarded.container.is_pod());
+        let left = || containers().map(Guarded::budget_left);
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: self.guarded.len(),
+            armed: containers().count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
             reports: self.reporter.counts(),
-            lent: self.guarded.values().filter(|guarded| guarded.loan.is_some()).count(),
+            lent: containers().filter(|guarded| guarded.loan.is_some()).count(),
             budget_left: left().map(u64::from).sum(),
             budget_spent: left().filter(|left| *left == 0).count(),
         })
@@ -404,9 +416,7 @@ impl Guard {
         let held = self.program.records.held()?;
         let armed = self.guarded.iter().map(|(id, guarded)| status::Armed {
             container_id: guarded.container.id.clone(),
-            name: [&guarded.container.namespace, &guarded.container.pod, &guarded.container.name]
-                .map(|name| name.as_deref().unwrap_or("-"))
-                .join("/"),
+            name: guarded.container.display_name(),
             held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
             raises: guarded.raises.count(),
             budget: guarded.rule.budget,

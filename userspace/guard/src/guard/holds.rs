@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use kwitness_abi::{Hold, ProcessKey};
-use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
+use kwitness_api::proto::{self, CgroupRole};
 
-use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id, verify};
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, available, hold_id, verify};
 use crate::cgroup::{self, Cgroup};
 use crate::episode::{Episode, Input, Next, Outcome};
 use crate::plan::{Facts, Refusal};
@@ -98,11 +98,11 @@ impl Guard {
     fn report_held(&self, key: ProcessKey, hold: &Hold) {
         let page = procfs::page_size();
         let comm = String::from_utf8_lossy(&hold.comm);
-        let container = self.container_id(hold.cgroup_id);
+        let (container, level) = (self.container_id(hold.cgroup_id), self.level(hold.cgroup_id));
         if let Some(container) = container {
             let held = proto::GuardHeld {
                 process: reporter::process(key.pid, key.start_boottime, &hold.comm),
-                level: proto::CgroupRole::Container.into(),
+                level: level.into(),
                 usage_bytes: hold.usage.saturating_mul(page),
                 limit_bytes: hold.limit.saturating_mul(page),
             };
@@ -112,6 +112,7 @@ impl Guard {
             pid = key.pid,
             comm = comm.trim_end_matches('\0'),
             container,
+            ?level,
             usage = hold.usage * page,
             limit = hold.limit * page,
             "guardHeld"
@@ -121,6 +122,11 @@ impl Guard {
     /// The id of a container that is or was armed.
     fn container_id(&self, cgroup_id: u64) -> Option<&str> {
         Some(&self.known(cgroup_id)?.container.id)
+    }
+
+    /// Whose limit is guarded there.
+    fn level(&self, cgroup_id: u64) -> CgroupRole {
+        self.known(cgroup_id).map_or(CgroupRole::Container, |guarded| guarded.container.level())
     }
 
     /// The first hold of a container that has no episode.
@@ -203,7 +209,7 @@ impl Guard {
         self.request(cgroup_id, raise);
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
-            reporter.announce(&container.id, raise.to.0).await;
+            announce(&reporter, &container, raise.to).await;
             let answer = raiser.set(&container, raise, hold).await;
             Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
         });
@@ -280,12 +286,12 @@ impl Guard {
             steps: times.steps(first.since, now),
         };
         let (container, raised_ms, decided_ms) = (&ended.container_id, ended.raised_ms, ended.decided_ms);
-        let level = proto::CgroupRole::Container.into();
+        let level = self.level(cgroup_id);
         let held_ns = now.saturating_sub(first.since);
         match &outcome {
             Outcome::Raised(raise) => {
                 let raised = proto::GuardRaised {
-                    level,
+                    level: level.into(),
                     limit_before: raise.from.0,
                     limit_after: raise.to.0,
                     held_ns,
@@ -293,6 +299,7 @@ impl Guard {
                 self.reporter.push(container, Report::Raised(raised));
                 tracing::info!(
                     container,
+                    ?level,
                     from = raise.from.0,
                     to = raise.to.0,
                     raised_ms,
@@ -303,11 +310,15 @@ impl Guard {
                 ended.raised_to = Some(raise.to.0);
             }
             Outcome::Refused(refusal) => {
+                let level = match refusal.level() {
+                    CgroupRole::Container => level,
+                    above => above,
+                };
                 let refused = proto::GuardRefused {
                     attempt: proto::GuardAttempt::Raise.into(),
                     reason: refusal.name().to_owned(),
                     detail: reporter::detail(refusal.to_string()),
-                    level: refusal.level().into(),
+                    level: level.into(),
                     limit_bytes: Some(ended.limit),
                     held_ns: Some(held_ns),
                 };
