@@ -5,7 +5,7 @@
 use std::ops::Deref;
 
 use anyhow::{Context as _, Result};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use crate::cluster_node::ClusterNode;
 pub use crate::cluster_node::Terminated;
@@ -32,7 +32,16 @@ impl Deref for GuardedNode {
 impl GuardedNode {
     /// Starts everything, and waits until the node is registered.
     pub async fn start(environment: &Environment, policy: &str) -> Result<Self> {
-        let cluster = ClusterNode::start(environment, Map::new()).await?;
+        Self::start_with(environment, policy, Map::new()).await
+    }
+
+    /// The same, with further fields of the kubelet's configuration.
+    pub async fn start_with(
+        environment: &Environment,
+        policy: &str,
+        settings: Map<String, Value>,
+    ) -> Result<Self> {
+        let cluster = ClusterNode::start(environment, settings).await?;
         let kubeconfig = cluster.api.verifying_kubeconfig()?;
         let guard =
             Guard::start_on_kubernetes(environment, &cluster.agent, policy, &kubeconfig, NODE).await?;

@@ -5,6 +5,7 @@ mod daemonset;
 mod deployment;
 mod events;
 mod guard;
+mod guarded;
 mod join;
 mod kubernetes;
 mod plugin;
@@ -64,6 +65,18 @@ fn main() -> Result<()> {
         ctx.finish()?;
         ctx.block_on(guard::a_pods_own_limit_rises_with_its_containers(ctx))
     });
+    let kinds = Case::new("every_kind_of_pod_is_raised", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guarded::every_kind_of_pod_is_raised(ctx))
+    });
+    let refusals = Case::new("what_the_api_refuses_ends_the_hold", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guarded::what_the_api_refuses_ends_the_hold(ctx))
+    });
+    let no_room = Case::new("what_the_node_has_no_room_for_ends_the_hold", |ctx| {
+        ctx.finish()?;
+        ctx.block_on(guarded::what_the_node_has_no_room_for_ends_the_hold(ctx))
+    });
     let demo = Case::new("the_demo_of_an_averted_oom_kill_holds", |ctx| {
         ctx.finish()?;
         ctx.block_on(guard::the_demo_of_an_averted_oom_kill_holds(ctx))
@@ -81,6 +94,9 @@ fn main() -> Result<()> {
         raise.refused(guests),
         returned.refused(guests).refused(only_long),
         of_pod.refused(guests).refused(only_long),
+        kinds.refused(guests).refused(only_long),
+        refusals.refused(guests).refused(only_long),
+        no_room.refused(guests).refused(only_long),
         demo.refused(guests).refused(only_long),
     ];
     suite::run(ctx, cases)
