@@ -31,7 +31,6 @@ const MESSAGE_MAX: usize = 64 << 20;
 /// What a failed test needs to know.
 const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
 
-/// A running daemon.
 #[derive(Debug)]
 pub struct Agent {
     process: Managed,
@@ -133,22 +132,18 @@ impl Agent {
         ready.with_context(|| self.process.log_tail())
     }
 
-    /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Its process.
     pub fn process(&mut self) -> &mut Managed {
         &mut self.process
     }
 
-    /// Its whole log.
     pub fn log(&self) -> Result<String> {
         self.process.log()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
@@ -159,19 +154,16 @@ impl Agent {
         Ok(client.max_decoding_message_size(MESSAGE_MAX))
     }
 
-    /// What it says of itself.
     pub async fn status(&self) -> Result<proto::StatusResponse> {
         let answer = self.client().await?.status(proto::StatusRequest {}).await;
         Ok(answer.context("call Status")?.into_inner())
     }
 
-    /// The containers.
     pub async fn list(&self) -> Result<proto::ListResponse> {
         let answer = self.client().await?.list(proto::ListRequest { filter: None }).await;
         Ok(answer.context("call List")?.into_inner())
     }
 
-    /// Whether limits are in force.
     pub async fn verify(
         &self,
         request: proto::VerifyRequest,
@@ -181,7 +173,6 @@ impl Agent {
         Ok(client.verify(request).await?.into_inner())
     }
 
-    /// Watches, and collects in the background.
     pub async fn watch(&self, request: proto::WatchRequest) -> Result<Watcher> {
         Watcher::open(self.client().await?, request).await
     }
@@ -218,14 +209,12 @@ impl Agent {
         self.process.pause()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 }
 
 impl Watcher {
-    /// Opens a stream and collects what comes.
     pub async fn open(mut client: KwitnessClient<Channel>, request: proto::WatchRequest) -> Result<Self> {
         let stream = client.watch(request).await.context("call Watch")?.into_inner();
         Ok(Self(Collector::start(
@@ -238,22 +227,18 @@ impl Watcher {
         )))
     }
 
-    /// What it has got so far.
     pub fn seen(&self) -> Seen {
         Seen(self.0.look().all.events.clone())
     }
 
-    /// Waits for the snapshot.
     pub async fn snapshot(&mut self) -> Result<proto::Snapshot> {
         self.wait("the snapshot", |collected| collected.all.snapshot.clone()).await
     }
 
-    /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Seen) -> bool) -> Result<Seen> {
         self.wait(what, |collected| Some(Seen(collected.all.events.clone())).filter(&accept)).await
     }
 
-    /// Waits until the server has ended the stream, and returns how.
     pub async fn wait_end(&mut self) -> Result<Result<(), tonic::Status>> {
         self.wait("the end of the stream", |collected| collected.end.clone()).await
     }
@@ -276,7 +261,6 @@ fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) 
     Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
 }
 
-/// Everything from now on.
 pub fn from_now() -> proto::WatchRequest {
     proto::WatchRequest::default()
 }
@@ -286,7 +270,6 @@ pub fn with_snapshot() -> proto::WatchRequest {
     proto::WatchRequest { snapshot: true, ..proto::WatchRequest::default() }
 }
 
-/// What comes after that place.
 pub fn after(position: &proto::Position) -> proto::WatchRequest {
     proto::WatchRequest { after: Some(position.clone()), ..proto::WatchRequest::default() }
 }
@@ -295,7 +278,6 @@ pub fn after(position: &proto::Position) -> proto::WatchRequest {
 /// hide for thousands of events that a watcher does not read.
 const STREAM_WINDOW: u32 = 65_535;
 
-/// Connects to a daemon's socket.
 pub async fn connect(socket: &Path) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
         .with_context(|| format!("{} as an endpoint", socket.display()))?

@@ -21,16 +21,11 @@ const SOON: Duration = Duration::from_secs(300);
 /// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The node, and the cluster of which it is the only one.
 #[derive(Debug)]
 pub struct ClusterNode {
-    /// What the API says.
     pub api: ControlPlane,
-    /// The kubelet.
     pub kubelet: Kubelet,
-    /// The daemon.
     pub agent: Agent,
-    /// The container runtime.
     pub node: Node,
 }
 
@@ -39,11 +34,9 @@ pub struct ClusterNode {
 pub struct PodRequest<'a> {
     /// Its name, in the namespace `default`.
     pub name: &'a str,
-    /// The line of shell that the container runs.
     pub line: &'a str,
     /// The directory of the node that it has at `/out`.
     pub directory: &'a Path,
-    /// `resources` of its spec.
     pub resources: Value,
     /// Directories of the node that it has as well, read-only: there, and in the container.
     pub mounts: &'a [(&'a str, &'a str)],
@@ -115,7 +108,6 @@ impl ClusterNode {
         .await
     }
 
-    /// A pod's status, as the API has it.
     pub fn status(&self, name: &str) -> Result<Value> {
         Ok(self.api.get("pod", name)?["status"].take())
     }

@@ -22,7 +22,6 @@ pub(crate) struct Collector<T> {
 /// What has come.
 #[derive(Debug, Default)]
 pub(crate) struct Collected<T> {
-    /// Of the messages.
     pub(crate) all: T,
     /// How the stream ended; none: it has not.
     pub(crate) end: Option<Result<(), Status>>,
@@ -65,12 +64,10 @@ impl<T: Default + Send + 'static> Collector<T> {
 }
 
 impl<T> Collector<T> {
-    /// What has come so far.
     pub(crate) fn look(&self) -> MutexGuard<'_, Collected<T>> {
         lock(&self.collected)
     }
 
-    /// Waits until the probe has an answer.
     pub(crate) async fn wait<A>(
         &mut self,
         what: &str,

@@ -29,7 +29,6 @@ const INIT: &str = "init";
 /// The cgroup of the programs under test.
 const SERVICES: &str = "services";
 
-/// What a daemon is on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Daemon {
     /// A service, in the node's own namespaces.
@@ -51,7 +50,6 @@ pub struct ContainerNode {
 }
 
 impl ContainerNode {
-    /// Makes the node, and waits until it is ready.
     pub fn start(environment: &Environment, name: &str, daemon: Daemon) -> Result<Self> {
         let subtree = environment.cgroup(&format!("node-{name}-{}", std::process::id()));
         let top = TestCgroup::make(&environment.cgroup2, &subtree)?;
@@ -71,7 +69,6 @@ impl ContainerNode {
         Ok(node)
     }
 
-    /// Makes a cgroup for its pods.
     pub fn kubepods(&self) -> Result<Kubepods> {
         Kubepods::make(&self.outside)
     }

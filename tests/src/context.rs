@@ -24,7 +24,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
 pub struct TestContext {
-    /// Where the tests run.
     pub environment: Environment,
     runtime: Runtime,
     node: Mutex<Option<Node>>,
@@ -39,7 +38,6 @@ impl TestContext {
         Ok(Self { environment, runtime, node: Mutex::new(None), api: Mutex::new(None) })
     }
 
-    /// Runs a test's future to its end.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }

@@ -56,7 +56,6 @@ const CONTROLLERS: &[&str] = &[
 const NO_ADMISSION: &str = "ServiceAccount,Priority,MutatingAdmissionWebhook,ValidatingAdmissionWebhook,\
                             ValidatingAdmissionPolicy,MutatingAdmissionPolicy";
 
-/// How much of a control plane there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// etcd and an API server that permits everything.
@@ -67,7 +66,6 @@ pub enum Extent {
     Whole,
 }
 
-/// A running control plane.
 #[derive(Debug)]
 pub struct ControlPlane {
     _etcd: Managed,
@@ -171,7 +169,6 @@ impl ControlPlane {
         self.run(&[&all[..], &["--force", "--grace-period=0", "--wait=false"]].concat()).map(drop)
     }
 
-    /// How to reach it.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.path().join("kubeconfig")
     }
@@ -206,12 +203,10 @@ impl ControlPlane {
         Ok(path)
     }
 
-    /// A call of kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> Command {
         self.kubectl_as(&self.kubeconfig(), arguments)
     }
 
-    /// A call of kubectl by another account.
     pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
@@ -223,20 +218,17 @@ impl ControlPlane {
         process::run(&mut self.kubectl(arguments))
     }
 
-    /// An object, as the API server has it.
     pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
         let text = self.run(&["get", kind, name, "--output=json"])?;
         serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
     }
 
-    /// Makes an object.
     pub fn create(&self, object: &Value) -> Result<()> {
         let path = self.directory.path().join("object.json");
         fs::write(&path, object.to_string()).context("write the object")?;
         self.create_from(&path)
     }
 
-    /// Makes the objects of a file.
     pub fn create_from(&self, path: &Path) -> Result<()> {
         let path = path.to_str().context("a path in UTF-8")?;
         self.run(&["create", "--validate=ignore", "--filename", path]).map(drop)

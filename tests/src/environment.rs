@@ -5,7 +5,6 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What kind of machine the tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// The machine's own kernel, in private namespaces.
@@ -14,7 +13,6 @@ pub enum Tier {
     Vm,
 }
 
-/// How the cgroup hierarchies are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupLayout {
     /// cgroup v2 alone.
@@ -26,9 +24,7 @@ pub enum CgroupLayout {
 /// An OCI runtime, by the name of its handler in containerd's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Handler {
-    /// runc.
     Runc,
-    /// crun.
     Crun,
 }
 
@@ -44,9 +40,7 @@ pub enum CgroupDriver {
 /// A pair that this place can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Combination {
-    /// The OCI runtime.
     pub handler: Handler,
-    /// The cgroup driver.
     pub driver: CgroupDriver,
 }
 
@@ -71,7 +65,6 @@ impl CgroupDriver {
 }
 
 impl Combination {
-    /// Every combination there is.
     pub const ALL: [Self; 4] = [
         Self { handler: Handler::Runc, driver: CgroupDriver::Cgroupfs },
         Self { handler: Handler::Crun, driver: CgroupDriver::Cgroupfs },
@@ -85,16 +78,12 @@ impl Combination {
     }
 }
 
-/// The place, as found.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// What kind of machine it is.
     pub tier: Tier,
     /// The folder with the program under test, the images and the tests.
     pub job: PathBuf,
-    /// How the cgroup hierarchies are mounted.
     pub layout: CgroupLayout,
-    /// Where cgroup v2 is mounted.
     pub cgroup2: PathBuf,
     /// The cgroup below which the tests make all of theirs, from the root of the hierarchy ("/kwitness-test-7"); none: the
     /// whole hierarchy is ours.
@@ -142,17 +131,14 @@ impl Environment {
         self.cgroup2.join(self.subtree.as_deref().unwrap_or_default().trim_start_matches('/'))
     }
 
-    /// The `kwitness` program under test.
     pub fn kwitness(&self) -> PathBuf {
         self.job.join("bin/kwitness")
     }
 
-    /// The kubectl plugin.
     pub fn plugin(&self) -> PathBuf {
         self.job.join("bin/kubectl-kwitness")
     }
 
-    /// The first combination that this place can run.
     pub fn first_combination(&self) -> Result<Combination> {
         let first = Combination::ALL.into_iter().find(|combination| self.refuses(*combination).is_none());
         first.context("this place can run no combination of OCI runtime and cgroup driver")

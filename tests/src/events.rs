@@ -23,9 +23,7 @@ const RUNTIME_HELPERS: [&str; 2] = ["/dev/fd/", "/proc/self/"];
 /// An event, and when its watcher got it (`CLOCK_BOOTTIME`, nanoseconds).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Received {
-    /// The event.
     pub event: Event,
-    /// When.
     pub at: u64,
 }
 
@@ -36,7 +34,6 @@ pub struct Seen(pub Vec<Received>);
 /// What a container did, by the test's own account.
 #[derive(Clone, Debug)]
 pub struct Life<'a> {
-    /// Its pod.
     pub pod: &'a Pod,
     /// The runtime's id.
     pub id: &'a str,
@@ -44,7 +41,6 @@ pub struct Life<'a> {
     pub name: Option<&'a str>,
     /// Its own first program; none if it never ran.
     pub program: Option<&'a str>,
-    /// How the main process ended.
     pub end: Option<End>,
     /// The programs of processes that came in from outside, each with its end.
     pub entered: &'a [(&'a str, End)],
@@ -62,17 +58,13 @@ impl<'a> Life<'a> {
     }
 }
 
-/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With that exit code.
     Code(u32),
-    /// By that signal.
     Signal(u32),
 }
 
 impl End {
-    /// As the API says it.
     pub fn of(status: &ExitStatus) -> Option<Self> {
         Some(match status.status? {
             Status::Code(code) => Self::Code(code),
@@ -87,12 +79,10 @@ pub fn kind(event: &Event) -> &'static str {
 }
 
 impl Seen {
-    /// The events.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = &Event> {
         self.0.iter().map(|received| &received.event)
     }
 
-    /// The events about a container.
     pub fn of(&self, id: &str) -> impl DoubleEndedIterator<Item = &Event> {
         self.events()
             .filter(move |event| event.container.as_ref().is_some_and(|container| container.id == id))
@@ -115,7 +105,6 @@ impl Seen {
         self.of(id).any(|event| kind(event) == wanted)
     }
 
-    /// How many events are of that kind.
     pub fn count(&self, wanted: &str) -> usize {
         self.events().filter(|event| kind(event) == wanted).count()
     }

@@ -16,7 +16,6 @@ use crate::kubelet::NODE;
 /// The node with its guard. What every node of a cluster can do, it can.
 #[derive(Debug)]
 pub struct GuardedNode {
-    /// The guard.
     pub guard: Guard,
     cluster: ClusterNode,
 }

@@ -38,9 +38,7 @@ pub struct Kubepods {
 /// A container without a runtime.
 #[derive(Debug)]
 pub struct HandMade {
-    /// Its id.
     pub id: String,
-    /// Its pod's UID.
     pub pod_uid: String,
     cgroup: TestCgroup,
 }
@@ -52,7 +50,6 @@ pub struct Running {
     process: Child,
 }
 
-/// A container's id.
 pub fn new_id() -> Result<String> {
     Ok(format!("{}{}", new_uid()?, new_uid()?).replace('-', ""))
 }
@@ -88,7 +85,6 @@ impl Kubepods {
         Ok(container)
     }
 
-    /// Makes a container's cgroup in that pod.
     pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
         let id = new_id()?;
         self.container_at(&format!("{PODS}/pod{pod_uid}/{id}"), pod_uid, &id)
@@ -123,7 +119,6 @@ impl Kubepods {
 }
 
 impl HandMade {
-    /// Its cgroup.
     pub fn cgroup(&self) -> &TestCgroup {
         &self.cgroup
     }
@@ -154,12 +149,10 @@ fn helper(cgroup: &Path) -> Command {
 }
 
 impl Running {
-    /// The container's id.
     pub fn id(&self) -> &str {
         &self.container.id
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }

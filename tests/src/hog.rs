@@ -33,7 +33,6 @@ const WORK_LIMIT: Duration = Duration::from_secs(300);
 /// How long a container may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
-/// How the hog ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Its exit code as a shell gives it: 137 after SIGKILL.
@@ -69,7 +68,6 @@ pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> Conta
 /// A hog that is the only process of its container: what fills it comes through a pipe.
 #[derive(Debug)]
 pub struct Piped {
-    /// The container.
     pub id: String,
     directory: TempDir,
 }
@@ -100,9 +98,7 @@ impl Piped {
 /// A hog below a shell that outlives it, in a container of its own: it keeps what it has taken until it may end.
 #[derive(Debug)]
 pub struct Keeping {
-    /// The container.
     pub id: String,
-    /// Its cgroup's directory.
     pub cgroup: PathBuf,
     directory: TempDir,
 }
@@ -134,7 +130,6 @@ impl Keeping {
         code.trim().parse().with_context(|| format!("the hog's exit code `{code}`"))
     }
 
-    /// Waits until its limit is that.
     pub async fn wait_limit(&self, limit: u64) -> Result<()> {
         let file = self.cgroup.join("memory.max");
         let what = format!("a limit of {limit} bytes");

@@ -47,7 +47,6 @@ const SYSCTLS: [(&str, &str); 6] = [
 /// Enough for what [`Kubelet::check_events_in_use`] looks for.
 const VERBOSITY: u8 = 4;
 
-/// The name of its node.
 pub const NODE: &str = "node";
 /// A node's address must be one of its interfaces', and not loopback's.
 const NODE_ADDRESS: &str = "10.99.0.1";
@@ -66,12 +65,9 @@ pub enum Pleg {
     Evented,
 }
 
-/// How a kubelet is configured.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Where its container events come from.
     pub pleg: Pleg,
-    /// Who makes the pods' cgroups.
     pub driver: CgroupDriver,
     /// Further fields of its `KubeletConfiguration`; `featureGates` are added to those that are set anyway.
     pub settings: Map<String, Value>,
@@ -94,7 +90,6 @@ impl From<Pleg> for Setup {
     }
 }
 
-/// A running kubelet.
 #[derive(Debug)]
 pub struct Kubelet {
     process: Managed,
@@ -106,7 +101,6 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// The program of a release.
     fn program(environment: &Environment, release: Option<&str>) -> PathBuf {
         let release = release.or(environment.kubelet.as_deref());
         let name = release.map_or_else(|| "kubelet".to_owned(), |release| format!("kubelet-{release}"));
@@ -208,7 +202,6 @@ impl Kubelet {
         fs::rename(&draft, &path).with_context(|| format!("place {}", path.display()))
     }
 
-    /// Has it end and remove a pod.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.manifest(name);
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
@@ -232,17 +225,14 @@ impl Kubelet {
         Ok(())
     }
 
-    /// Its log.
     pub fn log(&self) -> Result<String> {
         self.process.log()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
@@ -301,7 +291,6 @@ impl Kubelet {
         line.map(|value| value.trim().parse().with_context(|| format!("the metric {name}"))).transpose()
     }
 
-    /// The sum of a metric over all of its labels.
     pub async fn metric_sum(&self, name: &str) -> Result<f64> {
         let text = self.metrics().await?;
         let series = text
@@ -409,7 +398,6 @@ fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -
     configuration
 }
 
-/// A page of the kubelet's.
 async fn get(port: u16, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect to the kubelet")?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");

@@ -55,7 +55,6 @@ impl LateRuntime {
         Ok(Self { may_answer, directory, server })
     }
 
-    /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("cri.sock")
     }

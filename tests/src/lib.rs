@@ -2,6 +2,7 @@
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
 //! there, by name.
+#![expect(missing_docs, reason = "read beside its source only: a comment says what the name does not")]
 
 pub mod agent;
 pub mod boost;

@@ -53,18 +53,13 @@ pub struct Extras {
     pub default_handler: Option<Handler>,
 }
 
-/// A program that was run in a container.
 #[derive(Clone, Debug)]
 pub struct Executed {
-    /// Its exit code.
     pub code: i32,
-    /// What it wrote to its standard output.
     pub stdout: String,
-    /// What it wrote to its standard error.
     pub stderr: String,
 }
 
-/// A containerd and what runs on it.
 #[derive(Debug)]
 pub struct Node {
     driver: CgroupDriver,
@@ -114,22 +109,18 @@ impl Node {
         })
     }
 
-    /// The runtime's API.
     pub fn cri(&self) -> &Cri {
         &self.cri
     }
 
-    /// Who makes the containers' cgroups.
     pub fn driver(&self) -> CgroupDriver {
         self.driver
     }
 
-    /// The end of containerd's log.
     pub fn log_tail(&self) -> String {
         self.containerd.as_ref().map_or_else(|| "containerd is stopped".to_owned(), Managed::log_tail)
     }
 
-    /// The process id of containerd.
     pub fn containerd_pid(&self) -> Result<u32> {
         Ok(self.containerd.as_ref().context("containerd is stopped")?.pid())
     }
@@ -146,7 +137,6 @@ impl Node {
         self.containerd.as_ref().context("containerd is stopped")?.pause()
     }
 
-    /// Starts containerd again, which finds its pods.
     pub async fn start_containerd(&mut self) -> Result<()> {
         ensure!(self.containerd.is_none(), "containerd runs already");
         let mut containerd = spawn(self.directory.path())?;
@@ -155,7 +145,6 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a pod.
     pub async fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
         self.run_pod_below(&self.root, spec).await
     }
@@ -172,12 +161,10 @@ impl Node {
         Ok(Pod { spec: spec.clone(), sandbox: answer.pod_sandbox_id, cgroup, config })
     }
 
-    /// Makes a container and gives its id.
     pub async fn create(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
         self.create_by(&self.cri, pod, spec).await
     }
 
-    /// The request that makes a container.
     pub fn create_request(&self, pod: &Pod, spec: &ContainerSpec) -> v1::CreateContainerRequest {
         v1::CreateContainerRequest {
             pod_sandbox_id: pod.sandbox.clone(),
@@ -192,7 +179,6 @@ impl Node {
         Ok(answer.with_context(|| format!("create container {}", spec.name))?.container_id)
     }
 
-    /// Starts a container.
     pub async fn start_container(&self, id: &str) -> Result<()> {
         self.cri.start_container(v1::StartContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())
@@ -247,7 +233,6 @@ impl Node {
         Ok(())
     }
 
-    /// Removes a container.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         self.cri.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())
@@ -265,13 +250,11 @@ impl Node {
         Ok(containers.iter().find(is).map(|container| container.id.clone()))
     }
 
-    /// What the runtime knows of a container.
     pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         self.cri.container_status(request).await?.status.context("the runtime gave no status")
     }
 
-    /// Waits until the runtime says that the container has ended.
     pub async fn wait_exited(&self, id: &str) -> Result<v1::ContainerStatus> {
         wait_for(&format!("the end of container {id}"), EXIT_LIMIT, async || {
             let status = self.status(id).await?;
@@ -295,7 +278,6 @@ impl Node {
         Ok(self.cgroup_directory(&process::cgroup_path(self.pid(id).await?)?))
     }
 
-    /// The directory of a cgroup in the v2 hierarchy.
     pub fn cgroup_directory(&self, path: &str) -> PathBuf {
         self.cgroup2.join(path.trim_start_matches('/'))
     }
@@ -391,7 +373,6 @@ fn spawn(directory: &Path) -> Result<Managed> {
     Managed::spawn("containerd", command, &directory.join("containerd.log"))
 }
 
-/// Waits until the CRI answers.
 async fn connect(containerd: &mut Managed) -> Result<Cri> {
     let ready = wait_for("containerd to answer", START_LIMIT, async || {
         containerd.check_running()?;

@@ -30,17 +30,14 @@ pub struct Collector {
     directory: tempfile::TempDir,
 }
 
-/// A log record that it received.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// The name of the event.
     pub name: String,
     /// The attributes of the resource and of the record; numbers as text.
     pub attributes: BTreeMap<String, String>,
 }
 
 impl Exported {
-    /// An attribute that is a number.
     pub fn number(&self, key: &str) -> Option<u64> {
         self.attributes.get(key)?.parse().ok()
     }
@@ -49,7 +46,6 @@ impl Exported {
 /// A number that it received: a data point of a sum or of a gauge.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// The value.
     pub value: f64,
     /// When it was read, in nanoseconds since the Unix epoch.
     pub time: u64,
@@ -67,7 +63,6 @@ pub struct Metrics {
 }
 
 impl Collector {
-    /// Starts it and waits until it listens.
     pub async fn start(environment: &Environment) -> Result<Self> {
         Self::start_with(environment, true).await
     }
@@ -99,7 +94,6 @@ impl Collector {
         Ok(this)
     }
 
-    /// Starts it again, after it was stopped.
     pub async fn start_again(&mut self) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.arg(format!("--config=file:{}", self.configuration().display()));
@@ -121,12 +115,10 @@ impl Collector {
         Ok(())
     }
 
-    /// Its process.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("it does not run")?.pid())
     }
 
-    /// Where it listens.
     pub fn endpoint() -> String {
         format!("http://127.0.0.1:{PORT}")
     }
@@ -184,7 +176,6 @@ impl Collector {
         lines.map(|line| serde_json::from_str(line).context("parse a message")).collect()
     }
 
-    /// Waits until what it has received passes.
     pub async fn wait_until(
         &self,
         what: &str,
@@ -197,7 +188,6 @@ impl Collector {
         waited.await.with_context(|| self.log_tail())
     }
 
-    /// The end of its log, if it runs.
     pub fn log_tail(&self) -> String {
         self.process.as_ref().map_or_else(|| "the collector does not run".to_owned(), Managed::log_tail)
     }
@@ -302,7 +292,6 @@ impl Exporter {
         self.0.log()
     }
 
-    /// Stops it with SIGTERM.
     pub fn stop(mut self) -> Result<()> {
         let status = self.0.terminate(STOP_LIMIT)?;
         if !status.success() {
@@ -311,7 +300,6 @@ impl Exporter {
         Ok(())
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.0.log_tail()
     }

@@ -25,7 +25,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Bpffs(tempfile::TempDir);
 
 impl Bpffs {
-    /// Mounts it in this mount namespace.
     pub fn mount() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("kwitness-bpffs-").tempdir_in("/run")?;
         mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
@@ -33,19 +32,16 @@ impl Bpffs {
         Ok(Self(directory))
     }
 
-    /// Where the daemon pins.
     pub fn pins(&self) -> PathBuf {
         self.0.path().join("kwitness")
     }
 
-    /// The sets that are pinned.
     pub fn sets(&self) -> Result<Vec<PathBuf>> {
         let pins = self.pins();
         let entries = fs::read_dir(&pins).with_context(|| format!("list {}", pins.display()))?;
         Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
     }
 
-    /// Starts a daemon that pins there.
     pub async fn agent(&self, environment: &Environment) -> Result<Agent> {
         self.agent_with(environment, &[]).await
     }
@@ -189,7 +185,6 @@ pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<Runni
 /// A container that has come and gone.
 #[derive(Clone, Debug)]
 pub struct Lived {
-    /// Its id.
     pub id: String,
     /// Before its cgroup was made.
     pub began: SystemTime,
@@ -206,7 +201,6 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Begins it.
     pub fn begin(kubepods: Kubepods) -> Self {
         Self::paced(kubepods, Duration::ZERO)
     }

@@ -49,12 +49,10 @@ impl Managed {
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let text = text.unwrap_or_else(|error| format!("({}: {error})", self.log.display()));
@@ -63,12 +61,10 @@ impl Managed {
         format!("{LOG_MARK} {}'s log ends with:\n{}", self.name, lines[skipped..].join("\n"))
     }
 
-    /// Its whole log.
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
     }
 
-    /// Fails if it has ended.
     pub fn check_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.name))? {
             bail!("{} ended by itself: {status}\n{}", self.name, self.log_tail());
@@ -76,7 +72,6 @@ impl Managed {
         Ok(())
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
@@ -110,7 +105,6 @@ impl Managed {
         Ok(true)
     }
 
-    /// Waits until it has ended, at most for `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
         loop {

@@ -22,7 +22,6 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// A running Prometheus.
 #[derive(Debug)]
 pub struct Prometheus {
     process: Managed,
@@ -70,7 +69,6 @@ impl Prometheus {
         Ok(this)
     }
 
-    /// The instant vector of an expression.
     pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let answer = get(&format!("/api/v1/query?query={encoded}")).await?;
@@ -128,13 +126,11 @@ impl Prometheus {
             .collect()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 }
 
-/// A page of its API.
 async fn get(path: &str) -> Result<Value> {
     let mut stream = TcpStream::connect(("127.0.0.1", PORT)).await.context("connect to Prometheus")?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");

@@ -25,7 +25,6 @@ use crate::process::{Managed, wait_for};
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running proxy.
 #[derive(Debug)]
 pub struct Proxy {
     process: Managed,
@@ -106,17 +105,14 @@ impl Proxy {
         Ok(())
     }
 
-    /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// What it has counted.
     pub async fn counts(&self) -> Result<BTreeMap<String, u64>> {
         let lines = |log: &str| log.lines().filter(|line| line.contains(" counters ")).count();
         let before = lines(&self.process.log()?);
@@ -135,7 +131,6 @@ impl Proxy {
             .collect())
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
@@ -167,7 +162,6 @@ impl Held {
 pub struct RawClient(Channel);
 
 impl RawClient {
-    /// Connects to the runtime, or to the proxy.
     pub async fn connect(socket: &Path) -> Result<Self> {
         Ok(Self(connect(socket).await?))
     }

@@ -17,7 +17,6 @@ pub fn get(socket: &Path, method: &str, path: &str) -> Result<(String, String)> 
     Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
 }
 
-/// The samples of a scrape.
 pub fn scrape(socket: &Path) -> Result<BTreeMap<String, f64>> {
     let (status, text) = get(socket, "GET", "/metrics")?;
     ensure!(status == "HTTP/1.1 200 OK", "{status}: {text}");

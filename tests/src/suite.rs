@@ -13,13 +13,11 @@ use crate::context::TestContext;
 use crate::environment::{Combination, Tier};
 use crate::process;
 
-/// What a row does.
 type Body = Box<dyn FnOnce(&TestContext) -> Result<()> + Send>;
 
 /// What a row of [`Case::each`] does, with a combination.
 pub type Combined = fn(&TestContext, Combination) -> Result<()>;
 
-/// A row of the table.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
 pub struct Case {
     name: String,

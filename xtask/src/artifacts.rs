@@ -20,12 +20,9 @@ pub const PLUGIN: &str = "kubectl-kwitness";
 /// The profile of the program under test: a release with less optimization, which no test looks at.
 const UNDER_TEST: &str = "under-test";
 
-/// An executable that was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// The name of its target.
     pub name: String,
-    /// The file.
     pub path: PathBuf,
 }
 
@@ -77,12 +74,10 @@ impl<'a> Builder<'a> {
         command
     }
 
-    /// The `kwitness` program for tests.
     pub fn kwitness(&self) -> Result<PathBuf> {
         self.built_as(UNDER_TEST, "kwitness", "kwitness")
     }
 
-    /// The kubectl plugin for tests.
     pub fn plugin(&self) -> Result<PathBuf> {
         let mut command = self.cargo("build");
         command.args(["--profile", UNDER_TEST, "--package", "kwitness", "--bin", PLUGIN]);

@@ -196,12 +196,10 @@ impl Watched {
         self.vm.get_or_insert_with(|| STAND_IN.to_owned());
     }
 
-    /// The name of the root.
     pub fn root(&self) -> &str {
         &self.root
     }
 
-    /// Takes another root.
     pub fn set_root(&mut self, name: &str) {
         name.clone_into(&mut self.root);
     }
@@ -244,14 +242,10 @@ impl Kubelet {
     }
 }
 
-/// What is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
-    /// Its name.
     pub name: &'static str,
-    /// How it is built.
     pub build: Build,
-    /// The kubelet that it starts.
     pub kubelet: Option<Kubelet>,
     /// Whether it starts an OpenTelemetry Collector.
     pub collector: bool,

@@ -27,7 +27,6 @@ impl Job {
         Ok(Self { dir, environment })
     }
 
-    /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

@@ -29,7 +29,6 @@ const NGINX: &str =
 /// Where most of the suite's own images are.
 const STAGING: &str = "gcr.io/k8s-staging-cri-tools";
 
-/// Writes the layout into a directory.
 pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let mut layout = Layout::new(directory)?;
     let (busybox, applets) = images::busybox()?;

@@ -47,12 +47,10 @@ pub struct Configuration<'a> {
 }
 
 impl Blob {
-    /// Its name.
     pub fn digest(&self) -> &str {
         self.0["digest"].as_str().unwrap_or_default()
     }
 
-    /// Its bytes.
     pub fn size(&self) -> u64 {
         self.0["size"].as_u64().unwrap_or_default()
     }
@@ -82,13 +80,11 @@ impl Layout {
         Ok(Self { directory: directory.to_owned(), manifests: Vec::new() })
     }
 
-    /// Adds a tar as a layer.
     pub fn layer(&mut self, tar: &[u8]) -> Result<Layer> {
         let blob = self.blob("application/vnd.oci.image.layer.v1.tar", tar)?;
         Ok(Layer { diff_id: blob.digest().to_owned(), blob })
     }
 
-    /// Adds a tar as a compressed layer.
     pub fn compressed_layer(&mut self, tar: &[u8]) -> Result<Layer> {
         // Without a name and a time in its header.
         let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -140,7 +136,6 @@ impl Layout {
         self.json(kind, &json!({ "schemaVersion": 2, "mediaType": kind, "manifests": manifests }))
     }
 
-    /// Names an image or an index.
     pub fn name(&mut self, blob: &Blob, name: &str) {
         self.manifests.push(blob.field("annotations", json!({ NAME: name })).0);
     }
@@ -151,7 +146,6 @@ impl Layout {
         self.manifests.push(blob.field("annotations", json!({ NAME: tag, CONTAINERD_NAME: name })).0);
     }
 
-    /// Writes the index.
     pub fn finish(self) -> Result<()> {
         let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
         let version = json!({ "imageLayoutVersion": "1.0.0" });
@@ -232,7 +226,6 @@ fn pack(directory: &Path, to: impl Write) -> Result<()> {
     archive.into_inner().and_then(|mut to| to.flush()).context("end the archive")
 }
 
-/// A blob's name.
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }

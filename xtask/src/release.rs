@@ -68,7 +68,6 @@ impl Source {
         Self { revision: "none".to_owned(), created: "1970-01-01T00:00:00Z".to_owned(), seconds: 0 }
     }
 
-    /// Asks git.
     pub fn find(workspace: &Workspace) -> Result<Self> {
         let git = |arguments: &[&str]| {
             run::output(Command::new("git").args(arguments).env("TZ", "UTC").current_dir(&workspace.root))
@@ -86,12 +85,10 @@ impl Source {
     }
 }
 
-/// Builds `kwitness`.
 pub fn kwitness(workspace: &Workspace, architecture: Architecture, source: &Source) -> Result<PathBuf> {
     build(workspace, Platform::linux(architecture), source, "kwitness", &[])
 }
 
-/// Builds the kubectl plugin.
 pub fn plugin(workspace: &Workspace, platform: Platform, source: &Source) -> Result<PathBuf> {
     build(workspace, platform, source, PLUGIN, &["--no-default-features", "--features", "kubectl"])
 }

@@ -72,7 +72,6 @@ struct Locked {
     checksum: Option<String>,
 }
 
-/// The document about a program.
 pub fn document(
     workspace: &Workspace,
     architecture: Architecture,

@@ -41,7 +41,6 @@ const LOG_LINES: usize = 10;
 /// Samples that are kept; more would be a run that hangs.
 const SAMPLES_MAX: usize = 8192;
 
-/// What became of a build.
 #[derive(Clone, Debug)]
 struct Life {
     samples: Vec<Point>,
@@ -53,14 +52,11 @@ struct Life {
     oom_kills: u64,
     /// The first program by which it was recognized.
     recognized: Option<String>,
-    /// Its processes.
     processes: usize,
     moves: Vec<Move>,
-    /// How the environment ended.
     ended: Terminated,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
     plain: Life,
@@ -191,7 +187,6 @@ impl Run {
 }
 
 impl Life {
-    /// How the build ended, in a few words.
     fn end(&self) -> String {
         format!("make: exit code {}, OOM kills: {}", self.code, self.oom_kills)
     }

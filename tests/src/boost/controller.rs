@@ -23,25 +23,21 @@ pub enum Level {
     Raised,
 }
 
-/// What the work is known by.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// The file names of its programs.
     pub programs: &'static [&'static str],
-    /// Until when it needs the raise.
     pub until: Until,
 }
 
 /// Until when work needs a raise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// Its last process has exited.
     LastExit,
     /// It says that it is ready; or it has ended before.
     Ready,
 }
 
-/// Decides for one container.
 #[derive(Clone, Debug)]
 pub struct Controller {
     work: Work,
@@ -107,7 +103,6 @@ impl Controller {
         !self.running.is_empty() && !is_ready
     }
 
-    /// What is in force.
     pub fn in_force(&self) -> Level {
         self.in_force
     }

@@ -40,7 +40,6 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What programs of the node's root need in a container of another image.
 const ROOT_MOUNTS: [(&str, &str); 3] = [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")];
 
-/// Both limits of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// What its pod is made with.
@@ -52,9 +51,7 @@ pub struct Limits {
 /// A limit that was changed; times since the work was let go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// What it was to be.
     pub to: Level,
-    /// The controller decided.
     pub decided: Duration,
     /// The API server had accepted.
     pub accepted: Duration,

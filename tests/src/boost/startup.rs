@@ -50,7 +50,6 @@ struct Throttling {
     time: Duration,
 }
 
-/// What became of a start.
 #[derive(Clone, Debug)]
 struct Life {
     samples: Vec<Point>,
@@ -64,11 +63,9 @@ struct Life {
     before_boost: Option<Throttling>,
     recognized: Option<String>,
     moves: Vec<Move>,
-    /// How the container ended, after it had served.
     ended: Terminated,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
     plain: Life,
@@ -269,7 +266,6 @@ impl Run {
 }
 
 impl Life {
-    /// What it took, in a few words.
     fn account(&self) -> String {
         let Throttling { periods, time } = self.throttling;
         let processors = match self.processors {

@@ -7,27 +7,21 @@ mod terminal;
 
 use std::time::Duration;
 
-/// What is drawn.
 #[derive(Clone, Debug)]
 pub struct Chart {
     /// The picture's title, for those who cannot see it.
     pub title: &'static str,
-    /// What is limited.
     pub unit: Unit,
     /// What [`Mark::Busy`] stands for, in a word.
     pub busy: &'static str,
-    /// One for each container.
     pub panels: Vec<Panel>,
-    /// A line each, below.
     pub notes: Vec<String>,
 }
 
 /// A container.
 #[derive(Clone, Debug)]
 pub struct Panel {
-    /// What is different about it.
     pub name: &'static str,
-    /// How it ended.
     pub end: String,
     /// While it ran; in order.
     pub points: Vec<Point>,
@@ -38,20 +32,16 @@ pub struct Panel {
 pub struct Point {
     /// Since the beginning.
     pub at: Duration,
-    /// What it used.
     pub used: u64,
     /// Its limit; none: it has none.
     pub limit: Option<u64>,
     /// Where something happens before the limit, if it does.
     pub threshold: Option<u64>,
-    /// What it was at.
     pub mark: Mark,
 }
 
-/// What a container is at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mark {
-    /// Nothing to point out.
     #[default]
     None,
     /// A raise is in force, by the daemon's verdict.
@@ -60,7 +50,6 @@ pub enum Mark {
     Busy,
 }
 
-/// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Memory, in bytes.

@@ -8,7 +8,6 @@ use super::{Spec, pods};
 use crate::environment::{CgroupDriver, Handler};
 use crate::pod::new_uid;
 
-/// A kubelet's settings, and its pods.
 #[derive(Clone, Copy, Debug)]
 pub struct KubeletVariant {
     /// Its name in the table.
@@ -21,13 +20,10 @@ pub struct KubeletVariant {
     pub proxy: bool,
     /// Those of its pods that are tried in every run; an emulated guest needs ten seconds for each.
     pub short: &'static [&'static str],
-    /// The processors that its node needs.
     pub processors: usize,
     /// CPU limits of its pods that have the least quota there is even when they are doubled.
     tiny: &'static [&'static str],
-    /// Whether its containers are in cgroups that are tracked.
     pub tracked: bool,
-    /// Where its pods are from.
     pub origin: Origin,
     /// The OCI runtime of its pods with the driver `cgroupfs`; with `systemd` it is the other one.
     handler: Handler,
@@ -41,7 +37,6 @@ pub enum Origin {
     Files,
     /// Files without: a kubelet resizes none.
     FilesWithoutUid,
-    /// The API server.
     Api,
 }
 
@@ -61,7 +56,6 @@ impl KubeletVariant {
         Ok(pods)
     }
 
-    /// The OCI runtime of its pods.
     pub fn handler(&self, driver: CgroupDriver) -> Handler {
         match (self.handler, driver) {
             (handler, CgroupDriver::Cgroupfs) => handler,
@@ -102,7 +96,6 @@ const DEFAULT: KubeletVariant = KubeletVariant {
 const SETTINGS: KubeletVariant =
     KubeletVariant { proxy: true, short: &[], handler: Handler::Runc, pods: pods::few, ..DEFAULT };
 
-/// All that are tried.
 pub const KUBELETS: [KubeletVariant; 12] = [
     DEFAULT,
     KubeletVariant { name: "with an API server", origin: Origin::Api, pods: pods::of_the_api, ..SETTINGS },

@@ -42,7 +42,6 @@ struct Exception {
     reason: &'static str,
 }
 
-/// A pod.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Its name, which says what is special.
@@ -79,7 +78,6 @@ impl Spec {
         }
     }
 
-    /// A pod of one container.
     fn one(name: &'static str, limits: Quantities, requests: Quantities) -> Self {
         Self::new(name, &[("app", limits, requests)])
     }
@@ -104,7 +102,6 @@ impl Spec {
         self.field("restartPolicy", "Never".into())
     }
 
-    /// With resources of the pod as a whole.
     fn pod(self, limits: Quantities, requests: Quantities) -> Self {
         Self { pod: Some((limits, requests)), ..self }
     }

@@ -42,7 +42,6 @@ const WORK_LIMIT: Duration = Duration::from_secs(300);
 const SAMPLE: Duration = Duration::from_millis(100);
 /// Samples that are kept of each container; more would be a run that hangs.
 const SAMPLES_MAX: usize = 8192;
-/// How long the verdict on the raised limit may take.
 const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 
 /// What one of the two containers did.
@@ -50,20 +49,15 @@ const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 struct Life {
     /// While it ran; in order.
     samples: Vec<Point>,
-    /// How it ended.
     ended: Terminated,
     /// `oom_kill` of its `memory.events` in the end; none: its cgroup was gone by then.
     oom_kills: Option<u64>,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
-    /// Without a guard.
     unguarded: Life,
-    /// With one.
     guarded: Life,
-    /// The guard's holds.
     holds: Vec<Ended>,
     /// The daemon's verdict on the guarded container's limit in the end.
     in_force: bool,
@@ -204,7 +198,6 @@ impl Worker {
 }
 
 impl Run {
-    /// What is not as claimed.
     fn wrong(&self) -> Vec<String> {
         let Self { unguarded, guarded, holds, in_force, left_held } = self;
         let raised = holds.iter().filter(|hold| hold.raised_to.is_some()).count();
@@ -258,7 +251,6 @@ impl Life {
         Panel { name, end: self.end(), points: self.samples.clone() }
     }
 
-    /// How it ended, in a few words.
     fn end(&self) -> String {
         let Terminated { reason, exit_code, .. } = &self.ended;
         match self.oom_kills {

@@ -28,27 +28,22 @@ impl Account {
         Self { pause, ..Self::default() }
     }
 
-    /// Steps, each of which has got the right verdict.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// How many of them were sabotaged.
     pub fn sabotaged(&self) -> usize {
         self.sabotaged
     }
 
-    /// A part of the series begins.
     pub(super) fn part(&self, text: &str) {
         anstream::println!("\n{STEP}▶ {text}{STEP:#}");
     }
 
-    /// A limit is requested the regular way.
     pub(super) fn requested(&self, text: &str) {
         anstream::println!("     {text}");
     }
 
-    /// Another process interferes.
     pub(super) fn meddled(&mut self, text: &str) {
         self.meddled = true;
         anstream::println!("     {SABOTAGE}{text}{SABOTAGE:#}");

@@ -35,7 +35,6 @@ pub(super) struct ResizeContext<'a> {
     pub(super) account: &'a mut Account,
 }
 
-/// Which limit a step is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
     /// In bytes.
@@ -49,7 +48,6 @@ pub(super) enum Limit {
 }
 
 impl Limit {
-    /// What is limited.
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Memory(_) => "memory",
@@ -119,7 +117,6 @@ impl<'a> ResizeContext<'a> {
         self.update_to(linux).await
     }
 
-    /// Any update.
     pub(super) async fn update_to(&self, linux: cri::LinuxContainerResources) -> Result<()> {
         if linux.cpu_shares > 0 {
             self.account.requested(&format!("requested from the runtime: {} CPU shares", linux.cpu_shares));
@@ -245,14 +242,12 @@ impl<'a> ResizeContext<'a> {
         self.agent.verify(proto::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
     }
 
-    /// The processes in the container.
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
         let directory = self.inner().unwrap_or_else(|| self.own.clone());
         let text = fs::read_to_string(directory.join("cgroup.procs")).context("read cgroup.procs")?;
         text.lines().map(|line| line.parse().context("a pid")).collect()
     }
 
-    /// What a file of the container says.
     pub(super) fn says(&self, file: &str) -> Result<String> {
         let path = self.own.join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -260,19 +255,16 @@ impl<'a> ResizeContext<'a> {
     }
 }
 
-/// The directory of a container's own cgroup.
 pub(super) async fn directory(node: &Node, container: &str) -> Result<PathBuf> {
     let path = process::cgroup_path(node.pid(container).await?)?;
     // crun's processes are one level below.
     Ok(node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
 }
 
-/// Writes to a file.
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {text} to {}", path.display()))
 }
 
-/// Waits until a number in a file passes.
 pub(super) async fn number(path: &Path, accept: impl Fn(u64) -> bool) -> Result<u64> {
     process::wait_for(&format!("{}", path.display()), Duration::from_secs(60), async || {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;

@@ -102,7 +102,6 @@ pub fn limit(text: &str) -> Result<u64, String> {
 /// The amounts of a container, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amounts {
-    /// Its limit.
     pub limit: u64,
 }
 
@@ -142,20 +141,15 @@ impl Amounts {
     }
 }
 
-/// What is measured.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Runs of each way at each rate and limit.
     pub runs: u32,
-    /// In bytes.
     pub limits: Vec<u64>,
-    /// Rates.
     pub rates: Vec<Rate>,
     /// Runs of the guard that raise through the container runtime instead, for the times of that.
     pub by_runtime: u32,
 }
 
-/// What came of it.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// By limit and rate, each way in its order.
@@ -210,14 +204,10 @@ fn policy(limit: u64, runs: usize) -> String {
     )
 }
 
-/// The node on which it is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage<'a> {
-    /// Where.
     pub environment: &'a Environment,
-    /// The container runtime.
     pub node: &'a Node,
-    /// The daemon.
     pub agent: &'a Agent,
     /// Of the pods; crun is the quicker one where the runtime raises.
     pub handler: Handler,
@@ -258,7 +248,6 @@ pub async fn measure(
     Ok(())
 }
 
-/// All ways at all rates.
 async fn of_limit(
     stage: Stage<'_>,
     settings: &Settings,
@@ -378,7 +367,6 @@ fn program() -> Result<(PathBuf, String)> {
     Ok((program.parent().context("this program has a directory")?.to_owned(), name))
 }
 
-/// Waits until a file is there.
 async fn wait_file(what: &str, file: &Path) -> Result<()> {
     wait_for(what, SOON, async || Ok(file.exists().then_some(()))).await
 }

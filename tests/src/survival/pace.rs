@@ -13,7 +13,6 @@ const PAGE: u64 = 4096;
 /// Without a rate, what is filled between two looks at the clock.
 const UNPACED: u64 = 1 << 20;
 
-/// The pace of one filler.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: Rate,

@@ -78,7 +78,6 @@ pub(super) struct Raises {
 }
 
 impl Raises {
-    /// Serves at a socket of its own.
     pub(super) fn serve() -> Result<Self> {
         let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
         let listener =
@@ -90,12 +89,10 @@ impl Raises {
         Ok(Self { shared, directory, server: tokio::spawn(serving) })
     }
 
-    /// Where it listens.
     pub(super) fn socket(&self) -> PathBuf {
         self.directory.path().join("cri.sock")
     }
 
-    /// Takes requests for a container.
     pub(super) fn add(&self, id: &str, cgroup: &Path) -> Result<()> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let former = shared.cgroups.insert(id.to_owned(), cgroup.to_owned());

@@ -31,7 +31,6 @@ const FILL_LIMIT: Duration = Duration::from_secs(600);
 /// Where a container sees the directory with the filler.
 const PROGRAM_DIRECTORY: &str = "/program";
 
-/// A container.
 #[derive(Debug)]
 pub(super) struct Subject {
     way: Way,
@@ -66,12 +65,10 @@ impl Subject {
         Ok(Self { way, amounts, id, pid, cgroup, members, directory })
     }
 
-    /// Its id of the runtime.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// The cgroup that has its limit.
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
     }

@@ -77,7 +77,6 @@ fn notes(cells: &[Cell]) -> Vec<String> {
     notes
 }
 
-/// What the guard's holds took.
 pub(super) fn of_holds(all: [&Holds; 2]) -> Vec<String> {
     let mut lines = Vec::new();
     for holds in all.into_iter().filter(|holds| holds.runs > 0) {

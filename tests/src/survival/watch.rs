@@ -20,7 +20,6 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 /// (`WINDOW_MIN_US` of `kernel/sched/psi.c`); later ones do, from those who may create more than the slowest.
 const TRIGGERS: [&str; 2] = ["some 1 10000\0", "some 1 500000\0"];
 
-/// What is watched.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source {
     /// `memory.current`, read once in that time.
@@ -43,7 +42,6 @@ impl Display for Unavailable {
 
 impl Error for Unavailable {}
 
-/// A watch, armed.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// Its end wakes the thread.
@@ -51,7 +49,6 @@ pub(super) struct Watch {
     thread: JoinHandle<Result<bool>>,
 }
 
-/// What it looks at.
 #[derive(Debug)]
 enum Sensor {
     Usage {
@@ -69,7 +66,6 @@ enum Sensor {
 }
 
 impl Watch {
-    /// Arms it.
     pub(super) fn start(
         source: Source,
         cgroup: &Path,

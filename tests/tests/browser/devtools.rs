@@ -25,18 +25,15 @@ pub(crate) struct Browser {
     to: UnixStream,
     from: BufReader<UnixStream>,
     last_id: u64,
-    /// The events that came so far.
     events: Vec<Value>,
 }
 
-/// One of its pages.
 pub(crate) struct Page<'a> {
     browser: &'a mut Browser,
     session: String,
 }
 
 impl Browser {
-    /// Starts it, with its files in that directory.
     pub(crate) fn start(directory: &Path) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("make a pair of sockets")?;
         ours.set_read_timeout(Some(LIMIT)).context("limit the waiting")?;
@@ -103,7 +100,6 @@ impl Browser {
         }
     }
 
-    /// Waits for an event, unless it has come.
     fn wait(&mut self, method: &str) -> Result<()> {
         while !self.events.iter().any(|event| event["method"] == method) {
             let event = self.receive().with_context(|| format!("wait for {method}"))?;
@@ -135,7 +131,6 @@ impl Page<'_> {
         self.browser.call(Some(&self.session), method, parameters)
     }
 
-    /// What an expression gives on the page.
     fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let answer =
             self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}))?;
@@ -171,7 +166,6 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Has the page shown in a color scheme.
     pub(crate) fn prefer(&mut self, scheme: &str) -> Result<()> {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", features).map(drop)

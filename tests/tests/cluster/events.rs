@@ -170,7 +170,6 @@ impl Scene<'_> {
         self.directory.join("export.sock")
     }
 
-    /// How many Kubernetes Events had that result.
     fn count(&self, result: &str) -> Result<f64> {
         let series = format!("kwitness_export_kubernetes_events_total{{result=\"{result}\"}}");
         scrape(&self.socket())?.get(&series).copied().with_context(|| format!("no {series}"))

@@ -30,7 +30,6 @@ pub(crate) enum Way {
     Straight,
 }
 
-/// What runs while a test does.
 pub(crate) struct Cluster<'a> {
     pub(crate) node: &'a Node,
     pub(crate) agent: &'a Agent,

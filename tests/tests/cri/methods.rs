@@ -22,10 +22,8 @@ fn sorted(bytes: &Bytes) -> Vec<u8> {
     bytes
 }
 
-/// How an answer is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compared {
-    /// All bytes.
     Bytes,
     /// It holds measured values: its size may differ a little, its status may not.
     Measured,

@@ -62,7 +62,6 @@ fn critest(ctx: &TestContext, directory: &Path, socket: &Path, focus: Option<&st
     Ok(tests)
 }
 
-/// The tests that differ.
 fn differing<'a>(straight: &'a Report, proxied: &'a Report) -> Vec<&'a str> {
     let names = straight.keys().chain(proxied.keys().filter(|name| !straight.contains_key(*name)));
     names.filter(|name| straight.get(*name) != proxied.get(*name)).map(String::as_str).collect()

@@ -25,7 +25,6 @@ struct Spec {
     state: String,
 }
 
-/// Reads it.
 pub(crate) fn read(path: &Path) -> Result<Report> {
     let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let suites: Vec<Suite> =

@@ -16,7 +16,6 @@ use nix::sched::{CloneFlags, unshare};
 /// A command that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a command did.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: Option<i32>,
@@ -25,7 +24,6 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    /// That it ended with that code.
     pub(crate) fn check(&self, code: i32) -> Result<&Self> {
         ensure!(
             self.code == Some(code),
@@ -46,14 +44,12 @@ impl Done {
     }
 }
 
-/// Prepares the program with those arguments.
 pub(crate) fn kwitness(ctx: &TestContext, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(ctx.environment.kwitness());
     command.args(arguments).env_remove("KWITNESS_SOCKET").stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end.
 pub(crate) async fn run(command: Command) -> Result<Done> {
     run_by(command, |mut command| command.output()).await
 }

@@ -102,13 +102,11 @@ impl Running {
     }
 }
 
-/// A node with its daemon.
 struct Watched {
     watcher: Watcher,
     agent: Agent,
     /// Ran before the daemon.
     earlier: Running,
-    /// All containers of the node.
     ids: Vec<String>,
     kubepods: Kubepods,
     node: ContainerNode,

@@ -20,7 +20,6 @@ const NO_NAMESPACES: CloneFlags = CloneFlags::empty();
 /// A scenario: what it does with running probes, in a root of its own.
 type Scenario = fn(&mut Session, &Root) -> Result<()>;
 
-/// Every scenario with its name.
 pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_whole_life_in_order", whole_life),
     ("who_did_it_and_to_whom", identities),

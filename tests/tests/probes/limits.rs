@@ -34,7 +34,6 @@ const SCENARIOS: &[Scenario] = &[
     ("ten_thousand_writes_by_one_lose_no_other", flood),
 ];
 
-/// The rows.
 pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
     let mut cases = by_function_hooks(ctx, loaded, SCENARIOS);
     let shared = Arc::clone(loaded);

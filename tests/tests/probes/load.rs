@@ -13,7 +13,6 @@ use kwitness_tests::suite::Case;
 
 use crate::all_but;
 
-/// The rows.
 pub fn cases(ctx: &TestContext) -> Vec<Case> {
     // What is refused by name, or by a lock, is so before the kernel is called.
     let repeated = ctx.environment.same_everywhere();

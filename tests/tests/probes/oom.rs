@@ -24,7 +24,6 @@ const SCENARIOS: &[Scenario] = &[
     ("a_limit_lowered_below_usage", lowered),
 ];
 
-/// The rows.
 pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Case> {
     let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
     let reason = hybrid.then_some("the memory controller is in v1");
@@ -34,7 +33,6 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Ca
 const PAGE: u64 = 4096;
 const LIMIT: u64 = 32 << 20;
 
-/// The kills in that cgroup.
 fn kills(session: &Session, id: u64) -> Vec<OomKill> {
     let facts = session.facts(id).into_iter();
     facts
@@ -45,7 +43,6 @@ fn kills(session: &Session, id: u64) -> Vec<OomKill> {
         .collect()
 }
 
-/// The only kill in that cgroup.
 fn only_kill(session: &mut Session, id: u64) -> Result<OomKill> {
     session.settle()?;
     let mut reported = kills(session, id);

@@ -44,7 +44,6 @@ impl Session {
         })
     }
 
-    /// The probes.
     pub fn running(&mut self) -> &mut Running {
         &mut self.running
     }
@@ -160,7 +159,6 @@ impl Root {
         Ok(Self { path: cgroup::path_of(&directory)?, directory })
     }
 
-    /// Its id.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.directory)
     }
@@ -177,7 +175,6 @@ impl Root {
         PathText::Full(format!("{}/{path}", self.path).into())
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }

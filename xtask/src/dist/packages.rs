@@ -32,7 +32,6 @@ const DESCRIPTION: &str = "A read-only eBPF agent for Kubernetes nodes: containe
 /// The configuration's directory, for whoever writes one.
 const CONFIGURATION: &str = "/etc/kwitness";
 
-/// How hard a package is compressed.
 #[derive(Clone, Copy)]
 pub enum Compressor {
     /// For a release; every dpkg and rpm of the last ten years can read it.

@@ -25,9 +25,7 @@ pub struct Tree(BTreeMap<String, File>);
 
 /// A file that root owns.
 pub struct File {
-    /// Its permissions.
     pub mode: u32,
-    /// Its content.
     pub bytes: Vec<u8>,
 }
 

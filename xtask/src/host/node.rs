@@ -47,7 +47,6 @@ pub struct Node {
     report: PathBuf,
 }
 
-/// Runs the job.
 pub fn run(node: &Node) -> Result<()> {
     let mut report =
         File::create(&node.report).with_context(|| format!("create {}", node.report.display()))?;

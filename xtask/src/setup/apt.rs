@@ -84,7 +84,6 @@ pub struct Mirrors {
 }
 
 impl Mirrors {
-    /// Asks apt.
     pub fn find() -> Result<Self> {
         let format = ["indextargets", "--format", "$(REPO_URI) $(RELEASE)"];
         let targets = run::output(Command::new("apt-get").args(format))?;

@@ -41,7 +41,6 @@ const MAIN: &str = include_str!("../../../docs/examples/go/main.go");
 /// Every Python package, with its version and checksum.
 const REQUIREMENTS: &str = include_str!("../../python/requirements.txt");
 
-/// Makes all, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     super::apt::install(cache, "packages for clients", CLIENT_PACKAGES)?;
     generators(cache)?;

@@ -12,7 +12,6 @@ const MODULE: go::Module = go::module!("collector", "main.go");
 /// Its name, in the cache's tools and in a job.
 pub const NAMES: [&str; 1] = ["collector"];
 
-/// Builds it, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     let [collector] = NAMES.map(|name| cache.tool(name));
     let inputs: Vec<_> = MODULE.texts().collect();

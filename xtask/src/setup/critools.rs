@@ -13,7 +13,6 @@ const MODULE: go::Module = go::module!("critools");
 /// Their names, in the cache's tools and in a job.
 pub const NAMES: [&str; 2] = ["crictl", "critest"];
 
-/// Builds both, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     let [crictl, critest] = NAMES.map(|name| cache.tool(name));
     let mut inputs = vec![CRI_TOOLS];

@@ -14,7 +14,6 @@ use crate::workspace::Cache;
 
 /// A module below `xtask/go/`.
 pub struct Module {
-    /// Its name there.
     pub name: &'static str,
     /// Its files, with what is in them.
     pub files: [(&'static str, &'static str); 3],

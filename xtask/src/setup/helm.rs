@@ -23,7 +23,6 @@ pub const NAMES: [&str; 1] = ["helm"];
 /// The file of all types; those of the kinds refer to it.
 const DEFINITIONS: &str = "definitions.json";
 
-/// Makes all, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     let [helm, kubeconform] = ["helm", "kubeconform"].map(|name| cache.tool(name));
     let mut inputs = vec![HELM];

@@ -24,7 +24,6 @@ pub struct Kernel {
 }
 
 impl KernelSeries {
-    /// The series of this name.
     pub fn find(name: &str) -> Result<&'static Self> {
         KERNELS.iter().find(|kernel| kernel.name == name).with_context(|| {
             let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
@@ -32,7 +31,6 @@ impl KernelSeries {
         })
     }
 
-    /// What it runs on.
     pub fn architecture(&self) -> Architecture {
         Architecture::of(self.name)
     }
@@ -43,7 +41,6 @@ impl KernelSeries {
         Ok(Kernel { elf: dir.join("vmlinux"), modules: dir.join("modules.img") })
     }
 
-    /// Makes it, unless it is there.
     pub fn ensure(&self, cache: &Cache) -> Result<()> {
         let files = self.files(cache)?;
         let inputs = [&[self.name, "1"], self.suites, self.packages].concat();

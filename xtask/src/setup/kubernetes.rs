@@ -34,7 +34,6 @@ const ETCD: &str = "etcd";
 /// Debian's package of it.
 const ETCD_PACKAGE: &str = "etcd-server";
 
-/// Makes all, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     // It needs no more than the C library of the roots.
     apt::programs(cache, ETCD_SUITE, ETCD_PACKAGE, &[ETCD])?;

@@ -11,7 +11,6 @@ const MODULE: go::Module = go::module!("packages");
 /// Its name in the cache's tools.
 pub const NAME: &str = "nfpm";
 
-/// Builds it, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     let nfpm = cache.tool(NAME);
     let mut inputs = vec![NFPM];

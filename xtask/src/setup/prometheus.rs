@@ -13,7 +13,6 @@ pub const PROMTOOL: &str = "promtool";
 /// Debian's package of both.
 const PACKAGE: &str = "prometheus";
 
-/// Makes both, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     apt::programs(cache, PROMETHEUS_SUITE, PACKAGE, &NAMES)
 }

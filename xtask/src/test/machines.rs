@@ -84,19 +84,14 @@ pub const WITH_PLUGIN: &[&str] = &["cluster"];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
 
-/// Where integration tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
     /// This machine's own kernel.
     Host {
-        /// What its nodes are made of.
         root: &'static RootSpec,
     },
-    /// A virtual machine.
     Guest {
-        /// What it boots.
         kernel: &'static KernelSeries,
-        /// With which root.
         root: &'static RootSpec,
     },
 }
@@ -111,14 +106,12 @@ impl Machine {
         }
     }
 
-    /// What its nodes are made of.
     pub fn root(self) -> &'static RootSpec {
         match self {
             Self::Host { root } | Self::Guest { root, .. } => root,
         }
     }
 
-    /// What its programs are built for.
     pub fn architecture(self) -> Architecture {
         match self {
             Self::Host { .. } => Architecture::HOST,
@@ -205,7 +198,6 @@ impl Machine {
         needed.map(|(tool, _)| *tool).collect()
     }
 
-    /// Whether a target runs here.
     pub fn runs(self, target: &str, long: bool) -> bool {
         let name = self.name();
         if !long && LONG_ONLY.contains(&(target, name.as_str())) {
@@ -218,9 +210,7 @@ impl Machine {
 /// Programs that could not be made.
 #[derive(Debug)]
 pub struct Missing {
-    /// The targets that need them.
     pub targets: &'static [&'static str],
-    /// Why they are not there.
     pub why: String,
 }
 

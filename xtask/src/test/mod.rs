@@ -98,7 +98,6 @@ enum Tier {
     Vm,
 }
 
-/// Runs the tests; whether all passed.
 pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     let machines = Machine::chosen(test)?;
     let logs = workspace.scratch("logs")?;

@@ -12,7 +12,6 @@ use crate::{run, signals, step};
 /// Lines of a log that are shown of a machine that failed without a test to quote.
 const TAIL: usize = 60;
 
-/// One line of the table at the end.
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) tally: Tally,

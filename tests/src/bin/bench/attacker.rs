@@ -137,7 +137,6 @@ async fn start(socket: &Path, log: &Path) -> Result<Managed> {
     Ok(attacker)
 }
 
-/// Attacks until it is ended.
 pub(crate) async fn attack(socket: &Path) -> Result<()> {
     let everything = proto::WatchRequest {
         since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),

@@ -17,16 +17,13 @@ const COLUMNS: usize = 80;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
-    /// In proportion to the size.
     Linear,
-    /// Not at all.
     Flat,
     /// Reported only.
     None,
 }
 
 impl Bound {
-    /// The greatest exponent.
     const fn exponent(self) -> Option<f64> {
         match self {
             Self::Linear => Some(1.0),
@@ -45,7 +42,6 @@ pub(crate) struct Point {
     value: f64,
     /// The quartiles.
     spread: (f64, f64),
-    /// What else there is to say of it.
     note: String,
 }
 
@@ -59,12 +55,10 @@ struct Missing {
 /// A figure over sizes.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Curve {
-    /// What was measured.
     #[serde(rename = "curve")]
     pub(crate) name: String,
     /// What the sizes count.
     x: &'static str,
-    /// The figure's unit.
     unit: &'static str,
     bound: Bound,
     /// The size at which the figure has a target, and the greatest value there.
@@ -74,12 +68,10 @@ pub(crate) struct Curve {
 }
 
 impl Curve {
-    /// Without points.
     pub(crate) fn new(name: &str, x: &'static str, unit: &'static str, bound: Bound) -> Self {
         Self { name: name.to_owned(), x, unit, bound, target: None, points: Vec::new(), missing: Vec::new() }
     }
 
-    /// With a target: at most `limit` at the size `x`.
     pub(crate) fn with_target(self, x: f64, limit: f64) -> Self {
         Self { target: Some((x, limit)), ..self }
     }
@@ -94,7 +86,6 @@ impl Curve {
         self.points.sort_by(|one, other| one.x.total_cmp(&other.x));
     }
 
-    /// Says why a size has no figure.
     pub(crate) fn leave_out(&mut self, size: &str, reason: &str) {
         self.missing.push(Missing { size: size.to_owned(), reason: reason.to_owned() });
     }
@@ -115,7 +106,6 @@ impl Curve {
         Some(point.value <= limit)
     }
 
-    /// The lines of the table.
     pub(crate) fn show(&self, table: Table) {
         let Self { name, x, unit, .. } = self;
         table.line(&format!("{HEAD}{name} ({unit}) by {x}{HEAD:#}"));
@@ -188,7 +178,6 @@ pub(crate) fn print_json(curves: &[Curve]) -> Result<()> {
     Ok(())
 }
 
-/// The sum.
 pub(crate) fn foot(table: Table, curves: &[Curve]) -> Result<()> {
     let fast = curves.iter().filter(|curve| !curve.too_fast().is_empty()).count();
     let missed = curves.iter().filter(|curve| curve.reached() == Some(false)).count();

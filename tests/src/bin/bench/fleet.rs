@@ -61,7 +61,6 @@ struct Paper {
     collector_cpus: f64,
 }
 
-/// What one round took.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     events: f64,

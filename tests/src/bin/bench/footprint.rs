@@ -64,7 +64,6 @@ impl Crowd {
         Ok(())
     }
 
-    /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.containers.len()
     }

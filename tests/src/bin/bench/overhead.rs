@@ -171,7 +171,6 @@ pub(crate) struct Lives {
 }
 
 impl Lives {
-    /// Measures these lives.
     pub(crate) async fn of(agent: &Agent, lives: impl Fn() -> Result<f64>) -> Result<Self> {
         let watcher = Client::start(agent.socket(), 1)?;
         let before = (cpu_times(agent.pid())?, cpu_times(watcher.pid())?);

@@ -200,7 +200,6 @@ fn log(directory: &tempfile::TempDir, number: usize) -> PathBuf {
     directory.path().join(format!("{number}.out"))
 }
 
-/// What was measured of one of them.
 #[derive(Default)]
 struct Figures {
     outside: Vec<f64>,

@@ -9,12 +9,9 @@ use kwitness_api::proto::{Event, Gap, GapCause, event};
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::outage::Lived;
 
-/// The events of a whole life.
 const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
-/// Failures that are shown.
 const SHOWN: usize = 20;
 
-/// What became of each life.
 #[derive(Debug, Default)]
 pub struct Account {
     whole: usize,
@@ -34,7 +31,6 @@ struct Cost {
 }
 
 impl Account {
-    /// Of these lives, in what a client has received.
     pub fn of(seen: &Seen, lived: &[Lived]) -> Self {
         let mut costs = costs(seen);
         let (gap_count, restarts) = (seen.count("gap"), seen.count("agentRestarted"));

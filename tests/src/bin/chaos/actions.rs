@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-/// What befalls the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// SIGKILL; some containers later, it is started again.
@@ -40,7 +39,6 @@ pub enum Action {
 }
 
 impl Action {
-    /// All of them.
     pub const ALL: [Self; 16] = [
         Self::Kill,
         Self::End,
@@ -88,7 +86,6 @@ impl fmt::Display for Action {
 #[derive(Debug)]
 pub struct Sequence {
     random: fastrand::Rng,
-    /// What is left of this round.
     left: Vec<Action>,
     rounds: usize,
 }
@@ -99,7 +96,6 @@ impl Sequence {
     /// The same, in every later one.
     const MANY: usize = 20;
 
-    /// That of a seed.
     pub fn new(seed: u64) -> Self {
         Self { random: fastrand::Rng::with_seed(seed), left: Vec::new(), rounds: 0 }
     }

@@ -36,7 +36,6 @@ const USUAL_RING: &str = "--set=kernel.lifecycle_ring=8MiB";
 const FLOOD: usize = 40;
 const HOUR: i64 = 3600;
 
-/// What there is to befall.
 pub struct Stage {
     agent: Agent,
     bpffs: Bpffs,
@@ -85,7 +84,6 @@ impl Stage {
         })
     }
 
-    /// The end of the daemon's log.
     pub fn log_tail(&self) -> String {
         self.agent.log_tail()
     }

@@ -49,7 +49,6 @@ pub(crate) fn say(text: &str) {
     anstream::println!("\n{NARRATOR}▶ {text}{NARRATOR:#}");
 }
 
-/// What this is.
 pub(crate) fn title(environment: &Environment) -> Result<()> {
     let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
     let cgroups = match environment.layout {
@@ -61,7 +60,6 @@ pub(crate) fn title(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// Who takes part.
 pub(crate) async fn introduce(node: &Node, agent: &Agent) -> Result<()> {
     let runtime = node.cri().version(VersionRequest { version: "v1".to_owned() }).await?;
     let status = agent.status().await?;
@@ -126,7 +124,6 @@ impl Stage {
         .with_context(|| format!("an API client got {seen} events of the kinds that it shows"))
     }
 
-    /// Lets the person read.
     pub(crate) async fn pause(&self) {
         tokio::time::sleep(self.pause).await;
     }
@@ -142,7 +139,6 @@ impl Stage {
     }
 }
 
-/// A line of the summary.
 pub(crate) fn item(label: &str, text: &str) {
     anstream::println!("  {label:<12}{text}");
 }

@@ -45,7 +45,6 @@ impl Drop for RuntimeEvents {
     }
 }
 
-/// The outcome.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     done: usize,
@@ -58,7 +57,6 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Compares.
     pub(crate) fn reach(
         deeds: &[Deed],
         seen: &Seen,
@@ -103,7 +101,6 @@ impl Verdict {
         self.wrong.is_empty() && self.lost == 0
     }
 
-    /// Says it.
     pub(crate) fn print(&self) {
         stage::say(if self.is_good() {
             "Everything was seen."
