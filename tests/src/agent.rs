@@ -19,7 +19,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::collector::{self, Collector};
 use crate::environment::Environment;
 use crate::events::{Received, Seen};
-use crate::process::{Managed, Paused, wait_for};
+use crate::process::{self, Managed, Paused};
 
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -87,8 +87,7 @@ impl Agent {
     }
 
     fn spawn_with(environment: &Environment, arguments: Vec<&str>) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-agent-").tempdir_in("/run");
-        let directory = directory.context("make the daemon's directory in /run")?;
+        let directory = process::directory("agent")?;
         let socket = directory.path().join("api/kwitness.sock");
         let program = environment.kwitness();
         // Of other cgroups on this machine, a test's daemon sees none.
@@ -119,17 +118,14 @@ impl Agent {
 
     /// Waits until the daemon's health service says SERVING.
     pub async fn wait_ready(&mut self) -> Result<()> {
-        let socket = self.socket.clone();
-        let process = &mut self.process;
-        let ready = wait_for("the daemon to be ready", START_LIMIT, async || {
-            process.check_running()?;
-            let Ok(channel) = connect(&socket).await else { return Ok(None) };
+        let socket = &self.socket;
+        let serves = async || {
+            let Ok(channel) = connect(socket).await else { return Ok(None) };
             let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
             let serving = answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving);
             Ok(serving.then_some(()))
-        });
-        let ready = ready.await;
-        ready.with_context(|| self.process.log_tail())
+        };
+        self.process.wait_for("the daemon to be ready", START_LIMIT, serves).await
     }
 
     pub fn socket(&self) -> &Path {
@@ -191,17 +187,14 @@ impl Agent {
 
     /// Asks it to end with SIGTERM; fails if it does not do so well.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the daemon ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         ensure!(!self.socket.exists(), "the daemon left its socket behind");
         Ok(())
     }
 
     /// Kills it as the OOM killer would: no time to tidy up.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.signal(nix::sys::signal::Signal::SIGKILL)?;
-        self.process.wait(STOP_LIMIT)?;
-        Ok(())
+        self.process.kill(STOP_LIMIT)
     }
 
     /// Keeps it from reading what the kernel records until the guard is dropped.

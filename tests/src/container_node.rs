@@ -53,8 +53,7 @@ impl ContainerNode {
     pub fn start(environment: &Environment, name: &str, daemon: Daemon) -> Result<Self> {
         let subtree = environment.cgroup(&format!("node-{name}-{}", std::process::id()));
         let top = TestCgroup::make(&environment.cgroup2, &subtree)?;
-        let files = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
-        let files = files.context("make the node's directory in /run")?;
+        let files = process::directory("node")?;
         let outside = Environment { subtree: Some(subtree), ..environment.clone() };
         let environment = Environment { subtree: None, job: files.path().to_owned(), ..environment.clone() };
         install(&outside, &environment, daemon).context("install kwitness on the node")?;

@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -84,8 +83,7 @@ impl ControlPlane {
 
     /// Starts one of that extent, and waits until the API server says that it is ready.
     pub async fn start_as(environment: &Environment, extent: Extent) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-control-plane-").tempdir_in("/run");
-        let directory = directory.context("make the control plane's directory in /run")?;
+        let directory = process::directory("control-plane")?;
         let at = directory.path();
         let token = new_uid()?;
         fs::write(at.join("tokens.csv"), format!("{token},admin,admin,system:masters\n"))
@@ -152,9 +150,7 @@ impl ControlPlane {
 
     /// Kills the API server; what it stored stays.
     pub fn kill_api_server(&self) -> Result<()> {
-        let mut process = self.api_server();
-        process.signal(Signal::SIGKILL)?;
-        process.wait(STOP_LIMIT).map(drop)
+        self.api_server().kill(STOP_LIMIT)
     }
 
     /// Starts it again, after it was killed, and waits until it says that it is ready.

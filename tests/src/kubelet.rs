@@ -136,8 +136,7 @@ impl Kubelet {
         setup: Setup,
         control_plane: Option<&ControlPlane>,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-kubelet-").tempdir_in("/run");
-        let directory = directory.context("make the kubelet's directory in /run")?;
+        let directory = process::directory("kubelet")?;
         let mut mounted = Vec::new();
         shield_sysctls(directory.path(), &mut mounted)?;
         for state in STATE {
@@ -173,12 +172,9 @@ impl Kubelet {
         }
         let process = Managed::spawn("kubelet", command, &directory.path().join("kubelet.log"))?;
         let mut kubelet = Self { process, lists_anyway, directory, cgroup, mounted, stopped: false };
-        let process = &mut kubelet.process;
-        let ready = wait_for("the kubelet to be well", START_LIMIT, async || {
-            process.check_running()?;
-            Ok(get(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()))
-        });
-        ready.await.with_context(|| kubelet.process.log_tail())?;
+        let is_well =
+            async || Ok(get(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()));
+        kubelet.process.wait_for("the kubelet to be well", START_LIMIT, is_well).await?;
         Ok(kubelet)
     }
 

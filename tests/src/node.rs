@@ -89,8 +89,7 @@ impl Node {
         );
         require_overlay()?;
         // containerd keeps its layers below: on a tmpfs they are quick, and overlayfs does not stack on all else.
-        let directory = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
-        let directory = directory.context("make containerd's directory in /run")?;
+        let directory = process::directory("node")?;
         let root = environment.cgroup("kubepods");
         fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver, extras)?)
             .context("write containerd's configuration")?;
@@ -374,13 +373,11 @@ fn spawn(directory: &Path) -> Result<Managed> {
 }
 
 async fn connect(containerd: &mut Managed) -> Result<Cri> {
-    let ready = wait_for("containerd to answer", START_LIMIT, async || {
-        containerd.check_running()?;
+    let answers = async || {
         let Ok(cri) = Cri::connect(Path::new(CONTAINERD_SOCKET)).await else { return Ok(None) };
         Ok(cri.version(v1::VersionRequest { version: "v1".to_owned() }).await.is_ok().then_some(cri))
-    });
-    let ready = ready.await;
-    ready.with_context(|| containerd.log_tail())
+    };
+    containerd.wait_for("containerd to answer", START_LIMIT, answers).await
 }
 
 /// Hands containerd the images, and waits until its CRI side lists them.

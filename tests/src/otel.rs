@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
 use crate::environment::Environment;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
 const PORT: u16 = 4317;
 /// An emulated guest needs many times what a machine does.
@@ -73,8 +73,7 @@ impl Collector {
     }
 
     async fn start_with(environment: &Environment, keeps: bool) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-collector-").tempdir_in("/run");
-        let directory = directory.context("make the collector's directory in /run")?;
+        let directory = process::directory("collector")?;
         let program = environment.job.join("bin/collector");
         let mut this = Self { process: None, program, directory };
         // JSON is YAML.
@@ -99,20 +98,13 @@ impl Collector {
         command.arg(format!("--config=file:{}", self.configuration().display()));
         let log = self.directory.path().join("collector.log");
         let process = self.process.insert(Managed::spawn("collector", command, &log)?);
-        let listening = wait_for("the collector to listen", LIMIT, async || {
-            process.check_running()?;
-            Ok(TcpStream::connect(("127.0.0.1", PORT)).await.ok().map(drop))
-        });
-        let listening = listening.await;
-        listening.with_context(|| self.log_tail())
+        let listens = async || Ok(TcpStream::connect(("127.0.0.1", PORT)).await.ok().map(drop));
+        process.wait_for("the collector to listen", LIMIT, listens).await
     }
 
     /// Stops it with SIGTERM: it answers what it has taken.
     pub fn stop(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("it does not run")?;
-        let status = process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the collector ended badly: {status}\n{}", process.log_tail());
-        Ok(())
+        self.process.take().context("it does not run")?.end(STOP_LIMIT)
     }
 
     pub fn pid(&self) -> Result<u32> {
@@ -293,11 +285,7 @@ impl Exporter {
     }
 
     pub fn stop(mut self) -> Result<()> {
-        let status = self.0.terminate(STOP_LIMIT)?;
-        if !status.success() {
-            bail!("kwitness export ended badly: {status}\n{}", self.0.log_tail());
-        }
-        Ok(())
+        self.0.end(STOP_LIMIT)
     }
 
     pub fn log_tail(&self) -> String {

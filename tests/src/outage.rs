@@ -15,7 +15,7 @@ use crate::agent::{Agent, Watcher, after};
 use crate::environment::Environment;
 use crate::events::Seen;
 use crate::handmade::{Kubepods, Running};
-use crate::process::wait_for;
+use crate::process::{self, wait_for};
 
 /// How long a storm may take for the lives that are waited for.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -26,7 +26,7 @@ pub struct Bpffs(tempfile::TempDir);
 
 impl Bpffs {
     pub fn mount() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-bpffs-").tempdir_in("/run")?;
+        let directory = process::directory("bpffs")?;
         mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("mount a BPF file system at {}", directory.path().display()))?;
         Ok(Self(directory))

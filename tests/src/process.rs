@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 /// Lines of a log that are shown with a failure.
 const LOG_TAIL_LINES: usize = 40;
@@ -124,6 +125,34 @@ impl Managed {
         self.wait(limit)
     }
 
+    /// The same; fails if it does not end well.
+    pub fn end(&mut self, limit: Duration) -> Result<()> {
+        let status = self.terminate(limit)?;
+        ensure!(status.success(), "{} ended badly: {status}\n{}", self.name, self.log_tail());
+        Ok(())
+    }
+
+    /// Kills it as the OOM killer would: no time to tidy up.
+    pub fn kill(&mut self, limit: Duration) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait(limit).map(drop)
+    }
+
+    /// [`wait_for`], as long as it runs.
+    pub async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let answer = wait_for(what, limit, async || {
+            self.check_running()?;
+            probe().await
+        });
+        let answer = answer.await;
+        answer.with_context(|| self.log_tail())
+    }
+
     fn nix_pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?))
     }
@@ -154,6 +183,12 @@ impl Drop for Managed {
 /// Whether a failure's text is the end of a log.
 pub fn is_log(text: &str) -> bool {
     text.starts_with(LOG_MARK)
+}
+
+/// A directory in `/run`, whose name says what it is of.
+pub fn directory(of: &str) -> Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix(&format!("kwitness-{of}-")).tempdir_in("/run");
+    directory.with_context(|| format!("make the {of}'s directory in /run"))
 }
 
 /// Asks `probe` again and again until it has an answer, at most for `limit`.

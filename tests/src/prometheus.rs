@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::environment::Environment;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
 const PORT: u16 = 9090;
 /// An emulated guest needs many times what a machine does.
@@ -35,8 +35,7 @@ pub type Sample = (BTreeMap<String, String>, f64);
 impl Prometheus {
     /// Starts it with a target for each job, at that port of loopback, and waits until all have been scraped.
     pub async fn start(environment: &Environment, jobs: &[(&str, u16)]) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-prometheus-").tempdir_in("/run");
-        let directory = directory.context("make Prometheus' directory in /run")?;
+        let directory = process::directory("prometheus")?;
         let at = |name: &str| directory.path().join(name);
         let deploy = environment.job.join("deploy");
         let rules = fs::read_to_string(deploy.join("prometheus/alerts.yaml")).context("read the rules")?;

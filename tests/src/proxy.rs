@@ -20,7 +20,7 @@ use tonic::{Request, Status, Streaming};
 use crate::agent::connect;
 use crate::environment::Environment;
 use crate::node::CONTAINERD_SOCKET;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -64,8 +64,7 @@ impl Proxy {
         runtime: &Path,
         daemon: &Path,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
-        let directory = directory.context("make the proxy's directory in /run")?;
+        let directory = process::directory("proxy")?;
         let socket = directory.path().join("cri.sock");
         let mut command = Command::new(environment.kwitness());
         command.args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint"]).arg(runtime);
@@ -75,19 +74,15 @@ impl Proxy {
             command.uid(user).gid(user);
         }
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
-        wait_for("the proxy to listen", START_LIMIT, async || {
-            process.check_running()?;
-            // The file is there a moment before the proxy listens.
-            Ok(UnixStream::connect(&socket).is_ok().then_some(()))
-        })
-        .await?;
+        // The file is there a moment before the proxy listens.
+        let listens = async || Ok(UnixStream::connect(&socket).is_ok().then_some(()));
+        process.wait_for("the proxy to listen", START_LIMIT, listens).await?;
         Ok(Self { process, socket, held: None, directory })
     }
 
     /// Starts one before containerd as systemd does: on a listening socket that is passed to it, and outlives it.
     pub fn activated(environment: &Environment, daemon: &Path) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
-        let directory = directory.context("make the proxy's directory in /run")?;
+        let directory = process::directory("proxy")?;
         let socket = directory.path().join("cri.sock");
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listen at {}", socket.display()))?;
@@ -99,8 +94,7 @@ impl Proxy {
     /// Ends it and starts it again on the socket that was held for it.
     pub fn restart(&mut self) -> Result<()> {
         let held = self.held.as_ref().context("this proxy has a socket of its own, which ends with it")?;
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         self.process = held.spawn(self.directory.path())?;
         Ok(())
     }
@@ -137,8 +131,7 @@ impl Proxy {
 
     /// Ends it; fails if it does not end well.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         ensure!(self.socket.exists() == self.held.is_some(), "the proxy's socket: {}", self.socket.display());
         Ok(())
     }

@@ -9,7 +9,7 @@ use kwitness_tests::agent::Agent;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
-use kwitness_tests::process::Managed;
+use kwitness_tests::process::{self, Managed};
 use kwitness_tests::proxy::Proxy;
 use kwitness_tests::registry::Registry;
 
@@ -94,8 +94,7 @@ pub(crate) async fn the_same_tests_pass_and_fail_straight_and_through_the_proxy(
 }
 
 fn compare(ctx: &TestContext, proxy: &Path) -> Result<()> {
-    let directory = tempfile::Builder::new().prefix("kwitness-critest-").tempdir_in("/run");
-    let directory = directory.context("make critest's directory in /run")?;
+    let directory = process::directory("critest")?;
     let long = ctx.environment.long;
     let focus = (!long).then_some(CONFORMANCE);
     let run = |socket: &Path, focus: Option<&str>| critest(ctx, directory.path(), socket, focus);

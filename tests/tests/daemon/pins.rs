@@ -10,7 +10,6 @@ use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::process::wait_for;
 use kwitness_tests::scrape::scrape;
-use nix::sys::signal::Signal;
 
 use crate::command::{kwitness, run};
 
@@ -36,8 +35,7 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     uninstall().await?.check(0).context("nothing to be removed")?;
 
     let mut agent = bpffs.agent(&ctx.environment).await?;
-    agent.process().signal(Signal::SIGKILL)?;
-    agent.process().wait(LIMIT)?;
+    agent.kill()?;
     agent.add_argument("--unpin");
     agent.start_again().await?;
     agent.process().terminate(LIMIT)?;

@@ -2,13 +2,13 @@
 //! proxy takes with a hundred clients.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kwitness_tests::agent::connect;
 use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::process::Managed;
 use kwitness_tests::proxy::Proxy;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -59,24 +59,17 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("runtime.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("answer").arg(&socket).stdin(Stdio::null());
+    command.arg("answer").arg(&socket);
     let mut server = Managed::spawn("the server", command, &directory.path().join("log"))?;
-    let straight = wait_for("the server", LIMIT, async || {
-        server.check_running()?;
-        Ok(connect(&socket).await.ok())
-    });
-    let straight = straight.await?;
+    let straight = server.wait_for("the server", LIMIT, async || Ok(connect(&socket).await.ok())).await?;
     let proxy = Proxy::before(environment, &socket, &directory.path().join("no-daemon.sock")).await?;
     let proxied = connect(proxy.socket()).await?;
     let forwarded_at = directory.path().join("forwarder.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("forward").arg(&forwarded_at).arg(&socket).stdin(Stdio::null());
+    command.arg("forward").arg(&forwarded_at).arg(&socket);
     let mut forwarder = Managed::spawn("the forwarder", command, &directory.path().join("forwarder.log"))?;
-    let forwarded = wait_for("the forwarder", LIMIT, async || {
-        forwarder.check_running()?;
-        Ok(connect(&forwarded_at).await.ok())
-    });
-    let forwarded = forwarded.await?;
+    let connected = async || Ok(connect(&forwarded_at).await.ok());
+    let forwarded = forwarder.wait_for("the forwarder", LIMIT, connected).await?;
     let mut rows = Vec::new();
     for in_flight in IN_FLIGHT {
         let (mut before, mut copied, mut through) = (Vec::new(), Vec::new(), Vec::new());

@@ -108,7 +108,7 @@ impl Stage {
                 self.start_again().await
             }
             Action::End => {
-                self.end_agent()?;
+                self.agent.process().end(LIMIT)?;
                 storm.more(lives).await?;
                 self.start_again().await
             }
@@ -118,7 +118,7 @@ impl Stage {
             }
             Action::OomKill => self.oom_kill(lives, storm).await,
             Action::Upgrade => {
-                self.end_agent()?;
+                self.agent.process().end(LIMIT)?;
                 self.change_maps();
                 storm.more(lives).await?;
                 self.start_again().await
@@ -278,14 +278,8 @@ impl Stage {
         self.agent.add_argument(&format!("--set=kernel.forks_ring={kibibytes}KiB"));
     }
 
-    fn end_agent(&mut self) -> Result<()> {
-        let status = self.agent.process().terminate(LIMIT)?;
-        ensure!(status.success(), "the daemon ended badly: {status}");
-        Ok(())
-    }
-
     async fn restart_with(&mut self, argument: &str) -> Result<()> {
-        self.end_agent()?;
+        self.agent.process().end(LIMIT)?;
         self.agent.add_argument(argument);
         self.start_again().await
     }
