@@ -140,7 +140,8 @@ impl TestContext {
             let Some(node) = self.node.lock().await.take() else { return Ok(()) };
             node.shutdown().await?;
             ensure!(!Path::new("/run/containerd").exists(), "/run/containerd is left behind");
-            let is_runtimes = |words: &[&str]| words.first().is_some_and(|word| word.contains("containerd"));
+            let is_runtimes =
+                |words: &[String]| words.first().is_some_and(|word| word.contains("containerd"));
             wait_for("the end of containerd's processes", LIMIT, async || {
                 Ok(process::find(is_runtimes)?.is_empty().then_some(()))
             })

@@ -338,9 +338,9 @@ impl Node {
     /// Kills shims, and what runs in the cgroups; unmounts what containerd mounted.
     fn sweep(&mut self) -> Result<()> {
         drop(self.containerd.take());
-        let is_shim = |words: &[&str]| {
+        let is_shim = |words: &[String]| {
             words.first().is_some_and(|program| program.contains("containerd-shim"))
-                && words.contains(&CONTAINERD_SOCKET)
+                && words.iter().any(|word| word == CONTAINERD_SOCKET)
         };
         for pid in process::find(is_shim)? {
             process::kill_pid(pid)?;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::{Process, Status, all_processes};
 use tempfile::TempDir;
 
 /// Lines of a log that are shown with a failure.
@@ -93,17 +94,9 @@ impl Managed {
 
     /// Whether each of its threads is in the state `T` of proc_pid_stat(5).
     fn is_stopped(&self) -> Result<bool> {
-        let tasks = format!("/proc/{}/task", self.pid());
-        for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
-            let path = task.with_context(|| format!("read {tasks}"))?.path().join("stat");
-            // A thread may have ended meanwhile.
-            let Ok(stat) = fs::read_to_string(&path) else { continue };
-            let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name in {stat}"))?;
-            if !fields.starts_with('T') {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let tasks = procfs_of(self.pid())?.tasks().context("list its threads")?;
+        // A thread may have ended meanwhile.
+        Ok(tasks.filter_map(|task| task.ok()?.stat().ok()).all(|stat| stat.state == 'T'))
     }
 
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
@@ -225,21 +218,26 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// A process as procfs shows it.
+pub fn procfs_of(pid: u32) -> Result<Process> {
+    Process::new(pid.cast_signed()).with_context(|| format!("look for process {pid}"))
+}
+
+pub fn status(pid: u32) -> Result<Status> {
+    procfs_of(pid)?.status().with_context(|| format!("read the status of process {pid}"))
+}
+
 /// The path of the process's cgroup in the v2 hierarchy, from its root.
 pub fn cgroup_path(pid: u32) -> Result<String> {
-    let path = format!("/proc/{pid}/cgroup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("0::"));
-    Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
+    let cgroups = procfs_of(pid)?.cgroups().with_context(|| format!("read the cgroups of process {pid}"))?;
+    let in_v2 = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0);
+    Ok(in_v2.with_context(|| format!("process {pid} has no cgroup of the v2 hierarchy"))?.pathname)
 }
 
 /// The ids of a process: in this process's pid namespace, in the one below in which it is, and so on down to its own.
 pub fn ids(pid: u32) -> Result<Vec<u32>> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let ids = ids.with_context(|| format!("{path} has no NSpid line"))?.split_whitespace();
-    ids.map(|id| id.parse().with_context(|| format!("`{id}` in {path}"))).collect()
+    let ids = status(pid)?.nspid.with_context(|| format!("the status of process {pid} has no NSpid"))?;
+    Ok(ids.into_iter().map(i32::cast_unsigned).collect())
 }
 
 /// Lets this process have as many file descriptors as its hard limit allows; that number.
@@ -251,42 +249,26 @@ pub fn raise_descriptors() -> Result<u64> {
 
 /// The mount points in this mount namespace, each with the type of its file system.
 pub fn mounts() -> Result<Vec<(PathBuf, String)>> {
-    let text = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let mounts = text.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        Some((fields.next()?.into(), fields.next()?.to_owned()))
-    });
-    Ok(mounts.collect())
+    let mounts = Process::myself().and_then(|own| own.mountinfo()).context("read /proc/self/mountinfo")?;
+    Ok(mounts.into_iter().map(|mount| (mount.mount_point, mount.fs_type)).collect())
 }
 
 /// Whether this process has a capability, by its number.
 pub fn has_capability(number: u32) -> Result<bool> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.context("/proc/self/status has no CapEff line")?.trim();
-    let mask = u64::from_str_radix(effective, 16).with_context(|| format!("CapEff `{effective}`"))?;
-    Ok(mask & (1 << number) != 0)
+    Ok(status(std::process::id())?.capeff & (1 << number) != 0)
 }
 
 /// The processes in this mount namespace whose command line passes.
-pub fn find(accept: impl Fn(&[&str]) -> bool) -> Result<Vec<u32>> {
+pub fn find(accept: impl Fn(&[String]) -> bool) -> Result<Vec<u32>> {
     let own = fs::read_link("/proc/self/ns/mnt").context("read /proc/self/ns/mnt")?;
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("read /proc")? {
-        let entry = entry.context("read /proc")?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may go while it is being looked at.
-        if fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|namespace| namespace == own)
-            && let Ok(line) = fs::read(entry.path().join("cmdline"))
-        {
-            let line = String::from_utf8_lossy(&line);
-            let words: Vec<_> = line.split_terminator('\0').collect();
-            if accept(&words) {
-                found.push(pid);
-            }
-        }
-    }
-    Ok(found)
+    // A process may go while it is being looked at.
+    let processes = all_processes().context("list the processes")?.filter_map(Result::ok);
+    let found = processes.filter(|process| {
+        let namespace = fs::read_link(format!("/proc/{}/ns/mnt", process.pid()));
+        let is_here = namespace.is_ok_and(|namespace| namespace == own);
+        is_here && process.cmdline().is_ok_and(|words| accept(&words))
+    });
+    Ok(found.map(|process| process.pid().cast_unsigned()).collect())
 }
 
 /// Kills a process that is not our child; one that is gone already is fine.

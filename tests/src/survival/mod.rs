@@ -33,6 +33,7 @@ use kwitness_core::units;
 use kwitness_core::verdicts::quantity;
 use kwitness_guard::policy::Policy;
 use kwitness_guard::status::Ended;
+use procfs::{Current as _, Meminfo};
 
 use crate::agent::Agent;
 use crate::environment::{Environment, Handler};
@@ -345,10 +346,8 @@ async fn of_run(guard: &Guard, seen: u64, ran: Ran) -> Result<Vec<Ended>> {
 
 /// Fails if the node cannot have that limit filled and raised.
 fn enough_memory(amounts: Amounts) -> Result<()> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let available = kib.context("/proc/meminfo has no MemAvailable")? << 10;
+    let memory = Meminfo::current().context("read /proc/meminfo")?;
+    let available = memory.mem_available.context("/proc/meminfo has no MemAvailable")?;
     let needed = amounts.needed();
     ensure!(
         available >= needed,

@@ -10,7 +10,7 @@ use kwitness_tests::context::TestContext;
 use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::process::{self, wait_for};
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};
@@ -84,16 +84,11 @@ async fn ready(cluster: &Cluster<'_>) -> Result<String> {
 /// What the kernel says of the process, not what the manifest requests.
 async fn check_privileges(cluster: &Cluster<'_>, id: &str) -> Result<()> {
     let pid = cluster.node.pid(id).await?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(str::trim).with_context(|| format!("no {name}"))
-    };
-    for set in ["CapEff", "CapPrm", "CapBnd"] {
-        let held = u64::from_str_radix(field(set)?, 16).with_context(|| format!("the mask {set}"))?;
-        ensure!(held == CAPABILITIES, "{set} is {held:x}, not {CAPABILITIES:x}");
+    let status = process::status(pid)?;
+    for held in [Some(status.capeff), Some(status.capprm), status.capbnd] {
+        ensure!(held == Some(CAPABILITIES), "{held:x?}, not {CAPABILITIES:x}: {status:?}");
     }
-    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2", "{status}");
+    ensure!(status.nonewprivs == Some(1) && status.seccomp == Some(2), "{status:?}");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use kwitness_core::model::{
 use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::find_cgroup2;
+use kwitness_tests::process::cgroup_path;
 use kwitness_tests::suite::Case;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -73,9 +74,8 @@ fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
 
 /// The cgroup that this process is in.
 fn own_cgroup() -> Result<CgroupId> {
-    let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
-    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path))?))
+    let path = cgroup_path(std::process::id())?;
+    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path.trim_start_matches('/')))?))
 }
 
 fn whole(session: &mut Session, parent: &Path) -> Result<()> {
