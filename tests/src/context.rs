@@ -4,6 +4,7 @@
 //! tests both are emptied, so that what one leaves behind when it fails does not fail the next.
 
 use std::future::Future;
+use std::ops::Deref;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::agent::Agent;
 use crate::control_plane::{ControlPlane, Extent};
-use crate::environment::{CgroupDriver, Environment};
+use crate::environment::{CgroupDriver, Combination, Environment};
 use crate::node::Node;
 use crate::process::{self, wait_for};
 use crate::recording::Recording;
@@ -30,12 +31,47 @@ pub struct TestContext {
     api: Mutex<Option<ControlPlane>>,
 }
 
+/// The context of a row, and the OCI runtime and cgroup driver that it runs with.
+#[derive(Clone, Copy, Debug)]
+pub struct Testbed<'a> {
+    context: &'a TestContext,
+    pub combination: Combination,
+}
+
+impl Deref for Testbed<'_> {
+    type Target = TestContext;
+
+    fn deref(&self) -> &TestContext {
+        self.context
+    }
+}
+
+impl Testbed<'_> {
+    /// Runs `body` with a node that has no pods, of its cgroup driver.
+    pub async fn with_node(&self, body: impl AsyncFnOnce(&mut Node) -> Result<()>) -> Result<()> {
+        self.context.with_node(self.combination.driver, body).await
+    }
+
+    /// Runs `body` with such a node and a daemon.
+    pub async fn with_both(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
+    ) -> Result<()> {
+        self.context.with_both(self.combination.driver, settings, body).await
+    }
+}
+
 impl TestContext {
     /// Reads the environment; starts nothing yet.
     pub fn new() -> Result<Self> {
         let runtime = Runtime::new().context("start tokio")?;
         let environment = Environment::find()?;
         Ok(Self { environment, runtime, node: Mutex::new(None), api: Mutex::new(None) })
+    }
+
+    pub fn on(&self, combination: Combination) -> Testbed<'_> {
+        Testbed { context: self, combination }
     }
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {

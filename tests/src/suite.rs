@@ -82,7 +82,7 @@ macro_rules! alone {
 macro_rules! each {
     ($ctx:ident; $($module:ident::$name:ident),* $(,)?) => {
         $crate::suite::Case::each(&$ctx, &[$((stringify!($name), |ctx, combination| {
-            ctx.block_on($module::$name(ctx, combination))
+            ctx.block_on($module::$name(&ctx.on(combination)))
         })),*])
     };
 }
@@ -94,7 +94,7 @@ macro_rules! once {
     ($ctx:ident, $cases:ident, $reason:expr; $($module:ident::$name:ident),* $(,)?) => {
         {
             $($cases.push($crate::suite::Case::once(&$ctx, stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
+                ctx.block_on($module::$name(&ctx.on(combination)))
             })?.refused($reason));)*
         }
     };

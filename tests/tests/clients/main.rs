@@ -10,9 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::alone;
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::{TestContext, Testbed};
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::process;
 use kwitness_tests::proxy::Proxy;
@@ -29,7 +28,7 @@ fn main() -> Result<()> {
     let ctx = TestContext::new()?;
     let mut cases = alone![the_python_example, the_go_example, grpcurl_as_the_docs_show_it];
     cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
-        ctx.block_on(the_cri_through_the_proxy(ctx, combination))
+        ctx.block_on(the_cri_through_the_proxy(&ctx.on(combination)))
     })?);
     suite::run(ctx, cases)
 }
@@ -183,9 +182,9 @@ for _ in range(2):
 print(version.runtime_name, version.runtime_version)
 "#;
 
-async fn the_cri_through_the_proxy(ctx: &TestContext, combination: Combination) -> Result<()> {
+async fn the_cri_through_the_proxy(ctx: &Testbed<'_>) -> Result<()> {
     let checkout = Checkout::make(ctx)?;
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
         let said = clients_of_the_cri(&checkout, proxy.socket()).await.with_context(|| proxy.log_tail())?;
         let direct = node.cri().version(v1::VersionRequest::default()).await?;

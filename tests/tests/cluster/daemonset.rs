@@ -6,9 +6,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::kubelet::{NODE, Pleg};
 use kwitness_tests::process::{self, wait_for};
 use serde_json::{Value, json};
@@ -24,16 +23,13 @@ pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARG
 /// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.
 const CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 19;
 
-pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(ctx: &Testbed<'_>) -> Result<()> {
     // Nothing removes its namespace.
     ctx.stop_api().await;
     let api = ControlPlane::start(&ctx.environment).await?;
     api.create_from(&ctx.environment.job.join("deploy/kwitness.yaml"))?;
     let way = (Pleg::Generic, Way::Straight);
-    let done = with_cluster(ctx, combination, &api, way, async |cluster| {
+    let done = with_cluster(ctx, &api, way, async |cluster| {
         cluster.node.import(&ctx.environment.job.join("kwitness.tar"), IMAGE).await?;
         cluster.pod("seen").await?;
         let set = get(cluster, "daemonset", "kwitness")?;

@@ -17,8 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};
 use kwitness_tests::cluster_node::PodRequest;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::{TestContext, Testbed};
 use kwitness_tests::kubelet::{NODE, Pleg};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::process::wait_for;
@@ -43,14 +42,11 @@ const LOWER: u64 = 32 << 20;
 /// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 
-pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Result<()> {
     let listen = format!("http.listen=127.0.0.1:{PORT}");
     let way = (Pleg::Generic, Way::Straight);
     ctx.with_api(async |api| {
-        with_configured_cluster(ctx, combination, api, way, &[&listen], async |cluster| {
+        with_configured_cluster(ctx, api, way, &[&listen], async |cluster| {
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pods")?;
             let mut collector = Collector::start(&ctx.environment).await?;
             let scene = Scene { ctx, cluster, directory: directory.path() };

@@ -21,9 +21,8 @@ use kwitness_api::Timestamp;
 use kwitness_api::proto::WatchRequest;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::{Watcher, connect};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::{TestContext, Testbed};
 use kwitness_tests::control_plane::{ControlPlane, Extent};
-use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
@@ -54,14 +53,13 @@ const LIVES: usize = 20;
 const BETWEEN: Duration = Duration::from_millis(100);
 
 pub(crate) async fn an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
 ) -> Result<()> {
     // It is another one.
     ctx.stop_api().await;
     let api = ControlPlane::start_as(&ctx.environment, Extent::Whole).await?;
     let done = ctx
-        .with_node(combination.driver, async |node| {
+        .with_node(async |node| {
             node.import(&ctx.environment.job.join("kwitness.tar"), IMAGE).await?;
             let runtime = Path::new(CONTAINERD_SOCKET);
             let kubelet = Kubelet::join(&ctx.environment, runtime, Pleg::Generic, &api).await?;

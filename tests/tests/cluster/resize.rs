@@ -13,9 +13,8 @@ use kwitness_api::proto::{
     Cgroup, CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted,
 };
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Received;
 use kwitness_tests::kubelet::Pleg;
 use kwitness_tests::process::{Managed, wait_for};
@@ -31,14 +30,11 @@ const MILLI_CPU: u64 = 400;
 /// What the kernel must say in the end, of the container and of its pod.
 const IN_THE_END: [(&str, &str); 2] = [("memory.max", "100663296"), ("cpu.max", "40000 100000")];
 
-pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_api(async |api| all_ways(ctx, combination, api).await).await
+pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_api(async |api| all_ways(ctx, api).await).await
 }
 
-async fn all_ways(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
+async fn all_ways(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
     let began = Instant::now();
     for (name, pleg, way) in [
         ("evented", Pleg::Evented, Way::Proxy),
@@ -46,7 +42,7 @@ async fn all_ways(ctx: &TestContext, combination: Combination, api: &ControlPlan
         ("generic", Pleg::Generic, Way::Proxy),
     ] {
         let timeline = Timeline::default();
-        let done = with_cluster(ctx, combination, api, (pleg, way), async |cluster| {
+        let done = with_cluster(ctx, api, (pleg, way), async |cluster| {
             let id = cluster.pod(name).await?;
             follow(cluster, name, &id, &timeline).await?;
             if pleg == Pleg::Evented {

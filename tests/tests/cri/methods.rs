@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::proxy::RawClient;
@@ -74,12 +73,12 @@ fn record(name: &str, message: &[u8]) -> Result<()> {
 }
 
 /// A container is made, updated and removed by way of the proxy: what passes is what is decoded here and in the daemon.
-pub(crate) async fn what_is_decoded_passes(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn what_is_decoded_passes(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let client = RawClient::connect(proxy.socket()).await?;
         let subscriber = client.clone();
         let events = tokio::spawn(async move { subscriber.events().await });
-        let pod = node.run_pod(&PodSpec::new("decoded", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("decoded", ctx.combination.handler)?).await?;
         let mut spec = ContainerSpec::shell("main", "exit 3");
         spec.resources = Some(v1::LinuxContainerResources {
             cpu_period: 100_000,
@@ -132,11 +131,11 @@ pub(crate) async fn what_is_decoded_passes(ctx: &TestContext, combination: Combi
     .await
 }
 
-pub(crate) async fn every_method_answers_the_same(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn every_method_answers_the_same(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let straight = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
         let proxied = RawClient::connect(proxy.socket()).await?;
-        let pod = node.run_pod(&PodSpec::new("methods", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("methods", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let update = v1::UpdateContainerResourcesRequest {
             container_id: id.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
 use kwitness_tests::agent::{Agent, boottime};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::{Cri, v1 as cri};
 use kwitness_tests::environment::Combination;
 use kwitness_tests::node::Node;
@@ -46,12 +46,8 @@ fn requested(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::Desired
     verdict.desired.iter().find(|limit| limit.source() == proto::Source::CriRequest).cloned()
 }
 
-pub(crate) async fn the_daemon_knows_what_was_requested_and_when(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_daemon(ctx, combination, async |node, agent, proxy| report(node, agent, proxy, combination).await)
-        .await
+pub(crate) async fn the_daemon_knows_what_was_requested_and_when(ctx: &Testbed<'_>) -> Result<()> {
+    with_daemon(ctx, async |node, agent, proxy| report(node, agent, proxy, ctx.combination).await).await
 }
 
 async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::{TestContext, Testbed};
 use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
 use kwitness_tests::process::{self, Managed};
 use kwitness_tests::proxy::Proxy;
@@ -77,12 +76,11 @@ fn exactly(name: &str) -> String {
 }
 
 pub(crate) async fn the_same_tests_pass_and_fail_straight_and_through_the_proxy(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
 ) -> Result<()> {
     let registry = Registry::start(&ctx.environment.job.join("layout")).await?;
     let extras = Extras { registry: Some(registry.address()), network: true, ..Extras::default() };
-    let node = Node::start_with(&ctx.environment, combination.driver, &extras).await?;
+    let node = Node::start_with(&ctx.environment, ctx.combination.driver, &extras).await?;
     let agent = Agent::start(&ctx.environment, &[]).await?;
     let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
     let compared = compare(ctx, proxy.socket());

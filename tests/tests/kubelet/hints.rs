@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::hints::{FoundBy, found_by};
 use kwitness_tests::kubelet::{Kubelet, Pleg, Setup};
 use kwitness_tests::process::{self, wait_for};
@@ -22,12 +21,9 @@ const VERBOSITY: u8 = 5;
 /// Without hints, a container would be started again half a second later on average, which is some three times the time that it takes.
 const RATIO_MAX: f64 = 2.5;
 
-pub(crate) async fn a_hint_comes_when_the_runtime_agrees(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    let (before, _) = ends(ctx, combination, None).await?;
-    let (after, found) = ends(ctx, combination, Some(NEXT)).await?;
+pub(crate) async fn a_hint_comes_when_the_runtime_agrees(ctx: &Testbed<'_>) -> Result<()> {
+    let (before, _) = ends(ctx, None).await?;
+    let (after, found) = ends(ctx, Some(NEXT)).await?;
     println!("found by {found:?}");
     ensure!(!found.contains(&FoundBy::LateRelist), "a hint came before the runtime agreed: {found:?}");
     let hints = found.iter().filter(|by| **by == FoundBy::Hint).count();
@@ -40,13 +36,9 @@ pub(crate) async fn a_hint_comes_when_the_runtime_agrees(
 }
 
 /// How long it takes until each container that was killed runs again; with the next release, also what found its end.
-async fn ends(
-    ctx: &TestContext,
-    combination: Combination,
-    release: Option<&'static str>,
-) -> Result<(Vec<Duration>, Vec<FoundBy>)> {
+async fn ends(ctx: &Testbed<'_>, release: Option<&'static str>) -> Result<(Vec<Duration>, Vec<FoundBy>)> {
     let (mut times, mut found) = (Vec::new(), Vec::new());
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let agent = Agent::start(&ctx.environment, &[]).await?;
         let proxy = Proxy::activated(&ctx.environment, agent.socket())?;
         let setup = Setup { release, verbosity: VERBOSITY, ..Pleg::Evented.into() };

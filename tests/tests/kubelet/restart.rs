@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::kubelet::{Kubelet, Pleg};
 use kwitness_tests::node::Node;
 use kwitness_tests::process::{self, wait_for};
@@ -37,11 +36,10 @@ async fn crash(node: &Node, kubelet: &Kubelet, pod: &str) -> Result<Duration> {
 }
 
 async fn with_kubelet(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     body: impl AsyncFnOnce(&mut Node, &mut Agent, &mut Proxy, &Kubelet) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[]).await?;
         let mut proxy = Proxy::activated(&ctx.environment, agent.socket())?;
         let kubelet = Kubelet::start(&ctx.environment, proxy.socket(), Pleg::Evented).await?;
@@ -56,11 +54,8 @@ async fn with_kubelet(
     .await
 }
 
-pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, agent, _, kubelet| {
+pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(ctx: &Testbed<'_>) -> Result<()> {
+    with_kubelet(ctx, async |node, agent, _, kubelet| {
         let restarts = match std::env::var("KWITNESS_ROOT").as_deref() {
             Ok("bookworm") => FEW_RESTARTS,
             _ => RESTARTS,
@@ -98,11 +93,8 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
     .await
 }
 
-pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, agent, proxy, kubelet| {
+pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(ctx: &Testbed<'_>) -> Result<()> {
+    with_kubelet(ctx, async |node, agent, proxy, kubelet| {
         let pods: Vec<_> = (0..PROXY_RESTARTS).map(|number| format!("pod{number}")).collect();
         for pod in &pods {
             kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;

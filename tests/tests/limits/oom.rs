@@ -5,9 +5,8 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Event, OomKill, ProcessRole};
 use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 
@@ -16,11 +15,11 @@ const LIMIT: u64 = 24 << 20;
 /// that memory is free, it takes it from these, and not the shell that started them.
 pub(crate) const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
-pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn an_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("greedy", combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new("greedy", ctx.combination.handler)?).await?;
             let limited = |name: &str, line: &str| {
                 let mut spec = ContainerSpec::shell(name, line);
                 let memory_limit_in_bytes = LIMIT as i64;

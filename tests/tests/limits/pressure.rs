@@ -11,8 +11,7 @@ use kwitness_api::proto::PressureDirection::{Down, Up};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::events::Seen;
 use kwitness_tests::hog::limited_to;
 use kwitness_tests::pod::PodSpec;
@@ -47,15 +46,12 @@ const STEPS: [(&str, &str, &[Crossing]); 7] = [
 const SAMPLES: u64 = 20;
 
 /// The container's shell does what it reads from a pipe.
-pub(crate) async fn each_crossing_is_reported_once(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&SETTINGS, async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-            let pod = node.run_pod(&PodSpec::new("filled", combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
             let fill = format!("/dev/shm/{}", pod.sandbox);
             let line = "mkfifo /out/gate; while :; do while read line; do eval \"$line\"; echo $line >/out/done; done \
                         </out/gate; done";

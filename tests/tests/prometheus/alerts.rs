@@ -4,9 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Seen;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::prometheus::Prometheus;
@@ -25,16 +24,13 @@ const MAY_BE_EMPTY: &[&str] = &[
     "CRI proxy: source of events",
 ];
 
-pub(crate) async fn alerts_fire_on_what_really_happened(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn alerts_fire_on_what_really_happened(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let listen = format!("http.listen=127.0.0.1:{PORT}");
         let agent = Agent::start(&ctx.environment, &[&listen]).await?;
         let prometheus = Prometheus::start(&ctx.environment, &[("kwitness", PORT)]).await?;
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("alerts", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("alerts", ctx.combination.handler)?).await?;
         let limited = |name: &str, line: &str| {
             let mut spec = ContainerSpec::shell(name, line);
             spec.resources =
