@@ -139,6 +139,14 @@ impl Environment {
         self.job.join("bin/kubectl-kwitness")
     }
 
+    /// The one of both that is for this tier.
+    pub fn of_tier<T>(&self, host: T, guest: T) -> T {
+        match self.tier {
+            Tier::Host => host,
+            Tier::Vm => guest,
+        }
+    }
+
     pub fn first_combination(&self) -> Result<Combination> {
         let first = Combination::ALL.into_iter().find(|combination| self.refuses(*combination).is_none());
         first.context("this place can run no combination of OCI runtime and cgroup driver")

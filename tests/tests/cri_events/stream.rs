@@ -10,7 +10,6 @@ use kwitness_tests::agent::connect;
 use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status, wall_clock};
-use kwitness_tests::environment::Tier;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process;
@@ -114,7 +113,7 @@ fn allowed(events: usize, pods: usize, time: Duration) -> u64 {
 
 pub(crate) async fn events_of_a_crash_loop(ctx: &Testbed<'_>) -> Result<()> {
     // Emulated, each round takes ten seconds.
-    let rounds = if ctx.environment.tier == Tier::Host { 10 } else { 3 };
+    let rounds = ctx.environment.of_tier(10, 3);
     ctx.with_both(&[], async |node, agent| {
         let began = Instant::now();
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;

@@ -9,7 +9,6 @@ use kwitness_api::proto::{self, Basis, GapCause, event};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::alone;
 use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Tier;
 use kwitness_tests::events::{Seen, kind};
 use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
@@ -178,7 +177,7 @@ async fn nothing_is_lost_in_a_long_storm(ctx: &TestContext) -> Result<()> {
     const STEPS: usize = 23;
     const UPGRADES: [usize; 3] = [5, 11, 17];
     // A guest is emulated: there, a container takes twenty times as long.
-    let lives = if ctx.environment.tier == Tier::Host { 10_000 } else { 2_000 };
+    let lives = ctx.environment.of_tier(10_000, 2_000);
     let each = lives / (STEPS + 1) + 1;
     let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
     let mut agent = bpffs.agent(&ctx.environment).await?;

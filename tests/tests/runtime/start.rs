@@ -8,7 +8,6 @@ use kwitness_api::proto::{Basis, ContainerState, State, event};
 use kwitness_tests::agent::{Agent, with_snapshot};
 use kwitness_tests::cgroup;
 use kwitness_tests::context::Testbed;
-use kwitness_tests::environment::Tier;
 use kwitness_tests::events::{End, Life, Seen, check_known, kind};
 use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
 use kwitness_tests::process::{self, wait_for};
@@ -83,7 +82,7 @@ pub(crate) async fn containers_older_than_the_daemon(ctx: &Testbed<'_>) -> Resul
 /// A daemon is started again and again while containers come and go: each of them is reported once, whether the
 /// probes or the scan saw it first.
 pub(crate) async fn containers_started_while_the_daemon_starts(ctx: &Testbed<'_>) -> Result<()> {
-    let rounds = if ctx.environment.tier == Tier::Host { 20 } else { 2 };
+    let rounds = ctx.environment.of_tier(20, 2);
     ctx.with_node(async |node| {
         let pod = node.run_pod(&PodSpec::new("meanwhile", ctx.combination.handler)?).await?;
         for round in 0..rounds {

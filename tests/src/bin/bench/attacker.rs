@@ -5,14 +5,14 @@
 //! `Verify` calls, which wait for what never comes; and lists, one every millisecond.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::{Agent, boottime, connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::events::kind;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::process::{Managed, wait_for};
@@ -35,10 +35,7 @@ const ROUNDS_IN_A_GUEST: usize = 4;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, ticks) = match environment.tier {
-        Tier::Host => (ROUNDS, TICKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
-    };
+    let (rounds, ticks) = environment.of_tier((ROUNDS, TICKS), (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST));
     let kubepods = Kubepods::make(environment)?;
     let (mut alone, mut beside) = (Rounds::default(), Rounds::default());
     for _ in 0..rounds {
@@ -90,10 +87,10 @@ async fn one_round(
     let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
     let ticking = Ticking::start(kubepods, ticks)?;
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
-    let mut attacker = None;
-    if attacked {
-        attacker = Some(start(agent.socket(), &directory.path().join("log")).await?);
-    }
+    let mut attacker = match attacked {
+        true => Some(start(agent.socket(), &directory.path().join("log")).await?),
+        false => None,
+    };
     let began = boottime();
     let mut delays = Vec::new();
     while delays.len() < ticks as usize {
@@ -127,7 +124,7 @@ async fn one_round(
 /// Starts the attacker and waits until it attacks.
 async fn start(socket: &Path, log: &Path) -> Result<Managed> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("attack").arg(socket).stdin(Stdio::null());
+    command.arg("attack").arg(socket);
     let mut attacker = Managed::spawn("the attacker", command, log)?;
     wait_for("the attack", LIMIT, async || {
         attacker.check_running()?;

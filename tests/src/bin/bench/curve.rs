@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kwitness_tests::fit;
 use serde::Serialize;
 
@@ -86,8 +86,8 @@ impl Curve {
         self.points.sort_by(|one, other| one.x.total_cmp(&other.x));
     }
 
-    pub(crate) fn leave_out(&mut self, size: &str, reason: &str) {
-        self.missing.push(Missing { size: size.to_owned(), reason: reason.to_owned() });
+    pub(crate) fn leave_out(&mut self, size: &str, reason: &anyhow::Error) {
+        self.missing.push(Missing { size: size.to_owned(), reason: format!("{reason:#}") });
     }
 
     fn pairs(&self) -> Vec<(f64, f64)> {
@@ -153,10 +153,11 @@ impl Budget {
         Self { began: Instant::now(), limit }
     }
 
-    /// Why what is expected to take so long is left out; none if there is time for it.
-    pub(crate) fn refuses(&self, expected: Duration) -> Option<String> {
-        let late = self.began.elapsed() + expected > self.limit;
-        late.then(|| format!("more than the {} s that these curves may take", self.limit.as_secs()))
+    /// Fails if there is no time for what is expected to take so long.
+    pub(crate) fn check(&self, expected: Duration) -> Result<()> {
+        let is_early = self.began.elapsed() + expected <= self.limit;
+        ensure!(is_early, "more than the {} s that these curves may take", self.limit.as_secs());
+        Ok(())
     }
 }
 

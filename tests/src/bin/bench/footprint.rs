@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::process;
 
@@ -80,7 +80,7 @@ impl Drop for Crowd {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
+    let starts = environment.of_tier(STARTS, STARTS_IN_A_GUEST);
     let mut crowd = Crowd::new(environment, false)?;
     crowd.grow(CONTAINERS)?;
     let floor = Floor::of_this_kernel()?;

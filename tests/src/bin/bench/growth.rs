@@ -87,21 +87,16 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
     let mut each = Duration::ZERO;
     for &size in sizes {
         let more = u32::try_from(size.saturating_sub(crowd.len())).context("a size that is too large")?;
-        let refused = budget.refuses(each * more + REST);
-        let sample = match refused {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => {
-                let began = Instant::now();
-                let grown = crowd.grow(size);
-                each = began.elapsed() / more.max(1);
-                match grown {
-                    Ok(()) => at(environment, size).await,
-                    Err(error) => Err(error),
-                }
-            }
+        let sample = async {
+            budget.check(each * more + REST)?;
+            let began = Instant::now();
+            let grown = crowd.grow(size);
+            each = began.elapsed() / more.max(1);
+            grown?;
+            at(environment, size).await
         };
         let label = size.to_string();
-        match sample {
+        match sample.await {
             Ok(Sample { starts, idle: shares, list: lists, verify: verified }) => {
                 let x = size as f64;
                 memory.add(x, &starts.memory, "");
@@ -111,13 +106,12 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
                 list.add(x, &lists, "");
                 match verified {
                     Ok(times) => verify.add(x, &times, ""),
-                    Err(error) => verify.leave_out(&label, &format!("{error:#}")),
+                    Err(error) => verify.leave_out(&label, &error),
                 }
             }
             Err(error) => {
-                let reason = format!("{error:#}");
                 for curve in [&mut memory, &mut idle, &mut ready, &mut scan, &mut list, &mut verify] {
-                    curve.leave_out(&label, &reason);
+                    curve.leave_out(&label, &error);
                 }
             }
         }

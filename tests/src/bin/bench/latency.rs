@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kwitness_api::proto::Event;
 use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::events::kind;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::process::Managed;
@@ -22,10 +22,7 @@ const ROUNDS_IN_A_GUEST: usize = 4;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, ticks) = match environment.tier {
-        Tier::Host => (ROUNDS, TICKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
-    };
+    let (rounds, ticks) = environment.of_tier((ROUNDS, TICKS), (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST));
     let kubepods = Kubepods::make(environment)?;
     let (mut floor, mut full) = (Vec::new(), Vec::new());
     for _ in 0..rounds {

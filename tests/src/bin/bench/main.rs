@@ -29,7 +29,6 @@ mod trees;
 mod workload;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -114,17 +113,7 @@ enum Helper {
     Forks { count: u32 },
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kwitness-bench: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     if filler::fill_if_requested()? {
         return Ok(());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::{Agent, connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -32,10 +32,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const ROUNDS_IN_A_GUEST: usize = 6;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks, writes) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS, WRITES),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST),
-    };
+    let (rounds, forks, writes) = environment
+        .of_tier((ROUNDS, FORKS, WRITES), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST));
     let write_count = writes.to_string();
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
@@ -73,14 +71,8 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 
 /// The same writes with each way of seeing limit writes that is not this kernel's first.
 pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, writes) = match environment.tier {
-        Tier::Host => (ROUNDS, WRITES),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, WRITES_IN_A_GUEST),
-    };
-    let rest = match environment.tier {
-        Tier::Host => REST,
-        Tier::Vm => REST_IN_A_GUEST,
-    };
+    let (rounds, writes) = environment.of_tier((ROUNDS, WRITES), (ROUNDS_IN_A_GUEST, WRITES_IN_A_GUEST));
+    let rest = environment.of_tier(REST, REST_IN_A_GUEST);
     let run = || workload(&["writes", &writes.to_string()]);
     let mut rows: Vec<Row> = Vec::new();
     let both = r#"["fentry", "kprobe"]"#;
@@ -91,14 +83,7 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
         for round in 0..=rounds {
             let without = run()?;
             let agent = Agent::start(environment, &["log.level=warn", &setting, &syscalls]).await?;
-            let capability = agent
-                .status()
-                .await?
-                .capabilities
-                .into_iter()
-                .find(|capability| capability.name == "limit_write");
-            let hook = capability.context("no capability for limit writes")?.hook;
-            way = hook.split(':').next().unwrap_or_default().to_owned();
+            way = hook(&agent).await?;
             // What the start left to do is no cost of a write.
             tokio::time::sleep(rest).await;
             let with = run()?;
@@ -120,13 +105,18 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The kind of hook that sees limit writes.
+pub(crate) async fn hook(agent: &Agent) -> Result<String> {
+    let mut capabilities = agent.status().await?.capabilities.into_iter();
+    let capability = capabilities.find(|capability| capability.name == "limit_write");
+    let hook = capability.context("no capability for limit writes")?.hook;
+    Ok(hook.split(':').next().unwrap_or_default().to_owned())
+}
+
 /// What a life (fork, exec and exit in a container) costs the daemon and a client that watches, as a share of what it costs itself;
 /// all of them on one CPU, so that nothing is hidden in parallel.
 pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks) = match environment.tier {
-        Tier::Host => (ROUNDS / 2, FORKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
-    };
+    let (rounds, forks) = environment.of_tier((ROUNDS / 2, FORKS), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST));
     let _pinned = Pinned::to_one_cpu()?;
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::events::kind;
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::process::{Managed, wait_for};
@@ -210,10 +210,8 @@ struct Figures {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks, short) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS, SHORT),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, SHORT_IN_A_GUEST),
-    };
+    let (rounds, forks, short) =
+        environment.of_tier((ROUNDS, FORKS, SHORT), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, SHORT_IN_A_GUEST));
     if !Path::new(TRACING).join("events").exists() {
         // Where that is refused, the tools say what they miss.
         let none = None::<&str>;

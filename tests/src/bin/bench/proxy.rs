@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kwitness_tests::agent::connect;
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::process::Managed;
 use kwitness_tests::proxy::Proxy;
 use tokio::net::{UnixListener, UnixStream};
@@ -52,10 +52,7 @@ pub(crate) async fn forward(socket: &Path, server: PathBuf) -> Result<()> {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, calls) = match environment.tier {
-        Tier::Host => (ROUNDS, CALLS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, CALLS_IN_A_GUEST),
-    };
+    let (rounds, calls) = environment.of_tier((ROUNDS, CALLS), (ROUNDS_IN_A_GUEST, CALLS_IN_A_GUEST));
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("runtime.sock");
     let mut command = Command::new("/proc/self/exe");

@@ -92,11 +92,11 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
         let mut tail = curve("hook to client p99", "us", Bound::None);
         for rate in RATES {
             let label = if rate == SATURATION { "most".to_owned() } else { rate.to_string() };
-            let sample = match budget.refuses(EACH) {
-                Some(reason) => Err(anyhow::anyhow!(reason)),
-                None => at(environment, rate, watchers).await,
+            let sample = async {
+                budget.check(EACH)?;
+                at(environment, rate, watchers).await
             };
-            match sample {
+            match sample.await {
                 Ok(Sample { rate, cpu: each, delays, gaps }) => {
                     let lost = if gaps > 0 { format!(", {gaps} gaps") } else { String::new() };
                     let note = format!("wanted: {label}{lost}");
@@ -106,7 +106,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
                 }
                 Err(error) => [&mut cpu, &mut median, &mut tail]
                     .into_iter()
-                    .for_each(|curve| curve.leave_out(&label, &format!("{error:#}"))),
+                    .for_each(|curve| curve.leave_out(&label, &error)),
             }
         }
         curves.extend([cpu, median, tail]);

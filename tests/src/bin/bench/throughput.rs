@@ -29,7 +29,7 @@ use kwitness_core::lifecycle::{Bounds, Lifecycle};
 use kwitness_core::model::{Observation, Output, Scan, ScanReason};
 use kwitness_core::reorder::ReorderBuffer;
 use kwitness_tests::agent::{connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
+use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::process::Managed;
 use tokio_stream::Stream;
@@ -47,7 +47,7 @@ const DRAIN_BUDGET: usize = 1024;
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let records = if environment.tier == Tier::Host { RECORDS } else { RECORDS_IN_A_GUEST };
+    let records = environment.of_tier(RECORDS, RECORDS_IN_A_GUEST);
     let mut rates = Vec::new();
     let mut events = 0;
     for _ in 0..ROUNDS {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kwitness_tests::environment::Environment;
 use kwitness_tests::handmade::Kubepods;
 
@@ -35,21 +35,21 @@ async fn shape(environment: &Environment, name: &str, sizes: &[usize]) -> Result
     let mut memory = curve("resident memory", "MB");
     let budget = Budget::of(LIMIT);
     for &size in sizes {
-        let too_deep = (name == "deep" && size > DEEPEST).then(|| "deeper than a path can name".to_owned());
-        let starts = match too_deep.or_else(|| budget.refuses(EACH)) {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => with_cgroups(environment, name == "deep", size).await,
+        let is_deep = name == "deep";
+        let starts = async {
+            ensure!(!is_deep || size <= DEEPEST, "deeper than a path can name");
+            budget.check(EACH)?;
+            with_cgroups(environment, is_deep, size).await
         };
-        match starts {
+        match starts.await {
             Ok(starts) => {
                 ready.add(size as f64, &starts.ready, "");
                 scan.add(size as f64, &starts.scan, "");
                 memory.add(size as f64, &starts.memory, "");
             }
             Err(error) => {
-                let reason = format!("{error:#}");
                 for curve in [&mut ready, &mut scan, &mut memory] {
-                    curve.leave_out(&size.to_string(), &reason);
+                    curve.leave_out(&size.to_string(), &error);
                 }
             }
         }

@@ -8,7 +8,6 @@ mod account;
 mod actions;
 mod stage;
 
-use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -45,17 +44,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(number * unit))
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kwitness-chaos: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let arguments = Arguments::parse();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
