@@ -11,7 +11,8 @@ use kwitness_api::EventKind;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::{
-    Basis, Container, ContainerType, Event, ExitStatus, GapCause, Process, ProcessRole, QosClass,
+    Basis, Container, ContainerType, Event, ExitStatus, Gap, GapCause, Process, ProcessRole, QosClass,
+    Stopped,
 };
 
 use crate::pod::{APP_IMAGE, Pod, Qos};
@@ -19,6 +20,9 @@ use crate::pod::{APP_IMAGE, Pod, Qos};
 /// How an OCI runtime executes a copy of itself, which may happen in the container's cgroup already: it came from
 /// outside, and is no program of the container's.
 const RUNTIME_HELPERS: [&str; 2] = ["/dev/fd/", "/proc/self/"];
+
+/// The milestones of a container that ran.
+pub const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
 
 /// An event, and when its watcher got it (`CLOCK_BOOTTIME`, nanoseconds).
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +124,28 @@ impl Seen {
         all.filter(|kind| matches!(*kind, "created" | "started" | "stopped" | "deleted")).collect()
     }
 
+    /// That a container's whole life is reported, once and in its order.
+    pub fn check_whole(&self, id: &str) -> Result<()> {
+        let milestones = self.milestones(id);
+        ensure!(milestones == WHOLE, "{id}: {milestones:?} in:\n{self}");
+        Ok(())
+    }
+
+    /// How a container stopped.
+    pub fn stopped(&self, id: &str) -> Option<&Stopped> {
+        self.of(id).find_map(|event| match &event.kind {
+            Some(Kind::Stopped(stopped)) => Some(stopped),
+            _ => None,
+        })
+    }
+
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.events().filter_map(|event| match &event.kind {
+            Some(Kind::Gap(gap)) => Some(gap),
+            _ => None,
+        })
+    }
+
     /// That sequence numbers follow each other without a hole, in one epoch: nothing is missing between what the
     /// daemon reported and what this watcher got.
     pub fn check_unbroken(&self) -> Result<()> {
@@ -176,7 +202,7 @@ impl Seen {
 
     fn check_life_inner(&self, life: &Life<'_>) -> Result<()> {
         let expected: &[_] = match life.program {
-            Some(_) => &["created", "started", "stopped", "deleted"],
+            Some(_) => &WHOLE,
             None => &["created", "stopped", "deleted"],
         };
         let milestones = self.milestones(life.id);

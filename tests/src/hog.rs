@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use crate::cri::v1;
 use crate::guard::{Guard, memory_event};
 use crate::node::Node;
 use crate::pod::{ContainerSpec, Pod};
@@ -58,9 +57,7 @@ pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
 
 /// The same with another limit, in bytes.
 pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> ContainerSpec {
-    let mut spec = ContainerSpec::shell(name, line);
-    let memory_limit_in_bytes = limit.cast_signed();
-    spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+    let mut spec = ContainerSpec::shell(name, line).limited(limit);
     spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];
     spec
 }

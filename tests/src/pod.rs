@@ -155,6 +155,13 @@ impl ContainerSpec {
         Self::new(name, &["/bin/sh", "-c", line])
     }
 
+    /// The same with a memory limit, in bytes.
+    pub fn limited(self, memory: u64) -> Self {
+        let memory_limit_in_bytes = memory.cast_signed();
+        let resources = v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() };
+        Self { resources: Some(resources), ..self }
+    }
+
     pub(crate) fn config(&self, pod: &PodSpec) -> v1::ContainerConfig {
         let mounts = self.mounts.iter().map(|(host, container)| v1::Mount {
             container_path: container.clone(),

@@ -181,9 +181,7 @@ impl<'a> Release<'a> {
         let by_container = seen.by_container();
         for lived in &lived {
             let own = by_container.get(&lived.id).with_context(|| format!("nothing of {}", lived.id))?;
-            let milestones = own.milestones(&lived.id);
-            let is_whole = milestones == ["created", "started", "stopped", "deleted"];
-            ensure!(is_whole, "{}: {milestones:?} in:\n{own}", lived.id);
+            own.check_whole(&lived.id)?;
         }
         Ok(())
     }

@@ -53,9 +53,7 @@ pub(crate) async fn the_daemon_knows_what_was_requested_and_when(ctx: &Testbed<'
 async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
     let through = Cri::connect(proxy.socket()).await?;
     let pod = node.run_pod(&PodSpec::new("asked", combination.handler)?).await?;
-    let mut spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
-    spec.resources =
-        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+    let spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]).limited(64 << 20);
     let before = boottime();
     let id = node.create_by(&through, &pod, &spec).await?;
     let created = boottime();

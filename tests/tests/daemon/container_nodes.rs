@@ -187,9 +187,7 @@ impl Watched {
                 "the node has helper {helper}, main {main}, child {waited_for}, maker {maker}, but {event:?}"
             );
         }
-        let milestones = seen.milestones(&id);
-        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?} in:\n{seen}");
-        Ok(())
+        seen.check_whole(&id)
     }
 
     /// Ends the container that ran before the daemon, and the daemon, which has reported nothing of another node.

@@ -24,8 +24,7 @@ pub(crate) async fn the_machine_of_kata_is_its_sandbox(ctx: &TestContext) -> Res
         drop(machine);
         let seen = watcher.wait_until("the machine's end", |seen| seen.has(&id, "deleted")).await?;
         seen.check_complete()?;
-        let milestones = seen.milestones(&id);
-        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?} in:\n{seen}");
+        seen.check_whole(&id)?;
         for event in seen.events() {
             let container = event.container.as_ref().with_context(|| format!("no container: {event:?}"))?;
             let pod = container.pod.as_ref().with_context(|| format!("no pod: {event:?}"))?;

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Stopped};
 use kwitness_tests::agent::{Watcher, from_now};
 use kwitness_tests::context::Testbed;
-use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::environment::{Environment, Tier};
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::process::wait_for;
@@ -54,9 +52,7 @@ pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(ctx: &
         let is_gone = |seen: &kwitness_tests::events::Seen| seen.has(&first, "deleted");
         watcher.wait_until("the end of the first container's cgroup", is_gone).await?;
 
-        let mut second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000"));
-        let memory_limit_in_bytes = OWN_LIMIT.cast_signed();
-        second.resources = Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+        let second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000")).limited(OWN_LIMIT);
         let second = node.run(&pod, &second).await?;
         let (_, kill) = kill(&mut watcher, &second).await?;
         let Some(Exhausted::LimitOf(cgroup)) = &kill.exhausted else { bail!("{kill:?}") };
@@ -116,11 +112,7 @@ pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(ctx: &Testb
 
 async fn stopped(watcher: &mut Watcher, id: &str) -> Result<Stopped> {
     let seen = watcher.wait_until("the container's end", |seen| seen.has(id, "stopped")).await?;
-    let mut all = seen.of(id).filter_map(|event| match &event.kind {
-        Some(Kind::Stopped(stopped)) => Some(stopped.clone()),
-        _ => None,
-    });
-    all.next().context("no end")
+    seen.stopped(id).cloned().context("no end")
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

@@ -20,13 +20,7 @@ pub(crate) async fn an_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
         ctx.with_recorded_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let pod = node.run_pod(&PodSpec::new("greedy", ctx.combination.handler)?).await?;
-            let limited = |name: &str, line: &str| {
-                let mut spec = ContainerSpec::shell(name, line);
-                let memory_limit_in_bytes = LIMIT as i64;
-                spec.resources =
-                    Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
-                spec
-            };
+            let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
 
             // The shell outlives its child: to the runtime, nothing has happened.
             let parent = node.run(&pod, &limited("parent", &format!("{HOG}; exec sleep 1000"))).await?;
@@ -52,11 +46,8 @@ pub(crate) async fn an_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
             let (_, kill) = self::kill(&mut watcher, &main).await?;
             check(&kill, LIMIT)?;
             let seen = watcher.wait_until("the container's end", |seen| seen.has(&main, "stopped")).await?;
-            let stopped = seen.of(&main).find_map(|event| match &event.kind {
-                Some(Kind::Stopped(stopped)) => Some(stopped.clone()),
-                _ => None,
-            });
-            ensure!(stopped.as_ref().is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
+            let stopped = seen.stopped(&main);
+            ensure!(stopped.is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
             ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
             node.remove_pod(&pod).await
         })

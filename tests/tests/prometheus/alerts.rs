@@ -5,13 +5,12 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::Testbed;
-use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::events::Seen;
 use kwitness_tests::pod::{ContainerSpec, PodSpec};
 use kwitness_tests::prometheus::Prometheus;
 
 const PORT: u16 = 9768;
-const LIMIT: i64 = 24 << 20;
+const LIMIT: u64 = 24 << 20;
 /// What another process writes instead of it.
 const OTHER_LIMIT: &str = "50331648";
 /// Panels that show what is not as it should be; and increases, which begin with a counter's second sample.
@@ -31,12 +30,7 @@ pub(crate) async fn alerts_fire_on_what_really_happened(ctx: &Testbed<'_>) -> Re
         let prometheus = Prometheus::start(&ctx.environment, &[("kwitness", PORT)]).await?;
         let mut watcher = agent.watch(from_now()).await?;
         let pod = node.run_pod(&PodSpec::new("alerts", ctx.combination.handler)?).await?;
-        let limited = |name: &str, line: &str| {
-            let mut spec = ContainerSpec::shell(name, line);
-            spec.resources =
-                Some(cri::LinuxContainerResources { memory_limit_in_bytes: LIMIT, ..Default::default() });
-            spec
-        };
+        let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
 
         // Killed before or after its first scrape: it fires either way.
         let greedy = node.run(&pod, &limited("greedy", "exec tail < /dev/zero")).await?;

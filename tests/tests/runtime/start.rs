@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kwitness_api::proto::{Basis, ContainerState, State, event};
+use kwitness_api::proto::{Basis, ContainerState, State};
 use kwitness_tests::agent::{Agent, with_snapshot};
 use kwitness_tests::cgroup;
 use kwitness_tests::context::Testbed;
@@ -65,12 +65,8 @@ pub(crate) async fn containers_older_than_the_daemon(ctx: &Testbed<'_>) -> Resul
             for id in [&id, &pod.sandbox] {
                 ensure!(seen.milestones(id) == ["stopped", "deleted"], "the milestones of {id} in:\n{seen}");
             }
-            let stopped = seen.of(&id).find_map(|event| match &event.kind {
-                Some(event::Kind::Stopped(stopped)) => Some(stopped),
-                _ => None,
-            });
-            let status =
-                stopped.and_then(|stopped| stopped.main_status.as_ref()).context("no main status")?;
+            let stopped = seen.stopped(&id).context("no end")?;
+            let status = stopped.main_status.as_ref().context("no main status")?;
             ensure!(End::of(status) == Some(End::Signal(9)), "{status:?}");
             Ok(())
         })

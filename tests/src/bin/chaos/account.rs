@@ -6,10 +6,9 @@ use std::time::SystemTime;
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{Event, Gap, GapCause, event};
-use kwitness_tests::events::{Seen, kind};
+use kwitness_tests::events::{Seen, WHOLE, kind};
 use kwitness_tests::outage::Lived;
 
-const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
 const SHOWN: usize = 20;
 
 #[derive(Debug, Default)]
