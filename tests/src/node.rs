@@ -409,9 +409,6 @@ fn require_overlay() -> Result<()> {
 }
 
 /// containerd's version, "1.7.24".
-///
-/// # Errors
-/// There is none here, or it does not say.
 pub fn containerd_version() -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."

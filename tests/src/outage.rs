@@ -47,9 +47,6 @@ impl Bpffs {
     }
 
     /// The same, with more settings.
-    ///
-    /// # Errors
-    /// It does not start.
     pub async fn agent_with(&self, environment: &Environment, settings: &[&str]) -> Result<Agent> {
         let directory = format!("kernel.pin_directory={}", self.pins().display());
         let mut all = vec!["kernel.pin=auto", directory.as_str()];

@@ -42,9 +42,6 @@ pub enum Origin {
 
 impl KubeletVariant {
     /// Its pods, as new.
-    ///
-    /// # Errors
-    /// There are no UIDs to be had.
     pub fn pods(&self) -> Result<Vec<Spec>> {
         let mut pods = (self.pods)();
         for pod in &mut pods {

@@ -320,7 +320,6 @@ mod tests {
 
     #[test]
     fn each_claim_is_checked() {
-        assert_eq!(run().wrong(), [""; 0]);
         for break_it in [
             |run: &mut Run| run.unguarded.ended.exit_code = 0,
             |run: &mut Run| run.guarded.ended.exit_code = 137,
@@ -339,24 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_has_80_columns_at_most_and_shows_what_happened() {
-        let lines = run().chart().lines();
-        let chart = lines.join("\n");
-        println!("{chart}");
-        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{chart}");
+    fn a_run_as_claimed_can_be_shown() {
+        let outcome = run().outcome();
+        outcome.check().unwrap();
+        let text = outcome.chart.lines().join("\n");
         for part in ["OOMKilled, exit code 137", "0 OOM kills", "■■■", "✓✓✓", "held 2.0 s: raised to 192 MiB"]
         {
-            assert!(chart.contains(part), "no {part}:\n{chart}");
+            assert!(text.contains(part), "no {part}:\n{text}");
         }
-    }
-
-    #[test]
-    fn a_picture_has_both_containers_and_every_element_is_closed() {
-        let svg = run().chart().svg();
-        println!("{svg}");
-        assert_eq!(svg.matches("class=\"limit\"").count(), 2, "{svg}");
-        assert_eq!(svg.matches("class=\"busy\"").count(), 1, "{svg}");
-        assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count(), "{svg}");
-        assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"), "{svg}");
     }
 }

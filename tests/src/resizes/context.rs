@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::{self, VerdictKind, wanted};
 
-use super::account::Account;
+use super::{Account, Stage};
 use crate::agent::Agent;
 use crate::cri::v1 as cri;
 use crate::environment::CgroupDriver;
@@ -91,8 +91,7 @@ impl fmt::Display for Limit {
 
 impl<'a> ResizeContext<'a> {
     pub(super) async fn new(
-        node: &'a Node,
-        agent: &'a Agent,
+        Stage { node, agent, .. }: Stage<'a>,
         pod: &'a Pod,
         container: String,
         account: &'a mut Account,

@@ -35,9 +35,6 @@ pub(super) struct Mark {
 }
 
 /// If this process is to be a filler: fills, and returns true when it has.
-///
-/// # Errors
-/// It cannot have the memory.
 pub fn fill_if_requested() -> Result<bool> {
     let Some(words) = std::env::var_os(VARIABLE) else { return Ok(false) };
     let words = words.to_str().with_context(|| format!("{VARIABLE} is not in UTF-8"))?;

@@ -90,9 +90,6 @@ const SMALLEST: u64 = 32 << 20;
 const LARGEST: u64 = 8 << 30;
 
 /// A limit from a quantity such as `64Mi`, in bytes.
-///
-/// # Errors
-/// It is none that can be measured.
 pub fn limit(text: &str) -> Result<u64, String> {
     let limit = quantity::whole(text).map_err(|error| error.to_string())?;
     // What is raised by half must be whole pages: the kernel rounds other limits.
@@ -215,9 +212,6 @@ pub struct Stage<'a> {
 }
 
 /// Measures into `report`, which has what was measured before an error, too. Each line for people is given to `say` at once.
-///
-/// # Errors
-/// The node has too little memory, or a run ended as none can.
 pub async fn measure(
     stage: Stage<'_>,
     settings: &Settings,

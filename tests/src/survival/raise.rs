@@ -26,9 +26,6 @@ pub(super) fn set(cgroup: &Path, limit: u64, high: Option<u64>) -> Result<()> {
 }
 
 /// The raise. A brake that is set would go on braking below it.
-///
-/// # Errors
-/// The cgroup is gone.
 pub fn raise(cgroup: &Path, limit: u64) -> Result<()> {
     write(cgroup, "memory.max", &limit.to_string())?;
     write(cgroup, "memory.high", "max")

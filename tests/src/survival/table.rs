@@ -16,9 +16,6 @@ enum Line<'a> {
 }
 
 /// All of it as JSON.
-///
-/// # Errors
-/// A line cannot be written as JSON.
 pub fn json(report: &Report) -> Result<Vec<String>> {
     let cells = report.cells.iter().map(Line::Cell);
     let holds = [&report.by_write, &report.by_runtime].into_iter().flat_map(Holds::steps).map(Line::Hold);

@@ -10,7 +10,8 @@ pub(crate) async fn a_series_of_resizes(ctx: &Testbed<'_>) -> Result<()> {
     ctx.with_node(async |node| {
         ctx.with_recorded_agent(&[&setting], async |agent| {
             let mut account = Account::default();
-            resizes::play(node, agent, ctx.combination, kubelet.path(), &mut account).await?;
+            let stage = resizes::Stage { node, agent, combination: ctx.combination };
+            resizes::play(stage, kubelet.path(), &mut account).await?;
             println!("  {} steps, {} of them sabotaged", account.steps(), account.sabotaged());
             Ok(())
         })

@@ -28,7 +28,8 @@ pub(crate) async fn play(environment: &Environment, fast: bool) -> Result<bool> 
         let agent = Agent::start(environment, &[&setting]).await?;
         stage::introduce(&node, &agent).await?;
         let mut account = Account::with_pause(pause);
-        let played = resizes::play(&node, &agent, combination, kubelet.path(), &mut account).await;
+        let stage = resizes::Stage { node: &node, agent: &agent, combination };
+        let played = resizes::play(stage, kubelet.path(), &mut account).await;
         played.with_context(|| format!("{}\n{}", agent.log_tail(), node.log_tail()))?;
         agent.stop()?;
         node.shutdown().await?;
