@@ -24,22 +24,13 @@ pub const NAMES: [&str; 1] = ["helm"];
 const DEFINITIONS: &str = "definitions.json";
 
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let [helm, kubeconform] = ["helm", "kubeconform"].map(|name| cache.tool(name));
-    let mut inputs = vec![HELM];
-    inputs.extend(MODULE.texts());
-    Step { name: &format!("helm {HELM}"), inputs: &inputs, outputs: &[&helm, &kubeconform] }.run(
-        cache,
-        || {
-            let flags = format!("-s -w -X helm.sh/helm/v4/internal/version.version=v{HELM}");
-            MODULE.build(
-                cache,
-                &[
-                    (&["build"], "helm.sh/helm/v4/cmd/helm", &flags),
-                    (&["build"], "github.com/yannh/kubeconform/cmd/kubeconform", "-s -w"),
-                ],
-            )
-        },
-    )?;
+    let inputs: Vec<_> = [HELM].into_iter().chain(MODULE.texts()).collect();
+    let flags = format!("-s -w -X helm.sh/helm/v4/internal/version.version=v{HELM}");
+    let programs = [
+        (go::BUILD, "helm.sh/helm/v4/cmd/helm", flags.as_str()),
+        (go::BUILD, "github.com/yannh/kubeconform/cmd/kubeconform", "-s -w"),
+    ];
+    MODULE.ensure(cache, &format!("helm {HELM}"), &inputs, &programs)?;
     let schemas = schemas(cache)?;
     let name = format!("schemas of Kubernetes {KUBERNETES}");
     Step { name: &name, inputs: &[KUBERNETES, "1"], outputs: &[&schemas.join(DEFINITIONS)] }
