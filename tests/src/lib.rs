@@ -34,6 +34,7 @@ pub mod oom;
 pub mod otel;
 pub mod outage;
 pub mod pod;
+pub mod prelude;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

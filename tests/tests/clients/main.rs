@@ -7,15 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::alone;
-use kwitness_tests::context::{TestContext, Testbed};
 use kwitness_tests::cri::v1;
-use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::handmade;
+use kwitness_tests::prelude::*;
 use kwitness_tests::process;
-use kwitness_tests::proxy::Proxy;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::suite;
 use serde_json::Value;
 
 /// A client that does not end within that time has failed.

@@ -5,11 +5,8 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::{self, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};

@@ -13,14 +13,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};
 use kwitness_tests::cluster_node::PodRequest;
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::kubelet::{NODE, Pleg};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
 use kwitness_tests::scrape::scrape;
 use serde_json::{Value, json};

@@ -3,15 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
 use kwitness_tests::pod::APP_IMAGE;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 use serde_json::{Value, json};
 
 /// How long anything may take; an emulated guest is slow.

@@ -3,16 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{
     CgroupRole, Filter, KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason,
     KubernetesLimit, Verdict, VerdictKind, VerifyRequest,
 };
-use kwitness_tests::context::Testbed;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::join::{Cluster, SOON, Way, with_configured_cluster};
 

@@ -12,10 +12,8 @@ mod release;
 mod resize;
 mod timeline;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{CgroupLayout, Tier};
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
+use kwitness_tests::suite;
 use kwitness_tests::{handmade, once};
 
 fn main() -> Result<()> {

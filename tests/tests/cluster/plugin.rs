@@ -7,14 +7,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::process::{Managed, run, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::run;
 use serde_json::Value;
 
 use crate::deployment;

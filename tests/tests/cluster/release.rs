@@ -15,20 +15,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::loaded_programs;
 use kwitness_api::Timestamp;
 use kwitness_api::proto::WatchRequest;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Watcher, connect};
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::control_plane::{ControlPlane, Extent};
-use kwitness_tests::events::Seen;
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
+use kwitness_tests::agent::connect;
+use kwitness_tests::control_plane::Extent;
 use kwitness_tests::outage::Storm;
-use kwitness_tests::process::{run, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::run;
 use serde_json::Value;
 
 use crate::daemonset::{IMAGE, NAMESPACE};

@@ -7,17 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{
     Cgroup, CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted,
 };
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::events::Received;
-use kwitness_tests::kubelet::Pleg;
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};

@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::{ContainerSpec, PAUSE_IMAGE, PodSpec};
+use kwitness_tests::pod::PAUSE_IMAGE;
+use kwitness_tests::prelude::*;
 use serde_json::Value;
 
 use crate::with_proxy;

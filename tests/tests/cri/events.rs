@@ -2,19 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::ContainerEventType::{
     ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
 };
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::process;
-use kwitness_tests::proxy::Proxy;
 
 use crate::{with_daemon, with_proxy};
 

@@ -10,11 +10,8 @@ mod stalled;
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::node::{Node, containerd_version};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::node::containerd_version;
+use kwitness_tests::prelude::*;
 use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {

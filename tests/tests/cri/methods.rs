@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::proxy::RawClient;
 use prost::Message as _;
 use tonic::{Code, Status};

@@ -2,16 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
-use kwitness_tests::agent::{Agent, boottime};
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::{Cri, v1 as cri};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 
 use crate::with_daemon;
 

@@ -2,12 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::proxy::{Proxy, RawClient};
+use kwitness_tests::prelude::*;
+use kwitness_tests::proxy::RawClient;
 use tonic::Code;
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";

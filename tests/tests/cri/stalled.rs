@@ -2,16 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber, subscribe};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 

@@ -4,12 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::{TestContext, Testbed};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
-use kwitness_tests::process::{self, Managed};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::node::Extras;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 use kwitness_tests::registry::Registry;
 
 use crate::report::{self, Report};

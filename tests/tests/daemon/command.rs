@@ -7,10 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, Watcher, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, unshare};
 
 /// A command that does not end within that time has failed.

@@ -6,16 +6,13 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process, Started};
-use kwitness_tests::agent::{Agent, Watcher, from_now};
 use kwitness_tests::container_node::{ContainerNode, Daemon};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{End, Seen};
-use kwitness_tests::handmade::{HandMade, Kubepods, new_id};
+use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
-use kwitness_tests::process::{self, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -1,12 +1,10 @@
 //! Cgroups as they are on real nodes and as no runtime at hand makes them.
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::QosClass;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::path_of;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::{Kubepods, new_id};
+use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
+use kwitness_tests::prelude::*;
 
 /// The longest path, with its NUL, that a record has room for (`PATH_CAP` of `kwitness-abi`).
 const PATH_CAP: usize = 512;

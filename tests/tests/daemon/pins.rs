@@ -3,12 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::scrape::scrape;
 
 use crate::command::{kwitness, run};

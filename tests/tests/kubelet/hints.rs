@@ -3,13 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
 use kwitness_tests::hints::{FoundBy, found_by};
-use kwitness_tests::kubelet::{Kubelet, Pleg, Setup};
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::kubelet::Setup;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 
 /// The first such release.
 const NEXT: &str = "1.37";

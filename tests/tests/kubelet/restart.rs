@@ -2,13 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::kubelet::{Kubelet, Pleg};
-use kwitness_tests::node::Node;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 
 const SOON: Duration = Duration::from_secs(180);
 /// Each of daemon and runtime: many more than the five ends of a stream after which a kubelet gives events up for good.

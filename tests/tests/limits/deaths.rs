@@ -5,15 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Stopped};
-use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::oom::{HOG, kill};
 

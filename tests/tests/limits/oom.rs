@@ -1,14 +1,10 @@
 //! OOM kills in a real runtime's containers: of a child, which no runtime reports, and of the main process.
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Event, OomKill, ProcessRole};
-use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::events::Seen;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
 const LIMIT: u64 = 24 << 20;
 /// More than the limit, in the memory of `tail`, which looks for the end of a line. Should the kernel need another victim before

@@ -1,9 +1,7 @@
 //! A node whose controllers are in cgroup v1 hierarchies.
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, VerdictKind, wanted};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
 pub(crate) async fn limits_need_cgroup_v2(ctx: &Testbed<'_>) -> Result<()> {
     ctx.with_both(&[], async |node, agent| {

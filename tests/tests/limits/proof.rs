@@ -2,12 +2,9 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::Testbed;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::process;
 
 const MIB: u64 = 1 << 20;

@@ -5,12 +5,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{ContainerUsage, UsageSample, amount};
-use kwitness_tests::context::Testbed;
 use kwitness_tests::hog::{LIMIT, limited};
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 const MIB: usize = 1 << 20;
 /// How long a container may take to be ready, and a sample to show what is so.

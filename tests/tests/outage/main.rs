@@ -3,17 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause};
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::alone;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{Seen, kind};
-use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::handmade;
 use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
-use kwitness_tests::process::wait_for;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
+use kwitness_tests::suite;
 
 const LIMIT: Duration = Duration::from_secs(120);
 

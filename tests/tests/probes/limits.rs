@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, Watch};
 use kwitness_agent::probe::capability::{HookKind, LIMIT_WRITES};
@@ -14,10 +13,9 @@ use kwitness_core::model::{
     WrittenValue,
 };
 use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::find_cgroup2;
+use kwitness_tests::prelude::*;
 use kwitness_tests::process::cgroup_path;
-use kwitness_tests::suite::Case;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 

@@ -3,12 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_core::model::{Caller, CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
 use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 
 use crate::limits::{root_with_controllers, write};
 use crate::producer;

@@ -2,11 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::events::Seen;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
 
 const PORT: u16 = 9768;

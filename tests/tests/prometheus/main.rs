@@ -3,9 +3,7 @@
 
 mod alerts;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
+use kwitness_tests::prelude::*;
 use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {

@@ -3,11 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::from_now;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::events::{End, Life, Seen};
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec, Qos, new_static_uid};
+use kwitness_tests::pod::{Qos, new_static_uid};
+use kwitness_tests::prelude::*;
 use kwitness_tests::{cgroup, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -3,14 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{Basis, ContainerState, State};
-use kwitness_tests::agent::{Agent, with_snapshot};
 use kwitness_tests::cgroup;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::events::{End, Life, Seen, check_known, kind};
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
-use kwitness_tests::process::{self, wait_for};
+use kwitness_tests::events::check_known;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 
 use crate::life::sandbox;
 

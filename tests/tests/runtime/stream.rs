@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{Event, GapCause, event};
-use kwitness_tests::agent::from_now;
-use kwitness_tests::context::Testbed;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
 /// Far more events than the replay window below and the sockets between can hold: each program is an exec and an exit.
 const PROGRAMS: usize = 4000;

@@ -8,14 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Agent, boottime, connect, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::agent::connect;
+use kwitness_tests::prelude::*;
 use tokio::time::timeout;
 
 use crate::latency::Ticking;

@@ -4,14 +4,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use kwitness_cri::events::ContainerEventType as Type;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cri_events::Subscriber;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::{Received, kind};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::events::Received;
+use kwitness_tests::prelude::*;
 
 use crate::report::{Row, Target, quantile};
 

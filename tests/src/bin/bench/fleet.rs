@@ -8,14 +8,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::Event;
 use kwitness_export::{CollectorOptions, SimulatedNode, Tally};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::otel::Collector;
 use kwitness_tests::outage::Storm;
+use kwitness_tests::prelude::*;
 use kwitness_tests::process::{self, raise_descriptors};
 use serde::Serialize;
 use tokio::task::JoinSet;

@@ -5,10 +5,7 @@ use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::prelude::*;
 use kwitness_tests::process;
 
 use crate::report::{Row, Target, quantile};

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{self, wanted};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{CgroupLayout, Environment};
+use kwitness_tests::prelude::*;
 
 use crate::curve::{Bound, Budget, Curve};
 use crate::footprint::{Crowd, idle_shares, resident};

@@ -3,13 +3,8 @@
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use kwitness_api::proto::Event;
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::{HandMade, Kubepods};
-use kwitness_tests::process::Managed;
+use kwitness_tests::prelude::*;
 use tokio::time::timeout;
 
 use crate::floor::{self, Record};

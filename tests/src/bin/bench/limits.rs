@@ -8,12 +8,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, VerdictKind, wanted};
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::{CgroupLayout, Environment};
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::prelude::*;
 use tokio::time::{sleep, timeout};
 
 use crate::report::{Row, Target, quantile};

@@ -6,11 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Agent, connect, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::agent::connect;
+use kwitness_tests::prelude::*;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 

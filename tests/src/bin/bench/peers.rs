@@ -8,12 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::{HandMade, Kubepods};
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::prelude::*;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 

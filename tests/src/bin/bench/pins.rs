@@ -2,11 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::Bpffs;
+use kwitness_tests::prelude::*;
 
 use crate::footprint::{CONTAINERS, Crowd};
 use crate::overhead::{Lives, Pinned, inside};

@@ -4,15 +4,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::kubelet::{Kubelet, Pleg, Setup};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node, containerd_version};
+use kwitness_tests::kubelet::Setup;
+use kwitness_tests::node::containerd_version;
 use kwitness_tests::pod::APP_IMAGE;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process;
 use serde_json::json;
 
 use crate::footprint::{cpu_times, ran};

@@ -5,11 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use kwitness_tests::agent::connect;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::process::Managed;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;

@@ -7,12 +7,8 @@ use std::io::Write as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::WatchResponse;
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 use tokio::time::timeout_at;
 use tonic::Streaming;
 

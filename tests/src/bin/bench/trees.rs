@@ -4,9 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 
 use crate::curve::{Bound, Budget, Curve};
 use crate::growth::Starts;

@@ -10,12 +10,10 @@ mod stage;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use kwitness_tests::agent::from_now;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::{self, Kubepods};
+use kwitness_tests::handmade;
 use kwitness_tests::outage::{Bpffs, Client, StateDirectory, Storm, lasting};
+use kwitness_tests::prelude::*;
 
 use crate::account::Account;
 use crate::actions::Sequence;

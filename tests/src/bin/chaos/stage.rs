@@ -3,18 +3,12 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::WatchResponse;
 use kwitness_cri::events::ContainerEventType;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::TestCgroup;
 use kwitness_tests::cri_events::{CriEvents, Subscriber};
-use kwitness_tests::environment::{Combination, Environment, Tier};
-use kwitness_tests::node::Node;
 use kwitness_tests::outage::{Bpffs, Client, Lived, StateDirectory, Storm};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use tonic::Streaming;
 

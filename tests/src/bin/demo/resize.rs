@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{CgroupLayout, Combination, Environment};
-use kwitness_tests::node::Node;
+use kwitness_tests::prelude::*;
 use kwitness_tests::resizes::{self, Account};
 
 use crate::stage;

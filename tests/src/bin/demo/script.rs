@@ -1,11 +1,8 @@
 //! What is done to the runtime, step by step, and the account of it with which the verdict is reached.
 
-use anyhow::{Result, ensure};
 use futures_util::future::join_all;
 use kwitness_tests::environment::Handler;
-use kwitness_tests::events::{End, Life, Seen};
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::process;
 
 use crate::stage::{self, Stage};

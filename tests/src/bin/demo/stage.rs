@@ -11,13 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, Watcher};
 use kwitness_tests::cri::v1::VersionRequest;
-use kwitness_tests::environment::{CgroupLayout, Environment};
-use kwitness_tests::events::{Seen, kind};
-use kwitness_tests::node::Node;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

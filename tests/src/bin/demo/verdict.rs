@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
 use kwitness_api::proto::{Basis, StatusResponse};
-use kwitness_tests::agent::boottime;
 use kwitness_tests::cri::{Cri, v1};
-use kwitness_tests::events::{Seen, kind};
+use kwitness_tests::prelude::*;
 use tokio::task::JoinHandle;
 
 use crate::script::Deed;
