@@ -40,7 +40,6 @@ pub struct Agent {
     directory: tempfile::TempDir,
 }
 
-/// A watcher that collects what it is sent.
 #[derive(Debug)]
 pub struct Watcher(Collector<Collected>);
 
@@ -58,7 +57,6 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts the daemon and does not wait.
     pub fn spawn(environment: &Environment, settings: &[&str]) -> Result<Self> {
         let settings = settings.iter().flat_map(|setting| ["--set", setting]);
         Self::spawn_with(environment, DETAILS.into_iter().chain(settings).collect())
@@ -144,7 +142,6 @@ impl Agent {
         self.process.log_tail()
     }
 
-    /// A client with a connection of its own.
     pub async fn client(&self) -> Result<KwitnessClient<Channel>> {
         let client = KwitnessClient::new(connect(&self.socket).await?);
         Ok(client.max_decoding_message_size(MESSAGE_MAX))
@@ -185,14 +182,12 @@ impl Agent {
         Ok(watcher.seen())
     }
 
-    /// Asks it to end with SIGTERM; fails if it does not do so well.
     pub fn stop(mut self) -> Result<()> {
         self.process.end(STOP_LIMIT)?;
         ensure!(!self.socket.exists(), "the daemon left its socket behind");
         Ok(())
     }
 
-    /// Kills it as the OOM killer would: no time to tidy up.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill(STOP_LIMIT)
     }
@@ -246,7 +241,6 @@ impl Watcher {
     }
 }
 
-/// Starts the daemon, with its log in `directory`.
 fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
     let mut command = Command::new(program);
     command.arg("daemon").arg("--socket").arg(socket);
@@ -258,7 +252,6 @@ pub fn from_now() -> proto::WatchRequest {
     proto::WatchRequest::default()
 }
 
-/// A snapshot, then everything after it.
 pub fn with_snapshot() -> proto::WatchRequest {
     proto::WatchRequest { snapshot: true, ..proto::WatchRequest::default() }
 }

@@ -122,7 +122,6 @@ pub fn enter(directory: &Path, pid: u32) -> Result<()> {
     fs::write(&procs, pid.to_string()).with_context(|| format!("write {pid} to {}", procs.display()))
 }
 
-/// The mount points of all hierarchies, v1 and v2.
 pub fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = crate::process::mounts()?.into_iter();
     Ok(mounts.filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2").map(|(target, _)| target).collect())
@@ -170,7 +169,6 @@ pub fn remove_tree(directory: &Path) -> Result<()> {
     }
 }
 
-/// Kills the processes of a cgroup itself.
 fn kill_members(directory: &Path) -> Result<()> {
     // Gone meanwhile: nothing to kill.
     let Ok(members) = fs::read_to_string(directory.join("cgroup.procs")) else { return Ok(()) };

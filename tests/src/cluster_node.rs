@@ -16,9 +16,7 @@ use crate::node::{CONTAINERD_SOCKET, Extras, Node};
 use crate::pod::APP_IMAGE;
 use crate::process::wait_for;
 
-/// How long anything may take; an emulated guest is slow.
 const SOON: Duration = Duration::from_secs(300);
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
@@ -32,7 +30,6 @@ pub struct ClusterNode {
 /// A pod with one container, `main`, that is not started again.
 #[derive(Clone, Debug)]
 pub struct PodRequest<'a> {
-    /// Its name, in the namespace `default`.
     pub name: &'a str,
     pub line: &'a str,
     /// The directory of the node that it has at `/out`.
@@ -45,11 +42,9 @@ pub struct PodRequest<'a> {
 /// How a container of a pod ended, as the API has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terminated {
-    /// 137 after SIGKILL.
     pub exit_code: i64,
     /// `OOMKilled`, `Completed`, `Error`.
     pub reason: String,
-    /// How often the kubelet has started it again.
     pub restarts: u64,
 }
 
@@ -127,7 +122,6 @@ impl ClusterNode {
         .await
     }
 
-    /// Adds what all parts have logged to a failure.
     pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
         done.with_context(|| self.agent.log_tail())
             .with_context(|| self.kubelet.log_tail())
@@ -135,7 +129,6 @@ impl ClusterNode {
             .with_context(|| self.api.log_tail())
     }
 
-    /// Ends everything, and removes the pods.
     pub async fn stop(self) -> Result<()> {
         let Self { api, kubelet, agent, mut node } = self;
         kubelet.retire(&mut node).await?;
@@ -146,7 +139,6 @@ impl ClusterNode {
 }
 
 impl PodRequest<'_> {
-    /// The pod, as the API server takes it.
     pub fn object(&self) -> Value {
         let mut volumes = vec![json!({ "name": "out", "hostPath": { "path": self.directory } })];
         let mut mounts = vec![json!({ "name": "out", "mountPath": "/out" })];

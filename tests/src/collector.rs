@@ -19,7 +19,6 @@ pub(crate) struct Collector<T> {
     task: JoinHandle<()>,
 }
 
-/// What has come.
 #[derive(Debug, Default)]
 pub(crate) struct Collected<T> {
     pub(crate) all: T,
@@ -28,7 +27,6 @@ pub(crate) struct Collected<T> {
 }
 
 impl<T: Default + Send + 'static> Collector<T> {
-    /// Opens a stream, and adds each of its messages.
     pub(crate) fn start<M: Send + 'static>(
         open: impl Future<Output = Result<Streaming<M>, Status>> + Send + 'static,
         add: impl Fn(&mut T, M) + Send + 'static,

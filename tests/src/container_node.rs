@@ -24,9 +24,7 @@ use crate::process;
 const NODE: &str = "KWITNESS_TEST_NODE";
 /// What the node's first process prints once all is in place.
 const READY: &str = "the node is ready";
-/// The cgroup of the node's first process.
 const INIT: &str = "init";
-/// The cgroup of the programs under test.
 const SERVICES: &str = "services";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,10 +19,8 @@ use crate::node::Node;
 use crate::process::{self, wait_for};
 use crate::recording::Recording;
 
-/// How long killed processes may take to be gone.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
 pub struct TestContext {
     pub environment: Environment,
@@ -63,7 +61,6 @@ impl Testbed<'_> {
 }
 
 impl TestContext {
-    /// Reads the environment; starts nothing yet.
     pub fn new() -> Result<Self> {
         let runtime = Runtime::new().context("start tokio")?;
         let environment = Environment::find()?;
@@ -119,7 +116,6 @@ impl TestContext {
         done.and(emptied)
     }
 
-    /// Stops the control plane, for a test that brings its own.
     pub async fn stop_api(&self) {
         drop(self.api.lock().await.take());
     }

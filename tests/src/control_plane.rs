@@ -18,14 +18,11 @@ use crate::process::{self, Managed, wait_for};
 
 /// An emulated guest needs a minute.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// How long a killed process may take to be gone.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Between two questions.
 const PAUSE: Duration = Duration::from_millis(300);
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 const PORT: u16 = 6443;
-/// Where the API server keeps its certificate and key.
 const CERTIFICATES: &str = "certificates";
 /// The API groups that a kubelet or the API server itself asks for, and that of DaemonSets. Each other would cost a slow machine time at
 /// the start.
@@ -209,7 +206,6 @@ impl ControlPlane {
         command
     }
 
-    /// Calls kubectl and gives what it said.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         process::run(&mut self.kubectl(arguments))
     }
@@ -235,7 +231,6 @@ impl ControlPlane {
         Managed::spawn("kubectl", self.kubectl(arguments), log)
     }
 
-    /// The end of the API server's log, and of the controllers'.
     pub fn log_tail(&self) -> String {
         let tails = self.controllers.iter().map(Managed::log_tail);
         std::iter::once(self.api_server().log_tail()).chain(tails).collect::<Vec<_>>().join("\n")

@@ -24,7 +24,6 @@ use crate::cri::v1;
 /// How long a subscription may take. Far more than it ever takes: a test that runs into it has failed.
 const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(180);
 
-/// An event, and when it was received by the wall clock.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub event: wire::ContainerEventResponse,
@@ -32,7 +31,6 @@ pub struct Received {
     pub at: i64,
 }
 
-/// A subscriber that collects what it is sent.
 #[derive(Debug)]
 pub struct Subscriber(Collector<Vec<Received>>);
 
@@ -142,7 +140,6 @@ impl CriEvents {
         self.0.iter().map(|received| &received.event)
     }
 
-    /// Checks what holds for every event of every stream.
     pub fn check_contract(&self) -> Result<()> {
         let mut last: BTreeMap<String, i64> = BTreeMap::new();
         for Received { event, at } in &self.0 {

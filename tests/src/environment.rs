@@ -15,7 +15,6 @@ pub enum Tier {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupLayout {
-    /// cgroup v2 alone.
     Unified,
     /// The controllers are in v1 hierarchies; a v2 hierarchy without controllers stands beside them.
     Hybrid,
@@ -33,11 +32,9 @@ pub enum Handler {
 pub enum CgroupDriver {
     /// The OCI runtime itself, with mkdir(2).
     Cgroupfs,
-    /// systemd, over D-Bus.
     Systemd,
 }
 
-/// A pair that this place can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Combination {
     pub handler: Handler,
@@ -45,7 +42,6 @@ pub struct Combination {
 }
 
 impl Handler {
-    /// Its name as a handler and as a program.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Runc => "runc",
@@ -55,7 +51,6 @@ impl Handler {
 }
 
 impl CgroupDriver {
-    /// Its name in the kubelet's configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cgroupfs => "cgroupfs",
@@ -72,7 +67,6 @@ impl Combination {
         Self { handler: Handler::Crun, driver: CgroupDriver::Systemd },
     ];
 
-    /// The beginning of the names of its tests.
     pub fn name(self) -> String {
         format!("{}_{}", self.handler.name(), self.driver.name())
     }
@@ -88,7 +82,6 @@ pub struct Environment {
     /// The cgroup below which the tests make all of theirs, from the root of the hierarchy ("/kwitness-test-7"); none: the
     /// whole hierarchy is ours.
     pub subtree: Option<String>,
-    /// PID 1 is systemd.
     pub systemd: bool,
     /// What takes long is wanted, too (`cargo xtask test --long`).
     pub long: bool,
@@ -139,7 +132,6 @@ impl Environment {
         self.job.join("bin/kubectl-kwitness")
     }
 
-    /// The one of both that is for this tier.
     pub fn of_tier<T>(&self, host: T, guest: T) -> T {
         match self.tier {
             Tier::Host => host,
@@ -173,7 +165,6 @@ impl Environment {
         (self.tier == Tier::Vm && !self.long).then_some("the same on the host; here only with --long")
     }
 
-    /// Why a combination cannot run here; none if it can.
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {
             (_, CgroupDriver::Systemd) if !self.systemd => Some("PID 1 is not systemd"),

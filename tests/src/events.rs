@@ -21,7 +21,6 @@ use crate::pod::{APP_IMAGE, Pod, Qos};
 /// outside, and is no program of the container's.
 const RUNTIME_HELPERS: [&str; 2] = ["/dev/fd/", "/proc/self/"];
 
-/// The milestones of a container that ran.
 pub const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
 
 /// An event, and when its watcher got it (`CLOCK_BOOTTIME`, nanoseconds).
@@ -31,15 +30,12 @@ pub struct Received {
     pub at: u64,
 }
 
-/// All that a watcher has got, in the order in which it came.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(pub Vec<Received>);
 
-/// What a container did, by the test's own account.
 #[derive(Clone, Debug)]
 pub struct Life<'a> {
     pub pod: &'a Pod,
-    /// The runtime's id.
     pub id: &'a str,
     /// Its name; a sandbox has none.
     pub name: Option<&'a str>,
@@ -104,7 +100,6 @@ impl Seen {
         by_container
     }
 
-    /// Whether an event of that kind about that container is there.
     pub fn has(&self, id: &str, wanted: &str) -> bool {
         self.of(id).any(|event| kind(event) == wanted)
     }
@@ -113,7 +108,6 @@ impl Seen {
         self.events().filter(|event| kind(event) == wanted).count()
     }
 
-    /// The latest that is known of a container.
     pub fn subject(&self, id: &str) -> Option<&Container> {
         self.of(id).last().and_then(|event| event.container.as_ref())
     }
@@ -131,7 +125,6 @@ impl Seen {
         Ok(())
     }
 
-    /// How a container stopped.
     pub fn stopped(&self, id: &str) -> Option<&Stopped> {
         self.of(id).find_map(|event| match &event.kind {
             Some(Kind::Stopped(stopped)) => Some(stopped),

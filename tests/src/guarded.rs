@@ -38,12 +38,10 @@ impl GuardedNode {
         Ok(Self { guard, cluster })
     }
 
-    /// Adds what all parts have logged to a failure.
     pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
         self.cluster.explain(done.with_context(|| self.guard.log_tail()))
     }
 
-    /// Ends everything, and removes the pods.
     pub async fn stop(self) -> Result<()> {
         let guarded = self.guard.stop();
         self.cluster.stop().await?;

@@ -35,7 +35,6 @@ pub struct Kubepods {
     root: TestCgroup,
 }
 
-/// A container without a runtime.
 #[derive(Debug)]
 pub struct HandMade {
     pub id: String,
@@ -55,7 +54,6 @@ pub fn new_id() -> Result<String> {
 }
 
 impl Kubepods {
-    /// Makes the cgroup in the v2 hierarchy.
     pub fn make(environment: &Environment) -> Result<Self> {
         let path = environment.cgroup(&format!("handmade-{}", std::process::id()));
         let root = TestCgroup::make(&environment.cgroup2, &path)?;
@@ -112,7 +110,6 @@ impl Kubepods {
         self.root.directory()
     }
 
-    /// The cgroup v2 id of the cgroup in which its pods are.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.root.directory().join(PODS))
     }

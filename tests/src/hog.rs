@@ -13,11 +13,8 @@ use crate::node::Node;
 use crate::pod::{ContainerSpec, Pod};
 use crate::process::wait_for;
 
-/// The container's memory limit, in bytes.
 pub const LIMIT: u64 = 32 << 20;
-/// What the hog needs, in bytes: more than the limit.
 pub const SIZE: u64 = 48_000_000;
-/// The name of the pod that [`POLICY`] selects.
 pub const POD: &str = "greedy";
 /// One raise is enough. A busy machine may need more than the longest hold for it in an emulated guest: the process is held so
 /// early that the raise, which takes effect in any case, then comes while it fills the rest.
@@ -29,7 +26,6 @@ pub const KILLED: i32 = 137;
 /// How long the hog may take, in an emulated guest on a machine that does other work.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a container may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +51,6 @@ pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
     limited_to(LIMIT, name, line, directory)
 }
 
-/// The same with another limit, in bytes.
 pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> ContainerSpec {
     let mut spec = ContainerSpec::shell(name, line).limited(limit);
     spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];

@@ -56,10 +56,8 @@ const NODE_INTERFACE: &str = "node0";
 /// nevertheless (`pkg/kubelet/pleg/evented.go`). Before, events replace the asking.
 const HINTS_SINCE: u32 = 37;
 
-/// Where the kubelet learns of its containers' changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pleg {
-    /// It asks, every second.
     Generic,
     /// The stream of the CRI does.
     Evented,
@@ -71,7 +69,6 @@ pub struct Setup {
     pub driver: CgroupDriver,
     /// Further fields of its `KubeletConfiguration`; `featureGates` are added to those that are set anyway.
     pub settings: Map<String, Value>,
-    /// How much it logs, by klog's levels.
     pub verbosity: u8,
     /// The release of Kubernetes that it is of, "1.34"; none: the one that the environment names, else the usual one.
     pub release: Option<&'static str>,
@@ -107,7 +104,6 @@ impl Kubelet {
         environment.job.join("bin").join(name)
     }
 
-    /// Its version, "v1.36.3".
     pub fn version(environment: &Environment) -> Result<String> {
         let said = process::run(Command::new(Self::program(environment, None)).arg("--version"))?;
         let version = said.split_whitespace().last();
@@ -273,7 +269,6 @@ impl Kubelet {
         Ok(took)
     }
 
-    /// How often it has listed everything.
     pub async fn relists(&self) -> Result<f64> {
         Ok(self.metric("kubelet_pleg_relist_duration_seconds_count").await?.unwrap_or(0.0))
     }

@@ -213,7 +213,6 @@ impl Node {
         Ok(self.exec_output(id, command).await?.code)
     }
 
-    /// The same, with what it wrote.
     pub async fn exec_output(&self, id: &str, command: &[&str]) -> Result<Executed> {
         let request = v1::ExecSyncRequest {
             container_id: id.to_owned(),
@@ -262,7 +261,6 @@ impl Node {
         .await
     }
 
-    /// The pid of a container's main process, on the node.
     pub async fn pid(&self, id: &str) -> Result<u32> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         let answer = self.cri.container_status(request).await?;
@@ -365,7 +363,6 @@ impl Drop for Node {
     }
 }
 
-/// containerd, with its output in `directory`.
 fn spawn(directory: &Path) -> Result<Managed> {
     let mut command = Command::new("containerd");
     command.arg("--config").arg(directory.join("config.toml"));
@@ -408,7 +405,6 @@ fn require_overlay() -> Result<()> {
     Ok(())
 }
 
-/// containerd's version, "1.7.24".
 pub fn containerd_version() -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."

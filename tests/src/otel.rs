@@ -17,12 +17,9 @@ use crate::environment::Environment;
 use crate::process::{self, Managed, wait_for};
 
 const PORT: u16 = 4317;
-/// An emulated guest needs many times what a machine does.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How long one of both may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// A collector that comes and goes; what it received stays.
 #[derive(Debug)]
 pub struct Collector {
     process: Option<Managed>,
@@ -56,7 +53,6 @@ pub struct Point {
 /// One export of metrics: the attributes of the resource, and the points by name and attributes, as Prometheus writes them.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Of the resource.
     pub resource: BTreeMap<String, String>,
     /// `name{label="value"}`, labels in the order in which they came.
     pub points: BTreeMap<String, Point>,
@@ -238,12 +234,10 @@ fn point(point: &Value) -> Result<Point> {
 pub struct Exporter(Managed);
 
 impl Exporter {
-    /// Starts one that sends this daemon's events to the collector.
     pub fn start(environment: &Environment, agent: &Agent, collector: &Collector) -> Result<Self> {
         Self::start_with(environment, agent, collector, &[])
     }
 
-    /// The same, with more arguments.
     pub fn start_with(
         environment: &Environment,
         agent: &Agent,

@@ -17,7 +17,6 @@ use crate::events::Seen;
 use crate::handmade::{Kubepods, Running};
 use crate::process::{self, wait_for};
 
-/// How long a storm may take for the lives that are waited for.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A BPF file system of its owner's; what is pinned in it ends with it.
@@ -46,7 +45,6 @@ impl Bpffs {
         self.agent_with(environment, &[]).await
     }
 
-    /// The same, with more settings.
     pub async fn agent_with(&self, environment: &Environment, settings: &[&str]) -> Result<Agent> {
         let directory = format!("kernel.pin_directory={}", self.pins().display());
         let mut all = vec!["kernel.pin=auto", directory.as_str()];
@@ -130,7 +128,6 @@ impl Drop for ReadOnly<'_> {
     }
 }
 
-/// Where what was observed is kept.
 pub fn ledger_of(agent: &Agent) -> PathBuf {
     let mut ledger = agent.socket().as_os_str().to_owned();
     ledger.push(".ledger");
@@ -145,12 +142,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// One that has received nothing before.
     pub fn new(watcher: Watcher) -> Self {
         Self { watcher, before: Seen(Vec::new()) }
     }
 
-    /// Goes on after the last event that it has.
     pub async fn resume(self, agent: &Agent) -> Result<Self> {
         let mut before = self.before;
         before.0.extend(self.watcher.seen().0);
@@ -179,7 +174,6 @@ pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<Runni
     Ok(running)
 }
 
-/// A container that has come and gone.
 #[derive(Clone, Debug)]
 pub struct Lived {
     pub id: String,
@@ -223,7 +217,6 @@ impl Storm {
         Self { stop, lived, thread }
     }
 
-    /// Waits until so many more have lived.
     pub async fn more(&self, lives: usize) -> Result<()> {
         let until = self.lived.load(Ordering::Relaxed) + lives;
         let enough = async || {
@@ -232,7 +225,6 @@ impl Storm {
         wait_for("the storm", LIMIT, enough).await
     }
 
-    /// Ends it. Where the containers were, and all of them.
     pub fn end(self) -> Result<(Kubepods, Vec<Lived>)> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the storm panicked"))?

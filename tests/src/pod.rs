@@ -12,7 +12,6 @@ use crate::environment::{CgroupDriver, Handler};
 pub const APP_IMAGE: &str = "docker.io/library/bb:1";
 pub const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
 
-/// A pod's quality-of-service class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
     /// Directly below `kubepods`.
@@ -30,7 +29,6 @@ pub struct PodSpec {
     pub uid: String,
     pub qos: Qos,
     pub handler: Handler,
-    /// It shares the node's pid namespace.
     pub host_pid: bool,
     pub labels: HashMap<String, String>,
 }
@@ -45,7 +43,6 @@ pub struct ContainerSpec {
     pub resources: Option<v1::LinuxContainerResources>,
     /// Host paths with the place where it sees them.
     pub mounts: Vec<(String, String)>,
-    /// Its first process has a controlling terminal.
     pub tty: bool,
 }
 

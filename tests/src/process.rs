@@ -14,11 +14,8 @@ use nix::unistd::Pid;
 use procfs::process::{Process, Status, all_processes};
 use tempfile::TempDir;
 
-/// Lines of a log that are shown with a failure.
 const LOG_TAIL_LINES: usize = 40;
-/// How long a stopped process may take to be seen as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// What such an excerpt begins with.
 const LOG_MARK: &str = "---";
 
 /// A child process whose output goes to a file.
@@ -30,12 +27,10 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Starts `command` with its output appended to `log`.
     pub fn spawn(name: &str, command: Command, log: &Path) -> Result<Self> {
         Self::spawn_with(name, command, Stdio::null(), log)
     }
 
-    /// The same, with something to read.
     pub fn spawn_with(name: &str, mut command: Command, stdin: Stdio, log: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
@@ -131,7 +126,6 @@ impl Managed {
         self.wait(limit).map(drop)
     }
 
-    /// [`wait_for`], as long as it runs.
     pub async fn wait_for<T>(
         &mut self,
         what: &str,
@@ -218,7 +212,6 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A process as procfs shows it.
 pub fn procfs_of(pid: u32) -> Result<Process> {
     Process::new(pid.cast_signed()).with_context(|| format!("look for process {pid}"))
 }
@@ -253,7 +246,6 @@ pub fn mounts() -> Result<Vec<(PathBuf, String)>> {
     Ok(mounts.into_iter().map(|mount| (mount.mount_point, mount.fs_type)).collect())
 }
 
-/// Whether this process has a capability, by its number.
 pub fn has_capability(number: u32) -> Result<bool> {
     Ok(status(std::process::id())?.capeff & (1 << number) != 0)
 }

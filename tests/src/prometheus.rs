@@ -17,9 +17,7 @@ use crate::environment::Environment;
 use crate::process::{self, Managed, wait_for};
 
 const PORT: u16 = 9090;
-/// An emulated guest needs many times what a machine does.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Between two questions.
 const PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]

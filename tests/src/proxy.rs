@@ -34,7 +34,6 @@ pub struct Proxy {
     directory: tempfile::TempDir,
 }
 
-/// What a proxy on a socket that is held for it is started with.
 #[derive(Debug)]
 struct Held {
     listener: UnixListener,
@@ -48,7 +47,6 @@ impl Proxy {
         Self::before(environment, Path::new(CONTAINERD_SOCKET), daemon).await
     }
 
-    /// Starts one before whatever listens at `runtime`.
     pub async fn before(environment: &Environment, runtime: &Path, daemon: &Path) -> Result<Self> {
         Self::start_as(None, environment, runtime, daemon).await
     }
@@ -91,7 +89,6 @@ impl Proxy {
         Ok(Self { process, socket, held: Some(held), directory })
     }
 
-    /// Ends it and starts it again on the socket that was held for it.
     pub fn restart(&mut self) -> Result<()> {
         let held = self.held.as_ref().context("this proxy has a socket of its own, which ends with it")?;
         self.process.end(STOP_LIMIT)?;
@@ -129,7 +126,6 @@ impl Proxy {
         self.process.log_tail()
     }
 
-    /// Ends it; fails if it does not end well.
     pub fn stop(mut self) -> Result<()> {
         self.process.end(STOP_LIMIT)?;
         ensure!(self.socket.exists() == self.held.is_some(), "the proxy's socket: {}", self.socket.display());
@@ -150,7 +146,6 @@ impl Held {
     }
 }
 
-/// A client that sends and gets bytes.
 #[derive(Clone, Debug)]
 pub struct RawClient(Channel);
 

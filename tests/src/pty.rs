@@ -16,7 +16,6 @@ use nix::unistd::Pid;
 
 use crate::process::wait_for;
 
-/// What the program may take to show something, or to end.
 const LIMIT: Duration = Duration::from_secs(60);
 const ROWS: NonZeroU16 = NonZeroU16::new(24).unwrap();
 const COLUMNS: NonZeroU16 = NonZeroU16::new(80).unwrap();

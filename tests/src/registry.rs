@@ -42,7 +42,6 @@ struct Descriptor {
     annotations: HashMap<String, String>,
 }
 
-/// What is served.
 struct Layout {
     blobs: PathBuf,
     /// Manifests' digests by the images' names.

@@ -26,7 +26,6 @@ pub struct Case {
 }
 
 impl Case {
-    /// A row that applies everywhere.
     pub fn new(name: &str, body: impl FnOnce(&TestContext) -> Result<()> + Send + 'static) -> Self {
         Self { name: name.to_owned(), refused: None, body: Box::new(body) }
     }

@@ -14,7 +14,6 @@ use crate::{ebpf, run};
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
-/// The kubectl plugin's program.
 pub const PLUGIN: &str = "kubectl-kwitness";
 
 /// The profile of the program under test: a release with less optimization, which no test looks at.
@@ -56,7 +55,6 @@ impl<'a> Builder<'a> {
         Ok(Self { workspace: self.workspace, architecture, objects: self.objects.clone() })
     }
 
-    /// `cargo SUBCOMMAND` for static executables.
     pub fn cargo(&self, subcommand: &str) -> Command {
         // The target is always named, so that build scripts and macros are not built statically too.
         let target = self.architecture.target();

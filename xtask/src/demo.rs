@@ -24,7 +24,6 @@ const LIMIT: Duration = Duration::from_secs(3600);
 
 /// The kernel of the guest in which a program runs that this machine's own kernel cannot serve.
 const STAND_IN: &str = "6.12";
-/// The memory of that guest, in MiB.
 const MEMORY: u32 = 2048;
 /// What a cgroup hierarchy with controllers in it has at its root.
 const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
@@ -205,7 +204,6 @@ impl Watched {
     }
 }
 
-/// How the programs are built.
 #[derive(Clone, Copy, Debug)]
 pub enum Build {
     /// As they are released.
@@ -233,7 +231,6 @@ impl Kubelet {
         }
     }
 
-    /// Its name in the cache's tools.
     const fn tool(self) -> &'static str {
         match self {
             Self::Pinned => KUBELET,
@@ -247,7 +244,6 @@ pub struct Program {
     pub name: &'static str,
     pub build: Build,
     pub kubelet: Option<Kubelet>,
-    /// Whether it starts an OpenTelemetry Collector.
     pub collector: bool,
     /// After this long it is given up.
     pub limit: Duration,

@@ -62,7 +62,6 @@ impl Object {
         ["Cargo.toml", "src"].map(|name| format!("{ABI}/{name}")).into_iter().chain(own).collect()
     }
 
-    /// Where it is in the source tree.
     fn prebuilt(&self) -> String {
         format!("{PREBUILT}/{}.o", self.binary)
     }

@@ -114,7 +114,6 @@ fn base(busybox: &[u8], applets: &[String], users: &str, groups: &str) -> Result
     Ok(tar.into_inner()?)
 }
 
-/// A layer with one file.
 fn single(name: &str, bytes: &[u8], mode: u32) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     add_file(&mut tar, name, bytes, mode)?;

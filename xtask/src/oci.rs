@@ -20,7 +20,6 @@ const NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation by which containerd names the images of a layout: it takes this one as it is.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// An image layout that is being written.
 pub struct Layout {
     directory: PathBuf,
     manifests: Vec<Value>,
@@ -38,7 +37,6 @@ pub struct Layer {
 
 /// What an image's configuration says beside its layers.
 pub struct Configuration<'a> {
-    /// `amd64`, `arm64`.
     pub architecture: &'a str,
     /// In RFC 3339; none: not stated.
     pub created: Option<&'a str>,
@@ -289,7 +287,6 @@ mod tests {
         layout.finish().unwrap();
     }
 
-    /// Every file below, by its path.
     fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut paths = Vec::new();
         crate::ebpf::list_files(directory, &mut paths).unwrap();

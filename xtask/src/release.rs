@@ -29,7 +29,6 @@ pub struct Source {
 pub struct Platform {
     /// As Go and krew name it.
     pub system: &'static str,
-    /// The same.
     pub architecture: &'static str,
     /// As Rust names it.
     pub target: &'static str,
@@ -46,7 +45,6 @@ pub const WINDOWS: Platform = Platform {
 };
 
 impl Platform {
-    /// Linux on that architecture.
     pub fn linux(architecture: Architecture) -> Self {
         Self {
             system: "linux",
@@ -56,7 +54,6 @@ impl Platform {
         }
     }
 
-    /// The file's name of a program.
     pub fn executable(self, name: &str) -> String {
         if self.system == "windows" { format!("{name}.exe") } else { name.to_owned() }
     }

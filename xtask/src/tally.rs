@@ -24,7 +24,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A failure that is not one of a test.
     pub fn failure(reason: impl Into<String>) -> Self {
         Self { failed: 1, reasons: vec![reason.into()], ..Self::default() }
     }

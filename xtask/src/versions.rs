@@ -91,12 +91,10 @@ pub struct RootSpec {
     /// Its name on the command line.
     pub name: &'static str,
     pub suite: &'static str,
-    /// Its packages beyond those that every root has.
     pub packages: &'static [&'static str],
     pub init: Init,
 }
 
-/// What every root has.
 pub const EVERY_ROOT: &[&str] = &["containerd", "runc", "crun", "busybox-static", "kmod", "iproute2"];
 
 /// The roots. containerd 1.6 is in bookworm, 1.7 in trixie, 2.x in the suite of the next release (sid breaks now and then).

@@ -14,12 +14,9 @@ use std::collections::HashSet;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process};
 
-/// What a limit is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What the pod was made with.
     Original,
-    /// What the work needs.
     Raised,
 }
 
@@ -97,7 +94,6 @@ impl Controller {
         self.decide()
     }
 
-    /// Whether the work needs the raise.
     pub fn is_busy(&self) -> bool {
         let is_ready = self.work.until == Until::Ready && self.is_ready;
         !self.running.is_empty() && !is_ready
@@ -115,12 +111,10 @@ impl Controller {
             && self.in_force == Level::Original
     }
 
-    /// The first program of the work that was seen.
     pub fn recognized(&self) -> Option<&str> {
         self.recognized.as_deref()
     }
 
-    /// How many processes of the work were seen.
     pub fn processes(&self) -> usize {
         self.seen
     }

@@ -9,31 +9,25 @@ use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// The picture's title, for those who cannot see it.
     pub title: &'static str,
     pub unit: Unit,
-    /// What [`Mark::Busy`] stands for, in a word.
     pub busy: &'static str,
     pub panels: Vec<Panel>,
     pub notes: Vec<String>,
 }
 
-/// A container.
 #[derive(Clone, Debug)]
 pub struct Panel {
     pub name: &'static str,
     pub end: String,
-    /// While it ran; in order.
     pub points: Vec<Point>,
 }
 
 /// A container at one moment; amounts are in the chart's [`Unit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    /// Since the beginning.
     pub at: Duration,
     pub used: u64,
-    /// Its limit; none: it has none.
     pub limit: Option<u64>,
     /// Where something happens before the limit, if it does.
     pub threshold: Option<u64>,
@@ -67,7 +61,6 @@ impl Unit {
         }
     }
 
-    /// Between two marks of the axis.
     const fn grid(self) -> u64 {
         match self {
             Self::Memory => 64 << 20,
@@ -87,12 +80,10 @@ impl Chart {
         svg::picture(self)
     }
 
-    /// Until the last point.
     pub fn duration(&self) -> Duration {
         self.panels.iter().filter_map(|panel| Some(panel.points.last()?.at)).max().unwrap_or_default()
     }
 
-    /// Room above the highest amount of all.
     fn top(&self) -> u64 {
         let highest = self.points().map(|point| point.used.max(point.limit.unwrap_or_default())).max();
         highest.unwrap_or_default().max(self.unit.grid()) / 8 * 9

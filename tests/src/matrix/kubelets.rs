@@ -10,11 +10,9 @@ use crate::pod::new_uid;
 
 #[derive(Clone, Copy, Debug)]
 pub struct KubeletVariant {
-    /// Its name in the table.
     pub name: &'static str,
     /// The release of Kubernetes that it is of; none: the one that all tests use.
     pub release: Option<&'static str>,
-    /// What differs from the defaults in its `KubeletConfiguration`.
     pub settings: fn() -> Value,
     /// Its calls pass the CRI proxy, so that each request is a source, too. With the systemd driver, each kubelet's do.
     pub proxy: bool,
@@ -30,7 +28,6 @@ pub struct KubeletVariant {
     pods: fn() -> Vec<Spec>,
 }
 
-/// Where a kubelet has its pods from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Files with the pods' UIDs: a kubelet resizes these pods in place.
@@ -41,7 +38,6 @@ pub enum Origin {
 }
 
 impl KubeletVariant {
-    /// Its pods, as new.
     pub fn pods(&self) -> Result<Vec<Spec>> {
         let mut pods = (self.pods)();
         for pod in &mut pods {
@@ -61,7 +57,6 @@ impl KubeletVariant {
         }
     }
 
-    /// Its name in that of a test.
     pub fn id(&self) -> String {
         let letters = self.name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         letters.collect::<Vec<_>>().join("_").to_lowercase()

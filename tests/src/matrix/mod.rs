@@ -25,20 +25,17 @@ enum Kind {
     Init,
     /// An init container with `restartPolicy: Always`.
     Sidecar,
-    /// One of the usual.
     App,
     /// It ends at once, and is not restarted.
     Ended,
 }
 
-/// A verdict other than `in force`.
 #[derive(Clone, Copy, Debug)]
 struct Exception {
     /// The container; "": the pod.
     whose: &'static str,
     file: &'static str,
     verdict: VerdictKind,
-    /// Part of the reason that must be given.
     reason: &'static str,
 }
 
@@ -50,15 +47,12 @@ pub struct Spec {
     uid: Option<String>,
     /// An ephemeral container is added once the others run.
     pub ephemeral: bool,
-    /// In the order in which they start.
     containers: Vec<(Kind, Container)>,
-    /// The pod's own limits and requests.
     pod: Option<(Quantities, Quantities)>,
     /// Its limits cannot be doubled.
     fixed: bool,
     /// See [`KubeletVariant::tiny`].
     tiny: &'static [Quantities],
-    /// Further fields of the pod's specification.
     fields: Map<String, Value>,
     exceptions: Vec<Exception>,
 }

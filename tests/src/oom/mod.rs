@@ -21,7 +21,6 @@ use crate::limit::Limit;
 use crate::process::wait_for;
 
 const MIB: u64 = 1 << 20;
-/// The limit of both containers, in bytes.
 const LIMIT: u64 = 64 * MIB;
 /// In percent of the limit: where a process is held.
 const THRESHOLD: u64 = 60;
@@ -38,16 +37,12 @@ const STEP: u32 = 3_000_000;
 const STEP_PAUSE: &str = "0.4";
 /// How long the work may take, in an emulated guest on a machine that does other work.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
-/// Between two samples.
 const SAMPLE: Duration = Duration::from_millis(100);
-/// Samples that are kept of each container; more would be a run that hangs.
 const SAMPLES_MAX: usize = 8192;
 const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What one of the two containers did.
 #[derive(Clone, Debug)]
 struct Life {
-    /// While it ran; in order.
     samples: Vec<Point>,
     ended: Terminated,
     /// `oom_kill` of its `memory.events` in the end; none: its cgroup was gone by then.
@@ -61,7 +56,6 @@ struct Run {
     holds: Vec<Ended>,
     /// The daemon's verdict on the guarded container's limit in the end.
     in_force: bool,
-    /// Processes that were held when all was over.
     left_held: usize,
 }
 
@@ -125,14 +119,12 @@ async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
     })
 }
 
-/// The daemon's, on a container's memory limit.
 async fn verdict(cluster: &GuardedNode, id: &str, limit: u64) -> Result<VerdictKind> {
     let limit = Limit::Memory(limit);
     let answer = cluster.agent.verify(limit.verify(id, VERDICT_LIMIT)).await.context("call Verify")?;
     Ok(limit.verdict(answer)?.verdict())
 }
 
-/// A container with the work.
 struct Worker {
     id: String,
     cgroup: PathBuf,

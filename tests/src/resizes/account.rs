@@ -12,7 +12,6 @@ const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const SABOTAGE: Style = AnsiColor::Yellow.on_default();
 
-/// What was done, and was judged rightly.
 #[derive(Debug, Default)]
 pub struct Account {
     steps: usize,
@@ -49,7 +48,6 @@ impl Account {
         anstream::println!("     {SABOTAGE}{text}{SABOTAGE:#}");
     }
 
-    /// A verdict was given: whether it is the right one.
     pub(super) async fn judged(&mut self, step: &str, verdict: &Verdict, expected: VerdictKind) -> bool {
         let is_right = verdict.verdict() == expected;
         self.meddled |= expected != VerdictKind::InForce;

@@ -22,7 +22,6 @@ pub(super) const MIB: u64 = 1 << 20;
 /// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
 const WAIT: u32 = 10_000;
 
-/// A resized container, and where its limits are written and read.
 pub(super) struct ResizeContext<'a> {
     pub(super) node: &'a Node,
     pub(super) agent: &'a Agent,
@@ -198,12 +197,10 @@ impl<'a> ResizeContext<'a> {
         self.verdict(step, limit, 0, expected).await
     }
 
-    /// The verdict on a limit that is waited for.
     pub(super) async fn in_force(&mut self, step: &str, limit: Limit) -> Result<proto::Verdict> {
         self.verdict(step, limit, WAIT, VerdictKind::InForce).await
     }
 
-    /// The verdict after waiting so long.
     pub(super) async fn verdict(
         &mut self,
         step: &str,

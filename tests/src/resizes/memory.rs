@@ -13,7 +13,6 @@ use crate::process;
 
 /// A container with a child that holds 40 MB. From then on it starts no process and allocates no memory.
 const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1000";
-/// What holds them.
 const HOLDER: &str = "tail";
 
 /// No process in it may be killed: the write returns, and the limit is exceeded.
@@ -57,7 +56,6 @@ pub(super) async fn a_child_is_killed(stage: Stage<'_>, account: &mut Account) -
     stage.node.remove_pod(&pod).await
 }
 
-/// A container that holds 40 MB.
 async fn hungry<'a>(stage: Stage<'a>, pod: &'a Pod, account: &'a mut Account) -> Result<ResizeContext<'a>> {
     let mut spec = sleeper();
     spec.command = ["/bin/sh", "-c", HOG].map(str::to_owned).to_vec();
@@ -72,13 +70,11 @@ async fn hungry<'a>(stage: Stage<'a>, pod: &'a Pod, account: &'a mut Account) ->
     Ok(context)
 }
 
-/// A process's command line.
 fn words(pid: u32) -> Vec<Vec<u8>> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Spares a process from the OOM killer.
 fn spare(pid: u32) -> Result<()> {
     write(format!("/proc/{pid}/oom_score_adj").as_ref(), "-1000")
 }

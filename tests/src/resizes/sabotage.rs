@@ -12,7 +12,6 @@ use crate::environment::{CgroupDriver, Combination};
 use crate::pod::PodSpec;
 use crate::process;
 
-/// All that is done to a container that runs.
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
     shadowed(ctx).await?;

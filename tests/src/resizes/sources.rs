@@ -78,7 +78,6 @@ fn checkpoint(pod: &Pod, memory: &str) -> String {
     serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string()
 }
 
-/// Waits until the runtime has reported the container's name.
 async fn known(ctx: &ResizeContext<'_>) -> Result<()> {
     process::wait_for("the container's name", Duration::from_secs(30), async || {
         let list = ctx.agent.list().await?;

@@ -13,7 +13,6 @@ use super::pace::Pace;
 /// Set in a process that is to be a filler, to what it is to fill.
 pub(super) const VARIABLE: &str = "KWITNESS_TEST_FILL";
 
-/// What to fill, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fill {
     /// So much as fast as possible.

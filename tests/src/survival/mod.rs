@@ -48,7 +48,6 @@ use tally::{Cell, Holds, Outcome, Ran, Tally};
 pub use way::Way;
 use way::order;
 
-/// Bytes in the unit of rates.
 const MB: u64 = 1_000_000;
 /// How long a container may take to be ready, or to be empty again, in an emulated guest.
 const SOON: Duration = Duration::from_secs(120);
@@ -123,12 +122,10 @@ impl Amounts {
         self.percent(90)
     }
 
-    /// Here the filler is done.
     pub const fn target(self) -> u64 {
         self.percent(110)
     }
 
-    /// The limit after the raise.
     pub const fn raised(self) -> u64 {
         self.limit + self.limit / 2
     }

@@ -16,7 +16,6 @@ const UNPACED: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: Rate,
-    /// Time that counts no more.
     forgiven: Duration,
 }
 
@@ -26,7 +25,6 @@ impl Pace {
         Self { rate, forgiven: Duration::ZERO }
     }
 
-    /// Bytes until the next rest.
     pub(super) fn slice(&self) -> u64 {
         self.rate.0.map_or(UNPACED, |rate| (rate / SLICE_PER_SECOND).max(PAGE))
     }

@@ -66,7 +66,6 @@ impl RuntimeService for Service {
     }
 }
 
-/// The server; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Raises {
     shared: Arc<Mutex<Shared>>,
@@ -97,7 +96,6 @@ impl Raises {
         Ok(())
     }
 
-    /// How long each write took.
     pub(super) fn times(&self) -> Vec<Duration> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).times.clone()
     }

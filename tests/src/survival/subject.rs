@@ -26,7 +26,6 @@ use crate::process::{cgroup_path, kill_pid, wait_for};
 const STALLED: Duration = Duration::from_secs(15);
 /// No machine fills slower at full speed.
 const SLOWEST: u64 = 50_000_000;
-/// How long a filler may take to its mark.
 const FILL_LIMIT: Duration = Duration::from_secs(600);
 /// Where a container sees the directory with the filler.
 const PROGRAM_DIRECTORY: &str = "/program";
@@ -36,7 +35,6 @@ pub(super) struct Subject {
     way: Way,
     amounts: Amounts,
     id: String,
-    /// Of its first process.
     pid: u32,
     /// The cgroup that has its limit.
     cgroup: PathBuf,

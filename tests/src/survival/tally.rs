@@ -28,7 +28,6 @@ pub struct Ran {
     pub achieved: Option<f64>,
 }
 
-/// The runs of a way at a rate and a limit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     runs: Vec<Ran>,
@@ -43,9 +42,7 @@ pub struct Cell {
     pub limit: u64,
     /// The rate that was requested, in bytes per second; none: full speed.
     pub wanted: Option<u64>,
-    /// The median of the rates that were achieved.
     pub achieved: Option<f64>,
-    /// Whether that is what was requested.
     pub reached: bool,
     pub runs: u32,
     pub survived: u32,
@@ -120,7 +117,6 @@ pub struct Holds {
     seen: u64,
 }
 
-/// The times of a step, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Step {
     /// As [`Holds::raised_by`].

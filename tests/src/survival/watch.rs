@@ -205,7 +205,6 @@ fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
 }
 
-/// The number that an open file of a cgroup holds now.
 fn usage(file: &File) -> Result<u64> {
     let mut text = [0; 32];
     let length = file.read_at(&mut text, 0).context("read memory.current")?;
@@ -233,7 +232,6 @@ mod tests {
         file.write_all_at(text.as_bytes(), 0).unwrap();
     }
 
-    /// Starts a watch that says when it raised.
     fn watch(source: Source, cgroup: &Path) -> (Watch, mpsc::Receiver<()>) {
         let (to, raised) = mpsc::channel();
         let watch = Watch::start(source, cgroup, 90, move || Ok(to.send(())?)).unwrap();

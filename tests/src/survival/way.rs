@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::watch::Source;
 
-/// What is done about a container that nears its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {

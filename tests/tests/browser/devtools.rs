@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 
 /// Of Debian's package `chromium-headless-shell`, whose `/usr/bin` has a script that would survive it.
 const PROGRAM: &str = "/usr/lib/chromium/chromium-headless-shell";
-/// What takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
@@ -61,7 +60,6 @@ impl Browser {
         Ok(Self { process, to: ours, from, last_id: 0, events: Vec::new() })
     }
 
-    /// Loads a file, without a network.
     pub(crate) fn open(&mut self, file: &Path) -> Result<Page<'_>> {
         let target = self.call(None, "Target.createTarget", json!({"url": "about:blank"}))?;
         let attach = json!({"targetId": target["targetId"], "flatten": true});
@@ -171,7 +169,6 @@ impl Page<'_> {
         self.call("Emulation.setEmulatedMedia", features).map(drop)
     }
 
-    /// What the screen shows, as PNG.
     pub(crate) fn screenshot(&mut self) -> Result<Vec<u8>> {
         let answer = self.call("Page.captureScreenshot", json!({"format": "png"}))?;
         let image =

@@ -15,9 +15,7 @@ use kwitness_tests::process;
 use kwitness_tests::suite;
 use serde_json::Value;
 
-/// A client that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Where the docs' commands expect the daemon.
 const DEFAULT_DIRECTORY: &str = "/run/kwitness";
 
 fn main() -> Result<()> {
@@ -115,7 +113,6 @@ async fn a_short_life(
     Ok(id)
 }
 
-/// That an example has printed the start and the end of that container.
 fn check_example(printed: &[Value], id: &str) -> Result<()> {
     let types: Vec<_> = printed.iter().map(|event| event["type"].as_str().unwrap_or_default()).collect();
     ensure!(types == ["started", "stopped"], "{printed:#?}");

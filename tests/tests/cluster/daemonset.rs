@@ -13,7 +13,6 @@ use crate::join::{Cluster, SOON, Way, with_cluster};
 
 pub(crate) const NAMESPACE: &str = "kwitness";
 const POD: &str = "kwitness-node";
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 /// What a runtime makes of the chart's `kwitness:VERSION`.
 pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
@@ -58,7 +57,6 @@ fn get(cluster: &Cluster<'_>, kind: &str, name: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
 }
 
-/// Waits until its probes have passed; its container's id.
 async fn ready(cluster: &Cluster<'_>) -> Result<String> {
     let mut last = Value::Null;
     let waited = wait_for("the chart's pod to be ready", SOON, async || {

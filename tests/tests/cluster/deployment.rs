@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use crate::join::{SOON, sleeping};
 
-/// The Deployment, and the label of its pods.
 const NAME: &str = "resized";
 pub(crate) const LABEL: &str = "app=resized";
 const PATCH: &str = r#"{"spec":{"containers":[{"name":"main","resources":

@@ -36,7 +36,6 @@ const SHADOWED: &str = "shadowed";
 const LIMIT: u64 = 48 << 20;
 /// What another process writes instead of it.
 const LOWER: u64 = 32 << 20;
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 
 pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Result<()> {
@@ -58,7 +57,6 @@ pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Re
 struct Scene<'a> {
     ctx: &'a TestContext,
     cluster: &'a Cluster<'a>,
-    /// Of the pods, on the node: a file in it has one of them take memory.
     directory: &'a Path,
 }
 
@@ -118,7 +116,6 @@ impl Scene<'_> {
         exporter.stop()
     }
 
-    /// The chart with nothing but Kubernetes Events of the exporter.
     fn objects(&self) -> Result<Vec<Value>> {
         let path = self.ctx.environment.job.join("exporter.json");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

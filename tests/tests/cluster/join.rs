@@ -8,10 +8,8 @@ use kwitness_tests::prelude::*;
 use kwitness_tests::process;
 use serde_json::{Value, json};
 
-/// How long anything may take; an emulated guest is slow.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
 
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Which way the kubelet's calls take, and whose events it gets.
@@ -39,7 +37,6 @@ pub(crate) async fn with_cluster(
     with_configured_cluster(ctx, api, (pleg, way), &[], body).await
 }
 
-/// The same, with settings of the daemon.
 pub(crate) async fn with_configured_cluster(
     ctx: &Testbed<'_>,
     api: &ControlPlane,

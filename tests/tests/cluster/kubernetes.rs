@@ -94,7 +94,6 @@ async fn agrees(cluster: &Cluster<'_>, limit: &str, request: &str) -> Result<Kub
     verdict.await?.kubernetes.context("no word of the API")
 }
 
-/// Waits until the verdict on the container's memory, and what the API says of it, are so.
 async fn until(
     cluster: &Cluster<'_>,
     what: &str,

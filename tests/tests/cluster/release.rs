@@ -38,11 +38,9 @@ const PINS: &str = "/sys/fs/bpf/kwitness";
 const LOCK: &str = "kwitness.sock.lock";
 /// Whose pods are replaced, with all of a control plane on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
 const PAUSE: Duration = Duration::from_millis(300);
 /// Of an answer of the daemon's, in bytes.
 const MESSAGE_MAX: usize = 64 << 20;
-/// Lives before the upgrade and after it, at least.
 const LIVES: usize = 20;
 /// Between two of them: the upgrade needs the processor, too.
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -223,7 +221,6 @@ impl<'a> Release<'a> {
     }
 }
 
-/// Everything that the daemon's journal holds.
 async fn replay() -> Result<Seen> {
     let client = KwitnessClient::new(connect(Path::new(SOCKET)).await?);
     let client = client.max_decoding_message_size(MESSAGE_MAX);
@@ -234,14 +231,12 @@ async fn replay() -> Result<Seen> {
     Ok(watcher.seen())
 }
 
-/// The programs in the kernel, by id.
 fn programs() -> BTreeSet<(u32, String)> {
     // One may go while they are listed.
     let programs = loaded_programs().filter_map(Result::ok);
     programs.map(|program| (program.id(), program.name_as_str().unwrap_or_default().to_owned())).collect()
 }
 
-/// Whether there is a cgroup of that pod below a directory.
 fn find(directory: &Path, uid: &str) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));

@@ -160,7 +160,6 @@ async fn look(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline) 
     }
 }
 
-/// What the API says of events and of the pod, in two files that grow.
 struct ApiWatches {
     events: PathBuf,
     pod: PathBuf,
@@ -225,14 +224,12 @@ async fn ask(api: &ApiWatches, name: &str, timeline: &Timeline) -> Result<()> {
     done.await
 }
 
-/// The lines of a file that are complete.
 fn whole_lines(path: &Path) -> Result<Vec<String>> {
     let said = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let whole = said.rfind('\n').map_or("", |end| &said[..end]);
     Ok(whole.lines().map(str::to_owned).collect())
 }
 
-/// The limits that an event's message names.
 fn limits_of(message: &str) -> String {
     let Some(json) = message.find('{').and_then(|at| serde_json::from_str::<Value>(&message[at..]).ok())
     else {
@@ -262,7 +259,6 @@ fn request(name: &str, id: &str, memory: u64, milli_cpu: u64, wait_ms: u32) -> V
     }
 }
 
-/// The verdict on each file of the container.
 async fn verdicts(agent: &Agent, request: VerifyRequest) -> Result<BTreeMap<String, VerdictKind>> {
     let answer = agent.verify(request).await.context("call Verify")?;
     let verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);

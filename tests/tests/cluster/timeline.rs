@@ -33,7 +33,6 @@ impl Timeline {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reported);
     }
 
-    /// In the order of time.
     pub(crate) fn all(&self) -> Vec<Entry> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         all.sort_by_key(|reported| reported.at);
@@ -47,7 +46,6 @@ impl Timeline {
             .map(|reported| reported.at)
     }
 
-    /// Prints it as a table, in seconds since its first line.
     pub(crate) fn print(&self, title: &str) {
         let all = self.all();
         let zero = all.first().map_or(0, |reported| reported.at);

@@ -32,7 +32,6 @@ impl Crictl {
         command.output().with_context(|| format!("run crictl {}", words.join(" ")))
     }
 
-    /// What it printed; fails if it failed.
     fn run(&self, words: &[&str]) -> Result<String> {
         let output = self.output(words)?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -65,7 +64,6 @@ fn without_ids(text: &str) -> String {
     parts.map(|part| if part.len() < 64 { part } else { "ID " }).collect()
 }
 
-/// Blanks times and measured values.
 fn still(value: &mut Value) {
     match value {
         Value::Object(map) => {

@@ -31,7 +31,6 @@ const UNKNOWN_METHOD: &str = "/runtime.v1.RuntimeService/FromTheYear2040";
 /// Of a service that does not.
 const UNKNOWN_SERVICE: &str = "/runtime.v2.RuntimeService/Version";
 
-/// A message with its first field a string.
 fn named(text: &str) -> Bytes {
     let mut message = Vec::new();
     prost::encoding::string::encode(1, &text.to_owned(), &mut message);
@@ -61,7 +60,6 @@ fn equal(expected: &Result<Bytes, Status>, found: &Result<Bytes, Status>, compar
 /// Where messages are recorded, for the corpus of `cri_proxy::fuzz`.
 const CORPUS: &str = "KWITNESS_CORPUS";
 
-/// Writes a message down, if it is wanted.
 fn record(name: &str, message: &[u8]) -> Result<()> {
     let Some(directory) = std::env::var_os(CORPUS).map(PathBuf::from) else { return Ok(()) };
     std::fs::create_dir_all(&directory)?;

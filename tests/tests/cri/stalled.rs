@@ -60,7 +60,6 @@ async fn storm(
     Ok((starts, ids))
 }
 
-/// Subscribes, and does not read.
 async fn stalled(socket: &std::path::Path) -> Result<Streaming<wire::ContainerEventResponse>> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);

@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// What became of each test, by its full name.
 pub(crate) type Report = BTreeMap<String, String>;
 
 #[derive(Deserialize)]

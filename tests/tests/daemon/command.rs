@@ -10,7 +10,6 @@ use std::time::Duration;
 use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, unshare};
 
-/// A command that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -32,7 +31,6 @@ impl Done {
         Ok(self)
     }
 
-    /// That standard error has all of these words in it.
     pub(crate) fn check_says(&self, words: &[&str]) -> Result<()> {
         for word in words {
             ensure!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);

@@ -19,7 +19,6 @@ use nix::unistd::Pid;
 const BUSYBOX: &str = "/usr/bin/busybox";
 /// A container's program: waits for another one to end, and exits with code 7.
 const WAIT: &str = "/usr/bin/busybox sleep 1000; exit 7";
-/// How long that may take to run.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What starts a container; a node cannot end before its parent, which is outside, has waited for it.
@@ -102,7 +101,6 @@ impl Running {
 struct Watched {
     watcher: Watcher,
     agent: Agent,
-    /// Ran before the daemon.
     earlier: Running,
     ids: Vec<String>,
     kubepods: Kubepods,

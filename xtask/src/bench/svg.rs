@@ -13,7 +13,6 @@ const INK: &str = "#888";
 const LINE: &str = "#2a78c8";
 const BAD: &str = "#d03030";
 
-/// What a drawing shows of a curve.
 #[derive(Debug, Deserialize)]
 pub struct Curve {
     #[serde(rename = "curve")]

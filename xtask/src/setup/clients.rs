@@ -17,7 +17,6 @@ use crate::workspace::Cache;
 
 /// The example needs much of what these need.
 const MODULE: go::Module = go::Module { keeps: true, ..go::module!("clients") };
-/// Those of its programs that are built.
 const PACKAGES: [&str; 3] = [
     "github.com/fullstorydev/grpcurl/cmd/grpcurl",
     "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
@@ -48,7 +47,6 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     python_packages(cache)
 }
 
-/// The directory with the Python packages.
 pub fn python(cache: &Cache) -> PathBuf {
     cache.root().join("tools/python")
 }

@@ -13,7 +13,6 @@ use crate::run;
 use crate::step::Step;
 use crate::workspace::Cache;
 
-/// A module below `xtask/go/`.
 pub struct Module {
     pub name: &'static str,
     /// Its files, with what is in them.

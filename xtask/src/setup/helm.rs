@@ -37,7 +37,6 @@ pub fn ensure(cache: &Cache) -> Result<()> {
         .run(cache, || write_schemas(&openapi(cache)?, &schemas))
 }
 
-/// Where the schemas are: a file for each kind.
 pub fn schemas(cache: &Cache) -> Result<PathBuf> {
     cache.dir(&format!("schemas/{KUBERNETES}"))
 }

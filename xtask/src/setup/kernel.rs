@@ -15,7 +15,6 @@ use crate::versions::{KERNELS, KernelSeries};
 use crate::workspace::Cache;
 use crate::{run, step};
 
-/// A kernel that a guest can boot.
 pub struct Kernel {
     /// The uncompressed kernel: QEMU starts it at once, where a bzImage first unpacks itself for a second. On arm64, the `Image`.
     pub elf: PathBuf,
@@ -35,7 +34,6 @@ impl KernelSeries {
         Architecture::of(self.name)
     }
 
-    /// Where setup puts it.
     pub fn files(&self, cache: &Cache) -> Result<Kernel> {
         let dir = cache.dir(&format!("kernels/{}", self.name))?;
         Ok(Kernel { elf: dir.join("vmlinux"), modules: dir.join("modules.img") })

@@ -19,7 +19,6 @@ const OLDER: [go::Module; 2] = [
 
 /// The programs' names, in the cache's tools and in a job.
 pub const NAMES: [&str; 4] = [KUBELET, "kube-apiserver", "kubectl", ETCD];
-/// See [`NAMES`].
 pub const KUBELET: &str = "kubelet";
 /// What makes pods of workloads, and gives them nodes.
 pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
@@ -27,10 +26,8 @@ pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"]
 pub const NEXT_KUBELET_NAME: &str = "kubelet-1.37";
 /// The kubelets of other releases in the cache's tools.
 pub const OTHER_KUBELETS: [&str; 3] = ["kubelet-1.34", "kubelet-1.35", NEXT_KUBELET_NAME];
-/// Those that are built.
 const BUILT: [&str; 3] = [KUBELET, "kube-apiserver", "kubectl"];
 const ETCD: &str = "etcd";
-/// Debian's package of it.
 const ETCD_PACKAGE: &str = "etcd-server";
 
 pub fn ensure(cache: &Cache) -> Result<()> {

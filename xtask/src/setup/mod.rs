@@ -113,7 +113,6 @@ impl Tool {
     }
 }
 
-/// What a task needs to be there.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
     pub tools: BTreeSet<Tool>,

@@ -10,7 +10,6 @@ use crate::workspace::Cache;
 pub const NAMES: [&str; 2] = ["prometheus", PROMTOOL];
 /// Checks and tests rules.
 pub const PROMTOOL: &str = "promtool";
-/// Debian's package of both.
 const PACKAGE: &str = "prometheus";
 
 pub fn ensure(cache: &Cache) -> Result<()> {

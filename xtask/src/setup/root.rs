@@ -55,12 +55,10 @@ impl RootSpec {
         Architecture::of(self.name)
     }
 
-    /// Its tree.
     pub fn tree(&self, cache: &Cache) -> Result<PathBuf> {
         Ok(cache.dir(&format!("roots/{}", self.name))?.join("tree"))
     }
 
-    /// Its disk.
     pub fn image(&self, cache: &Cache) -> Result<PathBuf> {
         Ok(cache.dir(&format!("roots/{}", self.name))?.join("disk.img"))
     }

@@ -27,12 +27,10 @@ pub fn bpf_linker(cache: &Cache) -> Result<()> {
     install(cache, "bpf-linker", BPF_LINKER, &["--no-default-features", "--features", &feature], Some(bin))
 }
 
-/// Installs cargo-deny.
 pub fn cargo_deny(cache: &Cache) -> Result<()> {
     install(cache, "cargo-deny", CARGO_DENY, &[], None)
 }
 
-/// Installs cargo-machete.
 pub fn cargo_machete(cache: &Cache) -> Result<()> {
     install(cache, "cargo-machete", CARGO_MACHETE, &[], None)
 }

@@ -67,7 +67,6 @@ const LONG_ONLY: &[(&str, &str)] = &[
     ("outage", "vm 7.2 forky"),
     ("probes", ARM64),
 ];
-/// The targets that need a tool.
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
     (Tool::Kubernetes, &["cluster", "demos", "kubelet", "matrix"]),
@@ -79,7 +78,6 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::Packages, &["packages"]),
     (Tool::Prometheus, &["cluster", "prometheus"]),
 ];
-/// Those that run the kubectl plugin.
 pub const WITH_PLUGIN: &[&str] = &["cluster"];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
@@ -119,7 +117,6 @@ impl Machine {
         }
     }
 
-    /// The machines that the command line asks for.
     pub fn chosen(test: &Test) -> Result<Vec<Self>> {
         let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
         for kernel in &test.kernel {

@@ -116,7 +116,6 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-/// What all machines share.
 struct Prepared<'a> {
     builder: Builder<'a>,
     /// One for each architecture of a machine.

@@ -49,7 +49,6 @@ pub(super) fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Ta
     Row { name: name.to_owned(), tally, time }
 }
 
-/// Prints the table and the closing line; returns the sum.
 pub(super) fn print(rows: &[Row]) -> Tally {
     let mut total = Tally::default();
     println!("\n{:<32} {:>7} {:>7} {:>9}", "where", "passed", "failed", "time");

@@ -21,7 +21,6 @@ use crate::report::{Row, Target, quantile};
 const WATCHERS: usize = 32;
 const VERIFY_CALLS: usize = 512;
 const PAUSE: Duration = Duration::from_millis(1);
-/// What it prints once it has all of that.
 const ATTACKING: &str = "attacking";
 
 const TICKS: u32 = 500;
@@ -66,7 +65,6 @@ struct Round {
     calls: Vec<f64>,
 }
 
-/// The 99th percentile of each round.
 #[derive(Default)]
 struct Rounds {
     delays: Vec<f64>,
@@ -117,7 +115,6 @@ async fn one_round(
     Ok(Round { delays, calls })
 }
 
-/// Starts the attacker and waits until it attacks.
 async fn start(socket: &Path, log: &Path) -> Result<Managed> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("attack").arg(socket);

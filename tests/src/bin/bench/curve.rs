@@ -13,7 +13,6 @@ use crate::report::{BAD, FAINT, GOOD, HEAD, Table, number, quantile};
 /// Nothing is wider.
 const COLUMNS: usize = 80;
 
-/// How fast a figure may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
@@ -33,10 +32,8 @@ impl Bound {
     }
 }
 
-/// A figure at one size.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Point {
-    /// The size.
     x: f64,
     /// The median.
     value: f64,
@@ -45,19 +42,16 @@ pub(crate) struct Point {
     note: String,
 }
 
-/// A size without a figure.
 #[derive(Clone, Debug, Serialize)]
 struct Missing {
     size: String,
     reason: String,
 }
 
-/// A figure over sizes.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Curve {
     #[serde(rename = "curve")]
     pub(crate) name: String,
-    /// What the sizes count.
     x: &'static str,
     unit: &'static str,
     bound: Bound,
@@ -141,7 +135,6 @@ impl Curve {
     }
 }
 
-/// The time that one kind of curve may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     began: Instant,
@@ -153,7 +146,6 @@ impl Budget {
         Self { began: Instant::now(), limit }
     }
 
-    /// Fails if there is no time for what is expected to take so long.
     pub(crate) fn check(&self, expected: Duration) -> Result<()> {
         let is_early = self.began.elapsed() + expected <= self.limit;
         ensure!(is_early, "more than the {} s that these curves may take", self.limit.as_secs());

@@ -44,7 +44,6 @@ struct Parameters {
     events_per_node_second: f64,
 }
 
-/// A fleet on paper.
 #[derive(Debug, Serialize)]
 struct Paper {
     nodes: f64,
@@ -235,7 +234,6 @@ async fn round(
     Ok((round, fleet))
 }
 
-/// All nodes export these events so often.
 async fn export(
     fleet: Vec<SimulatedNode>,
     events: &Arc<Vec<Event>>,

@@ -11,18 +11,15 @@ use kwitness_tests::process;
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;
 
-/// How many containers a node has here.
 pub(crate) const CONTAINERS: usize = 1000;
 const STARTS: usize = 10;
 const STARTS_IN_A_GUEST: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);
-/// What the containers run.
 const SLEEPER: &str = "/usr/bin/busybox";
 
 /// How long the last of many containers may take to run its program.
 const RUNNING_LIMIT: Duration = Duration::from_secs(120);
 
-/// Containers, each with a process.
 pub(crate) struct Crowd {
     containers: Vec<(HandMade, Child)>,
     kubepods: Kubepods,

@@ -8,12 +8,10 @@ use kwitness_tests::prelude::*;
 use crate::curve::{Bound, Budget, Curve};
 use crate::footprint::{Crowd, idle_shares, resident};
 
-/// The sizes without `--sizes`.
 const SIZES: [usize; 4] = [100, 1000, 5000, 20_000];
 const STARTS: usize = 3;
 const CALLS: usize = 5;
 const IDLE: Duration = Duration::from_secs(8);
-/// Of all sizes together.
 const LIMIT: Duration = Duration::from_secs(420);
 /// What a size takes beside its containers: starts, rests, calls.
 const REST: Duration = Duration::from_secs(20);
@@ -24,7 +22,6 @@ const CPU: f64 = 0.5;
 
 const CONTAINERS: &str = "containers";
 
-/// What was measured at one size.
 struct Sample {
     starts: Starts,
     idle: Vec<f64>,
@@ -33,7 +30,6 @@ struct Sample {
     verify: Result<Vec<f64>>,
 }
 
-/// Several starts of the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Starts {
     /// From execve to SERVING, in milliseconds.

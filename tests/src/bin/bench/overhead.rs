@@ -103,7 +103,6 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The kind of hook that sees limit writes.
 pub(crate) async fn hook(agent: &Agent) -> Result<String> {
     let mut capabilities = agent.status().await?.capabilities.into_iter();
     let capability = capabilities.find(|capability| capability.name == "limit_write");
@@ -150,9 +149,7 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
 
 /// What lives under a daemon and a client of its own take, in nanoseconds.
 pub(crate) struct Lives {
-    /// The lives, from the first to the last.
     pub(crate) took: f64,
-    /// CPU time of the daemon.
     pub(crate) daemon: f64,
     /// CPU time of the client, which watches everything.
     pub(crate) client: f64,
@@ -197,7 +194,6 @@ impl Drop for Pinned {
 pub(crate) struct Client(Child);
 
 impl Client {
-    /// Starts it, and waits until its streams are open.
     pub(crate) fn start(socket: &Path, streams: usize) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("watch").arg(socket).arg(streams.to_string());
@@ -246,12 +242,10 @@ pub(crate) fn outside(forks: u32) -> Result<f64> {
     workload(&["forks", &forks.to_string()])
 }
 
-/// The same in a container.
 pub(crate) fn inside(container: &HandMade, forks: u32) -> Result<f64> {
     time(container.start("/proc/self/exe", &["forks", &forks.to_string()])?)
 }
 
-/// The time of one of this program's own workloads, in nanoseconds.
 fn workload(arguments: &[&str]) -> Result<f64> {
     let mut command = Command::new("/proc/self/exe");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());

@@ -70,7 +70,6 @@ const PEERS: [Peer; 4] = [
 
 const KWITNESS: &str = "kwitness";
 
-/// What runs and is measured.
 enum Running {
     /// The daemon, and a client that reads everything.
     Kwitness(Agent, Client),
@@ -78,7 +77,6 @@ enum Running {
 }
 
 impl Running {
-    /// Starts it, and waits until it sees processes.
     async fn start(environment: &Environment, peer: Option<&Peer>) -> Result<Self> {
         let Some(peer) = peer else {
             let agent = Agent::start(environment, &["log.level=warn"]).await?;

@@ -15,7 +15,6 @@ use serde_json::json;
 use crate::footprint::{cpu_times, ran};
 use crate::report::{Row, Target, quantile};
 
-/// The numbers of pods without `--sizes`.
 const PODS: [usize; 3] = [10, 50, 110];
 const CONTAINERS: usize = 2;
 const ROUNDS: usize = 3;
@@ -28,7 +27,6 @@ const ENDS: usize = 10;
 /// As a kubelet in production logs.
 const VERBOSITY: u8 = 2;
 
-/// Where the kubelet learns of changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Generic,

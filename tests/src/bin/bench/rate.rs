@@ -24,11 +24,8 @@ const WATCHERS: [usize; 3] = [1, 8, 64];
 /// From the first event on, which is not counted.
 const SETTLE: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(8);
-/// Of all rates and watchers.
 const LIMIT: Duration = Duration::from_secs(240);
-/// What a point may take.
 const EACH: Duration = Duration::from_secs(14);
-/// How long a client waits for the first event.
 const FIRST: Duration = Duration::from_secs(30);
 
 /// The shells that fork: one may not be enough for a whole machine.
@@ -64,7 +61,6 @@ pub(crate) fn forks_at(rate: u32) -> Result<()> {
     }
 }
 
-/// What came to a client in a time.
 struct Sample {
     /// Events a second.
     rate: f64,

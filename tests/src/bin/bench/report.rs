@@ -54,7 +54,6 @@ impl Row {
         Self { name: name.to_owned(), value, spread, unit, target, is_ratio_to_floor: false, note }
     }
 
-    /// What could not be measured, and why.
     pub(crate) fn missing(name: &str, reason: &str) -> Self {
         // Between them is the rest of a log, which ends with what a program said last.
         let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -111,7 +110,6 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Where it is measured.
     pub(crate) fn head(self, environment: &Environment) -> Result<()> {
         let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
         let cpus = std::thread::available_parallelism().context("ask for the number of CPUs")?;
@@ -162,7 +160,6 @@ impl Table {
         self.load()
     }
 
-    /// The last line.
     pub(crate) fn load(self) -> Result<()> {
         self.line(&format!("{FAINT}load average at the end {}{FAINT:#}", load_average()?));
         Ok(())

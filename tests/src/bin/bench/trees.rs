@@ -13,9 +13,7 @@ const WIDTHS: [usize; 3] = [100, 1000, 10_000];
 const DEPTHS: [usize; 3] = [10, 100, 1000];
 /// A path of more levels is longer than `PATH_MAX`.
 const DEEPEST: usize = 1500;
-/// Of all sizes of one shape.
 const LIMIT: Duration = Duration::from_secs(90);
-/// What a size may take.
 const EACH: Duration = Duration::from_secs(15);
 
 const CGROUPS: &str = "cgroups in a container";

@@ -20,7 +20,6 @@ pub struct Account {
     failures: Vec<String>,
 }
 
-/// A gap that a life may touch.
 #[derive(Debug)]
 struct Cost {
     from: i128,

@@ -19,7 +19,6 @@ use crate::account::Account;
 use crate::actions::Sequence;
 use crate::stage::{Stage, WATCHERS};
 
-/// How long the daemon may take to end.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes chaos around a daemon.

@@ -14,7 +14,6 @@ use tonic::Streaming;
 
 use crate::actions::Action;
 
-/// How long the daemon may take to end.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Watchers that are added at a time, and never read; fewer in a guest, where a thousand take most of a minute. On so many
 /// connections.
@@ -44,12 +43,10 @@ pub struct Stage {
     /// Where the daemon gets no more memory; none where the memory controller is not to be had.
     narrow: Option<TestCgroup>,
     tier: Tier,
-    /// Containers of the runtime.
     lived: Vec<Lived>,
 }
 
 impl Stage {
-    /// A running daemon with a client, a runtime and a proxy.
     pub async fn new(
         environment: &Environment,
         agent: Agent,
@@ -82,7 +79,6 @@ impl Stage {
         self.agent.log_tail()
     }
 
-    /// Why an action cannot be performed here; none if it can.
     pub fn refuses(&self, action: Action) -> Option<&'static str> {
         match action {
             Action::OomKill if self.narrow.is_none() => Some("the memory controller is not to be had"),
@@ -204,7 +200,6 @@ impl Stage {
         }
     }
 
-    /// Has the daemon as it is usually.
     pub async fn settle(&mut self, storm: &Storm) -> Result<()> {
         self.restart_with(USUAL_RING).await?;
         storm.more(1).await
@@ -218,7 +213,6 @@ impl Stage {
         Ok((agent, bpffs, state, client.context("it does not resume")?, lived))
     }
 
-    /// A container of the runtime comes and goes.
     async fn live(&mut self) -> Result<()> {
         let began = SystemTime::now();
         let pod = self.node.run_pod(&PodSpec::new("chaos", self.combination.handler)?).await?;
@@ -264,7 +258,6 @@ impl Stage {
         storm.more(1).await
     }
 
-    /// Another layout than the last.
     fn change_maps(&mut self) {
         self.upgrades += 1;
         // The kernel's rings are powers of two, from a page on.

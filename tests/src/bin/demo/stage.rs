@@ -29,7 +29,6 @@ const INTERRUPTED: i32 = 130;
 /// How long the command may be behind an API client.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
-/// The stage, while the command runs.
 #[derive(Debug)]
 pub(crate) struct Stage {
     watcher: Watcher,
@@ -39,7 +38,6 @@ pub(crate) struct Stage {
     pause: Duration,
 }
 
-/// One line of the narrator.
 pub(crate) fn say(text: &str) {
     anstream::println!("\n{NARRATOR}▶ {text}{NARRATOR:#}");
 }

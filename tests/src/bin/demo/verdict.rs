@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use crate::script::Deed;
 use crate::stage;
 
-/// When the runtime's own events came, by container and type.
 #[derive(Debug)]
 pub(crate) struct RuntimeEvents {
     arrived: Arc<Mutex<HashMap<(String, v1::ContainerEventType), u64>>>,
@@ -94,7 +93,6 @@ impl Verdict {
         Ok(Self { done: deeds.len(), reported, events: seen.0.len(), lost, wrong, latency, runtime })
     }
 
-    /// Nothing was missed, doubled or misreported.
     pub(crate) fn is_good(&self) -> bool {
         self.wrong.is_empty() && self.lost == 0
     }
