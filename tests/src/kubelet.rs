@@ -13,8 +13,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::cgroup;
 use crate::control_plane::ControlPlane;
@@ -22,6 +20,7 @@ use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
 use crate::pod::APP_IMAGE;
 use crate::process::{self, Managed, wait_for};
+use crate::scrape;
 
 /// An emulated guest that runs the control plane as well is slow.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -168,8 +167,9 @@ impl Kubelet {
         }
         let process = Managed::spawn("kubelet", command, &directory.path().join("kubelet.log"))?;
         let mut kubelet = Self { process, lists_anyway, directory, cgroup, mounted, stopped: false };
-        let is_well =
-            async || Ok(get(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()));
+        let is_well = async || {
+            Ok(scrape::get_at(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()))
+        };
         kubelet.process.wait_for("the kubelet to be well", START_LIMIT, is_well).await?;
         Ok(kubelet)
     }
@@ -293,7 +293,7 @@ impl Kubelet {
 
     async fn metrics(&self) -> Result<String> {
         wait_for("the kubelet's metrics", START_LIMIT, async || {
-            Ok(get(READ_ONLY_PORT, "/metrics").await.ok())
+            Ok(scrape::get_at(READ_ONLY_PORT, "/metrics").await.ok())
         })
         .await
     }
@@ -387,16 +387,4 @@ fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -
         }
     }
     configuration
-}
-
-async fn get(port: u16, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect to the kubelet")?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("ask the kubelet")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.context("read the kubelet's answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the kubelet's answer has no body")?;
-    let status = head.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "{path}: {status}");
-    Ok(body.to_owned())
 }

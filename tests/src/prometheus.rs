@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::environment::Environment;
 use crate::process::{self, Managed, wait_for};
+use crate::scrape;
 
 const PORT: u16 = 9090;
 const LIMIT: Duration = Duration::from_secs(300);
@@ -68,7 +67,8 @@ impl Prometheus {
 
     pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let answer = get(&format!("/api/v1/query?query={encoded}")).await?;
+        let answer = scrape::get_at(PORT, &format!("/api/v1/query?query={encoded}")).await?;
+        let answer: Value = serde_json::from_str(&answer).context("parse the answer")?;
         ensure!(answer["status"] == "success", "{expression}: {answer}");
         ensure!(answer["data"]["resultType"] == "vector", "{expression}: {answer}");
         let samples = answer["data"]["result"].as_array().context("no result")?;
@@ -126,14 +126,4 @@ impl Prometheus {
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
-}
-
-async fn get(path: &str) -> Result<Value> {
-    let mut stream = TcpStream::connect(("127.0.0.1", PORT)).await.context("connect to Prometheus")?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("ask Prometheus")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.context("read Prometheus' answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("Prometheus' answer has no body")?;
-    serde_json::from_str(body).with_context(|| format!("{path}: {head}"))
 }

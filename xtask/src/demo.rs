@@ -58,14 +58,8 @@ enum Scene {
 
 impl Scene {
     /// As the program takes it.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Life => "life",
-            Self::Resize => "resize",
-            Self::Oom => "oom",
-            Self::Build => "build",
-            Self::Startup => "startup",
-        }
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// Whether it claims something on a node of a cluster, and leaves a picture of that.
@@ -109,7 +103,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         options.set_root(root);
     }
     let name = demo.scene.name();
-    options.arguments.insert(0, name.to_owned());
+    options.arguments.insert(0, name.clone());
     let program = Program {
         name: "kwitness-demo",
         build: Build::Release,

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Action {
     /// SIGKILL; some containers later, it is started again.
     Kill,
@@ -36,27 +38,6 @@ pub enum Action {
     RestartProxy,
     /// The wall clock is set an hour ahead, then back.
     StepClock,
-}
-
-impl Action {
-    pub const ALL: [Self; 16] = [
-        Self::Kill,
-        Self::End,
-        Self::Pause,
-        Self::OomKill,
-        Self::Upgrade,
-        Self::CrashInUpgrade,
-        Self::SmallRing,
-        Self::LosePins,
-        Self::UnmountBpffs,
-        Self::FullState,
-        Self::ReadOnlyState,
-        Self::StalledWatchers,
-        Self::RestartRuntime,
-        Self::PauseRuntime,
-        Self::RestartProxy,
-        Self::StepClock,
-    ];
 }
 
 impl fmt::Display for Action {
@@ -103,7 +84,7 @@ impl Sequence {
     /// What is next, and how many containers live and die meanwhile, at least.
     pub fn next(&mut self) -> (Action, usize) {
         if self.left.is_empty() {
-            self.left.extend(Action::ALL);
+            self.left.extend(Action::value_variants());
             self.random.shuffle(&mut self.left);
             self.rounds += 1;
         }
