@@ -1,5 +1,7 @@
 //! What nearly every test and measurement of a node names: `use kwitness_tests::prelude::*`.
 
+pub use std::time::{Duration, Instant};
+
 pub use anyhow::{Context as _, Result, bail, ensure};
 
 pub use crate::agent::{Agent, Watcher, boottime, from_now, with_snapshot};
@@ -14,3 +16,4 @@ pub use crate::pod::{ContainerSpec, Pod, PodSpec};
 pub use crate::process::{Managed, wait_for};
 pub use crate::proxy::Proxy;
 pub use crate::suite::Case;
+pub use crate::{cgroup, handmade, process, suite};

@@ -5,14 +5,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use kwitness_tests::alone;
 use kwitness_tests::cri::v1;
-use kwitness_tests::handmade;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
-use kwitness_tests::suite;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(120);

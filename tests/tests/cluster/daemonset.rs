@@ -3,10 +3,8 @@
 //! There is neither a controller nor a network plugin here: the test makes the pod of the DaemonSet's template, on the node's network.
 
 use std::fs;
-use std::time::Duration;
 
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};

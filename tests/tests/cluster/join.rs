@@ -1,11 +1,9 @@
 //! The node: containerd, daemon, proxy, control plane and kubelet; and pods that the API gives it.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use kwitness_tests::pod::APP_IMAGE;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 use serde_json::{Value, json};
 
 pub(crate) const SOON: Duration = Duration::from_secs(240);

@@ -12,9 +12,8 @@ mod release;
 mod resize;
 mod timeline;
 
+use kwitness_tests::once;
 use kwitness_tests::prelude::*;
-use kwitness_tests::suite;
-use kwitness_tests::{handmade, once};
 
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;

@@ -1,14 +1,11 @@
 //! The stream of events through the proxy: the daemon's, or without one the runtime's own; for everyone and for long.
 
-use std::time::Duration;
-
 use kwitness_cri::events::ContainerEventType::{
     ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
 };
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber};
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 use crate::{with_daemon, with_proxy};
 

@@ -11,8 +11,8 @@ mod stalled;
 use std::path::Path;
 
 use kwitness_tests::node::containerd_version;
+use kwitness_tests::once;
 use kwitness_tests::prelude::*;
-use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

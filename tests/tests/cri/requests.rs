@@ -1,7 +1,5 @@
 //! Requests for limits that pass the proxy: the daemon knows them, with their times.
 
-use std::time::Duration;
-
 use kwitness_api::proto;
 use kwitness_tests::cri::{Cri, v1 as cri};
 use kwitness_tests::prelude::*;

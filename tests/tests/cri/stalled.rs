@@ -1,7 +1,5 @@
 //! Subscribers that stop reading during a storm of containers: no other client notices.
 
-use std::time::{Duration, Instant};
-
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber, subscribe};

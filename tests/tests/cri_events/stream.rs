@@ -2,14 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::agent::connect;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status, wall_clock};
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 /// Calls to the runtime for an event, at most: the pod is polled soon and often, and then read.
 const CALLS: u64 = 20;

@@ -2,11 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use kwitness_tests::node::Extras;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 use kwitness_tests::registry::Registry;
 
 use crate::report::{self, Report};

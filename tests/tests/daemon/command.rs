@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, unshare};

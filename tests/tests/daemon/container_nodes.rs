@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::Duration;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process, Started};
@@ -12,7 +11,6 @@ use kwitness_tests::container_node::{ContainerNode, Daemon};
 use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

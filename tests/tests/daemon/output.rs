@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
-use std::time::Duration;
 
 use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
 use kwitness_tests::events::short;

@@ -1,7 +1,6 @@
 //! What a daemon that ends leaves for the next one (`kernel.pin`), as the command line and metrics show it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::prelude::*;

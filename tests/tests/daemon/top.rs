@@ -1,7 +1,5 @@
 //! `kwitness top`: the screen at a terminal, and what it prints elsewhere.
 
-use std::time::Duration;
-
 use kwitness_api::proto::{UsageSample, amount};
 use kwitness_tests::events::short;
 use kwitness_tests::prelude::*;

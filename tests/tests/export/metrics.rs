@@ -1,7 +1,7 @@
 //! The daemon's metrics by way of the exporter: what the collector gets is what a scrape says.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kwitness_tests::otel::{Collector, Exporter, Metrics};
 use kwitness_tests::outage::Storm;

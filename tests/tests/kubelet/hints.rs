@@ -1,12 +1,9 @@
 //! Kubelet 1.37, to which an event is a hint: it asks the runtime about that pod at once. A hint that came before the runtime agrees would be
 //! of no use: nothing is found then, and the next look is up to a second away.
 
-use std::time::{Duration, Instant};
-
 use kwitness_tests::hints::{FoundBy, found_by};
 use kwitness_tests::kubelet::Setup;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 /// The first such release.
 const NEXT: &str = "1.37";

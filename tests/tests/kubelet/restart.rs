@@ -1,9 +1,6 @@
 //! Pods that crash, and how soon the kubelet starts them again.
 
-use std::time::{Duration, Instant};
-
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 const SOON: Duration = Duration::from_secs(180);
 /// Each of daemon and runtime: many more than the five ends of a stream after which a kubelet gives events up for good.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::oom_kill::Exhausted;

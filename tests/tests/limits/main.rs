@@ -11,7 +11,7 @@ mod series;
 mod top;
 
 use kwitness_tests::prelude::*;
-use kwitness_tests::{each, once, suite};
+use kwitness_tests::{each, once};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -5,7 +5,6 @@ use std::process::Command;
 use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
 use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 const MIB: u64 = 1 << 20;
 const MILLI: u64 = 200;

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use kwitness_api::proto::{ContainerUsage, UsageSample, amount};
 use kwitness_tests::hog::{LIMIT, limited};

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use kwitness_api::proto::{VerdictKind, VerdictOf, VerifyRequest, reading};
 use kwitness_tests::matrix::{KubeletVariant, Spec, short};

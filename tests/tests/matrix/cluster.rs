@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use kwitness_tests::cri::v1;
 use kwitness_tests::kubelet::Setup;

@@ -6,7 +6,6 @@ mod cluster;
 
 use kwitness_tests::matrix::KUBELETS;
 use kwitness_tests::prelude::*;
-use kwitness_tests::suite;
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -1,15 +1,12 @@
 //! Daemons that come and go while containers do: what happened in between is reported, and clients keep their place.
 
 use std::fs;
-use std::time::Duration;
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{self, Basis, GapCause};
 use kwitness_tests::alone;
-use kwitness_tests::handmade;
 use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
 use kwitness_tests::prelude::*;
-use kwitness_tests::suite;
 
 const LIMIT: Duration = Duration::from_secs(120);
 

@@ -17,7 +17,6 @@ use kwitness_agent::probe::Settings;
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind};
 use kwitness_agent::probe::environment::{self, Lockdown};
 use kwitness_tests::prelude::*;
-use kwitness_tests::suite;
 
 use crate::session::{Root, Session};
 

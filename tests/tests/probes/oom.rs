@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kwitness_core::model::{Caller, CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
-use kwitness_tests::cgroup;
 use kwitness_tests::prelude::*;
 
 use crate::limits::{root_with_controllers, write};

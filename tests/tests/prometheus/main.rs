@@ -3,8 +3,8 @@
 
 mod alerts;
 
+use kwitness_tests::once;
 use kwitness_tests::prelude::*;
-use kwitness_tests::{once, suite};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -1,11 +1,9 @@
 //! Whole lives, from the cgroup's making to its removal.
 
 use std::fs;
-use std::time::Duration;
 
 use kwitness_tests::pod::{Qos, new_static_uid};
 use kwitness_tests::prelude::*;
-use kwitness_tests::{cgroup, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -5,7 +5,7 @@ mod start;
 mod stream;
 
 use kwitness_tests::prelude::*;
-use kwitness_tests::{each, once, suite};
+use kwitness_tests::{each, once};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -1,13 +1,10 @@
 //! What happens around the daemon's start, its end, and the runtime's.
 
 use std::process::Command;
-use std::time::Duration;
 
 use kwitness_api::proto::{Basis, ContainerState, State};
-use kwitness_tests::cgroup;
 use kwitness_tests::events::check_known;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 use crate::life::sandbox;
 

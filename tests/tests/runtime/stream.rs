@@ -1,7 +1,5 @@
 //! What a watcher receives when it cannot keep up.
 
-use std::time::Duration;
-
 use kwitness_api::proto::{Event, GapCause, event};
 use kwitness_tests::prelude::*;
 

@@ -6,7 +6,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;

@@ -6,14 +6,13 @@
 //! device, TCP, its acknowledgements and HTTP/2 included.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use kwitness_api::proto::Event;
 use kwitness_export::{CollectorOptions, SimulatedNode, Tally};
 use kwitness_tests::otel::Collector;
 use kwitness_tests::outage::Storm;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process::{self, raise_descriptors};
+use kwitness_tests::process::raise_descriptors;
 use serde::Serialize;
 use tokio::task::JoinSet;
 

@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 use std::fs;
 use std::process::Child;
-use std::time::{Duration, Instant};
 
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;

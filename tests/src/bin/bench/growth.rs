@@ -1,7 +1,5 @@
 //! What grows with the containers of a node: memory, idle CPU, time to start and to scan, `List` and `Verify` of all.
 
-use std::time::{Duration, Instant};
-
 use kwitness_api::proto::{self, wanted};
 use kwitness_tests::prelude::*;
 

@@ -1,7 +1,6 @@
 //! From the kernel's hook to a gRPC client, on an idle machine: kwitness against a floor.
 
 use std::process::{Child, Command};
-use std::time::Duration;
 
 use kwitness_api::proto::Event;
 use kwitness_tests::prelude::*;

@@ -6,7 +6,6 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, VerdictKind, wanted};

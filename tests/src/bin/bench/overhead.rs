@@ -4,7 +4,6 @@
 use std::io::{Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::connect;

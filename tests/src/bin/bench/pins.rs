@@ -1,7 +1,5 @@
 //! What it costs that a daemon's work outlives it: pins and ledger, against a daemon that has neither.
 
-use std::time::Instant;
-
 use kwitness_tests::outage::Bpffs;
 use kwitness_tests::prelude::*;
 

@@ -2,14 +2,13 @@
 //! the runtime, and the time from a container's end until the kubelet acts.
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use kwitness_tests::cri::v1;
 use kwitness_tests::kubelet::Setup;
 use kwitness_tests::node::containerd_version;
 use kwitness_tests::pod::APP_IMAGE;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 use serde_json::json;
 
 use crate::footprint::{cpu_times, ran};

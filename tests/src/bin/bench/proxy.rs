@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use kwitness_tests::agent::connect;
 use kwitness_tests::prelude::*;

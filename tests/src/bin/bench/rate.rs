@@ -5,7 +5,6 @@
 
 use std::io::Write as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use kwitness_api::proto::WatchResponse;
 use kwitness_tests::prelude::*;

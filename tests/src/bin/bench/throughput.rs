@@ -13,7 +13,6 @@ use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use kwitness_abi::{Header, Process, RecordKind, TaskExec, TaskExit, TaskFork};
 use kwitness_agent::api::kwitness_server::{Kwitness, KwitnessServer};

@@ -8,10 +8,9 @@ mod account;
 mod actions;
 mod stage;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use kwitness_tests::handmade;
 use kwitness_tests::outage::{Bpffs, Client, StateDirectory, Storm, lasting};
 use kwitness_tests::prelude::*;
 

@@ -1,7 +1,7 @@
 //! The daemon, its clients, its runtime, and how an action is performed: each leaves everything as it was.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use kwitness_api::proto::WatchResponse;
 use kwitness_cri::events::ContainerEventType;

@@ -11,7 +11,6 @@ mod verdict;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use kwitness_tests::boost::{build, startup};

@@ -1,7 +1,5 @@
 //! The scene `resize`: the tests' own series, reported as it happens, with each OCI runtime that this place can run.
 
-use std::time::Duration;
-
 use kwitness_tests::prelude::*;
 use kwitness_tests::resizes::{self, Account};
 

@@ -3,7 +3,6 @@
 use futures_util::future::join_all;
 use kwitness_tests::environment::Handler;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process;
 
 use crate::stage::{self, Stage};
 
