@@ -109,11 +109,6 @@ impl Kubelet {
         Ok(version.context("the kubelet does not say its version")?.to_owned())
     }
 
-    /// Starts it standalone on a runtime's socket, and waits until it says that it is well.
-    pub async fn start(environment: &Environment, runtime: &Path, pleg: Pleg) -> Result<Self> {
-        Self::start_as(environment, runtime, pleg.into(), None).await
-    }
-
     /// Starts it joined to a control plane, as the node [`NODE`].
     pub async fn join(
         environment: &Environment,

@@ -113,11 +113,11 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     };
     if !demo.scene.claims() {
         ensure!(demo.svg.is_none(), "the scene {name} leaves no picture");
-        return task(workspace, cache, &program, &options, Output::Shown);
+        return task(workspace, cache, &program, &options, Output::Shown, None);
     }
     options.arguments.extend(["--svg".to_owned(), LEAVES.to_owned()]);
     let left = workspace.scratch("demo")?.join("left");
-    let status = run(workspace, cache, &program, &options, Output::Shown, Some(&left))?;
+    let status = task(workspace, cache, &program, &options, Output::Shown, Some(&left))?;
     let text = fs::read_to_string(&left).with_context(|| format!("read {}", left.display()))?;
     let picture = text.replace('\r', "");
     // A claim that does not hold leaves its picture, too; a scene that broke off leaves none.
@@ -158,7 +158,7 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
         collector: false,
         limit: LIMIT,
     };
-    task(workspace, cache, &program, &options, Output::Shown)
+    task(workspace, cache, &program, &options, Output::Shown, None)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -243,19 +243,9 @@ pub struct Program {
     pub limit: Duration,
 }
 
-/// Builds a program, runs it, and returns its exit status.
+/// Builds a program, runs it, and returns its exit status. With a file for what the program leaves it has the programs of Kubernetes,
+/// too, and runs in a guest.
 pub fn task(
-    workspace: &Workspace,
-    cache: &Cache,
-    program: &Program,
-    options: &Watched,
-    output: Output,
-) -> Result<i32> {
-    run(workspace, cache, program, options, output, None)
-}
-
-/// The same. With a file for what the program leaves it has the programs of Kubernetes, too, and runs in a guest.
-fn run(
     workspace: &Workspace,
     cache: &Cache,
     program: &Program,

@@ -170,6 +170,12 @@ impl Root {
         Ok(directory)
     }
 
+    /// Makes a container's cgroup below it; its directory and its id.
+    pub fn container(&self) -> Result<(PathBuf, u64)> {
+        let directory = self.sub("ctr")?;
+        Ok((directory.clone(), cgroup::id(&directory)?))
+    }
+
     /// The path from the hierarchy's root of what is below it.
     pub fn path_of(&self, path: &str) -> PathText {
         PathText::Full(format!("{}/{path}", self.path).into())
