@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, PAUSE};
 use crate::environment::{Environment, Handler};
 use crate::kubelet::{Kubelet, NODE, Pleg, Setup};
 use crate::node::{CONTAINERD_SOCKET, Extras, Node};
@@ -17,7 +17,6 @@ use crate::pod::APP_IMAGE;
 use crate::process::wait_for;
 
 const SOON: Duration = Duration::from_secs(300);
-const PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
 pub struct ClusterNode {

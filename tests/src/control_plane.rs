@@ -19,7 +19,8 @@ use crate::process::{self, Managed, wait_for};
 /// An emulated guest needs a minute.
 const START_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(300);
+/// Between two calls of kubectl, each of which costs an emulated guest seconds.
+pub const PAUSE: Duration = Duration::from_millis(300);
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 const PORT: u16 = 6443;

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::cgroup::{self, TestCgroup};
@@ -126,7 +126,14 @@ impl HandMade {
         self.spawn(helper(self.cgroup.directory()).arg(program).args(arguments))
     }
 
-    /// The same in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
+    /// Runs one of busybox' programs to its end, which must have that code, and removes the container, whose id it was.
+    pub fn live(self, arguments: &[&str], code: i32) -> Result<String> {
+        let status = self.start("/usr/bin/busybox", arguments)?.wait().context("wait for the program")?;
+        ensure!(status.code() == Some(code), "container {} ended with {status}", self.id);
+        Ok(self.id)
+    }
+
+    /// The same as [`Self::start`] in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
     /// as it does.
     pub fn start_with_own_pids(&self, cgroup: &Path, program: &str, arguments: &[&str]) -> Result<Child> {
         self.spawn(helper(cgroup).env(OWN_PIDS, "1").arg(program).args(arguments))

@@ -204,10 +204,7 @@ impl Storm {
             let mut all = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let began = SystemTime::now();
-                let container = kubepods.container()?;
-                container.start("/usr/bin/busybox", &["true"])?.wait()?;
-                let id = container.id.clone();
-                drop(container);
+                let id = kubepods.container()?.live(&["true"], 0)?;
                 all.push(Lived { id, began, ended: SystemTime::now() });
                 count.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(between);

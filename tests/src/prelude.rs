@@ -6,7 +6,7 @@ pub use anyhow::{Context as _, Result, bail, ensure};
 
 pub use crate::agent::{Agent, Watcher, boottime, from_now, with_snapshot};
 pub use crate::context::{TestContext, Testbed};
-pub use crate::control_plane::ControlPlane;
+pub use crate::control_plane::{ControlPlane, PAUSE};
 pub use crate::environment::{CgroupDriver, CgroupLayout, Combination, Environment, Tier};
 pub use crate::events::{End, Life, Seen, kind};
 pub use crate::handmade::{HandMade, Kubepods};

@@ -101,10 +101,7 @@ async fn a_short_life(
 ) -> Result<String> {
     let kubepods = Kubepods::make(environment)?;
     let mut watcher = agent.watch(from_now()).await?;
-    let container = kubepods.container()?;
-    let id = container.id.clone();
-    container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-    drop(container);
+    let id = kubepods.container()?.live(&["sh", "-c", "exit 7"], 7)?;
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok(id)
 }

@@ -11,7 +11,6 @@ use crate::join::{Cluster, SOON, Way, with_cluster};
 
 pub(crate) const NAMESPACE: &str = "kwitness";
 const POD: &str = "kwitness-node";
-const PAUSE: Duration = Duration::from_millis(300);
 /// What a runtime makes of the chart's `kwitness:VERSION`.
 pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
 /// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.

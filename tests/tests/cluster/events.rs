@@ -35,7 +35,6 @@ const SHADOWED: &str = "shadowed";
 const LIMIT: u64 = 48 << 20;
 /// What another process writes instead of it.
 const LOWER: u64 = 32 << 20;
-const PAUSE: Duration = Duration::from_millis(300);
 
 pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Result<()> {
     let listen = format!("http.listen=127.0.0.1:{PORT}");

@@ -8,8 +8,6 @@ use serde_json::{Value, json};
 
 pub(crate) const SOON: Duration = Duration::from_secs(240);
 
-const PAUSE: Duration = Duration::from_millis(300);
-
 /// Which way the kubelet's calls take, and whose events it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {

@@ -37,7 +37,6 @@ const PINS: &str = "/sys/fs/bpf/kwitness";
 const LOCK: &str = "kwitness.sock.lock";
 /// Whose pods are replaced, with all of a control plane on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(600);
-const PAUSE: Duration = Duration::from_millis(300);
 /// Of an answer of the daemon's, in bytes.
 const MESSAGE_MAX: usize = 64 << 20;
 const LIVES: usize = 20;

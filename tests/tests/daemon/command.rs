@@ -107,10 +107,8 @@ pub(crate) async fn client(ctx: &TestContext, socket: &Path, line: &str) -> Resu
 pub(crate) async fn a_short_life(agent: &Agent, kubepods: &Kubepods) -> Result<(Watcher, String, String)> {
     let mut watcher = agent.watch(from_now()).await?;
     let container = kubepods.container()?;
-    let (id, pod) = (container.id.clone(), container.pod_uid.clone());
-    let status = container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-    ensure!(status.code() == Some(7), "the container: {status}");
-    drop(container);
+    let pod = container.pod_uid.clone();
+    let id = container.live(&["sh", "-c", "exit 7"], 7)?;
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok((watcher, id, pod))
 }

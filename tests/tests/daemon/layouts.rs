@@ -16,10 +16,7 @@ pub(crate) async fn the_machine_of_kata_is_its_sandbox(ctx: &TestContext) -> Res
     ctx.with_agent(&[], async |agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let path = format!("kubepods/besteffort/pod{uid}/kata_{id}");
-        let machine = kubepods.container_at(&path, &uid, &id)?;
-        let status = machine.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-        ensure!(status.code() == Some(7), "the machine: {status}");
-        drop(machine);
+        kubepods.container_at(&path, &uid, &id)?.live(&["sh", "-c", "exit 7"], 7)?;
         let seen = watcher.wait_until("the machine's end", |seen| seen.has(&id, "deleted")).await?;
         seen.check_complete()?;
         seen.check_whole(&id)?;

@@ -57,11 +57,8 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let lasting = lasting(&kubepods, &mut watcher).await?;
-    let busy = kubepods.container()?;
     let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
-    busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
-    let busy_id = busy.id.clone();
-    drop(busy);
+    let busy_id = kubepods.container()?.live(&["sh", "-c", script], 0)?;
     watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
     let first = agent.replay().await?;
     ensure!(!first.has(lasting.id(), "created"), "the journal still has it:\n{first}");

@@ -216,12 +216,8 @@ async fn a_hook_that_is_not_whole_costs_its_capability_only(ctx: &TestContext) -
     agent.start_again().await?;
     let client = Client::new(watcher).resume(&agent).await?;
     ensure!(bpffs.sets()? == sets, "the rest is adopted");
-    let id = {
-        let after = kubepods.container()?;
-        let script = "/usr/bin/busybox true; /usr/bin/busybox true";
-        after.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
-        after.id.clone()
-    };
+    let script = "/usr/bin/busybox true; /usr/bin/busybox true";
+    let id = kubepods.container()?.live(&["sh", "-c", script], 0)?;
     let last = container.end()?;
     let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
     seen.check_unbroken()?;

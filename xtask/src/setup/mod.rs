@@ -81,7 +81,7 @@ impl Tool {
     fn ensure(self, cache: &Cache) -> Result<()> {
         match self {
             Self::Bpf => tools::bpf_linker(cache),
-            Self::Lint => tools::cargo_deny(cache).and_then(|()| tools::cargo_machete(cache)),
+            Self::Lint => tools::lint(cache),
             Self::CriTools => critools::ensure(cache),
             Self::Kubernetes => kubernetes::ensure(cache),
             Self::NextKubelet => kubernetes::ensure_next(cache),
