@@ -16,7 +16,6 @@ use crate::kubelet::NODE;
 /// The node with its guard. What every node of a cluster can do, it can.
 #[derive(Debug)]
 pub struct GuardedNode {
-    /// The guard.
     pub guard: Guard,
     cluster: ClusterNode,
 }
@@ -48,12 +47,10 @@ impl GuardedNode {
         Ok(Self { guard, cluster })
     }
 
-    /// Adds what all parts have logged to a failure.
     pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
         self.cluster.explain(done.with_context(|| self.guard.log_tail()))
     }
 
-    /// Ends everything, and removes the pods.
     pub async fn stop(self) -> Result<()> {
         let guarded = self.guard.stop();
         self.cluster.stop().await?;

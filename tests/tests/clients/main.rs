@@ -6,23 +6,15 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_tests::agent::{Agent, from_now};
+use anyhow::bail;
+use kwitness_tests::agent::from_now;
 use kwitness_tests::alone;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::handmade::{self, Kubepods};
-use kwitness_tests::process;
-use kwitness_tests::proxy::Proxy;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 use serde_json::Value;
 
-/// A client that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Where the docs' commands expect the daemon.
 const DEFAULT_DIRECTORY: &str = "/run/kwitness";
 
 fn main() -> Result<()> {
@@ -35,7 +27,7 @@ fn main() -> Result<()> {
         perfettos_own_messages_have_every_field_of_a_trace,
     ];
     cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
-        ctx.block_on(the_cri_through_the_proxy(ctx, combination))
+        ctx.block_on(the_cri_through_the_proxy(&ctx.on(combination)))
     })?);
     suite::run(ctx, cases)
 }
@@ -117,15 +109,11 @@ async fn a_short_life(
 ) -> Result<String> {
     let kubepods = Kubepods::make(environment)?;
     let mut watcher = agent.watch(from_now()).await?;
-    let container = kubepods.container()?;
-    let id = container.id.clone();
-    container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-    drop(container);
+    let id = kubepods.container()?.live(&["sh", "-c", "exit 7"], 7)?;
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok(id)
 }
 
-/// That an example has printed the start and the end of that container.
 fn check_example(printed: &[Value], id: &str) -> Result<()> {
     let types: Vec<_> = printed.iter().map(|event| event["type"].as_str().unwrap_or_default()).collect();
     ensure!(types == ["started", "stopped"], "{printed:#?}");
@@ -245,9 +233,9 @@ for _ in range(2):
 print(version.runtime_name, version.runtime_version)
 "#;
 
-async fn the_cri_through_the_proxy(ctx: &TestContext, combination: Combination) -> Result<()> {
+async fn the_cri_through_the_proxy(ctx: &Testbed<'_>) -> Result<()> {
     let checkout = Checkout::make(ctx)?;
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
         let said = clients_of_the_cri(&checkout, proxy.socket()).await.with_context(|| proxy.log_tail())?;
         let direct = node.cri().version(v1::VersionRequest::default()).await?;

@@ -10,10 +10,8 @@ mod proof;
 mod series;
 mod top;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::{each, once, suite};
+use kwitness_tests::prelude::*;
+use kwitness_tests::{each, once};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

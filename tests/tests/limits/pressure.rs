@@ -14,8 +14,7 @@ use kwitness_api::proto::PressureDirection::{Down, Up};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::events::Seen;
 use kwitness_tests::hog::limited_to;
 use kwitness_tests::pod::PodSpec;
@@ -58,16 +57,13 @@ const SAMPLES: u64 = 20;
 const OBEY: &str = "mkfifo /out/gate; while :; do while read line; do eval \"$line\"; echo $line >/out/done; done \
                     </out/gate; done";
 
-pub(crate) async fn each_crossing_is_reported_once(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&SETTINGS, async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
             let is_recorded = records_charges(agent).await?;
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-            let pod = node.run_pod(&PodSpec::new("filled", combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
             let fill = format!("/dev/shm/{}", pod.sandbox);
             let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
 

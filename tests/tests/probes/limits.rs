@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, Watch};
 use kwitness_agent::probe::capability::{HookKind, LIMIT_WRITES};
@@ -14,9 +13,9 @@ use kwitness_core::model::{
     WriteResult, WrittenValue,
 };
 use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{Tier, find_cgroup2};
-use kwitness_tests::suite::Case;
+use kwitness_tests::environment::find_cgroup2;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::cgroup_path;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 
@@ -34,7 +33,6 @@ const SCENARIOS: &[Scenario] = &[
     ("ten_thousand_writes_by_one_lose_no_other", flood),
 ];
 
-/// The rows.
 pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
     let mut cases = by_function_hooks(ctx, loaded, SCENARIOS);
     let shared = Arc::clone(loaded);
@@ -80,9 +78,8 @@ fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
 
 /// The cgroup that this process is in.
 fn own_cgroup() -> Result<CgroupId> {
-    let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
-    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path))?))
+    let path = cgroup_path(std::process::id())?;
+    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path.trim_start_matches('/')))?))
 }
 
 fn whole(session: &mut Session, parent: &Path) -> Result<()> {

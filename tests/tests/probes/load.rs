@@ -2,18 +2,15 @@
 
 use std::num::NonZeroU32;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
 use kwitness_agent::probe::{
     CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
 };
-use kwitness_tests::context::TestContext;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 
 use crate::all_but;
 
-/// The rows.
 pub fn cases(ctx: &TestContext) -> Vec<Case> {
     // What is refused by name, or by a lock, is so before the kernel is called.
     let repeated = ctx.environment.same_everywhere();

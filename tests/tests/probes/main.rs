@@ -14,13 +14,10 @@ mod storm;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
 use kwitness_agent::probe::Settings;
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind};
 use kwitness_agent::probe::environment::{self, Lockdown};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 
 use crate::session::{Root, Session};
 

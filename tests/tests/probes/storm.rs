@@ -27,7 +27,6 @@ const CONTAINERS_EMULATED: u32 = 1_000;
 const PRODUCERS: u32 = 2;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
-/// The rows.
 pub fn cases(loaded: &Arc<Loaded>) -> [Case; 4] {
     let case = |name: &str, body: fn(&Environment) -> Result<()>| {
         let loaded = Arc::clone(loaded);

@@ -70,7 +70,6 @@ const LONG_ONLY: &[(&str, &str)] = &[
     ("outage", "vm 7.2 forky"),
     ("probes", ARM64),
 ];
-/// The targets that need a tool.
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
     (Tool::Kubernetes, &["cluster", "demos", "kubelet", "matrix"]),
@@ -82,24 +81,18 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::Packages, &["packages"]),
     (Tool::Prometheus, &["cluster", "prometheus"]),
 ];
-/// Those that run the kubectl plugin.
 pub const WITH_PLUGIN: &[&str] = &["cluster"];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
 
-/// Where integration tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
     /// This machine's own kernel.
     Host {
-        /// What its nodes are made of.
         root: &'static RootSpec,
     },
-    /// A virtual machine.
     Guest {
-        /// What it boots.
         kernel: &'static KernelSeries,
-        /// With which root.
         root: &'static RootSpec,
     },
 }
@@ -114,14 +107,12 @@ impl Machine {
         }
     }
 
-    /// What its nodes are made of.
     pub fn root(self) -> &'static RootSpec {
         match self {
             Self::Host { root } | Self::Guest { root, .. } => root,
         }
     }
 
-    /// What its programs are built for.
     pub fn architecture(self) -> Architecture {
         match self {
             Self::Host { .. } => Architecture::HOST,
@@ -129,7 +120,6 @@ impl Machine {
         }
     }
 
-    /// The machines that the command line asks for.
     pub fn chosen(test: &Test) -> Result<Vec<Self>> {
         let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
         for kernel in &test.kernel {
@@ -208,7 +198,6 @@ impl Machine {
         needed.map(|(tool, _)| *tool).collect()
     }
 
-    /// Whether a target runs here.
     pub fn runs(self, target: &str, long: bool) -> bool {
         let name = self.name();
         if !long && LONG_ONLY.contains(&(target, name.as_str())) {
@@ -221,9 +210,7 @@ impl Machine {
 /// Programs that could not be made.
 #[derive(Debug)]
 pub struct Missing {
-    /// The targets that need them.
     pub targets: &'static [&'static str],
-    /// Why they are not there.
     pub why: String,
 }
 

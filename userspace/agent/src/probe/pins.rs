@@ -70,7 +70,7 @@ use crate::private::{self, Foreign};
 use layout::{is_layout, layout};
 
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
-pub(super) const MAPS: [&str; 19] = [
+pub(super) const MAPS: [&str; 20] = [
     "ANCESTORS",
     "BUDGETS",
     "COUNTERS",
