@@ -7,8 +7,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::bail;
-use kwitness_tests::agent::from_now;
 use kwitness_tests::alone;
 use kwitness_tests::cri::v1;
 use kwitness_tests::prelude::*;

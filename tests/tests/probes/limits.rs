@@ -12,7 +12,6 @@ use kwitness_core::model::{
     CgroupId, Fact, GapCause, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase,
     WriteResult, WrittenValue,
 };
-use kwitness_tests::cgroup;
 use kwitness_tests::environment::find_cgroup2;
 use kwitness_tests::prelude::*;
 use kwitness_tests::process::cgroup_path;
