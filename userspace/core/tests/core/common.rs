@@ -177,13 +177,15 @@ impl Node {
     /// So many `task_exec` were lost at a time, of these so many in each of the given containers.
     pub fn lose_of(&mut self, at: u64, count: u64, containers: &[(u64, u64)]) {
         let lost = |count| BTreeMap::from([("task_exec".to_owned(), count)]);
-        let number = |cgroup: u64| u32::try_from(cgroup & u64::from(u32::MAX)).unwrap();
         self.observe(Observation::Lost(Loss {
             from: KernelTime(at),
             to: KernelTime(at),
             cause: GapCause::RingFull,
             lost: lost(count),
-            by_container: containers.iter().map(|(cgroup, of)| (number(*cgroup), lost(*of))).collect(),
+            by_container: containers
+                .iter()
+                .map(|(cgroup, of)| (kwitness_abi::container_number(*cgroup), lost(*of)))
+                .collect(),
             capabilities: Vec::new(),
         }));
     }

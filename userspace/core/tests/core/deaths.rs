@@ -14,7 +14,7 @@ fn dies(node: &mut Node, cgroup: u64, process: TaskInfo, signal: u8) {
 
 /// The events without their times.
 fn events(node: &mut Node) -> Vec<String> {
-    node.events().iter().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    node.events().iter().map(|line| line.split_once(' ').expect("a time").1.to_owned()).collect()
 }
 
 /// crun makes a group in the scope that systemd gave it, and sets the limits of both: that group is the container, whatever an
