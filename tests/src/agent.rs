@@ -19,7 +19,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::collector::{self, Collector};
 use crate::environment::Environment;
 use crate::events::{Received, Seen};
-use crate::process::{Managed, Paused, wait_for};
+use crate::process::{self, Managed, Paused};
 
 /// A guest without hardware virtualization verifies the programs twenty times slower than the machine itself.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -31,7 +31,6 @@ const MESSAGE_MAX: usize = 64 << 20;
 /// What a failed test needs to know.
 const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
 
-/// A running daemon.
 #[derive(Debug)]
 pub struct Agent {
     process: Managed,
@@ -41,7 +40,6 @@ pub struct Agent {
     directory: tempfile::TempDir,
 }
 
-/// A watcher that collects what it is sent.
 #[derive(Debug)]
 pub struct Watcher(Collector<Collected>);
 
@@ -59,7 +57,6 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts the daemon and does not wait.
     pub fn spawn(environment: &Environment, settings: &[&str]) -> Result<Self> {
         let settings = settings.iter().flat_map(|setting| ["--set", setting]);
         Self::spawn_with(environment, DETAILS.into_iter().chain(settings).collect())
@@ -88,8 +85,7 @@ impl Agent {
     }
 
     fn spawn_with(environment: &Environment, arguments: Vec<&str>) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-agent-").tempdir_in("/run");
-        let directory = directory.context("make the daemon's directory in /run")?;
+        let directory = process::directory("agent")?;
         let socket = directory.path().join("api/kwitness.sock");
         let program = environment.kwitness();
         // Of other cgroups on this machine, a test's daemon sees none.
@@ -120,58 +116,47 @@ impl Agent {
 
     /// Waits until the daemon's health service says SERVING.
     pub async fn wait_ready(&mut self) -> Result<()> {
-        let socket = self.socket.clone();
-        let process = &mut self.process;
-        let ready = wait_for("the daemon to be ready", START_LIMIT, async || {
-            process.check_running()?;
-            let Ok(channel) = connect(&socket).await else { return Ok(None) };
+        let socket = &self.socket;
+        let serves = async || {
+            let Ok(channel) = connect(socket).await else { return Ok(None) };
             let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
             let serving = answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving);
             Ok(serving.then_some(()))
-        });
-        let ready = ready.await;
-        ready.with_context(|| self.process.log_tail())
+        };
+        self.process.wait_for("the daemon to be ready", START_LIMIT, serves).await
     }
 
-    /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Its process.
     pub fn process(&mut self) -> &mut Managed {
         &mut self.process
     }
 
-    /// Its whole log.
     pub fn log(&self) -> Result<String> {
         self.process.log()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// A client with a connection of its own.
     pub async fn client(&self) -> Result<KwitnessClient<Channel>> {
         let client = KwitnessClient::new(connect(&self.socket).await?);
         Ok(client.max_decoding_message_size(MESSAGE_MAX))
     }
 
-    /// What it says of itself.
     pub async fn status(&self) -> Result<proto::StatusResponse> {
         let answer = self.client().await?.status(proto::StatusRequest {}).await;
         Ok(answer.context("call Status")?.into_inner())
     }
 
-    /// The containers.
     pub async fn list(&self) -> Result<proto::ListResponse> {
         let answer = self.client().await?.list(proto::ListRequest { filter: None }).await;
         Ok(answer.context("call List")?.into_inner())
     }
 
-    /// Whether limits are in force.
     pub async fn verify(
         &self,
         request: proto::VerifyRequest,
@@ -181,7 +166,6 @@ impl Agent {
         Ok(client.verify(request).await?.into_inner())
     }
 
-    /// Watches, and collects in the background.
     pub async fn watch(&self, request: proto::WatchRequest) -> Result<Watcher> {
         Watcher::open(self.client().await?, request).await
     }
@@ -198,19 +182,14 @@ impl Agent {
         Ok(watcher.seen())
     }
 
-    /// Asks it to end with SIGTERM; fails if it does not do so well.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the daemon ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         ensure!(!self.socket.exists(), "the daemon left its socket behind");
         Ok(())
     }
 
-    /// Kills it as the OOM killer would: no time to tidy up.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.signal(nix::sys::signal::Signal::SIGKILL)?;
-        self.process.wait(STOP_LIMIT)?;
-        Ok(())
+        self.process.kill(STOP_LIMIT)
     }
 
     /// Keeps it from reading what the kernel records until the guard is dropped.
@@ -218,14 +197,12 @@ impl Agent {
         self.process.pause()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 }
 
 impl Watcher {
-    /// Opens a stream and collects what comes.
     pub async fn open(mut client: KwitnessClient<Channel>, request: proto::WatchRequest) -> Result<Self> {
         let stream = client.watch(request).await.context("call Watch")?.into_inner();
         Ok(Self(Collector::start(
@@ -238,22 +215,18 @@ impl Watcher {
         )))
     }
 
-    /// What it has got so far.
     pub fn seen(&self) -> Seen {
         Seen(self.0.look().all.events.clone())
     }
 
-    /// Waits for the snapshot.
     pub async fn snapshot(&mut self) -> Result<proto::Snapshot> {
         self.wait("the snapshot", |collected| collected.all.snapshot.clone()).await
     }
 
-    /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&Seen) -> bool) -> Result<Seen> {
         self.wait(what, |collected| Some(Seen(collected.all.events.clone())).filter(&accept)).await
     }
 
-    /// Waits until the server has ended the stream, and returns how.
     pub async fn wait_end(&mut self) -> Result<Result<(), tonic::Status>> {
         self.wait("the end of the stream", |collected| collected.end.clone()).await
     }
@@ -268,7 +241,6 @@ impl Watcher {
     }
 }
 
-/// Starts the daemon, with its log in `directory`.
 fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) -> Result<Managed> {
     let mut command = Command::new(program);
     command.arg("daemon").arg("--socket").arg(socket);
@@ -276,17 +248,14 @@ fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) 
     Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
 }
 
-/// Everything from now on.
 pub fn from_now() -> proto::WatchRequest {
     proto::WatchRequest::default()
 }
 
-/// A snapshot, then everything after it.
 pub fn with_snapshot() -> proto::WatchRequest {
     proto::WatchRequest { snapshot: true, ..proto::WatchRequest::default() }
 }
 
-/// What comes after that place.
 pub fn after(position: &proto::Position) -> proto::WatchRequest {
     proto::WatchRequest { after: Some(position.clone()), ..proto::WatchRequest::default() }
 }
@@ -295,7 +264,6 @@ pub fn after(position: &proto::Position) -> proto::WatchRequest {
 /// hide for thousands of events that a watcher does not read.
 const STREAM_WINDOW: u32 = 65_535;
 
-/// Connects to a daemon's socket.
 pub async fn connect(socket: &Path) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
         .with_context(|| format!("{} as an endpoint", socket.display()))?

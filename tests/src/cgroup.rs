@@ -33,17 +33,14 @@ impl TestCgroup {
         Ok(Self { directory })
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its cgroup v2 id.
     pub fn id(&self) -> Result<u64> {
         id(&self.directory)
     }
 
-    /// Moves a process in.
     pub fn enter(&self, pid: u32) -> Result<()> {
         enter(&self.directory, pid)
     }
@@ -67,7 +64,6 @@ pub struct Nest {
 }
 
 impl Nest {
-    /// Makes it in that directory.
     pub fn make(directory: &Path) -> Result<Self> {
         let top = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
         let mut nest = Self { directories: vec![top.into()], name: "x".repeat(NEST_NAME) };
@@ -121,13 +117,11 @@ pub fn entry(directory: &Path, file: &str, name: &str) -> Result<u64> {
     value.parse().with_context(|| format!("{name} in {}", path.display()))
 }
 
-/// Moves a process into the cgroup of that directory.
 pub fn enter(directory: &Path, pid: u32) -> Result<()> {
     let procs = directory.join("cgroup.procs");
     fs::write(&procs, pid.to_string()).with_context(|| format!("write {pid} to {}", procs.display()))
 }
 
-/// The mount points of all hierarchies, v1 and v2.
 pub fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = crate::process::mounts()?.into_iter();
     Ok(mounts.filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2").map(|(target, _)| target).collect())
@@ -175,7 +169,6 @@ pub fn remove_tree(directory: &Path) -> Result<()> {
     }
 }
 
-/// Kills the processes of a cgroup itself.
 fn kill_members(directory: &Path) -> Result<()> {
     // Gone meanwhile: nothing to kill.
     let Ok(members) = fs::read_to_string(directory.join("cgroup.procs")) else { return Ok(()) };

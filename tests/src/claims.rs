@@ -6,12 +6,9 @@ use anyhow::{Result, ensure};
 
 use crate::chart::Chart;
 
-/// What a demo has shown.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// For a person.
     pub chart: Chart,
-    /// What is not as claimed.
     pub wrong: Vec<String>,
 }
 

@@ -9,41 +9,30 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, PAUSE};
 use crate::environment::{Environment, Handler};
 use crate::kubelet::{Kubelet, NODE, Pleg, Setup};
 use crate::node::{CONTAINERD_SOCKET, Extras, Node};
 use crate::pod::APP_IMAGE;
 use crate::process::wait_for;
 
-/// How long anything may take; an emulated guest is slow.
 const SOON: Duration = Duration::from_secs(300);
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
-const PAUSE: Duration = Duration::from_millis(300);
 
-/// The node, and the cluster of which it is the only one.
 #[derive(Debug)]
 pub struct ClusterNode {
-    /// What the API says.
     pub api: ControlPlane,
-    /// The kubelet.
     pub kubelet: Kubelet,
-    /// The daemon.
     pub agent: Agent,
-    /// The container runtime.
     pub node: Node,
 }
 
 /// A pod with one container, `main`, that is not started again.
 #[derive(Clone, Debug)]
 pub struct PodRequest<'a> {
-    /// Its name, in the namespace `default`.
     pub name: &'a str,
-    /// The line of shell that the container runs.
     pub line: &'a str,
     /// The directory of the node that it has at `/out`.
     pub directory: &'a Path,
-    /// `resources` of its spec.
     pub resources: Value,
     /// Directories of the node that it has as well, read-only: there, and in the container.
     pub mounts: &'a [(&'a str, &'a str)],
@@ -52,11 +41,9 @@ pub struct PodRequest<'a> {
 /// How a container of a pod ended, as the API has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terminated {
-    /// 137 after SIGKILL.
     pub exit_code: i64,
     /// `OOMKilled`, `Completed`, `Error`.
     pub reason: String,
-    /// How often the kubelet has started it again.
     pub restarts: u64,
 }
 
@@ -115,7 +102,6 @@ impl ClusterNode {
         .await
     }
 
-    /// A pod's status, as the API has it.
     pub fn status(&self, name: &str) -> Result<Value> {
         Ok(self.api.get("pod", name)?["status"].take())
     }
@@ -135,7 +121,6 @@ impl ClusterNode {
         .await
     }
 
-    /// Adds what all parts have logged to a failure.
     pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
         done.with_context(|| self.agent.log_tail())
             .with_context(|| self.kubelet.log_tail())
@@ -143,7 +128,6 @@ impl ClusterNode {
             .with_context(|| self.api.log_tail())
     }
 
-    /// Ends everything, and removes the pods.
     pub async fn stop(self) -> Result<()> {
         let Self { api, kubelet, agent, mut node } = self;
         kubelet.retire(&mut node).await?;
@@ -154,7 +138,6 @@ impl ClusterNode {
 }
 
 impl PodRequest<'_> {
-    /// The pod, as the API server takes it.
     pub fn object(&self) -> Value {
         let mut volumes = vec![json!({ "name": "out", "hostPath": { "path": self.directory } })];
         let mut mounts = vec![json!({ "name": "out", "mountPath": "/out" })];

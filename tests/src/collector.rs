@@ -19,17 +19,14 @@ pub(crate) struct Collector<T> {
     task: JoinHandle<()>,
 }
 
-/// What has come.
 #[derive(Debug, Default)]
 pub(crate) struct Collected<T> {
-    /// Of the messages.
     pub(crate) all: T,
     /// How the stream ended; none: it has not.
     pub(crate) end: Option<Result<(), Status>>,
 }
 
 impl<T: Default + Send + 'static> Collector<T> {
-    /// Opens a stream, and adds each of its messages.
     pub(crate) fn start<M: Send + 'static>(
         open: impl Future<Output = Result<Streaming<M>, Status>> + Send + 'static,
         add: impl Fn(&mut T, M) + Send + 'static,
@@ -65,12 +62,10 @@ impl<T: Default + Send + 'static> Collector<T> {
 }
 
 impl<T> Collector<T> {
-    /// What has come so far.
     pub(crate) fn look(&self) -> MutexGuard<'_, Collected<T>> {
         lock(&self.collected)
     }
 
-    /// Waits until the probe has an answer.
     pub(crate) async fn wait<A>(
         &mut self,
         what: &str,

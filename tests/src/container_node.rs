@@ -24,12 +24,9 @@ use crate::process;
 const NODE: &str = "KWITNESS_TEST_NODE";
 /// What the node's first process prints once all is in place.
 const READY: &str = "the node is ready";
-/// The cgroup of the node's first process.
 const INIT: &str = "init";
-/// The cgroup of the programs under test.
 const SERVICES: &str = "services";
 
-/// What a daemon is on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Daemon {
     /// A service, in the node's own namespaces.
@@ -51,12 +48,10 @@ pub struct ContainerNode {
 }
 
 impl ContainerNode {
-    /// Makes the node, and waits until it is ready.
     pub fn start(environment: &Environment, name: &str, daemon: Daemon) -> Result<Self> {
         let subtree = environment.cgroup(&format!("node-{name}-{}", std::process::id()));
         let top = TestCgroup::make(&environment.cgroup2, &subtree)?;
-        let files = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
-        let files = files.context("make the node's directory in /run")?;
+        let files = process::directory("node")?;
         let outside = Environment { subtree: Some(subtree), ..environment.clone() };
         let environment = Environment { subtree: None, job: files.path().to_owned(), ..environment.clone() };
         install(&outside, &environment, daemon).context("install kwitness on the node")?;
@@ -71,7 +66,6 @@ impl ContainerNode {
         Ok(node)
     }
 
-    /// Makes a cgroup for its pods.
     pub fn kubepods(&self) -> Result<Kubepods> {
         Kubepods::make(&self.outside)
     }

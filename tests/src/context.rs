@@ -4,6 +4,7 @@
 //! tests both are emptied, so that what one leaves behind when it fails does not fail the next.
 
 use std::future::Future;
+use std::ops::Deref;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,33 +14,63 @@ use tokio::sync::Mutex;
 
 use crate::agent::Agent;
 use crate::control_plane::{ControlPlane, Extent};
-use crate::environment::{CgroupDriver, Environment};
+use crate::environment::{CgroupDriver, Combination, Environment};
 use crate::node::Node;
 use crate::process::{self, wait_for};
 use crate::recording::Recording;
 
-/// How long killed processes may take to be gone.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The environment, an asynchronous runtime, and a node that is started on demand.
 #[derive(Debug)]
 pub struct TestContext {
-    /// Where the tests run.
     pub environment: Environment,
     runtime: Runtime,
     node: Mutex<Option<Node>>,
     api: Mutex<Option<ControlPlane>>,
 }
 
+/// The context of a row, and the OCI runtime and cgroup driver that it runs with.
+#[derive(Clone, Copy, Debug)]
+pub struct Testbed<'a> {
+    context: &'a TestContext,
+    pub combination: Combination,
+}
+
+impl Deref for Testbed<'_> {
+    type Target = TestContext;
+
+    fn deref(&self) -> &TestContext {
+        self.context
+    }
+}
+
+impl Testbed<'_> {
+    /// Runs `body` with a node that has no pods, of its cgroup driver.
+    pub async fn with_node(&self, body: impl AsyncFnOnce(&mut Node) -> Result<()>) -> Result<()> {
+        self.context.with_node(self.combination.driver, body).await
+    }
+
+    /// Runs `body` with such a node and a daemon.
+    pub async fn with_both(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
+    ) -> Result<()> {
+        self.context.with_both(self.combination.driver, settings, body).await
+    }
+}
+
 impl TestContext {
-    /// Reads the environment; starts nothing yet.
     pub fn new() -> Result<Self> {
         let runtime = Runtime::new().context("start tokio")?;
         let environment = Environment::find()?;
         Ok(Self { environment, runtime, node: Mutex::new(None), api: Mutex::new(None) })
     }
 
-    /// Runs a test's future to its end.
+    pub fn on(&self, combination: Combination) -> Testbed<'_> {
+        Testbed { context: self, combination }
+    }
+
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
@@ -85,7 +116,6 @@ impl TestContext {
         done.and(emptied)
     }
 
-    /// Stops the control plane, for a test that brings its own.
     pub async fn stop_api(&self) {
         drop(self.api.lock().await.take());
     }
@@ -142,7 +172,8 @@ impl TestContext {
             let Some(node) = self.node.lock().await.take() else { return Ok(()) };
             node.shutdown().await?;
             ensure!(!Path::new("/run/containerd").exists(), "/run/containerd is left behind");
-            let is_runtimes = |words: &[&str]| words.first().is_some_and(|word| word.contains("containerd"));
+            let is_runtimes =
+                |words: &[String]| words.first().is_some_and(|word| word.contains("containerd"));
             wait_for("the end of containerd's processes", LIMIT, async || {
                 Ok(process::find(is_runtimes)?.is_empty().then_some(()))
             })

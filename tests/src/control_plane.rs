@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -19,14 +18,12 @@ use crate::process::{self, Managed, wait_for};
 
 /// An emulated guest needs a minute.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// How long a killed process may take to be gone.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Between two questions.
-const PAUSE: Duration = Duration::from_millis(300);
+/// Between two calls of kubectl, each of which costs an emulated guest seconds.
+pub const PAUSE: Duration = Duration::from_millis(300);
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEER: &str = "http://127.0.0.1:2380";
 const PORT: u16 = 6443;
-/// Where the API server keeps its certificate and key.
 const CERTIFICATES: &str = "certificates";
 /// The API groups that a kubelet or the API server itself asks for, and that of DaemonSets. Each other would cost a slow machine time at
 /// the start.
@@ -56,7 +53,6 @@ const CONTROLLERS: &[&str] = &[
 const NO_ADMISSION: &str = "ServiceAccount,Priority,MutatingAdmissionWebhook,ValidatingAdmissionWebhook,\
                             ValidatingAdmissionPolicy,MutatingAdmissionPolicy";
 
-/// How much of a control plane there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// etcd and an API server that permits everything.
@@ -67,7 +63,6 @@ pub enum Extent {
     Whole,
 }
 
-/// A running control plane.
 #[derive(Debug)]
 pub struct ControlPlane {
     _etcd: Managed,
@@ -86,8 +81,7 @@ impl ControlPlane {
 
     /// Starts one of that extent, and waits until the API server says that it is ready.
     pub async fn start_as(environment: &Environment, extent: Extent) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-control-plane-").tempdir_in("/run");
-        let directory = directory.context("make the control plane's directory in /run")?;
+        let directory = process::directory("control-plane")?;
         let at = directory.path();
         let token = new_uid()?;
         fs::write(at.join("tokens.csv"), format!("{token},admin,admin,system:masters\n"))
@@ -154,9 +148,7 @@ impl ControlPlane {
 
     /// Kills the API server; what it stored stays.
     pub fn kill_api_server(&self) -> Result<()> {
-        let mut process = self.api_server();
-        process.signal(Signal::SIGKILL)?;
-        process.wait(STOP_LIMIT).map(drop)
+        self.api_server().kill(STOP_LIMIT)
     }
 
     /// Starts it again, after it was killed, and waits until it says that it is ready.
@@ -171,7 +163,6 @@ impl ControlPlane {
         self.run(&[&all[..], &["--force", "--grace-period=0", "--wait=false"]].concat()).map(drop)
     }
 
-    /// How to reach it.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.path().join("kubeconfig")
     }
@@ -206,37 +197,31 @@ impl ControlPlane {
         Ok(path)
     }
 
-    /// A call of kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> Command {
         self.kubectl_as(&self.kubeconfig(), arguments)
     }
 
-    /// A call of kubectl by another account.
     pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
         command
     }
 
-    /// Calls kubectl and gives what it said.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         process::run(&mut self.kubectl(arguments))
     }
 
-    /// An object, as the API server has it.
     pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
         let text = self.run(&["get", kind, name, "--output=json"])?;
         serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
     }
 
-    /// Makes an object.
     pub fn create(&self, object: &Value) -> Result<()> {
         let path = self.directory.path().join("object.json");
         fs::write(&path, object.to_string()).context("write the object")?;
         self.create_from(&path)
     }
 
-    /// Makes the objects of a file.
     pub fn create_from(&self, path: &Path) -> Result<()> {
         let path = path.to_str().context("a path in UTF-8")?;
         self.run(&["create", "--validate=ignore", "--filename", path]).map(drop)
@@ -247,7 +232,6 @@ impl ControlPlane {
         Managed::spawn("kubectl", self.kubectl(arguments), log)
     }
 
-    /// The end of the API server's log, and of the controllers'.
     pub fn log_tail(&self) -> String {
         let tails = self.controllers.iter().map(Managed::log_tail);
         std::iter::once(self.api_server().log_tail()).chain(tails).collect::<Vec<_>>().join("\n")

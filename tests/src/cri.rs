@@ -26,7 +26,6 @@ use v1::runtime_service_client::RuntimeServiceClient;
 /// The kubelet's own limit for a message.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// A connection to a container runtime.
 #[derive(Clone, Debug)]
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
@@ -35,9 +34,8 @@ pub struct Cri {
 
 /// Defines unary methods that take the request and give what matters of the answer.
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $answer:ident;)*) => {
+    ($($name:ident($request:ident) -> $answer:ident;)*) => {
         $(
-            $(#[$doc])*
             pub async fn $name(&self, request: v1::$request) -> Result<v1::$answer> {
                 let answer = self.runtime.clone().$name(request).await;
                 Ok(answer.map_err(words).context(concat!("CRI call ", stringify!($name)))?.into_inner())
@@ -47,7 +45,6 @@ macro_rules! calls {
 }
 
 impl Cri {
-    /// Connects to the runtime at `socket`.
     pub async fn connect(socket: &Path) -> Result<Self> {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
             .with_context(|| format!("{} as an endpoint", socket.display()))?
@@ -60,31 +57,18 @@ impl Cri {
     }
 
     calls! {
-        /// What the runtime is; the first call that a kubelet makes.
         version(VersionRequest) -> VersionResponse;
-        /// Makes and starts a pod's sandbox.
         run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse;
-        /// Stops a sandbox and the containers in it.
         stop_pod_sandbox(StopPodSandboxRequest) -> StopPodSandboxResponse;
-        /// Removes a sandbox and the containers in it.
         remove_pod_sandbox(RemovePodSandboxRequest) -> RemovePodSandboxResponse;
-        /// All sandboxes.
         list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse;
-        /// Makes a container.
         create_container(CreateContainerRequest) -> CreateContainerResponse;
-        /// Starts a container.
         start_container(StartContainerRequest) -> StartContainerResponse;
-        /// Stops a container.
         stop_container(StopContainerRequest) -> StopContainerResponse;
-        /// Removes a container.
         remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
-        /// All containers, sandboxes not included.
         list_containers(ListContainersRequest) -> ListContainersResponse;
-        /// What the runtime knows of a container.
         container_status(ContainerStatusRequest) -> ContainerStatusResponse;
-        /// Changes a container's limits in place.
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
-        /// Runs a program in a running container and waits for its end.
         exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     }
 
@@ -94,7 +78,6 @@ impl Cri {
         Ok(answer.map_err(words).context("CRI call get_container_events")?.into_inner())
     }
 
-    /// Whether the runtime has an image.
     pub async fn has_image(&self, name: &str) -> Result<bool> {
         let image = Some(v1::ImageSpec { image: name.to_owned() });
         let answer = self.images.clone().image_status(v1::ImageStatusRequest { image }).await;

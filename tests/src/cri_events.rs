@@ -24,24 +24,19 @@ use crate::cri::v1;
 /// How long a subscription may take. Far more than it ever takes: a test that runs into it has failed.
 const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(180);
 
-/// An event, and when it was received by the wall clock.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The event.
     pub event: wire::ContainerEventResponse,
     /// Nanoseconds since the Unix epoch.
     pub at: i64,
 }
 
-/// A subscriber that collects what it is sent.
 #[derive(Debug)]
 pub struct Subscriber(Collector<Vec<Received>>);
 
-/// What a subscriber has got.
 #[derive(Clone, Debug)]
 pub struct CriEvents(pub Vec<Received>);
 
-/// Calls GetContainerEvents.
 pub async fn subscribe(
     channel: Channel,
     since: Option<i64>,
@@ -103,7 +98,6 @@ impl Subscriber {
         Ok((Self(collector), is_subscribed))
     }
 
-    /// What it has got so far.
     pub fn reported(&self) -> CriEvents {
         CriEvents(self.0.look().all.clone())
     }
@@ -113,13 +107,11 @@ impl Subscriber {
         self.0.look().end.clone()
     }
 
-    /// Waits for that event.
     pub async fn until(&mut self, id: &str, kind: Type) -> Result<CriEvents> {
         let what = format!("{} of {id}", kind.as_str_name());
         self.wait_until(&what, |reported| reported.has(id, kind)).await
     }
 
-    /// Waits until what it has got passes.
     pub async fn wait_until(&mut self, what: &str, accept: impl Fn(&CriEvents) -> bool) -> Result<CriEvents> {
         let all = self.0.wait(what, |collected| Some(CriEvents(collected.all.clone())).filter(&accept)).await;
         all.with_context(|| format!("the subscriber received:\n{}", self.reported()))
@@ -127,7 +119,6 @@ impl Subscriber {
 }
 
 impl CriEvents {
-    /// The events of a sandbox or container, in order.
     pub fn of(&self, id: &str) -> Vec<Type> {
         self.events()
             .filter(|event| event.container_id == id)
@@ -135,24 +126,20 @@ impl CriEvents {
             .collect()
     }
 
-    /// Whether that event was received.
     pub fn has(&self, id: &str, kind: Type) -> bool {
         self.of(id).contains(&kind)
     }
 
-    /// The event, if it was received.
     pub fn find(&self, id: &str, kind: Type) -> Option<&Received> {
         self.0.iter().find(|received| {
             received.event.container_id == id && received.event.container_event_type() == kind
         })
     }
 
-    /// The events.
     pub fn events(&self) -> impl Iterator<Item = &wire::ContainerEventResponse> {
         self.0.iter().map(|received| &received.event)
     }
 
-    /// Checks what holds for every event of every stream.
     pub fn check_contract(&self) -> Result<()> {
         let mut last: BTreeMap<String, i64> = BTreeMap::new();
         for Received { event, at } in &self.0 {

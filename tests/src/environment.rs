@@ -5,7 +5,6 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What kind of machine the tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// The machine's own kernel, in private namespaces.
@@ -14,10 +13,8 @@ pub enum Tier {
     Vm,
 }
 
-/// How the cgroup hierarchies are mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupLayout {
-    /// cgroup v2 alone.
     Unified,
     /// The controllers are in v1 hierarchies; a v2 hierarchy without controllers stands beside them.
     Hybrid,
@@ -26,9 +23,7 @@ pub enum CgroupLayout {
 /// An OCI runtime, by the name of its handler in containerd's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Handler {
-    /// runc.
     Runc,
-    /// crun.
     Crun,
 }
 
@@ -37,21 +32,16 @@ pub enum Handler {
 pub enum CgroupDriver {
     /// The OCI runtime itself, with mkdir(2).
     Cgroupfs,
-    /// systemd, over D-Bus.
     Systemd,
 }
 
-/// A pair that this place can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Combination {
-    /// The OCI runtime.
     pub handler: Handler,
-    /// The cgroup driver.
     pub driver: CgroupDriver,
 }
 
 impl Handler {
-    /// Its name as a handler and as a program.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Runc => "runc",
@@ -61,7 +51,6 @@ impl Handler {
 }
 
 impl CgroupDriver {
-    /// Its name in the kubelet's configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cgroupfs => "cgroupfs",
@@ -71,7 +60,6 @@ impl CgroupDriver {
 }
 
 impl Combination {
-    /// Every combination there is.
     pub const ALL: [Self; 4] = [
         Self { handler: Handler::Runc, driver: CgroupDriver::Cgroupfs },
         Self { handler: Handler::Crun, driver: CgroupDriver::Cgroupfs },
@@ -79,27 +67,21 @@ impl Combination {
         Self { handler: Handler::Crun, driver: CgroupDriver::Systemd },
     ];
 
-    /// The beginning of the names of its tests.
     pub fn name(self) -> String {
         format!("{}_{}", self.handler.name(), self.driver.name())
     }
 }
 
-/// The place, as found.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// What kind of machine it is.
     pub tier: Tier,
     /// The folder with the program under test, the images and the tests.
     pub job: PathBuf,
-    /// How the cgroup hierarchies are mounted.
     pub layout: CgroupLayout,
-    /// Where cgroup v2 is mounted.
     pub cgroup2: PathBuf,
     /// The cgroup below which the tests make all of theirs, from the root of the hierarchy ("/kwitness-test-7"); none: the
     /// whole hierarchy is ours.
     pub subtree: Option<String>,
-    /// PID 1 is systemd.
     pub systemd: bool,
     /// What takes long is wanted, too (`cargo xtask test --long`).
     pub long: bool,
@@ -142,17 +124,21 @@ impl Environment {
         self.cgroup2.join(self.subtree.as_deref().unwrap_or_default().trim_start_matches('/'))
     }
 
-    /// The `kwitness` program under test.
     pub fn kwitness(&self) -> PathBuf {
         self.job.join("bin/kwitness")
     }
 
-    /// The kubectl plugin.
     pub fn plugin(&self) -> PathBuf {
         self.job.join("bin/kubectl-kwitness")
     }
 
-    /// The first combination that this place can run.
+    pub fn of_tier<T>(&self, host: T, guest: T) -> T {
+        match self.tier {
+            Tier::Host => host,
+            Tier::Vm => guest,
+        }
+    }
+
     pub fn first_combination(&self) -> Result<Combination> {
         let first = Combination::ALL.into_iter().find(|combination| self.refuses(*combination).is_none());
         first.context("this place can run no combination of OCI runtime and cgroup driver")
@@ -179,7 +165,6 @@ impl Environment {
         (self.tier == Tier::Vm && !self.long).then_some("the same on the host; here only with --long")
     }
 
-    /// Why a combination cannot run here; none if it can.
     pub fn refuses(&self, combination: Combination) -> Option<&'static str> {
         match (combination.handler, combination.driver) {
             (_, CgroupDriver::Systemd) if !self.systemd => Some("PID 1 is not systemd"),

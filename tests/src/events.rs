@@ -11,7 +11,8 @@ use kwitness_api::EventKind;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::{
-    Basis, Container, ContainerType, Event, ExitStatus, GapCause, Process, ProcessRole, QosClass,
+    Basis, Container, ContainerType, Event, ExitStatus, Gap, GapCause, Process, ProcessRole, QosClass,
+    Stopped,
 };
 
 use crate::pod::{APP_IMAGE, Pod, Qos};
@@ -20,31 +21,26 @@ use crate::pod::{APP_IMAGE, Pod, Qos};
 /// outside, and is no program of the container's.
 const RUNTIME_HELPERS: [&str; 2] = ["/dev/fd/", "/proc/self/"];
 
+pub const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
+
 /// An event, and when its watcher got it (`CLOCK_BOOTTIME`, nanoseconds).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Received {
-    /// The event.
     pub event: Event,
-    /// When.
     pub at: u64,
 }
 
-/// All that a watcher has got, in the order in which it came.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(pub Vec<Received>);
 
-/// What a container did, by the test's own account.
 #[derive(Clone, Debug)]
 pub struct Life<'a> {
-    /// Its pod.
     pub pod: &'a Pod,
-    /// The runtime's id.
     pub id: &'a str,
     /// Its name; a sandbox has none.
     pub name: Option<&'a str>,
     /// Its own first program; none if it never ran.
     pub program: Option<&'a str>,
-    /// How the main process ended.
     pub end: Option<End>,
     /// The programs of processes that came in from outside, each with its end.
     pub entered: &'a [(&'a str, End)],
@@ -62,17 +58,13 @@ impl<'a> Life<'a> {
     }
 }
 
-/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With that exit code.
     Code(u32),
-    /// By that signal.
     Signal(u32),
 }
 
 impl End {
-    /// As the API says it.
     pub fn of(status: &ExitStatus) -> Option<Self> {
         Some(match status.status? {
             Status::Code(code) => Self::Code(code),
@@ -87,12 +79,10 @@ pub fn kind(event: &Event) -> &'static str {
 }
 
 impl Seen {
-    /// The events.
     pub fn events(&self) -> impl DoubleEndedIterator<Item = &Event> {
         self.0.iter().map(|received| &received.event)
     }
 
-    /// The events about a container.
     pub fn of(&self, id: &str) -> impl DoubleEndedIterator<Item = &Event> {
         self.events()
             .filter(move |event| event.container.as_ref().is_some_and(|container| container.id == id))
@@ -110,17 +100,14 @@ impl Seen {
         by_container
     }
 
-    /// Whether an event of that kind about that container is there.
     pub fn has(&self, id: &str, wanted: &str) -> bool {
         self.of(id).any(|event| kind(event) == wanted)
     }
 
-    /// How many events are of that kind.
     pub fn count(&self, wanted: &str) -> usize {
         self.events().filter(|event| kind(event) == wanted).count()
     }
 
-    /// The latest that is known of a container.
     pub fn subject(&self, id: &str) -> Option<&Container> {
         self.of(id).last().and_then(|event| event.container.as_ref())
     }
@@ -129,6 +116,27 @@ impl Seen {
     pub fn milestones(&self, id: &str) -> Vec<&'static str> {
         let all = self.of(id).map(kind);
         all.filter(|kind| matches!(*kind, "created" | "started" | "stopped" | "deleted")).collect()
+    }
+
+    /// That a container's whole life is reported, once and in its order.
+    pub fn check_whole(&self, id: &str) -> Result<()> {
+        let milestones = self.milestones(id);
+        ensure!(milestones == WHOLE, "{id}: {milestones:?} in:\n{self}");
+        Ok(())
+    }
+
+    pub fn stopped(&self, id: &str) -> Option<&Stopped> {
+        self.of(id).find_map(|event| match &event.kind {
+            Some(Kind::Stopped(stopped)) => Some(stopped),
+            _ => None,
+        })
+    }
+
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.events().filter_map(|event| match &event.kind {
+            Some(Kind::Gap(gap)) => Some(gap),
+            _ => None,
+        })
     }
 
     /// That sequence numbers follow each other without a hole, in one epoch: nothing is missing between what the
@@ -187,7 +195,7 @@ impl Seen {
 
     fn check_life_inner(&self, life: &Life<'_>) -> Result<()> {
         let expected: &[_] = match life.program {
-            Some(_) => &["created", "started", "stopped", "deleted"],
+            Some(_) => &WHOLE,
             None => &["created", "stopped", "deleted"],
         };
         let milestones = self.milestones(life.id);
@@ -259,7 +267,11 @@ impl Seen {
                 }
                 Kind::Verdict(verdict) => ensure!(!verdict.reason.is_empty(), "no reason: {verdict:?}"),
                 Kind::OomKill(_) => check_basis(event, Basis::OomKill)?,
-                Kind::Pressure(_) => check_basis(event, Basis::MemorySample)?,
+                Kind::Pressure(_) => ensure!(
+                    matches!(event.basis(), Basis::MemorySample | Basis::MemoryCharge),
+                    "`pressure` rests on {:?}",
+                    event.basis()
+                ),
                 Kind::GuardHeld(_)
                 | Kind::GuardRaised(_)
                 | Kind::GuardContinued(_)

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_guard::status::{self, Status};
-use nix::sys::signal::Signal;
 
 use crate::agent::Agent;
 use crate::cgroup;
 use crate::environment::Environment;
 use crate::outage::Bpffs;
-use crate::process::{Managed, Paused, wait_for};
+use crate::process::{self, Managed, Paused, wait_for};
 
 /// A guest without hardware virtualization needs seconds for what a machine does in a tenth of one.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -56,12 +55,9 @@ impl Place {
         let command = self.command(&self.socket(), &self.bpffs.pins());
         let process = Managed::spawn("guard", command, &self.directory.path().join("log"))?;
         let mut guard = Guard { process, place: self };
-        let ready = wait_for("the guard to answer", LIMIT, async || {
-            guard.process.check_running()?;
-            Ok(status::fetch(&guard.place.socket()).await.ok())
-        });
-        let ready = ready.await;
-        ready.with_context(|| guard.process.log_tail())?;
+        let socket = guard.place.socket();
+        let answers = async || Ok(status::fetch(&socket).await.ok());
+        guard.process.wait_for("the guard to answer", LIMIT, answers).await?;
         Ok(guard)
     }
 }
@@ -96,7 +92,7 @@ impl Guard {
         policy: &str,
         raises_by: Vec<OsString>,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-guard-").tempdir_in("/run")?;
+        let directory = process::directory("guard")?;
         let file = directory.path().join("policy.toml");
         fs::write(&file, policy).context("write the policy")?;
         let place = Place {
@@ -155,8 +151,7 @@ impl Guard {
 
     /// Kills it as the OOM killer would.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.signal(Signal::SIGKILL)?;
-        self.process.wait(LIMIT).map(drop)
+        self.process.kill(LIMIT)
     }
 
     /// Waits until it has ended by itself.
@@ -171,9 +166,7 @@ impl Guard {
 
     /// Ends it with SIGTERM; fails if it does not end well.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.process.terminate(LIMIT)?;
-        ensure!(status.success(), "the guard ended badly: {status}\n{}", self.process.log_tail());
-        Ok(())
+        self.process.end(LIMIT)
     }
 
     /// Waits until its log, which is the watchdog's, too, has that text.

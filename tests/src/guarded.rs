@@ -5,7 +5,7 @@
 use std::ops::Deref;
 
 use anyhow::{Context as _, Result};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use crate::cluster_node::ClusterNode;
 pub use crate::cluster_node::Terminated;
@@ -16,7 +16,6 @@ use crate::kubelet::NODE;
 /// The node with its guard. What every node of a cluster can do, it can.
 #[derive(Debug)]
 pub struct GuardedNode {
-    /// The guard.
     pub guard: Guard,
     cluster: ClusterNode,
 }
@@ -32,19 +31,26 @@ impl Deref for GuardedNode {
 impl GuardedNode {
     /// Starts everything, and waits until the node is registered.
     pub async fn start(environment: &Environment, policy: &str) -> Result<Self> {
-        let cluster = ClusterNode::start(environment, Map::new()).await?;
+        Self::start_with(environment, policy, Map::new()).await
+    }
+
+    /// The same, with further fields of the kubelet's configuration.
+    pub async fn start_with(
+        environment: &Environment,
+        policy: &str,
+        settings: Map<String, Value>,
+    ) -> Result<Self> {
+        let cluster = ClusterNode::start(environment, settings).await?;
         let kubeconfig = cluster.api.verifying_kubeconfig()?;
         let guard =
             Guard::start_on_kubernetes(environment, &cluster.agent, policy, &kubeconfig, NODE).await?;
         Ok(Self { guard, cluster })
     }
 
-    /// Adds what all parts have logged to a failure.
     pub fn explain<T>(&self, done: Result<T>) -> Result<T> {
         self.cluster.explain(done.with_context(|| self.guard.log_tail()))
     }
 
-    /// Ends everything, and removes the pods.
     pub async fn stop(self) -> Result<()> {
         let guarded = self.guard.stop();
         self.cluster.stop().await?;

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::cgroup::{self, TestCgroup};
@@ -35,12 +35,9 @@ pub struct Kubepods {
     root: TestCgroup,
 }
 
-/// A container without a runtime.
 #[derive(Debug)]
 pub struct HandMade {
-    /// Its id.
     pub id: String,
-    /// Its pod's UID.
     pub pod_uid: String,
     cgroup: TestCgroup,
 }
@@ -52,13 +49,11 @@ pub struct Running {
     process: Child,
 }
 
-/// A container's id.
 pub fn new_id() -> Result<String> {
     Ok(format!("{}{}", new_uid()?, new_uid()?).replace('-', ""))
 }
 
 impl Kubepods {
-    /// Makes the cgroup in the v2 hierarchy.
     pub fn make(environment: &Environment) -> Result<Self> {
         let path = environment.cgroup(&format!("handmade-{}", std::process::id()));
         let root = TestCgroup::make(&environment.cgroup2, &path)?;
@@ -88,7 +83,6 @@ impl Kubepods {
         Ok(container)
     }
 
-    /// Makes a container's cgroup in that pod.
     pub fn container_of(&self, pod_uid: &str) -> Result<HandMade> {
         let id = new_id()?;
         self.container_at(&format!("{PODS}/pod{pod_uid}/{id}"), pod_uid, &id)
@@ -116,14 +110,12 @@ impl Kubepods {
         self.root.directory()
     }
 
-    /// The cgroup v2 id of the cgroup in which its pods are.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.root.directory().join(PODS))
     }
 }
 
 impl HandMade {
-    /// Its cgroup.
     pub fn cgroup(&self) -> &TestCgroup {
         &self.cgroup
     }
@@ -134,7 +126,14 @@ impl HandMade {
         self.spawn(helper(self.cgroup.directory()).arg(program).args(arguments))
     }
 
-    /// The same in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
+    /// Runs one of busybox' programs to its end, which must have that code, and removes the container, whose id it was.
+    pub fn live(self, arguments: &[&str], code: i32) -> Result<String> {
+        let status = self.start("/usr/bin/busybox", arguments)?.wait().context("wait for the program")?;
+        ensure!(status.code() == Some(code), "container {} ended with {status}", self.id);
+        Ok(self.id)
+    }
+
+    /// The same as [`Self::start`] in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
     /// as it does.
     pub fn start_with_own_pids(&self, cgroup: &Path, program: &str, arguments: &[&str]) -> Result<Child> {
         self.spawn(helper(cgroup).env(OWN_PIDS, "1").arg(program).args(arguments))
@@ -154,12 +153,10 @@ fn helper(cgroup: &Path) -> Command {
 }
 
 impl Running {
-    /// The container's id.
     pub fn id(&self) -> &str {
         &self.container.id
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }

@@ -8,17 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use crate::cri::v1;
 use crate::guard::{Guard, memory_event};
 use crate::node::Node;
 use crate::pod::{ContainerSpec, Pod};
 use crate::process::wait_for;
 
-/// The container's memory limit, in bytes.
 pub const LIMIT: u64 = 32 << 20;
-/// What the hog needs, in bytes: more than the limit.
 pub const SIZE: u64 = 48_000_000;
-/// The name of the pod that [`POLICY`] selects.
 pub const POD: &str = "greedy";
 /// One raise is enough. A busy machine may need more than the longest hold for it in an emulated guest: the process is held so
 /// early that the raise, which takes effect in any case, then comes while it fills the rest.
@@ -30,10 +26,8 @@ pub const KILLED: i32 = 137;
 /// How long the hog may take, in an emulated guest on a machine that does other work.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a container may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 
-/// How the hog ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Its exit code as a shell gives it: 137 after SIGKILL.
@@ -57,11 +51,8 @@ pub fn limited(name: &str, line: &str, directory: &Path) -> ContainerSpec {
     limited_to(LIMIT, name, line, directory)
 }
 
-/// The same with another limit, in bytes.
 pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> ContainerSpec {
-    let mut spec = ContainerSpec::shell(name, line);
-    let memory_limit_in_bytes = limit.cast_signed();
-    spec.resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+    let mut spec = ContainerSpec::shell(name, line).limited(limit);
     spec.mounts = vec![(directory.display().to_string(), "/out".to_owned())];
     spec
 }
@@ -69,7 +60,6 @@ pub fn limited_to(limit: u64, name: &str, line: &str, directory: &Path) -> Conta
 /// A hog that is the only process of its container: what fills it comes through a pipe.
 #[derive(Debug)]
 pub struct Piped {
-    /// The container.
     pub id: String,
     directory: TempDir,
 }
@@ -100,9 +90,7 @@ impl Piped {
 /// A hog below a shell that outlives it, in a container of its own: it keeps what it has taken until it may end.
 #[derive(Debug)]
 pub struct Keeping {
-    /// The container.
     pub id: String,
-    /// Its cgroup's directory.
     pub cgroup: PathBuf,
     directory: TempDir,
 }
@@ -134,7 +122,6 @@ impl Keeping {
         code.trim().parse().with_context(|| format!("the hog's exit code `{code}`"))
     }
 
-    /// Waits until its limit is that.
     pub async fn wait_limit(&self, limit: u64) -> Result<()> {
         let file = self.cgroup.join("memory.max");
         let what = format!("a limit of {limit} bytes");

@@ -13,8 +13,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::cgroup;
 use crate::control_plane::ControlPlane;
@@ -22,6 +20,7 @@ use crate::environment::{CgroupDriver, Environment};
 use crate::node::Node;
 use crate::pod::APP_IMAGE;
 use crate::process::{self, Managed, wait_for};
+use crate::scrape;
 
 /// An emulated guest that runs the control plane as well is slow.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -47,7 +46,6 @@ const SYSCTLS: [(&str, &str); 6] = [
 /// Enough for what [`Kubelet::check_events_in_use`] looks for.
 const VERBOSITY: u8 = 4;
 
-/// The name of its node.
 pub const NODE: &str = "node";
 /// A node's address must be one of its interfaces', and not loopback's.
 const NODE_ADDRESS: &str = "10.99.0.1";
@@ -57,25 +55,19 @@ const NODE_INTERFACE: &str = "node0";
 /// nevertheless (`pkg/kubelet/pleg/evented.go`). Before, events replace the asking.
 const HINTS_SINCE: u32 = 37;
 
-/// Where the kubelet learns of its containers' changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pleg {
-    /// It asks, every second.
     Generic,
     /// The stream of the CRI does.
     Evented,
 }
 
-/// How a kubelet is configured.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Where its container events come from.
     pub pleg: Pleg,
-    /// Who makes the pods' cgroups.
     pub driver: CgroupDriver,
     /// Further fields of its `KubeletConfiguration`; `featureGates` are added to those that are set anyway.
     pub settings: Map<String, Value>,
-    /// How much it logs, by klog's levels.
     pub verbosity: u8,
     /// The release of Kubernetes that it is of, "1.34"; none: the one that the environment names, else the usual one.
     pub release: Option<&'static str>,
@@ -94,7 +86,6 @@ impl From<Pleg> for Setup {
     }
 }
 
-/// A running kubelet.
 #[derive(Debug)]
 pub struct Kubelet {
     process: Managed,
@@ -106,23 +97,16 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// The program of a release.
     fn program(environment: &Environment, release: Option<&str>) -> PathBuf {
         let release = release.or(environment.kubelet.as_deref());
         let name = release.map_or_else(|| "kubelet".to_owned(), |release| format!("kubelet-{release}"));
         environment.job.join("bin").join(name)
     }
 
-    /// Its version, "v1.36.3".
     pub fn version(environment: &Environment) -> Result<String> {
         let said = process::run(Command::new(Self::program(environment, None)).arg("--version"))?;
         let version = said.split_whitespace().last();
         Ok(version.context("the kubelet does not say its version")?.to_owned())
-    }
-
-    /// Starts it standalone on a runtime's socket, and waits until it says that it is well.
-    pub async fn start(environment: &Environment, runtime: &Path, pleg: Pleg) -> Result<Self> {
-        Self::start_as(environment, runtime, pleg.into(), None).await
     }
 
     /// Starts it joined to a control plane, as the node [`NODE`].
@@ -142,8 +126,7 @@ impl Kubelet {
         setup: Setup,
         control_plane: Option<&ControlPlane>,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-kubelet-").tempdir_in("/run");
-        let directory = directory.context("make the kubelet's directory in /run")?;
+        let directory = process::directory("kubelet")?;
         let mut mounted = Vec::new();
         shield_sysctls(directory.path(), &mut mounted)?;
         for state in STATE {
@@ -179,12 +162,10 @@ impl Kubelet {
         }
         let process = Managed::spawn("kubelet", command, &directory.path().join("kubelet.log"))?;
         let mut kubelet = Self { process, lists_anyway, directory, cgroup, mounted, stopped: false };
-        let process = &mut kubelet.process;
-        let ready = wait_for("the kubelet to be well", START_LIMIT, async || {
-            process.check_running()?;
-            Ok(get(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()))
-        });
-        ready.await.with_context(|| kubelet.process.log_tail())?;
+        let is_well = async || {
+            Ok(scrape::get_at(HEALTH_PORT, "/healthz").await.is_ok_and(|text| text == "ok").then_some(()))
+        };
+        kubelet.process.wait_for("the kubelet to be well", START_LIMIT, is_well).await?;
         Ok(kubelet)
     }
 
@@ -208,7 +189,6 @@ impl Kubelet {
         fs::rename(&draft, &path).with_context(|| format!("place {}", path.display()))
     }
 
-    /// Has it end and remove a pod.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.manifest(name);
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
@@ -232,17 +212,14 @@ impl Kubelet {
         Ok(())
     }
 
-    /// Its log.
     pub fn log(&self) -> Result<String> {
         self.process.log()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
@@ -287,7 +264,6 @@ impl Kubelet {
         Ok(took)
     }
 
-    /// How often it has listed everything.
     pub async fn relists(&self) -> Result<f64> {
         Ok(self.metric("kubelet_pleg_relist_duration_seconds_count").await?.unwrap_or(0.0))
     }
@@ -301,7 +277,6 @@ impl Kubelet {
         line.map(|value| value.trim().parse().with_context(|| format!("the metric {name}"))).transpose()
     }
 
-    /// The sum of a metric over all of its labels.
     pub async fn metric_sum(&self, name: &str) -> Result<f64> {
         let text = self.metrics().await?;
         let series = text
@@ -313,7 +288,7 @@ impl Kubelet {
 
     async fn metrics(&self) -> Result<String> {
         wait_for("the kubelet's metrics", START_LIMIT, async || {
-            Ok(get(READ_ONLY_PORT, "/metrics").await.ok())
+            Ok(scrape::get_at(READ_ONLY_PORT, "/metrics").await.ok())
         })
         .await
     }
@@ -407,17 +382,4 @@ fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -
         }
     }
     configuration
-}
-
-/// A page of the kubelet's.
-async fn get(port: u16, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.context("connect to the kubelet")?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("ask the kubelet")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.context("read the kubelet's answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the kubelet's answer has no body")?;
-    let status = head.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "{path}: {status}");
-    Ok(body.to_owned())
 }

@@ -13,7 +13,6 @@ use tonic::{Request, Response, Status};
 use crate::cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
 
-/// The server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct LateRuntime {
     may_answer: watch::Sender<bool>,
@@ -43,7 +42,6 @@ impl RuntimeService for Service {
 }
 
 impl LateRuntime {
-    /// Serves the container with that cgroup, at a socket of its own.
     pub fn serve(cgroup: &Path) -> Result<Self> {
         let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
         let listener =
@@ -55,7 +53,6 @@ impl LateRuntime {
         Ok(Self { may_answer, directory, server })
     }
 
-    /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("cri.sock")
     }

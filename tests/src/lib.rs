@@ -2,6 +2,7 @@
 //!
 //! Nothing here is a substitute for a real part: what cannot run in a place is left out of the table of tests
 //! there, by name.
+#![expect(missing_docs, reason = "read beside its source only: a comment says what the name does not")]
 
 pub mod agent;
 pub mod boost;
@@ -33,6 +34,7 @@ pub mod oom;
 pub mod otel;
 pub mod outage;
 pub mod pod;
+pub mod prelude;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result};
 use kwitness_api::proto::{Filter, Verdict, VerifyRequest, VerifyResponse, Wanted, wanted};
 use serde_json::{Value, json};
 
-/// An amount that a limit has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// Of memory, in bytes.
@@ -40,7 +39,6 @@ impl Limit {
         }
     }
 
-    /// The verdict on it in the answer.
     pub fn verdict(self, answer: VerifyResponse) -> Result<Verdict> {
         let file = match self {
             Self::Memory(_) => "memory.max",

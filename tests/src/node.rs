@@ -53,18 +53,13 @@ pub struct Extras {
     pub default_handler: Option<Handler>,
 }
 
-/// A program that was run in a container.
 #[derive(Clone, Debug)]
 pub struct Executed {
-    /// Its exit code.
     pub code: i32,
-    /// What it wrote to its standard output.
     pub stdout: String,
-    /// What it wrote to its standard error.
     pub stderr: String,
 }
 
-/// A containerd and what runs on it.
 #[derive(Debug)]
 pub struct Node {
     driver: CgroupDriver,
@@ -94,8 +89,7 @@ impl Node {
         );
         require_overlay()?;
         // containerd keeps its layers below: on a tmpfs they are quick, and overlayfs does not stack on all else.
-        let directory = tempfile::Builder::new().prefix("kwitness-node-").tempdir_in("/run");
-        let directory = directory.context("make containerd's directory in /run")?;
+        let directory = process::directory("node")?;
         let root = environment.cgroup("kubepods");
         fs::write(directory.path().join("config.toml"), configuration(directory.path(), driver, extras)?)
             .context("write containerd's configuration")?;
@@ -114,22 +108,18 @@ impl Node {
         })
     }
 
-    /// The runtime's API.
     pub fn cri(&self) -> &Cri {
         &self.cri
     }
 
-    /// Who makes the containers' cgroups.
     pub fn driver(&self) -> CgroupDriver {
         self.driver
     }
 
-    /// The end of containerd's log.
     pub fn log_tail(&self) -> String {
         self.containerd.as_ref().map_or_else(|| "containerd is stopped".to_owned(), Managed::log_tail)
     }
 
-    /// The process id of containerd.
     pub fn containerd_pid(&self) -> Result<u32> {
         Ok(self.containerd.as_ref().context("containerd is stopped")?.pid())
     }
@@ -146,7 +136,6 @@ impl Node {
         self.containerd.as_ref().context("containerd is stopped")?.pause()
     }
 
-    /// Starts containerd again, which finds its pods.
     pub async fn start_containerd(&mut self) -> Result<()> {
         ensure!(self.containerd.is_none(), "containerd runs already");
         let mut containerd = spawn(self.directory.path())?;
@@ -155,7 +144,6 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a pod.
     pub async fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
         self.run_pod_below(&self.root, spec).await
     }
@@ -172,12 +160,10 @@ impl Node {
         Ok(Pod { spec: spec.clone(), sandbox: answer.pod_sandbox_id, cgroup, config })
     }
 
-    /// Makes a container and gives its id.
     pub async fn create(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
         self.create_by(&self.cri, pod, spec).await
     }
 
-    /// The request that makes a container.
     pub fn create_request(&self, pod: &Pod, spec: &ContainerSpec) -> v1::CreateContainerRequest {
         v1::CreateContainerRequest {
             pod_sandbox_id: pod.sandbox.clone(),
@@ -192,7 +178,6 @@ impl Node {
         Ok(answer.with_context(|| format!("create container {}", spec.name))?.container_id)
     }
 
-    /// Starts a container.
     pub async fn start_container(&self, id: &str) -> Result<()> {
         self.cri.start_container(v1::StartContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())
@@ -228,7 +213,6 @@ impl Node {
         Ok(self.exec_output(id, command).await?.code)
     }
 
-    /// The same, with what it wrote.
     pub async fn exec_output(&self, id: &str, command: &[&str]) -> Result<Executed> {
         let request = v1::ExecSyncRequest {
             container_id: id.to_owned(),
@@ -247,7 +231,6 @@ impl Node {
         Ok(())
     }
 
-    /// Removes a container.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         self.cri.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await?;
         Ok(())
@@ -265,13 +248,11 @@ impl Node {
         Ok(containers.iter().find(is).map(|container| container.id.clone()))
     }
 
-    /// What the runtime knows of a container.
     pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         self.cri.container_status(request).await?.status.context("the runtime gave no status")
     }
 
-    /// Waits until the runtime says that the container has ended.
     pub async fn wait_exited(&self, id: &str) -> Result<v1::ContainerStatus> {
         wait_for(&format!("the end of container {id}"), EXIT_LIMIT, async || {
             let status = self.status(id).await?;
@@ -280,7 +261,6 @@ impl Node {
         .await
     }
 
-    /// The pid of a container's main process, on the node.
     pub async fn pid(&self, id: &str) -> Result<u32> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
         let answer = self.cri.container_status(request).await?;
@@ -295,7 +275,6 @@ impl Node {
         Ok(self.cgroup_directory(&process::cgroup_path(self.pid(id).await?)?))
     }
 
-    /// The directory of a cgroup in the v2 hierarchy.
     pub fn cgroup_directory(&self, path: &str) -> PathBuf {
         self.cgroup2.join(path.trim_start_matches('/'))
     }
@@ -355,9 +334,9 @@ impl Node {
     /// Kills shims, and what runs in the cgroups; unmounts what containerd mounted.
     fn sweep(&mut self) -> Result<()> {
         drop(self.containerd.take());
-        let is_shim = |words: &[&str]| {
+        let is_shim = |words: &[String]| {
             words.first().is_some_and(|program| program.contains("containerd-shim"))
-                && words.contains(&CONTAINERD_SOCKET)
+                && words.iter().any(|word| word == CONTAINERD_SOCKET)
         };
         for pid in process::find(is_shim)? {
             process::kill_pid(pid)?;
@@ -382,22 +361,18 @@ impl Drop for Node {
     }
 }
 
-/// containerd, with its output in `directory`.
 fn spawn(directory: &Path) -> Result<Managed> {
     let mut command = Command::new("containerd");
     command.arg("--config").arg(directory.join("config.toml"));
     Managed::spawn("containerd", command, &directory.join("containerd.log"))
 }
 
-/// Waits until the CRI answers.
 async fn connect(containerd: &mut Managed) -> Result<Cri> {
-    let ready = wait_for("containerd to answer", START_LIMIT, async || {
-        containerd.check_running()?;
+    let answers = async || {
         let Ok(cri) = Cri::connect(Path::new(CONTAINERD_SOCKET)).await else { return Ok(None) };
         Ok(cri.version(v1::VersionRequest { version: "v1".to_owned() }).await.is_ok().then_some(cri))
-    });
-    let ready = ready.await;
-    ready.with_context(|| containerd.log_tail())
+    };
+    containerd.wait_for("containerd to answer", START_LIMIT, answers).await
 }
 
 /// Hands containerd the images, and waits until its CRI side lists them.
@@ -428,10 +403,6 @@ fn require_overlay() -> Result<()> {
     Ok(())
 }
 
-/// containerd's version, "1.7.24".
-///
-/// # Errors
-/// There is none here, or it does not say.
 pub fn containerd_version() -> Result<String> {
     let said = process::run(Command::new("containerd").arg("--version"))?;
     // "containerd github.com/containerd/containerd/v2 2.1.9 ..."

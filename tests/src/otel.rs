@@ -8,21 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
 use crate::environment::Environment;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
 const PORT: u16 = 4317;
-/// An emulated guest needs many times what a machine does.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How long one of both may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// A collector that comes and goes; what it received stays.
 #[derive(Debug)]
 pub struct Collector {
     process: Option<Managed>,
@@ -30,17 +27,14 @@ pub struct Collector {
     directory: tempfile::TempDir,
 }
 
-/// A log record that it received.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// The name of the event.
     pub name: String,
     /// The attributes of the resource and of the record; numbers as text.
     pub attributes: BTreeMap<String, String>,
 }
 
 impl Exported {
-    /// An attribute that is a number.
     pub fn number(&self, key: &str) -> Option<u64> {
         self.attributes.get(key)?.parse().ok()
     }
@@ -49,7 +43,6 @@ impl Exported {
 /// A number that it received: a data point of a sum or of a gauge.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// The value.
     pub value: f64,
     /// When it was read, in nanoseconds since the Unix epoch.
     pub time: u64,
@@ -60,14 +53,12 @@ pub struct Point {
 /// One export of metrics: the attributes of the resource, and the points by name and attributes, as Prometheus writes them.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Of the resource.
     pub resource: BTreeMap<String, String>,
     /// `name{label="value"}`, labels in the order in which they came.
     pub points: BTreeMap<String, Point>,
 }
 
 impl Collector {
-    /// Starts it and waits until it listens.
     pub async fn start(environment: &Environment) -> Result<Self> {
         Self::start_with(environment, true).await
     }
@@ -78,8 +69,7 @@ impl Collector {
     }
 
     async fn start_with(environment: &Environment, keeps: bool) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-collector-").tempdir_in("/run");
-        let directory = directory.context("make the collector's directory in /run")?;
+        let directory = process::directory("collector")?;
         let program = environment.job.join("bin/collector");
         let mut this = Self { process: None, program, directory };
         // JSON is YAML.
@@ -99,34 +89,24 @@ impl Collector {
         Ok(this)
     }
 
-    /// Starts it again, after it was stopped.
     pub async fn start_again(&mut self) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.arg(format!("--config=file:{}", self.configuration().display()));
         let log = self.directory.path().join("collector.log");
         let process = self.process.insert(Managed::spawn("collector", command, &log)?);
-        let listening = wait_for("the collector to listen", LIMIT, async || {
-            process.check_running()?;
-            Ok(TcpStream::connect(("127.0.0.1", PORT)).await.ok().map(drop))
-        });
-        let listening = listening.await;
-        listening.with_context(|| self.log_tail())
+        let listens = async || Ok(TcpStream::connect(("127.0.0.1", PORT)).await.ok().map(drop));
+        process.wait_for("the collector to listen", LIMIT, listens).await
     }
 
     /// Stops it with SIGTERM: it answers what it has taken.
     pub fn stop(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("it does not run")?;
-        let status = process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the collector ended badly: {status}\n{}", process.log_tail());
-        Ok(())
+        self.process.take().context("it does not run")?.end(STOP_LIMIT)
     }
 
-    /// Its process.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.process.as_ref().context("it does not run")?.pid())
     }
 
-    /// Where it listens.
     pub fn endpoint() -> String {
         format!("http://127.0.0.1:{PORT}")
     }
@@ -184,7 +164,6 @@ impl Collector {
         lines.map(|line| serde_json::from_str(line).context("parse a message")).collect()
     }
 
-    /// Waits until what it has received passes.
     pub async fn wait_until(
         &self,
         what: &str,
@@ -197,7 +176,6 @@ impl Collector {
         waited.await.with_context(|| self.log_tail())
     }
 
-    /// The end of its log, if it runs.
     pub fn log_tail(&self) -> String {
         self.process.as_ref().map_or_else(|| "the collector does not run".to_owned(), Managed::log_tail)
     }
@@ -256,12 +234,10 @@ fn point(point: &Value) -> Result<Point> {
 pub struct Exporter(Managed);
 
 impl Exporter {
-    /// Starts one that sends this daemon's events to the collector.
     pub fn start(environment: &Environment, agent: &Agent, collector: &Collector) -> Result<Self> {
         Self::start_with(environment, agent, collector, &[])
     }
 
-    /// The same, with more arguments.
     pub fn start_with(
         environment: &Environment,
         agent: &Agent,
@@ -302,16 +278,10 @@ impl Exporter {
         self.0.log()
     }
 
-    /// Stops it with SIGTERM.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.0.terminate(STOP_LIMIT)?;
-        if !status.success() {
-            bail!("kwitness export ended badly: {status}\n{}", self.0.log_tail());
-        }
-        Ok(())
+        self.0.end(STOP_LIMIT)
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.0.log_tail()
     }

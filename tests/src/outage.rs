@@ -15,9 +15,8 @@ use crate::agent::{Agent, Watcher, after};
 use crate::environment::Environment;
 use crate::events::Seen;
 use crate::handmade::{Kubepods, Running};
-use crate::process::wait_for;
+use crate::process::{self, wait_for};
 
-/// How long a storm may take for the lives that are waited for.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A BPF file system of its owner's; what is pinned in it ends with it.
@@ -25,35 +24,27 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Bpffs(tempfile::TempDir);
 
 impl Bpffs {
-    /// Mounts it in this mount namespace.
     pub fn mount() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-bpffs-").tempdir_in("/run")?;
+        let directory = process::directory("bpffs")?;
         mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("mount a BPF file system at {}", directory.path().display()))?;
         Ok(Self(directory))
     }
 
-    /// Where the daemon pins.
     pub fn pins(&self) -> PathBuf {
         self.0.path().join("kwitness")
     }
 
-    /// The sets that are pinned.
     pub fn sets(&self) -> Result<Vec<PathBuf>> {
         let pins = self.pins();
         let entries = fs::read_dir(&pins).with_context(|| format!("list {}", pins.display()))?;
         Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
     }
 
-    /// Starts a daemon that pins there.
     pub async fn agent(&self, environment: &Environment) -> Result<Agent> {
         self.agent_with(environment, &[]).await
     }
 
-    /// The same, with more settings.
-    ///
-    /// # Errors
-    /// It does not start.
     pub async fn agent_with(&self, environment: &Environment, settings: &[&str]) -> Result<Agent> {
         let directory = format!("kernel.pin_directory={}", self.pins().display());
         let mut all = vec!["kernel.pin=auto", directory.as_str()];
@@ -137,7 +128,6 @@ impl Drop for ReadOnly<'_> {
     }
 }
 
-/// Where what was observed is kept.
 pub fn ledger_of(agent: &Agent) -> PathBuf {
     let mut ledger = agent.socket().as_os_str().to_owned();
     ledger.push(".ledger");
@@ -152,12 +142,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// One that has received nothing before.
     pub fn new(watcher: Watcher) -> Self {
         Self { watcher, before: Seen(Vec::new()) }
     }
 
-    /// Goes on after the last event that it has.
     pub async fn resume(self, agent: &Agent) -> Result<Self> {
         let mut before = self.before;
         before.0.extend(self.watcher.seen().0);
@@ -186,10 +174,8 @@ pub async fn lasting(kubepods: &Kubepods, watcher: &mut Watcher) -> Result<Runni
     Ok(running)
 }
 
-/// A container that has come and gone.
 #[derive(Clone, Debug)]
 pub struct Lived {
-    /// Its id.
     pub id: String,
     /// Before its cgroup was made.
     pub began: SystemTime,
@@ -206,7 +192,6 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Begins it.
     pub fn begin(kubepods: Kubepods) -> Self {
         Self::paced(kubepods, Duration::ZERO)
     }
@@ -219,10 +204,7 @@ impl Storm {
             let mut all = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let began = SystemTime::now();
-                let container = kubepods.container()?;
-                container.start("/usr/bin/busybox", &["true"])?.wait()?;
-                let id = container.id.clone();
-                drop(container);
+                let id = kubepods.container()?.live(&["true"], 0)?;
                 all.push(Lived { id, began, ended: SystemTime::now() });
                 count.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(between);
@@ -232,7 +214,6 @@ impl Storm {
         Self { stop, lived, thread }
     }
 
-    /// Waits until so many more have lived.
     pub async fn more(&self, lives: usize) -> Result<()> {
         let until = self.lived.load(Ordering::Relaxed) + lives;
         let enough = async || {
@@ -241,7 +222,6 @@ impl Storm {
         wait_for("the storm", LIMIT, enough).await
     }
 
-    /// Ends it. Where the containers were, and all of them.
     pub fn end(self) -> Result<(Kubepods, Vec<Lived>)> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the storm panicked"))?

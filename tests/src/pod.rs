@@ -10,10 +10,8 @@ use crate::environment::{CgroupDriver, Handler};
 
 /// The image of all app containers: a static busybox.
 pub const APP_IMAGE: &str = "docker.io/library/bb:1";
-/// The sandboxes' image.
 pub const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
 
-/// A pod's quality-of-service class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
     /// Directly below `kubepods`.
@@ -24,50 +22,33 @@ pub enum Qos {
     BestEffort,
 }
 
-/// A pod that a test wants.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
-    /// Its name.
     pub name: String,
-    /// Its namespace.
     pub namespace: String,
-    /// Its UID.
     pub uid: String,
-    /// Its class.
     pub qos: Qos,
-    /// The OCI runtime of its containers.
     pub handler: Handler,
-    /// It shares the node's pid namespace.
     pub host_pid: bool,
-    /// Its labels.
     pub labels: HashMap<String, String>,
 }
 
-/// A container that a test wants.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
-    /// Its name.
     pub name: String,
     /// How often it was made before.
     pub attempt: u32,
-    /// Its command line.
     pub command: Vec<String>,
-    /// Whether it may do all that the node may.
     pub privileged: bool,
-    /// Its limits.
     pub resources: Option<v1::LinuxContainerResources>,
     /// Host paths with the place where it sees them.
     pub mounts: Vec<(String, String)>,
-    /// Its first process has a controlling terminal.
     pub tty: bool,
 }
 
-/// A pod that runs.
 #[derive(Clone, Debug)]
 pub struct Pod {
-    /// What was wanted.
     pub spec: PodSpec,
-    /// The sandbox's id.
     pub sandbox: String,
     /// The pod's cgroup, from the root of the hierarchy.
     pub cgroup: String,
@@ -116,7 +97,6 @@ impl PodSpec {
         }
     }
 
-    /// The pod as the CRI wants it.
     pub(crate) fn config(&self, cgroup: &str) -> v1::PodSandboxConfig {
         let mut labels = self.labels.clone();
         // The kubelet's own labels, by which runtimes and tools find a pod's containers.
@@ -156,7 +136,6 @@ impl PodSpec {
 }
 
 impl ContainerSpec {
-    /// A container that runs `command`.
     pub fn new(name: &str, command: &[&str]) -> Self {
         Self {
             name: name.to_owned(),
@@ -169,12 +148,17 @@ impl ContainerSpec {
         }
     }
 
-    /// A container that runs a line of shell.
     pub fn shell(name: &str, line: &str) -> Self {
         Self::new(name, &["/bin/sh", "-c", line])
     }
 
-    /// The container as the CRI wants it.
+    /// The same with a memory limit, in bytes.
+    pub fn limited(self, memory: u64) -> Self {
+        let memory_limit_in_bytes = memory.cast_signed();
+        let resources = v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() };
+        Self { resources: Some(resources), ..self }
+    }
+
     pub(crate) fn config(&self, pod: &PodSpec) -> v1::ContainerConfig {
         let mounts = self.mounts.iter().map(|(host, container)| v1::Mount {
             container_path: container.clone(),

@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::{Process, Status, all_processes};
+use tempfile::TempDir;
 
-/// Lines of a log that are shown with a failure.
 const LOG_TAIL_LINES: usize = 40;
-/// How long a stopped process may take to be seen as stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// What such an excerpt begins with.
 const LOG_MARK: &str = "---";
 
 /// A child process whose output goes to a file.
@@ -28,12 +27,10 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Starts `command` with its output appended to `log`.
     pub fn spawn(name: &str, command: Command, log: &Path) -> Result<Self> {
         Self::spawn_with(name, command, Stdio::null(), log)
     }
 
-    /// The same, with something to read.
     pub fn spawn_with(name: &str, mut command: Command, stdin: Stdio, log: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
@@ -49,12 +46,10 @@ impl Managed {
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let text = text.unwrap_or_else(|error| format!("({}: {error})", self.log.display()));
@@ -63,12 +58,10 @@ impl Managed {
         format!("{LOG_MARK} {}'s log ends with:\n{}", self.name, lines[skipped..].join("\n"))
     }
 
-    /// Its whole log.
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).with_context(|| format!("read {}", self.log.display()))
     }
 
-    /// Fails if it has ended.
     pub fn check_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().with_context(|| format!("wait for {}", self.name))? {
             bail!("{} ended by itself: {status}\n{}", self.name, self.log_tail());
@@ -76,7 +69,6 @@ impl Managed {
         Ok(())
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
@@ -97,20 +89,11 @@ impl Managed {
 
     /// Whether each of its threads is in the state `T` of proc_pid_stat(5).
     fn is_stopped(&self) -> Result<bool> {
-        let tasks = format!("/proc/{}/task", self.pid());
-        for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
-            let path = task.with_context(|| format!("read {tasks}"))?.path().join("stat");
-            // A thread may have ended meanwhile.
-            let Ok(stat) = fs::read_to_string(&path) else { continue };
-            let (_, fields) = stat.rsplit_once(") ").with_context(|| format!("no name in {stat}"))?;
-            if !fields.starts_with('T') {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let tasks = procfs_of(self.pid())?.tasks().context("list its threads")?;
+        // A thread may have ended meanwhile.
+        Ok(tasks.filter_map(|task| task.ok()?.stat().ok()).all(|stat| stat.state == 'T'))
     }
 
-    /// Waits until it has ended, at most for `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + limit;
         loop {
@@ -128,6 +111,33 @@ impl Managed {
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait(limit)
+    }
+
+    /// The same; fails if it does not end well.
+    pub fn end(&mut self, limit: Duration) -> Result<()> {
+        let status = self.terminate(limit)?;
+        ensure!(status.success(), "{} ended badly: {status}\n{}", self.name, self.log_tail());
+        Ok(())
+    }
+
+    /// Kills it as the OOM killer would: no time to tidy up.
+    pub fn kill(&mut self, limit: Duration) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait(limit).map(drop)
+    }
+
+    pub async fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let answer = wait_for(what, limit, async || {
+            self.check_running()?;
+            probe().await
+        });
+        let answer = answer.await;
+        answer.with_context(|| self.log_tail())
     }
 
     fn nix_pid(&self) -> Result<Pid> {
@@ -160,6 +170,12 @@ impl Drop for Managed {
 /// Whether a failure's text is the end of a log.
 pub fn is_log(text: &str) -> bool {
     text.starts_with(LOG_MARK)
+}
+
+/// A directory in `/run`, whose name says what it is of.
+pub fn directory(of: &str) -> Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix(&format!("kwitness-{of}-")).tempdir_in("/run");
+    directory.with_context(|| format!("make the {of}'s directory in /run"))
 }
 
 /// Asks `probe` again and again until it has an answer, at most for `limit`.
@@ -196,21 +212,25 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+pub fn procfs_of(pid: u32) -> Result<Process> {
+    Process::new(pid.cast_signed()).with_context(|| format!("look for process {pid}"))
+}
+
+pub fn status(pid: u32) -> Result<Status> {
+    procfs_of(pid)?.status().with_context(|| format!("read the status of process {pid}"))
+}
+
 /// The path of the process's cgroup in the v2 hierarchy, from its root.
 pub fn cgroup_path(pid: u32) -> Result<String> {
-    let path = format!("/proc/{pid}/cgroup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("0::"));
-    Ok(line.with_context(|| format!("{path} has no line of the v2 hierarchy"))?.to_owned())
+    let cgroups = procfs_of(pid)?.cgroups().with_context(|| format!("read the cgroups of process {pid}"))?;
+    let in_v2 = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0);
+    Ok(in_v2.with_context(|| format!("process {pid} has no cgroup of the v2 hierarchy"))?.pathname)
 }
 
 /// The ids of a process: in this process's pid namespace, in the one below in which it is, and so on down to its own.
 pub fn ids(pid: u32) -> Result<Vec<u32>> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let ids = ids.with_context(|| format!("{path} has no NSpid line"))?.split_whitespace();
-    ids.map(|id| id.parse().with_context(|| format!("`{id}` in {path}"))).collect()
+    let ids = status(pid)?.nspid.with_context(|| format!("the status of process {pid} has no NSpid"))?;
+    Ok(ids.into_iter().map(i32::cast_unsigned).collect())
 }
 
 /// Lets this process have as many file descriptors as its hard limit allows; that number.
@@ -222,42 +242,25 @@ pub fn raise_descriptors() -> Result<u64> {
 
 /// The mount points in this mount namespace, each with the type of its file system.
 pub fn mounts() -> Result<Vec<(PathBuf, String)>> {
-    let text = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let mounts = text.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        Some((fields.next()?.into(), fields.next()?.to_owned()))
-    });
-    Ok(mounts.collect())
+    let mounts = Process::myself().and_then(|own| own.mountinfo()).context("read /proc/self/mountinfo")?;
+    Ok(mounts.into_iter().map(|mount| (mount.mount_point, mount.fs_type)).collect())
 }
 
-/// Whether this process has a capability, by its number.
 pub fn has_capability(number: u32) -> Result<bool> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.context("/proc/self/status has no CapEff line")?.trim();
-    let mask = u64::from_str_radix(effective, 16).with_context(|| format!("CapEff `{effective}`"))?;
-    Ok(mask & (1 << number) != 0)
+    Ok(status(std::process::id())?.capeff & (1 << number) != 0)
 }
 
 /// The processes in this mount namespace whose command line passes.
-pub fn find(accept: impl Fn(&[&str]) -> bool) -> Result<Vec<u32>> {
+pub fn find(accept: impl Fn(&[String]) -> bool) -> Result<Vec<u32>> {
     let own = fs::read_link("/proc/self/ns/mnt").context("read /proc/self/ns/mnt")?;
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("read /proc")? {
-        let entry = entry.context("read /proc")?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may go while it is being looked at.
-        if fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|namespace| namespace == own)
-            && let Ok(line) = fs::read(entry.path().join("cmdline"))
-        {
-            let line = String::from_utf8_lossy(&line);
-            let words: Vec<_> = line.split_terminator('\0').collect();
-            if accept(&words) {
-                found.push(pid);
-            }
-        }
-    }
-    Ok(found)
+    // A process may go while it is being looked at.
+    let processes = all_processes().context("list the processes")?.filter_map(Result::ok);
+    let found = processes.filter(|process| {
+        let namespace = fs::read_link(format!("/proc/{}/ns/mnt", process.pid()));
+        let is_here = namespace.is_ok_and(|namespace| namespace == own);
+        is_here && process.cmdline().is_ok_and(|words| accept(&words))
+    });
+    Ok(found.map(|process| process.pid().cast_unsigned()).collect())
 }
 
 /// Kills a process that is not our child; one that is gone already is fine.

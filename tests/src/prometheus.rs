@@ -10,19 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::environment::Environment;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
+use crate::scrape;
 
 const PORT: u16 = 9090;
-/// An emulated guest needs many times what a machine does.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Between two questions.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// A running Prometheus.
 #[derive(Debug)]
 pub struct Prometheus {
     process: Managed,
@@ -36,8 +32,7 @@ pub type Sample = (BTreeMap<String, String>, f64);
 impl Prometheus {
     /// Starts it with a target for each job, at that port of loopback, and waits until all have been scraped.
     pub async fn start(environment: &Environment, jobs: &[(&str, u16)]) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-prometheus-").tempdir_in("/run");
-        let directory = directory.context("make Prometheus' directory in /run")?;
+        let directory = process::directory("prometheus")?;
         let at = |name: &str| directory.path().join(name);
         let deploy = environment.job.join("deploy");
         let rules = fs::read_to_string(deploy.join("prometheus/alerts.yaml")).context("read the rules")?;
@@ -70,10 +65,10 @@ impl Prometheus {
         Ok(this)
     }
 
-    /// The instant vector of an expression.
     pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let answer = get(&format!("/api/v1/query?query={encoded}")).await?;
+        let answer = scrape::get_at(PORT, &format!("/api/v1/query?query={encoded}")).await?;
+        let answer: Value = serde_json::from_str(&answer).context("parse the answer")?;
         ensure!(answer["status"] == "success", "{expression}: {answer}");
         ensure!(answer["data"]["resultType"] == "vector", "{expression}: {answer}");
         let samples = answer["data"]["result"].as_array().context("no result")?;
@@ -128,19 +123,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
-}
-
-/// A page of its API.
-async fn get(path: &str) -> Result<Value> {
-    let mut stream = TcpStream::connect(("127.0.0.1", PORT)).await.context("connect to Prometheus")?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("ask Prometheus")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.context("read Prometheus' answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("Prometheus' answer has no body")?;
-    serde_json::from_str(body).with_context(|| format!("{path}: {head}"))
 }

@@ -20,12 +20,11 @@ use tonic::{Request, Status, Streaming};
 use crate::agent::connect;
 use crate::environment::Environment;
 use crate::node::CONTAINERD_SOCKET;
-use crate::process::{Managed, wait_for};
+use crate::process::{self, Managed, wait_for};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running proxy.
 #[derive(Debug)]
 pub struct Proxy {
     process: Managed,
@@ -35,7 +34,6 @@ pub struct Proxy {
     directory: tempfile::TempDir,
 }
 
-/// What a proxy on a socket that is held for it is started with.
 #[derive(Debug)]
 struct Held {
     listener: UnixListener,
@@ -49,7 +47,6 @@ impl Proxy {
         Self::before(environment, Path::new(CONTAINERD_SOCKET), daemon).await
     }
 
-    /// Starts one before whatever listens at `runtime`.
     pub async fn before(environment: &Environment, runtime: &Path, daemon: &Path) -> Result<Self> {
         Self::start_as(None, environment, runtime, daemon).await
     }
@@ -65,8 +62,7 @@ impl Proxy {
         runtime: &Path,
         daemon: &Path,
     ) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
-        let directory = directory.context("make the proxy's directory in /run")?;
+        let directory = process::directory("proxy")?;
         let socket = directory.path().join("cri.sock");
         let mut command = Command::new(environment.kwitness());
         command.args(["cri-proxy", "--log-level", "debug", "--runtime-endpoint"]).arg(runtime);
@@ -76,19 +72,15 @@ impl Proxy {
             command.uid(user).gid(user);
         }
         let mut process = Managed::spawn("kwitness cri-proxy", command, &directory.path().join("proxy.log"))?;
-        wait_for("the proxy to listen", START_LIMIT, async || {
-            process.check_running()?;
-            // The file is there a moment before the proxy listens.
-            Ok(UnixStream::connect(&socket).is_ok().then_some(()))
-        })
-        .await?;
+        // The file is there a moment before the proxy listens.
+        let listens = async || Ok(UnixStream::connect(&socket).is_ok().then_some(()));
+        process.wait_for("the proxy to listen", START_LIMIT, listens).await?;
         Ok(Self { process, socket, held: None, directory })
     }
 
     /// Starts one before containerd as systemd does: on a listening socket that is passed to it, and outlives it.
     pub fn activated(environment: &Environment, daemon: &Path) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kwitness-proxy-").tempdir_in("/run");
-        let directory = directory.context("make the proxy's directory in /run")?;
+        let directory = process::directory("proxy")?;
         let socket = directory.path().join("cri.sock");
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listen at {}", socket.display()))?;
@@ -97,26 +89,21 @@ impl Proxy {
         Ok(Self { process, socket, held: Some(held), directory })
     }
 
-    /// Ends it and starts it again on the socket that was held for it.
     pub fn restart(&mut self) -> Result<()> {
         let held = self.held.as_ref().context("this proxy has a socket of its own, which ends with it")?;
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         self.process = held.spawn(self.directory.path())?;
         Ok(())
     }
 
-    /// Its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// What it has counted.
     pub async fn counts(&self) -> Result<BTreeMap<String, u64>> {
         let lines = |log: &str| log.lines().filter(|line| line.contains(" counters ")).count();
         let before = lines(&self.process.log()?);
@@ -135,15 +122,12 @@ impl Proxy {
             .collect())
     }
 
-    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// Ends it; fails if it does not end well.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.process.terminate(STOP_LIMIT)?;
-        ensure!(status.success(), "the proxy ended badly: {status}\n{}", self.process.log_tail());
+        self.process.end(STOP_LIMIT)?;
         ensure!(self.socket.exists() == self.held.is_some(), "the proxy's socket: {}", self.socket.display());
         Ok(())
     }
@@ -162,12 +146,10 @@ impl Held {
     }
 }
 
-/// A client that sends and gets bytes.
 #[derive(Clone, Debug)]
 pub struct RawClient(Channel);
 
 impl RawClient {
-    /// Connects to the runtime, or to the proxy.
     pub async fn connect(socket: &Path) -> Result<Self> {
         Ok(Self(connect(socket).await?))
     }

@@ -16,7 +16,6 @@ use nix::unistd::Pid;
 
 use crate::process::wait_for;
 
-/// What the program may take to show something, or to end.
 const LIMIT: Duration = Duration::from_secs(60);
 const ROWS: NonZeroU16 = NonZeroU16::new(24).unwrap();
 const COLUMNS: NonZeroU16 = NonZeroU16::new(80).unwrap();
@@ -31,7 +30,6 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Starts the program there.
     pub fn start(mut command: Command) -> Result<Self> {
         let size = Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).context("open a pty")?;
@@ -53,17 +51,14 @@ impl Pty {
         Ok(Self { child, keys, terminal: pair.slave, screen })
     }
 
-    /// What is to be seen.
     pub fn text(&self) -> String {
         lock(&self.screen).screen().contents()
     }
 
-    /// Waits until that is to be seen.
     pub async fn wait_text(&self, text: &str) -> Result<()> {
         self.wait(&format!("`{text}` on the terminal"), |shown| shown.contains(text)).await
     }
 
-    /// Waits until that is not to be seen any more.
     pub async fn wait_gone(&self, text: &str) -> Result<()> {
         self.wait(&format!("`{text}` to leave the terminal"), |shown| !shown.contains(text)).await
     }
@@ -73,12 +68,10 @@ impl Pty {
         seen.await.with_context(|| format!("it shows:\n{}", self.text()))
     }
 
-    /// Presses keys.
     pub fn press(&mut self, keys: &str) -> Result<()> {
         self.keys.write_all(keys.as_bytes()).context("write to the pty")
     }
 
-    /// Sends the program a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?);
         kill(pid, signal).with_context(|| format!("send {signal}"))

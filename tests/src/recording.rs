@@ -22,7 +22,6 @@ use crate::process::wait_for;
 /// How long the file and the journal may take to have the same end.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A recording in the making.
 #[derive(Debug)]
 pub struct Recording {
     directory: tempfile::TempDir,

@@ -25,7 +25,6 @@ use tokio::task::JoinHandle;
 const NAME: &str = "org.opencontainers.image.ref.name";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A running registry.
 #[derive(Debug)]
 pub struct Registry {
     address: SocketAddr,
@@ -43,14 +42,12 @@ struct Descriptor {
     annotations: HashMap<String, String>,
 }
 
-/// What is served.
 struct Layout {
     blobs: PathBuf,
     /// Manifests' digests by the images' names.
     images: HashMap<String, String>,
 }
 
-/// What was found: its bytes, their type and digest.
 struct Found {
     bytes: Vec<u8>,
     kind: &'static str,
@@ -58,7 +55,6 @@ struct Found {
 }
 
 impl Registry {
-    /// Serves the layout in a directory.
     pub async fn start(layout: &Path) -> Result<Self> {
         let layout = Arc::new(Layout::read(layout)?);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("listen on loopback")?;
@@ -77,7 +73,6 @@ impl Registry {
         Ok(Self { address, task })
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -13,13 +13,11 @@ use crate::context::TestContext;
 use crate::environment::{Combination, Tier};
 use crate::process;
 
-/// What a row does.
 type Body = Box<dyn FnOnce(&TestContext) -> Result<()> + Send>;
 
 /// What a row of [`Case::each`] does, with a combination.
 pub type Combined = fn(&TestContext, Combination) -> Result<()>;
 
-/// A row of the table.
 #[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
 pub struct Case {
     name: String,
@@ -28,7 +26,6 @@ pub struct Case {
 }
 
 impl Case {
-    /// A row that applies everywhere.
     pub fn new(name: &str, body: impl FnOnce(&TestContext) -> Result<()> + Send + 'static) -> Self {
         Self { name: name.to_owned(), refused: None, body: Box::new(body) }
     }
@@ -84,7 +81,7 @@ macro_rules! alone {
 macro_rules! each {
     ($ctx:ident; $($module:ident::$name:ident),* $(,)?) => {
         $crate::suite::Case::each(&$ctx, &[$((stringify!($name), |ctx, combination| {
-            ctx.block_on($module::$name(ctx, combination))
+            ctx.block_on($module::$name(&ctx.on(combination)))
         })),*])
     };
 }
@@ -96,7 +93,7 @@ macro_rules! once {
     ($ctx:ident, $cases:ident, $reason:expr; $($module:ident::$name:ident),* $(,)?) => {
         {
             $($cases.push($crate::suite::Case::once(&$ctx, stringify!($name), |ctx, combination| {
-                ctx.block_on($module::$name(ctx, combination))
+                ctx.block_on($module::$name(&ctx.on(combination)))
             })?.refused($reason));)*
         }
     };

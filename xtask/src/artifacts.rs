@@ -14,18 +14,14 @@ use crate::{ebpf, run};
 /// The package with the integration tests, the demo and the bench.
 pub const TESTS_PACKAGE: &str = "kwitness-tests";
 
-/// The kubectl plugin's program.
 pub const PLUGIN: &str = "kubectl-kwitness";
 
 /// The profile of the program under test: a release with less optimization, which no test looks at.
 const UNDER_TEST: &str = "under-test";
 
-/// An executable that was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
-    /// The name of its target.
     pub name: String,
-    /// The file.
     pub path: PathBuf,
 }
 
@@ -59,7 +55,6 @@ impl<'a> Builder<'a> {
         Ok(Self { workspace: self.workspace, architecture, objects: self.objects.clone() })
     }
 
-    /// `cargo SUBCOMMAND` for static executables.
     pub fn cargo(&self, subcommand: &str) -> Command {
         // The target is always named, so that build scripts and macros are not built statically too.
         let target = self.architecture.target();
@@ -77,12 +72,10 @@ impl<'a> Builder<'a> {
         command
     }
 
-    /// The `kwitness` program for tests.
     pub fn kwitness(&self) -> Result<PathBuf> {
         self.built_as(UNDER_TEST, "kwitness", "kwitness")
     }
 
-    /// The kubectl plugin for tests.
     pub fn plugin(&self) -> Result<PathBuf> {
         let mut command = self.cargo("build");
         command.args(["--profile", UNDER_TEST, "--package", "kwitness", "--bin", PLUGIN]);

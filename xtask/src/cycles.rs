@@ -38,7 +38,6 @@ pub fn task(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// What is used of `cargo metadata`.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
@@ -73,7 +72,6 @@ fn targets_of(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
     Ok(targets.collect())
 }
 
-/// Where a module first names another.
 struct Location {
     file: PathBuf,
     line: usize,
@@ -84,7 +82,6 @@ struct Location {
 struct Graph(BTreeMap<String, BTreeMap<String, Location>>);
 
 impl Graph {
-    /// Reads the crate whose root is the file `root`.
     fn read(root: &Path) -> Result<Self> {
         let directory = root.parent().context("the root file has no directory")?;
         let items = parse(root)?;
@@ -139,7 +136,6 @@ impl Graph {
         reached
     }
 
-    /// The edges between modules of a circle.
     fn edges<'a>(
         &'a self,
         circle: &'a BTreeSet<&str>,
@@ -290,7 +286,6 @@ fn parse(file: &Path) -> Result<Vec<Item>> {
     Ok(syn::parse_file(&text).with_context(|| format!("parse {}", file.display()))?.items)
 }
 
-/// Whether an item has the attribute `#[cfg(test)]`.
 fn is_test(item: &Item) -> bool {
     let mut tokens = item.to_token_stream().into_iter();
     while let (Some(TokenTree::Punct(punct)), Some(TokenTree::Group(group))) = (tokens.next(), tokens.next())

@@ -24,7 +24,6 @@ const LIMIT: Duration = Duration::from_secs(3600);
 
 /// The kernel of the guest in which a program runs that this machine's own kernel cannot serve.
 const STAND_IN: &str = "6.12";
-/// The memory of that guest, in MiB.
 const MEMORY: u32 = 2048;
 /// What a cgroup hierarchy with controllers in it has at its root.
 const CONTROLLERS: &str = "/sys/fs/cgroup/cgroup.controllers";
@@ -59,14 +58,8 @@ enum Scene {
 
 impl Scene {
     /// As the program takes it.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Life => "life",
-            Self::Resize => "resize",
-            Self::Oom => "oom",
-            Self::Build => "build",
-            Self::Startup => "startup",
-        }
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// Whether it claims something on a node of a cluster, and leaves a picture of that.
@@ -110,7 +103,7 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
         options.set_root(root);
     }
     let name = demo.scene.name();
-    options.arguments.insert(0, name.to_owned());
+    options.arguments.insert(0, name.clone());
     let program = Program {
         name: "kwitness-demo",
         build: Build::Release,
@@ -120,11 +113,11 @@ pub fn demo(workspace: &Workspace, cache: &Cache, demo: &Demo) -> Result<i32> {
     };
     if !demo.scene.claims() {
         ensure!(demo.svg.is_none(), "the scene {name} leaves no picture");
-        return task(workspace, cache, &program, &options, Output::Shown);
+        return task(workspace, cache, &program, &options, Output::Shown, None);
     }
     options.arguments.extend(["--svg".to_owned(), LEAVES.to_owned()]);
     let left = workspace.scratch("demo")?.join("left");
-    let status = run(workspace, cache, &program, &options, Output::Shown, Some(&left))?;
+    let status = task(workspace, cache, &program, &options, Output::Shown, Some(&left))?;
     let text = fs::read_to_string(&left).with_context(|| format!("read {}", left.display()))?;
     let picture = text.replace('\r', "");
     // A claim that does not hold leaves its picture, too; a scene that broke off leaves none.
@@ -147,6 +140,9 @@ pub struct Chaos {
     /// How long: seconds, or minutes with an `m`
     #[arg(long = "for", value_name = "TIME", default_value = "60s")]
     duration: String,
+    /// Half an hour
+    #[arg(long, conflicts_with = "duration")]
+    long: bool,
     #[command(flatten)]
     options: Watched,
 }
@@ -154,7 +150,8 @@ pub struct Chaos {
 /// Makes chaos around a daemon, and returns its exit status.
 pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32> {
     let mut options = chaos.options.clone();
-    options.arguments.extend(["--for".to_owned(), chaos.duration.clone()]);
+    let duration = if chaos.long { "30m" } else { &chaos.duration };
+    options.arguments.extend(["--for".to_owned(), duration.to_owned()]);
     if let Some(seed) = chaos.seed {
         options.arguments.extend(["--seed".to_owned(), seed.to_string()]);
     }
@@ -165,7 +162,7 @@ pub fn chaos(workspace: &Workspace, cache: &Cache, chaos: &Chaos) -> Result<i32>
         collector: false,
         limit: LIMIT,
     };
-    task(workspace, cache, &program, &options, Output::Shown)
+    task(workspace, cache, &program, &options, Output::Shown, None)
 }
 
 /// Whether this machine has cgroup v2 with its controllers, and so limits.
@@ -196,18 +193,15 @@ impl Watched {
         self.vm.get_or_insert_with(|| STAND_IN.to_owned());
     }
 
-    /// The name of the root.
     pub fn root(&self) -> &str {
         &self.root
     }
 
-    /// Takes another root.
     pub fn set_root(&mut self, name: &str) {
         name.clone_into(&mut self.root);
     }
 }
 
-/// How the programs are built.
 #[derive(Clone, Copy, Debug)]
 pub enum Build {
     /// As they are released.
@@ -235,7 +229,6 @@ impl Kubelet {
         }
     }
 
-    /// Its name in the cache's tools.
     const fn tool(self) -> &'static str {
         match self {
             Self::Pinned => KUBELET,
@@ -244,34 +237,19 @@ impl Kubelet {
     }
 }
 
-/// What is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
-    /// Its name.
     pub name: &'static str,
-    /// How it is built.
     pub build: Build,
-    /// The kubelet that it starts.
     pub kubelet: Option<Kubelet>,
-    /// Whether it starts an OpenTelemetry Collector.
     pub collector: bool,
     /// After this long it is given up.
     pub limit: Duration,
 }
 
-/// Builds a program, runs it, and returns its exit status.
+/// Builds a program, runs it, and returns its exit status. With a file for what the program leaves it has the programs of Kubernetes,
+/// too, and runs in a guest.
 pub fn task(
-    workspace: &Workspace,
-    cache: &Cache,
-    program: &Program,
-    options: &Watched,
-    output: Output,
-) -> Result<i32> {
-    run(workspace, cache, program, options, output, None)
-}
-
-/// The same. With a file for what the program leaves it has the programs of Kubernetes, too, and runs in a guest.
-fn run(
     workspace: &Workspace,
     cache: &Cache,
     program: &Program,

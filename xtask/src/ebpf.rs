@@ -30,7 +30,6 @@ pub struct Object {
     pub variable: &'static str,
 }
 
-/// Every object there is.
 pub const OBJECTS: [Object; 2] = [
     Object { directory: "ebpf/probes", binary: "kwitness-probes", variable: "KWITNESS_PROBES_OBJECT" },
     Object { directory: "ebpf/guard", binary: "kwitness-guard", variable: "KWITNESS_GUARD_OBJECT" },
@@ -63,13 +62,11 @@ impl Object {
         ["Cargo.toml", "src"].map(|name| format!("{ABI}/{name}")).into_iter().chain(own).collect()
     }
 
-    /// Where it is in the source tree.
     fn prebuilt(&self) -> String {
         format!("{PREBUILT}/{}.o", self.binary)
     }
 }
 
-/// Builds an object; returns where it is.
 pub fn build(workspace: &Workspace, cache: &Cache, object: &Object) -> Result<PathBuf> {
     let Object { directory, binary, .. } = object;
     run::shown(&mut bpf_cargo(workspace, cache, object, "build")).with_context(|| {

@@ -26,7 +26,6 @@ use crate::{ebpf, sbom};
 const LARGEST: u64 = 12_000_000;
 /// The name without a registry.
 pub const NAME: &str = "kwitness";
-/// Where the program is in the image.
 const PROGRAM: &str = "usr/bin/kwitness";
 /// What its licences demand to be with it.
 pub const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-MIT"];
@@ -39,7 +38,6 @@ pub struct Image {
     arch: Vec<Architecture>,
 }
 
-/// Makes the images.
 pub fn task(workspace: &Workspace, image: &Image) -> Result<()> {
     // What is shipped is what the manifest of the probes names.
     ebpf::check(workspace)?;

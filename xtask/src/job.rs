@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result};
 /// Where a node sees a job.
 pub const MOUNT: &str = "/run/job";
 
-/// A job that is being put together.
 pub struct Job {
     dir: PathBuf,
     environment: Vec<(String, String)>,
@@ -27,12 +26,10 @@ impl Job {
         Ok(Self { dir, environment })
     }
 
-    /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Sets an environment variable of what is run.
     pub fn env(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
@@ -57,7 +54,6 @@ impl Job {
         self.write("run", &format!("{}{script}\n", self.exports()))
     }
 
-    /// Makes it a shell for a person.
     pub fn interactive(&self) -> Result<()> {
         self.write("environment", &self.exports())?;
         self.write("interactive", "")

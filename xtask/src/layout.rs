@@ -29,7 +29,6 @@ const NGINX: &str =
 /// Where most of the suite's own images are.
 const STAGING: &str = "gcr.io/k8s-staging-cri-tools";
 
-/// Writes the layout into a directory.
 pub fn write(cache: &Cache, directory: &Path) -> Result<()> {
     let mut layout = Layout::new(directory)?;
     let (busybox, applets) = images::busybox()?;
@@ -115,7 +114,6 @@ fn base(busybox: &[u8], applets: &[String], users: &str, groups: &str) -> Result
     Ok(tar.into_inner()?)
 }
 
-/// A layer with one file.
 fn single(name: &str, bytes: &[u8], mode: u32) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     add_file(&mut tar, name, bytes, mode)?;

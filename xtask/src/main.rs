@@ -132,10 +132,10 @@ fn main() -> ExitCode {
 
 /// Calls the task; the exit status.
 fn perform(task: Task) -> Result<i32> {
-    let with = |tools: &[Tool]| -> Result<(Workspace, Cache)> {
+    let with = |tools: &[Tool], task: &dyn Fn(&Workspace, &Cache) -> Result<()>| {
         let cache = Cache::open()?;
         setup::ensure(&cache, &Needs::tools(tools))?;
-        Ok((Workspace::find()?, cache))
+        task(&Workspace::find()?, &cache)
     };
     match task {
         Task::Setup(setup) => setup::task(&Cache::open()?, &Needs::of(&setup.tier))?,
@@ -143,37 +143,23 @@ fn perform(task: Task) -> Result<i32> {
             ebpf::check(&Workspace::find()?)?;
             println!("the prebuilt objects are those of the sources");
         }
-        Task::Ebpf(Ebpf { build_only, .. }) => {
-            let (workspace, cache) = with(&[Tool::Bpf])?;
-            if !build_only {
-                ebpf::update(&workspace, &cache)?;
-                return Ok(0);
-            }
+        Task::Ebpf(Ebpf { build_only: false, .. }) => with(&[Tool::Bpf], &ebpf::update)?,
+        Task::Ebpf(_) => with(&[Tool::Bpf], &|workspace, cache| {
             for object in &ebpf::OBJECTS {
-                println!("{}", ebpf::build(&workspace, &cache, object)?.display());
+                println!("{}", ebpf::build(workspace, cache, object)?.display());
             }
-        }
-        Task::ClippyEbpf => {
-            let (workspace, cache) = with(&[Tool::Bpf])?;
-            ebpf::clippy(&workspace, &cache)?;
-        }
-        Task::Deny => {
-            let (workspace, cache) = with(&[Tool::Lint])?;
-            deny::task(&workspace, &cache)?;
-        }
-        Task::Unused => {
-            let (workspace, cache) = with(&[Tool::Lint])?;
-            unused::task(&workspace, &cache)?;
-        }
+            Ok(())
+        })?,
+        Task::ClippyEbpf => with(&[Tool::Bpf], &ebpf::clippy)?,
+        Task::Deny => with(&[Tool::Lint], &deny::task)?,
+        Task::Unused => with(&[Tool::Lint], &unused::task)?,
         Task::Chart(Chart { check }) => {
-            let (workspace, cache) = with(&[Tool::Helm, Tool::Prometheus])?;
-            chart::task(&workspace, &cache, check)?;
+            with(&[Tool::Helm, Tool::Prometheus], &|workspace, cache| chart::task(workspace, cache, check))?;
         }
-        Task::Image(image) => image::task(&with(&[Tool::Image])?.0, &image)?,
-        Task::Dist(dist) => {
-            let (workspace, cache) = with(&[Tool::Image, Tool::Packages, Tool::Windows])?;
-            dist::task(&workspace, &cache, &dist)?;
-        }
+        Task::Image(image) => with(&[Tool::Image], &|workspace, _| image::task(workspace, &image))?,
+        Task::Dist(dist) => with(&[Tool::Image, Tool::Packages, Tool::Windows], &|workspace, cache| {
+            dist::task(workspace, cache, &dist)
+        })?,
         Task::Client => client::task(&Workspace::find()?)?,
         Task::Cycles => cycles::task(&Workspace::find()?)?,
         Task::Demo(demo) => return demo::demo(&Workspace::find()?, &Cache::open()?, &demo),

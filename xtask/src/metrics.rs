@@ -11,7 +11,6 @@ use crate::workspace::Workspace;
 const PACKAGES: &[&str] =
     &["kwitness-agent", "kwitness-cri-proxy", "kwitness-export", "kwitness-guard", "kwitness-service"];
 
-/// Writes the tables.
 pub fn task(workspace: &Workspace) -> Result<()> {
     let mut test = Command::new("cargo");
     test.args(["test", "--locked", "--quiet", "--lib"]).current_dir(&workspace.root);

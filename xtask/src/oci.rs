@@ -20,7 +20,6 @@ const NAME: &str = "org.opencontainers.image.ref.name";
 /// The annotation by which containerd names the images of a layout: it takes this one as it is.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// An image layout that is being written.
 pub struct Layout {
     directory: PathBuf,
     manifests: Vec<Value>,
@@ -38,7 +37,6 @@ pub struct Layer {
 
 /// What an image's configuration says beside its layers.
 pub struct Configuration<'a> {
-    /// `amd64`, `arm64`.
     pub architecture: &'a str,
     /// In RFC 3339; none: not stated.
     pub created: Option<&'a str>,
@@ -47,12 +45,10 @@ pub struct Configuration<'a> {
 }
 
 impl Blob {
-    /// Its name.
     pub fn digest(&self) -> &str {
         self.0["digest"].as_str().unwrap_or_default()
     }
 
-    /// Its bytes.
     pub fn size(&self) -> u64 {
         self.0["size"].as_u64().unwrap_or_default()
     }
@@ -82,13 +78,11 @@ impl Layout {
         Ok(Self { directory: directory.to_owned(), manifests: Vec::new() })
     }
 
-    /// Adds a tar as a layer.
     pub fn layer(&mut self, tar: &[u8]) -> Result<Layer> {
         let blob = self.blob("application/vnd.oci.image.layer.v1.tar", tar)?;
         Ok(Layer { diff_id: blob.digest().to_owned(), blob })
     }
 
-    /// Adds a tar as a compressed layer.
     pub fn compressed_layer(&mut self, tar: &[u8]) -> Result<Layer> {
         // Without a name and a time in its header.
         let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -140,7 +134,6 @@ impl Layout {
         self.json(kind, &json!({ "schemaVersion": 2, "mediaType": kind, "manifests": manifests }))
     }
 
-    /// Names an image or an index.
     pub fn name(&mut self, blob: &Blob, name: &str) {
         self.manifests.push(blob.field("annotations", json!({ NAME: name })).0);
     }
@@ -151,7 +144,6 @@ impl Layout {
         self.manifests.push(blob.field("annotations", json!({ NAME: tag, CONTAINERD_NAME: name })).0);
     }
 
-    /// Writes the index.
     pub fn finish(self) -> Result<()> {
         let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
         let version = json!({ "imageLayoutVersion": "1.0.0" });
@@ -232,7 +224,6 @@ fn pack(directory: &Path, to: impl Write) -> Result<()> {
     archive.into_inner().and_then(|mut to| to.flush()).context("end the archive")
 }
 
-/// A blob's name.
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
@@ -296,7 +287,6 @@ mod tests {
         layout.finish().unwrap();
     }
 
-    /// Every file below, by its path.
     fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut paths = Vec::new();
         crate::ebpf::list_files(directory, &mut paths).unwrap();

@@ -90,7 +90,6 @@ fn every_threat_is_met_by_promises_and_every_promise_has_its_tests() {
     }
 }
 
-/// The sources of the daemon without its tests.
 fn daemon() -> impl Iterator<Item = (PathBuf, String)> {
     let is_test = |path: &Path| {
         let name = path.file_name().unwrap_or_default();

@@ -29,7 +29,6 @@ pub struct Source {
 pub struct Platform {
     /// As Go and krew name it.
     pub system: &'static str,
-    /// The same.
     pub architecture: &'static str,
     /// As Rust names it.
     pub target: &'static str,
@@ -46,7 +45,6 @@ pub const WINDOWS: Platform = Platform {
 };
 
 impl Platform {
-    /// Linux on that architecture.
     pub fn linux(architecture: Architecture) -> Self {
         Self {
             system: "linux",
@@ -56,7 +54,6 @@ impl Platform {
         }
     }
 
-    /// The file's name of a program.
     pub fn executable(self, name: &str) -> String {
         if self.system == "windows" { format!("{name}.exe") } else { name.to_owned() }
     }
@@ -68,7 +65,6 @@ impl Source {
         Self { revision: "none".to_owned(), created: "1970-01-01T00:00:00Z".to_owned(), seconds: 0 }
     }
 
-    /// Asks git.
     pub fn find(workspace: &Workspace) -> Result<Self> {
         let git = |arguments: &[&str]| {
             run::output(Command::new("git").args(arguments).env("TZ", "UTC").current_dir(&workspace.root))
@@ -86,12 +82,10 @@ impl Source {
     }
 }
 
-/// Builds `kwitness`.
 pub fn kwitness(workspace: &Workspace, architecture: Architecture, source: &Source) -> Result<PathBuf> {
     build(workspace, Platform::linux(architecture), source, "kwitness", &[])
 }
 
-/// Builds the kubectl plugin.
 pub fn plugin(workspace: &Workspace, platform: Platform, source: &Source) -> Result<PathBuf> {
     build(workspace, platform, source, PLUGIN, &["--no-default-features", "--features", "kubectl"])
 }

@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Lines of a log that an error quotes.
 const TAIL: usize = 20;
 
 /// Runs `command` with its output in `log`; a failure quotes the end of the log.
@@ -84,7 +83,6 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// A command as an error names it.
 fn line(command: &Command) -> String {
     const LONGEST: usize = 120;
     let whole = whole_line(command);

@@ -16,9 +16,7 @@ use crate::step::hex;
 use crate::workspace::Workspace;
 use sha2::{Digest as _, Sha256};
 
-/// Of the document.
 pub const MEDIA_TYPE: &str = "application/spdx+json";
-/// The package of the program.
 const ROOT: &str = "kwitness";
 
 #[derive(Deserialize)]
@@ -72,7 +70,6 @@ struct Locked {
     checksum: Option<String>,
 }
 
-/// The document about a program.
 pub fn document(
     workspace: &Workspace,
     architecture: Architecture,

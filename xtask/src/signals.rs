@@ -18,7 +18,6 @@ pub fn catch() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal to end arrived.
 pub fn caught() -> bool {
     CAUGHT.get().is_some_and(|caught| caught.load(Ordering::Relaxed))
 }

@@ -42,7 +42,6 @@ impl Step<'_> {
     }
 }
 
-/// Does `work` with a line of progress before and after.
 pub fn timed<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     say("  ..", name, "");
     let start = Instant::now();
@@ -64,7 +63,6 @@ pub fn say(mark: &str, name: &str, rest: &str) {
     _ = writeln!(err, "{}", format!("{on}{mark}{off} {name:<36} {rest}").trim_end());
 }
 
-/// A duration as people read it.
 pub fn seconds(time: Duration) -> String {
     format!("{:>6.1} s", time.as_secs_f64())
 }
@@ -79,7 +77,6 @@ pub fn key(inputs: &[&str]) -> String {
     hex(&hash.finalize())
 }
 
-/// Bytes in hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -91,7 +88,5 @@ mod tests {
     #[test]
     fn a_key_depends_on_where_inputs_begin() {
         assert_ne!(key(&["ab"]), key(&["a", "b"]));
-        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
-        assert_eq!(key(&[]).len(), 64);
     }
 }

@@ -10,7 +10,6 @@ const QUOTED: usize = 200;
 /// How many tests passed and failed, and what the runners said of those that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Tests that passed.
     pub passed: u64,
     /// Tests that failed, each of `reasons` counted as one.
     pub failed: u64,
@@ -25,7 +24,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A failure that is not one of a test.
     pub fn failure(reason: impl Into<String>) -> Self {
         Self { failed: 1, reasons: vec![reason.into()], ..Self::default() }
     }

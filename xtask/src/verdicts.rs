@@ -17,7 +17,6 @@ const LOGS: [&str; 2] = ["vm-6.12-trixie-matrix.log", "vm-6.12-trixie-systemd-ma
 const RULE: &str = "|---";
 const NOT_RUN: &str = "not run";
 
-/// Writes the table.
 pub fn task(workspace: &Workspace) -> Result<()> {
     let path = workspace.root.join(PAGE);
     let page = fs::read_to_string(&path).with_context(|| format!("read {PAGE}"))?;

@@ -90,15 +90,11 @@ pub enum Init {
 pub struct RootSpec {
     /// Its name on the command line.
     pub name: &'static str,
-    /// The suite it is made of.
     pub suite: &'static str,
-    /// Its packages beyond those that every root has.
     pub packages: &'static [&'static str],
-    /// Who is process 1 in a guest.
     pub init: Init,
 }
 
-/// What every root has.
 pub const EVERY_ROOT: &[&str] = &["containerd", "runc", "crun", "busybox-static", "kmod", "iproute2"];
 
 /// The roots. containerd 1.6 is in bookworm, 1.7 in trixie, 2.x in the suite of the next release (sid breaks now and then).
@@ -161,9 +157,7 @@ pub const GUESTS: &[(&str, &str)] = &[
 pub const DEFAULT_KERNEL: &str = "6.12";
 /// See [`DEFAULT_KERNEL`].
 pub const DEFAULT_ROOT: &str = "trixie";
-/// The root with CNI plugins.
 pub const CNI_ROOT: &str = "trixie-cni";
-/// The root with Python.
 pub const CLIENT_ROOT: &str = "trixie-python";
 /// The root with other tools, made for the bench only: it is large.
 pub const PEERS_ROOT: &str = "trixie-peers";
@@ -173,7 +167,6 @@ pub const DEMO_ROOT: &str = "trixie-demo";
 pub const ARM64_ROOT: &str = "trixie-arm64";
 /// The roots that a whole setup leaves out: they are made when something is to run in them.
 pub const ON_DEMAND: &[&str] = &[PEERS_ROOT, DEMO_ROOT, ARM64_ROOT];
-/// The root with a browser.
 pub const BROWSER_ROOT: &str = "trixie-browser";
 /// The root whose process 1 is systemd.
 pub const SYSTEMD_ROOT: &str = "trixie-systemd";

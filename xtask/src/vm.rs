@@ -34,11 +34,8 @@ use crate::workspace::Cache;
 /// Where a job writes what [`Guest::leaves`] is to have.
 pub const LEAVES: &str = "/dev/ttyS3";
 
-/// A guest to boot.
 pub struct Guest<'a> {
-    /// What it boots.
     pub kernel: &'a KernelSeries,
-    /// With which root.
     pub root: &'a RootSpec,
     /// With how many processors. More than one are emulated in turns: all at once is done faithfully enough only by newer QEMU.
     pub processors: u32,
@@ -56,7 +53,6 @@ pub enum Output {
     Terminal,
     /// To our own standard output as it comes, without an input.
     Shown,
-    /// Into a file.
     File(File),
 }
 

@@ -20,7 +20,6 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Asks cargo.
     pub fn find() -> Result<Self> {
         #[derive(Deserialize)]
         struct Metadata {
@@ -56,7 +55,6 @@ impl Cache {
         Ok(Self { root: make_dir(root)? })
     }
 
-    /// The cache's own directory.
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -42,8 +42,8 @@ pub struct Armed {
     pub longest: u64,
     /// The threshold, in thousandths of the limit that is in force when memory is charged; page cache does not count.
     pub per_mille: u32,
-    /// Zero.
-    pub pad: u32,
+    /// 1: a pod's. It counts for tasks in an armed cgroup directly below, and for no others.
+    pub is_pod: u32,
 }
 
 /// The value of the map `HELD`; its key is a [`ProcessKey`](crate::ProcessKey).
@@ -121,8 +121,16 @@ impl Spared {
 pub struct GuardLayout {
     /// `mem_cgroup.memory`
     pub memcg_memory: u32,
+    /// `mem_cgroup.css`
+    pub memcg_css: u32,
     /// `mem_cgroup.css.cgroup`
     pub memcg_cgroup: u32,
+    /// `mem_cgroup.css.parent`: a `css`
+    pub memcg_parent: u32,
+    /// `mem_cgroup.css.children`: a list of `css.sibling`
+    pub memcg_children: u32,
+    /// `mem_cgroup.css.sibling`
+    pub memcg_sibling: u32,
     /// `mem_cgroup.nodeinfo`: an array of pointers, one for each memory node
     pub memcg_nodeinfo: u32,
     /// `mem_cgroup_per_node.lru_zone_size`: pages by zone and LRU list
@@ -177,7 +185,11 @@ impl GuardLayout {
     /// A layout of which nothing is known.
     pub const UNKNOWN: Self = Self {
         memcg_memory: ABSENT,
+        memcg_css: ABSENT,
         memcg_cgroup: ABSENT,
+        memcg_parent: ABSENT,
+        memcg_children: ABSENT,
+        memcg_sibling: ABSENT,
         memcg_nodeinfo: ABSENT,
         per_node_lru_zone_size: ABSENT,
         per_node_iter: ABSENT,
@@ -209,5 +221,5 @@ const _: () = {
     assert!(size_of::<Lease>() == 16);
     assert!(size_of::<Armed>() == 24);
     assert!(size_of::<Hold>() == 5 * 8 + 2 * 4 + COMM_LEN);
-    assert!(size_of::<GuardLayout>() == 26 * 4);
+    assert!(size_of::<GuardLayout>() == 30 * 4);
 };

@@ -11,11 +11,15 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod charge;
 mod guard;
 mod limits;
+mod record;
 
+pub use charge::*;
 pub use guard::*;
 pub use limits::*;
+pub use record::*;
 
 /// Bytes of a cgroup path that a record carries, the terminating NUL included.
 pub const PATH_CAP: usize = 512;
@@ -64,11 +68,13 @@ pub enum RecordKind {
     LimitWriteReturned = 10,
     /// A process in a tracked cgroup was OOM-killed: [`OomKill`].
     OomKill = 11,
+    /// A charge of memory changed how many thresholds of its limit a level is above: [`MemoryCharge`].
+    MemoryCharge = 12,
 }
 
 impl RecordKind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::CgroupMkdir,
         Self::CgroupRmdir,
         Self::CgroupRelease,
@@ -80,6 +86,7 @@ impl RecordKind {
         Self::LimitWriteBegan,
         Self::LimitWriteReturned,
         Self::OomKill,
+        Self::MemoryCharge,
     ];
 
     /// The kind of that number, if there is one.
@@ -109,6 +116,7 @@ impl RecordKind {
             Self::LimitWriteBegan => "limit_write_began",
             Self::LimitWriteReturned => "limit_write_returned",
             Self::OomKill => "oom_kill",
+            Self::MemoryCharge => "memory_charge",
         }
     }
 
@@ -124,170 +132,9 @@ impl RecordKind {
             Self::TaskExit => size_of::<TaskExit>(),
             Self::LimitWriteBegan | Self::LimitWriteReturned => size_of::<LimitWrite>(),
             Self::OomKill => size_of::<OomKill>(),
+            Self::MemoryCharge => size_of::<MemoryCharge>(),
         }
     }
-}
-
-/// [`Header::flags`] of a [`CgroupMkdir`]: the cgroup is a root of the tracked set (its parent is not tracked).
-pub const FLAG_ROOT: u16 = 1 << 0;
-/// [`Header::flags`] of a [`CgroupMkdir`]: the path did not fit, [`CgroupMkdir::path`] holds the last
-/// component alone.
-pub const FLAG_NAME_ONLY: u16 = 1 << 1;
-/// [`Header::flags`] of a [`CgroupMkdir`]: the cgroup is not tracked, for the container that it lies in has its share of the
-/// tracked set, see [`SHARES`]. Nothing more is recorded of it, nor of what is made below it.
-pub const FLAG_BEYOND_SHARE: u16 = 1 << 5;
-/// [`Header::flags`] of a [`TaskExec`]: the first program that is not the runtime's own in this cgroup since it
-/// was made or last had no process (the process's mount namespace differs from its parent's). Travels on the
-/// lifecycle ring.
-///
-/// It is decided for each cgroup by itself: where a runtime spreads one container over sibling groups (crun's
-/// `container`, CRI-O's `exec`), the container's own first program is the first of them.
-pub const FLAG_FIRST: u16 = 1 << 2;
-/// [`Header::flags`] of a [`TaskFork`]: the child was made straight into the cgroup from outside
-/// (`CLONE_INTO_CGROUP`). Travels on the lifecycle ring.
-pub const FLAG_ENTERED: u16 = 1 << 3;
-/// [`Header::flags`] of a [`TaskExit`]: the process is one whose [`TaskExec`] had [`FLAG_FIRST`]. Travels on
-/// the lifecycle ring.
-pub const FLAG_FIRST_EXIT: u16 = 1 << 4;
-
-/// What every record begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Header {
-    /// `CLOCK_BOOTTIME` at the hook, in nanoseconds.
-    pub ktime: u64,
-    /// The cgroup v2 id (the kernfs inode number) that the record is about.
-    pub cgroup_id: u64,
-    /// A [`RecordKind`] as a number.
-    pub kind: u16,
-    /// `FLAG_*`, by kind.
-    pub flags: u16,
-    /// The CPU that the hook ran on.
-    pub cpu: u32,
-}
-
-/// Who ran the code that the hook is in: the writer of `cgroup.procs`, the caller of mkdir(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Actor {
-    /// Its process id (thread-group id) in the node's pid namespace; 0 is the idle task, an interrupt, or a process that is
-    /// outside of that namespace.
-    pub pid: u32,
-    /// Its thread id, likewise.
-    pub tid: u32,
-    /// Its `comm`, NUL-padded.
-    pub comm: [u8; COMM_LEN],
-}
-
-/// A process that the record is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Process {
-    /// `task_struct.start_boottime` of the thread-group leader, in nanoseconds: with the pid, it names a process
-    /// for good.
-    pub start_boottime: u64,
-    /// Its process id (thread-group id) in the node's pid namespace; 0 if it is outside of that.
-    pub pid: u32,
-    /// The process id of its real parent, likewise.
-    pub ppid: u32,
-    /// The inode number of its mount namespace; 0 if it has none any more.
-    pub mnt_ns: u32,
-    /// The inode number of its real parent's mount namespace; 0 if that has none any more.
-    pub parent_mnt_ns: u32,
-    /// Its `comm`, NUL-padded.
-    pub comm: [u8; COMM_LEN],
-}
-
-/// A tracked cgroup was made, or one that lies in such a cgroup and is beyond its container's share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct CgroupMkdir {
-    /// With [`FLAG_ROOT`], [`FLAG_NAME_ONLY`] and [`FLAG_BEYOND_SHARE`] where they hold.
-    pub header: Header,
-    /// The parent's cgroup v2 id.
-    pub parent_id: u64,
-    /// Who made it.
-    pub actor: Actor,
-    /// `cgroup.level`: 0 is the root of the hierarchy.
-    pub level: u32,
-    /// Bytes used in `path`, the NUL excluded.
-    pub path_len: u32,
-    /// The path from the top of what user space sees of the hierarchy, or the last component alone ([`FLAG_NAME_ONLY`]).
-    pub path: [u8; PATH_CAP],
-}
-
-/// A tracked cgroup was removed (`CgroupRmdir`), or its last reference went (`CgroupRelease`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct CgroupRemoved {
-    /// No flags.
-    pub header: Header,
-    /// Who removed it; for a release this is whoever dropped the last reference, most often a kernel worker.
-    pub actor: Actor,
-}
-
-/// A process was moved into a tracked cgroup, or within the tracked set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct CgroupAttach {
-    /// The destination's id; no flags.
-    pub header: Header,
-    /// Who was moved.
-    pub process: Process,
-    /// Who moved it.
-    pub actor: Actor,
-}
-
-/// A tracked cgroup's subtree got its first process or lost its last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct CgroupPopulated {
-    /// No flags.
-    pub header: Header,
-    /// 1: it has a process, 0: it has none.
-    pub populated: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-/// A process was made in a tracked cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct TaskFork {
-    /// With [`FLAG_ENTERED`] where it holds.
-    pub header: Header,
-    /// The child.
-    pub child: Process,
-}
-
-/// A process in a tracked cgroup executed a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct TaskExec {
-    /// With [`FLAG_FIRST`] where it holds.
-    pub header: Header,
-    /// The process, after the exec.
-    pub process: Process,
-    /// Bytes used in `filename`, the NUL excluded; `FILENAME_CAP - 1` may mean cut off.
-    pub filename_len: u32,
-    /// Zero.
-    pub pad: u32,
-    /// `linux_binprm.filename`, as the caller of execve(2) gave it.
-    pub filename: [u8; FILENAME_CAP],
-}
-
-/// A process in a tracked cgroup is gone, its last thread included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct TaskExit {
-    /// With [`FLAG_FIRST_EXIT`] where it holds.
-    pub header: Header,
-    /// The process.
-    pub process: Process,
-    /// The status that wait(2) gives its parent: `code << 8`, or the signal, with bit 7 for a core dump.
-    pub wait_status: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// What the kernel side could not deliver; the value of an array with one element for each CPU. Nothing but `u64`, for user
@@ -301,6 +148,15 @@ pub struct Counters {
     pub untracked: u64,
     /// Suppressed writes to limit files, each beyond its cgroup's [`Budget`].
     pub suppressed: u64,
+    /// How often the program at charges of memory ran. No loss: with it, user space finds out how dear it is.
+    pub charges: u64,
+}
+
+impl Counters {
+    /// What was lost or suppressed, without what only says how often a program ran.
+    pub const fn losses(self) -> Self {
+        Self { charges: 0, ..self }
+    }
 }
 
 /// The value of the tracked set; its key is the cgroup v2 id.
@@ -309,8 +165,23 @@ pub struct Counters {
 pub struct Tracked {
     /// `TRACKED_*`.
     pub flags: u32,
-    /// With [`TRACKED_CONTAINED`], the container's element of the map `SHARES`; otherwise zero.
-    pub share: u32,
+    /// With [`TRACKED_CONTAINED`], the container, by its [`container_number`]; otherwise zero.
+    pub container: u32,
+}
+
+/// Of a container whose cgroup has that id, the lower half. The kernel gives it to one cgroup at a time.
+pub const fn container_number(cgroup: u64) -> u32 {
+    cgroup as u32
+}
+
+/// Whose lost records of which kind are counted: the key of the map `LOST`, whose value is how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct LostOf {
+    /// [`Tracked::container`].
+    pub container: u32,
+    /// A [`RecordKind`] as a number.
+    pub kind: u32,
 }
 
 /// [`Tracked::flags`]: a program that is not the runtime's own has run in this cgroup, see [`FLAG_FIRST`].
@@ -331,13 +202,13 @@ pub const TRACKED_COUNTED: u32 = 1 << 3;
 /// Containers whose shares of the tracked set are told apart: so many elements has the map `SHARES`, which count the cgroups that
 /// are tracked *in* each container, and one more, at this index, that counts all that are tracked.
 ///
-/// A container's element is its cgroup's id modulo this. The kernel gives ids out in turn, so that two containers have one
+/// A container's element is its number modulo this. The kernel gives ids out in turn, so that two containers have one
 /// element, and then one share, only by chance; even then the containers' own cgroups are tracked, for no share bounds these.
 pub const SHARES: u32 = 1 << 16;
 
-/// Of a container whose cgroup has that id, the element of the map `SHARES`.
-pub const fn share_of(container: u64) -> u32 {
-    container as u32 & (SHARES - 1)
+/// Of a container with that [`container_number`], the element of the map `SHARES`.
+pub const fn share_of(container: u32) -> u32 {
+    container & (SHARES - 1)
 }
 
 /// Whether each of the eight bytes is a hexadecimal digit, as the runtimes write them: in lower case.
@@ -495,6 +366,18 @@ pub struct KernelLayout {
     pub sys_enter_args: u32,
     /// `trace_event_raw_sys_exit.ret`
     pub sys_exit_ret: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
+    /// `mem_cgroup.memory`: its `page_counter`
+    pub memcg_memory: u32,
+    /// `mem_cgroup.css.serial_nr`
+    pub memcg_serial: u32,
+    /// `page_counter.usage`
+    pub counter_usage: u32,
+    /// `page_counter.max`
+    pub counter_max: u32,
+    /// `page_counter.parent`
+    pub counter_parent: u32,
 }
 
 impl KernelLayout {
@@ -556,6 +439,12 @@ impl KernelLayout {
         super_block_magic: ABSENT,
         sys_enter_args: ABSENT,
         sys_exit_ret: ABSENT,
+        task_flags: ABSENT,
+        memcg_memory: ABSENT,
+        memcg_serial: ABSENT,
+        counter_usage: ABSENT,
+        counter_max: ABSENT,
+        counter_parent: ABSENT,
     };
 }
 
@@ -570,10 +459,11 @@ const _: () = {
     assert!(size_of::<TaskFork>() == 24 + 40);
     assert!(size_of::<TaskExec>() == 24 + 40 + 8 + FILENAME_CAP);
     assert!(size_of::<TaskExit>() == 24 + 40 + 8);
-    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 2));
+    assert!(size_of::<Counters>() == 8 * (RecordKind::ALL.len() + 3));
     assert!(size_of::<Tracked>() == 8);
     assert!(size_of::<ProcessKey>() == 16);
-    assert!(size_of::<KernelLayout>() == 56 * 4);
+    assert!(size_of::<LostOf>() == 8);
+    assert!(size_of::<KernelLayout>() == 62 * 4);
 };
 
 #[cfg(test)]
@@ -585,7 +475,8 @@ mod tests {
         assert!(may_track(0, 0, 1) && !may_track(0, 1, 1) && !may_track(5, 5, 10) && may_track(4, 5, 10));
         // Counts that were read in between of two changes.
         assert!(may_track(-1, 10, 10) && may_track(10, -1, 10) && !may_track(0, 11, 10));
-        assert_eq!((share_of(5), share_of(u64::from(SHARES) + 5), share_of(1 << 40 | 5)), (5, 5, 5));
+        assert_eq!((share_of(5), share_of(SHARES + 5)), (5, 5));
+        assert_eq!(container_number(7 << 32 | 1 << 20 | 5), 1 << 20 | 5);
     }
 
     #[test]

@@ -24,6 +24,9 @@ const LRU_LISTS: usize = 5;
 const LRU_FILE: [usize; 2] = [2, 3];
 /// Zones of a memory node, at most (`MAX_NR_ZONES` with every option).
 const ZONES: usize = 8;
+/// Steps from one cgroup to the next whose file cache is counted: one for each, and one for each that has others below it. What is
+/// beyond counts as usage.
+const STEPS: u32 = 16;
 /// Generations between a process and its container's first one. Deeper ones are spared.
 const GENERATIONS: u32 = 32;
 
@@ -100,31 +103,29 @@ impl Counter {
         self.0.wrapping_sub(offset!(memcg_memory))
     }
 
-    /// Pages of file cache of the cgroup itself, not of those below it: what the kernel reclaims before it kills. The kernel keeps
-    /// these counts exact, unlike those of `memory.stat`. Memory of tmpfs and locked memory are on other lists.
+    /// Pages of file cache of the cgroup and of those below it, as far as [`STEPS`] reach: what the kernel reclaims before it kills. The
+    /// kernel keeps these counts exact, unlike those of `memory.stat`. Memory of tmpfs and locked memory are on other lists.
     #[inline(always)]
     pub fn file_cache(&self) -> u64 {
-        let sizes = offset!(per_node_lru_zone_size);
-        let zones = (offset!(per_node_iter) - sizes) / (LRU_LISTS * size_of::<u64>());
-        let mut pages = 0;
-        for node in 0..GUARD_NODES as usize {
-            if node >= offset!(nodes) {
+        let top = self.memcg();
+        let (mut at, mut is_new, mut pages) = (top, true, 0);
+        for _ in 0..STEPS {
+            if is_new {
+                pages += own_file_cache(at);
+                let first: Address = field!(at, memcg_children);
+                if first != at.wrapping_add(offset!(memcg_children)) {
+                    at = first.wrapping_sub(offset!(memcg_sibling));
+                    continue;
+                }
+            }
+            if at == top {
                 break;
             }
-            let slot = self.memcg().wrapping_add(offset!(memcg_nodeinfo) + node * size_of::<Address>());
-            // SAFETY: an address, within the array.
-            let per_node: Address = unsafe { read(slot.cast()) };
-            for zone in 0..ZONES {
-                if zone >= zones || per_node.is_null() {
-                    break;
-                }
-                for list in LRU_FILE {
-                    let size = per_node.wrapping_add(sizes + (zone * LRU_LISTS + list) * size_of::<u64>());
-                    // SAFETY: an integer, within the array.
-                    let size: u64 = unsafe { read(size.cast()) };
-                    pages += size;
-                }
-            }
+            let next: Address = field!(at, memcg_sibling);
+            let parent: Address = field!(at, memcg_parent);
+            let parent = parent.wrapping_sub(offset!(memcg_css));
+            is_new = next != parent.wrapping_add(offset!(memcg_children));
+            at = if is_new { next.wrapping_sub(offset!(memcg_sibling)) } else { parent };
         }
         pages
     }
@@ -147,6 +148,34 @@ impl Counter {
         let parent: Address = field!(self.0, counter_parent);
         (!parent.is_null()).then_some(Self(parent))
     }
+}
+
+/// Pages of file cache of a cgroup, without those below it. `memcg` is its `struct mem_cgroup`.
+#[inline(always)]
+fn own_file_cache(memcg: Address) -> u64 {
+    let sizes = offset!(per_node_lru_zone_size);
+    let zones = (offset!(per_node_iter) - sizes) / (LRU_LISTS * size_of::<u64>());
+    let mut pages = 0;
+    for node in 0..GUARD_NODES as usize {
+        if node >= offset!(nodes) {
+            break;
+        }
+        let slot = memcg.wrapping_add(offset!(memcg_nodeinfo) + node * size_of::<Address>());
+        // SAFETY: an address, within the array.
+        let per_node: Address = unsafe { read(slot.cast()) };
+        for zone in 0..ZONES {
+            if zone >= zones || per_node.is_null() {
+                break;
+            }
+            for list in LRU_FILE {
+                let size = per_node.wrapping_add(sizes + (zone * LRU_LISTS + list) * size_of::<u64>());
+                // SAFETY: an integer, within the array.
+                let size: u64 = unsafe { read(size.cast()) };
+                pages += size;
+            }
+        }
+    }
+    pages
 }
 
 /// A `struct task_struct`: a thread.

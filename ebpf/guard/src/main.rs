@@ -8,7 +8,7 @@
 //!  the lease has ended ─────────────────────────────── nothing (one array lookup)
 //!  the current task is in no armed cgroup ──────────── nothing
 //!  what is charged is not that cgroup's memory ─────── nothing: a socket's buffer charged in an interrupt, a remote charge
-//!  usage + charge − file cache is below the threshold ─ nothing
+//!  usage + charge − file cache is below the threshold ─ the same of its pod's limit, if that is armed; else nothing
 //!  the task is one that must not be stopped ────────── counted (`Spared`)
 //!  it is recorded as held already ──────────────────── nothing
 //!  otherwise ───────────────────────────────────────── recorded in HELD, then SIGSTOP, then the reader is woken
@@ -85,18 +85,15 @@ fn charged(counter: *const u8, pages: u64) {
     if now >= lease.until {
         return;
     }
-    let Some((cgroup_id, armed)) = armed(lease.levels) else { return };
-    if now < armed.quiet_until {
-        return;
-    }
-    let Some(counter) = counter_of(cgroup_id, Counter::at(counter)) else { return };
-    let (usage, limit) = (counter.usage() + pages, counter.max());
-    // Even the largest limit there is, `PAGE_COUNTER_MAX`, can be multiplied by a thousand.
-    let threshold = limit * u64::from(armed.per_mille);
-    // The cache is looked at only where it matters.
-    if usage * 1000 < threshold || usage.saturating_sub(counter.file_cache()) * 1000 < threshold {
-        return;
-    }
+    let Some((own, above)) = place(lease.levels) else { return };
+    let crossed = match crossing(own, counter, pages, now) {
+        None => match armed(above) {
+            Some(pod) if pod.armed.is_pod != 0 => crossing(pod, counter, pages, now),
+            _ => None,
+        },
+        crossed => crossed,
+    };
+    let Some(Crossed { cgroup_id, usage, limit, longest }) = crossed else { return };
     let task = Task::current();
     if let Some(reason) = task.spared() {
         count(reason);
@@ -106,7 +103,7 @@ fn charged(counter: *const u8, pages: u64) {
     let hold = Hold {
         cgroup_id,
         since: now,
-        until: now + armed.longest,
+        until: now + longest,
         usage,
         limit,
         tid: bpf_get_current_pid_tgid() as u32,
@@ -143,19 +140,62 @@ fn hold_process(key: &ProcessKey, hold: &Hold) {
     let _ = WAKE.output::<ProcessKey>(key, 0);
 }
 
-/// The armed cgroup that the current task is in, the outermost one.
+/// A cgroup that is armed.
+#[derive(Clone, Copy)]
+struct ArmedCgroup {
+    id: u64,
+    armed: &'static Armed,
+}
+
+/// The innermost armed cgroup that the current task is in, and the id of the one directly above. None for a task that is in an armed
+/// pod, and in none of its armed containers.
 #[inline(always)]
-fn armed(levels: u64) -> Option<(u64, &'static Armed)> {
-    for level in 0..GUARD_LEVELS {
-        if levels & 1 << level != 0 {
-            let id = ancestor_id(level);
-            // SAFETY: user space replaces elements; the kernel keeps one that is being read until the program returns.
-            if let Some(armed) = unsafe { ARMED.get(id) } {
-                return Some((id, armed));
+fn place(levels: u64) -> Option<(ArmedCgroup, u64)> {
+    for from_innermost in 1..=GUARD_LEVELS {
+        let level = GUARD_LEVELS - from_innermost;
+        if levels & 1 << level == 0 {
+            continue;
+        }
+        if let Some(own) = armed(ancestor_id(level)) {
+            if own.armed.is_pod != 0 || level == 0 {
+                return None;
             }
+            return Some((own, ancestor_id(level - 1)));
         }
     }
     None
+}
+
+#[inline(always)]
+fn armed(id: u64) -> Option<ArmedCgroup> {
+    // SAFETY: user space replaces elements; the kernel keeps one that is being read until the program returns.
+    unsafe { ARMED.get(id) }.map(|armed| ArmedCgroup { id, armed })
+}
+
+/// A limit whose threshold a charge crosses: usage with it, and limit, in pages.
+struct Crossed {
+    cgroup_id: u64,
+    usage: u64,
+    limit: u64,
+    longest: u64,
+}
+
+/// Whether so many more pages at that counter cross the threshold of an armed cgroup.
+#[inline(always)]
+fn crossing(of: ArmedCgroup, counter: *const u8, pages: u64, now: u64) -> Option<Crossed> {
+    let ArmedCgroup { id, armed } = of;
+    if now < armed.quiet_until {
+        return None;
+    }
+    let counter = counter_of(id, Counter::at(counter))?;
+    let (usage, limit) = (counter.usage() + pages, counter.max());
+    // Even the largest limit there is, `PAGE_COUNTER_MAX`, can be multiplied by a thousand.
+    let threshold = limit * u64::from(armed.per_mille);
+    // The cache is looked at only where it matters.
+    if usage * 1000 < threshold || usage.saturating_sub(counter.file_cache()) * 1000 < threshold {
+        return None;
+    }
+    Some(Crossed { cgroup_id: id, usage, limit, longest: armed.longest })
 }
 
 /// The counter of the cgroup's memory, if `counter` is that or one of a cgroup below it.

@@ -15,7 +15,7 @@ use aya_log_ebpf::{debug, warn};
 use kwitness_abi::{
     CgroupAttach, CgroupMkdir, CgroupPopulated, CgroupRemoved, FLAG_BEYOND_SHARE, FLAG_NAME_ONLY, FLAG_ROOT,
     HIERARCHY_ROOT, PATH_CAP, PATTERN_CAP, RecordKind, SHARES, TRACKED_CONTAINED, TRACKED_COUNTED,
-    TRACKED_POD, TRACKED_STARTED, Tracked, is_hexadecimal, may_track, share_of,
+    TRACKED_POD, TRACKED_STARTED, Tracked, container_number, is_hexadecimal, may_track, share_of,
 };
 
 use crate::{
@@ -171,7 +171,7 @@ fn tracked_below(parent: Option<Tracked>, node: &KernfsNode, path: Address) -> O
     }
     let may_be_container = new.flags & TRACKED_CONTAINED == 0 || new.flags & TRACKED_POD != 0;
     if may_be_container && is_container(node.name(), length as usize) {
-        new = Tracked { flags: new.flags | TRACKED_CONTAINED, share: share_of(node.id()) };
+        new = Tracked { flags: new.flags | TRACKED_CONTAINED, container: container_number(node.id()) };
     } else if new.flags & TRACKED_CONTAINED != 0 {
         new.flags |= TRACKED_COUNTED;
     }
@@ -181,7 +181,7 @@ fn tracked_below(parent: Option<Tracked>, node: &KernfsNode, path: Address) -> O
 /// The share that a cgroup is counted in; none, if it lies in no container.
 #[inline(always)]
 fn counted(tracked: &Tracked) -> Option<u32> {
-    (tracked.flags & TRACKED_COUNTED != 0).then_some(tracked.share)
+    (tracked.flags & TRACKED_COUNTED != 0).then_some(share_of(tracked.container))
 }
 
 #[inline(always)]

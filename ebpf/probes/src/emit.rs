@@ -8,11 +8,17 @@ use kwitness_abi::{Actor, COMM_LEN, Caller, Header, RecordKind};
 
 use crate::kernel::{Address, Task, current_cgroup_id, current_ids};
 
+/// `CLOCK_BOOTTIME` in nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
 /// A header with the current time and CPU.
 #[inline(always)]
 pub fn header(kind: RecordKind, cgroup_id: u64, flags: u16) -> Header {
-    // SAFETY: a helper without arguments.
-    let ktime = unsafe { bpf_ktime_get_boot_ns() };
+    let ktime = now();
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     Header { ktime, cgroup_id, kind: kind as u16, flags, cpu }

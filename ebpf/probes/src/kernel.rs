@@ -3,23 +3,18 @@
 //! Owns [`LAYOUT`] and every access by offset. No offset is ever written here. Every field is read with
 //! `bpf_probe_read_kernel`, whatever the program is attached to. A BTF tracepoint could read with plain loads, which saves
 //! 1 µs a record; but for each pointer that a trusted one is followed to, the verifier of Linux 6.3 and later searches all of
-//! the kernel's types three times (`btf_nested_type_is_trusted`): that took 40 % of the daemon's start.
+//! the kernel's types three times (`btf_nested_type_is_trusted`): that took 40 % of the daemon's start. The exception is
+//! [`Counter`], for which the time counts at each charge; fentry's arguments are not trusted, and cost the verifier no search.
 //!
 //! A field that cannot be read is zero, a null pointer's fields are zero.
 
 use core::{mem::MaybeUninit, ptr};
 
-use aya_ebpf::{
-    Argument, EbpfContext,
-    helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf,
-    },
-    programs::{
-        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
-    },
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+    bpf_probe_read_kernel_buf,
 };
-use kwitness_abi::{ABSENT, COMM_LEN, KernelLayout, Process, ProcessKey};
+use kwitness_abi::{COMM_LEN, KernelLayout, Process, ProcessKey};
 
 /// Filled in by the loader. Read-only and frozen for the kernel: the verifier takes its fields for constants and cuts
 /// off branches that they rule out.
@@ -37,6 +32,12 @@ const PID_NAMESPACES: usize = 33;
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`, the same since long before 5.8.
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u32 = 0x20_0000;
+
+/// Levels of cgroups between a task's and one that it is in or below.
+const MAX_DEPTH: u32 = 16;
+
 /// `CGROUP2_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
@@ -51,77 +52,9 @@ macro_rules! layout {
     };
 }
 
-/// The context of a hook that passes the kernel's own arguments.
-pub trait Arguments: EbpfContext {
-    /// The hook's argument `n`.
-    fn arg<T: Argument>(&self, n: usize) -> T;
-}
+mod hook;
 
-impl Arguments for RawTracePointContext {
-    #[inline(always)]
-    fn arg<T: Argument>(&self, n: usize) -> T {
-        self.arg(n)
-    }
-}
-
-impl Arguments for FEntryContext {
-    #[inline(always)]
-    fn arg<T: Argument>(&self, n: usize) -> T {
-        self.arg(n)
-    }
-}
-
-impl Arguments for ProbeContext {
-    /// One of the first three: the registers of the others are not in the layout.
-    #[inline(always)]
-    fn arg<T: Argument>(&self, n: usize) -> T {
-        let offset = match n {
-            0 => layout!(regs_first),
-            1 => layout!(regs_second),
-            _ => layout!(regs_third),
-        };
-        T::from_register(register(self, offset))
-    }
-}
-
-/// The context of a function's return.
-pub trait Returned {
-    /// What the function returned.
-    fn result(&self) -> i64;
-}
-
-impl Returned for FExitContext {
-    /// It follows the arguments of `cgroup_file_write`, which are four. The helper that does not depend on that count is younger
-    /// than the oldest kernel.
-    #[inline(always)]
-    fn result(&self) -> i64 {
-        self.arg(4)
-    }
-}
-
-impl Returned for RetProbeContext {
-    #[inline(always)]
-    fn result(&self) -> i64 {
-        register(self, layout!(regs_result)) as i64
-    }
-}
-
-impl Returned for TracePointContext {
-    /// Of a system call's end.
-    #[inline(always)]
-    fn result(&self) -> i64 {
-        let result = event(self).wrapping_add(layout!(sys_exit_ret) as usize);
-        // SAFETY: the offset is that of the field in the event that the context points to.
-        unsafe { read(result.cast()) }
-    }
-}
-
-/// A register of those that a kprobe or kretprobe was called with.
-#[inline(always)]
-fn register(context: &impl EbpfContext, offset: u32) -> u64 {
-    // SAFETY: the offset is that of a register in the `struct pt_regs` that the context points to.
-    unsafe { read(context.as_ptr().cast::<u8>().wrapping_add(offset as usize).cast()) }
-}
+pub use hook::{Arguments, Returned, exec_filename_of_event, group_dead, group_dead_of_event, syscall_arg};
 
 /// What is at `address`; zero if it cannot be read.
 ///
@@ -190,6 +123,10 @@ object! {
     MemoryCgroup
 }
 
+mod counter;
+
+pub use counter::{Access, Counter, Typed, Untyped};
+
 /// The id of the v2 cgroup that the current task is in.
 #[inline(always)]
 pub fn current_cgroup_id() -> u64 {
@@ -216,14 +153,6 @@ pub fn current_ids() -> (u32, u32) {
 fn pid_namespace() -> u32 {
     // SAFETY: a static of this program; volatile, so that the compiler does not take the initial value for the final one.
     unsafe { ptr::read_volatile(&raw const PID_NAMESPACE) }
-}
-
-/// Argument `n` of a system call that begins.
-#[inline(always)]
-pub fn syscall_arg(hook: &TracePointContext, n: usize) -> u64 {
-    let args = event(hook).wrapping_add(layout!(sys_enter_args) as usize);
-    // SAFETY: the offset is that of the field in the event that the context points to; six arguments follow each other.
-    unsafe { read(args.wrapping_add(n * size_of::<u64>()).cast()) }
 }
 
 /// The file of the cgroup2 file system that the current task has open under that number.
@@ -276,6 +205,18 @@ impl MemoryCgroup {
     #[inline(always)]
     pub fn cgroup(&self) -> Cgroup {
         Cgroup::at(field!(self.0, memcg_cgroup))
+    }
+
+    /// Where it is: what names it, together with its [`serial`](Self::serial).
+    #[inline(always)]
+    pub fn address(&self) -> u64 {
+        self.0 as u64
+    }
+
+    /// A number that no other has had.
+    #[inline(always)]
+    pub fn serial(&self) -> u64 {
+        field!(self.0, memcg_serial)
     }
 
     /// Pages charged, and pages allowed.
@@ -397,12 +338,41 @@ impl Task {
         Self::at(field!(self.0, task_group_leader))
     }
 
+    /// The v2 cgroup that it is in.
+    #[inline(always)]
+    fn cgroup(&self) -> Cgroup {
+        let set: Address = field!(self.0, task_cgroups);
+        Cgroup::at(field!(set, css_set_dfl_cgrp))
+    }
+
     /// The id of the v2 cgroup that it is in. For the current task, [`current_cgroup_id`] costs less.
     #[inline(always)]
     pub fn cgroup_id(&self) -> u64 {
-        let set: Address = field!(self.0, task_cgroups);
-        let cgroup: Address = field!(set, css_set_dfl_cgrp);
-        Cgroup::at(cgroup).node().id()
+        self.cgroup().node().id()
+    }
+
+    /// Whether it is in the v2 cgroup of that id, or below it.
+    #[inline(always)]
+    pub fn is_within(&self, cgroup: u64) -> bool {
+        let mut node = self.cgroup().node();
+        for _ in 0..MAX_DEPTH {
+            let id = node.id();
+            if id == cgroup {
+                return true;
+            }
+            if id == 0 {
+                return false;
+            }
+            node = node.parent();
+        }
+        false
+    }
+
+    /// Whether it is a thread of the kernel's own.
+    #[inline(always)]
+    pub fn is_of_kernel(&self) -> bool {
+        let flags: u32 = field!(self.0, task_flags);
+        flags & PF_KTHREAD != 0
     }
 
     /// The inode number of its mount namespace; 0 once it has given up its namespaces.
@@ -484,39 +454,8 @@ impl Task {
     }
 }
 
-/// The `group_dead` argument of `sched_process_exit`, on kernels that have it.
-#[inline(always)]
-pub fn group_dead(hook: &impl Arguments) -> Option<bool> {
-    // The verifier drops the branch that the layout rules out, and with it the load of an argument that is not there.
-    if layout!(exit_has_group_dead) == 0 { None } else { Some(hook.arg::<u8>(1) != 0) }
-}
-
-/// The same of the classic tracepoint's event.
-#[inline(always)]
-pub fn group_dead_of_event(hook: &TracePointContext) -> Option<bool> {
-    let offset = layout!(exit_event_group_dead);
-    // SAFETY: the offset is that of the field in the event that the context points to.
-    (offset != ABSENT).then(|| unsafe { read::<u8>(event(hook).wrapping_add(offset as usize)) } != 0)
-}
-
 /// The name of the file that a `struct linux_binprm` is about, a string.
 #[inline(always)]
 pub fn binprm_filename(binprm: Address) -> Address {
     field!(binprm, binprm_filename)
-}
-
-/// The same in the event of the classic tracepoint `sched_process_exec`.
-#[inline(always)]
-pub fn exec_filename_of_event(hook: &TracePointContext) -> Address {
-    let slot = event(hook).wrapping_add(layout!(exec_event_filename) as usize);
-    // A `__data_loc`: the length in the upper half, in the lower the offset from the event's beginning.
-    // SAFETY: the offset is that of the field in the event that the context points to.
-    let location: u32 = unsafe { read(slot.cast()) };
-    event(hook).wrapping_add((location & 0xffff) as usize)
-}
-
-/// The event that a classic tracepoint wrote, a `struct trace_event_raw_*`.
-#[inline(always)]
-fn event(hook: &TracePointContext) -> Address {
-    hook.as_ptr() as Address
 }

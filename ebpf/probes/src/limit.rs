@@ -8,7 +8,7 @@
 
 use aya_ebpf::programs::TracePointContext;
 use kwitness_abi::{
-    FLAG_KPROBE, FLAG_SYSCALL, LIMIT_FILE_NAME_CAP, LimitFileName, LimitWrite, RecordKind, VALUE_CAP,
+    FLAG_KPROBE, FLAG_SYSCALL, LIMIT_FILE_NAME_CAP, LimitFileName, LimitWrite, RecordKind, Tracked, VALUE_CAP,
 };
 
 use crate::{
@@ -85,8 +85,7 @@ fn put(file: &KernfsNode, text: Address, length: u64, flags: u16) {
         let record = &*record;
         // Without room there is no record of the return, and one of the beginning alone would wait for it: the write is lost.
         if IN_FLIGHT.insert(tid(), record, 0).is_err() {
-            count_lost(RecordKind::LimitWriteBegan);
-            return;
+            return count_lost(RecordKind::LimitWriteBegan, &tracked(id).unwrap_or_default());
         }
         report(RecordKind::LimitWriteBegan, record);
     }
@@ -109,11 +108,19 @@ pub fn returned(hook: &impl Returned) {
 
 #[inline(always)]
 fn report(kind: RecordKind, record: &LimitWrite) {
-    // SAFETY: a live map element.
-    match TRACKED.get_ptr(record.writer.cgroup_id).map(|writers| unsafe { *writers }) {
-        Some(writers) => output_in(Ring::OwnWrites, kind, record, &writers),
-        None => output(&LIFECYCLE, kind, record),
+    let has_room = match tracked(record.writer.cgroup_id) {
+        Some(writers) => output_in(Ring::OwnWrites, record, &writers),
+        None => output(&LIFECYCLE, record),
+    };
+    if !has_room {
+        count_lost(kind, &tracked(record.header.cgroup_id).unwrap_or_default());
     }
+}
+
+#[inline(always)]
+fn tracked(cgroup: u64) -> Option<Tracked> {
+    // SAFETY: a live map element.
+    TRACKED.get_ptr(cgroup).map(|tracked| unsafe { *tracked })
 }
 
 /// The number of a file that is a limit.

@@ -20,6 +20,7 @@
 //! - [`task`]: the life of processes in tracked cgroups
 //! - [`limit`]: writes to limit files
 //! - [`oom`]: OOM kills
+//! - [`charge`]: charges of memory that take a level past a threshold
 //! - [`kernel`]: reading the kernel's structures
 //! - [`maps`]: every map, and the rings' rules
 //!
@@ -35,6 +36,7 @@
 #![no_main]
 
 mod cgroup;
+mod charge;
 mod emit;
 mod kernel;
 mod limit;
@@ -48,6 +50,8 @@ use aya_ebpf::{
         FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
     },
 };
+
+use kernel::{Typed, Untyped};
 
 /// Entry points at raw tracepoints.
 macro_rules! tracepoints {
@@ -154,6 +158,20 @@ pub fn oom_scope_kprobe(hook: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn oom_scope_kretprobe(_: RetProbeContext) -> u32 {
     oom::ended();
+    0
+}
+
+/// `page_counter_try_charge` begins.
+#[fentry(function = "page_counter_try_charge")]
+pub fn memory_charge_fentry(hook: FEntryContext) -> i32 {
+    charge::begins::<Typed>(&hook);
+    0
+}
+
+/// `page_counter_try_charge` begins.
+#[kprobe]
+pub fn memory_charge_kprobe(hook: ProbeContext) -> u32 {
+    charge::begins::<Untyped>(&hook);
     0
 }
 

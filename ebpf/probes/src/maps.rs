@@ -9,9 +9,10 @@
 //! | [`TASKS`] | exec and exit of processes that are already in a container | reads, is woken when it waits |
 //! | [`READER_WAITS`] | whether the reader waits for [`TASKS`] | sets it before it waits |
 //! | [`FORKS`] | their forks | reads, is not woken |
-//! | [`OWN_WRITES`] | writes to limit files by processes in tracked cgroups | reads, is woken |
+//! | [`OWN_WRITES`] | what workloads cause by themselves: writes to limit files, charges of memory | reads, is woken |
 //! | [`RING_SHARES`] | how much of a ring's fuller half each container has taken | nothing |
 //! | [`COUNTERS`] | what was lost | reads |
+//! | [`LOST`] | whose that was | reads when something was lost |
 //! | [`FIRST_PROCESSES`] | the processes that ran a cgroup's first program | nothing |
 //! | [`EXITED`] | processes whose exit has been reported | nothing |
 //! | [`LIMIT_FILES`] | the names of limit files | fills it before attaching |
@@ -19,6 +20,7 @@
 //! | [`BUDGETS`] | how much each cgroup's limit files have been written to | reads how many writes were suppressed |
 //! | [`IN_FLIGHT`] | writes to limit files that have not returned | nothing |
 //! | [`OOM_CONTEXTS`] | what was exhausted, while the kernel chooses and kills | nothing |
+//! | [`LEVELS`] | how full each level was at its last charge, if it is near a threshold | nothing |
 //!
 //! Sizes are what a program loaded by hand would get; the loader sets its own.
 
@@ -26,16 +28,16 @@ use core::arch::asm;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
-        BPF_RB_PROD_POS, BPF_RB_RING_SIZE,
+        BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP,
+        BPF_RB_NO_WAKEUP, BPF_RB_PROD_POS, BPF_RB_RING_SIZE,
     },
     helpers::bpf_get_smp_processor_id,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
 use kwitness_abi::{
-    BUDGET_WINDOW, BUDGET_WRITES, Budget, Counters, LimitFileName, LimitWrite, OomContext, Pattern,
-    ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
+    BUDGET_WINDOW, BUDGET_WRITES, Budget, ChargedLevel, Counters, LEVELS_CAP, LimitFileName, LimitWrite,
+    LostOf, OomContext, Pattern, ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
 };
 
 /// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
@@ -76,7 +78,7 @@ pub static FORKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 pub static RING_SHARES: Array<RingShare> = Array::with_max_entries(RINGS * SHARES_A_RING, 0);
 
-/// Containers that a ring has shares of their own for: by their shares of the tracked set, modulo this.
+/// Containers that a ring has shares of their own for: by their numbers, modulo this.
 const SHARES_A_RING: u32 = 1 << 14;
 const RINGS: u32 = 4;
 
@@ -119,6 +121,11 @@ impl Ring {
 #[map]
 pub static COUNTERS: Array<Counters> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// Of the lost records in [`COUNTERS`], how many of each kind were a container's. Least recently used: of what gives way, it is not
+/// known any more whose it was.
+#[map]
+pub static LOST: LruHashMap<LostOf, u64> = LruHashMap::with_max_entries(1_024, 0);
+
 /// Processes whose exec had `FLAG_FIRST`, so that their exit is recognised in whatever tracked cgroup they end. Least
 /// recently used: an entry whose exit is never seen (moved out of the tracked set) gives way.
 #[map]
@@ -129,9 +136,9 @@ pub static FIRST_PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_en
 #[map]
 pub static EXITED: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(8_192, 0);
 
-/// Writes to limit files by processes that are themselves in a tracked cgroup: a container that may write to cgroups of its
-/// own, and does so as often as it can, evicts no one else's record. Those of the kubelet, the runtime and systemd are in
-/// [`LIFECYCLE`].
+/// Writes to limit files by processes that are themselves in a tracked cgroup, and charges of memory: a container that may write
+/// to cgroups of its own, or fills and frees its memory, and does so as often as it can, evicts no one else's lifecycle record. How
+/// many records it makes is bounded for each cgroup. Writes of the kubelet, the runtime and systemd are in [`LIFECYCLE`].
 #[map]
 pub static OWN_WRITES: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
@@ -160,6 +167,10 @@ pub static SCRATCH: PerCpuArray<LimitWrite> = PerCpuArray::with_max_entries(1, 0
 #[map]
 pub static OOM_CONTEXTS: LruHashMap<u32, OomContext> = LruHashMap::with_max_entries(1_024, 0);
 
+/// By the address of the kernel's `mem_cgroup`.
+#[map]
+pub static LEVELS: LruHashMap<u64, ChargedLevel> = LruHashMap::with_max_entries(LEVELS_CAP, 0);
+
 /// Whether another write to that cgroup's limit files may be reported now, see [`Budget`]. If not, it is counted.
 ///
 /// Two writers at the same moment may both read what one of them wrote: the bound is approximate, the count of reported writes is exact.
@@ -187,41 +198,27 @@ pub fn within_budget(cgroup: u64, now: u64) -> bool {
     false
 }
 
-/// Puts a record that lies elsewhere into `ring`; without room the loss is counted.
+/// Puts a record that lies elsewhere into `ring`; false: there is no room for it.
 #[inline(always)]
-pub fn output<T: 'static>(ring: &RingBuf, kind: RecordKind, record: &T) {
-    if ring.output::<T>(record, 0).is_err() {
-        count_lost(kind);
-    }
+pub fn output<T: 'static>(ring: &RingBuf, record: &T) -> bool {
+    ring.output::<T>(record, 0).is_ok()
 }
 
-/// Room for a record in `ring`; without room the loss is counted.
+/// The same for what is done by a process in a tracked cgroup: beyond its container's share, there is no room, either.
 #[inline(always)]
-fn reserve<T: 'static>(ring: &RingBuf, kind: RecordKind) -> Option<RingBufEntry<T>> {
-    let entry = ring.reserve::<T>(0);
-    if entry.is_none() {
-        count_lost(kind);
-    }
-    entry
-}
-
-/// The same as [`output`], for what is done by a process in a tracked cgroup: beyond its container's share, the record is lost, too.
-#[inline(always)]
-pub fn output_in<T: 'static>(ring: Ring, kind: RecordKind, record: &T, by: &Tracked) {
-    if takes_share(ring, by, size_of::<T>()) {
-        output(ring.buffer(), kind, record);
-    } else {
-        count_lost(kind);
-    }
+pub fn output_in<T: 'static>(ring: Ring, record: &T, by: &Tracked) -> bool {
+    takes_share(ring, by, size_of::<T>()) && output(ring.buffer(), record)
 }
 
 /// Room for a record about a tracked cgroup; without room in the ring, or beyond its container's share of it, the loss is counted.
 #[inline(always)]
 pub fn reserve_in<T: 'static>(ring: Ring, kind: RecordKind, tracked: &Tracked) -> Option<RingBufEntry<T>> {
     if takes_share(ring, tracked, size_of::<T>()) {
-        return reserve(ring.buffer(), kind);
+        if let Some(entry) = ring.buffer().reserve::<T>(0) {
+            return Some(entry);
+        }
     }
-    count_lost(kind);
+    count_lost(kind, tracked);
     None
 }
 
@@ -239,7 +236,7 @@ fn takes_share(ring: Ring, tracked: &Tracked, bytes: usize) -> bool {
     if waiting < size / 2 {
         return true;
     }
-    let index = ring as u32 * SHARES_A_RING + (tracked.share & (SHARES_A_RING - 1));
+    let index = ring as u32 * SHARES_A_RING + (tracked.container & (SHARES_A_RING - 1));
     let Some(share) = RING_SHARES.get_ptr_mut(index) else { return true };
     let (produced, consumed) =
         (buffer.query(u64::from(BPF_RB_PROD_POS)), buffer.query(u64::from(BPF_RB_CONS_POS)));
@@ -269,13 +266,30 @@ unsafe fn add(number: *mut i64, change: i64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) change, options(nostack)) };
 }
 
-/// A record of that kind could not be delivered.
+/// A record of that kind about a tracked cgroup could not be delivered.
+///
+/// First as its container's: who reads the sum, and then this, finds all that is in the sum.
 #[inline(always)]
-pub fn count_lost(kind: RecordKind) {
+pub fn count_lost(kind: RecordKind, of: &Tracked) {
+    if of.flags & TRACKED_CONTAINED != 0 {
+        count_lost_of(LostOf { container: of.container, kind: kind as u32 });
+    }
     count(|counters| {
         // SAFETY: `counters` points to the element of this CPU; the index is a constant below the array's length.
         unsafe { (&raw mut (*counters).lost).cast::<u64>().add(kind.index()) }
     });
+}
+
+#[inline(always)]
+fn count_lost_of(whose: LostOf) {
+    if LOST.get_ptr_mut(&whose).is_none() {
+        // Another CPU may have been faster. Without room it is in the sum only.
+        let _ = LOST.insert(&whose, 0_u64, BPF_NOEXIST as u64);
+    }
+    if let Some(lost) = LOST.get_ptr_mut(&whose) {
+        // SAFETY: a live map element, aligned, to which nothing is ever written in another way.
+        unsafe { add(lost.cast(), 1) };
+    }
 }
 
 /// A cgroup could not be tracked.
@@ -283,6 +297,13 @@ pub fn count_lost(kind: RecordKind) {
 pub fn count_untracked() {
     // SAFETY: `counters` points to the element of this CPU.
     count(|counters| unsafe { &raw mut (*counters).untracked });
+}
+
+/// The program at charges of memory runs.
+#[inline(always)]
+pub fn count_charge() {
+    // SAFETY: `counters` points to the element of this CPU.
+    count(|counters| unsafe { &raw mut (*counters).charges });
 }
 
 /// How many cgroups are tracked in the container of that share; with [`TOTAL`], in all.

@@ -34,33 +34,25 @@ const LINE: &str = "until [ -e /out/go ]; do sleep 0.2; done; mkdir /tmp/build; 
                     cp /out/Makefile /out/gen.c /out/main.c .; PATH=/bin:/usr/bin make -j2 >/out/log 2>&1; \
                     code=$?; echo $code >/out/draft; mv /out/draft /out/code; \
                     until [ -e /out/end ]; do sleep 0.2; done; exit $code";
-/// What a build executes.
 const EXECUTED: [&str; 3] = ["/usr/bin/make", "/usr/libexec/gcc", "/usr/lib/x86_64-linux-gnu"];
 /// Of what `make` said.
 const LOG_LINES: usize = 10;
-/// Samples that are kept; more would be a run that hangs.
 const SAMPLES_MAX: usize = 8192;
 
-/// What became of a build.
 #[derive(Clone, Debug)]
 struct Life {
     samples: Vec<Point>,
-    /// The exit code of `make`.
     code: i64,
-    /// The end of what it said.
     log: String,
     /// `oom_kill` of `memory.events` in the end.
     oom_kills: u64,
     /// The first program by which it was recognized.
     recognized: Option<String>,
-    /// Its processes.
     processes: usize,
     moves: Vec<Move>,
-    /// How the environment ended.
     ended: Terminated,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
     plain: Life,
@@ -191,7 +183,6 @@ impl Run {
 }
 
 impl Life {
-    /// How the build ended, in a few words.
     fn end(&self) -> String {
         format!("make: exit code {}, OOM kills: {}", self.code, self.oom_kills)
     }

@@ -14,34 +14,27 @@ use std::collections::HashSet;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process};
 
-/// What a limit is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What the pod was made with.
     Original,
-    /// What the work needs.
     Raised,
 }
 
-/// What the work is known by.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// The file names of its programs.
     pub programs: &'static [&'static str],
-    /// Until when it needs the raise.
     pub until: Until,
 }
 
 /// Until when work needs a raise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// Its last process has exited.
     LastExit,
     /// It says that it is ready; or it has ended before.
     Ready,
 }
 
-/// Decides for one container.
 #[derive(Clone, Debug)]
 pub struct Controller {
     work: Work,
@@ -101,13 +94,11 @@ impl Controller {
         self.decide()
     }
 
-    /// Whether the work needs the raise.
     pub fn is_busy(&self) -> bool {
         let is_ready = self.work.until == Until::Ready && self.is_ready;
         !self.running.is_empty() && !is_ready
     }
 
-    /// What is in force.
     pub fn in_force(&self) -> Level {
         self.in_force
     }
@@ -120,12 +111,10 @@ impl Controller {
             && self.in_force == Level::Original
     }
 
-    /// The first program of the work that was seen.
     pub fn recognized(&self) -> Option<&str> {
         self.recognized.as_deref()
     }
 
-    /// How many processes of the work were seen.
     pub fn processes(&self) -> usize {
         self.seen
     }

@@ -35,26 +35,20 @@ const WORK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a limit may take to be in force. The kubelet lowers one when its own figures say that less is used, which it looks at again
 /// about once a minute.
 const VERDICT_LIMIT: Duration = Duration::from_secs(400);
-/// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 /// What programs of the node's root need in a container of another image.
 const ROOT_MOUNTS: [(&str, &str); 3] = [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")];
 
-/// Both limits of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// What its pod is made with.
     pub original: Limit,
-    /// What its work needs.
     pub raised: Limit,
 }
 
 /// A limit that was changed; times since the work was let go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// What it was to be.
     pub to: Level,
-    /// The controller decided.
     pub decided: Duration,
     /// The API server had accepted.
     pub accepted: Duration,
@@ -217,7 +211,6 @@ async fn ended(moving: &mut Option<JoinHandle<Result<Move>>>) -> Result<Move> {
     }
 }
 
-/// Whether the limit was raised once and given back once.
 fn was_raised_and_returned(moves: &[Move]) -> bool {
     matches!(moves, [Move { to: Level::Raised, .. }, Move { to: Level::Original, .. }])
 }

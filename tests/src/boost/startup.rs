@@ -34,11 +34,9 @@ const FLAGS: &str = "-Xmx96m -XX:+UseSerialGC -XX:UseAVX=0";
 /// How many classes it compiles and loads.
 const CLASSES: u32 = 8;
 const SOURCE: (&str, &str) = ("Startup.java", include_str!("work/Startup.java"));
-/// What a JVM executes.
 const EXECUTED: [&str; 2] = ["/usr/lib/jvm/java-21-openjdk-amd64/lib", "/usr/lib/x86_64-linux-gnu"];
 /// Over which time usage is averaged: a fraction of the kernel's period of 100 ms would show its pattern.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Samples that are kept; more would be a run that hangs.
 const SAMPLES_MAX: usize = 4096;
 
 /// What the kernel has taken from a container by its limit.
@@ -50,7 +48,6 @@ struct Throttling {
     time: Duration,
 }
 
-/// What became of a start.
 #[derive(Clone, Debug)]
 struct Life {
     samples: Vec<Point>,
@@ -58,17 +55,13 @@ struct Life {
     ready: Duration,
     /// Of the JVM's own account.
     processors: u32,
-    /// When it was ready.
     throttling: Throttling,
-    /// When a boost was first seen in force.
     before_boost: Option<Throttling>,
     recognized: Option<String>,
     moves: Vec<Move>,
-    /// How the container ended, after it had served.
     ended: Terminated,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
     plain: Life,
@@ -269,7 +262,6 @@ impl Run {
 }
 
 impl Life {
-    /// What it took, in a few words.
     fn account(&self) -> String {
         let Throttling { periods, time } = self.throttling;
         let processors = match self.processors {

@@ -7,51 +7,35 @@ mod terminal;
 
 use std::time::Duration;
 
-/// What is drawn.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// The picture's title, for those who cannot see it.
     pub title: &'static str,
-    /// What is limited.
     pub unit: Unit,
-    /// What [`Mark::Busy`] stands for, in a word.
     pub busy: &'static str,
-    /// One for each container.
     pub panels: Vec<Panel>,
-    /// A line each, below.
     pub notes: Vec<String>,
 }
 
-/// A container.
 #[derive(Clone, Debug)]
 pub struct Panel {
-    /// What is different about it.
     pub name: &'static str,
-    /// How it ended.
     pub end: String,
-    /// While it ran; in order.
     pub points: Vec<Point>,
 }
 
 /// A container at one moment; amounts are in the chart's [`Unit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    /// Since the beginning.
     pub at: Duration,
-    /// What it used.
     pub used: u64,
-    /// Its limit; none: it has none.
     pub limit: Option<u64>,
     /// Where something happens before the limit, if it does.
     pub threshold: Option<u64>,
-    /// What it was at.
     pub mark: Mark,
 }
 
-/// What a container is at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mark {
-    /// Nothing to point out.
     #[default]
     None,
     /// A raise is in force, by the daemon's verdict.
@@ -60,7 +44,6 @@ pub enum Mark {
     Busy,
 }
 
-/// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Memory, in bytes.
@@ -78,7 +61,6 @@ impl Unit {
         }
     }
 
-    /// Between two marks of the axis.
     const fn grid(self) -> u64 {
         match self {
             Self::Memory => 64 << 20,
@@ -98,12 +80,10 @@ impl Chart {
         svg::picture(self)
     }
 
-    /// Until the last point.
     pub fn duration(&self) -> Duration {
         self.panels.iter().filter_map(|panel| Some(panel.points.last()?.at)).max().unwrap_or_default()
     }
 
-    /// Room above the highest amount of all.
     fn top(&self) -> u64 {
         let highest = self.points().map(|point| point.used.max(point.limit.unwrap_or_default())).max();
         highest.unwrap_or_default().max(self.unit.grid()) / 8 * 9

@@ -32,7 +32,6 @@ pub(super) fn lines(chart: &Chart) -> Vec<String> {
     lines
 }
 
-/// One container.
 fn panel(panel: &Panel, unit: Unit, whole: Duration, top: u64) -> Vec<String> {
     let columns = columns(&panel.points, whole);
     let per_row = (top / ROWS as u64).max(1);

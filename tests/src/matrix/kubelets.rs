@@ -8,48 +8,36 @@ use super::{Spec, pods};
 use crate::environment::{CgroupDriver, Handler};
 use crate::pod::new_uid;
 
-/// A kubelet's settings, and its pods.
 #[derive(Clone, Copy, Debug)]
 pub struct KubeletVariant {
-    /// Its name in the table.
     pub name: &'static str,
     /// The release of Kubernetes that it is of; none: the one that all tests use.
     pub release: Option<&'static str>,
-    /// What differs from the defaults in its `KubeletConfiguration`.
     pub settings: fn() -> Value,
     /// Its calls pass the CRI proxy, so that each request is a source, too. With the systemd driver, each kubelet's do.
     pub proxy: bool,
     /// Those of its pods that are tried in every run; an emulated guest needs ten seconds for each.
     pub short: &'static [&'static str],
-    /// The processors that its node needs.
     pub processors: usize,
     /// CPU limits of its pods that have the least quota there is even when they are doubled.
     tiny: &'static [&'static str],
-    /// Whether its containers are in cgroups that are tracked.
     pub tracked: bool,
-    /// Where its pods are from.
     pub origin: Origin,
     /// The OCI runtime of its pods with the driver `cgroupfs`; with `systemd` it is the other one.
     handler: Handler,
     pods: fn() -> Vec<Spec>,
 }
 
-/// Where a kubelet has its pods from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Files with the pods' UIDs: a kubelet resizes these pods in place.
     Files,
     /// Files without: a kubelet resizes none.
     FilesWithoutUid,
-    /// The API server.
     Api,
 }
 
 impl KubeletVariant {
-    /// Its pods, as new.
-    ///
-    /// # Errors
-    /// There are no UIDs to be had.
     pub fn pods(&self) -> Result<Vec<Spec>> {
         let mut pods = (self.pods)();
         for pod in &mut pods {
@@ -61,7 +49,6 @@ impl KubeletVariant {
         Ok(pods)
     }
 
-    /// The OCI runtime of its pods.
     pub fn handler(&self, driver: CgroupDriver) -> Handler {
         match (self.handler, driver) {
             (handler, CgroupDriver::Cgroupfs) => handler,
@@ -70,7 +57,6 @@ impl KubeletVariant {
         }
     }
 
-    /// Its name in that of a test.
     pub fn id(&self) -> String {
         let letters = self.name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         letters.collect::<Vec<_>>().join("_").to_lowercase()
@@ -102,7 +88,6 @@ const DEFAULT: KubeletVariant = KubeletVariant {
 const SETTINGS: KubeletVariant =
     KubeletVariant { proxy: true, short: &[], handler: Handler::Runc, pods: pods::few, ..DEFAULT };
 
-/// All that are tried.
 pub const KUBELETS: [KubeletVariant; 12] = [
     DEFAULT,
     KubeletVariant { name: "with an API server", origin: Origin::Api, pods: pods::of_the_api, ..SETTINGS },

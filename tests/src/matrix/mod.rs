@@ -25,24 +25,20 @@ enum Kind {
     Init,
     /// An init container with `restartPolicy: Always`.
     Sidecar,
-    /// One of the usual.
     App,
     /// It ends at once, and is not restarted.
     Ended,
 }
 
-/// A verdict other than `in force`.
 #[derive(Clone, Copy, Debug)]
 struct Exception {
     /// The container; "": the pod.
     whose: &'static str,
     file: &'static str,
     verdict: VerdictKind,
-    /// Part of the reason that must be given.
     reason: &'static str,
 }
 
-/// A pod.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Its name, which says what is special.
@@ -51,15 +47,12 @@ pub struct Spec {
     uid: Option<String>,
     /// An ephemeral container is added once the others run.
     pub ephemeral: bool,
-    /// In the order in which they start.
     containers: Vec<(Kind, Container)>,
-    /// The pod's own limits and requests.
     pod: Option<(Quantities, Quantities)>,
     /// Its limits cannot be doubled.
     fixed: bool,
     /// See [`KubeletVariant::tiny`].
     tiny: &'static [Quantities],
-    /// Further fields of the pod's specification.
     fields: Map<String, Value>,
     exceptions: Vec<Exception>,
 }
@@ -79,7 +72,6 @@ impl Spec {
         }
     }
 
-    /// A pod of one container.
     fn one(name: &'static str, limits: Quantities, requests: Quantities) -> Self {
         Self::new(name, &[("app", limits, requests)])
     }
@@ -104,7 +96,6 @@ impl Spec {
         self.field("restartPolicy", "Never".into())
     }
 
-    /// With resources of the pod as a whole.
     fn pod(self, limits: Quantities, requests: Quantities) -> Self {
         Self { pod: Some((limits, requests)), ..self }
     }

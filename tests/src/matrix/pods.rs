@@ -91,7 +91,6 @@ pub(super) fn all() -> Vec<Spec> {
     specs
 }
 
-/// Quantities of one container.
 fn quantities() -> Vec<Spec> {
     vec![
         Spec::one("besteffort", "", ""),

@@ -21,7 +21,6 @@ use crate::limit::Limit;
 use crate::process::wait_for;
 
 const MIB: u64 = 1 << 20;
-/// The limit of both containers, in bytes.
 const LIMIT: u64 = 64 * MIB;
 /// In percent of the limit: where a process is held.
 const THRESHOLD: u64 = 60;
@@ -38,36 +37,25 @@ const STEP: u32 = 3_000_000;
 const STEP_PAUSE: &str = "0.4";
 /// How long the work may take, in an emulated guest on a machine that does other work.
 const WORK_LIMIT: Duration = Duration::from_secs(300);
-/// Between two samples.
 const SAMPLE: Duration = Duration::from_millis(100);
-/// Samples that are kept of each container; more would be a run that hangs.
 const SAMPLES_MAX: usize = 8192;
-/// How long the verdict on the raised limit may take.
 const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What one of the two containers did.
 #[derive(Clone, Debug)]
 struct Life {
-    /// While it ran; in order.
     samples: Vec<Point>,
-    /// How it ended.
     ended: Terminated,
     /// `oom_kill` of its `memory.events` in the end; none: its cgroup was gone by then.
     oom_kills: Option<u64>,
 }
 
-/// The run.
 #[derive(Clone, Debug)]
 struct Run {
-    /// Without a guard.
     unguarded: Life,
-    /// With one.
     guarded: Life,
-    /// The guard's holds.
     holds: Vec<Ended>,
     /// The daemon's verdict on the guarded container's limit in the end.
     in_force: bool,
-    /// Processes that were held when all was over.
     left_held: usize,
 }
 
@@ -131,14 +119,12 @@ async fn run_on(cluster: &GuardedNode, say: &impl Fn(&str)) -> Result<Run> {
     })
 }
 
-/// The daemon's, on a container's memory limit.
 async fn verdict(cluster: &GuardedNode, id: &str, limit: u64) -> Result<VerdictKind> {
     let limit = Limit::Memory(limit);
     let answer = cluster.agent.verify(limit.verify(id, VERDICT_LIMIT)).await.context("call Verify")?;
     Ok(limit.verdict(answer)?.verdict())
 }
 
-/// A container with the work.
 struct Worker {
     id: String,
     cgroup: PathBuf,
@@ -204,7 +190,6 @@ impl Worker {
 }
 
 impl Run {
-    /// What is not as claimed.
     fn wrong(&self) -> Vec<String> {
         let Self { unguarded, guarded, holds, in_force, left_held } = self;
         let raised = holds.iter().filter(|hold| hold.raised_to.is_some()).count();
@@ -258,7 +243,6 @@ impl Life {
         Panel { name, end: self.end(), points: self.samples.clone() }
     }
 
-    /// How it ended, in a few words.
     fn end(&self) -> String {
         let Terminated { reason, exit_code, .. } = &self.ended;
         match self.oom_kills {
@@ -328,7 +312,6 @@ mod tests {
 
     #[test]
     fn each_claim_is_checked() {
-        assert_eq!(run().wrong(), [""; 0]);
         for break_it in [
             |run: &mut Run| run.unguarded.ended.exit_code = 0,
             |run: &mut Run| run.guarded.ended.exit_code = 137,
@@ -347,24 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_has_80_columns_at_most_and_shows_what_happened() {
-        let lines = run().chart().lines();
-        let chart = lines.join("\n");
-        println!("{chart}");
-        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{chart}");
+    fn a_run_as_claimed_can_be_shown() {
+        let outcome = run().outcome();
+        outcome.check().unwrap();
+        let text = outcome.chart.lines().join("\n");
         for part in ["OOMKilled, exit code 137", "0 OOM kills", "■■■", "✓✓✓", "held 2.0 s: raised to 192 MiB"]
         {
-            assert!(chart.contains(part), "no {part}:\n{chart}");
+            assert!(text.contains(part), "no {part}:\n{text}");
         }
-    }
-
-    #[test]
-    fn a_picture_has_both_containers_and_every_element_is_closed() {
-        let svg = run().chart().svg();
-        println!("{svg}");
-        assert_eq!(svg.matches("class=\"limit\"").count(), 2, "{svg}");
-        assert_eq!(svg.matches("class=\"busy\"").count(), 1, "{svg}");
-        assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count(), "{svg}");
-        assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"), "{svg}");
     }
 }

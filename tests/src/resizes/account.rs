@@ -12,7 +12,6 @@ const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const SABOTAGE: Style = AnsiColor::Yellow.on_default();
 
-/// What was done, and was judged rightly.
 #[derive(Debug, Default)]
 pub struct Account {
     steps: usize,
@@ -28,33 +27,27 @@ impl Account {
         Self { pause, ..Self::default() }
     }
 
-    /// Steps, each of which has got the right verdict.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// How many of them were sabotaged.
     pub fn sabotaged(&self) -> usize {
         self.sabotaged
     }
 
-    /// A part of the series begins.
     pub(super) fn part(&self, text: &str) {
         anstream::println!("\n{STEP}▶ {text}{STEP:#}");
     }
 
-    /// A limit is requested the regular way.
     pub(super) fn requested(&self, text: &str) {
         anstream::println!("     {text}");
     }
 
-    /// Another process interferes.
     pub(super) fn meddled(&mut self, text: &str) {
         self.meddled = true;
         anstream::println!("     {SABOTAGE}{text}{SABOTAGE:#}");
     }
 
-    /// A verdict was given: whether it is the right one.
     pub(super) async fn judged(&mut self, step: &str, verdict: &Verdict, expected: VerdictKind) -> bool {
         let is_right = verdict.verdict() == expected;
         self.meddled |= expected != VerdictKind::InForce;

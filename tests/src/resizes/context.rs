@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::{self, VerdictKind, wanted};
 
-use super::account::Account;
+use super::{Account, Stage};
 use crate::agent::Agent;
 use crate::cri::v1 as cri;
 use crate::environment::CgroupDriver;
@@ -22,7 +22,6 @@ pub(super) const MIB: u64 = 1 << 20;
 /// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
 const WAIT: u32 = 10_000;
 
-/// A resized container, and where its limits are written and read.
 pub(super) struct ResizeContext<'a> {
     pub(super) node: &'a Node,
     pub(super) agent: &'a Agent,
@@ -35,7 +34,6 @@ pub(super) struct ResizeContext<'a> {
     pub(super) account: &'a mut Account,
 }
 
-/// Which limit a step is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Limit {
     /// In bytes.
@@ -49,7 +47,6 @@ pub(super) enum Limit {
 }
 
 impl Limit {
-    /// What is limited.
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Memory(_) => "memory",
@@ -93,8 +90,7 @@ impl fmt::Display for Limit {
 
 impl<'a> ResizeContext<'a> {
     pub(super) async fn new(
-        node: &'a Node,
-        agent: &'a Agent,
+        Stage { node, agent, .. }: Stage<'a>,
         pod: &'a Pod,
         container: String,
         account: &'a mut Account,
@@ -119,7 +115,6 @@ impl<'a> ResizeContext<'a> {
         self.update_to(linux).await
     }
 
-    /// Any update.
     pub(super) async fn update_to(&self, linux: cri::LinuxContainerResources) -> Result<()> {
         if linux.cpu_shares > 0 {
             self.account.requested(&format!("requested from the runtime: {} CPU shares", linux.cpu_shares));
@@ -202,12 +197,10 @@ impl<'a> ResizeContext<'a> {
         self.verdict(step, limit, 0, expected).await
     }
 
-    /// The verdict on a limit that is waited for.
     pub(super) async fn in_force(&mut self, step: &str, limit: Limit) -> Result<proto::Verdict> {
         self.verdict(step, limit, WAIT, VerdictKind::InForce).await
     }
 
-    /// The verdict after waiting so long.
     pub(super) async fn verdict(
         &mut self,
         step: &str,
@@ -245,14 +238,12 @@ impl<'a> ResizeContext<'a> {
         self.agent.verify(proto::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
     }
 
-    /// The processes in the container.
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
         let directory = self.inner().unwrap_or_else(|| self.own.clone());
         let text = fs::read_to_string(directory.join("cgroup.procs")).context("read cgroup.procs")?;
         text.lines().map(|line| line.parse().context("a pid")).collect()
     }
 
-    /// What a file of the container says.
     pub(super) fn says(&self, file: &str) -> Result<String> {
         let path = self.own.join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -260,19 +251,16 @@ impl<'a> ResizeContext<'a> {
     }
 }
 
-/// The directory of a container's own cgroup.
 pub(super) async fn directory(node: &Node, container: &str) -> Result<PathBuf> {
     let path = process::cgroup_path(node.pid(container).await?)?;
     // crun's processes are one level below.
     Ok(node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
 }
 
-/// Writes to a file.
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {text} to {}", path.display()))
 }
 
-/// Waits until a number in a file passes.
 pub(super) async fn number(path: &Path, accept: impl Fn(u64) -> bool) -> Result<u64> {
     process::wait_for(&format!("{}", path.display()), Duration::from_secs(60), async || {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;

@@ -7,27 +7,18 @@ use kwitness_api::proto::VerdictKind;
 use tokio::time::Duration;
 
 use super::context::{number, write};
-use super::{Account, Limit, MIB, ResizeContext, sleeper};
-use crate::agent::Agent;
-use crate::environment::Combination;
-use crate::node::Node;
+use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::pod::{Pod, PodSpec};
 use crate::process;
 
 /// A container with a child that holds 40 MB. From then on it starts no process and allocates no memory.
 const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1000";
-/// What holds them.
 const HOLDER: &str = "tail";
 
 /// No process in it may be killed: the write returns, and the limit is exceeded.
-pub(super) async fn no_process_to_kill(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    account: &mut Account,
-) -> Result<()> {
-    let pod = node.run_pod(&PodSpec::new("hungry", combination.handler)?).await?;
-    let mut context = hungry(node, agent, &pod, account).await?;
+pub(super) async fn no_process_to_kill(stage: Stage<'_>, account: &mut Account) -> Result<()> {
+    let pod = stage.node.run_pod(&PodSpec::new("hungry", stage.combination.handler)?).await?;
+    let mut context = hungry(stage, &pod, account).await?;
     let ctx = &mut context;
     ctx.in_force("a container that uses most of its 64 MiB", Limit::Memory(64 * MIB)).await?;
     ctx.account.meddled("no process in it may be killed");
@@ -41,18 +32,13 @@ pub(super) async fn no_process_to_kill(
     ensure!(verdict.usage.is_some_and(|usage| usage > 16 * MIB), "{verdict:?}");
     ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;
     ctx.in_force("and raised again", Limit::Memory(64 * MIB)).await?;
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }
 
 /// The one that holds the memory is killed; the container's own process is spared, so that there is something left to judge.
-pub(super) async fn a_child_is_killed(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    account: &mut Account,
-) -> Result<()> {
-    let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
-    let mut context = hungry(node, agent, &pod, account).await?;
+pub(super) async fn a_child_is_killed(stage: Stage<'_>, account: &mut Account) -> Result<()> {
+    let pod = stage.node.run_pod(&PodSpec::new("killed", stage.combination.handler)?).await?;
+    let mut context = hungry(stage, &pod, account).await?;
     let ctx = &mut context;
     for pid in ctx.pids()? {
         if !words(pid).iter().any(|word| word.as_slice() == HOLDER.as_bytes()) {
@@ -67,20 +53,14 @@ pub(super) async fn a_child_is_killed(
     ensure!(verdict.kills.is_some_and(|kills| kills > 0), "{verdict:?}");
     ctx.update(Limit::Memory(64 * MIB)).await?;
     ctx.in_force("and resized back", Limit::Memory(64 * MIB)).await?;
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }
 
-/// A container that holds 40 MB.
-async fn hungry<'a>(
-    node: &'a Node,
-    agent: &'a Agent,
-    pod: &'a Pod,
-    account: &'a mut Account,
-) -> Result<ResizeContext<'a>> {
+async fn hungry<'a>(stage: Stage<'a>, pod: &'a Pod, account: &'a mut Account) -> Result<ResizeContext<'a>> {
     let mut spec = sleeper();
     spec.command = ["/bin/sh", "-c", HOG].map(str::to_owned).to_vec();
-    let id = node.run(pod, &spec).await?;
-    let context = ResizeContext::new(node, agent, pod, id, account).await?;
+    let id = stage.node.run(pod, &spec).await?;
+    let context = ResizeContext::new(stage, pod, id, account).await?;
     process::wait_for("the end of what the child reads", Duration::from_secs(180), async || {
         let sleeps = |pid: u32| words(pid).iter().any(|word| word.as_slice() == b"sleep");
         Ok(context.pids()?.into_iter().any(sleeps).then_some(()))
@@ -90,13 +70,11 @@ async fn hungry<'a>(
     Ok(context)
 }
 
-/// A process's command line.
 fn words(pid: u32) -> Vec<Vec<u8>> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Spares a process from the OOM killer.
 fn spare(pid: u32) -> Result<()> {
     write(format!("/proc/{pid}/oom_score_adj").as_ref(), "-1000")
 }

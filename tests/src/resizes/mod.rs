@@ -29,28 +29,26 @@ use crate::process;
 /// At least so many resizes for each combination; half of them are sabotaged.
 const STEPS: usize = 40;
 
+#[derive(Clone, Copy, Debug)]
+pub struct Stage<'a> {
+    pub node: &'a Node,
+    pub agent: &'a Agent,
+    pub combination: Combination,
+}
+
 /// Plays all of it. `kubelet` is the directory in which the daemon looks for the kubelet's checkpoints.
-///
-/// # Errors
-/// A verdict is not the right one, or what it is about could not be done.
-pub async fn play(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    kubelet: &Path,
-    account: &mut Account,
-) -> Result<()> {
+pub async fn play(stage: Stage<'_>, kubelet: &Path, account: &mut Account) -> Result<()> {
     account.part("A container is resized, up and down, and its pod with it.");
-    ordinary(node, agent, combination, account).await?;
+    ordinary(stage, account).await?;
     account.part("Limits below what is used.");
-    memory::no_process_to_kill(node, agent, combination, account).await?;
-    memory::a_child_is_killed(node, agent, combination, account).await?;
+    memory::no_process_to_kill(stage, account).await?;
+    memory::a_child_is_killed(stage, account).await?;
     account.part("A container that ends while it is resized, and starts again.");
-    sabotage::restarted(node, agent, combination, account).await?;
+    sabotage::restarted(stage, account).await?;
     account.part("The kubelet's checkpoints say what is wanted.");
-    sources::checkpoints(node, agent, combination, kubelet, account).await?;
+    sources::checkpoints(stage, kubelet, account).await?;
     account.part("A static pod, whose uid has no dashes.");
-    static_pod(node, agent, combination, account).await?;
+    static_pod(stage, account).await?;
     let (steps, sabotaged) = (account.steps(), account.sabotaged());
     ensure!(steps >= STEPS && 2 * sabotaged >= steps, "only {steps} steps, {sabotaged} of them sabotaged");
     Ok(())
@@ -72,15 +70,15 @@ fn shares(shares: i64) -> cri::LinuxContainerResources {
     cri::LinuxContainerResources { cpu_shares: shares, ..Default::default() }
 }
 
-async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account: &mut Account) -> Result<()> {
-    let pod = node.run_pod(&PodSpec::new("resized", combination.handler)?).await?;
-    let mut watcher = agent.watch(from_now()).await?;
+async fn ordinary(stage: Stage<'_>, account: &mut Account) -> Result<()> {
+    let pod = stage.node.run_pod(&PodSpec::new("resized", stage.combination.handler)?).await?;
+    let mut watcher = stage.agent.watch(from_now()).await?;
     let mut spec = sleeper();
     // As the kubelet's MemoryQoS has it.
     let throttled = ("memory.high".to_owned(), (56 * MIB).to_string());
     spec.resources.get_or_insert_default().unified.extend([throttled]);
-    let id = node.run(&pod, &spec).await?;
-    let mut context = ResizeContext::new(node, agent, &pod, id.clone(), account).await?;
+    let id = stage.node.run(&pod, &spec).await?;
+    let mut context = ResizeContext::new(stage, &pod, id.clone(), account).await?;
     let ctx = &mut context;
     ctx.in_force("memory as it was made", Limit::Memory(64 * MIB)).await?;
     ctx.in_force("memory.high as it was made", Limit::High).await?;
@@ -99,7 +97,7 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
     for (step, milli) in [("CPU up", 1000), ("CPU down", 250), ("the least CPU", 10), ("CPU of 417m", 417)] {
         ctx.update(Limit::Cpu(milli)).await?;
         let verdict = ctx.in_force(step, Limit::Cpu(milli)).await?;
-        if milli == 417 && combination.driver == CgroupDriver::Systemd {
+        if milli == 417 && stage.combination.driver == CgroupDriver::Systemd {
             // Which of the two, the runtime's version decides.
             ensure!(
                 matches!(verdict.tolerance(), Tolerance::Exact | Tolerance::RoundedToTenMilliseconds),
@@ -123,14 +121,14 @@ async fn ordinary(node: &Node, agent: &Agent, combination: Combination, account:
     ctx.update(Limit::Memory(64 * MIB)).await?;
     ctx.in_force("the same once more", Limit::Memory(64 * MIB)).await?;
 
-    sabotage::all(ctx, combination).await?;
+    sabotage::all(ctx, stage.combination).await?;
     let resized = |seen: &Seen| seen.has(&id, "verdict");
     let seen = watcher.wait_until("unsolicited verdicts", resized).await?;
     ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
-    node.stop_container(&id, 0).await?;
-    node.remove_container(&id).await?;
+    stage.node.stop_container(&id, 0).await?;
+    stage.node.remove_container(&id).await?;
     agent_forgets(ctx).await?;
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }
 
 /// A container that is gone has no limits.
@@ -145,18 +143,13 @@ async fn agent_forgets(ctx: &mut ResizeContext<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn static_pod(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    account: &mut Account,
-) -> Result<()> {
-    let mut spec = PodSpec::new("static", combination.handler)?;
+async fn static_pod(stage: Stage<'_>, account: &mut Account) -> Result<()> {
+    let mut spec = PodSpec::new("static", stage.combination.handler)?;
     spec.uid = new_static_uid()?;
     spec.qos = Qos::Guaranteed;
-    let pod = node.run_pod(&spec).await?;
-    let id = node.run(&pod, &sleeper()).await?;
-    let mut context = ResizeContext::new(node, agent, &pod, id, account).await?;
+    let pod = stage.node.run_pod(&spec).await?;
+    let id = stage.node.run(&pod, &sleeper()).await?;
+    let mut context = ResizeContext::new(stage, &pod, id, account).await?;
     let ctx = &mut context;
     ctx.in_force("a static pod's memory", Limit::Memory(64 * MIB)).await?;
     ctx.update(Limit::Memory(48 * MIB)).await?;
@@ -174,5 +167,5 @@ async fn static_pod(
     ctx.now("a static pod's quota is undone", Limit::Cpu(500), VerdictKind::Reverted).await?;
     ctx.meddle(&own, "memory.max", "max")?;
     ctx.now("and its memory", Limit::Memory(48 * MIB), VerdictKind::Reverted).await?;
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }

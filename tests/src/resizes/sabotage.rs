@@ -7,14 +7,11 @@ use kwitness_api::proto::{self, Source, VerdictKind, wanted};
 use tokio::time::Duration;
 
 use super::context::directory;
-use super::{Account, Limit, MIB, ResizeContext, sleeper};
-use crate::agent::Agent;
+use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::environment::{CgroupDriver, Combination};
-use crate::node::Node;
 use crate::pod::PodSpec;
 use crate::process;
 
-/// All that is done to a container that runs.
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
     shadowed(ctx).await?;
@@ -248,22 +245,17 @@ async fn race(ctx: &mut ResizeContext<'_>, one: Limit, other: Limit) -> Result<(
 }
 
 /// A container that dies under its resize, and is started again without it.
-pub(super) async fn restarted(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    account: &mut Account,
-) -> Result<()> {
-    let pod = node.run_pod(&PodSpec::new("restarted", combination.handler)?).await?;
-    let first = node.run(&pod, &sleeper()).await?;
-    let mut context = ResizeContext::new(node, agent, &pod, first.clone(), account).await?;
+pub(super) async fn restarted(stage: Stage<'_>, account: &mut Account) -> Result<()> {
+    let pod = stage.node.run_pod(&PodSpec::new("restarted", stage.combination.handler)?).await?;
+    let first = stage.node.run(&pod, &sleeper()).await?;
+    let mut context = ResizeContext::new(stage, &pod, first.clone(), account).await?;
     let ctx = &mut context;
     ctx.resize_pod(Limit::Memory(128 * MIB))?;
     ctx.in_force("before it is killed", Limit::Memory(64 * MIB)).await?;
     ctx.account.meddled("the container is killed with SIGKILL");
-    process::kill_pid(node.pid(&first).await?)?;
+    process::kill_pid(stage.node.pid(&first).await?)?;
     let updated = ctx.update(Limit::Memory(96 * MIB)).await;
-    node.wait_exited(&first).await?;
+    stage.node.wait_exited(&first).await?;
     let answer = ctx.ask(Limit::Memory(96 * MIB).wanted(), 0).await;
     // Between the last process and the cgroup's end, its files still say something.
     let memory = answer.iter().flat_map(|answer| &answer.verdicts).filter_map(|of| of.verdict.as_ref());
@@ -272,15 +264,15 @@ pub(super) async fn restarted(
     ensure!(updated.is_ok() || !is_in_force, "a dead container's limit is in force: {answer:?}");
     let said = claimed.next_back().map_or("nothing to verify", |verdict| &verdict.reason).to_owned();
     ctx.account.reported("a resize of a container that is being killed", &said).await;
-    node.remove_container(&first).await?;
+    stage.node.remove_container(&first).await?;
 
     ctx.account.meddled("the container is started again with what it had");
     let mut spec = sleeper();
     spec.attempt = 1;
-    ctx.container = node.run(&pod, &spec).await?;
-    ctx.own = directory(node, &ctx.container).await?;
+    ctx.container = stage.node.run(&pod, &spec).await?;
+    ctx.own = directory(stage.node, &ctx.container).await?;
     ctx.now("started again without the resize", Limit::Memory(96 * MIB), VerdictKind::Diverged).await?;
     ctx.update(Limit::Memory(96 * MIB)).await?;
     ctx.in_force("and resized again", Limit::Memory(96 * MIB)).await?;
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }

@@ -8,24 +8,15 @@ use kwitness_api::proto::{Source, Verdict, VerdictKind};
 use tokio::time::Duration;
 
 use super::context::write;
-use super::{Account, Limit, MIB, ResizeContext, sleeper};
-use crate::agent::Agent;
-use crate::environment::Combination;
-use crate::node::Node;
+use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::pod::{Pod, PodSpec};
 use crate::process;
 
 /// Verdicts by the kubelet's word.
-pub(super) async fn checkpoints(
-    node: &Node,
-    agent: &Agent,
-    combination: Combination,
-    kubelet: &Path,
-    account: &mut Account,
-) -> Result<()> {
-    let pod = node.run_pod(&PodSpec::new("checkpointed", combination.handler)?).await?;
-    let id = node.run(&pod, &sleeper()).await?;
-    let mut context = ResizeContext::new(node, agent, &pod, id, account).await?;
+pub(super) async fn checkpoints(stage: Stage<'_>, kubelet: &Path, account: &mut Account) -> Result<()> {
+    let pod = stage.node.run_pod(&PodSpec::new("checkpointed", stage.combination.handler)?).await?;
+    let id = stage.node.run(&pod, &sleeper()).await?;
+    let mut context = ResizeContext::new(stage, &pod, id, account).await?;
     let ctx = &mut context;
     // Without names, a checkpoint cannot be matched to a container.
     known(ctx).await?;
@@ -59,7 +50,7 @@ pub(super) async fn checkpoints(
     for file in [allocated, actuated] {
         fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
     }
-    node.remove_pod(&pod).await
+    stage.node.remove_pod(&pod).await
 }
 
 /// The verdict on the container's memory, without a limit of the request's own.
@@ -87,7 +78,6 @@ fn checkpoint(pod: &Pod, memory: &str) -> String {
     serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string()
 }
 
-/// Waits until the runtime has reported the container's name.
 async fn known(ctx: &ResizeContext<'_>) -> Result<()> {
     process::wait_for("the container's name", Duration::from_secs(30), async || {
         let list = ctx.agent.list().await?;

@@ -13,7 +13,6 @@ use super::pace::Pace;
 /// Set in a process that is to be a filler, to what it is to fill.
 pub(super) const VARIABLE: &str = "KWITNESS_TEST_FILL";
 
-/// What to fill, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fill {
     /// So much as fast as possible.
@@ -35,9 +34,6 @@ pub(super) struct Mark {
 }
 
 /// If this process is to be a filler: fills, and returns true when it has.
-///
-/// # Errors
-/// It cannot have the memory.
 pub fn fill_if_requested() -> Result<bool> {
     let Some(words) = std::env::var_os(VARIABLE) else { return Ok(false) };
     let words = words.to_str().with_context(|| format!("{VARIABLE} is not in UTF-8"))?;

@@ -33,6 +33,7 @@ use kwitness_core::units;
 use kwitness_core::verdicts::quantity;
 use kwitness_guard::policy::Policy;
 use kwitness_guard::status::Ended;
+use procfs::{Current as _, Meminfo};
 
 use crate::agent::Agent;
 use crate::environment::{Environment, Handler};
@@ -47,7 +48,6 @@ use tally::{Cell, Holds, Outcome, Ran, Tally};
 pub use way::Way;
 use way::order;
 
-/// Bytes in the unit of rates.
 const MB: u64 = 1_000_000;
 /// How long a container may take to be ready, or to be empty again, in an emulated guest.
 const SOON: Duration = Duration::from_secs(120);
@@ -89,9 +89,6 @@ const SMALLEST: u64 = 32 << 20;
 const LARGEST: u64 = 8 << 30;
 
 /// A limit from a quantity such as `64Mi`, in bytes.
-///
-/// # Errors
-/// It is none that can be measured.
 pub fn limit(text: &str) -> Result<u64, String> {
     let limit = quantity::whole(text).map_err(|error| error.to_string())?;
     // What is raised by half must be whole pages: the kernel rounds other limits.
@@ -102,7 +99,6 @@ pub fn limit(text: &str) -> Result<u64, String> {
 /// The amounts of a container, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amounts {
-    /// Its limit.
     pub limit: u64,
 }
 
@@ -126,12 +122,10 @@ impl Amounts {
         self.percent(90)
     }
 
-    /// Here the filler is done.
     pub const fn target(self) -> u64 {
         self.percent(110)
     }
 
-    /// The limit after the raise.
     pub const fn raised(self) -> u64 {
         self.limit + self.limit / 2
     }
@@ -142,20 +136,15 @@ impl Amounts {
     }
 }
 
-/// What is measured.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Runs of each way at each rate and limit.
     pub runs: u32,
-    /// In bytes.
     pub limits: Vec<u64>,
-    /// Rates.
     pub rates: Vec<Rate>,
     /// Runs of the guard that raise through the container runtime instead, for the times of that.
     pub by_runtime: u32,
 }
 
-/// What came of it.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// By limit and rate, each way in its order.
@@ -210,23 +199,16 @@ fn policy(limit: u64, runs: usize) -> String {
     )
 }
 
-/// The node on which it is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage<'a> {
-    /// Where.
     pub environment: &'a Environment,
-    /// The container runtime.
     pub node: &'a Node,
-    /// The daemon.
     pub agent: &'a Agent,
     /// Of the pods; crun is the quicker one where the runtime raises.
     pub handler: Handler,
 }
 
 /// Measures into `report`, which has what was measured before an error, too. Each line for people is given to `say` at once.
-///
-/// # Errors
-/// The node has too little memory, or a run ended as none can.
 pub async fn measure(
     stage: Stage<'_>,
     settings: &Settings,
@@ -258,7 +240,6 @@ pub async fn measure(
     Ok(())
 }
 
-/// All ways at all rates.
 async fn of_limit(
     stage: Stage<'_>,
     settings: &Settings,
@@ -356,10 +337,8 @@ async fn of_run(guard: &Guard, seen: u64, ran: Ran) -> Result<Vec<Ended>> {
 
 /// Fails if the node cannot have that limit filled and raised.
 fn enough_memory(amounts: Amounts) -> Result<()> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let available = kib.context("/proc/meminfo has no MemAvailable")? << 10;
+    let memory = Meminfo::current().context("read /proc/meminfo")?;
+    let available = memory.mem_available.context("/proc/meminfo has no MemAvailable")?;
     let needed = amounts.needed();
     ensure!(
         available >= needed,
@@ -378,7 +357,6 @@ fn program() -> Result<(PathBuf, String)> {
     Ok((program.parent().context("this program has a directory")?.to_owned(), name))
 }
 
-/// Waits until a file is there.
 async fn wait_file(what: &str, file: &Path) -> Result<()> {
     wait_for(what, SOON, async || Ok(file.exists().then_some(()))).await
 }

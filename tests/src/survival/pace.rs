@@ -13,11 +13,9 @@ const PAGE: u64 = 4096;
 /// Without a rate, what is filled between two looks at the clock.
 const UNPACED: u64 = 1 << 20;
 
-/// The pace of one filler.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: Rate,
-    /// Time that counts no more.
     forgiven: Duration,
 }
 
@@ -27,7 +25,6 @@ impl Pace {
         Self { rate, forgiven: Duration::ZERO }
     }
 
-    /// Bytes until the next rest.
     pub(super) fn slice(&self) -> u64 {
         self.rate.0.map_or(UNPACED, |rate| (rate / SLICE_PER_SECOND).max(PAGE))
     }

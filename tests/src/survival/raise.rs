@@ -26,9 +26,6 @@ pub(super) fn set(cgroup: &Path, limit: u64, high: Option<u64>) -> Result<()> {
 }
 
 /// The raise. A brake that is set would go on braking below it.
-///
-/// # Errors
-/// The cgroup is gone.
 pub fn raise(cgroup: &Path, limit: u64) -> Result<()> {
     write(cgroup, "memory.max", &limit.to_string())?;
     write(cgroup, "memory.high", "max")
@@ -69,7 +66,6 @@ impl RuntimeService for Service {
     }
 }
 
-/// The server; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Raises {
     shared: Arc<Mutex<Shared>>,
@@ -78,7 +74,6 @@ pub(super) struct Raises {
 }
 
 impl Raises {
-    /// Serves at a socket of its own.
     pub(super) fn serve() -> Result<Self> {
         let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
         let listener =
@@ -90,12 +85,10 @@ impl Raises {
         Ok(Self { shared, directory, server: tokio::spawn(serving) })
     }
 
-    /// Where it listens.
     pub(super) fn socket(&self) -> PathBuf {
         self.directory.path().join("cri.sock")
     }
 
-    /// Takes requests for a container.
     pub(super) fn add(&self, id: &str, cgroup: &Path) -> Result<()> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let former = shared.cgroups.insert(id.to_owned(), cgroup.to_owned());
@@ -103,7 +96,6 @@ impl Raises {
         Ok(())
     }
 
-    /// How long each write took.
     pub(super) fn times(&self) -> Vec<Duration> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).times.clone()
     }

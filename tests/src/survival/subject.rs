@@ -26,18 +26,15 @@ use crate::process::{cgroup_path, kill_pid, wait_for};
 const STALLED: Duration = Duration::from_secs(15);
 /// No machine fills slower at full speed.
 const SLOWEST: u64 = 50_000_000;
-/// How long a filler may take to its mark.
 const FILL_LIMIT: Duration = Duration::from_secs(600);
 /// Where a container sees the directory with the filler.
 const PROGRAM_DIRECTORY: &str = "/program";
 
-/// A container.
 #[derive(Debug)]
 pub(super) struct Subject {
     way: Way,
     amounts: Amounts,
     id: String,
-    /// Of its first process.
     pid: u32,
     /// The cgroup that has its limit.
     cgroup: PathBuf,
@@ -66,12 +63,10 @@ impl Subject {
         Ok(Self { way, amounts, id, pid, cgroup, members, directory })
     }
 
-    /// Its id of the runtime.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// The cgroup that has its limit.
     pub(super) fn cgroup(&self) -> &Path {
         &self.cgroup
     }

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::tally::{Cell, Holds, Step, quantile};
 use super::{Rate, Report, Settings, Way};
 
-/// A line for machines.
 #[derive(Serialize)]
 #[serde(tag = "survival", rename_all = "lowercase")]
 enum Line<'a> {
@@ -15,10 +14,6 @@ enum Line<'a> {
     Hold(Step),
 }
 
-/// All of it as JSON.
-///
-/// # Errors
-/// A line cannot be written as JSON.
 pub fn json(report: &Report) -> Result<Vec<String>> {
     let cells = report.cells.iter().map(Line::Cell);
     let holds = [&report.by_write, &report.by_runtime].into_iter().flat_map(Holds::steps).map(Line::Hold);
@@ -26,7 +21,6 @@ pub fn json(report: &Report) -> Result<Vec<String>> {
     lines.collect::<Result<_, _>>().context("write a line as JSON")
 }
 
-/// The ways of one limit at each rate.
 pub(super) fn of_limit(cells: &[Cell], settings: &Settings) -> Vec<String> {
     let Some(first) = cells.first() else { return Vec::new() };
     let columns = |texts: Vec<String>| texts.iter().map(|text| format!("{text:>12}")).collect::<String>();
@@ -52,7 +46,6 @@ pub(super) fn of_limit(cells: &[Cell], settings: &Settings) -> Vec<String> {
     lines
 }
 
-/// A share in a column.
 fn survived(cell: &Cell) -> String {
     match (&cell.missing, cell.stalled) {
         (Some(_), _) => "-".to_owned(),
@@ -77,7 +70,6 @@ fn notes(cells: &[Cell]) -> Vec<String> {
     notes
 }
 
-/// What the guard's holds took.
 pub(super) fn of_holds(all: [&Holds; 2]) -> Vec<String> {
     let mut lines = Vec::new();
     for holds in all.into_iter().filter(|holds| holds.runs > 0) {

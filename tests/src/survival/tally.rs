@@ -13,58 +13,43 @@ const Z: f64 = 1.96;
 /// A rate that is not within a tenth of what was requested was not reached.
 const REACHED: f64 = 0.9;
 
-/// How a filler ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It has filled all.
     Survived,
-    /// OOM-killed.
     Killed,
     /// It was throttled until the bench ended it.
     Stalled,
 }
 
-/// One run.
 #[derive(Clone, Copy, Debug)]
 pub struct Ran {
-    /// How it ended.
     pub outcome: Outcome,
     /// The rate up to the filler's mark, in bytes per second; none: it was killed before.
     pub achieved: Option<f64>,
 }
 
-/// The runs of a way at a rate and a limit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     runs: Vec<Ran>,
-    /// Why it cannot be measured.
     pub(super) missing: Option<String>,
 }
 
-/// What they came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cell {
-    /// The way.
     pub way: Way,
-    /// Its name for people.
     pub name: &'static str,
     /// In bytes.
     pub limit: u64,
     /// The rate that was requested, in bytes per second; none: full speed.
     pub wanted: Option<u64>,
-    /// The median of the rates that were achieved.
     pub achieved: Option<f64>,
-    /// Whether that is what was requested.
     pub reached: bool,
-    /// How many runs there were.
     pub runs: u32,
-    /// In how many of them the filler survived.
     pub survived: u32,
     /// Those that were throttled until they were ended; the others were OOM-killed.
     pub stalled: u32,
     /// The share that survived, with 95 % confidence (Wilson's score interval).
     pub interval: (f64, f64),
-    /// Why there are no runs.
     pub missing: Option<String>,
 }
 
@@ -122,9 +107,7 @@ pub(super) fn quantile(mut values: Vec<f64>, share: f64) -> Option<f64> {
 pub struct Holds {
     /// `memory.max`: by the bench's own write; `cri`: by the container runtime.
     pub raised_by: &'static str,
-    /// Runs.
     pub runs: u32,
-    /// In which the filler survived.
     pub survived: u32,
     /// Holds that ended without a raise, by reason.
     pub refused: BTreeMap<String, u32>,
@@ -134,16 +117,12 @@ pub struct Holds {
     seen: u64,
 }
 
-/// The times of a step, in microseconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Step {
     /// As [`Holds::raised_by`].
     pub raised_by: &'static str,
-    /// Its name.
     pub step: &'static str,
-    /// How many holds it is of.
     pub holds: usize,
-    /// The median.
     pub p50_us: f64,
     /// With fewer than a hundred holds, the longest.
     pub p99_us: f64,
@@ -155,7 +134,6 @@ impl Holds {
         Self { raised_by, runs: 0, survived: 0, refused, steps, writes, seen: 0 }
     }
 
-    /// Adds a run and the holds in it.
     pub(super) fn add(&mut self, ended: &[Ended], ran: Ran) {
         self.runs += 1;
         self.survived += u32::from(ran.outcome == Outcome::Survived);

@@ -20,7 +20,6 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 /// (`WINDOW_MIN_US` of `kernel/sched/psi.c`); later ones do, from those who may create more than the slowest.
 const TRIGGERS: [&str; 2] = ["some 1 10000\0", "some 1 500000\0"];
 
-/// What is watched.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source {
     /// `memory.current`, read once in that time.
@@ -43,7 +42,6 @@ impl Display for Unavailable {
 
 impl Error for Unavailable {}
 
-/// A watch, armed.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// Its end wakes the thread.
@@ -51,7 +49,6 @@ pub(super) struct Watch {
     thread: JoinHandle<Result<bool>>,
 }
 
-/// What it looks at.
 #[derive(Debug)]
 enum Sensor {
     Usage {
@@ -69,7 +66,6 @@ enum Sensor {
 }
 
 impl Watch {
-    /// Arms it.
     pub(super) fn start(
         source: Source,
         cgroup: &Path,
@@ -209,7 +205,6 @@ fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
 }
 
-/// The number that an open file of a cgroup holds now.
 fn usage(file: &File) -> Result<u64> {
     let mut text = [0; 32];
     let length = file.read_at(&mut text, 0).context("read memory.current")?;
@@ -237,7 +232,6 @@ mod tests {
         file.write_all_at(text.as_bytes(), 0).unwrap();
     }
 
-    /// Starts a watch that says when it raised.
     fn watch(source: Source, cgroup: &Path) -> (Watch, mpsc::Receiver<()>) {
         let (to, raised) = mpsc::channel();
         let watch = Watch::start(source, cgroup, 90, move || Ok(to.send(())?)).unwrap();

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::watch::Source;
 
-/// What is done about a container that nears its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
@@ -24,12 +23,10 @@ pub enum Way {
     Events,
     /// The same with `memory.high` at the threshold, which makes an event before the limit does.
     HighEvents,
-    /// `kwitness guard`.
     Guard,
 }
 
 impl Way {
-    /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Nothing,
         Self::High,
@@ -41,7 +38,6 @@ impl Way {
         Self::Guard,
     ];
 
-    /// Its name in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -55,7 +51,6 @@ impl Way {
         }
     }
 
-    /// The name of its container.
     pub(super) const fn container(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -69,7 +64,6 @@ impl Way {
         }
     }
 
-    /// What it watches itself.
     pub(super) const fn source(self) -> Option<Source> {
         match self {
             Self::Nothing | Self::High | Self::Guard => None,

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 
 /// Of Debian's package `chromium-headless-shell`, whose `/usr/bin` has a script that would survive it.
 const PROGRAM: &str = "/usr/lib/chromium/chromium-headless-shell";
-/// What takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
@@ -25,18 +24,15 @@ pub(crate) struct Browser {
     to: UnixStream,
     from: BufReader<UnixStream>,
     last_id: u64,
-    /// The events that came so far.
     events: Vec<Value>,
 }
 
-/// One of its pages.
 pub(crate) struct Page<'a> {
     browser: &'a mut Browser,
     session: String,
 }
 
 impl Browser {
-    /// Starts it, with its files in that directory.
     pub(crate) fn start(directory: &Path) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("make a pair of sockets")?;
         ours.set_read_timeout(Some(LIMIT)).context("limit the waiting")?;
@@ -64,7 +60,6 @@ impl Browser {
         Ok(Self { process, to: ours, from, last_id: 0, events: Vec::new() })
     }
 
-    /// Loads a file, without a network.
     pub(crate) fn open(&mut self, file: &Path) -> Result<Page<'_>> {
         let target = self.call(None, "Target.createTarget", json!({"url": "about:blank"}))?;
         let attach = json!({"targetId": target["targetId"], "flatten": true});
@@ -103,7 +98,6 @@ impl Browser {
         }
     }
 
-    /// Waits for an event, unless it has come.
     fn wait(&mut self, method: &str) -> Result<()> {
         while !self.events.iter().any(|event| event["method"] == method) {
             let event = self.receive().with_context(|| format!("wait for {method}"))?;
@@ -135,7 +129,6 @@ impl Page<'_> {
         self.browser.call(Some(&self.session), method, parameters)
     }
 
-    /// What an expression gives on the page.
     fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let answer =
             self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}))?;
@@ -171,13 +164,11 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Has the page shown in a color scheme.
     pub(crate) fn prefer(&mut self, scheme: &str) -> Result<()> {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", features).map(drop)
     }
 
-    /// What the screen shows, as PNG.
     pub(crate) fn screenshot(&mut self) -> Result<Vec<u8>> {
         let answer = self.call("Page.captureScreenshot", json!({"format": "png"}))?;
         let image =

@@ -28,7 +28,6 @@ fn main() -> Result<()> {
     suite::run(ctx, cases)
 }
 
-/// The page of the recorded incident.
 fn page(ctx: &TestContext, directory: &Path) -> Result<std::path::PathBuf> {
     let (recording, page) = (directory.join("incident.kwr"), directory.join("timeline.html"));
     let kwitness = || Command::new(ctx.environment.kwitness());

@@ -1,35 +1,31 @@
 //! Clients of other languages with their defaults, at the daemon and through the CRI proxy: Python (gRPC's C core, which sends the
-//! socket's path as `:authority`), Go and grpcurl. What the docs show is run as it is written there.
+//! socket's path as `:authority`), Go and grpcurl. What the docs show is run as it is written there. And Perfetto's own messages in
+//! Python, for a timeline's trace.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::alone;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::handmade::{self, Kubepods};
-use kwitness_tests::process;
-use kwitness_tests::proxy::Proxy;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 use serde_json::Value;
 
-/// A client that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Where the docs' commands expect the daemon.
 const DEFAULT_DIRECTORY: &str = "/run/kwitness";
 
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let ctx = TestContext::new()?;
-    let mut cases = alone![the_python_example, the_go_example, grpcurl_as_the_docs_show_it];
+    let mut cases = alone![
+        the_python_example,
+        the_go_example,
+        grpcurl_as_the_docs_show_it,
+        perfettos_own_messages_have_every_field_of_a_trace,
+    ];
     cases.push(Case::once(&ctx, "the_cri_through_the_proxy", |ctx, combination| {
-        ctx.block_on(the_cri_through_the_proxy(ctx, combination))
+        ctx.block_on(the_cri_through_the_proxy(&ctx.on(combination)))
     })?);
     suite::run(ctx, cases)
 }
@@ -111,15 +107,11 @@ async fn a_short_life(
 ) -> Result<String> {
     let kubepods = Kubepods::make(environment)?;
     let mut watcher = agent.watch(from_now()).await?;
-    let container = kubepods.container()?;
-    let id = container.id.clone();
-    container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-    drop(container);
+    let id = kubepods.container()?.live(&["sh", "-c", "exit 7"], 7)?;
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok(id)
 }
 
-/// That an example has printed the start and the end of that container.
 fn check_example(printed: &[Value], id: &str) -> Result<()> {
     let types: Vec<_> = printed.iter().map(|event| event["type"].as_str().unwrap_or_default()).collect();
     ensure!(types == ["started", "stopped"], "{printed:#?}");
@@ -170,6 +162,62 @@ async fn grpcurl_as_the_docs_show_it(ctx: &TestContext) -> Result<()> {
     .await
 }
 
+/// What is in a trace by Perfetto's messages, and what these do not know.
+const PYTHON_TRACE: &str = r#"
+import collections, json, sys
+from google.protobuf.unknown_fields import UnknownFieldSet
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as perfetto
+
+trace = perfetto.Trace()
+trace.ParseFromString(open(sys.argv[1], "rb").read())
+
+def unknown(message):
+    count = len(UnknownFieldSet(message))
+    for _, value in message.ListFields():
+        parts = [value] if hasattr(value, "ListFields") else value if hasattr(value, "MergeFrom") else []
+        count += sum(unknown(part) for part in parts if hasattr(part, "ListFields"))
+    return count
+
+described = [packet.track_descriptor for packet in trace.packet if packet.HasField("track_descriptor")]
+tracks = {track.uuid: track.name for track in described}
+events = [packet for packet in trace.packet if packet.HasField("track_event")]
+kind = perfetto.TrackEvent.Type.Name
+print(json.dumps({
+    "unknown": unknown(trace),
+    "tracks": list(tracks.values()),
+    "homeless": sum(packet.track_event.track_uuid not in tracks for packet in events),
+    "events": collections.Counter(kind(packet.track_event.type) for packet in events),
+    "clocks": sorted({perfetto.BuiltinClock.Name(packet.timestamp_clock_id) for packet in events}),
+}))
+"#;
+
+/// trace_processor itself is a program that no package registry has.
+async fn perfettos_own_messages_have_every_field_of_a_trace(ctx: &TestContext) -> Result<()> {
+    const POD: &str = "greedy";
+    let checkout = Checkout::make(ctx)?;
+    let directory = checkout.directory.path();
+    let (recording, trace) = (directory.join("incident.kwr"), directory.join("trace.pftrace"));
+    let kwitness = || Command::new(ctx.environment.kwitness());
+    process::run(kwitness().args(["demo", "--save"]).arg(&recording))?;
+    let mut timeline = kwitness();
+    timeline.args(["timeline", POD, "-o", "perfetto", "--file"]).arg(&recording);
+    timeline.stdout(fs::File::create(&trace).context("make the trace's file")?);
+    ensure!(timeline.status().context("run the timeline")?.success(), "no trace");
+    fs::write(directory.join("trace.py"), PYTHON_TRACE).context("write the script")?;
+    let read = checkout.json("python3 trace.py trace.pftrace").await?;
+    let [read] = &read[..] else { bail!("not one value: {read:#?}") };
+    ensure!(read["unknown"] == 0 && read["homeless"] == 0, "{read:#}");
+    ensure!(read["clocks"] == serde_json::json!(["BUILTIN_CLOCK_BOOTTIME"]), "{read:#}");
+    let tracks: Vec<_> = read["tracks"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let wanted = ["main", "running", "processes", "memory.max", "usage"];
+    ensure!(wanted.iter().all(|wanted| tracks.contains(wanted)) && tracks[0].contains(POD), "{read:#}");
+    let events = |kind: &str| read["events"][kind].as_u64().unwrap_or_default();
+    ensure!(events("TYPE_SLICE_BEGIN") > 0 && events("TYPE_INSTANT") > 0, "{read:#}");
+    ensure!(events("TYPE_SLICE_BEGIN") == events("TYPE_SLICE_END"), "{read:#}");
+    ensure!(events("TYPE_COUNTER") > 0, "{read:#}");
+    Ok(())
+}
+
 /// Calls on one connection, for the header table to fill, and on a second one.
 const PYTHON_CRI: &str = r#"
 import sys, grpc
@@ -183,9 +231,9 @@ for _ in range(2):
 print(version.runtime_name, version.runtime_version)
 "#;
 
-async fn the_cri_through_the_proxy(ctx: &TestContext, combination: Combination) -> Result<()> {
+async fn the_cri_through_the_proxy(ctx: &Testbed<'_>) -> Result<()> {
     let checkout = Checkout::make(ctx)?;
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
         let said = clients_of_the_cri(&checkout, proxy.socket()).await.with_context(|| proxy.log_tail())?;
         let direct = node.cri().version(v1::VersionRequest::default()).await?;

@@ -3,37 +3,26 @@
 //! There is neither a controller nor a network plugin here: the test makes the pod of the DaemonSet's template, on the node's network.
 
 use std::fs;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};
 
 pub(crate) const NAMESPACE: &str = "kwitness";
 const POD: &str = "kwitness-node";
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
-const PAUSE: Duration = Duration::from_millis(300);
 /// What a runtime makes of the chart's `kwitness:VERSION`.
 pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
 /// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.
 const CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 19;
 
-pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(ctx: &Testbed<'_>) -> Result<()> {
     // Nothing removes its namespace.
     ctx.stop_api().await;
     let api = ControlPlane::start(&ctx.environment).await?;
     api.create_from(&ctx.environment.job.join("deploy/kwitness.yaml"))?;
     let way = (Pleg::Generic, Way::Straight);
-    let done = with_cluster(ctx, combination, &api, way, async |cluster| {
+    let done = with_cluster(ctx, &api, way, async |cluster| {
         cluster.node.import(&ctx.environment.job.join("kwitness.tar"), IMAGE).await?;
         cluster.pod("seen").await?;
         let set = get(cluster, "daemonset", "kwitness")?;
@@ -65,7 +54,6 @@ fn get(cluster: &Cluster<'_>, kind: &str, name: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
 }
 
-/// Waits until its probes have passed; its container's id.
 async fn ready(cluster: &Cluster<'_>) -> Result<String> {
     let mut last = Value::Null;
     let waited = wait_for("the chart's pod to be ready", SOON, async || {
@@ -84,16 +72,11 @@ async fn ready(cluster: &Cluster<'_>) -> Result<String> {
 /// What the kernel says of the process, not what the manifest requests.
 async fn check_privileges(cluster: &Cluster<'_>, id: &str) -> Result<()> {
     let pid = cluster.node.pid(id).await?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(str::trim).with_context(|| format!("no {name}"))
-    };
-    for set in ["CapEff", "CapPrm", "CapBnd"] {
-        let held = u64::from_str_radix(field(set)?, 16).with_context(|| format!("the mask {set}"))?;
-        ensure!(held == CAPABILITIES, "{set} is {held:x}, not {CAPABILITIES:x}");
+    let status = process::status(pid)?;
+    for held in [Some(status.capeff), Some(status.capprm), status.capbnd] {
+        ensure!(held == Some(CAPABILITIES), "{held:x?}, not {CAPABILITIES:x}: {status:?}");
     }
-    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2", "{status}");
+    ensure!(status.nonewprivs == Some(1) && status.seccomp == Some(2), "{status:?}");
     Ok(())
 }
 

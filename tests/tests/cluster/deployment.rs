@@ -5,15 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::node::Node;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
 use crate::join::{SOON, sleeping};
 
-/// The Deployment, and the label of its pods.
 const NAME: &str = "resized";
 pub(crate) const LABEL: &str = "app=resized";
 const PATCH: &str = r#"{"spec":{"containers":[{"name":"main","resources":

@@ -11,17 +11,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};
 use kwitness_tests::cluster_node::PodRequest;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::kubelet::{NODE, Pleg};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
 use kwitness_tests::scrape::scrape;
 use serde_json::{Value, json};
@@ -40,17 +35,12 @@ const SHADOWED: &str = "shadowed";
 const LIMIT: u64 = 48 << 20;
 /// What another process writes instead of it.
 const LOWER: u64 = 32 << 20;
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
-const PAUSE: Duration = Duration::from_millis(300);
 
-pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Result<()> {
     let listen = format!("http.listen=127.0.0.1:{PORT}");
     let way = (Pleg::Generic, Way::Straight);
     ctx.with_api(async |api| {
-        with_configured_cluster(ctx, combination, api, way, &[&listen], async |cluster| {
+        with_configured_cluster(ctx, api, way, &[&listen], async |cluster| {
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pods")?;
             let mut collector = Collector::start(&ctx.environment).await?;
             let scene = Scene { ctx, cluster, directory: directory.path() };
@@ -65,7 +55,6 @@ pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(
 struct Scene<'a> {
     ctx: &'a TestContext,
     cluster: &'a Cluster<'a>,
-    /// Of the pods, on the node: a file in it has one of them take memory.
     directory: &'a Path,
 }
 
@@ -125,7 +114,6 @@ impl Scene<'_> {
         exporter.stop()
     }
 
-    /// The chart with nothing but Kubernetes Events of the exporter.
     fn objects(&self) -> Result<Vec<Value>> {
         let path = self.ctx.environment.job.join("exporter.json");
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -170,7 +158,6 @@ impl Scene<'_> {
         self.directory.join("export.sock")
     }
 
-    /// How many Kubernetes Events had that result.
     fn count(&self, result: &str) -> Result<f64> {
         let series = format!("kwitness_export_kubernetes_events_total{{result=\"{result}\"}}");
         scrape(&self.socket())?.get(&series).copied().with_context(|| format!("no {series}"))

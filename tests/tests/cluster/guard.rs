@@ -31,11 +31,18 @@ const COOL_DOWN: Duration = Duration::from_secs(10);
 const POLICY: &str = "[[rule]]\npod = \"greedy\"\nthreshold = \"50%\"\nstep = \"64Mi\"\nceiling = \"192Mi\"\n\
                       longest_hold = \"10s\"\ncool_down = \"10s\"\n";
 
-pub(crate) async fn a_raise_through_the_api_stays(ctx: &TestContext) -> Result<()> {
-    let cluster = GuardedNode::start(&ctx.environment, POLICY).await?;
-    let done = raised(&cluster).await;
-    cluster.explain(done)?;
+async fn guarded(
+    ctx: &TestContext,
+    policy: &str,
+    body: impl AsyncFnOnce(&GuardedNode) -> Result<()>,
+) -> Result<()> {
+    let cluster = GuardedNode::start(&ctx.environment, policy).await?;
+    cluster.explain(body(&cluster).await)?;
     cluster.stop().await
+}
+
+pub(crate) async fn a_raise_through_the_api_stays(ctx: &TestContext) -> Result<()> {
+    guarded(ctx, POLICY, raised).await
 }
 
 async fn raised(cluster: &GuardedNode) -> Result<()> {
@@ -77,18 +84,13 @@ async fn raised(cluster: &GuardedNode) -> Result<()> {
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
 
     fs::write(at.join("end"), "").context("end the pipe")?;
-    let ended = cluster.terminated(POD).await?;
-    ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
-    Ok(())
+    completed(cluster).await
 }
 
 /// A pod that takes more than its limit, and gives it up: its spec and its cgroup have the old limit again.
 pub(crate) async fn a_raise_through_the_api_is_given_back(ctx: &TestContext) -> Result<()> {
     let policy = format!("{POLICY}give_back_after = \"10s\"\n");
-    let cluster = GuardedNode::start(&ctx.environment, &policy).await?;
-    let done = given_back(&cluster).await;
-    cluster.explain(done)?;
-    cluster.stop().await
+    guarded(ctx, &policy, given_back).await
 }
 
 async fn given_back(cluster: &GuardedNode) -> Result<()> {
@@ -118,17 +120,12 @@ async fn given_back(cluster: &GuardedNode) -> Result<()> {
     ensure!(of_spec == "64Mi", "the spec has {of_spec}");
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
     fs::write(at.join("stop"), "").context("end the container")?;
-    let ended = cluster.terminated(POD).await?;
-    ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
-    Ok(())
+    completed(cluster).await
 }
 
 /// A pod whose own limit would be hit by what its container is raised to: both rise, in the spec and in the kernel.
 pub(crate) async fn a_pods_own_limit_rises_with_its_containers(ctx: &TestContext) -> Result<()> {
-    let cluster = GuardedNode::start(&ctx.environment, POLICY).await?;
-    let done = raised_with_pod(&cluster).await;
-    cluster.explain(done)?;
-    cluster.stop().await
+    guarded(ctx, POLICY, raised_with_pod).await
 }
 
 async fn raised_with_pod(cluster: &GuardedNode) -> Result<()> {
@@ -156,6 +153,11 @@ async fn raised_with_pod(cluster: &GuardedNode) -> Result<()> {
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
     fs::write(at.join("take1"), "").context("have the rest taken")?;
     fs::write(at.join("end"), "").context("end the pipe")?;
+    completed(cluster).await
+}
+
+/// Waits for the pod's end, which must be a good one.
+async fn completed(cluster: &GuardedNode) -> Result<()> {
     let ended = cluster.terminated(POD).await?;
     ensure!(ended == Terminated { exit_code: 0, reason: "Completed".to_owned(), restarts: 0 }, "{ended:?}");
     Ok(())

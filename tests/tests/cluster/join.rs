@@ -1,25 +1,12 @@
 //! The node: containerd, daemon, proxy, control plane and kubelet; and pods that the API gives it.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
 use kwitness_tests::pod::APP_IMAGE;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
-/// How long anything may take; an emulated guest is slow.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
-
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
-const PAUSE: Duration = Duration::from_millis(300);
 
 /// Which way the kubelet's calls take, and whose events it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +17,6 @@ pub(crate) enum Way {
     Straight,
 }
 
-/// What runs while a test does.
 pub(crate) struct Cluster<'a> {
     pub(crate) node: &'a Node,
     pub(crate) agent: &'a Agent,
@@ -39,25 +25,22 @@ pub(crate) struct Cluster<'a> {
 }
 
 pub(crate) async fn with_cluster(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     api: &ControlPlane,
     (pleg, way): (Pleg, Way),
     body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 ) -> Result<()> {
-    with_configured_cluster(ctx, combination, api, (pleg, way), &[], body).await
+    with_configured_cluster(ctx, api, (pleg, way), &[], body).await
 }
 
-/// The same, with settings of the daemon.
 pub(crate) async fn with_configured_cluster(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     api: &ControlPlane,
     (pleg, way): (Pleg, Way),
     settings: &[&str],
     body: impl AsyncFnOnce(&Cluster<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let agent = Agent::start(&ctx.environment, settings).await?;
         let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
         let runtime = match way {
@@ -142,10 +125,7 @@ impl Cluster<'_> {
     }
 }
 
-pub(crate) async fn a_crashed_pod_is_restarted_at_once(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn a_crashed_pod_of_the_api_is_restarted_at_once(ctx: &Testbed<'_>) -> Result<()> {
     let way = (Pleg::Evented, Way::Proxy);
     let crash = async |cluster: &Cluster<'_>| {
         let began = Instant::now();
@@ -171,5 +151,5 @@ pub(crate) async fn a_crashed_pod_is_restarted_at_once(
         println!("the API says so {:?} after it was killed", killed.elapsed());
         cluster.kubelet.check_events_in_use().await
     };
-    ctx.with_api(async |api| with_cluster(ctx, combination, api, way, crash).await).await
+    ctx.with_api(async |api| with_cluster(ctx, api, way, crash).await).await
 }

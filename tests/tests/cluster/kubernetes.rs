@@ -3,17 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{
     CgroupRole, Filter, KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason,
     KubernetesLimit, Verdict, VerdictKind, VerifyRequest,
 };
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::kubelet::{NODE, Pleg};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::join::{Cluster, SOON, Way, with_configured_cluster};
 
@@ -26,14 +21,11 @@ const SABOTAGED: u64 = 80 << 20;
 /// What the conversion of a time may be wrong by, in nanoseconds.
 const CONVERSION: i64 = 1_000_000;
 
-pub(crate) async fn a_status_that_the_kernel_does_not_have_is_named(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_api(async |api| is_named(ctx, combination, api).await).await
+pub(crate) async fn a_status_that_the_kernel_does_not_have_is_named(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_api(async |api| is_named(ctx, api).await).await
 }
 
-async fn is_named(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
+async fn is_named(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
     let kubeconfig = api.verifying_kubeconfig()?;
     let settings = [
         "kubernetes.enabled=true".to_owned(),
@@ -42,7 +34,7 @@ async fn is_named(ctx: &TestContext, combination: Combination, api: &ControlPlan
     ];
     let settings: Vec<_> = settings.iter().map(String::as_str).collect();
     let way = (Pleg::Generic, Way::Proxy);
-    with_configured_cluster(ctx, combination, api, way, &settings, async |cluster| {
+    with_configured_cluster(ctx, api, way, &settings, async |cluster| {
         let id = cluster.pod(POD).await?;
         let file = cluster.node.cgroup_of(&id).await?.join("memory.max");
         agrees(cluster, "64Mi", "32Mi").await?;
@@ -102,7 +94,6 @@ async fn agrees(cluster: &Cluster<'_>, limit: &str, request: &str) -> Result<Kub
     verdict.await?.kubernetes.context("no word of the API")
 }
 
-/// Waits until the verdict on the container's memory, and what the API says of it, are so.
 async fn until(
     cluster: &Cluster<'_>,
     what: &str,

@@ -7,14 +7,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::{CgroupLayout, Combination};
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::process::{Managed, run, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::run;
 use serde_json::Value;
 
 use crate::deployment;
@@ -25,15 +19,12 @@ const LABEL: &str = "app.kubernetes.io/name=kwitness";
 /// `EX_UNAVAILABLE`: a daemon, or all of them, cannot be reached.
 const UNREACHABLE: i32 = 69;
 
-pub(crate) async fn the_plugin_follows_a_node_over_a_restart_of_its_daemon(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_api(async |api| follows(ctx, combination, api).await).await
+pub(crate) async fn the_plugin_follows_a_node_over_a_restart_of_its_daemon(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_api(async |api| follows(ctx, api).await).await
 }
 
-async fn follows(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+async fn follows(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[LISTEN]).await?;
         let runtime = Path::new(CONTAINERD_SOCKET);
         let kubelet = Kubelet::join(&ctx.environment, runtime, Pleg::Generic, api).await?;

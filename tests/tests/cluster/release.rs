@@ -13,23 +13,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::loaded_programs;
 use kwitness_api::Timestamp;
 use kwitness_api::proto::WatchRequest;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Watcher, connect};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::{ControlPlane, Extent};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
+use kwitness_tests::agent::connect;
+use kwitness_tests::control_plane::Extent;
 use kwitness_tests::outage::Storm;
-use kwitness_tests::process::{run, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::run;
 use serde_json::Value;
 
 use crate::daemonset::{IMAGE, NAMESPACE};
@@ -44,24 +37,20 @@ const PINS: &str = "/sys/fs/bpf/kwitness";
 const LOCK: &str = "kwitness.sock.lock";
 /// Whose pods are replaced, with all of a control plane on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Between two calls of kubectl, each of which costs an emulated guest seconds.
-const PAUSE: Duration = Duration::from_millis(300);
 /// Of an answer of the daemon's, in bytes.
 const MESSAGE_MAX: usize = 64 << 20;
-/// Lives before the upgrade and after it, at least.
 const LIVES: usize = 20;
 /// Between two of them: the upgrade needs the processor, too.
 const BETWEEN: Duration = Duration::from_millis(100);
 
 pub(crate) async fn an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
 ) -> Result<()> {
     // It is another one.
     ctx.stop_api().await;
     let api = ControlPlane::start_as(&ctx.environment, Extent::Whole).await?;
     let done = ctx
-        .with_node(combination.driver, async |node| {
+        .with_node(async |node| {
             node.import(&ctx.environment.job.join("kwitness.tar"), IMAGE).await?;
             let runtime = Path::new(CONTAINERD_SOCKET);
             let kubelet = Kubelet::join(&ctx.environment, runtime, Pleg::Generic, &api).await?;
@@ -183,9 +172,7 @@ impl<'a> Release<'a> {
         let by_container = seen.by_container();
         for lived in &lived {
             let own = by_container.get(&lived.id).with_context(|| format!("nothing of {}", lived.id))?;
-            let milestones = own.milestones(&lived.id);
-            let is_whole = milestones == ["created", "started", "stopped", "deleted"];
-            ensure!(is_whole, "{}: {milestones:?} in:\n{own}", lived.id);
+            own.check_whole(&lived.id)?;
         }
         Ok(())
     }
@@ -232,7 +219,6 @@ impl<'a> Release<'a> {
     }
 }
 
-/// Everything that the daemon's journal holds.
 async fn replay() -> Result<Seen> {
     let client = KwitnessClient::new(connect(Path::new(SOCKET)).await?);
     let client = client.max_decoding_message_size(MESSAGE_MAX);
@@ -243,14 +229,12 @@ async fn replay() -> Result<Seen> {
     Ok(watcher.seen())
 }
 
-/// The programs in the kernel, by id.
 fn programs() -> BTreeSet<(u32, String)> {
     // One may go while they are listed.
     let programs = loaded_programs().filter_map(Result::ok);
     programs.map(|program| (program.id(), program.name_as_str().unwrap_or_default().to_owned())).collect()
 }
 
-/// Whether there is a cgroup of that pod below a directory.
 fn find(directory: &Path, uid: &str) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));

@@ -5,20 +5,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{
     Cgroup, CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted,
 };
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::events::Received;
-use kwitness_tests::kubelet::Pleg;
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
 use crate::join::{Cluster, SOON, Way, with_cluster};
@@ -31,14 +24,11 @@ const MILLI_CPU: u64 = 400;
 /// What the kernel must say in the end, of the container and of its pod.
 const IN_THE_END: [(&str, &str); 2] = [("memory.max", "100663296"), ("cpu.max", "40000 100000")];
 
-pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_api(async |api| all_ways(ctx, combination, api).await).await
+pub(crate) async fn a_resize_is_in_force_when_the_kernel_has_it(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_api(async |api| all_ways(ctx, api).await).await
 }
 
-async fn all_ways(ctx: &TestContext, combination: Combination, api: &ControlPlane) -> Result<()> {
+async fn all_ways(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
     let began = Instant::now();
     for (name, pleg, way) in [
         ("evented", Pleg::Evented, Way::Proxy),
@@ -46,7 +36,7 @@ async fn all_ways(ctx: &TestContext, combination: Combination, api: &ControlPlan
         ("generic", Pleg::Generic, Way::Proxy),
     ] {
         let timeline = Timeline::default();
-        let done = with_cluster(ctx, combination, api, (pleg, way), async |cluster| {
+        let done = with_cluster(ctx, api, (pleg, way), async |cluster| {
             let id = cluster.pod(name).await?;
             follow(cluster, name, &id, &timeline).await?;
             if pleg == Pleg::Evented {
@@ -169,7 +159,6 @@ async fn look(cluster: &Cluster<'_>, name: &str, id: &str, timeline: &Timeline) 
     }
 }
 
-/// What the API says of events and of the pod, in two files that grow.
 struct ApiWatches {
     events: PathBuf,
     pod: PathBuf,
@@ -234,14 +223,12 @@ async fn ask(api: &ApiWatches, name: &str, timeline: &Timeline) -> Result<()> {
     done.await
 }
 
-/// The lines of a file that are complete.
 fn whole_lines(path: &Path) -> Result<Vec<String>> {
     let said = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let whole = said.rfind('\n').map_or("", |end| &said[..end]);
     Ok(whole.lines().map(str::to_owned).collect())
 }
 
-/// The limits that an event's message names.
 fn limits_of(message: &str) -> String {
     let Some(json) = message.find('{').and_then(|at| serde_json::from_str::<Value>(&message[at..]).ok())
     else {
@@ -271,7 +258,6 @@ fn request(name: &str, id: &str, memory: u64, milli_cpu: u64, wait_ms: u32) -> V
     }
 }
 
-/// The verdict on each file of the container.
 async fn verdicts(agent: &Agent, request: VerifyRequest) -> Result<BTreeMap<String, VerdictKind>> {
     let answer = agent.verify(request).await.context("call Verify")?;
     let verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);

@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kwitness_tests::agent::boottime;
 
-/// Where an entry comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Test,
@@ -13,7 +12,6 @@ pub(crate) enum Source {
     Verdict,
 }
 
-/// One thing that happened.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     /// `CLOCK_BOOTTIME`, in nanoseconds.
@@ -22,30 +20,25 @@ pub(crate) struct Entry {
     pub(crate) what: String,
 }
 
-/// All entries.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timeline(Arc<Mutex<Vec<Entry>>>);
 
 impl Timeline {
-    /// Adds an entry of now.
     pub(crate) fn report(&self, source: Source, what: impl Into<String>) {
         self.report_at(boottime(), source, what);
     }
 
-    /// Adds an entry of that time.
     pub(crate) fn report_at(&self, at: u64, source: Source, what: impl Into<String>) {
         let reported = Entry { at, source, what: what.into() };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reported);
     }
 
-    /// In the order of time.
     pub(crate) fn all(&self) -> Vec<Entry> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         all.sort_by_key(|reported| reported.at);
         all
     }
 
-    /// The first that passes.
     pub(crate) fn first(&self, source: Source, accept: impl Fn(&str) -> bool) -> Option<u64> {
         self.all()
             .iter()
@@ -53,7 +46,6 @@ impl Timeline {
             .map(|reported| reported.at)
     }
 
-    /// Prints it as a table, in seconds since its first line.
     pub(crate) fn print(&self, title: &str) {
         let all = self.all();
         let zero = all.first().map_or(0, |reported| reported.at);

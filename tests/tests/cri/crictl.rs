@@ -3,11 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::{ContainerSpec, PAUSE_IMAGE, PodSpec};
+use kwitness_tests::pod::PAUSE_IMAGE;
+use kwitness_tests::prelude::*;
 use serde_json::Value;
 
 use crate::with_proxy;
@@ -35,7 +32,6 @@ impl Crictl {
         command.output().with_context(|| format!("run crictl {}", words.join(" ")))
     }
 
-    /// What it printed; fails if it failed.
     fn run(&self, words: &[&str]) -> Result<String> {
         let output = self.output(words)?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -68,7 +64,6 @@ fn without_ids(text: &str) -> String {
     parts.map(|part| if part.len() < 64 { part } else { "ID " }).collect()
 }
 
-/// Blanks times and measured values.
 fn still(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -85,11 +80,11 @@ fn still(value: &mut Value) {
 }
 
 /// What critest does by the same library is not done again: here is what a person reads.
-pub(crate) async fn crictl_says_the_same(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn crictl_says_the_same(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let (straight, proxied) =
             (Crictl::new(ctx, Path::new(CONTAINERD_SOCKET)), Crictl::new(ctx, proxy.socket()));
-        let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("tour", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
 
         for (words, part) in [

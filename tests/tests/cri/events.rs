@@ -1,20 +1,11 @@
 //! The stream of events through the proxy: the daemon's, or without one the runtime's own; for everyone and for long.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::ContainerEventType::{
     ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
 };
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 
 use crate::{with_daemon, with_proxy};
 
@@ -51,18 +42,15 @@ async fn life(node: &Node, combination: Combination, watching: &mut Subscriber) 
 }
 
 /// On containerd 1.7 two subscribers take events from each other; behind the proxy each has all of them.
-pub(crate) async fn no_client_loses_an_event_to_another(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn no_client_loses_an_event_to_another(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let mut subscribers = Vec::new();
         for _ in 0..3 {
             // Each with a connection of its own, as three clients.
             subscribers.push(Subscriber::subscribed(proxy.socket()).await?);
         }
-        warm_up(&mut subscribers[0], node, combination).await?;
-        let ids = life(node, combination, &mut subscribers[0]).await?;
+        warm_up(&mut subscribers[0], node, ctx.combination).await?;
+        let ids = life(node, ctx.combination, &mut subscribers[0]).await?;
         // containerd reports a short life's end before its start now and then, or after its deletion.
         for subscriber in &mut subscribers {
             let all = subscriber.wait_until("every event", |reported| {
@@ -77,13 +65,14 @@ pub(crate) async fn no_client_loses_an_event_to_another(
 }
 
 /// The runtime is restarted again and again: the client's one stream goes on.
-pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn a_stream_outlives_the_runtime(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let cri = Cri::connect(proxy.socket()).await?;
         let mut subscriber = Subscriber::subscribed(proxy.socket()).await?;
-        warm_up(&mut subscriber, node, combination).await?;
+        warm_up(&mut subscriber, node, ctx.combination).await?;
         for round in 0..5 {
-            let pod = node.run_pod(&PodSpec::new(&format!("round-{round}"), combination.handler)?).await?;
+            let pod =
+                node.run_pod(&PodSpec::new(&format!("round-{round}"), ctx.combination.handler)?).await?;
             let reported = subscriber.until(&pod.sandbox, ContainerStartedEvent).await?;
             reported.check_life(&pod.sandbox, &LIFE[..2])?;
             node.stop_containerd()?;
@@ -103,12 +92,8 @@ pub(crate) async fn a_stream_outlives_the_runtime(ctx: &TestContext, combination
 
 /// One stream over ten restarts of the daemon and as many of containerd, in turn and together: each container and each sandbox is
 /// created, started, stopped and deleted once in it, also what ended while both were away.
-pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_daemon(ctx, combination, async |node, agent, proxy| restarts(node, agent, proxy, combination).await)
-        .await
+pub(crate) async fn a_stream_of_the_daemon_outlives_restarts_of_everything(ctx: &Testbed<'_>) -> Result<()> {
+    with_daemon(ctx, async |node, agent, proxy| restarts(node, agent, proxy, ctx.combination).await).await
 }
 
 async fn restarts(node: &mut Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {

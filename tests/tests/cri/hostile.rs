@@ -1,16 +1,13 @@
 //! A client that means harm, at a proxy before a runtime that never answers: the proxy stays smaller than its unit allows, or the
 //! kernel would end it and the kubelet would have no runtime.
 
-use anyhow::{Context as _, Result};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::hostile::{Silent, attack_all};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 
 const UNIT: &str = include_str!("../../../deploy/systemd/kwitness-cri-proxy.service");
 const PATH: &str = "/runtime.v1.RuntimeService/Version";
 
-pub(crate) async fn no_client_makes_the_proxy_too_large(ctx: &TestContext, _: Combination) -> Result<()> {
+pub(crate) async fn no_client_makes_the_proxy_too_large(ctx: &TestContext) -> Result<()> {
     let runtime = Silent::listen()?;
     let nowhere = std::path::Path::new("/run/there-is-no-daemon.sock");
     let proxy = Proxy::before(&ctx.environment, &runtime.socket(), nowhere).await?;

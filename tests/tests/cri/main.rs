@@ -10,13 +10,9 @@ mod stalled;
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::{Node, containerd_version};
-use kwitness_tests::proxy::Proxy;
-use kwitness_tests::{once, suite};
+use kwitness_tests::node::containerd_version;
+use kwitness_tests::once;
+use kwitness_tests::prelude::*;
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
@@ -46,11 +42,10 @@ fn main() -> Result<()> {
 
 /// A node and a proxy before it, without a daemon; a failure shows the end of the proxy's log.
 async fn with_proxy(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     body: impl AsyncFnOnce(&mut Node, &Proxy) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let proxy = Proxy::start(&ctx.environment, Path::new("/run/there-is-no-daemon.sock")).await?;
         match body(node, &proxy).await {
             Ok(()) => proxy.stop(),
@@ -62,11 +57,10 @@ async fn with_proxy(
 
 /// A node, a daemon, and a proxy before it; a failure shows the ends of both logs.
 async fn with_daemon(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     body: impl AsyncFnOnce(&mut Node, &mut Agent, &Proxy) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[]).await?;
         let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
         let done = body(node, &mut agent, &proxy).await;

@@ -2,13 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::proxy::RawClient;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -22,10 +18,8 @@ fn sorted(bytes: &Bytes) -> Vec<u8> {
     bytes
 }
 
-/// How an answer is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compared {
-    /// All bytes.
     Bytes,
     /// It holds measured values: its size may differ a little, its status may not.
     Measured,
@@ -37,7 +31,6 @@ const UNKNOWN_METHOD: &str = "/runtime.v1.RuntimeService/FromTheYear2040";
 /// Of a service that does not.
 const UNKNOWN_SERVICE: &str = "/runtime.v2.RuntimeService/Version";
 
-/// A message with its first field a string.
 fn named(text: &str) -> Bytes {
     let mut message = Vec::new();
     prost::encoding::string::encode(1, &text.to_owned(), &mut message);
@@ -67,7 +60,6 @@ fn equal(expected: &Result<Bytes, Status>, found: &Result<Bytes, Status>, compar
 /// Where messages are recorded, for the corpus of `cri_proxy::fuzz`.
 const CORPUS: &str = "KWITNESS_CORPUS";
 
-/// Writes a message down, if it is wanted.
 fn record(name: &str, message: &[u8]) -> Result<()> {
     let Some(directory) = std::env::var_os(CORPUS).map(PathBuf::from) else { return Ok(()) };
     std::fs::create_dir_all(&directory)?;
@@ -76,12 +68,12 @@ fn record(name: &str, message: &[u8]) -> Result<()> {
 }
 
 /// A container is made, updated and removed by way of the proxy: what passes is what is decoded here and in the daemon.
-pub(crate) async fn what_is_decoded_passes(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn what_is_decoded_passes(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let client = RawClient::connect(proxy.socket()).await?;
         let subscriber = client.clone();
         let events = tokio::spawn(async move { subscriber.events().await });
-        let pod = node.run_pod(&PodSpec::new("decoded", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("decoded", ctx.combination.handler)?).await?;
         let mut spec = ContainerSpec::shell("main", "exit 3");
         spec.resources = Some(v1::LinuxContainerResources {
             cpu_period: 100_000,
@@ -134,11 +126,11 @@ pub(crate) async fn what_is_decoded_passes(ctx: &TestContext, combination: Combi
     .await
 }
 
-pub(crate) async fn every_method_answers_the_same(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_proxy(ctx, combination, async |node, proxy| {
+pub(crate) async fn every_method_answers_the_same(ctx: &Testbed<'_>) -> Result<()> {
+    with_proxy(ctx, async |node, proxy| {
         let straight = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
         let proxied = RawClient::connect(proxy.socket()).await?;
-        let pod = node.run_pod(&PodSpec::new("methods", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("methods", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let update = v1::UpdateContainerResourcesRequest {
             container_id: id.clone(),

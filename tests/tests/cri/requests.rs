@@ -1,17 +1,8 @@
 //! Requests for limits that pass the proxy: the daemon knows them, with their times.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto;
-use kwitness_tests::agent::{Agent, boottime};
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1 as cri};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 
 use crate::with_daemon;
 
@@ -46,20 +37,14 @@ fn requested(verdicts: &[proto::VerdictOf], file: &str) -> Option<proto::Desired
     verdict.desired.iter().find(|limit| limit.source() == proto::Source::CriRequest).cloned()
 }
 
-pub(crate) async fn the_daemon_knows_what_was_requested_and_when(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_daemon(ctx, combination, async |node, agent, proxy| report(node, agent, proxy, combination).await)
-        .await
+pub(crate) async fn the_daemon_knows_what_was_requested_and_when(ctx: &Testbed<'_>) -> Result<()> {
+    with_daemon(ctx, async |node, agent, proxy| report(node, agent, proxy, ctx.combination).await).await
 }
 
 async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Combination) -> Result<()> {
     let through = Cri::connect(proxy.socket()).await?;
     let pod = node.run_pod(&PodSpec::new("asked", combination.handler)?).await?;
-    let mut spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
-    spec.resources =
-        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+    let spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]).limited(64 << 20);
     let before = boottime();
     let id = node.create_by(&through, &pod, &spec).await?;
     let created = boottime();

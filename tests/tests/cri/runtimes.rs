@@ -2,13 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::proxy::{Proxy, RawClient};
+use kwitness_tests::prelude::*;
+use kwitness_tests::proxy::RawClient;
 use tonic::Code;
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -16,11 +12,8 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const NOBODY: u32 = 65_534;
 
 /// containerd's socket belongs to root, and the proxy runs as another user.
-pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |_| {
+pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |_| {
         let proxy = Proxy::unprivileged(&ctx.environment, NOBODY, Path::new(CONTAINERD_SOCKET)).await?;
         for _ in 0..3 {
             let answer = RawClient::connect(proxy.socket()).await?.call(VERSION, Bytes::new()).await?;
@@ -41,11 +34,8 @@ pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(
 }
 
 /// `Version` at the daemon's socket is the runtime's answer to the byte, and its refusal to the word.
-pub(crate) async fn the_daemon_passes_on_what_the_runtime_says_it_is(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn the_daemon_passes_on_what_the_runtime_says_it_is(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let agent = Agent::start(&ctx.environment, &[]).await?;
         let of_daemon = RawClient::connect(agent.socket()).await?;
         let of_runtime = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;

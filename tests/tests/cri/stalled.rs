@@ -1,17 +1,9 @@
 //! Subscribers that stop reading during a storm of containers: no other client notices.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{LIFE, Subscriber, subscribe};
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
@@ -66,7 +58,6 @@ async fn storm(
     Ok((starts, ids))
 }
 
-/// Subscribes, and does not read.
 async fn stalled(socket: &std::path::Path) -> Result<Streaming<wire::ContainerEventResponse>> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
@@ -88,13 +79,10 @@ async fn read(mut stream: Streaming<wire::ContainerEventResponse>) -> (Vec<(Stri
     }
 }
 
-pub(crate) async fn a_subscriber_that_does_not_read_delays_no_other(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_daemon(ctx, combination, async |node, agent, proxy| {
+pub(crate) async fn a_subscriber_that_does_not_read_delays_no_other(ctx: &Testbed<'_>) -> Result<()> {
+    with_daemon(ctx, async |node, agent, proxy| {
         let time = if ctx.environment.long { STALL_LONG } else { STALL };
-        stall(node, agent, proxy, combination, time).await?;
+        stall(node, agent, proxy, ctx.combination, time).await?;
         // containerd 1.7 keeps undelivered events for its next subscriber: these are more than a test can read.
         node.stop_containerd()?;
         node.start_containerd().await

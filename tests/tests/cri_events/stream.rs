@@ -2,18 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::agent::connect;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::{Cri, v1};
 use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status, wall_clock};
-use kwitness_tests::environment::{Combination, Tier};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process;
+use kwitness_tests::prelude::*;
 
 /// Calls to the runtime for an event, at most: the pod is polled soon and often, and then read.
 const CALLS: u64 = 20;
@@ -21,14 +15,14 @@ const CALLS: u64 = 20;
 const ASKED: (Duration, u64) = (Duration::from_millis(100), 3);
 const LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) async fn events_of_a_pod(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn events_of_a_pod(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         // The only subscriber of the runtime's own events, so that it misses none to another.
         let mut runtimes = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
         let mut first = Subscriber::open(agent.socket(), None).await?;
         let mut second = Subscriber::open(agent.socket(), None).await?;
         let began = Instant::now();
-        let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("tour", ctx.combination.handler)?).await?;
 
         // Made, and not started: nothing that the kernel could show.
         let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
@@ -112,16 +106,18 @@ fn allowed(events: usize, pods: usize, time: Duration) -> u64 {
     CALLS * events as u64 + ASKED.1 * pods as u64 * looks as u64
 }
 
-pub(crate) async fn events_of_a_crash_loop(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn events_of_a_crash_loop(ctx: &Testbed<'_>) -> Result<()> {
     // Emulated, each round takes ten seconds.
-    let rounds = if ctx.environment.tier == Tier::Host { 10 } else { 3 };
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+    let rounds = ctx.environment.of_tier(10, 3);
+    ctx.with_both(&[], async |node, agent| {
         let began = Instant::now();
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;
         let mut ids = Vec::new();
         let mut pods = Vec::new();
         for number in 0..3 {
-            pods.push(node.run_pod(&PodSpec::new(&format!("loop-{number}"), combination.handler)?).await?);
+            pods.push(
+                node.run_pod(&PodSpec::new(&format!("loop-{number}"), ctx.combination.handler)?).await?,
+            );
         }
         for round in 0..rounds {
             let spec = ContainerSpec::shell(&format!("main-{round}"), "exit 1");
@@ -155,10 +151,10 @@ pub(crate) async fn events_of_a_crash_loop(ctx: &TestContext, combination: Combi
     .await
 }
 
-pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn the_runtime_is_away(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;
-        let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("away", ctx.combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
         let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
         subscriber.until(&stays, Type::ContainerStartedEvent).await?;
@@ -182,11 +178,11 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
     .await
 }
 
-pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn a_restart_of_the_daemon(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let mut agent = kwitness_tests::agent::Agent::start(&ctx.environment, &[]).await?;
         let mut subscriber = Subscriber::open(agent.socket(), None).await?;
-        let pod = node.run_pod(&PodSpec::new("restart", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("restart", ctx.combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
         let reported = subscriber.until(&ends, Type::ContainerStartedEvent).await?;
         let since = reported.events().map(|event| event.created_at).max().unwrap_or_else(wall_clock);
@@ -219,11 +215,8 @@ pub(crate) async fn a_restart_of_the_daemon(ctx: &TestContext, combination: Comb
     .await
 }
 
-pub(crate) async fn methods_that_the_daemon_does_not_serve(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |_, agent| {
+pub(crate) async fn methods_that_the_daemon_does_not_serve(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |_, agent| {
         let daemon = Cri::connect(agent.socket()).await?;
         let refused = daemon.list_containers(v1::ListContainersRequest::default()).await.err();
         let refused = format!("{:#}", refused.context("ListContainers was answered")?);
@@ -235,8 +228,8 @@ pub(crate) async fn methods_that_the_daemon_does_not_serve(
     .await
 }
 
-pub(crate) async fn crictl_events(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn crictl_events(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let crictl = ctx.environment.job.join("bin/crictl");
         let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
         let mut command = Command::new(&crictl);
@@ -251,7 +244,7 @@ pub(crate) async fn crictl_events(ctx: &TestContext, combination: Combination) -
             Ok((counters.get("cri_events_subscribers") == Some(&1)).then_some(()))
         })
         .await?;
-        let pod = node.run_pod(&PodSpec::new("seen", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("seen", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::shell("main", "exit 3")).await?;
         node.wait_exited(&id).await?;
         node.remove_pod(&pod).await?;

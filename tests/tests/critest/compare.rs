@@ -2,15 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
-use kwitness_tests::process::Managed;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::node::Extras;
+use kwitness_tests::prelude::*;
 use kwitness_tests::registry::Registry;
 
 use crate::report::{self, Report};
@@ -62,7 +56,6 @@ fn critest(ctx: &TestContext, directory: &Path, socket: &Path, focus: Option<&st
     Ok(tests)
 }
 
-/// The tests that differ.
 fn differing<'a>(straight: &'a Report, proxied: &'a Report) -> Vec<&'a str> {
     let names = straight.keys().chain(proxied.keys().filter(|name| !straight.contains_key(*name)));
     names.filter(|name| straight.get(*name) != proxied.get(*name)).map(String::as_str).collect()
@@ -78,12 +71,11 @@ fn exactly(name: &str) -> String {
 }
 
 pub(crate) async fn the_same_tests_pass_and_fail_straight_and_through_the_proxy(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
 ) -> Result<()> {
     let registry = Registry::start(&ctx.environment.job.join("layout")).await?;
     let extras = Extras { registry: Some(registry.address()), network: true, ..Extras::default() };
-    let node = Node::start_with(&ctx.environment, combination.driver, &extras).await?;
+    let node = Node::start_with(&ctx.environment, ctx.combination.driver, &extras).await?;
     let agent = Agent::start(&ctx.environment, &[]).await?;
     let proxy = Proxy::start(&ctx.environment, agent.socket()).await?;
     let compared = compare(ctx, proxy.socket());
@@ -95,8 +87,7 @@ pub(crate) async fn the_same_tests_pass_and_fail_straight_and_through_the_proxy(
 }
 
 fn compare(ctx: &TestContext, proxy: &Path) -> Result<()> {
-    let directory = tempfile::Builder::new().prefix("kwitness-critest-").tempdir_in("/run");
-    let directory = directory.context("make critest's directory in /run")?;
+    let directory = process::directory("critest")?;
     let long = ctx.environment.long;
     let focus = (!long).then_some(CONFORMANCE);
     let run = |socket: &Path, focus: Option<&str>| critest(ctx, directory.path(), socket, focus);

@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// What became of each test, by its full name.
 pub(crate) type Report = BTreeMap<String, String>;
 
 #[derive(Deserialize)]
@@ -25,7 +24,6 @@ struct Spec {
     state: String,
 }
 
-/// Reads it.
 pub(crate) fn read(path: &Path) -> Result<Report> {
     let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let suites: Vec<Suite> =

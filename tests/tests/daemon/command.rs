@@ -5,18 +5,12 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, Watcher, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, unshare};
 
-/// A command that does not end within that time has failed.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a command did.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: Option<i32>,
@@ -25,7 +19,6 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    /// That it ended with that code.
     pub(crate) fn check(&self, code: i32) -> Result<&Self> {
         ensure!(
             self.code == Some(code),
@@ -37,7 +30,6 @@ impl Done {
         Ok(self)
     }
 
-    /// That standard error has all of these words in it.
     pub(crate) fn check_says(&self, words: &[&str]) -> Result<()> {
         for word in words {
             ensure!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);
@@ -46,14 +38,12 @@ impl Done {
     }
 }
 
-/// Prepares the program with those arguments.
 pub(crate) fn kwitness(ctx: &TestContext, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(ctx.environment.kwitness());
     command.args(arguments).env_remove("KWITNESS_SOCKET").stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end.
 pub(crate) async fn run(command: Command) -> Result<Done> {
     run_by(command, |mut command| command.output()).await
 }
@@ -117,10 +107,8 @@ pub(crate) async fn client(ctx: &TestContext, socket: &Path, line: &str) -> Resu
 pub(crate) async fn a_short_life(agent: &Agent, kubepods: &Kubepods) -> Result<(Watcher, String, String)> {
     let mut watcher = agent.watch(from_now()).await?;
     let container = kubepods.container()?;
-    let (id, pod) = (container.id.clone(), container.pod_uid.clone());
-    let status = container.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-    ensure!(status.code() == Some(7), "the container: {status}");
-    drop(container);
+    let pod = container.pod_uid.clone();
+    let id = container.live(&["sh", "-c", "exit 7"], 7)?;
     watcher.wait_until("the container's end", |seen| seen.has(&id, "deleted")).await?;
     Ok((watcher, id, pod))
 }

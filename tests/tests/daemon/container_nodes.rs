@@ -4,25 +4,19 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process, Started};
-use kwitness_tests::agent::{Agent, Watcher, from_now};
 use kwitness_tests::container_node::{ContainerNode, Daemon};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{End, Seen};
-use kwitness_tests::handmade::{HandMade, Kubepods, new_id};
+use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
-use kwitness_tests::process::{self, wait_for};
+use kwitness_tests::prelude::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 /// A container's program: waits for another one to end, and exits with code 7.
 const WAIT: &str = "/usr/bin/busybox sleep 1000; exit 7";
-/// How long that may take to run.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What starts a container; a node cannot end before its parent, which is outside, has waited for it.
@@ -102,13 +96,10 @@ impl Running {
     }
 }
 
-/// A node with its daemon.
 struct Watched {
     watcher: Watcher,
     agent: Agent,
-    /// Ran before the daemon.
     earlier: Running,
-    /// All containers of the node.
     ids: Vec<String>,
     kubepods: Kubepods,
     node: ContainerNode,
@@ -189,9 +180,7 @@ impl Watched {
                 "the node has helper {helper}, main {main}, child {waited_for}, maker {maker}, but {event:?}"
             );
         }
-        let milestones = seen.milestones(&id);
-        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?} in:\n{seen}");
-        Ok(())
+        seen.check_whole(&id)
     }
 
     /// Ends the container that ran before the daemon, and the daemon, which has reported nothing of another node.

@@ -182,8 +182,7 @@ pub(crate) async fn one_containers_groups_cost_no_other_pod_an_event(ctx: &TestC
                 seen.has(&id, "deleted") && seen.has(&hog.id, "gap")
             })
             .await?;
-        let milestones = seen.milestones(&id);
-        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?}:\n{seen}");
+        seen.check_whole(&id)?;
         let full = |event: &&proto::Event| {
             let causes = [GapCause::CapacityExceeded, GapCause::TrackedSetFull];
             matches!(&event.kind, Some(Kind::Gap(gap)) if causes.contains(&gap.cause()))

@@ -1,12 +1,10 @@
 //! Cgroups as they are on real nodes and as no runtime at hand makes them.
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::QosClass;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::path_of;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::{Kubepods, new_id};
+use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
+use kwitness_tests::prelude::*;
 
 /// The longest path, with its NUL, that a record has room for (`PATH_CAP` of `kwitness-abi`).
 const PATH_CAP: usize = 512;
@@ -18,14 +16,10 @@ pub(crate) async fn the_machine_of_kata_is_its_sandbox(ctx: &TestContext) -> Res
     ctx.with_agent(&[], async |agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let path = format!("kubepods/besteffort/pod{uid}/kata_{id}");
-        let machine = kubepods.container_at(&path, &uid, &id)?;
-        let status = machine.start("/usr/bin/busybox", &["sh", "-c", "exit 7"])?.wait().context("wait")?;
-        ensure!(status.code() == Some(7), "the machine: {status}");
-        drop(machine);
+        kubepods.container_at(&path, &uid, &id)?.live(&["sh", "-c", "exit 7"], 7)?;
         let seen = watcher.wait_until("the machine's end", |seen| seen.has(&id, "deleted")).await?;
         seen.check_complete()?;
-        let milestones = seen.milestones(&id);
-        ensure!(milestones == ["created", "started", "stopped", "deleted"], "{milestones:?} in:\n{seen}");
+        seen.check_whole(&id)?;
         for event in seen.events() {
             let container = event.container.as_ref().with_context(|| format!("no container: {event:?}"))?;
             let pod = container.pod.as_ref().with_context(|| format!("no pod: {event:?}"))?;

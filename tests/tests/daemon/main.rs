@@ -64,6 +64,7 @@ fn main() -> Result<()> {
         recordings::a_recording_has_what_the_daemon_reported,
         recordings::a_recording_goes_on_after_a_crash,
         recordings::a_recording_as_of_a_time,
+        recordings::a_recording_has_samples_of_usage,
         recordings::a_timeline_in_all_forms,
         recordings::the_demo_needs_no_daemon,
         recordings::an_archive_for_a_bug_report,

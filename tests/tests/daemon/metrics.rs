@@ -3,11 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::EventKind;
-use kwitness_tests::agent::{Agent, with_snapshot};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 use kwitness_tests::scrape::{get, scrape};
 
 pub(crate) async fn metrics_and_probes(ctx: &TestContext) -> Result<()> {

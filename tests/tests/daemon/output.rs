@@ -4,15 +4,10 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{kind, short};
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::events::short;
+use kwitness_tests::prelude::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;

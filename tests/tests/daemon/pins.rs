@@ -1,16 +1,10 @@
 //! What a daemon that ends leaves for the next one (`kernel.pin`), as the command line and metrics show it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::scrape::scrape;
-use nix::sys::signal::Signal;
 
 use crate::command::{kwitness, run};
 
@@ -36,8 +30,7 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     uninstall().await?.check(0).context("nothing to be removed")?;
 
     let mut agent = bpffs.agent(&ctx.environment).await?;
-    agent.process().signal(Signal::SIGKILL)?;
-    agent.process().wait(LIMIT)?;
+    agent.kill()?;
     agent.add_argument("--unpin");
     agent.start_again().await?;
     agent.process().terminate(LIMIT)?;
@@ -64,11 +57,8 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let lasting = lasting(&kubepods, &mut watcher).await?;
-    let busy = kubepods.container()?;
     let script = "i=0; while [ $i -lt 700 ]; do /usr/bin/busybox true; i=$((i + 1)); done";
-    busy.start("/usr/bin/busybox", &["sh", "-c", script])?.wait()?;
-    let busy_id = busy.id.clone();
-    drop(busy);
+    let busy_id = kubepods.container()?.live(&["sh", "-c", script], 0)?;
     watcher.wait_until("the busy container's end", |seen| seen.has(&busy_id, "deleted")).await?;
     let first = agent.replay().await?;
     ensure!(!first.has(lasting.id(), "created"), "the journal still has it:\n{first}");

@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kwitness_agent::clock::Clock;
 use kwitness_api::Timestamp;
-use kwitness_api::proto::{ContainerState, Event, State};
+use kwitness_api::proto::{ContainerState, Event, State, UsageSample};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::events::{Seen, kind, short};
@@ -23,6 +24,8 @@ use crate::output::json_lines;
 const LIMIT: Duration = Duration::from_secs(60);
 /// In no other name of the node's.
 const SECRET: &str = "an-unusual-node-name";
+/// In the environment and in the command line of a container's process.
+const PASSWORD: &str = "correct-horse-battery-staple";
 
 /// What a recording answers, without a daemon.
 async fn of_file(ctx: &TestContext, file: &Path, line: &str) -> Result<Done> {
@@ -37,16 +40,27 @@ struct Recorder(Child);
 impl Recorder {
     /// Starts one, and waits until what happens from then on is recorded.
     async fn start(ctx: &TestContext, agent: &Agent, file: &Path) -> Result<Self> {
+        Self::start_with(ctx, agent, file, &[]).await
+    }
+
+    /// The same, with more arguments.
+    async fn start_with(ctx: &TestContext, agent: &Agent, file: &Path, arguments: &[&str]) -> Result<Self> {
         let mut command = kwitness(ctx, ["record", "-o"]);
-        command.arg(file).arg("--socket").arg(agent.socket()).stderr(Stdio::null());
+        command.arg(file).args(arguments).arg("--socket").arg(agent.socket()).stderr(Stdio::null());
         let recorder = Self(command.spawn().context("start the recorder")?);
         // The snapshot comes after the place from which on it records.
-        let begun = async || {
-            let text = fs::read_to_string(file).unwrap_or_default();
-            Ok(text.contains("\"type\":\"snapshot\"").then_some(()))
-        };
-        wait_for("the recording's beginning", LIMIT, begun).await?;
+        recorder.has_line(file, "snapshot").await?;
         Ok(recorder)
+    }
+
+    /// Waits until a line of that type is in the file.
+    async fn has_line(&self, file: &Path, kind: &str) -> Result<()> {
+        let line = format!("\"type\":\"{kind}\"");
+        let is_there = async || {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            Ok(text.contains(&line).then_some(()))
+        };
+        wait_for(&format!("the line {line} in the recording"), LIMIT, is_there).await
     }
 
     /// Waits until a container's end is in the file.
@@ -153,9 +167,55 @@ pub(crate) async fn a_recording_as_of_a_time(ctx: &TestContext) -> Result<()> {
         ensure!(is_there("started") && !is_there("stopped"), "as of {while_it_ran}: {events:#?}");
         let now: Vec<ContainerState> = json_lines(&of_file(ctx, &file, "ps -a -o json").await?)?;
         ensure!(now.iter().all(|state| state.state() != State::Running), "at the end: {now:#?}");
+        for (at, says) in
+            [("2999-01-01", "the recording ends at"), ("2001-01-01", "no snapshot before that time")]
+        {
+            let outside = of_file(ctx, &file, &format!("ps -a --at {at}T00:00:00Z")).await?;
+            outside.check(0)?.check_says(&[says])?;
+        }
         Ok(())
     })
     .await
+}
+
+/// A recording has samples of usage, across a crash of the daemon, and one without them still has the containers.
+pub(crate) async fn a_recording_has_samples_of_usage(ctx: &TestContext) -> Result<()> {
+    let kubepods = Kubepods::make(&ctx.environment)?;
+    let directory = tempfile::tempdir().context("make a directory")?;
+    let file = directory.path().join("node.kwr");
+    let container = kubepods.run()?;
+    let mut agent = Agent::start(&ctx.environment, &[]).await?;
+    let samples = async |line: &str| {
+        let done = of_file(ctx, &file, line).await?;
+        Ok::<_, anyhow::Error>((json_lines::<UsageSample>(&done)?, done))
+    };
+    let has_container = |sample: &UsageSample| {
+        let ids = sample.containers.iter().filter_map(|usage| usage.container.as_ref());
+        ids.map(|container| container.id.as_str()).eq([container.id()])
+    };
+
+    let recorder = Recorder::start_with(ctx, &agent, &file, &["--usage", "500ms"]).await?;
+    recorder.has_line(&file, "usage").await?;
+    agent.kill()?;
+    let killed = Clock::read().now().0;
+    agent.start_again().await?;
+    wait_for("a sample of the next daemon", LIMIT, async || {
+        let now = samples("top -o json").await?.0;
+        Ok((now[0].kernel_time > killed && has_container(&now[0])).then_some(()))
+    })
+    .await?;
+    let table = of_file(ctx, &file, "top").await?;
+    table.check(0)?.check_says(&["sampled at"])?;
+    ensure!(table.stdout.contains(short(container.id())), "{table:?}");
+    drop(recorder);
+
+    fs::remove_file(&file).context("remove the recording")?;
+    client(ctx, agent.socket(), &format!("record --no-follow -o {}", file.display())).await?.check(0)?;
+    let (without, done) = samples("top -o json").await?;
+    done.check_says(&["no samples of usage"])?;
+    ensure!(without[0].time.is_none() && has_container(&without[0]), "{without:#?}");
+    container.end()?;
+    agent.stop()
 }
 
 /// In the middle between two events of a container, as RFC 3339.
@@ -203,6 +263,12 @@ pub(crate) async fn a_timeline_in_all_forms(ctx: &TestContext) -> Result<()> {
             // Each track says what it is, and has something in it.
             ensure!(packets(&trace)? > tracks.len(), "a trace of {} bytes", trace.len());
         }
+        // Where it is read, another zone may be the local one.
+        let in_zone = |zone: &str| {
+            let mut command = kwitness(ctx, ["timeline", pod.as_str(), "-o", "html", "--file"]);
+            bytes(command.arg(&file).env("TZ", zone))
+        };
+        ensure!(in_zone("JST-9")? == in_zone("UTC0")?, "the page depends on the local zone");
         let none = client(ctx, agent.socket(), "timeline no-such-pod").await?;
         none.check(66)?.check_says(&["no-such-pod"])
     })
@@ -244,23 +310,18 @@ pub(crate) async fn the_demo_needs_no_daemon(ctx: &TestContext) -> Result<()> {
     Ok(())
 }
 
-/// An archive for a bug report is whole, and names nothing that it was asked to leave out.
+/// An archive for a bug report is whole, names nothing that it was asked to leave out, and never has what only a process knows.
 pub(crate) async fn an_archive_for_a_bug_report(ctx: &TestContext) -> Result<()> {
     let kubepods = Kubepods::make(&ctx.environment)?;
     let directory = tempfile::tempdir().context("make a directory")?;
     ctx.with_agent(&[&format!("node.name={SECRET}")], async |agent| {
-        let container = kubepods.run()?;
-        let mut watcher = agent.watch(kwitness_tests::agent::with_snapshot()).await?;
-        let id = container.id().to_owned();
-        let in_snapshot = watcher
-            .snapshot()
-            .await?
-            .containers
-            .iter()
-            .any(|state| state.container.as_ref().is_some_and(|container| container.id == id));
-        if !in_snapshot {
-            watcher.wait_until("the container", |seen| seen.has(&id, "created")).await?;
-        }
+        let mut watcher = agent.watch(from_now()).await?;
+        let container = kubepods.container()?;
+        let id = container.id.clone();
+        // It stops, with the password in its environment and in its command line.
+        let script = format!("TOKEN={PASSWORD} exec /usr/bin/busybox sh -c 'kill -STOP $$' {PASSWORD}");
+        let mut process = container.start("/usr/bin/busybox", &["sh", "-c", &script])?;
+        watcher.wait_until("the second program", |seen| seen.has(&id, "exec")).await?;
         let mut archives = Vec::new();
         for flags in [&[][..], &["--redact"]] {
             let file = directory.path().join(format!("{}.tar.zst", flags.len()));
@@ -269,7 +330,8 @@ pub(crate) async fn an_archive_for_a_bug_report(ctx: &TestContext) -> Result<()>
             run(command).await?.check(0)?;
             archives.push(unpack(&file)?);
         }
-        container.end()?;
+        process.kill().context("kill the container")?;
+        process.wait().context("wait for the container")?;
         let [plain, redacted] = &archives[..] else { unreachable!("two were made") };
         for archive in [plain, redacted] {
             let wanted =
@@ -283,6 +345,10 @@ pub(crate) async fn an_archive_for_a_bug_report(ctx: &TestContext) -> Result<()>
         ensure!(plain["status.json"].contains(SECRET), "{}", plain["status.json"]);
         let found: Vec<_> = redacted.iter().filter(|(_, text)| text.contains(SECRET)).collect();
         ensure!(found.is_empty(), "{found:#?}");
+        for archive in [plain, redacted] {
+            let found: Vec<_> = archive.iter().filter(|(_, text)| text.contains(PASSWORD)).collect();
+            ensure!(found.is_empty(), "{found:#?}");
+        }
         Ok(())
     })
     .await

@@ -2,12 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::TestCgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::prelude::*;
 
 use crate::command::{kwitness, run};
 

@@ -1,14 +1,8 @@
 //! `kwitness top`: the screen at a terminal, and what it prints elsewhere.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
 use kwitness_api::proto::{UsageSample, amount};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::events::short;
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::pty::Pty;
 use nix::sys::signal::Signal;
 

@@ -1,14 +1,11 @@
 //! The daemon's metrics by way of the exporter: what the collector gets is what a scrape says.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::otel::{Collector, Exporter, Metrics};
 use kwitness_tests::outage::Storm;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use kwitness_tests::scrape::scrape;
 
 /// Containers that live before anything is compared.

@@ -56,11 +56,23 @@ fn main() -> Result<()> {
             ctx.block_on(returned::after_a_quiet_time(ctx, of))
         }),
     ];
-    let long: [(&str, Combined); 15] = [
+    let long: [(&str, Combined); 21] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
         ("a_process_with_threads_is_held_and_continued", |ctx, of| ctx.block_on(several::threads(ctx, of))),
+        ("a_process_with_hundreds_of_threads_is_held_and_continued", |ctx, of| {
+            ctx.block_on(several::many_threads(ctx, of))
+        }),
+        ("a_process_that_takes_huge_pages_is_held_and_continued", |ctx, of| {
+            ctx.block_on(several::huge_pages(ctx, of))
+        }),
+        ("a_held_process_that_is_killed_ends_its_hold", |ctx, of| {
+            ctx.block_on(stopped::killed_meanwhile(ctx, of))
+        }),
+        ("a_held_process_whose_container_is_frozen_is_continued", |ctx, of| {
+            ctx.block_on(stopped::frozen(ctx, of))
+        }),
         ("a_traced_process_is_never_held", |ctx, of| ctx.block_on(several::traced(ctx, of))),
         ("what_a_killed_guard_has_slowed_down_its_watchdog_releases", |ctx, of| {
             ctx.block_on(brake::killed(ctx, of))
@@ -87,6 +99,10 @@ fn main() -> Result<()> {
         ("the_guards_events_wait_for_the_daemon", |ctx, of| {
             ctx.block_on(returned::events_wait_for_the_daemon(ctx, of))
         }),
+        ("a_raise_that_the_node_has_no_memory_for_is_refused", |ctx, of| {
+            ctx.block_on(refused::no_free_memory(ctx, of))
+        }),
+        ("a_raise_beyond_the_budget_is_refused", |ctx, of| ctx.block_on(refused::budget(ctx, of))),
         ("a_second_guard_is_refused", |ctx, of| ctx.block_on(refused::second(ctx, of))),
     ];
     let always = always.into_iter().map(|row| (row, refused));

@@ -1,10 +1,14 @@
 //! Containers with more than one hog: several processes, several threads; and a hog that is being traced.
 
+use std::fs;
+use std::num::NonZeroUsize;
+
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::hog::{self, POLICY, Piped, SIZE};
 use nix::sched::{CloneFlags, clone};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -16,11 +20,23 @@ use crate::scene::{Scene, with_guard};
 const THREADS: &str = "KWITNESS_TEST_HOG_THREADS";
 /// Set in one whose first process is this program, too: a child that shares its memory fills it, while the parent waits in vfork.
 const VFORK: &str = "KWITNESS_TEST_HOG_VFORK";
+/// Set in one whose first process is this program, too: it fills the memory with transparent huge pages.
+const HUGE_PAGES: &str = "KWITNESS_TEST_HOG_HUGE_PAGES";
+/// Whether the kernel makes such pages.
+const HUGE_PAGES_SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// More threads than the guard looks at to see whether a process has stopped.
+const MANY: usize = 600;
 /// Where such a container sees this program.
 const PROGRAM_DIRECTORY: &str = "/program";
 
-/// If this process is to be the hog of [`threads`] or [`vfork`]: fills the memory, and returns true.
+/// If this process is to be the hog of [`threads`], [`vfork`] or [`huge_pages`]: fills the memory, and returns true.
 pub(crate) fn run_as_hog() -> bool {
+    if std::env::var_os(HUGE_PAGES).is_some() {
+        if fill_huge_pages().is_none_or(|huge| huge == 0) {
+            std::process::exit(1);
+        }
+        return true;
+    }
     if std::env::var_os(VFORK).is_some() {
         fill_by_vfork();
         return true;
@@ -55,6 +71,22 @@ fn fill_by_vfork() {
     }
 }
 
+/// Fills the memory; how many kilobytes of it are huge pages then.
+#[expect(unsafe_code, reason = "a bare mmap(2) and madvise(2)")]
+fn fill_huge_pages() -> Option<u64> {
+    let size = NonZeroUsize::new(usize::try_from(SIZE).ok()?)?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: at no address of the caller's choice, so that it replaces no other mapping.
+    let memory = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }.ok()?;
+    // SAFETY: the whole mapping, whose contents stay.
+    unsafe { madvise(memory, size.get(), MmapAdvise::MADV_HUGEPAGE) }.ok()?;
+    // SAFETY: the whole mapping, which nothing else uses.
+    unsafe { memory.cast::<u8>().write_bytes(1, size.get()) };
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let huge = rollup.lines().find_map(|line| line.strip_prefix("AnonHugePages:"))?;
+    huge.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Two children that together need more than the limit.
 pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Result<()> {
     let half = SIZE / 2;
@@ -66,6 +98,22 @@ pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Re
 /// One process with four threads.
 pub(crate) async fn threads(ctx: &TestContext, combination: Combination) -> Result<()> {
     program_finishes(ctx, combination, &format!("{THREADS}=4")).await
+}
+
+/// One process with hundreds.
+pub(crate) async fn many_threads(ctx: &TestContext, combination: Combination) -> Result<()> {
+    program_finishes(ctx, combination, &format!("{THREADS}={MANY}")).await
+}
+
+/// One charge is of two megabytes, not of a quarter.
+pub(crate) async fn huge_pages(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let setting = fs::read_to_string(HUGE_PAGES_SETTING).context("this kernel has no huge pages")?;
+    let chosen = setting.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
+    let chosen = chosen.with_context(|| format!("{HUGE_PAGES_SETTING} says {setting}"))?;
+    fs::write(HUGE_PAGES_SETTING, "madvise").context("have the kernel make huge pages")?;
+    let done = program_finishes(ctx, combination, &format!("{HUGE_PAGES}=1")).await;
+    fs::write(HUGE_PAGES_SETTING, chosen).context("restore the setting of huge pages")?;
+    done
 }
 
 /// A child that is held while its parent cannot run.

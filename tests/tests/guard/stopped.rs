@@ -12,7 +12,7 @@ use kwitness_tests::environment::Combination;
 use kwitness_tests::guard::{Guard, is_stopped, wait_continued, wait_ended};
 use kwitness_tests::hog::{self, POD};
 use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::process::{cgroup_path, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -96,6 +96,38 @@ pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Resul
         ensure!(both.iter().all(|pid| ended.held.contains(pid)), "{both:?} are not those of {ended:?}");
         first.wait_continued().await?;
         second.wait_continued().await?;
+        guard.stop()
+    })
+    .await
+}
+
+/// A held process that another one kills ends at once, and its hold when it is time.
+pub(crate) async fn killed_meanwhile(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, LONG, async |guard, _| {
+        let held = held(&guard).await?;
+        kill(Pid::from_raw(held.pid.cast_signed()), Signal::SIGKILL).context("kill the held process")?;
+        wait_ended("the held process' end", held.pid).await?;
+        guard.wait_log(&format!("pid={} state=Gone", held.pid)).await?;
+        guard.stop()
+    })
+    .await
+}
+
+/// The container is frozen meanwhile: what is thawed is not stopped any more.
+pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Result<()> {
+    scene(ctx, combination, SHORT, async |guard, _| {
+        let held = held(&guard).await?;
+        let cgroup = cgroup_path(held.pid)?;
+        let freeze = format!("/sys/fs/cgroup{cgroup}/cgroup.freeze");
+        fs::write(&freeze, "1").with_context(|| format!("write {freeze}"))?;
+        let is_over = guard.wait("the end of the hold", |status| {
+            let is_held = status.armed.iter().any(|armed| armed.held.contains(&held.pid));
+            (!is_held && !status.history.is_empty()).then_some(())
+        });
+        let is_over = is_over.await;
+        fs::write(&freeze, "0").with_context(|| format!("write {freeze}"))?;
+        is_over?;
+        held.wait_continued().await?;
         guard.stop()
     })
     .await

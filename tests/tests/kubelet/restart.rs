@@ -1,15 +1,7 @@
 //! Pods that crash, and how soon the kubelet starts them again.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::kubelet::{Kubelet, Pleg};
-use kwitness_tests::node::Node;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::kubelet::Setup;
+use kwitness_tests::prelude::*;
 
 const SOON: Duration = Duration::from_secs(180);
 /// Each of daemon and runtime: many more than the five ends of a stream after which a kubelet gives events up for good.
@@ -21,7 +13,7 @@ const RELIST_PERIOD: Duration = Duration::from_secs(300);
 /// Of the proxy: each may cost one of the five.
 const PROXY_RESTARTS: u32 = 3;
 
-async fn wait_running(node: &Node, pod: &str, not: &str) -> Result<String> {
+pub(crate) async fn wait_running(node: &Node, pod: &str, not: &str) -> Result<String> {
     wait_for(&format!("the container of pod {pod}"), SOON, async || node.running(pod, not).await).await
 }
 
@@ -36,15 +28,15 @@ async fn crash(node: &Node, kubelet: &Kubelet, pod: &str) -> Result<Duration> {
     kubelet.acts_on_events(restarts).await
 }
 
-async fn with_kubelet(
-    ctx: &TestContext,
-    combination: Combination,
+pub(crate) async fn with_kubelet(
+    ctx: &Testbed<'_>,
+    setup: Setup,
     body: impl AsyncFnOnce(&mut Node, &mut Agent, &mut Proxy, &Kubelet) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[]).await?;
         let mut proxy = Proxy::activated(&ctx.environment, agent.socket())?;
-        let kubelet = Kubelet::start(&ctx.environment, proxy.socket(), Pleg::Evented).await?;
+        let kubelet = Kubelet::start_as(&ctx.environment, proxy.socket(), setup, None).await?;
         let done = body(node, &mut agent, &mut proxy, &kubelet).await;
         let done = done.with_context(|| kubelet.log_tail()).with_context(|| proxy.log_tail());
         let done = done.with_context(|| agent.log_tail());
@@ -56,11 +48,8 @@ async fn with_kubelet(
     .await
 }
 
-pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, agent, _, kubelet| {
+pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(ctx: &Testbed<'_>) -> Result<()> {
+    with_kubelet(ctx, Pleg::Evented.into(), async |node, agent, _, kubelet| {
         let restarts = match std::env::var("KWITNESS_ROOT").as_deref() {
             Ok("bookworm") => FEW_RESTARTS,
             _ => RESTARTS,
@@ -98,11 +87,8 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(
     .await
 }
 
-pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_kubelet(ctx, combination, async |node, agent, proxy, kubelet| {
+pub(crate) async fn a_restart_of_the_proxy_costs_one_attempt(ctx: &Testbed<'_>) -> Result<()> {
+    with_kubelet(ctx, Pleg::Evented.into(), async |node, agent, proxy, kubelet| {
         let pods: Vec<_> = (0..PROXY_RESTARTS).map(|number| format!("pod{number}")).collect();
         for pod in &pods {
             kubelet.add_pod(pod, &["/bin/sleep", "100000"])?;

@@ -3,19 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Stopped};
-use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::{Combination, Environment, Tier};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::oom::{HOG, kill};
 
@@ -40,13 +32,10 @@ impl Drop for Left {
 }
 
 /// An `emptyDir` in memory outlives the container that filled it, and stays charged to the pod (kubernetes#128339).
-pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("leaky", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("leaky", ctx.combination.handler)?).await?;
         write(&node.cgroup_directory(&pod.cgroup).join("memory.max"), &POD_LIMIT.to_string())?;
         let left = Left(format!("/dev/shm/{}.left", pod.sandbox).into());
         let line = format!("head -c {LEFT} /dev/zero >{}", left.0.display());
@@ -57,9 +46,7 @@ pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(
         let is_gone = |seen: &kwitness_tests::events::Seen| seen.has(&first, "deleted");
         watcher.wait_until("the end of the first container's cgroup", is_gone).await?;
 
-        let mut second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000"));
-        let memory_limit_in_bytes = OWN_LIMIT.cast_signed();
-        second.resources = Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
+        let second = ContainerSpec::shell("second", &format!("{HOG}; exec sleep 1000")).limited(OWN_LIMIT);
         let second = node.run(&pod, &second).await?;
         let (_, kill) = kill(&mut watcher, &second).await?;
         let Some(Exhausted::LimitOf(cgroup)) = &kill.exhausted else { bail!("{kill:?}") };
@@ -72,13 +59,10 @@ pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(
 }
 
 /// As a runtime, systemd-oomd or a person may do it.
-pub(crate) async fn a_killed_cgroup_is_no_oom_kill(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn a_killed_cgroup_is_no_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("killed", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("killed", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         write(&node.cgroup_of(&id).await?.join("cgroup.kill"), "1")?;
         let stopped = stopped(&mut watcher, &id).await?;
@@ -97,13 +81,10 @@ pub(crate) fn not_our_machine(environment: &Environment) -> Option<&'static str>
 }
 
 /// The kernel's own test of it: SysRq `f` kills the worst process of the machine, as if no memory were left.
-pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("worst", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("worst", ctx.combination.handler)?).await?;
         let line = "echo 1000 >/proc/self/oom_score_adj; exec sleep 1000";
         let id = node.run(&pod, &ContainerSpec::shell("main", line)).await?;
         let process = PathBuf::from(format!("/proc/{}", node.pid(&id).await?));
@@ -125,11 +106,7 @@ pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(
 
 async fn stopped(watcher: &mut Watcher, id: &str) -> Result<Stopped> {
     let seen = watcher.wait_until("the container's end", |seen| seen.has(id, "stopped")).await?;
-    let mut all = seen.of(id).filter_map(|event| match &event.kind {
-        Some(Kind::Stopped(stopped)) => Some(stopped.clone()),
-        _ => None,
-    });
-    all.next().context("no end")
+    seen.stopped(id).cloned().context("no end")
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

@@ -10,10 +10,8 @@ mod proof;
 mod series;
 mod top;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::{each, once, suite};
+use kwitness_tests::prelude::*;
+use kwitness_tests::{each, once};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;
@@ -22,7 +20,8 @@ fn main() -> Result<()> {
         CgroupLayout::Unified => {
             cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill, pressure::each_crossing_is_reported_once]);
             once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported,
-                deaths::what_a_removed_container_left_kills_by_the_pods_limit, deaths::a_killed_cgroup_is_no_oom_kill];
+                deaths::what_a_removed_container_left_kills_by_the_pods_limit, deaths::a_killed_cgroup_is_no_oom_kill,
+                pressure::a_limit_that_is_reached_has_usage_sampled];
             let reason = deaths::not_our_machine(&ctx.environment);
             once![ctx, cases, reason; deaths::without_memory_on_the_machine_no_limit_is_blamed];
         }

@@ -1,33 +1,22 @@
 //! OOM kills in a real runtime's containers: of a child, which no runtime reports, and of the main process.
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::{CgroupRole, Event, OomKill, ProcessRole};
-use kwitness_tests::agent::{Watcher, from_now};
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
 const LIMIT: u64 = 24 << 20;
 /// More than the limit, in the memory of `tail`, which looks for the end of a line. Should the kernel need another victim before
 /// that memory is free, it takes it from these, and not the shell that started them.
 pub(crate) const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
-pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn an_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&[], async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("greedy", combination.handler)?).await?;
-            let limited = |name: &str, line: &str| {
-                let mut spec = ContainerSpec::shell(name, line);
-                let memory_limit_in_bytes = LIMIT as i64;
-                spec.resources =
-                    Some(cri::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() });
-                spec
-            };
+            let pod = node.run_pod(&PodSpec::new("greedy", ctx.combination.handler)?).await?;
+            let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
 
             // The shell outlives its child: to the runtime, nothing has happened.
             let parent = node.run(&pod, &limited("parent", &format!("{HOG}; exec sleep 1000"))).await?;
@@ -53,11 +42,8 @@ pub(crate) async fn an_oom_kill(ctx: &TestContext, combination: Combination) -> 
             let (_, kill) = self::kill(&mut watcher, &main).await?;
             check(&kill, LIMIT)?;
             let seen = watcher.wait_until("the container's end", |seen| seen.has(&main, "stopped")).await?;
-            let stopped = seen.of(&main).find_map(|event| match &event.kind {
-                Some(Kind::Stopped(stopped)) => Some(stopped.clone()),
-                _ => None,
-            });
-            ensure!(stopped.as_ref().is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
+            let stopped = seen.stopped(&main);
+            ensure!(stopped.is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
             ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
             node.remove_pod(&pod).await
         })

@@ -1,14 +1,11 @@
 //! A node whose controllers are in cgroup v1 hierarchies.
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, VerdictKind, wanted};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
-pub(crate) async fn limits_need_cgroup_v2(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
+pub(crate) async fn limits_need_cgroup_v2(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new("old", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let request = proto::VerifyRequest {
             filter: Some(proto::Filter { containers: vec![id], ..Default::default() }),

@@ -1,4 +1,6 @@
-//! Memory pressure of a real container: each crossing forced by a fill that waits for the event before the next.
+//! Memory pressure of a real container: each crossing forced by a fill that waits for the event before the next. Upwards, it is the
+//! kernel that reports it where it allows that, and it names the process. Without that, the kernel's notice of a limit that is reached
+//! has usage sampled.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -6,23 +8,28 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use kwitness_agent::probe::capability::MEMORY_CHARGES;
 use kwitness_api::proto::PressureDirection::{Down, Up};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::events::Seen;
 use kwitness_tests::hog::limited_to;
 use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::process::{cgroup_path, wait_for};
 use nix::libc;
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 64 * MIB;
 /// Far from each other, and from what a shell needs.
-const SETTINGS: [&str; 2] = ["pressure.thresholds=[40, 60, 80]", "pressure.hysteresis=10"];
+const SETTINGS: [&str; 2] = [THRESHOLDS, HYSTERESIS];
+const THRESHOLDS: &str = "pressure.thresholds=[40, 60, 80]";
+const HYSTERESIS: &str = "pressure.hysteresis=10";
+/// Without the hook at charges.
+const SAMPLING: [&str; 3] =
+    [THRESHOLDS, HYSTERESIS, r#"kernel.excluded_hooks=["memory_charge_fentry", "memory_charge_kprobe"]"#];
 /// Ends a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -46,20 +53,19 @@ const STEPS: [(&str, &str, &[Crossing]); 7] = [
 /// a limit every 5 s: one of so many samples is the container's.
 const SAMPLES: u64 = 20;
 
-/// The container's shell does what it reads from a pipe.
-pub(crate) async fn each_crossing_is_reported_once(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+/// What the container's shell does: what it reads from a pipe.
+const OBEY: &str = "mkfifo /out/gate; while :; do while read line; do eval \"$line\"; echo $line >/out/done; done \
+                    </out/gate; done";
+
+pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&SETTINGS, async |agent| {
             let mut watcher = agent.watch(from_now()).await?;
+            let is_recorded = records_charges(agent).await?;
             let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-            let pod = node.run_pod(&PodSpec::new("filled", combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
             let fill = format!("/dev/shm/{}", pod.sandbox);
-            let line = "mkfifo /out/gate; while :; do while read line; do eval \"$line\"; echo $line >/out/done; done \
-                        </out/gate; done";
-            let id = node.run(&pod, &limited_to(LIMIT, "main", line, directory.path())).await?;
+            let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
 
             let mut wanted = Vec::new();
             for (added, removed, crossings) in STEPS {
@@ -72,20 +78,56 @@ pub(crate) async fn each_crossing_is_reported_once(
                 let count = wanted.len();
                 let what = format!("{count} crossings, after +{added} -{removed}");
                 let seen = watcher.wait_until(&what, |seen| crossed(seen, &id).len() >= count).await?;
-                let found: Vec<_> =
-                    crossed(&seen, &id).iter().map(|(_, of)| (of.direction(), of.threshold_percent)).collect();
+                let found: Vec<_> = crossed(&seen, &id)
+                    .iter()
+                    .map(|(_, of)| (of.direction(), of.threshold_percent))
+                    .collect();
                 ensure!(found == wanted, "{what}: {found:?}, not {wanted:?}");
                 wait_sampled(agent).await?;
             }
             let seen = watcher.seen();
             ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
             for (event, pressure) in crossed(&seen, &id) {
-                check(&event, &pressure)?;
+                check(&event, &pressure, is_recorded)?;
             }
             ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
             node.remove_pod(&pod).await
         })
         .await
+    })
+    .await
+}
+
+/// Usage exceeds `memory.high`, which the kernel says in the file that it changes for `memory.max`, too, but without a kill.
+pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(
+    ctx: &TestContext,
+    combination: Combination,
+) -> Result<()> {
+    ctx.with_both(combination.driver, &SAMPLING, async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        ensure!(!records_charges(agent).await?, "the hook is not excluded");
+        let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+        let pod = node.run_pod(&PodSpec::new("noticed", combination.handler)?).await?;
+        let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
+        // Its first sample has it watched.
+        wait_sampled(agent).await?;
+
+        let path = cgroup_path(node.pid(&id).await?)?;
+        let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
+        std::fs::write(own.join("memory.high"), (LIMIT * 42 / 100).to_string())
+            .context("write memory.high")?;
+        let fill = format!("head -c {} /dev/zero >/dev/shm/{}.a;", LIMIT * 46 / 100, pod.sandbox);
+        execute(directory.path(), &fill).await?;
+        wait_for("the kernel's notice", PATIENCE, async || {
+            Ok((counter(agent, "pressure_notices").await? > 0).then_some(()))
+        })
+        .await?;
+        let seen = watcher.wait_until("a crossing", |seen| !crossed(seen, &id).is_empty()).await?;
+        let [(event, pressure)] = &crossed(&seen, &id)[..] else { bail!("more than one crossing:\n{seen}") };
+        ensure!((pressure.direction(), pressure.threshold_percent) == (Up, 40), "{pressure:?}");
+        check(event, pressure, false)?;
+        ensure!(counter(agent, "pressure_watches_failed").await? == 0, "a level is not watched");
+        node.remove_pod(&pod).await
     })
     .await
 }
@@ -99,8 +141,21 @@ fn crossed(seen: &Seen, id: &str) -> Vec<(Event, Pressure)> {
     pressures.collect()
 }
 
-fn check(event: &Event, pressure: &Pressure) -> Result<()> {
-    ensure!(event.basis() == Basis::MemorySample, "{event:?}");
+/// Whether a program in the kernel sees charges.
+async fn records_charges(agent: &Agent) -> Result<bool> {
+    let status = agent.status().await?;
+    let capability = status.capabilities.into_iter().find(|of| of.name == MEMORY_CHARGES);
+    Ok(capability.context("no capability for charges")?.hook.ends_with("page_counter_try_charge"))
+}
+
+fn check(event: &Event, pressure: &Pressure, is_recorded: bool) -> Result<()> {
+    // A fall is seen by whichever comes first: a sample, or the next charge.
+    let is_right = match pressure.direction() {
+        Up if is_recorded => event.basis() == Basis::MemoryCharge && pressure.charged_by.is_some(),
+        _ if is_recorded => pressure.charged_by.is_none(),
+        _ => event.basis() == Basis::MemorySample && pressure.charged_by.is_none(),
+    };
+    ensure!(is_right, "recorded by the kernel: {is_recorded}; {event:?}");
     ensure!(pressure.cgroup.as_ref().is_some_and(|of| of.role() == CgroupRole::Container), "{pressure:?}");
     ensure!(pressure.limit_bytes == Some(LIMIT), "{pressure:?}");
     let percent = pressure.usage_bytes * 100 / LIMIT;
@@ -136,10 +191,11 @@ async fn execute(directory: &Path, line: &str) -> Result<()> {
 
 /// Waits until the container has been sampled once more.
 async fn wait_sampled(agent: &Agent) -> Result<()> {
-    let samples = async || {
-        let status = agent.status().await?;
-        status.counters.get("pressure_samples").copied().context("memory is not sampled")
-    };
-    let until = samples().await? + SAMPLES;
-    wait_for("samples", PATIENCE, async || Ok((samples().await? >= until).then_some(()))).await
+    const NAME: &str = "pressure_samples";
+    let until = counter(agent, NAME).await? + SAMPLES;
+    wait_for("samples", PATIENCE, async || Ok((counter(agent, NAME).await? >= until).then_some(()))).await
+}
+
+async fn counter(agent: &Agent, name: &str) -> Result<u64> {
+    agent.status().await?.counters.get(name).copied().with_context(|| format!("no counter {name}"))
 }

@@ -2,26 +2,18 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process;
+use kwitness_tests::prelude::*;
 
 const MIB: u64 = 1 << 20;
 const MILLI: u64 = 200;
 /// How long usage is watched.
 const INTERVAL: u32 = 3000;
 
-pub(crate) async fn a_quota_is_kept_or_it_is_reported(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
+pub(crate) async fn a_quota_is_kept_or_it_is_reported(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new("busy", ctx.combination.handler)?).await?;
         let mut spec = ContainerSpec::shell("main", "while :; do :; done");
         spec.resources = Some(cri::LinuxContainerResources {
             cpu_period: 100_000,

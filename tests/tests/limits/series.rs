@@ -1,17 +1,17 @@
 //! The series of resizes: see [`kwitness_tests::resizes`].
 
 use anyhow::{Context as _, Result};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::context::Testbed;
 use kwitness_tests::resizes::{self, Account};
 
-pub(crate) async fn a_series_of_resizes(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn a_series_of_resizes(ctx: &Testbed<'_>) -> Result<()> {
     let kubelet = tempfile::tempdir().context("make the kubelet's directory")?;
     let setting = format!("kubelet.directory={}", kubelet.path().display());
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         ctx.with_recorded_agent(&[&setting], async |agent| {
             let mut account = Account::default();
-            resizes::play(node, agent, combination, kubelet.path(), &mut account).await?;
+            let stage = resizes::Stage { node, agent, combination: ctx.combination };
+            resizes::play(stage, kubelet.path(), &mut account).await?;
             println!("  {} steps, {} of them sabotaged", account.steps(), account.sabotaged());
             Ok(())
         })

@@ -3,27 +3,19 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{ContainerUsage, UsageSample, amount};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::hog::{LIMIT, limited};
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 const MIB: usize = 1 << 20;
 /// How long a container may take to be ready, and a sample to show what is so.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-pub(crate) async fn usage_its_limit_and_when_it_is_reached(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn usage_its_limit_and_when_it_is_reached(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-        let pod = node.run_pod(&PodSpec::new("filling", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("filling", ctx.combination.handler)?).await?;
         // It keeps what it reads, until there is an end of a line.
         let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
         node.run(&pod, &limited("main", line, directory.path())).await?;

@@ -3,16 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_api::proto::{VerdictKind, VerdictOf, VerifyRequest, reading};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupDriver;
-use kwitness_tests::kubelet::NODE;
 use kwitness_tests::matrix::{KubeletVariant, Spec, short};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::cluster::{Cluster, PAUSE, SOON, with_cluster};
 

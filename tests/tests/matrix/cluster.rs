@@ -3,20 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::control_plane::ControlPlane;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::CgroupDriver;
-use kwitness_tests::kubelet::{Kubelet, NODE, Pleg, Setup};
+use kwitness_tests::kubelet::Setup;
 use kwitness_tests::matrix::{KubeletVariant, Origin, Spec};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Extras, Node};
+use kwitness_tests::node::Extras;
 use kwitness_tests::pod::APP_IMAGE;
-use kwitness_tests::process::wait_for;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
 /// How long anything may take; an emulated guest is slow.

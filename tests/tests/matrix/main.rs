@@ -4,11 +4,8 @@
 mod check;
 mod cluster;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
 use kwitness_tests::matrix::KUBELETS;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::process::run;
 use nix::unistd::Group;
 
@@ -31,10 +30,7 @@ const INSTALLED: &[&str] = &[
 const NOBODY: u32 = 65534;
 const DENIED: i32 = 77;
 
-pub(crate) async fn a_package_serves_its_group_and_leaves_nothing_running(
-    ctx: &TestContext,
-    _: Combination,
-) -> Result<()> {
+pub(crate) async fn a_package_serves_its_group_and_leaves_nothing_running(ctx: &TestContext) -> Result<()> {
     let deb = ctx.environment.job.join("kwitness.deb");
     let install = || run(Command::new("dpkg").arg("--install").arg(&deb));
     install()?;

@@ -20,10 +20,8 @@ use nix::unistd::Pid;
 /// `CLONE_INTO_CGROUP` of `include/uapi/linux/sched.h`; libc's own is too narrow a type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// What a child does.
 #[derive(Clone, Copy, Debug)]
 pub enum Action<'a> {
-    /// Ends at once.
     Exit(u8),
     /// Waits to be killed.
     Pause,
@@ -82,17 +80,14 @@ impl Child {
         }
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw() as u32
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.pid, signal).with_context(|| format!("send {signal} to {}", self.pid))
     }
 
-    /// Waits until it is stopped by a signal.
     pub fn wait_stopped(&self) -> Result<()> {
         match waitpid(self.pid, Some(WaitPidFlag::WUNTRACED)).context("waitpid")? {
             WaitStatus::Stopped(..) => Ok(()),

@@ -20,7 +20,6 @@ const NO_NAMESPACES: CloneFlags = CloneFlags::empty();
 /// A scenario: what it does with running probes, in a root of its own.
 type Scenario = fn(&mut Session, &Root) -> Result<()>;
 
-/// Every scenario with its name.
 pub const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_whole_life_in_order", whole_life),
     ("who_did_it_and_to_whom", identities),
@@ -58,6 +57,7 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
         Fact::LimitWrite(_) => "limit write",
         Fact::LimitWritesSuppressed(_) => "limit writes suppressed",
         Fact::OomKill(_) => "oom kill",
+        Fact::MemoryCharge(_) => "memory charge",
     };
     facts.iter().map(kind).collect()
 }
@@ -70,8 +70,7 @@ fn expect(session: &Session, id: u64, expected: &[&str]) -> Result<()> {
 
 /// The exit of one of two processes: no record of any other ring comes with it.
 fn lone_exit(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let pause = || Child::spawn(Some(&container), NO_NAMESPACES, Action::Pause);
     let (stays, ends) = (pause()?, pause()?);
     session.settle()?;
@@ -108,8 +107,7 @@ fn whole_life(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn identities(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let child = producer::spawn(&container, "end")?;
     let pid = child.pid();
     child.wait()?;
@@ -149,8 +147,7 @@ fn identities(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn first_program(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     // A runtime's helper: in the container's cgroup, in its parent's mount namespace.
     producer::spawn(&container, "end")?.wait()?;
     // The container's own program (which becomes another), then an exec into the container.
@@ -174,8 +171,7 @@ fn await_execs(session: &mut Session, id: u64, mut count: u32) -> Result<()> {
 }
 
 fn dies_before_exec(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     Child::spawn(Some(&container), OWN_MOUNTS, Action::Exit(1))?.wait()?;
     session.settle()?;
     expect(session, id, &["mkdir", "populated", "enter", "exit", "empty"])
@@ -202,8 +198,7 @@ fn nested_after_start(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn refilled(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     for _ in 0..2 {
         producer::spawn_in(&container, OWN_MOUNTS, "end")?.wait()?;
     }
@@ -213,8 +208,7 @@ fn refilled(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn moved_first(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let main = producer::spawn_in(&container, OWN_MOUNTS, "pause")?;
     await_execs(session, id, 1)?;
     let init = root.sub("ctr/init")?;
@@ -227,8 +221,7 @@ fn moved_first(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn attach(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let child = Child::spawn(None, NO_NAMESPACES, Action::Pause)?;
     let pid = child.pid();
     cgroup::enter(&container, pid)?;
@@ -285,8 +278,7 @@ fn exits(session: &Session, id: u64) -> Vec<(u32, ExitStatus)> {
 }
 
 fn threads(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let mut expected = Vec::new();
     // Threads that end at the same moment: more than one of them may look like the last.
     for _ in 0..50 {
@@ -303,8 +295,7 @@ fn threads(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn exec_from_thread(session: &mut Session, root: &Root) -> Result<()> {
-    let container = root.sub("ctr")?;
-    let id = cgroup::id(&container)?;
+    let (container, id) = root.container()?;
     let child = producer::spawn(&container, "exec-from-thread")?;
     let pid = child.pid();
     child.wait()?;

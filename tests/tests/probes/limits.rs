@@ -5,18 +5,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_abi::RecordKind;
 use kwitness_agent::cgroupfs::{CgroupFs, Subtree, Watch};
 use kwitness_agent::probe::capability::{HookKind, LIMIT_WRITES};
 use kwitness_core::model::{
-    CgroupId, Fact, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase, WriteResult,
-    WrittenValue,
+    CgroupId, Fact, GapCause, KernelEvent, LimitFile, LimitWrite, Observation, WriteHook, WritePhase,
+    WriteResult, WrittenValue,
 };
-use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::find_cgroup2;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::cgroup_path;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 
@@ -34,7 +32,6 @@ const SCENARIOS: &[Scenario] = &[
     ("ten_thousand_writes_by_one_lose_no_other", flood),
 ];
 
-/// The rows.
 pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
     let mut cases = by_function_hooks(ctx, loaded, SCENARIOS);
     let shared = Arc::clone(loaded);
@@ -42,11 +39,17 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
         let parent = &ctx.environment.cgroup_directory();
         shared.with(HookKind::Syscall, parent, |session| by_syscall(session, parent))
     }));
-    let loaded = Arc::clone(loaded);
+    let (loaded, shared) = (Arc::clone(loaded), Arc::clone(loaded));
     cases.push(Case::new("fanotify_reports_who_wrote_which_limit", move |ctx| {
         let parent = &ctx.environment.cgroup_directory();
         loaded.with(HookKind::RawTracepoint, parent, |session| noticed(session, parent))
     }));
+    let slow = ctx.environment.tier == Tier::Vm && !ctx.environment.long;
+    let overflow = Case::new("what_fanotifys_queue_has_no_room_for_is_a_loss", move |ctx| {
+        let parent = &ctx.environment.cgroup_directory();
+        shared.with(HookKind::RawTracepoint, parent, |session| overflown(session, parent))
+    });
+    cases.push(overflow.refused(slow.then_some("sixteen thousand writes in an emulated guest")));
     cases
 }
 
@@ -74,9 +77,8 @@ fn writes(session: &Session, id: u64) -> Vec<LimitWrite> {
 
 /// The cgroup that this process is in.
 fn own_cgroup() -> Result<CgroupId> {
-    let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no v2 cgroup")?;
-    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path))?))
+    let path = cgroup_path(std::process::id())?;
+    Ok(CgroupId(cgroup::id(&find_cgroup2()?.0.join(path.trim_start_matches('/')))?))
 }
 
 fn whole(session: &mut Session, parent: &Path) -> Result<()> {
@@ -171,6 +173,39 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
         ensure!(writer.comm.as_deref() == Some(comm.trim_end()), "{writer:?}");
         ensure!(writer.cgroup == Some(own_cgroup()?), "{writer:?}");
     }
+    Ok(())
+}
+
+/// More writes than fanotify keeps while nobody reads: those that came first are reported, and that others were lost.
+fn overflown(session: &mut Session, parent: &Path) -> Result<()> {
+    // The kernel's own bound, where it does not say.
+    const QUEUED: usize = 16_384;
+    // Limits that every hierarchy has, and others. Writes by one process to one file may be one notice: hence many files.
+    const FILES: [&str; 3] = ["cgroup.freeze", "cgroup.max.depth", "cgroup.max.descendants"];
+    let setting = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events");
+    let queued = setting.map_or(Ok(QUEUED), |text| text.trim().parse()).context("the kernel's setting")?;
+    let watch = Watch::open(CgroupFs::find(&Subtree::default())?)?;
+    let root = Root::make(parent, "overflown")?;
+    for group in 0..=queued / FILES.len() {
+        let directory = root.sub(&group.to_string())?;
+        for (file, text) in FILES.iter().zip(["0", "7", "7"]) {
+            overwrite(&directory.join(file), text)?;
+        }
+        // The rings are not what is to be full.
+        while session.drain()? {}
+    }
+    let (to, mut notices) = tokio::sync::mpsc::channel(64);
+    watch.run(session.running().tracker(), to)?;
+    let mut reported = 0;
+    let loss = loop {
+        match notices.blocking_recv().context("the watch has ended")? {
+            Observation::Kernel(_) => reported += 1,
+            Observation::Lost(loss) => break loss,
+            other => anyhow::bail!("{other:#?}"),
+        }
+    };
+    ensure!(loss.cause == GapCause::WatchOverflow && loss.lost.is_empty(), "{loss:?}");
+    ensure!(reported > 0, "nothing was reported before");
     Ok(())
 }
 

@@ -2,18 +2,15 @@
 
 use std::num::NonZeroU32;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
 use kwitness_agent::probe::{
     CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
 };
-use kwitness_tests::context::TestContext;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 
 use crate::all_but;
 
-/// The rows.
 pub fn cases(ctx: &TestContext) -> Vec<Case> {
     // What is refused by name, or by a lock, is so before the kernel is called.
     let repeated = ctx.environment.same_everywhere();
@@ -53,8 +50,9 @@ fn degrades() -> Result<()> {
     let capabilities = attached.capabilities();
     ensure!(capabilities.suffices());
     // Which hooks at functions there are depends on the kernel: `limits` and `oom` look at those.
+    let is_at_tracepoint = |kind| HookKind::TRACEPOINTS.contains(&kind);
     let at_tracepoint =
-        |report: &&CapabilityReport| report.capability.hooks.iter().all(|hook| hook.at_return.is_none());
+        |report: &&CapabilityReport| report.capability.hooks.iter().all(|hook| is_at_tracepoint(hook.kind));
     let missing: Vec<_> =
         capabilities.missing().filter(at_tracepoint).map(|report| report.capability.name).collect();
     ensure!(missing == ["task_fork"], "{missing:?}");

@@ -1,5 +1,6 @@
 //! The probes on this kernel: real cgroups, real processes, each scenario with each kind of hook.
 
+mod charges;
 #[expect(unsafe_code, reason = "a bare clone3(2), and threads that end without their process")]
 mod child;
 mod life;
@@ -13,13 +14,10 @@ mod storm;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
 use kwitness_agent::probe::Settings;
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind};
 use kwitness_agent::probe::environment::{self, Lockdown};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 
 use crate::session::{Root, Session};
 
@@ -42,6 +40,7 @@ fn main() -> Result<()> {
     }
     cases.extend(limits::cases(&ctx, &loaded));
     cases.extend(oom::cases(&ctx, &loaded));
+    cases.extend(charges::cases(&ctx, &loaded));
     cases.extend(storm::cases(&loaded));
     suite::run(ctx, cases)
 }
@@ -72,9 +71,9 @@ impl Loaded {
         let mut attempt = 1;
         loop {
             session.forget();
-            let before = session.running().skipped();
+            let before = skipped(session);
             let outcome = scenario(session);
-            let skipped = session.running().skipped();
+            let skipped = skipped(session);
             if outcome.is_ok() || attempt == ATTEMPTS || skipped == before {
                 return outcome;
             }
@@ -87,6 +86,16 @@ impl Loaded {
     fn unload(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// How often the kernel skipped each program: also those at charges of memory, for which [`Running::skipped`] has no count, because
+/// the next charge shows the same. Which process it names is then another matter.
+///
+/// [`Running::skipped`]: kwitness_agent::probe::Running::skipped
+fn skipped(session: &mut Session) -> Vec<(&'static str, u64)> {
+    let stats = session.running().program_stats().into_iter();
+    let misses = stats.filter_map(|of| Some((of.program, of.recursion_misses?)));
+    misses.filter(|(_, misses)| *misses > 0).collect()
 }
 
 /// Settings for hooks of that kind, where a capability has one, or for the best there are.

@@ -3,12 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_core::model::{Caller, CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
-use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 
 use crate::limits::{root_with_controllers, write};
 use crate::producer;
@@ -24,7 +20,6 @@ const SCENARIOS: &[Scenario] = &[
     ("a_limit_lowered_below_usage", lowered),
 ];
 
-/// The rows.
 pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Case> {
     let hybrid = ctx.environment.layout == CgroupLayout::Hybrid;
     let reason = hybrid.then_some("the memory controller is in v1");
@@ -34,7 +29,6 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> impl Iterator<Item = Ca
 const PAGE: u64 = 4096;
 const LIMIT: u64 = 32 << 20;
 
-/// The kills in that cgroup.
 fn kills(session: &Session, id: u64) -> Vec<OomKill> {
     let facts = session.facts(id).into_iter();
     facts
@@ -45,7 +39,6 @@ fn kills(session: &Session, id: u64) -> Vec<OomKill> {
         .collect()
 }
 
-/// The only kill in that cgroup.
 fn only_kill(session: &mut Session, id: u64) -> Result<OomKill> {
     session.settle()?;
     let mut reported = kills(session, id);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kwitness_core::model::ExitStatus;
 use kwitness_tests::cgroup;
 use nix::sched::CloneFlags;
@@ -26,6 +26,15 @@ pub const WRITES: u64 = 10_000;
 
 /// How much memory the variant `hog` takes, MiB.
 pub const HOG: usize = 160;
+
+/// How much memory the variant `reserve` may touch and does not, and `fill` at most, in bytes.
+pub const RESERVED: usize = 64 << 20;
+
+/// How much the variant `fill` touches at a time, in bytes: what the kernel charges at a time, with pages of 4 KiB.
+const FILL_STEP: usize = 256 << 10;
+
+/// No page is smaller.
+const PAGE: usize = 4 << 10;
 
 /// Ends of processes with more than one thread, and what wait(2) may say of each.
 pub const EXITS: &[(&str, &[ExitStatus])] = &[
@@ -112,6 +121,16 @@ pub fn run(role: &[&str]) -> Result<()> {
             exit_thread(0)
         }
         "hog" => hog()?,
+        "fill" => {
+            let [usage, full, times] = arguments else { bail!("which usage, how much, how often?") };
+            fill(Path::new(usage), full.parse()?, times.parse()?)?;
+        }
+        "reserve" => {
+            without_huge_pages()?;
+            let reserved = std::hint::black_box(Vec::<u8>::with_capacity(RESERVED));
+            stop()?;
+            drop(reserved);
+        }
         "parent-of-hog" => {
             Child::spawn(None, CloneFlags::empty(), Action::Exec(&[&program()?, ROLE, "hog"]))?.wait()?;
         }
@@ -137,9 +156,47 @@ pub fn run(role: &[&str]) -> Result<()> {
 /// Takes memory until it is killed or has enough, and then stops itself.
 fn hog() -> Result<()> {
     let allocated: Vec<Vec<u8>> = (0..HOG).map(|_| vec![1; 1 << 20]).collect();
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).context("stop this process")?;
+    stop()?;
     drop(allocated);
     Ok(())
+}
+
+/// Takes memory until the file says that so much is charged, and gives it back; so often, and then once after each stop. It stops
+/// while it has the memory.
+///
+/// Nothing else is charged but what it touches: it is more than the allocator keeps, so the kernel gets all of it back at once.
+fn fill(usage: &Path, full: u64, mut times: u64) -> Result<()> {
+    without_huge_pages()?;
+    let charged = || -> Result<u64> {
+        let text = std::fs::read_to_string(usage).with_context(|| format!("read {}", usage.display()))?;
+        Ok(text.trim_end().parse()?)
+    };
+    let mut memory = Vec::<u8>::new();
+    loop {
+        for _ in 0..times {
+            drop(std::mem::take(&mut memory));
+            let kept = charged()?;
+            ensure!(kept < full / 2, "{kept} bytes are still charged, of {full}");
+            memory = std::hint::black_box(Vec::with_capacity(RESERVED));
+            let mut steps = memory.spare_capacity_mut().chunks_mut(FILL_STEP);
+            while charged()? < full {
+                let step = steps.next().with_context(|| format!("{RESERVED} bytes are not enough"))?;
+                step.iter_mut().step_by(PAGE).for_each(|byte| _ = byte.write(1));
+            }
+        }
+        stop()?;
+        times = 1;
+    }
+}
+
+/// Has the kernel charge this process's memory in small pages, and to it: `khugepaged`, a thread of the kernel's, charges a huge page
+/// in the name of no process, beside the pages that it replaces.
+fn without_huge_pages() -> Result<()> {
+    nix::sys::prctl::set_thp_disable(true).context("do without huge pages")
+}
+
+fn stop() -> Result<()> {
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).context("stop this process")
 }
 
 /// The variant `storm`: makes containers one after the other, and prints what it did when all are gone.

@@ -44,7 +44,6 @@ impl Session {
         })
     }
 
-    /// The probes.
     pub fn running(&mut self) -> &mut Running {
         &mut self.running
     }
@@ -160,7 +159,6 @@ impl Root {
         Ok(Self { path: cgroup::path_of(&directory)?, directory })
     }
 
-    /// Its id.
     pub fn id(&self) -> Result<u64> {
         cgroup::id(&self.directory)
     }
@@ -172,12 +170,17 @@ impl Root {
         Ok(directory)
     }
 
+    /// Makes a container's cgroup below it; its directory and its id.
+    pub fn container(&self) -> Result<(PathBuf, u64)> {
+        let directory = self.sub("ctr")?;
+        Ok((directory.clone(), cgroup::id(&directory)?))
+    }
+
     /// The path from the hierarchy's root of what is below it.
     pub fn path_of(&self, path: &str) -> PathText {
         PathText::Full(format!("{}/{path}", self.path).into())
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }

@@ -2,14 +2,14 @@
 //!
 //! The producers are processes of their own: they say what they did, and the records have to say the same.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use kwitness_abi::RecordKind;
+use kwitness_abi::{RecordKind, container_number};
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
 use kwitness_tests::cgroup;
 use kwitness_tests::environment::{Environment, Tier};
@@ -27,7 +27,6 @@ const CONTAINERS_EMULATED: u32 = 1_000;
 const PRODUCERS: u32 = 2;
 const OVERFLOW_CONTAINERS: u32 = 300;
 
-/// The rows.
 pub fn cases(loaded: &Arc<Loaded>) -> [Case; 4] {
     let case = |name: &str, body: fn(&Environment) -> Result<()>| {
         let loaded = Arc::clone(loaded);
@@ -66,8 +65,8 @@ fn storm(environment: &Environment) -> Result<()> {
     let ids: Vec<_> = lives.iter().flat_map(|(id, life)| [*id, life.pod]).collect();
     session.await_release(&ids)?;
 
-    let counters = session.running().counters();
-    ensure!(counters == Default::default(), "lost: {counters:?}");
+    let lost = session.running().counters().losses();
+    ensure!(lost == Default::default(), "{lost:?}");
     let skipped = session.running().skipped();
     ensure!(skipped.is_empty(), "skipped: {skipped:?}");
     // What is read is all but in order: behind a record that another CPU is still writing, its ring waits, the others do
@@ -133,7 +132,7 @@ fn overflow(environment: &Environment) -> Result<()> {
     let tiny = Settings { lifecycle_ring: page, tasks_ring: page, forks_ring: page, ..settings(None)? };
     let mut session = Session::start(parent, &tiny)?;
     let root = Root::make(parent, "overflow")?;
-    let before = session.running().counters();
+    let before = session.running().counters().losses();
     ensure!(before == Default::default(), "lost before it began: {before:?}");
     let mut lives = HashMap::new();
     for producer in produce_all(root.directory(), OVERFLOW_CONTAINERS)? {
@@ -168,9 +167,9 @@ fn overflow(environment: &Environment) -> Result<()> {
     }
     // The rings are free again.
     session.forget();
-    let lost = session.running().counters();
+    let lost = session.running().counters().losses();
     session.settle()?;
-    ensure!(session.running().counters() == lost, "lost with empty rings");
+    ensure!(session.running().counters().losses() == lost, "lost with empty rings");
     Ok(())
 }
 
@@ -221,16 +220,16 @@ fn share(environment: &Environment) -> Result<()> {
         }
         let facts = session.facts(cgroup::id(&inner)?);
         ensure!(facts.iter().any(|fact| matches!(fact, Fact::Exec { .. })), "{facts:#?}");
-        let counters = session.running().counters();
-        ensure!(counters == Default::default(), "lost: {counters:?}");
+        let lost = session.running().counters().losses();
+        ensure!(lost == Default::default(), "{lost:?}");
         groups.iter().try_for_each(|group| rmdir(group))?;
         session.await_release(&followed)?;
     }
     Ok(())
 }
 
-/// One container fills small rings that nobody reads, with groups and with processes: it loses records, and another pod's container
-/// that is made, runs and ends after that loses none.
+/// One container fills small rings that nobody reads, with groups and with processes: it loses records, which are counted as its own,
+/// and another pod's container that is made, runs and ends after that loses none.
 fn rings(environment: &Environment) -> Result<()> {
     let parent = &environment.cgroup_directory();
     let size = NonZeroU32::new(1 << 16).context("not zero")?;
@@ -265,6 +264,11 @@ fn rings(environment: &Environment) -> Result<()> {
         ] if is_end(end)
     );
     ensure!(is_whole, "{facts:#?}");
+    let lost = session.running().counters().lost;
+    let lost = RecordKind::ALL.into_iter().map(|kind| (kind, lost[kind.index()])).filter(|(_, of)| *of > 0);
+    let whose = BTreeMap::from([(container_number(cgroup::id(&hog_directory)?), lost.collect())]);
+    let counted = session.running().lost_by_container()?;
+    ensure!(counted == whose, "{counted:?} is not {whose:?}");
     Ok(())
 }
 
@@ -301,6 +305,7 @@ fn kind_of(event: &KernelEvent) -> RecordKind {
         Fact::Exit { .. } => RecordKind::TaskExit,
         Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => RecordKind::LimitWriteReturned,
         Fact::OomKill(_) => RecordKind::OomKill,
+        Fact::MemoryCharge(_) => RecordKind::MemoryCharge,
     }
 }
 

@@ -2,17 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
 
 const PORT: u16 = 9768;
-const LIMIT: i64 = 24 << 20;
+const LIMIT: u64 = 24 << 20;
 /// What another process writes instead of it.
 const OTHER_LIMIT: &str = "50331648";
 /// Panels that show what is not as it should be; and increases, which begin with a counter's second sample.
@@ -25,22 +19,14 @@ const MAY_BE_EMPTY: &[&str] = &[
     "CRI proxy: source of events",
 ];
 
-pub(crate) async fn alerts_fire_on_what_really_happened(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn alerts_fire_on_what_really_happened(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let listen = format!("http.listen=127.0.0.1:{PORT}");
         let agent = Agent::start(&ctx.environment, &[&listen]).await?;
         let prometheus = Prometheus::start(&ctx.environment, &[("kwitness", PORT)]).await?;
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("alerts", combination.handler)?).await?;
-        let limited = |name: &str, line: &str| {
-            let mut spec = ContainerSpec::shell(name, line);
-            spec.resources =
-                Some(cri::LinuxContainerResources { memory_limit_in_bytes: LIMIT, ..Default::default() });
-            spec
-        };
+        let pod = node.run_pod(&PodSpec::new("alerts", ctx.combination.handler)?).await?;
+        let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
 
         // Killed before or after its first scrape: it fires either way.
         let greedy = node.run(&pod, &limited("greedy", "exec tail < /dev/zero")).await?;

@@ -3,10 +3,8 @@
 
 mod alerts;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::{once, suite};
+use kwitness_tests::once;
+use kwitness_tests::prelude::*;
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -1,15 +1,9 @@
 //! Whole lives, from the cgroup's making to its removal.
 
 use std::fs;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::from_now;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::{End, Life, Seen};
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec, Qos, new_static_uid};
-use kwitness_tests::{cgroup, process};
+use kwitness_tests::pod::{Qos, new_static_uid};
+use kwitness_tests::prelude::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -22,10 +16,10 @@ pub(crate) fn sandbox(pod: &Pod) -> Life<'_> {
     Life { pod, id: &pod.sandbox, name: None, program: Some("/pause"), end: Some(KILLED), entered: &[] }
 }
 
-pub(crate) async fn a_pod_with_two_containers(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn a_pod_with_two_containers(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("tour", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("tour", ctx.combination.handler)?).await?;
 
         // Run, exec into, kill from outside, and start again, which is a new container.
         let mut main = ContainerSpec::new("main", &["/bin/sleep", "1000"]);
@@ -73,13 +67,10 @@ pub(crate) async fn a_pod_with_two_containers(ctx: &TestContext, combination: Co
     .await
 }
 
-pub(crate) async fn a_container_that_lives_two_milliseconds(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn a_container_that_lives_two_milliseconds(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("quick", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("quick", ctx.combination.handler)?).await?;
         let mut ids = Vec::new();
         for round in 0..5 {
             ids.push(node.run(&pod, &ContainerSpec::new(&format!("quick-{round}"), &["/bin/true"])).await?);
@@ -103,14 +94,11 @@ pub(crate) async fn a_container_that_lives_two_milliseconds(
 }
 
 /// A life, and one that the daemon found: see [`kwitness_tests::recording`].
-pub(crate) async fn a_recording_replays_to_the_same_events(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        let old = node.run_pod(&PodSpec::new("old", combination.handler)?).await?;
+pub(crate) async fn a_recording_replays_to_the_same_events(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
+        let old = node.run_pod(&PodSpec::new("old", ctx.combination.handler)?).await?;
         ctx.with_recorded_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new("recorded", combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new("recorded", ctx.combination.handler)?).await?;
             let id = node.run(&pod, &ContainerSpec::shell("three", "exit 3")).await?;
             node.wait_exited(&id).await?;
             node.remove_pod(&pod).await?;
@@ -127,13 +115,10 @@ pub(crate) async fn a_recording_replays_to_the_same_events(
     .await
 }
 
-pub(crate) async fn an_entry_point_that_does_not_exist(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn an_entry_point_that_does_not_exist(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("nothing", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("nothing", ctx.combination.handler)?).await?;
         let id = node.create(&pod, &ContainerSpec::new("missing", &["/bin/there-is-no-such"])).await?;
         ensure!(
             node.start_container(&id).await.is_err(),
@@ -148,13 +133,10 @@ pub(crate) async fn an_entry_point_that_does_not_exist(
     .await
 }
 
-pub(crate) async fn a_pod_in_the_nodes_pid_namespace(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn a_pod_in_the_nodes_pid_namespace(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let mut spec = PodSpec::new("host-pid", combination.handler)?;
+        let mut spec = PodSpec::new("host-pid", ctx.combination.handler)?;
         spec.host_pid = true;
         let pod = node.run_pod(&spec).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
@@ -172,13 +154,10 @@ pub(crate) async fn a_pod_in_the_nodes_pid_namespace(
 }
 
 /// systemd in a container makes cgroups of its own; so does a test from outside, on every kernel alike.
-pub(crate) async fn cgroups_made_inside_a_container(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn cgroups_made_inside_a_container(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new("nested", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("nested", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&id).await?;
         let outer = node.cgroup_directory(&process::cgroup_path(pid)?);
@@ -205,8 +184,8 @@ pub(crate) async fn cgroups_made_inside_a_container(
     .await
 }
 
-pub(crate) async fn classes_and_static_pods(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn classes_and_static_pods(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let mut pods = Vec::new();
         for (name, qos) in [
@@ -215,7 +194,7 @@ pub(crate) async fn classes_and_static_pods(ctx: &TestContext, combination: Comb
             ("best-effort", Qos::BestEffort),
             ("static", Qos::Burstable),
         ] {
-            let mut spec = PodSpec::new(name, combination.handler)?;
+            let mut spec = PodSpec::new(name, ctx.combination.handler)?;
             spec.qos = qos;
             spec.namespace = format!("of-{name}");
             if name == "static" {

@@ -4,10 +4,8 @@ mod life;
 mod start;
 mod stream;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Tier;
-use kwitness_tests::{each, once, suite};
+use kwitness_tests::prelude::*;
+use kwitness_tests::{each, once};
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

@@ -1,17 +1,10 @@
 //! What happens around the daemon's start, its end, and the runtime's.
 
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_api::proto::{Basis, ContainerState, State, event};
-use kwitness_tests::agent::{Agent, with_snapshot};
-use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{Combination, Tier};
-use kwitness_tests::events::{End, Life, Seen, check_known, kind};
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
-use kwitness_tests::process::{self, wait_for};
+use kwitness_api::proto::{Basis, ContainerState, State};
+use kwitness_tests::events::check_known;
+use kwitness_tests::prelude::*;
 
 use crate::life::sandbox;
 
@@ -40,12 +33,9 @@ fn check_running(containers: &[ContainerState], pod: &Pod, id: &str, pid: u32) -
     Ok(())
 }
 
-pub(crate) async fn containers_older_than_the_daemon(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        let pod = node.run_pod(&PodSpec::new("older", combination.handler)?).await?;
+pub(crate) async fn containers_older_than_the_daemon(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
+        let pod = node.run_pod(&PodSpec::new("older", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&id).await?;
         ctx.with_agent(&[], async |agent| {
@@ -69,12 +59,8 @@ pub(crate) async fn containers_older_than_the_daemon(
             for id in [&id, &pod.sandbox] {
                 ensure!(seen.milestones(id) == ["stopped", "deleted"], "the milestones of {id} in:\n{seen}");
             }
-            let stopped = seen.of(&id).find_map(|event| match &event.kind {
-                Some(event::Kind::Stopped(stopped)) => Some(stopped),
-                _ => None,
-            });
-            let status =
-                stopped.and_then(|stopped| stopped.main_status.as_ref()).context("no main status")?;
+            let stopped = seen.stopped(&id).context("no end")?;
+            let status = stopped.main_status.as_ref().context("no main status")?;
             ensure!(End::of(status) == Some(End::Signal(9)), "{status:?}");
             Ok(())
         })
@@ -85,13 +71,10 @@ pub(crate) async fn containers_older_than_the_daemon(
 
 /// A daemon is started again and again while containers come and go: each of them is reported once, whether the
 /// probes or the scan saw it first.
-pub(crate) async fn containers_started_while_the_daemon_starts(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    let rounds = if ctx.environment.tier == Tier::Host { 20 } else { 2 };
-    ctx.with_node(combination.driver, async |node| {
-        let pod = node.run_pod(&PodSpec::new("meanwhile", combination.handler)?).await?;
+pub(crate) async fn containers_started_while_the_daemon_starts(ctx: &Testbed<'_>) -> Result<()> {
+    let rounds = ctx.environment.of_tier(20, 2);
+    ctx.with_node(async |node| {
+        let pod = node.run_pod(&PodSpec::new("meanwhile", ctx.combination.handler)?).await?;
         for round in 0..rounds {
             let mut agent = Agent::spawn(&ctx.environment, &[])?;
             // Each round's first container meets the daemon at another step of its start.
@@ -143,9 +126,9 @@ async fn check_reported_once(agent: &Agent, ids: &[String]) -> Result<()> {
 }
 
 /// The runtime is away when the daemon starts and while containers end; what it knows comes later.
-pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        let pod = node.run_pod(&PodSpec::new("away", combination.handler)?).await?;
+pub(crate) async fn the_runtime_is_away(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
+        let pod = node.run_pod(&PodSpec::new("away", ctx.combination.handler)?).await?;
         let ends = node.run(&pod, &ContainerSpec::new("ends", &["/bin/sleep", "1000"])).await?;
         let stays = node.run(&pod, &ContainerSpec::new("stays", &["/bin/sleep", "1000"])).await?;
         let pid = node.pid(&ends).await?;
@@ -196,14 +179,11 @@ pub(crate) async fn the_runtime_is_away(ctx: &TestContext, combination: Combinat
 
 /// Pods outside of all roots, as with `cgroupsPerQOS: false`: nothing of them is seen, and daemon and doctor say so and what to set.
 /// With that setting they are seen.
-pub(crate) async fn containers_outside_of_all_roots(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
+pub(crate) async fn containers_outside_of_all_roots(ctx: &Testbed<'_>) -> Result<()> {
     const NAME: &str = "containers_outside_roots";
     let elsewhere = ctx.environment.cgroup("elsewhere");
-    ctx.with_node(combination.driver, async |node| {
-        let pod = node.run_pod_below(&elsewhere, &PodSpec::new("outside", combination.handler)?).await?;
+    ctx.with_node(async |node| {
+        let pod = node.run_pod_below(&elsewhere, &PodSpec::new("outside", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         let path = process::cgroup_path(node.pid(&id).await?)?;
         let agent = Agent::start(&ctx.environment, &[]).await?;

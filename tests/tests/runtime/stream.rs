@@ -1,25 +1,16 @@
 //! What a watcher receives when it cannot keep up.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{Event, GapCause, event};
-use kwitness_tests::agent::from_now;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::prelude::*;
 
 /// Far more events than the replay window below and the sockets between can hold: each program is an exec and an exit.
 const PROGRAMS: usize = 4000;
 
-pub(crate) async fn a_slow_watcher_hurts_only_itself(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &["journal.replay_window=1024"], async |node, agent| {
+pub(crate) async fn a_slow_watcher_hurts_only_itself(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&["journal.replay_window=1024"], async |node, agent| {
         let mut fast = agent.watch(from_now()).await?;
         let mut slow = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
-        let pod = node.run_pod(&PodSpec::new("busy", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("busy", ctx.combination.handler)?).await?;
         let line = format!("i=0; while [ $i -lt {PROGRAMS} ]; do /bin/true; i=$((i+1)); done");
         let id = node.run(&pod, &ContainerSpec::shell("main", &line)).await?;
         node.wait_exited(&id).await?;

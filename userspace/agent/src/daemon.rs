@@ -32,7 +32,7 @@ use crate::kubernetes::Settings;
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
-use crate::probe::capability::LIMIT_WRITES;
+use crate::probe::capability::{LIMIT_WRITES, MEMORY_CHARGES};
 use crate::probe::pins::{self, Origin};
 use crate::probe::{Attached, Capabilities, Loaded, SetId, Unpinned, error_chain};
 use crate::reload::Reload;
@@ -104,6 +104,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let http_server = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
+    pressure::configure(&mut settings, config, &cgroups);
     let began = Instant::now();
     let loaded = Loaded::load(&settings)?;
     let until_loaded = began.elapsed();
@@ -120,6 +121,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         .collect();
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
+    pressure::note_sampling(&mut capabilities, config, &cgroups);
     log_capabilities(&capabilities);
     log_pins(&attached, &config.pin_directory);
 
@@ -146,7 +148,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
     }
     let (handle, requests) = Handle::new();
-    let sampling = sample_memory(config, &cgroups, &handle, &answer)?;
+    let sampling = sample_memory(config, &cgroups, &capabilities, &handle, &answer)?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let verdicts = JudgeQueue::default();
     let bounds = bounds(settings.tracked_capacity);
@@ -392,6 +394,7 @@ pub fn watch_limits(capabilities: &mut Capabilities, cgroups: &CgroupFs) -> Opti
 fn sample_memory(
     config: &Config,
     cgroups: &CgroupFs,
+    capabilities: &Capabilities,
     engine: &Handle,
     answers: &mpsc::Sender<Observation>,
 ) -> anyhow::Result<Option<Arc<Sampling>>> {
@@ -400,10 +403,12 @@ fn sample_memory(
     }
     match MemoryFiles::find(cgroups) {
         Ok(files) => {
-            tracing::info!(basis = %files, "memory pressure: sampled");
+            tracing::info!(%files, "memory usage is sampled");
             let engine = engine.clone();
             let levels = move || engine.memory_levels().ok();
-            let sampling = pressure::start(files, config.thresholds.clone(), levels, answers.clone());
+            let notices = pressure::limit_notices(capabilities);
+            let sampling =
+                pressure::start(files, config.thresholds.clone(), notices, levels, answers.clone());
             Ok(Some(sampling.context("cannot start the sampler of memory usage")?))
         }
         Err(error) => {
@@ -416,11 +421,16 @@ fn sample_memory(
 fn log_capabilities(capabilities: &Capabilities) {
     for report in &capabilities.reports {
         if let Some(substitute) = &report.substitute {
-            tracing::warn!(
-                capability = report.capability.name,
-                hook = substitute,
-                "limit writes: using the fanotify fallback; values and errors are not recorded"
-            );
+            let capability = report.capability.name;
+            if capability == MEMORY_CHARGES {
+                tracing::info!(capability, hook = substitute, "memory pressure: from samples alone");
+            } else {
+                tracing::warn!(
+                    capability,
+                    hook = substitute,
+                    "limit writes: using the fanotify fallback; values and errors are not recorded"
+                );
+            }
             continue;
         }
         match report.chosen {

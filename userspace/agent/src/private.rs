@@ -43,6 +43,11 @@ mod tests {
             assert_eq!(foreign(&path).unwrap().map(|foreign| foreign.mode), is_foreign.then_some(mode));
         }
         assert!(foreign(&link).unwrap().is_some());
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&path, Some(1), None).is_ok() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            assert_eq!(foreign(&path).unwrap(), Some(Foreign { uid: 1, mode: 0o600 }));
+        }
         foreign(&directory.path().join("missing")).unwrap_err();
     }
 }

@@ -10,7 +10,8 @@ impl EventKind {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// Whether such an event is the node's, unless it has a container: it matches every filter and counts against no limit.
+    /// Whether such an event says what is not known, of the node or of its container: whichever kinds are wanted, it is, and it
+    /// counts against no limit.
     pub fn is_of_node(self) -> bool {
         matches!(self, Self::Gap | Self::Resynced | Self::AgentRestarted)
     }

@@ -13,6 +13,7 @@ use kwitness_api::{Client, Source, SourceError, Timestamp};
 use crate::exit::Code;
 use crate::output::note;
 use crate::text::Moment;
+use crate::time::{TimeFormat, Times};
 
 /// Runs a client until it ends, or Ctrl-C.
 pub fn run(client: impl Future<Output = anyhow::Result<Code>>) -> anyhow::Result<Code> {
@@ -89,6 +90,12 @@ pub async fn open(
     let Some(file) = file else { return Ok(Source::Live(connect(named).await?)) };
     let mut recording = Recording::open(file, None).await?;
     let until = at.map(|at| at.before(end(&recording)));
+    if let (Some(until), Some((_, last))) = (until, recording.span())
+        && until > last
+    {
+        let last = Times::new(TimeFormat::Rfc3339, true).show(Some(last));
+        note(&format!("the recording ends at {last}, before that time: it is shown as of its end"));
+    }
     if until.is_some() {
         recording = Recording::open(file, until).await?;
     }

@@ -26,6 +26,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("kwitness top -n prod -l app=web --sort share", "of pods with a label"),
             ("kwitness top --once -o wide", "one table with everything"),
             ("kwitness top -o json -w", "for jq: a sample per line"),
+            ("kwitness top --file node.kwr --at 30s", "recorded, 30 s before the end"),
         ],
     ),
     (
@@ -57,6 +58,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "record",
         &[
             ("kwitness record -o node.kwr --zstd", "repeat to continue"),
+            ("kwitness record -o node.kwr --usage 1m", "usage every minute"),
             ("kwitness record -o incident.kwr --since 1h --no-follow", "the past hour"),
             ("kwitness events --file incident.kwr --kind oom", "what happened then"),
             ("kwitness ps --file incident.kwr --at 30s", "30 s before its end"),

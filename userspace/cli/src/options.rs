@@ -155,7 +155,7 @@ pub struct TimeOptions {
 }
 
 impl TimeOptions {
-    /// The requested color mode.
+    /// How times are shown in a format.
     pub fn shown(self, output: Format) -> Times {
         let default = if output == Format::Wide { TimeFormat::Rfc3339 } else { TimeFormat::Clock };
         Times::new(self.time_format.unwrap_or(default), self.utc)

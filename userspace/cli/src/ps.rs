@@ -80,15 +80,16 @@ pub async fn list(
     all: bool,
 ) -> Result<Vec<proto::ContainerState>, SourceError> {
     let mut containers = source.list(filter.clone()).await?.containers;
-    let is_sandbox = |state: &proto::ContainerState| {
-        state.container.as_ref().is_some_and(|container| container.r#type() == proto::ContainerType::Sandbox)
-    };
     containers.retain(|state| all || !is_sandbox(state));
     containers.sort_by_cached_key(|state| {
         let names = names(state.container.as_ref(), true);
         (names.namespace, names.pod, names.container)
     });
     Ok(containers)
+}
+
+fn is_sandbox(state: &proto::ContainerState) -> bool {
+    state.container.as_ref().is_some_and(|container| container.r#type() == proto::ContainerType::Sandbox)
 }
 
 /// Prints containers.
@@ -244,6 +245,12 @@ mod tests {
         let row = if is_wide { wide_row } else { row };
         let rows: Vec<_> = containers().iter().map(|state| row(state, now, has_namespaces)).collect();
         anstream::adapter::strip_str(&table(is_wide, false, has_namespaces, limit).render(&rows)).to_string()
+    }
+
+    #[test]
+    fn a_pods_sandbox_is_known_as_one() {
+        let sandboxes: Vec<_> = containers().into_iter().filter(is_sandbox).collect();
+        assert_eq!(sandboxes.len(), 1, "{sandboxes:?}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `kwitness record`: the daemon's events as a recording that `--file` reads.
 //!
-//! Owns when a snapshot is taken, when lines are written, and where a recording goes on. The format is the API's.
+//! Owns when a snapshot is taken, when lines are written, and where a recording goes on. The format is the API's. A sample of usage is
+//! a state: one that is missing is no loss, and a recording goes on without them.
 //!
 //! ```text
-//!  open the file ─▶ position of its last event ─▶ snapshot, verdicts ─▶ events after that position ─▶ …
+//!  open the file ─▶ position of its last event ─▶ snapshot, verdicts ─▶ events after that position, samples ─▶ …
 //!        ▲                                                                       │ the file is full
 //!        └────────────────────────────── begin the next file ◀───────────────────┘
 //! ```
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::Utc;
-use kwitness_api::client::{Client, Error, Item};
+use kwitness_api::client::{Client, Error, Item, UsageItem, UsageWatch};
 use kwitness_api::recording::{At, FORMAT, Header, Line, Options, Writer};
 use kwitness_api::{Timestamp, proto};
 use kwitness_core::verdicts::quantity;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::connect::{Outage, connect};
 use crate::exit::Code;
 use crate::output::note;
+use crate::quantities;
 use crate::text::Moment;
 
 /// The longest that an event is held back before it is written.
@@ -43,12 +45,24 @@ pub struct Record {
     /// Compress with zstd, in frames of whole lines
     #[arg(long)]
     pub zstd: bool,
+    /// Record what containers use at this interval, from 500ms to 1m, or "off"; not with --no-follow
+    #[arg(long, value_name = "INTERVAL", value_parser = sampling, default_value = "10s", conflicts_with = "no_follow")]
+    pub usage: Sampling,
     /// Start a new recording with past events: an age ("5m", "1h30m") or a time (RFC 3339)
     #[arg(long, value_name = "WHEN")]
     pub since: Option<Moment>,
     /// Exit after past events have been recorded; without --since, all that the daemon keeps
     #[arg(long)]
     pub no_follow: bool,
+}
+
+/// How often usage is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// Not at all.
+    Off,
+    /// At this interval.
+    Every(Duration),
 }
 
 pub async fn run(socket: Option<OsString>, options: Record) -> anyhow::Result<Code> {
@@ -58,6 +72,9 @@ pub async fn run(socket: Option<OsString>, options: Record) -> anyhow::Result<Co
     let writing = Options { max_size: options.max_size, keep: options.keep, zstd: options.zstd };
     let client = connect(socket).await?;
     let mut recorder = Recorder::open(client, options.output, writing, since.is_none()).await?;
+    if let (Sampling::Every(interval), false) = (options.usage, no_follow) {
+        recorder.sample(interval).await;
+    }
     let done = tokio::select! {
         done = recorder.record(since, no_follow) => done,
         () = ended() => Ok(()),
@@ -72,6 +89,8 @@ pub async fn run(socket: Option<OsString>, options: Record) -> anyhow::Result<Co
 struct Recorder {
     client: Client,
     writer: Writer,
+    /// None: usage is not recorded.
+    samples: Option<UsageWatch>,
     /// The last event in the recording.
     position: Option<proto::Position>,
     count: u64,
@@ -87,9 +106,19 @@ impl Recorder {
     ) -> anyhow::Result<Self> {
         let header = header(&mut client).await?;
         let (writer, position) = Writer::open(&path, writing, &header)?;
-        let mut recorder = Self { client, writer, position, count: 0 };
+        let mut recorder = Self { client, writer, samples: None, position, count: 0 };
         recorder.snapshot(from_now).await?;
         Ok(recorder)
+    }
+
+    /// Begins to record usage. Events are recorded even if that fails.
+    async fn sample(&mut self, interval: Duration) {
+        let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+        let request = proto::WatchUsageRequest { filter: None, interval_ms };
+        match self.client.watch_usage(request).await {
+            Ok(samples) => self.samples = Some(samples),
+            Err(error) => note(&format!("usage is not recorded: {error}")),
+        }
     }
 
     async fn record(&mut self, since: Option<Timestamp>, no_follow: bool) -> anyhow::Result<()> {
@@ -106,30 +135,42 @@ impl Recorder {
         let mut flush: Option<Instant> = None;
         loop {
             let due = flush.unwrap_or_else(|| Instant::now() + FLUSH);
-            let item = tokio::select! {
-                item = watch.next() => item?,
+            tokio::select! {
+                item = watch.next() => {
+                    let Some(item) = item? else { return Ok(()) };
+                    outage.note(&item);
+                    self.item(item).await?;
+                }
+                sample = next_sample(&mut self.samples) => match sample {
+                    Ok(sample) => self.writer.append(&Line::usage(sample))?,
+                    Err(error) => {
+                        note(&format!("usage is recorded no longer: {error}"));
+                        self.samples = None;
+                    }
+                },
                 () = sleep_until(due), if flush.is_some() => {
                     self.writer.flush()?;
                     flush = None;
                     continue;
                 }
-            };
-            let Some(item) = item else { return Ok(()) };
-            outage.note(&item);
-            match item {
-                Item::Events(events) => self.events(events)?,
-                // Of another epoch, which has its own position.
-                Item::Snapshot(answer) => {
-                    let line = At { time: now(), after: self.position.clone(), answer };
-                    self.writer.append(&Line::Snapshot(line))?;
-                }
-                Item::Disconnected(_) => {}
-                Item::Reconnected => unless_gone(self.verdicts().await)?,
             }
             flush.get_or_insert_with(|| Instant::now() + FLUSH);
             if self.writer.is_full() {
                 unless_gone(self.next_file().await)?;
             }
+        }
+    }
+
+    async fn item(&mut self, item: Item) -> anyhow::Result<()> {
+        match item {
+            Item::Events(events) => self.events(events),
+            // Of another epoch, which has its own position.
+            Item::Snapshot(answer) => {
+                let line = At { time: now(), after: self.position.clone(), answer };
+                Ok(self.writer.append(&Line::Snapshot(line))?)
+            }
+            Item::Disconnected(_) => Ok(()),
+            Item::Reconnected => unless_gone(self.verdicts().await),
         }
     }
 
@@ -168,6 +209,16 @@ impl Recorder {
             answer => answer?,
         };
         Ok(self.writer.append(&Line::Verdicts(At { time: now(), after: None, answer }))?)
+    }
+}
+
+/// The next sample; never, if usage is not recorded. Safe to cancel. A daemon that is gone is waited for.
+async fn next_sample(samples: &mut Option<UsageWatch>) -> Result<proto::UsageSample, Error> {
+    let Some(samples) = samples else { return std::future::pending().await };
+    loop {
+        if let UsageItem::Sample(sample) = samples.next().await? {
+            return Ok(sample);
+        }
     }
 }
 
@@ -218,9 +269,24 @@ fn size(text: &str) -> Result<u64, String> {
     if size < MAX_SIZE_MIN { Err("at least 16MiB".to_owned()) } else { Ok(size) }
 }
 
+/// "10s", "off".
+fn sampling(text: &str) -> Result<Sampling, String> {
+    if text == "off" {
+        return Ok(Sampling::Off);
+    }
+    quantities::interval(text).map(Sampling::Every).map_err(|error| format!("{error}, nor \"off\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn usage_is_sampled_as_often_as_the_daemon_does_or_not() {
+        assert_eq!(sampling("off"), Ok(Sampling::Off));
+        assert_eq!(sampling("1m"), Ok(Sampling::Every(Duration::from_secs(60))));
+        assert!(sampling("100ms").unwrap_err().ends_with("nor \"off\""));
+    }
 
     #[test]
     fn sizes_are_written_as_people_do() {

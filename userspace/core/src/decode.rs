@@ -16,8 +16,8 @@ use thiserror::Error;
 
 use crate::intern::Interner;
 use crate::model::{
-    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, OomChoice,
-    OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
+    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, MemoryCharge,
+    OomChoice, OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
     WrittenValue,
 };
 
@@ -159,6 +159,7 @@ impl Decoder {
                 Fact::LimitWrite(Box::new(self.limit_write(record, flags)?))
             }
             RecordKind::OomKill => Fact::OomKill(Box::new(self.oom_kill(record, flags)?)),
+            RecordKind::MemoryCharge => Fact::MemoryCharge(Box::new(self.memory_charge(record, flags)?)),
         })
     }
 
@@ -219,6 +220,21 @@ impl Decoder {
                 None
             },
             trigger: self.caller(record, offset_of!(abi::OomKill, trigger))?,
+        })
+    }
+
+    fn memory_charge(&mut self, record: Record<'_>, flags: u16) -> Result<MemoryCharge, DecodeError> {
+        let at = record.u64(offset_of!(abi::Header, ktime))?;
+        let earlier_at = record.u64(offset_of!(abi::MemoryCharge, earlier_at))?;
+        let earlier_usage = record.u64(offset_of!(abi::MemoryCharge, earlier_usage))?;
+        let charger = offset_of!(abi::MemoryCharge, charger);
+        Ok(MemoryCharge {
+            usage: record.u64(offset_of!(abi::MemoryCharge, usage))?,
+            limit: record.u64(offset_of!(abi::MemoryCharge, limit))?,
+            earlier: (earlier_at < at).then_some((KernelTime(earlier_at), earlier_usage)),
+            suppressed: record.u64(offset_of!(abi::MemoryCharge, suppressed))?,
+            above: record.u32(offset_of!(abi::MemoryCharge, above))? as usize,
+            charger: (flags & abi::FLAG_CHARGER != 0).then(|| self.caller(record, charger)).transpose()?,
         })
     }
 
@@ -339,6 +355,7 @@ impl<'a> Record<'a> {
                     | abi::FLAG_OOM_CHOSEN
                     | abi::FLAG_OOM_MEMBER
             }
+            RecordKind::MemoryCharge => abi::FLAG_CHARGER,
             RecordKind::CgroupRmdir
             | RecordKind::CgroupRelease
             | RecordKind::CgroupAttach

@@ -9,7 +9,7 @@
 //!                                                                     │ the engine has evidence gathered
 //!      Verdict, if it is another than the last ◀── Observation::Evidence
 //!
-//!  MemorySampled ──▶ PressureTracker ──▶ Pressure
+//!  MemorySampled, a record of a charge ──▶ PressureTracker ──▶ Pressure
 //! ```
 //!
 //! The lifecycle goes before the limits, for it knows whose they are; a removal is the exception: what is still to be reported
@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, CgroupId, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind,
-    LastVerdict, Observation, Output, Problem, Resource, Subject, VerdictScope,
+    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, LastVerdict,
+    MemoryLevel, Observation, Output, Problem, Resource, Subject, VerdictScope,
 };
 use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
@@ -67,6 +67,9 @@ impl Node {
                 scope.flatten().into_iter().for_each(|scope| request_verdict(scope, output));
             }
             Observation::MemorySampled(samples) => self.pressure.sampled(&samples, &self.lifecycle, output),
+            Observation::Kernel(KernelEvent { at, cgroup, fact: Fact::MemoryCharge(charge) }) => {
+                self.pressure.charged(at, cgroup, &charge, &self.lifecycle, output);
+            }
             Observation::Tick { at } => {
                 self.take(Observation::Tick { at }, output);
                 self.pressure.tick(at, &self.lifecycle, output);
@@ -143,9 +146,11 @@ impl Node {
         self.lifecycle.cgroup_count()
     }
 
-    /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods, with their paths.
-    pub fn memory_levels(&self) -> Vec<(CgroupId, Arc<str>)> {
-        self.lifecycle.memory_levels()
+    /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods.
+    pub fn memory_levels(&self) -> Vec<MemoryLevel> {
+        let levels = self.lifecycle.memory_levels();
+        let level = |(cgroup, path)| MemoryLevel { cgroup, path, above: self.pressure.above(cgroup) };
+        levels.map(level).collect()
     }
 
     /// What cannot be done at present.

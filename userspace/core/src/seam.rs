@@ -95,6 +95,8 @@ fn identity(event: &KernelEvent) -> u64 {
         }
         Fact::LimitWritesSuppressed(count) => count.hash(&mut hasher),
         Fact::OomKill(kill) => kill.victim.key.hash(&mut hasher),
+        // If both programs did not see the same usage, the second record says what is known.
+        Fact::MemoryCharge(charge) => (charge.usage, charge.limit).hash(&mut hasher),
     }
     hasher.finish()
 }

@@ -1,10 +1,12 @@
-//! The part of the Container Runtime Interface that kwitness speaks: messages, client, and where runtimes listen.
+//! The part of the Container Runtime Interface that kwitness speaks: messages, client, what failures mean, and where runtimes listen.
 //!
 //! Owns no connection and no policy: the daemon's are in its `cri` and `cri_events`, the guard's in its `raise`, the
 //! proxy's in its own modules.
 
+mod failure;
 mod raw;
 
+pub use failure::{Failure, is_answer};
 pub use raw::Raw;
 
 /// The messages of `runtime.v1` that are decoded, and a client.

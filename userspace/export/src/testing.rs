@@ -176,6 +176,7 @@ pub fn every_kind() -> Vec<proto::Event> {
             fill_rate: Some(1 << 20),
             time_to_limit_ms: Some(4000),
             suppressed: 1,
+            charged_by: writer(),
         }))),
         node(Kind::Gap(proto::Gap {
             cause: proto::GapCause::WatcherLagged.into(),

@@ -162,7 +162,7 @@ impl Shared {
         }
         let lowered = Lowered { cgroup_id: *cgroup_id, cgroup_path: cgroup_path.clone(), high };
         self.records().add(lowered.clone())?;
-        self.reporter.push(id, Report::SetsHigh(high.0));
+        self.report(container, high);
         let set = cgroup.set_high(Some(high));
         if set.is_ok() {
             self.count.fetch_add(1, Ordering::Relaxed);
@@ -181,9 +181,16 @@ impl Shared {
             }
             thread::sleep(RETRY);
         }
-        self.reporter.push(id, Report::SetsHigh(0));
+        self.report(container, Bytes(0));
         self.records().remove(&lowered);
         set
+    }
+
+    /// Has the daemon know. No source desires a `memory.high` of a pod.
+    fn report(&self, container: &Container, high: Bytes) {
+        if !container.is_pod() {
+            self.reporter.push(&container.id, Report::SetsHigh(high.0));
+        }
     }
 }
 

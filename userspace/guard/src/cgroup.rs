@@ -56,6 +56,18 @@ impl Cgroup {
         }
     }
 
+    /// That of its pod, if it is the one directly above.
+    pub fn pod(&self) -> Option<Self> {
+        let levels = self.levels.get(1..).filter(|_| self.pod == Some(1))?;
+        Some(Self { levels: levels.to_vec(), pod: Some(0) })
+    }
+
+    /// Its cgroup v2 id.
+    pub fn id(&self) -> io::Result<u64> {
+        let Some(directory) = self.levels.first() else { return Ok(0) };
+        fs::metadata(directory).map(|metadata| metadata.ino()).map_err(|error| of(directory, error))
+    }
+
     /// `memory.max`; none: it has no limit of its own, or is gone.
     pub fn limit(&self) -> io::Result<Option<Bytes>> {
         self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.max"))
@@ -196,7 +208,16 @@ mod tests {
             let (root, id) = tree(&levels);
             let (path, ..) = levels[levels.len() - 1];
             let cgroup = Cgroup::below(root.path(), path, id).unwrap().unwrap();
-            cgroup.above(Bytes(1)).unwrap().iter().map(|level| level.is_pod).collect::<Vec<_>>()
+            let is_pod: Vec<_> = cgroup.above(Bytes(1)).unwrap().iter().map(|level| level.is_pod).collect();
+            let pod = cgroup.pod();
+            assert_eq!(pod.is_some(), is_pod.first() == Some(&true));
+            if let Some(pod) = pod {
+                let of_path = fs::metadata(root.path().join(path)).unwrap();
+                assert_ne!(pod.id().unwrap(), of_path.ino());
+                assert_eq!(pod.above(Bytes(1)).unwrap().len(), is_pod.len() - 1);
+                assert!(pod.pod().is_none());
+            }
+            is_pod
         };
         let uid = "0a1b2c3d_0000_1111_2222_333344445555";
         let qos = "kubepods.slice/kubepods-burstable.slice";

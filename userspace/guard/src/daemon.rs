@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use kwitness_api::Client;
 use kwitness_api::client::{Address, Error};
-use kwitness_api::proto::{self, VerdictKind, wanted::Memory};
+use kwitness_api::proto::{self, CgroupRole, VerdictKind, wanted::Memory};
+use kwitness_core::cgroup_path::{self, Placement};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::plan::Refusal;
 use crate::policy::{Bytes, Names, Policy, Selection};
@@ -21,8 +23,10 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to reach a daemon that is away, and between two lists: changes that follow each other are one.
 const RETRY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks at a pod's limit.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// A container that runs.
+/// A container that runs; or its pod, as far as it is guarded: then the cgroup is the pod's, and id and name are one of its containers'.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// Its id of the runtime.
@@ -64,6 +68,22 @@ impl Container {
         })
     }
 
+    /// Whether it stands for its pod.
+    pub fn is_pod(&self) -> bool {
+        is_pod(&self.cgroup_path)
+    }
+
+    /// For people; a pod's is without a container.
+    pub fn display_name(&self) -> String {
+        let names = [&self.namespace, &self.pod, &self.name].map(|name| name.as_deref().unwrap_or("-"));
+        names[..if self.is_pod() { 2 } else { 3 }].join("/")
+    }
+
+    /// Whose its limit is.
+    pub fn level(&self) -> CgroupRole {
+        if self.is_pod() { CgroupRole::Pod } else { CgroupRole::Container }
+    }
+
     /// What a policy says of it.
     pub fn select<'a>(&self, policy: &'a Policy) -> Selection<'a> {
         if self.is_identified { policy.select(self.names()) } else { Selection::Undecided }
@@ -77,6 +97,11 @@ impl Container {
             container: self.name.as_deref(),
         }
     }
+}
+
+/// Whether that is a pod's cgroup.
+pub(crate) fn is_pod(cgroup_path: &str) -> bool {
+    matches!(cgroup_path::classify(cgroup_path), Placement::Pod(_))
 }
 
 /// The containers that run now.
@@ -139,27 +164,59 @@ async fn follow_once(
     }
 }
 
-/// Whether the container's limit is in force at every level, after at most that long.
+/// Whether the limit of the container, or of the pod that it stands for, is in force at every level, after at most that long.
 ///
 /// # Errors
 /// It is not, or the daemon cannot decide.
 pub async fn verify(
     client: &mut Client,
-    container_id: &str,
+    container: &Container,
     limit: Bytes,
     wait: Duration,
 ) -> Result<(), Refusal> {
+    if container.is_pod() {
+        return verify_pod(client, container, limit, wait).await;
+    }
     let request = proto::VerifyRequest {
-        filter: Some(proto::Filter { containers: vec![container_id.to_owned()], ..Default::default() }),
+        filter: Some(proto::Filter { containers: vec![container.id.clone()], ..Default::default() }),
         wanted: Some(proto::Wanted { memory: Some(Memory::MemoryBytes(limit.0)), cpu: None }),
         wait_ms: u32::try_from(wait.min(WAIT_MAX).as_millis()).unwrap_or(u32::MAX),
         prove_ms: 0,
     };
-    match client.verify(request).await {
-        Ok(response) => in_force(container_id, response),
-        Err(Error::NotFound { .. }) => Err(Refusal::Gone),
-        Err(error) => Err(Refusal::Unverified(error.to_string())),
+    in_force(&container.id, verdicts(client, request).await?)
+}
+
+/// A caller desires limits of containers only. What is desired of a pod is known from the kubelet, which may not have heard of the new
+/// limit when the daemon is first called.
+async fn verify_pod(
+    client: &mut Client,
+    pod: &Container,
+    limit: Bytes,
+    wait: Duration,
+) -> Result<(), Refusal> {
+    let uid = pod.pod_uid.clone();
+    let uid = uid.ok_or_else(|| Refusal::Unverified("the pod's UID is not known".to_owned()))?;
+    let filter = proto::Filter { pods: vec![uid], ..Default::default() };
+    let end = Instant::now() + wait;
+    loop {
+        let request = proto::VerifyRequest { filter: Some(filter.clone()), ..Default::default() };
+        let response = verdicts(client, request).await?;
+        let answer = in_force_of_pod(&pod.cgroup_path, limit, procfs::page_size(), response);
+        if answer.is_ok() || Instant::now() + LOOK >= end {
+            return answer;
+        }
+        tokio::time::sleep(LOOK).await;
     }
+}
+
+async fn verdicts(
+    client: &mut Client,
+    request: proto::VerifyRequest,
+) -> Result<proto::VerifyResponse, Refusal> {
+    client.verify(request).await.map_err(|error| match error {
+        Error::NotFound { .. } => Refusal::Gone,
+        error => Refusal::Unverified(error.to_string()),
+    })
 }
 
 /// What the answer says of the container's own limit.
@@ -167,11 +224,41 @@ fn in_force(container_id: &str, response: proto::VerifyResponse) -> Result<(), R
     let of_container =
         |of: &proto::VerdictOf| of.container.as_ref().is_some_and(|container| container.id == container_id);
     let verdicts = response.verdicts.into_iter().filter(of_container).filter_map(|of| of.verdict);
-    let Some(verdict) = verdicts.into_iter().find(|verdict| verdict.file == MEMORY_MAX) else {
-        return Err(Refusal::Unverified(format!("the daemon has no verdict on {MEMORY_MAX}")));
+    decided(verdicts).map(drop)
+}
+
+/// What the answer says of a pod's own limit: in force, and the one that was requested. The kernel rounds it down to a page.
+fn in_force_of_pod(
+    cgroup_path: &str,
+    limit: Bytes,
+    page: u64,
+    response: proto::VerifyResponse,
+) -> Result<(), Refusal> {
+    let is_pods = |verdict: &proto::Verdict| {
+        let path = verdict.cgroup.as_ref().and_then(|cgroup| cgroup.path.as_deref());
+        path.is_some_and(|path| path.trim_matches('/') == cgroup_path.trim_matches('/'))
     };
+    let verdicts = response.verdicts.into_iter().filter(|of| of.container.is_none());
+    let verdict = decided(verdicts.filter_map(|of| of.verdict).filter(is_pods))?;
+    let value = match verdict.in_force.and_then(|reading| reading.reading) {
+        Some(proto::reading::Reading::Value(value)) => value,
+        _ => return Err(Refusal::Unverified("the daemon has not read the pod's limit".to_owned())),
+    };
+    let is_it = |bytes: u64| limit.0.checked_sub(bytes).is_some_and(|rest| rest < page);
+    if value.parse().is_ok_and(is_it) {
+        Ok(())
+    } else {
+        Err(Refusal::NotInForce(format!("the pod's limit is {value}")))
+    }
+}
+
+/// The verdict on the memory limit, if that is in force.
+fn decided(mut verdicts: impl Iterator<Item = proto::Verdict>) -> Result<proto::Verdict, Refusal> {
+    let verdict = verdicts.find(|verdict| verdict.file == MEMORY_MAX);
+    let none = || Refusal::Unverified(format!("the daemon has no verdict on {MEMORY_MAX}"));
+    let verdict = verdict.ok_or_else(none)?;
     match verdict.verdict() {
-        VerdictKind::InForce => Ok(()),
+        VerdictKind::InForce => Ok(verdict),
         VerdictKind::Unknown | VerdictKind::Unspecified => Err(Refusal::Unverified(verdict.reason)),
         _ => Err(Refusal::NotInForce(verdict.reason)),
     }
@@ -213,6 +300,37 @@ mod tests {
         for (id, file) in [("d", MEMORY_MAX), ("c", "cpu.max")] {
             assert!(matches!(of(id, file, VerdictKind::InForce), Err(Refusal::Unverified(_))), "{id} {file}");
         }
+    }
+
+    #[test]
+    fn a_pods_limit_is_in_force_by_its_own_verdict_and_not_before_it_is_the_requested_one() {
+        let path = "/kubepods/burstable/podu";
+        let answer = |path: &str, kind: VerdictKind, value: &str| {
+            let verdict = proto::Verdict {
+                cgroup: Some(proto::Cgroup { path: Some(path.to_owned()), ..Default::default() }),
+                file: MEMORY_MAX.to_owned(),
+                verdict: kind.into(),
+                reason: "why".to_owned(),
+                in_force: Some(proto::Reading {
+                    reading: Some(proto::reading::Reading::Value(value.to_owned())),
+                }),
+                ..Default::default()
+            };
+            let mut response = response("c", MEMORY_MAX, VerdictKind::InForce);
+            response.verdicts.push(proto::VerdictOf { verdict: Some(verdict), ..Default::default() });
+            in_force_of_pod("/kubepods/burstable/podu", Bytes(8192), 4096, response)
+        };
+        for value in ["8192", "4097"] {
+            assert_eq!(answer(path, VerdictKind::InForce, value), Ok(()), "{value}");
+        }
+        for value in ["4096", "8193", "max", "", "-1"] {
+            let answer = answer(path, VerdictKind::InForce, value);
+            assert!(matches!(answer, Err(Refusal::NotInForce(_))), "{value}: {answer:?}");
+        }
+        let diverged = answer(path, VerdictKind::Diverged, "8192");
+        assert_eq!(diverged, Err(Refusal::NotInForce("why".to_owned())));
+        let other = answer("/kubepods/burstable/podv", VerdictKind::InForce, "8192");
+        assert!(matches!(other, Err(Refusal::Unverified(_))), "another pod's: {other:?}");
     }
 
     #[test]

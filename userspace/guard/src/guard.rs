@@ -17,7 +17,10 @@
 
 mod arming;
 mod holds;
+mod pods;
+mod raises;
 mod returns;
+mod times;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -50,10 +53,13 @@ use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
-use crate::status::{self, Ended, Status, Steps};
+use crate::status::{self, Ended, Status};
 use crate::watchdog;
 use crate::{BRAKES_FILE, LOANS_FILE, LOCK_FILE};
 use arming::NotArmed;
+use pods::Pods;
+use raises::Raises;
+use times::Times;
 
 /// Between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -90,11 +96,11 @@ fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
     (key.pid, key.start_boottime, hold.since)
 }
 
-/// A container that is armed.
+/// A container, or a pod, that is armed.
 struct Guarded {
     container: Container,
     rule: Rule,
-    raises: u32,
+    raises: Raises,
     /// What it has been lent by raises.
     loan: Option<Loan>,
     give_back: GiveBack,
@@ -112,7 +118,7 @@ impl Guarded {
         Self {
             container,
             rule,
-            raises: 0,
+            raises: Raises::default(),
             loan: None,
             give_back: GiveBack::default(),
             unanswered: false,
@@ -124,7 +130,7 @@ impl Guarded {
 
     /// Raises that it may still have.
     fn budget_left(&self) -> u32 {
-        self.rule.budget.saturating_sub(self.raises)
+        self.rule.budget.saturating_sub(self.raises.count())
     }
 
     /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
@@ -148,30 +154,6 @@ struct Running {
     times: Times,
 }
 
-/// When the steps of an episode ended: `CLOCK_BOOTTIME` in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    /// The first hold was seen.
-    seen: u64,
-    /// The raise was planned, or refused.
-    planned: u64,
-    /// It was accepted.
-    raised: Option<u64>,
-}
-
-impl Times {
-    /// The steps of an episode whose first hold began, and which was decided, at these times.
-    fn steps(self, since: u64, decided: u64) -> Steps {
-        let us = |from: u64, to: u64| to.saturating_sub(from) / 1000;
-        Steps {
-            detect_us: us(since, self.seen),
-            decide_us: us(self.seen, self.planned),
-            raise_us: self.raised.map(|raised| us(self.planned, raised)),
-            verify_us: self.raised.map(|raised| us(raised, decided)),
-        }
-    }
-}
-
 /// An answer to an episode.
 struct Answer {
     cgroup_id: u64,
@@ -184,6 +166,9 @@ struct Guard {
     options: Options,
     program: Program,
     watchdog: Child,
+    /// Those that run.
+    containers: Vec<Container>,
+    pods: Pods,
     guarded: HashMap<u64, Guarded>,
     /// What the policy selects, or may select, and is not armed.
     not_armed: HashMap<u64, NotArmed>,
@@ -195,6 +180,8 @@ struct Guard {
     reported: HashSet<HoldId>,
     /// Holds of processes that have been seen stopped.
     still: HashSet<HoldId>,
+    /// A thread of others that had not stopped when it was last looked at.
+    movers: HashMap<HoldId, u32>,
     brakes: Brakes,
     answers: JoinSet<Answer>,
     returns: JoinSet<returns::Answer>,
@@ -255,10 +242,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => {
-                guard.sample();
-                Ok(())
-            }
+            _ = sample.tick() => guard.look_at_pods().map(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => {
                     guard.return_answered(answer);
@@ -311,6 +295,13 @@ pub(crate) fn available() -> anyhow::Result<Bytes> {
     Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
 }
 
+/// Has the daemon know that a container's limit will be the guard's doing. What is desired of a pod, it hears from the kubelet.
+async fn announce(reporter: &Reporter, container: &Container, limit: Bytes) {
+    if !container.is_pod() {
+        reporter.announce(&container.id, limit.0).await;
+    }
+}
+
 /// Has the daemon verify a limit that was accepted, for so long at most, unless it is refused after all.
 async fn verify(
     address: Address,
@@ -322,7 +313,7 @@ async fn verify(
     let verified = async {
         let client = Client::connect(address).await;
         let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-        daemon::verify(&mut client, &container.id, limit, wait).await
+        daemon::verify(&mut client, container, limit, wait).await
     };
     tokio::select! {
         verified = verified => verified,
@@ -349,12 +340,15 @@ impl Guard {
             options,
             program,
             watchdog,
+            containers: Vec::new(),
+            pods: Pods::default(),
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
             retired: HashMap::new(),
             continuing: HashSet::new(),
             reported: HashSet::new(),
             still: HashSet::new(),
+            movers: HashMap::new(),
             answers: JoinSet::new(),
             episodes: 0,
             history: VecDeque::new(),
@@ -393,16 +387,17 @@ impl Guard {
     }
 
     fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        let left = || self.guarded.values().map(Guarded::budget_left);
+        let containers = || self.guarded.values().filter(|guarded| !guarded.container.is_pod());
+        let left = || containers().map(Guarded::budget_left);
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: self.guarded.len(),
+            armed: containers().count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
             reports: self.reporter.counts(),
-            lent: self.guarded.values().filter(|guarded| guarded.loan.is_some()).count(),
+            lent: containers().filter(|guarded| guarded.loan.is_some()).count(),
             budget_left: left().map(u64::from).sum(),
             budget_spent: left().filter(|left| *left == 0).count(),
         })
@@ -421,11 +416,9 @@ impl Guard {
         let held = self.program.records.held()?;
         let armed = self.guarded.iter().map(|(id, guarded)| status::Armed {
             container_id: guarded.container.id.clone(),
-            name: [&guarded.container.namespace, &guarded.container.pod, &guarded.container.name]
-                .map(|name| name.as_deref().unwrap_or("-"))
-                .join("/"),
+            name: guarded.container.display_name(),
             held: held.iter().filter(|(_, hold)| hold.cgroup_id == *id).map(|(key, _)| key.pid).collect(),
-            raises: guarded.raises,
+            raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
         });
@@ -470,20 +463,5 @@ impl Guard {
             self.program.unload()?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_steps_of_a_hold_add_up_to_it() {
-        let times = Times { seen: 2_000, planned: 5_000, raised: Some(45_000) };
-        let steps = times.steps(1_000, 52_000);
-        let expected = Steps { detect_us: 1, decide_us: 3, raise_us: Some(40), verify_us: Some(7) };
-        assert_eq!(steps, expected);
-        let refused = Times { raised: None, ..times }.steps(1_000, 5_000);
-        assert_eq!(refused, Steps { raise_us: None, verify_us: None, ..expected });
     }
 }

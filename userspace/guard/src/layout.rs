@@ -12,7 +12,11 @@ type Field = (&'static str, &'static str, fn(&mut GuardLayout) -> &mut u32);
 /// Without any of these the program is not loaded.
 const FIELDS: &[Field] = &[
     ("mem_cgroup", "memory", |layout| &mut layout.memcg_memory),
+    ("mem_cgroup", "css", |layout| &mut layout.memcg_css),
     ("mem_cgroup", "css.cgroup", |layout| &mut layout.memcg_cgroup),
+    ("mem_cgroup", "css.parent", |layout| &mut layout.memcg_parent),
+    ("mem_cgroup", "css.children", |layout| &mut layout.memcg_children),
+    ("mem_cgroup", "css.sibling", |layout| &mut layout.memcg_sibling),
     ("mem_cgroup", "nodeinfo", |layout| &mut layout.memcg_nodeinfo),
     ("mem_cgroup_per_node", "lru_zone_size", |layout| &mut layout.per_node_lru_zone_size),
     ("mem_cgroup_per_node", "iter", |layout| &mut layout.per_node_iter),

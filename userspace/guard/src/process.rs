@@ -117,6 +117,14 @@ impl State {
 /// processor away in between.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// Threads of a process that are looked at to see whether it has stopped: each takes some twenty microseconds, in which the guard does
+/// nothing for other containers.
+const THREADS_MAX: usize = 512;
+/// Threads that may be looked at before the guard does something else.
+pub const LOOKS: usize = 1024;
+/// Threads that are looked at after SIGCONT. It continues all of them before it returns, and another SIGSTOP stops all again.
+const THREADS_CONTINUED: usize = 16;
+
 /// How long a hold's signal may take to reach all threads that do not run: each stops when it gets a CPU.
 const SPREAD: Duration = Duration::from_millis(25);
 
@@ -154,17 +162,24 @@ pub enum Motion {
     Still,
 }
 
-/// Whether a held process can still charge memory.
+/// Whether a held process can still charge memory. `mover` is a thread that could when it was last looked at, `looks` how many threads
+/// may be looked at now: one that has more counts as moving, until its hold ends.
 ///
 /// # Errors
 /// Why it cannot be looked at.
-pub fn motion(key: ProcessKey, hold: &Hold) -> io::Result<Motion> {
+pub fn motion(
+    key: ProcessKey,
+    hold: &Hold,
+    mover: &mut Option<u32>,
+    looks: &mut usize,
+) -> io::Result<Motion> {
     let Some(held) = Held::find(key)? else { return Ok(Motion::Still) };
     let is_early = program::now() < hold.since.saturating_add(nanos(SPREAD));
-    Ok(match (held.is_still(is_early.then_some(hold.tid))?, is_early) {
-        (false, _) => Motion::Moving,
-        (true, true) => Motion::Stopping,
-        (true, false) => Motion::Still,
+    let is_moving = if is_early { held.can_charge(hold.tid)? } else { held.is_moving(mover, looks)? };
+    Ok(match (is_moving, is_early) {
+        (true, _) => Motion::Moving,
+        (false, true) => Motion::Stopping,
+        (false, false) => Motion::Still,
     })
 }
 
@@ -184,6 +199,8 @@ fn after_continued(seen: State, has_arrived: bool, now: u64, hold: &Hold) -> Sta
 struct Held {
     pidfd: OwnedFd,
     process: Process,
+    /// How many threads it has.
+    threads: usize,
 }
 
 impl Held {
@@ -210,7 +227,8 @@ impl Held {
                 }
             };
         };
-        Ok((stat.starttime == ticks(key.start_boottime)).then_some(Self { pidfd, process }))
+        let threads = usize::try_from(stat.num_threads).unwrap_or(usize::MAX);
+        Ok((stat.starttime == ticks(key.start_boottime)).then_some(Self { pidfd, process, threads }))
     }
 
     /// Whether the hold's signal is known to have arrived: it is pending, or the thread whose charge it was does not run any more.
@@ -225,39 +243,61 @@ impl Held {
         !runs || is_pending()
     }
 
-    /// Whether that thread, or none at all, can charge memory.
+    /// Whether that thread can charge memory.
+    fn can_charge(&self, tid: u32) -> io::Result<bool> {
+        can_charge(self.process.task_from_tid(tid.cast_signed()))
+    }
+
+    /// Whether any thread can charge memory, as far as that many may be looked at: see [`motion`].
     ///
     /// # Errors
     /// Why it cannot be looked at.
-    fn is_still(&self, only: Option<u32>) -> io::Result<bool> {
-        if let Some(tid) = only {
-            return Ok(!can_charge(self.process.task_from_tid(tid.cast_signed()))?);
+    fn is_moving(&self, mover: &mut Option<u32>, looks: &mut usize) -> io::Result<bool> {
+        // As long as that one does not stop, no other need be found.
+        if let Some(tid) = mover.take()
+            && self.can_charge(tid)?
+        {
+            *mover = Some(tid);
+            return Ok(true);
+        }
+        if self.threads > THREADS_MAX.min(*looks) {
+            return Ok(true);
         }
         // One at a time: each has a file descriptor, and what gets none is passed over.
-        for task in alive(self.process.tasks())?.into_iter().flatten() {
+        for (seen, task) in alive(self.process.tasks())?.into_iter().flatten().enumerate() {
+            // There are more by now.
+            if seen >= THREADS_MAX {
+                return Ok(true);
+            }
+            *looks = looks.saturating_sub(1);
+            let tid = task.as_ref().map(|task| task.tid.cast_unsigned()).ok();
             if can_charge(task)? {
-                return Ok(false);
+                *mover = tid;
+                return Ok(true);
             }
         }
-        Ok(true)
+        Ok(false)
     }
 
-    /// Whether it is stopped.
+    /// Whether it is stopped, by the first of its threads that have not ended.
     ///
     /// # Errors
     /// Why it cannot be looked at.
     fn state(&self) -> io::Result<State> {
         let Some(tasks) = alive(self.process.tasks())? else { return Ok(State::Gone) };
-        let mut found = State::Gone;
+        let mut running = 0;
         for task in tasks {
             let Some(stat) = alive(task.and_then(|task| task.stat()))? else { continue };
             match of(&stat)? {
                 State::Stopped => return Ok(State::Stopped),
-                State::Running => found = State::Running,
+                State::Running => running += 1,
                 State::Gone | State::StoppedAgain => {}
             }
+            if running == THREADS_CONTINUED {
+                break;
+            }
         }
-        Ok(found)
+        Ok(if running > 0 { State::Running } else { State::Gone })
     }
 
     /// Sends SIGCONT, which also discards a SIGSTOP that it has not acted on yet, and looks at it. It may be stopped again at
@@ -310,141 +350,4 @@ fn ticks(start_boottime: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::{Child, Command, Stdio};
-
-    use nix::sys::signal::{Signal as Unix, kill};
-    use nix::sys::wait::{WaitPidFlag, waitpid};
-    use nix::unistd::Pid;
-
-    use super::*;
-
-    /// How long a busy machine may take to let a process run.
-    const WAIT: Duration = Duration::from_secs(60);
-
-    /// A child that does not end by itself, not even when its test fails.
-    struct Killed(Child);
-
-    impl Drop for Killed {
-        fn drop(&mut self) {
-            // It may have ended.
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    /// A child that waits for its input, and what the program would have recorded.
-    fn child() -> (Child, ProcessKey) {
-        let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let key = key(&child);
-        (child, key)
-    }
-
-    fn key(child: &Child) -> ProcessKey {
-        let stat = Process::new(child.id() as i32).unwrap().stat().unwrap();
-        let start_boottime = stat.starttime * (1_000_000_000 / procfs::ticks_per_second()) + 5;
-        ProcessKey { start_boottime, pid: child.id(), pad: 0 }
-    }
-
-    fn stop(child: &Child) {
-        let pid = Pid::from_raw(child.id() as i32);
-        kill(pid, Unix::SIGSTOP).unwrap();
-        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    }
-
-    #[test]
-    fn a_stopped_process_is_continued_and_an_ended_one_is_gone() {
-        let (mut child, key) = child();
-        let held = Held::find(key).unwrap().unwrap();
-        assert_eq!(held.state().unwrap(), State::Running);
-        assert!(!held.is_still(None).unwrap() && !held.is_still(Some(child.id())).unwrap());
-        assert!(!has_ended(&held.pidfd).unwrap());
-        stop(&child);
-        assert_eq!(held.state().unwrap(), State::Stopped);
-        assert!(held.is_still(None).unwrap() && held.is_still(Some(child.id())).unwrap());
-        assert_eq!(held.resume().unwrap(), State::Running);
-        drop(child.stdin.take());
-        child.wait().unwrap();
-        assert_eq!(held.state().unwrap(), State::Gone);
-        assert!(held.is_still(None).unwrap() && motion(key, &hold(child.id())).unwrap() == Motion::Still);
-        assert_eq!(held.resume().unwrap(), State::Gone);
-        assert!(has_ended(&held.pidfd).unwrap());
-        assert!(Held::find(key).unwrap().is_none());
-    }
-
-    fn hold(tid: u32) -> Hold {
-        Hold {
-            cgroup_id: 1,
-            since: 1_000_000_000,
-            until: 4_000_000_000,
-            usage: 1,
-            limit: 1,
-            tid,
-            signalled: 1,
-            comm: [0; 16],
-        }
-    }
-
-    #[test]
-    fn a_signal_may_still_come_and_another_process_may_stop_it_for_ever() {
-        let seen = |state, has_arrived, now| after_continued(state, has_arrived, now, &hold(1));
-        assert_eq!(seen(State::Running, false, 1_999_000_000), State::Stopped, "its signal may still come");
-        assert_eq!(seen(State::Running, false, 2_000_000_000), State::Running);
-        assert_eq!(seen(State::Running, true, 1_000_000_000), State::Running);
-        assert_eq!(seen(State::Stopped, true, 5_999_000_000), State::Stopped);
-        assert_eq!(seen(State::Stopped, true, 6_000_000_000), State::StoppedAgain);
-        for now in [6_000_000_000, u64::MAX] {
-            assert_eq!(seen(State::Stopped, false, now), State::Stopped, "its own signal may have come now");
-        }
-        for (has_arrived, now) in [(false, 1_000_000_000), (true, 9_000_000_000)] {
-            assert_eq!(seen(State::Gone, has_arrived, now), State::Gone);
-        }
-    }
-
-    #[test]
-    fn a_signal_has_arrived_where_the_thread_stopped_or_ended_and_not_while_it_runs() {
-        let mut busy = Killed(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap());
-        let held = Held::find(key(&busy.0)).unwrap().unwrap();
-        let own = hold(busy.0.id());
-        let wait_running = |what: &str| {
-            let began = std::time::Instant::now();
-            while held.has_arrived(&own) {
-                let state = held.process.stat().map(|stat| stat.state);
-                assert!(began.elapsed() < WAIT, "not seen running {what} after {WAIT:?}: {state:?}");
-                std::thread::yield_now();
-            }
-        };
-        wait_running("before it is stopped, for it reads its program first");
-        stop(&busy.0);
-        assert!(held.has_arrived(&own), "it has stopped");
-        assert_eq!(held.resume().unwrap(), State::Running);
-        wait_running("after SIGCONT, for it has to get a CPU first");
-        assert!(held.has_arrived(&hold(std::process::id())), "no thread of it: it has ended");
-        busy.0.kill().unwrap();
-        busy.0.wait().unwrap();
-        assert!(held.has_arrived(&own), "all have ended");
-    }
-
-    #[test]
-    fn nothing_is_held_that_could_not_be_found_and_signalled() {
-        let all = CAP_KILL | CAP_SYS_PTRACE;
-        for hidepid in [None, Some("0"), Some("off")] {
-            assert_eq!(unable(CAP_KILL, hidepid), None, "{hidepid:?}");
-        }
-        for hidepid in ["1", "2", "noaccess", "invisible", "ptraceable"] {
-            assert_eq!(unable(CAP_KILL, Some(hidepid)), Some(Unable::Find));
-            assert_eq!(unable(all, Some(hidepid)), None);
-        }
-        assert_eq!(unable(CAP_SYS_PTRACE, None), Some(Unable::Signal));
-    }
-
-    #[test]
-    fn another_process_with_the_pid_is_not_the_one() {
-        let (mut child, key) = child();
-        let earlier = ProcessKey { start_boottime: key.start_boottime.saturating_sub(1_000_000_000), ..key };
-        assert!(Held::find(earlier).unwrap().is_none());
-        assert!(Held::find(key).unwrap().is_some());
-        drop(child.stdin.take());
-        child.wait().unwrap();
-    }
-}
+mod tests;

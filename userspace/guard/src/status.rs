@@ -58,13 +58,13 @@ pub struct Status {
 /// Holds that are remembered.
 pub const HISTORY: usize = 64;
 
-/// A container that is armed.
+/// A container that is armed, or a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Armed {
-    /// Its id of the runtime.
+    /// Its id of the runtime; a pod's: that of one of its containers.
     pub container_id: String,
-    /// Its pod's namespace and name, and its own, as far as they are known.
+    /// Its pod's namespace and name, and its own, as far as they are known. A pod's name is the first two.
     pub name: String,
     /// The processes that are held.
     pub held: Vec<u32>,

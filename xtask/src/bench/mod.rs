@@ -138,7 +138,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
         _ => None,
     };
     let Some(kept) = kept else {
-        return demo::task(workspace, cache, &program, &options, Output::Shown);
+        return demo::task(workspace, cache, &program, &options, Output::Shown, None);
     };
     let out = match &bench.out {
         Some(out) => out.clone(),
@@ -150,8 +150,14 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
     }
     let (reader, writer) = std::io::pipe().context("make a pipe")?;
     let pump = std::thread::spawn(move || pump(reader, wants_json, kept));
-    let status =
-        demo::task(workspace, cache, &program, &options, Output::File(File::from(OwnedFd::from(writer))));
+    let status = demo::task(
+        workspace,
+        cache,
+        &program,
+        &options,
+        Output::File(File::from(OwnedFd::from(writer))),
+        None,
+    );
     let lines = pump.join().map_err(|_| anyhow::anyhow!("what reads the program's output panicked"))??;
     let status = status?;
     if bench.survival {

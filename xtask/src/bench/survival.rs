@@ -40,7 +40,6 @@ enum Line {
     Hold(IgnoredAny),
 }
 
-/// A way at a rate and a limit.
 #[derive(Clone, Debug, Deserialize)]
 struct Cell {
     name: String,

@@ -13,7 +13,6 @@ const INK: &str = "#888";
 const LINE: &str = "#2a78c8";
 const BAD: &str = "#d03030";
 
-/// What a drawing shows of a curve.
 #[derive(Debug, Deserialize)]
 pub struct Curve {
     #[serde(rename = "curve")]
@@ -63,14 +62,12 @@ impl Axis {
 }
 
 impl Curve {
-    /// The name of its drawing.
     pub fn file_name(&self) -> String {
         let words = self.name.split(|letter: char| !letter.is_ascii_alphanumeric());
         let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
         format!("{}.svg", words.join("-").to_lowercase())
     }
 
-    /// The drawing.
     pub fn draw(&self) -> String {
         let (left, right, top, bottom) = PLOT;
         let x_axis = Axis::of(self.points.iter().map(|point| point.x), (left, right));

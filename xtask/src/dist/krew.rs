@@ -6,13 +6,9 @@ use serde_json::{Value, json};
 use crate::artifacts::PLUGIN;
 use crate::release::Platform;
 
-/// An archive with the plugin.
 pub struct Archive {
-    /// What it runs on.
     pub platform: Platform,
-    /// Its file's name.
     pub name: String,
-    /// Its hash.
     pub sha256: String,
 }
 

@@ -52,7 +52,6 @@ pub struct Dist {
     url: Option<String>,
 }
 
-/// Makes it.
 pub fn task(workspace: &Workspace, cache: &Cache, dist: &Dist) -> Result<()> {
     // What is shipped is what the manifest of the probes names.
     ebpf::check(workspace)?;

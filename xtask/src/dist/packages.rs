@@ -29,10 +29,8 @@ const SUMMARY: &str = "Reports what the kernel really did to a node's containers
 const DESCRIPTION: &str = "A read-only eBPF agent for Kubernetes nodes: container lifecycle events, OOM kills and\n\
                            whose limit was hit, and whether CPU and memory limits are in effect. Nothing is\n\
                            started by the installation: systemctl enable --now kwitness.service";
-/// The configuration's directory, for whoever writes one.
 const CONFIGURATION: &str = "/etc/kwitness";
 
-/// How hard a package is compressed.
 #[derive(Clone, Copy)]
 pub enum Compressor {
     /// For a release; every dpkg and rpm of the last ten years can read it.
@@ -41,7 +39,6 @@ pub enum Compressor {
     Fast,
 }
 
-/// Makes the deb and the rpm, and checks them.
 pub fn make(
     workspace: &Workspace,
     cache: &Cache,
@@ -77,7 +74,6 @@ pub fn make(
     Ok([deb, rpm])
 }
 
-/// What nfpm reads.
 fn description(
     tree: &Tree,
     scripts: &Path,

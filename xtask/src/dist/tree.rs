@@ -23,11 +23,8 @@ const COMPLETIONS: [(&str, &str); 3] = [
 /// Files by their paths below the prefix.
 pub struct Tree(BTreeMap<String, File>);
 
-/// A file that root owns.
 pub struct File {
-    /// Its permissions.
     pub mode: u32,
-    /// Its content.
     pub bytes: Vec<u8>,
 }
 
@@ -48,7 +45,6 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Every file, in the order of paths.
     pub fn files(&self) -> impl Iterator<Item = (&str, &File)> {
         self.0.iter().map(|(path, file)| (path.as_str(), file))
     }

@@ -21,7 +21,6 @@ const WITHOUT_PARENT: &str = "k8s.io";
 /// How long a killed process may keep its cgroup busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A node's cgroup in each hierarchy.
 pub struct Cgroups {
     name: String,
     /// Those of [`WITHOUT_PARENT`] that were missing, and that we made: only these go again, and only if they are empty.
@@ -104,7 +103,6 @@ fn remove_tree(cgroup: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The mount points of all cgroup hierarchies, v1 and v2.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     Ok(cgroup_mounts(&mounts).map(PathBuf::from).collect())

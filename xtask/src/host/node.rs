@@ -25,7 +25,6 @@ use crate::signals;
 
 /// How long a job may take to end after SIGTERM, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a job finds in its environment, beside what it sets itself; from ours come only these.
 const INHERITED: &[&str] = &["TERM", "COLUMNS", "LINES", "NO_COLOR", "RUST_LOG"];
@@ -47,7 +46,6 @@ pub struct Node {
     report: PathBuf,
 }
 
-/// Runs the job.
 pub fn run(node: &Node) -> Result<()> {
     let mut report =
         File::create(&node.report).with_context(|| format!("create {}", node.report.display()))?;
@@ -76,7 +74,6 @@ pub fn run(node: &Node) -> Result<()> {
     writeln!(report, "exit {}", status(ended?)).context("write the report")
 }
 
-/// The status as a shell would report it.
 fn status(ended: ExitStatus) -> i32 {
     ended.code().unwrap_or_else(|| 128 + ended.signal().unwrap_or(0))
 }

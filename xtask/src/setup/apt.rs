@@ -77,14 +77,12 @@ pub fn programs(cache: &Cache, suite: &str, package: &str, names: &[&str]) -> Re
     })
 }
 
-/// Where this machine gets its packages from.
 pub struct Mirrors {
     main: String,
     security: String,
 }
 
 impl Mirrors {
-    /// Asks apt.
     pub fn find() -> Result<Self> {
         let format = ["indextargets", "--format", "$(REPO_URI) $(RELEASE)"];
         let targets = run::output(Command::new("apt-get").args(format))?;
@@ -185,7 +183,6 @@ impl Suites {
         fs::write(&self.stamp, "").with_context(|| format!("write {}", self.stamp.display()))
     }
 
-    /// The names of packages that match a regular expression.
     pub fn search(&self, regex: &str) -> Result<Vec<String>> {
         let text = run::output(Command::new("apt-cache").args(&self.options).args([
             "search",

@@ -17,7 +17,6 @@ use crate::workspace::Cache;
 
 /// The example needs much of what these need.
 const MODULE: go::Module = go::Module { keeps: true, ..go::module!("clients") };
-/// Those of its programs that are built.
 const PACKAGES: [&str; 3] = [
     "github.com/fullstorydev/grpcurl/cmd/grpcurl",
     "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
@@ -41,7 +40,6 @@ const MAIN: &str = include_str!("../../../docs/examples/go/main.go");
 /// Every Python package, with its version and checksum.
 const REQUIREMENTS: &str = include_str!("../../python/requirements.txt");
 
-/// Makes all, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     super::apt::install(cache, "packages for clients", CLIENT_PACKAGES)?;
     generators(cache)?;
@@ -49,19 +47,14 @@ pub fn ensure(cache: &Cache) -> Result<()> {
     python_packages(cache)
 }
 
-/// The directory with the Python packages.
 pub fn python(cache: &Cache) -> PathBuf {
     cache.root().join("tools/python")
 }
 
 fn generators(cache: &Cache) -> Result<()> {
-    let programs = PACKAGES.map(|package| cache.tool(package.rsplit('/').next().unwrap_or(package)));
     let inputs: Vec<&str> = MODULE.texts().collect();
-    let outputs = [programs[0].as_path(), programs[1].as_path(), programs[2].as_path()];
-    Step { name: "grpcurl and generators", inputs: &inputs, outputs: &outputs }.run(cache, || {
-        let how: &[&str] = &["build"];
-        MODULE.build(cache, &PACKAGES.map(|package| (how, package, "-s -w")))
-    })
+    let programs = PACKAGES.map(|package| (go::BUILD, package, "-s -w"));
+    MODULE.ensure(cache, "grpcurl and generators", &inputs, &programs)
 }
 
 /// Builds the example as its own comment says.
@@ -129,13 +122,6 @@ fn python_packages(cache: &Cache) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_built_is_named_in_the_module() {
-        for package in PACKAGES {
-            assert!(MODULE.texts().any(|text| text.contains(&format!("\"{package}\""))), "{package}");
-        }
-    }
 
     #[test]
     fn the_example_says_how_its_code_is_generated() {

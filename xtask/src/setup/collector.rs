@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::go;
-use crate::step::Step;
 use crate::workspace::Cache;
 
 /// Hundreds of megabytes in Go's cache, and of no use to another build.
@@ -12,10 +11,8 @@ const MODULE: go::Module = go::module!("collector", "main.go");
 /// Its name, in the cache's tools and in a job.
 pub const NAMES: [&str; 1] = ["collector"];
 
-/// Builds it, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let [collector] = NAMES.map(|name| cache.tool(name));
     let inputs: Vec<_> = MODULE.texts().collect();
-    Step { name: "OpenTelemetry Collector", inputs: &inputs, outputs: &[&collector] }
-        .run(cache, || MODULE.build(cache, &[(&["build"], "kwitness/collector", "-s -w")]))
+    let programs = [(go::BUILD, "kwitness/collector", "-s -w")];
+    MODULE.ensure(cache, "OpenTelemetry Collector", &inputs, &programs)
 }

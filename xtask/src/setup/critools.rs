@@ -4,7 +4,6 @@
 use anyhow::Result;
 
 use super::go;
-use crate::step::Step;
 use crate::versions::CRI_TOOLS;
 use crate::workspace::Cache;
 
@@ -13,19 +12,13 @@ const MODULE: go::Module = go::module!("critools");
 /// Their names, in the cache's tools and in a job.
 pub const NAMES: [&str; 2] = ["crictl", "critest"];
 
-/// Builds both, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let [crictl, critest] = NAMES.map(|name| cache.tool(name));
-    let mut inputs = vec![CRI_TOOLS];
-    inputs.extend(MODULE.texts());
-    let name = format!("cri-tools {CRI_TOOLS}");
-    Step { name: &name, inputs: &inputs, outputs: &[&crictl, &critest] }.run(cache, || {
-        let flags = format!("-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version={CRI_TOOLS}");
-        // The suite is a test program.
-        let programs: [(&[&str], &str, &str); 2] = [
-            (&["build"], "sigs.k8s.io/cri-tools/cmd/crictl", &flags),
-            (&["test", "-c"], "sigs.k8s.io/cri-tools/cmd/critest", &flags),
-        ];
-        MODULE.build(cache, &programs)
-    })
+    let inputs: Vec<_> = [CRI_TOOLS].into_iter().chain(MODULE.texts()).collect();
+    let flags = format!("-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version={CRI_TOOLS}");
+    // The suite is a test program.
+    let programs: [go::Program<'_>; 2] = [
+        (go::BUILD, "sigs.k8s.io/cri-tools/cmd/crictl", &flags),
+        (&["test", "-c"], "sigs.k8s.io/cri-tools/cmd/critest", &flags),
+    ];
+    MODULE.ensure(cache, &format!("cri-tools {CRI_TOOLS}"), &inputs, &programs)
 }

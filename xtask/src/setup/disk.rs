@@ -11,7 +11,6 @@ use crate::run;
 
 /// The disk id in a root's partition table: the kernel finds its root by it, whatever order disks appear in.
 const DISK_ID: u32 = 0x766d_6c61;
-/// Where a root's file system begins.
 const PARTITION_START: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 

@@ -4,17 +4,16 @@
 //! Never decides which; that is its callers'.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
 use crate::run;
+use crate::step::Step;
 use crate::workspace::Cache;
 
-/// A module below `xtask/go/`.
 pub struct Module {
-    /// Its name there.
     pub name: &'static str,
     /// Its files, with what is in them.
     pub files: [(&'static str, &'static str); 3],
@@ -23,6 +22,10 @@ pub struct Module {
     /// What the names of its programs end with in the cache: another module builds programs of the same names.
     pub suffix: &'static str,
 }
+
+/// A `go` command ([`BUILD`], `test -c`), a package, and flags for the linker.
+pub type Program<'a> = (&'a [&'a str], &'a str, &'a str);
+pub const BUILD: &[&str] = &["build"];
 
 /// The module in that directory below `xtask/go/`.
 macro_rules! module {
@@ -50,8 +53,19 @@ impl Module {
         self.files.iter().map(|(_, text)| *text)
     }
 
-    /// Builds programs of it into the cache's tools: each a `go` command (`build`, `test -c`), a package, and flags for the linker.
-    pub fn build(&self, cache: &Cache, programs: &[(&[&str], &str, &str)]) -> Result<()> {
+    /// Builds programs of it into the cache's tools, unless they are there, made of the same inputs.
+    pub fn ensure(&self, cache: &Cache, step: &str, inputs: &[&str], programs: &[Program<'_>]) -> Result<()> {
+        let outputs: Vec<_> =
+            programs.iter().map(|(_, package, _)| cache.tool(&self.tool(package))).collect();
+        let outputs: Vec<_> = outputs.iter().map(PathBuf::as_path).collect();
+        Step { name: step, inputs, outputs: &outputs }.run(cache, || self.build(cache, programs))
+    }
+
+    fn tool(&self, package: &str) -> String {
+        format!("{}{}", package.rsplit('/').next().unwrap_or(package), self.suffix)
+    }
+
+    fn build(&self, cache: &Cache, programs: &[Program<'_>]) -> Result<()> {
         let directory = cache.dir(&format!("build/{}", self.name))?;
         for (name, text) in self.files {
             fs::write(directory.join(name), text).with_context(|| format!("write {name}"))?;
@@ -72,7 +86,7 @@ impl Module {
         package: &str,
         flags: &str,
     ) -> Result<()> {
-        let name = format!("{}{}", package.rsplit('/').next().unwrap_or(package), self.suffix);
+        let name = self.tool(package);
         let mut go = Command::new("go");
         go.args(how).args(["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o"]);
         go.arg(cache.tool(&name)).arg(package);

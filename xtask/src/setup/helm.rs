@@ -23,31 +23,20 @@ pub const NAMES: [&str; 1] = ["helm"];
 /// The file of all types; those of the kinds refer to it.
 const DEFINITIONS: &str = "definitions.json";
 
-/// Makes all, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let [helm, kubeconform] = ["helm", "kubeconform"].map(|name| cache.tool(name));
-    let mut inputs = vec![HELM];
-    inputs.extend(MODULE.texts());
-    Step { name: &format!("helm {HELM}"), inputs: &inputs, outputs: &[&helm, &kubeconform] }.run(
-        cache,
-        || {
-            let flags = format!("-s -w -X helm.sh/helm/v4/internal/version.version=v{HELM}");
-            MODULE.build(
-                cache,
-                &[
-                    (&["build"], "helm.sh/helm/v4/cmd/helm", &flags),
-                    (&["build"], "github.com/yannh/kubeconform/cmd/kubeconform", "-s -w"),
-                ],
-            )
-        },
-    )?;
+    let inputs: Vec<_> = [HELM].into_iter().chain(MODULE.texts()).collect();
+    let flags = format!("-s -w -X helm.sh/helm/v4/internal/version.version=v{HELM}");
+    let programs = [
+        (go::BUILD, "helm.sh/helm/v4/cmd/helm", flags.as_str()),
+        (go::BUILD, "github.com/yannh/kubeconform/cmd/kubeconform", "-s -w"),
+    ];
+    MODULE.ensure(cache, &format!("helm {HELM}"), &inputs, &programs)?;
     let schemas = schemas(cache)?;
     let name = format!("schemas of Kubernetes {KUBERNETES}");
     Step { name: &name, inputs: &[KUBERNETES, "1"], outputs: &[&schemas.join(DEFINITIONS)] }
         .run(cache, || write_schemas(&openapi(cache)?, &schemas))
 }
 
-/// Where the schemas are: a file for each kind.
 pub fn schemas(cache: &Cache) -> Result<PathBuf> {
     cache.dir(&format!("schemas/{KUBERNETES}"))
 }

@@ -15,7 +15,6 @@ use crate::versions::{KERNELS, KernelSeries};
 use crate::workspace::Cache;
 use crate::{run, step};
 
-/// A kernel that a guest can boot.
 pub struct Kernel {
     /// The uncompressed kernel: QEMU starts it at once, where a bzImage first unpacks itself for a second. On arm64, the `Image`.
     pub elf: PathBuf,
@@ -24,7 +23,6 @@ pub struct Kernel {
 }
 
 impl KernelSeries {
-    /// The series of this name.
     pub fn find(name: &str) -> Result<&'static Self> {
         KERNELS.iter().find(|kernel| kernel.name == name).with_context(|| {
             let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
@@ -32,18 +30,15 @@ impl KernelSeries {
         })
     }
 
-    /// What it runs on.
     pub fn architecture(&self) -> Architecture {
         Architecture::of(self.name)
     }
 
-    /// Where setup puts it.
     pub fn files(&self, cache: &Cache) -> Result<Kernel> {
         let dir = cache.dir(&format!("kernels/{}", self.name))?;
         Ok(Kernel { elf: dir.join("vmlinux"), modules: dir.join("modules.img") })
     }
 
-    /// Makes it, unless it is there.
     pub fn ensure(&self, cache: &Cache) -> Result<()> {
         let files = self.files(cache)?;
         let inputs = [&[self.name, "1"], self.suites, self.packages].concat();

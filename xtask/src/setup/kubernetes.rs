@@ -7,7 +7,6 @@
 use anyhow::Result;
 
 use super::{apt, go};
-use crate::step::Step;
 use crate::versions::{ETCD_SUITE, KUBERNETES, NEXT_KUBELET, OLDER_KUBELETS};
 use crate::workspace::Cache;
 
@@ -20,7 +19,6 @@ const OLDER: [go::Module; 2] = [
 
 /// The programs' names, in the cache's tools and in a job.
 pub const NAMES: [&str; 4] = [KUBELET, "kube-apiserver", "kubectl", ETCD];
-/// See [`NAMES`].
 pub const KUBELET: &str = "kubelet";
 /// What makes pods of workloads, and gives them nodes.
 pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
@@ -28,40 +26,19 @@ pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"]
 pub const NEXT_KUBELET_NAME: &str = "kubelet-1.37";
 /// The kubelets of other releases in the cache's tools.
 pub const OTHER_KUBELETS: [&str; 3] = ["kubelet-1.34", "kubelet-1.35", NEXT_KUBELET_NAME];
-/// Those that are built.
 const BUILT: [&str; 3] = [KUBELET, "kube-apiserver", "kubectl"];
 const ETCD: &str = "etcd";
-/// Debian's package of it.
 const ETCD_PACKAGE: &str = "etcd-server";
 
-/// Makes all, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     // It needs no more than the C library of the roots.
     apt::programs(cache, ETCD_SUITE, ETCD_PACKAGE, &[ETCD])?;
-    let flags = linker_flags(KUBERNETES);
-    let inputs: Vec<&str> = MODULE.texts().chain([flags.as_str()]).collect();
-    let programs = BUILT.map(|name| cache.tool(name));
-    let outputs = [programs[0].as_path(), programs[1].as_path(), programs[2].as_path()];
-    Step { name: &format!("Kubernetes {KUBERNETES}"), inputs: &inputs, outputs: &outputs }.run(cache, || {
-        let packages = BUILT.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
-        let how: &[&str] = &["build"];
-        let programs = packages.each_ref().map(|package| (how, package.as_str(), flags.as_str()));
-        MODULE.build(cache, &programs)
-    })
+    build(cache, &MODULE, &format!("Kubernetes {KUBERNETES}"), KUBERNETES, &BUILT)
 }
 
 /// Makes [`CONTROLLERS`], unless they are there. They are of the same module, whose checksums cover them, but few tests need them.
 pub fn ensure_controllers(cache: &Cache) -> Result<()> {
-    let flags = linker_flags(KUBERNETES);
-    let inputs: Vec<&str> = MODULE.texts().chain([flags.as_str()]).collect();
-    let [manager, scheduler] = CONTROLLERS.map(|name| cache.tool(name));
-    let name = format!("controllers of Kubernetes {KUBERNETES}");
-    Step { name: &name, inputs: &inputs, outputs: &[&manager, &scheduler] }.run(cache, || {
-        let packages = CONTROLLERS.map(|name| format!("k8s.io/kubernetes/cmd/{name}"));
-        let how: &[&str] = &["build"];
-        let programs = packages.each_ref().map(|package| (how, package.as_str(), flags.as_str()));
-        MODULE.build(cache, &programs)
-    })
+    build(cache, &MODULE, &format!("controllers of Kubernetes {KUBERNETES}"), KUBERNETES, &CONTROLLERS)
 }
 
 /// Makes the kubelet of the next release, unless it is there.
@@ -77,12 +54,17 @@ pub fn ensure_others(cache: &Cache) -> Result<()> {
 }
 
 fn ensure_kubelet(cache: &Cache, module: &go::Module, version: &str) -> Result<()> {
+    build(cache, module, &format!("kubelet {version}"), version, &[KUBELET])
+}
+
+/// Builds programs of Kubernetes, unless they are there.
+fn build(cache: &Cache, module: &go::Module, step: &str, version: &str, programs: &[&str]) -> Result<()> {
     let flags = linker_flags(version);
-    let texts = module.files.iter().map(|(_, text)| *text);
-    let inputs: Vec<&str> = texts.chain([flags.as_str()]).collect();
-    let program = cache.tool(&format!("{KUBELET}{}", module.suffix));
-    Step { name: &format!("kubelet {version}"), inputs: &inputs, outputs: &[&program] }
-        .run(cache, || module.build(cache, &[(&["build"], "k8s.io/kubernetes/cmd/kubelet", &flags)]))
+    let inputs: Vec<&str> = module.texts().chain([flags.as_str()]).collect();
+    let packages: Vec<_> = programs.iter().map(|name| format!("k8s.io/kubernetes/cmd/{name}")).collect();
+    let programs: Vec<go::Program<'_>> =
+        packages.iter().map(|package| (go::BUILD, package.as_str(), flags.as_str())).collect();
+    module.ensure(cache, step, &inputs, &programs)
 }
 
 /// The version, which the programs of a release have from their build.
@@ -110,14 +92,5 @@ mod tests {
         }
         let names = OLDER.iter().chain([&NEXT]).map(|module| format!("{KUBELET}{}", module.suffix));
         assert!(names.eq(OTHER_KUBELETS));
-    }
-
-    #[test]
-    fn what_is_built_is_named_in_the_module() {
-        for name in BUILT {
-            let import = format!("\"k8s.io/kubernetes/cmd/{name}\"");
-            assert!(MODULE.texts().any(|text| text.contains(&import)), "{import}");
-            assert!(NAMES.contains(&name));
-        }
     }
 }

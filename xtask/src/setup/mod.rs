@@ -62,13 +62,10 @@ pub enum Tool {
     NextKubelet,
     /// The kubelets of all releases but the one of [`Self::Kubernetes`].
     OtherKubelets,
-    /// Kubernetes' controllers and scheduler.
     Controllers,
-    /// Clients of other languages.
     Clients,
     /// helm and kubeconform.
     Helm,
-    /// The OpenTelemetry Collector.
     Collector,
     /// Prometheus and promtool.
     Prometheus,
@@ -84,7 +81,7 @@ impl Tool {
     fn ensure(self, cache: &Cache) -> Result<()> {
         match self {
             Self::Bpf => tools::bpf_linker(cache),
-            Self::Lint => tools::cargo_deny(cache).and_then(|()| tools::cargo_machete(cache)),
+            Self::Lint => tools::lint(cache),
             Self::CriTools => critools::ensure(cache),
             Self::Kubernetes => kubernetes::ensure(cache),
             Self::NextKubelet => kubernetes::ensure_next(cache),
@@ -116,10 +113,8 @@ impl Tool {
     }
 }
 
-/// What a task needs to be there.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// Tools.
     pub tools: BTreeSet<Tool>,
     /// Roots as trees, by name.
     pub trees: BTreeSet<&'static str>,
@@ -130,7 +125,6 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// These tools and nothing else.
     pub fn tools(tools: &[Tool]) -> Self {
         Self { tools: tools.iter().copied().collect(), ..Self::default() }
     }
@@ -169,7 +163,6 @@ impl Needs {
         needs
     }
 
-    /// These and those.
     pub fn extend(&mut self, other: Self) {
         let Self { tools, trees, disks, kernels } = other;
         self.tools.extend(tools);
@@ -214,7 +207,6 @@ pub fn ensure(cache: &Cache, needs: &Needs) -> Result<()> {
     })
 }
 
-/// Those of the roots and kernels.
 fn architectures(needs: &Needs) -> BTreeSet<Architecture> {
     let Needs { trees, disks, kernels, .. } = needs;
     trees.iter().chain(disks).chain(kernels).map(|name| Architecture::of(name)).collect()

@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::go;
-use crate::step::Step;
 use crate::versions::NFPM;
 use crate::workspace::Cache;
 
@@ -11,14 +10,10 @@ const MODULE: go::Module = go::module!("packages");
 /// Its name in the cache's tools.
 pub const NAME: &str = "nfpm";
 
-/// Builds it, unless it is there.
 pub fn ensure(cache: &Cache) -> Result<()> {
-    let nfpm = cache.tool(NAME);
-    let mut inputs = vec![NFPM];
-    inputs.extend(MODULE.texts());
-    Step { name: &format!("nfpm {NFPM}"), inputs: &inputs, outputs: &[&nfpm] }.run(cache, || {
-        MODULE.build(cache, &[(&["build"], "github.com/goreleaser/nfpm/v2/cmd/nfpm", "-s -w")])
-    })
+    let inputs: Vec<_> = [NFPM].into_iter().chain(MODULE.texts()).collect();
+    let programs = [(go::BUILD, "github.com/goreleaser/nfpm/v2/cmd/nfpm", "-s -w")];
+    MODULE.ensure(cache, &format!("nfpm {NFPM}"), &inputs, &programs)
 }
 
 #[cfg(test)]

@@ -26,7 +26,6 @@ pub fn qexit_source(architecture: Architecture) -> &'static str {
     }
 }
 
-/// Compiles them, unless they are there.
 pub fn ensure(cache: &Cache, architecture: Architecture) -> Result<()> {
     let sources = [("qexit", qexit_source(architecture)), ("pause", PAUSE_SOURCE), ("nnp", NNP_SOURCE)];
     for (name, source) in sources {
@@ -47,7 +46,6 @@ pub fn ensure(cache: &Cache, architecture: Architecture) -> Result<()> {
     Ok(())
 }
 
-/// Where a program is.
 pub fn path(cache: &Cache, architecture: Architecture, name: &str) -> Result<PathBuf> {
     let directory = match architecture {
         Architecture::HOST => "programs".to_owned(),
@@ -56,7 +54,6 @@ pub fn path(cache: &Cache, architecture: Architecture, name: &str) -> Result<Pat
     Ok(cache.dir(&directory)?.join(name))
 }
 
-/// A program's bytes.
 pub fn read(cache: &Cache, architecture: Architecture, name: &str) -> Result<Vec<u8>> {
     let path = path(cache, architecture, name)?;
     fs::read(&path).with_context(|| format!("read {}", path.display()))

@@ -10,10 +10,8 @@ use crate::workspace::Cache;
 pub const NAMES: [&str; 2] = ["prometheus", PROMTOOL];
 /// Checks and tests rules.
 pub const PROMTOOL: &str = "promtool";
-/// Debian's package of both.
 const PACKAGE: &str = "prometheus";
 
-/// Makes both, unless they are there.
 pub fn ensure(cache: &Cache) -> Result<()> {
     apt::programs(cache, PROMETHEUS_SUITE, PACKAGE, &NAMES)
 }

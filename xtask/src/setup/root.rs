@@ -44,7 +44,6 @@ const MASKED: &[&str] = &[
 const ROOM: u64 = 1 << 30;
 
 impl RootSpec {
-    /// The root of this name.
     pub fn find(name: &str) -> Result<&'static Self> {
         ROOTS.iter().find(|root| root.name == name).with_context(|| {
             let names: Vec<_> = ROOTS.iter().map(|root| root.name).collect();
@@ -52,22 +51,18 @@ impl RootSpec {
         })
     }
 
-    /// What it runs on.
     pub fn architecture(&self) -> Architecture {
         Architecture::of(self.name)
     }
 
-    /// Its tree.
     pub fn tree(&self, cache: &Cache) -> Result<PathBuf> {
         Ok(cache.dir(&format!("roots/{}", self.name))?.join("tree"))
     }
 
-    /// Its disk.
     pub fn image(&self, cache: &Cache) -> Result<PathBuf> {
         Ok(cache.dir(&format!("roots/{}", self.name))?.join("disk.img"))
     }
 
-    /// Makes the tree, unless it is there.
     pub fn ensure_tree(&self, cache: &Cache) -> Result<()> {
         let tree = self.tree(cache)?;
         Step { name: &format!("root {}", self.name), inputs: &[&self.key()], outputs: &[&tree] }.run(

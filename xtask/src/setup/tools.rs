@@ -27,13 +27,9 @@ pub fn bpf_linker(cache: &Cache) -> Result<()> {
     install(cache, "bpf-linker", BPF_LINKER, &["--no-default-features", "--features", &feature], Some(bin))
 }
 
-/// Installs cargo-deny.
-pub fn cargo_deny(cache: &Cache) -> Result<()> {
-    install(cache, "cargo-deny", CARGO_DENY, &[], None)
-}
-
-/// Installs cargo-machete.
-pub fn cargo_machete(cache: &Cache) -> Result<()> {
+/// Installs what checks dependencies.
+pub fn lint(cache: &Cache) -> Result<()> {
+    install(cache, "cargo-deny", CARGO_DENY, &[], None)?;
     install(cache, "cargo-machete", CARGO_MACHETE, &[], None)
 }
 

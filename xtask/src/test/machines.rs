@@ -20,7 +20,8 @@ const HOSTS: &[&str] = &[DEFAULT_ROOT, CNI_ROOT, CLIENT_ROOT, BROWSER_ROOT, "boo
 /// - CRI events depend on the container runtime and its cgroup driver, not on the kernel: containerd 1.7, 2.x, and systemd.
 /// - The daemon's command line and start-up depend on little of the kernel: the host's and the newest.
 /// - Registers, trampolines and atomic operations depend on the architecture: the probes and the daemon on arm64, with `--long` only.
-/// - The guard stops processes of containers with limits: a guest with cgroup v2.
+/// - The guard stops processes of containers with limits: a guest with cgroup v2. Its program depends on the kernel: with `--long`,
+///   the oldest and the newest that it is for, too.
 /// - A kubelet runs with containerd 1.7 and with 1.6, which has no events of its own. critest's pods need CNI plugins.
 /// - Clients of other languages need Python, and nothing of a kernel; the timeline's page needs a browser.
 /// - The demos of a build and of a JVM need a compiler and a JDK in the root, and a guest with cgroup v2; with `--long` only.
@@ -44,7 +45,7 @@ const RUNS_IN: &[(&str, &[&str])] = &[
     ("daemon", &["host", "vm 7.2 forky", ARM64]),
     ("demos", &["vm 6.12 trixie-demo"]),
     ("export", &["host"]),
-    ("guard", &["vm 6.12 trixie"]),
+    ("guard", &["vm 6.1 trixie", "vm 6.12 trixie", "vm 7.2 forky"]),
     ("kubelet", &["host", "host bookworm"]),
     ("limits", &["host", "vm 7.2 forky", "vm 6.12 trixie-systemd"]),
     ("matrix", &["vm 6.12 trixie", "vm 6.12 trixie-systemd"]),
@@ -60,6 +61,8 @@ const ARM64: &str = "vm 6.12-arm64 trixie-arm64";
 const LONG_ONLY: &[(&str, &str)] = &[
     ("daemon", ARM64),
     ("demos", "vm 6.12 trixie-demo"),
+    ("guard", "vm 6.1 trixie"),
+    ("guard", "vm 7.2 forky"),
     ("matrix", "vm 6.12 trixie-systemd"),
     ("outage", "vm 5.10 trixie"),
     ("outage", "vm 6.1 trixie"),
@@ -67,7 +70,6 @@ const LONG_ONLY: &[(&str, &str)] = &[
     ("outage", "vm 7.2 forky"),
     ("probes", ARM64),
 ];
-/// The targets that need a tool.
 pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::CriTools, &["cri", "cri_events", "critest"]),
     (Tool::Kubernetes, &["cluster", "demos", "kubelet", "matrix"]),
@@ -79,24 +81,18 @@ pub const WITH_TOOL: &[(Tool, &[&str])] = &[
     (Tool::Packages, &["packages"]),
     (Tool::Prometheus, &["cluster", "prometheus"]),
 ];
-/// Those that run the kubectl plugin.
 pub const WITH_PLUGIN: &[&str] = &["cluster"];
 /// The targets that need what is in `deploy`.
 pub const WITH_DEPLOYMENT: &[&str] = &["cluster", "prometheus"];
 
-/// Where integration tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
     /// This machine's own kernel.
     Host {
-        /// What its nodes are made of.
         root: &'static RootSpec,
     },
-    /// A virtual machine.
     Guest {
-        /// What it boots.
         kernel: &'static KernelSeries,
-        /// With which root.
         root: &'static RootSpec,
     },
 }
@@ -111,14 +107,12 @@ impl Machine {
         }
     }
 
-    /// What its nodes are made of.
     pub fn root(self) -> &'static RootSpec {
         match self {
             Self::Host { root } | Self::Guest { root, .. } => root,
         }
     }
 
-    /// What its programs are built for.
     pub fn architecture(self) -> Architecture {
         match self {
             Self::Host { .. } => Architecture::HOST,
@@ -126,7 +120,6 @@ impl Machine {
         }
     }
 
-    /// The machines that the command line asks for.
     pub fn chosen(test: &Test) -> Result<Vec<Self>> {
         let tier = |tier| test.tier.is_empty() || test.tier.contains(&tier);
         for kernel in &test.kernel {
@@ -205,7 +198,6 @@ impl Machine {
         needed.map(|(tool, _)| *tool).collect()
     }
 
-    /// Whether a target runs here.
     pub fn runs(self, target: &str, long: bool) -> bool {
         let name = self.name();
         if !long && LONG_ONLY.contains(&(target, name.as_str())) {
@@ -218,9 +210,7 @@ impl Machine {
 /// Programs that could not be made.
 #[derive(Debug)]
 pub struct Missing {
-    /// The targets that need them.
     pub targets: &'static [&'static str],
-    /// Why they are not there.
     pub why: String,
 }
 

@@ -98,13 +98,12 @@ enum Tier {
     Vm,
 }
 
-/// Runs the tests; whether all passed.
 pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     let machines = Machine::chosen(test)?;
     let logs = workspace.scratch("logs")?;
     let unit = test.tier.is_empty() || test.tier.contains(&Tier::Unit);
     let rows = match prepare(workspace, cache, test, &machines) {
-        Ok(prepared) => prepared.run(workspace, cache, test, unit, &machines, &logs),
+        Ok(prepared) => prepared.run(unit, &machines, &logs),
         // Nothing runs without what all tiers are built from, and each counts as failed.
         Err(error) => {
             let names = machines.iter().map(|machine| machine.name());
@@ -117,8 +116,10 @@ pub fn task(workspace: &Workspace, cache: &Cache, test: &Test) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-/// What all machines share.
 struct Prepared<'a> {
+    workspace: &'a Workspace,
+    cache: &'a Cache,
+    test: &'a Test,
     builder: Builder<'a>,
     /// One for each architecture of a machine.
     programs: Vec<Programs>,
@@ -137,8 +138,8 @@ struct Programs {
 
 fn prepare<'a>(
     workspace: &'a Workspace,
-    cache: &Cache,
-    test: &Test,
+    cache: &'a Cache,
+    test: &'a Test,
     machines: &[Machine],
 ) -> Result<Prepared<'a>> {
     let mut needs = Needs::tools(&[Tool::Bpf]);
@@ -157,7 +158,7 @@ fn prepare<'a>(
     let programs =
         architectures.into_iter().map(|architecture| build(&builder, architecture, test, machines));
     let programs = programs.collect::<Result<_>>()?;
-    Ok(Prepared { builder, programs, missing })
+    Ok(Prepared { workspace, cache, test, builder, programs, missing })
 }
 
 fn build(
@@ -211,18 +212,9 @@ fn unit_tests(builder: &Builder, test: &Test, log: &Path) -> Result<Tally> {
 }
 
 impl Prepared<'_> {
-    fn run(
-        &self,
-        workspace: &Workspace,
-        cache: &Cache,
-        test: &Test,
-        unit: bool,
-        machines: &[Machine],
-        logs: &Path,
-    ) -> Vec<Row> {
-        let one =
-            |part: &Part<'_>| row(&part.name(), logs, |log| self.part(workspace, cache, test, part, log));
-        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.programs, test.long)
+    fn run(&self, unit: bool, machines: &[Machine], logs: &Path) -> Vec<Row> {
+        let one = |part: &Part<'_>| row(&part.name(), logs, |log| self.part(part, log));
+        let (hosts, guests): (Vec<_>, Vec<_>) = parts(machines, &self.programs, self.test.long)
             .into_iter()
             .partition(|part| matches!(part.machine, Machine::Host { .. }));
         let queue = Mutex::new(guests.iter().enumerate());
@@ -243,7 +235,7 @@ impl Prepared<'_> {
                 scope.spawn(guest_after_guest);
             }
             if unit {
-                rows.push(row("unit", logs, |log| unit_tests(&self.builder, test, log)));
+                rows.push(row("unit", logs, |log| unit_tests(&self.builder, self.test, log)));
             }
             rows.extend(hosts.iter().map(one));
             guest_after_guest();
@@ -265,14 +257,8 @@ impl Prepared<'_> {
         rows
     }
 
-    fn part(
-        &self,
-        workspace: &Workspace,
-        cache: &Cache,
-        test: &Test,
-        part: &Part<'_>,
-        log: &Path,
-    ) -> Result<Tally> {
+    fn part(&self, part: &Part<'_>, log: &Path) -> Result<Tally> {
+        let &Self { workspace, cache, test, .. } = self;
         let here = part.targets.iter().copied();
         let (targets, mut tally) = startable(here, &self.missing);
         if targets.is_empty() {

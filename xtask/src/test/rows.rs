@@ -12,7 +12,6 @@ use crate::{run, signals, step};
 /// Lines of a log that are shown of a machine that failed without a test to quote.
 const TAIL: usize = 60;
 
-/// One line of the table at the end.
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) tally: Tally,
@@ -50,7 +49,6 @@ pub(super) fn row(name: &str, logs: &Path, work: impl FnOnce(&Path) -> Result<Ta
     Row { name: name.to_owned(), tally, time }
 }
 
-/// Prints the table and the closing line; returns the sum.
 pub(super) fn print(rows: &[Row]) -> Tally {
     let mut total = Tally::default();
     println!("\n{:<32} {:>7} {:>7} {:>9}", "where", "passed", "failed", "time");

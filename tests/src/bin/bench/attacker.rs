@@ -5,17 +5,12 @@
 //! `Verify` calls, which wait for what never comes; and lists, one every millisecond.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result};
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Agent, boottime, connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::agent::connect;
+use kwitness_tests::prelude::*;
 use tokio::time::timeout;
 
 use crate::latency::Ticking;
@@ -25,7 +20,6 @@ use crate::report::{Row, Target, quantile};
 const WATCHERS: usize = 32;
 const VERIFY_CALLS: usize = 512;
 const PAUSE: Duration = Duration::from_millis(1);
-/// What it prints once it has all of that.
 const ATTACKING: &str = "attacking";
 
 const TICKS: u32 = 500;
@@ -35,10 +29,7 @@ const ROUNDS_IN_A_GUEST: usize = 4;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, ticks) = match environment.tier {
-        Tier::Host => (ROUNDS, TICKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
-    };
+    let (rounds, ticks) = environment.of_tier((ROUNDS, TICKS), (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST));
     let kubepods = Kubepods::make(environment)?;
     let (mut alone, mut beside) = (Rounds::default(), Rounds::default());
     for _ in 0..rounds {
@@ -73,7 +64,6 @@ struct Round {
     calls: Vec<f64>,
 }
 
-/// The 99th percentile of each round.
 #[derive(Default)]
 struct Rounds {
     delays: Vec<f64>,
@@ -90,10 +80,10 @@ async fn one_round(
     let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
     let ticking = Ticking::start(kubepods, ticks)?;
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
-    let mut attacker = None;
-    if attacked {
-        attacker = Some(start(agent.socket(), &directory.path().join("log")).await?);
-    }
+    let mut attacker = match attacked {
+        true => Some(start(agent.socket(), &directory.path().join("log")).await?),
+        false => None,
+    };
     let began = boottime();
     let mut delays = Vec::new();
     while delays.len() < ticks as usize {
@@ -124,10 +114,9 @@ async fn one_round(
     Ok(Round { delays, calls })
 }
 
-/// Starts the attacker and waits until it attacks.
 async fn start(socket: &Path, log: &Path) -> Result<Managed> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("attack").arg(socket).stdin(Stdio::null());
+    command.arg("attack").arg(socket);
     let mut attacker = Managed::spawn("the attacker", command, log)?;
     wait_for("the attack", LIMIT, async || {
         attacker.check_running()?;
@@ -137,7 +126,6 @@ async fn start(socket: &Path, log: &Path) -> Result<Managed> {
     Ok(attacker)
 }
 
-/// Attacks until it is ended.
 pub(crate) async fn attack(socket: &Path) -> Result<()> {
     let everything = proto::WatchRequest {
         since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),

@@ -67,7 +67,6 @@ fn print(output: &mut impl std::io::Write, kind: &str, pids: [Option<u32>; 2]) -
     writeln!(output, "{kind}{pids}").context("print an event")
 }
 
-/// Asks for all events.
 fn request() -> Vec<u8> {
     let length = (HEADERS + size_of::<u32>()) as u32;
     let mut bytes = Vec::new();

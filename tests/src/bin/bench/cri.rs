@@ -4,14 +4,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use kwitness_cri::events::ContainerEventType as Type;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cri_events::Subscriber;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::events::{Received, kind};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
+use kwitness_tests::events::Received;
+use kwitness_tests::prelude::*;
 
 use crate::report::{Row, Target, quantile};
 
@@ -19,7 +15,7 @@ const ENDS: usize = 100;
 const ENDS_IN_A_GUEST: usize = 10;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let count = if environment.tier == Tier::Host { ENDS } else { ENDS_IN_A_GUEST };
+    let count = environment.of_tier(ENDS, ENDS_IN_A_GUEST);
     let combination = environment.first_combination()?;
     let node = Node::start(environment, combination.driver).await?;
     let agent = Agent::start(environment, &["log.level=warn"]).await?;

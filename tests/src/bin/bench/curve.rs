@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kwitness_tests::fit;
 use serde::Serialize;
 
@@ -13,20 +13,16 @@ use crate::report::{BAD, FAINT, GOOD, HEAD, Table, number, quantile};
 /// Nothing is wider.
 const COLUMNS: usize = 80;
 
-/// How fast a figure may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
-    /// In proportion to the size.
     Linear,
-    /// Not at all.
     Flat,
     /// Reported only.
     None,
 }
 
 impl Bound {
-    /// The greatest exponent.
     const fn exponent(self) -> Option<f64> {
         match self {
             Self::Linear => Some(1.0),
@@ -36,35 +32,27 @@ impl Bound {
     }
 }
 
-/// A figure at one size.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Point {
-    /// The size.
     x: f64,
     /// The median.
     value: f64,
     /// The quartiles.
     spread: (f64, f64),
-    /// What else there is to say of it.
     note: String,
 }
 
-/// A size without a figure.
 #[derive(Clone, Debug, Serialize)]
 struct Missing {
     size: String,
     reason: String,
 }
 
-/// A figure over sizes.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Curve {
-    /// What was measured.
     #[serde(rename = "curve")]
     pub(crate) name: String,
-    /// What the sizes count.
     x: &'static str,
-    /// The figure's unit.
     unit: &'static str,
     bound: Bound,
     /// The size at which the figure has a target, and the greatest value there.
@@ -74,12 +62,10 @@ pub(crate) struct Curve {
 }
 
 impl Curve {
-    /// Without points.
     pub(crate) fn new(name: &str, x: &'static str, unit: &'static str, bound: Bound) -> Self {
         Self { name: name.to_owned(), x, unit, bound, target: None, points: Vec::new(), missing: Vec::new() }
     }
 
-    /// With a target: at most `limit` at the size `x`.
     pub(crate) fn with_target(self, x: f64, limit: f64) -> Self {
         Self { target: Some((x, limit)), ..self }
     }
@@ -94,9 +80,8 @@ impl Curve {
         self.points.sort_by(|one, other| one.x.total_cmp(&other.x));
     }
 
-    /// Says why a size has no figure.
-    pub(crate) fn leave_out(&mut self, size: &str, reason: &str) {
-        self.missing.push(Missing { size: size.to_owned(), reason: reason.to_owned() });
+    pub(crate) fn leave_out(&mut self, size: &str, reason: &anyhow::Error) {
+        self.missing.push(Missing { size: size.to_owned(), reason: format!("{reason:#}") });
     }
 
     fn pairs(&self) -> Vec<(f64, f64)> {
@@ -115,7 +100,6 @@ impl Curve {
         Some(point.value <= limit)
     }
 
-    /// The lines of the table.
     pub(crate) fn show(&self, table: Table) {
         let Self { name, x, unit, .. } = self;
         table.line(&format!("{HEAD}{name} ({unit}) by {x}{HEAD:#}"));
@@ -151,7 +135,6 @@ impl Curve {
     }
 }
 
-/// The time that one kind of curve may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     began: Instant,
@@ -163,10 +146,10 @@ impl Budget {
         Self { began: Instant::now(), limit }
     }
 
-    /// Why what is expected to take so long is left out; none if there is time for it.
-    pub(crate) fn refuses(&self, expected: Duration) -> Option<String> {
-        let late = self.began.elapsed() + expected > self.limit;
-        late.then(|| format!("more than the {} s that these curves may take", self.limit.as_secs()))
+    pub(crate) fn check(&self, expected: Duration) -> Result<()> {
+        let is_early = self.began.elapsed() + expected <= self.limit;
+        ensure!(is_early, "more than the {} s that these curves may take", self.limit.as_secs());
+        Ok(())
     }
 }
 
@@ -188,7 +171,6 @@ pub(crate) fn print_json(curves: &[Curve]) -> Result<()> {
     Ok(())
 }
 
-/// The sum.
 pub(crate) fn foot(table: Table, curves: &[Curve]) -> Result<()> {
     let fast = curves.iter().filter(|curve| !curve.too_fast().is_empty()).count();
     let missed = curves.iter().filter(|curve| curve.reached() == Some(false)).count();

@@ -5,24 +5,17 @@
 //! runtime, so that their CPU time is the sender's and no one else's. The collector decodes and drops. Bytes are those of the loopback
 //! device, TCP, its acknowledgements and HTTP/2 included.
 
-use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::Event;
 use kwitness_export::{CollectorOptions, SimulatedNode, Tally};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::otel::Collector;
 use kwitness_tests::outage::Storm;
+use kwitness_tests::prelude::*;
 use kwitness_tests::process::raise_descriptors;
-use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::footprint::bytes_of_status;
 use crate::report::{FAINT, HEAD, Row, Table, Target, number};
 
 /// Containers in the recording; each has at least four events.
@@ -50,7 +43,6 @@ struct Parameters {
     events_per_node_second: f64,
 }
 
-/// A fleet on paper.
 #[derive(Debug, Serialize)]
 struct Paper {
     nodes: f64,
@@ -61,7 +53,6 @@ struct Paper {
     collector_cpus: f64,
 }
 
-/// What one round took.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     events: f64,
@@ -103,7 +94,7 @@ pub(crate) async fn measure(environment: &Environment, nodes: usize, rate: f64, 
         fleet = back;
         rounds.push(measured);
     }
-    let memory = bytes_of_status(collector.pid()?, "VmRSS")? / 1024.0 / 1024.0;
+    let memory = process::status(collector.pid()?)?.vmrss.context("no VmRSS")? as f64 / 1024.0;
     collector.stop()?;
 
     let total = fleet.iter().map(SimulatedNode::tally).fold(Tally::default(), |sum, one| Tally {
@@ -223,7 +214,7 @@ async fn round(
     events: &Arc<Vec<Event>>,
     collector: &Collector,
 ) -> Result<(Round, Vec<SimulatedNode>)> {
-    let usage = || Ok::<_, anyhow::Error>((loopback()?, cpu("self")?, cpu(&collector.pid()?.to_string())?));
+    let usage = || Ok::<_, anyhow::Error>((loopback()?, cpu(std::process::id())?, cpu(collector.pid()?)?));
     let taken = |fleet: &[SimulatedNode]| fleet.iter().map(|node| node.tally().accepted).sum::<u64>();
     let before = taken(&fleet);
     let (bytes, sender, receiver) = usage()?;
@@ -242,7 +233,6 @@ async fn round(
     Ok((round, fleet))
 }
 
-/// All nodes export these events so often.
 async fn export(
     fleet: Vec<SimulatedNode>,
     events: &Arc<Vec<Event>>,
@@ -272,20 +262,12 @@ async fn export(
 
 /// Bytes that the loopback device of this network namespace has sent.
 fn loopback() -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/net/dev").context("read /proc/self/net/dev")?;
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).context("no loopback device")?;
-    let sent = line.split_whitespace().nth(8).context("no column of sent bytes")?;
-    sent.parse().context("parse the sent bytes")
+    let devices = procfs::net::dev_status().context("read /proc/net/dev")?;
+    Ok(devices.get("lo").context("no loopback device")?.sent_bytes)
 }
 
 /// CPU seconds of a process.
-fn cpu(process: &str) -> Result<f64> {
-    let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let (_, rest) = text.rsplit_once(')').with_context(|| format!("no name in {path}"))?;
-    // utime and stime are the 14th and the 15th column, and the name is the second.
-    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>();
-    let ticks = ticks.with_context(|| format!("parse {path}"))?;
-    let second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
-    Ok(ticks as f64 / second as f64)
+fn cpu(pid: u32) -> Result<f64> {
+    let stat = process::procfs_of(pid)?.stat().context("read the CPU time")?;
+    Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }

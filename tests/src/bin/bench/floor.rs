@@ -25,7 +25,6 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService};
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// The one method.
 const METHOD: &str = "/bench.Floor/Records";
 
 /// The ring of the records that are timed: execs of processes that are not a container's first.
@@ -90,7 +89,6 @@ fn drain(ring: &mut RingBuf<MapData>) -> Vec<Record> {
     std::iter::from_fn(|| ring.next().map(|item| Record::read(&item))).flatten().collect()
 }
 
-/// Opens the stream.
 pub(crate) async fn watch(channel: Channel) -> Result<Streaming<Vec<Record>>> {
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.context("the floor's channel")?;
@@ -185,7 +183,6 @@ impl Decoder for RecordsCodec {
     }
 }
 
-/// Connects to the floor.
 pub(crate) async fn connect(socket: &Path) -> Result<Channel> {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {

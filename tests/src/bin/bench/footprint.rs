@@ -1,31 +1,23 @@
 //! What kwitness takes of a node with a thousand containers: memory, time to start, CPU when nothing happens.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs;
 use std::process::Child;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::prelude::*;
 
 use crate::report::{Row, Target, quantile};
 use crate::start::Floor;
 
-/// How many containers a node has here.
 pub(crate) const CONTAINERS: usize = 1000;
 const STARTS: usize = 10;
 const STARTS_IN_A_GUEST: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);
-/// What the containers run.
 const SLEEPER: &str = "/usr/bin/busybox";
 
 /// How long the last of many containers may take to run its program.
 const RUNNING_LIMIT: Duration = Duration::from_secs(120);
 
-/// Containers, each with a process.
 pub(crate) struct Crowd {
     containers: Vec<(HandMade, Child)>,
     kubepods: Kubepods,
@@ -64,7 +56,6 @@ impl Crowd {
         Ok(())
     }
 
-    /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.containers.len()
     }
@@ -81,7 +72,7 @@ impl Drop for Crowd {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
+    let starts = environment.of_tier(STARTS, STARTS_IN_A_GUEST);
     let mut crowd = Crowd::new(environment, false)?;
     crowd.grow(CONTAINERS)?;
     let floor = Floor::of_this_kernel()?;
@@ -145,61 +136,30 @@ pub(crate) async fn idle_shares(pid: u32, time: Duration) -> Result<Vec<f64>> {
 
 /// The bytes of a process that no file backs: what is its own, whoever else runs the same program.
 pub(crate) fn anonymous(pid: u32) -> Result<f64> {
-    bytes_of_status(pid, "RssAnon")
-}
-
-/// An amount of memory that the kernel reports in a process's `status`, such as `VmRSS`.
-pub(crate) fn bytes_of_status(pid: u32, name: &str) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let kilobytes =
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
-    let kilobytes = kilobytes.with_context(|| format!("{path} has no {name}"))?;
-    Ok(kilobytes.parse::<f64>().with_context(|| format!("{path}: `{kilobytes}`"))? * 1024.0)
+    Ok(process::status(pid)?.rssanon.context("the status has no RssAnon")? as f64 * 1024.0)
 }
 
 /// The bytes of a process that are in memory, without what it maps of the kernel's rings.
 pub(crate) fn resident(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/smaps");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let (mut counted, mut sum) = (true, 0.0);
-    for line in text.lines() {
-        match line.split_once(':') {
-            Some(("Rss", size)) if counted => {
-                let kilobytes = size.trim().trim_end_matches(" kB").parse::<f64>();
-                sum += kilobytes.with_context(|| format!("{path}: `{line}`"))? * 1024.0;
-            }
-            // The head of a mapping: its address range, and the file it maps.
-            _ if line
-                .as_bytes()
-                .first()
-                .is_some_and(|first| first.is_ascii_digit() || (b'a'..=b'f').contains(first)) =>
-            {
-                counted = !line.contains("bpf");
-            }
-            _ => {}
-        }
-    }
-    Ok(sum)
+    let mappings = process::procfs_of(pid)?.smaps().context("read its mappings")?;
+    let own = mappings.into_iter().filter(|mapping| !format!("{:?}", mapping.pathname).contains("bpf"));
+    let sizes = own.filter_map(|mapping| mapping.extension.map.get("Rss").copied());
+    Ok(sizes.sum::<u64>() as f64)
 }
 
 /// What each thread of a process has run, in the scheduler's own nanoseconds.
-pub(crate) fn cpu_times(pid: u32) -> Result<HashMap<OsString, u64>> {
-    let tasks = format!("/proc/{pid}/task");
-    let mut times = HashMap::new();
-    for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
-        let task = task.with_context(|| format!("read {tasks}"))?;
-        let path = task.path().join("schedstat");
-        // A thread may end while the others are looked at.
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        let ran = text.split(' ').next().unwrap_or_default().parse();
-        times.insert(task.file_name(), ran.with_context(|| format!("{}: `{text}`", path.display()))?);
-    }
-    Ok(times)
+pub(crate) fn cpu_times(pid: u32) -> Result<HashMap<i32, u64>> {
+    let tasks = process::procfs_of(pid)?.tasks().context("list its threads")?;
+    // A thread may end while the others are looked at.
+    let times = tasks.filter_map(|task| {
+        let task = task.ok()?;
+        Some((task.tid, task.schedstat().ok()?.sum_exec_runtime))
+    });
+    Ok(times.collect())
 }
 
 /// What the threads have run in between; of one that has ended, the rest is not known and is nothing for an idle one.
-pub(crate) fn ran(before: &HashMap<OsString, u64>, after: &HashMap<OsString, u64>) -> Duration {
+pub(crate) fn ran(before: &HashMap<i32, u64>, after: &HashMap<i32, u64>) -> Duration {
     let each = after.iter().map(|(thread, ran)| ran - before.get(thread).copied().unwrap_or_default());
     Duration::from_nanos(each.sum())
 }

@@ -1,21 +1,15 @@
 //! What grows with the containers of a node: memory, idle CPU, time to start and to scan, `List` and `Verify` of all.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{self, wanted};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{CgroupLayout, Environment};
+use kwitness_tests::prelude::*;
 
 use crate::curve::{Bound, Budget, Curve};
 use crate::footprint::{Crowd, idle_shares, resident};
 
-/// The sizes without `--sizes`.
 const SIZES: [usize; 4] = [100, 1000, 5000, 20_000];
 const STARTS: usize = 3;
 const CALLS: usize = 5;
 const IDLE: Duration = Duration::from_secs(8);
-/// Of all sizes together.
 const LIMIT: Duration = Duration::from_secs(420);
 /// What a size takes beside its containers: starts, rests, calls.
 const REST: Duration = Duration::from_secs(20);
@@ -26,7 +20,6 @@ const CPU: f64 = 0.5;
 
 const CONTAINERS: &str = "containers";
 
-/// What was measured at one size.
 struct Sample {
     starts: Starts,
     idle: Vec<f64>,
@@ -35,7 +28,6 @@ struct Sample {
     verify: Result<Vec<f64>>,
 }
 
-/// Several starts of the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Starts {
     /// From execve to SERVING, in milliseconds.
@@ -87,21 +79,16 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
     let mut each = Duration::ZERO;
     for &size in sizes {
         let more = u32::try_from(size.saturating_sub(crowd.len())).context("a size that is too large")?;
-        let refused = budget.refuses(each * more + REST);
-        let sample = match refused {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => {
-                let began = Instant::now();
-                let grown = crowd.grow(size);
-                each = began.elapsed() / more.max(1);
-                match grown {
-                    Ok(()) => at(environment, size).await,
-                    Err(error) => Err(error),
-                }
-            }
+        let sample = async {
+            budget.check(each * more + REST)?;
+            let began = Instant::now();
+            let grown = crowd.grow(size);
+            each = began.elapsed() / more.max(1);
+            grown?;
+            at(environment, size).await
         };
         let label = size.to_string();
-        match sample {
+        match sample.await {
             Ok(Sample { starts, idle: shares, list: lists, verify: verified }) => {
                 let x = size as f64;
                 memory.add(x, &starts.memory, "");
@@ -111,13 +98,12 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
                 list.add(x, &lists, "");
                 match verified {
                     Ok(times) => verify.add(x, &times, ""),
-                    Err(error) => verify.leave_out(&label, &format!("{error:#}")),
+                    Err(error) => verify.leave_out(&label, &error),
                 }
             }
             Err(error) => {
-                let reason = format!("{error:#}");
                 for curve in [&mut memory, &mut idle, &mut ready, &mut scan, &mut list, &mut verify] {
-                    curve.leave_out(&label, &reason);
+                    curve.leave_out(&label, &error);
                 }
             }
         }

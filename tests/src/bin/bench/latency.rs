@@ -1,15 +1,9 @@
 //! From the kernel's hook to a gRPC client, on an idle machine: kwitness against a floor.
 
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command};
 
-use anyhow::{Context, Result};
 use kwitness_api::proto::Event;
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::{HandMade, Kubepods};
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::prelude::*;
 use tokio::time::timeout;
 
 use crate::floor::{self, Record};
@@ -22,10 +16,7 @@ const ROUNDS_IN_A_GUEST: usize = 4;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, ticks) = match environment.tier {
-        Tier::Host => (ROUNDS, TICKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST),
-    };
+    let (rounds, ticks) = environment.of_tier((ROUNDS, TICKS), (ROUNDS_IN_A_GUEST, TICKS_IN_A_GUEST));
     let kubepods = Kubepods::make(environment)?;
     let (mut floor, mut full) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -80,12 +71,9 @@ pub(crate) async fn of_floor(kubepods: &Kubepods, ticks: u32) -> Result<Vec<f64>
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("floor.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("floor").arg(&socket).arg(kubepods.id()?.to_string()).stdin(Stdio::null());
+    command.arg("floor").arg(&socket).arg(kubepods.id()?.to_string());
     let mut server = Managed::spawn("the floor", command, &directory.path().join("log"))?;
-    let channel = wait_for("the floor", LIMIT, async || {
-        server.check_running()?;
-        Ok(floor::connect(&socket).await.ok())
-    });
+    let channel = server.wait_for("the floor", LIMIT, async || Ok(floor::connect(&socket).await.ok()));
     let mut stream = floor::watch(channel.await?).await?;
     let ticking = Ticking::start(kubepods, ticks)?;
     let mut delays = Vec::new();

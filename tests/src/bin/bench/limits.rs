@@ -4,22 +4,16 @@
 //! Where the cgroup v2 hierarchy has no controllers, as on a hybrid node, the changes are of `cgroup.freeze`, the one limit file that
 //! every hierarchy has, and there are no verdicts.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{self, VerdictKind, wanted};
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::{CgroupLayout, Environment, Tier};
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::prelude::*;
 use tokio::time::{sleep, timeout};
 
 use crate::report::{Row, Target, quantile};
-use crate::{latency, overhead};
+use crate::{latency, overhead, workload};
 
 /// Rounds, and writes in each of them.
 const ROUNDS: (usize, u32) = (8, 100);
@@ -33,10 +27,7 @@ const MIB: u64 = 1 << 20;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let has_limits = environment.layout == CgroupLayout::Unified;
-    let (rounds, writes) = match environment.tier {
-        Tier::Host => ROUNDS,
-        Tier::Vm => ROUNDS_IN_A_GUEST,
-    };
+    let (rounds, writes) = environment.of_tier(ROUNDS, ROUNDS_IN_A_GUEST);
     let kubepods = Kubepods::make(environment)?;
     if has_limits {
         kubepods.enable("+memory")?;
@@ -48,7 +39,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
         floor.push(latency::of_floor(&kubepods, writes).await.context("of the floor")?);
         // Where no program may be at a function, only this way knows when a write returned.
         let agent = Agent::start(environment, &["log.level=warn", "kernel.syscall_hooks=true"]).await?;
-        way = hook(&agent).await?;
+        way = overhead::hook(&agent).await?;
         let container = container(&kubepods, has_limits)?;
         changes.push(to_client(&agent, &container, limit_file, writes).await.context("to a client")?);
         if has_limits {
@@ -85,27 +76,9 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The hook that sees limit writes.
-async fn hook(agent: &Agent) -> Result<String> {
-    let status = agent.status().await?;
-    let capability = status
-        .capabilities
-        .iter()
-        .find(|capability| capability.name == "limit_write")
-        .context("no such capability")?;
-    Ok(capability.hook.split(':').next().unwrap_or_default().to_owned())
-}
-
 /// A container's cgroup, with files for its limits if there are any.
 fn container(kubepods: &Kubepods, has_limits: bool) -> Result<HandMade> {
     if has_limits { kubepods.limited_container() } else { kubepods.container() }
-}
-
-/// Writes, and does not truncate before: that would be a notice of its own.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let mut file =
-        File::options().write(true).open(path).with_context(|| format!("open {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", path.display()))
 }
 
 /// From the hook at each write's return to its event at a client, in nanoseconds. Another process writes, as in the floor.
@@ -154,7 +127,7 @@ async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<
         };
         let written = async {
             sleep(REST * 3).await;
-            write(&path, &bytes.to_string())?;
+            workload::write(&path, &bytes.to_string())?;
             anyhow::Ok(boottime())
         };
         let ((answer, at), returned) = tokio::join!(verified, written);
@@ -192,11 +165,11 @@ async fn thousand(environment: &Environment, kubepods: &Kubepods) -> Result<Row>
         containers.iter().map(|container| container.cgroup().directory().join("memory.max")).collect();
     for (index, file) in files.iter().enumerate() {
         let bytes = if index % 2 == 0 { right } else { wrong };
-        write(file, &bytes.to_string())?;
+        workload::write(file, &bytes.to_string())?;
     }
     // One more, after which nothing of the others is to come.
     let last = container(kubepods, true)?;
-    write(&last.cgroup().directory().join("memory.max"), &right.to_string())?;
+    workload::write(&last.cgroup().directory().join("memory.max"), &right.to_string())?;
     let of_last = |seen: &kwitness_tests::events::Seen| seen.has(&last.id, "limitChanged");
     let seen = watcher.wait_until("the last change", of_last).await?;
     let reported = |container: &&HandMade| {

@@ -19,6 +19,7 @@ mod overhead;
 mod peers;
 mod pins;
 mod pleg;
+mod pressure;
 mod proxy;
 mod rate;
 mod report;
@@ -29,7 +30,6 @@ mod trees;
 mod workload;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -78,7 +78,6 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// Whether what has that name is to be measured.
     fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
@@ -87,110 +86,39 @@ impl Arguments {
 /// What the bench starts itself as.
 #[derive(Debug, Subcommand)]
 enum Helper {
-    /// Reads the rings and streams times, and does nothing else.
     #[command(hide = true)]
-    Floor {
-        /// Where to serve.
-        socket: PathBuf,
-        /// The cgroup below which everything is to be seen.
-        cgroup: u64,
-    },
-    /// Feeds recorded records at full speed through everything behind the rings.
+    Floor { socket: PathBuf, cgroup: u64 },
     #[command(hide = true)]
-    Feed {
-        /// Where to serve.
-        socket: PathBuf,
-        /// How many records.
-        records: u64,
-    },
-    /// Reads kwitness's stream and drops it.
+    Feed { socket: PathBuf, records: u64 },
     #[command(hide = true)]
-    Watch {
-        /// Where kwitness serves.
-        socket: PathBuf,
-        /// How many streams.
-        streams: usize,
-    },
-    /// Prints what the kernel's process connector reports.
+    Watch { socket: PathBuf, streams: usize },
     #[command(hide = true)]
     Connector,
-    /// Forks at a rate until it is ended.
     #[command(hide = true)]
-    ForksAt {
-        /// How often a second.
-        rate: u32,
-    },
-    /// Copies bytes between its clients and a server, both ways.
+    ForksAt { rate: u32 },
     #[command(hide = true)]
-    Forward {
-        /// Where to listen.
-        socket: PathBuf,
-        /// The server.
-        server: PathBuf,
-    },
-    /// Loads and attaches programs, walks a tree, says so and waits to be ended.
+    Forward { socket: PathBuf, server: PathBuf },
     #[command(hide = true)]
-    Attach {
-        /// The cgroup tree.
-        tree: PathBuf,
-        /// The programs, each with how and where it is attached (`raw_tp:cgroup_mkdir:cgroup_mkdir`).
-        hooks: Vec<String>,
-    },
-    /// Does what a client that means harm may do.
+    Attach { tree: PathBuf, hooks: Vec<String> },
     #[command(hide = true)]
-    Attack {
-        /// Where kwitness serves.
-        socket: PathBuf,
-    },
-    /// Answers health checks.
+    Attack { socket: PathBuf },
     #[command(hide = true)]
-    Answer {
-        /// Where to serve.
-        socket: PathBuf,
-    },
-    /// Has a program executed that only sleeps, again and again, resting between.
+    Answer { socket: PathBuf },
     #[command(hide = true)]
-    Ticks {
-        /// How often.
-        count: u32,
-    },
-    /// Writes to a file of its own again and again, and prints how long that took in nanoseconds.
+    Ticks { count: u32 },
     #[command(hide = true)]
-    Writes {
-        /// How often.
-        count: u32,
-    },
-    /// Writes one of two texts to a file, in turn, resting between.
+    Writes { count: u32 },
     #[command(hide = true)]
-    Resizes {
-        /// The file.
-        file: PathBuf,
-        /// The first text.
-        one: String,
-        /// The second.
-        other: String,
-        /// How often.
-        count: u32,
-    },
-    /// Forks, executes and waits again and again, and prints how long that took in nanoseconds.
+    Resizes { file: PathBuf, one: String, other: String, count: u32 },
     #[command(hide = true)]
-    Forks {
-        /// How often.
-        count: u32,
-    },
+    Fill { usage: PathBuf, limit: u64 },
+    #[command(hide = true)]
+    Faults { base: u64, bytes: u64, passes: u32, pace: u64 },
+    #[command(hide = true)]
+    Forks { count: u32 },
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kwitness-bench: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     if filler::fill_if_requested()? {
         return Ok(());
@@ -214,6 +142,8 @@ fn run() -> Result<()> {
         Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
+        Some(Helper::Fill { usage, limit }) => pressure::fill(&usage, limit),
+        Some(Helper::Faults { base, bytes, passes, pace }) => pressure::faults(base, bytes, passes, pace),
         None if arguments.curves => curves(arguments),
         None if arguments.fleet => fleet(&arguments),
         None if arguments.survival.survival => survive(&arguments),
@@ -262,7 +192,6 @@ fn fleet(arguments: &Arguments) -> Result<()> {
     runtime.block_on(measured).context("measure a fleet")
 }
 
-/// Who survives reaching a memory limit.
 fn survive(arguments: &Arguments) -> Result<()> {
     let environment = Environment::find()?;
     let table = Table { json: arguments.json };
@@ -304,6 +233,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("limits") {
         add(runtime.block_on(limits::measure(&environment)).context("measure limits")?);
+    }
+    if wanted("pressure") {
+        add(runtime.block_on(pressure::measure(&environment)).context("measure memory pressure")?);
     }
     if wanted("throughput") {
         add(runtime.block_on(throughput::measure(&environment)).context("measure throughput")?);

@@ -4,13 +4,10 @@
 use std::io::{Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::{Agent, connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::handmade::{HandMade, Kubepods};
+use kwitness_tests::agent::connect;
+use kwitness_tests::prelude::*;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -32,10 +29,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const ROUNDS_IN_A_GUEST: usize = 6;
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks, writes) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS, WRITES),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST),
-    };
+    let (rounds, forks, writes) = environment
+        .of_tier((ROUNDS, FORKS, WRITES), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, WRITES_IN_A_GUEST));
     let write_count = writes.to_string();
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
@@ -73,14 +68,8 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 
 /// The same writes with each way of seeing limit writes that is not this kernel's first.
 pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, writes) = match environment.tier {
-        Tier::Host => (ROUNDS, WRITES),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, WRITES_IN_A_GUEST),
-    };
-    let rest = match environment.tier {
-        Tier::Host => REST,
-        Tier::Vm => REST_IN_A_GUEST,
-    };
+    let (rounds, writes) = environment.of_tier((ROUNDS, WRITES), (ROUNDS_IN_A_GUEST, WRITES_IN_A_GUEST));
+    let rest = environment.of_tier(REST, REST_IN_A_GUEST);
     let run = || workload(&["writes", &writes.to_string()]);
     let mut rows: Vec<Row> = Vec::new();
     let both = r#"["fentry", "kprobe"]"#;
@@ -91,14 +80,7 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
         for round in 0..=rounds {
             let without = run()?;
             let agent = Agent::start(environment, &["log.level=warn", &setting, &syscalls]).await?;
-            let capability = agent
-                .status()
-                .await?
-                .capabilities
-                .into_iter()
-                .find(|capability| capability.name == "limit_write");
-            let hook = capability.context("no capability for limit writes")?.hook;
-            way = hook.split(':').next().unwrap_or_default().to_owned();
+            way = hook(&agent).await?;
             // What the start left to do is no cost of a write.
             tokio::time::sleep(rest).await;
             let with = run()?;
@@ -120,13 +102,17 @@ pub(crate) async fn by_each_way(environment: &Environment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+pub(crate) async fn hook(agent: &Agent) -> Result<String> {
+    let mut capabilities = agent.status().await?.capabilities.into_iter();
+    let capability = capabilities.find(|capability| capability.name == "limit_write");
+    let hook = capability.context("no capability for limit writes")?.hook;
+    Ok(hook.split(':').next().unwrap_or_default().to_owned())
+}
+
 /// What a life (fork, exec and exit in a container) costs the daemon and a client that watches, as a share of what it costs itself;
 /// all of them on one CPU, so that nothing is hidden in parallel.
 pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks) = match environment.tier {
-        Tier::Host => (ROUNDS / 2, FORKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
-    };
+    let (rounds, forks) = environment.of_tier((ROUNDS / 2, FORKS), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST));
     let _pinned = Pinned::to_one_cpu()?;
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
@@ -162,16 +148,13 @@ pub(crate) async fn of_a_life(environment: &Environment) -> Result<Vec<Row>> {
 
 /// What lives under a daemon and a client of its own take, in nanoseconds.
 pub(crate) struct Lives {
-    /// The lives, from the first to the last.
     pub(crate) took: f64,
-    /// CPU time of the daemon.
     pub(crate) daemon: f64,
     /// CPU time of the client, which watches everything.
     pub(crate) client: f64,
 }
 
 impl Lives {
-    /// Measures these lives.
     pub(crate) async fn of(agent: &Agent, lives: impl Fn() -> Result<f64>) -> Result<Self> {
         let watcher = Client::start(agent.socket(), 1)?;
         let before = (cpu_times(agent.pid())?, cpu_times(watcher.pid())?);
@@ -210,7 +193,6 @@ impl Drop for Pinned {
 pub(crate) struct Client(Child);
 
 impl Client {
-    /// Starts it, and waits until its streams are open.
     pub(crate) fn start(socket: &Path, streams: usize) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("watch").arg(socket).arg(streams.to_string());
@@ -259,12 +241,10 @@ pub(crate) fn outside(forks: u32) -> Result<f64> {
     workload(&["forks", &forks.to_string()])
 }
 
-/// The same in a container.
 pub(crate) fn inside(container: &HandMade, forks: u32) -> Result<f64> {
     time(container.start("/proc/self/exe", &["forks", &forks.to_string()])?)
 }
 
-/// The time of one of this program's own workloads, in nanoseconds.
 fn workload(arguments: &[&str]) -> Result<f64> {
     let mut command = Command::new("/proc/self/exe");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());

@@ -6,14 +6,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::{HandMade, Kubepods};
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::prelude::*;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
@@ -75,7 +69,6 @@ const PEERS: [Peer; 4] = [
 
 const KWITNESS: &str = "kwitness";
 
-/// What runs and is measured.
 enum Running {
     /// The daemon, and a client that reads everything.
     Kwitness(Agent, Client),
@@ -83,7 +76,6 @@ enum Running {
 }
 
 impl Running {
-    /// Starts it, and waits until it sees processes.
     async fn start(environment: &Environment, peer: Option<&Peer>) -> Result<Self> {
         let Some(peer) = peer else {
             let agent = Agent::start(environment, &["log.level=warn"]).await?;
@@ -200,7 +192,6 @@ fn log(directory: &tempfile::TempDir, number: usize) -> PathBuf {
     directory.path().join(format!("{number}.out"))
 }
 
-/// What was measured of one of them.
 #[derive(Default)]
 struct Figures {
     outside: Vec<f64>,
@@ -211,10 +202,8 @@ struct Figures {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, forks, short) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS, SHORT),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, SHORT_IN_A_GUEST),
-    };
+    let (rounds, forks, short) =
+        environment.of_tier((ROUNDS, FORKS, SHORT), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST, SHORT_IN_A_GUEST));
     if !Path::new(TRACING).join("events").exists() {
         // Where that is refused, the tools say what they miss.
         let none = None::<&str>;

@@ -1,12 +1,7 @@
 //! What it costs that a daemon's work outlives it: pins and ledger, against a daemon that has neither.
 
-use std::time::Instant;
-
-use anyhow::{Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::handmade::Kubepods;
 use kwitness_tests::outage::Bpffs;
+use kwitness_tests::prelude::*;
 
 use crate::footprint::{CONTAINERS, Crowd};
 use crate::overhead::{Lives, Pinned, inside};
@@ -27,10 +22,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
 
 /// Lives, daemon and client on one CPU that has no rest: what they take together is what limits how many there can be.
 async fn lives(environment: &Environment) -> Result<Row> {
-    let (rounds, forks) = match environment.tier {
-        Tier::Host => (ROUNDS, FORKS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST),
-    };
+    let (rounds, forks) = environment.of_tier((ROUNDS, FORKS), (ROUNDS_IN_A_GUEST, FORKS_IN_A_GUEST));
     let _pinned = Pinned::to_one_cpu()?;
     let kubepods = Kubepods::make(environment)?;
     let container = kubepods.container()?;
@@ -68,7 +60,7 @@ async fn lives(environment: &Environment) -> Result<Row> {
 
 /// A daemon that goes on where an earlier one ended.
 async fn start(environment: &Environment) -> Result<Row> {
-    let starts = if environment.tier == Tier::Host { STARTS } else { STARTS_IN_A_GUEST };
+    let starts = environment.of_tier(STARTS, STARTS_IN_A_GUEST);
     let mut crowd = Crowd::new(environment, false)?;
     crowd.grow(CONTAINERS)?;
     let bpffs = Bpffs::mount()?;

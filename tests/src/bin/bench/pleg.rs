@@ -2,23 +2,18 @@
 //! the runtime, and the time from a container's end until the kubelet acts.
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::Agent;
 use kwitness_tests::cri::v1;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::kubelet::{Kubelet, Pleg, Setup};
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node, containerd_version};
+use kwitness_tests::kubelet::Setup;
+use kwitness_tests::node::containerd_version;
 use kwitness_tests::pod::APP_IMAGE;
-use kwitness_tests::process::{self, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use serde_json::json;
 
 use crate::footprint::{cpu_times, ran};
 use crate::report::{Row, Target, quantile};
 
-/// The numbers of pods without `--sizes`.
 const PODS: [usize; 3] = [10, 50, 110];
 const CONTAINERS: usize = 2;
 const ROUNDS: usize = 3;
@@ -31,7 +26,6 @@ const ENDS: usize = 10;
 /// As a kubelet in production logs.
 const VERBOSITY: u8 = 2;
 
-/// Where the kubelet learns of changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Generic,

@@ -2,14 +2,10 @@
 //! proxy takes with a hundred clients.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result};
 use kwitness_tests::agent::connect;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::process::{Managed, wait_for};
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -52,31 +48,21 @@ pub(crate) async fn forward(socket: &Path, server: PathBuf) -> Result<()> {
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let (rounds, calls) = match environment.tier {
-        Tier::Host => (ROUNDS, CALLS),
-        Tier::Vm => (ROUNDS_IN_A_GUEST, CALLS_IN_A_GUEST),
-    };
+    let (rounds, calls) = environment.of_tier((ROUNDS, CALLS), (ROUNDS_IN_A_GUEST, CALLS_IN_A_GUEST));
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("runtime.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("answer").arg(&socket).stdin(Stdio::null());
+    command.arg("answer").arg(&socket);
     let mut server = Managed::spawn("the server", command, &directory.path().join("log"))?;
-    let straight = wait_for("the server", LIMIT, async || {
-        server.check_running()?;
-        Ok(connect(&socket).await.ok())
-    });
-    let straight = straight.await?;
+    let straight = server.wait_for("the server", LIMIT, async || Ok(connect(&socket).await.ok())).await?;
     let proxy = Proxy::before(environment, &socket, &directory.path().join("no-daemon.sock")).await?;
     let proxied = connect(proxy.socket()).await?;
     let forwarded_at = directory.path().join("forwarder.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("forward").arg(&forwarded_at).arg(&socket).stdin(Stdio::null());
+    command.arg("forward").arg(&forwarded_at).arg(&socket);
     let mut forwarder = Managed::spawn("the forwarder", command, &directory.path().join("forwarder.log"))?;
-    let forwarded = wait_for("the forwarder", LIMIT, async || {
-        forwarder.check_running()?;
-        Ok(connect(&forwarded_at).await.ok())
-    });
-    let forwarded = forwarded.await?;
+    let connected = async || Ok(connect(&forwarded_at).await.ok());
+    let forwarded = forwarder.wait_for("the forwarder", LIMIT, connected).await?;
     let mut rows = Vec::new();
     for in_flight in IN_FLIGHT {
         let (mut before, mut copied, mut through) = (Vec::new(), Vec::new(), Vec::new());

@@ -5,14 +5,9 @@
 
 use std::io::Write as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::WatchResponse;
-use kwitness_tests::agent::{Agent, boottime, from_now};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::events::kind;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 use tokio::time::timeout_at;
 use tonic::Streaming;
 
@@ -28,11 +23,8 @@ const WATCHERS: [usize; 3] = [1, 8, 64];
 /// From the first event on, which is not counted.
 const SETTLE: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(8);
-/// Of all rates and watchers.
 const LIMIT: Duration = Duration::from_secs(240);
-/// What a point may take.
 const EACH: Duration = Duration::from_secs(14);
-/// How long a client waits for the first event.
 const FIRST: Duration = Duration::from_secs(30);
 
 /// The shells that fork: one may not be enough for a whole machine.
@@ -68,7 +60,6 @@ pub(crate) fn forks_at(rate: u32) -> Result<()> {
     }
 }
 
-/// What came to a client in a time.
 struct Sample {
     /// Events a second.
     rate: f64,
@@ -92,11 +83,11 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
         let mut tail = curve("hook to client p99", "us", Bound::None);
         for rate in RATES {
             let label = if rate == SATURATION { "most".to_owned() } else { rate.to_string() };
-            let sample = match budget.refuses(EACH) {
-                Some(reason) => Err(anyhow::anyhow!(reason)),
-                None => at(environment, rate, watchers).await,
+            let sample = async {
+                budget.check(EACH)?;
+                at(environment, rate, watchers).await
             };
-            match sample {
+            match sample.await {
                 Ok(Sample { rate, cpu: each, delays, gaps }) => {
                     let lost = if gaps > 0 { format!(", {gaps} gaps") } else { String::new() };
                     let note = format!("wanted: {label}{lost}");
@@ -106,7 +97,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
                 }
                 Err(error) => [&mut cpu, &mut median, &mut tail]
                     .into_iter()
-                    .for_each(|curve| curve.leave_out(&label, &format!("{error:#}"))),
+                    .for_each(|curve| curve.leave_out(&label, &error)),
             }
         }
         curves.extend([cpu, median, tail]);

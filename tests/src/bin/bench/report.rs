@@ -10,39 +10,30 @@ pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
 pub(crate) const HEAD: Style = Style::new().bold();
 pub(crate) const FAINT: Style = Style::new().dimmed();
 
-/// What a figure must be.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
-    /// Not more than that.
     AtMost(f64),
-    /// Not less than that.
     AtLeast(f64),
     /// Reported only.
     None,
 }
 
-/// What a row comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// The target is reached.
     Reached,
-    /// It is not.
     NotReached,
     /// The baseline was slower than the product, so it is no baseline.
     Invalid,
-    /// There is no target.
     Reported,
 }
 
 /// A baseline is invalid if three quarters of the rounds have a ratio below this: noise alone does not do that.
 const INVALID_BELOW: f64 = 0.99;
 
-/// A figure.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
-    /// What was measured.
     pub(crate) name: String,
     /// The median over the rounds.
     pub(crate) value: f64,
@@ -50,23 +41,19 @@ pub(crate) struct Row {
     pub(crate) spread: (f64, f64),
     /// Its unit; a ratio has none.
     pub(crate) unit: &'static str,
-    /// What it must be.
     pub(crate) target: Target,
     /// Whether the value is a ratio to a floor, which a product cannot beat.
     is_ratio_to_floor: bool,
-    /// What it rests on.
     pub(crate) note: String,
 }
 
 impl Row {
-    /// A figure from its rounds.
     pub(crate) fn of(name: &str, rounds: &[f64], unit: &'static str, target: Target, note: String) -> Self {
         let spread = (quantile(rounds, 0.25), quantile(rounds, 0.75));
         let value = quantile(rounds, 0.5);
         Self { name: name.to_owned(), value, spread, unit, target, is_ratio_to_floor: false, note }
     }
 
-    /// What could not be measured, and why.
     pub(crate) fn missing(name: &str, reason: &str) -> Self {
         // Between them is the rest of a log, which ends with what a program said last.
         let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -116,7 +103,6 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-/// The table for people.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
     /// Standard output is for JSON.
@@ -124,7 +110,6 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Where it is measured.
     pub(crate) fn head(self, environment: &Environment) -> Result<()> {
         let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
         let cpus = std::thread::available_parallelism().context("ask for the number of CPUs")?;
@@ -137,7 +122,6 @@ impl Table {
         Ok(())
     }
 
-    /// The head of the columns of [`Table::row`].
     pub(crate) fn columns(self) {
         self.line(&format!(
             "{HEAD}{:<50} {:>12} {:>21} {:>10}{HEAD:#}",
@@ -145,7 +129,6 @@ impl Table {
         ));
     }
 
-    /// One line, and one that says what it rests on.
     pub(crate) fn row(self, row: &Row) {
         let unit = row.unit;
         let target = match row.target {
@@ -169,7 +152,6 @@ impl Table {
         self.line(&format!("  {FAINT}{}{FAINT:#}", row.note));
     }
 
-    /// The sum.
     pub(crate) fn foot(self, rows: &[Row]) -> Result<()> {
         let count = |outcome| rows.iter().filter(|row| row.outcome() == outcome).count();
         let (reached, invalid) = (count(Outcome::Reached), count(Outcome::Invalid));
@@ -178,13 +160,11 @@ impl Table {
         self.load()
     }
 
-    /// The last line.
     pub(crate) fn load(self) -> Result<()> {
         self.line(&format!("{FAINT}load average at the end {}{FAINT:#}", load_average()?));
         Ok(())
     }
 
-    /// Prints a line.
     pub(crate) fn line(self, text: &str) {
         if self.json {
             anstream::eprintln!("{text}");

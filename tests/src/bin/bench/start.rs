@@ -12,11 +12,9 @@ use aya::programs::{FEntry, FExit, KProbe, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kwitness_agent::probe::{Loaded, OBJECT, Settings, kernel_layout};
 
-/// What the floor attaches: what kwitness attaches on this kernel.
 pub(crate) struct Floor(Vec<String>);
 
 impl Floor {
-    /// Asks kwitness's loader which hooks it chooses here.
     pub(crate) fn of_this_kernel() -> Result<Self> {
         let attached = Loaded::load(&Settings::default())?.attach()?;
         let chosen = attached

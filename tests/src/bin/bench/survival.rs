@@ -1,10 +1,8 @@
 //! Survival against fill rate: `--survival`. What is measured, and how, is [`kwitness_tests::survival`]'s.
 
-use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{CgroupLayout, Environment, Handler, Tier};
-use kwitness_tests::node::Node;
+use kwitness_tests::environment::Handler;
+use kwitness_tests::prelude::*;
 use kwitness_tests::survival::{self, Rate, Report, Settings, Stage, table};
 
 use crate::report::Table;

@@ -10,12 +10,10 @@ use std::mem::offset_of;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::pin::Pin;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_abi::{Header, Process, RecordKind, TaskExec, TaskExit, TaskFork};
 use kwitness_agent::api::kwitness_server::{Kwitness, KwitnessServer};
 use kwitness_agent::clock::Clock;
@@ -28,10 +26,8 @@ use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::{Bounds, Lifecycle};
 use kwitness_core::model::{Observation, Output, Scan, ScanReason};
 use kwitness_core::reorder::ReorderBuffer;
-use kwitness_tests::agent::{connect, from_now};
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::{Managed, wait_for};
+use kwitness_tests::agent::connect;
+use kwitness_tests::prelude::*;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -47,7 +43,7 @@ const DRAIN_BUDGET: usize = 1024;
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
-    let records = if environment.tier == Tier::Host { RECORDS } else { RECORDS_IN_A_GUEST };
+    let records = environment.of_tier(RECORDS, RECORDS_IN_A_GUEST);
     let mut rates = Vec::new();
     let mut events = 0;
     for _ in 0..ROUNDS {
@@ -66,12 +62,9 @@ async fn one_round(records: u64) -> Result<(u64, Duration)> {
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let socket = directory.path().join("feed.sock");
     let mut command = Command::new("/proc/self/exe");
-    command.arg("feed").arg(&socket).arg(records.to_string()).stdin(Stdio::null());
+    command.arg("feed").arg(&socket).arg(records.to_string());
     let mut feeder = Managed::spawn("the feeder", command, &directory.path().join("log"))?;
-    let channel = wait_for("the feeder", LIMIT, async || {
-        feeder.check_running()?;
-        Ok(connect(&socket).await.ok())
-    });
+    let channel = feeder.wait_for("the feeder", LIMIT, async || Ok(connect(&socket).await.ok()));
     let mut client = KwitnessClient::new(channel.await?);
     let mut stream = client.watch(from_now()).await.context("call Watch")?.into_inner();
     let mut began = None;

@@ -2,11 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::prelude::*;
 
 use crate::curve::{Bound, Budget, Curve};
 use crate::growth::Starts;
@@ -15,9 +12,7 @@ const WIDTHS: [usize; 3] = [100, 1000, 10_000];
 const DEPTHS: [usize; 3] = [10, 100, 1000];
 /// A path of more levels is longer than `PATH_MAX`.
 const DEEPEST: usize = 1500;
-/// Of all sizes of one shape.
 const LIMIT: Duration = Duration::from_secs(90);
-/// What a size may take.
 const EACH: Duration = Duration::from_secs(15);
 
 const CGROUPS: &str = "cgroups in a container";
@@ -35,21 +30,21 @@ async fn shape(environment: &Environment, name: &str, sizes: &[usize]) -> Result
     let mut memory = curve("resident memory", "MB");
     let budget = Budget::of(LIMIT);
     for &size in sizes {
-        let too_deep = (name == "deep" && size > DEEPEST).then(|| "deeper than a path can name".to_owned());
-        let starts = match too_deep.or_else(|| budget.refuses(EACH)) {
-            Some(reason) => Err(anyhow::anyhow!(reason)),
-            None => with_cgroups(environment, name == "deep", size).await,
+        let is_deep = name == "deep";
+        let starts = async {
+            ensure!(!is_deep || size <= DEEPEST, "deeper than a path can name");
+            budget.check(EACH)?;
+            with_cgroups(environment, is_deep, size).await
         };
-        match starts {
+        match starts.await {
             Ok(starts) => {
                 ready.add(size as f64, &starts.ready, "");
                 scan.add(size as f64, &starts.scan, "");
                 memory.add(size as f64, &starts.memory, "");
             }
             Err(error) => {
-                let reason = format!("{error:#}");
                 for curve in [&mut ready, &mut scan, &mut memory] {
-                    curve.leave_out(&size.to_string(), &reason);
+                    curve.leave_out(&size.to_string(), &error);
                 }
             }
         }

@@ -45,11 +45,16 @@ pub(crate) fn forks(count: u32) -> Result<()> {
 pub(crate) fn resizes(file: &Path, texts: [&str; 2], count: u32) -> Result<()> {
     for text in texts.into_iter().cycle().take(count as usize) {
         std::thread::sleep(TICK);
-        let mut limit =
-            File::options().write(true).open(file).with_context(|| format!("open {}", file.display()))?;
-        limit.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", file.display()))?;
+        write(file, text)?;
     }
     Ok(())
+}
+
+/// Writes, and does not truncate before: of a limit, that would be a notice of its own.
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+    let mut file =
+        File::options().write(true).open(path).with_context(|| format!("open {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", path.display()))
 }
 
 /// Writes `count` times to one place of a file; prints the nanoseconds that all took.

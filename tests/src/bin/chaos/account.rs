@@ -6,15 +6,11 @@ use std::time::SystemTime;
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{Event, Gap, GapCause, event};
-use kwitness_tests::events::{Seen, kind};
+use kwitness_tests::events::{Seen, WHOLE, kind};
 use kwitness_tests::outage::Lived;
 
-/// The events of a whole life.
-const WHOLE: [&str; 4] = ["created", "started", "stopped", "deleted"];
-/// Failures that are shown.
 const SHOWN: usize = 20;
 
-/// What became of each life.
 #[derive(Debug, Default)]
 pub struct Account {
     whole: usize,
@@ -24,7 +20,6 @@ pub struct Account {
     failures: Vec<String>,
 }
 
-/// A gap that a life may touch.
 #[derive(Debug)]
 struct Cost {
     from: i128,
@@ -34,7 +29,6 @@ struct Cost {
 }
 
 impl Account {
-    /// Of these lives, in what a client has received.
     pub fn of(seen: &Seen, lived: &[Lived]) -> Self {
         let mut costs = costs(seen);
         let (gap_count, restarts) = (seen.count("gap"), seen.count("agentRestarted"));

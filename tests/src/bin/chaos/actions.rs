@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// What befalls the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Action {
     /// SIGKILL; some containers later, it is started again.
     Kill,
@@ -39,28 +40,6 @@ pub enum Action {
     StepClock,
 }
 
-impl Action {
-    /// All of them.
-    pub const ALL: [Self; 16] = [
-        Self::Kill,
-        Self::End,
-        Self::Pause,
-        Self::OomKill,
-        Self::Upgrade,
-        Self::CrashInUpgrade,
-        Self::SmallRing,
-        Self::LosePins,
-        Self::UnmountBpffs,
-        Self::FullState,
-        Self::ReadOnlyState,
-        Self::StalledWatchers,
-        Self::RestartRuntime,
-        Self::PauseRuntime,
-        Self::RestartProxy,
-        Self::StepClock,
-    ];
-}
-
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -88,7 +67,6 @@ impl fmt::Display for Action {
 #[derive(Debug)]
 pub struct Sequence {
     random: fastrand::Rng,
-    /// What is left of this round.
     left: Vec<Action>,
     rounds: usize,
 }
@@ -99,7 +77,6 @@ impl Sequence {
     /// The same, in every later one.
     const MANY: usize = 20;
 
-    /// That of a seed.
     pub fn new(seed: u64) -> Self {
         Self { random: fastrand::Rng::with_seed(seed), left: Vec::new(), rounds: 0 }
     }
@@ -107,7 +84,7 @@ impl Sequence {
     /// What is next, and how many containers live and die meanwhile, at least.
     pub fn next(&mut self) -> (Action, usize) {
         if self.left.is_empty() {
-            self.left.extend(Action::ALL);
+            self.left.extend(Action::value_variants());
             self.random.shuffle(&mut self.left);
             self.rounds += 1;
         }

@@ -8,21 +8,16 @@ mod account;
 mod actions;
 mod stage;
 
-use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use kwitness_tests::agent::from_now;
-use kwitness_tests::environment::Environment;
-use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::outage::{Bpffs, Client, StateDirectory, Storm, lasting};
+use kwitness_tests::prelude::*;
 
 use crate::account::Account;
 use crate::actions::Sequence;
 use crate::stage::{Stage, WATCHERS};
 
-/// How long the daemon may take to end.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes chaos around a daemon.
@@ -45,17 +40,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(number * unit))
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kwitness-chaos: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<()> {
+fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
     let arguments = Arguments::parse();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -105,8 +90,7 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     seen.check_numbered()?;
     let account = Account::of(&seen, &lived);
     drop(kubepods);
-    let status = agent.process().terminate(LIMIT)?;
-    ensure!(status.success(), "the daemon ended badly: {status}");
+    agent.process().end(LIMIT)?;
     // In this order: its directory has the other mounted in it.
     drop(state);
     drop(agent);

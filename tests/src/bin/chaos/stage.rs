@@ -1,26 +1,19 @@
 //! The daemon, its clients, its runtime, and how an action is performed: each leaves everything as it was.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::WatchResponse;
 use kwitness_cri::events::ContainerEventType;
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::cgroup::TestCgroup;
 use kwitness_tests::cri_events::{CriEvents, Subscriber};
-use kwitness_tests::environment::{Combination, Environment, Tier};
-use kwitness_tests::node::Node;
 use kwitness_tests::outage::{Bpffs, Client, Lived, StateDirectory, Storm};
-use kwitness_tests::pod::{ContainerSpec, PodSpec};
-use kwitness_tests::process::wait_for;
-use kwitness_tests::proxy::Proxy;
+use kwitness_tests::prelude::*;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use tonic::Streaming;
 
 use crate::actions::Action;
 
-/// How long the daemon may take to end.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Watchers that are added at a time, and never read; fewer in a guest, where a thousand take most of a minute. On so many
 /// connections.
@@ -36,7 +29,6 @@ const USUAL_RING: &str = "--set=kernel.lifecycle_ring=8MiB";
 const FLOOD: usize = 40;
 const HOUR: i64 = 3600;
 
-/// What there is to befall.
 pub struct Stage {
     agent: Agent,
     bpffs: Bpffs,
@@ -51,12 +43,10 @@ pub struct Stage {
     /// Where the daemon gets no more memory; none where the memory controller is not to be had.
     narrow: Option<TestCgroup>,
     tier: Tier,
-    /// Containers of the runtime.
     lived: Vec<Lived>,
 }
 
 impl Stage {
-    /// A running daemon with a client, a runtime and a proxy.
     pub async fn new(
         environment: &Environment,
         agent: Agent,
@@ -85,12 +75,10 @@ impl Stage {
         })
     }
 
-    /// The end of the daemon's log.
     pub fn log_tail(&self) -> String {
         self.agent.log_tail()
     }
 
-    /// Why an action cannot be performed here; none if it can.
     pub fn refuses(&self, action: Action) -> Option<&'static str> {
         match action {
             Action::OomKill if self.narrow.is_none() => Some("the memory controller is not to be had"),
@@ -110,7 +98,7 @@ impl Stage {
                 self.start_again().await
             }
             Action::End => {
-                self.end_agent()?;
+                self.agent.process().end(LIMIT)?;
                 storm.more(lives).await?;
                 self.start_again().await
             }
@@ -120,7 +108,7 @@ impl Stage {
             }
             Action::OomKill => self.oom_kill(lives, storm).await,
             Action::Upgrade => {
-                self.end_agent()?;
+                self.agent.process().end(LIMIT)?;
                 self.change_maps();
                 storm.more(lives).await?;
                 self.start_again().await
@@ -212,7 +200,6 @@ impl Stage {
         }
     }
 
-    /// Has the daemon as it is usually.
     pub async fn settle(&mut self, storm: &Storm) -> Result<()> {
         self.restart_with(USUAL_RING).await?;
         storm.more(1).await
@@ -226,7 +213,6 @@ impl Stage {
         Ok((agent, bpffs, state, client.context("it does not resume")?, lived))
     }
 
-    /// A container of the runtime comes and goes.
     async fn live(&mut self) -> Result<()> {
         let began = SystemTime::now();
         let pod = self.node.run_pod(&PodSpec::new("chaos", self.combination.handler)?).await?;
@@ -272,7 +258,6 @@ impl Stage {
         storm.more(1).await
     }
 
-    /// Another layout than the last.
     fn change_maps(&mut self) {
         self.upgrades += 1;
         // The kernel's rings are powers of two, from a page on.
@@ -280,14 +265,8 @@ impl Stage {
         self.agent.add_argument(&format!("--set=kernel.forks_ring={kibibytes}KiB"));
     }
 
-    fn end_agent(&mut self) -> Result<()> {
-        let status = self.agent.process().terminate(LIMIT)?;
-        ensure!(status.success(), "the daemon ended badly: {status}");
-        Ok(())
-    }
-
     async fn restart_with(&mut self, argument: &str) -> Result<()> {
-        self.end_agent()?;
+        self.agent.process().end(LIMIT)?;
         self.agent.add_argument(argument);
         self.start_again().await
     }

@@ -11,15 +11,11 @@ mod verdict;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::boost::{build, startup};
-use kwitness_tests::environment::{Combination, Environment};
-use kwitness_tests::node::Node;
 use kwitness_tests::oom;
+use kwitness_tests::prelude::*;
 
 use crate::script::Script;
 use crate::stage::Stage;

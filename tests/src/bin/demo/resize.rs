@@ -1,11 +1,6 @@
 //! The scene `resize`: the tests' own series, reported as it happens, with each OCI runtime that this place can run.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::environment::{CgroupLayout, Combination, Environment};
-use kwitness_tests::node::Node;
+use kwitness_tests::prelude::*;
 use kwitness_tests::resizes::{self, Account};
 
 use crate::stage;
@@ -28,7 +23,8 @@ pub(crate) async fn play(environment: &Environment, fast: bool) -> Result<bool> 
         let agent = Agent::start(environment, &[&setting]).await?;
         stage::introduce(&node, &agent).await?;
         let mut account = Account::with_pause(pause);
-        let played = resizes::play(&node, &agent, combination, kubelet.path(), &mut account).await;
+        let stage = resizes::Stage { node: &node, agent: &agent, combination };
+        let played = resizes::play(stage, kubelet.path(), &mut account).await;
         played.with_context(|| format!("{}\n{}", agent.log_tail(), node.log_tail()))?;
         agent.stop()?;
         node.shutdown().await?;

@@ -1,20 +1,14 @@
 //! What is done to the runtime, step by step, and the account of it with which the verdict is reached.
 
-use anyhow::{Result, ensure};
 use futures_util::future::join_all;
 use kwitness_tests::environment::Handler;
-use kwitness_tests::events::{End, Life, Seen};
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{ContainerSpec, Pod, PodSpec};
-use kwitness_tests::process;
+use kwitness_tests::prelude::*;
 
 use crate::stage::{self, Stage};
 
-/// Containers of the burst.
 const BURST_PODS: usize = 3;
 const BURST_CONTAINERS: usize = 3;
 
-/// What a container did.
 #[derive(Debug)]
 pub(crate) struct Deed {
     pod: Pod,
@@ -39,7 +33,6 @@ impl Deed {
     }
 }
 
-/// The play.
 #[derive(Debug)]
 pub(crate) struct Script<'a> {
     node: &'a Node,
@@ -49,17 +42,14 @@ pub(crate) struct Script<'a> {
 }
 
 impl<'a> Script<'a> {
-    /// Nothing is done yet.
     pub(crate) fn new(node: &'a Node, handler: Handler, stage: Stage) -> Self {
         Self { node, handler, stage, deeds: Vec::new() }
     }
 
-    /// The stage, and what was done on it.
     pub(crate) fn finish(self) -> (Stage, Vec<Deed>) {
         (self.stage, self.deeds)
     }
 
-    /// All steps.
     pub(crate) async fn play(&mut self) -> Result<()> {
         self.stage.pause().await;
         let shop = self.a_pod_starts().await?;
@@ -219,7 +209,6 @@ impl<'a> Script<'a> {
         self.deeds.push(Deed { pod: pod.clone(), id: id.to_owned(), name, program, end, entered });
     }
 
-    /// The id of the latest container of that name.
     fn latest(&self, name: &str) -> String {
         let found = self.deeds.iter().rev().find(|deed| deed.name.as_deref() == Some(name));
         found.map(|deed| deed.id.clone()).unwrap_or_default()

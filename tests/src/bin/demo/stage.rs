@@ -8,16 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::agent::{Agent, Watcher};
 use kwitness_tests::cri::v1::VersionRequest;
-use kwitness_tests::environment::{CgroupLayout, Environment};
-use kwitness_tests::events::{Seen, kind};
-use kwitness_tests::node::Node;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -34,7 +28,6 @@ const INTERRUPTED: i32 = 130;
 /// How long the command may be behind an API client.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
-/// The stage, while the command runs.
 #[derive(Debug)]
 pub(crate) struct Stage {
     watcher: Watcher,
@@ -44,12 +37,10 @@ pub(crate) struct Stage {
     pause: Duration,
 }
 
-/// One line of the narrator.
 pub(crate) fn say(text: &str) {
     anstream::println!("\n{NARRATOR}▶ {text}{NARRATOR:#}");
 }
 
-/// What this is.
 pub(crate) fn title(environment: &Environment) -> Result<()> {
     let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
     let cgroups = match environment.layout {
@@ -61,7 +52,6 @@ pub(crate) fn title(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// Who takes part.
 pub(crate) async fn introduce(node: &Node, agent: &Agent) -> Result<()> {
     let runtime = node.cri().version(VersionRequest { version: "v1".to_owned() }).await?;
     let status = agent.status().await?;
@@ -126,7 +116,6 @@ impl Stage {
         .with_context(|| format!("an API client got {seen} events of the kinds that it shows"))
     }
 
-    /// Lets the person read.
     pub(crate) async fn pause(&self) {
         tokio::time::sleep(self.pause).await;
     }
@@ -142,7 +131,6 @@ impl Stage {
     }
 }
 
-/// A line of the summary.
 pub(crate) fn item(label: &str, text: &str) {
     anstream::println!("  {label:<12}{text}");
 }

@@ -3,17 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
 use kwitness_api::proto::{Basis, StatusResponse};
-use kwitness_tests::agent::boottime;
 use kwitness_tests::cri::{Cri, v1};
-use kwitness_tests::events::{Seen, kind};
+use kwitness_tests::prelude::*;
 use tokio::task::JoinHandle;
 
 use crate::script::Deed;
 use crate::stage;
 
-/// When the runtime's own events came, by container and type.
 #[derive(Debug)]
 pub(crate) struct RuntimeEvents {
     arrived: Arc<Mutex<HashMap<(String, v1::ContainerEventType), u64>>>,
@@ -45,7 +42,6 @@ impl Drop for RuntimeEvents {
     }
 }
 
-/// The outcome.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     done: usize,
@@ -58,7 +54,6 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Compares.
     pub(crate) fn reach(
         deeds: &[Deed],
         seen: &Seen,
@@ -98,12 +93,10 @@ impl Verdict {
         Ok(Self { done: deeds.len(), reported, events: seen.0.len(), lost, wrong, latency, runtime })
     }
 
-    /// Nothing was missed, doubled or misreported.
     pub(crate) fn is_good(&self) -> bool {
         self.wrong.is_empty() && self.lost == 0
     }
 
-    /// Says it.
     pub(crate) fn print(&self) {
         stage::say(if self.is_good() {
             "Everything was seen."

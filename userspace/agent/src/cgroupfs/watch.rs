@@ -212,8 +212,14 @@ fn id(directory: &Path) -> Option<CgroupId> {
 }
 
 fn overflow(from: KernelTime, to: KernelTime) -> Observation {
-    let (lost, capabilities) = (BTreeMap::new(), Vec::new());
-    Observation::Lost(Loss { from, to, cause: GapCause::WatchOverflow, lost, capabilities })
+    Observation::Lost(Loss {
+        from,
+        to,
+        cause: GapCause::WatchOverflow,
+        lost: BTreeMap::new(),
+        by_container: BTreeMap::new(),
+        capabilities: Vec::new(),
+    })
 }
 
 /// None: it is no limit file, or its cgroup is gone. An error: the kernel does not say which file it is, for its path is too long.

@@ -331,8 +331,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "pressure.mode",
         expects: "\"auto\" or \"off\"",
         default: Some(r#""auto""#),
-        doc: "Whether `pressure` is reported: memory usage crossed a threshold of its limit. auto samples usage, more often the \
-              nearer the limit.",
+        doc: "Whether `pressure` is reported: memory usage crossed a threshold of its limit. auto sees each charge of memory \
+              where the kernel allows it, and samples usage, more often the nearer the limit.",
         apply: |config, value| {
             config.pressure = match text(value)? {
                 "auto" => true,

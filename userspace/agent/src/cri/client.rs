@@ -15,10 +15,9 @@ use tonic::transport::Channel;
 use super::calls::Calls;
 use crate::config::RuntimeChoice;
 use kwitness_api::transport::{DialError, unix_endpoint};
-use kwitness_cri::CANDIDATES;
-use kwitness_cri::Raw;
 use kwitness_cri::runtime::runtime_service_client::RuntimeServiceClient;
 use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
+use kwitness_cri::{CANDIDATES, Failure, Raw, is_answer};
 
 /// The largest answer that is accepted, the kubelet's own limit.
 pub const ANSWER_MAX: usize = 16 << 20;
@@ -67,6 +66,16 @@ pub enum Error {
         /// The longest that a call may take.
         deadline: Duration,
     },
+}
+
+impl Error {
+    /// Whether the runtime did not answer, so that the next call would not be answered either.
+    pub fn is_unanswered(&self) -> bool {
+        match self {
+            Self::NoSocket | Self::Connect { .. } | Self::Slow { .. } => true,
+            Self::Call { status, .. } => !is_answer(status),
+        }
+    }
 }
 
 /// Where to look for the runtime.
@@ -180,7 +189,7 @@ impl Connection {
         let asked = self.client.container_status(request);
         match call(self.deadline, &self.calls, "ContainerStatus", asked).await {
             Ok(answer) => Ok(answer.status.and_then(|status| status.resources?.linux)),
-            Err(Error::Call { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(Error::Call { status, .. }) if Failure::of(&status, container) == Failure::Gone => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -107,8 +107,13 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ContainerStatusRequest>,
     ) -> Result<Response<ContainerStatusResponse>, Status> {
-        if request.into_inner().container_id == "unknown" {
-            return Err(Status::not_found("no such container"));
+        match &*request.into_inner().container_id {
+            "unknown" => return Err(Status::not_found("no such container")),
+            // As cri-dockerd says it.
+            "removed" => {
+                return Err(Status::unknown("Error response from daemon: No such container: removed"));
+            }
+            _ => {}
         }
         let linux = LinuxContainerResources { memory_limit_in_bytes: 4096, ..Default::default() };
         let resources = Some(ContainerResources { linux: Some(linux) });
@@ -283,27 +288,46 @@ async fn a_slow_or_failing_runtime_is_counted_and_queried_again() {
 
 #[tokio::test]
 async fn what_talks_nonsense_is_no_runtime() {
+    // HTTP/2's settings, and of an answer the beginning; the connection is closed then.
+    const CUT_OFF: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\xff\xff\0\0\0\0\0\x01\0\0\0\x01\0abc";
     let mut bench = Bench::new();
-    let listener = UnixListener::bind(bench.socket()).unwrap();
-    let talking = tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let _ = stream.write_all(b"220 this is a mail server\r\n").await;
-        }
-    });
-    bench.ask("a");
-    let fails = async {
-        while bench.count("cri_failures") == 0 {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), fails).await.expect("it is no runtime");
-    assert_ne!(bench.resolver.status().error, "");
-    talking.abort();
+    for nonsense in [&b"220 this is a mail server\r\n"[..], CUT_OFF] {
+        let _ = std::fs::remove_file(bench.socket());
+        let listener = UnixListener::bind(bench.socket()).unwrap();
+        let talking = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.write_all(nonsense).await;
+            }
+        });
+        bench.ask("a");
+        let failures = bench.count("cri_failures");
+        let fails = async {
+            while bench.count("cri_failures") == failures {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), fails).await.expect("it is no runtime");
+        assert_ne!(bench.resolver.status().error, "");
+        talking.abort();
+    }
     let runtime = Runtime::default();
     runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
     let _serving = runtime.serve(&bench.socket());
     assert_eq!(bench.pod_of("a").await, "pod-of-a");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_costs_that_answer() {
+    let mut bench = Bench::new();
+    let runtime = Runtime::default();
+    let huge: &'static str = "x".repeat(super::ANSWER_MAX + 1).leak();
+    runtime.set(|conduct| conduct.sandboxes = vec!["a", huge]);
+    let _serving = runtime.serve(&bench.socket());
+    bench.ask("a");
+    bench.error("too large").await;
+    runtime.set(|conduct| conduct.sandboxes = vec!["a", "a"]);
+    assert_eq!(bench.pod_of("a").await, "pod-of-a", "what is listed twice is one");
 }
 
 #[tokio::test]
@@ -385,9 +409,11 @@ async fn a_container_that_the_runtime_does_not_know_has_no_limits_of_it() {
     let mut connection = open.await.unwrap();
     let known = connection.resources("a").await.unwrap();
     assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
-    assert_eq!(connection.resources("unknown").await.unwrap(), None);
+    for gone in ["unknown", "removed"] {
+        assert_eq!(connection.resources(gone).await.unwrap(), None, "{gone}");
+    }
     let calls = calls.by_method();
     assert_eq!(calls["Version"].codes.get("OK"), Some(&1));
-    assert_eq!(calls["ContainerStatus"].codes.values().sum::<u64>(), 2);
-    assert_eq!(calls["ContainerStatus"].durations.count(), 2);
+    assert_eq!(calls["ContainerStatus"].codes.values().sum::<u64>(), 3);
+    assert_eq!(calls["ContainerStatus"].durations.count(), 3);
 }

@@ -199,6 +199,15 @@ impl Machine {
         self.pods.values_mut().for_each(|pod| pod.gap(now));
     }
 
+    /// Hints of one container may have been lost. Others are left in peace: a container that loses many would have all of them read
+    /// again and again.
+    pub(super) fn gap_of(&mut self, now: Duration, id: &ContainerId) {
+        match self.owner.get(id).and_then(|key| self.pods.get_mut(key)) {
+            Some(pod) => pod.gap(now),
+            None => self.list_soon(now),
+        }
+    }
+
     /// The runtime can be called again; earlier calls will get no answer.
     pub(super) fn connected(&mut self, now: Duration) {
         self.listing = false;

@@ -20,7 +20,7 @@ use super::entity::{Kind, Progress, Status};
 use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
 use super::pod::{Plan, Reading};
 use crate::cri::{ANSWER_MAX, Calls};
-use kwitness_cri::events as wire;
+use kwitness_cri::{Failure, events as wire};
 
 /// The longest that a call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -35,13 +35,6 @@ pub(super) struct Runtime {
 }
 
 type Result<T> = std::result::Result<T, GrpcStatus>;
-
-/// Whether the runtime itself said that: it is there, and the call is all that failed. What came in between has a cause, or one of
-/// the codes of a connection.
-pub(super) fn is_answer(status: &GrpcStatus) -> bool {
-    std::error::Error::source(status).is_none()
-        && !matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
-}
 
 impl Runtime {
     pub(super) fn new(channel: Channel, noted: Calls, calls: Arc<AtomicU64>) -> Self {
@@ -134,16 +127,15 @@ impl Runtime {
             Ok(bytes) => {
                 Status::new(kind, bytes).map(Some).map_err(|error| GrpcStatus::data_loss(error.to_string()))
             }
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            // cri-dockerd has no code for what it does not know: what it lists decides.
-            Err(status) if is_answer(&status) => {
-                if self.lists(id).await? {
-                    Err(status)
-                } else {
-                    Ok(None)
-                }
+            Err(status) => {
+                let is_gone = match Failure::of(&status, &id.0) {
+                    Failure::Gone => true,
+                    // It may have other words for it: what it lists decides.
+                    Failure::Refused => !self.lists(id).await?,
+                    Failure::Unanswered => false,
+                };
+                if is_gone { Ok(None) } else { Err(status) }
             }
-            Err(status) => Err(status),
         }
     }
 
@@ -308,7 +300,9 @@ mod tests {
         ] {
             match runtime.status(kind, &ContainerId(id.into())).await {
                 Ok(status) => assert_eq!((status, is_listed), (None, false), "{kind:?} {id}"),
-                Err(refused) => assert!(is_listed && is_answer(&refused), "{kind:?} {id}: {refused}"),
+                Err(refused) => {
+                    assert!(is_listed && kwitness_cri::is_answer(&refused), "{kind:?} {id}: {refused}")
+                }
             }
         }
     }
@@ -330,17 +324,5 @@ mod tests {
         let metadata = Some(wire::PodSandboxMetadata { uid: Bytes::from_static(bad) });
         let pod = wire::PodSandbox { id: "s".into(), metadata, ..Default::default() };
         assert_eq!(sandbox(pod).map(|pod| pod.uid).as_deref(), Some("\u{fffd}\u{fffd}"));
-    }
-
-    #[test]
-    fn what_the_runtime_answers_is_no_failed_connection() {
-        for code in [Code::Unknown, Code::NotFound, Code::Internal, Code::ResourceExhausted] {
-            assert!(is_answer(&GrpcStatus::new(code, "No such container: x")), "{code}");
-        }
-        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
-            assert!(!is_answer(&GrpcStatus::new(code, "")), "{code}");
-        }
-        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert!(!is_answer(&GrpcStatus::from_error(Box::new(broken))));
     }
 }

@@ -7,6 +7,7 @@ use kwitness_core::model::ContainerId;
 use prost::Message as _;
 
 use super::entity::{Kind, Progress, Shown, Status};
+use super::machine::{Answer, ListedSandbox, Listing, Machine, PodKey, Request};
 use super::pod::{AGREE_MAX, Origin, Outcome, Pod, Reading};
 use kwitness_cri::events as wire;
 use kwitness_cri::events::ContainerEventType as Type;
@@ -273,4 +274,39 @@ fn a_runtime_that_fails_is_queried_less_and_less_often_until_it_answers() {
     read(&mut pod, now, 2000, &[(Kind::Sandbox, SANDBOX, Some(0)), (Kind::Container, MAIN, Some(1))]);
     pod.failed(after(now));
     assert_eq!(pod.due(), Some(after(now + 100)));
+}
+
+#[test]
+fn a_containers_gap_has_its_own_pod_read_and_no_other() {
+    let sandboxes = ["a", "b"];
+    let mut machine = Machine::new(0);
+    machine.connected(after(0));
+    assert_eq!(machine.poll(after(0)), Some(Request::List));
+    let listed = |name: &&str| ListedSandbox {
+        id: id(name),
+        uid: format!("uid-{name}").into(),
+        progress: Some(Progress::Started),
+    };
+    let listing = Listing { sandboxes: sandboxes.iter().map(listed).collect(), containers: Vec::new() };
+    machine.list(after(1), &listing);
+    // What is read until nothing else is, with the same answer each time.
+    let reads = |machine: &mut Machine, now: u64| {
+        let mut read: Vec<PodKey> = Vec::new();
+        while let Some(Request::Read(key, _)) = machine.poll(after(now)) {
+            let name = key.strip_prefix("uid-").unwrap();
+            let statuses = vec![(Kind::Sandbox, id(name), Some(status(Kind::Sandbox, name, 0, 1)))];
+            machine.answer(after(now), &key, Answer::Reading(Reading { at: 1000, statuses }));
+            read.push(key);
+        }
+        read.sort();
+        read
+    };
+    let both = ["uid-a", "uid-b"].map(PodKey::from);
+    assert_eq!(reads(&mut machine, 100), both);
+    machine.gap_of(after(200), &id("b"));
+    assert_eq!(&reads(&mut machine, 300)[..], &both[1..]);
+    machine.gap_of(after(300), &id("unknown"));
+    assert!(reads(&mut machine, 310).is_empty());
+    machine.gap(after(400));
+    assert_eq!(reads(&mut machine, 400), both);
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::entity::Progress;
 use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
-use super::runtime::{Runtime, is_answer, wall_clock};
+use super::runtime::{Runtime, wall_clock};
 use super::subscribers::{Subscribers, Subscription};
 use crate::clock::Clock;
 use crate::cri::{self, Connection, Resolver};
@@ -253,7 +253,7 @@ impl<'a> Session<'a> {
                             tracing::debug!(?request, %status, "the container runtime did not answer");
                             self.machine.failed(self.now(), &request);
                             self.shared.failures.fetch_add(1, Relaxed);
-                            if !is_answer(&status) && runtime.check().await.is_err() {
+                            if !kwitness_cri::is_answer(&status) && runtime.check().await.is_err() {
                                 return End::RuntimeAway;
                             }
                         }
@@ -279,7 +279,10 @@ impl<'a> Session<'a> {
                 EventKind::Stopped => Hint::Reached(Progress::Stopped),
                 EventKind::Deleted => Hint::Removed,
                 _ => {
-                    self.machine.gap(now);
+                    match subject {
+                        Some(subject) => self.machine.gap_of(now, &subject.container_id),
+                        None => self.machine.gap(now),
+                    }
                     continue;
                 }
             };

@@ -4,9 +4,10 @@
 //! Decides what is looked at when, and keeps what was observed and the counters that it accounts for together. What the difference
 //! of two looks is, [`losses`](super::losses) knows.
 
-use kwitness_core::model::{Fact, KernelEvent, Observation};
+use kwitness_core::model::{Fact, GapCause, KernelEvent, Observation};
 
 use super::ledger::Accounted;
+use super::loss_owners::LossOwners;
 use super::losses::Look;
 use super::{Engine, Probe};
 use crate::clock::Clock;
@@ -18,7 +19,13 @@ impl<P: Probe> Engine<P> {
             return;
         }
         let (counters, look) = Look::at(|| self.probe.counters());
-        let losses = self.losses.since_last(counters, look);
+        let mut losses = self.losses.since_last(counters, look);
+        if let Some(loss) = losses.iter_mut().find(|loss| loss.cause == GapCause::RingFull) {
+            match self.probe.lost_by_container() {
+                Ok(counted) => self.losses.attribute(loss, LossOwners::new(counted)),
+                Err(error) => tracing::error!(%error, "cannot read whose the lost records are"),
+            }
+        }
         for loss in &losses {
             tracing::warn!(cause = ?loss.cause, lost = ?loss.lost, "records were lost; a scan follows");
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    CgroupId, ContainerId, ContainerState, Evidence, Judged, LastVerdict, Observation, Problem, ScanReason,
-    Subject, VerdictScope,
+    ContainerId, ContainerState, Evidence, Judged, LastVerdict, MemoryLevel, Observation, Problem,
+    ScanReason, Subject, VerdictScope,
 };
 use kwitness_service::metrics::Histogram;
 use tokio::sync::{mpsc, oneshot};
@@ -54,7 +54,7 @@ pub(crate) enum Request {
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
-    MemoryLevels(oneshot::Sender<Vec<(CgroupId, Arc<str>)>>),
+    MemoryLevels(oneshot::Sender<Vec<MemoryLevel>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
@@ -110,11 +110,11 @@ impl Handle {
         self.ask(|answer| Request::Subjects(scope, answer)).await
     }
 
-    /// The cgroups whose memory usage is to be sampled, with their paths. Waits, so not for a task.
+    /// The cgroups whose memory usage is to be sampled. Waits, so not for a task.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub(crate) fn memory_levels(&self) -> Result<Vec<(CgroupId, Arc<str>)>, Stopped> {
+    pub(crate) fn memory_levels(&self) -> Result<Vec<MemoryLevel>, Stopped> {
         let (answer, answered) = oneshot::channel();
         self.requests.blocking_send(Request::MemoryLevels(answer)).map_err(|_| Stopped)?;
         answered.blocking_recv().map_err(|_| Stopped)

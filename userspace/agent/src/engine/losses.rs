@@ -8,6 +8,7 @@ use kwitness_core::decode::DecodeError;
 use kwitness_core::model::{CgroupId, GapCause, KernelTime, Loss};
 use serde::{Deserialize, Serialize};
 
+use super::loss_owners::LossOwners;
 use crate::clock::Clock;
 
 /// What has been accounted for of the kernel side's counters, for the next daemon.
@@ -15,6 +16,9 @@ use crate::clock::Clock;
 pub(crate) struct Seen {
     /// By [`RecordKind::index`].
     lost: Vec<u64>,
+    /// Whose that was.
+    #[serde(default)]
+    owners: LossOwners,
     untracked: u64,
     skipped: BTreeMap<String, u64>,
     suppressed: SuppressedWrites,
@@ -66,11 +70,17 @@ impl Seen {
     ) -> Self {
         Self {
             lost: counters.lost.to_vec(),
+            owners: LossOwners::default(),
             untracked: counters.untracked,
             skipped: owned(skipped),
             suppressed: SuppressedWrites { total: counters.suppressed, by_cgroup: suppressed },
             malformed: Malformed::default(),
         }
+    }
+
+    /// Whose of it what was lost is, as far as the kernel side knows.
+    pub(super) fn owned_by(self, owners: LossOwners) -> Self {
+        Self { owners, ..self }
     }
 
     /// A record that an earlier daemon took could not be decoded.
@@ -116,6 +126,8 @@ impl SuppressedWrites {
 #[derive(Debug)]
 pub(super) struct Losses {
     seen: Counters,
+    /// Whose the lost records among them were.
+    owners: LossOwners,
     /// When the counters were read last.
     looked: KernelTime,
     /// Programs that were skipped, by capability, since the start.
@@ -134,6 +146,7 @@ impl Losses {
         let now = Clock::read().now();
         Self {
             seen,
+            owners: LossOwners::default(),
             looked: now,
             skipped: BTreeMap::new(),
             skipped_looked: now,
@@ -147,6 +160,7 @@ impl Losses {
         let mut counters = Counters { untracked: seen.untracked, ..Counters::default() };
         counters.lost.iter_mut().zip(&seen.lost).for_each(|(lost, seen)| *lost = *seen);
         Self {
+            owners: seen.owners.clone(),
             looked: until,
             skipped: seen.skipped.clone(),
             skipped_looked: until,
@@ -158,6 +172,7 @@ impl Losses {
     /// From now on, the counters are those of programs that were loaded anew, and that count since then.
     pub(super) fn count_anew(&mut self, since: KernelTime) {
         self.seen = Counters::default();
+        self.owners = LossOwners::default();
         self.skipped.clear();
         (self.looked, self.skipped_looked) = (since, since);
     }
@@ -171,6 +186,7 @@ impl Losses {
     pub(super) fn seen(&self, suppressed: &SuppressedWrites) -> Seen {
         Seen {
             lost: self.seen.lost.to_vec(),
+            owners: self.owners.clone(),
             untracked: self.seen.untracked,
             skipped: self.skipped.clone(),
             suppressed: suppressed.clone(),
@@ -188,7 +204,7 @@ impl Losses {
 
     /// What was lost since the last look.
     pub(super) fn since_last(&mut self, counters: Counters, look: Look) -> Vec<Loss> {
-        let Counters { lost, untracked, suppressed: _ } = counters;
+        let Counters { lost, untracked, suppressed: _, charges: _ } = counters;
         let ring_full = RecordKind::ALL
             .into_iter()
             .map(|kind| (kind, lost[kind.index()].saturating_sub(self.seen.lost[kind.index()])))
@@ -213,9 +229,15 @@ impl Losses {
             for (kind, count) in &lost {
                 *self.total.entry(format!("{name}/{kind}")).or_default() += count;
             }
-            Loss { from, to: look.ended, cause, lost, capabilities: Vec::new() }
+            let (by_container, capabilities) = (BTreeMap::new(), Vec::new());
+            Loss { from, to: look.ended, cause, lost, by_container, capabilities }
         })
         .collect()
+    }
+
+    /// Says whose the records are that found their ring full, by what the kernel side has counted of each container.
+    pub(super) fn attribute(&mut self, loss: &mut Loss, counted: LossOwners) {
+        loss.by_container = self.owners.since_last(&loss.lost, counted);
     }
 
     /// How often programs were skipped since the last such look; none if never.
@@ -234,8 +256,9 @@ impl Losses {
                 lost.insert(capability.clone(), more);
             }
         }
-        let (cause, capabilities) = (GapCause::ProgramSkipped, Vec::new());
-        (!lost.is_empty()).then_some(Loss { from, to: look.ended, cause, lost, capabilities })
+        let (by_container, capabilities) = (BTreeMap::new(), Vec::new());
+        let (to, cause) = (look.ended, GapCause::ProgramSkipped);
+        (!lost.is_empty()).then_some(Loss { from, to, cause, lost, by_container, capabilities })
     }
 
     /// Everything that was lost since the start, "ring_full/task_exec".
@@ -296,7 +319,7 @@ mod tests {
         let look = Look { began: KernelTime(start.0 + 4), ended: to };
         let loss = |cause, lost: &[(&str, u64)]| {
             let lost = lost.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
-            Loss { from, to, cause, lost, capabilities: Vec::new() }
+            Loss { from, to, cause, lost, by_container: BTreeMap::new(), capabilities: Vec::new() }
         };
         assert_eq!(
             losses.since_last(counters, look),

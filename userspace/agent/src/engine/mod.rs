@@ -23,6 +23,7 @@ mod handle;
 mod judge_queue;
 mod keeping;
 mod ledger;
+mod loss_owners;
 mod losses;
 mod outside;
 mod parts;
@@ -160,6 +161,9 @@ impl<P: Probe> Engine<P> {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         self.ready = Some(ready);
+        if let Some(sampling) = &self.sampling {
+            self.observe(sampling.begin());
+        }
         self.resume();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,8 +182,8 @@ impl<P: Probe> Engine<P> {
                     Err(error) => self.scan_failed(&error),
                 },
                 Some(observation) = self.answers.recv(), if has_room => match observation {
-                    // What was written before the files were read explains what they say.
-                    Observation::LimitsRead(_) => self.wait_for_records(Read::Answer(observation)),
+                    // What was written, or charged, before the files were read explains what they say.
+                    Observation::LimitsRead(_) | Observation::MemorySampled(_) => self.wait_for_records(Read::Answer(observation)),
                     other => {
                         self.observe(other);
                         self.publish(Clock::read());

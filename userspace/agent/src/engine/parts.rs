@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::keeping::Unkept;
 use super::ledger::{Memory, Place, Series};
+use super::loss_owners::LossOwners;
 use super::losses::{Losses, Seen};
 use super::outside::Outside;
 use super::recorder::Recorder;
@@ -96,7 +97,12 @@ impl<P: Probe> Engine<P> {
                     tracing::error!(%error, "cannot read which limit writes were only counted");
                     BTreeMap::new()
                 });
-                seen = Seen::all(probe.counters(), probe.skipped(), suppressed);
+                let lost = probe.lost_by_container().unwrap_or_else(|error| {
+                    tracing::error!(%error, "cannot read whose the lost records are");
+                    BTreeMap::new()
+                });
+                seen =
+                    Seen::all(probe.counters(), probe.skipped(), suppressed).owned_by(LossOwners::new(lost));
                 Clock::read().now()
             }
         };

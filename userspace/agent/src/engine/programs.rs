@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use kwitness_abi::Counters;
+use kwitness_abi::{Counters, RecordKind};
 use kwitness_core::model::CgroupId;
 
 use crate::probe::{Drained, Overlap, Produced, ProgramStats, RingState, Running, SetId};
@@ -27,6 +27,8 @@ pub(crate) trait Probe: Send {
     fn untrack(&self, cgroup: CgroupId) -> io::Result<()>;
     /// What the kernel side could not deliver.
     fn counters(&self) -> Counters;
+    /// Whose that was, as far as the kernel side knows.
+    fn lost_by_container(&self) -> io::Result<BTreeMap<u32, BTreeMap<RecordKind, u64>>>;
     /// How often the kernel did not run a program, by capability.
     fn skipped(&self) -> BTreeMap<&'static str, u64>;
     /// How many writes to each cgroup's limit files were only counted.
@@ -71,6 +73,10 @@ impl Probe for Running {
 
     fn counters(&self) -> Counters {
         Running::counters(self)
+    }
+
+    fn lost_by_container(&self) -> io::Result<BTreeMap<u32, BTreeMap<RecordKind, u64>>> {
+        self.lost_by_container()
     }
 
     fn skipped(&self) -> BTreeMap<&'static str, u64> {

@@ -67,6 +67,7 @@ impl<P: Probe> Engine<P> {
             to,
             cause: GapCause::AgentDown,
             lost: BTreeMap::new(),
+            by_container: BTreeMap::new(),
             capabilities: unrecorded.into_iter().map(str::to_owned).collect(),
         }));
     }

@@ -71,6 +71,10 @@ impl Probe for Flood {
         Counters::default()
     }
 
+    fn lost_by_container(&self) -> io::Result<BTreeMap<u32, BTreeMap<RecordKind, u64>>> {
+        Ok(BTreeMap::new())
+    }
+
     fn skipped(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
     }
@@ -164,6 +168,10 @@ impl Probe for Upgrade {
         counters.lost[RecordKind::CgroupMkdir.index()] =
             if self.handed_over.load(Relaxed) { 1 } else { of_old };
         counters
+    }
+
+    fn lost_by_container(&self) -> io::Result<BTreeMap<u32, BTreeMap<RecordKind, u64>>> {
+        Ok(BTreeMap::new())
     }
 
     fn skipped(&self) -> BTreeMap<&'static str, u64> {

@@ -273,6 +273,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_containers_gap_passes_whatever_the_kinds_and_no_other_containers() {
+        let (hub, mut writer) = hub(16);
+        let (wanted, other) = (subject(1, None), subject(2, None));
+        writer.append([gap_of(Some(&other)), gap_of(Some(&wanted)), stopped(&wanted)], clock());
+        let filter = proto::Filter {
+            pods: vec!["uid-1".into()],
+            kinds: vec![EventKind::OomKill.into()],
+            ..Default::default()
+        };
+        let mut watcher = hub.watch(Start::Since(KernelTime(0)), false, filter.try_into().unwrap()).unwrap();
+        assert_eq!(numbers(&rest(&mut watcher).await), [2]);
+        let mut hints =
+            hub.watch(Start::Since(KernelTime(0)), false, Filter::of_kinds([EventKind::Created])).unwrap();
+        assert_eq!(numbers(&rest(&mut hints).await), [1, 2]);
+    }
+
+    #[tokio::test]
     async fn events_from_before_the_names_were_known_come_late_and_once() {
         let (hub, mut writer) = hub(2048);
         let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));

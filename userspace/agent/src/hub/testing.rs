@@ -84,6 +84,10 @@ pub(crate) fn updated(subject: &Arc<Subject>) -> Event {
 }
 
 pub(crate) fn gap() -> Event {
+    gap_of(None)
+}
+
+pub(crate) fn gap_of(subject: Option<&Arc<Subject>>) -> Event {
     let gap = Gap {
         cause: GapCause::RingFull,
         lost: BTreeMap::new(),
@@ -92,7 +96,7 @@ pub(crate) fn gap() -> Event {
         to: KernelTime(2),
         path: None,
     };
-    event(None, Kind::Gap(gap))
+    event(subject, Kind::Gap(gap))
 }
 
 pub(crate) fn decode(batch: Batch) -> Vec<proto::Event> {

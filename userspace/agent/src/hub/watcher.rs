@@ -318,7 +318,7 @@ impl Watcher {
     }
 
     fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
-        let is_of_node = entry.subject.is_none() && entry.non_container.is_none();
+        let is_of_node = entry.kind.is_of_node();
         if is_of_node || self.filter.wants_kind(entry.kind) {
             items.push(Item::Recorded(seq, entry));
             if !is_of_node {

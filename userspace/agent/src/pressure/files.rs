@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kwitness_core::model::{Bound, CgroupId};
 use procfs::process::Process;
@@ -81,6 +81,25 @@ impl MemoryFiles {
         Ok(Memory { usage, limit })
     }
 
+    /// The file that changes when a cgroup reaches its limit; none: in cgroup v1, asking for such a notice takes a write.
+    pub(super) fn limit_events(&self, path: &str) -> Option<PathBuf> {
+        match self {
+            Self::V2(cgroups) => {
+                let directory = cgroups.mount_point().join(path.trim_start_matches('/'));
+                Some(directory.join("memory.events.local"))
+            }
+            Self::V1(_) => None,
+        }
+    }
+
+    /// Where the hierarchy is mounted.
+    pub fn mount_point(&self) -> &Path {
+        match self {
+            Self::V2(cgroups) => cgroups.mount_point(),
+            Self::V1(mount_point) => mount_point,
+        }
+    }
+
     fn names(&self) -> (&'static str, &'static str) {
         match self {
             Self::V2(_) => ("memory.current", "memory.max"),
@@ -92,11 +111,8 @@ impl MemoryFiles {
 impl fmt::Display for MemoryFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (usage, _) = self.names();
-        let (mount_point, version) = match self {
-            Self::V2(cgroups) => (cgroups.mount_point(), "v2"),
-            Self::V1(mount_point) => (mount_point.as_path(), "v1"),
-        };
-        write!(f, "{usage} in {} (cgroup {version})", mount_point.display())
+        let version = if matches!(self, Self::V2(_)) { "v2" } else { "v1" };
+        write!(f, "{usage} in {} (cgroup {version})", self.mount_point().display())
     }
 }
 
@@ -117,7 +133,6 @@ fn bound(text: &str) -> io::Result<Bound> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt as _;
-    use std::path::Path;
 
     use super::*;
 

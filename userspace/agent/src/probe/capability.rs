@@ -17,7 +17,7 @@ pub enum HookKind {
     /// progress on that CPU (`bpf_prog_active`, `trace_call_bpf` of `kernel/trace/bpf_trace.c`), also if that call, anyone's, has
     /// been preempted. Each is counted. Ours make none in steady state: see `Tracker::listed` and the module `counters`.
     Tracepoint,
-    /// A function's entry and return, each with a program of its own, by fentry and fexit.
+    /// A function's entry, and for most capabilities its return, each with a program of its own, by fentry and fexit.
     Fentry,
     /// The same by kprobe and kretprobe, for kernels or machines without fentry.
     Kprobe,
@@ -27,6 +27,11 @@ pub enum HookKind {
 }
 
 impl HookKind {
+    /// Whether it is at a function of the kernel's.
+    pub const fn is_at_function(self) -> bool {
+        matches!(self, Self::Fentry | Self::Kprobe)
+    }
+
     /// Every kind.
     pub const ALL: [Self; 5] =
         [Self::RawTracepoint, Self::Tracepoint, Self::Fentry, Self::Kprobe, Self::Syscall];
@@ -58,7 +63,7 @@ pub struct Hook {
     pub kind: HookKind,
     /// The program's name in the object.
     pub program: &'static str,
-    /// The program at the function's return, if the hook is at a function.
+    /// The program at the return of the function or system call, if the hook has one there.
     pub at_return: Option<&'static str>,
     /// The fields that it reads in addition to those of its capability.
     pub fields: &'static [&'static Field],
@@ -209,9 +214,12 @@ macro_rules! process_fields {
 /// The name of the capability for limit writes, which has an alternative that is no program: `cgroupfs::watch`.
 pub const LIMIT_WRITES: &str = "limit_write";
 
+/// The name of the capability for charges of memory, which has an alternative that is no program: [`crate::pressure`].
+pub const MEMORY_CHARGES: &str = "memory_charge";
+
 /// Every capability, in the order of attaching. The one that makes a cgroup tracked comes last: of a cgroup that the kernel side
 /// took up by itself, everything that follows is seen.
-pub static CAPABILITIES: [Capability; 11] = [
+pub static CAPABILITIES: [Capability; 12] = [
     Capability {
         name: "task_exit",
         importance: Importance::Vital,
@@ -313,6 +321,33 @@ pub static CAPABILITIES: [Capability; 11] = [
         target: "mark_victim",
         hooks: hooks!("oom_kill"),
         fields: process_fields!(),
+    },
+    Capability {
+        name: MEMORY_CHARGES,
+        importance: Importance::Optional,
+        cost_of_missing: "memory thresholds crossed between two samples, and which process was charging",
+        target: "page_counter_try_charge",
+        hooks: &[
+            Hook { kind: HookKind::Fentry, program: "memory_charge_fentry", at_return: None, fields: &[] },
+            Hook {
+                kind: HookKind::Kprobe,
+                program: "memory_charge_kprobe",
+                at_return: None,
+                fields: &[&layout::REGS_FIRST, &layout::REGS_SECOND],
+            },
+        ],
+        fields: process_fields!(
+            TASK_FLAGS,
+            KERNFS_NODE_PARENT,
+            CGROUP_ROOT,
+            CGROUP_ROOT_HIERARCHY_ID,
+            MEMCG_CGROUP,
+            MEMCG_MEMORY,
+            MEMCG_SERIAL,
+            COUNTER_USAGE,
+            COUNTER_MAX,
+            COUNTER_PARENT
+        ),
     },
     Capability {
         name: "cgroup_attach",

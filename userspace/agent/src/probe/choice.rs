@@ -19,8 +19,10 @@ use kwitness_abi::KernelLayout;
 use nix::libc;
 
 use super::{
-    capability::{CAPABILITIES, Capability, Exclusion, Hook, HookKind, Importance, Tracepoints},
-    environment,
+    capability::{
+        CAPABILITIES, Capability, Exclusion, Hook, HookKind, Importance, MEMORY_CHARGES, Tracepoints,
+    },
+    charges, environment,
     error::{ProbeError, Result, error_chain},
     layout,
     pins::{self, Origin},
@@ -47,6 +49,10 @@ pub(super) struct Chooser {
     pub(super) layout: KernelLayout,
     pub(super) exclude: Vec<Exclusion>,
     pub(super) syscalls: bool,
+    /// Why no charge of memory is recorded, if so.
+    pub(super) no_charges: Option<Reason>,
+    /// See [`Settings::is_charged`](super::Settings::is_charged).
+    pub(super) is_charged: bool,
 }
 
 /// How far the choice of a capability's hook has come.
@@ -137,7 +143,9 @@ impl Choice {
     /// Attaches the loaded hook, or the next one that can be loaded and attached.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, chooser: &Chooser, set: Option<&pins::Set>) {
         while let Some(hook) = self.loaded {
-            match attach(ebpf, self.capability, &hook, set) {
+            let attached = attach(ebpf, self.capability, &hook, set)
+                .and_then(|links| chooser.check_rate(ebpf, self.capability, &hook, set).map(|()| links));
+            match attached {
                 Ok(links) => {
                     self.links = links;
                     return;
@@ -168,6 +176,9 @@ impl Chooser {
         if hook.kind == HookKind::Syscall && !self.syscalls {
             return Err(Reason::NotEnabled);
         }
+        if let Some(reason) = self.no_charges.as_ref().filter(|_| capability.name == MEMORY_CHARGES) {
+            return Err(reason.clone());
+        }
         let missing = layout::missing(&self.layout, &[capability.fields, hook.fields].concat());
         if !missing.is_empty() {
             return Err(Reason::MissingFields(missing));
@@ -182,6 +193,25 @@ impl Chooser {
             HookKind::Kprobe => program::<KProbe>(ebpf, name)?.load(),
         });
         loaded.map_err(|error| refused(ebpf, capability, hook, error, "BPF_PROG_LOAD"))
+    }
+
+    /// Whether the kernel calls an attached hook as often as it should; if not, it is detached.
+    fn check_rate(
+        &self,
+        ebpf: &mut Ebpf,
+        capability: &Capability,
+        hook: &Hook,
+        set: Option<&pins::Set>,
+    ) -> StdResult<(), Reason> {
+        if capability.name != MEMORY_CHARGES {
+            return Ok(());
+        }
+        let Some(flaw) = charges::flaw(ebpf, self.is_charged) else { return Ok(()) };
+        if let Some(set) = set {
+            hook.programs().for_each(|name| set.paths().forget(name));
+        }
+        unload(ebpf, hook);
+        Err(flaw)
     }
 }
 
@@ -269,6 +299,12 @@ fn pin(ebpf: &mut Ebpf, name: &str, link: FdLink, set: &pins::Set) -> StdResult<
 
 /// Takes the programs of a hook at a function out of the kernel, for one of the two is not to be had; the reason in our words.
 fn refused(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook, error: ProgramError, call: &str) -> Reason {
+    unload(ebpf, hook);
+    reason(error, call, capability, hook)
+}
+
+/// Takes a hook's programs at a function out of the kernel.
+fn unload(ebpf: &mut Ebpf, hook: &Hook) {
     for name in hook.programs() {
         // One that is not loaded needs no unloading.
         let _ = match hook.kind {
@@ -281,7 +317,6 @@ fn refused(ebpf: &mut Ebpf, capability: &Capability, hook: &Hook, error: Program
             HookKind::Syscall => program::<TracePoint>(ebpf, name).and_then(TracePoint::unload),
         };
     }
-    reason(error, call, capability, hook)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> StdResult<&'a mut P, ProgramError>
@@ -294,10 +329,10 @@ where
 
 /// A refusal in our words.
 fn reason(error: ProgramError, call: &str, capability: &Capability, hook: &Hook) -> Reason {
-    let missing = match hook.at_return {
-        _ if hook.kind == HookKind::Syscall => Reason::MissingTracepoint(SYSCALL_EVENTS.0),
-        None => Reason::MissingTracepoint(capability.target),
-        Some(_) => Reason::MissingFunction(capability.target),
+    let missing = match hook.kind {
+        HookKind::Syscall => Reason::MissingTracepoint(SYSCALL_EVENTS.0),
+        HookKind::RawTracepoint | HookKind::Tracepoint => Reason::MissingTracepoint(capability.target),
+        HookKind::Fentry | HookKind::Kprobe => Reason::MissingFunction(capability.target),
     };
     let (call, io_error, detail) = match error {
         ProgramError::LoadError { io_error, verifier_log } => {

@@ -130,7 +130,7 @@ fn if_missing<V>(old: V, new: Option<V>) -> Option<V> {
 fn with_life(TrackedValue(old): TrackedValue, new: Option<TrackedValue>) -> Option<TrackedValue> {
     let Some(TrackedValue(new)) = new else { return Some(TrackedValue(old)) };
     let differs = (old.flags ^ new.flags) & TRACKED_STARTED;
-    (differs != 0).then_some(TrackedValue(Tracked { flags: new.flags ^ differs, share: new.share }))
+    (differs != 0).then_some(TrackedValue(Tracked { flags: new.flags ^ differs, container: new.container }))
 }
 
 /// A map of a set.
@@ -227,9 +227,10 @@ mod tests {
 
     #[test]
     fn a_copied_element_keeps_whose_share_it_is_counted_in() {
-        let value = |flags, share| TrackedValue(Tracked { flags, share });
-        let merged =
-            |old, new| with_life(old, new).map(|TrackedValue(Tracked { flags, share })| (flags, share));
+        let value = |flags, container| TrackedValue(Tracked { flags, container });
+        let merged = |old, new| {
+            with_life(old, new).map(|TrackedValue(Tracked { flags, container })| (flags, container))
+        };
         let counted = TRACKED_POD | TRACKED_COUNTED;
         assert_eq!(merged(value(counted, 7), None), Some((counted, 7)), "as it was, if it is missing");
         assert_eq!(merged(value(0, 0), Some(value(counted, 7))), None);

@@ -93,6 +93,12 @@ fields! {
     SUPER_BLOCK_MAGIC super_block_magic "super_block": "s_magic";
     SYS_ENTER_ARGS sys_enter_args "trace_event_raw_sys_enter": "args";
     SYS_EXIT_RET sys_exit_ret "trace_event_raw_sys_exit": "ret";
+    TASK_FLAGS task_flags "task_struct": "flags";
+    MEMCG_MEMORY memcg_memory "mem_cgroup": "memory";
+    MEMCG_SERIAL memcg_serial "mem_cgroup": "css.serial_nr";
+    COUNTER_USAGE counter_usage "page_counter": "usage";
+    COUNTER_MAX counter_max "page_counter": "max";
+    COUNTER_PARENT counter_parent "page_counter": "parent";
 }
 
 /// Fields behind "which id has this process in that pid namespace", unless it is the initial one.

@@ -27,7 +27,8 @@ use kwitness_service::InstanceLock;
 use nix::{libc, sys::resource};
 
 use super::{
-    capability::Tracepoints,
+    capability::{MEMORY_CHARGES, Tracepoints},
+    charges,
     choice::{AttachedProgram, Choice, Chooser, Links, choices, report},
     counters,
     environment::{self, BTF_PATH, Lockdown},
@@ -36,9 +37,9 @@ use super::{
     layout,
     object::OBJECT,
     pins::{self, Old, Origin, Unpinned},
-    report::Capabilities,
+    report::{Capabilities, Reason},
     ring::Running,
-    settings::{MAX_ROOTS, ProbeLog, Settings},
+    settings::{Charges, MAX_ROOTS, ProbeLog, Settings},
 };
 use crate::clock::Clock;
 
@@ -131,6 +132,11 @@ impl Loaded {
             resource::RLIM_INFINITY,
         );
         let tracked = settings.tracked_capacity.get();
+        let no_charges = match &settings.charges {
+            Charges::Across(_) => None,
+            Charges::Off => Some(Reason::Excluded),
+            Charges::Untracked => Some(Reason::MemoryInV1),
+        };
         let mut loader = EbpfLoader::new();
         if let Ok(set) = &pinned {
             for map in pins::MAPS {
@@ -144,6 +150,7 @@ impl Loaded {
             .override_global("SUBTREE", &settings.subtree, true)
             .override_global("PID_NAMESPACE", &settings.pid_namespace.unwrap_or(0), true)
             .override_global("CAPACITY", &tracked, true)
+            .override_global("CHARGES", &charges::global(&settings.charges), true)
             .override_global(aya_log::LEVEL, &settings.log.level(), true)
             .map_max_entries("LIFECYCLE", settings.lifecycle_ring.get())
             .map_max_entries("TASKS", settings.tasks_ring.get())
@@ -160,7 +167,8 @@ impl Loaded {
             configure_roots(&mut ebpf, settings)?;
             configure_limit_files(&mut ebpf)?;
         }
-        let chooser = Chooser { btf, layout, exclude: settings.exclude.clone(), syscalls: settings.syscalls };
+        let (exclude, syscalls) = (settings.exclude.clone(), settings.syscalls);
+        let chooser = Chooser { btf, layout, exclude, syscalls, no_charges, is_charged: settings.is_charged };
         let choices = choices().collect();
         Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })
     }
@@ -202,12 +210,13 @@ impl Attached {
     }
 
     /// What was not recorded before this process attached it, by capability. One that has no hook, and no substitute either, never
-    /// is.
+    /// is; nor is what is sampled.
     pub fn unrecorded(&self, capabilities: &Capabilities) -> Vec<&'static str> {
         let served = capabilities
             .reports
             .iter()
-            .filter(|report| report.chosen.is_some() || report.substitute.is_some());
+            .filter(|report| report.chosen.is_some() || report.substitute.is_some())
+            .filter(|report| report.chosen.is_some() || report.capability.name != MEMORY_CHARGES);
         served.map(|report| report.capability.name).filter(|name| self.new.contains(name)).collect()
     }
 

@@ -15,6 +15,7 @@
 //! container, scans no file system. All `unsafe` of this crate is here.
 
 pub mod capability;
+mod charges;
 mod choice;
 mod counters;
 pub mod environment;
@@ -43,7 +44,7 @@ pub use self::{
     pins::Unpinned,
     report::{Capabilities, CapabilityReport, Reason, Refusal},
     ring::{Drained, Produced, RingState, Running, SetId},
-    settings::{MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
+    settings::{Charges, MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
     tracker::{Life, Listed, Standing, Tracker},
 };

@@ -70,7 +70,7 @@ use crate::private::{self, Foreign};
 use layout::{is_layout, layout};
 
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
-pub(super) const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 20] = [
     "ANCESTORS",
     "BUDGETS",
     "COUNTERS",
@@ -78,8 +78,10 @@ pub(super) const MAPS: [&str; 18] = [
     "FIRST_PROCESSES",
     "FORKS",
     "IN_FLIGHT",
+    "LEVELS",
     "LIFECYCLE",
     "LIMIT_FILES",
+    "LOST",
     "OOM_CONTEXTS",
     "OWN_WRITES",
     "READER_WAITS",
@@ -91,13 +93,14 @@ pub(super) const MAPS: [&str; 18] = [
     "TRACKED",
 ];
 /// The maps that are read of a set that is read on.
-const READ_ON: [&str; 10] = [
+const READ_ON: [&str; 11] = [
     "ANCESTORS",
     "BUDGETS",
     "COUNTERS",
     "FIRST_PROCESSES",
     "FORKS",
     "LIFECYCLE",
+    "LOST",
     "OWN_WRITES",
     "READER_WAITS",
     "TASKS",

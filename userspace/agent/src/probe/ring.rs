@@ -10,12 +10,13 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
-use kwitness_abi::{Budget, Counters, Header};
+use kwitness_abi::{Budget, Counters, Header, LostOf, RecordKind};
 use kwitness_service::InstanceLock;
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
+    capability::MEMORY_CHARGES,
     choice::AttachedProgram,
     counters::CountersView,
     error::{ProbeError, Result},
@@ -44,6 +45,14 @@ struct BudgetValue(Budget);
 
 // SAFETY: `repr(C)`, integers only, without padding.
 unsafe impl aya::Pod for BudgetValue {}
+
+/// [`LostOf`] as the key of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct LostOfKey(LostOf);
+
+// SAFETY: `repr(C)`, integers only, without padding.
+unsafe impl aya::Pod for LostOfKey {}
 
 /// What a drain did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +99,7 @@ struct Source {
     pace: Pace,
     counters: CountersView,
     budgets: HashMap<MapData, u64, BudgetValue>,
+    lost: HashMap<MapData, LostOfKey, u64>,
     programs: Vec<AttachedProgram>,
 }
 
@@ -134,6 +144,7 @@ impl Source {
         let sizes = [first.2, second.2, third.2, fourth.2];
         let counters = CountersView::new(map("COUNTERS")?);
         let budgets = HashMap::try_from(map("BUDGETS")?);
+        let lost = HashMap::try_from(map("LOST")?);
         let reader_waits = ReaderWaits::new(map("READER_WAITS")?);
         Ok(Self {
             set: SetId(first.3),
@@ -145,6 +156,7 @@ impl Source {
                 .map_err(ProbeError::Register)?,
             counters: counters.map_err(|source| map_error("COUNTERS", source))?,
             budgets: budgets.map_err(|source| map_error("BUDGETS", source))?,
+            lost: lost.map_err(|source| map_error("LOST", source))?,
             programs,
         })
     }
@@ -325,6 +337,20 @@ impl Running {
         self.source.counters.sum()
     }
 
+    /// Of the lost records in [`counters`](Self::counters), how many of each kind were a container's, by its
+    /// [`container_number`](kwitness_abi::container_number). One that has given way to others is missing, and counts from zero when
+    /// it comes back.
+    pub fn lost_by_container(&self) -> io::Result<BTreeMap<u32, BTreeMap<RecordKind, u64>>> {
+        let mut by_container: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for entry in self.source.lost.iter() {
+            let (LostOfKey(LostOf { container, kind }), count) = entry.map_err(io::Error::other)?;
+            if let Some(kind) = u16::try_from(kind).ok().and_then(RecordKind::from_u16) {
+                by_container.entry(container).or_default().insert(kind, count);
+            }
+        }
+        Ok(by_container)
+    }
+
     /// How many writes to each cgroup's limit files were only counted since it was loaded, see [`Budget`]. A cgroup that has
     /// given way to others is missing, and counts from zero when it comes back.
     pub fn suppressed_writes(&self) -> io::Result<BTreeMap<u64, u64>> {
@@ -340,10 +366,11 @@ impl Running {
 
     /// How often the kernel did not run a capability's program because that, or for a classic tracepoint any of its type, was
     /// already running on the CPU: interrupted, or preempted (see [`Tracepoints`](super::capability::Tracepoints)). By the
-    /// capability's name. At most so many records were not made: the program might have had nothing to report.
+    /// capability's name. At most so many records were not made: the program might have had nothing to report. Charges of memory
+    /// are left out: there the next one finds what a skipped one would have.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut skipped = BTreeMap::new();
-        for (capability, stats) in self.source.stats() {
+        for (capability, stats) in self.source.stats().filter(|(name, _)| *name != MEMORY_CHARGES) {
             if let Some(misses) = stats.recursion_misses.filter(|misses| *misses > 0) {
                 *skipped.entry(capability).or_default() += misses;
             }

@@ -3,6 +3,7 @@
 use std::{fmt, num::NonZeroU32, path::PathBuf, str::FromStr};
 
 use kwitness_abi::{HIERARCHY_ROOT, PATTERN_CAP, Pattern};
+use kwitness_core::model::Thresholds;
 
 use super::capability::Exclusion;
 
@@ -29,6 +30,10 @@ pub struct Settings {
     pub exclude: Vec<Exclusion>,
     /// Hooks at system calls may be used: they cost every process of the node something.
     pub syscalls: bool,
+    /// Whether charges of memory are recorded.
+    pub charges: Charges,
+    /// This process is known to be charged for its memory: a function that the kernel does not call meanwhile is none of charges.
+    pub is_charged: bool,
     /// What the programs log of their decisions.
     pub log: ProbeLog,
     /// Held as long as the probes are loaded, so that one instance runs at a time.
@@ -63,11 +68,24 @@ impl Default for Settings {
             roots: Vec::new(),
             exclude: Vec::new(),
             syscalls: false,
+            charges: Charges::Across(Thresholds::default()),
+            is_charged: false,
             log: ProbeLog::Off,
             lock_file: None,
             pins: None,
         }
     }
+}
+
+/// Whether charges of memory are recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Charges {
+    /// Those that cross one of these thresholds.
+    Across(Thresholds),
+    /// None is wanted.
+    Off,
+    /// Memory is accounted in a hierarchy of cgroup v1, of which no cgroup is tracked.
+    Untracked,
 }
 
 /// What the programs log of their decisions, as the target `kwitness_probes`.

@@ -17,7 +17,8 @@ use std::{
 
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError};
 use kwitness_abi::{
-    SHARES, TRACKED_CONTAINED, TRACKED_COUNTED, TRACKED_POD, TRACKED_STARTED, Tracked, share_of,
+    SHARES, TRACKED_CONTAINED, TRACKED_COUNTED, TRACKED_POD, TRACKED_STARTED, Tracked, container_number,
+    share_of,
 };
 use nix::{
     libc::c_void,
@@ -67,7 +68,7 @@ impl Standing {
                 | flag(in_pods, TRACKED_POD)
                 | flag(container.is_some(), TRACKED_CONTAINED)
                 | flag(container.is_some_and(|container| container != id), TRACKED_COUNTED),
-            share: container.map_or(0, share_of),
+            container: container.map_or(0, container_number),
         }
     }
 }
@@ -100,10 +101,10 @@ impl SharesView {
     /// An element of the tracked set has become another, or came, or went.
     pub(super) fn count(&self, before: Option<Tracked>, after: Option<Tracked>) {
         for (tracked, change) in [(before, -1), (after, 1)] {
-            let Some(Tracked { flags, share }) = tracked else { continue };
+            let Some(Tracked { flags, container }) = tracked else { continue };
             self.element(SHARES).fetch_add(change, Ordering::Relaxed);
             if flags & TRACKED_COUNTED != 0 {
-                self.element(share_of(share.into())).fetch_add(change, Ordering::Relaxed);
+                self.element(share_of(container)).fetch_add(change, Ordering::Relaxed);
             }
         }
     }
@@ -232,8 +233,8 @@ mod tests {
     fn a_cgroup_is_counted_in_the_container_that_it_lies_in() {
         let of = |container, id| Standing { life: Life::Unstarted, in_pods: true, container }.of(id);
         let inside = TRACKED_POD | TRACKED_CONTAINED;
-        assert_eq!(of(None, 7), Tracked { flags: TRACKED_POD, share: 0 });
-        assert_eq!(of(Some(7), 7), Tracked { flags: inside, share: 7 }, "its own cgroup is not in it");
-        assert_eq!(of(Some(7), 8), Tracked { flags: inside | TRACKED_COUNTED, share: 7 });
+        assert_eq!(of(None, 7), Tracked { flags: TRACKED_POD, container: 0 });
+        assert_eq!(of(Some(7), 7), Tracked { flags: inside, container: 7 }, "its own cgroup is not in it");
+        assert_eq!(of(Some(7), 8), Tracked { flags: inside | TRACKED_COUNTED, container: 7 });
     }
 }

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kwitness_core::model::{
-    Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, Resource, Source, Wanted,
+    Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, LevelRole, Resource, Source, Wanted,
 };
 
 use super::desired::Desired;
@@ -64,10 +64,13 @@ impl GuardLimits {
         }
     }
 
-    /// What came of that.
+    /// What came of that. What it does with the limit of a pod is no container's.
     pub fn observe(&self, report: &GuardReport) {
         let mut known = self.lock();
         match report.act {
+            GuardAct::Raised { level: LevelRole::Pod, .. }
+            | GuardAct::Refused { level: LevelRole::Pod, .. }
+            | GuardAct::Returned { level: LevelRole::Pod, .. } => {}
             GuardAct::Raised { to, .. } | GuardAct::Returned { to, .. } => {
                 let limit = entry(&mut known, report.container.clone());
                 *limit = Limit { sets: None, has: Some((report.at, to)), ..*limit };
@@ -133,7 +136,7 @@ fn entry(known: &mut BTreeMap<ContainerId, Limit>, container: ContainerId) -> &m
 
 #[cfg(test)]
 mod tests {
-    use kwitness_core::model::{GuardAttempt, LevelRole};
+    use kwitness_core::model::GuardAttempt;
 
     use super::*;
 
@@ -183,6 +186,9 @@ mod tests {
         let returned = GuardAct::Returned { level: LevelRole::Container, from: 128, to: 64, original: 64 };
         limits.observe(&report(7, returned));
         assert_eq!(wanted(&limits), Some((7, bytes(64))));
+        let of_pod = GuardAct::Raised { level: LevelRole::Pod, from: 256, to: 512, held: 1 };
+        limits.observe(&report(8, of_pod));
+        assert_eq!(wanted(&limits), Some((7, bytes(64))), "its pod's is another limit");
         limits.keep(&BTreeSet::from(["c"]));
         assert!(!limits.is_empty());
         limits.keep(&BTreeSet::new());

@@ -24,6 +24,8 @@ pub(super) struct Levels {
     pub(super) levels: Vec<Level>,
     /// Which of them is the requested one.
     pub(super) own: usize,
+    /// The id of the one within that the runtime made.
+    pub(super) inner: Option<CgroupId>,
     /// What is used there, in the file's unit, if that is known.
     pub(super) usage: Option<u64>,
 }
@@ -54,10 +56,13 @@ pub(super) fn read(
         reading: files.reading(cgroups, path, resource.file()),
     };
     let mut levels = Vec::new();
+    let mut inner_id = None;
     if role(path) == LevelRole::Container
-        && let Some(inner) = directory.as_ref().and_then(inner)
+        && let Some(container) = &directory
+        && let Some(inner) = inner(container)
     {
         levels.push(level(&format!("{path}/{}", inner.to_string_lossy()), LevelRole::Inner));
+        inner_id = container.child(&inner).and_then(|inner| inner.id()).ok();
     }
     let own = levels.len();
     levels.extend(upwards(path).map(|path| level(path, role(path))));
@@ -73,7 +78,7 @@ pub(super) fn read(
         // More than `memory.high` is how that limit works: whoever takes it is slowed down.
         Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
     };
-    Levels { levels, own, usage }
+    Levels { levels, own, inner: inner_id, usage }
 }
 
 /// The name of the cgroup that crun makes inside a container's, for systemd to keep out of, and puts all of its processes into:
@@ -171,6 +176,7 @@ mod tests {
             ]
         );
         assert_eq!((read_all.own, read_all.usage), (1, Some(100)));
+        assert_eq!(read_all.inner, Some(id_of(&inner)));
         assert_eq!(read_all.levels[1].reading, Reading::Is(Value::Bound(Bound::At(4096))));
         assert_eq!(&*read_all.levels[5].path, "/");
 

@@ -417,6 +417,7 @@ impl Verifier {
                     requester,
                     at: now(),
                     cgroup: target.cgroup,
+                    inner: read.inner,
                     resource: target.resource,
                     desired: target.desired,
                     may_be_less: target.may_be_less,

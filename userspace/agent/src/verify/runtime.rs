@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::desired::{self, Desired};
 use super::now;
-use crate::cri::{Error, Resolver};
+use crate::cri::Resolver;
 use crate::oldest_first::OldestFirst;
 use kwitness_core::model::ContainerId;
 
@@ -116,7 +116,7 @@ impl RuntimeLimits {
                 let mut state = self.lock();
                 state.calls.remove(&id);
                 // An answer about one container is no failure of the runtime.
-                if matches!(error, Error::Slow { .. } | Error::Connect { .. }) {
+                if error.is_unanswered() {
                     state.failed = Some((Instant::now(), text.clone()));
                 }
                 Err(text)

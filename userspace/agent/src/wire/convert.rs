@@ -197,6 +197,7 @@ fn basis(basis: core::Basis) -> proto::Basis {
         core::Basis::LimitRead => proto::Basis::LimitRead,
         core::Basis::OomKill => proto::Basis::OomKill,
         core::Basis::MemorySample => proto::Basis::MemorySample,
+        core::Basis::MemoryCharge => proto::Basis::MemoryCharge,
         core::Basis::InitialScan => proto::Basis::InitialScan,
         core::Basis::RepairScan => proto::Basis::RepairScan,
         core::Basis::Runtime => proto::Basis::Runtime,

@@ -1,8 +1,8 @@
 //! Limits, and what their being hit leads to, in the API's shape.
 
 use kwitness_core::model::{
-    Bound, Caller, Direction, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames, Pressure,
-    Reading, SeenWrite, WriteHook, WriteResult,
+    Bound, Caller, Charger, Direction, LevelRole, LimitChange, OomChoice, OomExhausted, OomKilled, PodNames,
+    Pressure, Reading, SeenWrite, WriteHook, WriteResult,
 };
 use kwitness_core::usage::time_to_limit;
 use nix::errno::Errno;
@@ -154,6 +154,10 @@ pub(super) fn pressure(pressure: &Pressure) -> proto::Pressure {
         fill_rate: pressure.fill_rate,
         time_to_limit_ms: to_limit.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         suppressed: pressure.suppressed,
+        charged_by: pressure
+            .charger
+            .as_ref()
+            .map(|Charger { process, cgroup_path }| caller(process, cgroup_path.as_deref())),
     }
 }
 

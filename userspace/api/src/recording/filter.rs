@@ -22,13 +22,12 @@ pub(super) fn wants_container(filter: &proto::Filter, container: &proto::Contain
 /// Whether an event matches.
 pub(super) fn wants_event(filter: &proto::Filter, event: &proto::Event) -> bool {
     let kind = EventKind::of(event);
-    if kind.is_some_and(EventKind::is_of_node) {
-        return true;
-    }
+    let is_of_node = kind.is_some_and(EventKind::is_of_node);
     let wants_kind = filter.kinds.is_empty() || kind.is_some_and(|kind| filter.kinds.contains(&kind.into()));
-    wants_kind
+    (is_of_node || wants_kind)
         && match &event.container {
             Some(container) => wants_container(filter, container),
+            None if is_of_node => true,
             None => {
                 filter.containers.is_empty() && filter.labels.is_empty() && wants_names(filter, pod_of(event))
             }

@@ -7,6 +7,7 @@
 //! | `recording` | [`Header`]: first line of each file |
 //! | `snapshot` | all containers ([`proto::Snapshot`]) and the `time` at which they were listed |
 //! | `verdicts` | all verdicts ([`proto::VerifyResponse`]) and the `time` at which they were judged |
+//! | `usage` | what containers used at a time ([`proto::UsageSample`]), without their names and verdicts; since format 2 |
 //! | anything else | an event, exactly as `kwitness events -o json` prints it |
 //!
 //! A file is plain text, or a sequence of zstd frames that each hold whole lines: `zstd -dc` turns one into the other.
@@ -21,6 +22,7 @@ mod replay;
 mod state;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod write;
 
 use std::io;
@@ -35,7 +37,10 @@ pub use replay::{Recording, Replay};
 pub use write::{Options, Writer};
 
 /// The version of the format that this release writes. A release reads this one and all before it.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// No header is longer: names are at most 253 bytes.
+const HEADER_MAX: usize = 4096;
 
 /// The first line of each file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +71,8 @@ pub enum Line {
     Snapshot(At<proto::Snapshot>),
     /// `verdicts`
     Verdicts(At<proto::VerifyResponse>),
+    /// `usage`; see [`Line::usage`].
+    Usage(Box<proto::UsageSample>),
     /// Any other `type`.
     Event(Box<proto::Event>),
 }
@@ -105,6 +112,7 @@ impl Part {
 const HEADER: &str = "recording";
 const SNAPSHOT: &str = "snapshot";
 const VERDICTS: &str = "verdicts";
+const USAGE: &str = "usage";
 
 #[derive(Deserialize)]
 struct Kind {
@@ -136,6 +144,7 @@ impl Line {
             HEADER => serde_json::from_slice(text).map(Self::Header),
             SNAPSHOT => at(text).map(Self::Snapshot),
             VERDICTS => at(text).map(Self::Verdicts),
+            USAGE => serde_json::from_slice(text).map(|sample| Self::Usage(Box::new(sample))),
             _ => serde_json::from_slice(text).map(|event| Self::Event(Box::new(event))),
         }
     }
@@ -149,6 +158,7 @@ impl Line {
             Self::Header(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: HEADER, line })?,
             Self::Snapshot(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: SNAPSHOT, line })?,
             Self::Verdicts(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: VERDICTS, line })?,
+            Self::Usage(line) => serde_json::to_writer(&mut *to, &Tagged { r#type: USAGE, line })?,
             Self::Event(event) => serde_json::to_writer(&mut *to, event)?,
         }
         to.push(b'\n');
@@ -169,6 +179,12 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// A FIFO, a device or a directory: a recording is read more than once, and written in place.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// What has that name.
+        path: PathBuf,
     },
     /// The file begins with something else than a header.
     #[error("{} is not a recording of kwitness: it does not begin with a header", path.display())]
@@ -195,6 +211,17 @@ pub enum Error {
         offset: u64,
         /// What is wrong with the rest.
         reason: String,
+    },
+    /// The parts of a recording are not in the order of their names.
+    #[error(
+        "{} was begun before {}: rename them so that FILE is the newest part, FILE.1 the one before",
+        path.display(), before.display()
+    )]
+    Order {
+        /// The part that should be the newer one.
+        path: PathBuf,
+        /// The part that should be the older one.
+        before: PathBuf,
     },
     /// Another node's recording has this name.
     #[error("{} is a recording of node {found}, not {expected}; choose another file", path.display())]

@@ -1,17 +1,18 @@
 //! The lines of one file, plain or compressed, up to its end or to where it is torn.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-use super::{Error, FORMAT, Header, Line, Part};
+use super::{Error, FORMAT, HEADER_MAX, Header, Line, Part};
 
 /// How a file of zstd frames begins (RFC 8878, 3.1.1).
 pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The most that one frame may unpack to. A writer makes frames of some 256 KiB, or of one longer line.
-const FRAME_MAX: u64 = 1 << 30;
+/// The most bytes of a line, and the most that one frame may unpack to. A writer makes frames of some 256 KiB, or of one longer line;
+/// the longest has an answer of the daemon, which is 32 MiB on the wire.
+const LINE_MAX: u64 = 256 << 20;
 
 /// The lines of a file. After the last one, [`Lines::is_torn`] says whether something incomplete follows it.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Lines {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::NoHeader`], [`Error::Newer`], [`Error::Damaged`].
+    /// [`Error::Io`], [`Error::NotAFile`], [`Error::NoHeader`], [`Error::Newer`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::of(&Part::File(path.to_owned()))
     }
@@ -61,6 +62,10 @@ impl Lines {
         let path = part.path();
         let mut file = match part {
             Part::File(path) => {
+                // Opening a FIFO would wait for its writer.
+                if !fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
+                    return Err(Error::NotAFile { path: path.clone() });
+                }
                 let file = File::open(path).map_err(Error::io("open", path))?;
                 Contents::File(BufReader::with_capacity(64 << 10, file))
             }
@@ -111,17 +116,25 @@ impl Lines {
     /// The next whole line, with its end.
     fn text(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let mut line = Vec::new();
+        // A file that is not a recording may have no lines, or no end.
+        let max = match self.packing {
+            Packing::Plain if self.intact == 0 => HEADER_MAX as u64,
+            Packing::Plain | Packing::Zstd(_) => LINE_MAX,
+        };
         loop {
             let source: &mut dyn io::BufRead = match &mut self.packing {
                 Packing::Plain => self.file.reader(),
                 Packing::Zstd(frame) => frame,
             };
-            source.read_until(b'\n', &mut line).map_err(Error::io("read", self.part.path()))?;
+            source.take(max).read_until(b'\n', &mut line).map_err(Error::io("read", self.part.path()))?;
             let is_whole = line.last() == Some(&b'\n');
             match &self.packing {
                 Packing::Plain if is_whole => {
                     self.intact += line.len() as u64;
                     return Ok(Some(line));
+                }
+                Packing::Plain if line.len() as u64 == max => {
+                    return Err(self.damaged(format!("a line has more than {max} bytes")));
                 }
                 Packing::Plain => {
                     self.is_torn = !line.is_empty();
@@ -146,7 +159,7 @@ impl Lines {
             return Ok(None);
         }
         let mut source = Counted { source: self.file.reader(), count: 0, has_ended: false };
-        let contents = unpack(&mut source);
+        let contents = unpack(&mut source, LINE_MAX);
         let Counted { count, has_ended, .. } = source;
         match contents {
             Ok(contents) => {
@@ -177,8 +190,8 @@ impl Iterator for Lines {
     }
 }
 
-/// Unpacks one frame and checks it.
-fn unpack(source: &mut impl Read) -> Result<Vec<u8>, String> {
+/// Unpacks one frame, of at most so many bytes, and checks it.
+pub(super) fn unpack(source: &mut impl Read, max: u64) -> Result<Vec<u8>, String> {
     let mut decoder = FrameDecoder::new();
     decoder.reset(&mut *source).map_err(|error| error.to_string())?;
     let mut contents = Vec::new();
@@ -188,8 +201,8 @@ fn unpack(source: &mut impl Read) -> Result<Vec<u8>, String> {
             decoder.decode_blocks(&mut *source, strategy).map_err(|error| error.to_string())?;
         }
         decoder.collect_to_writer(&mut contents).map_err(|error| error.to_string())?;
-        if contents.len() as u64 > FRAME_MAX {
-            return Err(format!("a frame unpacks to more than {FRAME_MAX} bytes"));
+        if contents.len() as u64 > max {
+            return Err(format!("a frame unpacks to more than {max} bytes"));
         }
     }
     match (decoder.get_checksum_from_data(), decoder.get_calculated_checksum()) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::filter::{wants_container, wants_event};
 use super::state::State;
 use super::write::parts;
-use super::{Error, Header, Line, Lines, Part};
+use super::{At, Error, Header, Line, Lines, Part};
 use crate::client::Item;
 use crate::{EventKind, Timestamp, proto};
 
@@ -70,8 +70,10 @@ impl Recording {
         };
         let mut names = Names::default();
         let mut count = 0_usize;
+        let mut before: Option<(&Part, proto::Position)> = None;
         for part in parts.iter() {
             let mut lines = Lines::of(part)?;
+            let mut begin = None;
             let (found, expected) = (&lines.header().node, &recording.header.node);
             if found != expected {
                 let (found, expected) = (found.clone(), expected.clone());
@@ -79,6 +81,10 @@ impl Recording {
             }
             for line in &mut lines {
                 let line = line?;
+                if begin.is_none() {
+                    begin = position(&line).cloned();
+                    check_order(part, begin.as_ref(), before.as_ref())?;
+                }
                 names.learn(&line);
                 recording.take(&line);
                 count += 1;
@@ -90,6 +96,7 @@ impl Recording {
             if lines.is_torn() {
                 recording.torn = Some(part.path().to_owned());
             }
+            before = begin.map(|begin| (part, begin)).or(before);
         }
         recording.names = Arc::new(names);
         Ok(recording)
@@ -100,6 +107,7 @@ impl Recording {
             Line::Header(_) => return,
             Line::Snapshot(snapshot) => Some(snapshot.time),
             Line::Verdicts(verdicts) => Some(verdicts.time),
+            Line::Usage(sample) => sample.time,
             Line::Event(event) => event.time,
         };
         if self.until.zip(time).is_some_and(|(until, time)| time > until) {
@@ -190,6 +198,66 @@ impl Recording {
         Ok(proto::VerifyResponse { verdicts, unavailable: self.state.unavailable.clone() })
     }
 
+    /// What is known of the usage of the containers that exist, in the shape of the daemon's `WatchUsage`. Its time is that of the
+    /// newest sample; none if there is no sample, as in recordings of format 1: then limits, verdicts and OOM kills are known.
+    pub fn usage(&self, filter: &proto::Filter) -> proto::UsageSample {
+        let mut kills: HashMap<_, Timestamp> = HashMap::new();
+        for (container, time) in self.state.usage.kills.values() {
+            let mut container = container.clone();
+            self.names.name(&mut container);
+            let last = kills.entry(name(&container)).or_insert(*time);
+            *last = (*last).max(*time);
+        }
+        let mut verdicts: HashMap<u64, Vec<proto::LimitVerdict>> = HashMap::new();
+        for of in self.state.verdicts.values() {
+            if let Some((container, verdict)) = of.container.as_ref().zip(of.verdict.as_ref()) {
+                let verdict = proto::LimitVerdict { file: verdict.file.clone(), verdict: verdict.verdict };
+                verdicts.entry(container.cgroup_id).or_default().push(verdict);
+            }
+        }
+        let usage = |container: proto::Container| {
+            let known = self.state.usage.of(&container);
+            let mut verdicts = verdicts.remove(&container.cgroup_id).unwrap_or_default();
+            verdicts.sort_by(|left, right| left.file.cmp(&right.file));
+            proto::ContainerUsage {
+                last_oom_kill: known.last_oom_kill.max(kills.get(&name(&container)).copied()),
+                verdicts,
+                container: Some(container),
+                ..known
+            }
+        };
+        let containers = self.list(filter).containers.into_iter().filter_map(|state| state.container);
+        let containers = containers.map(usage).collect();
+        proto::UsageSample { containers, ..self.state.usage.sampled.clone().unwrap_or_default() }
+    }
+
+    /// Gives every sample of usage since a time to `each`, oldest first. See [`Line::usage`] for what they have of containers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn samples(
+        &self,
+        since: Option<Timestamp>,
+        mut each: impl FnMut(proto::UsageSample),
+    ) -> Result<(), Error> {
+        let mut replay = self.watch(proto::WatchRequest::default());
+        let is_in = |time: Timestamp| {
+            since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time <= until)
+        };
+        let mut count = 0_usize;
+        while let Some(line) = replay.line()? {
+            match line {
+                Line::Usage(sample) if sample.time.is_none_or(is_in) => each(*sample),
+                _ => {}
+            }
+            count += 1;
+            if count.is_multiple_of(BATCH) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
     /// As the daemon's `Watch`, up to the end of the recording. Names are those that are known at its end.
     pub fn watch(&self, request: proto::WatchRequest) -> Replay {
         Replay {
@@ -199,6 +267,42 @@ impl Recording {
             left: (request.limit > 0).then_some(request.limit),
             request,
         }
+    }
+}
+
+/// The position that a line has.
+fn position(line: &Line) -> Option<&proto::Position> {
+    match line {
+        Line::Snapshot(At { after, .. }) => after.as_ref(),
+        Line::Event(event) => event.position.as_ref(),
+        Line::Header(_) | Line::Verdicts(_) | Line::Usage(_) => None,
+    }
+}
+
+/// That a part does not begin before the one that is to be older. Another epoch's numbers say nothing of that.
+fn check_order(
+    part: &Part,
+    begin: Option<&proto::Position>,
+    before: Option<&(&Part, proto::Position)>,
+) -> Result<(), Error> {
+    match (begin, before) {
+        (Some(begin), Some((older, position)))
+            if begin.epoch == position.epoch && begin.seq < position.seq =>
+        {
+            Err(Error::Order { path: part.path().to_owned(), before: older.path().to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// By which a container and the one that was restarted in its place are the same, as for the daemon: namespace, pod and name. If
+/// these are not known, its ID.
+fn name(container: &proto::Container) -> [String; 3] {
+    let pod = container.pod.as_ref();
+    let names = (pod.and_then(|pod| pod.namespace.clone()), pod.and_then(|pod| pod.name.clone()));
+    match (names, container.name.clone()) {
+        ((Some(namespace), Some(pod)), Some(name)) => [namespace, pod, name],
+        _ => [container.id.clone(), String::new(), String::new()],
     }
 }
 
@@ -268,7 +372,7 @@ impl Replay {
 impl Names {
     fn learn(&mut self, line: &Line) {
         match line {
-            Line::Header(_) => {}
+            Line::Header(_) | Line::Usage(_) => {}
             Line::Snapshot(snapshot) => {
                 let containers =
                     snapshot.answer.containers.iter().filter_map(|state| state.container.as_ref());

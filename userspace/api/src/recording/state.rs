@@ -1,10 +1,11 @@
-//! The node's state as of a moment of a recording: the last snapshot and the last verdicts before it, and the events since.
+//! The node's state as of a moment of a recording: the last snapshot, verdicts and sample of usage before it, and the events since.
 //!
-//! Owns what `List` and `Verify` answer from. What no event reports stays as the snapshot has it (the number of forks).
+//! Owns what `List`, `Verify` and `WatchUsage` answer from. What no event reports stays as the snapshot has it (the number of forks).
 
 use std::collections::HashMap;
 
 use super::Line;
+use super::usage::Usage;
 use crate::proto::event::Kind;
 use crate::{Timestamp, proto};
 
@@ -21,6 +22,8 @@ pub(super) struct State {
     pub verdicts: HashMap<(u64, String), proto::VerdictOf>,
     /// Sources that could not be queried when the verdicts were recorded.
     pub unavailable: Vec<String>,
+    /// What containers use.
+    pub usage: Usage,
 }
 
 impl State {
@@ -42,9 +45,16 @@ impl State {
                 self.unavailable.clone_from(&verdicts.answer.unavailable);
                 let verdicts = verdicts.answer.verdicts.iter();
                 self.verdicts =
-                    verdicts.filter_map(|of| Some((key(of.verdict.as_ref()?), of.clone()))).collect();
+                    verdicts.clone().filter_map(|of| Some((key(of.verdict.as_ref()?), of.clone()))).collect();
+                for (container, verdict) in
+                    verdicts.filter_map(|of| of.container.as_ref().zip(of.verdict.as_ref()))
+                {
+                    self.usage.verdict(container, verdict);
+                }
             }
+            Line::Usage(sample) => self.usage.sample(sample),
             Line::Event(event) => {
+                self.usage.killed(event);
                 let is_known = |position: &proto::Position| {
                     self.position.as_ref().is_some_and(|snapshot| {
                         snapshot.epoch == position.epoch && position.seq <= snapshot.seq
@@ -69,6 +79,7 @@ impl State {
             self.verdicts.insert(key(verdict), of);
         }
         let Some(container) = &event.container else { return };
+        self.usage.event(container, kind);
         if let Kind::Deleted(_) = kind {
             self.containers.remove(&container.cgroup_id);
             self.verdicts.retain(|(cgroup, _), _| *cgroup != container.cgroup_id);

@@ -7,6 +7,9 @@ use crate::client::Item;
 use crate::proto::event::Kind;
 use crate::{EventKind, Source};
 
+mod hostile;
+mod usage;
+
 const PLAIN: Options = Options { max_size: 1 << 20, keep: 3, zstd: false };
 const ZSTD: Options = Options { zstd: true, ..PLAIN };
 
@@ -76,7 +79,7 @@ async fn seqs(path: &std::path::Path) -> Vec<u64> {
 #[test]
 fn no_event_has_the_type_of_another_line() {
     for kind in EventKind::ALL {
-        assert!(![HEADER, SNAPSHOT, VERDICTS].contains(&kind.name()));
+        assert!(![HEADER, SNAPSHOT, VERDICTS, USAGE].contains(&kind.name()));
     }
 }
 

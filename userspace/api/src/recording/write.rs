@@ -6,20 +6,17 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::read::ZSTD_MAGIC;
-use super::{Error, Header, Line, Lines};
+use super::{Error, FORMAT, HEADER_MAX, Header, Line, Lines};
 use crate::proto;
 
 /// What is held back at most before it is written: a larger frame compresses better, a crash costs what is in it.
 const BUFFER: usize = 256 << 10;
-
-/// No header is longer: names are at most 253 bytes.
-const HEADER_MAX: usize = 4096;
 
 /// How a recording is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +51,11 @@ impl Writer {
         options: Options,
         header: &Header,
     ) -> Result<(Self, Option<proto::Position>), Error> {
-        let is_empty = fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
-        if is_empty {
+        let found = fs::metadata(path).ok();
+        if found.as_ref().is_some_and(|found| !found.is_file()) {
+            return Err(Error::NotAFile { path: path.to_owned() });
+        }
+        if found.is_none_or(|found| found.len() == 0) {
             let before = last_position(&part(path, 1), header)?;
             return Ok((Self::begin(path, options, header)?, before));
         }
@@ -74,11 +74,12 @@ impl Writer {
             position => position,
         };
         let (intact, zstd) = (lines.intact(), lines.is_compressed());
+        let is_ours = zstd == options.zstd && lines.header().format == FORMAT;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io("open", path))?;
         file.set_len(intact).map_err(Error::io("truncate", path))?;
-        // A file is compressed as a whole or not at all; the next one follows the option.
+        // A file is compressed as a whole or not at all, and has one format; the next one follows the option and this release.
         let mut writer = Self { path: path.to_owned(), options, file, size: intact, buffer: Vec::new() };
-        if zstd != options.zstd {
+        if !is_ours {
             writer.rotate(header)?;
         }
         Ok((writer, position))
@@ -198,7 +199,9 @@ fn create(path: &Path) -> Result<File, Error> {
 
 /// Whether a file that ends within its first line or frame is one that a writer began: nothing else is overwritten.
 fn is_begun(path: &Path) -> Result<bool, Error> {
-    let start = fs::read(path).map_err(Error::io("read", path))?;
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    file.take(HEADER_MAX as u64).read_to_end(&mut start).map_err(Error::io("read", path))?;
     let plain: &[u8] = br#"{"type":"recording""#;
     let is_start = |magic: &[u8]| magic.starts_with(&start) || start.starts_with(magic);
     Ok(start.len() < HEADER_MAX && (is_start(plain) || is_start(&ZSTD_MAGIC)))
@@ -231,7 +234,7 @@ fn last(lines: &mut Lines) -> Result<Option<proto::Position>, Error> {
         let position = match line? {
             Line::Event(event) => event.position,
             Line::Snapshot(snapshot) => snapshot.after,
-            Line::Header(_) | Line::Verdicts(_) => None,
+            Line::Header(_) | Line::Verdicts(_) | Line::Usage(_) => None,
         };
         if let Some(position) = position {
             let is_later = |last: &proto::Position| last.epoch != position.epoch || last.seq < position.seq;

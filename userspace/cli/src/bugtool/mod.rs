@@ -4,6 +4,8 @@
 //! records none of these. What could not be collected is listed in the archive.
 
 mod redact;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use crate::connect::connect;
 use crate::exit::Code;
 use crate::output::note;
 use crate::text::Moment;
-use redact::Redactor;
+use redact::{Names, Redactor};
 
 /// What is in the archive, and what is not.
 const README: &str = "\
@@ -39,7 +41,8 @@ log.txt          the service's log, with --logs only
 errors.txt       what could not be collected, and why
 
 There are no environment variables, no command lines and no output of containers in it.
-With --redact, names, images and labels are replaced by hashes that differ from archive to archive.
+With --redact, names, images, labels and the API server's address are replaced by hashes that differ from archive
+to archive. Names of programs, paths, IDs and UIDs stay; so do the names of the node's units in cgroup paths.
 ";
 /// Facts about the kernel: small files, none of which has secrets.
 #[cfg(target_os = "linux")]
@@ -132,12 +135,13 @@ impl Parts {
     }
 
     fn redact(&mut self) -> anyhow::Result<()> {
-        let mut redactor = Redactor::new()?;
-        for (name, values) in &self.values {
-            if *name != "doctor.json" {
-                values.iter().for_each(|value| redactor.learn(value));
-            }
+        let mut names = Names::default();
+        self.values.iter().flat_map(|(_, values)| values).for_each(|value| names.learn(value));
+        // Of this machine, if no daemon says how it is called.
+        if let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
+            names.add(host.trim());
         }
+        let redactor = Redactor::new(&names)?;
         self.values.iter_mut().flat_map(|(_, values)| values).for_each(|value| redactor.value(value));
         for text in self.texts.iter_mut().map(|(_, text)| text).chain(&mut self.errors) {
             *text = redactor.text(text);
@@ -277,41 +281,4 @@ fn write(path: &std::path::Path, contents: &[u8]) -> std::io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)?.write_all(contents)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read as _;
-
-    use super::*;
-
-    #[test]
-    fn an_archive_has_every_part_and_says_what_is_missing() {
-        let mut parts = Parts::default();
-        parts.line(&Line::Header(Header {
-            format: FORMAT,
-            node: "secret-node".into(),
-            ..Default::default()
-        }));
-        parts.texts.push(("kernel.txt", "Linux of secret-node\n".into()));
-        parts.missing("log.txt", &"no journal");
-        parts.redact().unwrap();
-        let archive = parts.archive(7).unwrap();
-        let mut plain = Vec::new();
-        let mut decoder = ruzstd::decoding::StreamingDecoder::new(&*archive).unwrap();
-        decoder.read_to_end(&mut plain).unwrap();
-        let mut found = Vec::new();
-        for entry in tar::Archive::new(&*plain).entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let mut text = String::new();
-            entry.read_to_string(&mut text).unwrap();
-            assert!(!text.contains("secret-node"), "{text}");
-            found.push((entry.path().unwrap().file_name().unwrap().to_string_lossy().into_owned(), text));
-        }
-        let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["README.txt", "events.kwr", "kernel.txt", "errors.txt"]);
-        assert_eq!(found[3].1, "log.txt: no journal\n");
-        let listed = |name: &str| README.lines().any(|line| line.starts_with(name));
-        assert!(names[1..].iter().all(|name| listed(name)), "{names:?}");
-    }
 }

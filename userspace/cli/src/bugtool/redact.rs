@@ -1,48 +1,49 @@
 //! Names and labels as hashes: the same name has the same hash within an archive, and another one in the next.
 //!
-//! Owns what counts as a name. Replaces it in its own field and wherever else it stands as a word: in reasons, paths, errors.
+//! Owns what counts as a name. Replaces it in its own field, whatever it is, and wherever else it stands as a word: in reasons, paths,
+//! errors.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
+use aho_corasick::{AhoCorasick, Match};
+use anyhow::Context as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 /// Enough hexadecimal digits to distinguish the names of a node.
 const DIGITS: usize = 12;
 /// The fields whose text is a name.
-const NAMES: [&str; 5] = ["namespace", "name", "image", "nodeName", "node"];
+const NAMES: [&str; 6] = ["namespace", "name", "image", "nodeName", "node", SERVER];
+/// The address of the API server, whose host is a name, too.
+const SERVER: &str = "server";
 /// The objects whose `name` is not a person's choice: of the status and of the doctor.
 const PLAIN: [&str; 6] = ["capabilities", "programs", "calls", "problems", "checks", "runtime"];
+const LABELS: &str = "labels";
 
-/// Replaces names.
-pub struct Redactor {
-    salt: [u8; 16],
-    /// By name.
-    hashes: BTreeMap<String, String>,
-}
+/// The names that are looked for.
+#[derive(Debug, Default)]
+pub struct Names(BTreeSet<String>);
 
-impl Redactor {
-    /// With a salt that is not kept, so that names cannot be guessed and compared later.
-    pub fn new() -> anyhow::Result<Self> {
-        let mut salt = [0; 16];
-        getrandom::fill(&mut salt).map_err(|error| anyhow::anyhow!("cannot get random bytes: {error}"))?;
-        Ok(Self { salt, hashes: BTreeMap::new() })
-    }
-
+impl Names {
     /// Learns the names in a value.
     pub fn learn(&mut self, value: &Value) {
         match value {
             Value::Object(fields) => {
                 for (key, value) in fields {
                     match value {
-                        Value::String(name) if NAMES.contains(&key.as_str()) => self.name(name),
-                        Value::Object(labels) if key == "labels" => {
+                        Value::String(name) if NAMES.contains(&key.as_str()) => {
+                            self.add(name);
+                            if key == SERVER {
+                                self.add(host(name));
+                            }
+                        }
+                        Value::Object(labels) if key == LABELS => {
                             for (label, value) in labels {
-                                // Kubernetes' own labels have the same names on every node.
-                                if !label.starts_with("io.kubernetes.") {
-                                    self.name(label);
+                                if !is_common(label) {
+                                    self.add(label);
                                 }
-                                value.as_str().into_iter().for_each(|value| self.name(value));
+                                value.as_str().into_iter().for_each(|value| self.add(value));
                             }
                         }
                         _ if PLAIN.contains(&key.as_str()) => {}
@@ -55,34 +56,55 @@ impl Redactor {
         }
     }
 
-    fn name(&mut self, name: &str) {
+    /// Learns a name.
+    pub fn add(&mut self, name: &str) {
         // Numbers are counts and container versions; one letter is in every word.
-        if name.len() < 2 || name.chars().all(|character| character.is_ascii_digit()) {
-            return;
+        if name.len() >= 2 && !name.chars().all(|character| character.is_ascii_digit()) {
+            self.0.insert(name.to_owned());
         }
-        let hash = Sha256::new().chain_update(self.salt).chain_update(name).finalize();
-        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.hashes.insert(name.to_owned(), format!("h-{}", &hex[..DIGITS]));
+    }
+}
+
+/// Replaces names.
+#[derive(Debug)]
+pub struct Redactor {
+    salt: [u8; 16],
+    names: AhoCorasick,
+}
+
+impl Redactor {
+    /// With a salt that is not kept, so that names cannot be guessed and compared later.
+    pub fn new(names: &Names) -> anyhow::Result<Self> {
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt).map_err(|error| anyhow::anyhow!("cannot get random bytes: {error}"))?;
+        Ok(Self { salt, names: AhoCorasick::new(&names.0).context("cannot search for so many names")? })
     }
 
-    /// The value with every name replaced.
+    fn hash(&self, name: &str) -> String {
+        let hash = Sha256::new().chain_update(self.salt).chain_update(name).finalize();
+        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("h-{}", &hex[..DIGITS])
+    }
+
+    /// Replaces every name in a value.
     pub fn value(&self, value: &mut Value) {
+        self.replace(value, false);
+    }
+
+    fn replace(&self, value: &mut Value, is_plain: bool) {
         match value {
             Value::String(text) => *text = self.text(text),
-            Value::Array(values) => values.iter_mut().for_each(|value| self.value(value)),
+            Value::Array(values) => values.iter_mut().for_each(|value| self.replace(value, is_plain)),
             Value::Object(fields) => {
                 for (key, value) in fields.iter_mut() {
-                    // The kind of an event is not a name, whatever a pod is called.
-                    if key != "type" {
-                        self.value(value);
-                    }
-                    if key == "labels"
-                        && let Value::Object(labels) = value
-                    {
-                        *labels = std::mem::take(labels)
-                            .into_iter()
-                            .map(|(label, value)| (self.text(&label), value))
-                            .collect();
+                    match value {
+                        // The kind of an event is not a name, whatever a pod is called.
+                        _ if key == "type" => {}
+                        Value::String(name) if !is_plain && NAMES.contains(&key.as_str()) => {
+                            *name = self.hash(name);
+                        }
+                        Value::Object(labels) if key == LABELS => self.labels(labels),
+                        value => self.replace(value, is_plain || PLAIN.contains(&key.as_str())),
                     }
                 }
             }
@@ -90,38 +112,47 @@ impl Redactor {
         }
     }
 
-    /// The text with every name that stands as a word replaced; the longest name first.
+    fn labels(&self, labels: &mut serde_json::Map<String, Value>) {
+        let redacted = std::mem::take(labels).into_iter().map(|(label, value)| {
+            let label = if is_common(&label) { label } else { self.hash(&label) };
+            (label, value.as_str().map_or(Value::Null, |value| self.hash(value).into()))
+        });
+        *labels = redacted.collect();
+    }
+
+    /// The text with every name that stands as a word replaced; of those that begin together, the longest.
     pub fn text(&self, text: &str) -> String {
-        if let Some(hash) = self.hashes.get(text) {
-            return hash.clone();
-        }
-        let mut names: Vec<_> = self.hashes.iter().collect();
-        names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-        let mut text = text.to_owned();
-        for (name, hash) in names {
-            if text.contains(name.as_str()) {
-                text = replace(&text, name, hash);
+        let is_word = |character: char| character.is_alphanumeric() || "-_.".contains(character);
+        let is_alone = |found: &Match| {
+            let before = text[..found.start()].chars().next_back();
+            let after = text[found.end()..].chars().next();
+            // A name may end a sentence.
+            !before.is_some_and(is_word) && !after.is_some_and(|next| is_word(next) && next != '.')
+        };
+        let mut found: Vec<_> = self.names.find_overlapping_iter(text).filter(is_alone).collect();
+        found.sort_by_key(|found| (found.start(), Reverse(found.end())));
+        let (mut redacted, mut done) = (String::with_capacity(text.len()), 0);
+        for name in found {
+            if name.start() >= done {
+                redacted += &text[done..name.start()];
+                redacted += &self.hash(&text[name.range()]);
+                done = name.end();
             }
         }
-        text
+        redacted + &text[done..]
     }
 }
 
-fn replace(text: &str, name: &str, hash: &str) -> String {
-    let is_word = |character: char| character.is_alphanumeric() || "-_.".contains(character);
-    let mut replaced = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(place) = rest.find(name) {
-        let (before, after) = (&rest[..place], &rest[place + name.len()..]);
-        let begins =
-            before.chars().next_back().or(replaced.chars().next_back().filter(|_| before.is_empty()));
-        let is_alone = !begins.is_some_and(is_word)
-            && !after.chars().next().is_some_and(|next| is_word(next) && next != '.');
-        replaced += before;
-        replaced += if is_alone { hash } else { name };
-        rest = after;
-    }
-    replaced + rest
+/// Kubernetes' own labels have the same names on every node.
+fn is_common(label: &str) -> bool {
+    label.starts_with("io.kubernetes.")
+}
+
+/// The host of `https://host:port/path`.
+fn host(address: &str) -> &str {
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let host = address.split('/').next().unwrap_or_default();
+    host.rsplit_once(':').map_or(host, |(host, _)| host)
 }
 
 #[cfg(test)]
@@ -129,9 +160,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn redactor(value: &Value) -> Redactor {
+        let mut names = Names::default();
+        names.learn(value);
+        Redactor::new(&names).unwrap()
+    }
+
     #[test]
     fn names_are_replaced_wherever_they_stand() {
-        let mut redactor = Redactor::new().unwrap();
         let mut value = json!({
             "type": "verdict",
             "container": {
@@ -142,8 +178,7 @@ mod tests {
             "verdict": { "reason": "memory.max of prod/web-0 secret-app, not of web-01; web-0." },
             "capabilities": [{ "name": "task_exec" }]
         });
-        redactor.learn(&value);
-        redactor.value(&mut value);
+        redactor(&value).value(&mut value);
         let text = value.to_string();
         for name in
             ["secret-app", "registry.example", "payments", "team", "prod", "web-0\"", "web-0 ", "web-0."]
@@ -159,8 +194,37 @@ mod tests {
             value["container"]["labels"]["io.kubernetes.pod.name"], pod,
             "the same name, the same hash"
         );
-        let mut other = Redactor::new().unwrap();
-        other.learn(&json!({ "name": "web-0" }));
-        assert_ne!(other.text("web-0"), pod, "another archive, another hash");
+        assert_ne!(redactor(&json!({ "name": "web-0" })).text("web-0"), pod, "another archive, another hash");
+    }
+
+    #[test]
+    fn what_would_be_in_every_text_is_replaced_in_its_own_field() {
+        let mut value = json!({
+            "namespace": "20394857", "name": "x",
+            "labels": { "customer": "4711", "2": "y" },
+            "count": "20394857",
+        });
+        redactor(&value).value(&mut value);
+        let text = value.to_string();
+        assert!(!text.contains("4711") && !text.contains("customer") && !text.contains("\"2\""), "{text}");
+        assert!(value["name"].as_str().unwrap().starts_with("h-"), "{text}");
+        assert!(value["namespace"].as_str().unwrap().starts_with("h-"), "{text}");
+        assert_eq!(value["count"], "20394857", "elsewhere it is a number");
+    }
+
+    #[test]
+    fn of_names_that_begin_together_the_longest_that_stands_alone_is_one() {
+        let redactor = redactor(&json!([{ "name": "web" }, { "name": "web.x" }, { "name": "web.x-1" }]));
+        let [web, webx, webx1] = ["web", "web.x", "web.x-1"].map(|name| redactor.hash(name));
+        let text = redactor.text("web web.x web.x-1 web.xy web-0, web.");
+        assert_eq!(text, format!("{web} {webx} {webx1} {web}.xy web-0, {web}."));
+    }
+
+    #[test]
+    fn the_host_of_an_address_is_a_name() {
+        let mut value = json!({ "server": "https://api.corp.example:6443", "error": "no api.corp.example" });
+        redactor(&value).value(&mut value);
+        assert!(!value.to_string().contains("corp"), "{value}");
+        assert_eq!((host("https://[::1]:6443/x"), host("h")), ("[::1]", "h"));
     }
 }

@@ -59,7 +59,7 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
     let request = proto::WatchRequest { resolve_names: true, ..Default::default() };
     let history = History::read(&mut source, request).await?;
     let pod = Filter { pod: vec![POD.to_owned()], ..Default::default() };
-    let timeline = history.timeline(&pod, node, times)?;
+    let timeline = history.timeline(&pod, &node, times)?;
     out.line("")?;
     out.line(&format!("$ kwitness timeline {POD}"))?;
     for line in timeline::lines(&timeline, times, out.width(Format::Table)) {
@@ -117,7 +117,7 @@ mod tests {
         let history = History::read(&mut source, proto::WatchRequest::default()).await.unwrap();
         let pod = Filter { pod: vec![POD.into()], ..Default::default() };
         let times = Times::at(TimeFormat::Clock, "2026-01-02T13:00:00Z");
-        let timeline = history.timeline(&pod, "node".into(), times).unwrap();
+        let timeline = history.timeline(&pod, "node", times).unwrap();
         let killed: Vec<_> = timeline.answers.iter().filter(|answer| answer.what.contains("OOM")).collect();
         assert_eq!(killed.len(), 2, "{:?}", timeline.answers);
         for answer in killed {

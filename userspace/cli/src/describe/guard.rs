@@ -8,13 +8,14 @@ use kwitness_core::units;
 /// A hold, in a line.
 pub fn held(held: &proto::GuardHeld) -> String {
     let (usage, limit) = (units::amount(held.usage_bytes), units::bytes(held.limit_bytes));
-    format!("held at {usage} of {limit}: {}", process(held.process.as_ref()))
+    format!("held at {usage} of {limit}{}: {}", whose(held.level()), process(held.process.as_ref()))
 }
 
 /// A raise.
 pub fn raised(raised: &proto::GuardRaised) -> String {
     let (before, after) = (units::bytes(raised.limit_before), units::bytes(raised.limit_after));
-    format!("memory.max {before} → {after}, in force after {}", duration(raised.held_ns))
+    let whose = whose(raised.level());
+    format!("memory.max {before} → {after}{whose}, in force after {}", duration(raised.held_ns))
 }
 
 /// The end of a hold.
@@ -33,10 +34,7 @@ pub fn refused(refused: &proto::GuardRefused) -> String {
         proto::GuardAttempt::Return => "not given back",
         proto::GuardAttempt::Raise | proto::GuardAttempt::Unspecified => "not raised",
     };
-    let level = match refused.level() {
-        proto::CgroupRole::Container | proto::CgroupRole::Unspecified => String::new(),
-        level => format!(" ({})", whose_level(level).unwrap_or("ancestor")),
-    };
+    let level = whose(refused.level());
     let limit = refused.limit_bytes.map_or_else(|| "max".to_owned(), units::bytes);
     format!("{attempt}, {}{level}: {}; memory.max is {limit}", refused.reason, refused.detail)
 }
@@ -48,7 +46,15 @@ pub fn returned(returned: &proto::GuardReturned) -> String {
         original if original < returned.limit_after => format!(" in part: it was {}", units::bytes(original)),
         _ => String::new(),
     };
-    format!("memory.max {before} → {after}, given back{rest}")
+    format!("memory.max {before} → {after}{}, given back{rest}", whose(returned.level()))
+}
+
+/// Whose limit it is, unless the container's own.
+fn whose(level: proto::CgroupRole) -> String {
+    match level {
+        proto::CgroupRole::Container | proto::CgroupRole::Unspecified => String::new(),
+        level => format!(" ({})", whose_level(level).unwrap_or("ancestor")),
+    }
 }
 
 fn process(process: Option<&proto::GuardedProcess>) -> String {

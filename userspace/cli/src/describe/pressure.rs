@@ -2,7 +2,7 @@
 
 use anstyle::Style;
 
-use super::limits::whose;
+use super::limits::{whose, writer};
 use super::{BAD, GOOD, NOTICE};
 use kwitness_api::proto;
 use kwitness_api::proto::PressureDirection;
@@ -41,6 +41,8 @@ pub fn sentence(pressure: &proto::Pressure) -> String {
     };
     let full =
         pressure.time_to_limit_ms.map_or_else(String::new, |millis| format!(", full in {}", time(millis)));
+    let by =
+        pressure.charged_by.as_ref().map_or_else(String::new, |by| format!(", filled by {}", writer(by)));
     let more = match pressure.suppressed {
         0 => String::new(),
         1 => " (+1 earlier crossing)".to_owned(),
@@ -48,7 +50,7 @@ pub fn sentence(pressure: &proto::Pressure) -> String {
     };
     let usage = units::amount(pressure.usage_bytes);
     let percent = pressure.threshold_percent;
-    format!("{whose} memory {crossed} {percent} %: {usage} {limit}{rate}{full}{more}")
+    format!("{whose} memory {crossed} {percent} %: {usage} {limit}{rate}{full}{by}{more}")
 }
 
 fn time(millis: u64) -> String {
@@ -80,6 +82,7 @@ pub(super) mod testing {
             fill_rate: Some(3 << 20),
             time_to_limit_ms: Some(4_250),
             suppressed: 0,
+            charged_by: None,
         }
     }
 }
@@ -92,6 +95,12 @@ mod tests {
     fn crossings_read_as_sentences() {
         let rising = testing::rising();
         assert_eq!(sentence(&rising), "pod memory reached 80 %: 51.2Mi of 64Mi, +3Mi/s, full in 4 s");
+        let by = proto::Writer { pid: Some(99), comm: Some("stress".into()), ..Default::default() };
+        let charged = proto::Pressure { charged_by: Some(by), ..rising.clone() };
+        assert_eq!(
+            sentence(&charged),
+            "pod memory reached 80 %: 51.2Mi of 64Mi, +3Mi/s, full in 4 s, filled by stress (99)"
+        );
         let fallen = proto::Pressure {
             direction: PressureDirection::Down.into(),
             fill_rate: Some(-(1 << 19)),

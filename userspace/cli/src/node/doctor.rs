@@ -24,8 +24,9 @@ use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
 use kwitness_agent::config::{Config, RuntimeChoice};
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
+use kwitness_agent::pressure;
 use kwitness_agent::probe::environment::{self, Verdict};
-use kwitness_agent::probe::{ProbeError, error_chain, pins, survey};
+use kwitness_agent::probe::{Charges, ProbeError, error_chain, pins, survey};
 use kwitness_agent::wire::{capability, problem};
 use kwitness_api::client::Error;
 use kwitness_api::proto;
@@ -98,7 +99,6 @@ async fn examine(config: &Config, socket: OsString) -> Report {
     checks.extend(namespaces::findings(config));
     checks.push(pinned(config));
     checks.extend(controllers(&config.subtree));
-    checks.extend(memory_pressure::finding(config));
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
         Err(error) => Err(error),
@@ -132,10 +132,16 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             if !report.is_unprivileged() {
                 // Loading takes a tenth of a second, and nothing else runs here.
                 let cgroups = CgroupFs::find(&config.subtree).ok();
-                match survey(&namespaces::probe_settings(config, cgroups.as_ref())) {
+                let mut settings = namespaces::probe_settings(config, cgroups.as_ref());
+                match &cgroups {
+                    Some(cgroups) => pressure::configure(&mut settings, config, cgroups),
+                    None => settings.charges = Charges::Off,
+                }
+                match survey(&settings) {
                     Ok(mut capabilities) => {
                         if let Some(cgroups) = &cgroups {
                             watch_limits(&mut capabilities, cgroups);
+                            pressure::note_sampling(&mut capabilities, config, cgroups);
                         }
                         report.capabilities = capabilities.reports.iter().map(capability).collect();
                     }
@@ -144,6 +150,7 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             }
         }
     }
+    report.checks.extend(memory_pressure::finding(config, &report.capabilities));
     let is_fatal = |check: &Finding| check.verdict == Verdict::Fatal.to_string();
     report.healthy = !report.checks.iter().any(is_fatal)
         && report
@@ -449,6 +456,22 @@ mod tests {
         let lines = lines(&report, false);
         assert_eq!(lines.iter().filter(|line| line.contains("sudo kwitness doctor")).count(), 1, "{lines:?}");
         assert_eq!(lines.len(), 3, "{lines:?}");
+    }
+
+    #[test]
+    fn a_daemons_runtime_is_what_the_daemon_says() {
+        let status = |error: &str| proto::RuntimeStatus {
+            endpoint: "/run/cri.sock".into(),
+            name: "containerd".into(),
+            version: "v2".into(),
+            error: error.into(),
+        };
+        let found = |error: &str| {
+            let Finding { verdict, found, .. } = runtime_of(&status(error));
+            (verdict, found)
+        };
+        assert_eq!(found(""), ("good".to_owned(), "containerd v2 at /run/cri.sock".to_owned()));
+        assert_eq!(found("gone"), ("degraded".to_owned(), "/run/cri.sock: gone".to_owned()));
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::model::Timeline;
+use super::model::{Micros, Timeline};
 
 const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");
@@ -40,6 +41,8 @@ pub fn page(timeline: &Timeline) -> anyhow::Result<String> {
         ("style", STYLE.to_owned()),
         ("subject", markup(&timeline.subject)),
         ("node", markup(&timeline.node)),
+        ("from", date(timeline.from)),
+        ("to", date(timeline.to)),
         ("answers", answers(timeline)),
         ("events", events(timeline)),
         // `<` ends a script; the others are for old parsers.
@@ -59,6 +62,12 @@ fn fill(mut template: &str, fields: &[(&str, String)]) -> String {
         template = after;
     }
     page + template
+}
+
+/// With the day, which the chart does not have.
+fn date(at: Micros) -> String {
+    let time = Timestamp::from_unix_nanos(at.saturating_mul(1000)).to_utc();
+    time.map_or_else(|| "-".to_owned(), |time| time.format("%Y-%m-%d %H:%M:%S").to_string())
 }
 
 fn hash(text: &str) -> String {
@@ -81,7 +90,7 @@ fn events(timeline: &Timeline) -> String {
     let mut text = String::new();
     for row in &timeline.events {
         let at = row.at.unwrap_or_default();
-        let time = row.time.and_then(kwitness_api::Timestamp::to_utc);
+        let time = row.time.and_then(Timestamp::to_utc);
         let time = time.map_or_else(|| "-".to_owned(), |time| time.format("%H:%M:%S%.3f").to_string());
         let [kind, subject, detail] = [&row.kind, &row.subject, &row.detail].map(|text| markup(text));
         let _ = writeln!(

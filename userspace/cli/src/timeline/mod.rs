@@ -9,6 +9,7 @@ mod perfetto;
 #[cfg(test)]
 mod tests;
 mod text;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ use crate::text::Moment;
 use crate::{complete, connect, select};
 pub use model::Timeline;
 pub use text::lines;
+use usage::Usage;
 
 /// How a timeline is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -91,9 +93,11 @@ pub async fn show(mut source: Source, options: Options) -> anyhow::Result<Code> 
         ..Default::default()
     };
     let history = History::read(&mut source, request).await?;
-    let timeline = history.timeline(&filter, node(&source).await?, times.shown(Format::Table))?;
+    // A file is read elsewhere, too.
+    let times = TimeOptions { utc: times.utc || output != Form::Text, ..times }.shown(Format::Table);
+    let timeline = history.timeline(&filter, &node(&source).await?, times)?;
     match output {
-        Form::Text => text::write(&mut out, &timeline, times.shown(Format::Table))?,
+        Form::Text => text::write(&mut out, &timeline, times)?,
         Form::Json => out.value(Format::Json, &timeline)?,
         Form::Html => out.bytes(html::page(&timeline)?.as_bytes())?,
         Form::Perfetto => out.bytes(&perfetto::trace(&timeline))?,
@@ -114,12 +118,14 @@ async fn node(source: &Source) -> anyhow::Result<String> {
 pub struct History {
     events: Vec<proto::Event>,
     containers: Vec<proto::Container>,
+    usage: Usage,
 }
 
 impl History {
     /// The requested events, with a note if there is no room for all.
     pub async fn read(source: &mut Source, request: proto::WatchRequest) -> anyhow::Result<Self> {
         let here = source.list(proto::Filter::default()).await?.containers;
+        let usage = Usage::read(source, request.since).await?;
         let past = history(source, request, HISTORY_BYTES).await?;
         past.note_left_out(None);
         let events = Vec::from(past.events);
@@ -130,18 +136,24 @@ impl History {
             // The last one has the most names.
             containers.insert((container.cgroup_id, container.id.clone()), container);
         }
-        Ok(Self { events, containers: containers.into_values().collect() })
+        Ok(Self { events, containers: containers.into_values().collect(), usage })
     }
 
     /// The timeline of the pods that match; of the node, if nothing is said of pods.
     pub fn timeline(
         &self,
         filter: &Filter,
-        node: String,
+        node: &str,
         times: crate::time::Times,
     ) -> anyhow::Result<Timeline> {
+        let timeline = |subject: String, events: &[proto::Event], containers: &[&proto::Container]| {
+            let sampled = containers.iter().map(|container| (*container, self.usage.of(container)));
+            let sampled: Vec<_> = sampled.filter(|(_, points)| !points.is_empty()).collect();
+            Timeline::new(subject, node.to_owned(), events, &sampled, times)
+        };
         if filter.is_empty() {
-            return Ok(Timeline::new(format!("node {node}"), node, &self.events, times));
+            let all: Vec<_> = self.containers.iter().collect();
+            return Ok(timeline(format!("node {node}"), &self.events, &all));
         }
         let selected = select::among(&self.containers, filter, ON_THIS_NODE)?;
         let uid = |pod: Option<&proto::Pod>| pod.map(|pod| pod.uid.clone());
@@ -164,7 +176,7 @@ impl History {
         };
         let events: Vec<_> = self.events.iter().filter(is_about).cloned().collect();
         let subject = subjects.into_iter().collect::<Vec<_>>().join(", ");
-        Ok(Timeline::new(subject, node, &events, times))
+        Ok(timeline(subject, &events, &of_pods))
     }
 }
 

@@ -14,6 +14,7 @@ use kwitness_api::{EventKind, proto};
 use serde::Serialize;
 
 use super::answers::Answer;
+use super::usage::Sampled;
 use crate::describe::{detail, limits, names, verdict_kind};
 use crate::time::Times;
 
@@ -139,11 +140,18 @@ pub struct Row {
 }
 
 impl Timeline {
-    /// Of these events, in the order in which they were reported.
-    pub fn new(subject: String, node: String, events: &[proto::Event], times: Times) -> Self {
+    /// Of these events, in the order in which they were reported, and of what these containers were seen to use.
+    pub fn new(
+        subject: String,
+        node: String,
+        events: &[proto::Event],
+        sampled: &[(&proto::Container, &[Sampled])],
+        times: Times,
+    ) -> Self {
         let mut builder = Builder::default();
         let mut timeline = Self { subject, node, ..Self::default() };
-        let at = events.iter().filter_map(micros);
+        let seen = sampled.iter().flat_map(|(_, points)| points.iter().map(|point| point.at));
+        let at = events.iter().filter_map(micros).chain(seen);
         timeline.from = at.clone().min().unwrap_or_default();
         timeline.to = at.max().unwrap_or_default();
         for event in events {
@@ -160,6 +168,9 @@ impl Timeline {
                 let boot = i64::try_from(event.kernel_time).unwrap_or(i64::MAX);
                 timeline.boot_offset = Some(time.to_unix_nanos().saturating_sub(boot));
             }
+        }
+        for (container, points) in sampled {
+            builder.sampled(container, points);
         }
         timeline.tracks = builder.finish(timeline.from, timeline.to);
         timeline.answers = super::answers::answers(events, times);
@@ -322,6 +333,19 @@ impl Builder {
                     track.life(kind, start, text);
                 }
             }
+        }
+    }
+
+    /// After all events: what they say of the limit is more exact.
+    fn sampled(&mut self, container: &proto::Container, points: &[Sampled]) {
+        let track = self.container(container);
+        track.usage.extend(points.iter().map(|of| Point { at: of.at, value: Some(of.usage) }));
+        track.usage.sort_by_key(|point| point.at);
+        let mut limits: Vec<_> =
+            points.iter().filter_map(|of| Some(Point { at: of.at, value: of.limit? })).collect();
+        limits.dedup_by_key(|point| point.value);
+        if limits.iter().any(|point| point.value.is_some()) {
+            track.limits.entry("memory.max".to_owned()).or_insert(limits);
         }
     }
 

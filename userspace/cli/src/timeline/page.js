@@ -124,8 +124,12 @@
       const last = curve.points[curve.points.length - 1];
       if (curve.isStep) path += `L${inside(curve.until)} ${y(last.value)}`;
       element("path", { d: path, class: curve.isStep ? "step" : "usage" }, svg);
+      // Samples may be many: points that would cover each other are drawn as a line only.
+      let free = -Infinity;
       curve.points.forEach((point) => {
         if (point.at < view.from || point.at > view.to) return;
+        if (!curve.isStep && x(point.at) < free) return;
+        free = x(point.at) + 8;
         const dot = element("circle", { cx: x(point.at), cy: y(point.value), r: 3, class: curve.isStep ? "limit" : "main" }, svg);
         element("title", {}, dot, `${curve.name} ${bytes(point.value)} at ${clock(point.at)}`);
       });

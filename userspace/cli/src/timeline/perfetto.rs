@@ -1,11 +1,12 @@
 //! A timeline as a Perfetto trace: protobuf `TracePacket`s with `TrackEvent`s.
 //!
 //! Protobuf, and not the older JSON format, because a trace then has clocks: its times are `CLOCK_BOOTTIME`, as in traces of the
-//! kernel and of other programs, which can be merged with it by concatenation. Tracks can also be nested, and have exact
-//! nanoseconds. The messages are the few that are needed, with the field numbers of `protos/perfetto/trace` in Perfetto's sources.
+//! kernel and of other programs, which can be merged with it by concatenation: its tracks and its sequence have numbers of their own.
+//! Tracks can also be nested, and have exact nanoseconds. The messages are the few that are needed, with the field numbers of `protos/perfetto/trace` in Perfetto's sources.
 
 use kwitness_api::text::escape;
 use prost::Message;
+use sha2::{Digest as _, Sha256};
 
 use super::model::{Micros, Span, Style, Timeline, Track};
 
@@ -107,14 +108,13 @@ pub(super) const COUNTER: i32 = 4;
 const BYTES: i32 = 3;
 /// `TrackDescriptor.ChildTracksOrdering.EXPLICIT`
 const EXPLICIT: i32 = 3;
-/// Any number but 0: the one sequence of this trace.
-const SEQUENCE: u32 = 1;
 /// `TracePacket.SequenceFlags.SEQ_INCREMENTAL_STATE_CLEARED`
 const STATE_CLEARED: u32 = 1;
 
 /// The trace's bytes.
 pub fn trace(timeline: &Timeline) -> Vec<u8> {
-    let mut writer = Writer { timeline, packets: Vec::new(), uuid: 0 };
+    let id = id(timeline);
+    let mut writer = Writer { timeline, packets: Vec::new(), uuid: id, sequence: (id >> 32) as u32 | 1 };
     writer.clocks();
     let root = writer.track(TrackDescriptor {
         name: Some(text(&format!("{} on {}", timeline.subject, timeline.node))),
@@ -131,10 +131,20 @@ pub fn trace(timeline: &Timeline) -> Vec<u8> {
     Trace { packet: writer.packets }.encode_to_vec()
 }
 
+/// What no other trace has, as far as can be: by it, tracks are the same over all that is concatenated.
+fn id(timeline: &Timeline) -> u64 {
+    let Timeline { subject, node, from, .. } = timeline;
+    let hash = Sha256::digest(format!("{node}\0{subject}\0{from}"));
+    hash.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte))
+}
+
 struct Writer<'a> {
     timeline: &'a Timeline,
     packets: Vec<TracePacket>,
+    /// Of the last track.
     uuid: u64,
+    /// The one sequence of this trace: not 0.
+    sequence: u32,
 }
 
 impl Writer<'_> {
@@ -156,11 +166,11 @@ impl Writer<'_> {
     }
 
     fn packet(&mut self, packet: TracePacket) {
-        self.packets.push(TracePacket { trusted_packet_sequence_id: Some(SEQUENCE), ..packet });
+        self.packets.push(TracePacket { trusted_packet_sequence_id: Some(self.sequence), ..packet });
     }
 
     fn track(&mut self, track: TrackDescriptor) -> u64 {
-        self.uuid += 1;
+        self.uuid = self.uuid.wrapping_add(1);
         let track_descriptor = Some(TrackDescriptor { uuid: Some(self.uuid), ..track });
         self.packet(TracePacket { track_descriptor, ..TracePacket::default() });
         self.uuid

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use prost::Message as _;
 
 use super::model::Style;
-use super::perfetto::{COUNTER, INSTANT, SLICE_BEGIN, SLICE_END, Trace};
+use super::perfetto::{COUNTER, INSTANT, SLICE_BEGIN, SLICE_END, Trace, TracePacket};
+use super::usage::Sampled;
 use super::*;
 use crate::time::{TimeFormat, Times};
 use kwitness_api::proto::oom_kill::Exhausted;
@@ -156,7 +157,7 @@ fn incident(name: &str) -> Vec<proto::Event> {
 }
 
 fn timeline(name: &str) -> Timeline {
-    Timeline::new("prod/web-0".into(), "node-1".into(), &incident(name), times())
+    Timeline::new("prod/web-0".into(), "node-1".into(), &incident(name), &[], times())
 }
 
 fn fact<'a>(timeline: &'a Timeline, label: &str) -> &'a str {
@@ -180,7 +181,7 @@ fn what_killed_it_and_who_set_the_limit_is_answered() {
 #[test]
 fn what_was_not_seen_is_not_guessed() {
     let set_by = |events: &[proto::Event]| {
-        let timeline = Timeline::new(String::new(), String::new(), events, times());
+        let timeline = Timeline::new(String::new(), String::new(), events, &[], times());
         fact(&timeline, "set by").to_owned()
     };
     assert!(set_by(&[killed(2000, "app")]).starts_with("unknown: no write was seen"));
@@ -224,7 +225,7 @@ fn a_hold_is_a_span_and_what_the_guard_decided_a_mark() {
     events.extend(
         kinds.into_iter().zip(2000..).map(|(kind, millis)| event(millis, Some(container("app")), kind)),
     );
-    let timeline = Timeline::new("app".into(), "node".into(), &events, times());
+    let timeline = Timeline::new("app".into(), "node".into(), &events, &[], times());
     let track = timeline.tracks.iter().find(|track| track.name == "app").unwrap();
     let held = track.lanes.iter().flatten().find(|span| span.name == "java held").unwrap();
     assert_eq!(held.to - held.from, 54_000, "as long as the guard says");
@@ -241,6 +242,40 @@ fn a_hold_is_a_span_and_what_the_guard_decided_a_mark() {
     );
     let usage = track.curves.iter().find(|curve| curve.name == "usage").unwrap();
     assert!(usage.points.iter().any(|point| point.value == Some(60 << 20)), "{usage:?}");
+}
+
+#[test]
+fn samples_are_a_curve_beside_the_limit() {
+    let container = container("app");
+    let limit = Some(Some(64 << 20));
+    let points = [(500, 10), (1500, 20), (2500, 30)];
+    let points = points.map(|(millis, usage)| Sampled { at: BOOT / 1000 + millis * 1000, usage, limit });
+    let of = |events: &[proto::Event]| {
+        Timeline::new("app".into(), "node".into(), events, &[(&container, &points[..])], times())
+    };
+    let curve = |timeline: &Timeline, name: &str| {
+        let track = timeline.tracks.iter().find(|track| track.name == "app").unwrap();
+        let points = track.curves.iter().find(|curve| curve.name == name).unwrap().points.iter();
+        points.map(|point| (point.at - BOOT / 1000, point.value.unwrap())).collect::<Vec<_>>()
+    };
+    let timeline = of(&incident("app"));
+    assert_eq!(curve(&timeline, "usage"), [(500_000, 10), (1_500_000, 20), (2_500_000, 30)]);
+    // As long as the container was there.
+    assert_eq!(curve(&timeline, "memory.max"), [(1_000_000, 64 << 20)]);
+    assert_eq!((timeline.from, timeline.to), (points[0].at, points[2].at));
+
+    // The container's own limit, which an event has.
+    let mut lowered = lowered(1600, "67108864", None);
+    lowered.container = Some(container.clone());
+    if let Some(Kind::LimitChanged(changed)) = &mut lowered.kind {
+        changed.cgroup = Some(proto::Cgroup { id: container.cgroup_id, ..Default::default() });
+    }
+    assert_eq!(
+        curve(&of(&[lowered]), "memory.max"),
+        [(500_000, 128 << 20), (1_600_000, 64 << 20)],
+        "its time is more exact"
+    );
+    assert!(html::page(&of(&[])).unwrap().contains("2026-01-02 12:30:00 to 2026-01-02 12:30:02."));
 }
 
 #[test]
@@ -319,6 +354,27 @@ fn a_trace_has_balanced_slices_on_named_tracks() {
 }
 
 #[test]
+fn traces_that_are_concatenated_share_no_track() {
+    let trace = |subject: &str| {
+        let timeline = Timeline::new(subject.into(), "node-1".into(), &incident("app"), &[], times());
+        Trace::decode(&*perfetto::trace(&timeline)).unwrap().packet
+    };
+    let (one, other) = (trace("prod/web-0"), trace("prod/web-1"));
+    let tracks = |packets: &[TracePacket]| {
+        let tracks = packets.iter().filter_map(|packet| packet.track_descriptor.as_ref()?.uuid);
+        tracks.collect::<BTreeSet<_>>()
+    };
+    assert!(tracks(&one).len() > 2 && tracks(&one).is_disjoint(&tracks(&other)));
+    let sequences = |packets: &[TracePacket]| {
+        let sequences = packets.iter().filter_map(|packet| packet.trusted_packet_sequence_id);
+        sequences.collect::<BTreeSet<_>>()
+    };
+    assert_eq!((sequences(&one).len(), sequences(&other).len()), (1, 1));
+    assert!(sequences(&one).is_disjoint(&sequences(&other)));
+    assert_eq!(trace("prod/web-0"), one, "the same trace has the same numbers");
+}
+
+#[test]
 fn a_pod_is_found_after_it_is_gone_and_others_are_left_out() {
     let mut events = incident("app");
     let mut other = container("db");
@@ -326,19 +382,15 @@ fn a_pod_is_found_after_it_is_gone_and_others_are_left_out() {
     other.pod = Some(proto::Pod { uid: "uid-2".into(), name: Some("db-0".into()), ..pod() });
     events.push(event(1050, Some(other.clone()), Kind::Created(proto::Created::default())));
     events.push(event(1060, None, Kind::Gap(proto::Gap::default())));
-    let history = History { events, containers: vec![container("app"), other] };
+    let history = History { events, containers: vec![container("app"), other], usage: Usage::default() };
     let filter = |name: &str| Filter { pod: vec![name.into()], ..Default::default() };
-    let of_web = history.timeline(&filter("web-0"), "n".into(), times()).unwrap();
+    let of_web = history.timeline(&filter("web-0"), "n", times()).unwrap();
     assert_eq!(of_web.subject, "prod/web-0");
     assert_eq!(of_web.events.len(), incident("app").len() + 1, "with the gap");
     assert!(of_web.tracks.iter().all(|track| track.name != "db"));
     assert!(
-        history
-            .timeline(&filter("wbe-0"), "n".into(), times())
-            .unwrap_err()
-            .to_string()
-            .contains("did you mean")
+        history.timeline(&filter("wbe-0"), "n", times()).unwrap_err().to_string().contains("did you mean")
     );
-    let of_node = history.timeline(&Filter::default(), "n".into(), times()).unwrap();
+    let of_node = history.timeline(&Filter::default(), "n", times()).unwrap();
     assert!(of_node.tracks.iter().any(|track| track.name == "db"));
 }

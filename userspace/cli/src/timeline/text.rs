@@ -3,6 +3,7 @@
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table, beginning};
 use crate::time::Times;
+use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -26,11 +27,13 @@ pub fn write(out: &mut Output, timeline: &Timeline, times: Times) -> anyhow::Res
 /// Everything but the events, for a terminal of that width.
 pub fn lines(timeline: &Timeline, times: Times, limit: Option<usize>) -> Vec<String> {
     let width = limit.unwrap_or(WIDTH);
-    let first = timeline.events.iter().map(|row| row.time).min().flatten();
-    let last = timeline.events.iter().map(|row| row.time).max().flatten();
+    let at = |micros: Micros| {
+        let time = Timestamp::from_unix_nanos(micros.saturating_mul(1000));
+        (timeline.to > 0).then_some(time)
+    };
     let node = if timeline.node.is_empty() { String::new() } else { format!(" on {}", timeline.node) };
     let mut lines = wrap(&format!("{}{node}", timeline.subject), "", width);
-    let (first, last) = (times.show(first), times.show_alone(last));
+    let (first, last) = (times.show(at(timeline.from)), times.show_alone(at(timeline.to)));
     lines.push(format!("{first} to {last}, {} events", timeline.events.len()));
     lines.push(String::new());
     for answer in &timeline.answers {

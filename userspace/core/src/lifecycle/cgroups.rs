@@ -234,6 +234,13 @@ impl Cgroups {
         self.by_container.get(id).copied()
     }
 
+    /// The newest cgroup of each container and all that are named as one with others, also what was removed a while ago.
+    pub(super) fn named(&self) -> impl Iterator<Item = &Arc<Subject>> {
+        let newest = self.by_container.iter().filter(move |(name, _)| !self.twins.contains_key(*name));
+        let twins = self.twins.values().flatten();
+        newest.map(|(_, id)| id).chain(twins).filter_map(move |id| self.subject(*id))
+    }
+
     /// The containers that several cgroups which exist are named as, with these.
     pub(super) fn twins(&self) -> &BTreeMap<ContainerId, BTreeSet<CgroupId>> {
         &self.twins

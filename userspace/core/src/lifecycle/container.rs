@@ -28,7 +28,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, State, Subject, TaskInfo,
+    CgroupId, ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, State, Subject, TaskInfo,
 };
 
 use super::processes::{Budget, Executed, Known, Processes};
@@ -38,6 +38,9 @@ use super::processes::{Budget, Executed, Known, Processes};
 pub(super) struct Container {
     pub(super) subject: Arc<Subject>,
     created_at: Option<KernelTime>,
+    /// The cgroup in it that its own program was started in, if it was not started in its own: what the runtime made for it.
+    #[serde(default)]
+    pub(super) home: Option<CgroupId>,
     phase: Phase,
     /// Since the first process came, a program was executed that is neither the start nor the runtime's helper.
     has_executed: bool,
@@ -128,6 +131,7 @@ impl Container {
         Self {
             subject,
             created_at,
+            home: None,
             phase: Phase::Empty(start),
             has_executed: false,
             phase_at: made,

@@ -53,8 +53,9 @@ pub use bounds::{Bounds, LifecycleCounters};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, Actor, Basis, CgroupId, ContainerId, Fact, Gap, KernelEvent, KernelTime, Kind, Loss, Observation,
-    OomExhausted, OomKill, OomKilled, OomScope, Output, PodUid, RuntimeFacts, Subject, Unreadable,
+    Action, Actor, Basis, CgroupId, ContainerId, Fact, Gap, KernelEvent, KernelTime, Kind, LevelRole, Loss,
+    Observation, OomExhausted, OomKill, OomKilled, OomScope, Output, PodUid, RuntimeFacts, Subject,
+    Unreadable,
 };
 
 use crate::overflow::Overflow;
@@ -63,6 +64,9 @@ use parked::Parked;
 use processes::Budget;
 use room::Room;
 use scan::Repair;
+
+/// How many records of each kind were lost.
+type Lost = BTreeMap<String, u64>;
 
 /// The machine: all containers of the node.
 #[derive(Debug, Serialize, Deserialize)]
@@ -165,8 +169,8 @@ impl Lifecycle {
                 let keep_all = self.scan_is_expected();
                 self.cgroups.release(cgroup, keep_all, &mut self.budget);
             }
-            // What becomes of a container's bounds is no matter of its life.
-            Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) => {}
+            // What becomes of a container's bounds is no matter of its life, nor how near it comes to them.
+            Fact::LimitWrite(_) | Fact::LimitWritesSuppressed(_) | Fact::MemoryCharge(_) => {}
             Fact::OomKill(_)
             | Fact::Rmdir { .. }
             | Fact::Attach { .. }
@@ -306,7 +310,11 @@ impl Lifecycle {
                 }
             }
             Fact::Exec { process, program, first } => {
-                (Basis::TaskExec, container.exec(at, process, program, first, budget))
+                let kind = container.exec(at, process, program, first, budget);
+                if matches!(kind, Kind::Started { .. }) {
+                    container.home = (cgroup != id).then_some(cgroup);
+                }
+                (Basis::TaskExec, kind)
             }
             Fact::Exit { process, status, first } => {
                 (Basis::TaskExit, container.exit(process, status, first, self.unbroken_since, budget))
@@ -316,6 +324,7 @@ impl Lifecycle {
             | Fact::Release
             | Fact::LimitWrite(_)
             | Fact::LimitWritesSuppressed(_)
+            | Fact::MemoryCharge(_)
             | Fact::OomKill(_) => return,
         };
         output.emit(at, basis, &container.subject, kind);
@@ -324,6 +333,7 @@ impl Lifecycle {
 
     fn oom_kill(&mut self, at: KernelTime, id: CgroupId, kill: OomKill, output: &mut Output) {
         let OomKill { victim, choice, scope, usage, trigger } = kill;
+        let home = self.cgroups.container_mut(id).and_then(|container| container.home);
         let scope = scope.map(|scope| match scope {
             OomScope::Machine => OomExhausted::Machine,
             OomScope::Limit(cgroup) => {
@@ -331,7 +341,9 @@ impl Lifecycle {
                 OomExhausted::Limit {
                     cgroup,
                     path: info.as_ref().map(|info| Arc::clone(&info.path)),
-                    role: info.as_ref().map(|info| info.role),
+                    role: info
+                        .as_ref()
+                        .map(|info| if home == Some(cgroup) { LevelRole::Container } else { info.role }),
                     pod: info.and_then(|info| info.pod),
                 }
             }
@@ -362,10 +374,42 @@ impl Lifecycle {
     }
 
     fn lost(&mut self, loss: Loss, output: &mut Output) {
-        let Loss { from, to, cause, lost, capabilities } = loss;
+        let Loss { from, to, cause, lost, by_container, capabilities } = loss;
         self.unbroken_since = self.unbroken_since.max(to);
-        output.emit_own(to, Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None }));
+        let (owned, lost) = self.owners(lost, &by_container);
+        // What is left may be any container's.
+        let is_any = owned.is_empty() || !lost.is_empty();
+        for (subject, lost) in owned {
+            let gap = Gap { cause, lost, capabilities: Vec::new(), from, to, path: None };
+            output.emit(to, Basis::Daemon, &subject, Kind::Gap(gap));
+        }
+        if is_any {
+            output.emit_own(to, Kind::Gap(Gap { cause, lost, capabilities, from, to, path: None }));
+        }
         self.ask_for_repair(to, output).after_gap();
+    }
+
+    /// Divides a loss into what was each container's, of those that are known, and the rest.
+    fn owners(
+        &self,
+        mut lost: Lost,
+        by_container: &BTreeMap<u32, Lost>,
+    ) -> (Vec<(Arc<Subject>, Lost)>, Lost) {
+        if by_container.is_empty() {
+            return (Vec::new(), lost);
+        }
+        let mut owned = Vec::new();
+        for subject in self.cgroups.named() {
+            let number = kwitness_abi::container_number(subject.cgroup_id.0);
+            let Some(of_it) = by_container.get(&number) else { continue };
+            for (kind, count) in of_it {
+                lost.entry(kind.clone()).and_modify(|left| *left = left.saturating_sub(*count));
+            }
+            owned.push((Arc::clone(subject), of_it.clone()));
+        }
+        lost.retain(|_, count| *count > 0);
+        owned.sort_unstable_by_key(|(subject, _)| subject.cgroup_id);
+        (owned, lost)
     }
 
     fn resolved(
@@ -424,6 +468,7 @@ fn shows_living_cgroup(fact: &Fact) -> bool {
         | Fact::Exit { .. }
         | Fact::LimitWrite(_)
         | Fact::LimitWritesSuppressed(_)
+        | Fact::MemoryCharge(_)
         | Fact::OomKill(_) => false,
     }
 }

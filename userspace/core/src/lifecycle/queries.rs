@@ -60,11 +60,11 @@ impl Lifecycle {
         subjects.filter(|subject| subject.facts.is_none()).map(|subject| &subject.container_id)
     }
 
-    /// See [`crate::node::Node::memory_levels`].
-    pub fn memory_levels(&self) -> Vec<(CgroupId, Arc<str>)> {
+    /// See [`crate::node::Node::memory_levels`]; with their paths.
+    pub fn memory_levels(&self) -> impl Iterator<Item = (CgroupId, Arc<str>)> {
         let infos = self.cgroups.groups().filter_map(|cgroup| Some((cgroup, self.cgroups.info_of(cgroup)?)));
         let levels = infos.filter(|(_, info)| info.exists && is_level(info.role));
-        levels.map(|(cgroup, info)| (cgroup, info.path)).collect()
+        levels.map(|(cgroup, info)| (cgroup, info.path))
     }
 
     /// How many containers there are whose cgroup exists.

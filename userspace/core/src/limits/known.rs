@@ -22,6 +22,9 @@ pub(super) struct Cgroup {
     pub(super) limit_files: Vec<(LimitFile, Known)>,
     /// All are being read.
     pub(super) is_reading: bool,
+    /// Since then, that reading is not enough, if it began before.
+    #[serde(default)]
+    pub(super) wanted: Option<KernelTime>,
     /// Writes that were only counted, since all were read last.
     pub(super) suppressed: u64,
 }

@@ -285,7 +285,9 @@ impl LimitTracker {
 
     fn ask_whole(&mut self, at: KernelTime, cgroup: CgroupId, index: &impl CgroupIndex, output: &mut Output) {
         let Some(entry) = self.entry(cgroup, at, index) else { return };
-        if !std::mem::replace(&mut entry.is_reading, true) {
+        if std::mem::replace(&mut entry.is_reading, true) {
+            entry.wanted = Some(at);
+        } else {
             output.actions.push(ask(cgroup, index.info(cgroup).as_ref(), None));
         }
     }
@@ -333,7 +335,6 @@ impl LimitTracker {
         let mut limit_files: Vec<LimitFile> =
             answer.readings.iter().map(|(limit_file, _)| *limit_file).collect();
         if answer.whole {
-            entry.is_reading = false;
             let unread = |limit_file: &LimitFile| !limit_files.contains(limit_file);
             let absent: Vec<LimitFile> =
                 entry.limit_files.iter().map(|(limit_file, _)| *limit_file).filter(unread).collect();
@@ -383,6 +384,10 @@ impl LimitTracker {
         }
         if answer.whole {
             entry.others = Others::Absent;
+            entry.is_reading = entry.wanted.take().is_some_and(|wanted| wanted > answer.began);
+            if entry.is_reading {
+                output.actions.push(ask(id, info.as_ref(), None));
+            }
             // It has all its files now.
             entry.limit_files.shrink_to_fit();
         }

@@ -49,6 +49,8 @@ pub enum Basis {
     /// Found by sampling memory usage.
     MemorySample,
     /// The kernel's record of that name.
+    MemoryCharge,
+    /// The kernel's record of that name.
     OomKill,
     /// Found at start-up: it happened before.
     InitialScan,

@@ -84,6 +84,8 @@ pub enum Fact {
     LimitWritesSuppressed(u64),
     /// A process of the cgroup was OOM-killed.
     OomKill(Box<OomKill>),
+    /// A charge of memory changed how many thresholds of its limit the cgroup is above.
+    MemoryCharge(Box<MemoryCharge>),
 }
 
 /// A process as a record carries it.
@@ -278,4 +280,21 @@ pub struct OomUsage {
     pub usage: u64,
     /// Pages allowed; the kernel's largest number where there is no limit.
     pub limit: u64,
+}
+
+/// A charge of memory, with which a cgroup is above more or fewer thresholds than by the record before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryCharge {
+    /// Bytes charged, those of this charge included.
+    pub usage: u64,
+    /// Bytes allowed.
+    pub limit: u64,
+    /// When usage was seen before, and what it was then, in bytes; none: not lately.
+    pub earlier: Option<(KernelTime, u64)>,
+    /// Crossings since the record before that no record shows, because they came too fast.
+    pub suppressed: u64,
+    /// How many thresholds the cgroup counts as above.
+    pub above: usize,
+    /// Who charges; none: usage fell, or rose by something else than a process of the cgroup.
+    pub charger: Option<Caller>,
 }

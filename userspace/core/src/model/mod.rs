@@ -27,8 +27,8 @@ pub use event::{Basis, Event, Gap, GapCause, Kind, OomExhausted, OomKilled};
 pub use guard::{GuardAct, GuardAttempt, GuardReport, GuardedProcess, GuardedState};
 pub use ids::{CgroupId, ContainerId, KernelTime, PodUid, ProcKey, QosClass, Runtime};
 pub use kernel::{
-    Actor, Caller, ExitStatus, Fact, KernelEvent, LimitWrite, OomChoice, OomKill, OomScope, OomUsage,
-    PathText, TaskInfo, WriteHook, WritePhase, WriteResult, WrittenValue,
+    Actor, Caller, ExitStatus, Fact, KernelEvent, LimitWrite, MemoryCharge, OomChoice, OomKill, OomScope,
+    OomUsage, PathText, TaskInfo, WriteHook, WritePhase, WriteResult, WrittenValue,
 };
 pub use kubernetes::{
     ApiAmounts, ApiComparison, ApiDisagreement, ApiDisagreementKind, ApiFinding, ApiLimit, ApiMissing,
@@ -40,7 +40,9 @@ pub use observation::{
     Action, Loss, Observation, Output, Scan, ScanReason, ScannedCgroup, ScannedProcess, Unreadable,
     UnreadableCgroup,
 };
-pub use pressure::{Direction, MemorySample, MemorySamples, Pressure, Thresholds, ThresholdsError};
+pub use pressure::{
+    Charger, Direction, MemoryLevel, MemorySample, MemorySamples, Pressure, Thresholds, ThresholdsError,
+};
 pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{

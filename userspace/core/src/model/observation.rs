@@ -89,6 +89,9 @@ pub struct Loss {
     pub cause: GapCause,
     /// How many, by record kind's name.
     pub lost: BTreeMap<String, u64>,
+    /// [`GapCause::RingFull`] only: whose of these it is known, by the container's [`kwitness_abi::container_number`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_container: BTreeMap<u32, BTreeMap<String, u64>>,
     /// [`GapCause::AgentDown`] only: the capabilities that recorded nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,

@@ -1,4 +1,4 @@
-//! Memory usage against its limit: what was sampled, and what is reported of it.
+//! Memory usage against its limit: what was sampled or recorded, and what is reported of it.
 
 use std::sync::Arc;
 
@@ -7,12 +7,13 @@ use thiserror::Error;
 
 use super::container::{LevelRole, PodNames};
 use super::ids::{CgroupId, KernelTime};
+use super::kernel::Caller;
 use super::value::Bound;
 
 /// Shares of a limit, in percent, whose crossing is reported.
 ///
 /// A threshold counts as crossed downwards once usage is [`hysteresis`](Self::hysteresis) percent of the limit below it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Thresholds {
     percent: Vec<u8>,
@@ -120,6 +121,26 @@ pub struct MemorySample {
     pub fill_rate: Option<i64>,
 }
 
+/// A cgroup whose memory usage is to be sampled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryLevel {
+    /// Which.
+    pub cgroup: CgroupId,
+    /// Its path.
+    pub path: Arc<str>,
+    /// How many thresholds its usage counts as above.
+    pub above: usize,
+}
+
+/// The process whose charge crossed a threshold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charger {
+    /// Who.
+    pub process: Caller,
+    /// The path of the cgroup that it was in.
+    pub cgroup_path: Option<Arc<str>>,
+}
+
 /// Usage of a level crossed a threshold of its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pressure {
@@ -141,6 +162,9 @@ pub struct Pressure {
     pub direction: Direction,
     /// See [`MemorySample::fill_rate`].
     pub fill_rate: Option<i64>,
+    /// Whose charge crossed it; none: that is not known, or usage fell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charger: Option<Charger>,
     /// Earlier crossings of this level's that were only counted, because they came too fast.
     pub suppressed: u64,
 }

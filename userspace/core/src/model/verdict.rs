@@ -212,6 +212,10 @@ pub struct Evidence {
     pub at: KernelTime,
     /// Whose limit is judged.
     pub cgroup: CgroupId,
+    /// The cgroup that the container's runtime made in it and put all processes into, if it did: that one's limits are the
+    /// container's, and may be what kills.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<CgroupId>,
     /// Which.
     pub resource: Resource,
     /// Every source's word.

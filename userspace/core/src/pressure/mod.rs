@@ -9,8 +9,12 @@
 //!
 //! Each level has one such state for each threshold. Crossings are reported in order, one event each: from below 80 % to above
 //! 95 % is three. A level has a budget of events; crossings beyond it are counted, and as soon as there is budget again, what
-//! was reported is brought in line with what is. Owns no sample but the last of each level, and never reads a file: see
-//! [`sampling`] for how often a level is to be looked at.
+//! was reported is brought in line with what is.
+//!
+//! Usage is known from two sides, which come to one state: samples, and the kernel's records of charges, which say who charges.
+//! So a crossing that both show is reported once, by whichever comes first. A sample that was made before the last record says
+//! nothing any more. Owns no usage but the last of each level, and never reads a file: see [`sampling`] for how often a level is to
+//! be looked at.
 
 pub mod sampling;
 
@@ -20,9 +24,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Basis, CgroupId, CgroupIndex, CgroupInfo, Direction, Event, KernelTime, Kind, LevelRole, MemorySample,
-    MemorySamples, Output, Pressure, Thresholds,
+    Basis, Bound, CgroupId, CgroupIndex, CgroupInfo, Charger, Direction, Event, KernelTime, Kind, LevelRole,
+    MemoryCharge, MemorySample, MemorySamples, Output, Pressure, Thresholds,
 };
+use crate::usage::{elapsed, rate};
 use sampling::Standing;
 
 /// One more event is in a level's budget each time so many nanoseconds have passed.
@@ -51,6 +56,8 @@ pub struct PressureTracker {
 #[derive(Debug, Serialize, Deserialize)]
 struct Level {
     last: MemorySample,
+    #[serde(default)]
+    seen: Seen,
     /// How many thresholds usage is above.
     above: usize,
     /// How many it is above by what was reported.
@@ -60,6 +67,15 @@ struct Level {
     /// How many events it may have at once.
     budget: u64,
     refilled: KernelTime,
+}
+
+/// How a level's last usage was seen.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Seen {
+    #[default]
+    Sampled,
+    Charged(Option<Charger>),
 }
 
 impl PressureTracker {
@@ -74,25 +90,64 @@ impl PressureTracker {
             self.adopt(Arc::clone(&sampled.thresholds));
         }
         for sample in &sampled.samples {
-            if let Some(info) = index.info(sample.cgroup).filter(|info| info.exists && is_level(info.role)) {
-                self.sample(sample, &info, output);
+            let is_outdated = |level: &Level| level.last.at > sample.at;
+            if !self.levels.get(&sample.cgroup).is_some_and(is_outdated) {
+                let before = self.above(sample.cgroup);
+                self.take(*sample, Seen::Sampled, before, 0, index, output);
             }
         }
     }
 
-    fn sample(&mut self, sample: &MemorySample, info: &CgroupInfo, output: &mut Output) {
+    /// Takes a record of a charge; appends the crossings that it shows, by the thresholds that came with the last samples. What it
+    /// counts as above is believed as far as its usage allows: the kernel may have gone by other thresholds, of an earlier daemon.
+    pub fn charged(
+        &mut self,
+        at: KernelTime,
+        cgroup: CgroupId,
+        charge: &MemoryCharge,
+        index: &impl CgroupIndex,
+        output: &mut Output,
+    ) {
+        let MemoryCharge { usage, limit, earlier, suppressed, above, charger } = charge;
+        let fill_rate = earlier.and_then(|(since, was)| rate(elapsed(since, at)?, was, *usage));
+        let sample = MemorySample { at, cgroup, usage: *usage, limit: Bound::At(*limit), fill_rate };
+        let charger = charger.clone().map(|process| {
+            let cgroup = process.cgroup.and_then(|cgroup| index.info(cgroup));
+            Charger { process, cgroup_path: cgroup.map(|info| info.path) }
+        });
+        self.take(sample, Seen::Charged(charger), *above, *suppressed, index, output);
+    }
+
+    /// How many thresholds the usage of that cgroup counts as above.
+    pub fn above(&self, cgroup: CgroupId) -> usize {
+        self.levels.get(&cgroup).map_or(0, |level| level.above)
+    }
+
+    /// Takes usage of a level that counted as above so many thresholds up to now.
+    fn take(
+        &mut self,
+        sample: MemorySample,
+        seen: Seen,
+        above: usize,
+        suppressed: u64,
+        index: &impl CgroupIndex,
+        output: &mut Output,
+    ) {
+        let Some(info) = index.info(sample.cgroup).filter(|info| info.exists && is_level(info.role)) else {
+            return;
+        };
+        let before = self.above(sample.cgroup);
         let Self { thresholds, levels, counters } = self;
-        let before = levels.get(&sample.cgroup).map_or(0, |level| level.above);
-        let above = Standing::of(thresholds, sample.usage, sample.limit).above(before);
-        if above == 0 && !levels.contains_key(&sample.cgroup) {
+        let above = Standing::of(thresholds, sample.usage, sample.limit).above(above);
+        if above == 0 && suppressed == 0 && !levels.contains_key(&sample.cgroup) {
             return;
         }
-        let level = levels.entry(sample.cgroup).or_insert_with(|| Level::new(*sample, thresholds));
-        let crossed = above.abs_diff(before) as u64;
-        (level.last, level.above) = (*sample, above);
-        level.unreported += crossed;
-        counters.crossings += crossed;
-        counters.reported += level.report(sample.at, thresholds, info, output);
+        let level = levels.entry(sample.cgroup).or_insert_with(|| Level::new(sample, thresholds));
+        let crossed = (above.abs_diff(before) as u64).saturating_add(suppressed);
+        (level.last, level.seen, level.above) = (sample, seen, above);
+        level.unreported = level.unreported.saturating_add(crossed);
+        counters.crossings = counters.crossings.saturating_add(crossed);
+        counters.reported += level.report(sample.at, thresholds, &info, output);
     }
 
     /// Reports what had no budget, and forgets the levels that are gone, or are below every threshold as reported.
@@ -124,7 +179,7 @@ impl PressureTracker {
 impl Level {
     fn new(first: MemorySample, thresholds: &Thresholds) -> Self {
         let (budget, refilled) = (budget(thresholds), first.at);
-        Self { last: first, above: 0, reported: 0, unreported: 0, budget, refilled }
+        Self { last: first, seen: Seen::Sampled, above: 0, reported: 0, unreported: 0, budget, refilled }
     }
 
     fn pending(&self) -> u64 {
@@ -144,6 +199,10 @@ impl Level {
         self.budget = self.budget.saturating_add(passed).min(budget(thresholds));
         let mut suppressed = self.unreported - self.pending();
         let events = self.pending().min(self.budget);
+        let (basis, charger) = match &self.seen {
+            Seen::Sampled => (Basis::MemorySample, None),
+            Seen::Charged(charger) => (Basis::MemoryCharge, charger.as_ref()),
+        };
         for _ in 0..events {
             let direction = if self.reported < self.above { Direction::Up } else { Direction::Down };
             let crossed = match direction {
@@ -164,10 +223,11 @@ impl Level {
                 threshold: thresholds.percent()[crossed],
                 direction,
                 fill_rate: self.last.fill_rate,
+                charger: charger.filter(|_| direction == Direction::Up).cloned(),
                 suppressed: std::mem::take(&mut suppressed),
             };
             let (subject, kind) = (info.subject.clone(), Kind::Pressure(Box::new(pressure)));
-            output.events.push(Event { at: self.last.at, basis: Basis::MemorySample, subject, kind });
+            output.events.push(Event { at: self.last.at, basis, subject, kind });
         }
         if events > 0 {
             self.budget -= events;

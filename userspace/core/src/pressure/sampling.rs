@@ -90,6 +90,11 @@ impl Standing {
         }
     }
 
+    /// Whether usage is at or above all of these thresholds.
+    pub fn is_above_all(self, thresholds: &Thresholds) -> bool {
+        self.reached == thresholds.percent().len()
+    }
+
     /// How many thresholds usage counts as above, if it was above so many before.
     pub fn above(self, before: usize) -> usize {
         before.clamp(self.reached, self.kept)

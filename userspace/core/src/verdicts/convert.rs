@@ -374,6 +374,8 @@ mod tests {
         assert_eq!(is(Wanted::Shares(256), Value::Number(11)), None);
         assert_eq!(is(Wanted::Memory(Bound::At(5000)), memory(4096)), Some(Tolerance::RoundedToPage));
         assert_eq!(is(Wanted::Memory(Bound::At(5000)), memory(8192)), None, "the kernel never rounds up");
+        let milli = is(Wanted::Memory(Bound::At(1)), memory(0));
+        assert_eq!(milli, Some(Tolerance::RoundedToPage), "`memory: 128m` is one byte, and no page");
         let large_pages = |bytes| Wanted::Memory(Bound::At(100_000_000)).accepts(&memory(bytes), 65_536);
         assert_eq!(large_pages(99_942_400), Some(Tolerance::RoundedToPage), "arm64 and ppc64le");
         assert_eq!(large_pages(99_999_744), None);

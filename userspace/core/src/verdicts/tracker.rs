@@ -81,8 +81,8 @@ impl VerdictTracker {
         let kills = attempts.iter().rev().find(|attempt| attempt.result.may_be_accepted()).and_then(|last| {
             let until = last.ended.map_or(u64::MAX, |ended| ended.at().0.saturating_add(Self::KILLS_AFTER));
             let struck = |at: &&KernelTime| Some(**at) >= last.began && at.0 <= until;
-            let kills =
-                self.kills.get(&evidence.cgroup).map_or(0, |kills| kills.iter().filter(struck).count());
+            let limits = [Some(evidence.cgroup), evidence.inner].into_iter().flatten();
+            let kills = limits.filter_map(|cgroup| self.kills.get(&cgroup)).flatten().filter(struck).count();
             last.began.map(|_| kills as u64)
         });
         let case = Case {

@@ -169,6 +169,23 @@ impl Node {
             to: KernelTime(to),
             cause: GapCause::RingFull,
             lost: BTreeMap::from([("task_exec".to_owned(), 3)]),
+            by_container: BTreeMap::new(),
+            capabilities: Vec::new(),
+        }));
+    }
+
+    /// So many `task_exec` were lost at a time, of these so many in each of the given containers.
+    pub fn lose_of(&mut self, at: u64, count: u64, containers: &[(u64, u64)]) {
+        let lost = |count| BTreeMap::from([("task_exec".to_owned(), count)]);
+        self.observe(Observation::Lost(Loss {
+            from: KernelTime(at),
+            to: KernelTime(at),
+            cause: GapCause::RingFull,
+            lost: lost(count),
+            by_container: containers
+                .iter()
+                .map(|(cgroup, of)| (kwitness_abi::container_number(*cgroup), lost(*of)))
+                .collect(),
             capabilities: Vec::new(),
         }));
     }
@@ -312,6 +329,7 @@ pub fn line(event: &Event) -> String {
         Basis::LimitRead => "limit read",
         Basis::OomKill => "oom kill",
         Basis::MemorySample => "memory sample",
+        Basis::MemoryCharge => "memory charge",
         Basis::InitialScan => "initial scan",
         Basis::RepairScan => "repair scan",
         Basis::Runtime => "runtime",

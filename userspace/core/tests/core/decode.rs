@@ -6,8 +6,8 @@ use kwitness_abi as abi;
 use kwitness_abi::RecordKind;
 use kwitness_core::decode::{DecodeError, Decoder, decode};
 use kwitness_core::model::{
-    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, OomChoice,
-    OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
+    Actor, Caller, CgroupId, ExitStatus, Fact, KernelEvent, KernelTime, LimitFile, LimitWrite, MemoryCharge,
+    OomChoice, OomKill, OomScope, OomUsage, PathText, ProcKey, TaskInfo, WriteHook, WritePhase, WriteResult,
     WrittenValue,
 };
 use proptest::prelude::*;
@@ -135,6 +135,17 @@ fn oom_kill(flags: u16) -> Bytes {
         .put(offset_of!(abi::OomKill, limit), &16_384_u64.to_ne_bytes())
 }
 
+fn memory_charge(flags: u16, earlier_at: u64) -> Bytes {
+    Bytes::new(RecordKind::MemoryCharge, flags)
+        .put(offset_of!(abi::MemoryCharge, usage), &81_u64.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, limit), &100_u64.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, earlier_at), &earlier_at.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, earlier_usage), &70_u64.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, suppressed), &6_u64.to_ne_bytes())
+        .put(offset_of!(abi::MemoryCharge, above), &1_u32.to_ne_bytes())
+        .caller(offset_of!(abi::MemoryCharge, charger))
+}
+
 fn every_kind() -> Vec<Bytes> {
     vec![
         mkdir(abi::FLAG_ROOT, b"/kubepods"),
@@ -150,6 +161,7 @@ fn every_kind() -> Vec<Bytes> {
         limit_write(RecordKind::LimitWriteBegan, 0, b"max", 3),
         returned(13),
         oom_kill(abi::FLAG_OOM_USAGE | abi::FLAG_OOM_LIMIT | abi::FLAG_OOM_CHOSEN),
+        memory_charge(abi::FLAG_CHARGER, 900),
     ]
 }
 
@@ -196,8 +208,22 @@ fn every_kind_decodes() {
                 usage: Some(OomUsage { usage: 16_000, limit: 16_384 }),
                 trigger: caller(),
             }))),
+            Ok(Fact::MemoryCharge(Box::new(MemoryCharge {
+                usage: 81,
+                limit: 100,
+                earlier: Some((KernelTime(900), 70)),
+                suppressed: 6,
+                above: 1,
+                charger: Some(caller()),
+            }))),
         ]
     );
+}
+
+#[test]
+fn who_charged_and_usage_before_may_be_unknown() {
+    let Ok(Fact::MemoryCharge(charge)) = memory_charge(0, 1_000).fact() else { panic!("no charge") };
+    assert_eq!((charge.charger, charge.earlier), (None, None));
 }
 
 #[test]
@@ -345,8 +371,8 @@ fn errors_name_kind_and_field() {
         Ok(event) => panic!("{event:?}"),
     };
     assert_eq!(message(&[0; 5]), "a record of 5 bytes: its header alone has 24");
-    let unknown = exit(0).put(offset_of!(abi::Header, kind), &12_u16.to_ne_bytes());
-    assert_eq!(message(&unknown.0), "unknown record kind 12: probes and daemon are not of the same build");
+    let unknown = exit(0).put(offset_of!(abi::Header, kind), &13_u16.to_ne_bytes());
+    assert_eq!(message(&unknown.0), "unknown record kind 13: probes and daemon are not of the same build");
     assert_eq!(message(&exit(0).0[..71]), "task_exit: 71 bytes instead of 72");
     assert_eq!(message(&populated(2).0), "cgroup_populated: populated is 0x2");
     let too_long =

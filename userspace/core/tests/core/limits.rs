@@ -227,6 +227,36 @@ fn a_refused_write_is_reported_with_its_errno() {
     assert_eq!(&*attempts[0].writer.as_ref().unwrap().comm, "runc");
 }
 
+/// runc writes both files of a huge page's size. A container's burst keeps its quota from being lowered; a node's own group cannot
+/// be given a controller while real-time tasks are above.
+#[test]
+fn each_file_of_a_limit_and_each_refusal_is_reported_by_itself() {
+    let mut fixture = Fixture::new();
+    for file in ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"] {
+        let file = file.parse().unwrap();
+        fixture.write(file, "4194304");
+        fixture.read(false, &[(file, bytes(4 << 20))]);
+        let changes = fixture.changes();
+        assert_eq!(changes.iter().map(|changed| changed.limit_file).collect::<Vec<_>>(), [file]);
+        assert_eq!(changes[0].new, bytes(4 << 20));
+    }
+    for (file, value) in [
+        (LimitFile::CpuMaxBurst, "30000"),
+        (LimitFile::CpuMax, "50000 100000"),
+        (LimitFile::CgroupSubtreeControl, "+cpu"),
+    ] {
+        fixture.refused(file, value);
+        let before = initial(file).map_or(Reading::Absent, Reading::Is);
+        fixture.read(false, &[(file, before)]);
+        let changes = fixture.changes();
+        let [refused] = &changes[..] else { panic!("{file}: {changes:?}") };
+        assert_eq!((refused.limit_file, &refused.old), (file, &refused.new));
+        let write = refused.write.as_ref().unwrap();
+        assert_eq!(write.result, WriteResult::Refused { errno: EINVAL });
+        assert_eq!(write.value.as_ref().map(|value| &*value.text), Some(value), "{file}");
+    }
+}
+
 #[test]
 fn more_writes_than_are_kept_are_counted_with_the_last() {
     let mut fixture = Fixture::new();
@@ -292,6 +322,21 @@ fn what_was_not_seen_is_found() {
     );
     assert!(changes.iter().all(|changed| changed.write.is_none()));
     assert_eq!(fixture.limits.counters().found, 3);
+}
+
+#[test]
+fn what_changed_unseen_after_a_reading_began_is_found_by_another() {
+    let mut fixture = Fixture::unseen();
+    fixture.observe(&scan(ScanReason::Initial));
+    assert_eq!(fixture.requested_reads(), [None]);
+    // A loss, and its scan, while that reading is under way.
+    fixture.observe(&scan(ScanReason::Repair));
+    assert_eq!(fixture.requested_reads(), []);
+    fixture.read_begun_at(1, true, &[(LimitFile::MemoryMax, bytes(4096))]);
+    assert_eq!(fixture.requested_reads(), [None]);
+    fixture.read_begun_at(3, true, &[(LimitFile::MemoryMax, bytes(8192))]);
+    assert_eq!(old_and_new(&fixture.changes()), [(bytes(4096), bytes(8192), true)]);
+    assert_eq!(fixture.requested_reads(), [], "it began after the scan");
 }
 
 #[test]

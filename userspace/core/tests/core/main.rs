@@ -2,6 +2,7 @@
 
 mod cgroup_path;
 mod common;
+mod deaths;
 mod decode;
 mod guarded;
 mod journal;

@@ -1,12 +1,14 @@
-//! Memory pressure: crossings with hysteresis and a budget, fill rates, and when to sample next.
+//! Memory pressure: crossings with hysteresis and a budget, from samples and from the kernel's records; fill rates, and when to
+//! sample next.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kwitness_abi::{Charge, ChargeSettings};
 use kwitness_core::model::{
-    Bound, CgroupId, CgroupIndex, CgroupInfo, Direction, KernelTime, Kind, LevelRole, MemorySample,
-    MemorySamples, Output, Pressure, Thresholds,
+    Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, Direction, KernelTime, Kind, LevelRole,
+    MemoryCharge, MemorySample, MemorySamples, Output, Pressure, Thresholds,
 };
 use kwitness_core::pressure::PressureTracker;
 use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, Standing, interval};
@@ -55,6 +57,16 @@ impl Test {
         self.tracker.sampled(&sampled, &self.levels, &mut self.output);
     }
 
+    /// A record of a charge of the pod's memory, by a process of the container, with how many thresholds the pod is above.
+    fn charge(&mut self, usage: u64, above: usize, suppressed: u64) {
+        let charger = Caller { pid: Some(7), cgroup: Some(CgroupId(2)), ..Caller::default() };
+        let earlier = Some((KernelTime(self.now - SECOND / 2), usage.saturating_sub(100)));
+        let charger = Some(charger);
+        let charge = MemoryCharge { usage, limit: LIMIT, earlier, suppressed, above, charger };
+        let at = KernelTime(self.now);
+        self.tracker.charged(at, CgroupId(1), &charge, &self.levels, &mut self.output);
+    }
+
     fn tick(&mut self) {
         self.tracker.tick(KernelTime(self.now), &self.levels, &mut self.output);
     }
@@ -80,6 +92,79 @@ impl Test {
 }
 
 use Direction::{Down, Up};
+
+/// These thresholds as the kernel's program has them, of pages that are bytes.
+fn charge_settings(thresholds: &[u8]) -> ChargeSettings {
+    let mut settings =
+        ChargeSettings { count: thresholds.len() as u8, hysteresis: 5, floor: 70, ..ChargeSettings::NONE };
+    settings.percent[..thresholds.len()].copy_from_slice(thresholds);
+    settings
+}
+
+#[test]
+fn a_crossing_is_reported_once_by_whichever_shows_it_first() {
+    let mut test = Test::new();
+    test.charge(910, 2, 0);
+    let events: Vec<_> = test.output.events.iter().map(|event| event.basis).collect();
+    assert_eq!(events, [Basis::MemoryCharge; 2]);
+    for pressure in test.pressures() {
+        let charger = pressure.charger.unwrap();
+        assert_eq!((charger.process.pid, charger.cgroup_path.as_deref()), (Some(7), Some("/kubepods/x")));
+        assert_eq!(pressure.fill_rate, Some(200), "a hundred in half a second");
+    }
+    assert_eq!(test.tracker.above(CgroupId(1)), 2);
+    assert_eq!(test.crossed(920), [], "the sample says the same");
+    test.charge(960, 3, 0);
+    assert_eq!(test.crossings(), [(Up, 95)]);
+    assert_eq!(test.crossed(0), [(Down, 95), (Down, 90), (Down, 80)]);
+    test.charge(850, 1, 0);
+    assert_eq!(test.crossings(), [(Up, 80)]);
+    test.charge(740, 0, 0);
+    let [fallen] = &test.pressures()[..] else { panic!("one") };
+    assert_eq!((fallen.direction, &fallen.charger), (Down, &None), "no process made it fall");
+}
+
+#[test]
+fn a_sample_that_is_older_than_the_last_charge_says_nothing() {
+    let mut test = Test::new();
+    test.charge(800, 1, 0);
+    assert_eq!(test.crossings(), [(Up, 80)]);
+    test.now -= 1;
+    test.sample(1, 0, Bound::At(LIMIT));
+    assert_eq!(test.crossings(), []);
+    test.now += 1;
+    test.sample(1, 0, Bound::At(LIMIT));
+    assert_eq!(test.crossings(), [(Down, 80)]);
+}
+
+#[test]
+fn a_record_says_how_many_thresholds_a_level_is_above_as_far_as_its_usage_allows() {
+    let mut test = Test::new();
+    test.charge(950, 3, 0);
+    test.pressures();
+    test.now += QUIET;
+    // It has fallen to nothing and risen again, unrecorded: by usage alone, 90 % would count as crossed by the hysteresis.
+    test.charge(860, 1, 2);
+    assert_eq!(test.crossings(), [(Down, 95), (Down, 90)]);
+    test.now += QUIET;
+    test.charge(900, 2, 0);
+    assert_eq!(test.crossings(), [(Up, 90)]);
+    test.now += QUIET;
+    test.charge(1000, 7, 0);
+    assert_eq!((test.crossings(), test.tracker.above(CgroupId(1))), (vec![(Up, 95)], 3));
+}
+
+#[test]
+fn what_the_kernel_only_counted_is_counted() {
+    let mut test = Test::new();
+    test.charge(700, 0, 8);
+    assert_eq!(test.crossings(), [], "it has come back to where it was");
+    test.charge(800, 1, 6);
+    let [pressure] = &test.pressures()[..] else { panic!("one") };
+    assert_eq!(pressure.suppressed, 14);
+    let counters = test.tracker.counters();
+    assert_eq!((counters.crossings, counters.reported), (15, 1));
+}
 
 #[test]
 fn thresholds_are_crossed_one_by_one_and_back_with_hysteresis() {
@@ -184,6 +269,80 @@ fn the_nearer_and_the_faster_the_sooner_is_the_next_sample() {
 }
 
 proptest! {
+    /// Whoever leaves out the charges that the kernel's program leaves out gets the same events, in the same order.
+    #[test]
+    fn charges_without_a_record_make_no_event(
+        steps in prop::collection::vec((0..120_u64, 0..120_u64), 1..60),
+    ) {
+        let (mut all, mut some) = (Test::new(), Test::new());
+        let settings = charge_settings(&[80, 90, 95]);
+        // Near the thresholds, and freed as much as charged: otherwise usage would hardly ever come to one.
+        let (mut usage, mut above) = (700, 0);
+        for (freed, charged) in steps {
+            let before = usage - freed % (usage + 1);
+            usage = before + charged;
+            // The program forgets nothing of a level that is far below: it passes the band on its way up. A rise that follows a
+            // fall within one charge is seen by the next, here one of nothing.
+            let charges = [(before, usage), (usage, usage)].map(|(before, after)| Charge { before, after, limit: LIMIT });
+            let mut recorded = Vec::new();
+            for charge in charges {
+                let standing = settings.standing(above, charge);
+                if std::mem::replace(&mut above, standing.above) != standing.above {
+                    some.now += QUIET;
+                    some.charge(standing.usage, standing.above as usize, 0);
+                    recorded.extend(some.crossings());
+                }
+            }
+            let mut expected = all.crossed(before);
+            expected.extend(all.crossed(usage));
+            prop_assert_eq!(recorded, expected);
+        }
+    }
+
+    /// Crossings that make no record, because the level has made its share of them, are counted by the next one; and the tracker
+    /// has the level above as many thresholds as the program has.
+    #[test]
+    fn suppressed_crossings_add_up(
+        steps in prop::collection::vec((0..120_u64, 0..120_u64, any::<bool>()), 1..100),
+    ) {
+        let mut test = Test::new();
+        let settings = charge_settings(&[80, 90, 95]);
+        let (mut usage, mut above, mut reported) = (700, 0_u32, 0);
+        let (mut crossed, mut counted) = (0, 0);
+        for (freed, charged, has_share) in steps {
+            let before = usage - freed % (usage + 1);
+            usage = before + charged;
+            let standing = settings.standing(above, Charge { before, after: usage, limit: LIMIT });
+            crossed += u64::from(above.abs_diff(standing.above));
+            above = standing.above;
+            if above != reported && has_share {
+                test.now += QUIET;
+                test.charge(standing.usage, above as usize, crossed - u64::from(above.abs_diff(reported)));
+                prop_assert_eq!(test.tracker.above(CgroupId(1)), above as usize);
+                counted += std::mem::take(&mut crossed);
+                reported = above;
+            }
+        }
+        let shown: u64 = test.pressures().iter().map(|pressure| 1 + pressure.suppressed).sum();
+        prop_assert_eq!((shown, test.tracker.counters().crossings), (counted, counted));
+    }
+
+    /// A level that fell while nothing was charged is found to have fallen by the charges in the band below the thresholds: the
+    /// first of them that is looked at, if none is larger than the band.
+    #[test]
+    fn no_fall_is_missed_on_the_way_up(bottom in 0..749_u64, steps in prop::collection::vec(1..50_u64, 1..200)) {
+        let settings = charge_settings(&[80]);
+        let (mut usage, mut above) = (bottom, 1);
+        for charged in steps {
+            let charge = Charge { before: usage, after: usage + charged, limit: LIMIT };
+            usage += charged;
+            if settings.is_near(charge) {
+                above = settings.standing(above, charge).above;
+                prop_assert_eq!(above, u32::from(usage >= 800), "first at {}", usage);
+            }
+        }
+    }
+
     /// With budget for all of it, each threshold is a switch of its own.
     #[test]
     fn crossings_are_those_of_independent_switches(usages in prop::collection::vec(0..1100_u64, 1..60)) {

@@ -1,9 +1,13 @@
 //! Scans after a loss, against records that are older, younger and missing.
 
+use std::collections::BTreeMap;
+
 use crate::common::*;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::ScanReason::Repair;
-use kwitness_core::model::{Action, State};
+use kwitness_core::model::{
+    Action, CgroupId, GapCause, KernelTime, LimitsAnswer, Loss, Observation, Output, Scan, ScanReason, State,
+};
 
 const NOTHING: [&str; 0] = [];
 
@@ -28,6 +32,67 @@ fn a_loss_is_reported_at_once_and_requests_one_scan() {
         ["142 created (repair scan) 8", "142 resynced found 1 gone 1 corrected 0 (daemon)"]
     );
     assert_eq!(node.actions(), [Action::Resolve(container_id(8))]);
+}
+
+#[test]
+fn after_a_loss_of_limit_writes_the_limits_of_all_are_read() {
+    let mut node = kwitness_core::node::Node::new(Bounds::default());
+    let mut output = Output::default();
+    let scan = |reason, at| {
+        let empty = Scan::empty(reason, KernelTime(at));
+        Observation::Scan(Scan { cgroups: vec![pod(), container(7, vec![]), container(8, vec![])], ..empty })
+    };
+    let mut observe = |observation| {
+        node.observe(observation, &mut output);
+        let events: Vec<_> = output.events.drain(..).map(|event| line(&event)).collect();
+        (events, std::mem::take(&mut output.actions))
+    };
+    // The first reading may have begun before the loss: its answer does not end the matter.
+    observe(scan(ScanReason::Initial, 100));
+    let answer = |cgroup| {
+        let (began, ended) = (KernelTime(101), KernelTime(102));
+        let cgroup = CgroupId(cgroup);
+        LimitsAnswer { cgroup, path: None, began, ended, gone: false, whole: true, readings: Vec::new() }
+    };
+    for cgroup in [POD, 7] {
+        observe(Observation::LimitsRead(answer(cgroup)));
+    }
+    let (cause, lost, by_container) = (GapCause::WatchOverflow, BTreeMap::new(), BTreeMap::new());
+    let (from, to) = (KernelTime(200), KernelTime(210));
+    let loss = Loss { from, to, cause, lost, by_container, capabilities: Vec::new() };
+    let (events, actions) = observe(Observation::Lost(loss));
+    assert_eq!(events, ["210 gap WatchOverflow {} (daemon)"], "whose they were, nothing says");
+    assert_eq!(actions, [Action::Rescan]);
+    let (events, mut actions) = observe(scan(Repair, 220));
+    assert!(events.iter().any(|line| line.contains("resynced")), "{events:?}");
+    actions.extend(observe(Observation::LimitsRead(answer(8))).1);
+    let is_read = |cgroup: u64| {
+        let of_it = |action: &Action| matches!(action, Action::ReadLimits(read) if read.cgroup == CgroupId(cgroup) && read.limit_file.is_none());
+        actions.iter().any(of_it)
+    };
+    assert!(is_read(POD) && is_read(7) && is_read(8), "{actions:?}");
+}
+
+#[test]
+fn a_loss_names_the_containers_whose_it_was_and_the_rest_may_be_any_ones() {
+    let mut node = Node::new();
+    let young = 3 << 32 | 8;
+    node.start(7, 50);
+    node.start(young, 51);
+    node.lose_of(200, 6, &[(7, 2), (young, 3)]);
+    let gap =
+        |count: u64, whose: &str| format!("200 gap RingFull {{\"task_exec\": {count}}} (daemon){whose}");
+    assert_eq!(node.events(), [gap(2, " 7"), gap(3, &format!(" {young}")), gap(1, "")]);
+    assert_eq!(node.actions(), [Action::Rescan]);
+    node.lose_of(200, 2, &[(7, 2)]);
+    assert_eq!(node.events(), [gap(2, " 7")], "nothing is left");
+    node.lose_of(200, 2, &[(9, 2)]);
+    assert_eq!(node.events(), [gap(2, "")], "of one that is not known");
+    // One that was removed is remembered for a while.
+    node.rmdir(7);
+    node.events();
+    node.lose_of(200, 2, &[(7, 1)]);
+    assert_eq!(node.events(), [gap(1, " 7"), gap(1, "")]);
 }
 
 #[test]

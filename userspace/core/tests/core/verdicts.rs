@@ -237,6 +237,10 @@ fn a_refused_write_is_reported_at_once_with_errno_and_writer() {
     // An invalid write by another process is no attempt at what is wanted.
     fixture.attempts.remove(1);
     assert!(matches!(fixture.judge().verdict, Verdict::Pending { .. }));
+    // A burst forbids to lower the quota below it.
+    let mut burst = Fixture::new(Resource::Cpu, Wanted::MilliCpu(500), cpu(100_000), cpu(409_600));
+    burst.attempts = vec![attempt("50000 100000", Some(EINVAL), "koordlet")];
+    assert!(matches!(burst.judge().verdict, Verdict::Rejected { errno: EINVAL, .. }));
     // A later attempt that succeeds is what counts.
     fixture.attempts.push(attempt("409600 100000", Some(EINVAL), "runc"));
     fixture.attempts.push(attempt("409600 100000", None, "runc"));

@@ -154,7 +154,7 @@ fn cgroup(cgroup: Option<&proto::Cgroup>, to: &mut Attributes) {
     to.word("kwitness.cgroup.role", cgroup.role().as_str_name(), "CGROUP_ROLE_");
 }
 
-/// The process that wrote, or whose allocation triggered an OOM kill.
+/// The process that wrote, or whose allocation crossed a threshold or triggered an OOM kill.
 fn actor(writer: Option<&proto::Writer>, to: &mut Attributes) {
     let Some(writer) = writer else { return };
     to.known_number("kwitness.actor.pid", writer.pid);
@@ -234,6 +234,7 @@ fn pressure(pressure: &proto::Pressure, to: &mut Attributes) {
     if pressure.suppressed > 0 {
         to.number("kwitness.pressure.suppressed", pressure.suppressed);
     }
+    actor(pressure.charged_by.as_ref(), to);
 }
 
 fn gap(gap: &proto::Gap, to: &mut Attributes) {

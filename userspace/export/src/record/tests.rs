@@ -147,6 +147,8 @@ const TABLE: &[Row] = &[
         "kwitness.memory.pressure",
         SeverityNumber::Warn,
         &[
+            ("kwitness.actor.comm", "runc"),
+            ("kwitness.actor.pid", "77"),
             ("kwitness.cgroup.id", "42"),
             ("kwitness.cgroup.path", "/kubepods/x"),
             ("kwitness.cgroup.role", "pod"),

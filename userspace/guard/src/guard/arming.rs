@@ -50,16 +50,43 @@ impl NotArmed {
 }
 
 impl Guard {
-    /// Arms what the policy selects of these containers, and disarms what is not among them any more.
+    /// Arms what the policy selects of these containers and their pods, and disarms what is not among them any more.
     pub(super) fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
+        // The container runtime raises no pod.
+        if self.options.raiser.raises_pod() {
+            self.pods.update(&self.options.policy, &containers);
+        }
+        self.containers = containers;
+        self.arm_known()
+    }
+
+    /// Looks at the limits of some pods again.
+    pub(super) fn look_at_pods(&mut self) -> anyhow::Result<()> {
+        if self.pods.look_again() {
+            self.arm_known()?;
+        }
+        Ok(())
+    }
+
+    /// The pods whose limit is hit before those of their containers, or has been raised and is to be given back.
+    fn guarded_pods(&self) -> Vec<Container> {
+        let is_lent = |id: u64| {
+            let of_this = self.known(id).is_some_and(|guarded| guarded.loan.is_some());
+            of_this || self.inherited.contains_key(&id)
+        };
+        let pods = self.pods.found().filter(|pod| pod.is_hit_first || is_lent(pod.container.cgroup_id));
+        pods.map(|pod| pod.container.clone()).collect()
+    }
+
+    fn arm_known(&mut self) -> anyhow::Result<()> {
         let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
         let mut unnamed = HashSet::new();
-        for container in containers {
+        let pods = self.guarded_pods();
+        for container in self.containers.iter().chain(&pods) {
             let id = container.cgroup_id;
             match (container.select(&self.options.policy), self.guarded.get(&id)) {
                 (Selection::Rule(rule), _) => {
-                    let rule = rule.clone();
-                    wanted.insert(id, (container, rule));
+                    wanted.insert(id, (container.clone(), rule.clone()));
                 }
                 (Selection::Nothing, _) => {}
                 // A daemon that was started again asks for the names again: what is armed stays so meanwhile.
@@ -101,6 +128,7 @@ impl Guard {
                 container = container.id,
                 pod = container.pod,
                 name = container.name,
+                level = ?container.level(),
                 threshold = %rule.threshold,
                 ceiling = %rule.ceiling,
                 "armed"
@@ -140,12 +168,14 @@ impl Guard {
 
     /// Gives the program what it must know of a container.
     pub(super) fn write_armed(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
-        let Some(Guarded { rule, quiet_until, .. }) = self.guarded.get(&cgroup_id) else { return Ok(()) };
+        let Some(Guarded { container, rule, quiet_until, .. }) = self.guarded.get(&cgroup_id) else {
+            return Ok(());
+        };
         let armed = Armed {
             quiet_until: *quiet_until,
             longest: nanos(rule.longest_hold),
             per_mille: rule.threshold.per_mille(),
-            pad: 0,
+            is_pod: container.is_pod().into(),
         };
         Ok(self.program.arm(cgroup_id, armed)?)
     }

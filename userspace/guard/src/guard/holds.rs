@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use kwitness_abi::{Hold, ProcessKey};
-use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
+use kwitness_api::proto::{self, CgroupRole};
 
-use super::{Answer, Guard, Guarded, HoldId, Running, Times, available, hold_id, verify};
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, available, hold_id, verify};
 use crate::cgroup::{self, Cgroup};
 use crate::episode::{Episode, Input, Next, Outcome};
 use crate::plan::{Facts, Refusal};
@@ -28,6 +28,7 @@ impl Guard {
         for of in [&mut self.reported, &mut self.continuing, &mut self.still] {
             of.retain(|id| ids.contains(id));
         }
+        self.movers.retain(|id, _| ids.contains(id));
         // Before anything that takes time.
         self.brake(&held);
         // By container, the hold that began first.
@@ -66,6 +67,7 @@ impl Guard {
     /// Puts the second brake on where a process that is to stay held has not stopped, and releases every other one.
     fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
         let mut moving = HashSet::new();
+        let mut looks = process::LOOKS;
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
@@ -73,7 +75,10 @@ impl Guard {
             if !is_braked || is_settled || moving.contains(&hold.cgroup_id) {
                 continue;
             }
-            match process::motion(*key, hold) {
+            let mut mover = self.movers.remove(&id);
+            let motion = process::motion(*key, hold, &mut mover, &mut looks);
+            self.movers.extend(mover.map(|tid| (id, tid)));
+            match motion {
                 Ok(Motion::Still) => {
                     self.still.insert(id);
                 }
@@ -93,11 +98,11 @@ impl Guard {
     fn report_held(&self, key: ProcessKey, hold: &Hold) {
         let page = procfs::page_size();
         let comm = String::from_utf8_lossy(&hold.comm);
-        let container = self.container_id(hold.cgroup_id);
+        let (container, level) = (self.container_id(hold.cgroup_id), self.level(hold.cgroup_id));
         if let Some(container) = container {
             let held = proto::GuardHeld {
                 process: reporter::process(key.pid, key.start_boottime, &hold.comm),
-                level: proto::CgroupRole::Container.into(),
+                level: level.into(),
                 usage_bytes: hold.usage.saturating_mul(page),
                 limit_bytes: hold.limit.saturating_mul(page),
             };
@@ -107,6 +112,7 @@ impl Guard {
             pid = key.pid,
             comm = comm.trim_end_matches('\0'),
             container,
+            ?level,
             usage = hold.usage * page,
             limit = hold.limit * page,
             "guardHeld"
@@ -116,6 +122,11 @@ impl Guard {
     /// The id of a container that is or was armed.
     fn container_id(&self, cgroup_id: u64) -> Option<&str> {
         Some(&self.known(cgroup_id)?.container.id)
+    }
+
+    /// Whose limit is guarded there.
+    fn level(&self, cgroup_id: u64) -> CgroupRole {
+        self.known(cgroup_id).map_or(CgroupRole::Container, |guarded| guarded.container.level())
     }
 
     /// The first hold of a container that has no episode.
@@ -166,7 +177,7 @@ impl Guard {
             is_pod_raised: self.options.raiser.raises_pod(),
             available: available()?,
             promised: Bytes(promised.fold(0, u64::saturating_add)),
-            raises: guarded.raises,
+            raises: guarded.raises.count(),
             unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
         }))
     }
@@ -198,7 +209,7 @@ impl Guard {
         self.request(cgroup_id, raise);
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
-            reporter.announce(&container.id, raise.to.0).await;
+            announce(&reporter, &container, raise.to).await;
             let answer = raiser.set(&container, raise, hold).await;
             Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
         });
@@ -224,7 +235,12 @@ impl Guard {
         let Answer { cgroup_id, episode, raise, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
-        guarded.raises += u32::from(is_raised);
+        if is_raised {
+            guarded.raises.accepted(raise);
+        }
+        if input == Input::Verified(Ok(())) {
+            guarded.raises.in_force();
+        }
         if let Input::Raised(answer) = &input {
             guarded.unanswered = *answer == Err(Refusal::Unanswered);
         }
@@ -270,12 +286,12 @@ impl Guard {
             steps: times.steps(first.since, now),
         };
         let (container, raised_ms, decided_ms) = (&ended.container_id, ended.raised_ms, ended.decided_ms);
-        let level = proto::CgroupRole::Container.into();
+        let level = self.level(cgroup_id);
         let held_ns = now.saturating_sub(first.since);
         match &outcome {
             Outcome::Raised(raise) => {
                 let raised = proto::GuardRaised {
-                    level,
+                    level: level.into(),
                     limit_before: raise.from.0,
                     limit_after: raise.to.0,
                     held_ns,
@@ -283,6 +299,7 @@ impl Guard {
                 self.reporter.push(container, Report::Raised(raised));
                 tracing::info!(
                     container,
+                    ?level,
                     from = raise.from.0,
                     to = raise.to.0,
                     raised_ms,
@@ -293,11 +310,15 @@ impl Guard {
                 ended.raised_to = Some(raise.to.0);
             }
             Outcome::Refused(refusal) => {
+                let level = match refusal.level() {
+                    CgroupRole::Container => level,
+                    above => above,
+                };
                 let refused = proto::GuardRefused {
                     attempt: proto::GuardAttempt::Raise.into(),
                     reason: refusal.name().to_owned(),
                     detail: reporter::detail(refusal.to_string()),
-                    level: refusal.level().into(),
+                    level: level.into(),
                     limit_bytes: Some(ended.limit),
                     held_ns: Some(held_ns),
                 };

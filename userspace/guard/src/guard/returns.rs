@@ -10,7 +10,7 @@ use std::time::Duration;
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
-use super::{Guard, Guarded, verify};
+use super::{Guard, Guarded, announce, verify};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
 use crate::give_back::{self, Loan, Next, Sample};
@@ -59,6 +59,7 @@ impl Guard {
         if let Some(guarded) = self.known_mut(cgroup_id) {
             guarded.open.requests += 1;
             guarded.open.has_next = false;
+            guarded.raises.requested(change);
         }
         self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
     }
@@ -84,6 +85,9 @@ impl Guard {
     fn resolved(&mut self, cgroup_id: u64, change: Change, requests: u64, is_accepted: bool) {
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
+        if is_accepted {
+            guarded.raises.found(change);
+        }
         if std::mem::take(&mut guarded.open.has_next) {
             if let Some(later) = guarded.loan.and_then(|loan| loan.unanswered()) {
                 self.resolve(cgroup_id, later);
@@ -182,7 +186,7 @@ impl Guard {
         let rule = guarded.rule.clone();
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.returns.spawn(async move {
-            reporter.announce(&container.id, change.to.0).await;
+            announce(&reporter, &container, change.to).await;
             let answer = match in_use(&container, &rule, change.to) {
                 Some(used) => Err(Refusal::InUse { used, limit: change.to }),
                 None => raiser.set(&container, change, LIMIT).await,
@@ -213,7 +217,7 @@ impl Guard {
             "guardReturned"
         );
         let returned = proto::GuardReturned {
-            level: proto::CgroupRole::Container.into(),
+            level: guarded.container.level().into(),
             limit_before: from.0,
             limit_after: to.0,
             original_limit: original.0,
@@ -231,7 +235,7 @@ impl Guard {
             attempt: proto::GuardAttempt::Return.into(),
             reason: reason.to_owned(),
             detail: reporter::detail(refusal.to_string()),
-            level: proto::CgroupRole::Container.into(),
+            level: guarded.container.level().into(),
             limit_bytes: limit.map(|limit| limit.0),
             held_ns: None,
         };

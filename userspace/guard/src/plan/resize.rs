@@ -26,11 +26,11 @@ pub enum ResizeRefusal {
     /// The container's `resizePolicy` for memory is not `NotRequired`.
     #[error("the container's resizePolicy for memory is {0}")]
     Restarts(String),
-    /// The pod's spec has no such container, or no memory limit for it.
+    /// The pod's spec has no such container, or no memory limit for it, and none for the pod.
     #[error("the pod's spec has no memory limit for the container")]
     NoLimit,
-    /// The pod has a limit of its own, in its spec, which would have to change with the container's.
-    #[error("the memory limit of the pod itself cannot be changed with the container's: {0}")]
+    /// The pod has a limit of its own, in its spec, which would have to change.
+    #[error("the memory limit of the pod itself cannot be changed: {0}")]
     PodLimit(String),
     /// The limit in force is not the one of the spec.
     #[error("the pod's spec has a limit of {spec}, {in_force} is in force")]

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_api::transport::unix_endpoint;
-use kwitness_cri::CANDIDATES;
 use kwitness_cri::runtime::{LinuxContainerResources, UpdateContainerResourcesRequest};
+use kwitness_cri::{CANDIDATES, Failure};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
@@ -69,7 +69,7 @@ impl Cri {
         let codec = tonic_prost::ProstCodec::<UpdateContainerResourcesRequest, ()>::default();
         match grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(UPDATE), codec).await {
             Ok(_) => Ok(()),
-            Err(status) if status.code() == tonic::Code::NotFound => Err(Refusal::Gone),
+            Err(status) if Failure::of(&status, container_id) == Failure::Gone => Err(Refusal::Gone),
             Err(status) => Err(failed(format!("{:?}: {}", status.code(), status.message()))),
         }
     }

@@ -1,6 +1,6 @@
 //! Ledgers that are whole, torn, foreign and full. What is observed are losses: each is an event.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ fn loss(at: u64) -> Observation {
         to,
         cause: GapCause::RingFull,
         lost: [("task_exec".to_owned(), at)].into(),
+        by_container: [].into(),
         capabilities: Vec::new(),
     })
 }
@@ -268,6 +269,30 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     let memory = Memory::new(Bounds::default());
     let begun = place.begin(start(), &borrowed(&memory), Series::Continued);
     assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn no_link_is_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, elsewhere) = (place(directory.path()), directory.path().join("elsewhere"));
+    drop(Daemon::begin(&place));
+    let memory = Memory::new(Bounds::default());
+    let is_refused =
+        |path: &Path| matches!(place.read(), Err(Refusal::Foreign { path: refused, .. }) if refused == path);
+    for link in [place.segment(1), place.directory.clone()] {
+        fs::rename(&link, &elsewhere).unwrap();
+        symlink(&elsewhere, &link).unwrap();
+        assert!(is_refused(&link), "{}", link.display());
+        fs::remove_file(&link).unwrap();
+        fs::rename(&elsewhere, &link).unwrap();
+    }
+    assert!(place.read().unwrap().is_some());
+    fs::rename(&place.directory, &elsewhere).unwrap();
+    symlink(&elsewhere, &place.directory).unwrap();
+    let begun = place.clone().begin(start(), &borrowed(&memory), Series::New);
+    assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    // What it leads to stays.
+    assert!(place.remove().unwrap() && elsewhere.join(file_name(1)).exists());
 }
 
 #[test]

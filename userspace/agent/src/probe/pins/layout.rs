@@ -21,8 +21,8 @@ use crate::probe::{
 
 /// Changes whenever what is pinned changes its meaning in another way than sizes show: a field of a record, a flag, a value of a map.
 ///
-/// 2: an element of `TRACKED` says which share of the tracked set it is counted in.
-const FORMAT: u32 = 2;
+/// 3: an element of `TRACKED` says which container it is, or lies in.
+const FORMAT: u32 = 3;
 /// Hexadecimal digits in the name of a layout, and how many of them are the records'.
 const LAYOUT_DIGITS: usize = 16;
 pub(super) const RECORD_DIGITS: usize = 8;
@@ -42,13 +42,15 @@ pub(super) fn layout(settings: &Settings) -> io::Result<String> {
         roots,
         exclude,
         syscalls,
+        charges,
+        is_charged: _,
         log: _,
         lock_file,
         pins: _,
     } = settings;
     let mut hasher = DefaultHasher::new();
     (OBJECT, counters::elements()?, MAX_ROOTS).hash(&mut hasher);
-    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls).hash(&mut hasher);
+    (lifecycle_ring, tasks_ring, forks_ring, exclude, syscalls, charges).hash(&mut hasher);
     let rest = hasher.finish();
     let mut hasher = DefaultHasher::new();
     hash_records(&mut hasher);

@@ -19,6 +19,7 @@ fn evidence_for(requester: Requester, limit: u64, at: u64) -> Observation {
         requester,
         at: KernelTime(at),
         cgroup: POD,
+        inner: None,
         resource: Resource::Memory,
         desired: vec![DesiredLimit { source: Source::Runtime, at: KernelTime(at), wanted }],
         may_be_less: false,
@@ -177,6 +178,28 @@ fn a_kill_counts_while_the_limit_is_written_and_shortly_after() {
     let gone = Observation::Kernel(KernelEvent { at: KernelTime(400), cgroup: POD, fact: Fact::Release });
     verdicts(&mut fixture, &mut all, &gone);
     assert_eq!(verdicts(&mut fixture, &mut all, &evidence(4096, 500)), [Verdict::InForce]);
+}
+
+#[test]
+fn a_kill_by_the_limit_of_the_group_that_the_runtime_made_is_the_containers() {
+    let mut fixture = Fixture::new();
+    let mut all = VerdictTracker::default();
+    let scope = CgroupId(77);
+    let of_scope = CgroupInfo { exists: true, ..fixture.index.info(POD).unwrap() };
+    fixture.index.0.insert(scope, of_scope);
+    fixture.write(LimitFile::MemoryMax, "4096");
+    let Observation::Evidence(mut evidence) = evidence(4096, 30) else { unreachable!() };
+    let Observation::Kernel(mut killed) = oom_kill(fixture.now + 1) else { unreachable!() };
+    let Fact::OomKill(kill) = &mut killed.fact else { unreachable!() };
+    kill.scope = Some(OomScope::Limit(scope));
+    verdicts(&mut fixture, &mut all, &Observation::Kernel(killed));
+    assert_eq!(
+        verdicts(&mut fixture, &mut all, &Observation::Evidence(evidence.clone())),
+        [Verdict::InForce]
+    );
+    evidence.inner = Some(scope);
+    let sent = verdicts(&mut fixture, &mut all, &Observation::Evidence(evidence));
+    assert_eq!(sent, [Verdict::Killed { kills: 1 }]);
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! How many raises a container has had: what is compared with its policy's budget. Pure.
+//!
+//! A raise without an answer counts once it is found to have been accepted: then, and not a second time.
+
+use crate::plan::Change;
+
+/// The raises of one container.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Raises {
+    count: u32,
+    /// The last one that counts, as long as it is not known to be in force.
+    open: Option<Change>,
+}
+
+impl Raises {
+    /// How many.
+    pub fn count(self) -> u32 {
+        self.count
+    }
+
+    /// A change is requested. One that differs from the last is another one.
+    pub fn requested(&mut self, change: Change) {
+        self.open = self.open.filter(|open| *open == change);
+    }
+
+    /// It was accepted, by an answer.
+    pub fn accepted(&mut self, change: Change) {
+        if change.to > change.from {
+            self.count = self.count.saturating_add(1);
+            self.open = Some(change);
+        }
+    }
+
+    /// It was accepted, as is found out later. What is found may be what an earlier answer was about.
+    pub fn found(&mut self, change: Change) {
+        if self.open != Some(change) {
+            self.accepted(change);
+        }
+    }
+
+    /// It is in force.
+    pub fn in_force(&mut self) {
+        self.open = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Bytes;
+
+    const UP: Change = Change { from: Bytes(64), to: Bytes(128) };
+    const DOWN: Change = Change { from: Bytes(128), to: Bytes(64) };
+
+    #[test]
+    fn a_raise_counts_by_its_answer_or_as_soon_as_it_is_found() {
+        let mut raises = Raises::default();
+        raises.requested(UP);
+        assert_eq!(raises.count(), 0);
+        raises.accepted(UP);
+        raises.in_force();
+        assert_eq!(raises.count(), 1);
+        raises.requested(DOWN);
+        raises.accepted(DOWN);
+        raises.found(DOWN);
+        assert_eq!(raises.count(), 1, "what is given back is no raise");
+        raises.requested(UP);
+        raises.found(UP);
+        assert_eq!(raises.count(), 2, "the same change again, without an answer");
+    }
+
+    #[test]
+    fn what_is_found_is_not_counted_again() {
+        let mut raises = Raises::default();
+        raises.requested(UP);
+        raises.accepted(UP);
+        // Deferred by the kubelet; the next attempt is not answered, and the spec has what the first one set.
+        raises.requested(UP);
+        raises.found(UP);
+        assert_eq!(raises.count(), 1);
+        raises.requested(UP);
+        raises.accepted(UP);
+        assert_eq!(raises.count(), 2, "each answer is a raise");
+    }
+}
