@@ -6,19 +6,14 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
 use kwitness_agent::probe::capability::MEMORY_CHARGES;
 use kwitness_api::proto::PressureDirection::{Down, Up};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::Testbed;
-use kwitness_tests::events::Seen;
 use kwitness_tests::hog::limited_to;
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::{cgroup_path, wait_for};
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::cgroup_path;
 use nix::libc;
 
 const MIB: u64 = 1 << 20;
@@ -99,15 +94,12 @@ pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<
 }
 
 /// Usage exceeds `memory.high`, which the kernel says in the file that it changes for `memory.max`, too, but without a kill.
-pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    ctx.with_both(combination.driver, &SAMPLING, async |node, agent| {
+pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&SAMPLING, async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
         ensure!(!records_charges(agent).await?, "the hook is not excluded");
         let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-        let pod = node.run_pod(&PodSpec::new("noticed", combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new("noticed", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
         // Its first sample has it watched.
         wait_sampled(agent).await?;
