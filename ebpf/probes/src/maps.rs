@@ -213,10 +213,10 @@ pub fn output_in<T: 'static>(ring: Ring, record: &T, by: &Tracked) -> bool {
 /// Room for a record about a tracked cgroup; without room in the ring, or beyond its container's share of it, the loss is counted.
 #[inline(always)]
 pub fn reserve_in<T: 'static>(ring: Ring, kind: RecordKind, tracked: &Tracked) -> Option<RingBufEntry<T>> {
-    if takes_share(ring, tracked, size_of::<T>()) {
-        if let Some(entry) = ring.buffer().reserve::<T>(0) {
-            return Some(entry);
-        }
+    if takes_share(ring, tracked, size_of::<T>())
+        && let Some(entry) = ring.buffer().reserve::<T>(0)
+    {
+        return Some(entry);
     }
     count_lost(kind, tracked);
     None
@@ -282,11 +282,11 @@ pub fn count_lost(kind: RecordKind, of: &Tracked) {
 
 #[inline(always)]
 fn count_lost_of(whose: LostOf) {
-    if LOST.get_ptr_mut(&whose).is_none() {
+    if LOST.get_ptr_mut(whose).is_none() {
         // Another CPU may have been faster. Without room it is in the sum only.
-        let _ = LOST.insert(&whose, 0_u64, BPF_NOEXIST as u64);
+        let _ = LOST.insert(whose, 0_u64, BPF_NOEXIST as u64);
     }
-    if let Some(lost) = LOST.get_ptr_mut(&whose) {
+    if let Some(lost) = LOST.get_ptr_mut(whose) {
         // SAFETY: a live map element, aligned, to which nothing is ever written in another way.
         unsafe { add(lost.cast(), 1) };
     }
