@@ -106,9 +106,10 @@ pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>)
 
         let path = cgroup_path(node.pid(&id).await?)?;
         let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
-        std::fs::write(own.join("memory.high"), (LIMIT * 42 / 100).to_string())
-            .context("write memory.high")?;
-        let fill = format!("head -c {} /dev/zero >/dev/shm/{}.a;", LIMIT * 46 / 100, pod.sandbox);
+        let high = own.join("memory.high");
+        std::fs::write(&high, (LIMIT * 42 / 100).to_string()).context("write memory.high")?;
+        // Beside the shell: the kernel has whoever exceeds it sleep, for as long as it sees fit.
+        let fill = format!("head -c {} /dev/zero >/dev/shm/{}.a &", LIMIT * 46 / 100, pod.sandbox);
         execute(directory.path(), &fill).await?;
         wait_for("the kernel's notice", PATIENCE, async || {
             Ok((counter(agent, "pressure_notices").await? > 0).then_some(()))
@@ -119,6 +120,7 @@ pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>)
         ensure!((pressure.direction(), pressure.threshold_percent) == (Up, 40), "{pressure:?}");
         check(event, pressure, false)?;
         ensure!(counter(agent, "pressure_watches_failed").await? == 0, "a level is not watched");
+        std::fs::write(&high, "max").context("write memory.high")?;
         node.remove_pod(&pod).await
     })
     .await
