@@ -405,7 +405,16 @@ fn sample_memory(
         Ok(files) => {
             tracing::info!(%files, "memory usage is sampled");
             let engine = engine.clone();
-            let levels = move || engine.memory_levels().ok();
+            let has_limits_watched = files.has_limits_watched(capabilities);
+            let levels = move |known| {
+                let mut changed = engine.memory_levels(known).ok()?;
+                if let Some((_, levels)) = &mut changed
+                    && !has_limits_watched
+                {
+                    levels.iter_mut().for_each(|level| level.limit = None);
+                }
+                Some(changed)
+            };
             let notices = pressure::limit_notices(capabilities);
             let sampling =
                 pressure::start(files, config.thresholds.clone(), notices, levels, answers.clone());

@@ -24,8 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind, LastVerdict,
-    MemoryLevel, Observation, Output, Problem, Resource, Subject, VerdictScope,
+    Action, CgroupId, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind,
+    LastVerdict, LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, Subject, Value,
+    VerdictScope,
 };
 use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
@@ -38,7 +39,13 @@ pub struct Node {
     verdicts: VerdictTracker,
     #[serde(default)]
     pressure: PressureTracker,
+    #[serde(skip)]
+    levels: LevelsRevision,
 }
+
+/// Grows with whatever may change what [`Node::memory_levels`] gives. Compared within one run of a daemon only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LevelsRevision(u64);
 
 impl Node {
     /// A node of which nothing is known yet: it expects the observation of an initial scan.
@@ -48,12 +55,14 @@ impl Node {
             lifecycle: Lifecycle::new(bounds),
             verdicts: VerdictTracker::default(),
             pressure: PressureTracker::default(),
+            levels: LevelsRevision::default(),
         }
     }
 
     /// Takes one observation; appends what follows from it.
     pub fn observe(&mut self, observation: Observation, output: &mut Output) {
         let known = output.events.len();
+        self.levels.0 += u64::from(changes_levels(&observation));
         match observation {
             Observation::Evidence(evidence) => drop(self.judge(&evidence, output)),
             Observation::LimitsRequested { at, containers, forgotten } => {
@@ -89,7 +98,7 @@ impl Node {
     }
 
     fn take(&mut self, observation: Observation, output: &mut Output) {
-        let Self { lifecycle, limits, verdicts, pressure: _ } = self;
+        let Self { lifecycle, limits, verdicts, .. } = self;
         if VerdictTracker::concerns(&observation) {
             verdicts.observe(&observation, limits, lifecycle, output);
         }
@@ -148,9 +157,24 @@ impl Node {
 
     /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods.
     pub fn memory_levels(&self) -> Vec<MemoryLevel> {
-        let levels = self.lifecycle.memory_levels();
-        let level = |(cgroup, path)| MemoryLevel { cgroup, path, above: self.pressure.above(cgroup) };
-        levels.map(level).collect()
+        let level = |(cgroup, path): (CgroupId, &Arc<str>)| MemoryLevel {
+            cgroup,
+            path: Arc::clone(path),
+            above: self.pressure.above(cgroup),
+            limit: match self.limits.reading(cgroup, LimitFile::MemoryMax) {
+                Some(Reading::Is(Value::Bound(limit))) => Some(limit),
+                _ => None,
+            },
+        };
+        self.lifecycle.memory_levels().map(level).collect()
+    }
+
+    /// The same for who has them of an earlier revision; none: nothing has changed.
+    pub fn memory_levels_after(
+        &self,
+        known: Option<LevelsRevision>,
+    ) -> Option<(LevelsRevision, Vec<MemoryLevel>)> {
+        (known != Some(self.levels)).then(|| (self.levels, self.memory_levels()))
     }
 
     /// What cannot be done at present.
@@ -176,6 +200,27 @@ impl Node {
         let lifecycle = lifecycle.iter().map(|(name, count)| (format!("lifecycle_{name}"), count));
         let others = limits.into_iter().chain(pressure);
         lifecycle.chain(others.map(|(name, count)| (name.to_owned(), count))).collect()
+    }
+}
+
+/// Whether there may be other memory levels after it, or more is known of one. Processes change nothing of that.
+fn changes_levels(observation: &Observation) -> bool {
+    match observation {
+        Observation::Kernel(event) => {
+            matches!(
+                event.fact,
+                Fact::Mkdir { .. } | Fact::Rmdir { .. } | Fact::Release | Fact::MemoryCharge(_)
+            )
+        }
+        Observation::Scan(_) | Observation::LimitsRead(_) | Observation::MemorySampled(_) => true,
+        Observation::Lost(_)
+        | Observation::Runtime { .. }
+        | Observation::Evidence(_)
+        | Observation::Tick { .. }
+        | Observation::LimitsRequested { .. }
+        | Observation::Guard(_)
+        | Observation::GuardReportsDropped { .. }
+        | Observation::AgentRestarted { .. } => false,
     }
 }
 

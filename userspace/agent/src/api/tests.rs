@@ -101,7 +101,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 let containers = vec![container(&subject(), State::Created)];
                 answer.send(Snapshot { position: hub.position(), containers }).unwrap();
             }
-            Request::MemoryLevels(_) => panic!("no call requests memory levels"),
+            Request::MemoryLevels(..) => panic!("no call requests memory levels"),
             Request::Report(answer) => {
                 let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();

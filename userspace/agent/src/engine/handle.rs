@@ -11,6 +11,7 @@ use kwitness_core::model::{
     ContainerId, ContainerState, Evidence, Judged, LastVerdict, MemoryLevel, Observation, Problem,
     ScanReason, Subject, VerdictScope,
 };
+use kwitness_core::node::LevelsRevision;
 use kwitness_service::metrics::Histogram;
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,7 +55,7 @@ pub(crate) enum Request {
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
-    MemoryLevels(oneshot::Sender<Vec<MemoryLevel>>),
+    MemoryLevels(Option<LevelsRevision>, oneshot::Sender<Option<(LevelsRevision, Vec<MemoryLevel>)>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
@@ -110,13 +111,16 @@ impl Handle {
         self.ask(|answer| Request::Subjects(scope, answer)).await
     }
 
-    /// The cgroups whose memory usage is to be sampled. Waits, so not for a task.
+    /// The cgroups whose memory usage is to be sampled, unless they are still those of that revision. Waits, so not for a task.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub(crate) fn memory_levels(&self) -> Result<Vec<MemoryLevel>, Stopped> {
+    pub(crate) fn memory_levels(
+        &self,
+        known: Option<LevelsRevision>,
+    ) -> Result<Option<(LevelsRevision, Vec<MemoryLevel>)>, Stopped> {
         let (answer, answered) = oneshot::channel();
-        self.requests.blocking_send(Request::MemoryLevels(answer)).map_err(|_| Stopped)?;
+        self.requests.blocking_send(Request::MemoryLevels(known, answer)).map_err(|_| Stopped)?;
         answered.blocking_recv().map_err(|_| Stopped)
     }
 
@@ -159,7 +163,7 @@ impl<P: Probe> Engine<P> {
             Request::State(answer) => drop(answer.send((self.snapshot(), self.node.last_verdicts()))),
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
-            Request::MemoryLevels(answer) => drop(answer.send(self.node.memory_levels())),
+            Request::MemoryLevels(known, answer) => drop(answer.send(self.node.memory_levels_after(known))),
             // Writes and kills that led to what was read come first.
             Request::Judge(evidence, answer) => self.wait_for_records(Read::Evidence(evidence, answer)),
             Request::Known(containers, answer) => {

@@ -173,9 +173,14 @@ impl<P: Probe> Engine<P> {
             tokio::select! {
                 readable = self.probe.readable() => {
                     readable.context("cannot wait for the kernel's rings")?;
-                    self.drain();
+                    if self.drain() {
+                        // The tasks that send what was just published run on this thread, too.
+                        tokio::task::yield_now().await;
+                        self.look_for_losses();
+                        self.publish(Clock::read());
+                    }
                 }
-                () = tokio::time::sleep(HELD_FOR), if draining => self.drain(),
+                () = tokio::time::sleep(HELD_FOR), if draining => self.drain_whole(),
                 scanned = self.scans.next(), if has_room => match scanned {
                     Ok(scanned) => self.wait_for_records(Read::Scanned(scanned)),
                     Err(error) if self.ready.is_some() => return Err(error).context("the initial scan failed"),
@@ -209,8 +214,17 @@ impl<P: Probe> Engine<P> {
         }
     }
 
-    /// Takes what is in the rings, within the budget, and observes what has waited for it.
-    fn drain(&mut self) {
+    /// Drains, and looks for losses at once.
+    fn drain_whole(&mut self) {
+        if self.drain() {
+            self.look_for_losses();
+            self.publish(Clock::read());
+        }
+    }
+
+    /// Takes what is in the rings, within the budget, and observes what has waited for it; whether there was any record, so that
+    /// losses are to be looked for.
+    fn drain(&mut self) -> bool {
         let clock = Clock::read();
         self.make_room();
         let Self { probe, decoder, reorder, losses, ledger, last_record, records, seam, .. } = self;
@@ -252,10 +266,7 @@ impl<P: Probe> Engine<P> {
             self.release(at);
             self.observe_read(what);
         }
-        if drained.records > 0 {
-            self.look_for_losses();
-            self.publish(Clock::read());
-        }
+        drained.records > 0
     }
 
     /// Observes the records that are not younger than that.
@@ -285,7 +296,7 @@ impl<P: Probe> Engine<P> {
     /// Has something observed once all records have been that the kernel has made by now.
     fn wait_for_records(&mut self, what: Read) {
         self.waiting.push_back(Waiting { produced: self.probe.produced(), at: Clock::read(), what });
-        self.drain();
+        self.drain_whole();
     }
 
     fn observe_read(&mut self, what: Read) {

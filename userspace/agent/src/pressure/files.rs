@@ -12,6 +12,8 @@ use procfs::process::Process;
 
 use crate::cgroupfs::usage_files::V1_UNLIMITED;
 use crate::cgroupfs::{CgroupFs, Directory, v1_mount};
+use crate::probe::Capabilities;
+use crate::probe::capability::LIMIT_WRITES;
 
 /// No file of these is longer.
 const LONGEST: u64 = 64;
@@ -90,6 +92,13 @@ impl MemoryFiles {
             }
             Self::V1(_) => None,
         }
+    }
+
+    /// Whether it is seen when a limit is set: neither in cgroup v1, nor without a hook or its substitute.
+    pub fn has_limits_watched(&self, capabilities: &Capabilities) -> bool {
+        let report = capabilities.reports.iter().find(|report| report.capability.name == LIMIT_WRITES);
+        let is_seen = report.is_some_and(|report| report.chosen.is_some() || report.substitute.is_some());
+        matches!(self, Self::V2(_)) && is_seen
     }
 
     /// Where the hierarchy is mounted.

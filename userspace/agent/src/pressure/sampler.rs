@@ -6,6 +6,9 @@
 //! cache is at its limit would be sampled into the ledger four times a second for ever. The next one is handed on, too, if the core
 //! has it above another number of thresholds than the last one stood for: the kernel has recorded a charge meanwhile.
 //!
+//! A level without a limit is left alone for long where a limit that is set would be seen: the core then has another limit for it than
+//! its last sample, and it is due. The same goes for one that has no such files, as far as can be seen.
+//!
 //! Where the kernel does not record charges, it gives a notice of each level that has reached its limit ([`LimitNotices`]): that is
 //! due at once, unless its last sample was above all thresholds already.
 
@@ -18,6 +21,7 @@ use std::time::{Duration, Instant};
 use kwitness_core::model::{
     Bound, CgroupId, MemoryLevel, MemorySample, MemorySamples, Observation, Thresholds,
 };
+use kwitness_core::node::LevelsRevision;
 use kwitness_core::pressure::sampling::{FillRate, LONGEST, SHORTEST, Standing, interval};
 use nix::errno::Errno;
 use nix::sys::inotify::WatchDescriptor;
@@ -34,6 +38,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 const FILES_PER_REFRESH: u64 = 1000;
 /// Files of one sample: the limit, then usage.
 const FILES: u64 = 2;
+/// Between two samples of a level that has no limit as far as the core knows, or whose files are not there.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// What is sampled for, and what was counted since the start.
 #[derive(Debug, Default)]
@@ -65,8 +71,9 @@ impl Sampling {
     }
 }
 
-/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. With `notices`, levels that reach
-/// their limits are sampled at once.
+/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. `levels` is asked for those that
+/// there are, if they are others than at the revision that it is given. With `notices`, levels that reach their limits are sampled
+/// at once.
 ///
 /// # Errors
 /// No thread can be made.
@@ -74,14 +81,21 @@ pub(crate) fn start(
     files: MemoryFiles,
     thresholds: Thresholds,
     notices: Option<LimitNotices>,
-    mut levels: impl FnMut() -> Option<Vec<MemoryLevel>> + Send + 'static,
+    mut levels: impl FnMut(Option<LevelsRevision>) -> Option<Option<(LevelsRevision, Vec<MemoryLevel>)>>
+    + Send
+    + 'static,
     answers: mpsc::Sender<Observation>,
 ) -> io::Result<Arc<Sampling>> {
     let counted = Arc::new(Sampling { thresholds: Arc::new(thresholds), ..Sampling::default() });
     let mut sampler = Sampler::new(files, notices, Arc::clone(&counted));
     std::thread::Builder::new().name("memory-sampler".to_owned()).spawn(move || {
-        while let Some(levels) = levels() {
-            sampler.refresh(levels, Instant::now());
+        let mut known = None;
+        while let Some(changed) = levels(known) {
+            if let Some((revision, levels)) = changed {
+                sampler.refresh(levels, Instant::now());
+                known = Some(revision);
+            }
+            sampler.refill();
             let until = Instant::now() + REFRESH;
             loop {
                 let samples = sampler.take_due(Instant::now());
@@ -109,6 +123,12 @@ struct Level {
     due: Instant,
     /// When it was sampled last, or else became known.
     sampled: Instant,
+    /// Its limit by the last sample; none: there was none.
+    limit: Option<Bound>,
+    /// Its limit as the core has it.
+    known: Option<Bound>,
+    /// Samples in a row for which its files were not there.
+    missing: u32,
     rate: FillRate,
     /// How the last sample that was handed on stands; none: there was none.
     standing: Option<Standing>,
@@ -122,6 +142,8 @@ struct Sampler {
     notices: Option<LimitNotices>,
     levels: HashMap<CgroupId, Level>,
     queue: BTreeSet<(Instant, CgroupId)>,
+    /// What times of samples are counted from, so that those of many levels come together.
+    began: Instant,
     /// Files that may be read until the next refresh.
     files_left: u64,
     counted: Arc<Sampling>,
@@ -130,10 +152,11 @@ struct Sampler {
 impl Sampler {
     fn new(files: MemoryFiles, notices: Option<LimitNotices>, counted: Arc<Sampling>) -> Self {
         let (levels, queue) = (HashMap::new(), BTreeSet::new());
-        Self { files, notices, levels, queue, files_left: 0, counted }
+        let began = Instant::now();
+        Self { files, notices, levels, queue, began, files_left: FILES_PER_REFRESH, counted }
     }
 
-    /// Takes the levels that there are: new ones are due at once.
+    /// Takes the levels that there are: new ones are due at once, and so are those whose limit has changed.
     fn refresh(&mut self, levels: Vec<MemoryLevel>, now: Instant) {
         let there: HashMap<CgroupId, MemoryLevel> =
             levels.into_iter().map(|level| (level.cgroup, level)).collect();
@@ -148,14 +171,33 @@ impl Sampler {
             }
             stays
         });
-        for (cgroup, MemoryLevel { path, above, .. }) in there {
+        for (cgroup, MemoryLevel { path, above, limit, .. }) in there {
             let level = self.levels.entry(cgroup).or_insert_with(|| {
                 self.queue.insert((now, cgroup));
-                Level { path, due: now, sampled: now, rate: FillRate::default(), standing: None, watch: None }
+                Level::new(path, now)
             });
             level.standing.take_if(|standing| standing.above(above) != above);
+            level.known = limit;
+            if limit.is_some() && limit != level.limit {
+                level.missing = 0;
+                self.hasten(cgroup, now);
+            }
         }
+    }
+
+    /// Another second has begun.
+    fn refill(&mut self) {
         self.files_left = FILES_PER_REFRESH;
+    }
+
+    /// A level is due, but no sooner after its last sample than any other.
+    fn hasten(&mut self, cgroup: CgroupId, now: Instant) {
+        let Some(level) = self.levels.get_mut(&cgroup) else { return };
+        let due = now.max(level.sampled + SHORTEST);
+        if due < level.due && self.queue.remove(&(level.due, cgroup)) {
+            level.due = due;
+            self.queue.insert((due, cgroup));
+        }
     }
 
     /// Waits until then, or until a level has reached its limit.
@@ -171,16 +213,12 @@ impl Sampler {
         }
     }
 
-    /// A level has reached its limit: it is due, but no sooner after its last sample than any other.
+    /// A level has reached its limit.
     fn noticed(&mut self, cgroup: CgroupId, now: Instant) {
         self.counted.noticed.fetch_add(1, Relaxed);
         let Some(level) = self.levels.get_mut(&cgroup) else { return };
         level.watch = None;
-        let due = now.max(level.sampled + SHORTEST);
-        if due < level.due && self.queue.remove(&(level.due, cgroup)) {
-            level.due = due;
-            self.queue.insert((due, cgroup));
-        }
+        self.hasten(cgroup, now);
     }
 
     /// When the next level is due that may be read; none before the next refresh.
@@ -211,23 +249,31 @@ impl Sampler {
         let at = Clock::read().now();
         let (sample, pause) = match read {
             Ok(memory) => {
+                (level.limit, level.missing) = (Some(memory.limit), 0);
                 let usage = memory.usage.unwrap_or_default();
                 let fill_rate = memory.usage.and_then(|usage| level.rate.push(at, usage));
                 if memory.limit == Bound::Unlimited {
                     level.rate = FillRate::default();
                 }
-                let pause = interval(&self.counted.thresholds, usage, memory.limit, fill_rate);
+                let pause = match (memory.limit, level.known) {
+                    (Bound::Unlimited, Some(Bound::Unlimited)) => RARELY,
+                    (limit, _) => interval(&self.counted.thresholds, usage, limit, fill_rate),
+                };
                 (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause)
             }
             // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
-            Err(error) if gone(&error) => (None, LONGEST),
+            Err(error) if gone(&error) => {
+                let pause = LONGEST * 2_u32.saturating_pow(level.missing);
+                level.missing = level.missing.saturating_add(1);
+                (None, pause.min(RARELY))
+            }
             Err(error) => {
                 self.counted.failed.fetch_add(1, Relaxed);
                 tracing::debug!(path = %level.path, %error, "cannot sample memory usage");
                 (None, LONGEST)
             }
         };
-        (level.sampled, level.due) = (now, now + pause);
+        (level.sampled, level.due) = (now, self.began + aligned(now - self.began, pause));
         self.queue.insert((level.due, cgroup));
         let sample = sample?;
         let thresholds = &self.counted.thresholds;
@@ -252,6 +298,31 @@ impl Sampler {
     }
 }
 
+impl Level {
+    fn new(path: Arc<str>, now: Instant) -> Self {
+        let rate = FillRate::default();
+        Self {
+            path,
+            due: now,
+            sampled: now,
+            limit: None,
+            known: None,
+            missing: 0,
+            rate,
+            standing: None,
+            watch: None,
+        }
+    }
+}
+
+/// A time up to an eighth of `pause` before `now + pause`, such that those of many levels are the same few: a thread that wakes for
+/// each of thousands does little else.
+fn aligned(now: Duration, pause: Duration) -> Duration {
+    let grain = (pause / 8).as_millis().checked_ilog2().map_or(1, |log2| 1_u128 << log2);
+    let due = (now + pause).as_millis();
+    Duration::from_millis(u64::try_from(due - due % grain).unwrap_or(u64::MAX)).max(now + SHORTEST)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -269,7 +340,7 @@ mod tests {
         fs::write(directory.join("memory.max"), LIMIT.to_string()).unwrap();
         fs::write(directory.join("memory.current"), usage.to_string()).unwrap();
         let cgroup = CgroupId(fs::metadata(&directory).unwrap().ino());
-        MemoryLevel { cgroup, path: format!("/{name}").into(), above: 0 }
+        MemoryLevel { cgroup, path: format!("/{name}").into(), above: 0, limit: None }
     }
 
     fn sampler(root: &Path) -> Sampler {
@@ -360,9 +431,79 @@ mod tests {
         let levels: Vec<_> = (0..count).map(|index| set(root.path(), &index.to_string(), LIMIT)).collect();
         sampler.refresh(levels.clone(), now);
         assert_eq!(sampler.take_due(now).len() as u64, FILES_PER_REFRESH / FILES);
-        assert_eq!(sampler.next_due(), None, "it waits for the next refresh");
+        assert_eq!(sampler.next_due(), None, "it waits for the next second");
         assert_eq!(sampler.counted.counters()[1].1, 7);
         sampler.refresh(levels, now);
+        assert_eq!(sampler.next_due(), None, "what has changed in this one allows no more");
+        sampler.refill();
         assert_eq!(sampler.take_due(now).len(), 7);
+    }
+
+    #[test]
+    fn a_level_without_a_limit_is_left_alone_until_the_core_has_one_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let now = Instant::now();
+        let level = MemoryLevel { limit: Some(Bound::Unlimited), ..set(root.path(), "a", LIMIT) };
+        fs::write(root.path().join("a/memory.max"), "max").unwrap();
+        sampler.refresh(vec![level.clone()], now);
+        assert_eq!(usages(&sampler.take_due(now)), [0]);
+        assert!(sampler.next_due().unwrap() > now + LONGEST);
+        let later = now + 2 * LONGEST;
+        sampler.refresh(vec![level.clone()], later);
+        assert!(sampler.take_due(later).is_empty());
+        fs::write(root.path().join("a/memory.max"), LIMIT.to_string()).unwrap();
+        sampler.refresh(vec![MemoryLevel { limit: Some(Bound::At(LIMIT)), ..level }], later);
+        assert_eq!(usages(&sampler.take_due(later)), [LIMIT]);
+        assert!(sampler.next_due().unwrap() < later + LONGEST);
+    }
+
+    #[test]
+    fn a_level_without_a_limit_is_sampled_if_the_core_does_not_know_of_limits() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let now = Instant::now();
+        let level = set(root.path(), "a", LIMIT);
+        fs::write(root.path().join("a/memory.max"), "max").unwrap();
+        sampler.refresh(vec![level], now);
+        assert_eq!(usages(&sampler.take_due(now)), [0]);
+        fs::write(root.path().join("a/memory.max"), LIMIT.to_string()).unwrap();
+        assert_eq!(usages(&sampler.take_due(now + LONGEST)), [LIMIT]);
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_looked_for_ever_less_often() {
+        let root = tempfile::tempdir().unwrap();
+        let mut sampler = sampler(root.path());
+        let (began, level) = (Instant::now(), set(root.path(), "a", LIMIT));
+        fs::remove_file(root.path().join("a/memory.max")).unwrap();
+        sampler.refresh(vec![level], began);
+        let mut now = began;
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            assert!(sampler.take_due(now).is_empty());
+            let next = sampler.next_due().unwrap();
+            pauses.push(next - now);
+            now = next;
+        }
+        assert!(pauses.is_sorted() && pauses[0] <= LONGEST && pauses[5] <= RARELY, "{pauses:?}");
+        assert!(pauses[5] > RARELY * 7 / 8, "{pauses:?}");
+        set(root.path(), "a", LIMIT);
+        assert_eq!(usages(&sampler.take_due(now)), [LIMIT]);
+    }
+
+    #[test]
+    fn times_of_levels_come_together_and_none_is_much_earlier() {
+        for pause in [Duration::from_millis(250), LONGEST, RARELY] {
+            let dues = (0..1000).map(|millis| aligned(Duration::from_millis(millis) + pause, pause));
+            let dues: Vec<_> = dues.collect();
+            for (millis, due) in (0..).zip(&dues) {
+                let whole = Duration::from_millis(millis) + 2 * pause;
+                assert!((whole - pause / 8..=whole).contains(due), "{pause:?} {millis} {due:?}");
+            }
+            let different: BTreeSet<_> = dues.into_iter().collect();
+            let most = Duration::from_secs(1).as_millis() * 16 / pause.as_millis() + 2;
+            assert!(different.len() as u128 <= most, "{pause:?}: {}", different.len());
+        }
     }
 }

@@ -79,6 +79,16 @@ pub(super) enum Added {
     Unplaced,
 }
 
+/// What a cgroup in no container is, and whose if it is a pod's.
+fn outside(path: &str) -> (LevelRole, Option<PodRef>) {
+    match classify(path) {
+        Placement::Kubepods => (LevelRole::Kubepods, None),
+        Placement::Qos(_) => (LevelRole::Qos, None),
+        Placement::Pod(pod) => (LevelRole::Pod, Some(pod)),
+        Placement::Container(_) | Placement::Inner { .. } | Placement::Other => (LevelRole::Other, None),
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Cgroups {
     #[serde(with = "crate::pairs")]
@@ -160,24 +170,21 @@ impl Cgroups {
                 Some(What::Inner { .. } | What::Other { .. }) | None => return None,
             },
             What::Other { path } => {
-                let (role, pod) = match classify(path) {
-                    Placement::Kubepods => (LevelRole::Kubepods, None),
-                    Placement::Qos(_) => (LevelRole::Qos, None),
-                    Placement::Pod(pod) => (LevelRole::Pod, Some(self.names(pod))),
-                    Placement::Container(_) | Placement::Inner { .. } | Placement::Other => {
-                        (LevelRole::Other, None)
-                    }
-                };
-                (role, Arc::clone(path), pod, None)
+                let (role, pod) = outside(path);
+                (role, Arc::clone(path), pod.map(|pod| self.names(pod)), None)
             }
         };
         Some(CgroupInfo { role, path, subject, pod, exists: cgroup.presence == Presence::Exists })
     }
 
-    /// The containers' cgroups and those that are in none, also what was removed a while ago.
-    pub(super) fn groups(&self) -> impl Iterator<Item = CgroupId> + '_ {
-        let is_inner = |cgroup: &Cgroup| matches!(cgroup.what, What::Inner { .. });
-        self.all.iter().filter(move |(_, cgroup)| !is_inner(cgroup)).map(|(id, _)| *id)
+    /// The containers' cgroups and those that are in none, as far as they exist, with their paths.
+    pub(super) fn existing_groups(&self) -> impl Iterator<Item = (CgroupId, LevelRole, &Arc<str>)> {
+        let existing = self.all.iter().filter(|(_, cgroup)| cgroup.presence == Presence::Exists);
+        existing.filter_map(|(id, cgroup)| match &cgroup.what {
+            What::Container(container) => Some((*id, LevelRole::Container, &container.subject.cgroup_path)),
+            What::Other { path } => Some((*id, outside(path).0, path)),
+            What::Inner { .. } => None,
+        })
     }
 
     pub(super) fn exists(&self, id: CgroupId) -> bool {

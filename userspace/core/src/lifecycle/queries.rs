@@ -61,10 +61,9 @@ impl Lifecycle {
     }
 
     /// See [`crate::node::Node::memory_levels`]; with their paths.
-    pub fn memory_levels(&self) -> impl Iterator<Item = (CgroupId, Arc<str>)> {
-        let infos = self.cgroups.groups().filter_map(|cgroup| Some((cgroup, self.cgroups.info_of(cgroup)?)));
-        let levels = infos.filter(|(_, info)| info.exists && is_level(info.role));
-        levels.map(|(cgroup, info)| (cgroup, info.path))
+    pub fn memory_levels(&self) -> impl Iterator<Item = (CgroupId, &Arc<str>)> {
+        let existing = self.cgroups.existing_groups();
+        existing.filter(|(_, role, _)| is_level(*role)).map(|(cgroup, _, path)| (cgroup, path))
     }
 
     /// How many containers there are whose cgroup exists.

@@ -88,6 +88,13 @@ impl Cgroup {
         known.writes.as_deref()
     }
 
+    /// What a file says, as far as known.
+    pub(super) fn reading(&self, limit_file: LimitFile) -> Reading {
+        let known = self.limit_files.iter().find(|(of, _)| *of == limit_file);
+        let reading = known.and_then(|(_, known)| known.reading.clone());
+        reading.unwrap_or_else(|| self.others.reading(limit_file))
+    }
+
     /// What is known of a file, which is remembered from now on.
     pub(super) fn known_mut(&mut self, limit_file: LimitFile) -> &mut Known {
         let index = self.limit_files.iter().position(|(of, _)| *of == limit_file).unwrap_or_else(|| {

@@ -84,6 +84,11 @@ impl LimitTracker {
         self.counters
     }
 
+    /// What that file says, as it was last read.
+    pub fn reading(&self, cgroup: CgroupId, limit_file: LimitFile) -> Option<Reading> {
+        self.cgroups.get(&cgroup).map(|cgroup| cgroup.reading(limit_file))
+    }
+
     /// The attempts to write a file that are remembered, the oldest first; those that have not returned last.
     pub fn attempts(
         &self,

@@ -130,6 +130,8 @@ pub struct MemoryLevel {
     pub path: Arc<str>,
     /// How many thresholds its usage counts as above.
     pub above: usize,
+    /// Its limit as it was last read; none: that is not known.
+    pub limit: Option<Bound>,
 }
 
 /// The process whose charge crossed a threshold.
