@@ -263,7 +263,7 @@ impl Sampler {
             }
             // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
             Err(error) if gone(&error) => {
-                let pause = LONGEST * 2_u32.saturating_pow(level.missing);
+                let pause = LONGEST * 4_u32.saturating_pow(level.missing);
                 level.missing = level.missing.saturating_add(1);
                 (None, pause.min(RARELY))
             }
