@@ -478,7 +478,7 @@ fn log_pins(attached: &Attached, directory: &Path) {
             for (name, _) in pins::found(directory).unwrap_or_default() {
                 let set = directory.join(name);
                 let remedy = "kwitness uninstall-pins";
-                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon still run, unread");
+                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon are still attached and not read");
             }
         }
         Err(error) => {

@@ -207,7 +207,7 @@ impl Sampler {
         match notices.wait(pause) {
             Ok(levels) => levels.into_iter().for_each(|level| self.noticed(level, Instant::now())),
             Err(error) => {
-                tracing::warn!(%error, "cannot wait for memory limits that are reached: usage is only sampled");
+                tracing::warn!(%error, "cannot read inotify events: limit hits are detected by sampling only");
                 self.notices = None;
             }
         }

@@ -259,7 +259,7 @@ fn open_old(old: Old) -> Option<OldPrograms> {
     let tracepoints = Tracepoints::of(&environment::kernel_release());
     match OldPrograms::open(old.clone(), tracepoints) {
         Ok(programs) => {
-            tracing::info!(set = %programs.old.paths(), "reading the programs of another layout on for a while");
+            tracing::info!(set = %programs.old.paths(), "still reading the previous programs");
             Some(programs)
         }
         Err(error) => {
@@ -283,9 +283,9 @@ fn copied(old: OldPrograms, ebpf: &mut Ebpf, new: Meanwhile) -> Option<OldProgra
 /// Removes programs that cannot be read on: what they recorded is a gap.
 fn give_up(old: Old, error: &ProbeError) {
     let (set, error) = (old.paths().to_string(), error_chain(error));
-    tracing::warn!(set, error, "the programs of another layout cannot be read on; they are removed");
+    tracing::warn!(set, error, "cannot read the previous programs; removing them");
     if let Err(error) = old.remove() {
-        tracing::warn!(set, %error, "cannot remove the programs of another layout");
+        tracing::warn!(set, %error, "cannot remove the previous programs");
     }
 }
 

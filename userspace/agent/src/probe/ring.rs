@@ -290,8 +290,8 @@ impl Running {
         self.complete();
         let set = old.paths().to_string();
         match old.remove() {
-            Ok(()) => tracing::info!(set, "removed the programs of another layout"),
-            Err(error) => tracing::warn!(set, %error, "cannot remove the programs of another layout"),
+            Ok(()) => tracing::info!(set, "removed the previous programs"),
+            Err(error) => tracing::warn!(set, %error, "cannot remove the previous programs"),
         }
     }
 

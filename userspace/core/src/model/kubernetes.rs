@@ -182,7 +182,7 @@ pub enum NotCompared {
     KernelUnknown,
     /// The status has no such amount.
     NoStatus,
-    /// The status has one that is no quantity.
+    /// The status has one that is not a quantity.
     NotUnderstood,
     /// The kubelet has not reported on the newest spec yet.
     GenerationBehind,
