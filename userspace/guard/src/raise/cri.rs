@@ -70,7 +70,7 @@ impl Cri {
         match grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(UPDATE), codec).await {
             Ok(_) => Ok(()),
             Err(status) if Failure::of(&status, container_id) == Failure::Gone => Err(Refusal::Gone),
-            Err(status) => Err(failed(format!("{:?}: {}", status.code(), status.message()))),
+            Err(status) => Err(failed(format!("{}: {}", status.code().description(), status.message()))),
         }
     }
 }
