@@ -39,7 +39,7 @@ pub const TASKS_END: Duration = Duration::from_millis(100);
 pub enum RuntimeSocket {
     /// At the first of the known places that exists when it is dialled.
     Auto,
-    /// There.
+    /// At this path.
     At(PathBuf),
 }
 
@@ -74,9 +74,9 @@ pub enum Unavailable {
         said_by_go(source)
     )]
     Dial {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
     /// A process accepted the connection and sent nothing.
@@ -86,7 +86,7 @@ pub enum Unavailable {
         limits::RUNTIME_SILENCE
     )]
     Silent {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
     },
     /// The connection was lost.
@@ -317,7 +317,7 @@ mod http2_error {
 /// A client's connection to the runtime.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Whose.
+    /// The runtime.
     pub runtime: Arc<Runtime>,
     /// What it costs.
     meter: Arc<Meter>,

@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((gap.first_seq, gap.last_seq), (None, None), "numbers of two epochs do not compare");
         assert_eq!(numbers(&events[1..]), (15..=30).collect::<Vec<_>>());
 
-        assert!(hub.watch(start(31, "epoch"), false, Filter::default()).is_err(), "never given");
+        assert!(hub.watch(start(31, "epoch"), false, Filter::default()).is_err(), "has not been issued");
     }
 
     #[tokio::test]

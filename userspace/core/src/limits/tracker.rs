@@ -361,8 +361,8 @@ impl LimitTracker {
             if !answer.whole {
                 writes.is_reading = false;
             }
-            let told_of = writes.pending.partition_point(|pending| pending.at <= answer.began);
-            let rest = writes.pending.split_off(told_of);
+            let reported = writes.pending.partition_point(|pending| pending.at <= answer.began);
+            let rest = writes.pending.split_off(reported);
             let settled = std::mem::replace(&mut writes.pending, rest);
             let coalesced = if writes.pending.is_empty() { std::mem::take(&mut writes.coalesced) } else { 0 };
             let old = known.reading.take().unwrap_or_else(|| before.reading(limit_file));
