@@ -28,7 +28,7 @@ use super::budget::{Guarded, Meter, MeteredExecutor};
 use super::counters::Counters;
 use super::limits;
 use kwitness_api::causes;
-use kwitness_cri::CANDIDATES;
+use kwitness_cri::{CANDIDATES, find_socket};
 use kwitness_service::memory;
 
 /// After that the task of a connection that was given up has ended.
@@ -56,10 +56,7 @@ impl RuntimeSocket {
     pub fn path(&self) -> &Path {
         match self {
             Self::At(path) => path,
-            Self::Auto => {
-                let mut places = CANDIDATES.iter().map(Path::new);
-                places.find(|place| place.exists()).unwrap_or(Path::new(CANDIDATES[0]))
-            }
+            Self::Auto => find_socket().unwrap_or(Path::new(CANDIDATES[0])),
         }
     }
 }
