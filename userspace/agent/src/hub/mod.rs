@@ -14,6 +14,7 @@ mod batch;
 mod entry;
 mod filter;
 mod names;
+mod subject;
 mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,8 +36,9 @@ pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 pub use writer::Writer;
 
-use entry::{EncodedSubject, Entry, NonContainerScope};
+use entry::{Entry, NonContainerScope};
 use kwitness_api::proto;
+use subject::EncodedSubject;
 use window::{Usage, Window};
 
 /// The journal, shared.

@@ -38,7 +38,6 @@ use super::{
     object::OBJECT,
     pins::{self, Old, Origin, Unpinned},
     report::{Capabilities, Reason},
-    ring::Running,
     settings::{Charges, MAX_ROOTS, ProbeLog, Settings},
 };
 use crate::clock::Clock;
@@ -225,14 +224,9 @@ impl Attached {
         self.replaces.is_some() || self.pinned.as_ref().is_ok_and(|set| *set.origin() == Origin::Adopted)
     }
 
-    /// The object with its programs attached, for a reader other than [`Running`].
+    /// The object with its programs attached, for a reader other than [`Running`](super::Running).
     pub fn into_ebpf(self) -> Ebpf {
         self.ebpf
-    }
-
-    /// Opens the rings for reading. Within a tokio runtime.
-    pub fn run(self) -> Result<Running> {
-        Running::new(self)
     }
 }
 
