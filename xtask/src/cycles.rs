@@ -1,8 +1,11 @@
-//! The `cycles` task: the top-level modules of a crate form no circle of imports.
+//! The `cycles` task: the modules of a crate form no circle of imports, at any depth.
 //!
-//! A module depends on another where its code, that of its submodules included, names a path into it: in a `use`, in an
-//! expression, or in a macro's arguments. A name that the crate's root re-exports counts for the module that it comes from.
-//! Code under `#[cfg(test)]` does not count, nor do the items of the root itself: they stand above all modules.
+//! A module depends on a sibling where its code, that of its submodules included, names a path into the sibling: in a `use`, in
+//! an expression, or in a macro's arguments. A name that their parent takes out of a sibling counts for that sibling. Modules of
+//! different parents are compared where their paths part: `a::x` that names `b::y` makes `a` depend on `b`.
+//!
+//! A parent stands above its submodules: it may declare, re-export and use them, and they may use its items. Neither counts.
+//! Code under `#[cfg(test)]` does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,10 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 use quote::ToTokens as _;
 use serde::Deserialize;
-use syn::{Item, ItemMod, UseTree};
+use syn::{Item, ItemMod, UseName, UsePath, UseRename, UseTree};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -22,18 +25,22 @@ use crate::workspace::Workspace;
 pub fn task(workspace: &Workspace) -> Result<()> {
     let (mut targets, mut circles) = (0, String::new());
     for (name, root) in targets_of(workspace)? {
-        let graph = Graph::read(&root).with_context(|| format!("read the modules of {name}"))?;
+        let modules = Modules::read(&root).with_context(|| format!("read the modules of {name}"))?;
         targets += 1;
-        for circle in graph.circles() {
-            let modules: Vec<_> = circle.iter().map(|name| format!("`{name}`")).collect();
-            writeln!(circles, "{name}: {} import each other", modules.join(", "))?;
-            for (from, to, location) in graph.edges(&circle) {
-                let file = location.file.strip_prefix(&workspace.root).unwrap_or(&location.file);
-                writeln!(circles, "  {from} -> {to:<16} {}:{}", file.display(), location.line)?;
+        for (parent, graph) in modules.graphs() {
+            for circle in graph.circles() {
+                let full =
+                    |module: &&str| format!("`{}`", [&*parent, &[(*module).to_owned()]].concat().join("::"));
+                let modules: Vec<_> = circle.iter().map(full).collect();
+                writeln!(circles, "{name}: {} import each other", modules.join(", "))?;
+                for (from, to, location) in graph.edges(&circle) {
+                    let file = location.file.strip_prefix(&workspace.root).unwrap_or(&location.file);
+                    writeln!(circles, "  {from} -> {to:<16} {}:{}", file.display(), location.line)?;
+                }
             }
         }
     }
-    ensure!(circles.is_empty(), "circles of imports between top-level modules:\n{circles}");
+    ensure!(circles.is_empty(), "circles of imports between modules:\n{circles}");
     println!("no circles of imports in {targets} crates");
     Ok(())
 }
@@ -77,38 +84,11 @@ struct Location {
     line: usize,
 }
 
-/// For each top-level module those that it names.
+/// For each module of one parent, the siblings that it names.
 #[derive(Default)]
 struct Graph(BTreeMap<String, BTreeMap<String, Location>>);
 
 impl Graph {
-    fn read(root: &Path) -> Result<Self> {
-        let directory = root.parent().context("the root file has no directory")?;
-        let items = parse(root)?;
-        let mut names: BTreeMap<String, String> = BTreeMap::new();
-        for item in &items {
-            if let (Item::Mod(module), false) = (item, is_test(item)) {
-                names.insert(module.ident.to_string(), module.ident.to_string());
-            }
-        }
-        let modules: BTreeSet<_> = names.keys().cloned().collect();
-        for item in &items {
-            if let (Item::Use(item), false) = (item, is_test(item)) {
-                reexports(&item.tree, None, &modules, &mut names);
-            }
-        }
-        let mut graph = Self::default();
-        for item in items {
-            if let (Item::Mod(module), false) = (&item, is_test(&item)) {
-                let name = module.ident.to_string();
-                graph.0.entry(name.clone()).or_default();
-                let mut reader = Reader { graph: &mut graph, names: &names, module: name };
-                reader.module(module, root, directory, 1)?;
-            }
-        }
-        Ok(graph)
-    }
-
     /// The sets of modules that reach each other.
     fn circles(&self) -> Vec<BTreeSet<&str>> {
         let reached: BTreeMap<_, _> = self.0.keys().map(|from| (from.as_str(), self.reach(from))).collect();
@@ -148,136 +128,196 @@ impl Graph {
     }
 }
 
-/// Reads one top-level module with all below it.
-struct Reader<'a> {
-    graph: &'a mut Graph,
-    /// What a path of the crate's root may begin with, and the top-level module that it leads to.
-    names: &'a BTreeMap<String, String>,
-    module: String,
+/// The names of the modules from the root to one, which has none.
+type ModulePath = Vec<String>;
+
+/// A module without those in it.
+struct Module {
+    file: PathBuf,
+    items: Vec<Item>,
+    /// What a path into it may go on with, and the submodule that it leads to.
+    names: BTreeMap<String, String>,
 }
 
-impl Reader<'_> {
-    /// Reads a module declared in `file`, whose submodules' files are in `directory`, at that depth below the root.
-    fn module(&mut self, module: &ItemMod, file: &Path, directory: &Path, depth: usize) -> Result<()> {
-        let name = module.ident.to_string();
-        let inner = directory.join(&name);
-        if let Some((_, items)) = &module.content {
-            return self.items(items, file, &inner, depth);
-        }
-        let files = [directory.join(format!("{name}.rs")), inner.join("mod.rs")];
-        let Some(found) = files.iter().find(|path| path.is_file()) else {
-            bail!("{} declares the module {name}, which has no file", file.display());
-        };
-        self.items(&parse(found)?, found, &inner, depth)
+/// The modules of a crate.
+#[derive(Default)]
+struct Modules(BTreeMap<ModulePath, Module>);
+
+impl Modules {
+    fn read(root: &Path) -> Result<Self> {
+        let directory = root.parent().context("the root file has no directory")?;
+        let mut modules = Self::default();
+        modules.add(Vec::new(), parse(root)?, root, directory)?;
+        Ok(modules)
     }
 
-    fn items(&mut self, items: &[Item], file: &Path, directory: &Path, depth: usize) -> Result<()> {
-        for item in items.iter().filter(|item| !is_test(item)) {
-            match item {
-                Item::Mod(module) => self.module(module, file, directory, depth + 1)?,
-                other => self.paths(other.to_token_stream(), file, depth),
+    /// Adds a module of `file`, whose submodules' files are in `directory`, and those.
+    fn add(&mut self, path: ModulePath, items: Vec<Item>, file: &Path, directory: &Path) -> Result<()> {
+        let mut own = Vec::new();
+        let mut names = BTreeMap::new();
+        for item in items.into_iter().filter(|item| !is_test(item)) {
+            let Item::Mod(ItemMod { ident, content, .. }) = item else {
+                own.push(item);
+                continue;
+            };
+            let name = ident.to_string();
+            let inner = directory.join(&name);
+            let inside = [path.clone(), vec![name.clone()]].concat();
+            if let Some((_, items)) = content {
+                self.add(inside, items, file, &inner)?;
+            } else {
+                let files = [directory.join(format!("{name}.rs")), inner.join("mod.rs")];
+                let Some(found) = files.iter().find(|path| path.is_file()) else {
+                    bail!("{} declares the module {name}, which has no file", file.display());
+                };
+                self.add(inside, parse(found)?, found, &inner)?;
+            }
+            names.insert(name.clone(), name);
+        }
+        let mut taken = Vec::new();
+        for item in &own {
+            if let Item::Use(item) = item {
+                leaves(&item.tree, &path, &path, &names, &mut taken);
             }
         }
+        for (name, target) in taken {
+            if let Some(module) = target.strip_prefix(&*path).and_then(<[_]>::first)
+                && names.get(module) == Some(module)
+            {
+                names.entry(name).or_insert_with(|| module.clone());
+            }
+        }
+        self.0.insert(path, Module { file: file.to_owned(), items: own, names });
         Ok(())
     }
 
-    /// Notes each path from the crate's root that the tokens have in them.
-    fn paths(&mut self, tokens: TokenStream, file: &Path, depth: usize) {
-        let mut tokens = tokens.into_iter().peekable();
-        while let Some(token) = tokens.next() {
-            match token {
-                TokenTree::Group(group) => self.paths(group.stream(), file, depth),
-                TokenTree::Ident(ident) if ident == "crate" || ident == "super" => {
-                    let mut above = if ident == "crate" { depth } else { 1 };
-                    let line = ident.span().start().line;
-                    loop {
-                        let colons = [tokens.next(), tokens.next()];
-                        if !colons.iter().all(
-                            |token| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == ':'),
-                        ) {
-                            break;
-                        }
-                        match tokens.next() {
-                            Some(TokenTree::Ident(next)) if next == "super" => above += 1,
-                            Some(TokenTree::Ident(next)) => {
-                                if above == depth {
-                                    self.note(&next.to_string(), file, line);
-                                }
-                                break;
-                            }
-                            Some(TokenTree::Group(group)) => {
-                                if above == depth && group.delimiter() == Delimiter::Brace {
-                                    for name in first_idents(group.stream()) {
-                                        self.note(&name, file, line);
-                                    }
-                                }
-                                break;
-                            }
-                            _ => break,
-                        }
-                    }
-                }
-                _ => {}
-            }
+    /// The graph of each parent's modules.
+    fn graphs(&self) -> BTreeMap<ModulePath, Graph> {
+        let mut graphs: BTreeMap<ModulePath, Graph> = BTreeMap::new();
+        for (path, module) in &self.0 {
+            let mut tokens = TokenStream::new();
+            module.items.iter().for_each(|item| item.to_tokens(&mut tokens));
+            named(tokens, path, &mut |target: &[String], line| {
+                let Some((parent, from, to)) = self.edge(path, target) else { return };
+                let edges = graphs.entry(parent).or_default().0.entry(from).or_default();
+                edges.entry(to).or_insert_with(|| Location { file: module.file.clone(), line });
+            });
         }
+        graphs
     }
 
-    fn note(&mut self, name: &str, file: &Path, line: usize) {
-        let Some(to) = self.names.get(name).filter(|to| **to != self.module) else { return };
-        let edges = self.graph.0.entry(self.module.clone()).or_default();
-        edges.entry(to.clone()).or_insert_with(|| Location { file: file.to_owned(), line });
+    /// The parent of the two modules that a path in `from` connects, and their names; none if one is above the other.
+    fn edge(&self, from: &[String], target: &[String]) -> Option<(ModulePath, String, String)> {
+        let common = from.iter().zip(target).take_while(|(from, target)| from == target).count();
+        let (own, named) = (from.get(common)?, target.get(common)?);
+        let parent = from.get(..common)?.to_vec();
+        let to = self.0.get(&parent)?.names.get(named)?;
+        (to != own).then(|| (parent, own.clone(), to.clone()))
     }
 }
 
-/// The first identifier of each element of `a::b, c, d::{e}`.
-fn first_idents(tokens: TokenStream) -> Vec<String> {
-    let mut idents = Vec::new();
-    let mut at_start = true;
-    for token in tokens {
+/// Reports each path from the crate's root, or from a module above, that the tokens of the module `at` have in them.
+fn named(tokens: TokenStream, at: &[String], report: &mut impl FnMut(&[String], usize)) {
+    let tokens: Vec<_> = tokens.into_iter().collect();
+    let mut index = 0;
+    while let Some(token) = tokens.get(index) {
+        index += 1;
         match token {
-            TokenTree::Ident(ident) if at_start => {
-                idents.push(ident.to_string());
-                at_start = false;
+            TokenTree::Group(group) => named(group.stream(), at, report),
+            TokenTree::Ident(ident) if ident == "crate" => {
+                index = follow(&tokens, index, Vec::new(), report);
             }
-            TokenTree::Punct(punct) if punct.as_char() == ',' => at_start = true,
+            TokenTree::Ident(ident) if ident == "super" => {
+                index = follow(&tokens, index, above(at), report);
+            }
             _ => {}
         }
     }
-    idents
 }
 
-/// Adds the names that a `use` of the crate's root takes out of its modules.
-fn reexports(
+fn above(path: &[String]) -> ModulePath {
+    path.split_last().map_or_else(Vec::new, |(_, above)| above.to_vec())
+}
+
+/// Follows `::a::b` or `::{a, b::c}` behind the beginning of a path. Returns the index of what comes after it.
+fn follow(
+    tokens: &[TokenTree],
+    mut index: usize,
+    mut path: ModulePath,
+    report: &mut impl FnMut(&[String], usize),
+) -> usize {
+    let is_colon = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ':');
+    let line = tokens.get(index - 1).map_or(0, |token| token.span().start().line);
+    while let Some([first, second, next]) = tokens.get(index..index + 3)
+        && is_colon(first)
+        && is_colon(second)
+    {
+        match next {
+            TokenTree::Ident(ident) => step(&mut path, ident),
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
+                let branches: Vec<_> = group.stream().into_iter().collect();
+                for branch in
+                    branches.split(|token| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ','))
+                {
+                    if let Some(TokenTree::Ident(ident)) = branch.first() {
+                        let mut path = path.clone();
+                        step(&mut path, ident);
+                        follow(branch, 1, path, report);
+                    }
+                }
+                return index + 3;
+            }
+            _ => break,
+        }
+        index += 3;
+    }
+    report(&path, line);
+    index
+}
+
+fn step(path: &mut ModulePath, ident: &Ident) {
+    match ident.to_string().as_str() {
+        "super" => drop(path.pop()),
+        "self" => {}
+        name => path.push(name.to_owned()),
+    }
+}
+
+/// The names that a `use` of the module `at` brings into it, each with its path from the root. `prefix` is where the tree begins.
+fn leaves(
     tree: &UseTree,
-    module: Option<&str>,
-    modules: &BTreeSet<String>,
-    names: &mut BTreeMap<String, String>,
+    at: &[String],
+    prefix: &[String],
+    children: &BTreeMap<String, String>,
+    leaf: &mut Vec<(String, ModulePath)>,
 ) {
     match tree {
-        UseTree::Path(path) => {
-            let first = path.ident.to_string();
-            let is_root = first == "crate" || first == "self";
-            match module {
-                Some(module) => reexports(&path.tree, Some(module), modules, names),
-                None if is_root => reexports(&path.tree, None, modules, names),
-                None if modules.contains(&first) => reexports(&path.tree, Some(&first), modules, names),
-                None => {}
+        UseTree::Path(UsePath { ident, tree, .. }) => {
+            let mut path = prefix.to_vec();
+            match ident.to_string().as_str() {
+                "crate" => path.clear(),
+                // Another crate's.
+                name if prefix == at && !matches!(name, "self" | "super") && !children.contains_key(name) => {
+                    return;
+                }
+                _ => step(&mut path, ident),
             }
+            leaves(tree, at, &path, children, leaf);
         }
         UseTree::Group(group) => {
-            group.items.iter().for_each(|tree| reexports(tree, module, modules, names));
+            group.items.iter().for_each(|tree| leaves(tree, at, prefix, children, leaf));
         }
-        UseTree::Name(_) | UseTree::Rename(_) => {
+        UseTree::Name(UseName { ident }) | UseTree::Rename(UseRename { ident, .. }) => {
             let name = match tree {
-                UseTree::Rename(rename) => rename.rename.to_string(),
-                other => other.to_token_stream().to_string(),
+                UseTree::Rename(rename) => &rename.rename,
+                _ => ident,
             };
-            if let Some(module) = module {
-                names.entry(name).or_insert_with(|| module.to_owned());
-            }
+            let mut path = prefix.to_vec();
+            step(&mut path, ident);
+            leaf.push((name.to_string(), path));
         }
         // Whatever it brings: the modules name it where they use it from.
-        _ => {}
+        UseTree::Glob(_) => {}
     }
 }
 
@@ -312,8 +352,15 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let graph = Graph::read(&directory.path().join("lib.rs")).unwrap();
-        graph.circles().iter().map(|circle| circle.iter().copied().collect::<Vec<_>>().join(" ")).collect()
+        let graphs = Modules::read(&directory.path().join("lib.rs")).unwrap().graphs();
+        let circle = |parent: &ModulePath, circle: BTreeSet<&str>| {
+            let names = circle.into_iter().map(|name| [&**parent, &[name.to_owned()]].concat().join("::"));
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let of = |(parent, graph): (&ModulePath, &Graph)| {
+            graph.circles().into_iter().map(|of| circle(parent, of)).collect::<Vec<_>>()
+        };
+        graphs.iter().flat_map(of).collect()
     }
 
     const ROOT: (&str, &str) = ("lib.rs", "mod a; mod b; mod c; pub use b::Thing;");
@@ -352,6 +399,36 @@ mod tests {
         let a = "use crate::b::X; mod inner { use super::Y; use crate::a::Y; } #[cfg(test)] mod tests { use crate::c::X; }";
         let files =
             [ROOT, ("a.rs", a), ("b.rs", "#[cfg(test)] use crate::a::Y;"), ("c.rs", "use crate::a::Y;")];
+        assert_eq!(circles(&files), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nested_modules_form_no_circle_either() {
+        let root = ("lib.rs", "mod p;");
+        for (parent, x, y) in [
+            ("mod x; mod y;", "use super::y::Y;", "use super::x::X;"),
+            ("mod x; mod y;", "use super::{Z, y::Y};", "use crate::p::{x::X};"),
+            (
+                "mod x; mod y; pub use y::Y; use self::x::X;",
+                "use super::Y;",
+                "fn f() { super::X::new(crate::f()); }",
+            ),
+        ] {
+            let files = [root, ("p/mod.rs", parent), ("p/x.rs", x), ("p/y.rs", y)];
+            assert_eq!(circles(&files), ["p::x p::y"], "{x}");
+        }
+    }
+
+    #[test]
+    fn a_parent_and_its_submodules_may_use_each_other() {
+        let parent = "mod x; mod y; pub use x::X; pub struct Z; fn f() { y::g(); }";
+        let files = [
+            ("lib.rs", "mod p; mod q; pub use p::X;"),
+            ("p/mod.rs", parent),
+            ("p/x.rs", "use super::Z; use super::y::Y; use crate::q::Q;"),
+            ("p/y.rs", "use super::Z; use crate::p;"),
+            ("q.rs", ""),
+        ];
         assert_eq!(circles(&files), Vec::<String>::new());
     }
 }

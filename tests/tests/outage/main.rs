@@ -17,7 +17,7 @@ fn main() -> Result<()> {
         nothing_is_lost_over_crashes,
         nothing_is_lost_over_upgrades,
         other_records_replace_the_programs_and_keep_the_epoch,
-        what_is_half_made_or_torn_is_replaced_by_name,
+        what_is_incomplete_or_truncated_is_replaced_by_name,
         pins_that_vanish_cost_the_outage_only,
         a_hook_that_is_not_whole_costs_its_capability_only,
         a_ledger_of_other_pins_is_refused_by_name,
@@ -241,7 +241,7 @@ async fn a_ledger_of_other_pins_is_refused_by_name(ctx: &TestContext) -> Result<
     ensure!(epoch(&agent).await? == first, "{}", agent.log_tail());
     agent.add_argument(&format!("--set=kernel.pin_directory={}", here.pins().display()));
     agent.restart().await?;
-    ensure!(agent.log()?.contains("is not of the pinned programs"), "{}", agent.log_tail());
+    ensure!(agent.log()?.contains("does not belong to the pinned programs"), "{}", agent.log_tail());
     ensure!(epoch(&agent).await? != first, "a new epoch begins");
     agent.stop()
 }
@@ -312,8 +312,8 @@ fn known(state: &proto::ContainerState) -> (i32, Option<Timestamp>, Option<Times
     (state.state, state.created_at, state.started_at, state.main.as_ref().map(|main| main.pid))
 }
 
-/// A set that a crash left half made, and a ledger that is torn: each is replaced, and the log names it.
-async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Result<()> {
+/// A set that a crash left incomplete, and a truncated ledger: each is replaced, and the log names it.
+async fn what_is_incomplete_or_truncated_is_replaced_by_name(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = bpffs.agent(&ctx.environment).await?;
     let first = epoch(&agent).await?;
@@ -322,7 +322,7 @@ async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Res
         fs::remove_dir(set.join("complete"))?;
     }
     agent.start_again().await?;
-    ensure!(agent.log()?.contains("it is half made"), "{}", agent.log_tail());
+    ensure!(agent.log()?.contains("it is incomplete"), "{}", agent.log_tail());
     ensure!(epoch(&agent).await? == first, "the ledger was whole");
 
     agent.kill()?;
@@ -330,7 +330,7 @@ async fn what_is_half_made_or_torn_is_replaced_by_name(ctx: &TestContext) -> Res
         fs::OpenOptions::new().write(true).open(segment?.path())?.set_len(100)?;
     }
     agent.start_again().await?;
-    ensure!(agent.log()?.contains("is torn"), "{}", agent.log_tail());
+    ensure!(agent.log()?.contains("is truncated"), "{}", agent.log_tail());
     ensure!(epoch(&agent).await? != first, "a new epoch begins");
     agent.stop()
 }

@@ -26,7 +26,7 @@ const INSTALLED: &[&str] = &[
     "/usr/lib/sysusers.d/kwitness.conf",
     "/usr/lib/tmpfiles.d/kwitness.conf",
 ];
-/// A user who may nothing, and the exit code that tells it so.
+/// A user without any permission, and the exit code that reports that.
 const NOBODY: u32 = 65534;
 const DENIED: i32 = 77;
 

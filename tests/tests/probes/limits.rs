@@ -176,7 +176,7 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     Ok(())
 }
 
-/// More writes than fanotify keeps while nobody reads: those that came first are reported, and that others were lost.
+/// More writes than fanotify keeps while no process reads: those that came first are reported, and that others were lost.
 fn overflown(session: &mut Session, parent: &Path) -> Result<()> {
     // The kernel's own bound, where it does not say.
     const QUEUED: usize = 16_384;

@@ -228,7 +228,7 @@ fn share(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// One container fills small rings that nobody reads, with groups and with processes: it loses records, which are counted as its own,
+/// One container fills small rings that no process reads, with groups and with processes: it loses records, which are counted as its own,
 /// and another pod's container that is made, runs and ends after that loses none.
 fn rings(environment: &Environment) -> Result<()> {
     let parent = &environment.cgroup_directory();

@@ -3,6 +3,8 @@
 //! Owns the order of things. The probes are attached first and the tree is scanned after that, so that what starts in
 //! between is seen twice and reported once; the API answers once the scan is done.
 
+mod log;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,9 +34,9 @@ use crate::kubernetes::Settings;
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
-use crate::probe::capability::{LIMIT_WRITES, MEMORY_CHARGES};
-use crate::probe::pins::{self, Origin};
-use crate::probe::{Attached, Capabilities, Loaded, SetId, Unpinned, error_chain};
+use crate::probe::capability::LIMIT_WRITES;
+use crate::probe::pins;
+use crate::probe::{Capabilities, Loaded, SetId, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -122,8 +124,8 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let mut capabilities = attached.capabilities().clone();
     let watch = watch_limits(&mut capabilities, &cgroups);
     pressure::note_sampling(&mut capabilities, config, &cgroups);
-    log_capabilities(&capabilities);
-    log_pins(&attached, &config.pin_directory);
+    log::capabilities(&capabilities);
+    log::pins(&attached, &config.pin_directory);
 
     let stop = CancellationToken::new();
     let capacity = Capacity {
@@ -423,70 +425,6 @@ fn sample_memory(
         Err(error) => {
             tracing::warn!(error = error_chain(&error), "memory pressure is not reported");
             Ok(None)
-        }
-    }
-}
-
-fn log_capabilities(capabilities: &Capabilities) {
-    for report in &capabilities.reports {
-        if let Some(substitute) = &report.substitute {
-            let capability = report.capability.name;
-            if capability == MEMORY_CHARGES {
-                tracing::info!(capability, hook = substitute, "memory pressure: from samples alone");
-            } else {
-                tracing::warn!(
-                    capability,
-                    hook = substitute,
-                    "limit writes: using the fanotify fallback; values and errors are not recorded"
-                );
-            }
-            continue;
-        }
-        match report.chosen {
-            Some(hook) => {
-                tracing::info!(
-                    capability = report.capability.name,
-                    hook = %hook.kind,
-                    program = hook.program,
-                    "hook attached"
-                )
-            }
-            None => tracing::warn!(
-                capability = report.capability.name,
-                missed = report.capability.cost_of_missing,
-                "no hook can be used; see `kwitness doctor`"
-            ),
-        }
-    }
-}
-
-fn log_pins(attached: &Attached, directory: &Path) {
-    match &attached.pinned {
-        Ok(set) => {
-            let (set, origin) = (set.path().display(), set.origin());
-            match origin {
-                Origin::Adopted => tracing::info!(%set, "adopted the programs of an earlier daemon"),
-                Origin::Made { replaced } => {
-                    for (name, flaw) in replaced {
-                        tracing::warn!(name, %flaw, "replaced the programs of an earlier daemon");
-                    }
-                    tracing::info!(%set, "the programs outlive the daemon");
-                }
-            }
-        }
-        Err(Unpinned::Off) => {
-            for (name, _) in pins::found(directory).unwrap_or_default() {
-                let set = directory.join(name);
-                let remedy = "kwitness uninstall-pins";
-                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon still run, unread");
-            }
-        }
-        Err(error) => {
-            let error = error_chain(error);
-            tracing::warn!(
-                error,
-                "the programs end with the daemon; what happens while none runs is not recorded"
-            );
         }
     }
 }

@@ -52,7 +52,7 @@ fn human(age: TimeDelta) -> String {
 pub enum Moment {
     /// So long ago.
     Ago(Duration),
-    /// Then.
+    /// At this time.
     At(Timestamp),
 }
 

@@ -31,7 +31,7 @@ use crate::model::{
 use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
 
-/// See the module's description.
+/// The state of the node.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Node {
     lifecycle: Lifecycle,

@@ -69,7 +69,7 @@ pub struct Sources {
     pub budget: Arc<Budget>,
 }
 
-/// See the module's description.
+/// The proxy's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     program: Program,

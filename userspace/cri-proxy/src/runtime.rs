@@ -28,7 +28,7 @@ use super::budget::{Guarded, Meter, MeteredExecutor};
 use super::counters::Counters;
 use super::limits;
 use kwitness_api::causes;
-use kwitness_cri::CANDIDATES;
+use kwitness_cri::{CANDIDATES, find_socket};
 use kwitness_service::memory;
 
 /// After that the task of a connection that was given up has ended.
@@ -39,7 +39,7 @@ pub const TASKS_END: Duration = Duration::from_millis(100);
 pub enum RuntimeSocket {
     /// At the first of the known places that exists when it is dialled.
     Auto,
-    /// There.
+    /// At this path.
     At(PathBuf),
 }
 
@@ -56,10 +56,7 @@ impl RuntimeSocket {
     pub fn path(&self) -> &Path {
         match self {
             Self::At(path) => path,
-            Self::Auto => {
-                let mut places = CANDIDATES.iter().map(Path::new);
-                places.find(|place| place.exists()).unwrap_or(Path::new(CANDIDATES[0]))
-            }
+            Self::Auto => find_socket().unwrap_or(Path::new(CANDIDATES[0])),
         }
     }
 }
@@ -74,9 +71,9 @@ pub enum Unavailable {
         said_by_go(source)
     )]
     Dial {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
     /// A process accepted the connection and sent nothing.
@@ -86,7 +83,7 @@ pub enum Unavailable {
         limits::RUNTIME_SILENCE
     )]
     Silent {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
     },
     /// The connection was lost.
@@ -317,7 +314,7 @@ mod http2_error {
 /// A client's connection to the runtime.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Whose.
+    /// The runtime.
     pub runtime: Arc<Runtime>,
     /// What it costs.
     meter: Arc<Meter>,

@@ -3,6 +3,8 @@
 //! Owns no connection and no policy: the daemon's are in its `cri` and `cri_events`, the guard's in its `raise`, the
 //! proxy's in its own modules.
 
+use std::path::Path;
+
 mod failure;
 mod raw;
 
@@ -28,6 +30,11 @@ pub const CANDIDATES: [&str; 4] = [
     "/run/crio/crio.sock",
     "/run/cri-dockerd.sock",
 ];
+
+/// The first of [`CANDIDATES`] that exists now; none: no runtime's socket is there.
+pub fn find_socket() -> Option<&'static Path> {
+    CANDIDATES.iter().map(Path::new).find(|socket| socket.exists())
+}
 
 /// Request metadata of `GetContainerEvents` at the daemon: begin with events since that time, in nanoseconds since the Unix
 /// epoch. The proxy sends it when it comes back to a daemon.

@@ -194,7 +194,7 @@ impl Collector {
 pub fn words(status: &Status) -> String {
     let cause = causes(status).skip(1).last();
     let text = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
-    format!("{:?}: {}", status.code(), short(&text))
+    format!("{}: {}", status.code().description(), short(&text))
 }
 
 /// Foreign text for the log.
@@ -244,6 +244,9 @@ mod tests {
     fn a_foreign_message_is_bounded_and_escaped() {
         let status = Status::invalid_argument(format!("\x1b[31m{}", "x".repeat(10_000)));
         let words = words(&status);
-        assert!(words.starts_with("InvalidArgument: \\x1b[31mx") && words.len() < 300, "{words}");
+        assert!(
+            words.starts_with("Client specified an invalid argument: \\x1b[31mx") && words.len() < 300,
+            "{words}"
+        );
     }
 }

@@ -86,7 +86,7 @@ async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, Error>) -> Resul
     }
 }
 
-/// See the module's description.
+/// The exporter.
 pub struct Exporter {
     mapping: Mapping,
     collector: Option<Collector>,

@@ -15,7 +15,7 @@ use crate::queue::{BYTES_MAX, Progress, Queue};
 use crate::record::{Mapping, Node};
 use crate::state::StateFile;
 
-/// See the module's description.
+/// A node of the simulated fleet.
 pub struct SimulatedNode {
     exporter: Exporter,
     shared: Arc<Shared>,

@@ -48,7 +48,7 @@ kwitness_service::metrics! {
     }
 }
 
-/// See the module's description.
+/// The exporter's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     program: Program,

@@ -81,13 +81,13 @@ pub struct Refused {
     pub first: u64,
     /// The last number in the last batch.
     pub last: u64,
-    /// How many.
+    /// The number of records.
     pub records: u64,
     /// What the collector said last.
     pub reason: String,
 }
 
-/// See the module's description.
+/// The queue of records.
 #[derive(Debug)]
 pub struct Queue {
     limit: usize,

@@ -22,7 +22,7 @@ pub enum LoadError {
     Unreadable {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         error: io::Error,
     },
     /// It is not what an exporter writes.
@@ -35,7 +35,7 @@ pub enum LoadError {
     },
 }
 
-/// See the module's description.
+/// The state file.
 #[derive(Clone, Debug)]
 pub struct StateFile {
     path: PathBuf,

@@ -6,7 +6,7 @@
 use kwitness_api::proto::Position;
 use serde::{Deserialize, Serialize};
 
-/// See the module's description.
+/// What waits for a Kubernetes Event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// Where the first begins that can be read again.

@@ -23,7 +23,7 @@ pub struct Outlook {
 /// One container that a rule selects.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Which.
+    /// The container.
     pub container: Container,
     /// Its limit; none: it has none, so nothing of it is ever held.
     pub limit: Option<Bytes>,

@@ -94,7 +94,7 @@ pub(crate) struct Snapshot {
     pub budget_spent: usize,
 }
 
-/// See the module's description.
+/// The guard's metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     program: Program,

@@ -77,7 +77,7 @@ pub enum Refusal {
     /// A limit above the container would be hit instead of its own.
     #[error("{} above has {} of {} free: the container could not use {step} more", level.name, level.free, level.limit)]
     LimitAbove {
-        /// Which.
+        /// The level.
         level: Level,
         /// What the raise adds.
         step: Bytes,

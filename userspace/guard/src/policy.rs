@@ -258,9 +258,22 @@ fn duration<'de, D: Deserializer<'de>>(from: D, min: Duration, max: Duration) ->
     let parsed = parsed.or_else(minutes);
     parsed.filter(|duration| (min..=max).contains(duration)).ok_or_else(|| {
         D::Error::custom(format!(
-            "\"{text}\" is not a duration from {min:?} to {max:?} (\"500ms\", \"3s\", \"10m\")"
+            "\"{text}\" is not a duration from {} to {} (\"500ms\", \"3s\", \"10m\")",
+            written(min),
+            written(max)
         ))
     })
+}
+
+/// A duration as a policy writes it, in the largest unit that divides it.
+fn written(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [(60_000, "m"), (1000, "s"), (1, "ms")];
+    let fits = |(of, _): &(u128, _)| millis >= *of && millis.is_multiple_of(*of);
+    units
+        .into_iter()
+        .find(fits)
+        .map_or_else(|| "0s".to_owned(), |(of, unit)| format!("{}{unit}", millis / of))
 }
 
 fn budget<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
@@ -295,6 +308,15 @@ pub(crate) mod tests {
         match policy.select(names) {
             Selection::Rule(rule) => rule,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_duration_is_written_in_its_largest_unit() {
+        for (millis, expected) in
+            [(0, "0s"), (100, "100ms"), (1500, "1500ms"), (10_000, "10s"), (3_600_000, "60m")]
+        {
+            assert_eq!(written(Duration::from_millis(millis)), expected);
         }
     }
 

@@ -84,9 +84,9 @@ pub enum ProgramError {
     /// A map cannot be read or written.
     #[error("map {name}")]
     Map {
-        /// Which.
+        /// The map.
         name: &'static str,
-        /// Why.
+        /// The error of the map.
         source: MapError,
     },
     /// The object has not the map that it should have.
@@ -100,7 +100,7 @@ pub enum ProgramError {
         "cannot pin the records in {}: it must be in a BPF file system (`mount -t bpf bpf /sys/fs/bpf`)", directory.display()
     )]
     Pin {
-        /// Where.
+        /// The directory.
         directory: PathBuf,
         /// Why not.
         source: io::Error,

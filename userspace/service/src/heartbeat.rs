@@ -9,7 +9,7 @@ pub const BEAT: Duration = Duration::from_secs(5);
 /// How long there may be none before the program counts as dead.
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// See the module's description.
+/// The beats of one thread.
 #[derive(Debug)]
 pub struct Heartbeat {
     began: Instant,

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::tree::Tree;
+use super::tree::{Tree, ZSH};
 use super::{VERSION, sha256};
 use crate::architecture::Architecture;
 use crate::release::Source;
@@ -19,8 +19,6 @@ use crate::run;
 use crate::setup::packages::NAME as NFPM;
 use crate::workspace::{Cache, Workspace};
 
-/// The completion of zsh below a prefix.
-pub const ZSH: &str = "share/zsh/site-functions/_kwitness";
 /// Where Debian's zsh looks for those of packages.
 const ZSH_OF_DEBIAN: &str = "share/zsh/vendor-completions/_kwitness";
 /// Of the packages, not of what is in them.

@@ -13,11 +13,13 @@ use crate::{ebpf, run};
 
 /// The units in the source tree, and what makes the group and the directory that they name.
 const UNITS: &str = "deploy/systemd";
+/// The completion of zsh below a prefix.
+pub const ZSH: &str = "share/zsh/site-functions/_kwitness";
 /// Where the completions of each shell are below a prefix. Debian's zsh looks elsewhere below `/usr`, see `packages`.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "share/bash-completion/completions/kwitness"),
     ("fish", "share/fish/vendor_completions.d/kwitness.fish"),
-    ("zsh", super::packages::ZSH),
+    ("zsh", ZSH),
 ];
 
 /// Files by their paths below the prefix.

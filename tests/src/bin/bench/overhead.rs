@@ -17,7 +17,7 @@ use crate::report::{Row, Target};
 /// Enough that a round takes a fifth of a second on the machine itself.
 const FORKS: u32 = 400;
 const FORKS_IN_A_GUEST: u32 = 40;
-/// Likewise.
+/// Limit writes a round, enough for as long.
 const WRITES: u32 = 400_000;
 const WRITES_IN_A_GUEST: u32 = 40_000;
 const ROUNDS: usize = 24;

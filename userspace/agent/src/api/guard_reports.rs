@@ -40,7 +40,7 @@ impl Report {
 pub(super) enum Malformed {
     #[error("`container_id` is empty, or longer than {ID_MAX} bytes")]
     Id,
-    #[error("`time` is 0 or yet to come: it is CLOCK_BOOTTIME in nanoseconds")]
+    #[error("`time` is 0 or in the future: it is CLOCK_BOOTTIME in nanoseconds")]
     Time,
     #[error("`report` is missing, or of a kind that this daemon does not know")]
     Kind,
@@ -54,7 +54,7 @@ pub(super) enum Malformed {
     Detail,
     #[error("a limit of 0 bytes")]
     Limit,
-    #[error("`dropped` is of 0 reports, or `from` is 0 or after `to`, or `to` is yet to come")]
+    #[error("`dropped` is of 0 reports, or `from` is 0 or after `to`, or `to` is in the future")]
     Dropped,
 }
 

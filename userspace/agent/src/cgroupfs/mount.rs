@@ -112,7 +112,7 @@ pub enum MountError {
         mount_point: PathBuf,
         /// Its top, as configured.
         subtree: Subtree,
-        /// Why.
+        /// The I/O error.
         source: std::io::Error,
     },
     /// The mount point cannot be looked at.
@@ -120,7 +120,7 @@ pub enum MountError {
     Unreadable {
         /// Where it is mounted.
         mount_point: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: std::io::Error,
     },
 }

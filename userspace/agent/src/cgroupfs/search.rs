@@ -22,7 +22,7 @@ use super::{CgroupFs, Directory};
 /// Directories that a walk meets at most; what lies beyond is not found.
 const MOST: usize = 65_536;
 
-/// See the module's description.
+/// Searches for cgroups by id.
 #[derive(Debug)]
 pub(super) struct Search {
     cgroups: CgroupFs,

@@ -45,9 +45,9 @@ pub enum Error {
     /// Connecting failed.
     #[error("cannot connect to {}: {source}", socket.display())]
     Connect {
-        /// Where.
+        /// The socket.
         socket: PathBuf,
-        /// Why.
+        /// Why connecting failed.
         source: DialError,
     },
     /// A call failed.

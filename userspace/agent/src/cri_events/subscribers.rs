@@ -21,7 +21,7 @@ const CAPACITY: Capacity = Capacity { items: NonZeroUsize::new(4096).expect("not
 /// What a subscriber takes out at a time.
 const BATCH: BatchMax = BatchMax { items: NonZeroUsize::new(64).expect("not zero"), bytes: 256 << 10 };
 
-/// All of them.
+/// All subscribers.
 #[derive(Debug)]
 pub(super) struct Subscribers {
     window: Arc<Window<Event>>,

@@ -198,7 +198,7 @@ impl<'a> Session<'a> {
                         End::RuntimeAway => {}
                     }
                 }
-                Err(reason) => tracing::debug!(reason, "no CRI events"),
+                Err(reason) => tracing::debug!(reason, "CRI event stream unavailable"),
             }
             self.shared.failures.fetch_add(1, Relaxed);
             if self.is_unused() {

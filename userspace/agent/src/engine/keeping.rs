@@ -29,7 +29,7 @@ impl Unkept {
         tracing::error!(
             path = %place.directory.display(),
             %error,
-            "what is observed cannot be kept for the next daemon; it is tried again"
+            "cannot write the ledger; retrying"
         );
         Self { place, tried: Clock::read().now() }
     }

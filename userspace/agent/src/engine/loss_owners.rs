@@ -89,7 +89,7 @@ mod tests {
         let mut owners = LossOwners::default();
         let first = [(7, TaskExec, 3), (8, TaskExec, 1), (8, TaskExit, 2)];
         let found = look(&mut owners, &[(TaskExec, 5), (TaskExit, 2)], &first);
-        assert_eq!(found, [of(7, TaskExec, 3), of(8, TaskExec, 1), of(8, TaskExit, 2)], "one is nobody's");
+        assert_eq!(found, [of(7, TaskExec, 3), of(8, TaskExec, 1), of(8, TaskExit, 2)], "one has no owner");
         assert_eq!(look(&mut owners, &[(TaskExec, 4)], &first), [], "what was reported is not again");
         let second = [(7, TaskExec, 3), (8, TaskExec, 2), (8, TaskExit, 2)];
         assert_eq!(look(&mut owners, &[(TaskExec, 1)], &second), [of(8, TaskExec, 1)]);

@@ -46,7 +46,7 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// Reads them.
+    /// Reads counters, and notes when.
     pub(super) fn at<T>(read: impl FnOnce() -> T) -> (T, Self) {
         let began = Clock::read().now();
         let counters = read();

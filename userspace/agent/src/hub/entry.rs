@@ -1,18 +1,14 @@
-//! What the journal keeps of an event: encoded once, and with as much of its container as a filter asks for.
+//! What the journal keeps of an event, encoded once.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
-use kwitness_api::{EventKind, proto};
-use kwitness_core::model::{Event, KernelTime, Kind, PodNames, RuntimeFacts, Subject};
-use prost::Message as _;
+use kwitness_api::EventKind;
+use kwitness_core::model::{Event, KernelTime, Kind, PodNames};
 
-use super::Filter;
 use super::names::Names;
+use super::subject::EncodedSubject;
 use super::window::Item;
-use crate::wire::convert;
 
 /// An event as the journal keeps it. On the wire, a protobuf message is the same as the same fields in pieces: the position is
 /// added when it is sent, the container's piece is shared by all its events.
@@ -35,16 +31,13 @@ impl Item for Entry {
     fn enter(&self, seq: u64, names: &mut Names) -> usize {
         let Some(subject) = &self.subject else { return self.own_bytes() };
         names.enter(seq, subject);
-        // Counted under the window's lock alone.
-        let is_first = subject.entries.fetch_add(1, Relaxed) == 0;
-        self.own_bytes() + if is_first { subject.held_bytes() } else { 0 }
+        self.own_bytes() + subject.enter()
     }
 
     fn leave(&self, names: &mut Names) -> usize {
         let Some(subject) = &self.subject else { return self.own_bytes() };
         names.leave(subject);
-        let is_last = subject.entries.fetch_sub(1, Relaxed) == 1;
-        self.own_bytes() + if is_last { subject.held_bytes() } else { 0 }
+        self.own_bytes() + subject.leave()
     }
 
     fn wire_bytes(&self) -> usize {
@@ -53,6 +46,16 @@ impl Item for Entry {
 }
 
 impl Entry {
+    /// The entry with what is known of its container by now.
+    pub(super) fn resolved(mut self, names: &Names) -> Self {
+        if let Some(subject) = &mut self.subject
+            && let Some(latest) = names.latest(subject)
+        {
+            *subject = Arc::clone(latest);
+        }
+        self
+    }
+
     /// What the window holds for this entry alone: itself, its body, and its number in the index.
     fn own_bytes(&self) -> usize {
         size_of::<Self>() + self.body.len() + size_of::<u64>()
@@ -75,56 +78,4 @@ impl NonContainerScope {
             _ => None,
         }
     }
-}
-
-/// A container as one version of it is known, shared by its events.
-#[derive(Debug)]
-pub(super) struct EncodedSubject {
-    /// Without labels, which are in `bytes` alone: they may be large.
-    pub(super) subject: Arc<Subject>,
-    /// `kwitness.v1alpha1.Event` with nothing but the container, encoded.
-    pub(super) bytes: Box<[u8]>,
-    /// How many entries in the window have it.
-    entries: AtomicUsize,
-}
-
-impl EncodedSubject {
-    pub(super) fn new(subject: &Arc<Subject>) -> Self {
-        let container = Some(convert::container(subject));
-        let bytes = proto::Event { container, ..Default::default() }.encode_to_vec().into();
-        Self { subject: without_labels(subject), bytes, entries: AtomicUsize::new(0) }
-    }
-
-    pub(super) fn labels(&self) -> BTreeMap<String, String> {
-        let event = proto::Event::decode(&*self.bytes).unwrap_or_default();
-        event.container.map(|container| container.labels).unwrap_or_default()
-    }
-
-    pub(super) fn matches(&self, filter: &Filter) -> bool {
-        filter.matches(&self.subject, || self.labels())
-    }
-
-    /// The encoded bytes, and the two structures; the texts in them are mostly shared with the engine's.
-    fn held_bytes(&self) -> usize {
-        size_of::<Self>() + size_of::<Subject>() + size_of::<RuntimeFacts>() + self.bytes.len()
-    }
-}
-
-fn without_labels(subject: &Arc<Subject>) -> Arc<Subject> {
-    let Some(facts) = subject.facts.as_ref().filter(|facts| !facts.labels.is_empty()) else {
-        return subject.clone();
-    };
-    let facts = RuntimeFacts {
-        runtime: facts.runtime,
-        created_at: facts.created_at,
-        container_type: facts.container_type,
-        name: facts.name.clone(),
-        pod_name: facts.pod_name.clone(),
-        pod_namespace: facts.pod_namespace.clone(),
-        pod_uid: facts.pod_uid.clone(),
-        image: facts.image.clone(),
-        labels: BTreeMap::new(),
-    };
-    let slim = Subject { facts: None, ..(**subject).clone() };
-    Arc::new(Subject { facts: Some(Arc::new(facts)), ..slim })
 }

@@ -14,6 +14,7 @@ mod batch;
 mod entry;
 mod filter;
 mod names;
+mod subject;
 mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,8 +36,9 @@ pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 pub use writer::Writer;
 
-use entry::{EncodedSubject, Entry, NonContainerScope};
+use entry::{Entry, NonContainerScope};
 use kwitness_api::proto;
+use subject::EncodedSubject;
 use window::{Usage, Window};
 
 /// The journal, shared.
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!((gap.first_seq, gap.last_seq), (None, None), "numbers of two epochs do not compare");
         assert_eq!(numbers(&events[1..]), (15..=30).collect::<Vec<_>>());
 
-        assert!(hub.watch(start(31, "epoch"), false, Filter::default()).is_err(), "never given");
+        assert!(hub.watch(start(31, "epoch"), false, Filter::default()).is_err(), "has not been issued");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kwitness_core::model::CgroupId;
 
-use super::{EncodedSubject, Entry};
+use super::subject::EncodedSubject;
 
 /// The containers of the window's events.
 #[derive(Debug, Default)]
@@ -39,15 +39,9 @@ impl Names {
         }
     }
 
-    /// The entry with what is known of its container by now.
-    pub(super) fn resolve(&self, mut entry: Entry) -> Entry {
-        if let Some(subject) = &mut entry.subject
-            && let Some(named) = self.0.get(&subject.subject.cgroup_id)
-            && !Arc::ptr_eq(&named.latest, subject)
-        {
-            *subject = named.latest.clone();
-        }
-        entry
+    /// What is known of the same container by now; none: nothing, it has no event in the window.
+    pub(super) fn latest(&self, of: &EncodedSubject) -> Option<&Arc<EncodedSubject>> {
+        self.0.get(&of.subject.cgroup_id).map(|named| &named.latest)
     }
 
     /// The numbers of a container's events from one number to before another, ascending.

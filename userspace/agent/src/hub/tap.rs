@@ -51,7 +51,7 @@ impl Tap {
         let end = self.hub.window.look(|journal, _| journal.end());
         let mut missed = 0;
         while self.cursor < end {
-            let read = self.hub.window.read(self.cursor, BATCH, |entry, names| names.resolve(entry));
+            let read = self.hub.window.read(self.cursor, BATCH, |entry, names| entry.resolved(names));
             missed += read.missed.map_or(0, |missed| missed.last - missed.first + 1);
             self.cursor = read.next;
             for (_, entry) in read.items {

@@ -274,7 +274,7 @@ impl Watcher {
             self.cursor,
             BATCH,
             |entry, names| {
-                if resolve { names.resolve(entry) } else { entry }
+                if resolve { entry.resolved(names) } else { entry }
             },
         );
         #[cfg(test)]

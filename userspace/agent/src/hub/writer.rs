@@ -9,7 +9,8 @@ use kwitness_core::model::{Event, KernelTime, Subject};
 use prost::Message as _;
 
 use super::Hub;
-use super::entry::{EncodedSubject, Entry, NonContainerScope};
+use super::entry::{Entry, NonContainerScope};
+use super::subject::EncodedSubject;
 use crate::clock::Clock;
 use crate::wire::convert;
 

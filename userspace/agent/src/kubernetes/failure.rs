@@ -11,7 +11,7 @@ use kwitness_api::text::escape;
 /// What is kept of another's text, in characters.
 const TEXT_MAX: usize = 256;
 
-/// See the module's description. Other people's text in it is bounded and escaped.
+/// Why the Kubernetes API cannot be watched. Other people's text in it is bounded and escaped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
     #[error("no access to the Kubernetes API: {0}")]
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_apart_by_their_causes() {
+    fn failures_are_distinguished_by_their_causes() {
         use KubernetesFailure::{CertificateExpired, Dns, Tls, Unreachable};
 
         let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_apart_by_their_status() {
+    fn answers_are_distinguished_by_their_status() {
         use KubernetesFailure::{Forbidden, ResourceExpired, Server, Unauthorized};
 
         for (code, kind) in [(401, Unauthorized), (403, Forbidden), (410, ResourceExpired), (503, Server)] {

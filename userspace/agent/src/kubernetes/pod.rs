@@ -17,7 +17,7 @@ const NAME_MAX: usize = 253;
 /// The most containers of a pod, init containers included.
 const CONTAINERS_MAX: usize = 256;
 
-/// See the module's description.
+/// A pod, as far as it is compared.
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
     pub(super) uid: Arc<str>,

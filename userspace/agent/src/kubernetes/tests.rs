@@ -248,7 +248,7 @@ async fn a_lost_connection_is_said_and_goes_on_from_the_last_version() {
 }
 
 #[tokio::test]
-async fn failures_are_told_apart() {
+async fn failures_are_distinguished() {
     use KubernetesFailure::{
         Configuration, Forbidden, Malformed, Server as OfServer, Tls, Unauthorized, Unreachable,
     };

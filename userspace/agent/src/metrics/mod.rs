@@ -81,7 +81,7 @@ pub enum Stage {
     Stopping,
 }
 
-/// See the module's description.
+/// The daemon's metrics.
 pub struct Metrics {
     program: Program,
     sources: OnceLock<Sources>,

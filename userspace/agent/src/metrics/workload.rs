@@ -86,7 +86,7 @@ struct Pod {
     verdicts: Verdicts,
 }
 
-/// See the module's description.
+/// The metrics of containers.
 #[derive(Debug)]
 pub(super) struct Workload {
     labels: Labels,

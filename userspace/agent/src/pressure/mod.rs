@@ -40,7 +40,7 @@ pub fn configure(settings: &mut Settings, config: &Config, cgroups: &CgroupFs) {
         .is_some_and(|own| cgroups.open(&own).and_then(|directory| directory.text("memory.current")).is_ok());
 }
 
-/// Notices of levels that reach their limits; none: the probes see more than that, or they cannot be had.
+/// Notices of levels that reach their limits; none: the probes see more than that, or inotify is unavailable.
 pub(crate) fn limit_notices(capabilities: &Capabilities) -> Option<LimitNotices> {
     let mut reports = capabilities.reports.iter();
     if reports.any(|report| report.capability.name == MEMORY_CHARGES && report.chosen.is_some()) {
@@ -48,7 +48,7 @@ pub(crate) fn limit_notices(capabilities: &Capabilities) -> Option<LimitNotices>
     }
     LimitNotices::new()
         .inspect_err(|error| {
-            tracing::warn!(%error, "inotify is not to be had: memory limits that are reached are not noticed at once");
+            tracing::warn!(%error, "inotify is unavailable: limit hits are detected by sampling only");
         })
         .ok()
 }

@@ -135,8 +135,8 @@ fn privileges_check() -> Check {
 }
 
 /// How to get the privileges that loading takes.
-pub const PRIVILEGES_REMEDY: &str = "run as root, or give the process CAP_BPF and CAP_PERFMON (in Kubernetes: a \
-     privileged container, hostPID)";
+pub const PRIVILEGES_REMEDY: &str = "run as root, or give the process CAP_BPF and CAP_PERFMON (in Kubernetes: \
+     capabilities BPF and PERFMON, hostPID: true)";
 /// How to get the kernel's type information.
 pub const BTF_REMEDY: &str = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are, and \
      mount sysfs on /sys";
@@ -193,7 +193,7 @@ fn bpffs_check() -> Check {
 fn tracefs_check() -> Check {
     match Tracepoints::of(&kernel_release()) {
         Tracepoints::Atomic => {
-            unneeded_mount("tracefs", TRACEFS_PATH, TRACEFS_MAGIC, "BTF and raw tracepoints do without")
+            unneeded_mount("tracefs", TRACEFS_PATH, TRACEFS_MAGIC, "raw tracepoints do not need it")
         }
         Tracepoints::Preemptible if is_mounted(TRACEFS_PATH, TRACEFS_MAGIC) => {
             Check { name: "tracefs", verdict: Verdict::Good, found: TRACEFS_PATH.to_owned(), remedy: None }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! From `whole` on, everything is in both sets' records. The daemon goes on with the old ones, so that a crash before the handover
-//! costs nothing: the next daemon finds the old set as complete as ever, and a new one that is half made. What it has taken from the
+//! costs nothing: the next daemon finds the old set as complete as ever, and a new one that is incomplete. What it has taken from the
 //! old rings, it recognizes in the new ones ([`kwitness_core::seam`]).
 //!
 //! What the programs remember goes with them: which cgroups are tracked, and whether a container's own program has been started in

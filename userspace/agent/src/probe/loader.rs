@@ -38,7 +38,6 @@ use super::{
     object::OBJECT,
     pins::{self, Old, Origin, Unpinned},
     report::{Capabilities, Reason},
-    ring::Running,
     settings::{Charges, MAX_ROOTS, ProbeLog, Settings},
 };
 use crate::clock::Clock;
@@ -225,14 +224,9 @@ impl Attached {
         self.replaces.is_some() || self.pinned.as_ref().is_ok_and(|set| *set.origin() == Origin::Adopted)
     }
 
-    /// The object with its programs attached, for a reader other than [`Running`].
+    /// The object with its programs attached, for a reader other than [`Running`](super::Running).
     pub fn into_ebpf(self) -> Ebpf {
         self.ebpf
-    }
-
-    /// Opens the rings for reading. Within a tokio runtime.
-    pub fn run(self) -> Result<Running> {
-        Running::new(self)
     }
 }
 
@@ -259,7 +253,7 @@ fn open_old(old: Old) -> Option<OldPrograms> {
     let tracepoints = Tracepoints::of(&environment::kernel_release());
     match OldPrograms::open(old.clone(), tracepoints) {
         Ok(programs) => {
-            tracing::info!(set = %programs.old.paths(), "reading the programs of another layout on for a while");
+            tracing::info!(set = %programs.old.paths(), "still reading the previous programs");
             Some(programs)
         }
         Err(error) => {
@@ -283,9 +277,9 @@ fn copied(old: OldPrograms, ebpf: &mut Ebpf, new: Meanwhile) -> Option<OldProgra
 /// Removes programs that cannot be read on: what they recorded is a gap.
 fn give_up(old: Old, error: &ProbeError) {
     let (set, error) = (old.paths().to_string(), error_chain(error));
-    tracing::warn!(set, error, "the programs of another layout cannot be read on; they are removed");
+    tracing::warn!(set, error, "cannot read the previous programs; removing them");
     if let Err(error) = old.remove() {
-        tracing::warn!(set, %error, "cannot remove the programs of another layout");
+        tracing::warn!(set, %error, "cannot remove the previous programs");
     }
 }
 

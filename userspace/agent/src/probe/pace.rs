@@ -47,14 +47,21 @@ use tokio::{
     time::Instant,
 };
 
-use super::ring::Drained;
-
 /// The first rest after a quiet time.
 const REST_MIN: Duration = Duration::from_micros(200);
 /// The most that resting adds to the latency of an urgent record.
 const URGENT_REST_MAX: Duration = Duration::from_millis(1);
 /// The most that resting adds to the latency of a quiet record.
 const QUIET_REST_MAX: Duration = Duration::from_millis(4);
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Records handed out.
+    pub records: usize,
+    /// Whether the budget ended before the rings did.
+    pub more: bool,
+}
 
 /// What the reader does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

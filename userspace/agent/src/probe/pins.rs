@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            make            complete           the daemon ends
-//!  nothing ──────▶ half made ────────▶ in use ─────────────────▶ left ──▶ uninstalled: nothing
+//!  nothing ──────▶ incomplete ───────▶ in use ─────────────────▶ left ──▶ uninstalled: nothing
 //!                   │     │              ▲                        │  │
 //!        the daemon │     │              └── a daemon starts ─────┘  │ other records, damaged, foreign
 //!              ends │     └── found at a start ──▶ removed, reported ◀───┤
@@ -129,7 +129,7 @@ pub enum Unpinned {
         directory: PathBuf,
     },
     /// Another user owns the directory, or may do something with it.
-    #[error("{} is not to be trusted: {foreign}. Remedy: remove it, or set another kernel.pin_directory", directory.display())]
+    #[error("{} has unsafe ownership or mode: {foreign}. Remedy: remove it, or set another kernel.pin_directory", directory.display())]
     Foreign {
         /// Where sets were to be pinned.
         directory: PathBuf,
@@ -137,7 +137,7 @@ pub enum Unpinned {
         foreign: Foreign,
     },
     /// The directory has something in it that is no set.
-    #[error("{} is none of kwitness's. Remedy: set kernel.pin_directory to a directory of its own", path.display())]
+    #[error("{} was not created by kwitness. Remedy: set kernel.pin_directory to a directory of its own", path.display())]
     NotOurs {
         /// What is there.
         path: PathBuf,
@@ -165,7 +165,7 @@ pub enum Flaw {
     #[error(transparent)]
     Foreign(Foreign),
     /// A daemon was killed while it made or removed it.
-    #[error("it is half made")]
+    #[error("it is incomplete")]
     HalfMade,
     /// A pin is missing.
     #[error("its map {0} is missing")]
@@ -174,7 +174,7 @@ pub enum Flaw {
     #[error("it has another layout")]
     OtherLayout,
     /// Another release's, whose records mean something else.
-    #[error("its records are another release's")]
+    #[error("its record format is from another release")]
     OtherRecords,
 }
 

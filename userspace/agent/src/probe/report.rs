@@ -52,9 +52,9 @@ pub struct CapabilityReport {
 /// A hook that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Which.
+    /// The hook.
     pub hook: Hook,
-    /// Why.
+    /// Why it cannot be used.
     pub reason: Reason,
 }
 

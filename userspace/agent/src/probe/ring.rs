@@ -23,7 +23,7 @@ use super::{
     handover::{self, OldPrograms, Overlap},
     loader::Attached,
     log::LogReader,
-    pace::{Next, Pace, ReaderWaits},
+    pace::{Drained, Next, Pace, ReaderWaits},
     pins::{self, Old, Unpinned},
     positions::Positions,
     report::Capabilities,
@@ -53,15 +53,6 @@ struct LostOfKey(LostOf);
 
 // SAFETY: `repr(C)`, integers only, without padding.
 unsafe impl aya::Pod for LostOfKey {}
-
-/// What a drain did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// Records handed out.
-    pub records: usize,
-    /// Whether the budget ended before the rings did.
-    pub more: bool,
-}
 
 /// How far the kernel had written into the rings at some moment.
 #[derive(Clone, Copy, Debug)]
@@ -173,8 +164,15 @@ impl Source {
     }
 }
 
+impl Attached {
+    /// Opens the rings for reading. Within a tokio runtime.
+    pub fn run(self) -> Result<Running> {
+        Running::new(self)
+    }
+}
+
 impl Running {
-    pub(super) fn new(attached: Attached) -> Result<Self> {
+    fn new(attached: Attached) -> Result<Self> {
         let Attached { mut ebpf, capabilities, log, lock, programs, pinned, replaces, new: _ } = attached;
         let log = LogReader::start(&mut ebpf, log)?;
         let source = Source::new(|name| take(&mut ebpf, name), programs)?;
@@ -290,8 +288,8 @@ impl Running {
         self.complete();
         let set = old.paths().to_string();
         match old.remove() {
-            Ok(()) => tracing::info!(set, "removed the programs of another layout"),
-            Err(error) => tracing::warn!(set, %error, "cannot remove the programs of another layout"),
+            Ok(()) => tracing::info!(set, "removed the previous programs"),
+            Err(error) => tracing::warn!(set, %error, "cannot remove the previous programs"),
         }
     }
 

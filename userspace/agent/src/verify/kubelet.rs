@@ -38,7 +38,7 @@ pub enum CheckpointError {
     Unreadable {
         /// Where it is.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
     /// It is not what it should be.
@@ -62,7 +62,7 @@ pub enum CheckpointError {
         version: String,
     },
     /// It does not come.
-    #[error("the kubelet's checkpoint {} could not be read within {:?}", path.display(), file::DEADLINE)]
+    #[error("the kubelet's checkpoint {} could not be read within {} s", path.display(), file::DEADLINE.as_secs())]
     Slow {
         /// Where it is.
         path: PathBuf,

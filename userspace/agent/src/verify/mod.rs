@@ -113,7 +113,7 @@ impl VerifyReport {
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// There is nothing to judge.
-    #[error("no known container matches the filter")]
+    #[error("no container matches the filter")]
     NoContainer,
     /// The daemon is going down.
     #[error(transparent)]

@@ -28,7 +28,7 @@ pub enum Malformed {
     Id,
     /// No such time.
     #[error(
-        "`received` is 0, `answered` is before it, or either is yet to come: these are CLOCK_BOOTTIME in nanoseconds"
+        "`received` is 0, `answered` is before it, or either is in the future: these are CLOCK_BOOTTIME in nanoseconds"
     )]
     Time,
     /// It sets no limit.

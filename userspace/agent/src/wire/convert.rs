@@ -5,6 +5,7 @@ use kwitness_core::cgroup_path::shortened;
 use kwitness_core::model as core;
 use nix::sys::signal::Signal;
 
+use super::subject::{process, qos_class};
 use super::{guard, limits, verdicts};
 use crate::clock::Clock;
 use kwitness_api::{EventKind, Timestamp, proto};
@@ -140,21 +141,6 @@ pub fn container_state(state: &core::ContainerState, clock: Clock) -> proto::Con
     }
 }
 
-pub(super) fn process(process: &core::Process) -> proto::Process {
-    proto::Process {
-        pid: process.key.pid,
-        start_time: process.key.start.0,
-        parent_pid: process.ppid,
-        comm: process.comm.to_string(),
-        role: match process.role {
-            core::Role::Main => proto::ProcessRole::Main,
-            core::Role::Entered => proto::ProcessRole::Entered,
-            core::Role::Child => proto::ProcessRole::Child,
-        }
-        .into(),
-    }
-}
-
 fn actor(actor: &core::Actor) -> proto::Actor {
     proto::Actor { pid: actor.pid, comm: actor.comm.to_string() }
 }
@@ -226,14 +212,6 @@ fn runtime(runtime: core::Runtime) -> proto::Runtime {
         core::Runtime::Crio => proto::Runtime::Crio,
         core::Runtime::Docker => proto::Runtime::Docker,
         core::Runtime::Podman => proto::Runtime::Podman,
-    }
-}
-
-pub(super) fn qos_class(class: core::QosClass) -> proto::QosClass {
-    match class {
-        core::QosClass::Guaranteed => proto::QosClass::Guaranteed,
-        core::QosClass::Burstable => proto::QosClass::Burstable,
-        core::QosClass::BestEffort => proto::QosClass::BestEffort,
     }
 }
 

@@ -7,7 +7,7 @@ use kwitness_core::model::{
 use kwitness_core::usage::time_to_limit;
 use nix::errno::Errno;
 
-use super::convert;
+use super::subject;
 use kwitness_api::proto;
 
 /// A change of a limit.
@@ -57,7 +57,7 @@ pub(super) fn pod(pod: &PodNames) -> proto::Pod {
         uid: pod.pod.uid.to_string(),
         namespace: pod.namespace.as_deref().map(str::to_owned),
         name: pod.name.as_deref().map(str::to_owned),
-        qos_class: convert::qos_class(pod.pod.qos).into(),
+        qos_class: subject::qos_class(pod.pod.qos).into(),
     }
 }
 
@@ -106,7 +106,7 @@ pub(super) fn oom_kill(kill: &OomKilled) -> proto::OomKill {
     use proto::oom_kill::Exhausted;
     let bytes = |pages: u64| pages.saturating_mul(page_size());
     proto::OomKill {
-        process: Some(convert::process(&kill.process)),
+        process: Some(subject::process(&kill.process)),
         choice: match kill.choice {
             None => proto::OomChoice::Unspecified,
             Some(OomChoice::Chosen) => proto::OomChoice::Chosen,

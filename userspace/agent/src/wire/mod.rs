@@ -6,6 +6,7 @@ mod kubernetes;
 mod limits;
 mod probe;
 mod problems;
+mod subject;
 pub mod verdicts;
 
 pub use probe::{capability, program};

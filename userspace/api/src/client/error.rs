@@ -44,7 +44,7 @@ pub enum Error {
         address: Address,
     },
     /// Anything else.
-    #[error("{message} ({code:?})")]
+    #[error("{message} ({})", code.description())]
     Failed {
         /// The status code of gRPC.
         code: Code,

@@ -177,7 +177,7 @@ pub enum Error {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         error: io::Error,
     },
     /// A FIFO, a device or a directory: a recording is read more than once, and written in place.

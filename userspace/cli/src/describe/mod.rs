@@ -10,9 +10,9 @@ mod pressure;
 use crate::table::Cell;
 use crate::text::{UNKNOWN, short_id, short_uid};
 use crate::time::Times;
-use kwitness_api::proto;
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::exit_status::Status;
+use kwitness_api::{EventKind, proto};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 /// What is wrong, or urgent.
@@ -24,31 +24,27 @@ pub const FAINT: Style = Style::new().dimmed();
 
 /// The kind's name, as the JSON has it.
 pub fn kind(event: &proto::Event) -> Cell {
-    let (name, style) = match &event.kind {
-        Some(Kind::Created(_)) => ("created", Style::new()),
-        Some(Kind::Started(_)) => ("started", GOOD),
-        Some(Kind::Exec(_)) => ("exec", FAINT),
-        Some(Kind::Exited(exited)) => ("exited", if is_bad(exited.status.as_ref()) { BAD } else { FAINT }),
-        Some(Kind::Stopped(stopped)) => {
-            ("stopped", if is_bad(stopped.main_status.as_ref()) { BAD } else { NOTICE })
-        }
-        Some(Kind::Deleted(_)) => ("deleted", Style::new()),
-        Some(Kind::Updated(_)) => ("updated", FAINT),
-        Some(Kind::OomKill(_)) => ("oomKill", BAD.bold()),
-        Some(Kind::LimitChanged(changed)) => ("limitChanged", if refused(changed) { BAD } else { NOTICE }),
-        Some(Kind::Verdict(verdict)) => ("verdict", verdict_style(verdict.verdict())),
-        Some(Kind::Pressure(pressure)) => ("pressure", pressure::style(pressure)),
-        Some(Kind::Gap(_)) => ("gap", BAD.bold()),
-        Some(Kind::Resynced(_)) => ("resynced", NOTICE.bold()),
-        Some(Kind::AgentRestarted(_)) => ("agentRestarted", NOTICE.bold()),
-        Some(Kind::GuardHeld(_)) => ("guardHeld", NOTICE),
-        Some(Kind::GuardRaised(_)) => ("guardRaised", GOOD),
-        Some(Kind::GuardContinued(_)) => ("guardContinued", FAINT),
-        Some(Kind::GuardRefused(_)) => ("guardRefused", BAD),
-        Some(Kind::GuardReturned(_)) => ("guardReturned", NOTICE),
-        None => ("unknown", NOTICE),
-    };
-    Cell::styled(name, style)
+    let style = event.kind.as_ref().map_or(NOTICE, kind_style);
+    Cell::styled(EventKind::of(event).map_or("unknown", EventKind::name), style)
+}
+
+fn kind_style(kind: &Kind) -> Style {
+    match kind {
+        Kind::Created(_) | Kind::Deleted(_) => Style::new(),
+        Kind::Started(_) | Kind::GuardRaised(_) => GOOD,
+        Kind::Exec(_) | Kind::Updated(_) | Kind::GuardContinued(_) => FAINT,
+        Kind::Exited(exited) if is_bad(exited.status.as_ref()) => BAD,
+        Kind::Exited(_) => FAINT,
+        Kind::Stopped(stopped) if is_bad(stopped.main_status.as_ref()) => BAD,
+        Kind::Stopped(_) => NOTICE,
+        Kind::OomKill(_) | Kind::Gap(_) => BAD.bold(),
+        Kind::LimitChanged(changed) if refused(changed) => BAD,
+        Kind::LimitChanged(_) | Kind::GuardHeld(_) | Kind::GuardReturned(_) => NOTICE,
+        Kind::Verdict(verdict) => verdict_style(verdict.verdict()),
+        Kind::Pressure(pressure) => pressure::style(pressure),
+        Kind::Resynced(_) | Kind::AgentRestarted(_) => NOTICE.bold(),
+        Kind::GuardRefused(_) => BAD,
+    }
 }
 
 /// Whether a status is that of a failure.

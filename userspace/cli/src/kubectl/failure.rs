@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_forbidden_and_what_does_not_answer_are_told_apart() {
+    fn what_is_forbidden_and_what_does_not_answer_are_distinguished() {
         let refused = Status::failure("pods is forbidden: User \"x\"", "Forbidden").with_code(403);
         let refused = Failure::of(&kube::Error::Api(refused.boxed()), "cannot list pods");
         assert_eq!(refused.code, Code::Denied);

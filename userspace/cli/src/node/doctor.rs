@@ -8,7 +8,7 @@ mod namespaces;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anstyle::AnsiColor;
@@ -31,7 +31,7 @@ use kwitness_agent::wire::{capability, problem};
 use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_core::model::Problem;
-use kwitness_cri::CANDIDATES;
+use kwitness_cri::find_socket;
 
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
@@ -293,7 +293,7 @@ fn runtime(choice: &RuntimeChoice) -> Finding {
     const NAME: &str = "runtime";
     let found = match choice {
         RuntimeChoice::Never => return Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
-        RuntimeChoice::Auto => CANDIDATES.iter().map(Path::new).find(|path| path.exists()),
+        RuntimeChoice::Auto => find_socket(),
         RuntimeChoice::Socket(socket) => Some(&**socket).filter(|path| path.exists()),
     };
     match found {

@@ -9,7 +9,7 @@ use kwitness_api::proto::reading::Reading;
 use kwitness_core::units;
 use serde::Serialize;
 
-use super::model::Micros;
+use super::micros::{Micros, event_micros};
 use crate::describe::limits::{whose, writer};
 use crate::describe::{exit_status, names};
 use crate::time::Times;
@@ -43,10 +43,6 @@ pub fn answers(events: &[proto::Event], times: Times) -> Vec<Answer> {
     answers
 }
 
-fn at(event: &proto::Event) -> Option<Micros> {
-    event.time.map(|time| time.to_unix_nanos().div_euclid(1000))
-}
-
 fn who(event: &proto::Event) -> String {
     let names = names(event.container.as_ref(), false);
     format!("{} {}", names.qualified(), names.container)
@@ -74,7 +70,7 @@ fn stop(event: &proto::Event, stopped: &proto::Stopped, times: Times) -> Option<
         facts.push(("status", exit_status(stopped.main_status.as_ref())));
     }
     facts.push(("cause", fact.to_owned()));
-    Some(Answer { at: at(event), what: format!("{} {what}", who(event)), facts })
+    Some(Answer { at: event_micros(event), what: format!("{} {what}", who(event)), facts })
 }
 
 fn oom_kill(events: &[proto::Event], event: &proto::Event, kill: &proto::OomKill, times: Times) -> Answer {
@@ -103,7 +99,7 @@ fn oom_kill(events: &[proto::Event], event: &proto::Event, kill: &proto::OomKill
     if let Some(trigger) = kill.trigger.as_ref().filter(is_other) {
         facts.push(("trigger", writer(trigger)));
     }
-    Answer { at: at(event), what: format!("{} {what}", who(event)), facts }
+    Answer { at: event_micros(event), what: format!("{} {what}", who(event)), facts }
 }
 
 /// Who wrote the limit that was reached. A write that makes the kernel kill returns after the kill.

@@ -13,7 +13,8 @@ use kwitness_api::text::escape;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::model::{Micros, Timeline};
+use super::micros::Micros;
+use super::model::Timeline;
 
 const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");

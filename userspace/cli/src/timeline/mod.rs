@@ -4,6 +4,7 @@
 
 mod answers;
 mod html;
+mod micros;
 mod model;
 mod perfetto;
 #[cfg(test)]

@@ -14,12 +14,10 @@ use kwitness_api::{EventKind, proto};
 use serde::Serialize;
 
 use super::answers::Answer;
+use super::micros::{Micros, event_micros, micros};
 use super::usage::Sampled;
 use crate::describe::{detail, limits, names, verdict_kind};
 use crate::time::Times;
-
-/// Microseconds since the Unix epoch: exact in JSON, whose readers often have 53 bits.
-pub type Micros = i64;
 
 /// What happened to a pod, or to a node.
 #[derive(Debug, Default, Serialize)]
@@ -151,13 +149,13 @@ impl Timeline {
         let mut builder = Builder::default();
         let mut timeline = Self { subject, node, ..Self::default() };
         let seen = sampled.iter().flat_map(|(_, points)| points.iter().map(|point| point.at));
-        let at = events.iter().filter_map(micros).chain(seen);
+        let at = events.iter().filter_map(event_micros).chain(seen);
         timeline.from = at.clone().min().unwrap_or_default();
         timeline.to = at.max().unwrap_or_default();
         for event in events {
             builder.event(event, times);
             let row = Row {
-                at: micros(event),
+                at: event_micros(event),
                 kind: EventKind::of(event).map_or("unknown", EventKind::name).to_owned(),
                 subject: subject_of(event),
                 detail: detail(event, times),
@@ -185,11 +183,6 @@ fn subject_of(event: &proto::Event) -> String {
         .filter(|name| name != crate::text::UNKNOWN)
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// The kernel's time of an event, as wall-clock time.
-fn micros(event: &proto::Event) -> Option<Micros> {
-    event.time.map(|time| time.to_unix_nanos().div_euclid(1000))
 }
 
 /// Tracks by cgroup ID; 0 is the node.
@@ -223,7 +216,7 @@ struct Start {
 
 impl Builder {
     fn event(&mut self, event: &proto::Event, times: Times) {
-        let (Some(at), Some(kind)) = (micros(event), &event.kind) else { return };
+        let (Some(at), Some(kind)) = (event_micros(event), &event.kind) else { return };
         let text = detail(event, times);
         let mark = |name: &str, style| Mark { name: name.to_owned(), at, style, detail: text.clone() };
         match kind {
@@ -294,8 +287,8 @@ impl Builder {
             }
             Kind::Gap(gap) => {
                 let track = self.node();
-                let from = gap.from.map_or(at, |from| from.to_unix_nanos().div_euclid(1000));
-                let to = gap.to.map_or(at, |to| to.to_unix_nanos().div_euclid(1000)).max(from);
+                let from = gap.from.map_or(at, micros);
+                let to = gap.to.map_or(at, micros).max(from);
                 let (is_open, is_earlier) = (false, false);
                 let name = "gap".to_owned();
                 let span = Span { name, from, to, is_open, is_earlier, style: Style::Gap, detail: text };

@@ -8,7 +8,8 @@ use kwitness_api::text::escape;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::model::{Micros, Span, Style, Timeline, Track};
+use super::micros::Micros;
+use super::model::{Span, Style, Timeline, Track};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Trace {

@@ -1,4 +1,4 @@
-//! Timelines of an incident: an OOM kill under a limit that somebody lowered.
+//! Timelines of an incident: an OOM kill under a limit that another process lowered.
 
 use std::collections::HashMap;
 

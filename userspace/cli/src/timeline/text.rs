@@ -7,7 +7,8 @@ use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::model::{Micros, Style, Timeline, Track};
+use super::micros::Micros;
+use super::model::{Style, Timeline, Track};
 
 /// Of a chart that goes nowhere near a terminal.
 const WIDTH: usize = 80;

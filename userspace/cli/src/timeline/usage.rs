@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kwitness_api::proto::amount::Amount;
 use kwitness_api::{Source, SourceError, Timestamp, proto};
 
-use super::model::Micros;
+use super::micros::Micros;
 
 /// The most points of a container: more than a screen has columns. When they are more, of each two the higher is kept.
 const POINTS_MAX: usize = 2048;

@@ -77,7 +77,7 @@ pub(super) enum Mode {
     Help,
 }
 
-/// See the module's description.
+/// What `kwitness top` shows.
 #[derive(Debug)]
 pub(super) struct Model {
     all: Vec<Row>,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::counters::LimitCounters;
 use super::known::Pending;
-use super::tracker::LimitCounters;
 use crate::model::{
     Basis, Caller, CgroupId, CgroupIndex, CgroupInfo, Event, KernelTime, Kind, LevelRole, LimitChange,
     LimitFile, LimitWrite, Output, Reading, SeenWrite, Value, WriteResult, Writer,

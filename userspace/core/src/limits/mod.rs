@@ -17,10 +17,12 @@
 //! Bounded: as many cgroups as the lifecycle follows, [`LimitTracker::PENDING`] writes a file. Never reads a clock or a file.
 
 mod change;
+mod counters;
 mod known;
 mod tracker;
 
-pub use tracker::{LimitCounters, LimitTracker};
+pub use counters::LimitCounters;
+pub use tracker::LimitTracker;
 
 use crate::model::{Bound, CpuMax, LimitFile, Value};
 

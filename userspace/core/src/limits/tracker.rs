@@ -15,26 +15,10 @@ use crate::model::{
 };
 
 use super::change::{WriteTarget, seen, settle, writer};
+use super::counters::LimitCounters;
 use super::is_reconciled;
 use super::known::{Cgroup, Others, Pending, Writes};
 use crate::overflow::Overflow;
-
-/// What was dropped or came to nothing, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LimitCounters {
-    /// Writes to limit files that were seen to return.
-    pub writes: u64,
-    /// Of those, the ones that wrote what was there.
-    pub unchanged: u64,
-    /// Writes merged into another, because more were pending than are kept.
-    pub coalesced: u64,
-    /// Changes that no write explains.
-    pub found: u64,
-    /// Writes that were not seen to return: the record was lost, or the kernel had no room for the probe.
-    pub unreturned: u64,
-    /// Cgroups not followed, for there were too many.
-    pub cgroups_full: u64,
-}
 
 /// All limit files of all cgroups that are followed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -361,8 +345,8 @@ impl LimitTracker {
             if !answer.whole {
                 writes.is_reading = false;
             }
-            let told_of = writes.pending.partition_point(|pending| pending.at <= answer.began);
-            let rest = writes.pending.split_off(told_of);
+            let reported = writes.pending.partition_point(|pending| pending.at <= answer.began);
+            let rest = writes.pending.split_off(reported);
             let settled = std::mem::replace(&mut writes.pending, rest);
             let coalesced = if writes.pending.is_empty() { std::mem::take(&mut writes.coalesced) } else { 0 };
             let old = known.reading.take().unwrap_or_else(|| before.reading(limit_file));

@@ -100,7 +100,7 @@ pub enum ContainerType {
 /// A process of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Which.
+    /// Its pid and start time.
     pub key: ProcKey,
     /// Its parent's pid.
     pub ppid: u32,
@@ -136,7 +136,7 @@ pub enum State {
 /// A container as it is now; the same shape as `kwitness.v1alpha1.ContainerState`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerState {
-    /// Which.
+    /// The container.
     pub subject: Arc<Subject>,
     /// Where it is in its life.
     pub state: State,

@@ -91,7 +91,7 @@ pub enum Kind {
     Exited {
         /// The process.
         process: Process,
-        /// How.
+        /// Its exit code or signal.
         status: ExitStatus,
         /// It never executed a program in the container.
         before_exec: bool,
@@ -171,7 +171,7 @@ pub struct OomKilled {
 pub enum OomExhausted {
     /// A cgroup's memory limit.
     Limit {
-        /// Whose.
+        /// The cgroup.
         cgroup: CgroupId,
         /// Its path; none: it is not below a tracked root, or is unknown.
         path: Option<Arc<str>>,
@@ -187,7 +187,7 @@ pub enum OomExhausted {
 /// Records were lost between two times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// Why.
+    /// Why they were lost.
     pub cause: GapCause,
     /// How many, by record kind.
     pub lost: BTreeMap<String, u64>,

@@ -14,7 +14,7 @@ pub struct GuardReport {
     pub at: KernelTime,
     /// To which container.
     pub container: ContainerId,
-    /// What.
+    /// What the guard did.
     pub act: GuardAct,
 }
 
@@ -24,7 +24,7 @@ pub struct GuardReport {
 pub enum GuardAct {
     /// A process was stopped before it would have crossed the threshold.
     Held {
-        /// Which.
+        /// The process.
         process: GuardedProcess,
         /// Whose limit it is.
         level: LevelRole,
@@ -46,7 +46,7 @@ pub enum GuardAct {
     },
     /// A process is not held any more.
     Continued {
-        /// Which.
+        /// The process.
         process: GuardedProcess,
         /// How long it was.
         held: u64,
@@ -94,7 +94,7 @@ impl GuardAct {
 /// A process as the guard knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardedProcess {
-    /// Which.
+    /// Its pid and start time.
     pub key: ProcKey,
     /// Its name.
     pub comm: Arc<str>,

@@ -72,7 +72,7 @@ pub enum Fact {
     Exit {
         /// The process.
         process: TaskInfo,
-        /// How.
+        /// Its exit code or signal.
         status: ExitStatus,
         /// Its exec was `first`.
         first: bool,
@@ -91,7 +91,7 @@ pub enum Fact {
 /// A process as a record carries it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskInfo {
-    /// Which.
+    /// Its pid and start time.
     pub key: ProcKey,
     /// Its real parent's pid.
     pub ppid: u32,

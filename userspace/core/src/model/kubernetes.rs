@@ -68,7 +68,7 @@ pub struct ApiAmounts {
 /// When something that the API says was received first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiSince {
-    /// When.
+    /// The time.
     pub at: KernelTime,
     /// It was so in the first list: the API may have said it long before.
     pub or_earlier: bool,
@@ -98,7 +98,7 @@ pub struct ApiPod {
 /// A condition of a resize.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResizeCondition {
-    /// Which.
+    /// Its type.
     pub kind: ResizeConditionKind,
     /// `Deferred`, `Infeasible`, `Error`; none: there is none.
     pub reason: Option<Arc<str>>,
@@ -144,7 +144,7 @@ pub enum ApiComparison {
 /// Something that the API says and the kernel does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiDisagreement {
-    /// What.
+    /// What they disagree about.
     pub kind: ApiDisagreementKind,
     /// The API's quantity.
     pub says: Arc<str>,
@@ -182,7 +182,7 @@ pub enum NotCompared {
     KernelUnknown,
     /// The status has no such amount.
     NoStatus,
-    /// The status has one that is no quantity.
+    /// The status has one that is not a quantity.
     NotUnderstood,
     /// The kubelet has not reported on the newest spec yet.
     GenerationBehind,

@@ -13,7 +13,7 @@ use super::value::Reading;
 /// Which limit files are to be read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReadLimits {
-    /// Whose.
+    /// The cgroup.
     pub cgroup: CgroupId,
     /// Its path; none: it is to be looked for.
     pub path: Option<Arc<str>>,
@@ -26,7 +26,7 @@ pub struct ReadLimits {
 /// What reading limit files gave; the answer to [`ReadLimits`](crate::model::Action::ReadLimits).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsAnswer {
-    /// Whose.
+    /// The cgroup.
     pub cgroup: CgroupId,
     /// Its path; none: it was not found.
     pub path: Option<Arc<str>>,

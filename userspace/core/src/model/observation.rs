@@ -85,7 +85,7 @@ pub struct Loss {
     pub from: KernelTime,
     /// Not after.
     pub to: KernelTime,
-    /// Why.
+    /// Why they were lost.
     pub cause: GapCause,
     /// How many, by record kind's name.
     pub lost: BTreeMap<String, u64>,
@@ -140,7 +140,7 @@ pub struct UnreadableCgroup {
     pub path: Arc<str>,
     /// The parent's id.
     pub parent: CgroupId,
-    /// Why.
+    /// Why it cannot be read.
     pub error: Arc<str>,
 }
 
@@ -214,7 +214,7 @@ pub struct ScannedCgroup {
 /// A process that a scan found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScannedProcess {
-    /// Who.
+    /// The process.
     pub task: TaskInfo,
     /// The program that it runs (`/proc/PID/exe`); none if that could not be read.
     pub program: Option<Arc<str>>,

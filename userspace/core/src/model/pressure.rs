@@ -108,9 +108,9 @@ pub struct MemorySamples {
 /// A cgroup's memory usage at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemorySample {
-    /// When.
+    /// The time.
     pub at: KernelTime,
-    /// Whose.
+    /// The cgroup.
     pub cgroup: CgroupId,
     /// Bytes charged.
     pub usage: u64,
@@ -124,7 +124,7 @@ pub struct MemorySample {
 /// A cgroup whose memory usage is to be sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryLevel {
-    /// Which.
+    /// The cgroup.
     pub cgroup: CgroupId,
     /// Its path.
     pub path: Arc<str>,
@@ -137,7 +137,7 @@ pub struct MemoryLevel {
 /// The process whose charge crossed a threshold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charger {
-    /// Who.
+    /// The process.
     pub process: Caller,
     /// The path of the cgroup that it was in.
     pub cgroup_path: Option<Arc<str>>,

@@ -185,7 +185,7 @@ impl fmt::Display for Value {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reading {
-    /// This.
+    /// The value of the file.
     Is(Value),
     /// There is no such file: the controller is not enabled for this cgroup, it is the root, or the kernel is too old.
     Absent,

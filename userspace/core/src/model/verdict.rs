@@ -29,7 +29,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them.
+    /// All resources.
     pub const ALL: [Self; 5] = [Self::Cpu, Self::CpuWeight, Self::Memory, Self::MemoryHigh, Self::Swap];
 
     /// The file that says it.
@@ -115,7 +115,7 @@ pub struct LastVerdict {
 /// One source's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DesiredLimit {
-    /// Whose.
+    /// The source.
     pub source: Source,
     /// When it was learned.
     pub at: KernelTime,
@@ -208,7 +208,7 @@ pub enum Requester {
 pub struct Evidence {
     /// For whom.
     pub requester: Requester,
-    /// When.
+    /// The time.
     pub at: KernelTime,
     /// Whose limit is judged.
     pub cgroup: CgroupId,
@@ -216,7 +216,7 @@ pub struct Evidence {
     /// container's, and may be what kills.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inner: Option<CgroupId>,
-    /// Which.
+    /// The resource that is limited.
     pub resource: Resource,
     /// Every source's word.
     pub desired: Vec<DesiredLimit>,
@@ -256,7 +256,7 @@ pub enum Verdict {
     Rejected {
         /// What was written, in the writer's words: in the file's it might not show what the kernel minded.
         value: Arc<str>,
-        /// With that.
+        /// The error that it got.
         errno: i32,
         /// Whose write it was, if that was seen.
         writer: Option<Writer>,

@@ -7,13 +7,13 @@ use thiserror::Error;
 /// What is wrong with a quantity.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum QuantityError {
-    /// It is none.
+    /// It is not a quantity.
     #[error(
-        "\"{0}\" is no quantity: digits, perhaps with a decimal point, then nothing, n u m k M G T P E, \
+        "\"{0}\" is not a quantity: digits, perhaps with a decimal point, then nothing, n u m k M G T P E, \
          Ki Mi Gi Ti Pi Ei, or an exponent"
     )]
     Malformed(String),
-    /// It is one, but does not fit.
+    /// It does not fit into 63 bits.
     #[error("\"{0}\" is larger than a limit can be (2^63)")]
     TooLarge(String),
 }

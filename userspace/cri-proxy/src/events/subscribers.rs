@@ -42,7 +42,7 @@ impl Shared {
     }
 }
 
-/// All of them.
+/// All subscribers.
 #[derive(Clone, Debug)]
 pub struct Subscribers(watch::Sender<Vec<Arc<Shared>>>);
 

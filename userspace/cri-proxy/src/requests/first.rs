@@ -27,13 +27,16 @@ pub enum First {
 }
 
 /// Why a message is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// By an algorithm that is said elsewhere.
+    /// The algorithm is named in the call's headers, which are not read.
+    #[error("the message is compressed")]
     Compressed,
     /// A flag that gRPC does not have.
+    #[error("the message has the unknown flag {0:#04x}")]
     Flag(u8),
-    /// Longer than is kept: so long.
+    /// Longer than is kept; its length in bytes.
+    #[error("the message is too long: {0} bytes")]
     Oversized(u32),
 }
 

@@ -150,7 +150,7 @@ fn read(call: Call, counters: &Counters) -> Option<proto::CriRequest> {
 enum Unread {
     #[error("the call ended before its message did")]
     Unfinished,
-    #[error("{0:?}")]
+    #[error(transparent)]
     Unusable(Unusable),
     #[error(transparent)]
     Malformed(#[from] DecodeError),

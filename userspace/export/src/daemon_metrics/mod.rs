@@ -34,7 +34,7 @@ pub struct MetricsOptions {
     pub interval: Duration,
 }
 
-/// See the module's description.
+/// Exports the daemon's metrics.
 #[derive(Debug)]
 pub struct MetricsExporter {
     options: MetricsOptions,

@@ -73,7 +73,7 @@ struct Bucket {
     filled: Instant,
 }
 
-/// See the module's description.
+/// Limits the rate of Kubernetes Events.
 #[derive(Debug, Default)]
 pub struct Limiter {
     series: HashMap<Alike, Series>,

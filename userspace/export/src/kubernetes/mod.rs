@@ -33,10 +33,10 @@ use pending::Pending;
 
 /// How many wait for the API server at a time.
 const WAITING_MAX: usize = 256;
-/// Nobody acts on what is older; the API server keeps events for an hour.
+/// What is older is no longer actionable; the API server keeps events for an hour.
 const AGE_MAX: Duration = Duration::from_secs(3600);
 
-/// See the module's description.
+/// Reports events to the API server.
 #[derive(Debug)]
 pub struct Reporter {
     notices: Notices,

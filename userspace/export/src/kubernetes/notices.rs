@@ -85,7 +85,7 @@ struct OutOfForce {
     is_reported: bool,
 }
 
-/// See the module's description.
+/// Chooses and words what becomes a Kubernetes Event.
 #[derive(Debug, Default)]
 pub struct Notices {
     /// By cgroup and file.

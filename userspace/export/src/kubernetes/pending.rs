@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kwitness_api::proto::Position;
 
-/// See the module's description. Shared by who decides and who sends.
+/// The positions of unanswered Kubernetes Events. Shared by who decides and who sends.
 #[derive(Clone, Debug, Default)]
 pub struct Pending(Arc<Mutex<VecDeque<Position>>>);
 
@@ -24,7 +24,7 @@ impl Pending {
         Answered(self)
     }
 
-    /// All of them.
+    /// All positions, the oldest first.
     pub fn all(&self) -> Vec<Position> {
         self.places().iter().cloned().collect()
     }

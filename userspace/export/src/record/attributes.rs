@@ -69,7 +69,7 @@ impl Attributes {
         }
     }
 
-    /// All of them.
+    /// The attributes.
     pub fn into_inner(self) -> Vec<KeyValue> {
         self.0
     }

@@ -13,7 +13,7 @@ pub(super) struct Raises {
 }
 
 impl Raises {
-    /// How many.
+    /// The number of raises that count.
     pub fn count(self) -> u32 {
         self.count
     }

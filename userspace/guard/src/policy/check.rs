@@ -6,7 +6,7 @@ use std::fmt;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Pattern, Rule};
+use super::{Pattern, Rule, written};
 
 /// The keys of a rule.
 const KEYS: [&str; 11] = [
@@ -104,11 +104,11 @@ impl<'a> Source<'a> {
                 add("ceiling", format!("the ceiling of {ceiling} is below one step of {step}"));
             }
             if rule.cool_down < rule.longest_hold {
-                let Rule { cool_down, longest_hold, .. } = rule;
+                let (cool_down, longest_hold) = (written(rule.cool_down), written(rule.longest_hold));
                 add(
                     "cool_down",
                     format!(
-                        "the cool_down of {cool_down:?} is shorter than the longest_hold of {longest_hold:?}: a container \
+                        "the cool_down of {cool_down} is shorter than the longest_hold of {longest_hold}: a container \
                          whose raises are refused would be stopped most of the time"
                     ),
                 );

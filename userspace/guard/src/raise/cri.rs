@@ -4,13 +4,13 @@
 //! the daemon's verification says `SHADOWED` and the raise counts as refused. A kubelet that runs the pod sees a limit that it
 //! has not set, and sets its own again at its next look.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use kwitness_api::transport::unix_endpoint;
 use kwitness_cri::runtime::{LinuxContainerResources, UpdateContainerResourcesRequest};
-use kwitness_cri::{CANDIDATES, Failure};
+use kwitness_cri::{CANDIDATES, Failure, find_socket};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
@@ -34,15 +34,14 @@ impl Cri {
     /// # Errors
     /// None answers.
     pub async fn connect(socket: Option<&Path>) -> anyhow::Result<Self> {
-        let found = || CANDIDATES.iter().map(PathBuf::from).find(|candidate| candidate.exists());
-        let socket = socket.map(Path::to_owned).or_else(found).with_context(|| {
+        let socket = socket.or(find_socket()).with_context(|| {
             format!(
                 "no container runtime found at {}; name its socket with --runtime-endpoint",
                 CANDIDATES.join(", ")
             )
         })?;
         let connect = async {
-            Ok::<_, anyhow::Error>(unix_endpoint(&socket)?.connect_timeout(CONNECT_LIMIT).connect().await?)
+            Ok::<_, anyhow::Error>(unix_endpoint(socket)?.connect_timeout(CONNECT_LIMIT).connect().await?)
         };
         Ok(Self(connect.await.with_context(|| format!("cannot connect to {}", socket.display()))?))
     }
@@ -70,7 +69,7 @@ impl Cri {
         match grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(UPDATE), codec).await {
             Ok(_) => Ok(()),
             Err(status) if Failure::of(&status, container_id) == Failure::Gone => Err(Refusal::Gone),
-            Err(status) => Err(failed(format!("{:?}: {}", status.code(), status.message()))),
+            Err(status) => Err(failed(format!("{}: {}", status.code().description(), status.message()))),
         }
     }
 }

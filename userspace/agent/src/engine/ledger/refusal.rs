@@ -1,4 +1,4 @@
-//! Why a ledger is not gone on with. Decides nothing: whoever reads it does.
+//! Why a ledger is not continued. Decides nothing: the caller does.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,20 +10,20 @@ use crate::private::Foreign;
 pub(crate) enum Refusal {
     #[error("{} cannot be read", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} is not to be trusted: {foreign}", path.display())]
+    #[error("{} has unsafe ownership or mode: {foreign}", path.display())]
     Foreign { path: PathBuf, foreign: Foreign },
     #[error("{} is not a ledger of this release", path.display())]
     OtherFormat { path: PathBuf },
-    #[error("{} is torn, or another release's: {what}", path.display())]
+    #[error("{} is truncated, or from another release: {what}", path.display())]
     Torn { path: PathBuf, what: String },
-    #[error("{} is of another boot of the machine", path.display())]
+    #[error("{} was written before the last reboot", path.display())]
     OtherBoot { path: PathBuf },
     #[error("{} was written with another kernel.tracked_capacity", path.display())]
     OtherBounds { path: PathBuf },
-    #[error("{} is not of the pinned programs: another daemon may have read what they recorded meanwhile", path.display())]
+    #[error("{} does not belong to the pinned programs: another daemon may have read their records meanwhile", path.display())]
     OtherSet { path: PathBuf },
-    #[error("{} leads to event {replayed}, and the earlier daemon had come to {written}", path.display())]
+    #[error("{} replays to event {replayed}, expected {written}", path.display())]
     Differs { path: PathBuf, replayed: u64, written: u64 },
-    #[error("what {} has cannot be observed again without a panic", path.display())]
+    #[error("{} panics on replay; report it as a bug", path.display())]
     Panicked { path: PathBuf },
 }

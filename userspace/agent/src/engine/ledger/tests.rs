@@ -1,4 +1,4 @@
-//! Ledgers that are whole, torn, foreign and full. What is observed are losses: each is an event.
+//! Ledgers that are whole, truncated, foreign and full. What is observed are losses: each is an event.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -249,7 +249,7 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
         fs::write(&segment, torn).unwrap();
         let text = refused(&place);
         named(&text);
-        assert!(text.contains("torn"), "{text}");
+        assert!(text.contains("truncated"), "{text}");
     }
     fs::write(&segment, b"something else that is here").unwrap();
     assert!(refused(&place).contains("not a ledger of this release"));
@@ -262,7 +262,7 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     let history = place.read().unwrap().unwrap();
     let (_, mut writer) = hub(history.position().clone());
     let text = history.replay(&mut writer).unwrap_err().to_string();
-    assert!(text.contains("torn"), "{text}");
+    assert!(text.contains("truncated"), "{text}");
 
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(refused(&place).contains("mode 755"));

@@ -41,7 +41,7 @@ fn is_watch(line: &str) -> bool {
     line.contains("watch=true")
 }
 
-/// See the module's description. It ends when it is dropped.
+/// The API server of a test. It ends when it is dropped.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,

@@ -1,0 +1,73 @@
+//! What the daemon logs of its probes when it starts.
+
+use std::path::Path;
+
+use crate::probe::capability::MEMORY_CHARGES;
+use crate::probe::pins::{Origin, found};
+use crate::probe::{Attached, Capabilities, Unpinned, error_chain};
+
+/// The hook of each capability, or its absence.
+pub(super) fn capabilities(capabilities: &Capabilities) {
+    for report in &capabilities.reports {
+        if let Some(substitute) = &report.substitute {
+            let capability = report.capability.name;
+            if capability == MEMORY_CHARGES {
+                tracing::info!(capability, hook = substitute, "memory pressure: from samples alone");
+            } else {
+                tracing::warn!(
+                    capability,
+                    hook = substitute,
+                    "limit writes: using the fanotify fallback; values and errors are not recorded"
+                );
+            }
+            continue;
+        }
+        match report.chosen {
+            Some(hook) => {
+                tracing::info!(
+                    capability = report.capability.name,
+                    hook = %hook.kind,
+                    program = hook.program,
+                    "hook attached"
+                )
+            }
+            None => tracing::warn!(
+                capability = report.capability.name,
+                missed = report.capability.cost_of_missing,
+                "no hook can be used; see `kwitness doctor`"
+            ),
+        }
+    }
+}
+
+/// What outlives the daemon, or why nothing does.
+pub(super) fn pins(attached: &Attached, directory: &Path) {
+    match &attached.pinned {
+        Ok(set) => {
+            let (set, origin) = (set.path().display(), set.origin());
+            match origin {
+                Origin::Adopted => tracing::info!(%set, "adopted the programs of an earlier daemon"),
+                Origin::Made { replaced } => {
+                    for (name, flaw) in replaced {
+                        tracing::warn!(name, %flaw, "replaced the programs of an earlier daemon");
+                    }
+                    tracing::info!(%set, "the programs outlive the daemon");
+                }
+            }
+        }
+        Err(Unpinned::Off) => {
+            for (name, _) in found(directory).unwrap_or_default() {
+                let set = directory.join(name);
+                let remedy = "kwitness uninstall-pins";
+                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon are still attached and not read");
+            }
+        }
+        Err(error) => {
+            let error = error_chain(error);
+            tracing::warn!(
+                error,
+                "the programs end with the daemon; what happens while none runs is not recorded"
+            );
+        }
+    }
+}
