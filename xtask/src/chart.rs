@@ -30,6 +30,9 @@ const COPIES: &[(&str, &str)] = &[
 const WITHOUT_SCHEMA: &str = "PodMonitor,PrometheusRule,ServiceMonitor";
 /// The only directory of the host that the daemon writes to.
 const WRITTEN: &str = "/run/kwitness";
+/// Read-only without what is mounted below, which docs/operations.md says of each: a volume of the API server's, and those with the
+/// host's unmounts.
+const NOT_RECURSIVE: [&str; 3] = ["/etc/kwitness", "/run/containerd", "/var/lib/kubelet"];
 
 /// Checks the chart; the files that are made of it and for it are written anew or, with `check`, compared.
 pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
@@ -318,6 +321,9 @@ fn check_privileges(manifest: &str) -> Result<()> {
     for mount in pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten() {
         let writable = mount["readOnly"] != true;
         ensure!(writable == (mount["mountPath"] == WRITTEN), "{mount}: only {WRITTEN} is writable");
+        let recursive = mount["recursiveReadOnly"] == "IfPossible";
+        let excepted = NOT_RECURSIVE.iter().any(|path| mount["mountPath"] == *path);
+        ensure!(writable || recursive != excepted, "{mount}: what is mounted below is writable");
     }
     Ok(())
 }
@@ -459,6 +465,7 @@ mod tests {
                 "mountPath: /sys/fs/cgroup",
                 "only /run/kwitness",
             ),
+            ("recursiveReadOnly: IfPossible", "", "mounted below is writable"),
             ("automountServiceAccountToken: false", "automountServiceAccountToken: true", "a token"),
             ("kind: ConfigMap", "kind: ClusterRole", "has a ClusterRole"),
         ] {
