@@ -34,6 +34,18 @@ const WRITTEN: &str = "/run/kwitness";
 /// host's unmounts.
 const NOT_RECURSIVE: [&str; 3] = ["/etc/kwitness", "/run/containerd", "/var/lib/kubelet"];
 
+/// Values that contradict each other, as helm's `--set` has them, and what the refusal says.
+const CONTRADICTIONS: &[(&str, &str)] = &[
+    // A monitor of pods that serve nothing would never say so.
+    ("podMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
+    ("serviceMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
+    ("kubernetes.enabled=true,serviceAccount.create=false", "needs serviceAccount.name"),
+    (
+        "exporter.enabled=true,exporter.kubernetesEvents=true,exporter.serviceAccount.create=false",
+        "needs exporter.serviceAccount.name",
+    ),
+];
+
 /// Checks the chart; the files that are made of it and for it are written anew or, with `check`, compared.
 pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     let chart = Chart::new(workspace, cache);
@@ -146,17 +158,13 @@ impl Chart {
         Ok(files)
     }
 
-    /// A monitor of pods that serve nothing would never say so.
+    /// Values that contradict each other are refused, with what to set.
     fn check_contradictions(&self) -> Result<()> {
-        for monitor in ["podMonitor", "serviceMonitor"] {
-            let rendered =
-                self.render(&["--set=http.enabled=false", &format!("--set={monitor}.enabled=true")]);
-            let Err(error) = rendered else { bail!("helm accepts {monitor} without http") };
+        for (values, expected) in CONTRADICTIONS {
+            let rendered = self.render(&["--set", values]);
+            let Err(error) = rendered else { bail!("helm accepts {values}") };
             let error = format!("{error:#}");
-            ensure!(
-                error.contains("needs http.enabled"),
-                "{monitor} without http is refused otherwise: {error}"
-            );
+            ensure!(error.contains(expected), "{values} is refused otherwise: {error}");
         }
         Ok(())
     }

@@ -26,8 +26,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{- /* A role must not be bound to the account `default`, which every pod of the namespace has that names no other. */}}
 {{- define "kwitness.serviceAccountName" -}}
-{{- default (ternary (include "kwitness.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- with .Values.serviceAccount }}
+{{- if not (or .create .name (not $.Values.kubernetes.enabled)) }}
+{{- fail "kubernetes.enabled without serviceAccount.create needs serviceAccount.name: all pods of the namespace could read pods" }}
+{{- end }}
+{{- default (ternary (include "kwitness.fullname" $) "default" .create) .name }}
+{{- end }}
 {{- end }}
 
 {{- define "kwitness.exporterName" -}}
@@ -53,6 +59,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "kwitness.exporterAccount" -}}
 {{- with .Values.exporter.serviceAccount }}
+{{- if not (or .create .name (not $.Values.exporter.kubernetesEvents)) }}
+{{- fail "exporter.kubernetesEvents without exporter.serviceAccount.create needs exporter.serviceAccount.name: all pods of the namespace could create events" }}
+{{- end }}
 {{- default (ternary (include "kwitness.exporterName" $) "default" .create) .name }}
 {{- end }}
 {{- end }}
