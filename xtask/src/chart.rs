@@ -34,6 +34,8 @@ const WRITTEN: &str = "/run/kwitness";
 /// host's unmounts.
 const NOT_RECURSIVE: [&str; 3] = ["/etc/kwitness", "/run/containerd", "/var/lib/kubelet"];
 
+/// Text that YAML takes for something else, unless it is quoted.
+const TEXTS: &[&str] = &["prod #1", "eu: prod", "{{ x }}", "a \"b\" 'c'", "123", "*"];
 /// Values that contradict each other, as helm's `--set` has them, and what the refusal says.
 const CONTRADICTIONS: &[(&str, &str)] = &[
     // A monitor of pods that serve nothing would never say so.
@@ -73,7 +75,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     for set in chart.value_sets()? {
         let name = set.file_name().context("a value set has a name")?;
         let path = rendered.join(name);
-        let text = chart.render(&["--values", &set.to_string_lossy()])?;
+        let text = chart.render_as("123", &["--values", &set.to_string_lossy()])?;
         check_monitors(&text)
             .and_then(|()| check_pins(&text))
             .and_then(|()| check_exporter(&text))
@@ -88,6 +90,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     let summary =
         run::output(kubeconform.args(&files)).context("the chart renders what Kubernetes refuses")?;
     chart.check_contradictions()?;
+    chart.check_texts()?;
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
     println!("{} value sets rendered; an unknown key is refused in each of {refused} objects", files.len());
@@ -130,8 +133,13 @@ impl Chart {
     }
 
     fn render(&self, arguments: &[&str]) -> Result<String> {
+        self.render_as("kwitness", arguments)
+    }
+
+    /// With one name for release and namespace.
+    fn render_as(&self, name: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.helm("template");
-        run::output(command.arg("kwitness").arg(&self.directory).arg("--namespace=kwitness").args(arguments))
+        run::output(command.arg(name).arg(&self.directory).args(["--namespace", name]).args(arguments))
     }
 
     /// The chart's versions are those of the workspace.
@@ -165,6 +173,23 @@ impl Chart {
             let Err(error) = rendered else { bail!("helm accepts {values}") };
             let error = format!("{error:#}");
             ensure!(error.contains(expected), "{values} is refused otherwise: {error}");
+        }
+        Ok(())
+    }
+
+    /// Text arrives as it is, whatever YAML would take it for.
+    fn check_texts(&self) -> Result<()> {
+        for text in TEXTS {
+            let endpoint = format!("http://{text}");
+            let values = json!({ "enabled": true, "clusterName": text, "otlp": { "endpoint": endpoint } });
+            let manifest = self.render(&["--set-json", &format!("exporter={values}")])?;
+            let objects = objects(&manifest)?;
+            let mut sets = objects.iter().filter(|object| object["kind"] == "DaemonSet").map(container_of);
+            let exporter = sets.find(|container| container["name"] == "exporter").context("no exporter")?;
+            let args = exporter["args"].as_array().context("no arguments")?;
+            for arg in [format!("--cluster-name={text}"), format!("--otlp-endpoint=http://{text}")] {
+                ensure!(args.contains(&json!(arg)), "no {arg:?} in {args:?}");
+            }
         }
         Ok(())
     }

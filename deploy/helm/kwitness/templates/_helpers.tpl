@@ -16,14 +16,14 @@
 
 {{- /* Never change between versions: a DaemonSet's selector cannot. */}}
 {{- define "kwitness.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "kwitness.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "kwitness.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "kwitness.labels" -}}
 {{ include "kwitness.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 
 {{- /* A role must not be bound to the account `default`, which every pod of the namespace has that names no other. */}}
@@ -42,14 +42,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /* Of other pods than the daemon's: neither selects the other's. */}}
 {{- define "kwitness.exporterSelectorLabels" -}}
-app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "kwitness.exporterLabels" -}}
 {{ include "kwitness.exporterSelectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 
 {{- /* Of the service by which an exporter reaches its own node's daemon. */}}
