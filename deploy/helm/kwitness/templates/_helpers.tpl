@@ -74,7 +74,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 
 {{- /*
 The daemon's configuration as TOML: the chart's own settings, then those of `config`. Each value is written as JSON, which for strings,
-numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
+numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0. A setting that is null is left out.
 */}}
 {{- define "kwitness.toml" -}}
 {{- $own := dict
@@ -95,10 +95,12 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
 {{- if .Values.http.enabled }}
 {{- $_ := set $own "http" (dict "listen" (printf "%s:%v" .Values.http.address .Values.http.port)) }}
 {{- end }}
-{{- range $section, $settings := mergeOverwrite (deepCopy .Values.config) $own }}
+{{- range $section, $settings := mergeOverwrite (deepCopy (default dict .Values.config)) $own }}
 [{{ $section }}]
 {{- range $key, $value := $settings }}
+{{- if not (kindIs "invalid" $value) }}
 {{ $key }} = {{ toJson $value }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
