@@ -4,6 +4,7 @@
 //! could not read. The real helm lints and renders the chart with each value set in its `ci/`; kubeconform validates what comes out, as
 //! strictly as the API server; promtool checks and tests the alert rules that it embeds. Never decides what the chart deploys, except that its defaults are of least privilege.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -96,6 +97,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         run::output(kubeconform.args(&files)).context("the chart renders what Kubernetes refuses")?;
     chart.check_contradictions()?;
     chart.check_texts()?;
+    chart.check_names()?;
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
     println!("{} manifests rendered; an unknown key is refused in each of {refused} objects", files.len());
@@ -218,6 +220,20 @@ impl Chart {
                 ensure!(args.contains(&json!(arg)), "no {arg:?} in {args:?}");
             }
         }
+        Ok(())
+    }
+
+    /// A release of the same name in another namespace has other names where there is no namespace.
+    fn check_names(&self) -> Result<()> {
+        let everything = self.directory.join("ci/everything-values.yaml").to_string_lossy().into_owned();
+        let names = |namespace: &str| -> Result<BTreeSet<String>> {
+            let values = ["--values", &everything, "--set=namespace.create=false", "--namespace", namespace];
+            let objects = objects(&self.render(&values)?)?.into_iter();
+            let global = objects.filter(|object| object["metadata"]["namespace"].is_null());
+            Ok(global.map(|object| object["metadata"]["name"].to_string()).collect())
+        };
+        let (one, other) = (names("one")?, names("other")?);
+        ensure!(!one.is_empty() && one.is_disjoint(&other), "{one:?} and {other:?}");
         Ok(())
     }
 

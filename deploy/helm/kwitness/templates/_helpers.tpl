@@ -40,6 +40,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- printf "%s-export" (include "kwitness.fullname" . | trunc 56 | trimSuffix "-") }}
 {{- end }}
 
+{{- /* Of objects without a namespace: a release of this name may be in each namespace. No other object's name has a colon. */}}
+{{- define "kwitness.clusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "kwitness.fullname" .) }}
+{{- end }}
+
+{{- define "kwitness.exporterClusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "kwitness.exporterName" .) }}
+{{- end }}
+
 {{- /* Of other pods than the daemon's: neither selects the other's. */}}
 {{- define "kwitness.exporterSelectorLabels" -}}
 app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") | quote }}
