@@ -47,6 +47,7 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
         "exporter.enabled=true,exporter.kubernetesEvents=true,exporter.serviceAccount.create=false",
         "needs exporter.serviceAccount.name",
     ),
+    ("exporter.enabled=true,exporter.otlp.endpoint=https://collector:4317", "needs exporter.otlp.caSecret"),
 ];
 
 /// Checks the chart; the files that are made of it and for it are written anew or, with `check`, compared.
