@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -42,6 +42,7 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     // A monitor of pods that serve nothing would never say so.
     ("podMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
     ("serviceMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
+    ("podMonitor.enabled=true,serviceMonitor.enabled=true", "exclude each other"),
     ("kubernetes.enabled=true,serviceAccount.create=false", "needs serviceAccount.name"),
     (
         "exporter.enabled=true,exporter.kubernetesEvents=true,exporter.serviceAccount.create=false",
@@ -99,6 +100,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     chart.check_contradictions()?;
     chart.check_texts()?;
     chart.check_names()?;
+    check_rendered_rules(workspace, cache, &chart)?;
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
     println!("{} manifests rendered; an unknown key is refused in each of {refused} objects", files.len());
@@ -116,12 +118,29 @@ pub fn with_events(workspace: &Workspace, cache: &Cache) -> Result<Vec<Value>> {
 
 /// The alert rules are Prometheus', and fire when their tests say.
 fn check_rules(workspace: &Workspace, cache: &Cache) -> Result<()> {
-    for (how, file) in [("check", "alerts.yaml"), ("test", "alerts.test.yaml")] {
-        let mut promtool = Command::new(cache.tool(prometheus::PROMTOOL));
-        promtool.args([how, "rules"]).arg(workspace.root.join(RULES).join(file));
-        run::output(&mut promtool).with_context(|| format!("promtool {how} rules {RULES}/{file}"))?;
-    }
-    Ok(())
+    let at = workspace.root.join(RULES);
+    promtool(cache, "check", &at.join("alerts.yaml"))?;
+    promtool(cache, "test", &at.join("alerts.test.yaml"))
+}
+
+/// So are those that the chart renders, with its own.
+fn check_rendered_rules(workspace: &Workspace, cache: &Cache, chart: &Chart) -> Result<()> {
+    let manifest = chart.render(&["--values", &chart.everything()])?;
+    let objects = objects(&manifest)?;
+    let rule =
+        objects.iter().find(|object| object["kind"] == "PrometheusRule").context("no PrometheusRule")?;
+    let directory = workspace.scratch("chart-rules")?;
+    let (rules, test) = (directory.join("rules.yaml"), directory.join("chart.test.yaml"));
+    fs::write(&rules, serde_yaml_ng::to_string(&rule["spec"])?).context("write the rendered rules")?;
+    fs::copy(workspace.root.join(RULES).join("chart.test.yaml"), &test).context("copy their test")?;
+    promtool(cache, "check", &rules)?;
+    promtool(cache, "test", &test)
+}
+
+fn promtool(cache: &Cache, how: &str, file: &Path) -> Result<()> {
+    let mut promtool = Command::new(cache.tool(prometheus::PROMTOOL));
+    promtool.args([how, "rules"]).arg(file);
+    run::output(&mut promtool).map(drop).with_context(|| format!("promtool {how} rules {}", file.display()))
 }
 
 struct Chart {
@@ -166,6 +185,11 @@ impl Chart {
         serde_yaml_ng::from_str(&text).with_context(|| format!("parse {}", path.display()))
     }
 
+    /// The value set with everything on.
+    fn everything(&self) -> String {
+        self.directory.join("ci/everything-values.yaml").to_string_lossy().into_owned()
+    }
+
     fn value_sets(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         crate::ebpf::list_files(&self.directory.join("ci"), &mut files)?;
@@ -190,10 +214,10 @@ impl Chart {
     fn without_each_value(&self) -> Result<Vec<(String, String)>> {
         let mut paths = Vec::new();
         value_paths(&self.read("values.yaml")?, "", &mut paths);
-        let everything = self.directory.join("ci/everything-values.yaml");
+        let everything = self.everything();
         let mut manifests = Vec::new();
         for path in paths {
-            let values = ["--values", &everything.to_string_lossy(), "--set", &format!("{path}=null")];
+            let values = ["--values", &everything, "--set", &format!("{path}=null")];
             match self.render(&values) {
                 Ok(manifest) => manifests.push((path, manifest)),
                 Err(error) => {
@@ -226,7 +250,7 @@ impl Chart {
 
     /// A release of the same name in another namespace has other names where there is no namespace.
     fn check_names(&self) -> Result<()> {
-        let everything = self.directory.join("ci/everything-values.yaml").to_string_lossy().into_owned();
+        let everything = self.everything();
         let names = |namespace: &str| -> Result<BTreeSet<String>> {
             let values = ["--values", &everything, "--set=namespace.create=false", "--namespace", namespace];
             let objects = objects(&self.render(&values)?)?.into_iter();

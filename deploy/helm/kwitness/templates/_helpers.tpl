@@ -115,12 +115,12 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0. A setti
 {{- end }}
 
 {{- /*
-A scraped target's labels: the job that the alerts expect, whatever the chart's name, and the node. The labels of the daemon's own pod must
+A scraped target's labels: the job of this name, which the alerts expect whatever the chart's name is, and the node. The labels of the daemon's own pod must
 go, for the metrics have their own of these names: Prometheus would rename those to exported_pod, and alerts would name the daemon's pod.
 */}}
 {{- define "kwitness.relabelings" -}}
 - targetLabel: job
-  replacement: kwitness
+  replacement: {{ . }}
 - sourceLabels: [__meta_kubernetes_pod_node_name]
   targetLabel: node
 - action: labeldrop
