@@ -4,8 +4,9 @@
 //! could not read. The real helm lints and renders the chart with each value set in its `ci/`; kubeconform validates what comes out, as
 //! strictly as the API server; promtool checks and tests the alert rules that it embeds. Never decides what the chart deploys, except that its defaults are of least privilege.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -30,6 +31,25 @@ const COPIES: &[(&str, &str)] = &[
 const WITHOUT_SCHEMA: &str = "PodMonitor,PrometheusRule,ServiceMonitor";
 /// The only directory of the host that the daemon writes to.
 const WRITTEN: &str = "/run/kwitness";
+/// Read-only without what is mounted below, which docs/operations.md says of each: a volume of the API server's, and those with the
+/// host's unmounts.
+const NOT_RECURSIVE: [&str; 3] = ["/etc/kwitness", "/run/containerd", "/var/lib/kubelet"];
+
+/// Text that YAML takes for something else, unless it is quoted.
+const TEXTS: &[&str] = &["prod #1", "eu: prod", "{{ x }}", "a \"b\" 'c'", "123", "*"];
+/// Values that contradict each other, as helm's `--set` has them, and what the refusal says.
+const CONTRADICTIONS: &[(&str, &str)] = &[
+    // A monitor of pods that serve nothing would never say so.
+    ("podMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
+    ("serviceMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
+    ("podMonitor.enabled=true,serviceMonitor.enabled=true", "exclude each other"),
+    ("kubernetes.enabled=true,serviceAccount.create=false", "needs serviceAccount.name"),
+    (
+        "exporter.enabled=true,exporter.kubernetesEvents=true,exporter.serviceAccount.create=false",
+        "needs exporter.serviceAccount.name",
+    ),
+    ("exporter.enabled=true,exporter.otlp.endpoint=https://collector:4317", "needs exporter.otlp.caSecret"),
+];
 
 /// Checks the chart; the files that are made of it and for it are written anew or, with `check`, compared.
 pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
@@ -58,7 +78,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     for set in chart.value_sets()? {
         let name = set.file_name().context("a value set has a name")?;
         let path = rendered.join(name);
-        let text = chart.render(&["--values", &set.to_string_lossy()])?;
+        let text = chart.render_as("123", &["--values", &set.to_string_lossy()])?;
         check_monitors(&text)
             .and_then(|()| check_pins(&text))
             .and_then(|()| check_exporter(&text))
@@ -67,15 +87,23 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         files.push(path);
     }
+    for (path, text) in chart.without_each_value()? {
+        let file = rendered.join(format!("without-{path}.yaml"));
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        files.push(file);
+    }
     let schemas = helm::schemas(cache)?.join("{{ .ResourceKind }}{{ .KindSuffix }}.json");
     let mut kubeconform = Command::new(cache.tool("kubeconform"));
     kubeconform.args(["-strict", "-summary", "-skip", WITHOUT_SCHEMA, "-schema-location"]).arg(schemas);
     let summary =
         run::output(kubeconform.args(&files)).context("the chart renders what Kubernetes refuses")?;
     chart.check_contradictions()?;
+    chart.check_texts()?;
+    chart.check_names()?;
+    check_rendered_rules(workspace, cache, &chart)?;
     let refused = chart.check_unknown_keys()?;
     println!("{}", summary.trim());
-    println!("{} value sets rendered; an unknown key is refused in each of {refused} objects", files.len());
+    println!("{} manifests rendered; an unknown key is refused in each of {refused} objects", files.len());
     Ok(())
 }
 
@@ -90,12 +118,29 @@ pub fn with_events(workspace: &Workspace, cache: &Cache) -> Result<Vec<Value>> {
 
 /// The alert rules are Prometheus', and fire when their tests say.
 fn check_rules(workspace: &Workspace, cache: &Cache) -> Result<()> {
-    for (how, file) in [("check", "alerts.yaml"), ("test", "alerts.test.yaml")] {
-        let mut promtool = Command::new(cache.tool(prometheus::PROMTOOL));
-        promtool.args([how, "rules"]).arg(workspace.root.join(RULES).join(file));
-        run::output(&mut promtool).with_context(|| format!("promtool {how} rules {RULES}/{file}"))?;
-    }
-    Ok(())
+    let at = workspace.root.join(RULES);
+    promtool(cache, "check", &at.join("alerts.yaml"))?;
+    promtool(cache, "test", &at.join("alerts.test.yaml"))
+}
+
+/// So are those that the chart renders, with its own.
+fn check_rendered_rules(workspace: &Workspace, cache: &Cache, chart: &Chart) -> Result<()> {
+    let manifest = chart.render(&["--values", &chart.everything()])?;
+    let objects = objects(&manifest)?;
+    let rule =
+        objects.iter().find(|object| object["kind"] == "PrometheusRule").context("no PrometheusRule")?;
+    let directory = workspace.scratch("chart-rules")?;
+    let (rules, test) = (directory.join("rules.yaml"), directory.join("chart.test.yaml"));
+    fs::write(&rules, serde_yaml_ng::to_string(&rule["spec"])?).context("write the rendered rules")?;
+    fs::copy(workspace.root.join(RULES).join("chart.test.yaml"), &test).context("copy their test")?;
+    promtool(cache, "check", &rules)?;
+    promtool(cache, "test", &test)
+}
+
+fn promtool(cache: &Cache, how: &str, file: &Path) -> Result<()> {
+    let mut promtool = Command::new(cache.tool(prometheus::PROMTOOL));
+    promtool.args([how, "rules"]).arg(file);
+    run::output(&mut promtool).map(drop).with_context(|| format!("promtool {how} rules {}", file.display()))
 }
 
 struct Chart {
@@ -115,8 +160,13 @@ impl Chart {
     }
 
     fn render(&self, arguments: &[&str]) -> Result<String> {
+        self.render_as("kwitness", arguments)
+    }
+
+    /// With one name for release and namespace.
+    fn render_as(&self, name: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.helm("template");
-        run::output(command.arg("kwitness").arg(&self.directory).arg("--namespace=kwitness").args(arguments))
+        run::output(command.arg(name).arg(&self.directory).args(["--namespace", name]).args(arguments))
     }
 
     /// The chart's versions are those of the workspace.
@@ -135,6 +185,11 @@ impl Chart {
         serde_yaml_ng::from_str(&text).with_context(|| format!("parse {}", path.display()))
     }
 
+    /// The value set with everything on.
+    fn everything(&self) -> String {
+        self.directory.join("ci/everything-values.yaml").to_string_lossy().into_owned()
+    }
+
     fn value_sets(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         crate::ebpf::list_files(&self.directory.join("ci"), &mut files)?;
@@ -143,18 +198,67 @@ impl Chart {
         Ok(files)
     }
 
-    /// A monitor of pods that serve nothing would never say so.
+    /// Values that contradict each other are refused, with what to set.
     fn check_contradictions(&self) -> Result<()> {
-        for monitor in ["podMonitor", "serviceMonitor"] {
-            let rendered =
-                self.render(&["--set=http.enabled=false", &format!("--set={monitor}.enabled=true")]);
-            let Err(error) = rendered else { bail!("helm accepts {monitor} without http") };
+        for (values, expected) in CONTRADICTIONS {
+            let rendered = self.render(&["--set", values]);
+            let Err(error) = rendered else { bail!("helm accepts {values}") };
             let error = format!("{error:#}");
-            ensure!(
-                error.contains("needs http.enabled"),
-                "{monitor} without http is refused otherwise: {error}"
-            );
+            ensure!(error.contains(expected), "{values} is refused otherwise: {error}");
         }
+        Ok(())
+    }
+
+    /// With everything on, what is rendered without each of the values in turn: null removes a default. It is rendered or refused by
+    /// name, never an error of a template or of YAML.
+    fn without_each_value(&self) -> Result<Vec<(String, String)>> {
+        let mut paths = Vec::new();
+        value_paths(&self.read("values.yaml")?, "", &mut paths);
+        let everything = self.everything();
+        let mut manifests = Vec::new();
+        for path in paths {
+            let values = ["--values", &everything, "--set", &format!("{path}=null")];
+            match self.render(&values) {
+                Ok(manifest) => manifests.push((path, manifest)),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    let is_refusal =
+                        error.contains("the specifications of the schema") || error.contains(" needs ");
+                    ensure!(is_refusal, "{path}=null is no error of the values: {error}");
+                }
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// Text arrives as it is, whatever YAML would take it for.
+    fn check_texts(&self) -> Result<()> {
+        for text in TEXTS {
+            let endpoint = format!("http://{text}");
+            let values = json!({ "enabled": true, "clusterName": text, "otlp": { "endpoint": endpoint } });
+            let manifest = self.render(&["--set-json", &format!("exporter={values}")])?;
+            let objects = objects(&manifest)?;
+            let mut sets = objects.iter().filter(|object| object["kind"] == "DaemonSet").map(container_of);
+            let exporter = sets.find(|container| container["name"] == "exporter").context("no exporter")?;
+            let args = exporter["args"].as_array().context("no arguments")?;
+            for arg in [format!("--cluster-name={text}"), format!("--otlp-endpoint=http://{text}")] {
+                ensure!(args.contains(&json!(arg)), "no {arg:?} in {args:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// A release of the same name in another namespace has other names where there is no namespace.
+    fn check_names(&self) -> Result<()> {
+        let everything = self.everything();
+        let names = |namespace: &str| -> Result<BTreeSet<String>> {
+            let values = ["--values", &everything, "--set=namespace.create=false", "--namespace", namespace];
+            let objects = objects(&self.render(&values)?)?.into_iter();
+            let global = objects.filter(|object| object["metadata"]["namespace"].is_null());
+            Ok(global.map(|object| object["metadata"]["name"].to_string()).collect())
+        };
+        let (one, other) = (names("one")?, names("other")?);
+        ensure!(!one.is_empty() && one.is_disjoint(&other), "{one:?} and {other:?}");
         Ok(())
     }
 
@@ -182,6 +286,16 @@ fn closed_objects(schema: &Value, path: &str, found: &mut Vec<String>) {
     }
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         closed_objects(property, &format!("{path}{name}."), found);
+    }
+}
+
+/// Where the values are, as helm's `--set` has it.
+fn value_paths(values: &Value, path: &str, found: &mut Vec<String>) {
+    // Those with a dot are keys of Kubernetes': labels.
+    for (key, value) in values.as_object().into_iter().flatten().filter(|(key, _)| !key.contains('.')) {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        value_paths(value, &path, found);
+        found.push(path);
     }
 }
 
@@ -318,153 +432,12 @@ fn check_privileges(manifest: &str) -> Result<()> {
     for mount in pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten() {
         let writable = mount["readOnly"] != true;
         ensure!(writable == (mount["mountPath"] == WRITTEN), "{mount}: only {WRITTEN} is writable");
+        let recursive = mount["recursiveReadOnly"] == "IfPossible";
+        let excepted = NOT_RECURSIVE.iter().any(|path| mount["mountPath"] == *path);
+        ensure!(writable || recursive != excepted, "{mount}: what is mounted below is writable");
     }
     Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn root() -> &'static Path {
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-    }
-
-    /// Settings that follow from a value of the chart.
-    const OWN: &[&str] = &[
-        "api.listen",
-        "api.socket",
-        "http.listen",
-        "kernel.pin",
-        "kernel.pin_directory",
-        "kubelet.directory",
-        "kubernetes.enabled",
-        "kubernetes.kubeconfig",
-        "node.name",
-        "runtime.endpoint",
-    ];
-
-    #[test]
-    fn the_schema_has_every_setting_of_the_daemon() {
-        let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
-        let (_, table) = page.split_once("<!-- settings -->").unwrap();
-        let (table, _) = table.split_once("<!-- end of settings -->").unwrap();
-        let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-        let mut documented: Vec<_> =
-            rows.map(|(key, _)| key.to_owned()).filter(|key| !OWN.contains(&key.as_str())).collect();
-        documented.sort();
-        let schema = fs::read_to_string(root().join(CHART).join("values.schema.json")).unwrap();
-        let schema: Value = serde_json::from_str(&schema).unwrap();
-        let sections = schema["properties"]["config"]["properties"].as_object().unwrap();
-        let mut known: Vec<_> = sections
-            .iter()
-            .flat_map(|(section, object)| {
-                let settings = object["properties"].as_object().unwrap().keys();
-                settings.map(move |setting| format!("{section}.{setting}"))
-            })
-            .collect();
-        known.sort();
-        assert_eq!(known, documented);
-    }
-
-    #[test]
-    fn pins_have_a_bpf_file_system() {
-        let manifest = fs::read_to_string(root().join(MANIFEST)).unwrap();
-        check_pins(&manifest).unwrap();
-        let pinned = manifest.replace("[kubelet]", "[kernel]\n    pin = \"auto\"\n    [kubelet]");
-        assert!(pinned != manifest && check_pins(&pinned).is_err());
-        let mounted = pinned.replace(
-            "          volumeMounts:\n",
-            "          volumeMounts:\n            - {name: bpffs, mountPath: /sys/fs/bpf}\n",
-        );
-        check_pins(&mounted).unwrap();
-    }
-
-    #[test]
-    fn an_exporter_with_more_rights_is_refused() {
-        let manifest = |args: &str, verbs: &str, token: bool| {
-            format!(
-                "kind: DaemonSet\nspec: {{template: {{spec: {{automountServiceAccountToken: {token}, containers: [{{name: exporter, \
-                 args: [{args}], securityContext: {{privileged: false, allowPrivilegeEscalation: false, \
-                 readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}}}]}}}}}}\n---\nkind: ClusterRole\nrules: \
-                 [{{apiGroups: [events.k8s.io], resources: [events], verbs: [{verbs}]}}]\n"
-            )
-        };
-        check_exporter(&manifest("--kubernetes-events", "create", true)).unwrap();
-        check_exporter("kind: DaemonSet\n").unwrap();
-        for (wrong, error) in [
-            (manifest("--kubernetes-events", "create, get", true), "roles are"),
-            (manifest("", "create", false), "roles are"),
-            (manifest("", "create", true), "token"),
-            (manifest("", "create", false).replace("drop: [ALL]", "drop: []"), "securityContext is"),
-        ] {
-            let found = check_exporter(&wrong).unwrap_err().to_string();
-            assert!(found.contains(error), "{found}");
-        }
-    }
-
-    #[test]
-    fn a_daemon_with_more_rights_than_to_read_pods_is_refused() {
-        let manifest = |enabled: bool, token: bool, verbs: &str| {
-            format!(
-                "kind: ConfigMap\ndata: {{config.toml: \"[kubernetes]\\nenabled = {enabled}\"}}\n---\nkind: DaemonSet\nspec: \
-                 {{template: {{spec: {{automountServiceAccountToken: {token}, containers: [{{name: kwitness}}]}}}}}}\n---\n\
-                 kind: ClusterRole\nrules: [{{apiGroups: [\"\"], resources: [pods], verbs: [{verbs}]}}]\n"
-            )
-        };
-        let read = "get, list, watch";
-        check_kubernetes(&manifest(true, true, read)).unwrap();
-        check_kubernetes(&fs::read_to_string(root().join(MANIFEST)).unwrap()).unwrap();
-        let foreign = "---\nkind: ClusterRole\nmetadata: {labels: {app.kubernetes.io/name: other}}\n";
-        for (wrong, error) in [
-            (manifest(true, true, "get, list, watch, patch"), "roles are"),
-            (manifest(true, false, read), "token"),
-            (manifest(false, true, read), "token"),
-            (manifest(false, false, read), "roles are"),
-            (manifest(true, true, read) + foreign, "of no DaemonSet"),
-        ] {
-            let found = check_kubernetes(&wrong).unwrap_err().to_string();
-            assert!(found.contains(error), "{found}");
-        }
-    }
-
-    #[test]
-    fn a_monitor_whose_labels_hide_those_of_the_metrics_is_refused() {
-        let monitor = |relabelings: &str| {
-            format!("kind: PodMonitor\nspec: {{podMetricsEndpoints: [{{relabelings: [{relabelings}]}}]}}\n")
-        };
-        let (job, drop) = (
-            "{targetLabel: job, replacement: kwitness}",
-            "{action: labeldrop, regex: namespace|pod|container}",
-        );
-        check_monitors(&monitor(&format!("{job}, {drop}"))).unwrap();
-        for incomplete in [job, drop, ""] {
-            let found = check_monitors(&monitor(incomplete)).unwrap_err().to_string();
-            assert!(found.starts_with("PodMonitor: no "), "{found}");
-        }
-    }
-
-    #[test]
-    fn the_manifest_is_of_least_privilege() {
-        let manifest = fs::read_to_string(root().join(MANIFEST)).unwrap();
-        check_privileges(&manifest).unwrap();
-        for (part, replacement, error) in [
-            ("- SYS_PTRACE", "- SYS_ADMIN", "securityContext is"),
-            ("privileged: false", "privileged: true", "securityContext is"),
-            ("hostPID: true", "hostPID: true\n      hostNetwork: true", "hostNetwork is set"),
-            (
-                "mountPath: /sys/fs/cgroup\n              readOnly: true",
-                "mountPath: /sys/fs/cgroup",
-                "only /run/kwitness",
-            ),
-            ("automountServiceAccountToken: false", "automountServiceAccountToken: true", "a token"),
-            ("kind: ConfigMap", "kind: ClusterRole", "has a ClusterRole"),
-        ] {
-            assert!(manifest.contains(part), "{part}");
-            let found = check_privileges(&manifest.replace(part, replacement)).unwrap_err().to_string();
-            assert!(found.contains(error), "{part}: {found}");
-        }
-    }
-}
+mod tests;

@@ -29,6 +29,8 @@ use crate::daemonset::{IMAGE, NAMESPACE};
 use crate::deployment;
 
 const RELEASE: &str = "kwitness";
+/// What the documentation says: `--reuse-values` would lack a new chart's new values.
+const REUSE: &str = "--reset-then-reuse-values";
 /// What the chart has on the host by default.
 const RUN: &str = "/run/kwitness";
 const SOCKET: &str = "/run/kwitness/kwitness.sock";
@@ -155,7 +157,7 @@ impl<'a> Release<'a> {
     async fn upgrade(&self) -> Result<()> {
         let storm = Storm::paced(Kubepods::make(&self.ctx.environment)?, BETWEEN);
         storm.more(LIVES).await?;
-        self.roll_out(&["upgrade", "--reuse-values"], &["--set=config.log.level=debug"]).await?;
+        self.roll_out(&["upgrade", REUSE], &["--set=config.log.level=debug"]).await?;
         storm.more(LIVES).await?;
         let (_kubepods, lived) = storm.end()?;
         let last = lived.last().context("nothing lived")?;
@@ -177,12 +179,10 @@ impl<'a> Release<'a> {
         Ok(())
     }
 
-    /// As NOTES.txt says. Before, there were these programs in the kernel.
+    /// What NOTES.txt and docs/operations.md say. Before, there were these programs in the kernel.
     async fn uninstall(&self, before: &BTreeSet<(u32, String)>) -> Result<()> {
-        let set = "--set=extraArgs={--unpin}";
-        // An emulated processor needs longer for what has to be removed.
-        let grace = "--set=terminationGracePeriodSeconds=120";
-        self.roll_out(&["upgrade", "--reuse-values"], &[set, grace]).await?;
+        let set = ["--set", "extraArgs={--unpin}", "--set", "terminationGracePeriodSeconds=120"];
+        self.roll_out(&["upgrade", REUSE], &set).await?;
         ensure!(Path::new(PINS).exists(), "nothing is pinned at {PINS}");
         let pods = self.get("pods", &[])?;
         let pods = pods["items"].as_array().context("no list of pods")?;

@@ -114,6 +114,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut progress = state_file.load()?;
     state_file.save(&progress).with_context(|| format!("write the state file {}", state.display()))?;
     let _http = http.map(|address| serve_metrics(&address, Arc::clone(&shared))).transpose()?;
+    // Like its probes: it can wait for the daemon as long as that is away, and whoever starts it is not to wait along.
+    kwitness_service::notify_ready();
 
     // Without Kubernetes Events nothing is read again for them.
     let waiting = if kubernetes_events { progress.kubernetes.clone() } else { Waiting::default() };
@@ -144,7 +146,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         () = stopped(&mut signals, &shared) => return Ok(()),
     };
     tracing::info!(node = name, daemon = %daemon, position = ?progress.position, "exporting");
-    kwitness_service::notify_ready();
     let mapping = Mapping { node: Node { name, cluster }, sentence };
     let resource = mapping.agent_resource();
     let metrics = metrics.zip(collector.clone()).map(|(options, collector)| {

@@ -16,34 +16,49 @@
 
 {{- /* Never change between versions: a DaemonSet's selector cannot. */}}
 {{- define "kwitness.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "kwitness.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "kwitness.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "kwitness.labels" -}}
 {{ include "kwitness.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 
+{{- /* A role must not be bound to the account `default`, which every pod of the namespace has that names no other. */}}
 {{- define "kwitness.serviceAccountName" -}}
-{{- default (ternary (include "kwitness.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- with .Values.serviceAccount }}
+{{- if not (or .create .name (not $.Values.kubernetes.enabled)) }}
+{{- fail "kubernetes.enabled without serviceAccount.create needs serviceAccount.name: all pods of the namespace could read pods" }}
+{{- end }}
+{{- default (ternary (include "kwitness.fullname" $) "default" .create) .name }}
+{{- end }}
 {{- end }}
 
 {{- define "kwitness.exporterName" -}}
 {{- printf "%s-export" (include "kwitness.fullname" . | trunc 56 | trimSuffix "-") }}
 {{- end }}
 
+{{- /* Of objects without a namespace: a release of this name may be in each namespace. No other object's name has a colon. */}}
+{{- define "kwitness.clusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "kwitness.fullname" .) }}
+{{- end }}
+
+{{- define "kwitness.exporterClusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "kwitness.exporterName" .) }}
+{{- end }}
+
 {{- /* Of other pods than the daemon's: neither selects the other's. */}}
 {{- define "kwitness.exporterSelectorLabels" -}}
-app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ printf "%s-export" (include "kwitness.name" . | trunc 56 | trimSuffix "-") | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "kwitness.exporterLabels" -}}
 {{ include "kwitness.exporterSelectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 
 {{- /* Of the service by which an exporter reaches its own node's daemon. */}}
@@ -53,6 +68,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "kwitness.exporterAccount" -}}
 {{- with .Values.exporter.serviceAccount }}
+{{- if not (or .create .name (not $.Values.exporter.kubernetesEvents)) }}
+{{- fail "exporter.kubernetesEvents without exporter.serviceAccount.create needs exporter.serviceAccount.name: all pods of the namespace could create events" }}
+{{- end }}
 {{- default (ternary (include "kwitness.exporterName" $) "default" .create) .name }}
 {{- end }}
 {{- end }}
@@ -65,7 +83,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- /*
 The daemon's configuration as TOML: the chart's own settings, then those of `config`. Each value is written as JSON, which for strings,
-numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
+numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0. A setting that is null is left out.
 */}}
 {{- define "kwitness.toml" -}}
 {{- $own := dict
@@ -86,21 +104,23 @@ numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0.
 {{- if .Values.http.enabled }}
 {{- $_ := set $own "http" (dict "listen" (printf "%s:%v" .Values.http.address .Values.http.port)) }}
 {{- end }}
-{{- range $section, $settings := mergeOverwrite (deepCopy .Values.config) $own }}
+{{- range $section, $settings := mergeOverwrite (deepCopy (default dict .Values.config)) $own }}
 [{{ $section }}]
 {{- range $key, $value := $settings }}
+{{- if not (kindIs "invalid" $value) }}
 {{ $key }} = {{ toJson $value }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- /*
-A scraped target's labels: the job that the alerts expect, whatever the chart's name, and the node. The labels of the daemon's own pod must
+A scraped target's labels: the job of this name, which the alerts expect whatever the chart's name is, and the node. The labels of the daemon's own pod must
 go, for the metrics have their own of these names: Prometheus would rename those to exported_pod, and alerts would name the daemon's pod.
 */}}
 {{- define "kwitness.relabelings" -}}
 - targetLabel: job
-  replacement: kwitness
+  replacement: {{ . }}
 - sourceLabels: [__meta_kubernetes_pod_node_name]
   targetLabel: node
 - action: labeldrop
