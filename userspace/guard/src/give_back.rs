@@ -73,6 +73,11 @@ impl Loan {
         if is_last { Self { pending: None, ..self }.left() } else { Some(self) }
     }
 
+    /// The limit that the guard has requested last.
+    pub fn asked(&self) -> Bytes {
+        self.pending.unwrap_or(self.limit)
+    }
+
     /// The change of which it is not known yet whether it comes.
     pub fn unanswered(&self) -> Option<Change> {
         self.pending.map(|to| Change { from: self.limit, to })

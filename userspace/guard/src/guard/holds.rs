@@ -204,13 +204,14 @@ impl Guard {
         let (episode, raise) = (running.number, running.episode.raise());
         let container = guarded.container.clone();
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
+        let asked = guarded.loan.map(|loan| loan.asked());
         guarded.episode = Some(running);
         guarded.unanswered = true;
         self.request(cgroup_id, raise);
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
             announce(&reporter, &container, raise.to).await;
-            let answer = raiser.set(&container, raise, hold).await;
+            let answer = raiser.set(&container, raise, asked, hold).await;
             Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
         });
     }

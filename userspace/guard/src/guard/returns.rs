@@ -179,6 +179,7 @@ impl Guard {
     }
 
     fn lower(&mut self, cgroup_id: u64, change: Change) {
+        let asked = self.known(cgroup_id).and_then(|guarded| guarded.loan).map(|loan| loan.asked());
         self.request(cgroup_id, change);
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
         let container = guarded.container.clone();
@@ -189,7 +190,7 @@ impl Guard {
             announce(&reporter, &container, change.to).await;
             let answer = match in_use(&container, &rule, change.to) {
                 Some(used) => Err(Refusal::InUse { used, limit: change.to }),
-                None => raiser.set(&container, change, LIMIT).await,
+                None => raiser.set(&container, change, asked, LIMIT).await,
             };
             Answer { cgroup_id, input: Input::Lowered(answer) }
         });
