@@ -23,7 +23,7 @@ mod returns;
 mod times;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,7 +34,7 @@ use kwitness_abi::{Hold, Lease, ProcessKey};
 use kwitness_api::Client;
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
-use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
+use kwitness_service::{Signal, Signals, notify_ready};
 use signal_hook::consts::SIGURG;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -46,16 +46,15 @@ use crate::episode::{Episode, Input};
 use crate::give_back::{GiveBack, Loan};
 use crate::loans::{Lent, Loans};
 use crate::metrics::{Counts, Metrics, Snapshot};
-use crate::orphans;
+use crate::orphans::Recovered;
 use crate::plan::{Change, Refusal};
 use crate::policy::{Bytes, Policy, Rule};
-use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status};
 use crate::watchdog;
-use crate::{BRAKES_FILE, LOANS_FILE, LOCK_FILE};
+use crate::{BRAKES_FILE, LOANS_FILE};
 use arming::NotArmed;
 use pods::Pods;
 use raises::Raises;
@@ -199,20 +198,16 @@ struct Guard {
 ///
 /// # Errors
 /// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
-pub async fn run(options: Options) -> anyhow::Result<()> {
-    process::check()?;
+pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     // What every hold needs must not fail for the first time in one.
     available()?;
     let mut signals = Signals::handle()?;
-    Socket::make_directory(Path::new(LOCK_FILE))?;
-    let _lock = InstanceLock::acquire(Path::new(LOCK_FILE)).context("one node has one guard")?;
     let mut clients = status::Clients::new(&options.status_socket);
     let is_daemon_up = Arc::<AtomicBool>::default();
     let served = options.http.as_ref().map(|address| serve(address, Arc::clone(&is_daemon_up)));
     let (metrics, _http) = served.transpose()?.unzip();
     // A brake that is released need not wait for the kernel to reclaim memory.
     signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
-    orphans::recover(&options.pin_directory).await?;
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
     let (to, mut containers) = mpsc::channel(1);

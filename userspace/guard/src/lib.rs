@@ -35,7 +35,7 @@
 //! | the guard hangs, or is stopped | the watchdog, by the lease's end | [`LEASE`] after the last heartbeat |
 //! | a hold overruns | the watchdog, by the hold's own deadline | [`OVERRUN`](watchdog) after it |
 //! | the watchdog is killed | the guard: it continues everything and exits | at its next heartbeat |
-//! | both are killed at the same moment | the next guard: the records are pinned | when it starts |
+//! | both are killed at the same moment | the next guard: the records are pinned | when it starts, whatever keeps it from guarding then |
 //!
 //! Without a heartbeat within [`LEASE`] the program holds nothing, so that a guard that is not there cannot stop anything.
 //!
@@ -84,6 +84,7 @@ pub mod watchdog;
 
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
+pub use orphans::{Recovered, recover};
 pub use program::{LEASE, ProgramError};
 pub use status::STATUS_SOCKET;
 

@@ -102,16 +102,21 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
         }
         None => {}
     }
-    let policy = read(options.policy.as_deref().context("--policy is missing")?)?;
+    let file = options.policy.take().context("--policy is missing")?;
     let daemon = connect::address(socket);
     if options.dry_run {
-        return connect::run(show_dry_run(policy, daemon, options.uses_kubernetes()));
+        return connect::run(show_dry_run(read(&file)?, daemon, options.uses_kubernetes()));
     }
-    let _flush = log::start(&options.log_level, options.log_format)?;
+    let log = log::start(&options.log_level, options.log_format);
     connect::run_to_its_end(async move {
+        // Whatever fails from here on, nothing that an ended guard held stays stopped.
+        let recovered = kwitness_guard::recover(&options.pin_directory).await?;
+        let _flush = log?;
+        let policy = read(&file)?;
         let raiser = raiser(&options).await?;
         let Guard { status_socket, pin_directory, http_listen: http, .. } = options;
-        kwitness_guard::run(Options { policy, daemon, raiser, status_socket, pin_directory, http }).await?;
+        let options = Options { policy, daemon, raiser, status_socket, pin_directory, http };
+        kwitness_guard::run(options, recovered).await?;
         Ok(Code::Success)
     })
 }
