@@ -7,7 +7,7 @@ use kwitness_api::client::Address;
 
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
-use crate::guard::available;
+use crate::guard::NodeMemory;
 use crate::plan::{self, Change, Facts, Refusal};
 use crate::policy::{Bytes, Policy, Selection, Threshold};
 
@@ -41,7 +41,8 @@ pub struct Row {
 /// The daemon is away, or a cgroup's files cannot be read.
 pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> anyhow::Result<Outlook> {
     let mut client = Client::connect(daemon).await?;
-    let available = available()?;
+    let NodeMemory { total, available } = NodeMemory::read()?;
+    let reserve = policy.node_reserve(total);
     let mut outlook = Outlook::default();
     for container in daemon::containers(&mut client).await? {
         let rule = match container.select(policy) {
@@ -61,10 +62,18 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
         let above = cgroup.above(rule.step).with_context(unreadable)?;
         let raise = limit.map(|held_at| {
             let (promised, raises, unanswered) = (Bytes(0), 0, false);
-            plan::raise(
-                rule,
-                &Facts { held_at, limit, above, is_pod_raised, available, promised, raises, unanswered },
-            )
+            let facts = Facts {
+                held_at,
+                limit,
+                above,
+                is_pod_raised,
+                available,
+                reserve,
+                promised,
+                raises,
+                unanswered,
+            };
+            plan::raise(rule, &facts)
         });
         outlook.rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });
     }

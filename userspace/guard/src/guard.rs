@@ -17,9 +17,11 @@
 
 mod arming;
 mod holds;
+mod in_force;
 mod pods;
 mod raises;
 mod returns;
+mod room;
 mod times;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -31,7 +33,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kwitness_abi::{Hold, Lease, ProcessKey};
-use kwitness_api::Client;
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{Signal, Signals, notify_ready};
@@ -40,14 +41,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::brake::Brakes;
-use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
 use crate::give_back::{GiveBack, Loan};
 use crate::loans::{Lent, Loans};
 use crate::metrics::{Counts, Metrics, Snapshot};
 use crate::orphans::Recovered;
-use crate::plan::{Change, Refusal};
+use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
@@ -58,6 +58,7 @@ use crate::{BRAKES_FILE, LOANS_FILE};
 use arming::NotArmed;
 use pods::Pods;
 use raises::Raises;
+pub(crate) use room::NodeMemory;
 use times::Times;
 
 /// Between two heartbeats.
@@ -131,15 +132,6 @@ impl Guarded {
     fn budget_left(&self) -> u32 {
         self.rule.budget.saturating_sub(self.raises.count())
     }
-
-    /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
-    fn promised(&self) -> Option<Bytes> {
-        let pending = self.loan?.pending;
-        let cgroup = Cgroup::find(&self.container.cgroup_path, self.container.cgroup_id).ok()??;
-        let (limit, usage) = (cgroup.limit().ok()?.unwrap_or(Bytes(0)), cgroup.usage().ok()?);
-        let limit = pending.map_or(limit, |pending| limit.max(pending));
-        Some(Bytes(limit.0.saturating_sub(usage.0)))
-    }
 }
 
 /// An episode under way.
@@ -200,7 +192,7 @@ struct Guard {
 /// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
 pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     // What every hold needs must not fail for the first time in one.
-    available()?;
+    NodeMemory::read()?;
     let mut signals = Signals::handle()?;
     let mut clients = status::Clients::new(&options.status_socket);
     let is_daemon_up = Arc::<AtomicBool>::default();
@@ -283,36 +275,10 @@ fn serve(address: &HttpAddress, is_daemon_up: Arc<AtomicBool>) -> anyhow::Result
     Ok((metrics, server))
 }
 
-/// `MemAvailable` of the node.
-pub(crate) fn available() -> anyhow::Result<Bytes> {
-    use procfs::Current as _;
-    let memory = procfs::Meminfo::current().context("cannot read /proc/meminfo")?;
-    Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
-}
-
 /// Has the daemon know that a container's limit will be the guard's doing. What is desired of a pod, it hears from the kubelet.
 async fn announce(reporter: &Reporter, container: &Container, limit: Bytes) {
     if !container.is_pod() {
         reporter.announce(&container.id, limit.0).await;
-    }
-}
-
-/// Has the daemon verify a limit that was accepted, for so long at most, unless it is refused after all.
-async fn verify(
-    address: Address,
-    raiser: &Raiser,
-    container: &Container,
-    limit: Bytes,
-    wait: Duration,
-) -> Result<(), Refusal> {
-    let verified = async {
-        let client = Client::connect(address).await;
-        let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-        daemon::verify(&mut client, container, limit, wait).await
-    };
-    tokio::select! {
-        verified = verified => verified,
-        refusal = raiser.refused(container) => Err(refusal),
     }
 }
 

@@ -91,6 +91,8 @@ pub struct Ended {
     pub limit: u64,
     /// The limit after it, if it was raised and is in force.
     pub raised_to: Option<u64>,
+    /// It was raised, and the daemon could not verify that: the guard has read the limits itself.
+    pub unverified: bool,
     /// Why not.
     pub refused: Option<String>,
     /// The container runtime had answered.

@@ -194,7 +194,10 @@ fn text(status: &Status) -> String {
         let id: String = of.container_id.chars().take(13).collect();
         let bytes = kwitness_core::units::bytes;
         let outcome = match (of.raised_to, &of.refused) {
-            (Some(to), _) => format!("raised from {} to {}", bytes(of.limit), bytes(to)),
+            (Some(to), _) => {
+                let unverified = if of.unverified { ", unverified" } else { "" };
+                format!("raised from {} to {}{unverified}", bytes(of.limit), bytes(to))
+            }
             (None, Some(reason)) => format!("refused: {reason} (limit {})", bytes(of.limit)),
             (None, None) => String::new(),
         };
@@ -287,6 +290,7 @@ mod tests {
             usage: 60 << 20,
             limit: 64 << 20,
             raised_to,
+            unverified: raised_to.is_some(),
             refused: refused.map(str::to_owned),
             raised_ms: Some(40),
             decided_ms: 52,
@@ -317,7 +321,7 @@ mod tests {
                         2 given back, 1 not: limitChanged 1\n\
                         above a threshold and not held: traced 3\n\n\
                         1 armed\n  dev/web/app  raises 1/8, limit was 64Mi, held: 7 8\nnot armed: full 2\n\n\
-                        last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \
+                        last 2\n  0123456789abc  raised from 64Mi to 128Mi, unverified, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);
     }

@@ -9,9 +9,11 @@ use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::proto::guard_report::Report;
 use kwitness_api::proto::{self, CgroupRole};
 
-use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, available, hold_id, verify};
+use super::in_force::verify;
+use super::room::Room;
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, hold_id};
 use crate::cgroup::{self, Cgroup};
-use crate::episode::{Episode, Input, Next, Outcome};
+use crate::episode::{Episode, Input, Next, Outcome, Proof};
 use crate::plan::{Facts, Refusal};
 use crate::policy::Bytes;
 use crate::process::{self, Motion, State};
@@ -46,13 +48,14 @@ impl Guard {
                 }
             }
         }
+        let mut room = None;
         for (cgroup_id, hold) in first {
             match self.guarded.get_mut(&cgroup_id) {
                 // Disarmed while the program was at it.
                 None => self.continue_all(&held, cgroup_id),
                 // What is being lowered would be lowered after the raise.
                 Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {}
-                Some(guarded) if guarded.episode.is_none() => self.begin(&hold)?,
+                Some(guarded) if guarded.episode.is_none() => self.begin(&hold, &mut room)?,
                 Some(guarded) => {
                     if let Some(running) = guarded.episode.take_if(|running| now >= running.until) {
                         self.perform(cgroup_id, running, Input::Overdue)?;
@@ -130,12 +133,16 @@ impl Guard {
     }
 
     /// The first hold of a container that has no episode.
-    fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
+    fn begin(&mut self, first: &Hold, room: &mut Option<Room>) -> anyhow::Result<()> {
         let seen = program::now();
         let Some(guarded) = self.guarded.get_mut(&first.cgroup_id) else { return Ok(()) };
         guarded.give_back.held();
+        let room = match room {
+            Some(room) => room,
+            none => none.insert(self.room()?),
+        };
         let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
-        let next = match self.facts(guarded, first)? {
+        let next = match self.facts(guarded, first, room) {
             Ok(facts) => Episode::begin(&guarded.rule, &facts),
             Err(refusal) => Next::Continue(Outcome::Refused(refusal)),
         };
@@ -145,6 +152,7 @@ impl Guard {
         let running = |episode| Running { number, episode, until: first.until, first: *first, times };
         match next {
             Next::Raise(episode) => {
+                room.raised(first.cgroup_id, episode.raise());
                 self.raise(first.cgroup_id, running(episode));
                 Ok(())
             }
@@ -155,7 +163,7 @@ impl Guard {
     }
 
     /// What a raise is planned by, as it is at this moment.
-    fn facts(&self, guarded: &Guarded, first: &Hold) -> anyhow::Result<Result<Facts, Refusal>> {
+    fn facts(&self, guarded: &Guarded, first: &Hold, room: &Room) -> Result<Facts, Refusal> {
         let Guarded { container, rule, .. } = guarded;
         let read = || -> std::io::Result<_> {
             let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id)?;
@@ -163,23 +171,21 @@ impl Guard {
         };
         let (limit, above) = match read() {
             Ok(Some(read)) => read,
-            Ok(None) => return Ok(Err(Refusal::Gone)),
-            Err(error) if cgroup::is_gone(&error) => return Ok(Err(Refusal::Gone)),
-            Err(error) => return Ok(Err(Refusal::Unreadable(error.to_string()))),
+            Ok(None) => return Err(Refusal::Gone),
+            Err(error) if cgroup::is_gone(&error) => return Err(Refusal::Gone),
+            Err(error) => return Err(Refusal::Unreadable(error.to_string())),
         };
-        let others = self.guarded.values().chain(self.retired.values());
-        let others = others.filter(|other| other.container.cgroup_id != container.cgroup_id);
-        let promised = others.filter_map(Guarded::promised).map(|promised| promised.0);
-        Ok(Ok(Facts {
+        Ok(Facts {
             held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
             limit,
             above,
             is_pod_raised: self.options.raiser.raises_pod(),
-            available: available()?,
-            promised: Bytes(promised.fold(0, u64::saturating_add)),
+            available: room.available,
+            reserve: room.reserve,
+            promised: room.promised_beside(container.cgroup_id),
             raises: guarded.raises.count(),
             unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
-        }))
+        })
     }
 
     /// Gives an episode an input, and performs what follows.
@@ -239,7 +245,7 @@ impl Guard {
         if is_raised {
             guarded.raises.accepted(raise);
         }
-        if input == Input::Verified(Ok(())) {
+        if matches!(input, Input::Verified(Ok(_))) {
             guarded.raises.in_force();
         }
         if let Input::Raised(answer) = &input {
@@ -251,7 +257,7 @@ impl Guard {
                 self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
             }
             Input::Raised(Err(refusal)) if refusal.is_open() => self.resolve(cgroup_id, raise),
-            Input::Verified(Ok(())) if current.is_some() => {
+            Input::Verified(Ok(_)) if current.is_some() => {
                 self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
             }
             _ => {}
@@ -281,6 +287,7 @@ impl Guard {
             usage: first.usage.saturating_mul(page),
             limit: first.limit.saturating_mul(page),
             raised_to: None,
+            unverified: false,
             refused: None,
             raised_ms: times.raised.map(after),
             decided_ms: after(now),
@@ -290,7 +297,7 @@ impl Guard {
         let level = self.level(cgroup_id);
         let held_ns = now.saturating_sub(first.since);
         match &outcome {
-            Outcome::Raised(raise) => {
+            Outcome::Raised(raise, proof) => {
                 let raised = proto::GuardRaised {
                     level: level.into(),
                     limit_before: raise.from.0,
@@ -305,10 +312,12 @@ impl Guard {
                     to = raise.to.0,
                     raised_ms,
                     decided_ms,
+                    ?proof,
                     "guardRaised"
                 );
                 self.counts.raises += 1;
                 ended.raised_to = Some(raise.to.0);
+                ended.unverified = *proof == Proof::Files;
             }
             Outcome::Refused(refusal) => {
                 let level = match refusal.level() {

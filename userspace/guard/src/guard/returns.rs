@@ -10,9 +10,11 @@ use std::time::Duration;
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
-use super::{Guard, Guarded, announce, verify};
+use super::in_force::verify;
+use super::{Guard, Guarded, announce};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
+use crate::episode::Proof;
 use crate::give_back::{self, Loan, Next, Sample};
 use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
@@ -34,7 +36,7 @@ pub(super) struct Answer {
 #[derive(Debug)]
 enum Input {
     Lowered(Result<(), Refusal>),
-    Verified(Result<(), Refusal>),
+    Verified(Result<Proof, Refusal>),
     /// Whether that change, without an answer until then, was accepted; the requests by then.
     Resolved {
         change: Change,
@@ -150,7 +152,7 @@ impl Guard {
                 guarded.unanswered |= answer == Err(Refusal::Unanswered);
                 guarded.give_back.lowered(answer)
             }
-            Input::Verified(answer) => guarded.give_back.verified(answer),
+            Input::Verified(answer) => guarded.give_back.verified(answer.map(drop)),
         };
         self.follow(cgroup_id, next);
     }
