@@ -12,6 +12,7 @@ use kwitness_api::proto::{self, CgroupRole};
 use super::in_force::verify;
 use super::room::Room;
 use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, hold_id};
+use crate::brake;
 use crate::cgroup::{self, Cgroup};
 use crate::episode::{Episode, Input, Next, Outcome, Proof};
 use crate::plan::{Facts, Refusal};
@@ -71,11 +72,13 @@ impl Guard {
     fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
         let mut moving = HashSet::new();
         let mut looks = process::LOOKS;
+        let now = program::now();
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
             let is_settled = self.continuing.contains(&id) || self.still.contains(&id);
-            if !is_braked || is_settled || moving.contains(&hold.cgroup_id) {
+            let is_over = now >= brake::end(hold);
+            if !is_braked || is_over || is_settled || moving.contains(&hold.cgroup_id) {
                 continue;
             }
             let mut mover = self.movers.remove(&id);
