@@ -10,6 +10,7 @@ use crate::daemon::{self, Container};
 use crate::guard::NodeMemory;
 use crate::plan::{self, Change, Facts, Refusal};
 use crate::policy::{Bytes, Policy, Selection, Threshold};
+use crate::protected::Protected;
 
 /// What a policy says of the containers of this node.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Outlook {
     pub rows: Vec<Row>,
     /// Those of which that cannot be said yet, because their names are not known.
     pub unnamed: Vec<Container>,
+    /// Those that a rule selects and that are not guarded.
+    pub protected: Vec<(Container, Protected)>,
 }
 
 /// One container that a rule selects.
@@ -40,6 +43,7 @@ pub struct Row {
 /// # Errors
 /// The daemon is away, or a cgroup's files cannot be read.
 pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> anyhow::Result<Outlook> {
+    let needed = daemon::cgroup(&daemon).await;
     let mut client = Client::connect(daemon).await?;
     let NodeMemory { total, available } = NodeMemory::read()?;
     let reserve = policy.node_reserve(total);
@@ -53,6 +57,10 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
                 continue;
             }
         };
+        if let Some(protected) = Protected::of(&container, rule, &needed) {
+            outlook.protected.push((container, protected));
+            continue;
+        }
         let unreadable =
             || format!("cannot read the cgroup {}: the guard needs cgroup v2", container.cgroup_path);
         let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).with_context(unreadable)?;

@@ -50,6 +50,7 @@ use crate::orphans::Recovered;
 use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::program::{self, LEASE, Program, level_bit, nanos};
+use crate::protected;
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status};
@@ -157,8 +158,10 @@ struct Guard {
     options: Options,
     program: Program,
     watchdog: Child,
-    /// Those that run.
-    containers: Vec<Container>,
+    /// What runs.
+    running: daemon::Running,
+    /// The cgroup of this process.
+    own_cgroup: Option<String>,
     pods: Pods,
     guarded: HashMap<u64, Guarded>,
     /// What the policy selects, or may select, and is not armed.
@@ -202,7 +205,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
-    let (to, mut containers) = mpsc::channel(1);
+    let (to, mut running) = mpsc::channel(1);
     let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
     let reporter = Reporter::new();
     let reporting = tokio::spawn(reporter.clone().run(options.daemon.clone()));
@@ -237,7 +240,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
                 }
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            Some(containers) = containers.recv() => guard.arm(containers),
+            Some(running) = running.recv() => guard.arm(running),
             client = clients.next() => guard.status().map(|status| client.answer(&status)),
             signal = signals.next() => match signal {
                 Signal::Stop => break Ok(()),
@@ -301,7 +304,8 @@ impl Guard {
             options,
             program,
             watchdog,
-            containers: Vec::new(),
+            running: daemon::Running::default(),
+            own_cgroup: protected::own_cgroup(),
             pods: Pods::default(),
             guarded: HashMap::new(),
             not_armed: HashMap::new(),

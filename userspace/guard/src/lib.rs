@@ -45,6 +45,7 @@
 //! |---|---|
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
 //! | which containers, and every number | [`policy`] |
+//! | what is never armed, whatever a rule says | `protected` |
 //! | whether and how far a limit is raised; why not | [`plan`] |
 //! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
@@ -76,6 +77,7 @@ pub mod policy;
 mod process;
 #[expect(unsafe_code, reason = "values in BPF maps, and a descriptor that aya hands out")]
 mod program;
+mod protected;
 pub mod raise;
 mod reporter;
 mod state_file;
@@ -86,6 +88,7 @@ pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};
 pub use program::{LEASE, ProgramError};
+pub use protected::Protected;
 pub use status::STATUS_SOCKET;
 
 /// Locked by the guard of this node: a second one does not start.

@@ -37,7 +37,7 @@ kwitness_service::metrics! {
             "Times that memory.high was lowered because a held process had not stopped.";
         ARMED: Gauge, "kwitness_guard_armed_containers", [], "Containers that are armed.";
         NOT_ARMED: Gauge, "kwitness_guard_not_armed_containers", ["reason"],
-            "Containers that are not armed although a rule matches, or may match, them: tooDeep, full or unnamed.";
+            "Containers that are not armed although a rule matches, or may match, them, by reason as in the status.";
         BUDGET_LEFT: Gauge, "kwitness_guard_budget_left_raises", [], "Raises that all armed containers together may still have.";
         BUDGET_SPENT: Gauge, "kwitness_guard_budget_spent_containers", [], "Armed containers that may have no further raise.";
         DAEMON_UP: Gauge, "kwitness_guard_daemon_up", [], "Whether the daemon reports containers: 1 or 0.";

@@ -181,6 +181,13 @@ pub enum Selection<'a> {
     Undecided,
 }
 
+impl Rule {
+    /// Whether it is for that namespace alone.
+    pub(crate) fn is_for_namespace(&self, namespace: &str) -> bool {
+        self.namespace.0 == namespace
+    }
+}
+
 impl Policy {
     /// Reads a policy.
     ///

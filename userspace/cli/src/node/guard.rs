@@ -213,14 +213,17 @@ fn counts(of: &std::collections::BTreeMap<String, u64>) -> String {
 }
 
 async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyhow::Result<Code> {
-    let dry_run::Outlook { rows, unnamed } = dry_run::outlook(&policy, daemon, by_kubelet).await?;
+    let dry_run::Outlook { rows, unnamed, protected } = dry_run::outlook(&policy, daemon, by_kubelet).await?;
     let mut output = Output::new();
-    if rows.is_empty() && unnamed.is_empty() {
+    if rows.is_empty() && unnamed.is_empty() && protected.is_empty() {
         output.line("no running container matches the policy")?;
     }
     rows.iter().try_for_each(|row| output.line(&outlook(row)))?;
     for container in &unnamed {
         output.line(&format!("{}: its names are not known yet: not guarded until they are", container.id))?;
+    }
+    for (container, protected) in &protected {
+        output.line(&format!("{}: not guarded: {protected}", container.display_name()))?;
     }
     output.flush()?;
     Ok(Code::Success)
@@ -228,8 +231,7 @@ async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyh
 
 /// What would become of a container.
 fn outlook(row: &dry_run::Row) -> String {
-    let names = row.container.names();
-    let name = [names.namespace, names.pod, names.container].map(|name| name.unwrap_or("-")).join("/");
+    let name = row.container.display_name();
     let (usage, threshold) = (row.usage, row.threshold);
     match (row.limit, &row.raise) {
         (Some(limit), Some(Ok(raise))) => {

@@ -2,16 +2,17 @@
 //!
 //! Owns the map of armed cgroups. Decides nothing about a hold.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
 
 use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
-use crate::daemon::Container;
+use crate::daemon::{Container, Running};
 use crate::episode::Input;
 use crate::policy::{Rule, Selection};
 use crate::program::{level_bit, nanos};
+use crate::protected::Protected;
 
 /// Why a container that the policy selects is not armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +26,9 @@ pub(super) enum NotArmed {
     /// Whether the policy selects it cannot be said: it is armed, or not, as soon as its names are known.
     #[error("its names are not known yet")]
     Unnamed,
+    /// Whatever a rule says.
+    #[error(transparent)]
+    Protected(#[from] Protected),
 }
 
 impl NotArmed {
@@ -34,6 +38,7 @@ impl NotArmed {
             Self::TooDeep => "tooDeep",
             Self::Full => "full",
             Self::Unnamed => "unnamed",
+            Self::Protected(protected) => protected.name(),
         }
     }
 
@@ -51,12 +56,12 @@ impl NotArmed {
 
 impl Guard {
     /// Arms what the policy selects of these containers and their pods, and disarms what is not among them any more.
-    pub(super) fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
+    pub(super) fn arm(&mut self, running: Running) -> anyhow::Result<()> {
         // The container runtime raises no pod.
         if self.options.raiser.raises_pod() {
-            self.pods.update(&self.options.policy, &containers);
+            self.pods.update(&self.options.policy, &running.containers);
         }
-        self.containers = containers;
+        self.running = running;
         self.arm_known()
     }
 
@@ -80,13 +85,21 @@ impl Guard {
 
     fn arm_known(&mut self) -> anyhow::Result<()> {
         let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
-        let mut unnamed = HashSet::new();
+        let mut excluded: HashMap<u64, (Container, NotArmed)> = HashMap::new();
         let pods = self.guarded_pods();
-        for container in self.containers.iter().chain(&pods) {
+        for container in self.running.containers.iter().chain(&pods) {
             let id = container.cgroup_id;
             match (container.select(&self.options.policy), self.guarded.get(&id)) {
                 (Selection::Rule(rule), _) => {
-                    wanted.insert(id, (container.clone(), rule.clone()));
+                    let needed = self.running.daemon.iter().chain(&self.own_cgroup);
+                    match Protected::of(container, rule, needed) {
+                        Some(protected) => {
+                            excluded.insert(id, (container.clone(), protected.into()));
+                        }
+                        None => {
+                            wanted.insert(id, (container.clone(), rule.clone()));
+                        }
+                    }
                 }
                 (Selection::Nothing, _) => {}
                 // A daemon that was started again asks for the names again: what is armed stays so meanwhile.
@@ -94,7 +107,7 @@ impl Guard {
                     wanted.insert(id, (of.container.clone(), of.rule.clone()));
                 }
                 (Selection::Undecided, None) => {
-                    unnamed.insert(id);
+                    excluded.insert(id, (container.clone(), NotArmed::Unnamed));
                 }
             }
         }
@@ -102,8 +115,10 @@ impl Guard {
         for cgroup_id in gone {
             self.disarm(cgroup_id)?;
         }
-        self.not_armed.retain(|id, _| wanted.contains_key(id));
-        self.not_armed.extend(unnamed.into_iter().map(|id| (id, NotArmed::Unnamed)));
+        self.not_armed.retain(|id, _| wanted.contains_key(id) || excluded.contains_key(id));
+        for (container, reason) in excluded.into_values() {
+            self.exclude(&container, reason);
+        }
         self.retired.retain(|id, of| exists(&of.container.cgroup_path, *id));
         self.inherited.retain(|id, lent| exists(&lent.cgroup_path, *id));
         for (cgroup_id, (container, rule)) in wanted {
@@ -117,10 +132,7 @@ impl Guard {
                 continue;
             }
             if let Some(reason) = NotArmed::of(&container, self.guarded.len()) {
-                if self.not_armed.insert(cgroup_id, reason) != Some(reason) {
-                    let (id, path) = (&container.id, &container.cgroup_path);
-                    tracing::warn!(container = id, path, reason = reason.name(), "not armed: {reason}");
-                }
+                self.exclude(&container, reason);
                 continue;
             }
             self.not_armed.remove(&cgroup_id);
@@ -150,6 +162,15 @@ impl Guard {
             }
         }
         self.beat()
+    }
+
+    /// Notes why a container is not armed. That its names are to come is no news.
+    fn exclude(&mut self, container: &Container, reason: NotArmed) {
+        let is_news = self.not_armed.insert(container.cgroup_id, reason) != Some(reason);
+        if is_news && reason != NotArmed::Unnamed {
+            let Container { id, cgroup_path: path, .. } = container;
+            tracing::warn!(container = id, path, reason = reason.name(), "not armed: {reason}");
+        }
     }
 
     fn disarm(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
