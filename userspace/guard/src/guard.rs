@@ -56,7 +56,7 @@ use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status};
 use crate::watchdog;
 use crate::{BRAKES_FILE, LOANS_FILE};
-use arming::NotArmed;
+use arming::{NotArmed, Suspended};
 use pods::Pods;
 use raises::Raises;
 pub(crate) use room::NodeMemory;
@@ -111,6 +111,8 @@ struct Guarded {
     open: returns::Open,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
     quiet_until: u64,
+    /// Why nothing of it is held until its limit is another one.
+    suspended: Option<Suspended>,
     episode: Option<Running>,
 }
 
@@ -125,6 +127,7 @@ impl Guarded {
             unanswered: false,
             open: returns::Open::default(),
             quiet_until: 0,
+            suspended: None,
             episode: None,
         }
     }
@@ -232,7 +235,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => guard.look_at_pods().map(|()| guard.sample()),
+            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).map(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => {
                     guard.return_answered(answer);
@@ -357,7 +360,7 @@ impl Guard {
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: containers().count(),
+            armed: containers().filter(|guarded| guarded.suspended.is_none()).count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
@@ -371,8 +374,10 @@ impl Guard {
     /// How many containers are not armed, by reason.
     fn not_armed(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
-        for reason in self.not_armed.values() {
-            *counts.entry(reason.name()).or_default() += 1;
+        let suspended = self.guarded.values().filter_map(|guarded| guarded.suspended.as_ref());
+        let suspended = suspended.map(|suspended| suspended.reason);
+        for reason in self.not_armed.values().map(|reason| reason.name()).chain(suspended) {
+            *counts.entry(reason).or_default() += 1;
         }
         counts
     }
@@ -386,6 +391,7 @@ impl Guard {
             raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
+            suspended: guarded.suspended.as_ref().map(|suspended| suspended.reason.to_owned()),
         });
         let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
         let Counts { raises, refusals, returns, return_refusals, .. } = self.counts.clone();

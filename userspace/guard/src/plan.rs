@@ -183,6 +183,21 @@ impl Refusal {
         self.may_come_later() && *self != Self::Unanswered
     }
 
+    /// Whether every further hold would end in the same way, as long as the limit stays as it is.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::AtCeiling { .. } | Self::BudgetExhausted(_) => true,
+            #[cfg(feature = "kubernetes")]
+            Self::Resize(
+                ResizeRefusal::OtherPod
+                | ResizeRefusal::QosClass(_)
+                | ResizeRefusal::Restarts(_)
+                | ResizeRefusal::NoLimit,
+            ) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the container is in need as before, so that nothing of it is to be held for a while.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::RaisedMeanwhile(_))
@@ -258,7 +273,8 @@ pub(crate) mod tests {
         assert_eq!(to(128), Ok(192));
         assert_eq!(to(192), Ok(200), "the last step is what is left");
         for limit in [200, 300] {
-            assert!(matches!(to(limit), Err(Refusal::AtCeiling { .. })), "{limit}");
+            let refusal = to(limit).unwrap_err();
+            assert!(matches!(refusal, Refusal::AtCeiling { .. }) && refusal.is_permanent(), "{limit}");
         }
     }
 
@@ -266,7 +282,9 @@ pub(crate) mod tests {
     fn a_budget_is_kept() {
         let with = |raises| raise(&rule(), &Facts { raises, ..facts() });
         assert!(with(1).is_ok());
-        assert_eq!(with(2), Err(Refusal::BudgetExhausted(2)));
+        let refusal = with(2).unwrap_err();
+        assert_eq!(refusal, Refusal::BudgetExhausted(2));
+        assert!(refusal.is_permanent());
     }
 
     #[test]
@@ -279,7 +297,8 @@ pub(crate) mod tests {
     fn the_node_must_have_the_memory() {
         let with = |mib: u64| raise(&rule(), &Facts { available: Bytes(mib * MIB), ..facts() });
         assert!(with(96).is_ok());
-        assert!(matches!(with(95), Err(Refusal::NoFreeMemory { .. })));
+        let refusal = with(95).unwrap_err();
+        assert!(matches!(refusal, Refusal::NoFreeMemory { .. }) && !refusal.is_permanent());
         let promised = Facts { available: Bytes(100 * MIB), promised: Bytes(5 * MIB), ..facts() };
         assert!(matches!(raise(&rule(), &promised), Err(Refusal::NoFreeMemory { .. })), "promised to others");
         let with = |mib: u64| {

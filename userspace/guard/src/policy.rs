@@ -12,7 +12,7 @@
 //! ceiling = "1Gi"         # no raise goes beyond
 //! longest_hold = "3s"     # 100ms to 10s; default 3s
 //! cool_down = "10s"       # after a refusal nothing of the container is held; longest_hold to 1h, default 10s
-//! budget = 8              # raises in a container's life, 1 to 1000; default 8
+//! budget = 8              # raises that a container may have had and not given back, 1 to 1000; default 8
 //! give_back_after = "10m" # quiet time after which a raise is given back, 10s to 1440m; default: never
 //! brake = true            # memory.high is lowered while a held process is inside a system call; default true
 //! ```
@@ -89,7 +89,7 @@ pub struct Rule {
     /// How long nothing of the container is held after a refusal.
     #[serde(default = "default_cool_down", deserialize_with = "cool_down")]
     pub cool_down: Duration,
-    /// Raises in a container's life.
+    /// Raises that a container may have had and not given back.
     #[serde(default = "default_budget", deserialize_with = "budget")]
     pub budget: u32,
     /// The quiet time after which a raise is given back; none: never.

@@ -175,14 +175,17 @@ fn text(status: &Status) -> String {
     if !not_held.is_empty() {
         text += &format!("above a threshold and not held{}\n", counts(not_held));
     }
-    text += &format!("\n{} armed\n", armed.len());
+    let count = armed.iter().filter(|armed| armed.suspended.is_none()).count();
+    text += &format!("\n{count} armed\n");
     for of in armed {
         let held: Vec<_> = of.held.iter().map(u32::to_string).collect();
         let held = if held.is_empty() { String::new() } else { format!(", held: {}", held.join(" ")) };
         let original =
             of.original_limit.map(|limit| format!(", limit was {}", kwitness_core::units::bytes(limit)));
         let original = original.unwrap_or_default();
-        text += &format!("  {}  raises {}/{}{original}{held}\n", of.name, of.raises, of.budget);
+        let suspended = of.suspended.as_ref().map(|reason| format!(", suspended: {reason}"));
+        let suspended = suspended.unwrap_or_default();
+        text += &format!("  {}  raises {}/{}{original}{suspended}{held}\n", of.name, of.raises, of.budget);
     }
     if !not_armed.is_empty() {
         text += &format!("not armed{}\n", counts(not_armed));
@@ -309,8 +312,9 @@ mod tests {
                 raises: 1,
                 budget: 8,
                 original_limit: Some(64 << 20),
+                suspended: Some("atCeiling".to_owned()),
             }],
-            not_armed: BTreeMap::from([("full".to_owned(), 2)]),
+            not_armed: BTreeMap::from([("atCeiling".to_owned(), 1), ("full".to_owned(), 2)]),
             history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 1)]),
@@ -322,7 +326,8 @@ mod tests {
                         1 raised, 1 refused: atCeiling 1\n\
                         2 given back, 1 not: limitChanged 1\n\
                         above a threshold and not held: traced 3\n\n\
-                        1 armed\n  dev/web/app  raises 1/8, limit was 64Mi, held: 7 8\nnot armed: full 2\n\n\
+                        0 armed\n  dev/web/app  raises 1/8, limit was 64Mi, suspended: atCeiling, held: 7 8\n\
+                        not armed: atCeiling 1, full 2\n\n\
                         last 2\n  0123456789abc  raised from 64Mi to 128Mi, unverified, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);

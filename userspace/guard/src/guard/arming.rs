@@ -10,7 +10,7 @@ use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Container, Running};
 use crate::episode::Input;
-use crate::policy::{Rule, Selection};
+use crate::policy::{Bytes, Rule, Selection};
 use crate::program::{level_bit, nanos};
 use crate::protected::Protected;
 
@@ -29,6 +29,16 @@ pub(super) enum NotArmed {
     /// Whatever a rule says.
     #[error(transparent)]
     Protected(#[from] Protected),
+}
+
+/// Why a container that is armed otherwise is not held: every raise would be refused in the same way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspended {
+    /// The refusal's name.
+    pub reason: &'static str,
+    /// The limit then. What the refusal depends on is another one together with it: a raise is given back, another process changes
+    /// the limit, the pod's spec gets one.
+    limit: Option<Bytes>,
 }
 
 impl NotArmed {
@@ -127,6 +137,7 @@ impl Guard {
                 // A name that has become known may select another one.
                 if guarded.rule != rule {
                     guarded.rule = rule;
+                    guarded.suspended = None;
                     self.write_armed(cgroup_id)?;
                 }
                 continue;
@@ -187,11 +198,36 @@ impl Guard {
         Ok(())
     }
 
+    /// Holds nothing of a container until its limit is another one.
+    pub(super) fn suspend(&mut self, cgroup_id: u64, reason: &'static str) -> anyhow::Result<()> {
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        guarded.suspended = Some(Suspended { reason, limit: limit(&guarded.container).flatten() });
+        let container = &guarded.container.id;
+        tracing::warn!(container, reason, "suspended: nothing of it is held until its limit is another one");
+        Ok(self.program.disarm(cgroup_id)?)
+    }
+
+    /// Arms those again whose limit is another one than when they were suspended.
+    pub(super) fn look_at_suspended(&mut self) -> anyhow::Result<()> {
+        let is_over = |guarded: &Guarded| {
+            let suspended = guarded.suspended?;
+            (limit(&guarded.container)? != suspended.limit).then_some(())
+        };
+        let over = self.guarded.iter().filter_map(|(id, guarded)| is_over(guarded).map(|()| *id));
+        for cgroup_id in over.collect::<Vec<_>>() {
+            if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
+                guarded.suspended = None;
+                tracing::info!(container = guarded.container.id, "armed again: its limit is another one");
+            }
+            self.write_armed(cgroup_id)?;
+        }
+        Ok(())
+    }
+
     /// Gives the program what it must know of a container.
     pub(super) fn write_armed(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
-        let Some(Guarded { container, rule, quiet_until, .. }) = self.guarded.get(&cgroup_id) else {
-            return Ok(());
-        };
+        let guarded = self.guarded.get(&cgroup_id).filter(|guarded| guarded.suspended.is_none());
+        let Some(Guarded { container, rule, quiet_until, .. }) = guarded else { return Ok(()) };
         let armed = Armed {
             quiet_until: *quiet_until,
             longest: nanos(rule.longest_hold),
@@ -200,6 +236,11 @@ impl Guard {
         };
         Ok(self.program.arm(cgroup_id, armed)?)
     }
+}
+
+/// The limit of a container now; none: it cannot be read.
+fn limit(container: &Container) -> Option<Option<Bytes>> {
+    Cgroup::find(&container.cgroup_path, container.cgroup_id).ok()??.limit().ok()
 }
 
 /// Whether that cgroup is still there. One that cannot be looked at may be.

@@ -339,8 +339,10 @@ impl Guard {
                 tracing::warn!(container, reason = refusal.name(), %refusal, decided_ms, "guardRefused");
                 *self.counts.refusals.entry(refusal.name()).or_default() += 1;
                 ended.refused = Some(refusal.name().to_owned());
-                if refusal.is_failure() {
-                    // Before anything continues, or it would be held again at its next charge.
+                // Before anything continues, or it would be held again at its next charge.
+                if refusal.is_permanent() {
+                    self.suspend(cgroup_id, refusal.name())?;
+                } else if refusal.is_failure() {
                     self.quiet(cgroup_id, now)?;
                 }
             }

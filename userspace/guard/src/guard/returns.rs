@@ -228,6 +228,10 @@ impl Guard {
         self.reporter.push(&guarded.container.id, Report::Returned(returned));
         self.counts.returns += 1;
         self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
+        if let Some(guarded) = self.known_mut(cgroup_id) {
+            let steps = from.0.saturating_sub(to.0).div_ceil(guarded.rule.step.0);
+            guarded.raises.returned(steps, guarded.loan.is_none());
+        }
     }
 
     fn return_refused(&mut self, cgroup_id: u64, limit: Option<Bytes>, refusal: &Refusal) {
