@@ -18,6 +18,7 @@
 mod arming;
 mod holds;
 mod in_force;
+mod late;
 mod pods;
 mod raises;
 mod returns;
@@ -107,6 +108,8 @@ struct Guarded {
     give_back: GiveBack,
     /// A change whose answer has not come: the limit may still become what it says.
     unanswered: bool,
+    /// A raise that the kubelet has put off is being taken out of the spec.
+    is_taking_back: bool,
     /// A change of which the API is to say what has become of it.
     open: returns::Open,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
@@ -125,6 +128,7 @@ impl Guarded {
             loan: None,
             give_back: GiveBack::default(),
             unanswered: false,
+            is_taking_back: false,
             open: returns::Open::default(),
             quiet_until: 0,
             suspended: None,
@@ -153,6 +157,8 @@ struct Running {
 struct Answer {
     cgroup_id: u64,
     episode: u64,
+    /// When the first of its holds began.
+    since: u64,
     raise: Change,
     input: Input,
 }
@@ -237,10 +243,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
             },
             _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).map(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
-                Ok(answer) => {
-                    guard.return_answered(answer);
-                    guard.look()
-                }
+                Ok(answer) => guard.return_answered(answer).and_then(|()| guard.look()),
                 Err(error) => Err(error).context("a call's task failed"),
             },
             Some(running) = running.recv() => guard.arm(running),

@@ -22,7 +22,8 @@
 //! A held process stops when it returns to user space. One that has not, because it is inside a system call, is slowed down by
 //! `memory.high` meanwhile: see `brake`.
 //!
-//! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it.
+//! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it. It is verified and
+//! reported as others are; one that the kubelet puts off is taken back (`late`).
 //! What was raised is given back after a quiet time, if the policy says so: see [`give_back`].
 //!
 //! # Nothing stays stopped

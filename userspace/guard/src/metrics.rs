@@ -25,6 +25,7 @@ kwitness_service::metrics! {
         RAISES: Counter, "kwitness_guard_raises_total", [], "Holds that ended with a raise in force.";
         REFUSALS: Counter, "kwitness_guard_refusals_total", ["reason"],
             "Holds that ended without one, by reason as in the log.";
+        LATE_RAISES: Counter, "kwitness_guard_late_raises_total", [], "Raises that came into force after their hold had ended.";
         LENT: Gauge, "kwitness_guard_raised_containers", [], "Armed containers whose limit the guard has raised and not given back.";
         RETURNS: Counter, "kwitness_guard_returns_total", [], "Limits that were given back, and are in force.";
         RETURN_REFUSALS: Counter, "kwitness_guard_return_refusals_total", ["reason"],
@@ -61,6 +62,7 @@ pub(crate) struct Counts {
     pub hold_seconds: Histogram,
     pub raises: u64,
     pub refusals: BTreeMap<&'static str, u64>,
+    pub late_raises: u64,
     pub returns: u64,
     pub return_refusals: BTreeMap<&'static str, u64>,
 }
@@ -73,6 +75,7 @@ impl Default for Counts {
             hold_seconds: Histogram::new(BOUNDS),
             raises: 0,
             refusals: BTreeMap::new(),
+            late_raises: 0,
             returns: 0,
             return_refusals: BTreeMap::new(),
         }
@@ -147,6 +150,7 @@ impl Snapshot {
         exposition.set(&RAISES, counts.raises);
         let mut refusals = exposition.family(&REFUSALS);
         counts.refusals.iter().for_each(|(reason, count)| refusals.add([reason], *count));
+        exposition.set(&LATE_RAISES, counts.late_raises);
         exposition.set(&LENT, *lent);
         exposition.set(&RETURNS, counts.returns);
         let mut refusals = exposition.family(&RETURN_REFUSALS);

@@ -183,6 +183,14 @@ impl Refusal {
         self.may_come_later() && *self != Self::Unanswered
     }
 
+    /// Whether the kubelet has put the raise off: it may carry it out at any later time.
+    pub fn is_put_off(&self) -> bool {
+        #[cfg(feature = "kubernetes")]
+        return matches!(self, Self::Resize(ResizeRefusal::Deferred(_) | ResizeRefusal::Infeasible(_)));
+        #[cfg(not(feature = "kubernetes"))]
+        false
+    }
+
     /// Whether every further hold would end in the same way, as long as the limit stays as it is.
     pub fn is_permanent(&self) -> bool {
         match self {

@@ -10,6 +10,7 @@ use kwitness_api::proto::guard_report::Report;
 use kwitness_api::proto::{self, CgroupRole};
 
 use super::in_force::verify;
+use super::late::Late;
 use super::room::Room;
 use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, hold_id};
 use crate::brake;
@@ -187,7 +188,7 @@ impl Guard {
             reserve: room.reserve,
             promised: room.promised_beside(container.cgroup_id),
             raises: guarded.raises.count(),
-            unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
+            unanswered: guarded.unanswered || guarded.is_taking_back || guarded.give_back.is_lowering(),
         })
     }
 
@@ -195,6 +196,7 @@ impl Guard {
     pub(super) fn perform(&mut self, cgroup_id: u64, running: Running, input: Input) -> anyhow::Result<()> {
         let Running { number, episode, until, first, times } = running;
         let keep = |episode| Running { number, episode, until, first, times };
+        let change = episode.raise();
         match episode.next(input) {
             Next::Raise(episode) => self.raise(cgroup_id, keep(episode)),
             Next::Verify(episode) => self.verify(cgroup_id, keep(episode)),
@@ -203,7 +205,17 @@ impl Guard {
                     guarded.episode = Some(keep(episode));
                 }
             }
-            Next::Continue(outcome) => self.end(cgroup_id, &first, times, outcome)?,
+            Next::Continue(outcome) => {
+                // Whatever came after the answer that it was accepted.
+                let left = match &outcome {
+                    Outcome::Refused(refusal) if times.raised.is_some() => Some(refusal.clone()),
+                    Outcome::Refused(_) | Outcome::Raised(..) => None,
+                };
+                self.end(cgroup_id, &first, times, outcome)?;
+                if let Some(refusal) = left {
+                    self.left_open(cgroup_id, Late { change, since: first.since }, &refusal);
+                }
+            }
         }
         Ok(())
     }
@@ -211,6 +223,7 @@ impl Guard {
     fn raise(&mut self, cgroup_id: u64, running: Running) {
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let (episode, raise) = (running.number, running.episode.raise());
+        let since = running.first.since;
         let container = guarded.container.clone();
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
         let asked = guarded.loan.map(|loan| loan.asked());
@@ -221,7 +234,7 @@ impl Guard {
         self.answers.spawn(async move {
             announce(&reporter, &container, raise.to).await;
             let answer = raiser.set(&container, raise, asked, hold).await;
-            Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
+            Answer { cgroup_id, episode, since, raise, input: Input::Raised(answer) }
         });
     }
 
@@ -231,18 +244,19 @@ impl Guard {
         running.times.raised = Some(now);
         let wait = Duration::from_nanos(running.until.saturating_sub(now));
         let (episode, raise) = (running.number, running.episode.raise());
+        let since = running.first.since;
         let container = guarded.container.clone();
         guarded.episode = Some(running);
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.answers.spawn(async move {
             let verified = verify(address, &raiser, &container, raise.to, wait).await;
-            Answer { cgroup_id, episode, raise, input: Input::Verified(verified) }
+            Answer { cgroup_id, episode, since, raise, input: Input::Verified(verified) }
         });
     }
 
     /// An answer to an episode under way, or to one that is over.
     pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
-        let Answer { cgroup_id, episode, raise, input } = answer;
+        let Answer { cgroup_id, episode, since, raise, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
         if is_raised {
@@ -267,10 +281,7 @@ impl Guard {
         }
         match current {
             Some(running) => self.perform(cgroup_id, running, input)?,
-            None if is_raised => {
-                let container = self.container_id(cgroup_id);
-                tracing::warn!(container, "raised after the hold had ended");
-            }
+            None if is_raised => self.verify_late(cgroup_id, Late { change: raise, since }),
             None => {}
         }
         self.look()

@@ -38,6 +38,13 @@ impl Raises {
         }
     }
 
+    /// It was accepted, and was taken back before it was in force.
+    pub fn taken_back(&mut self, change: Change) {
+        if self.open.take_if(|open| *open == change).is_some() {
+            self.count = self.count.saturating_sub(1);
+        }
+    }
+
     /// A limit was lowered, by so many raises; `is_all`: nothing is lent any more.
     pub fn returned(&mut self, raises: u64, is_all: bool) {
         let raises = u32::try_from(raises).unwrap_or(u32::MAX);
@@ -85,6 +92,18 @@ mod tests {
         let mut raises = Raises { count: 5, open: None };
         raises.returned(1, true);
         assert_eq!(raises.count(), 0, "one of them never came");
+    }
+
+    #[test]
+    fn what_never_came_into_force_and_was_taken_back_does_not_count() {
+        let mut raises = Raises::default();
+        raises.requested(UP);
+        raises.accepted(UP);
+        raises.taken_back(DOWN);
+        assert_eq!(raises.count(), 1, "another one");
+        raises.taken_back(UP);
+        raises.taken_back(UP);
+        assert_eq!(raises.count(), 0);
     }
 
     #[test]

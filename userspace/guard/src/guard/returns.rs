@@ -11,6 +11,7 @@ use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
 use super::in_force::verify;
+use super::late::Late;
 use super::{Guard, Guarded, announce};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
@@ -24,19 +25,29 @@ use crate::raise::Raiser;
 use crate::reporter;
 
 /// How long the API server, and then the daemon, may take: no process waits for it.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// An answer to a return.
 #[derive(Debug)]
 pub(super) struct Answer {
-    cgroup_id: u64,
-    input: Input,
+    pub cgroup_id: u64,
+    pub input: Input,
 }
 
 #[derive(Debug)]
-enum Input {
+pub(super) enum Input {
     Lowered(Result<(), Refusal>),
     Verified(Result<Proof, Refusal>),
+    /// Whether a raise came into force after its hold.
+    Late {
+        late: Late,
+        verified: Result<Proof, Refusal>,
+    },
+    /// Whether a raise that the kubelet had put off was taken back.
+    TakenBack {
+        change: Change,
+        answer: Result<bool, Refusal>,
+    },
     /// Whether that change, without an answer until then, was accepted; the requests by then.
     Resolved {
         change: Change,
@@ -140,12 +151,18 @@ impl Guard {
     }
 
     /// The container runtime, the Kubernetes API or the daemon has answered.
-    pub(super) fn return_answered(&mut self, answer: Answer) {
+    pub(super) fn return_answered(&mut self, answer: Answer) -> anyhow::Result<()> {
         let Answer { cgroup_id, input } = answer;
-        let Some(guarded) = self.known_mut(cgroup_id) else { return };
+        let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let next = match input {
+            Input::Late { late, verified } => return self.late(cgroup_id, late, verified),
+            Input::TakenBack { change, answer } => {
+                self.taken_back(cgroup_id, change, answer);
+                return Ok(());
+            }
             Input::Resolved { change, requests, is_accepted } => {
-                return self.resolved(cgroup_id, change, requests, is_accepted);
+                self.resolved(cgroup_id, change, requests, is_accepted);
+                return Ok(());
             }
             Input::Lowered(answer) => {
                 // It may come after a raise, and set less than is used by then.
@@ -155,6 +172,7 @@ impl Guard {
             Input::Verified(answer) => guarded.give_back.verified(answer.map(drop)),
         };
         self.follow(cgroup_id, next);
+        Ok(())
     }
 
     fn follow(&mut self, cgroup_id: u64, next: Next) {

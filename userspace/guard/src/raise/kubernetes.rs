@@ -111,7 +111,6 @@ impl Kubernetes {
     ) -> Result<(), Refusal> {
         let target = Target::of(container)?;
         let pods = self.pods(target);
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let mut conflicts = 0;
         while conflicts < ATTEMPTS {
             let pod = pods.get(target.pod).await.map_err(refusal)?;
@@ -129,7 +128,7 @@ impl Kubernetes {
                 patch => patch?,
             };
             let is_about_pod = is_about_pod(&patch);
-            let patched = pods.patch_resize(target.pod, &params, &Patch::Strategic(patch)).await;
+            let patched = pods.patch_resize(target.pod, &params(), &Patch::Strategic(patch)).await;
             match patched.map_err(refusal) {
                 Err(Refusal::Resize(ResizeRefusal::Conflict)) => conflicts += 1,
                 // Before Kubernetes 1.36 no pod with resources of its own is resized, unless a feature gate is set.
@@ -140,6 +139,39 @@ impl Kubernetes {
             }
         }
         Err(ResizeRefusal::Conflict.into())
+    }
+
+    /// Sets the limit of the spec to what it was before a raise that the kubelet has put off; whether it still had.
+    ///
+    /// # Errors
+    /// The API server does not accept that, or `limit` has passed.
+    pub async fn take_back(
+        &self,
+        container: &Container,
+        raise: Change,
+        limit: Duration,
+    ) -> Result<bool, Refusal> {
+        let Change { from, to } = raise;
+        let taken_back = async {
+            let target = Target::of(container)?;
+            let pods = self.pods(target);
+            for _ in 0..ATTEMPTS {
+                let pod = pods.get(target.pod).await.map_err(refusal)?;
+                if !target.is_put_off(&pod, raise) {
+                    return Ok(false);
+                }
+                let back = Change { from: to, to: from };
+                let patch = target.patch(&pod, self.node.as_deref(), back, Some(to), procfs::page_size())?;
+                let patched = pods.patch_resize(target.pod, &params(), &Patch::Strategic(patch)).await;
+                match patched.map_err(refusal) {
+                    Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
+                    answer => return answer.map(|_| true),
+                }
+            }
+            Err(ResizeRefusal::Conflict.into())
+        };
+        let answer = tokio::time::timeout(limit, taken_back).await;
+        answer.unwrap_or(Err(ResizeRefusal::NoAnswer.into()))
     }
 
     /// Waits until the kubelet refuses a resize that the API server has accepted, or the pod is going; for ever, if neither
@@ -207,6 +239,10 @@ impl Kubernetes {
     }
 }
 
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
 /// What an error of the API means for a raise.
 fn refusal(error: Error) -> Refusal {
     let refusal = match error {
@@ -248,6 +284,8 @@ mod tests {
         is_changing: bool,
         /// Another client's resize is under way for so many reads.
         pending_reads: usize,
+        /// The kubelet has deferred what the spec has.
+        is_deferred: bool,
     }
 
     /// A request: its method, path with query, type of content and body.
@@ -286,6 +324,11 @@ mod tests {
                 pod["metadata"]["resourceVersion"] = json!(version.to_string());
                 if self.requests.lock().unwrap().len() <= self.pending_reads {
                     let condition = json!({ "type": "PodResizeInProgress", "status": "True" });
+                    pod["status"]["conditions"] = json!([condition]);
+                }
+                if self.is_deferred {
+                    let condition =
+                        json!({ "type": "PodResizePending", "status": "True", "reason": "Deferred" });
                     pod["status"]["conditions"] = json!([condition]);
                 }
                 pod
@@ -372,6 +415,29 @@ mod tests {
         assert_eq!(*server.requests.lock().unwrap(), [read()]);
         let others = Server::new(&[]).access().set(&container(), again, None, HOLD).await.unwrap_err();
         assert_eq!(others.name(), "specDiffers", "another client's");
+    }
+
+    #[tokio::test]
+    async fn what_the_kubelet_has_put_off_is_taken_back_and_nothing_else() {
+        let raise = Change { from: Bytes(RAISE.from.0 / 2), to: RAISE.from };
+        let server = Server { is_deferred: true, ..Server::new(&[409, 200]) };
+        assert_eq!(server.access().take_back(&container(), raise, HOLD).await, Ok(true));
+        {
+            let requests = server.requests.lock().unwrap();
+            let [_, _, _, (method, _, _, patch)] = &requests[..] else { panic!("{requests:?}") };
+            assert_eq!(*method, Method::PATCH);
+            assert_eq!(patch["metadata"]["resourceVersion"], (VERSION + 1).to_string());
+            assert_eq!(
+                patch["spec"]["containers"][0]["resources"],
+                json!({ "limits": { "memory": "32Mi" } })
+            );
+        }
+        for (server, raise) in
+            [(Server::new(&[]), raise), (Server { is_deferred: true, ..Server::new(&[]) }, RAISE)]
+        {
+            assert_eq!(server.access().take_back(&container(), raise, HOLD).await, Ok(false));
+            assert_eq!(*server.requests.lock().unwrap(), [read()]);
+        }
     }
 
     #[tokio::test]

@@ -82,6 +82,24 @@ impl Raiser {
         }
     }
 
+    /// Takes a raise out of the spec again that the kubelet has put off; whether it still had. `limit` is how long that may take.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "the CRI puts nothing off"))]
+    pub async fn take_back(
+        &self,
+        container: &Container,
+        raise: Change,
+        limit: Duration,
+    ) -> Result<bool, Refusal> {
+        match self {
+            Self::Cri(_) => Ok(false),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(kubernetes) => kubernetes.take_back(container, raise, limit).await,
+        }
+    }
+
     /// Waits until a change that was accepted is refused after all; for ever, if it is not.
     #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "the CRI answers once"))]
     pub async fn refused(&self, container: &Container) -> Refusal {

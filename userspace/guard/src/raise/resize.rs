@@ -93,10 +93,13 @@ impl<'a> Target<'a> {
         let in_force = Bytes(limit.bytes.0.saturating_add(limit.overhead.0));
         // The kubelet reports a resize as under way until its next look at the pod, long after the limit is in force.
         let is_own = asked.is_some_and(|asked| is_kept_as(in_force, asked, page));
-        let is_actuated = |condition: &&PodCondition| {
-            is_own && condition.type_ == IN_PROGRESS && condition.reason.as_deref() != Some(ERROR)
+        let may_be_replaced = |condition: &PodCondition| match condition.type_.as_str() {
+            IN_PROGRESS => condition.reason.as_deref() != Some(ERROR),
+            // The kubelet has not begun with it: it is taken back.
+            _ => change.to < change.from,
         };
-        if let Some(condition) = resizes(status).find(|condition| !is_actuated(condition)) {
+        let is_obstacle = |condition: &&PodCondition| !(is_own && may_be_replaced(condition));
+        if let Some(condition) = resizes(status).find(is_obstacle) {
             return Err(ResizeRefusal::Pending(explain(condition)).into());
         }
         // A change of a pod's limit changes those of containers that have none of their own.
@@ -171,6 +174,13 @@ impl<'a> Target<'a> {
         self.check_identity(pod).ok()?;
         let Limit { bytes, overhead, .. } = self.limit(pod.spec.as_ref()?).ok()?;
         Some(bytes.0.checked_add(overhead.0) == Some(change.to.0))
+    }
+
+    /// Whether the kubelet has put off a change that the spec has.
+    pub(super) fn is_put_off(self, pod: &Pod, change: Change) -> bool {
+        let status = pod.status.as_ref();
+        let is_pending = status.is_some_and(|status| resizes(status).any(|of| of.type_ == PENDING));
+        is_pending && self.is_accepted(pod, change) == Some(true)
     }
 
     /// Why the resize that the pod was given does not come into force, if the kubelet says so.
