@@ -122,6 +122,22 @@ impl Guard {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// Starts another one in the place of one that has been killed, with an error in its policy, and gives what it said.
+    pub fn start_with_error(&self) -> Result<String> {
+        let file = self.place.directory.path().join("policy.toml");
+        let policy = fs::read(&file).context("read the policy")?;
+        fs::write(&file, "[[rule]]\nstap = \"1Mi\"\n").context("write a policy with an error")?;
+        let output = self.place.command(&self.place.socket(), &self.place.bpffs.pins()).output();
+        fs::write(&file, policy).context("write the policy")?;
+        let output = output.context("run a guard")?;
+        ensure!(
+            output.status.code() == Some(78),
+            "a guard with an error in its policy ended with {}",
+            output.status
+        );
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// What it says of itself.
     pub async fn status(&self) -> Result<Status> {
         self.wait("the guard's status", |status| Some(status.clone())).await

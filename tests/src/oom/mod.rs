@@ -300,6 +300,7 @@ mod tests {
                 usage: 39 * MIB,
                 limit: LIMIT,
                 raised_to: Some(192 * MIB),
+                unverified: false,
                 refused: None,
                 raised_ms: Some(400),
                 decided_ms: 2000,

@@ -235,6 +235,7 @@ mod tests {
             usage: 58 << 20,
             limit: 64 << 20,
             raised_to: None,
+            unverified: false,
             refused: refused.map(str::to_owned),
             raised_ms: None,
             decided_ms: 1,

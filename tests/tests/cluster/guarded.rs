@@ -228,7 +228,12 @@ pub(crate) async fn what_the_node_has_no_room_for_ends_the_hold(ctx: &TestContex
         let _beside = Pod::start(&cluster, "beside", guaranteed_of("96Mi"), &["default/beside/main"]).await?;
         let pod = Pod::start(&cluster, "late", guaranteed_of("64Mi"), &["default/late/main"]).await?;
         // In an emulated guest the kubelet may need longer than the hold to say so.
-        refused(&pod, &["resizeDeferred", "tooLate"]).await.context("more than others leave").map(drop)
+        let _late = refused(&pod, &["resizeDeferred", "tooLate"]).await.context("more than others leave")?;
+        let taken_back = async || {
+            let resources = pod.spec()?["containers"][0]["resources"].take();
+            Ok(["limits", "requests"].iter().all(|of| resources[of]["memory"] == "64Mi").then_some(()))
+        };
+        wait_for("the spec to have the limit that is in force again", SOON, taken_back).await
     };
     let done = done.await;
     cluster.explain(done)?;

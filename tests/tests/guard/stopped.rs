@@ -133,7 +133,7 @@ pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Resul
     .await
 }
 
-/// The records outlive both, and the next guard ends what it finds in them.
+/// The records outlive both, and the next guard ends what it finds in them, also if it cannot guard then.
 pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
     scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
@@ -151,8 +151,10 @@ pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<
         drop(paused);
         wait_ended("the watchdog's end", watchdog).await?;
         ensure!(is_stopped(held.pid) == Some(true), "process {} was continued by no one", held.pid);
+        let said = guard.start_with_error()?;
+        ensure!(said.contains(&format!("pid={} reason=\"guardRestarted\"", held.pid)), "{said}");
+        wait_continued(held.pid).await?;
         let guard = guard.start_again().await?;
-        guard.wait_log(&format!("pid={} reason=\"guardRestarted\"", held.pid)).await?;
         ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
         guard.stop()
     })

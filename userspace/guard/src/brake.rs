@@ -10,8 +10,8 @@
 //! what is restored is always `max`; and only if the file still has what was written.
 //!
 //! Whoever is above `memory.high` by a share r sleeps for about 64 s × r² per 64 pages, at most 2 s at a time, and not at all for less
-//! than 10 ms (`calculate_high_delay` of `mm/memcontrol.c`); inside of system calls since Linux 5.18. The sleep does not end early: a
-//! process may sleep for two seconds after its hold.
+//! than 10 ms (`calculate_high_delay` of `mm/memcontrol.c`); inside of system calls since Linux 5.18. The sleep does not end early. So a
+//! brake is released a second before its hold must end ([`end`]): a process that sleeps then runs at most a second after that.
 //!
 //! Before Linux 6.16 a write of less than is used reclaims memory first: each write is made by a thread of its own, which is interrupted
 //! when the brake is released.
@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use kwitness_abi::Hold;
 use kwitness_api::proto::guard_report::Report;
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
@@ -37,12 +38,15 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
 use crate::policy::Bytes;
+use crate::program::nanos;
 use crate::reporter::Reporter;
 use crate::state_file;
 
 /// `memory.high` is at most this share of the limit: near the limit whoever charges then sleeps for as long as the kernel has anyone
 /// sleep.
 const SHARE: (u64, u64) = (7, 8);
+/// Half of the longest sleep.
+const RELEASED_BEFORE: Duration = Duration::from_secs(1);
 /// Between two attempts to restore a file.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -68,6 +72,12 @@ impl Lowered {
             restored => restored,
         }
     }
+}
+
+/// When the brake of a hold is released, whatever comes. A hold of less than two seconds has one for half of its time.
+pub(crate) fn end(hold: &Hold) -> u64 {
+    let longest = hold.until.saturating_sub(hold.since);
+    hold.until.saturating_sub(nanos(RELEASED_BEFORE).min(longest / 2))
 }
 
 /// Restores what a guard has left lowered: of that cgroup, or of all. What cannot be restored is logged.
@@ -378,6 +388,17 @@ mod tests {
                 braking.join().unwrap().unwrap();
             });
         }
+    }
+
+    #[test]
+    fn a_brake_is_released_a_second_before_its_hold_must_end_or_in_the_middle_of_it() {
+        let end = |millis: u64| {
+            let [since, until] = [5_000, 5_000 + millis].map(|millis| millis * 1_000_000);
+            let hold =
+                Hold { cgroup_id: 7, since, until, usage: 1, limit: 1, tid: 1, signalled: 1, comm: [0; 16] };
+            (end(&hold) - since) / 1_000_000
+        };
+        assert_eq!([100, 2_000, 3_000, 10_000].map(end), [50, 1_000, 2_000, 9_000]);
     }
 
     #[test]

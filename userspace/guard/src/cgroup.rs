@@ -73,6 +73,13 @@ impl Cgroup {
         self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.max"))
     }
 
+    /// Whether its limit is that one, rounded down to a page, and none above is lower.
+    pub fn has_limit(&self, limit: Bytes, page: u64) -> io::Result<bool> {
+        let Some(own) = self.limit()? else { return Ok(false) };
+        let is_it = limit.0.checked_sub(own.0).is_some_and(|rest| rest < page);
+        Ok(is_it && self.above(Bytes(0))?.iter().all(|level| level.limit >= own))
+    }
+
     /// `memory.high`; none: it slows nothing down.
     pub fn high(&self) -> io::Result<Option<Bytes>> {
         self.levels.first().map_or(Ok(None), |directory| limit(directory, "memory.high"))

@@ -10,11 +10,14 @@ use kwitness_api::Client;
 use kwitness_api::client::{Address, Error};
 use kwitness_api::proto::{self, CgroupRole, VerdictKind, wanted::Memory};
 use kwitness_core::cgroup_path::{self, Placement};
+use procfs::process::Process;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::plan::Refusal;
 use crate::policy::{Bytes, Names, Policy, Selection};
+use crate::protected;
 
 /// The file whose verdict counts.
 const MEMORY_MAX: &str = "memory.max";
@@ -104,6 +107,22 @@ pub(crate) fn is_pod(cgroup_path: &str) -> bool {
     matches!(cgroup_path::classify(cgroup_path), Placement::Pod(_))
 }
 
+/// What runs on the node.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    /// The containers.
+    pub containers: Vec<Container>,
+    /// The cgroup of the daemon; none: that is not known.
+    pub daemon: Option<String>,
+}
+
+/// The cgroup of the process that listens on the daemon's socket (`SO_PEERCRED`); none: it is not on this node, or cannot be found.
+pub async fn cgroup(address: &Address) -> Option<String> {
+    let stream = UnixStream::connect(address.unix_path()?).await.ok()?;
+    let pid = stream.peer_cred().ok()?.pid()?;
+    protected::cgroup_of(&Process::new(pid).ok()?)
+}
+
 /// The containers that run now.
 ///
 /// # Errors
@@ -113,9 +132,9 @@ pub async fn containers(client: &mut Client) -> Result<Vec<Container>, Error> {
     Ok(all.into_iter().filter_map(Container::of).collect())
 }
 
-/// Sends the containers now and whenever they change, until the receiver is gone. While the daemon is away, nothing; `is_up` says
+/// Sends what runs now and whenever that changes, until the receiver is gone. While the daemon is away, nothing; `is_up` says
 /// whether it is.
-pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>, is_up: Arc<AtomicBool>) {
+pub async fn follow(address: Address, to: mpsc::Sender<Running>, is_up: Arc<AtomicBool>) {
     let mut reported = false;
     loop {
         let Err(error) = follow_once(&address, &to, &is_up, &mut reported).await else { return };
@@ -130,12 +149,13 @@ pub async fn follow(address: Address, to: mpsc::Sender<Vec<Container>>, is_up: A
 /// Until the connection breaks (an error) or the receiver is gone.
 async fn follow_once(
     address: &Address,
-    to: &mpsc::Sender<Vec<Container>>,
+    to: &mpsc::Sender<Running>,
     is_up: &AtomicBool,
     reported: &mut bool,
 ) -> Result<(), Error> {
     use kwitness_api::client::Item;
     let mut client = Client::connect(address.clone()).await?;
+    let daemon = cgroup(address).await;
     let kinds = [
         proto::EventKind::Created,
         proto::EventKind::Started,
@@ -148,7 +168,8 @@ async fn follow_once(
     let request = proto::WatchRequest { filter: Some(filter), ..Default::default() };
     let mut watch = client.watch(request).await?;
     loop {
-        if to.send(containers(&mut client).await?).await.is_err() {
+        let running = Running { containers: containers(&mut client).await?, daemon: daemon.clone() };
+        if to.send(running).await.is_err() {
             return Ok(());
         }
         is_up.store(true, Ordering::Relaxed);

@@ -7,9 +7,10 @@ use kwitness_api::client::Address;
 
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
-use crate::guard::available;
+use crate::guard::NodeMemory;
 use crate::plan::{self, Change, Facts, Refusal};
 use crate::policy::{Bytes, Policy, Selection, Threshold};
+use crate::protected::Protected;
 
 /// What a policy says of the containers of this node.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Outlook {
     pub rows: Vec<Row>,
     /// Those of which that cannot be said yet, because their names are not known.
     pub unnamed: Vec<Container>,
+    /// Those that a rule selects and that are not guarded.
+    pub protected: Vec<(Container, Protected)>,
 }
 
 /// One container that a rule selects.
@@ -40,8 +43,10 @@ pub struct Row {
 /// # Errors
 /// The daemon is away, or a cgroup's files cannot be read.
 pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> anyhow::Result<Outlook> {
+    let needed = daemon::cgroup(&daemon).await;
     let mut client = Client::connect(daemon).await?;
-    let available = available()?;
+    let NodeMemory { total, available } = NodeMemory::read()?;
+    let reserve = policy.node_reserve(total);
     let mut outlook = Outlook::default();
     for container in daemon::containers(&mut client).await? {
         let rule = match container.select(policy) {
@@ -52,6 +57,10 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
                 continue;
             }
         };
+        if let Some(protected) = Protected::of(&container, rule, &needed) {
+            outlook.protected.push((container, protected));
+            continue;
+        }
         let unreadable =
             || format!("cannot read the cgroup {}: the guard needs cgroup v2", container.cgroup_path);
         let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).with_context(unreadable)?;
@@ -61,10 +70,18 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
         let above = cgroup.above(rule.step).with_context(unreadable)?;
         let raise = limit.map(|held_at| {
             let (promised, raises, unanswered) = (Bytes(0), 0, false);
-            plan::raise(
-                rule,
-                &Facts { held_at, limit, above, is_pod_raised, available, promised, raises, unanswered },
-            )
+            let facts = Facts {
+                held_at,
+                limit,
+                above,
+                is_pod_raised,
+                available,
+                reserve,
+                promised,
+                raises,
+                unanswered,
+            };
+            plan::raise(rule, &facts)
         });
         outlook.rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });
     }

@@ -24,12 +24,21 @@ enum Stage {
 pub enum Input {
     /// The container runtime or the Kubernetes API has answered.
     Raised(Result<(), Refusal>),
-    /// The daemon has answered.
-    Verified(Result<(), Refusal>),
+    /// The daemon has answered, or the cgroups' files have.
+    Verified(Result<Proof, Refusal>),
     /// The container or its pod is gone, or going.
     Gone,
     /// The longest hold has ended.
     Overdue,
+}
+
+/// What shows that a limit is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The daemon's verdict.
+    Verdict,
+    /// The files of the cgroups, as the guard has read them: the daemon could not decide.
+    Files,
 }
 
 /// What to do next.
@@ -49,7 +58,7 @@ pub enum Next {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The limit is in force.
-    Raised(Change),
+    Raised(Change, Proof),
     /// It is not; hold nothing of the container for its cool-down.
     Refused(Refusal),
 }
@@ -73,7 +82,9 @@ impl Episode {
         let refused = |refusal| Next::Continue(Outcome::Refused(refusal));
         match (self.stage, input) {
             (Stage::Raising, Input::Raised(Ok(()))) => Next::Verify(Self { stage: Stage::Verifying, ..self }),
-            (Stage::Verifying, Input::Verified(Ok(()))) => Next::Continue(Outcome::Raised(self.raise)),
+            (Stage::Verifying, Input::Verified(Ok(proof))) => {
+                Next::Continue(Outcome::Raised(self.raise, proof))
+            }
             (Stage::Raising, Input::Raised(Err(refusal)))
             | (Stage::Verifying, Input::Verified(Err(refusal))) => refused(refusal),
             (_, Input::Gone) => refused(Refusal::Gone),
@@ -106,7 +117,10 @@ mod tests {
     #[test]
     fn a_raise_in_force_ends_the_hold() {
         let raise = raising().raise();
-        assert_eq!(verifying().next(Input::Verified(Ok(()))), Next::Continue(Outcome::Raised(raise)));
+        for proof in [Proof::Verdict, Proof::Files] {
+            let next = verifying().next(Input::Verified(Ok(proof)));
+            assert_eq!(next, Next::Continue(Outcome::Raised(raise, proof)));
+        }
     }
 
     #[test]
@@ -143,7 +157,7 @@ mod tests {
     fn an_answer_of_another_stage_changes_nothing() {
         let refusal = Refusal::NotInForce("of an earlier hold".to_owned());
         assert_eq!(raising().next(Input::Verified(Err(refusal))), Next::Wait(raising()));
-        assert_eq!(raising().next(Input::Verified(Ok(()))), Next::Wait(raising()));
+        assert_eq!(raising().next(Input::Verified(Ok(Proof::Verdict))), Next::Wait(raising()));
         assert_eq!(verifying().next(Input::Raised(Ok(()))), Next::Wait(verifying()));
     }
 }

@@ -73,6 +73,17 @@ impl Loan {
         if is_last { Self { pending: None, ..self }.left() } else { Some(self) }
     }
 
+    /// The limit that the guard has requested last.
+    pub fn asked(&self) -> Bytes {
+        self.pending.unwrap_or(self.limit)
+    }
+
+    /// What may still be taken of it, with that limit and that usage. What was allowed before any raise was not lent.
+    pub fn promised(&self, limit: Bytes, usage: Bytes) -> Bytes {
+        let limit = self.pending.map_or(limit, |pending| limit.max(pending));
+        Bytes(limit.0.saturating_sub(usage.max(self.original).0))
+    }
+
     /// The change of which it is not known yet whether it comes.
     pub fn unanswered(&self) -> Option<Change> {
         self.pending.map(|to| Change { from: self.limit, to })
@@ -382,6 +393,17 @@ mod tests {
         for other in [to.0 + 1, to.0 - PAGE_MAX] {
             assert_eq!(next(other), Some(Next::Forget { limit: Some(Bytes(other)) }), "another process'");
         }
+    }
+
+    #[test]
+    fn what_is_promised_is_at_most_what_was_lent() {
+        let large = Loan::requested(None, change(64 << 10, 65 << 10)).confirmed(mib(65 << 10)).unwrap();
+        let promised = |loan: &Loan, limit: u64, usage: u64| loan.promised(mib(limit), mib(usage));
+        assert_eq!(promised(&large, 65 << 10, 20 << 10), mib(1 << 10), "most was never used");
+        assert_eq!(promised(&loan(), 192, 100), mib(92));
+        assert_eq!(promised(&loan(), 192, 200), mib(0));
+        let raised = Loan::requested(Some(loan()), change(192, 256));
+        assert_eq!(promised(&raised, 192, 100), mib(156), "not yet in force");
     }
 
     #[test]

@@ -17,13 +17,16 @@
 
 mod arming;
 mod holds;
+mod in_force;
+mod late;
 mod pods;
 mod raises;
 mod returns;
+mod room;
 mod times;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -31,34 +34,33 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kwitness_abi::{Hold, Lease, ProcessKey};
-use kwitness_api::Client;
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
-use kwitness_service::{InstanceLock, Signal, Signals, Socket, notify_ready};
+use kwitness_service::{Signal, Signals, notify_ready};
 use signal_hook::consts::SIGURG;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::brake::Brakes;
-use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
 use crate::give_back::{GiveBack, Loan};
 use crate::loans::{Lent, Loans};
 use crate::metrics::{Counts, Metrics, Snapshot};
-use crate::orphans;
-use crate::plan::{Change, Refusal};
+use crate::orphans::Recovered;
+use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
-use crate::process;
 use crate::program::{self, LEASE, Program, level_bit, nanos};
+use crate::protected;
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status};
 use crate::watchdog;
-use crate::{BRAKES_FILE, LOANS_FILE, LOCK_FILE};
-use arming::NotArmed;
+use crate::{BRAKES_FILE, LOANS_FILE};
+use arming::{NotArmed, Suspended};
 use pods::Pods;
 use raises::Raises;
+pub(crate) use room::NodeMemory;
 use times::Times;
 
 /// Between two heartbeats.
@@ -106,10 +108,14 @@ struct Guarded {
     give_back: GiveBack,
     /// A change whose answer has not come: the limit may still become what it says.
     unanswered: bool,
+    /// A raise that the kubelet has put off is being taken out of the spec.
+    is_taking_back: bool,
     /// A change of which the API is to say what has become of it.
     open: returns::Open,
     /// `CLOCK_BOOTTIME` in nanoseconds: nothing of it is held before.
     quiet_until: u64,
+    /// Why nothing of it is held until its limit is another one.
+    suspended: Option<Suspended>,
     episode: Option<Running>,
 }
 
@@ -122,8 +128,10 @@ impl Guarded {
             loan: None,
             give_back: GiveBack::default(),
             unanswered: false,
+            is_taking_back: false,
             open: returns::Open::default(),
             quiet_until: 0,
+            suspended: None,
             episode: None,
         }
     }
@@ -131,15 +139,6 @@ impl Guarded {
     /// Raises that it may still have.
     fn budget_left(&self) -> u32 {
         self.rule.budget.saturating_sub(self.raises.count())
-    }
-
-    /// What it may still take of the raises that it has had. One that cannot be looked at, or is gone, takes nothing.
-    fn promised(&self) -> Option<Bytes> {
-        let pending = self.loan?.pending;
-        let cgroup = Cgroup::find(&self.container.cgroup_path, self.container.cgroup_id).ok()??;
-        let (limit, usage) = (cgroup.limit().ok()?.unwrap_or(Bytes(0)), cgroup.usage().ok()?);
-        let limit = pending.map_or(limit, |pending| limit.max(pending));
-        Some(Bytes(limit.0.saturating_sub(usage.0)))
     }
 }
 
@@ -158,6 +157,8 @@ struct Running {
 struct Answer {
     cgroup_id: u64,
     episode: u64,
+    /// When the first of its holds began.
+    since: u64,
     raise: Change,
     input: Input,
 }
@@ -166,8 +167,10 @@ struct Guard {
     options: Options,
     program: Program,
     watchdog: Child,
-    /// Those that run.
-    containers: Vec<Container>,
+    /// What runs.
+    running: daemon::Running,
+    /// The cgroup of this process.
+    own_cgroup: Option<String>,
     pods: Pods,
     guarded: HashMap<u64, Guarded>,
     /// What the policy selects, or may select, and is not armed.
@@ -199,23 +202,19 @@ struct Guard {
 ///
 /// # Errors
 /// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
-pub async fn run(options: Options) -> anyhow::Result<()> {
-    process::check()?;
+pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     // What every hold needs must not fail for the first time in one.
-    available()?;
+    NodeMemory::read()?;
     let mut signals = Signals::handle()?;
-    Socket::make_directory(Path::new(LOCK_FILE))?;
-    let _lock = InstanceLock::acquire(Path::new(LOCK_FILE)).context("one node has one guard")?;
     let mut clients = status::Clients::new(&options.status_socket);
     let is_daemon_up = Arc::<AtomicBool>::default();
     let served = options.http.as_ref().map(|address| serve(address, Arc::clone(&is_daemon_up)));
     let (metrics, _http) = served.transpose()?.unzip();
     // A brake that is released need not wait for the kernel to reclaim memory.
     signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
-    orphans::recover(&options.pin_directory).await?;
     let program = Program::load(&options.pin_directory)?;
     let watchdog = watchdog::spawn(&options.pin_directory)?;
-    let (to, mut containers) = mpsc::channel(1);
+    let (to, mut running) = mpsc::channel(1);
     let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
     let reporter = Reporter::new();
     let reporting = tokio::spawn(reporter.clone().run(options.daemon.clone()));
@@ -242,15 +241,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => guard.look_at_pods().map(|()| guard.sample()),
+            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).map(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
-                Ok(answer) => {
-                    guard.return_answered(answer);
-                    guard.look()
-                }
+                Ok(answer) => guard.return_answered(answer).and_then(|()| guard.look()),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            Some(containers) = containers.recv() => guard.arm(containers),
+            Some(running) = running.recv() => guard.arm(running),
             client = clients.next() => guard.status().map(|status| client.answer(&status)),
             signal = signals.next() => match signal {
                 Signal::Stop => break Ok(()),
@@ -288,36 +284,10 @@ fn serve(address: &HttpAddress, is_daemon_up: Arc<AtomicBool>) -> anyhow::Result
     Ok((metrics, server))
 }
 
-/// `MemAvailable` of the node.
-pub(crate) fn available() -> anyhow::Result<Bytes> {
-    use procfs::Current as _;
-    let memory = procfs::Meminfo::current().context("cannot read /proc/meminfo")?;
-    Ok(Bytes(memory.mem_available.context("/proc/meminfo has no MemAvailable")?))
-}
-
 /// Has the daemon know that a container's limit will be the guard's doing. What is desired of a pod, it hears from the kubelet.
 async fn announce(reporter: &Reporter, container: &Container, limit: Bytes) {
     if !container.is_pod() {
         reporter.announce(&container.id, limit.0).await;
-    }
-}
-
-/// Has the daemon verify a limit that was accepted, for so long at most, unless it is refused after all.
-async fn verify(
-    address: Address,
-    raiser: &Raiser,
-    container: &Container,
-    limit: Bytes,
-    wait: Duration,
-) -> Result<(), Refusal> {
-    let verified = async {
-        let client = Client::connect(address).await;
-        let mut client = client.map_err(|error| Refusal::Unverified(error.to_string()))?;
-        daemon::verify(&mut client, container, limit, wait).await
-    };
-    tokio::select! {
-        verified = verified => verified,
-        refusal = raiser.refused(container) => Err(refusal),
     }
 }
 
@@ -340,7 +310,8 @@ impl Guard {
             options,
             program,
             watchdog,
-            containers: Vec::new(),
+            running: daemon::Running::default(),
+            own_cgroup: protected::own_cgroup(),
             pods: Pods::default(),
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
@@ -392,7 +363,7 @@ impl Guard {
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: containers().count(),
+            armed: containers().filter(|guarded| guarded.suspended.is_none()).count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
@@ -406,8 +377,10 @@ impl Guard {
     /// How many containers are not armed, by reason.
     fn not_armed(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
-        for reason in self.not_armed.values() {
-            *counts.entry(reason.name()).or_default() += 1;
+        let suspended = self.guarded.values().filter_map(|guarded| guarded.suspended.as_ref());
+        let suspended = suspended.map(|suspended| suspended.reason);
+        for reason in self.not_armed.values().map(|reason| reason.name()).chain(suspended) {
+            *counts.entry(reason).or_default() += 1;
         }
         counts
     }
@@ -421,6 +394,7 @@ impl Guard {
             raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
+            suspended: guarded.suspended.as_ref().map(|suspended| suspended.reason.to_owned()),
         });
         let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
         let Counts { raises, refusals, returns, return_refusals, .. } = self.counts.clone();

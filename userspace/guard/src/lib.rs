@@ -22,7 +22,8 @@
 //! A held process stops when it returns to user space. One that has not, because it is inside a system call, is slowed down by
 //! `memory.high` meanwhile: see `brake`.
 //!
-//! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it.
+//! A raise that comes too late stays: it is in effect, and the process has been continued without waiting for it. It is verified and
+//! reported as others are; one that the kubelet puts off is taken back (`late`).
 //! What was raised is given back after a quiet time, if the policy says so: see [`give_back`].
 //!
 //! # Nothing stays stopped
@@ -35,7 +36,7 @@
 //! | the guard hangs, or is stopped | the watchdog, by the lease's end | [`LEASE`] after the last heartbeat |
 //! | a hold overruns | the watchdog, by the hold's own deadline | [`OVERRUN`](watchdog) after it |
 //! | the watchdog is killed | the guard: it continues everything and exits | at its next heartbeat |
-//! | both are killed at the same moment | the next guard: the records are pinned | when it starts |
+//! | both are killed at the same moment | the next guard: the records are pinned | when it starts, whatever keeps it from guarding then |
 //!
 //! Without a heartbeat within [`LEASE`] the program holds nothing, so that a guard that is not there cannot stop anything.
 //!
@@ -45,6 +46,7 @@
 //! |---|---|
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
 //! | which containers, and every number | [`policy`] |
+//! | what is never armed, whatever a rule says | `protected` |
 //! | whether and how far a limit is raised; why not | [`plan`] |
 //! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
@@ -76,6 +78,7 @@ pub mod policy;
 mod process;
 #[expect(unsafe_code, reason = "values in BPF maps, and a descriptor that aya hands out")]
 mod program;
+mod protected;
 pub mod raise;
 mod reporter;
 mod state_file;
@@ -84,7 +87,9 @@ pub mod watchdog;
 
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
+pub use orphans::{Recovered, recover};
 pub use program::{LEASE, ProgramError};
+pub use protected::Protected;
 pub use status::STATUS_SOCKET;
 
 /// Locked by the guard of this node: a second one does not start.

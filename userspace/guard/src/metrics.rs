@@ -25,6 +25,7 @@ kwitness_service::metrics! {
         RAISES: Counter, "kwitness_guard_raises_total", [], "Holds that ended with a raise in force.";
         REFUSALS: Counter, "kwitness_guard_refusals_total", ["reason"],
             "Holds that ended without one, by reason as in the log.";
+        LATE_RAISES: Counter, "kwitness_guard_late_raises_total", [], "Raises that came into force after their hold had ended.";
         LENT: Gauge, "kwitness_guard_raised_containers", [], "Armed containers whose limit the guard has raised and not given back.";
         RETURNS: Counter, "kwitness_guard_returns_total", [], "Limits that were given back, and are in force.";
         RETURN_REFUSALS: Counter, "kwitness_guard_return_refusals_total", ["reason"],
@@ -37,7 +38,7 @@ kwitness_service::metrics! {
             "Times that memory.high was lowered because a held process had not stopped.";
         ARMED: Gauge, "kwitness_guard_armed_containers", [], "Containers that are armed.";
         NOT_ARMED: Gauge, "kwitness_guard_not_armed_containers", ["reason"],
-            "Containers that are not armed although a rule matches, or may match, them: tooDeep, full or unnamed.";
+            "Containers that are not armed although a rule matches, or may match, them, by reason as in the status.";
         BUDGET_LEFT: Gauge, "kwitness_guard_budget_left_raises", [], "Raises that all armed containers together may still have.";
         BUDGET_SPENT: Gauge, "kwitness_guard_budget_spent_containers", [], "Armed containers that may have no further raise.";
         DAEMON_UP: Gauge, "kwitness_guard_daemon_up", [], "Whether the daemon reports containers: 1 or 0.";
@@ -61,6 +62,7 @@ pub(crate) struct Counts {
     pub hold_seconds: Histogram,
     pub raises: u64,
     pub refusals: BTreeMap<&'static str, u64>,
+    pub late_raises: u64,
     pub returns: u64,
     pub return_refusals: BTreeMap<&'static str, u64>,
 }
@@ -73,6 +75,7 @@ impl Default for Counts {
             hold_seconds: Histogram::new(BOUNDS),
             raises: 0,
             refusals: BTreeMap::new(),
+            late_raises: 0,
             returns: 0,
             return_refusals: BTreeMap::new(),
         }
@@ -147,6 +150,7 @@ impl Snapshot {
         exposition.set(&RAISES, counts.raises);
         let mut refusals = exposition.family(&REFUSALS);
         counts.refusals.iter().for_each(|(reason, count)| refusals.add([reason], *count));
+        exposition.set(&LATE_RAISES, counts.late_raises);
         exposition.set(&LENT, *lent);
         exposition.set(&RETURNS, counts.returns);
         let mut refusals = exposition.family(&RETURN_REFUSALS);

@@ -1,15 +1,18 @@
-//! Holds whose guard is gone: ended by its watchdog, or by the next guard.
+//! Holds whose guard is gone: ended by its watchdog, or by the next guard before it does anything else.
 //!
 //! The records outlive both, because they are pinned. Continues what is recorded, and nothing else.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use kwitness_abi::Lease;
+use kwitness_service::{InstanceLock, Socket};
 
+use crate::brake;
 use crate::process::{self, State};
 use crate::program::{self, LEASE, ProgramError, Records};
+use crate::{BRAKES_FILE, LOCK_FILE};
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(25);
@@ -37,11 +40,27 @@ pub fn end_all(records: &mut Records, reason: &str) -> Result<usize, ProgramErro
     Ok(left)
 }
 
-/// Ends what an earlier guard that pinned its records in that directory has left.
+/// The only guard of this node, after what an earlier one left has ended.
+#[derive(Debug)]
+pub struct Recovered {
+    _lock: InstanceLock,
+}
+
+/// Ends what an earlier guard that pinned its records in that directory has left: its holds, and its second brakes. To be called
+/// before anything that can fail, so that nothing stays stopped for a policy with an error or a runtime that is away.
 ///
 /// # Errors
-/// Another guard is running: its lease does not end. The records cannot be used.
-pub async fn recover(directory: &Path) -> anyhow::Result<()> {
+/// Another guard is running. This process may not continue what is held, or cannot use the records.
+pub async fn recover(directory: &Path) -> anyhow::Result<Recovered> {
+    process::check()?;
+    Socket::make_directory(Path::new(LOCK_FILE))?;
+    let lock = InstanceLock::acquire(Path::new(LOCK_FILE)).context("one node has one guard")?;
+    let ended = end_left(directory).await;
+    brake::recover(Path::new(BRAKES_FILE), None);
+    ended.map(|()| Recovered { _lock: lock })
+}
+
+async fn end_left(directory: &Path) -> anyhow::Result<()> {
     let Some(mut records) = Records::pinned(directory)? else { return Ok(()) };
     let began = Instant::now();
     while program::now() < records.lease()?.until {

@@ -10,8 +10,8 @@ use kwitness_api::proto::CgroupRole;
 
 use crate::policy::{Bytes, Rule};
 
-/// What must be left of the node's memory after a raise, in one part of so many of the raise: a limit that the node cannot
-/// honour would make a container's OOM kill the node's.
+/// What must be left of the node's memory after a raise, in one part of so many of the raise, or the policy's reserve if that is
+/// more: a limit that the node cannot honour would make a container's OOM kill the node's, or have the kubelet evict pods.
 const RESERVE: u64 = 2;
 
 /// What is known of a container when one of its processes is held.
@@ -27,6 +27,8 @@ pub struct Facts {
     pub is_pod_raised: bool,
     /// `MemAvailable` of the node.
     pub available: Bytes,
+    /// What must be left of it, by the policy.
+    pub reserve: Bytes,
     /// What containers may still take of raises that they have had.
     pub promised: Bytes,
     /// Raises so far.
@@ -181,6 +183,29 @@ impl Refusal {
         self.may_come_later() && *self != Self::Unanswered
     }
 
+    /// Whether the kubelet has put the raise off: it may carry it out at any later time.
+    pub fn is_put_off(&self) -> bool {
+        #[cfg(feature = "kubernetes")]
+        return matches!(self, Self::Resize(ResizeRefusal::Deferred(_) | ResizeRefusal::Infeasible(_)));
+        #[cfg(not(feature = "kubernetes"))]
+        false
+    }
+
+    /// Whether every further hold would end in the same way, as long as the limit stays as it is.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::AtCeiling { .. } | Self::BudgetExhausted(_) => true,
+            #[cfg(feature = "kubernetes")]
+            Self::Resize(
+                ResizeRefusal::OtherPod
+                | ResizeRefusal::QosClass(_)
+                | ResizeRefusal::Restarts(_)
+                | ResizeRefusal::NoLimit,
+            ) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the container is in need as before, so that nothing of it is to be held for a while.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::RaisedMeanwhile(_))
@@ -192,7 +217,7 @@ impl Refusal {
 /// # Errors
 /// The policy or the node forbids it.
 pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
-    let Facts { held_at, limit, ref above, is_pod_raised, available, promised, raises, unanswered } = *facts;
+    let Facts { held_at, limit, ref above, is_pod_raised, raises, unanswered, .. } = *facts;
     let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
         return Err(Refusal::Unanswered);
@@ -209,8 +234,8 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
     if let Some(level) = fixed.find(|level| level.limit < to || level.free < step) {
         return Err(Refusal::LimitAbove { level: level.clone(), step });
     }
-    let available = Bytes(available.0.saturating_sub(promised.0));
-    let needed = Bytes(step.0.saturating_add(step.0 / RESERVE));
+    let available = Bytes(facts.available.0.saturating_sub(facts.promised.0));
+    let needed = Bytes(step.0.saturating_add(facts.reserve.0.max(step.0 / RESERVE)));
     if available < needed {
         return Err(Refusal::NoFreeMemory { available, step, needed });
     }
@@ -238,6 +263,7 @@ pub(crate) mod tests {
             above: Vec::new(),
             is_pod_raised: false,
             available,
+            reserve: Bytes(0),
             promised: Bytes(0),
             raises: 0,
             unanswered: false,
@@ -255,7 +281,8 @@ pub(crate) mod tests {
         assert_eq!(to(128), Ok(192));
         assert_eq!(to(192), Ok(200), "the last step is what is left");
         for limit in [200, 300] {
-            assert!(matches!(to(limit), Err(Refusal::AtCeiling { .. })), "{limit}");
+            let refusal = to(limit).unwrap_err();
+            assert!(matches!(refusal, Refusal::AtCeiling { .. }) && refusal.is_permanent(), "{limit}");
         }
     }
 
@@ -263,7 +290,9 @@ pub(crate) mod tests {
     fn a_budget_is_kept() {
         let with = |raises| raise(&rule(), &Facts { raises, ..facts() });
         assert!(with(1).is_ok());
-        assert_eq!(with(2), Err(Refusal::BudgetExhausted(2)));
+        let refusal = with(2).unwrap_err();
+        assert_eq!(refusal, Refusal::BudgetExhausted(2));
+        assert!(refusal.is_permanent());
     }
 
     #[test]
@@ -276,9 +305,17 @@ pub(crate) mod tests {
     fn the_node_must_have_the_memory() {
         let with = |mib: u64| raise(&rule(), &Facts { available: Bytes(mib * MIB), ..facts() });
         assert!(with(96).is_ok());
-        assert!(matches!(with(95), Err(Refusal::NoFreeMemory { .. })));
+        let refusal = with(95).unwrap_err();
+        assert!(matches!(refusal, Refusal::NoFreeMemory { .. }) && !refusal.is_permanent());
         let promised = Facts { available: Bytes(100 * MIB), promised: Bytes(5 * MIB), ..facts() };
         assert!(matches!(raise(&rule(), &promised), Err(Refusal::NoFreeMemory { .. })), "promised to others");
+        let with = |mib: u64| {
+            let [reserve, available] = [200, mib].map(|mib| Bytes(mib * MIB));
+            raise(&rule(), &Facts { reserve, available, ..facts() })
+        };
+        assert!(with(264).is_ok());
+        let needed = Bytes(264 * MIB);
+        assert!(matches!(with(263), Err(Refusal::NoFreeMemory { needed: found, .. }) if found == needed));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Which containers are guarded, and every number that a hold and a raise keep to. Read from a TOML file:
 //!
 //! ```toml
+//! node_reserve = "200Mi"  # what each raise leaves of MemAvailable; default 5% of MemTotal, at least 200Mi
+//!
 //! [[rule]]
 //! namespace = "dev-*"     # default "*"
 //! pod = "*"               # default "*"
@@ -10,7 +12,7 @@
 //! ceiling = "1Gi"         # no raise goes beyond
 //! longest_hold = "3s"     # 100ms to 10s; default 3s
 //! cool_down = "10s"       # after a refusal nothing of the container is held; longest_hold to 1h, default 10s
-//! budget = 8              # raises in a container's life, 1 to 1000; default 8
+//! budget = 8              # raises that a container may have had and not given back, 1 to 1000; default 8
 //! give_back_after = "10m" # quiet time after which a raise is given back, 10s to 1440m; default: never
 //! brake = true            # memory.high is lowered while a held process is inside a system call; default true
 //! ```
@@ -37,6 +39,9 @@ const GIVE_BACK_AFTER_MIN: Duration = Duration::from_secs(10);
 const GIVE_BACK_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 const STEP_MIN: Bytes = Bytes(1 << 20);
 const THRESHOLD_PERCENT: std::ops::RangeInclusive<u32> = 50..=98;
+/// The default of `node_reserve`: that part of the node's memory, and no less than this. The kubelet evicts pods from 100Mi on.
+const RESERVE_PART: u64 = 20;
+const RESERVE_MIN: Bytes = Bytes(200 << 20);
 const BUDGET: std::ops::RangeInclusive<u32> = 1..=1000;
 
 /// An amount of memory in bytes.
@@ -53,6 +58,8 @@ impl std::fmt::Display for Bytes {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
+    #[serde(default, deserialize_with = "reserve")]
+    node_reserve: Option<Bytes>,
     #[serde(rename = "rule")]
     rules: Vec<Rule>,
 }
@@ -82,7 +89,7 @@ pub struct Rule {
     /// How long nothing of the container is held after a refusal.
     #[serde(default = "default_cool_down", deserialize_with = "cool_down")]
     pub cool_down: Duration,
-    /// Raises in a container's life.
+    /// Raises that a container may have had and not given back.
     #[serde(default = "default_budget", deserialize_with = "budget")]
     pub budget: u32,
     /// The quiet time after which a raise is given back; none: never.
@@ -174,6 +181,13 @@ pub enum Selection<'a> {
     Undecided,
 }
 
+impl Rule {
+    /// Whether it is for that namespace alone.
+    pub(crate) fn is_for_namespace(&self, namespace: &str) -> bool {
+        self.namespace.0 == namespace
+    }
+}
+
 impl Policy {
     /// Reads a policy.
     ///
@@ -190,6 +204,11 @@ impl Policy {
         }
         source.check_rules(&policy.rules)?;
         Ok(policy)
+    }
+
+    /// What each raise leaves of a node's available memory, if the node has that much in all.
+    pub fn node_reserve(&self, total: Bytes) -> Bytes {
+        self.node_reserve.unwrap_or(Bytes(total.0 / RESERVE_PART).max(RESERVE_MIN))
     }
 
     /// The rule for a container. Never a later one because a name that an earlier one asks for is not known yet.
@@ -228,6 +247,10 @@ fn default_brake() -> bool {
 fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
     let text = String::deserialize(from)?;
     quantity::whole(&text).map(Bytes).map_err(D::Error::custom)
+}
+
+fn reserve<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Bytes>, D::Error> {
+    bytes(from).map(Some)
 }
 
 fn step<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
@@ -341,6 +364,17 @@ pub(crate) mod tests {
         assert_eq!((second.longest_hold, second.give_back_after), (Duration::from_secs(3), None));
         assert!(second.brake);
         assert_eq!(policy.select(names("prod", "p", "build")), Selection::Nothing);
+    }
+
+    #[test]
+    fn the_nodes_reserve_is_a_share_of_its_memory_unless_the_policy_has_one() {
+        let with = |line: &str, total: u64| {
+            let text = format!("{line}[[rule]]\nstep = \"64Mi\"\nceiling = \"1Gi\"\n");
+            Policy::parse(&text).unwrap().node_reserve(Bytes(total << 30)).0 >> 20
+        };
+        assert_eq!((with("", 2), with("", 64)), (200, 3276));
+        let line = "node_reserve = \"64Mi\"\n";
+        assert_eq!((with(line, 2), with(line, 64)), (64, 64));
     }
 
     #[test]

@@ -231,6 +231,32 @@ impl Held {
         Ok((stat.starttime == ticks(key.start_boottime)).then_some(Self { pidfd, process, threads }))
     }
 
+    /// Whether a SIGSTOP waits for one of its threads.
+    fn is_stop_pending(&self) -> bool {
+        self.process.status().is_ok_and(|status| status.shdpnd & SIGSTOP_PENDING != 0)
+    }
+
+    /// Whether a SIGSTOP is pending, or a thread has stopped. One that has more threads than are looked at may have such a thread.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    fn may_be_stopped(&self) -> io::Result<bool> {
+        // In this order: the thread that has taken the signal has stopped when it is not pending any more.
+        if self.is_stop_pending() || self.threads > THREADS_MAX {
+            return Ok(true);
+        }
+        for (seen, task) in alive(self.process.tasks())?.into_iter().flatten().enumerate() {
+            if seen >= THREADS_MAX {
+                return Ok(true);
+            }
+            let Some(stat) = alive(task.and_then(|task| task.stat()))? else { continue };
+            if of(&stat)? == State::Stopped {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether the hold's signal is known to have arrived: it is pending, or the thread whose charge it was does not run any more.
     /// A thread enables interrupts before it stops or sleeps, and the kernel then sends what it has put off.
     fn has_arrived(&self, hold: &Hold) -> bool {
@@ -239,8 +265,7 @@ impl Held {
             Ok(stat) => stat.is_some_and(|stat| stat.state().is_ok_and(|state| state == ProcState::Running)),
             Err(_) => true,
         };
-        let is_pending = || self.process.status().is_ok_and(|status| status.shdpnd & SIGSTOP_PENDING != 0);
-        !runs || is_pending()
+        !runs || self.is_stop_pending()
     }
 
     /// Whether that thread can charge memory.
@@ -301,11 +326,15 @@ impl Held {
     }
 
     /// Sends SIGCONT, which also discards a SIGSTOP that it has not acted on yet, and looks at it. It may be stopped again at
-    /// once, by another process.
+    /// once, by another process. What is not stopped, and is not about to be, gets no signal: it may catch SIGCONT, and another
+    /// process' SIGSTOP may come just then.
     ///
     /// # Errors
     /// Why it cannot be continued.
     fn resume(&self) -> io::Result<State> {
+        if !self.may_be_stopped()? {
+            return self.state();
+        }
         match rustix::process::pidfd_send_signal(self.pidfd.as_fd(), Signal::CONT) {
             Ok(()) => self.state(),
             Err(rustix::io::Errno::SRCH) => Ok(State::Gone),

@@ -37,9 +37,9 @@ pub struct Status {
     pub watchdog_pid: u32,
     /// How the program is attached: `fentry` or `kprobe`.
     pub hook: String,
-    /// The containers that are armed.
+    /// The containers that are armed, or were and are suspended.
     pub armed: Vec<Armed>,
-    /// Containers that the policy selects and that could not be armed, by reason.
+    /// Containers that the policy selects and that are not armed, by reason; those that are suspended among them.
     pub not_armed: BTreeMap<String, u64>,
     /// The holds that have ended last, the oldest first; at most [`HISTORY`].
     pub history: Vec<Ended>,
@@ -74,6 +74,8 @@ pub struct Armed {
     pub budget: u32,
     /// The limit before the first raise, in bytes; none: there was none, or it has been given back.
     pub original_limit: Option<u64>,
+    /// Why nothing of it is held until its limit is another one: every raise would be refused for this reason.
+    pub suspended: Option<String>,
 }
 
 /// A hold that has ended. Times are in milliseconds after the container's first process was held; none: it did not come to
@@ -91,6 +93,8 @@ pub struct Ended {
     pub limit: u64,
     /// The limit after it, if it was raised and is in force.
     pub raised_to: Option<u64>,
+    /// It was raised, and the daemon could not verify that: the guard has read the limits itself.
+    pub unverified: bool,
     /// Why not.
     pub refused: Option<String>,
     /// The container runtime had answered.
@@ -274,6 +278,7 @@ mod tests {
             raises: 0,
             budget: 8,
             original_limit: None,
+            suspended: None,
         };
         // More than a socket takes in.
         let large = Status { armed: vec![armed; 20_000], ..status() };

@@ -102,16 +102,21 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
         }
         None => {}
     }
-    let policy = read(options.policy.as_deref().context("--policy is missing")?)?;
+    let file = options.policy.take().context("--policy is missing")?;
     let daemon = connect::address(socket);
     if options.dry_run {
-        return connect::run(show_dry_run(policy, daemon, options.uses_kubernetes()));
+        return connect::run(show_dry_run(read(&file)?, daemon, options.uses_kubernetes()));
     }
-    let _flush = log::start(&options.log_level, options.log_format)?;
+    let log = log::start(&options.log_level, options.log_format);
     connect::run_to_its_end(async move {
+        // Whatever fails from here on, nothing that an ended guard held stays stopped.
+        let recovered = kwitness_guard::recover(&options.pin_directory).await?;
+        let _flush = log?;
+        let policy = read(&file)?;
         let raiser = raiser(&options).await?;
         let Guard { status_socket, pin_directory, http_listen: http, .. } = options;
-        kwitness_guard::run(Options { policy, daemon, raiser, status_socket, pin_directory, http }).await?;
+        let options = Options { policy, daemon, raiser, status_socket, pin_directory, http };
+        kwitness_guard::run(options, recovered).await?;
         Ok(Code::Success)
     })
 }
@@ -170,14 +175,17 @@ fn text(status: &Status) -> String {
     if !not_held.is_empty() {
         text += &format!("above a threshold and not held{}\n", counts(not_held));
     }
-    text += &format!("\n{} armed\n", armed.len());
+    let count = armed.iter().filter(|armed| armed.suspended.is_none()).count();
+    text += &format!("\n{count} armed\n");
     for of in armed {
         let held: Vec<_> = of.held.iter().map(u32::to_string).collect();
         let held = if held.is_empty() { String::new() } else { format!(", held: {}", held.join(" ")) };
         let original =
             of.original_limit.map(|limit| format!(", limit was {}", kwitness_core::units::bytes(limit)));
         let original = original.unwrap_or_default();
-        text += &format!("  {}  raises {}/{}{original}{held}\n", of.name, of.raises, of.budget);
+        let suspended = of.suspended.as_ref().map(|reason| format!(", suspended: {reason}"));
+        let suspended = suspended.unwrap_or_default();
+        text += &format!("  {}  raises {}/{}{original}{suspended}{held}\n", of.name, of.raises, of.budget);
     }
     if !not_armed.is_empty() {
         text += &format!("not armed{}\n", counts(not_armed));
@@ -189,7 +197,10 @@ fn text(status: &Status) -> String {
         let id: String = of.container_id.chars().take(13).collect();
         let bytes = kwitness_core::units::bytes;
         let outcome = match (of.raised_to, &of.refused) {
-            (Some(to), _) => format!("raised from {} to {}", bytes(of.limit), bytes(to)),
+            (Some(to), _) => {
+                let unverified = if of.unverified { ", unverified" } else { "" };
+                format!("raised from {} to {}{unverified}", bytes(of.limit), bytes(to))
+            }
             (None, Some(reason)) => format!("refused: {reason} (limit {})", bytes(of.limit)),
             (None, None) => String::new(),
         };
@@ -205,14 +216,17 @@ fn counts(of: &std::collections::BTreeMap<String, u64>) -> String {
 }
 
 async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyhow::Result<Code> {
-    let dry_run::Outlook { rows, unnamed } = dry_run::outlook(&policy, daemon, by_kubelet).await?;
+    let dry_run::Outlook { rows, unnamed, protected } = dry_run::outlook(&policy, daemon, by_kubelet).await?;
     let mut output = Output::new();
-    if rows.is_empty() && unnamed.is_empty() {
+    if rows.is_empty() && unnamed.is_empty() && protected.is_empty() {
         output.line("no running container matches the policy")?;
     }
     rows.iter().try_for_each(|row| output.line(&outlook(row)))?;
     for container in &unnamed {
         output.line(&format!("{}: its names are not known yet: not guarded until they are", container.id))?;
+    }
+    for (container, protected) in &protected {
+        output.line(&format!("{}: not guarded: {protected}", container.display_name()))?;
     }
     output.flush()?;
     Ok(Code::Success)
@@ -220,8 +234,7 @@ async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyh
 
 /// What would become of a container.
 fn outlook(row: &dry_run::Row) -> String {
-    let names = row.container.names();
-    let name = [names.namespace, names.pod, names.container].map(|name| name.unwrap_or("-")).join("/");
+    let name = row.container.display_name();
     let (usage, threshold) = (row.usage, row.threshold);
     match (row.limit, &row.raise) {
         (Some(limit), Some(Ok(raise))) => {
@@ -282,6 +295,7 @@ mod tests {
             usage: 60 << 20,
             limit: 64 << 20,
             raised_to,
+            unverified: raised_to.is_some(),
             refused: refused.map(str::to_owned),
             raised_ms: Some(40),
             decided_ms: 52,
@@ -298,8 +312,9 @@ mod tests {
                 raises: 1,
                 budget: 8,
                 original_limit: Some(64 << 20),
+                suspended: Some("atCeiling".to_owned()),
             }],
-            not_armed: BTreeMap::from([("full".to_owned(), 2)]),
+            not_armed: BTreeMap::from([("atCeiling".to_owned(), 1), ("full".to_owned(), 2)]),
             history: vec![ended(Some(128 << 20), None), ended(None, Some("atCeiling"))],
             raised: 1,
             refused: BTreeMap::from([("atCeiling".to_owned(), 1)]),
@@ -311,8 +326,9 @@ mod tests {
                         1 raised, 1 refused: atCeiling 1\n\
                         2 given back, 1 not: limitChanged 1\n\
                         above a threshold and not held: traced 3\n\n\
-                        1 armed\n  dev/web/app  raises 1/8, limit was 64Mi, held: 7 8\nnot armed: full 2\n\n\
-                        last 2\n  0123456789abc  raised from 64Mi to 128Mi, after 52 ms\n  \
+                        0 armed\n  dev/web/app  raises 1/8, limit was 64Mi, suspended: atCeiling, held: 7 8\n\
+                        not armed: atCeiling 1, full 2\n\n\
+                        last 2\n  0123456789abc  raised from 64Mi to 128Mi, unverified, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);
     }

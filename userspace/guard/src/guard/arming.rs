@@ -2,16 +2,17 @@
 //!
 //! Owns the map of armed cgroups. Decides nothing about a hold.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
 
 use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
-use crate::daemon::Container;
+use crate::daemon::{Container, Running};
 use crate::episode::Input;
-use crate::policy::{Rule, Selection};
+use crate::policy::{Bytes, Rule, Selection};
 use crate::program::{level_bit, nanos};
+use crate::protected::Protected;
 
 /// Why a container that the policy selects is not armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +26,19 @@ pub(super) enum NotArmed {
     /// Whether the policy selects it cannot be said: it is armed, or not, as soon as its names are known.
     #[error("its names are not known yet")]
     Unnamed,
+    /// Whatever a rule says.
+    #[error(transparent)]
+    Protected(#[from] Protected),
+}
+
+/// Why a container that is armed otherwise is not held: every raise would be refused in the same way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspended {
+    /// The refusal's name.
+    pub reason: &'static str,
+    /// The limit then. What the refusal depends on is another one together with it: a raise is given back, another process changes
+    /// the limit, the pod's spec gets one.
+    limit: Option<Bytes>,
 }
 
 impl NotArmed {
@@ -34,6 +48,7 @@ impl NotArmed {
             Self::TooDeep => "tooDeep",
             Self::Full => "full",
             Self::Unnamed => "unnamed",
+            Self::Protected(protected) => protected.name(),
         }
     }
 
@@ -51,12 +66,12 @@ impl NotArmed {
 
 impl Guard {
     /// Arms what the policy selects of these containers and their pods, and disarms what is not among them any more.
-    pub(super) fn arm(&mut self, containers: Vec<Container>) -> anyhow::Result<()> {
+    pub(super) fn arm(&mut self, running: Running) -> anyhow::Result<()> {
         // The container runtime raises no pod.
         if self.options.raiser.raises_pod() {
-            self.pods.update(&self.options.policy, &containers);
+            self.pods.update(&self.options.policy, &running.containers);
         }
-        self.containers = containers;
+        self.running = running;
         self.arm_known()
     }
 
@@ -80,13 +95,21 @@ impl Guard {
 
     fn arm_known(&mut self) -> anyhow::Result<()> {
         let mut wanted: HashMap<u64, (Container, Rule)> = HashMap::new();
-        let mut unnamed = HashSet::new();
+        let mut excluded: HashMap<u64, (Container, NotArmed)> = HashMap::new();
         let pods = self.guarded_pods();
-        for container in self.containers.iter().chain(&pods) {
+        for container in self.running.containers.iter().chain(&pods) {
             let id = container.cgroup_id;
             match (container.select(&self.options.policy), self.guarded.get(&id)) {
                 (Selection::Rule(rule), _) => {
-                    wanted.insert(id, (container.clone(), rule.clone()));
+                    let needed = self.running.daemon.iter().chain(&self.own_cgroup);
+                    match Protected::of(container, rule, needed) {
+                        Some(protected) => {
+                            excluded.insert(id, (container.clone(), protected.into()));
+                        }
+                        None => {
+                            wanted.insert(id, (container.clone(), rule.clone()));
+                        }
+                    }
                 }
                 (Selection::Nothing, _) => {}
                 // A daemon that was started again asks for the names again: what is armed stays so meanwhile.
@@ -94,7 +117,7 @@ impl Guard {
                     wanted.insert(id, (of.container.clone(), of.rule.clone()));
                 }
                 (Selection::Undecided, None) => {
-                    unnamed.insert(id);
+                    excluded.insert(id, (container.clone(), NotArmed::Unnamed));
                 }
             }
         }
@@ -102,8 +125,10 @@ impl Guard {
         for cgroup_id in gone {
             self.disarm(cgroup_id)?;
         }
-        self.not_armed.retain(|id, _| wanted.contains_key(id));
-        self.not_armed.extend(unnamed.into_iter().map(|id| (id, NotArmed::Unnamed)));
+        self.not_armed.retain(|id, _| wanted.contains_key(id) || excluded.contains_key(id));
+        for (container, reason) in excluded.into_values() {
+            self.exclude(&container, reason);
+        }
         self.retired.retain(|id, of| exists(&of.container.cgroup_path, *id));
         self.inherited.retain(|id, lent| exists(&lent.cgroup_path, *id));
         for (cgroup_id, (container, rule)) in wanted {
@@ -112,15 +137,13 @@ impl Guard {
                 // A name that has become known may select another one.
                 if guarded.rule != rule {
                     guarded.rule = rule;
+                    guarded.suspended = None;
                     self.write_armed(cgroup_id)?;
                 }
                 continue;
             }
             if let Some(reason) = NotArmed::of(&container, self.guarded.len()) {
-                if self.not_armed.insert(cgroup_id, reason) != Some(reason) {
-                    let (id, path) = (&container.id, &container.cgroup_path);
-                    tracing::warn!(container = id, path, reason = reason.name(), "not armed: {reason}");
-                }
+                self.exclude(&container, reason);
                 continue;
             }
             self.not_armed.remove(&cgroup_id);
@@ -152,6 +175,15 @@ impl Guard {
         self.beat()
     }
 
+    /// Notes why a container is not armed. That its names are to come is no news.
+    fn exclude(&mut self, container: &Container, reason: NotArmed) {
+        let is_news = self.not_armed.insert(container.cgroup_id, reason) != Some(reason);
+        if is_news && reason != NotArmed::Unnamed {
+            let Container { id, cgroup_path: path, .. } = container;
+            tracing::warn!(container = id, path, reason = reason.name(), "not armed: {reason}");
+        }
+    }
+
     fn disarm(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
         let episode = self.guarded.get_mut(&cgroup_id).and_then(|guarded| guarded.episode.take());
         if let Some(running) = episode {
@@ -166,11 +198,36 @@ impl Guard {
         Ok(())
     }
 
+    /// Holds nothing of a container until its limit is another one.
+    pub(super) fn suspend(&mut self, cgroup_id: u64, reason: &'static str) -> anyhow::Result<()> {
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        guarded.suspended = Some(Suspended { reason, limit: limit(&guarded.container).flatten() });
+        let container = &guarded.container.id;
+        tracing::warn!(container, reason, "suspended: nothing of it is held until its limit is another one");
+        Ok(self.program.disarm(cgroup_id)?)
+    }
+
+    /// Arms those again whose limit is another one than when they were suspended.
+    pub(super) fn look_at_suspended(&mut self) -> anyhow::Result<()> {
+        let is_over = |guarded: &Guarded| {
+            let suspended = guarded.suspended?;
+            (limit(&guarded.container)? != suspended.limit).then_some(())
+        };
+        let over = self.guarded.iter().filter_map(|(id, guarded)| is_over(guarded).map(|()| *id));
+        for cgroup_id in over.collect::<Vec<_>>() {
+            if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
+                guarded.suspended = None;
+                tracing::info!(container = guarded.container.id, "armed again: its limit is another one");
+            }
+            self.write_armed(cgroup_id)?;
+        }
+        Ok(())
+    }
+
     /// Gives the program what it must know of a container.
     pub(super) fn write_armed(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
-        let Some(Guarded { container, rule, quiet_until, .. }) = self.guarded.get(&cgroup_id) else {
-            return Ok(());
-        };
+        let guarded = self.guarded.get(&cgroup_id).filter(|guarded| guarded.suspended.is_none());
+        let Some(Guarded { container, rule, quiet_until, .. }) = guarded else { return Ok(()) };
         let armed = Armed {
             quiet_until: *quiet_until,
             longest: nanos(rule.longest_hold),
@@ -179,6 +236,11 @@ impl Guard {
         };
         Ok(self.program.arm(cgroup_id, armed)?)
     }
+}
+
+/// The limit of a container now; none: it cannot be read.
+fn limit(container: &Container) -> Option<Option<Bytes>> {
+    Cgroup::find(&container.cgroup_path, container.cgroup_id).ok()??.limit().ok()
 }
 
 /// Whether that cgroup is still there. One that cannot be looked at may be.

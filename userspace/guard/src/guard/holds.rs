@@ -9,9 +9,13 @@ use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::proto::guard_report::Report;
 use kwitness_api::proto::{self, CgroupRole};
 
-use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, available, hold_id, verify};
+use super::in_force::verify;
+use super::late::Late;
+use super::room::Room;
+use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, hold_id};
+use crate::brake;
 use crate::cgroup::{self, Cgroup};
-use crate::episode::{Episode, Input, Next, Outcome};
+use crate::episode::{Episode, Input, Next, Outcome, Proof};
 use crate::plan::{Facts, Refusal};
 use crate::policy::Bytes;
 use crate::process::{self, Motion, State};
@@ -46,13 +50,14 @@ impl Guard {
                 }
             }
         }
+        let mut room = None;
         for (cgroup_id, hold) in first {
             match self.guarded.get_mut(&cgroup_id) {
                 // Disarmed while the program was at it.
                 None => self.continue_all(&held, cgroup_id),
                 // What is being lowered would be lowered after the raise.
                 Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {}
-                Some(guarded) if guarded.episode.is_none() => self.begin(&hold)?,
+                Some(guarded) if guarded.episode.is_none() => self.begin(&hold, &mut room)?,
                 Some(guarded) => {
                     if let Some(running) = guarded.episode.take_if(|running| now >= running.until) {
                         self.perform(cgroup_id, running, Input::Overdue)?;
@@ -68,11 +73,13 @@ impl Guard {
     fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
         let mut moving = HashSet::new();
         let mut looks = process::LOOKS;
+        let now = program::now();
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
             let is_settled = self.continuing.contains(&id) || self.still.contains(&id);
-            if !is_braked || is_settled || moving.contains(&hold.cgroup_id) {
+            let is_over = now >= brake::end(hold);
+            if !is_braked || is_over || is_settled || moving.contains(&hold.cgroup_id) {
                 continue;
             }
             let mut mover = self.movers.remove(&id);
@@ -130,12 +137,16 @@ impl Guard {
     }
 
     /// The first hold of a container that has no episode.
-    fn begin(&mut self, first: &Hold) -> anyhow::Result<()> {
+    fn begin(&mut self, first: &Hold, room: &mut Option<Room>) -> anyhow::Result<()> {
         let seen = program::now();
         let Some(guarded) = self.guarded.get_mut(&first.cgroup_id) else { return Ok(()) };
         guarded.give_back.held();
+        let room = match room {
+            Some(room) => room,
+            none => none.insert(self.room()?),
+        };
         let Some(guarded) = self.guarded.get(&first.cgroup_id) else { return Ok(()) };
-        let next = match self.facts(guarded, first)? {
+        let next = match self.facts(guarded, first, room) {
             Ok(facts) => Episode::begin(&guarded.rule, &facts),
             Err(refusal) => Next::Continue(Outcome::Refused(refusal)),
         };
@@ -145,6 +156,7 @@ impl Guard {
         let running = |episode| Running { number, episode, until: first.until, first: *first, times };
         match next {
             Next::Raise(episode) => {
+                room.raised(first.cgroup_id, episode.raise());
                 self.raise(first.cgroup_id, running(episode));
                 Ok(())
             }
@@ -155,7 +167,7 @@ impl Guard {
     }
 
     /// What a raise is planned by, as it is at this moment.
-    fn facts(&self, guarded: &Guarded, first: &Hold) -> anyhow::Result<Result<Facts, Refusal>> {
+    fn facts(&self, guarded: &Guarded, first: &Hold, room: &Room) -> Result<Facts, Refusal> {
         let Guarded { container, rule, .. } = guarded;
         let read = || -> std::io::Result<_> {
             let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id)?;
@@ -163,29 +175,28 @@ impl Guard {
         };
         let (limit, above) = match read() {
             Ok(Some(read)) => read,
-            Ok(None) => return Ok(Err(Refusal::Gone)),
-            Err(error) if cgroup::is_gone(&error) => return Ok(Err(Refusal::Gone)),
-            Err(error) => return Ok(Err(Refusal::Unreadable(error.to_string()))),
+            Ok(None) => return Err(Refusal::Gone),
+            Err(error) if cgroup::is_gone(&error) => return Err(Refusal::Gone),
+            Err(error) => return Err(Refusal::Unreadable(error.to_string())),
         };
-        let others = self.guarded.values().chain(self.retired.values());
-        let others = others.filter(|other| other.container.cgroup_id != container.cgroup_id);
-        let promised = others.filter_map(Guarded::promised).map(|promised| promised.0);
-        Ok(Ok(Facts {
+        Ok(Facts {
             held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
             limit,
             above,
             is_pod_raised: self.options.raiser.raises_pod(),
-            available: available()?,
-            promised: Bytes(promised.fold(0, u64::saturating_add)),
+            available: room.available,
+            reserve: room.reserve,
+            promised: room.promised_beside(container.cgroup_id),
             raises: guarded.raises.count(),
-            unanswered: guarded.unanswered || guarded.give_back.is_lowering(),
-        }))
+            unanswered: guarded.unanswered || guarded.is_taking_back || guarded.give_back.is_lowering(),
+        })
     }
 
     /// Gives an episode an input, and performs what follows.
     pub(super) fn perform(&mut self, cgroup_id: u64, running: Running, input: Input) -> anyhow::Result<()> {
         let Running { number, episode, until, first, times } = running;
         let keep = |episode| Running { number, episode, until, first, times };
+        let change = episode.raise();
         match episode.next(input) {
             Next::Raise(episode) => self.raise(cgroup_id, keep(episode)),
             Next::Verify(episode) => self.verify(cgroup_id, keep(episode)),
@@ -194,7 +205,17 @@ impl Guard {
                     guarded.episode = Some(keep(episode));
                 }
             }
-            Next::Continue(outcome) => self.end(cgroup_id, &first, times, outcome)?,
+            Next::Continue(outcome) => {
+                // Whatever came after the answer that it was accepted.
+                let left = match &outcome {
+                    Outcome::Refused(refusal) if times.raised.is_some() => Some(refusal.clone()),
+                    Outcome::Refused(_) | Outcome::Raised(..) => None,
+                };
+                self.end(cgroup_id, &first, times, outcome)?;
+                if let Some(refusal) = left {
+                    self.left_open(cgroup_id, Late { change, since: first.since }, &refusal);
+                }
+            }
         }
         Ok(())
     }
@@ -202,16 +223,18 @@ impl Guard {
     fn raise(&mut self, cgroup_id: u64, running: Running) {
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let (episode, raise) = (running.number, running.episode.raise());
+        let since = running.first.since;
         let container = guarded.container.clone();
         let hold = Duration::from_nanos(running.until.saturating_sub(program::now()));
+        let asked = guarded.loan.map(|loan| loan.asked());
         guarded.episode = Some(running);
         guarded.unanswered = true;
         self.request(cgroup_id, raise);
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.answers.spawn(async move {
             announce(&reporter, &container, raise.to).await;
-            let answer = raiser.set(&container, raise, hold).await;
-            Answer { cgroup_id, episode, raise, input: Input::Raised(answer) }
+            let answer = raiser.set(&container, raise, asked, hold).await;
+            Answer { cgroup_id, episode, since, raise, input: Input::Raised(answer) }
         });
     }
 
@@ -221,24 +244,25 @@ impl Guard {
         running.times.raised = Some(now);
         let wait = Duration::from_nanos(running.until.saturating_sub(now));
         let (episode, raise) = (running.number, running.episode.raise());
+        let since = running.first.since;
         let container = guarded.container.clone();
         guarded.episode = Some(running);
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.answers.spawn(async move {
             let verified = verify(address, &raiser, &container, raise.to, wait).await;
-            Answer { cgroup_id, episode, raise, input: Input::Verified(verified) }
+            Answer { cgroup_id, episode, since, raise, input: Input::Verified(verified) }
         });
     }
 
     /// An answer to an episode under way, or to one that is over.
     pub(super) fn answered(&mut self, answer: Answer) -> anyhow::Result<()> {
-        let Answer { cgroup_id, episode, raise, input } = answer;
+        let Answer { cgroup_id, episode, since, raise, input } = answer;
         let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let is_raised = input == Input::Raised(Ok(()));
         if is_raised {
             guarded.raises.accepted(raise);
         }
-        if input == Input::Verified(Ok(())) {
+        if matches!(input, Input::Verified(Ok(_))) {
             guarded.raises.in_force();
         }
         if let Input::Raised(answer) = &input {
@@ -250,17 +274,14 @@ impl Guard {
                 self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
             }
             Input::Raised(Err(refusal)) if refusal.is_open() => self.resolve(cgroup_id, raise),
-            Input::Verified(Ok(())) if current.is_some() => {
+            Input::Verified(Ok(_)) if current.is_some() => {
                 self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
             }
             _ => {}
         }
         match current {
             Some(running) => self.perform(cgroup_id, running, input)?,
-            None if is_raised => {
-                let container = self.container_id(cgroup_id);
-                tracing::warn!(container, "raised after the hold had ended");
-            }
+            None if is_raised => self.verify_late(cgroup_id, Late { change: raise, since }),
             None => {}
         }
         self.look()
@@ -280,6 +301,7 @@ impl Guard {
             usage: first.usage.saturating_mul(page),
             limit: first.limit.saturating_mul(page),
             raised_to: None,
+            unverified: false,
             refused: None,
             raised_ms: times.raised.map(after),
             decided_ms: after(now),
@@ -289,7 +311,7 @@ impl Guard {
         let level = self.level(cgroup_id);
         let held_ns = now.saturating_sub(first.since);
         match &outcome {
-            Outcome::Raised(raise) => {
+            Outcome::Raised(raise, proof) => {
                 let raised = proto::GuardRaised {
                     level: level.into(),
                     limit_before: raise.from.0,
@@ -304,10 +326,12 @@ impl Guard {
                     to = raise.to.0,
                     raised_ms,
                     decided_ms,
+                    ?proof,
                     "guardRaised"
                 );
                 self.counts.raises += 1;
                 ended.raised_to = Some(raise.to.0);
+                ended.unverified = *proof == Proof::Files;
             }
             Outcome::Refused(refusal) => {
                 let level = match refusal.level() {
@@ -326,8 +350,10 @@ impl Guard {
                 tracing::warn!(container, reason = refusal.name(), %refusal, decided_ms, "guardRefused");
                 *self.counts.refusals.entry(refusal.name()).or_default() += 1;
                 ended.refused = Some(refusal.name().to_owned());
-                if refusal.is_failure() {
-                    // Before anything continues, or it would be held again at its next charge.
+                // Before anything continues, or it would be held again at its next charge.
+                if refusal.is_permanent() {
+                    self.suspend(cgroup_id, refusal.name())?;
+                } else if refusal.is_failure() {
                     self.quiet(cgroup_id, now)?;
                 }
             }

@@ -1,4 +1,4 @@
-//! How many raises a container has had: what is compared with its policy's budget. Pure.
+//! How many raises a container has had and not given back: what is compared with its policy's budget. Pure.
 //!
 //! A raise without an answer counts once it is found to have been accepted: then, and not a second time.
 
@@ -38,6 +38,19 @@ impl Raises {
         }
     }
 
+    /// It was accepted, and was taken back before it was in force.
+    pub fn taken_back(&mut self, change: Change) {
+        if self.open.take_if(|open| *open == change).is_some() {
+            self.count = self.count.saturating_sub(1);
+        }
+    }
+
+    /// A limit was lowered, by so many raises; `is_all`: nothing is lent any more.
+    pub fn returned(&mut self, raises: u64, is_all: bool) {
+        let raises = u32::try_from(raises).unwrap_or(u32::MAX);
+        self.count = if is_all { 0 } else { self.count.saturating_sub(raises) };
+    }
+
     /// It is in force.
     pub fn in_force(&mut self) {
         self.open = None;
@@ -67,6 +80,30 @@ mod tests {
         raises.requested(UP);
         raises.found(UP);
         assert_eq!(raises.count(), 2, "the same change again, without an answer");
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_had_again() {
+        let mut raises = Raises { count: 5, open: None };
+        raises.returned(2, false);
+        assert_eq!(raises.count(), 3);
+        raises.returned(u64::MAX, false);
+        assert_eq!(raises.count(), 0);
+        let mut raises = Raises { count: 5, open: None };
+        raises.returned(1, true);
+        assert_eq!(raises.count(), 0, "one of them never came");
+    }
+
+    #[test]
+    fn what_never_came_into_force_and_was_taken_back_does_not_count() {
+        let mut raises = Raises::default();
+        raises.requested(UP);
+        raises.accepted(UP);
+        raises.taken_back(DOWN);
+        assert_eq!(raises.count(), 1, "another one");
+        raises.taken_back(UP);
+        raises.taken_back(UP);
+        assert_eq!(raises.count(), 0);
     }
 
     #[test]

@@ -10,9 +10,12 @@ use std::time::Duration;
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
-use super::{Guard, Guarded, announce, verify};
+use super::in_force::verify;
+use super::late::Late;
+use super::{Guard, Guarded, announce};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
+use crate::episode::Proof;
 use crate::give_back::{self, Loan, Next, Sample};
 use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
@@ -22,19 +25,29 @@ use crate::raise::Raiser;
 use crate::reporter;
 
 /// How long the API server, and then the daemon, may take: no process waits for it.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// An answer to a return.
 #[derive(Debug)]
 pub(super) struct Answer {
-    cgroup_id: u64,
-    input: Input,
+    pub cgroup_id: u64,
+    pub input: Input,
 }
 
 #[derive(Debug)]
-enum Input {
+pub(super) enum Input {
     Lowered(Result<(), Refusal>),
-    Verified(Result<(), Refusal>),
+    Verified(Result<Proof, Refusal>),
+    /// Whether a raise came into force after its hold.
+    Late {
+        late: Late,
+        verified: Result<Proof, Refusal>,
+    },
+    /// Whether a raise that the kubelet had put off was taken back.
+    TakenBack {
+        change: Change,
+        answer: Result<bool, Refusal>,
+    },
     /// Whether that change, without an answer until then, was accepted; the requests by then.
     Resolved {
         change: Change,
@@ -138,21 +151,28 @@ impl Guard {
     }
 
     /// The container runtime, the Kubernetes API or the daemon has answered.
-    pub(super) fn return_answered(&mut self, answer: Answer) {
+    pub(super) fn return_answered(&mut self, answer: Answer) -> anyhow::Result<()> {
         let Answer { cgroup_id, input } = answer;
-        let Some(guarded) = self.known_mut(cgroup_id) else { return };
+        let Some(guarded) = self.known_mut(cgroup_id) else { return Ok(()) };
         let next = match input {
+            Input::Late { late, verified } => return self.late(cgroup_id, late, verified),
+            Input::TakenBack { change, answer } => {
+                self.taken_back(cgroup_id, change, answer);
+                return Ok(());
+            }
             Input::Resolved { change, requests, is_accepted } => {
-                return self.resolved(cgroup_id, change, requests, is_accepted);
+                self.resolved(cgroup_id, change, requests, is_accepted);
+                return Ok(());
             }
             Input::Lowered(answer) => {
                 // It may come after a raise, and set less than is used by then.
                 guarded.unanswered |= answer == Err(Refusal::Unanswered);
                 guarded.give_back.lowered(answer)
             }
-            Input::Verified(answer) => guarded.give_back.verified(answer),
+            Input::Verified(answer) => guarded.give_back.verified(answer.map(drop)),
         };
         self.follow(cgroup_id, next);
+        Ok(())
     }
 
     fn follow(&mut self, cgroup_id: u64, next: Next) {
@@ -179,6 +199,7 @@ impl Guard {
     }
 
     fn lower(&mut self, cgroup_id: u64, change: Change) {
+        let asked = self.known(cgroup_id).and_then(|guarded| guarded.loan).map(|loan| loan.asked());
         self.request(cgroup_id, change);
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
         let container = guarded.container.clone();
@@ -189,7 +210,7 @@ impl Guard {
             announce(&reporter, &container, change.to).await;
             let answer = match in_use(&container, &rule, change.to) {
                 Some(used) => Err(Refusal::InUse { used, limit: change.to }),
-                None => raiser.set(&container, change, LIMIT).await,
+                None => raiser.set(&container, change, asked, LIMIT).await,
             };
             Answer { cgroup_id, input: Input::Lowered(answer) }
         });
@@ -225,6 +246,10 @@ impl Guard {
         self.reporter.push(&guarded.container.id, Report::Returned(returned));
         self.counts.returns += 1;
         self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
+        if let Some(guarded) = self.known_mut(cgroup_id) {
+            let steps = from.0.saturating_sub(to.0).div_ceil(guarded.rule.step.0);
+            guarded.raises.returned(steps, guarded.loan.is_none());
+        }
     }
 
     fn return_refused(&mut self, cgroup_id: u64, limit: Option<Bytes>, refusal: &Refusal) {

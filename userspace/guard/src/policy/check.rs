@@ -22,8 +22,9 @@ const KEYS: [&str; 11] = [
     "give_back_after",
     "brake",
 ];
-/// The only key outside of rules.
 const RULE: &str = "rule";
+/// The keys outside of rules.
+const OUTSIDE: [&str; 2] = ["node_reserve", RULE];
 /// How alike two keys must be to suggest one for the other (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.75;
 /// The longest name: that of a Kubernetes object (RFC 1123 subdomain).
@@ -71,8 +72,8 @@ impl<'a> Source<'a> {
     /// Fails if a key does not exist.
     pub(super) fn check_keys(&self) -> Result<(), PolicyError> {
         let mut problems = Vec::new();
-        for key in self.table.get_ref().keys().filter(|key| key.get_ref() != RULE) {
-            problems.push(self.unknown(key.span().start, key.get_ref(), &[RULE]));
+        for key in self.table.get_ref().keys().filter(|key| !OUTSIDE.contains(&key.get_ref().as_ref())) {
+            problems.push(self.unknown(key.span().start, key.get_ref(), &OUTSIDE));
         }
         for key in self.rules().into_iter().flat_map(DeTable::keys) {
             if !KEYS.contains(&key.get_ref().as_ref()) {

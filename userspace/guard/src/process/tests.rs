@@ -1,3 +1,4 @@
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal as Unix, kill};
@@ -60,6 +61,27 @@ fn a_stopped_process_is_continued_and_an_ended_one_is_gone() {
     assert!(Held::find(key).unwrap().is_none());
 }
 
+#[test]
+fn what_is_not_stopped_gets_no_sigcont() {
+    let line = "trap 'echo continued' CONT; echo ready; read line; read line";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = Killed(shell.spawn().unwrap());
+    let mut output = BufReader::new(child.0.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(next(), "ready\n");
+    let held = Held::find(key(&child.0)).unwrap().unwrap();
+    assert!(!held.may_be_stopped().unwrap());
+    assert_eq!(held.resume().unwrap(), State::Running);
+    drop(child.0.stdin.take());
+    assert_eq!(next(), "", "it has caught a SIGCONT");
+    child.0.wait().unwrap();
+}
+
 fn is_moving(held: &Held) -> bool {
     held.is_moving(&mut None, &mut { LOOKS }).unwrap()
 }
@@ -79,6 +101,7 @@ fn so_many_threads_are_looked_at_and_the_one_that_moved_is_looked_at_first() {
     assert_eq!((mover, looks), (None, 0));
     assert!(held.is_moving(&mut mover, &mut looks).unwrap(), "it may not be looked at now");
     let many = Held { threads: THREADS_MAX + 1, ..held };
+    assert!(many.may_be_stopped().unwrap());
     assert!(is_moving(&many), "it has too many threads");
     assert_eq!(many.resume().unwrap(), State::Running);
     drop(child.stdin.take());

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::resize::{Target, is_about_pod, text};
 use crate::daemon::Container;
 use crate::plan::{Change, Refusal, ResizeRefusal};
+use crate::policy::Bytes;
 
 /// The name under which the API records the guard's fields.
 const FIELD_MANAGER: &str = "kwitness-guard";
@@ -84,26 +85,52 @@ impl Kubernetes {
         Ok(this)
     }
 
-    /// Sets a container's limit by a resize of its pod; the answer is that the API server has accepted it.
+    /// Sets a container's limit by a resize of its pod; the answer is that the API server has accepted it, now or before. `asked` is
+    /// the limit that the guard has requested before. A raise waits for the end of another client's resize.
     ///
     /// # Errors
     /// The pod may not have it, the API server does not accept it, or `hold` has passed.
-    pub async fn set(&self, container: &Container, change: Change, hold: Duration) -> Result<(), Refusal> {
-        let answer = tokio::time::timeout(hold, self.resize(container, change)).await;
+    pub async fn set(
+        &self,
+        container: &Container,
+        change: Change,
+        asked: Option<Bytes>,
+        hold: Duration,
+    ) -> Result<(), Refusal> {
+        let end = Instant::now() + hold;
+        let answer = tokio::time::timeout_at(end, self.resize(container, change, asked, end)).await;
         answer.unwrap_or(Err(ResizeRefusal::NoAnswer.into()))
     }
 
-    async fn resize(&self, container: &Container, change: Change) -> Result<(), Refusal> {
+    async fn resize(
+        &self,
+        container: &Container,
+        change: Change,
+        asked: Option<Bytes>,
+        end: Instant,
+    ) -> Result<(), Refusal> {
         let target = Target::of(container)?;
         let pods = self.pods(target);
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        for _ in 0..ATTEMPTS {
+        let mut conflicts = 0;
+        while conflicts < ATTEMPTS {
             let pod = pods.get(target.pod).await.map_err(refusal)?;
-            let patch = target.patch(&pod, self.node.as_deref(), change, procfs::page_size())?;
+            if asked == Some(change.to) && target.is_accepted(&pod, change) == Some(true) {
+                return Ok(());
+            }
+            let patch = match target.patch(&pod, self.node.as_deref(), change, asked, procfs::page_size()) {
+                // What is lowered is not needed soon, and a raise would wait for it.
+                Err(Refusal::Resize(ResizeRefusal::Pending(_)))
+                    if change.to > change.from && Instant::now() + 2 * LOOK < end =>
+                {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+                patch => patch?,
+            };
             let is_about_pod = is_about_pod(&patch);
-            let patched = pods.patch_resize(target.pod, &params, &Patch::Strategic(patch)).await;
+            let patched = pods.patch_resize(target.pod, &params(), &Patch::Strategic(patch)).await;
             match patched.map_err(refusal) {
-                Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
+                Err(Refusal::Resize(ResizeRefusal::Conflict)) => conflicts += 1,
                 // Before Kubernetes 1.36 no pod with resources of its own is resized, unless a feature gate is set.
                 Err(Refusal::Resize(ResizeRefusal::Invalid(why))) if is_about_pod => {
                     return Err(ResizeRefusal::PodLimit(why).into());
@@ -112,6 +139,39 @@ impl Kubernetes {
             }
         }
         Err(ResizeRefusal::Conflict.into())
+    }
+
+    /// Sets the limit of the spec to what it was before a raise that the kubelet has put off; whether it still had.
+    ///
+    /// # Errors
+    /// The API server does not accept that, or `limit` has passed.
+    pub async fn take_back(
+        &self,
+        container: &Container,
+        raise: Change,
+        limit: Duration,
+    ) -> Result<bool, Refusal> {
+        let Change { from, to } = raise;
+        let taken_back = async {
+            let target = Target::of(container)?;
+            let pods = self.pods(target);
+            for _ in 0..ATTEMPTS {
+                let pod = pods.get(target.pod).await.map_err(refusal)?;
+                if !target.is_put_off(&pod, raise) {
+                    return Ok(false);
+                }
+                let back = Change { from: to, to: from };
+                let patch = target.patch(&pod, self.node.as_deref(), back, Some(to), procfs::page_size())?;
+                let patched = pods.patch_resize(target.pod, &params(), &Patch::Strategic(patch)).await;
+                match patched.map_err(refusal) {
+                    Err(Refusal::Resize(ResizeRefusal::Conflict)) => {}
+                    answer => return answer.map(|_| true),
+                }
+            }
+            Err(ResizeRefusal::Conflict.into())
+        };
+        let answer = tokio::time::timeout(limit, taken_back).await;
+        answer.unwrap_or(Err(ResizeRefusal::NoAnswer.into()))
     }
 
     /// Waits until the kubelet refuses a resize that the API server has accepted, or the pod is going; for ever, if neither
@@ -179,6 +239,10 @@ impl Kubernetes {
     }
 }
 
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
 /// What an error of the API means for a raise.
 fn refusal(error: Error) -> Refusal {
     let refusal = match error {
@@ -218,6 +282,10 @@ mod tests {
         pod_limit: bool,
         /// The pod has another version each time that it is read.
         is_changing: bool,
+        /// Another client's resize is under way for so many reads.
+        pending_reads: usize,
+        /// The kubelet has deferred what the spec has.
+        is_deferred: bool,
     }
 
     /// A request: its method, path with query, type of content and body.
@@ -254,6 +322,15 @@ mod tests {
                     pod["spec"]["resources"] = json!({ "limits": { "memory": "1Gi" } });
                 }
                 pod["metadata"]["resourceVersion"] = json!(version.to_string());
+                if self.requests.lock().unwrap().len() <= self.pending_reads {
+                    let condition = json!({ "type": "PodResizeInProgress", "status": "True" });
+                    pod["status"]["conditions"] = json!([condition]);
+                }
+                if self.is_deferred {
+                    let condition =
+                        json!({ "type": "PodResizePending", "status": "True", "reason": "Deferred" });
+                    pod["status"]["conditions"] = json!([condition]);
+                }
                 pod
             } else {
                 json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no\x07",
@@ -279,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn a_raise_reads_the_pod_and_patches_its_resize_and_nothing_else() {
         let server = Server::new(&[200]);
-        assert_eq!(server.access().set(&container(), RAISE, HOLD).await, Ok(()));
+        assert_eq!(server.access().set(&container(), RAISE, None, HOLD).await, Ok(()));
         assert_eq!(*server.requests.lock().unwrap(), [read(), patch(VERSION)]);
     }
 
@@ -304,12 +381,63 @@ mod tests {
     #[tokio::test]
     async fn a_pod_that_changed_meanwhile_is_read_again_and_not_for_ever() {
         let server = Server::new(&[409, 409, 200]);
-        assert_eq!(server.access().set(&container(), RAISE, HOLD).await, Ok(()));
+        assert_eq!(server.access().set(&container(), RAISE, None, HOLD).await, Ok(()));
         let expected = (0..3).flat_map(|changes| [read(), patch(VERSION + changes)]);
         assert_eq!(*server.requests.lock().unwrap(), expected.collect::<Vec<_>>());
         let server = Server::new(&[409; ATTEMPTS]);
-        let refused = server.access().set(&container(), RAISE, HOLD).await;
+        let refused = server.access().set(&container(), RAISE, None, HOLD).await;
         assert_eq!(refused, Err(ResizeRefusal::Conflict.into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_raise_waits_for_another_clients_resize_as_long_as_the_hold_lasts() {
+        let server = Server { pending_reads: 2, ..Server::new(&[200]) };
+        assert_eq!(server.access().set(&container(), RAISE, None, HOLD).await, Ok(()));
+        assert_eq!(*server.requests.lock().unwrap(), [read(), read(), read(), patch(VERSION)]);
+
+        let (began, hold) = (Instant::now(), Duration::from_secs(3));
+        let server = Server { pending_reads: usize::MAX, ..Server::new(&[]) };
+        let refused = server.access().set(&container(), RAISE, None, hold).await.unwrap_err();
+        assert_eq!(refused.name(), "resizePending");
+        assert!((hold - 2 * LOOK..hold).contains(&began.elapsed()), "{:?}", began.elapsed());
+
+        let (began, server) = (Instant::now(), Server { pending_reads: usize::MAX, ..Server::new(&[]) });
+        let lower = Change { from: RAISE.from, to: Bytes(RAISE.from.0 / 2) };
+        let refused = server.access().set(&container(), lower, None, HOLD).await.unwrap_err();
+        assert_eq!((refused.name(), began.elapsed()), ("resizePending", Duration::ZERO), "lowered");
+    }
+
+    #[tokio::test]
+    async fn what_the_guard_has_requested_before_and_the_spec_has_is_accepted_without_a_patch() {
+        let again = Change { from: Bytes(RAISE.from.0 / 2), to: RAISE.from };
+        let server = Server { pending_reads: usize::MAX, ..Server::new(&[]) };
+        assert_eq!(server.access().set(&container(), again, Some(again.to), HOLD).await, Ok(()));
+        assert_eq!(*server.requests.lock().unwrap(), [read()]);
+        let others = Server::new(&[]).access().set(&container(), again, None, HOLD).await.unwrap_err();
+        assert_eq!(others.name(), "specDiffers", "another client's");
+    }
+
+    #[tokio::test]
+    async fn what_the_kubelet_has_put_off_is_taken_back_and_nothing_else() {
+        let raise = Change { from: Bytes(RAISE.from.0 / 2), to: RAISE.from };
+        let server = Server { is_deferred: true, ..Server::new(&[409, 200]) };
+        assert_eq!(server.access().take_back(&container(), raise, HOLD).await, Ok(true));
+        {
+            let requests = server.requests.lock().unwrap();
+            let [_, _, _, (method, _, _, patch)] = &requests[..] else { panic!("{requests:?}") };
+            assert_eq!(*method, Method::PATCH);
+            assert_eq!(patch["metadata"]["resourceVersion"], (VERSION + 1).to_string());
+            assert_eq!(
+                patch["spec"]["containers"][0]["resources"],
+                json!({ "limits": { "memory": "32Mi" } })
+            );
+        }
+        for (server, raise) in
+            [(Server::new(&[]), raise), (Server { is_deferred: true, ..Server::new(&[]) }, RAISE)]
+        {
+            assert_eq!(server.access().take_back(&container(), raise, HOLD).await, Ok(false));
+            assert_eq!(*server.requests.lock().unwrap(), [read()]);
+        }
     }
 
     #[tokio::test]
@@ -321,7 +449,7 @@ mod tests {
             (403, ResizeRefusal::Forbidden(said()).into()),
             (503, ResizeRefusal::Unavailable(said()).into()),
         ] {
-            let refused = Server::new(&[code]).access().set(&container(), RAISE, HOLD).await;
+            let refused = Server::new(&[code]).access().set(&container(), RAISE, None, HOLD).await;
             assert_eq!(refused, Err(expected), "{code}");
         }
     }
@@ -329,7 +457,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_resizes_no_pod_with_a_limit_of_its_own_is_refused_by_name() {
         let server = Server { pod_limit: true, ..Server::new(&[422]) };
-        let refused = server.access().set(&container(), RAISE, HOLD).await;
+        let refused = server.access().set(&container(), RAISE, None, HOLD).await;
         assert_eq!(refused, Err(ResizeRefusal::PodLimit("no\\x07".to_owned()).into()));
     }
 
@@ -356,7 +484,7 @@ mod tests {
             std::future::pending::<Result<Response<Body>, Infallible>>()
         });
         let access = Kubernetes { client: Client::new(silent, "default"), node: None };
-        let refused = access.set(&container(), RAISE, Duration::from_millis(1)).await;
+        let refused = access.set(&container(), RAISE, None, Duration::from_millis(1)).await;
         assert_eq!(refused, Err(ResizeRefusal::NoAnswer.into()));
     }
 }

@@ -18,6 +18,7 @@ pub use kubernetes::Kubernetes;
 
 use crate::daemon::Container;
 use crate::plan::{Change, Refusal};
+use crate::policy::Bytes;
 
 /// Who is asked for a raise.
 #[derive(Clone, Debug)]
@@ -45,8 +46,8 @@ impl Raiser {
         !matches!(self, Self::Cri(_))
     }
 
-    /// Changes a container's limit. The answer is that the change was accepted, not that it is in force. `limit` is how long the
-    /// Kubernetes API may take.
+    /// Changes a container's limit. The answer is that the change was accepted, not that it is in force. `asked` is the limit that
+    /// the guard has requested before, if any; `limit` is how long the Kubernetes API may take.
     ///
     /// # Errors
     /// It was not.
@@ -54,11 +55,17 @@ impl Raiser {
         not(feature = "kubernetes"),
         expect(unused_variables, reason = "the CRI has a limit of its own")
     )]
-    pub async fn set(&self, container: &Container, change: Change, limit: Duration) -> Result<(), Refusal> {
+    pub async fn set(
+        &self,
+        container: &Container,
+        change: Change,
+        asked: Option<Bytes>,
+        limit: Duration,
+    ) -> Result<(), Refusal> {
         match self {
             Self::Cri(cri) => cri.set(&container.id, change).await,
             #[cfg(feature = "kubernetes")]
-            Self::Kubernetes(kubernetes) => kubernetes.set(container, change, limit).await,
+            Self::Kubernetes(kubernetes) => kubernetes.set(container, change, asked, limit).await,
         }
     }
 
@@ -72,6 +79,24 @@ impl Raiser {
             Self::Cri(_) => std::future::pending().await,
             #[cfg(feature = "kubernetes")]
             Self::Kubernetes(kubernetes) => kubernetes.is_accepted(container, change).await,
+        }
+    }
+
+    /// Takes a raise out of the spec again that the kubelet has put off; whether it still had. `limit` is how long that may take.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "the CRI puts nothing off"))]
+    pub async fn take_back(
+        &self,
+        container: &Container,
+        raise: Change,
+        limit: Duration,
+    ) -> Result<bool, Refusal> {
+        match self {
+            Self::Cri(_) => Ok(false),
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(kubernetes) => kubernetes.take_back(container, raise, limit).await,
         }
     }
 

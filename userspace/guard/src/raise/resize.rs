@@ -21,6 +21,8 @@ const RESOURCES: &str = "resources";
 /// The conditions of a resize that the kubelet has not begun, and of one that it is at.
 const PENDING: &str = "PodResizePending";
 const IN_PROGRESS: &str = "PodResizeInProgress";
+/// The reason of a resize at which the kubelet has failed.
+const ERROR: &str = "Error";
 
 /// A container, or a pod as a whole, as the API finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +65,14 @@ impl<'a> Target<'a> {
     }
 
     /// The patch of `pods/resize` that raises the limit, if the pod may have it. It applies to the pod as it was read, and to no
-    /// later version. `page` is the size of a page: the kernel rounds limits down to it.
+    /// later version. `asked` is the limit that the guard has requested last: a resize to it is the guard's own. `page` is the size
+    /// of a page: the kernel rounds limits down to it.
     pub(super) fn patch(
         self,
         pod: &Pod,
         node: Option<&str>,
         change: Change,
+        asked: Option<Bytes>,
         page: u64,
     ) -> Result<Value, Refusal> {
         self.check_identity(pod)?;
@@ -85,10 +89,19 @@ impl<'a> Target<'a> {
         if phase != "Running" {
             return Err(ResizeRefusal::NotRunning(text(phase)).into());
         }
-        if let Some(condition) = resizes(status).next() {
+        let limit = self.limit(spec)?;
+        let in_force = Bytes(limit.bytes.0.saturating_add(limit.overhead.0));
+        // The kubelet reports a resize as under way until its next look at the pod, long after the limit is in force.
+        let is_own = asked.is_some_and(|asked| is_kept_as(in_force, asked, page));
+        let may_be_replaced = |condition: &PodCondition| match condition.type_.as_str() {
+            IN_PROGRESS => condition.reason.as_deref() != Some(ERROR),
+            // The kubelet has not begun with it: it is taken back.
+            _ => change.to < change.from,
+        };
+        let is_obstacle = |condition: &&PodCondition| !(is_own && may_be_replaced(condition));
+        if let Some(condition) = resizes(status).find(is_obstacle) {
             return Err(ResizeRefusal::Pending(explain(condition)).into());
         }
-        let limit = self.limit(spec)?;
         // A change of a pod's limit changes those of containers that have none of their own.
         let is_restarted = |container: &ApiContainer| {
             let is_changed = limit.is_pods || self.container == Some(container.name.as_str());
@@ -101,7 +114,6 @@ impl<'a> Target<'a> {
         if let Some(policy) = spec.containers.iter().find_map(is_restarted) {
             return Err(ResizeRefusal::Restarts(policy).into());
         }
-        let in_force = Bytes(limit.bytes.0.saturating_add(limit.overhead.0));
         if !is_kept_as(in_force, change.from, page) {
             return Err(ResizeRefusal::Differs { spec: in_force, in_force: change.from }.into());
         }
@@ -164,6 +176,13 @@ impl<'a> Target<'a> {
         Some(bytes.0.checked_add(overhead.0) == Some(change.to.0))
     }
 
+    /// Whether the kubelet has put off a change that the spec has.
+    pub(super) fn is_put_off(self, pod: &Pod, change: Change) -> bool {
+        let status = pod.status.as_ref();
+        let is_pending = status.is_some_and(|status| resizes(status).any(|of| of.type_ == PENDING));
+        is_pending && self.is_accepted(pod, change) == Some(true)
+    }
+
     /// Why the resize that the pod was given does not come into force, if the kubelet says so.
     pub(super) fn refused(self, pod: &Pod) -> Option<Refusal> {
         if let Err(refusal) = self.check_identity(pod) {
@@ -174,7 +193,7 @@ impl<'a> Target<'a> {
             match (condition.type_.as_str(), condition.reason.as_deref()) {
                 (PENDING, Some("Deferred")) => Some(ResizeRefusal::Deferred(why)),
                 (PENDING, Some("Infeasible")) => Some(ResizeRefusal::Infeasible(why)),
-                (IN_PROGRESS, Some("Error")) => Some(ResizeRefusal::Failed(why)),
+                (IN_PROGRESS, Some(ERROR)) => Some(ResizeRefusal::Failed(why)),
                 _ => None,
             }
         };

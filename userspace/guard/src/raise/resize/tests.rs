@@ -39,9 +39,14 @@ pub(crate) fn pod() -> Value {
 }
 
 fn patch(pod: Value) -> Result<Value, Refusal> {
+    patch_after(None, pod)
+}
+
+/// The patch after the guard has requested that limit.
+fn patch_after(asked: Option<Bytes>, pod: Value) -> Result<Value, Refusal> {
     let container = container();
     let pod = serde_json::from_value(pod).unwrap();
-    Target::of(&container).unwrap().patch(&pod, Some("node-1"), RAISE, PAGE)
+    Target::of(&container).unwrap().patch(&pod, Some("node-1"), RAISE, asked, PAGE)
 }
 
 fn resize(kind: &str, reason: &str, message: &str) -> Value {
@@ -72,7 +77,7 @@ fn a_pods_own_limit_moves_with_its_containers() {
         pod["spec"]["resources"] = json!({ "limits": { "memory": "1Gi" }, "requests": { "memory": "1Gi" } });
         pod["spec"]["containers"][1]["resources"]["limits"]["memory"] = json!(change.from.to_string());
         let (container, pod) = (container(), serde_json::from_value(pod).unwrap());
-        let patch = Target::of(&container).unwrap().patch(&pod, None, change, PAGE).unwrap();
+        let patch = Target::of(&container).unwrap().patch(&pod, None, change, None, PAGE).unwrap();
         assert!(is_about_pod(&patch));
         patch["spec"].clone()
     };
@@ -102,7 +107,7 @@ fn patch_of(
     pod["spec"]["resources"] = json!({ "limits": { "memory": limit } });
     edit(&mut pod);
     let pod = serde_json::from_value(pod).unwrap();
-    let mut patch = Target::of(container).unwrap().patch(&pod, None, change, PAGE)?;
+    let mut patch = Target::of(container).unwrap().patch(&pod, None, change, None, PAGE)?;
     assert!(is_about_pod(&patch));
     Ok(patch["spec"].take())
 }
@@ -234,6 +239,20 @@ fn what_a_pod_must_be_for_a_raise() {
     other["status"]["conditions"] = resize(PENDING, "Deferred", "");
     other["status"]["conditions"][1]["status"] = json!("False");
     assert!(patch(other).is_ok());
+}
+
+#[test]
+fn the_guards_own_resize_that_is_in_force_does_not_block_its_next_one() {
+    let with = |asked: u64, kind, reason| {
+        let mut pod = pod();
+        pod["status"]["conditions"] = resize(kind, reason, "");
+        patch_after(Some(Bytes(asked * MIB)), pod).map_err(|refusal| refusal.name())
+    };
+    let own = RAISE.from.0 / MIB;
+    assert!(with(own, IN_PROGRESS, "").is_ok());
+    assert_eq!(with(own, IN_PROGRESS, "Error"), Err("resizePending"), "the kubelet has failed");
+    assert_eq!(with(own, PENDING, "Deferred"), Err("resizePending"), "of another container or resource");
+    assert_eq!(with(own + 1, IN_PROGRESS, ""), Err("resizePending"), "another client's");
 }
 
 #[test]
