@@ -111,7 +111,7 @@ impl State {
             }
             Kind::Started(started) => {
                 state.state = proto::State::Running.into();
-                state.started_at = at;
+                state.started_at = at.or_else(|| made(event, started.process.as_ref()?));
                 state.stopped_at = None;
                 state.main_status = None;
                 state.main.clone_from(&started.process);
@@ -134,6 +134,13 @@ impl State {
         let known = self.containers.get(&container.cgroup_id).and_then(|state| state.container.as_ref());
         known.is_some_and(|known| known.id == container.id)
     }
+}
+
+/// When a process was made that an event found, as the daemon has it.
+fn made(event: &proto::Event, process: &proto::Process) -> Option<Timestamp> {
+    let age = event.kernel_time.checked_sub(process.start_time).filter(|_| process.start_time > 0)?;
+    let at = event.time?.to_unix_nanos().saturating_sub(i64::try_from(age).ok()?);
+    Some(Timestamp::from_unix_nanos(at))
 }
 
 fn key(verdict: &proto::Verdict) -> (u64, String) {

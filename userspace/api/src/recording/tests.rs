@@ -259,6 +259,23 @@ async fn a_recording_answers_as_of_any_time() {
 }
 
 #[tokio::test]
+async fn a_container_that_a_scan_found_has_the_start_of_its_main_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r");
+    let process = proto::Process { pid: 9, start_time: 2_000_000_000, ..Default::default() };
+    let started = proto::Started { process: Some(process), ..Default::default() };
+    let Line::Event(mut found) = event(7, container("a", None), Kind::Started(started)) else {
+        unreachable!()
+    };
+    found.basis = proto::Basis::InitialScan.into();
+    found.kernel_time = 5_000_000_000;
+    write(&path, PLAIN, &[snapshot(3, &[]), Line::Event(found)]);
+    let recording = Recording::open(&path, None).await.unwrap();
+    let states = recording.list(&proto::Filter::default()).containers;
+    assert_eq!(states[0].started_at, Some(at(4)), "three seconds before it was found");
+}
+
+#[tokio::test]
 async fn what_comes_after_the_end_of_a_container_does_not_bring_it_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("r");
