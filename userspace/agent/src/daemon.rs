@@ -157,6 +157,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let roots = Roots::new(settings.roots);
     let outside = Outside::new(cgroups.clone(), roots.clone());
     let scans = Scans::new(cgroups.clone(), roots, probe.tracker(), bounds.cgroups);
+    let reported = memory.reported.clone();
     let parts = Parts {
         probe,
         memory,
@@ -186,8 +187,8 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         bindings: bindings.clone(),
     };
     let (kubernetes, _watching) = watch_kubernetes(config, &info.node_name, info.started).unzip();
-    let verifier =
-        Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), config.kubelet_directory.clone());
+    let kubelet = config.kubelet_directory.clone();
+    let verifier = Verifier::new(cgroups, handle.clone(), verdicts, resolver.clone(), kubelet, reported);
     let verifier = verifier.with_kubernetes(kubernetes);
     let following = tokio::spawn(verifier.clone().follow());
     let (events, worker) = cri_events::start(resolver.clone(), hub.clone());

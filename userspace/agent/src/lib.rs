@@ -24,6 +24,7 @@ pub mod private;
 #[expect(unsafe_code, reason = "maps that the kernel shares, and descriptors that aya hands out")]
 pub mod probe;
 pub mod reload;
+pub mod reported;
 pub mod usage;
 pub mod verify;
 pub mod wire;

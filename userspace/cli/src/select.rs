@@ -52,29 +52,30 @@ async fn resolve_among(
         None => BTreeMap::new(),
     };
     let here = source.list(proto::Filter::default()).await?.containers;
-    known.extend(here.into_iter().filter_map(|state| state.container).map(of_cgroup));
+    known.extend(here.into_iter().filter_map(|state| state.container).map(by_ids));
     let known: Vec<_> = known.into_values().collect();
     Ok(among(&known, filter, ON_THIS_NODE).map_err(|not_here| (not_here, literally(filter))))
 }
 
-/// The containers that events are about, by cgroup, each as it came to be known.
+/// The containers that events are about, by cgroup ID and container ID, each as it came to be known.
 async fn containers_of(
     source: &Source,
     past: proto::WatchRequest,
-) -> Result<BTreeMap<u64, proto::Container>, SourceError> {
+) -> Result<BTreeMap<(u64, String), proto::Container>, SourceError> {
     let past = proto::WatchRequest { no_follow: true, resolve_names: true, ..past };
     let mut watch = source.watch(past).await?;
     let mut containers = BTreeMap::new();
     while let Some(item) = watch.next().await? {
         if let Item::Events(events) = item {
-            containers.extend(events.into_iter().filter_map(|event| event.container).map(of_cgroup));
+            containers.extend(events.into_iter().filter_map(|event| event.container).map(by_ids));
         }
     }
     Ok(containers)
 }
 
-fn of_cgroup(container: proto::Container) -> (u64, proto::Container) {
-    (container.cgroup_id, container)
+/// A recording goes on over reboots, after which a cgroup ID may be another container's.
+fn by_ids(container: proto::Container) -> ((u64, String), proto::Container) {
+    ((container.cgroup_id, container.id.clone()), container)
 }
 
 /// As typed, for what may still come.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use kwitness_core::journal::{Epoch, Position};
-use kwitness_core::model::{ContainerId, Judged, KernelTime, Observation, Subject};
+use kwitness_core::model::{Judged, KernelTime, Observation, Subject};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -23,6 +23,7 @@ use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::probe::Capabilities;
+use crate::reported::LimitReport;
 use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
@@ -287,7 +288,7 @@ impl Kwitness for Service {
             proof: proofs.next().and_then(Option::as_ref).map(|(seen, proof)| verdicts::proof(seen, proof)),
             last_request: subject
                 .as_ref()
-                .and_then(|subject| self.verifier.requests().last(&subject.container_id.0)),
+                .and_then(|subject| self.verifier.reported().requests().last(&subject.container_id.0)),
         };
         Ok(Response::new(proto::VerifyResponse {
             // Each has its container with it, labels included.
@@ -308,14 +309,13 @@ impl Kwitness for Service {
             return Err(Status::invalid_argument(format!("more than {REQUESTS_MAX} `requests`")));
         }
         let now = Clock::read().now();
-        let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
         let mut answer = proto::ReportCriRequestsResponse::default();
-        let mut forgotten = Vec::new();
+        let mut accepted = Vec::with_capacity(requests.len());
         for (index, request) in requests.into_iter().enumerate() {
-            match self.verifier.requests().report(request, now) {
-                Ok(instead_of) => {
+            match self.verifier.reported().requests().check(request, now) {
+                Ok(request) => {
                     answer.accepted += 1;
-                    forgotten.extend(instead_of);
+                    accepted.push(LimitReport::Requested(request));
                 }
                 Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
             }
@@ -323,8 +323,7 @@ impl Kwitness for Service {
         if let Some(first) = answer.malformed.first() {
             tracing::warn!(count = answer.malformed.len(), first, "rejected malformed request reports");
         }
-        let containers = ids.into_iter().map(|id| ContainerId(id.into())).collect();
-        self.engine.observe(Observation::LimitsRequested { at: now, containers, forgotten }).await?;
+        self.engine.report_limits(now, accepted).await?;
         Ok(Response::new(answer))
     }
 
@@ -364,15 +363,14 @@ impl Kwitness for Service {
             answer.accepted += 1;
             match report {
                 Report::SetsLimit { container, at, bytes } => {
-                    self.verifier.guard_limits().announced(container, at, bytes);
+                    let report = LimitReport::GuardSets { container, at, bytes };
+                    self.engine.report_limits(now, vec![report]).await?;
                 }
                 Report::SetsHigh { container, at, bytes } => {
-                    self.verifier.guard_limits().braked(container, at, bytes);
+                    let report = LimitReport::GuardBrakes { container, at, bytes };
+                    self.engine.report_limits(now, vec![report]).await?;
                 }
-                Report::Act(report) => {
-                    self.verifier.guard_limits().observe(&report);
-                    self.engine.observe(Observation::Guard(report)).await?;
-                }
+                Report::Act(report) => self.engine.observe(Observation::Guard(report)).await?,
             }
         }
         if let Some(first) = answer.rejected.first() {
@@ -392,7 +390,7 @@ impl Kwitness for Service {
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
         counters.extend(self.admission.bytes_refused().map(|(name, count)| (name.to_owned(), count)));
-        counters.extend(self.verifier.requests().counters());
+        counters.extend(self.verifier.reported().requests().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
         let kubernetes = self.verifier.kubernetes();
         counters.extend(kubernetes.iter().flat_map(|kubernetes| kubernetes.counters()));

@@ -46,6 +46,7 @@ use crate::engine::{Handle, Report, Request, Snapshot};
 use crate::hub::testing::container;
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::Capabilities;
+use crate::reported::Reported;
 use crate::verify::Verifier;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 
@@ -90,7 +91,7 @@ fn created() -> Event {
 }
 
 /// One container, as of the journal's end.
-async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
+async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: Reported) {
     while let Some(request) = requests.recv().await {
         match request {
             Request::State(answer) => {
@@ -119,11 +120,10 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>) {
                 let known = containers.iter().map(|container| *container == subject().container_id);
                 answer.send(known.collect()).unwrap();
             }
-            Request::Observe(Observation::LimitsRequested { containers, .. }) => {
-                assert!(containers.contains(&subject().container_id));
-            }
+            Request::LimitReports(_, reports) => reports.into_iter().for_each(|of| drop(reported.take(of))),
             Request::Observe(Observation::Guard(report)) => {
                 assert_eq!(report.container, subject().container_id);
+                reported.observe(&Observation::Guard(report));
             }
             Request::Observe(Observation::GuardReportsDropped { count, .. }) => assert_eq!(count, 3),
             Request::Observe(other) => panic!("{other:?}"),
@@ -146,7 +146,8 @@ impl Served {
         let (hub, writer) =
             Hub::new(Epoch("now".into()), Capacity { items: NonZeroUsize::new(64).unwrap(), bytes: 1 << 20 });
         let (engine, requests) = Handle::new();
-        tokio::spawn(answer(requests, hub.clone()));
+        let reported = Reported::default();
+        tokio::spawn(answer(requests, hub.clone(), reported.clone()));
         let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
         let loopback = Loopback::new(listen);
         let forwarded = loopback.address().unwrap_or(listen);
@@ -171,6 +172,7 @@ impl Served {
             JudgeQueue::default(),
             resolver.clone(),
             "/does/not/exist".into(),
+            reported,
         );
         let admission = Admission::new(max_calls);
         let service =

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    ContainerId, ContainerState, Evidence, Judged, LastVerdict, MemoryLevel, Observation, Problem,
-    ScanReason, Subject, VerdictScope,
+    ContainerId, ContainerState, Evidence, Judged, KernelTime, LastVerdict, MemoryLevel, Observation,
+    Problem, ScanReason, Subject, VerdictScope,
 };
 use kwitness_core::node::LevelsRevision;
 use kwitness_service::metrics::Histogram;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Engine, INBOX, Probe, Read};
 use crate::clock::Clock;
 use crate::probe::{ProgramStats, RingState};
+use crate::reported::LimitReport;
 
 /// The containers as of one place in the journal.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ pub(crate) enum Request {
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
+    LimitReports(KernelTime, Vec<LimitReport>),
 }
 
 /// The engine has ended: the daemon is going down.
@@ -148,6 +150,14 @@ impl Handle {
         self.requests.send(Request::Observe(observation)).await.map_err(|_| Stopped)
     }
 
+    /// Takes in what a client reports of limits, at that time: whatever is requested of the engine later comes after it.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn report_limits(&self, at: KernelTime, reports: Vec<LimitReport>) -> Result<(), Stopped> {
+        self.requests.send(Request::LimitReports(at, reports)).await.map_err(|_| Stopped)
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(request(answer)).await.map_err(|_| Stopped)?;
@@ -174,6 +184,25 @@ impl<P: Probe> Engine<P> {
                 self.observe(observation);
                 self.publish(Clock::read());
             }
+            Request::LimitReports(at, reports) => {
+                self.take_reports(at, reports);
+                self.publish(Clock::read());
+            }
+        }
+    }
+
+    fn take_reports(&mut self, at: KernelTime, reports: Vec<LimitReport>) {
+        let (mut containers, mut forgotten) = (Vec::new(), Vec::new());
+        for report in reports {
+            if let LimitReport::Requested(request) = &report {
+                containers.push(ContainerId(request.id.as_str().into()));
+            }
+            let is_kept = self.keep(|ledger| ledger.report(&report));
+            forgotten.extend(self.reported.take(report));
+            self.turn_unless(is_kept);
+        }
+        if !containers.is_empty() {
+            self.observe(Observation::LimitsRequested { at, containers, forgotten });
         }
     }
 

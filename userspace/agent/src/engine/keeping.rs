@@ -59,6 +59,7 @@ impl<P: Probe> Engine<P> {
             events: &self.output.events,
             seen: self.losses.seen(&self.suppressed),
             asked,
+            reported: &self.reported,
             last_record: self.last_record.as_deref(),
             seam: self.seam.as_ref(),
             outage: self.outage,

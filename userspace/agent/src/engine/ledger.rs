@@ -5,6 +5,7 @@
 //!  DIRECTORY/0000000000000008     the next: the state at which the first ended, and so on
 //!
 //!  record ──▶ ledger ──▶ consumed in the kernel's ring        a record that is in both is the last one here
+//!  report of a limit ──▶ ledger ──▶ desired limits
 //!  observation ──▶ ledger ──▶ node ──▶ events ──▶ ledger: published ──▶ clients
 //! ```
 //!
@@ -49,6 +50,7 @@ use super::DRAIN_BUDGET;
 use crate::clock::{self, Clock};
 use crate::private;
 use crate::probe::mapped::MappedFile;
+use crate::reported::LimitReport;
 use format::{COMMITTED, ENTRIES, ENTRY_HEAD, Head, MAGIC, Published, Tag, append};
 use segment::{SEGMENT_MAX, file_name, numbers};
 
@@ -222,6 +224,11 @@ impl Ledger {
 
     pub(super) fn observation(&mut self, observation: &Observation) -> bool {
         self.append_json(Tag::Observation, observation)
+    }
+
+    /// What a client reports, before it is taken in.
+    pub(super) fn report(&mut self, report: &LimitReport) -> bool {
+        self.append_json(Tag::Report, report)
     }
 
     /// The events up to that number.

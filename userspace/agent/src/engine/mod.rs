@@ -61,6 +61,7 @@ use crate::cri::Resolver;
 use crate::hub::Writer;
 use crate::pressure::Sampling;
 use crate::probe::Overlap;
+use crate::reported::Reported;
 use asked::Asked;
 use keeping::Unkept;
 use ledger::Ledger;
@@ -135,6 +136,7 @@ pub(crate) struct Engine<P: Probe> {
     /// The ledger that should be written, and cannot.
     unkept: Option<Unkept>,
     asked: Asked,
+    reported: Reported,
     /// The last record that the ledger has of an earlier daemon, as long as it may be in its ring still.
     last_record: Option<Vec<u8>>,
     /// What was taken from programs that are replaced, as long as the new ones' records may have it, too.
@@ -359,6 +361,7 @@ impl<P: Probe> Engine<P> {
             recorder.write(&observation);
         }
         self.asked.answered(&observation);
+        self.reported.observe(&observation);
         self.node.observe(observation, &mut self.output);
     }
 

@@ -78,8 +78,20 @@ impl<P: Probe> Engine<P> {
             answers,
             requests,
         } = parts;
-        let Memory { node, reorder, events, mut seen, asked, last_record, seam, outage, sets, looked, until } =
-            memory;
+        let Memory {
+            node,
+            reorder,
+            events,
+            mut seen,
+            asked,
+            reported,
+            last_record,
+            seam,
+            outage,
+            sets,
+            looked,
+            until,
+        } = memory;
         // One that an earlier daemon did not come to the end of, begins anew. It is of the new programs: records of the old ones that
         // came after it are no doubles.
         let seam = match probe.overlap() {
@@ -132,6 +144,7 @@ impl<P: Probe> Engine<P> {
             ledger: None,
             unkept: None,
             asked,
+            reported,
             last_record,
             seam,
             outage: resumes.is_some().then_some(since),

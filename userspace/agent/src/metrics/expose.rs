@@ -81,7 +81,7 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     }
     bounds(exposition, &counters);
 
-    let counters = verifier.requests().counters();
+    let counters = verifier.reported().requests().counters();
     let mut requests = exposition.family(&CRI_REQUESTS);
     requests.add(["accepted"], named(&counters, "cri_requests_reported"));
     requests.add(["malformed"], named(&counters, "cri_requests_malformed"));

@@ -23,8 +23,8 @@ use serde::Deserialize;
 
 pub(super) use file::CheckpointFile;
 
-use super::desired::Desired;
 use crate::clock::Clock;
+use crate::reported::desired::Desired;
 use kwitness_api::Timestamp;
 
 /// The largest checkpoint that is read: a pod takes some hundred bytes.

@@ -10,13 +10,10 @@
 //! woken by changes of its containers' limits ([`JudgeQueue`]); what no event reports (a checkpoint, the runtime's word, memory
 //! that is reclaimed) is looked at in intervals that grow with what a look costs and with how many wait. Changes nothing.
 
-mod desired;
 mod follow;
-mod guard;
 mod kubelet;
 mod levels;
 mod prove;
-mod requests;
 mod runtime;
 mod wait;
 
@@ -40,14 +37,13 @@ use crate::cri::Resolver;
 use crate::engine::{Handle, JudgeQueue, Stopped};
 use crate::hub::Filter;
 use crate::kubernetes::Kubernetes;
-use desired::Desired;
+use crate::reported::Reported;
+use crate::reported::desired::{self, Desired};
 use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
 use runtime::RuntimeLimits;
 
-pub use guard::GuardLimits;
 pub(crate) use levels::inner as inner_cgroup;
-pub use requests::{Malformed, Requests};
 
 /// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
 /// so many and one. Whoever may write limits of its own decides how often they change.
@@ -60,8 +56,7 @@ pub struct Verifier {
     engine: Handle,
     queue: JudgeQueue,
     runtime: RuntimeLimits,
-    requests: Requests,
-    guard_limits: GuardLimits,
+    reported: Reported,
     allocated: CheckpointFile,
     actuated: CheckpointFile,
     kubernetes: Option<Kubernetes>,
@@ -197,6 +192,7 @@ impl Verifier {
         queue: JudgeQueue,
         resolver: Resolver,
         kubelet: PathBuf,
+        reported: Reported,
     ) -> Self {
         let checkpoint = |name: &str| CheckpointFile::new(kubelet.join(name));
         Self {
@@ -204,8 +200,7 @@ impl Verifier {
             engine,
             queue,
             runtime: RuntimeLimits::new(resolver),
-            requests: Requests::default(),
-            guard_limits: GuardLimits::default(),
+            reported,
             allocated: checkpoint("allocated_pods_state"),
             actuated: checkpoint("actuated_pods_state"),
             kubernetes: None,
@@ -222,26 +217,22 @@ impl Verifier {
         self.kubernetes.as_ref()
     }
 
-    /// The limits that were requested from the container runtime.
-    pub fn requests(&self) -> &Requests {
-        &self.requests
-    }
-
-    /// The limits that the guard sets.
-    pub fn guard_limits(&self) -> &GuardLimits {
-        &self.guard_limits
+    /// What clients report of limits.
+    pub fn reported(&self) -> &Reported {
+        &self.reported
     }
 
     /// Forgets the requests and the guard's limits for what has ended.
     async fn forget_ended(&self) -> Result<(), Stopped> {
         // On a node without CRI proxy and guard, there is never any: no list of all containers is made for that.
-        if self.requests.is_empty() && self.guard_limits.is_empty() {
+        let (requests, guard) = (self.reported.requests(), self.reported.guard());
+        if requests.is_empty() && guard.is_empty() {
             return Ok(());
         }
         let subjects = self.engine.subjects(VerdictScope::All).await?;
         let there: BTreeSet<&str> = subjects.iter().map(|subject| &*subject.container_id.0).collect();
-        self.requests.keep(&there, now());
-        self.guard_limits.keep(&there);
+        requests.keep(&there, now());
+        guard.keep(&there);
         Ok(())
     }
 
@@ -309,11 +300,11 @@ impl Verifier {
         // After the runtime: a call that it has answered is known by then, or will soon be.
         for subject in &subjects.apps {
             let id = &subject.container_id.0;
-            sources.requested.insert(id.clone(), self.requests.desired(id));
+            sources.requested.insert(id.clone(), self.reported.requests().desired(id));
         }
         for sandbox in &subjects.sandboxes {
             let Some(pod) = &sandbox.pod else { continue };
-            let desired = self.requests.desired(&sandbox.container_id.0);
+            let desired = self.reported.requests().desired(&sandbox.container_id.0);
             sources.pods_requested.entry(pod.uid.0.clone()).or_default().extend(desired);
         }
         let (allocated, actuated) = tokio::join!(self.allocated.read(), self.actuated.read());
@@ -346,10 +337,10 @@ impl Verifier {
             let id = &subject.container_id;
             all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
             all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
-            all.extend(self.guard_limits.desired(id));
+            all.extend(self.reported.guard().desired(id));
             // Of itself the guard desires none: for the time of a hold it lowers what another source may desire.
             let is_high = |(resource, _): &(Resource, _)| *resource == Resource::MemoryHigh;
-            if let Some(lowered) = self.guard_limits.high(id, at).filter(|_| all.iter().any(is_high)) {
+            if let Some(lowered) = self.reported.guard().high(id, at).filter(|_| all.iter().any(is_high)) {
                 all.retain(|desired| !is_high(desired));
                 all.push(lowered);
             }
@@ -406,12 +397,15 @@ impl Verifier {
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let kubernetes = self.kubernetes.clone();
+        let unobserved = self.reported.requests().unobserved();
         let gathered = tokio::task::spawn_blocking(move || {
             let mut files = levels::Files::default();
             let page = procfs::page_size();
             let gather = |target: Target| {
                 // Before the files: what they say is never the older one.
                 let kubernetes = kubernetes.as_ref().and_then(|source| target.view(source));
+                // A pod's limits are the kubelet's own: no request sets them.
+                let unobserved = if target.subject.is_some() { unobserved.clone() } else { Vec::new() };
                 let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource);
                 let evidence = Evidence {
                     requester,
@@ -421,6 +415,7 @@ impl Verifier {
                     resource: target.resource,
                     desired: target.desired,
                     may_be_less: target.may_be_less,
+                    unobserved,
                     levels: read.levels,
                     own: read.own,
                     usage: read.usage,

@@ -11,10 +11,10 @@ use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 
-use super::desired::{self, Desired};
 use super::now;
 use crate::cri::Resolver;
 use crate::oldest_first::OldestFirst;
+use crate::reported::desired::{self, Desired};
 use kwitness_core::model::ContainerId;
 
 /// Calls at once, for one who asks for many containers.

@@ -14,6 +14,7 @@ use super::*;
 use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::engine::Request;
+use crate::reported::LimitReport;
 
 #[tokio::test(start_paused = true)]
 async fn changes_that_come_before_a_look_may_come_are_one() {
@@ -144,7 +145,8 @@ async fn without_requests_there_is_nothing_to_forget_and_nothing_to_ask() {
     let served = slow_engine(Duration::ZERO, requests, Vec::new());
     let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
     let (cgroups, queue) = (CgroupFs::at(tree.path()), JudgeQueue::default());
-    let verifier = Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned());
+    let verifier =
+        Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned(), Reported::default());
     verifier.forget_ended().await.unwrap();
     assert_eq!(served.load(Ordering::Relaxed), 0);
     let request = proto::CriRequest {
@@ -155,7 +157,7 @@ async fn without_requests_there_is_nothing_to_forget_and_nothing_to_ask() {
         code: Some(0),
         resources: Some(proto::CriResources { memory_limit_in_bytes: 4096, ..Default::default() }),
     };
-    verifier.requests().report(request, now()).unwrap();
+    verifier.reported().take(LimitReport::Requested(request));
     verifier.forget_ended().await.unwrap();
     assert_eq!(served.load(Ordering::Relaxed), 1);
 }
@@ -178,7 +180,8 @@ async fn a_thousand_calls_that_wait_take_a_tenth_of_the_engine_at_most() {
     let served = slow_engine(TAKES, requests, (1..=10).map(|number| Arc::new(subject(number))).collect());
     let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
     let (cgroups, queue) = (CgroupFs::at(tree.path()), JudgeQueue::default());
-    let verifier = Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned());
+    let verifier =
+        Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned(), Reported::default());
     // It never comes: there is no such file.
     let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None };
     let filter = Filter::default();

@@ -14,7 +14,7 @@ use crate::{Timestamp, proto};
 pub(super) struct State {
     /// The journal position of the state.
     pub position: Option<proto::Position>,
-    /// When the first snapshot was taken: before it, only containers are known that an event named.
+    /// When the first snapshot was taken: before it, only containers are known whose beginning is an event.
     pub known_since: Option<Timestamp>,
     /// By cgroup ID.
     pub containers: HashMap<u64, proto::ContainerState>,
@@ -33,6 +33,11 @@ impl State {
             Line::Header(_) => {}
             Line::Snapshot(snapshot) => {
                 self.known_since = self.known_since.or(Some(snapshot.time));
+                let epoch = |position: &Option<proto::Position>| position.as_ref().map(|of| of.epoch.clone());
+                // After a reboot, cgroup IDs are those of others.
+                if epoch(&self.position) != epoch(&snapshot.answer.position) {
+                    self.verdicts.clear();
+                }
                 self.position = snapshot.answer.position.clone();
                 let key = |state: &proto::ContainerState| Some(state.container.as_ref()?.cgroup_id);
                 let containers = snapshot.answer.containers.iter();
@@ -70,6 +75,11 @@ impl State {
     fn event(&mut self, event: &proto::Event) {
         self.position.clone_from(&event.position);
         let Some(kind) = &event.kind else { return };
+        let begins = matches!(kind, Kind::Created(_) | Kind::Started(_));
+        // What comes late of one that is gone (its names, an exit, a verdict) does not bring it back.
+        if event.container.as_ref().is_some_and(|container| !begins && !self.has(container)) {
+            return;
+        }
         if let Kind::Verdict(verdict) = kind {
             let of = proto::VerdictOf {
                 container: event.container.clone(),
@@ -85,11 +95,10 @@ impl State {
             self.verdicts.retain(|(cgroup, _), _| *cgroup != container.cgroup_id);
             return;
         }
-        // An event about a container that is gone: its names came late.
-        if matches!(kind, Kind::Updated(_)) && !self.containers.contains_key(&container.cgroup_id) {
-            return;
-        }
         let state = self.containers.entry(container.cgroup_id).or_default();
+        if state.container.as_ref().is_some_and(|known| known.id != container.id) {
+            *state = proto::ContainerState::default();
+        }
         state.container = Some(container.clone());
         // What a scan found happened earlier.
         let at = event
@@ -102,7 +111,7 @@ impl State {
             }
             Kind::Started(started) => {
                 state.state = proto::State::Running.into();
-                state.started_at = at;
+                state.started_at = at.or_else(|| made(event, started.process.as_ref()?));
                 state.stopped_at = None;
                 state.main_status = None;
                 state.main.clone_from(&started.process);
@@ -119,6 +128,19 @@ impl State {
             _ => {}
         }
     }
+
+    /// Whether it is there: a cgroup ID of before a reboot may be another container's.
+    fn has(&self, container: &proto::Container) -> bool {
+        let known = self.containers.get(&container.cgroup_id).and_then(|state| state.container.as_ref());
+        known.is_some_and(|known| known.id == container.id)
+    }
+}
+
+/// When a process was made that an event found, as the daemon has it.
+fn made(event: &proto::Event, process: &proto::Process) -> Option<Timestamp> {
+    let age = event.kernel_time.checked_sub(process.start_time).filter(|_| process.start_time > 0)?;
+    let at = event.time?.to_unix_nanos().saturating_sub(i64::try_from(age).ok()?);
+    Some(Timestamp::from_unix_nanos(at))
 }
 
 fn key(verdict: &proto::Verdict) -> (u64, String) {

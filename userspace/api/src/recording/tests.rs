@@ -257,3 +257,58 @@ async fn a_recording_answers_as_of_any_time() {
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].container.as_ref().unwrap().name(), "job", "named by what was known at the end");
 }
+
+#[tokio::test]
+async fn a_container_that_a_scan_found_has_the_start_of_its_main_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r");
+    let process = proto::Process { pid: 9, start_time: 2_000_000_000, ..Default::default() };
+    let started = proto::Started { process: Some(process), ..Default::default() };
+    let Line::Event(mut found) = event(7, container("a", None), Kind::Started(started)) else {
+        unreachable!()
+    };
+    found.basis = proto::Basis::InitialScan.into();
+    found.kernel_time = 5_000_000_000;
+    write(&path, PLAIN, &[snapshot(3, &[]), Line::Event(found)]);
+    let recording = Recording::open(&path, None).await.unwrap();
+    let states = recording.list(&proto::Filter::default()).containers;
+    assert_eq!(states[0].started_at, Some(at(4)), "three seconds before it was found");
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_of_a_container_does_not_bring_it_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r");
+    let of = |seq, kind| event(seq, container("a", Some("app")), kind);
+    let verdict = proto::Verdict { file: "memory.max".into(), ..Default::default() };
+    let late = [
+        of(5, Kind::Exited(proto::Exited::default())),
+        of(6, Kind::Exec(proto::Exec::default())),
+        of(7, Kind::Stopped(proto::Stopped::default())),
+        of(8, Kind::OomKill(Box::default())),
+        of(9, Kind::Verdict(Box::new(verdict))),
+        of(10, Kind::LimitChanged(Box::default())),
+        of(11, Kind::Pressure(Box::default())),
+        of(12, Kind::GuardRaised(proto::GuardRaised::default())),
+        of(13, Kind::Updated(proto::Updated::default())),
+    ];
+    let mut lines = vec![snapshot(3, &["a"]), of(4, Kind::Deleted(proto::Deleted::default()))];
+    lines.extend(late);
+    write(&path, PLAIN, &lines);
+    let recording = Recording::open(&path, None).await.unwrap();
+    assert_eq!(recording.list(&proto::Filter::default()).containers, []);
+    let mut source = Source::Recorded(Box::new(recording));
+    let answer = source.verify(proto::VerifyRequest::default()).await;
+    assert!(answer.is_err() || answer.unwrap().verdicts.is_empty());
+
+    // Another container in a cgroup of the same number, after a reboot.
+    let mut next = container("b", Some("job"));
+    next.cgroup_id = container("a", None).cgroup_id;
+    lines.push(event(14, next.clone(), Kind::Started(proto::Started::default())));
+    lines.push(of(15, Kind::Deleted(proto::Deleted::default())));
+    fs::remove_file(&path).unwrap();
+    write(&path, PLAIN, &lines);
+    let there = Recording::open(&path, None).await.unwrap().list(&proto::Filter::default()).containers;
+    assert_eq!(there.len(), 1);
+    assert_eq!(there[0].container.as_ref().unwrap().id, "b");
+}

@@ -102,6 +102,12 @@ fn oom_kill(events: &[proto::Event], event: &proto::Event, kill: &proto::OomKill
     Answer { at: event_micros(event), what: format!("{} {what}", who(event)), facts }
 }
 
+/// Whether both are of the same epoch: cgroup IDs and the kernel's clock begin anew with a boot, and so does an epoch.
+fn is_of_epoch(event: &proto::Event, other: &proto::Event) -> bool {
+    let epoch = |of: &proto::Event| of.position.as_ref().map(|position| position.epoch.clone());
+    epoch(event) == epoch(other)
+}
+
 /// Who wrote the limit that was reached. A write that makes the kernel kill returns after the kill.
 fn set_by(
     events: &[proto::Event],
@@ -115,7 +121,8 @@ fn set_by(
     };
     let of_cgroup = |of: &proto::Event| match &of.kind {
         Some(Kind::LimitChanged(changed))
-            if changed.file == "memory.max"
+            if is_of_epoch(of, event)
+                && changed.file == "memory.max"
                 && changed.cgroup.as_ref().is_some_and(|of| of.id == cgroup.id)
                 && changed.write.as_ref().is_none_or(|write| write.errno.is_none()) =>
         {

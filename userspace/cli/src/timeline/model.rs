@@ -3,6 +3,7 @@
 //! Owns what is a span and what is a mark. What the timeline means is [`super::answers`]'s, how it looks the outputs'.
 
 mod guard;
+mod lanes;
 mod life;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,6 +13,8 @@ use kwitness_api::proto::oom_kill::Exhausted;
 use kwitness_api::proto::reading::Reading;
 use kwitness_api::{EventKind, proto};
 use serde::Serialize;
+
+use lanes::lanes;
 
 use super::answers::Answer;
 use super::micros::{Micros, event_micros, micros};
@@ -30,7 +33,8 @@ pub struct Timeline {
     /// The first and the last moment.
     pub from: Micros,
     pub to: Micros,
-    /// Wall-clock time minus `CLOCK_BOOTTIME`, in nanoseconds, at the last event: what a kernel trace is aligned by.
+    /// Wall-clock time minus `CLOCK_BOOTTIME`, in nanoseconds, at the last event: what a kernel trace is aligned by. None: something
+    /// was in an earlier boot, which that clock cannot tell.
     #[serde(skip)]
     pub boot_offset: Option<i64>,
     /// The page's questions.
@@ -167,6 +171,9 @@ impl Timeline {
                 timeline.boot_offset = Some(time.to_unix_nanos().saturating_sub(boot));
             }
         }
+        timeline.boot_offset = timeline
+            .boot_offset
+            .filter(|boot| timeline.from.saturating_mul(1000).saturating_add(999) >= *boot);
         for (container, points) in sampled {
             builder.sampled(container, points);
         }
@@ -185,10 +192,24 @@ fn subject_of(event: &proto::Event) -> String {
         .join(" ")
 }
 
-/// Tracks by cgroup ID; 0 is the node.
+/// Which track. Neither a cgroup ID nor a container ID alone is one: the first begins anew with a boot, and what the runtime is asked
+/// to start again has a new cgroup.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Node,
+    /// By epoch and cgroup ID.
+    Cgroup(String, u64),
+    /// By cgroup ID and container ID: it is the same one to a daemon that begins a new epoch.
+    Container(u64, String),
+}
+
 #[derive(Default)]
 struct Builder {
-    tracks: BTreeMap<u64, Draft>,
+    tracks: BTreeMap<Key, Draft>,
+    /// The containers whose cgroups these are, by epoch and cgroup ID.
+    containers: HashMap<(String, u64), Key>,
+    /// Of the event that is drawn.
+    epoch: String,
 }
 
 /// A track in the making.
@@ -217,6 +238,11 @@ struct Start {
 impl Builder {
     fn event(&mut self, event: &proto::Event, times: Times) {
         let (Some(at), Some(kind)) = (event_micros(event), &event.kind) else { return };
+        self.epoch = event.position.as_ref().map(|position| position.epoch.clone()).unwrap_or_default();
+        if let Some(container) = &event.container {
+            let key = Key::Container(container.cgroup_id, container.id.clone());
+            self.containers.insert((self.epoch.clone(), container.cgroup_id), key);
+        }
         let text = detail(event, times);
         let mark = |name: &str, style| Mark { name: name.to_owned(), at, style, detail: text.clone() };
         match kind {
@@ -343,17 +369,14 @@ impl Builder {
     }
 
     fn node(&mut self) -> &mut Draft {
-        let order = self.tracks.len();
-        let draft = self.tracks.entry(0).or_insert_with(|| Draft { order, ..Draft::default() });
+        let draft = self.draft(Key::Node);
         draft.kind = Some(TrackKind::Node);
         "losses".clone_into(&mut draft.name);
         draft
     }
 
     fn container(&mut self, container: &proto::Container) -> &mut Draft {
-        let order = self.tracks.len();
-        let draft =
-            self.tracks.entry(container.cgroup_id).or_insert_with(|| Draft { order, ..Draft::default() });
+        let draft = self.draft(Key::Container(container.cgroup_id, container.id.clone()));
         draft.kind = Some(TrackKind::Container);
         draft.name = names(Some(container), false).container;
         draft.id.clone_from(&container.id);
@@ -365,14 +388,20 @@ impl Builder {
         if let Some(container) = container {
             return self.container(container);
         }
-        let order = self.tracks.len();
-        let draft = self.tracks.entry(cgroup.id).or_insert_with(|| Draft { order, ..Draft::default() });
+        let place = (self.epoch.clone(), cgroup.id);
+        let key = self.containers.get(&place).cloned().unwrap_or(Key::Cgroup(place.0, place.1));
+        let draft = self.draft(key);
         if draft.kind.is_none() {
             draft.kind = Some(TrackKind::Cgroup);
             draft.name = limits::names(Some(cgroup), false).container;
             draft.id = cgroup.path.clone().unwrap_or_default();
         }
         draft
+    }
+
+    fn draft(&mut self, key: Key) -> &mut Draft {
+        let order = self.tracks.len();
+        self.tracks.entry(key).or_insert_with(|| Draft { order, ..Draft::default() })
     }
 
     fn finish(self, from: Micros, to: Micros) -> Vec<Track> {
@@ -435,29 +464,6 @@ impl Draft {
 fn span(name: String, start: Start, end: Option<Micros>, style: Style, detail: String) -> Span {
     let Start { at: from, is_earlier } = start;
     Span { name, from, to: end.unwrap_or(from), is_open: end.is_none(), is_earlier, style, detail }
-}
-
-/// Puts each span into the first lane that is free by then; lanes of a container's states come before those of processes.
-fn lanes(spans: Vec<Span>) -> Vec<Vec<Span>> {
-    let is_state = |span: &Span| !matches!(span.style, Style::Main | Style::Exec);
-    let (mut states, mut processes): (Vec<_>, Vec<_>) = spans.into_iter().partition(is_state);
-    let mut lanes = Vec::new();
-    for spans in [&mut states, &mut processes] {
-        spans.sort_by(|left, right| {
-            let key = |span: &Span| (span.from, std::cmp::Reverse(span.to), span.style);
-            key(left).cmp(&key(right)).then_with(|| left.name.cmp(&right.name))
-        });
-        let mut own: Vec<Vec<Span>> = Vec::new();
-        for span in spans.drain(..) {
-            let free = own.iter_mut().find(|lane| lane.last().is_none_or(|last| last.to <= span.from));
-            match free {
-                Some(lane) => lane.push(span),
-                None => own.push(vec![span]),
-            }
-        }
-        lanes.append(&mut own);
-    }
-    lanes
 }
 
 /// The limits whose value is an amount of memory that usage can be compared with.

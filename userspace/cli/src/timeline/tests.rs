@@ -194,6 +194,55 @@ fn what_was_not_seen_is_not_guessed() {
     assert!(set_by(&during).ends_with("the kernel killed before the write returned"));
 }
 
+/// A reboot later: cgroup IDs and the kernel's clock begin again.
+fn rebooted(mut event: proto::Event) -> proto::Event {
+    const AN_HOUR: i64 = 3_600_000_000_000;
+    event.position.as_mut().unwrap().epoch = "f".into();
+    event.time = event.time.map(|time| Timestamp::from_unix_nanos(time.to_unix_nanos() + AN_HOUR));
+    if let Some(container) = &mut event.container {
+        container.id = "fedcba9876543210".into();
+    }
+    event
+}
+
+#[test]
+fn what_another_boot_had_by_the_same_ids_is_something_else() {
+    let mut events = incident("app");
+    events.extend(incident("app").into_iter().map(rebooted));
+    let timeline = Timeline::new("prod/web-0".into(), "node-1".into(), &events, &[], times());
+    let containers: Vec<_> = timeline.tracks.iter().filter(|track| track.name == "app").collect();
+    assert_eq!(containers.len(), 2);
+    assert!(containers.iter().all(|track| track.lanes.len() == 5), "one life each: {containers:?}");
+    assert_eq!(timeline.tracks.iter().filter(|track| track.name == "(pod)").count(), 2);
+    assert_eq!(timeline.boot_offset, None, "the last boot's clock does not tell the time of the first");
+
+    // Nobody has written that limit in this boot.
+    let mut events = incident("app");
+    events.push(rebooted(killed(2000, "app")));
+    let timeline = Timeline::new("prod/web-0".into(), "node-1".into(), &events, &[], times());
+    let set_by = |answer: &answers::Answer| {
+        answer.facts.iter().find(|(label, _)| *label == "set by").unwrap().1.clone()
+    };
+    let [first, second] = &timeline.answers[..] else { panic!("{:?}", timeline.answers) };
+    assert!(set_by(first).starts_with("vpa (991)"));
+    assert!(set_by(second).starts_with("unknown: no write was seen"), "{}", set_by(second));
+}
+
+#[test]
+fn a_container_is_on_one_track_over_epochs_of_one_boot() {
+    let mut events = incident("app");
+    let mut found = events[1].clone();
+    found.position.as_mut().unwrap().epoch = "f".into();
+    found.basis = proto::Basis::InitialScan.into();
+    events.insert(2, found);
+    let timeline = Timeline::new("prod/web-0".into(), "node-1".into(), &events, &[], times());
+    let tracks: Vec<_> = timeline.tracks.iter().filter(|track| track.name == "app").collect();
+    assert_eq!(tracks.len(), 1);
+    let running: Vec<_> = tracks[0].lanes.iter().flatten().filter(|span| span.name == "running").collect();
+    let [running] = running[..] else { panic!("{running:?}") };
+    assert_eq!(running.from, (BOOT + 1_100_000_000) / 1000, "its start was seen");
+}
+
 #[test]
 fn spans_of_one_lane_do_not_overlap() {
     let timeline = timeline("app");

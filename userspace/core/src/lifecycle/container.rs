@@ -90,6 +90,13 @@ struct Life {
     main_oom_killed: bool,
 }
 
+impl Life {
+    /// Of a start that was not seen: when the main process was made. It executed its program a little later.
+    fn started_at(&self) -> Option<KernelTime> {
+        self.started_at.or_else(|| Some(self.main.as_ref()?.process.key.start_tick()))
+    }
+}
+
 /// Most [`Life::oom_victims`]: a kill and the victim's exit are some milliseconds apart. With more, `stopped` may not say that the
 /// main process was one of them.
 const OOM_VICTIMS: usize = 64;
@@ -407,7 +414,7 @@ impl Container {
             subject: Arc::clone(&self.subject),
             state,
             created_at: self.created_at,
-            started_at: life.and_then(|life| life.started_at),
+            started_at: life.and_then(Life::started_at),
             stopped_at,
             main: main.map(|main| main.process.clone()),
             program: main.and_then(|main| main.program.clone()),

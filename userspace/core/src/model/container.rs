@@ -142,7 +142,7 @@ pub struct ContainerState {
     pub state: State,
     /// When its cgroup was made, if that was seen.
     pub created_at: Option<KernelTime>,
-    /// When its own first program was executed, if that was seen.
+    /// When its own first program was executed; if that was not seen, when the process was made that a scan found to run it.
     pub started_at: Option<KernelTime>,
     /// When its last process went, if that was seen.
     pub stopped_at: Option<KernelTime>,

@@ -39,6 +39,11 @@ impl ProcKey {
         self != other && self.start < other.start
     }
 
+    /// The start as procfs has it: cut off to a clock tick, and so the same from every source.
+    pub fn start_tick(self) -> KernelTime {
+        KernelTime(self.start.0 - self.start.0 % Self::TICK)
+    }
+
     fn identity(self) -> (u32, u64) {
         (self.pid, self.start.0 / Self::TICK)
     }

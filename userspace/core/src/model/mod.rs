@@ -47,5 +47,5 @@ pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};
 pub use verdict::{
     Attempt, DesiredLimit, Ended, Evidence, Judged, Judgement, LastVerdict, Level, Requester, Resource,
-    Source, Tolerance, Verdict, VerdictScope, Wanted, Writer,
+    Source, Tolerance, Unobserved, Verdict, VerdictScope, Wanted, Writer,
 };

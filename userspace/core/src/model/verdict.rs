@@ -123,6 +123,15 @@ pub struct DesiredLimit {
     pub wanted: Wanted,
 }
 
+/// A time in which requests to the container runtime were not observed, because no daemon ran or none had begun to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unobserved {
+    /// Since then.
+    pub from: KernelTime,
+    /// Until then.
+    pub to: KernelTime,
+}
+
 /// A cgroup on the way from the processes to the root, and what its file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Level {
@@ -224,6 +233,9 @@ pub struct Evidence {
     /// may be less than the sum.
     #[serde(default)]
     pub may_be_less: bool,
+    /// When requests were not observed that may have set this limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unobserved: Vec<Unobserved>,
     /// From the innermost to the root.
     pub levels: Vec<Level>,
     /// Which of them is judged.

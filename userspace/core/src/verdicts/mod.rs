@@ -7,6 +7,7 @@
 //!  own file says what is wanted?
 //!   ├─ no ─┬─ the write of it failed ──────────────────────────────────────▶ rejected (errno, writer)
 //!   │      ├─ the deadline is to come ─────────────────────────────────────▶ pending
+//!   │      ├─ a request that was not observed may have set another ────────▶ unknown
 //!   │      ├─ it was in force before ──────────────────────────────────────▶ reverted (writer)
 //!   │      ├─ the kubelet may have set another, by a rule of its own ──────▶ unknown
 //!   │      └─ ─────────────────────────────────────────────────────────────▶ diverged
@@ -37,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Attempt, Bound, CpuMax, DesiredLimit, Ended, Format, Judgement, KernelTime, Level, LevelRole, Reading,
-    Resource, Source, Value, Verdict, Wanted,
+    Resource, Source, Unobserved, Value, Verdict, Wanted,
 };
 
 /// All that a verdict rests on.
@@ -49,6 +50,8 @@ pub struct Case<'a> {
     pub desired: &'a [DesiredLimit],
     /// See [`Evidence::may_be_less`](crate::model::Evidence::may_be_less).
     pub may_be_less: bool,
+    /// See [`Evidence::unobserved`](crate::model::Evidence::unobserved).
+    pub unobserved: &'a [Unobserved],
     /// From the innermost to the root.
     pub levels: &'a [Level],
     /// Which of them is judged.
@@ -150,6 +153,9 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
     }
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
+        _ if may_be_requested(case, desired) => unknown(
+            "the runtime may have been sent this limit by a request that was not observed: no daemon ran then, or              nothing is left of what it knew",
+        ),
         _ if history.was_in_force(&desired.wanted) => {
             let writes = case.attempts.iter().chain(case.other_writes);
             let last = writes
@@ -159,6 +165,34 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
         }
         _ => not_set(case, desired).map_or(Verdict::Diverged, unknown),
     }
+}
+
+/// Whether what the file says may be the work of a request that would count, had it been observed: the runtime says the same, or
+/// nothing of a write that was not seen, and so does not the kubelet.
+fn may_be_requested(case: &Case<'_>, desired: &DesiredLimit) -> bool {
+    let is_overruled_by_requests =
+        matches!(desired.source, Source::KubeletAllocated | Source::CriRequest | Source::KubeletActuated);
+    let Some(value) = case.levels.get(case.own).and_then(|own| own.reading.value()) else { return false };
+    if !is_overruled_by_requests {
+        return false;
+    }
+    let says = |source| {
+        let mut of =
+            case.desired.iter().filter(move |of| of.source == source && of.wanted != Wanted::NoQuotaSent);
+        of.next().map(|of| of.wanted.accepts(value, case.page).is_some())
+    };
+    let writes = case.attempts.iter().chain(case.other_writes);
+    let written = writes.filter(|of| of.result.may_be_accepted()).filter_map(|of| of.began).max();
+    let is_possible = match says(Source::Runtime) {
+        Some(same) => same,
+        None => written.is_none(),
+    };
+    // A write that was not seen was before anything was.
+    let written = written.unwrap_or(KernelTime(0));
+    let mut unobserved = case.unobserved.iter();
+    is_possible
+        && says(Source::KubeletActuated) != Some(true)
+        && unobserved.any(|of| (of.from..=of.to).contains(&written) && desired.at < of.to)
 }
 
 /// Why the kubelet itself may have set another limit than a source says, if there is a sign of that.

@@ -89,6 +89,7 @@ impl VerdictTracker {
             resource: evidence.resource,
             desired: &evidence.desired,
             may_be_less: evidence.may_be_less,
+            unobserved: &evidence.unobserved,
             levels: &evidence.levels,
             own: evidence.own,
             attempts: &attempts,

@@ -54,7 +54,14 @@ fn what_runs_at_the_start_is_reported_as_found() {
     );
     assert_eq!(node.actions().len(), 6, "each is to be resolved, and no rescan is needed");
     let state = node.state(7).expect("found");
-    assert_eq!((state.created_at, state.started_at), (None, None));
+    assert_eq!(state.created_at, None);
+    let main = state.main.as_ref().expect("found, too");
+    assert_eq!(
+        (main.key.pid, state.started_at),
+        (50, Some(main.key.start)),
+        "its program came a little later"
+    );
+    assert_eq!(node.state(13).expect("found").started_at, None, "of an unknown process");
     assert_eq!(node.phase(13), Some(State::Running));
     assert_eq!(node.phase(8), Some(State::Created));
 

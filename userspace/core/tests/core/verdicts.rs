@@ -2,12 +2,13 @@
 
 mod kubernetes;
 mod properties;
+mod unobserved;
 
 use std::sync::Arc;
 
 use kwitness_core::model::{
     Attempt, Bound, CpuMax, DesiredLimit, Ended, Judgement, KernelTime, Level, LevelRole, Reading, Resource,
-    Source, Tolerance, Value, Verdict, Wanted, WriteResult, Writer,
+    Source, Tolerance, Unobserved, Value, Verdict, Wanted, WriteResult, Writer,
 };
 use kwitness_core::verdicts::{Case, VerdictHistory, judge};
 
@@ -25,6 +26,7 @@ struct Fixture {
     resource: Resource,
     desired: Vec<DesiredLimit>,
     may_be_less: bool,
+    unobserved: Vec<Unobserved>,
     levels: Vec<Level>,
     attempts: Vec<Attempt>,
     usage: Option<u64>,
@@ -81,6 +83,7 @@ impl Fixture {
             resource,
             desired: vec![desired(Source::Runtime, wanted)],
             may_be_less: false,
+            unobserved: Vec::new(),
             levels,
             attempts: Vec::new(),
             usage: None,
@@ -96,6 +99,7 @@ impl Fixture {
             resource: self.resource,
             desired: &self.desired,
             may_be_less: self.may_be_less,
+            unobserved: &self.unobserved,
             levels: &self.levels,
             own: 0,
             attempts: &self.attempts,
@@ -170,6 +174,7 @@ fn cruns_inner_cgroup_counts() {
         resource: Resource::Memory,
         desired: &fixture.desired,
         may_be_less: false,
+        unobserved: &[],
         levels: &fixture.levels,
         own: 1,
         attempts: &[],

@@ -14,7 +14,9 @@ use crate::probe::SetId;
 use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
-pub(super) const MAGIC: [u8; 8] = *b"kwledg02";
+pub(super) const MAGIC: [u8; 8] = *b"kwledg03";
+/// What one may begin with that is read: version 2 lacks what clients report of limits.
+pub(super) const READABLE: [[u8; 8]; 2] = [*b"kwledg02", MAGIC];
 /// Where the number of bytes that count stands, and where the entries begin.
 pub(super) const COMMITTED: usize = 8;
 pub(super) const ENTRIES: usize = 16;
@@ -43,10 +45,12 @@ pub(super) enum Tag {
     Double,
     /// [`KernelTime`]: what the kernel's counters showed until then is accounted for.
     Look,
+    /// [`LimitReport`](crate::reported::LimitReport).
+    Report,
 }
 
 impl Tag {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Head,
         Self::State,
         Self::Record,
@@ -56,6 +60,7 @@ impl Tag {
         Self::Account,
         Self::Double,
         Self::Look,
+        Self::Report,
     ];
 }
 

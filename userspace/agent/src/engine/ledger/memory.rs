@@ -10,9 +10,11 @@ use kwitness_core::seam::Seam;
 use serde::{Deserialize, Serialize};
 
 use super::{Place, Refusal};
+use crate::clock::Clock;
 use crate::engine::asked::Asked;
 use crate::engine::losses::Seen;
 use crate::probe::SetId;
+use crate::reported::Reported;
 
 /// All that the engine knows and that cannot be read from the kernel again. What is skipped stands in the segment's head.
 #[derive(Debug, Deserialize)]
@@ -24,6 +26,9 @@ pub(crate) struct Memory {
     #[serde(skip)]
     pub(in crate::engine) seen: Seen,
     pub(in crate::engine) asked: Asked,
+    /// The ledger of an earlier release lacks it.
+    #[serde(default = "nothing_reported")]
+    pub(crate) reported: Reported,
     /// The last record that was taken from a ring, if it may be there still.
     #[serde(skip)]
     pub(in crate::engine) last_record: Option<Vec<u8>>,
@@ -52,6 +57,7 @@ impl Memory {
             events: Vec::new(),
             seen: Seen::default(),
             asked: Asked::default(),
+            reported: nothing_reported(),
             last_record: None,
             seam: None,
             outage: None,
@@ -77,6 +83,10 @@ impl Memory {
     }
 }
 
+fn nothing_reported() -> Reported {
+    Reported::begin(Clock::read().now())
+}
+
 /// The same, borrowed: what is written, and what [`Memory`] is read from.
 #[derive(Debug, Serialize)]
 pub(in crate::engine) struct MemoryOf<'a> {
@@ -86,6 +96,7 @@ pub(in crate::engine) struct MemoryOf<'a> {
     #[serde(skip)]
     pub(in crate::engine) seen: Seen,
     pub(in crate::engine) asked: Asked,
+    pub(in crate::engine) reported: &'a Reported,
     #[serde(skip)]
     pub(in crate::engine) last_record: Option<&'a [u8]>,
     #[serde(skip)]

@@ -159,6 +159,7 @@ impl Replay {
                     _ => {}
                 }
                 memory.asked.answered(&observation);
+                memory.reported.observe(&observation);
                 memory.node.observe(observation, output);
             }
             Tag::Publish => {
@@ -173,6 +174,7 @@ impl Replay {
                 observations.into_iter().for_each(|observation| memory.node.observe(observation, output));
                 memory.seen = seen;
             }
+            Tag::Report => drop(memory.reported.take(parse(path, payload)?)),
             Tag::Look => memory.looked = Some(time(path, payload)?),
             // The replay has come to it already, or begins with it.
             Tag::Head | Tag::State => {}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::format::{COMMITTED, ENTRIES, Head, MAGIC, Tag, entry};
+use super::format::{ENTRIES, Head, READABLE, Tag, entry};
 use super::{Memory, Place, Refusal};
 use crate::private;
 
@@ -61,7 +61,8 @@ fn read_committed(path: &Path) -> Result<Vec<u8>, Refusal> {
     let mut file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let mut start = [0; ENTRIES];
-    if length < ENTRIES as u64 || file.read_exact(&mut start).is_err() || start[..COMMITTED] != MAGIC {
+    let is_whole = length >= ENTRIES as u64 && file.read_exact(&mut start).is_ok();
+    if !is_whole || !READABLE.iter().any(|magic| start.starts_with(magic)) {
         return Err(Refusal::OtherFormat { path: path.to_owned() });
     }
     let committed = start.last_chunk().map(|word| u64::from_ne_bytes(*word));

@@ -16,6 +16,8 @@ use super::*;
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::SetId;
 
+mod reported;
+
 fn place(directory: &Path) -> Place {
     Place { directory: directory.join("ledger"), bytes: 3 * SEGMENT, bounds: Bounds::default() }
 }
@@ -63,6 +65,7 @@ impl Daemon {
 
     fn observe(&mut self, observation: Observation) {
         assert!(self.ledger.observation(&observation));
+        self.memory.reported.observe(&observation);
         self.memory.node.observe(observation, &mut self.output);
     }
 
@@ -81,6 +84,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
         events: &memory.events,
         seen: memory.seen.clone(),
         asked: memory.asked.clone(),
+        reported: &memory.reported,
         last_record: memory.last_record.as_deref(),
         seam: memory.seam.as_ref(),
         outage: memory.outage,
@@ -122,6 +126,23 @@ fn the_next_daemon_has_what_the_last_one_had() {
     assert_eq!(hub.extent(), daemon.hub.extent());
     assert_eq!(memory.events.len(), 1);
     assert_eq!(memory.last_record.as_deref(), Some(&b"the last record"[..]));
+}
+
+#[test]
+fn an_earlier_releases_ledger_is_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let mut daemon = Daemon::begin(&place);
+    daemon.observe(loss(1));
+    daemon.publish();
+    let segment = place.segment(1);
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[..COMMITTED].copy_from_slice(b"kwledg02");
+    fs::write(&segment, &bytes).unwrap();
+    assert_eq!(replay(&place).0.position(), daemon.hub.position());
+    bytes[..COMMITTED].copy_from_slice(b"kwledg01");
+    fs::write(&segment, &bytes).unwrap();
+    assert!(matches!(place.read(), Err(Refusal::OtherFormat { .. })));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::engine::{Handle, JudgeQueue, Request};
 use crate::hub::Filter;
+use crate::reported::Reported;
 use crate::verify::{Verifier, VerifyReport};
 
 /// The container's limit: half of what the API's pods have.
@@ -54,7 +55,8 @@ async fn verify_within(wait: Duration, source: &Kubernetes) -> VerifyReport {
         }
     });
     let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
-    let verifier = Verifier::new(cgroups, engine, JudgeQueue::default(), resolver, tree.path().to_owned());
+    let (queue, kubelet) = (JudgeQueue::default(), tree.path().to_owned());
+    let verifier = Verifier::new(cgroups, engine, queue, resolver, kubelet, Reported::default());
     let verifier = verifier.with_kubernetes(Some(source.clone()));
     let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(FILE)), cpu: None };
     verifier.verify(&Filter::default(), &wanted, wait).await.unwrap()

@@ -9,9 +9,17 @@ impl Draft {
     pub(super) fn life(&mut self, kind: &Kind, start: Start, text: String) {
         let at = start.at;
         match kind {
+            // A scan finds again what had begun by then.
+            Kind::Created(_) if start.is_earlier => {
+                self.created.get_or_insert(start);
+            }
             Kind::Created(_) => self.created = Some(start),
             Kind::Started(started) => {
-                self.running = Some(start);
+                if start.is_earlier {
+                    self.running.get_or_insert(start);
+                } else {
+                    self.running = Some(start);
+                }
                 self.process(started.process.as_ref(), start, started.program.as_deref(), Style::Main);
             }
             Kind::Exec(exec) => {

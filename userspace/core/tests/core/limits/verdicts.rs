@@ -23,6 +23,7 @@ fn evidence_for(requester: Requester, limit: u64, at: u64) -> Observation {
         resource: Resource::Memory,
         desired: vec![DesiredLimit { source: Source::Runtime, at: KernelTime(at), wanted }],
         may_be_less: false,
+        unobserved: Vec::new(),
         levels: vec![level],
         own: 0,
         usage: None,

@@ -49,6 +49,7 @@ proptest! {
             resource: Resource::Memory,
             desired: &desired,
             may_be_less: false,
+            unobserved: &[],
             levels: &levels,
             own,
             attempts: &attempts,

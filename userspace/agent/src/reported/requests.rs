@@ -1,13 +1,14 @@
 //! What the container runtime was requested to set, as `kwitness cri-proxy` reports it: of each container the last value of each limit, and
 //! the last request; of each sandbox likewise, for its pod.
 //!
-//! Owns that memory, bounded. What came to its end is forgotten when the next request is reported or a verdict is requested; what never
-//! began, after [`UNBORN`]. Never asks the runtime.
+//! Owns that memory, bounded, and when requests were not observed. What came to its end is forgotten when the next request is reported
+//! or a verdict is requested; what never began, after [`UNBORN`]. Never asks the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Resource};
+use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Resource, Unobserved};
+use serde::{Deserialize, Serialize};
 
 use super::desired::{self, Desired};
 use kwitness_api::{REQUEST_ID_BYTES_MAX as ID_MAX, proto};
@@ -16,6 +17,8 @@ use kwitness_api::{REQUEST_ID_BYTES_MAX as ID_MAX, proto};
 const KNOWN_MAX: usize = 8192;
 /// How long a container may take from its creation to its cgroup, which is made when it is started.
 const UNBORN: u64 = 600_000_000_000;
+/// Times without a daemon that are remembered; with more, the two oldest become one.
+const UNOBSERVED_MAX: usize = 8;
 
 /// Why a request is not recorded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +40,8 @@ pub enum Malformed {
 }
 
 /// The memory. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct Requests(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
@@ -48,9 +52,18 @@ struct Known {
     reported: u64,
     malformed: u64,
     evicted: u64,
+    /// The oldest first.
+    unobserved: Vec<Unobserved>,
 }
 
-#[derive(Debug)]
+/// The same as it is written down.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    requests: Vec<Requested>,
+    unobserved: Vec<Unobserved>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Requested {
     /// A container or a sandbox that is or was there.
     born: bool,
@@ -58,23 +71,51 @@ struct Requested {
     last: proto::CriRequest,
 }
 
+impl From<Written> for Requests {
+    fn from(Written { requests, unobserved }: Written) -> Self {
+        let mut known = Known { unobserved, ..Known::default() };
+        requests.into_iter().for_each(|of| known.put(of.last.id.as_str().into(), of));
+        Self(Arc::new(Mutex::new(known)))
+    }
+}
+
+impl From<Requests> for Written {
+    fn from(requests: Requests) -> Self {
+        let known = requests.lock();
+        Self { requests: known.of.values().cloned().collect(), unobserved: known.unobserved.clone() }
+    }
+}
+
 impl Requests {
-    /// Records one; returns whose requests had to be forgotten for that, if any.
+    /// Of a daemon that begins now: what was requested before is not known.
+    pub(super) fn begin(now: KernelTime) -> Self {
+        let requests = Self::default();
+        requests.unobserved_from(KernelTime(0), now);
+        requests
+    }
+
+    /// Looks at what a client reports: a request that is as it should be, to be taken in.
     ///
     /// # Errors
     /// What is wrong with it; it is counted.
-    pub fn report(
-        &self,
-        mut request: proto::CriRequest,
-        now: KernelTime,
-    ) -> Result<Option<ContainerId>, Malformed> {
+    pub fn check(&self, request: proto::CriRequest, now: KernelTime) -> Result<proto::CriRequest, Malformed> {
+        let checked = check(request, now);
         let mut known = self.lock();
-        let resources = check(&mut request, now).inspect_err(|_| known.malformed += 1)?;
-        known.reported += 1;
+        match checked {
+            Ok(_) => known.reported += 1,
+            Err(_) => known.malformed += 1,
+        }
+        checked
+    }
+
+    /// Records one; returns whose requests had to be forgotten for that, if any.
+    pub(super) fn take(&self, request: proto::CriRequest) -> Option<ContainerId> {
+        let mut known = self.lock();
+        let resources = request.resources.as_ref()?;
         let at = KernelTime(request.received);
         let new = match request.method() {
-            proto::CriMethod::UpdatePodSandboxResources => desired::of_pod_request(&resources, at),
-            _ => desired::of_request(&resources, at),
+            proto::CriMethod::UpdatePodSandboxResources => desired::of_pod_request(resources, at),
+            _ => desired::of_request(resources, at),
         };
         let is_full = known.of.len() >= KNOWN_MAX && !known.of.contains_key(request.id.as_str());
         let forgotten = is_full.then(|| known.evict()).flatten();
@@ -93,16 +134,31 @@ impl Requests {
             requested.last = request;
         }
         known.put(id, requested);
-        Ok(forgotten)
+        forgotten
+    }
+
+    /// From then to then, no request was observed.
+    pub(super) fn unobserved_from(&self, from: KernelTime, to: KernelTime) {
+        let unobserved = &mut self.lock().unobserved;
+        unobserved.push(Unobserved { from, to });
+        if unobserved.len() > UNOBSERVED_MAX {
+            let oldest = unobserved.remove(0);
+            unobserved[0].from = oldest.from;
+        }
+    }
+
+    /// When no request was observed.
+    pub(crate) fn unobserved(&self) -> Vec<Unobserved> {
+        self.lock().unobserved.clone()
     }
 
     /// Whether none is remembered.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().of.is_empty()
     }
 
     /// Forgets what has ended, given all that is there.
-    pub(super) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
+    pub(crate) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
         let mut known = self.lock();
         let is_news = |(id, requested): &(&Arc<str>, &Requested)| {
             let waits_too_long = || now.0.saturating_sub(requested.last.answered) >= UNBORN;
@@ -118,7 +174,7 @@ impl Requests {
     }
 
     /// What a container that is there, or the pod of such a sandbox, should have.
-    pub(super) fn desired(&self, id: &str) -> Vec<Desired> {
+    pub(crate) fn desired(&self, id: &str) -> Vec<Desired> {
         let mut known = self.lock();
         let Some((id, mut requested)) = known.take(id) else { return Vec::new() };
         requested.born = true;
@@ -179,15 +235,15 @@ impl Requested {
     }
 }
 
-/// The limits that it sets, if they are valid; texts that are too long are removed.
-fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriResources, Malformed> {
+/// The request, if it is valid; texts in it that are no limits are removed.
+fn check(mut request: proto::CriRequest, now: KernelTime) -> Result<proto::CriRequest, Malformed> {
     if request.method() == proto::CriMethod::Unspecified {
         return Err(Malformed::Method(request.method));
     }
     if request.id.is_empty() || request.id.len() > ID_MAX {
         return Err(Malformed::Id);
     }
-    let proto::CriRequest { received, answered, .. } = *request;
+    let proto::CriRequest { received, answered, .. } = request;
     if received == 0 || answered < received || now.0 < answered {
         return Err(Malformed::Time);
     }
@@ -197,7 +253,7 @@ fn check(request: &mut proto::CriRequest, now: KernelTime) -> Result<proto::CriR
             text.clear();
         }
     }
-    Ok(resources.clone())
+    Ok(request)
 }
 
 #[cfg(test)]
@@ -223,6 +279,10 @@ mod tests {
         }
     }
 
+    fn take(requests: &Requests, request: proto::CriRequest) -> Result<Option<ContainerId>, Malformed> {
+        requests.check(request, NOW).map(|request| requests.take(request))
+    }
+
     fn wanted(requests: &Requests, id: &str) -> Vec<(u64, Wanted)> {
         requests.desired(id).into_iter().map(|(_, limit)| (limit.at.0, limit.wanted)).collect()
     }
@@ -230,24 +290,51 @@ mod tests {
     #[test]
     fn of_each_limit_the_last_word_counts_in_the_order_of_the_requests() {
         let requests = Requests::default();
-        requests.report(update("a", 10, 4096, 256), NOW).unwrap();
-        requests.report(update("a", 30, 8192, 0), NOW).unwrap();
-        requests.report(update("a", 20, 1, 512), NOW).unwrap();
+        take(&requests, update("a", 10, 4096, 256)).unwrap();
+        take(&requests, update("a", 30, 8192, 0)).unwrap();
+        take(&requests, update("a", 20, 1, 512)).unwrap();
         let (shares, memory) = (Wanted::Shares(512), Wanted::Memory(Bound::At(8192)));
         assert_eq!(wanted(&requests, "a"), [(20, shares), (30, memory)]);
         assert_eq!(requests.last("a").unwrap().received, 30);
         assert_eq!(wanted(&requests, "b"), []);
     }
 
+    #[test]
+    fn what_is_written_down_is_read_again() {
+        let requests = Requests::begin(KernelTime(5));
+        take(&requests, update("a", 10, 4096, 256)).unwrap();
+        take(&requests, update("a", 30, 8192, 0)).unwrap();
+        take(&requests, update("b", 20, 1, 0)).unwrap();
+        assert_eq!(wanted(&requests, "a").len(), 2, "it is there");
+        let text = serde_json::to_string(&requests).unwrap();
+        let again: Requests = serde_json::from_str(&text).unwrap();
+        assert_eq!(wanted(&again, "a"), wanted(&requests, "a"));
+        assert_eq!(again.last("b"), requests.last("b"));
+        assert_eq!(again.unobserved(), [Unobserved { from: KernelTime(0), to: KernelTime(5) }]);
+        let (one, other) = (requests.lock(), again.lock());
+        assert_eq!(one.order, other.order, "what is seen to be there stays longer");
+    }
+
+    #[test]
+    fn of_too_many_outages_the_two_oldest_become_one() {
+        let requests = Requests::begin(KernelTime(5));
+        for at in 1..=UNOBSERVED_MAX as u64 {
+            requests.unobserved_from(KernelTime(10 * at), KernelTime(10 * at + 5));
+        }
+        let unobserved = requests.unobserved();
+        assert_eq!(unobserved.len(), UNOBSERVED_MAX);
+        assert_eq!(unobserved[0], Unobserved { from: KernelTime(0), to: KernelTime(15) });
+    }
+
     /// The kubelet's CPU manager sends these every ten seconds.
     #[test]
     fn a_thousand_requests_without_limits_change_only_the_last_one() {
         let requests = Requests::default();
-        requests.report(update("a", 10, 8192, 512), NOW).unwrap();
+        take(&requests, update("a", 10, 8192, 512)).unwrap();
         let limits = wanted(&requests, "a");
         assert_eq!(limits.len(), 2);
         for received in (20..).step_by(10).take(1000) {
-            assert_eq!(requests.report(update("a", received, 0, 0), NOW).unwrap(), None);
+            assert_eq!(take(&requests, update("a", received, 0, 0)).unwrap(), None);
             assert_eq!(requests.last("a").unwrap().received, received);
         }
         assert_eq!(wanted(&requests, "a"), limits);
@@ -259,7 +346,7 @@ mod tests {
     fn what_ended_is_forgotten_and_what_was_not_begun_is_waited_for() {
         let requests = Requests::default();
         for id in ["old", "new", "stays"] {
-            requests.report(update(id, NOW.0 - 10, 4096, 0), NOW).unwrap();
+            take(&requests, update(id, NOW.0 - 10, 4096, 0)).unwrap();
         }
         requests.keep(&["old", "stays"].into(), NOW);
         requests.keep(&["stays"].into(), NOW);
@@ -273,7 +360,7 @@ mod tests {
     #[test]
     fn what_was_judged_and_ended_between_two_looks_is_forgotten() {
         let requests = Requests::default();
-        requests.report(update("a", NOW.0 - 10, 4096, 0), NOW).unwrap();
+        take(&requests, update("a", NOW.0 - 10, 4096, 0)).unwrap();
         assert_eq!(requests.desired("a").len(), 1);
         requests.keep(&BTreeSet::new(), NOW);
         assert!(requests.last("a").is_none());
@@ -283,7 +370,7 @@ mod tests {
     fn the_memory_is_bounded_and_the_oldest_goes_first() {
         let requests = Requests::default();
         let report = |number: usize| {
-            let forgotten = requests.report(update(&number.to_string(), 1 + number as u64, 4096, 0), NOW);
+            let forgotten = take(&requests, update(&number.to_string(), 1 + number as u64, 4096, 0));
             forgotten.unwrap().map(|id| id.to_string())
         };
         assert_eq!(report(0), None);
@@ -294,7 +381,7 @@ mod tests {
         let counters = requests.counters();
         assert_eq!((counters["cri_requests_known"], counters["cri_requests_evicted"]), (KNOWN_MAX as u64, 1));
         // What is requested again, is seen to be there or ends changes its place.
-        requests.report(update("2", NOW.0 - 10, 4096, 0), NOW).unwrap();
+        take(&requests, update("2", NOW.0 - 10, 4096, 0)).unwrap();
         requests.keep(&["0", "3"].into(), KernelTime(0));
         assert_eq!(report(KNOWN_MAX + 1).as_deref(), Some("4"));
         requests.keep(&["0"].into(), KernelTime(0));
@@ -319,7 +406,7 @@ mod tests {
             (proto::CriRequest { answered: u64::MAX, ..good() }, Malformed::Time),
             (proto::CriRequest { resources: None, ..good() }, Malformed::Resources),
         ] {
-            assert_eq!(requests.report(request, NOW), Err(why));
+            assert_eq!(take(&requests, request), Err(why));
         }
         assert_eq!(requests.counters()["cri_requests_malformed"], 9);
         assert_eq!(requests.counters()["cri_requests_reported"], 0);
@@ -328,7 +415,7 @@ mod tests {
             memory_high: "max, or so".to_owned(),
             ..Default::default()
         });
-        requests.report(proto::CriRequest { resources, ..good() }, NOW).unwrap();
+        take(&requests, proto::CriRequest { resources, ..good() }).unwrap();
         assert_eq!(requests.last("a").unwrap().resources, Some(proto::CriResources::default()));
     }
 }

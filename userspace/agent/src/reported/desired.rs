@@ -8,10 +8,10 @@ use kwitness_api::proto;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX, runtime as cri};
 
 /// A desired limit, and of what.
-pub(super) type Desired = (Resource, DesiredLimit);
+pub(crate) type Desired = (Resource, DesiredLimit);
 
 /// What a container should have, as requested from the container runtime.
-pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<Desired> {
+pub(crate) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTime) -> Vec<Desired> {
     let mut limits = of_cri(resources, Source::Runtime, at);
     // It speaks of CPU, and knows of no quota.
     if resources.cpu_quota == 0 && resources.cpu_shares > 0 {
@@ -22,7 +22,7 @@ pub(super) fn of_runtime(resources: &cri::LinuxContainerResources, at: KernelTim
 }
 
 /// What a container should have, as a request to the container runtime said.
-pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
+pub(crate) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
     let proto::CriResources { cpu_period, cpu_quota, cpu_shares, memory_limit_in_bytes, .. } = resources;
     let unified =
         [(UNIFIED_SWAP_MAX, &resources.memory_swap_max), (UNIFIED_MEMORY_HIGH, &resources.memory_high)];
@@ -38,7 +38,7 @@ pub(super) fn of_request(resources: &proto::CriResources, at: KernelTime) -> Vec
 
 /// What a pod should have at least, as a request to the container runtime said: overhead and what other containers there are comes
 /// on top.
-pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
+pub(crate) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) -> Vec<Desired> {
     let at_least = |(resource, limit): Desired| {
         let wanted = match limit.wanted {
             Wanted::Quota(cpu) => Wanted::QuotaAtLeast(cpu),
@@ -52,7 +52,7 @@ pub(super) fn of_pod_request(resources: &proto::CriResources, at: KernelTime) ->
 }
 
 /// What one of them says.
-pub(super) fn unified_bound(text: &str) -> Option<Bound> {
+pub(crate) fn unified_bound(text: &str) -> Option<Bound> {
     match text {
         "max" => Some(Bound::Unlimited),
         number => number.parse().ok().map(Bound::At),
@@ -85,7 +85,7 @@ fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTi
 }
 
 /// What a container should have, by the caller's own word.
-pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> {
+pub(crate) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> {
     use proto::wanted::{Cpu, Memory};
     let limit = |resource, wanted| (resource, DesiredLimit { source: Source::Client, at, wanted });
     let memory = wanted.memory.as_ref().map(|memory| match memory {
@@ -102,7 +102,7 @@ pub(super) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> 
 }
 
 /// What a pod should have at least, by what one source says of all its containers; none where it does not say it of all.
-pub(super) fn of_pod(source: Source, containers: &[Vec<Desired>]) -> Vec<Desired> {
+pub(crate) fn of_pod(source: Source, containers: &[Vec<Desired>]) -> Vec<Desired> {
     let all = |resource| -> Option<Vec<Wanted>> {
         let of = |limits: &Vec<Desired>| {
             let mut limits = limits.iter();

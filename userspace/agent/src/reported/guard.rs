@@ -18,6 +18,8 @@ use kwitness_core::model::{
     Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, LevelRole, Resource, Source, Wanted,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::desired::Desired;
 
 /// Containers that are remembered: as many as a guard arms.
@@ -28,10 +30,13 @@ const KNOWN_MAX: usize = 1024;
 const HIGH_MAX: u64 = 12_000_000_000;
 
 /// The memory. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct GuardLimits(Arc<Mutex<BTreeMap<ContainerId, Limit>>>);
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Limits", into = "Limits")]
+pub struct GuardLimits(Arc<Mutex<Limits>>);
 
-#[derive(Clone, Copy, Debug, Default)]
+type Limits = BTreeMap<ContainerId, Limit>;
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Limit {
     sets: Option<(KernelTime, u64)>,
     has: Option<(KernelTime, u64)>,
@@ -49,14 +54,26 @@ impl Limit {
     }
 }
 
+impl From<Limits> for GuardLimits {
+    fn from(limits: Limits) -> Self {
+        Self(Arc::new(Mutex::new(limits)))
+    }
+}
+
+impl From<GuardLimits> for Limits {
+    fn from(limits: GuardLimits) -> Self {
+        limits.lock().clone()
+    }
+}
+
 impl GuardLimits {
     /// It is about to set that.
-    pub fn announced(&self, container: ContainerId, at: KernelTime, bytes: u64) {
+    pub(super) fn announced(&self, container: ContainerId, at: KernelTime, bytes: u64) {
         entry(&mut self.lock(), container).sets = Some((at, bytes));
     }
 
     /// It lowers `memory.high` to that, or has restored it.
-    pub fn braked(&self, container: ContainerId, at: KernelTime, bytes: Option<u64>) {
+    pub(super) fn braked(&self, container: ContainerId, at: KernelTime, bytes: Option<u64>) {
         let mut known = self.lock();
         match bytes {
             Some(bytes) => entry(&mut known, container).high = Some((at, bytes)),
@@ -65,7 +82,7 @@ impl GuardLimits {
     }
 
     /// What came of that. What it does with the limit of a pod is no container's.
-    pub fn observe(&self, report: &GuardReport) {
+    pub(super) fn observe(&self, report: &GuardReport) {
         let mut known = self.lock();
         match report.act {
             GuardAct::Raised { level: LevelRole::Pod, .. }
@@ -81,24 +98,24 @@ impl GuardLimits {
     }
 
     /// Whether none is remembered.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
     /// Forgets what has ended, given all that is there.
-    pub(super) fn keep(&self, there: &BTreeSet<&str>) {
+    pub(crate) fn keep(&self, there: &BTreeSet<&str>) {
         self.lock().retain(|container, _| there.contains(&*container.0));
     }
 
     /// What a container should have.
-    pub(super) fn desired(&self, container: &ContainerId) -> Option<Desired> {
+    pub(crate) fn desired(&self, container: &ContainerId) -> Option<Desired> {
         let (at, bytes) = self.lock().get(container)?.last()?;
         let wanted = Wanted::Memory(Bound::At(bytes));
         Some((Resource::Memory, DesiredLimit { source: Source::Guard, at, wanted }))
     }
 
     /// What its `memory.high` should be now: as the guard has lowered it, or restored.
-    pub(super) fn high(&self, container: &ContainerId, now: KernelTime) -> Option<Desired> {
+    pub(crate) fn high(&self, container: &ContainerId, now: KernelTime) -> Option<Desired> {
         let (at, bytes) = self.lock().get(container)?.high?;
         if now.0.saturating_sub(at.0) > HIGH_MAX {
             return None;
@@ -108,13 +125,13 @@ impl GuardLimits {
     }
 
     /// Nothing that could panic runs while it is held.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Limit>> {
+    fn lock(&self) -> MutexGuard<'_, Limits> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Changes what is remembered of a container, if anything is, and forgets what says nothing any more.
-fn change(known: &mut BTreeMap<ContainerId, Limit>, container: &ContainerId, by: impl FnOnce(&mut Limit)) {
+fn change(known: &mut Limits, container: &ContainerId, by: impl FnOnce(&mut Limit)) {
     if let Some(limit) = known.get_mut(container) {
         by(limit);
         if limit.at().is_none() {
@@ -124,7 +141,7 @@ fn change(known: &mut BTreeMap<ContainerId, Limit>, container: &ContainerId, by:
 }
 
 /// What is remembered of a container, for which there is room.
-fn entry(known: &mut BTreeMap<ContainerId, Limit>, container: ContainerId) -> &mut Limit {
+fn entry(known: &mut Limits, container: ContainerId) -> &mut Limit {
     if known.len() >= KNOWN_MAX && !known.contains_key(&container) {
         let oldest = known.iter().min_by_key(|(_, limit)| limit.at());
         if let Some(oldest) = oldest.map(|(container, _)| container.clone()) {
@@ -212,6 +229,17 @@ mod tests {
         limits.braked(id("d"), KernelTime(5), None);
         limits.keep(&BTreeSet::from(["d"]));
         assert!(limits.is_empty(), "nothing is remembered of what was never lowered");
+    }
+
+    #[test]
+    fn what_is_written_down_is_read_again() {
+        let limits = GuardLimits::default();
+        limits.announced(id("c"), KernelTime(1), 128);
+        limits.observe(&report(2, raised(128)));
+        limits.braked(id("c"), KernelTime(3), Some(56));
+        let again: GuardLimits = serde_json::from_str(&serde_json::to_string(&limits).unwrap()).unwrap();
+        assert_eq!(wanted(&again), wanted(&limits));
+        assert_eq!(again.high(&id("c"), KernelTime(3)), limits.high(&id("c"), KernelTime(3)));
     }
 
     #[test]
