@@ -146,9 +146,8 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let reader = LimitReader::start(cgroups.clone(), answer.clone())
         .context("cannot start the reader of limit files")?;
     metrics.reached(Stage::Scanning);
-    if let Some(watch) = watch {
-        watch.run(probe.tracker(), answer.clone()).context("cannot start the reader of limit writes")?;
-    }
+    let watching = watch.map(|watch| watch.run(probe.tracker(), answer.clone())).transpose();
+    let watching = watching.context("cannot start the reader of limit writes")?;
     let (handle, requests) = Handle::new();
     let sampling = sample_memory(config, &cgroups, &capabilities, &handle, &answer)?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
@@ -168,6 +167,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         writer,
         resolver: resolver.clone(),
         reader,
+        watch: watching,
         verdicts: verdicts.clone(),
         sampling,
         answers,

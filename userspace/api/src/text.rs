@@ -1,7 +1,7 @@
 //! Other people's text on a terminal: names of programs and pods, paths, errors of a runtime.
 //!
-//! Owns the one rule of what may be printed as it is. Whatever prints text for people calls [`escape`] on it; JSON and YAML
-//! have rules of their own.
+//! Owns the one rule of what may be printed as it is. Whatever prints text for people calls [`escape`] on it, and [`escape_json`] on
+//! what is JSON already.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -25,6 +25,26 @@ pub fn escape(text: &str) -> Cow<'_, str> {
             // Writing to a string does not fail.
             '\0'..='\u{ff}' => drop(write!(escaped, "\\x{:02x}", u32::from(character))),
             _ => drop(write!(escaped, "{}", character.escape_unicode())),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Replaces in JSON what [`escape`] replaces in a text, by JSON's own escapes: `\u202e`, in UTF-16. Parsers read the same; JSON itself
+/// asks for no more than C0.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    if json.chars().all(is_plain) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if is_plain(character) {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing to a string does not fail.
+            _ = write!(escaped, "\\u{unit:04x}");
         }
     }
     Cow::Owned(escaped)
@@ -56,6 +76,17 @@ mod tests {
         ] {
             assert_eq!(escape(text), escaped);
         }
+    }
+
+    #[test]
+    fn json_reads_as_the_same() {
+        let text = "evil\x1b]0;x\x07\n \u{9b}31m \u{202e} \x7f \u{e0041} \\x01 \"größer\" 数据库 \u{1f980}";
+        let json = serde_json::to_string(text).unwrap();
+        let escaped = escape_json(&json);
+        assert!(matches!(escape(&escaped), Cow::Borrowed(_)), "{escaped}");
+        assert!(escaped.contains("\\u202e") && escaped.contains("größer"), "{escaped}");
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        assert!(matches!(escape_json("{\"a\":\"größer\"}"), Cow::Borrowed(_)));
     }
 
     #[test]

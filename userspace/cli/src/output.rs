@@ -9,7 +9,7 @@ use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
 use kwitness_api::proto;
-use kwitness_api::text::escape;
+use kwitness_api::text::{escape, escape_json};
 use serde::Serialize;
 
 /// How things are printed.
@@ -170,19 +170,13 @@ enum Escapes {
 
 impl serde_json::ser::Formatter for Escapes {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
-        if let Cow::Borrowed(plain) = escape(fragment) {
-            return to.write_all(plain.as_bytes());
+        if let Self::Json = self {
+            return to.write_all(escape_json(fragment).as_bytes());
         }
         for character in fragment.chars() {
-            let (mut bytes, mut units) = ([0; 4], [0; 2]);
-            match (escape(character.encode_utf8(&mut bytes)), *self) {
-                (Cow::Borrowed(plain), _) => to.write_all(plain.as_bytes())?,
-                (Cow::Owned(_), Self::Json) => {
-                    for unit in character.encode_utf16(&mut units) {
-                        write!(to, "\\u{unit:04x}")?;
-                    }
-                }
-                (Cow::Owned(_), Self::Yaml) => write!(to, "\\U{:08x}", u32::from(character))?,
+            match escape(character.encode_utf8(&mut [0; 4])) {
+                Cow::Borrowed(plain) => to.write_all(plain.as_bytes())?,
+                Cow::Owned(_) => write!(to, "\\U{:08x}", u32::from(character))?,
             }
         }
         Ok(())

@@ -107,7 +107,13 @@ impl Recorder {
         let header = header(&mut client).await?;
         let (writer, position) = Writer::open(&path, writing, &header)?;
         let mut recorder = Self { client, writer, samples: None, position, count: 0 };
-        recorder.snapshot(from_now).await?;
+        let mut snapshot = recorder.list().await?;
+        if from_now && recorder.position.is_none() {
+            recorder.position.clone_from(&snapshot.answer.position);
+            snapshot.after.clone_from(&recorder.position);
+        }
+        let verdicts = recorder.verify().await?;
+        recorder.begin(snapshot, verdicts)?;
         Ok(recorder)
     }
 
@@ -174,10 +180,13 @@ impl Recorder {
         }
     }
 
+    /// Begins the next file once all that it begins with is there: of a daemon that is gone in between, it would have no snapshot.
     async fn next_file(&mut self) -> anyhow::Result<()> {
         let header = header(&mut self.client).await?;
+        let snapshot = self.list().await?;
+        let verdicts = self.verify().await?;
         self.writer.rotate(&header)?;
-        self.snapshot(false).await
+        self.begin(snapshot, verdicts)
     }
 
     fn events(&mut self, events: Vec<proto::Event>) -> anyhow::Result<()> {
@@ -190,25 +199,37 @@ impl Recorder {
         Ok(())
     }
 
-    async fn snapshot(&mut self, from_now: bool) -> anyhow::Result<()> {
-        let proto::ListResponse { position, containers } = self.client.list(proto::Filter::default()).await?;
-        if from_now && self.position.is_none() {
-            self.position.clone_from(&position);
-        }
-        let answer = proto::Snapshot { position, containers };
-        let line = At { time: now(), after: self.position.clone(), answer };
-        self.writer.append(&Line::Snapshot(line))?;
-        self.verdicts().await?;
+    /// Writes what a file begins with, after its header.
+    fn begin(
+        &mut self,
+        snapshot: At<proto::Snapshot>,
+        verdicts: At<proto::VerifyResponse>,
+    ) -> anyhow::Result<()> {
+        self.writer.append(&Line::Snapshot(snapshot))?;
+        self.writer.append(&Line::Verdicts(verdicts))?;
         Ok(self.writer.flush()?)
     }
 
-    async fn verdicts(&mut self) -> anyhow::Result<()> {
+    /// All containers.
+    async fn list(&mut self) -> anyhow::Result<At<proto::Snapshot>> {
+        let proto::ListResponse { position, containers } = self.client.list(proto::Filter::default()).await?;
+        let answer = proto::Snapshot { position, containers };
+        Ok(At { time: now(), after: self.position.clone(), answer })
+    }
+
+    /// All verdicts.
+    async fn verify(&mut self) -> anyhow::Result<At<proto::VerifyResponse>> {
         let answer = match self.client.verify(proto::VerifyRequest::default()).await {
             // No container is here.
             Err(Error::NotFound(_)) => proto::VerifyResponse::default(),
             answer => answer?,
         };
-        Ok(self.writer.append(&Line::Verdicts(At { time: now(), after: None, answer }))?)
+        Ok(At { time: now(), after: None, answer })
+    }
+
+    async fn verdicts(&mut self) -> anyhow::Result<()> {
+        let verdicts = self.verify().await?;
+        Ok(self.writer.append(&Line::Verdicts(verdicts))?)
     }
 }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Logging never waits: a reader of standard error that hangs costs lines, not the program. What others wrote into a line
-//! (paths, names, errors) is escaped as everywhere: tracing escapes the message only, and in it what colours need.
+//! (paths, names, errors) is escaped as everywhere: tracing escapes the message only, and in it what colours need, and in JSON no more
+//! than C0.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
@@ -15,14 +16,16 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
-use kwitness_api::text::escape;
+use kwitness_api::text::{escape, escape_json};
+use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -104,7 +107,9 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Log> {
         .with_target(false);
     let registry = tracing_subscriber::registry().with(layer);
     match format {
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).map_event_format(EscapedJson)).init()
+        }
         LogFormat::Text if is_journald() => registry.with(lines.fmt_fields(Escaped).without_time()).init(),
         LogFormat::Text => registry.with(lines.fmt_fields(Escaped)).init(),
     }
@@ -119,6 +124,27 @@ impl<'writer> FormatFields<'writer> for Escaped {
         let mut text = String::new();
         DefaultFields::new().format_fields(Writer::new(&mut text), fields)?;
         writer.write_str(&escape(&text))
+    }
+}
+
+/// A line of JSON as tracing writes it, escaped: what is not JSON's own is within its strings.
+struct EscapedJson<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for EscapedJson<F>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{}", escape_json(line.trim_end_matches('\n')))
     }
 }
 
@@ -262,11 +288,18 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&written);
         let gate = move || Gate { open: Arc::clone(&open), written: Arc::clone(&to) };
-        let lines = tracing_subscriber::fmt::layer().with_writer(gate).with_ansi(false).fmt_fields(Escaped);
-        let hostile = "/kubepods/\x1b]0;x\x07\r\n ERROR forged \u{9b}2J \u{202e}";
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
-            tracing::warn!(path = %hostile, error = hostile, "found {hostile}");
-        });
+        let layer = || tracing_subscriber::fmt::layer().with_writer(gate.clone()).with_ansi(false);
+        let hostile = "/kubepods/\x1b]0;x\x07\r\n ERROR forged \x7f \u{9b}2J \u{202e}";
+        let log = || tracing::warn!(path = %hostile, error = hostile, "found {hostile}");
+        let json = layer().json().flatten_event(true).map_event_format(EscapedJson);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(json), log);
+        let text = String::from_utf8(std::mem::take(&mut *written.lock().unwrap())).unwrap();
+        assert!(text.starts_with('{') && text.ends_with("}\n") && text.lines().count() == 1, "{text:?}");
+        assert!(matches!(escape(text.trim_end()), std::borrow::Cow::Borrowed(_)), "{text:?}");
+        assert_eq!(text.matches(r"forged \u007f \u009b2J \u202e").count(), 3, "{text}");
+
+        let lines = layer().fmt_fields(Escaped);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!text.trim_end_matches('\n').chars().any(char::is_control), "{text:?}");

@@ -1,8 +1,9 @@
 //! What a client that means harm costs another client, beside an attacker and without one: from the kernel's hook to a watcher, and
 //! a call of `Status`.
 //!
-//! The attacker does what the daemon allows it: half of all watchers, which begin with the oldest event and read nothing; half of all
-//! `Verify` calls, which wait for what never comes; and lists, one every millisecond.
+//! The attacker does what the daemon allows it: half of all watchers, which begin with the oldest event and read nothing, on a
+//! connection each; half of all `Verify` calls, the share of one connection, which wait for what never comes; and lists, one every
+//! millisecond.
 
 use std::path::Path;
 use std::process::Command;
@@ -147,6 +148,14 @@ pub(crate) async fn attack(socket: &Path) -> Result<()> {
         // It ends with the process.
         drop(tokio::spawn(async move { client.verify(request).await }));
     }
+    wait_for("the waiting calls", LIMIT, async || {
+        let status = client.status(proto::StatusRequest {}).await.context("call Status")?.into_inner();
+        let verify =
+            status.calls.iter().find(|limit| limit.name == "verify").context("no limit of Verify")?;
+        ensure!(verify.refused == 0, "{} of the attacker's calls were refused", verify.refused);
+        Ok((verify.active as usize == VERIFY_CALLS).then_some(()))
+    })
+    .await?;
     println!("{ATTACKING}");
     loop {
         client.list(proto::ListRequest { filter: None }).await.context("call List")?;

@@ -1,23 +1,23 @@
 //! How many calls of each kind may be active at a time: the one table of what is long-lived or expensive, and a limit on all others.
 //!
 //! ```text
-//!  request ──▶ the kind by its path ──┬── room: served; the place is held until the response body is gone, and so
-//!                                     │         are the bytes of the request (byte_budget)
-//!                                     └── none: RESOURCE_EXHAUSTED, which names the setting
+//!  request ──▶ the kind by its path ──┬── fewer of its connection's than are free: served; the place is held until the
+//!                                     │   response body is gone, and so are the bytes of the request (byte_budget)
+//!                                     └── else: RESOURCE_EXHAUSTED, which names the setting
 //! ```
 //!
-//! A call counts until its client has read the response or has left, so that slow readers are counted, too. Never looks into
+//! So one connection has half of the calls of a kind at most, further ones half of what is left each, and the last is for one that has
+//! none. A call counts until its client has read the response or has left, so that slow readers are counted, too. Never looks into
 //! requests.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::{Either, Ready, ready};
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -34,6 +34,7 @@ const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]
         Call::Watch => ("watch", "api.max_watchers", &["/kwitness.v1alpha1.Kwitness/Watch"]),
         Call::Verify => ("verify", "api.max_verify_calls", &["/kwitness.v1alpha1.Kwitness/Verify"]),
         Call::List => ("list", "api.max_list_calls", &["/kwitness.v1alpha1.Kwitness/List"]),
+        Call::Status => ("status", "api.max_status_calls", &["/kwitness.v1alpha1.Kwitness/Status"]),
         Call::WatchUsage => {
             ("watch_usage", "api.max_usage_watchers", &["/kwitness.v1alpha1.Kwitness/WatchUsage"])
         }
@@ -67,23 +68,26 @@ pub struct Admission {
     answers: ByteBudget,
 }
 
+/// The calls of one kind.
 #[derive(Debug)]
 struct Slot {
     call: Call,
     max: u32,
-    free: Arc<Semaphore>,
-    refused: AtomicU64,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    active: u32,
+    /// Without those that have none.
+    by_connection: HashMap<ConnectionId, u32>,
+    refused: u64,
 }
 
 impl Admission {
     /// No client is admitted yet.
     pub fn new(max: MaxCalls) -> Self {
-        let slots = Call::ALL.map(|call| Slot {
-            call,
-            max: max.get(call),
-            free: Arc::new(Semaphore::new(max.get(call) as usize)),
-            refused: AtomicU64::new(0),
-        });
+        let slots = Call::ALL.map(|call| Slot::new(call, max.get(call)));
         Self {
             slots: Arc::new(slots),
             requests: ByteBudget::of_requests(),
@@ -93,16 +97,13 @@ impl Admission {
 
     /// As many calls for other clients, who take none of these; the bytes are shared.
     pub fn apart(&self) -> Self {
-        let slots = Call::ALL.map(|call| {
-            let max = self.slots[call as usize].max;
-            Slot { call, max, free: Arc::new(Semaphore::new(max as usize)), refused: AtomicU64::new(0) }
-        });
+        let slots = Call::ALL.map(|call| Slot::new(call, self.slots[call as usize].max));
         Self { slots: Arc::new(slots), ..self.clone() }
     }
 
     /// How many calls of a kind are active.
     pub fn active(&self, call: Call) -> u32 {
-        self.slots[call as usize].active()
+        self.slots[call as usize].lock().active
     }
 
     /// How many calls of all kinds may be active.
@@ -114,12 +115,13 @@ impl Admission {
     pub fn limits(&self) -> Vec<proto::CallLimit> {
         let limit = |slot: &Slot| {
             let (name, setting, _) = row(slot.call);
+            let taken = slot.lock();
             proto::CallLimit {
                 name: name.to_owned(),
                 setting: setting.to_owned(),
                 max: slot.max,
-                active: slot.active(),
-                refused: slot.refused.load(Relaxed),
+                active: taken.active,
+                refused: taken.refused,
             }
         };
         self.slots.iter().map(limit).collect()
@@ -130,27 +132,68 @@ impl Admission {
         [("request_bytes_refused", self.requests.refused()), ("answer_bytes_refused", self.answers.refused())]
     }
 
-    fn slot(&self, path: &str) -> &Slot {
+    /// A place for a call of a connection, if it may have one more.
+    fn admit(&self, path: &str, connection: ConnectionId) -> Result<Place, Status> {
         let listed = Call::ALL.into_iter().find(|call| row(*call).2.contains(&path));
-        &self.slots[listed.unwrap_or(Call::Other) as usize]
+        let call = listed.unwrap_or(Call::Other);
+        self.slots[call as usize].take(connection)?;
+        Ok(Place { slots: Arc::clone(&self.slots), call, connection })
     }
 }
 
 impl Slot {
-    fn active(&self) -> u32 {
-        let free = u32::try_from(self.free.available_permits()).unwrap_or(u32::MAX);
-        self.max.saturating_sub(free)
+    fn new(call: Call, max: u32) -> Self {
+        Self { call, max, taken: Mutex::default() }
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.free.clone().try_acquire_owned().map_err(|_| {
-            self.refused.fetch_add(1, Relaxed);
-            let (name, setting, _) = row(self.call);
-            Status::resource_exhausted(format!(
-                "{} {name} calls are active, the maximum; end one or raise {setting}",
-                self.max
-            ))
-        })
+    fn take(&self, connection: ConnectionId) -> Result<(), Status> {
+        let mut taken = self.lock();
+        let free = self.max.saturating_sub(taken.active);
+        let held = taken.by_connection.get(&connection).copied().unwrap_or_default();
+        if held < free {
+            taken.active += 1;
+            taken.by_connection.insert(connection, held + 1);
+            return Ok(());
+        }
+        taken.refused += 1;
+        let (max, (name, setting, _)) = (self.max, row(self.call));
+        Err(Status::resource_exhausted(match free {
+            0 => format!("{max} {name} calls are active, the maximum; end one or raise {setting}"),
+            _ => format!(
+                "this connection has its share of {name} calls: {held} of {max}, and the {free} that are free are for others; end one \
+                 or raise {setting}"
+            ),
+        }))
+    }
+
+    fn give_back(&self, connection: ConnectionId) {
+        let mut taken = self.lock();
+        taken.active -= 1;
+        if let Some(held) = taken.by_connection.get_mut(&connection) {
+            *held -= 1;
+            if *held == 0 {
+                taken.by_connection.remove(&connection);
+            }
+        }
+    }
+
+    /// Nothing that could panic runs while it is held.
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the table, until this is gone.
+#[derive(Debug)]
+struct Place {
+    slots: Arc<[Slot; Call::ALL.len()]>,
+    call: Call,
+    connection: ConnectionId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.slots[self.call as usize].give_back(self.connection);
     }
 }
 
@@ -184,17 +227,17 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        match self.admission.slot(request.uri().path()).admit() {
+        let connection = request.extensions().get::<ConnectionId>().copied().unwrap_or_default();
+        match self.admission.admit(request.uri().path(), connection) {
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
-            Ok(permit) => {
+            Ok(place) => {
                 let (head, body) = request.into_parts();
-                let connection = head.extensions.get::<ConnectionId>().copied().unwrap_or_default();
                 let (body, request) = Metered::wrap(body, self.admission.requests.open(connection));
                 let unread = self.admission.answers.open(connection);
                 let response = self.inner.call(http::Request::from_parts(head, body));
                 let held = |body| {
                     let rest = Bytes::new();
-                    Held { body, rest, unread, _permit: permit, _request: request }
+                    Held { body, rest, unread, _place: place, _request: request }
                 };
                 Either::Right(Box::pin(async move { Ok(response.await?.map(|body| Body::new(held(body)))) }))
             }
@@ -209,7 +252,7 @@ struct Held {
     /// Of the frame that is being handed out.
     rest: Bytes,
     unread: Charge,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
     _request: Arc<Charge>,
 }
 
@@ -306,6 +349,41 @@ mod tests {
         let _other = call(&served, "/x").await;
         let refused = call(&served, "/y").await;
         assert!(Status::from_header_map(refused.headers()).is_some(), "all others together");
+    }
+
+    #[test]
+    fn one_connection_has_half_of_the_calls_of_a_kind_and_leaves_others_theirs() {
+        const MAX: u32 = 64;
+        let admission = Admission::new(MaxCalls::all(MAX));
+        let watch = row(Call::Watch).2[0];
+        let fill = |connection| -> (Vec<Place>, Status) {
+            let mut held = Vec::new();
+            loop {
+                match admission.admit(watch, ConnectionId(connection)) {
+                    Ok(place) => held.push(place),
+                    Err(refused) => return (held, refused),
+                }
+            }
+        };
+        let (first, refused) = fill(1);
+        assert_eq!(first.len() as u32, MAX / 2);
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(refused.message().contains("this connection has its share"), "{refused}");
+        assert!(refused.message().contains("api.max_watchers"), "{refused}");
+        let (second, _) = fill(2);
+        assert_eq!(second.len() as u32, MAX / 4);
+        assert!(admission.admit(watch, ConnectionId(3)).is_ok(), "whoever needs one has it");
+        let status = row(Call::Status).2[0];
+        assert!(admission.admit(status, ConnectionId(1)).is_ok(), "another kind");
+        let others: Vec<_> = (3..100).map(fill).collect();
+        assert_eq!(admission.active(Call::Watch), MAX);
+        let full = &others.last().unwrap().1;
+        assert!(full.message().starts_with("64 watch calls are active, the maximum"), "{full}");
+        drop((second, others));
+        assert_eq!(fill(2).0.len() as u32, MAX / 4, "what has ended is given back");
+        drop(first);
+        let slot = &admission.slots[Call::Watch as usize];
+        assert!(slot.lock().by_connection.is_empty() && slot.lock().active == 0);
     }
 
     #[tokio::test]

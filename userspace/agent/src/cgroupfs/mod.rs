@@ -3,6 +3,7 @@
 //! Owns the reading of cgroupfs and of the processes in it. Only reads: what is to be tracked is added to the probes' set
 //! by [`scan::scan`], what was found is for the core to judge.
 
+mod attempts;
 mod directory;
 pub mod limit_files;
 mod mount;
@@ -13,6 +14,7 @@ mod search;
 pub mod usage_files;
 mod watch;
 
+pub use attempts::WatchState;
 pub use directory::Directory;
 pub use limit_files::LimitReader;
 pub(crate) use mount::v1_mount;

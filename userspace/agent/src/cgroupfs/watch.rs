@@ -13,12 +13,14 @@
 //! cgroup's id. Older kernels hand out an open descriptor of the file instead, whose link in procfs is the path.
 //!
 //! The thread waits for the engine while its inbox is full; meanwhile the notices wait in the kernel, 16,384 of them
-//! (`fs.fanotify.max_queued_events`). What exceeds that is lost, and reported as a loss.
+//! (`fs.fanotify.max_queued_events`). What exceeds that is lost, and reported as a loss. So is what read(2) fails at: with
+//! descriptors it opens the file, and the notice is gone if it cannot (`EMFILE`, `ENOMEM`). The thread waits and goes on.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Instant;
 use std::{fs, thread};
 
 use kwitness_core::model::{
@@ -31,7 +33,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use tokio::sync::mpsc;
 
-use super::{CgroupFs, Directory, process};
+use super::attempts::{Attempts, WatchState};
+use super::{CgroupFs, Directory, gone, process};
 use crate::clock::Clock;
 use crate::probe::Tracker;
 
@@ -106,82 +109,82 @@ impl Watch {
         Ok(fanotify)
     }
 
-    /// Sends `to` what is written to limits of the cgroups that `tracker` has, until the receiver is gone.
+    /// Sends `to` what is written to limits of the cgroups that `tracker` has, until the receiver is gone. What is returned
+    /// says whether they can be read.
     ///
     /// # Errors
     /// No thread can be made.
-    pub fn run(mut self, tracker: Tracker, to: mpsc::Sender<Observation>) -> io::Result<()> {
+    pub fn run(self, tracker: Tracker, to: mpsc::Sender<Observation>) -> io::Result<WatchState> {
+        let state = WatchState::default();
+        let attempts = Attempts::new(state.clone());
         let body = move || {
-            let mut looked = Clock::read().now();
-            loop {
-                let batch = match self.wait() {
-                    Ok(batch) => batch,
-                    Err(error) => {
-                        tracing::error!(%error, "the notices of limit writes cannot be read: limit writes are not seen");
-                        return;
-                    }
-                };
-                let now = Clock::read().now();
-                let writes = batch.notices.into_iter().filter(|notice| tracker.is_watched(notice.cgroup.0));
-                let writes = writes.map(|notice| Observation::Kernel(self.event(&notice, now)));
-                let loss = batch.overflow.then(|| overflow(looked, now));
-                looked = now;
-                for observation in writes.chain(loss) {
-                    if to.blocking_send(observation).is_err() {
-                        return;
-                    }
-                }
-            }
+            let event = |notice: Notice, at| {
+                tracker.is_watched(notice.cgroup.0).then(|| event(&notice, at, &self.cgroups))
+            };
+            follow(|patience| self.wait(patience), attempts, event, &to);
         };
-        thread::Builder::new().name("limit-writes".to_owned()).spawn(body).map(drop)
+        thread::Builder::new().name("limit-writes".to_owned()).spawn(body)?;
+        Ok(state)
     }
 
-    /// Waits for notices.
-    fn wait(&mut self) -> io::Result<Batch> {
+    /// Waits for notices, so long at most.
+    fn wait(&self, patience: PollTimeout) -> nix::Result<Batch> {
         let mut poll = [PollFd::new(self.fanotify.as_fd(), PollFlags::POLLIN)];
-        match nix::poll::poll(&mut poll, PollTimeout::NONE) {
-            Err(Errno::EINTR) => return Ok(Batch::default()),
-            other => other?,
+        let mut buffer = match self.naming {
+            Naming::Handle => vec![0; BUFFER],
+            // One at a time: after the first, read(2) does not say that it could not open another's file.
+            Naming::Descriptor => vec![0; METADATA_LEN],
         };
-        match self.naming {
-            Naming::Handle => {
-                let mut buffer = vec![0; BUFFER];
-                match nix::unistd::read(&self.fanotify, &mut buffer) {
-                    Ok(length) => Ok(parse(&buffer[..length])),
-                    Err(Errno::EINTR | Errno::EAGAIN) => Ok(Batch::default()),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            Naming::Descriptor => match self.fanotify.read_events() {
-                Ok(events) => {
-                    let mut batch = Batch::default();
-                    for event in &events {
-                        batch.overflow |= event.mask().contains(MaskFlags::FAN_Q_OVERFLOW);
-                        match event.fd().map(|file| by_descriptor(file.as_raw_fd(), event.pid())) {
-                            Some(Ok(notice)) => batch.notices.extend(notice),
-                            Some(Err(_)) => batch.overflow = true,
-                            None => {}
-                        }
-                    }
-                    Ok(batch)
-                }
-                Err(Errno::EINTR | Errno::EAGAIN) => Ok(Batch::default()),
-                Err(error) => Err(error.into()),
-            },
+        let read = nix::poll::poll(&mut poll, patience).and_then(|ready| match ready {
+            0 => Ok(0),
+            _ => nix::unistd::read(&self.fanotify, &mut buffer),
+        });
+        match (read, self.naming) {
+            (Ok(length), Naming::Handle) => Ok(parse(&buffer[..length])),
+            (Ok(length), Naming::Descriptor) => Ok(opened(&buffer[..length])),
+            // A file is no device that could be missing: it is gone, with its cgroup.
+            (Err(Errno::EINTR | Errno::EAGAIN | Errno::ENODEV), _) => Ok(Batch::default()),
+            (Err(error), _) => Err(error),
         }
     }
+}
 
-    fn event(&self, notice: &Notice, at: KernelTime) -> KernelEvent {
-        let write = LimitWrite {
-            limit_file: notice.limit_file,
-            phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
-            value: None,
-            writer: writer(notice.pid, &self.cgroups),
-            began: None,
-            seen_by: WriteHook::Fanotify,
-        };
-        KernelEvent { at, cgroup: notice.cgroup, fact: Fact::LimitWrite(Box::new(write)) }
+/// Sends `to` what notices say and that some were lost, until the receiver is gone.
+fn follow(
+    mut wait: impl FnMut(PollTimeout) -> nix::Result<Batch>,
+    mut attempts: Attempts,
+    event: impl Fn(Notice, KernelTime) -> Option<KernelEvent>,
+    to: &mpsc::Sender<Observation>,
+) {
+    let mut looked = Clock::read().now();
+    loop {
+        let read = wait(attempts.patience());
+        let (batch, pause) = attempts.judge(read, Instant::now());
+        let Batch { notices, overflow: is_lossy } =
+            batch.unwrap_or(Batch { overflow: true, ..Batch::default() });
+        let now = Clock::read().now();
+        let writes = notices.into_iter().filter_map(|notice| event(notice, now)).map(Observation::Kernel);
+        let loss = is_lossy.then(|| overflow(looked, now));
+        looked = now;
+        for observation in writes.chain(loss) {
+            if to.blocking_send(observation).is_err() {
+                return;
+            }
+        }
+        thread::sleep(pause);
     }
+}
+
+fn event(notice: &Notice, at: KernelTime, cgroups: &CgroupFs) -> KernelEvent {
+    let write = LimitWrite {
+        limit_file: notice.limit_file,
+        phase: WritePhase::Returned { result: WriteResult::Unknown, at: None },
+        value: None,
+        writer: writer(notice.pid, cgroups),
+        began: None,
+        seen_by: WriteHook::Fanotify,
+    };
+    KernelEvent { at, cgroup: notice.cgroup, fact: Fact::LimitWrite(Box::new(write)) }
 }
 
 /// What procfs says of the writer, if it still runs.
@@ -207,10 +210,6 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
-fn id(directory: &Path) -> Option<CgroupId> {
-    Directory::open(directory).ok()?.id().ok()
-}
-
 fn overflow(from: KernelTime, to: KernelTime) -> Observation {
     Observation::Lost(Loss {
         from,
@@ -222,12 +221,35 @@ fn overflow(from: KernelTime, to: KernelTime) -> Observation {
     })
 }
 
-/// None: it is no limit file, or its cgroup is gone. An error: the kernel does not say which file it is, for its path is too long.
+/// Reads a notice by descriptor, which is closed.
+fn opened(event: &[u8]) -> Batch {
+    let mask = u64_at(event, 8).unwrap_or_default();
+    let mut batch = Batch { overflow: mask & libc::FAN_Q_OVERFLOW != 0, ..Batch::default() };
+    let field = |offset| u32_at(event, offset).map(u32::cast_signed);
+    // An overflow has none (`FAN_NOFD`).
+    let descriptor = field(16).filter(|descriptor| *descriptor >= 0);
+    if let Some((descriptor, pid)) = descriptor.zip(field(20)) {
+        match by_descriptor(descriptor, pid) {
+            Ok(notice) => batch.notices.extend(notice),
+            Err(_) => batch.overflow = true,
+        }
+        // Whatever it says, the descriptor is closed.
+        _ = nix::unistd::close(descriptor);
+    }
+    batch
+}
+
+/// None: it is no limit file, or its cgroup is gone. An error: the kernel does not say which file it is, as of a path that is too
+/// long, or which cgroup.
 fn by_descriptor(descriptor: i32, pid: i32) -> io::Result<Option<Notice>> {
     let path = fs::read_link(format!("/proc/self/fd/{descriptor}"))?;
     let limit_file = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-    let cgroup = path.parent().and_then(id);
-    Ok(limit_file.zip(cgroup).map(|(limit_file, cgroup)| Notice { pid, cgroup, limit_file }))
+    let Some((limit_file, directory)) = limit_file.zip(path.parent()) else { return Ok(None) };
+    match Directory::open(directory).and_then(|directory| directory.id()) {
+        Ok(cgroup) => Ok(Some(Notice { pid, cgroup, limit_file })),
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads notices by handle, `struct fanotify_event_metadata` of `include/uapi/linux/fanotify.h` each, followed by one
@@ -292,7 +314,7 @@ mod tests {
     use super::*;
 
     /// A notice as the kernel writes it.
-    fn event(mask: u64, pid: i32, cgroup: u64, name: &str) -> Vec<u8> {
+    fn bytes_of(mask: u64, pid: i32, cgroup: u64, name: &str) -> Vec<u8> {
         let mut info = vec![libc::FAN_EVENT_INFO_TYPE_DFID_NAME, 0, 0, 0];
         info.extend([0; 8]);
         info.extend(8_u32.to_ne_bytes());
@@ -316,9 +338,9 @@ mod tests {
     #[test]
     fn notices_of_limits_are_read_and_others_passed_over() {
         let bytes = [
-            event(libc::FAN_MODIFY, 7, 42, "memory.max"),
-            event(libc::FAN_MODIFY, 7, 42, "cgroup.procs"),
-            event(libc::FAN_MODIFY, 8, 43, "hugetlb.2MB.max"),
+            bytes_of(libc::FAN_MODIFY, 7, 42, "memory.max"),
+            bytes_of(libc::FAN_MODIFY, 7, 42, "cgroup.procs"),
+            bytes_of(libc::FAN_MODIFY, 8, 43, "hugetlb.2MB.max"),
         ]
         .concat();
         let notice = |pid, cgroup, limit_file: &str| Notice {
@@ -329,10 +351,54 @@ mod tests {
         let expected = vec![notice(7, 42, "memory.max"), notice(8, 43, "hugetlb.2MB.max")];
         assert_eq!(parse(&bytes), Batch { notices: expected, overflow: false });
         // An overflow has no file.
-        let mut overflow = event(libc::FAN_Q_OVERFLOW, 0, 0, "");
+        let mut overflow = bytes_of(libc::FAN_Q_OVERFLOW, 0, 0, "");
         overflow.truncate(METADATA_LEN);
         overflow[..4].copy_from_slice(&(METADATA_LEN as u32).to_ne_bytes());
         assert_eq!(parse(&overflow), Batch { notices: Vec::new(), overflow: true });
+    }
+
+    #[test]
+    fn an_error_is_a_loss_and_what_comes_after_it_is_read() {
+        let limit_file = LimitFile::MemoryMax;
+        let notice = Notice { pid: 0, cgroup: CgroupId(42), limit_file };
+        let read = || Ok(Batch { notices: vec![notice.clone()], overflow: false });
+        let mut reads = vec![Err(Errno::EMFILE), read(), Err(Errno::ENFILE)].into_iter();
+        let state = WatchState::default();
+        let attempts = Attempts::new(state.clone());
+        let (to, mut from) = mpsc::channel(1);
+        // Ends as the engine does: its inbox is gone.
+        let wait = |_: PollTimeout| reads.next().unwrap_or(Err(Errno::EBADF));
+        let at_nowhere = |notice: Notice, at| Some(event(&notice, at, &CgroupFs::at(Path::new("/nowhere"))));
+        thread::scope(|scope| {
+            scope.spawn(|| follow(wait, attempts, at_nowhere, &to));
+            let observed: Vec<_> = (0..3).map(|_| from.blocking_recv().unwrap()).collect();
+            let is_loss = |observation: &Observation| {
+                matches!(observation, Observation::Lost(Loss { cause: GapCause::WatchOverflow, .. }))
+            };
+            assert!(is_loss(&observed[0]) && is_loss(&observed[2]), "{observed:?}");
+            let Observation::Kernel(KernelEvent { cgroup, .. }) = &observed[1] else {
+                panic!("{observed:?}")
+            };
+            assert_eq!(*cgroup, notice.cgroup);
+            assert!(state.problem().is_some());
+            drop(from);
+        });
+    }
+
+    #[test]
+    fn a_notice_by_descriptor_closes_it() {
+        let file = fs::File::open("/proc/self/comm").unwrap();
+        let descriptor = std::os::fd::IntoRawFd::into_raw_fd(file);
+        let mut bytes = bytes_of(libc::FAN_MODIFY, 7, 42, "");
+        bytes.truncate(METADATA_LEN);
+        bytes[16..20].copy_from_slice(&descriptor.to_ne_bytes());
+        assert_eq!(opened(&bytes), Batch::default(), "it is no limit file");
+        // Others of this process may have been given the number since, but not for that file.
+        let link = fs::read_link(format!("/proc/self/fd/{descriptor}"));
+        assert!(link.ok().is_none_or(|path| !path.ends_with("comm")));
+        bytes[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
+        bytes[8..16].copy_from_slice(&libc::FAN_Q_OVERFLOW.to_ne_bytes());
+        assert_eq!(opened(&bytes), Batch { notices: Vec::new(), overflow: true });
     }
 
     #[test]
@@ -356,7 +422,7 @@ mod tests {
 
         #[test]
         fn no_change_and_no_cut_panics(cut in 0_usize..80, changes: Vec<(prop::sample::Index, u8)>) {
-            let mut bytes = event(libc::FAN_MODIFY, 7, 42, "memory.max");
+            let mut bytes = bytes_of(libc::FAN_MODIFY, 7, 42, "memory.max");
             for (index, byte) in changes {
                 let index = index.index(bytes.len());
                 bytes[index] = byte;

@@ -9,6 +9,8 @@ pub enum Call {
     Verify,
     /// `kwitness.v1alpha1.Kwitness/List`.
     List,
+    /// `kwitness.v1alpha1.Kwitness/Status`, which no stream may keep from being answered.
+    Status,
     /// `kwitness.v1alpha1.Kwitness/WatchUsage`.
     WatchUsage,
     /// `kwitness.v1alpha1.Kwitness/ReportCriRequests` and `ReportGuardEvents`.
@@ -25,10 +27,11 @@ pub enum Call {
 
 impl Call {
     /// All of them, in the order of their values.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Watch,
         Self::Verify,
         Self::List,
+        Self::Status,
         Self::WatchUsage,
         Self::Report,
         Self::HealthCheck,

@@ -81,6 +81,13 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, value| set_calls(config, Call::List, value),
     },
     Setting {
+        key: "api.max_status_calls",
+        expects: CALLS,
+        default: Some("64"),
+        doc: "How many `Status` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        apply: |config, value| set_calls(config, Call::Status, value),
+    },
+    Setting {
         key: "api.max_usage_watchers",
         expects: CALLS,
         default: Some("64"),

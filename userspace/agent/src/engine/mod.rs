@@ -55,7 +55,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroupfs::LimitReader;
+use crate::cgroupfs::{LimitReader, WatchState};
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
@@ -118,6 +118,7 @@ pub(crate) struct Engine<P: Probe> {
     writer: Writer,
     resolver: Resolver,
     reader: LimitReader,
+    watch: Option<WatchState>,
     verdicts: JudgeQueue,
     sampling: Option<Arc<Sampling>>,
     answers: mpsc::Receiver<Observation>,

@@ -21,7 +21,7 @@ use super::recorder::Recorder;
 use super::resume::Resumes;
 use super::scans::Scans;
 use super::{Engine, JudgeQueue, Probe, Request};
-use crate::cgroupfs::LimitReader;
+use crate::cgroupfs::{LimitReader, WatchState};
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::hub::Writer;
@@ -47,6 +47,8 @@ pub(crate) struct Parts<P> {
     pub(crate) resolver: Resolver,
     /// Who reads limit files.
     pub(crate) reader: LimitReader,
+    /// Whether limit writes can be read, where fanotify reports them.
+    pub(crate) watch: Option<WatchState>,
     /// Who gathers evidence for verdicts.
     pub(crate) verdicts: JudgeQueue,
     /// What samples memory usage, if anything does.
@@ -73,6 +75,7 @@ impl<P: Probe> Engine<P> {
             writer,
             resolver,
             reader,
+            watch,
             verdicts,
             sampling,
             answers,
@@ -131,6 +134,7 @@ impl<P: Probe> Engine<P> {
             writer,
             resolver,
             reader,
+            watch,
             verdicts,
             sampling,
             answers,

@@ -6,6 +6,7 @@ use kwitness_api::proto;
 use kwitness_core::model::Problem;
 
 use super::{Engine, Probe};
+use crate::cgroupfs::WatchState;
 use crate::wire::problem;
 
 impl<P: Probe> Engine<P> {
@@ -13,7 +14,9 @@ impl<P: Probe> Engine<P> {
     pub(super) fn problems(&self) -> Vec<Problem> {
         let unnamed = self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed);
         // Those of the whole node first.
-        Problem::bounded(self.outside.problems().chain(unnamed).chain(self.node.problems()))
+        let unread = self.watch.as_ref().and_then(WatchState::problem);
+        let of_node = self.outside.problems().chain(unread).chain(unnamed);
+        Problem::bounded(of_node.chain(self.node.problems()))
     }
 
     /// Logs what cannot be done and could be at the last look, and what can be done again.

@@ -112,6 +112,7 @@ fn parts<P: Probe>(
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
+        watch: None,
         verdicts: JudgeQueue::default(),
         sampling: None,
         answers,

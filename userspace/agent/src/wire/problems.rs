@@ -56,6 +56,13 @@ pub fn problem(problem: &Problem) -> proto::Problem {
             ),
             remedy: "see the log; it is tried again".to_owned(),
         },
+        Problem::LimitWritesUnread { error } => proto::Problem {
+            name: "limit_writes_unread".to_owned(),
+            found: format!("the notices of limit writes cannot be read, and some are lost: {error}"),
+            remedy: "see what the node or the daemon has too little of, such as descriptors or memory; it is tried again, and \
+                     all limits are read"
+                .to_owned(),
+        },
         Problem::OtherPod { container, runtime } => proto::Problem {
             name: "other_pod".to_owned(),
             found: format!(

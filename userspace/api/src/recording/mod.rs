@@ -186,6 +186,18 @@ pub enum Error {
         /// What has that name.
         path: PathBuf,
     },
+    /// What may be another user's is not written to by way of a link.
+    #[error("{} is a symbolic link, which is not followed: name the file itself", path.display())]
+    SymbolicLink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// Two writers would rename each other's parts.
+    #[error("{} is being written by another recorder; choose another file, or stop it", path.display())]
+    InUse {
+        /// The newest part.
+        path: PathBuf,
+    },
     /// The file begins with something else than a header.
     #[error("{} is not a recording of kwitness: it does not begin with a header", path.display())]
     NoHeader {

@@ -181,6 +181,43 @@ async fn a_full_file_gives_way_and_the_oldest_goes() {
     assert_eq!(write(&path, ZSTD, &[]), Some(51));
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_recording_has_one_writer_and_a_link_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, link) = (directory.path().join("r"), directory.path().join("link"));
+    let refused = |path| Writer::open(path, PLAIN, &header()).map(drop).unwrap_err();
+    let mut writer = Writer::open(&path, PLAIN, &header()).unwrap().0;
+    assert!(matches!(refused(&path), Error::InUse { .. }));
+    writer.append(&created(2, "a")).unwrap();
+    writer.rotate(&header()).unwrap();
+    assert!(matches!(refused(&path), Error::InUse { .. }), "the next part, too");
+    writer.append(&created(3, "b")).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(seqs(&path).await, [2, 3], "readers are let in");
+    drop(writer);
+    assert_eq!(write(&path, PLAIN, &[created(4, "c")]), Some(3));
+
+    let before = fs::read(&path).unwrap();
+    for target in [&path, &directory.path().join("nothing")] {
+        _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let error = refused(&link);
+        assert!(matches!(error, Error::SymbolicLink { .. }), "{error}");
+    }
+    assert_eq!(fs::read(&path).unwrap(), before);
+    assert!(!directory.path().join("nothing").exists());
+    // In the place of an older part it gives way, and what it points to stays.
+    let mut writer = Writer::open(&path, Options { keep: 2, ..PLAIN }, &header()).unwrap().0;
+    let victim = directory.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::remove_file(directory.path().join("r.1")).unwrap();
+    std::os::unix::fs::symlink(&victim, directory.path().join("r.1")).unwrap();
+    writer.rotate(&header()).unwrap();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert!(!directory.path().join("r.1").is_symlink());
+}
+
 #[tokio::test]
 async fn another_compression_begins_another_file_and_another_node_is_refused() {
     let directory = tempfile::tempdir().unwrap();

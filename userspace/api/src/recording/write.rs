@@ -3,6 +3,8 @@
 //! ```text
 //!  FILE (newest) ── is full ──▶ FILE.1 ──▶ FILE.2 ──▶ … ──▶ FILE.(keep - 1) ──▶ removed
 //! ```
+//!
+//! Whoever writes FILE has a lock on it (flock), by which another writer is refused. A link in its place is not followed.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -45,25 +47,26 @@ impl Writer {
     /// the recording is new.
     ///
     /// # Errors
-    /// [`Error::OtherNode`], and all of [`Lines`].
+    /// [`Error::OtherNode`], [`Error::SymbolicLink`], [`Error::InUse`], and all of [`Lines`].
     pub fn open(
         path: &Path,
         options: Options,
         header: &Header,
     ) -> Result<(Self, Option<proto::Position>), Error> {
-        let found = fs::metadata(path).ok();
-        if found.as_ref().is_some_and(|found| !found.is_file()) {
-            return Err(Error::NotAFile { path: path.to_owned() });
-        }
-        if found.is_none_or(|found| found.len() == 0) {
+        let Some(file) = existing(path)? else {
             let before = last_position(&part(path, 1), header)?;
-            return Ok((Self::begin(path, options, header)?, before));
+            return Ok((Self::begin(path, create(path)?, options, header)?, before));
+        };
+        if file.metadata().map_err(Error::io("read", path))?.len() == 0 {
+            let before = last_position(&part(path, 1), header)?;
+            return Ok((Self::begin(path, file, options, header)?, before));
         }
         let mut lines = match Lines::open(path) {
             // The writer did not come to finish the first line.
             Err(Error::NoHeader { is_torn: true, .. }) if is_begun(path)? => {
                 let before = last_position(&part(path, 1), header)?;
-                return Ok((Self::begin(path, options, header)?, before));
+                file.set_len(0).map_err(Error::io("truncate", path))?;
+                return Ok((Self::begin(path, file, options, header)?, before));
             }
             lines => lines?,
         };
@@ -75,7 +78,6 @@ impl Writer {
         };
         let (intact, zstd) = (lines.intact(), lines.is_compressed());
         let is_ours = zstd == options.zstd && lines.header().format == FORMAT;
-        let file = OpenOptions::new().append(true).open(path).map_err(Error::io("open", path))?;
         file.set_len(intact).map_err(Error::io("truncate", path))?;
         // A file is compressed as a whole or not at all, and has one format; the next one follows the option and this release.
         let mut writer = Self { path: path.to_owned(), options, file, size: intact, buffer: Vec::new() };
@@ -85,8 +87,8 @@ impl Writer {
         Ok((writer, position))
     }
 
-    fn begin(path: &Path, options: Options, header: &Header) -> Result<Self, Error> {
-        let file = create(path)?;
+    /// In an empty file.
+    fn begin(path: &Path, file: File, options: Options, header: &Header) -> Result<Self, Error> {
         let mut writer = Self { path: path.to_owned(), options, file, size: 0, buffer: Vec::new() };
         writer.append(&Line::Header(header.clone()))?;
         writer.flush()?;
@@ -154,7 +156,7 @@ impl Writer {
                 fs::rename(&from, part(&self.path, number + 1)).map_err(Error::io("rename", &from))?;
             }
         }
-        *self = Self::begin(&self.path, self.options, header)?;
+        *self = Self::begin(&self.path, create(&self.path)?, self.options, header)?;
         Ok(())
     }
 
@@ -186,15 +188,82 @@ fn part(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
+/// The file that has the name, for this writer alone; none: there is none.
+fn existing(path: &Path) -> Result<Option<File>, Error> {
+    loop {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("open", path)(error)),
+            Ok(found) if found.is_symlink() => return Err(Error::SymbolicLink { path: path.to_owned() }),
+            Ok(found) if !found.is_file() => return Err(Error::NotAFile { path: path.to_owned() }),
+            Ok(_) => {}
+        }
+        let mut options = OpenOptions::new();
+        options.append(true);
+        // What has taken the place of the file since.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = options.open(path).map_err(Error::io("open", path))?;
+        lock(&file, path)?;
+        // Another writer may have made an older part of it meanwhile.
+        if has_name(&file, path).map_err(Error::io("open", path))? {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// A new file, for this writer alone.
 fn create(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true);
+    options.append(true).create_new(true);
     // Names of pods and processes are the owner's only.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(path).map_err(Error::io("create", path))?;
-    file.set_len(0).map_err(Error::io("truncate", path))?;
+    let file = match options.open(path) {
+        // There was none, and there is one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Error::InUse { path: path.to_owned() });
+        }
+        file => file.map_err(Error::io("create", path))?,
+    };
+    lock(&file, path)?;
     Ok(file)
+}
+
+/// Keeps other writers out until the file is closed.
+#[cfg(unix)]
+fn lock(file: &File, path: &Path) -> Result<(), Error> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        // Not every file system has locks.
+        Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(fs::TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+    }
+}
+
+/// Here a lock would keep readers out as well.
+#[cfg(not(unix))]
+fn lock(_: &File, _: &Path) -> Result<(), Error> {
+    Ok(())
+}
+
+/// Whether the file is what has that name now.
+#[cfg(unix)]
+fn has_name(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((file.dev(), file.ino()) == (named.dev(), named.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Without a lock there is nothing to compare.
+#[cfg(not(unix))]
+fn has_name(_: &File, _: &Path) -> io::Result<bool> {
+    Ok(true)
 }
 
 /// Whether a file that ends within its first line or frame is one that a writer began: nothing else is overwritten.

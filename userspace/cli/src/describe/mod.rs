@@ -229,9 +229,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::RingFull => "a kernel ring was full",
         proto::GapCause::TrackedSetFull => "the set of tracked cgroups was full",
         proto::GapCause::MalformedRecord => "records could not be decoded",
-        proto::GapCause::WatchOverflow => {
-            "limits were written faster than fanotify reports; the number is unknown"
-        }
+        proto::GapCause::WatchOverflow => "fanotify did not report all limit writes; the number is unknown",
         proto::GapCause::CapacityExceeded => "a bound of the daemon was reached",
         proto::GapCause::CgroupUnreadable => "a cgroup cannot be read: it and those below are left out",
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",

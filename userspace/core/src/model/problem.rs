@@ -32,6 +32,11 @@ pub enum Problem {
         /// Why it cannot be found out.
         error: Arc<str>,
     },
+    /// What fanotify has to say of limit writes cannot be read: some are lost.
+    LimitWritesUnread {
+        /// Why not.
+        error: Arc<str>,
+    },
     /// The runtime says that this container is of another pod than its cgroup's path does: it is not given the runtime's names.
     OtherPod {
         /// By its cgroup.
@@ -80,6 +85,7 @@ impl Problem {
     pub fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::OutsideRoots { .. }, Self::OutsideRoots { .. })
+            | (Self::LimitWritesUnread { .. }, Self::LimitWritesUnread { .. })
             | (Self::More { .. }, Self::More { .. }) => true,
             _ => self == other,
         }

@@ -21,7 +21,7 @@ async fn all_are_answered(channel: Channel) {
 
 #[tokio::test]
 async fn calls_at_once_end_no_connection() {
-    let served = Served::start_with(MaxCalls::all(CALLS)).await;
+    let served = Served::start_with(MaxCalls::all(2 * CALLS)).await;
     all_are_answered(served.channel().await).await;
     let forwarded = Endpoint::from_shared(format!("http://{}", served.forwarded)).unwrap();
     all_are_answered(forwarded.connect().await.unwrap()).await;
