@@ -1,7 +1,5 @@
 //! `kwitness export` as a service manager runs it.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
-
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;

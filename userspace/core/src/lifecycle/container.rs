@@ -28,9 +28,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CgroupId, ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, State, Subject, TaskInfo,
+    CgroupId, ContainerState, ExitStatus, KernelTime, Kind, ProcKey, Process, Role, ScannedProcess, State,
+    Subject, TaskInfo,
 };
 
+use super::helper;
 use super::processes::{Budget, Executed, Known, Processes};
 
 /// A container whose cgroup exists, or did until a while ago.
@@ -48,6 +50,12 @@ pub(super) struct Container {
     phase_at: KernelTime,
     /// When a process was last seen to come or to do something: a scan that began before may have met none.
     alive_at: Option<KernelTime>,
+    /// When the first process came, or was found, of those that are there without a start.
+    #[serde(default)]
+    filled_at: Option<KernelTime>,
+    /// The last scan was [`Weight::Unclear`].
+    #[serde(default)]
+    unclear: bool,
     processes: Processes,
     forks: u64,
     execs: u64,
@@ -143,6 +151,8 @@ impl Container {
             has_executed: false,
             phase_at: made,
             alive_at: None,
+            filled_at: None,
+            unclear: false,
             processes: Processes::default(),
             forks: 0,
             execs: 0,
@@ -172,6 +182,7 @@ impl Container {
             Phase::Preparing(start) if self.phase_at < at => {
                 *start = Start::ByNamespace;
                 self.has_executed = false;
+                self.filled_at = Some(at);
                 None
             }
             Phase::Empty(_) | Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => None,
@@ -191,6 +202,7 @@ impl Container {
             Phase::Preparing(_) | Phase::Running(_) | Phase::Stopped { .. } => return,
         };
         self.has_executed = false;
+        self.filled_at = Some(at);
     }
 
     /// The last process went. Stops the container at once, with what is known then: its main process's exit is
@@ -338,15 +350,40 @@ impl Container {
         Kind::Exited { process: with_role(process, role), status, before_exec }
     }
 
-    /// What a scan that began at that time, and found this, is worth against the records.
-    pub(super) fn weigh(&self, found: &Found, began: KernelTime) -> Weight {
+    /// Whether these processes, which a scan that began at that time found and which look like it, may be the runtime's helper.
+    pub(super) fn may_be_preparing(&self, found: &[&ScannedProcess], began: KernelTime) -> bool {
+        match &self.phase {
+            Phase::Empty(_) | Phase::Stopped { .. } => true,
+            Phase::Preparing(_) => self.filled_at.is_none_or(|since| !helper::is_over(since, began)),
+            // Only if all of the life that is known is gone, and that was lost.
+            Phase::Running(Life { main: Some(main), .. }) if main.mnt_ns.is_some() && !found.is_empty() => {
+                found
+                    .iter()
+                    .all(|process| process.task.key != main.process.key && process.task.mnt_ns != main.mnt_ns)
+            }
+            Phase::Running(_) => false,
+        }
+    }
+
+    /// Since when it holds processes without a start.
+    pub(super) fn preparing_since(&self) -> Option<KernelTime> {
+        self.filled_at.filter(|_| matches!(self.phase, Phase::Preparing(_)))
+    }
+
+    /// What a scan that began at that time, and found this, is worth against the records. Never unclear twice in a row: whoever fills
+    /// a container anew all the time does not keep scans from being the last.
+    pub(super) fn weigh(&mut self, found: &Found, began: KernelTime) -> Weight {
+        let was_unclear = std::mem::take(&mut self.unclear);
         let contradicts_life = matches!(
             (&self.phase, found),
             (Phase::Preparing(_) | Phase::Running(_), Found::Empty) | (Phase::Running(_), Found::Preparing)
         );
         match self.alive_at {
             _ if self.phase_at >= began => Weight::Outweighed,
-            Some(since) if contradicts_life && since >= began => Weight::Unclear { since },
+            Some(since) if contradicts_life && since >= began && !was_unclear => {
+                self.unclear = true;
+                Weight::Unclear { since }
+            }
             Some(_) | None => Weight::Holds,
         }
     }
@@ -356,16 +393,26 @@ impl Container {
         self.phase_at = at;
         match (&mut self.phase, found) {
             (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Running(main)) => {
+                if let Some(known) = main.as_ref().and_then(|main| self.processes.get_mut(main.process.key)) {
+                    (known.role, known.executed) = (Role::Main, Executed::Yes);
+                }
                 Some(self.start(None, main))
             }
             (Phase::Preparing(_) | Phase::Running(_), Found::Empty) => self.stop(None),
             (Phase::Running(_), Found::Preparing) => {
                 let stopped = self.stop(None);
                 self.phase = Phase::Preparing(Start::ByNamespace);
+                self.filled_at = Some(at);
                 stopped
             }
-            (Phase::Empty(_) | Phase::Preparing(_) | Phase::Stopped { .. }, Found::Preparing) => {
+            (Phase::Preparing(start), Found::Preparing) => {
+                *start = Start::ByNamespace;
+                self.filled_at.get_or_insert(at);
+                None
+            }
+            (Phase::Empty(_) | Phase::Stopped { .. }, Found::Preparing) => {
                 self.phase = Phase::Preparing(Start::ByNamespace);
+                self.filled_at = Some(at);
                 None
             }
             (Phase::Empty(_), Found::Empty) => {

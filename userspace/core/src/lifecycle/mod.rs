@@ -39,13 +39,14 @@ mod cgroups;
 mod container;
 mod facts;
 mod guarded;
+mod helper;
 mod parked;
 mod processes;
 mod queries;
 mod room;
 mod scan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use bounds::{Bounds, LifecycleCounters};
@@ -86,6 +87,9 @@ pub struct Lifecycle {
     other_pods: BTreeMap<CgroupId, PodUid>,
     /// What the last scan could not read.
     unreadable: Unreadable,
+    /// Containers in which the last scan found nothing but what may be the runtime's helper.
+    #[serde(default)]
+    preparing: BTreeSet<CgroupId>,
     /// The end of the last loss: what must rest on unbroken records rests on younger ones.
     unbroken_since: KernelTime,
 }
@@ -113,6 +117,7 @@ impl Lifecycle {
             room: Room::default(),
             other_pods: BTreeMap::new(),
             unreadable: Unreadable::default(),
+            preparing: BTreeSet::new(),
             unbroken_since: KernelTime(0),
         }
     }
@@ -240,6 +245,7 @@ impl Lifecycle {
         if self.room.is_due(at) {
             self.repair_when_there_is_room(at, output);
         }
+        self.look_again_at_preparing(at, output);
     }
 
     fn introduce(&mut self, at: KernelTime, cgroup: CgroupId, actor: Actor, output: &mut Output) {

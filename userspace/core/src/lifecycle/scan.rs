@@ -9,7 +9,8 @@
 //!   the first of them must have found it, then they are replayed.
 //!
 //! A cgroup that was made before the scan began and that it did not meet is gone, unless it may lie in one that could not be
-//! read. A scan that met no process where one was seen since settles nothing: another is requested.
+//! read. A scan that met no process where one was seen since settles nothing: another is requested, once. What may be the runtime's
+//! helper is weighed in [`super::helper`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::model::{
 };
 
 use super::cgroups::{Added, Owner};
-use super::container::{Found, Main, Weight, leaves_parents_namespace, with_role};
+use super::container::{Container, Found, Main, Weight, leaves_parents_namespace, with_role};
+use super::helper::may_be_helper;
 use super::parked::{Refused, place};
 use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
@@ -75,6 +77,8 @@ impl Tally {
 struct View<'a> {
     container: CgroupId,
     known: Knowledge,
+    /// When the scan began.
+    began: KernelTime,
     populated: Option<bool>,
     processes: Vec<&'a ScannedProcess>,
 }
@@ -144,6 +148,7 @@ impl Lifecycle {
         self.replay_parked(scan.began, output);
         let mut corrected = 0;
         let mut unclear = self.unsettled();
+        self.preparing.clear();
         for view in &views {
             match self.correct(view, scan, basis, output) {
                 Correction::None => {}
@@ -246,7 +251,13 @@ impl Lifecycle {
                 continue;
             }
             let place = *index.entry(container).or_insert_with(|| {
-                views.push(View { container, known, populated: None, processes: Vec::new() });
+                views.push(View {
+                    container,
+                    known,
+                    began: scan.began,
+                    populated: None,
+                    processes: Vec::new(),
+                });
                 views.len() - 1
             });
             let view = &mut views[place];
@@ -297,7 +308,8 @@ impl Lifecycle {
             let made = before.first.map_or(scan.began, |first| first.min(scan.began));
             output.emit(made, basis, &container.subject, Kind::Created { actor: None });
             output.actions.push(Action::Resolve(container.subject.container_id.clone()));
-            if let Some(kind) = container.correct(before.state(view), made) {
+            let state = before.state(view, container);
+            if let Some(kind) = container.correct(state, made) {
                 output.emit(made, basis, &container.subject, kind);
             }
             found += 1;
@@ -317,10 +329,11 @@ impl Lifecycle {
 
     /// Corrects what the records did not show.
     fn correct(&mut self, view: &View<'_>, scan: &Scan, basis: Basis, output: &mut Output) -> Correction {
-        let (Some(container), Some(found)) = (self.cgroups.container_mut(view.container), view.found())
-        else {
-            return Correction::None;
-        };
+        let Some(container) = self.cgroups.container_mut(view.container) else { return Correction::None };
+        let Some(found) = view.found(container) else { return Correction::None };
+        if matches!(found, Found::Preparing) {
+            self.preparing.insert(view.container);
+        }
         match container.weigh(&found, scan.began) {
             Weight::Outweighed => return Correction::None,
             Weight::Unclear { since } => return Correction::Unclear { since },
@@ -407,7 +420,7 @@ impl Lifecycle {
 
 impl View<'_> {
     fn own(&self) -> impl Iterator<Item = &ScannedProcess> {
-        self.processes.iter().copied().filter(|process| !is_runtime_helper(process))
+        self.processes.iter().copied().filter(|process| !may_be_helper(process, self.began))
     }
 
     /// The oldest process that did not come from one in its own mount namespace.
@@ -422,22 +435,24 @@ impl View<'_> {
             })
     }
 
-    /// The state of the container; none if the scan could not determine it.
-    fn found(&self) -> Option<Found> {
-        if self.own().next().is_some() {
-            Some(Found::Running(self.main()))
-        } else if !self.processes.is_empty() {
-            Some(Found::Preparing)
-        } else {
-            (self.populated == Some(false)).then_some(Found::Empty)
+    /// The state of the container, of which that is known; none if the scan could not determine it.
+    fn found(&self, container: &Container) -> Option<Found> {
+        // One that is filled, but none of whose processes lasted until it was read, may be either.
+        let is_filled = !self.processes.is_empty() || self.populated == Some(true);
+        let is_own =
+            || self.own().next().is_some() || !container.may_be_preparing(&self.processes, self.began);
+        match is_filled {
+            true if is_own() => Some(Found::Running(self.main())),
+            true => Some(Found::Preparing),
+            false => (self.populated == Some(false)).then_some(Found::Empty),
         }
     }
 }
 
 impl Before {
     /// The state in which the first parked record found the container that the scan met later, or earlier.
-    fn state(self, view: &View<'_>) -> Found {
-        match (self.started_by, view.found()) {
+    fn state(self, view: &View<'_>, container: &Container) -> Found {
+        match (self.started_by, view.found(container)) {
             // The start will be replayed, unless an older process shows that it was none.
             (Some(starter), Some(Found::Running(Some(main)))) if main.process.key.is_older_than(starter) => {
                 Found::Running(Some(main))
@@ -451,34 +466,16 @@ impl Before {
     }
 }
 
-/// What is remembered of a process that a scan found: assumed to have executed a program.
+/// What is remembered of a process that a scan found: assumed to have executed a program, unless it may be the runtime's helper.
 fn remembered(process: &ScannedProcess, main: Option<&Main>, since: KernelTime) -> Known {
-    if is_runtime_helper(process) {
+    if main.is_some_and(|main| main.process.key == process.task.key) {
+        return Known { role: Role::Main, executed: Executed::Yes, since };
+    }
+    let is_with_main = main.is_some_and(|main| main.mnt_ns == process.task.mnt_ns);
+    if may_be_helper(process, since) && !is_with_main {
         return Known { role: Role::Entered, executed: Executed::NotSeen, since };
     }
-    let entered = main.is_some_and(|main| main.mnt_ns == process.task.mnt_ns)
-        && leaves_parents_namespace(&process.task);
-    let role = match main {
-        Some(main) if main.process.key == process.task.key => Role::Main,
-        _ if entered => Role::Entered,
-        _ => Role::Child,
-    };
+    let is_entered = is_with_main && leaves_parents_namespace(&process.task);
+    let role = if is_entered { Role::Entered } else { Role::Child };
     Known { role, executed: Executed::Yes, since }
-}
-
-/// The runtime's own process (`runc init`, `crun`), which waits in the container's namespaces for the order to execute
-/// the container's program. A record shows it by its exec; a scan, by what it runs and how it calls itself.
-fn is_runtime_helper(process: &ScannedProcess) -> bool {
-    const RUNTIMES: [&str; 3] = ["runc", "crun", "youki"];
-    let program = process.program.as_deref().unwrap_or_default();
-    let program = program.strip_suffix(" (deleted)").unwrap_or(program);
-    let in_memory = program.strip_prefix("/memfd:").is_some_and(|name| {
-        RUNTIMES
-            .iter()
-            .any(|runtime| name.strip_prefix(runtime).is_some_and(|rest| rest.starts_with("_cloned")))
-    });
-    // crun executes itself from a mount of its own that it detached: the path of that is `/`.
-    let detached = program == "/";
-    let file = program.rsplit('/').next().unwrap_or_default();
-    in_memory || detached || process.task.comm.starts_with("runc:[") || RUNTIMES.contains(&file)
 }

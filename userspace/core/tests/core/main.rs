@@ -5,6 +5,7 @@ mod common;
 mod deaths;
 mod decode;
 mod guarded;
+mod hostile_names;
 mod journal;
 mod lifecycle;
 mod limits;
