@@ -192,7 +192,7 @@ async fn restarts(
             }
             _ => None,
         };
-        Ok(seen.of(&id).filter_map(of).collect::<Vec<_>>())
+        anyhow::Ok(seen.of(&id).filter_map(of).collect::<Vec<_>>())
     };
     wait_for("the node's own verdict", LIMIT, async || {
         Ok(own(agent).await?.last().is_some_and(|last| *last == InForce).then_some(()))

@@ -405,7 +405,7 @@ pub(crate) mod tests {
             ("threshold = \"0.9\"", "0.9"),
             ("budget = 0", "between 1 and 1000"),
             ("cool_down = \"2h\"", "2h"),
-            ("give_back_after = \"9s\"", "10s to 86400s"),
+            ("give_back_after = \"9s\"", "10s to 1440m"),
             ("give_back_after = \"off\"", "off"),
             ("thresold = \"90%\"", "thresold"),
         ] {
