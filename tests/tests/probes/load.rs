@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
 use kwitness_agent::probe::{
-    CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
+    Advised, CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
 };
 use kwitness_tests::prelude::*;
 
@@ -81,7 +81,7 @@ fn vital() -> Result<()> {
         let settings = Settings { exclude, ..Settings::default() };
         ensure!(!survey(&settings)?.suffices());
         let Err(error) = Loaded::load(&settings) else { anyhow::bail!("loaded without {}", capability.name) };
-        let text = error.to_string();
+        let text = Advised::from(error).to_string();
         let programs = capability.hooks.iter().map(|hook| hook.program);
         for part in [capability.name, capability.target, "raw_tp", "Remedy"].into_iter().chain(programs) {
             ensure!(text.contains(part), "no `{part}` in: {text}");

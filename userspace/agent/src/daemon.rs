@@ -36,7 +36,7 @@ use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins;
-use crate::probe::{Capabilities, Loaded, SetId, error_chain};
+use crate::probe::{Advised, Capabilities, Loaded, SetId, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -77,7 +77,9 @@ pub async fn run(config: Config, options: Options) -> anyhow::Result<()> {
 /// A daemon runs, or something cannot be removed.
 pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     let directory = &config.pin_directory;
-    let sets = pins::uninstall(directory).context("cannot remove what is pinned")?;
+    let sets = pins::uninstall(directory)
+        .map_err(|error| Advised::from(&error))
+        .context("cannot remove what is pinned")?;
     let mut removed: Vec<_> = sets.iter().map(|set| directory.join(set)).collect();
     let place = ledger(config);
     if place.directory.exists() {
@@ -108,9 +110,9 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     pressure::configure(&mut settings, config, &cgroups);
     let began = Instant::now();
-    let loaded = Loaded::load(&settings)?;
+    let loaded = Loaded::load(&settings).map_err(Advised::from)?;
     let until_loaded = began.elapsed();
-    let attached = loaded.attach()?;
+    let attached = loaded.attach().map_err(Advised::from)?;
     let until_attached = began.elapsed();
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
@@ -137,7 +139,7 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         unrecorded: attached.unrecorded(&capabilities),
         same_maps: attached.counts_go_on(),
     });
-    let probe = attached.run()?;
+    let probe = attached.run().map_err(Advised::from)?;
     let Past { hub, writer, memory, resumes, place } = match resumes {
         Some(resumes) => Past::read(place, capacity, resumes, &probe.sets()),
         None => Past::none(place, capacity),

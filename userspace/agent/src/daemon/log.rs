@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::probe::capability::MEMORY_CHARGES;
 use crate::probe::pins::{Origin, found};
-use crate::probe::{Attached, Capabilities, Unpinned, error_chain};
+use crate::probe::{Advised, Attached, Capabilities, Unpinned};
 
 /// The hook of each capability, or its absence.
 pub(super) fn capabilities(capabilities: &Capabilities) {
@@ -63,7 +63,7 @@ pub(super) fn pins(attached: &Attached, directory: &Path) {
             }
         }
         Err(error) => {
-            let error = error_chain(error);
+            let error = Advised::from(error).to_string();
             tracing::warn!(
                 error,
                 "the programs end with the daemon; what happens while none runs is not recorded"

@@ -9,6 +9,7 @@ pub use kwitness_service::LockError;
 use super::{
     capability::Capability,
     environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
+    pins::Unpinned,
     report::Refusal,
 };
 
@@ -19,32 +20,27 @@ pub type Result<T> = std::result::Result<T, ProbeError>;
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The process may not use bpf(2) as it must.
-    #[error("loading the probes requires privileges: missing {}. Remedy: {PRIVILEGES_REMEDY}", missing.join(", "))]
+    #[error("loading the probes requires privileges: missing {}", missing.join(", "))]
     Unprivileged {
         /// What is missing.
         missing: Vec<&'static str>,
     },
 
     /// The kernel does not publish its type information.
-    #[error("the kernel's type information cannot be read from {BTF_PATH}. Remedy: {BTF_REMEDY}")]
+    #[error("the kernel's type information cannot be read from {BTF_PATH}")]
     NoBtf(#[source] io::Error),
 
     /// The kernel's type information makes no sense.
-    #[error(
-        "the kernel's type information in {BTF_PATH} cannot be parsed. Remedy: report it with the kernel's version"
-    )]
+    #[error("the kernel's type information in {BTF_PATH} cannot be parsed")]
     Btf(#[from] BtfError),
 
     /// The kernel is locked down too far.
-    #[error(
-        "kernel lockdown is in confidentiality mode: BPF programs may not read kernel memory. Remedy: {LOCKDOWN_REMEDY}"
-    )]
+    #[error("kernel lockdown is in confidentiality mode: BPF programs may not read kernel memory")]
     Lockdown,
 
     /// The clock is not the kernel's.
     #[error(
-        "this process is in a time namespace: its boot-time clock is off by {offset}, so events cannot be ordered. \
-         Remedy: {TIME_NAMESPACE_REMEDY}"
+        "this process is in a time namespace: its boot-time clock is off by {offset}, so events cannot be ordered"
     )]
     TimeNamespace {
         /// How far, in words.
@@ -53,8 +49,7 @@ pub enum ProbeError {
 
     /// The kernel's pids cannot be those of the node's pid namespace.
     #[error(
-        "pids cannot be translated into this node's pid namespace: the kernel's type information has no {}. Remedy: \
-         report it with the kernel's version",
+        "pids cannot be translated into this node's pid namespace: the kernel's type information has no {}",
         missing.join(", ")
     )]
     PidNamespace {
@@ -67,10 +62,7 @@ pub enum ProbeError {
     Lock(#[from] LockError),
 
     /// A map cannot be allocated: not enough memory, or RLIMIT_MEMLOCK too low.
-    #[error(
-        "cannot allocate BPF map {map} (RLIMIT_MEMLOCK is {memlock}). Remedy: raise the limit (systemd: \
-         LimitMEMLOCK=infinity), configure smaller rings, or give the process's cgroup more memory"
-    )]
+    #[error("cannot allocate BPF map {map} (RLIMIT_MEMLOCK is {memlock})")]
     Memory {
         /// The map.
         map: String,
@@ -90,9 +82,7 @@ pub enum ProbeError {
     },
 
     /// The compiled programs cannot be read. They are part of this executable, so this is a defect.
-    #[error(
-        "the compiled probes in this executable cannot be loaded. Remedy: report it with the kernel's version"
-    )]
+    #[error("the compiled probes in this executable cannot be loaded")]
     Object(#[source] aya::EbpfError),
 
     /// No hook serves a capability that the daemon cannot do without.
@@ -105,9 +95,7 @@ pub enum ProbeError {
     },
 
     /// An attached program's descriptor cannot be had.
-    #[error(
-        "the attached program {program} cannot be opened. Remedy: run `kwitness uninstall-pins`, then start again"
-    )]
+    #[error("the attached program {program} cannot be opened")]
     Program {
         /// The program.
         program: &'static str,
@@ -116,16 +104,62 @@ pub enum ProbeError {
     },
 
     /// The ring of the programs' log messages cannot be read.
-    #[error("the programs' log cannot be read. Remedy: set kernel.log to \"off\"")]
+    #[error("the programs' log cannot be read")]
     Log(#[source] aya_log::Error),
 
     /// How many CPUs there may be cannot be read.
-    #[error("cannot read the number of possible CPUs. Remedy: mount sysfs at /sys")]
+    #[error("cannot read the number of possible CPUs")]
     Cpus(#[source] io::Error),
 
     /// The rings cannot be waited for.
     #[error("the rings cannot be registered with the I/O driver: is this a tokio runtime with I/O enabled?")]
     Register(#[source] io::Error),
+}
+
+impl ProbeError {
+    /// What to do next; none: the error says it, or nothing is known to help.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Unprivileged { .. } => Some(PRIVILEGES_REMEDY),
+            Self::NoBtf(_) => Some(BTF_REMEDY),
+            Self::Lockdown => Some(LOCKDOWN_REMEDY),
+            Self::TimeNamespace { .. } => Some(TIME_NAMESPACE_REMEDY),
+            Self::Btf(_) | Self::PidNamespace { .. } | Self::Object(_) => {
+                Some("report it with the kernel's version")
+            }
+            Self::Memory { .. } => Some(
+                "raise the limit (systemd: LimitMEMLOCK=infinity), configure smaller rings, or give the process's cgroup \
+                 more memory",
+            ),
+            Self::MissingCapability { refused, .. } => refused.last().map(|last| last.reason.remedy()),
+            Self::Program { .. } => Some("run `kwitness uninstall-pins`, then start again"),
+            Self::Log(_) => Some("set kernel.log to \"off\""),
+            Self::Cpus(_) => Some("mount sysfs at /sys"),
+            Self::Lock(_) | Self::Map { .. } | Self::Register(_) => None,
+        }
+    }
+}
+
+/// An error with its causes, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[error("{found}{}", remedy.map(|remedy| format!(". Remedy: {remedy}")).unwrap_or_default())]
+pub struct Advised {
+    /// The error with its causes, in one line.
+    pub found: String,
+    /// What to do next.
+    pub remedy: Option<&'static str>,
+}
+
+impl From<ProbeError> for Advised {
+    fn from(error: ProbeError) -> Self {
+        Self { found: error_chain(&error), remedy: error.remedy() }
+    }
+}
+
+impl From<&Unpinned> for Advised {
+    fn from(error: &Unpinned) -> Self {
+        Self { found: error_chain(error), remedy: error.remedy() }
+    }
 }
 
 fn describe_missing(capability: &Capability, refused: &[Refusal]) -> String {
@@ -135,9 +169,6 @@ fn describe_missing(capability: &Capability, refused: &[Refusal]) -> String {
     );
     for refusal in refused {
         text += &format!("; {refusal}");
-    }
-    if let Some(last) = refused.last() {
-        text += &format!(". Remedy: {}", last.reason.remedy());
     }
     text
 }

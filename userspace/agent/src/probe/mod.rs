@@ -36,7 +36,7 @@ mod stats;
 mod tracker;
 
 pub use self::{
-    error::{LockError, ProbeError, Result, error_chain},
+    error::{Advised, LockError, ProbeError, Result, error_chain},
     handover::Overlap,
     loader::{Attached, Loaded, kernel_layout, survey},
     object::OBJECT,

@@ -123,13 +123,13 @@ pub enum Unpinned {
     #[error("kernel.log is on")]
     Logging,
     /// There is no BPF file system.
-    #[error("{} is in no BPF file system. Remedy: mount -t bpf bpf /sys/fs/bpf", directory.display())]
+    #[error("{} is in no BPF file system", directory.display())]
     NoBpffs {
         /// Where sets were to be pinned.
         directory: PathBuf,
     },
     /// Another user owns the directory, or may do something with it.
-    #[error("{} has unsafe ownership or mode: {foreign}. Remedy: remove it, or set another kernel.pin_directory", directory.display())]
+    #[error("{} has unsafe ownership or mode: {foreign}", directory.display())]
     Foreign {
         /// Where sets were to be pinned.
         directory: PathBuf,
@@ -137,13 +137,13 @@ pub enum Unpinned {
         foreign: Foreign,
     },
     /// The directory has something in it that is no set.
-    #[error("{} was not created by kwitness. Remedy: set kernel.pin_directory to a directory of its own", path.display())]
+    #[error("{} was not created by kwitness", path.display())]
     NotOurs {
         /// What is there.
         path: PathBuf,
     },
     /// Another daemon's pins are there.
-    #[error("another daemon uses {}. Remedy: give each its own kernel.pin_directory", directory.display())]
+    #[error("another daemon uses {}", directory.display())]
     InUse {
         /// Where sets were to be pinned.
         directory: PathBuf,
@@ -156,6 +156,19 @@ pub enum Unpinned {
         /// What the kernel answered.
         source: io::Error,
     },
+}
+
+impl Unpinned {
+    /// What to do next; none: it is as configured, or nothing is known to help.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NoBpffs { .. } => Some("mount -t bpf bpf /sys/fs/bpf"),
+            Self::Foreign { .. } => Some("remove it, or set another kernel.pin_directory"),
+            Self::NotOurs { .. } => Some("set kernel.pin_directory to a directory of its own"),
+            Self::InUse { .. } => Some("give each its own kernel.pin_directory"),
+            Self::Off | Self::Logging | Self::Io { .. } => None,
+        }
+    }
 }
 
 /// Why a set cannot be adopted.

@@ -26,7 +26,7 @@ use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::pressure;
 use kwitness_agent::probe::environment::{self, Verdict};
-use kwitness_agent::probe::{Charges, ProbeError, error_chain, pins, survey};
+use kwitness_agent::probe::{Advised, Charges, ProbeError, pins, survey};
 use kwitness_agent::wire::{capability, problem};
 use kwitness_api::client::Error;
 use kwitness_api::proto;
@@ -195,10 +195,13 @@ impl Finding {
 
     /// What prevents every probe: one cause, one remedy.
     fn of_probes(error: ProbeError) -> Self {
-        let text = format!("{:#}", anyhow::Error::from(error));
-        let (found, remedy) =
-            text.split_once(". Remedy: ").unwrap_or((&text, "report it with the kernel's version"));
-        Self::new("BPF probes", Verdict::Fatal, found, remedy)
+        let Advised { found, remedy } = error.into();
+        Self::new(
+            "BPF probes",
+            Verdict::Fatal,
+            found,
+            remedy.unwrap_or("report it with the kernel's version"),
+        )
     }
 
     fn good(name: &'static str, found: impl Into<String>) -> Self {
@@ -247,10 +250,9 @@ fn pinned(config: &Config) -> Finding {
     let sets = match can_pin.and_then(|()| pins::found(directory)) {
         Ok(sets) => sets,
         Err(error) => {
-            let text = error_chain(&error);
-            let (found, remedy) = text.split_once(". Remedy: ").unwrap_or((&text, "run with sudo"));
+            let Advised { found, remedy } = (&error).into();
             let verdict = if config.pin { Verdict::Degraded } else { Verdict::Unknown };
-            return Finding::new(NAME, verdict, found, remedy.to_owned());
+            return Finding::new(NAME, verdict, found, remedy.unwrap_or("run with sudo"));
         }
     };
     let path = |name: &String| directory.join(name).display().to_string();
