@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use kwitness_guard::status::Armed;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
 use kwitness_tests::guard::Guard;
@@ -81,6 +82,8 @@ pub(crate) async fn budget(ctx: &TestContext, combination: Combination) -> Resul
         let has_spent = status.armed.iter().map(|armed| armed.raises).eq([1]);
         let refused = status.refused.get("budgetExhausted");
         ensure!(has_spent && status.raised == 1 && refused.is_some(), "{status:?}\n{}", guard.log_tail());
+        let is_suspended = |armed: &Armed| armed.suspended.as_deref() == Some("budgetExhausted");
+        ensure!(status.armed.iter().all(is_suspended), "{status:?}");
         guard.stop()?;
         node.remove_pod(&pod).await
     })
