@@ -9,12 +9,23 @@ use std::path::{Component, Path, PathBuf};
 
 use kwitness_core::cgroup_path::{self, Placement};
 use nix::errno::Errno;
+use procfs::process::Process;
 
 use crate::plan::Level;
 use crate::policy::Bytes;
 
 /// Where the cgroup v2 hierarchy is, on a node that has its controllers there.
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// The path of this process' cgroup; none: it is not in the v2 hierarchy, or cannot be looked at.
+pub(crate) fn own_path() -> Option<String> {
+    path_of(&Process::myself().ok()?)
+}
+
+/// The path of a process' cgroup, likewise.
+pub(crate) fn path_of(process: &Process) -> Option<String> {
+    process.cgroups().ok()?.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)
+}
 
 /// A cgroup that exists.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::cgroup;
 use crate::plan::Refusal;
 use crate::policy::{Bytes, Names, Policy, Selection};
-use crate::protected;
 
 /// The file whose verdict counts.
 const MEMORY_MAX: &str = "memory.max";
@@ -120,7 +120,7 @@ pub struct Running {
 pub async fn cgroup(address: &Address) -> Option<String> {
     let stream = UnixStream::connect(address.unix_path()?).await.ok()?;
     let pid = stream.peer_cred().ok()?.pid()?;
-    protected::cgroup_of(&Process::new(pid).ok()?)
+    cgroup::path_of(&Process::new(pid).ok()?)
 }
 
 /// The containers that run now.

@@ -15,6 +15,7 @@
 //! What is held is always read from the map. The ring only says when. Nothing here waits: raising and verifying are tasks of
 //! their own, whose answers carry their episode's number.
 
+mod answers;
 mod arming;
 mod holds;
 mod in_force;
@@ -42,6 +43,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::brake::Brakes;
+use crate::cgroup;
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
 use crate::give_back::{GiveBack, Loan};
@@ -51,7 +53,6 @@ use crate::orphans::Recovered;
 use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
 use crate::program::{self, LEASE, Program, level_bit, nanos};
-use crate::protected;
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
 use crate::status::{self, Ended, Status};
@@ -187,7 +188,7 @@ struct Guard {
     movers: HashMap<HoldId, u32>,
     brakes: Brakes,
     answers: JoinSet<Answer>,
-    returns: JoinSet<returns::Answer>,
+    returns: JoinSet<answers::Answer>,
     /// What an earlier guard has lent to containers that are not armed yet, by cgroup.
     inherited: HashMap<u64, Lent>,
     loans: Loans,
@@ -311,7 +312,7 @@ impl Guard {
             program,
             watchdog,
             running: daemon::Running::default(),
-            own_cgroup: protected::own_cgroup(),
+            own_cgroup: cgroup::own_path(),
             pods: Pods::default(),
             guarded: HashMap::new(),
             not_armed: HashMap::new(),

@@ -9,8 +9,8 @@ use kwitness_abi::{Hold, ProcessKey};
 use kwitness_api::proto::guard_report::Report;
 use kwitness_api::proto::{self, CgroupRole};
 
+use super::answers::Late;
 use super::in_force::verify;
-use super::late::Late;
 use super::room::Room;
 use super::{Answer, Guard, Guarded, HoldId, Running, Times, announce, hold_id};
 use crate::brake;

@@ -7,18 +7,11 @@ use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
 use super::Guard;
+use super::answers::{Answer, Input, LIMIT, Late};
 use super::in_force::verify;
-use super::returns::{Answer, Input, LIMIT};
 use crate::episode::Proof;
 use crate::plan::{Change, Refusal};
 use crate::program;
-
-/// A raise, and when the hold began that it was for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Late {
-    pub change: Change,
-    pub since: u64,
-}
 
 impl Guard {
     /// The hold has ended without the raise, for that reason.

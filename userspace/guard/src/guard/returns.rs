@@ -5,17 +5,14 @@
 //! Decides nothing itself: [`GiveBack`](crate::give_back::GiveBack) does. Holds come first: while one is under way, nothing of its
 //! container is sampled, and one that comes while a limit is being lowered waits for the answer, at most as long as it may be held.
 
-use std::time::Duration;
-
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
+use super::answers::{Answer, Input, LIMIT};
 use super::in_force::verify;
-use super::late::Late;
 use super::{Guard, Guarded, announce};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
-use crate::episode::Proof;
 use crate::give_back::{self, Loan, Next, Sample};
 use crate::loans::Lent;
 use crate::plan::{Change, Refusal};
@@ -23,38 +20,6 @@ use crate::policy::{Bytes, Rule};
 use crate::program;
 use crate::raise::Raiser;
 use crate::reporter;
-
-/// How long the API server, and then the daemon, may take: no process waits for it.
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
-
-/// An answer to a return.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub cgroup_id: u64,
-    pub input: Input,
-}
-
-#[derive(Debug)]
-pub(super) enum Input {
-    Lowered(Result<(), Refusal>),
-    Verified(Result<Proof, Refusal>),
-    /// Whether a raise came into force after its hold.
-    Late {
-        late: Late,
-        verified: Result<Proof, Refusal>,
-    },
-    /// Whether a raise that the kubelet had put off was taken back.
-    TakenBack {
-        change: Change,
-        answer: Result<bool, Refusal>,
-    },
-    /// Whether that change, without an answer until then, was accepted; the requests by then.
-    Resolved {
-        change: Change,
-        requests: u64,
-        is_accepted: bool,
-    },
-}
 
 /// What is known of changes without an answer. The last one counts; one at a time is looked for.
 #[derive(Debug, Default)]
