@@ -1,13 +1,12 @@
 //! The state file: how far the collector has come, over restarts of the exporter.
 //!
-//! Written after every answer, as a new file that takes the old one's name once it is on the disk: a process that is killed leaves one or
-//! the other, and so does a crash of the machine. After that the daemon's journal is another one; the position shows that there was an
+//! Written after every answer, and synced to the disk ([`state_file`]). After a crash of the machine the daemon's journal is another one; the position shows that there was an
 //! earlier one, of which the daemon then reports the loss.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use kwitness_service::state_file;
 
 use crate::queue::Progress;
 
@@ -39,15 +38,12 @@ pub enum LoadError {
 #[derive(Clone, Debug)]
 pub struct StateFile {
     path: PathBuf,
-    new: PathBuf,
 }
 
 impl StateFile {
     /// At that path.
     pub fn new(path: &Path) -> Self {
-        let mut new = path.as_os_str().to_owned();
-        new.push(".new");
-        Self { path: path.to_owned(), new: new.into() }
+        Self { path: path.to_owned() }
     }
 
     /// What an earlier exporter wrote; nothing if there was none.
@@ -56,47 +52,31 @@ impl StateFile {
     /// The file cannot be read, or is another one's.
     pub fn load(&self) -> Result<Progress, LoadError> {
         let foreign = |reason| LoadError::Foreign { path: self.path.clone(), reason };
-        let text = match self.read() {
-            Ok(text) if text.len() as u64 > BYTES_MAX => {
+        // A little more than a state file of ours has, at most.
+        let text = match state_file::read(&self.path, BYTES_MAX + 1) {
+            Ok(Some(text)) if text.len() as u64 > BYTES_MAX => {
                 return Err(foreign(format!("it is larger than {BYTES_MAX} bytes")));
             }
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Progress::default()),
+            Ok(Some(text)) => text,
+            Ok(None) => return Ok(Progress::default()),
             Err(error) => return Err(LoadError::Unreadable { path: self.path.clone(), error }),
         };
         serde_json::from_slice(&text).map_err(|error| foreign(error.to_string()))
     }
 
-    /// A little more than a state file of ours has, at most. Never waits for a writer, as of a FIFO.
-    fn read(&self) -> io::Result<Vec<u8>> {
-        let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let mut text = Vec::new();
-        file.take(BYTES_MAX + 1).read_to_end(&mut text)?;
-        Ok(text)
-    }
-
     /// Replaces what is there.
     ///
     /// # Errors
-    /// Why it cannot be written; what was there stays.
+    /// Why it cannot be written.
     pub fn save(&self, progress: &Progress) -> io::Result<()> {
-        // One that an exporter has left in the middle of this; what others have put there is not written to.
-        match fs::remove_file(&self.new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::create_new(&self.new)?;
-        file.write_all(&serde_json::to_vec(progress)?)?;
-        file.sync_data()?;
-        fs::rename(&self.new, &self.path)
+        state_file::replace(&self.path, &serde_json::to_vec(progress)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use kwitness_api::proto::Position;
 
     use super::*;

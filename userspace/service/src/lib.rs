@@ -1,5 +1,5 @@
 //! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the lock that keeps a second instance out, the log, signals, memory, the service manager.
+//! metrics, the lock that keeps a second instance out, state files, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
 
@@ -23,6 +23,7 @@ pub mod program;
 mod signals;
 mod slots;
 mod socket;
+pub mod state_file;
 mod time_namespace;
 
 pub use beginning::{Beginning, ConnectionCounters};
